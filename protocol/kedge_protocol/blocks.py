@@ -1,0 +1,117 @@
+"""Blocks: the unit of transfer, resume and delta.
+
+A blob is cut into blocks of 64 KiB (the last may be shorter). Its *block map* is the concatenation of the 32-byte
+SHA-256 of each block, in order. The digest of the map stands in the bundle's manifest (annotation
+``io.kedge.blocks``), so a device proves the map before it asks for a block, and each block as it comes. A blob of
+one block needs no map: its own digest is the block's.
+
+Answers on ``…/blk/{rid}`` are binary: a 16-byte header (big-endian: magic ``KBLK``, version, status, two reserved
+bytes, block index, payload length), then the payload; with a status other than OK the payload is a UTF-8 reason.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kedge_protocol.errors import MessageError, StorageError
+
+BLOCK_SIZE = 64 * 1024
+"""Payload bytes of a block."""
+HASH_SIZE = 32
+"""Bytes of one entry of a block map."""
+MAX_MESSAGE_BYTES = 96 * 1024
+"""No message of Kedge on the wire is larger (bytes, payload of the publish)."""
+
+_HEADER = struct.Struct(">4sBBHII")
+_MAGIC = b"KBLK"
+_VERSION = 1
+
+
+class BlockStatus(enum.IntEnum):
+    """The outcome of a block request."""
+
+    OK = 0
+    NOT_FOUND = 1
+    REFUSED = 2
+    BUSY = 3
+
+
+@dataclass(frozen=True)
+class BlockAnswer:
+    """One answer: a block's payload, or why there is none."""
+
+    index: int
+    status: BlockStatus
+    payload: bytes | memoryview
+
+    @property
+    def reason(self) -> str:
+        """The refusal in words; empty for OK."""
+        return "" if self.status is BlockStatus.OK else bytes(self.payload).decode(errors="replace")
+
+
+def block_count(size: int) -> int:
+    """How many blocks a blob of ``size`` bytes has; an empty blob has none."""
+    return -(-size // BLOCK_SIZE)
+
+
+def block_length(size: int, index: int) -> int:
+    """Bytes of block ``index`` of a blob of ``size`` bytes."""
+    return min(BLOCK_SIZE, size - index * BLOCK_SIZE)
+
+
+def block_hash(data: bytes | memoryview) -> bytes:
+    """The 32-byte hash of one block."""
+    return hashlib.sha256(data).digest()
+
+
+def iter_hashes(block_map: bytes) -> Iterator[bytes]:
+    """The hashes of a block map in order."""
+    for start in range(0, len(block_map), HASH_SIZE):
+        yield block_map[start : start + HASH_SIZE]
+
+
+def map_of_file(path: Path) -> bytes:
+    """The block map of a file.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    hashes = bytearray()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK_SIZE):
+                hashes += block_hash(block)
+    except OSError as error:
+        raise StorageError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    return bytes(hashes)
+
+
+def encode_answer(index: int, payload: bytes, status: BlockStatus = BlockStatus.OK) -> bytes:
+    """The bytes of one answer."""
+    return _HEADER.pack(_MAGIC, _VERSION, status, 0, index, len(payload)) + payload
+
+
+def decode_answer(raw: bytes, *, where: str = "block answer") -> BlockAnswer:
+    """The view of one answer; the payload is not copied.
+
+    Raises:
+        MessageError: wrong magic, version, status or length.
+    """
+    if len(raw) < _HEADER.size:
+        raise MessageError(f"{len(raw)} bytes are too few", where=where)
+    magic, version, status, _, index, length = _HEADER.unpack_from(raw)
+    if magic != _MAGIC or version != _VERSION:
+        raise MessageError(f"unknown magic or version {magic!r} {version}", where=where)
+    if length != len(raw) - _HEADER.size or length > BLOCK_SIZE:
+        raise MessageError(f"{length} bytes were announced, {len(raw) - _HEADER.size} came", where=where)
+    try:
+        known = BlockStatus(status)
+    except ValueError as error:
+        raise MessageError(f"unknown status {status}", where=where) from error
+    return BlockAnswer(index, known, memoryview(raw)[_HEADER.size :])

@@ -1,0 +1,168 @@
+"""The configuration blob of a bundle: what it is, typed and versioned.
+
+A device reads only this blob to decide whether it can run the bundle, before it pulls the model's files.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+class Verified(str, enum.Enum):
+    """How far a bundle was proved before it left the host."""
+
+    EXECUTED = "executed"  # run with the runtime that the device uses
+    EMULATED = "emulated"  # run on an emulated processor
+    SIMULATED = "simulated"  # run by a bit-exact simulator
+    COMPILED = "compiled"  # the vendor's compiler made the device's file
+    CHECKED = "checked"  # the vendor's parser accepted it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """What turns a raw sample into the model's input: ``(raw * scale - mean) / std``, in float32.
+
+    Each of the three is one number, or one for each channel.
+    """
+
+    scale: tuple[float, ...] = (1.0,)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileTensor:
+    """A tensor as the model's file really has it.
+
+    Attributes:
+        name: in the file.
+        index: position among the file's inputs or outputs.
+        shape: of the file; None for a free dimension.
+        dtype: numpy's name (``float32``, ``int8``, …).
+        permutation: ``file = model.transpose(permutation)``; None where the axes are the same.
+        scale, zero_point: ``real = (file - zero_point) * scale``; None where the file's tensor is not quantized.
+    """
+
+    name: str
+    index: int
+    shape: tuple[int | None, ...]
+    dtype: str
+    permutation: tuple[int, ...] | None = None
+    scale: float | None = None
+    zero_point: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """A tensor as the caller sees it: the trained model's name, shape and dtype, whatever the file has.
+
+    Attributes:
+        shape: first axis is the batch; None for a free dimension.
+        layout: ``NCHW``, ``NHWC``, … where it is known.
+        preprocess: for inputs; raw samples are turned before anything else.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+    file: FileTensor
+    layout: str | None = None
+    preprocess: Preprocess | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeRequirement:
+    """One runtime that can run the bundle: an installed distribution of at least ``minimum``, below ``below``."""
+
+    distribution: str
+    minimum: str
+    below: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What was measured on the packed files, and where.
+
+    Attributes:
+        name: ``top1``, ``agreement``, ``cosine`` or the user's function.
+        value: of the packed files; ``reference`` of the float model.
+        agreement: share of samples (0..1) whose answer is the float model's; None where that has no meaning.
+        samples: evaluated.
+        measured_on: runtime with version, and architecture.
+    """
+
+    name: str
+    value: float
+    reference: float
+    samples: int
+    measured_on: str
+    agreement: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What the bundle needs on the device, in bytes: its files on disk, and the runtime's memory as measured on the
+    host (growth of the process on load and first call)."""
+
+    storage_bytes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where the bundle comes from. No times, no paths: equal input gives an equal digest."""
+
+    model_digest: str
+    calibration_digest: str | None
+    evaluation_digest: str
+    calibration_samples: int
+    evaluation_samples: int
+    tools: dict[str, str]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenRef:
+    """The golden vectors: their file in the bundle and what the tolerance was measured over (kernel sets)."""
+
+    file: str
+    digest: str
+    samples: int
+    kernel_sets: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleConfig:
+    """What a bundle says of itself.
+
+    Attributes:
+        name, version: of the model and its release.
+        target, backend: where and how it runs.
+        entry: the file that the runtime opens; others of the bundle lie beside it.
+        precision: ``int8``, ``float16`` or ``float32``: what the host's plan was.
+        runtimes: any of these can run it, in order of preference.
+        runtime_options: passed to the backend's runtime as they are (threads, hints).
+        labels: class names, in the order of the output's last axis.
+    """
+
+    schema_version: int
+    name: str
+    version: str
+    target: str
+    backend: str
+    entry: str
+    precision: str
+    runtimes: tuple[RuntimeRequirement, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metric: Metric
+    resources: Resources
+    provenance: Provenance
+    verified: Verified
+    golden: GoldenRef
+    labels: tuple[str, ...] = ()
+    runtime_options: dict[str, Any] = field(default_factory=dict)

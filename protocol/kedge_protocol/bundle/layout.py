@@ -1,0 +1,234 @@
+"""Reading an OCI image layout: releases and bundles by reference, blobs by digest, each checked as it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from kedge_protocol import codec, digest
+from kedge_protocol.bundle import oci
+from kedge_protocol.bundle.config import SCHEMA_VERSION, BundleConfig
+from kedge_protocol.errors import BundleError, MessageError
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A view of one bundle: the manifest's own bytes are its identity.
+
+    Attributes:
+        digest: of ``raw``.
+        raw: the manifest as it was received.
+        manifest, config: views.
+        config_raw: the configuration blob as it was received.
+    """
+
+    digest: str
+    raw: bytes
+    manifest: oci.Manifest
+    config: BundleConfig
+    config_raw: bytes
+
+    @property
+    def files(self) -> dict[str, oci.Descriptor]:
+        """Title → descriptor of every layer, golden vectors among them."""
+        return {layer.title: layer for layer in self.manifest.layers}
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of the files that the device needs to run the model (without the golden vectors)."""
+        return sum(layer.size for layer in self.manifest.layers if layer.media_type == oci.FILE_TYPE)
+
+
+@dataclass(frozen=True)
+class ReleaseView:
+    """A view of one release: its index's digest and its bundles by target."""
+
+    digest: str
+    raw: bytes
+    name: str
+    version: str
+    bundles: dict[str, oci.Descriptor]
+
+
+def parse_manifest(raw: bytes, *, where: str) -> oci.Manifest:
+    """The view of a bundle's manifest.
+
+    Raises:
+        BundleError: not a Kedge bundle, a digest that is none, or a title that is not a plain file name.
+    """
+    try:
+        manifest = codec.decode(raw, oci.Manifest, where=where)
+    except MessageError as error:
+        raise BundleError(error.what, where=where) from error
+    if manifest.artifact_type != oci.BUNDLE_TYPE:
+        raise BundleError(f"artifactType {manifest.artifact_type!r} is no Kedge bundle", where=where)
+    titles: set[str] = set()
+    for layer in manifest.layers:
+        checked_title(layer.title, where=where)
+        if layer.title in titles:
+            raise BundleError(f"two layers are named {layer.title!r}", where=where)
+        titles.add(layer.title)
+    for descriptor in (manifest.config, *manifest.layers):
+        digest.checked(descriptor.digest, where=where)
+        if descriptor.size < 0:
+            raise BundleError(f"a size of {descriptor.size} bytes", where=where)
+    return manifest
+
+
+def parse_config(raw: bytes, *, where: str) -> BundleConfig:
+    """The view of a bundle's configuration.
+
+    Raises:
+        BundleError: a field is missing or wrong, or the schema is newer than this Kedge reads.
+    """
+    try:
+        data = codec.loads(raw, where=where)
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"schema version {version!r} is not {SCHEMA_VERSION}",
+                where=where,
+                remedy="Update Kedge on this machine",
+            )
+        config = codec.structure(data, BundleConfig, where=where)
+    except MessageError as error:
+        raise BundleError(error.what, where=where) from error
+    checked_title(config.entry, where=where)
+    checked_title(config.golden.file, where=where)
+    return config
+
+
+def parse_bundle(raw: bytes, config_raw: bytes, *, where: str) -> Bundle:
+    """The view of a bundle from its manifest's and its configuration's bytes; the latter is checked against the
+    former.
+
+    Raises:
+        BundleError: see :func:`parse_manifest` and :func:`parse_config`; also an entry that is no layer.
+        DigestMismatchError: the configuration is not the manifest's.
+    """
+    manifest = parse_manifest(raw, where=where)
+    digest.verify_bytes(config_raw, manifest.config.digest, where=f"{where} config")
+    config = parse_config(config_raw, where=f"{where} config")
+    bundle = Bundle(digest.of_bytes(raw), raw, manifest, config, config_raw)
+    for needed in (config.entry, config.golden.file):
+        if needed not in bundle.files:
+            raise BundleError(f"the file {needed!r} is not among its layers", where=where)
+    if bundle.files[config.golden.file].digest != config.golden.digest:
+        raise BundleError("the golden vectors' digest is not that of their layer", where=where)
+    return bundle
+
+
+def checked_title(title: str, *, where: str) -> str:
+    """``title`` itself if it is a plain file name (it becomes one on the device).
+
+    Raises:
+        BundleError: empty, too long, hidden, or with a folder in it.
+    """
+    plain = PurePosixPath(title).name == title and "\\" not in title and "\0" not in title
+    if not title or len(title) > 128 or title.startswith(".") or not plain:
+        raise BundleError(f"{title[:140]!r} is not a plain file name", where=where)
+    return title
+
+
+class Layout:
+    """An OCI image layout on disk, for reading.
+
+    Args:
+        path: the folder with ``oci-layout``, ``index.json`` and ``blobs``.
+
+    Raises:
+        BundleError: the folder is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not (path / "oci-layout").is_file() or not (path / "index.json").is_file():
+            raise BundleError(
+                "is not an OCI image layout",
+                where=str(path),
+                remedy="Give the folder that `kedge compile -o` wrote",
+            )
+        self.index = self._index((path / "index.json").read_bytes(), "index.json")
+
+    def _index(self, raw: bytes, where: str) -> oci.Index:
+        try:
+            return codec.decode(raw, oci.Index, where=f"{self.path}/{where}")
+        except MessageError as error:
+            raise BundleError(error.what, where=error.where) from error
+
+    def blob_path(self, blob_digest: str) -> Path:
+        """Where a blob lies; not checked to exist."""
+        return self.path / "blobs" / "sha256" / digest.hex_of(blob_digest)
+
+    def read(self, descriptor: oci.Descriptor) -> bytes:
+        """A small blob's bytes, checked.
+
+        Raises:
+            BundleError: missing, or not of the descriptor's size.
+            DigestMismatchError: other bytes.
+        """
+        path = self.blob_path(descriptor.digest)
+        if not path.is_file():
+            raise BundleError(f"blob {descriptor.digest} is missing", where=str(self.path))
+        if path.stat().st_size != descriptor.size:
+            raise BundleError(f"{path.stat().st_size} bytes, not {descriptor.size}", where=str(path))
+        raw = path.read_bytes()
+        digest.verify_bytes(raw, descriptor.digest, where=str(path))
+        return raw
+
+    def release(self) -> ReleaseView:
+        """The one release of this layout.
+
+        Raises:
+            BundleError: none or several.
+        """
+        found = [m for m in self.index.manifests if m.media_type == oci.INDEX_TYPE]
+        if len(found) != 1:
+            raise BundleError(f"holds {len(found)} releases, one was expected", where=str(self.path))
+        raw = self.read(found[0])
+        index = self._index(raw, found[0].digest)
+        bundles = {}
+        for descriptor in index.manifests:
+            target = descriptor.annotations.get(oci.TARGET)
+            if not target:
+                raise BundleError(f"{descriptor.digest} has no {oci.TARGET}", where=str(self.path))
+            bundles[target] = descriptor
+        return ReleaseView(
+            found[0].digest,
+            raw,
+            index.annotations.get(oci.NAME, ""),
+            index.annotations.get(oci.VERSION, ""),
+            bundles,
+        )
+
+    def bundle(self, target: str) -> Bundle:
+        """The release's bundle for one target.
+
+        Raises:
+            BundleError: no such bundle; the message lists those there are.
+        """
+        release = self.release()
+        if target not in release.bundles:
+            there = ", ".join(sorted(release.bundles)) or "none"
+            raise BundleError(f"has no bundle for {target!r}", where=str(self.path), remedy=f"It has: {there}")
+        return self.read_bundle(release.bundles[target])
+
+    def read_bundle(self, descriptor: oci.Descriptor) -> Bundle:
+        """One bundle by its manifest's descriptor."""
+        raw = self.read(descriptor)
+        where = f"{self.path} {descriptor.digest[:19]}"
+        config_raw = self.read(parse_manifest(raw, where=where).config)
+        return parse_bundle(raw, config_raw, where=where)
+
+    def verify(self) -> None:
+        """Check every blob that the release reaches, by size and digest.
+
+        Raises:
+            BundleError, DigestMismatchError: the first that is wrong.
+        """
+        for descriptor in self.release().bundles.values():
+            for layer in self.read_bundle(descriptor).manifest.layers:
+                path = self.blob_path(layer.digest)
+                if not path.is_file() or path.stat().st_size != layer.size:
+                    raise BundleError(f"blob {layer.digest} is missing or cut short", where=str(self.path))
+                digest.verify_file(path, layer.digest)

@@ -1,0 +1,63 @@
+"""Digests: ``sha256:`` and 64 hexadecimal digits, as in the OCI image specification."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from kedge_protocol.errors import BundleError, DigestMismatchError, StorageError
+
+_PATTERN = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_CHUNK = 1 << 20
+
+
+def of_bytes(data: bytes | bytearray | memoryview) -> str:
+    """The digest of ``data``."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def of_file(path: Path) -> str:
+    """The digest of a file, read in pieces.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    state = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                state.update(chunk)
+    except OSError as error:
+        raise StorageError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    return "sha256:" + state.hexdigest()
+
+
+def checked(digest: str, *, where: str = "digest") -> str:
+    """``digest`` itself if it is well formed: digests become file names, so none is trusted unseen.
+
+    Raises:
+        BundleError: it is not ``sha256:`` with 64 lower-case hexadecimal digits.
+    """
+    if not _PATTERN.match(digest):
+        raise BundleError(f"{digest[:90]!r} is no sha256 digest", where=where)
+    return digest
+
+
+def hex_of(digest: str) -> str:
+    """The hexadecimal part, after a check."""
+    return checked(digest).partition(":")[2]
+
+
+def verify_bytes(data: bytes | bytearray | memoryview, digest: str, *, where: str) -> None:
+    """Raises :class:`DigestMismatchError` unless ``data`` has this digest."""
+    actual = of_bytes(data)
+    if actual != digest:
+        raise DigestMismatchError(f"has digest {actual}, not {digest}", where=where)
+
+
+def verify_file(path: Path, digest: str) -> None:
+    """Raises :class:`DigestMismatchError` unless the file has this digest."""
+    actual = of_file(path)
+    if actual != digest:
+        raise DigestMismatchError(f"has digest {actual}, not {digest}", where=str(path))

@@ -1,0 +1,150 @@
+"""The one exception tree of Kedge.
+
+::
+
+    KedgeError
+    ├── InputError                what the user gave is wrong
+    │   ├── ModelError            not a model, too new, broken
+    │   │   └── UnsupportedOperatorError
+    │   ├── DatasetError          arrays of the wrong name, shape, dtype, length, content
+    │   ├── TargetError           unknown target, broken target file
+    │   └── ConfigError           broken configuration file or option
+    ├── MissingDependencyError    an extra, a program, a toolchain or a newer Python is missing
+    │   └── ToolchainError
+    ├── WorkerError               the child process did not answer well
+    │   ├── WorkerTimeoutError
+    │   ├── WorkerMemoryError
+    │   ├── WorkerCrashedError    killed by a signal, or exited without an answer
+    │   └── WorkerTaskError       the task itself raised
+    ├── CompileError              the compiler could not make what was asked
+    │   └── LoweringError         one backend could not lower this graph with this plan
+    ├── BundleError               a layout, manifest or configuration that is not as agreed
+    │   └── DigestMismatchError
+    ├── IncompatibleError         a good bundle that this device cannot run
+    ├── VerificationError         golden vectors did not hold
+    ├── MessageError              a message on the wire that is not as agreed
+    ├── TransferError             a pull that cannot go on
+    ├── StorageError              disk full, not writable, not readable
+    └── FleetError                unknown device, release, rollout; conflict
+        └── BrokerError
+
+Every message says what was wrong, where, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class KedgeError(Exception):
+    """Base of every error that Kedge raises on purpose.
+
+    Args:
+        what: what was wrong, one sentence without a full stop at its end.
+        where: the file, node, field or device where it was seen.
+        remedy: what the reader can do about it.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+        super().__init__(what, where, remedy)
+
+    def __str__(self) -> str:
+        text = self.what if self.where is None else f"{self.where}: {self.what}"
+        return text if self.remedy is None else f"{text}. {self.remedy}"
+
+
+class InputError(KedgeError):
+    """What the user gave is wrong."""
+
+
+class ModelError(InputError):
+    """A model file that cannot be read or is not valid."""
+
+
+class UnsupportedOperatorError(ModelError):
+    """An operator that no backend of the target takes; names the operator and its node."""
+
+
+class DatasetError(InputError):
+    """Calibration or evaluation data that do not fit the model."""
+
+
+class TargetError(InputError):
+    """An unknown target or a broken target file."""
+
+
+class ConfigError(InputError):
+    """A broken configuration file or option."""
+
+
+class MissingDependencyError(KedgeError):
+    """An extra, a program or a newer Python is missing; the remedy says how to get it."""
+
+
+class ToolchainError(MissingDependencyError):
+    """An isolated toolchain is missing or could not be installed."""
+
+
+class WorkerError(KedgeError):
+    """The worker's child process did not answer well; the log's path is in the message."""
+
+
+class WorkerTimeoutError(WorkerError):
+    """The child overran its deadline and was killed."""
+
+
+class WorkerMemoryError(WorkerError):
+    """The child overran its memory limit and was killed."""
+
+
+class WorkerCrashedError(WorkerError):
+    """The child died by a signal or exited without an answer."""
+
+
+class WorkerTaskError(WorkerError):
+    """The task ran and raised an error that is not Kedge's own."""
+
+
+class CompileError(KedgeError):
+    """The compiler could not make what was asked."""
+
+
+class LoweringError(CompileError):
+    """One backend could not lower this graph with this plan."""
+
+
+class BundleError(KedgeError):
+    """A layout, manifest or configuration that is not as agreed."""
+
+
+class DigestMismatchError(BundleError):
+    """Bytes that are not what their digest says."""
+
+
+class IncompatibleError(KedgeError):
+    """A good bundle that this device cannot run (target, runtime version, memory)."""
+
+
+class VerificationError(KedgeError):
+    """Golden vectors did not hold on this runtime."""
+
+
+class MessageError(KedgeError):
+    """A message on the wire that is not as agreed."""
+
+
+class TransferError(KedgeError):
+    """A pull that cannot go on."""
+
+
+class StorageError(KedgeError):
+    """The disk is full, not writable or not readable."""
+
+
+class FleetError(KedgeError):
+    """Unknown device, release or rollout, or a conflict between them."""
+
+
+class BrokerError(FleetError):
+    """The broker cannot be reached or refuses."""

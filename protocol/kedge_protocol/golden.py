@@ -1,0 +1,142 @@
+"""Golden vectors: a bundle's proof, run on the device before a bundle serves.
+
+One ``.npz`` (no pickles; members carry no times, so equal vectors have equal bytes)::
+
+    in/<input name>      raw samples, before preprocessing, first axis the sample
+    out/<output name>    float outputs expected of this very file
+    tol/<output name>    float64 [max_abs, rms]: the largest deviation allowed of one element, and of the root mean
+                         square over all elements
+
+The tolerance is *measured*: at compile time the file is run by every kernel set that the target may use, and the
+allowance is the largest deviation seen with a margin (see ``kedge.compiler.golden``).
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge_protocol.errors import BundleError, VerificationError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Allowed deviation of one output, in the output's own unit."""
+
+    max_abs: float
+    rms: float
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Inputs, the outputs expected, the deviation allowed; each by tensor name."""
+
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    tolerances: dict[str, Tolerance]
+
+    @property
+    def samples(self) -> int:
+        """How many vectors there are."""
+        return int(next(iter(self.inputs.values())).shape[0])
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """What was measured of one output against its golden vectors."""
+
+    output: str
+    max_abs: float
+    rms: float
+    tolerance: Tolerance
+
+    @property
+    def holds(self) -> bool:
+        """Whether it lies within the tolerance; a NaN never does."""
+        return self.max_abs <= self.tolerance.max_abs and self.rms <= self.tolerance.rms
+
+
+def deviation(expected: Array, actual: Array) -> tuple[float, float]:
+    """``(max_abs, rms)`` of the difference, in float64.
+
+    Raises:
+        VerificationError: the shapes differ.
+    """
+    if expected.shape != actual.shape:
+        raise VerificationError(f"gave shape {actual.shape}, {expected.shape} was expected")
+    if expected.size == 0:
+        return 0.0, 0.0
+    difference = actual.astype(np.float64) - expected.astype(np.float64)
+    return float(np.abs(difference).max()), float(np.sqrt(np.mean(difference**2)))
+
+
+def compare(golden: Golden, actual: dict[str, Array]) -> list[Deviation]:
+    """Measure each output.
+
+    Raises:
+        VerificationError: an output is missing or has another shape.
+    """
+    found = []
+    for name, expected in golden.outputs.items():
+        if name not in actual:
+            raise VerificationError(f"output {name!r} is missing")
+        largest, rms = deviation(expected, actual[name])
+        found.append(Deviation(name, largest, rms, golden.tolerances[name]))
+    return found
+
+
+def require(deviations: list[Deviation], *, where: str) -> None:
+    """Raises :class:`VerificationError` naming the worst output, unless all hold."""
+    bad = [d for d in deviations if not d.holds]
+    if bad:
+        worst = max(bad, key=lambda d: d.rms)
+        raise VerificationError(
+            f"golden vectors do not hold: output {worst.output!r} deviates by {worst.max_abs:.4g} "
+            f"(rms {worst.rms:.4g}), allowed are {worst.tolerance.max_abs:.4g} (rms {worst.tolerance.rms:.4g})",
+            where=where,
+            remedy="The file is damaged or this runtime computes it differently",
+        )
+
+
+def save(golden: Golden, path: Path) -> None:
+    """Write golden vectors to ``path``."""
+    arrays: dict[str, Array] = {f"in/{name}": value for name, value in golden.inputs.items()}
+    arrays |= {f"out/{name}": value for name, value in golden.outputs.items()}
+    for name, allowed in golden.tolerances.items():
+        arrays[f"tol/{name}"] = np.array([allowed.max_abs, allowed.rms], dtype=np.float64)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, value in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(value), allow_pickle=False)
+    path.write_bytes(buffer.getvalue())
+
+
+def load(path: Path) -> Golden:
+    """Read golden vectors.
+
+    Raises:
+        BundleError: not such a file, or parts of it do not belong together.
+    """
+    parts: dict[str, dict[str, Array]] = {"in": {}, "out": {}, "tol": {}}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for key in archive.files:
+                kind, _, name = key.partition("/")
+                if kind in parts and name:
+                    parts[kind][name] = archive[key]
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise BundleError(f"cannot be read as golden vectors: {error}", where=str(path)) from error
+    inputs, outputs, tolerances = parts["in"], parts["out"], parts["tol"]
+    lengths = {a.shape[0] if a.ndim else -1 for a in (*inputs.values(), *outputs.values())}
+    if not inputs or not outputs or len(lengths) != 1 or lengths & {-1, 0} or set(tolerances) != set(outputs):
+        raise BundleError("the golden vectors' parts do not belong together", where=str(path))
+    return Golden(inputs, outputs, {name: Tolerance(float(t[0]), float(t[1])) for name, t in tolerances.items()})

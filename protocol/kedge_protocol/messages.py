@@ -1,0 +1,243 @@
+"""Messages between devices and the controller, as typed views of JSON (blocks are binary, see
+:mod:`kedge_protocol.blocks`).
+
+Times are seconds since 1970 by the sender's clock and are for people only: ordering is by ``version`` (desired) and
+by ``boot_id`` with ``seq`` (reported), never by clocks.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from kedge_protocol.errors import MessageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desired:
+    """What a device shall run. ``version`` grows with each change by the controller; a device ignores older ones.
+
+    Attributes:
+        models: model name → bundle digest (of the manifest). What is missing here is removed from the device.
+        sizes: bundle digest → bytes of its manifest, so that it can be pulled like any blob.
+    """
+
+    version: int
+    models: dict[str, str]
+    sizes: dict[str, int]
+    sent_at: float = 0.0
+
+
+class ModelState(str, enum.Enum):
+    """Where one model stands on a device."""
+
+    WAITING = "waiting"  # wanted, but the controller is away or the download is backing off
+    FETCHING = "fetching"
+    PROVING = "proving"
+    SWITCHING = "switching"
+    SERVING = "serving"
+    FAILED = "failed"  # the wanted bundle was refused; ``digest`` (if any) goes on serving
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a wanted bundle does not serve.
+
+    Attributes:
+        digest: of the bundle that failed.
+        stage: ``fetch``, ``check``, ``prove``, ``switch`` or ``serve``.
+        reason: the error in words.
+    """
+
+    digest: str
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportedModel:
+    """One model in the reported state.
+
+    Attributes:
+        state: where the wanted bundle stands.
+        desired: digest that the device works towards.
+        digest: what serves now; None where nothing does.
+        version: release version of ``digest``.
+        previous: the bundle kept for a roll-back.
+        proved: whether ``digest`` passed its golden vectors on this device.
+        blocks_done, blocks_total: of the download under way.
+        bytes_received: payload bytes of blocks received for ``desired`` since it was wanted.
+        failure: of the latest wanted bundle, if it failed.
+        detail: what is waited for, in words.
+    """
+
+    state: ModelState
+    desired: str | None = None
+    digest: str | None = None
+    version: str | None = None
+    previous: str | None = None
+    proved: bool = False
+    blocks_done: int = 0
+    blocks_total: int = 0
+    bytes_received: int = 0
+    failure: Failure | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """What a device is and does. ``seq`` grows within one ``boot_id``."""
+
+    boot_id: str
+    seq: int
+    target: str
+    agent_version: str
+    architecture: str
+    python: str
+    runtimes: dict[str, str]
+    free_bytes: int
+    desired_version: int
+    models: dict[str, ReportedModel] = field(default_factory=dict)
+    endpoint: str | None = None
+    at: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Presence, of a device or of the controller. A will carries the same ``boot_id`` with ``online`` false, so that
+    a late will of an earlier boot is known for what it is. ``session`` grows with each connection of one boot."""
+
+    online: bool
+    boot_id: str
+    session: int = 0
+    at: float = 0.0
+
+
+class BlobKind(str, enum.Enum):
+    """What a request asks for: a blob's bytes or its block map's bytes, both in blocks of 64 KiB."""
+
+    BLOB = "blob"
+    MAP = "map"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockRequest:
+    """A device asks for blocks of one blob.
+
+    Attributes:
+        digest: of the blob (also for its map).
+        kind: bytes or map.
+        blocks: wanted indices.
+        have: finished blocks of this blob on the device's disk, see :func:`encode_bitmap`; the controller's count of
+            blocks served twice rests on it.
+        boot_id: the agent's.
+    """
+
+    digest: str
+    kind: BlobKind
+    blocks: list[int]
+    have: str = ""
+    boot_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Something to do once. Dropped when older than ``expires_in`` seconds after it came, or when ``cid`` was done.
+
+    Attributes:
+        verb: ``report`` (send the reported state again) is known to every agent.
+    """
+
+    cid: str
+    verb: str
+    arguments: dict[str, str] = field(default_factory=dict)
+    expires_in: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ack:
+    """The outcome of a command."""
+
+    cid: str
+    ok: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTelemetry:
+    """Of one model over the last interval; totals since the agent's first start.
+
+    Attributes:
+        digest: bundle that served.
+        inferences, errors: calls in the interval, over all processes that use the model.
+        inferences_total, errors_total: since the model was installed.
+        latency_ms: ``p50``, ``p95``, ``p99``, ``mean`` of the interval; empty without calls.
+    """
+
+    digest: str | None
+    inferences: int
+    errors: int
+    inferences_total: int
+    errors_total: int
+    latency_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Telemetry:
+    """Stream ``metrics``, every few seconds.
+
+    Attributes:
+        interval: seconds that the interval figures cover.
+        cpu_percent: of the whole device, 0..100.
+        memory_total_bytes, memory_available_bytes: of the device.
+        agent_bytes: resident memory of the agent's processes.
+        temperature_c: hottest thermal zone in degrees Celsius; None where there is none.
+    """
+
+    boot_id: str
+    seq: int
+    interval: float
+    models: dict[str, ModelTelemetry]
+    cpu_percent: float
+    memory_total_bytes: int
+    memory_available_bytes: int
+    agent_bytes: int
+    free_bytes: int
+    temperature_c: float | None = None
+    at: float = 0.0
+
+
+def encode_bitmap(finished: bytes | bytearray) -> str:
+    """Base64 of a bitmap, least significant bit first within each byte; bit i says that block i is finished."""
+    return base64.b64encode(bytes(finished).rstrip(b"\0")).decode("ascii")
+
+
+def decode_bitmap(text: str, *, where: str) -> bytes:
+    """The bitmap's bytes; what is beyond its end is unset.
+
+    Raises:
+        MessageError: not base64.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise MessageError(f"the bitmap is not base64: {error}", where=where) from error
+
+
+def bitmap_of(finished: Iterable[int]) -> bytes:
+    """The bitmap of a set of block indices."""
+    bits = bytearray()
+    for index in finished:
+        byte = index >> 3
+        if byte >= len(bits):
+            bits.extend(bytes(byte + 1 - len(bits)))
+        bits[byte] |= 1 << (index & 7)
+    return bytes(bits)
+
+
+def bit_is_set(bitmap: bytes | bytearray, index: int) -> bool:
+    """Whether block ``index`` is finished."""
+    byte = index >> 3
+    return byte < len(bitmap) and bool(bitmap[byte] >> (index & 7) & 1)

@@ -1,0 +1,107 @@
+"""Topic names, version 1.
+
+Everything of a device lies below ``kedge/v1/d/{device}/``; an ACL such as mosquitto's
+``pattern readwrite kedge/v1/d/%u/#`` plus ``pattern read kedge/v1/controller/#`` gives a device its own and no more.
+
+=================  =========  ===================================================================
+level              retained   what
+=================  =========  ===================================================================
+``desired``        yes        controller → device: model name → bundle digest, monotonic version
+``reported``       yes        device → controller: what it is, what each model does
+``status``         yes, will  device → controller: presence with boot id
+``cmd/{cid}``      never      controller → device: a command, done once, expiring
+``ack/{cid}``      never      device → controller: its outcome
+``req/{rid}``      never      device → controller: a request for blocks
+``blk/{rid}``      never      controller → device: one block (binary, :mod:`kedge_protocol.blocks`)
+``tele/{stream}``  never      device → controller: telemetry
+=================  =========  ===================================================================
+
+``kedge/v1/controller/status`` (retained, will) tells devices that a controller is there and when a new one is.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from kedge_protocol.errors import ConfigError, MessageError
+
+ROOT = "kedge/v1"
+CONTROLLER_STATUS = f"{ROOT}/controller/status"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+
+
+def checked_name(name: str, what: str = "name") -> str:
+    """``name`` itself if it may be a device, model, version or target name: it becomes a topic level and a file name.
+
+    Raises:
+        ConfigError: not 1 to 64 letters, digits, ``.``, ``_`` or ``-``, or it begins with a sign.
+    """
+    if not _NAME.match(name):
+        raise ConfigError(
+            f"{name!r} is not a usable {what}",
+            remedy="Use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit",
+        )
+    return name
+
+
+def desired(device: str) -> str:
+    """Retained desired state of a device."""
+    return f"{ROOT}/d/{device}/desired"
+
+
+def reported(device: str) -> str:
+    """Retained reported state of a device."""
+    return f"{ROOT}/d/{device}/reported"
+
+
+def status(device: str) -> str:
+    """Retained presence of a device; also the topic of its will."""
+    return f"{ROOT}/d/{device}/status"
+
+
+def command(device: str, cid: str) -> str:
+    """A command; never retained."""
+    return f"{ROOT}/d/{device}/cmd/{cid}"
+
+
+def ack(device: str, cid: str) -> str:
+    """A command's outcome."""
+    return f"{ROOT}/d/{device}/ack/{cid}"
+
+
+def request(device: str, rid: str) -> str:
+    """A request for blocks."""
+    return f"{ROOT}/d/{device}/req/{rid}"
+
+
+def block(device: str, rid: str) -> str:
+    """One block in answer to request ``rid``."""
+    return f"{ROOT}/d/{device}/blk/{rid}"
+
+
+def telemetry(device: str, stream: str) -> str:
+    """A telemetry stream."""
+    return f"{ROOT}/d/{device}/tele/{stream}"
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A parsed device topic: ``kind`` is the level after the device, ``tail`` what follows it (or empty)."""
+
+    device: str
+    kind: str
+    tail: str
+
+
+def parse(topic: str) -> Topic:
+    """Take a device topic apart.
+
+    Raises:
+        MessageError: it is none.
+    """
+    parts = topic.split("/")
+    if len(parts) < 5 or len(parts) > 6 or parts[:3] != ["kedge", "v1", "d"] or not _NAME.match(parts[3]):
+        raise MessageError("not a topic of a device", where=topic[:120])
+    return Topic(parts[3], parts[4], parts[5] if len(parts) == 6 else "")

@@ -1,0 +1,144 @@
+"""The contract between Kedge and a backend.
+
+A backend is one folder below ``kedge_targets.backends``: ``compiler.py`` with a class ``Compiler`` (host),
+``runtime.py`` with a class ``Runtime`` (device and host), and ``toolchain/`` where it needs an isolated environment.
+Neither module imports its vendor's packages at its top; only methods do. A backend turns every failure of its vendor
+into one of Kedge's errors.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verified
+from kedge_targets.numerics import Numerics, Plan, QuantizedType
+from kedge_targets.target import Target
+
+Array = npt.NDArray[np.generic]
+
+
+class Calibration(Protocol):
+    """Samples for calibration, streamed: each item is one batch of one sample, input name → array as the model's
+    input takes it (preprocessed, float32 unless the model's input is an integer)."""
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        """From the first sample; may be called again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """What :meth:`Compiler.lower` made.
+
+    Attributes:
+        files: title → path of each file that the device needs.
+        entry: title of the one that the runtime opens.
+        inputs, outputs: in the trained model's order; ``file`` says what the file really has.
+        runtimes: any of these runs it.
+        runtime_options: for :meth:`Runtime.load` (threads, hints).
+        verified: how far the host can prove it (``EXECUTED`` where the device's runtime runs on the host).
+        tools: name → version of what made it.
+        seconds: spans worth measuring, e.g. ``quantize``.
+        notes: what the reader of the report should know.
+        calibration_samples: really used.
+    """
+
+    files: dict[str, Path]
+    entry: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    runtimes: tuple[RuntimeRequirement, ...]
+    verified: Verified
+    tools: dict[str, str]
+    runtime_options: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    calibration_samples: int = 0
+
+
+class Compiler(abc.ABC):
+    """The host's half of a backend."""
+
+    @property
+    @abc.abstractmethod
+    def numerics(self) -> Numerics:
+        """What it can be asked for."""
+
+    @abc.abstractmethod
+    def missing(self) -> str | None:
+        """What must be installed before :meth:`lower` works, with the command; None where nothing is missing."""
+
+    @abc.abstractmethod
+    def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
+        """Ways of int8 that are safe and fast on this target's processor, best first."""
+
+    @abc.abstractmethod
+    def lower(
+        self,
+        graph: Path,
+        plan: Plan,
+        calibration: Calibration,
+        *,
+        target: Target,
+        options: Mapping[str, Any],
+        workdir: Path,
+    ) -> Lowered:
+        """Turn an ONNX graph into this backend's files.
+
+        Args:
+            graph: a checked ONNX file with shapes inferred; it is not changed.
+            plan: precision by layer.
+            calibration: used where the plan has int8.
+            target: the device.
+            options: of this backend in the target's file.
+            workdir: an empty folder that outlives the call.
+
+        Raises:
+            UnsupportedOperatorError: names the operator and its node.
+            ToolchainError: its toolchain is not installed.
+            LoweringError: all else, with the vendor's own words.
+        """
+
+
+class Session(abc.ABC):
+    """A loaded model. Not safe for two threads at once unless ``concurrent``."""
+
+    concurrent: bool = False
+
+    @abc.abstractmethod
+    def run(self, inputs: list[Array]) -> list[Array]:
+        """Run once: arrays as the file takes them, in the file's order (``FileTensor.index``); likewise back."""
+
+    def close(self) -> None:
+        """Free what the session holds."""
+
+
+class Runtime(abc.ABC):
+    """The device's half of a backend."""
+
+    distributions: tuple[str, ...]
+    """Installed distributions that can run it, in order of preference."""
+
+    @property
+    @abc.abstractmethod
+    def kernel_sets(self) -> tuple[str, ...]:
+        """Kernel sets that a device may run the same file with; the first is what :meth:`load` takes by itself."""
+
+    @abc.abstractmethod
+    def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> Session:
+        """Open a model's file.
+
+        Raises:
+            MissingDependencyError: no runtime is installed.
+            VerificationError: the runtime refuses the file, with its own reason.
+        """

@@ -1,0 +1,113 @@
+"""Targets: one TOML file a device. Kedge's own lie in ``devices/``; a user's board is ``./board.toml``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kedge_protocol import codec
+from kedge_protocol.errors import ConfigError, TargetError
+from kedge_protocol.topics import checked_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEVICES = Path(__file__).parent / "devices"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """The device's processor.
+
+    Attributes:
+        architecture: ``x86_64``, ``aarch64`` or ``armv7l``.
+        instruction_sets: that every device of this target has (``avx2``, ``avx512_vnni``, ``neon``, …); what is not
+            listed is not relied on.
+        cores: at least.
+    """
+
+    architecture: str
+    instruction_sets: tuple[str, ...] = ()
+    cores: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """The device's system: name and version for people, memory in bytes for decisions."""
+
+    os: str
+    memory_bytes: int
+    python: str = ">=3.10"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendChoice:
+    """One backend of a target; ``options`` go to its compiler and runtime as they are."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A kind of device.
+
+    Attributes:
+        name: as in ``--target``.
+        title: for people.
+        backends: in order of preference.
+        runtimes: distribution → version, as the device's image has it (``3.*`` forms are not used: exact or newer).
+    """
+
+    name: str
+    title: str
+    processor: Processor
+    system: System
+    backends: tuple[BackendChoice, ...]
+    runtimes: dict[str, str] = field(default_factory=dict)
+
+
+def read(path: Path) -> Target:
+    """Read one target file; unknown keys are errors.
+
+    Raises:
+        TargetError: missing, not TOML, a key unknown or of the wrong type, no backend.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        target = codec.structure(data, Target, where=str(path), strict=True)
+        checked_name(target.name, "target name")
+    except OSError as error:
+        raise TargetError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except (ValueError, ConfigError) as error:
+        what = error.what if isinstance(error, ConfigError) else f"not TOML: {error}"
+        raise TargetError(what, where=str(path), remedy="See docs/targets.md for the form") from error
+    if not target.backends:
+        raise TargetError("lists no backend", where=str(path))
+    return target
+
+
+def names() -> list[str]:
+    """Names of Kedge's own targets, sorted."""
+    return sorted(path.stem for path in DEVICES.glob("*.toml"))
+
+
+def find(name_or_path: str) -> Target:
+    """A target by name, or by the path of its file (anything that ends in ``.toml``).
+
+    Raises:
+        TargetError: unknown; the message lists those there are.
+    """
+    if name_or_path.endswith(".toml"):
+        return read(Path(name_or_path))
+    path = DEVICES / f"{name_or_path}.toml"
+    if name_or_path not in names():
+        raise TargetError(
+            f"unknown target {name_or_path!r}",
+            remedy=f"Known are {', '.join(names())}; for a board of your own give the path of its .toml file",
+        )
+    return read(path)
