@@ -1,0 +1,32 @@
+"""Fixtures of all tests: the shared data, outside programs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("KEDGE_SHARED", ROOT.parent / "shared")) / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of shared models and evaluation sets."""
+    return SHARED
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip aloud what cannot run here. Where the shared data is, or under CI, nothing may be missing: there a skip is
+    a failure."""
+    if item.get_closest_marker("shared_data") and not SHARED.is_dir():
+        pytest.skip("the shared data is absent (../shared/data)")
+    for mark in item.iter_markers("needs"):
+        for program in mark.args:
+            if shutil.which(program) is None:
+                message = f"the program {program!r} is not installed"
+                if SHARED.is_dir():
+                    pytest.fail(message)
+                pytest.skip(message)
