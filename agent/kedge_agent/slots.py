@@ -1,0 +1,267 @@
+"""The folder of one model on the device: slots, which one is current, and how it is switched.
+
+::
+
+    STATE/models/NAME/slots/HEX16/   files by title, bundle.json (manifest), config.json; never changed once there
+    STATE/models/NAME/current        symbolic link to the slot that serves
+    STATE/models/NAME/previous       the one before it, kept for a roll-back
+    STATE/models/NAME/generation     8 bytes, little-endian; grows after each switch; written in place, so that
+                                     applications that mapped it see it
+    STATE/models/NAME/serving.json   what the serving child has loaded
+    STATE/models/NAME/counters/      one file a process, see :mod:`kedge_agent.counters`
+
+The agent writes; applications and the serving child read. A reader takes :meth:`ModelFolder.generation` first and
+:meth:`ModelFolder.current` after it; when the generation is another later, it reads both again. Once it has opened a
+slot's files it may keep them: removing a slot takes only the names away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kedge_agent.files import replace_link, storage_errors, sync_folder, write_whole
+from kedge_protocol import codec, digest
+from kedge_protocol.bundle.layout import Bundle, parse_bundle
+from kedge_protocol.errors import BundleError, MessageError
+from kedge_protocol.topics import checked_name
+
+MANIFEST_FILE = "bundle.json"
+CONFIG_FILE = "config.json"
+SYSTEM_STATE = Path("/var/lib/kedge")
+
+_GENERATION = struct.Struct("<Q")
+
+
+def default_state() -> Path:
+    """The state folder where none is given: ``KEDGE_STATE``, else the system's if it is there, else the user's."""
+    given = os.environ.get("KEDGE_STATE")
+    if given:
+        return Path(given)
+    if SYSTEM_STATE.is_dir():
+        return SYSTEM_STATE
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "kedge"
+
+
+def model_names(state: Path) -> list[str]:
+    """Names of the models that have a slot which serves, sorted."""
+    return sorted(path.parent.name for path in (state / "models").glob("*/current"))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One bundle, ready to be loaded.
+
+    Attributes:
+        folder: the real path (no link), with the bundle's files by title.
+        digest: of the bundle's manifest.
+    """
+
+    folder: Path
+    digest: str
+
+    def bundle(self) -> Bundle:
+        """The bundle's manifest and configuration.
+
+        Raises:
+            BundleError: the slot's files are damaged.
+            FileNotFoundError: the slot was removed meanwhile; read the current one again.
+        """
+        return parse_bundle(
+            (self.folder / MANIFEST_FILE).read_bytes(),
+            (self.folder / CONFIG_FILE).read_bytes(),
+            where=str(self.folder),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """``serving.json``: what the serving child has loaded of a model, written after each attempt to load.
+
+    Attributes:
+        digest: of the bundle that was tried.
+        pid: of the serving child.
+        error: why it does not serve; None where it does.
+    """
+
+    digest: str
+    pid: int
+    error: str | None = None
+
+
+class ModelFolder:
+    """One model's folder.
+
+    Args:
+        state: the agent's state folder.
+        name: of the model.
+
+    Raises:
+        ConfigError: ``name`` cannot be a model's name.
+    """
+
+    def __init__(self, state: Path, name: str) -> None:
+        self.name = checked_name(name, "model name")
+        self.path = state / "models" / name
+        self.slots = self.path / "slots"
+        self.counters = self.path / "counters"
+        self.generation_file = self.path / "generation"
+        self.serving_file = self.path / "serving.json"
+
+    # Reading: by anybody.
+
+    def current(self) -> Slot | None:
+        """The slot that serves, or None."""
+        return self._linked("current")
+
+    def previous(self) -> Slot | None:
+        """The slot kept for a roll-back, or None."""
+        return self._linked("previous")
+
+    def generation(self) -> int:
+        """How often the model was switched; 0 where it never was."""
+        try:
+            raw = self.generation_file.read_bytes()
+        except FileNotFoundError:
+            return 0
+        return int(_GENERATION.unpack(raw)[0]) if len(raw) == _GENERATION.size else 0
+
+    def serving(self) -> Serving | None:
+        """What the serving child says of this model; None where it has said nothing yet."""
+        try:
+            return codec.decode(self.serving_file.read_bytes(), Serving, where=str(self.serving_file))
+        except (OSError, MessageError):
+            return None
+
+    def _linked(self, link: str) -> Slot | None:
+        try:
+            folder = self.slots / (self.path / link).readlink().name
+            return Slot(folder, digest.of_bytes((folder / MANIFEST_FILE).read_bytes()))
+        except OSError:
+            return None
+
+    # Writing: the agent alone (serving.json: the serving child alone).
+
+    def write_serving(self, serving: Serving) -> None:
+        """Say what is loaded; for the serving child."""
+        with storage_errors(self.serving_file):
+            write_whole(self.serving_file, codec.encode(serving))
+
+    def assemble(self, bundle: Bundle, blob: Callable[[str], Path]) -> Slot:
+        """Make the bundle's slot, whole or not at all. It is not current yet.
+
+        Args:
+            bundle: checked.
+            blob: digest → path of the checked blob; its bytes are linked, not copied.
+
+        Raises:
+            BundleError: a layer has a name that the slot needs for itself.
+            StorageError: the disk is full or not writable.
+        """
+        for reserved in (MANIFEST_FILE, CONFIG_FILE):
+            if reserved in bundle.files:
+                raise BundleError(f"a layer is named {reserved!r}, a name that slots keep for themselves")
+        folder = self.slots / digest.hex_of(bundle.digest)[:16]
+        made = Slot(folder, bundle.digest)
+        with storage_errors(folder):
+            self._prepare()
+            if self._is_whole(made, bundle):
+                return made
+            staging = Path(tempfile.mkdtemp(prefix=".new.", dir=self.slots))
+            try:
+                staging.chmod(0o755)
+                for title, layer in bundle.files.items():
+                    os.link(blob(layer.digest), staging / title)
+                write_whole(staging / MANIFEST_FILE, bundle.raw)
+                write_whole(staging / CONFIG_FILE, bundle.config_raw)
+                if folder.exists():
+                    shutil.rmtree(folder)
+                staging.rename(folder)
+            except BaseException:
+                shutil.rmtree(staging, ignore_errors=True)
+                raise
+            sync_folder(self.slots)
+        return made
+
+    def switch(self, slot: Slot) -> None:
+        """Make a slot current; the one before it becomes the previous. Nothing happens where it is current already.
+
+        Raises:
+            StorageError: the disk is full or not writable; the old slot is still current.
+        """
+        before = self.current()
+        if before is not None and before.digest == slot.digest:
+            return
+        with storage_errors(self.path):
+            if before is not None:
+                replace_link(self.path / "previous", f"slots/{before.folder.name}")
+            replace_link(self.path / "current", f"slots/{slot.folder.name}")
+            self.bump()
+
+    def roll_back(self) -> Slot | None:
+        """Make the previous slot current again and forget the current one; None where there is no previous one, then
+        nothing serves afterwards."""
+        before = self.previous()
+        if before is None:
+            self.remove()
+            return None
+        with storage_errors(self.path):
+            replace_link(self.path / "current", f"slots/{before.folder.name}")
+            (self.path / "previous").unlink()
+            self.bump()
+        self.prune()
+        return before
+
+    def remove(self) -> None:
+        """Take the model off the device. The generation and the counters stay: applications watch them."""
+        with storage_errors(self.path):
+            for link in ("current", "previous"):
+                with contextlib.suppress(FileNotFoundError):
+                    (self.path / link).unlink()
+            with contextlib.suppress(FileNotFoundError):
+                self.serving_file.unlink()
+            if self.path.is_dir():
+                self.bump()
+        self.prune()
+
+    def prune(self, keep: Slot | None = None) -> None:
+        """Remove every slot that is neither current nor previous nor ``keep``, and leftovers of a crash."""
+        kept = {slot.folder.name for slot in (self.current(), self.previous(), keep) if slot is not None}
+        if self.slots.is_dir():
+            for folder in self.slots.iterdir():
+                if folder.name not in kept:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def bump(self) -> None:
+        """Let the generation grow, in place. Also done at the agent's start: a crash may have come between a switch
+        and this."""
+        raw = _GENERATION.pack(self.generation() + 1)
+        handle = os.open(self.generation_file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            os.pwrite(handle, raw, 0)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def _prepare(self) -> None:
+        self.slots.mkdir(parents=True, exist_ok=True)
+        self.counters.mkdir(exist_ok=True)
+        # Applications of the agent's group count here too.
+        self.counters.chmod(0o2775)
+        if not self.generation_file.exists():
+            self.bump()
+
+    @staticmethod
+    def _is_whole(slot: Slot, bundle: Bundle) -> bool:
+        try:
+            same = slot.bundle().digest == bundle.digest
+        except (OSError, BundleError):
+            return False
+        return same and all((slot.folder / title).is_file() for title in bundle.files)
