@@ -1,0 +1,91 @@
+# The four doors: make demo, make test, make check, make bench. Each does its own set-up, once; it is renewed when the
+# project's metadata or the sets of versions change. Only python3 (3.11) with venv, git and make are needed.
+
+# The first of these that really starts (pyenv leaves shims that do not).
+first_working = $(shell for p in $(1); do "$$p" -c pass 2>/dev/null && { command -v "$$p"; break; }; done)
+pyenv_of      = $(wildcard $(HOME)/.pyenv/versions/$(1).*/bin/python3)
+
+PYTHON        ?= $(call first_working,python3.11 python3.12 python3 $(call pyenv_of,3.11))
+# Devices may be older: their part is tested with 3.10 where it is there.
+PYTHON_DEVICE ?= $(call first_working,python3.10 $(call pyenv_of,3.10) $(PYTHON))
+PYTHON_LEGACY ?= $(call first_working,python3.10 $(call pyenv_of,3.10) python3.11 $(PYTHON))
+
+VENV    := .venv
+BIN     := $(VENV)/bin
+HOST    := $(VENV)/.installed
+DEVICE  := .venv-device/.installed
+LEGACY  := .venv-legacy/.installed
+LOCKS   := $(wildcard targets/kedge_targets/backends/*/toolchain/requirements.txt)
+
+# Loopback only, and no vendor's telemetry.
+export KEDGE_ROOT := $(CURDIR)
+export DO_NOT_TRACK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-host test-device check bench format golden clean setup toolchains
+
+help:
+	@echo "make demo    the main job, shown: train, compile, roll out to three agents (KEEP=1 leaves it running)"
+	@echo "make test    all tests (ARGS='-k name' picks some)"
+	@echo "make check   ruff, mypy, import contracts"
+	@echo "make bench   speed and memory as ratios against named baselines"
+
+$(HOST): pyproject.toml constraints/host.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kedge: compiling needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/host.txt -e '.[host,dev]'
+	@touch $@
+
+$(DEVICE): pyproject.toml constraints/device.txt
+	@test -x .venv-device/bin/python || $(PYTHON_DEVICE) -m venv .venv-device
+	.venv-device/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/device.txt \
+	  -e '.[tflite,onnxruntime]' pytest pytest-timeout hypothesis
+	@touch $@
+
+$(LEGACY): pyproject.toml constraints/device-legacy.txt
+	@test -x .venv-legacy/bin/python || $(PYTHON_LEGACY) -m venv .venv-legacy
+	.venv-legacy/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/device-legacy.txt \
+	  -e '.[tflite-legacy]'
+	@touch $@
+
+$(VENV)/.toolchains: $(HOST) $(LOCKS)
+	@for lock in $(LOCKS); do \
+	  name=$$(basename $$(dirname $$(dirname $$lock))); \
+	  $(BIN)/kedge toolchain install $$name || exit 1; \
+	done
+	@touch $@
+
+toolchains: $(VENV)/.toolchains
+setup: $(HOST) $(DEVICE) $(LEGACY) $(VENV)/.toolchains
+
+demo: $(HOST) $(VENV)/.toolchains
+	$(BIN)/python -m kedge.demo $(if $(KEEP),--keep)
+
+test: test-device test-host
+
+test-host: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+# What an agent runs, on the oldest Python of devices, with a device's packages and nothing of the host's.
+test-device: $(DEVICE)
+	.venv-device/bin/python -m pytest -q -p no:cacheprovider $$(grep -rl 'pytest.mark.device' --include='test_*.py' tests)
+
+check: $(HOST)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m benchmarks $(ARGS)
+
+format: $(HOST)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Golden files are written anew by this one command; look at the difference before it is committed.
+golden: $(HOST)
+	$(BIN)/python -m pytest -q --regenerate-golden tests/unit
+
+clean:
+	rm -rf .venv .venv-device .venv-legacy dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
