@@ -9,6 +9,7 @@ is an error.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -31,7 +32,10 @@ def named(json_name: str, **options: Any) -> Any:
 
 
 def _exactly(*kinds: type) -> Callable[[Any, Any], Any]:
-    def structure(value: Any, _: Any) -> Any:
+    def structure(value: Any, cls: Any) -> Any:
+        # An enumeration of strings arrives here too, being a str.
+        if isinstance(cls, type) and issubclass(cls, enum.Enum):
+            return cls(value)
         # bool is an int to Python, not to a reader of JSON.
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise ValueError(f"{value!r} is a {type(value).__name__}, not a {kinds[0].__name__}")

@@ -117,7 +117,7 @@ class Provenance:
     """Where the bundle comes from. No times, no paths: equal input gives an equal digest."""
 
     model_digest: str
-    calibration_digest: str | None
+    calibration_digest: str | None = None
     evaluation_digest: str
     calibration_samples: int
     evaluation_samples: int
