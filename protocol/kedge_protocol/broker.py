@@ -1,0 +1,127 @@
+"""Where the broker is and how to be let in: its address, TLS, user name and password."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from kedge_protocol.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+_PORTS = {"mqtt": 1883, "mqtts": 8883}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broker:
+    """Where the broker is and how to be let in; see :func:`parse_broker`."""
+
+    host: str
+    port: int
+    tls: bool = False
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    @property
+    def url(self) -> str:
+        """The broker's address without secrets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """The TLS settings: TLS 1.2 or newer, the server's name checked; None without TLS.
+
+        Raises:
+            ConfigError: a certificate or key that cannot be used.
+        """
+        if not self.tls:
+            return None
+        try:
+            context = ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            if self.cert is not None:
+                context.load_cert_chain(str(self.cert), None if self.key is None else str(self.key))
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise ConfigError(
+                f"the certificates cannot be used: {error}",
+                where=self.url,
+                remedy="Give PEM files: --ca of the authority, --cert and --key of this client",
+            ) from error
+        return context
+
+
+def parse_broker(
+    url: str,
+    *,
+    ca: Path | None = None,
+    cert: Path | None = None,
+    key: Path | None = None,
+    username: str | None = None,
+    password: str | None = None,
+) -> Broker:
+    """Read ``mqtt://host[:port]`` (1883) or ``mqtts://host[:port]`` (TLS, 8883).
+
+    Args:
+        ca: PEM file of the authority that signed the broker's certificate; None for the system's.
+        cert, key: PEM files of this client's certificate; the key may be in ``cert``.
+        username, password: for the broker; a password never stands in the URL, where every process list shows it.
+
+    Raises:
+        ConfigError: another scheme, no host, a bad port, anything after the port, files that are missing, or options
+            that do not go together.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{url!r} is not a broker's address: {error}", remedy="Use mqtt://host:port") from error
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise ConfigError(
+            f"{url!r} is not a broker's address", remedy="Use mqtt://host:port, or mqtts://host:port with TLS"
+        )
+    shown = f"{parts.scheme}://{parts.hostname}"
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError("user name and password do not belong in the address", where=shown, remedy="Use the options")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ConfigError("nothing may follow the port", where=shown, remedy="Use mqtt://host:port")
+    if port == 0:
+        raise ConfigError("0 is not a port that can be connected to", where=shown)
+    tls = parts.scheme == "mqtts"
+    files = {"ca": ca, "cert": cert, "key": key}
+    if not tls and any(files.values()):
+        raise ConfigError("certificates were given, but mqtt:// has no TLS", where=shown, remedy="Use mqtts://")
+    if key is not None and cert is None:
+        raise ConfigError("a key was given without its certificate", where=shown, remedy="Give --cert too")
+    for name, path in files.items():
+        if path is not None and not path.is_file():
+            raise ConfigError(f"the {name} file does not exist", where=str(path))
+    if password is not None and username is None:
+        raise ConfigError("a password was given without a user name", where=shown, remedy="Give the user name too")
+    broker = Broker(
+        host=parts.hostname,
+        port=port or _PORTS[parts.scheme],
+        tls=tls,
+        username=username,
+        password=password,
+        ca=ca,
+        cert=cert,
+        key=key,
+    )
+    broker.tls_context()
+    if password is not None and not tls and not _is_loopback(broker.host):
+        log.warning("the password travels to %s in the clear; use mqtts://", broker.url)
+    return broker
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
