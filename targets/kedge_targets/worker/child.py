@@ -1,0 +1,95 @@
+"""The child's loop: one JSON line a request in, JSON lines of progress and one answer out.
+
+Imports nothing heavy: what a task needs, the task imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import sys
+import time
+import traceback
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from kedge_protocol import codec, errors
+from kedge_targets.worker.group import ANSWER_VARIABLE
+
+_PROGRESS_SECONDS = 0.05
+
+
+class _Answers:
+    """The way back to the parent."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)
+        self._file = os.fdopen(descriptor, "wb")
+        self._last = ("", 0.0)
+
+    def send(self, kind: str, value: Any) -> None:
+        self._file.write(json.dumps({kind: value}).encode() + b"\n")
+        self._file.flush()
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """See :class:`kedge_targets.worker.Progress`."""
+        now = time.monotonic()
+        if what == self._last[0] and done != total and now - self._last[1] < _PROGRESS_SECONDS:
+            return
+        self._last = (what, now)
+        self.send("progress", {"what": what, "done": int(done), "total": int(total)})
+
+
+def _requests() -> io.BufferedReader:
+    """The request pipe, moved away from standard input so that no task reads it by mistake."""
+    moved = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return os.fdopen(moved, "rb")
+
+
+def find(task: str) -> tuple[Callable[..., Any], type[Any]]:
+    """A task's function and its request's type.
+
+    Args:
+        task: ``module:function``; the function's first parameter is ``request``, with its type annotated.
+    """
+    module, _, name = task.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    return function, typing.get_type_hints(function)["request"]
+
+
+def described(error: BaseException) -> dict[str, Any]:
+    """An error as it goes on the wire: Kedge's own by the nearest class of the tree, others by their type's name."""
+    if isinstance(error, errors.KedgeError):
+        kind = next(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__)
+        return {"kind": kind, "what": error.what, "where": error.where, "remedy": error.remedy}
+    return {"kind": type(error).__name__, "what": str(error), "where": None, "remedy": None}
+
+
+def main() -> None:
+    """Serve until the parent closes the pipe."""
+    answers = _Answers(int(os.environ.pop(ANSWER_VARIABLE)))
+    requests = _requests()
+    for line in requests:
+        message = json.loads(line)
+        try:
+            function, kind = find(message["task"])
+            request = codec.structure(message["request"], kind, where=message["task"])
+            answer = codec.unstructure(function(request, answers.progress))
+        except BaseException as error:  # noqa: BLE001 -- a vendor's sys.exit() too is an answer; the parent judges
+            if not isinstance(error, errors.KedgeError):
+                traceback.print_exc()
+            answers.send("error", described(error))
+        else:
+            answers.send("answer", answer)
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What every child is told: vendors' telemetry off, vendors' files in a temporary folder.
+
+Each backend's package declares the variables that its own vendors honour (``environment`` in
+``backends/<name>/__init__.py``): a child may load any of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+_BACKENDS = Path(__file__).resolve().parent.parent / "backends"
+
+# General opt-outs, honoured by many packages.
+_GENERAL = {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0"}
+
+# What would make another Python import this one's packages.
+_FOREIGN = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE")
+
+
+@functools.cache
+def _declared() -> Mapping[str, str]:
+    """The variables that the backends declare, merged."""
+    merged: dict[str, str] = {}
+    for package in sorted(_BACKENDS.glob("*/__init__.py")):
+        module = importlib.import_module(f"kedge_targets.backends.{package.parent.name}")
+        merged |= getattr(module, "environment", {})
+    return merged
+
+
+LOG_VARIABLE = "KEDGE_LOG_DIR"
+
+
+def log_dir(given: Path | None) -> Path:
+    """Where logs are kept: as given, as the environment says, or the system's temporary folder."""
+    return given or Path(os.environ.get(LOG_VARIABLE) or tempfile.gettempdir())
+
+
+def of_child(scratch: Path, logs: Path, python: Path | None, extra: Mapping[str, str] | None) -> dict[str, str]:
+    """The whole environment of a child.
+
+    Args:
+        scratch: where caches and temporary files go.
+        logs: where the workers that the child starts keep their logs: these outlive ``scratch``.
+        python: another interpreter than this one, which must not see this one's packages.
+        extra: the caller's own; it wins.
+    """
+    made = dict(os.environ)
+    if python is not None and python != Path(sys.executable):
+        for name in _FOREIGN:
+            made.pop(name, None)
+        made["PYTHONNOUSERSITE"] = "1"
+    made |= _GENERAL
+    made |= _declared()
+    made |= {
+        LOG_VARIABLE: str(logs),
+        "TMPDIR": str(scratch),
+        "XDG_CACHE_HOME": str(scratch / "cache"),
+        "XDG_CONFIG_HOME": str(scratch / "config"),
+        "MPLCONFIGDIR": str(scratch / "matplotlib"),
+    }
+    made |= extra or {}
+    return made

@@ -1,0 +1,131 @@
+"""One child in a process group of its own: starting it, watching its memory, killing all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from kedge_targets.worker.bootstrap import PARENT_VARIABLE
+
+ANSWER_VARIABLE = "KEDGE_ANSWER_FD"
+_SCAN_SECONDS = 1.0  # how often new members of the group are looked for
+
+
+@functools.cache
+def _starter(pid: int) -> ThreadPoolExecutor:
+    """The thread that starts all children of process ``pid``.
+
+    Linux sends a child its parent's death signal when the *thread* that started it ends, so no caller's thread may
+    do it.
+    """
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="kedge-worker-start")
+
+
+class Group:
+    """A running child and whatever it starts.
+
+    Attributes:
+        requests: file descriptor to write requests to; not blocking.
+        answers: file descriptor to read answers from.
+    """
+
+    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None, log: int) -> None:
+        self.answers, theirs = os.pipe()
+        environment = {**env, ANSWER_VARIABLE: str(theirs), PARENT_VARIABLE: str(os.getpid())}
+        start = functools.partial(
+            subprocess.Popen,
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=(theirs,),
+            env=environment,
+            cwd=cwd,
+            start_new_session=True,
+        )
+        try:
+            self._process = _starter(os.getpid()).submit(start).result()
+        except BaseException:
+            os.close(self.answers)
+            raise
+        finally:
+            os.close(theirs)
+        self.pid = self._process.pid
+        stdin = self._process.stdin
+        if stdin is None:  # for the type checker: stdin=PIPE always makes one
+            raise RuntimeError("no pipe to the child")
+        self._stdin = stdin
+        self.requests = stdin.fileno()
+        os.set_blocking(self.requests, False)
+        self._members = [self.pid]
+        self._scanned = time.monotonic()
+
+    def alive(self) -> bool:
+        """Whether the child itself still runs; it is not reaped here, so that its group's number stays its own."""
+        if self._process.returncode is not None:
+            return False
+        state = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        return state is None
+
+    def memory(self) -> int:
+        """Bytes of memory of the whole group that nothing but swap could free: anonymous and shared memory.
+
+        Mapped files (a data set, a model) are not counted: the kernel drops their pages when it needs to.
+        """
+        now = time.monotonic()
+        if now - self._scanned > _SCAN_SECONDS:
+            self._members = _members(self.pid)
+            self._scanned = now
+        return sum(_memory_of(pid) for pid in self._members)
+
+    def end(self, patience: float) -> None:
+        """Let the child finish within ``patience`` seconds: its request pipe is closed; then kill what is left."""
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+        until = time.monotonic() + patience
+        while self.alive() and time.monotonic() < until:
+            time.sleep(0.01)
+        self.kill()
+
+    def kill(self) -> int:
+        """Kill the whole group, free the pipes; returns the child's exit status as :mod:`subprocess` tells it."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait()
+            with contextlib.suppress(OSError):
+                self._stdin.close()
+            os.close(self.answers)
+        return self._process.returncode
+
+    def status(self) -> int:
+        """The exit status of a child that has ended by itself; the rest of its group is killed."""
+        return self.kill()
+
+
+def _members(group: int) -> list[int]:
+    found = []
+    for entry in os.listdir("/proc"):  # noqa: PTH208 -- names suffice; this runs every second
+        if entry.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                stat = Path("/proc", entry, "stat").read_text(encoding="utf-8", errors="replace")
+                # The command's name stands in brackets and may hold anything; the group is the third field after it.
+                if int(stat.rpartition(")")[2].split()[2]) == group:
+                    found.append(int(entry))
+    return found
+
+
+def _memory_of(pid: int) -> int:
+    kibibytes = 0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("RssAnon:", "RssShmem:")):
+                kibibytes += int(line.split()[1])
+    return kibibytes * 1024
