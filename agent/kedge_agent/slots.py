@@ -253,8 +253,8 @@ class ModelFolder:
     def _prepare(self) -> None:
         self.slots.mkdir(parents=True, exist_ok=True)
         self.counters.mkdir(exist_ok=True)
-        # Applications of the agent's group count here too.
-        self.counters.chmod(0o2775)
+        # Applications of any user count here; none may remove the file of another.
+        self.counters.chmod(0o1777)
         if not self.generation_file.exists():
             self.bump()
 
