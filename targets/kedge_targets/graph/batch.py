@@ -1,0 +1,60 @@
+"""The batch: the first axis of every input, free or fixed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kedge_protocol.errors import ModelError
+from kedge_targets.graph import reading, signature
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def size(model: onnx.ModelProto) -> int | None:
+    """How many samples the graph takes at once; None where that is free.
+
+    Raises:
+        ModelError: the inputs disagree, or one has no axes.
+    """
+    given = signature.inputs(model)
+    for info in given:
+        if not info.shape:
+            raise ModelError("is a scalar, it has no batch axis", where=f"input {info.name!r}")
+    sizes = {info.shape[0] for info in given}
+    if len(sizes) != 1:
+        listed = ", ".join(f"{info.name} {info.shape[0] or 'free'}" for info in given)
+        raise ModelError(
+            f"the inputs' first axes disagree ({listed}), they must all be the batch",
+            remedy="Export the model with the batch as the first axis of every input",
+        )
+    return sizes.pop()
+
+
+def fixed(model: onnx.ModelProto, samples: int) -> onnx.ModelProto:
+    """A copy that takes exactly ``samples`` at once, shapes inferred anew; outputs that shared the batch's symbol
+    follow.
+
+    Raises:
+        ModelError: the graph's batch is fixed to another size already.
+    """
+    import onnx
+
+    have = size(model)
+    if have is not None and have != samples:
+        raise ModelError(
+            f"its batch is fixed to {have}, not {samples}", remedy="Export the model with a free batch axis"
+        )
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    names = {info.name for info in signature.inputs(copy)}
+    symbols = {value.type.tensor_type.shape.dim[0].dim_param for value in copy.graph.input if value.name in names} - {
+        ""
+    }
+    for value in (*copy.graph.input, *copy.graph.output):
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_param in symbols or (axis == 0 and value.name in names):
+                dim.dim_value = samples
+    # What was inferred holds the symbol still.
+    del copy.graph.value_info[:]
+    return reading.infer_shapes(copy, where="graph with its batch fixed")

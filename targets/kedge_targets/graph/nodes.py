@@ -1,0 +1,121 @@
+"""Nodes and operators of a graph, as plain data, with names that hold from one reading to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kedge_protocol.errors import UnsupportedOperatorError
+
+if TYPE_CHECKING:
+    import onnx
+
+DEFAULT_DOMAIN = "ai.onnx"
+"""What the empty domain means (ONNX specification, "Operator sets")."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeInfo:
+    """One node of the main graph, in the graph's order.
+
+    Attributes:
+        name: unique in the graph, see :func:`name_nodes`.
+        operator, domain: ``Conv`` of ``ai.onnx``.
+        inputs, outputs: tensor names; an empty string is an optional input left out.
+    """
+
+    name: str
+    operator: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Give each node of the main graph a name of its own, in place.
+
+    A plan names layers by node name, so each must have one, and the same whenever the file is read: an empty name
+    becomes ``Operator_INDEX``, the second of two equal names gets ``_2``.
+    """
+    given = {node.name for node in model.graph.node if node.name}
+    used: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        base = node.name or f"{node.op_type}_{index}"
+        name, count = base, 1
+        while name in used or (name in given and name != node.name):
+            count += 1
+            name = f"{base}_{count}"
+        used.add(name)
+        node.name = name
+
+
+def nodes(model: onnx.ModelProto) -> list[NodeInfo]:
+    """The nodes of the main graph."""
+    return [
+        NodeInfo(
+            name=node.name,
+            operator=node.op_type,
+            domain=node.domain or DEFAULT_DOMAIN,
+            inputs=tuple(node.input),
+            outputs=tuple(node.output),
+        )
+        for node in model.graph.node
+    ]
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and every graph within it (branches of If, bodies of Loop and Scan)."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from graphs(attribute.g)
+            for inner in attribute.graphs:
+                yield from graphs(inner)
+
+
+def operators(model: onnx.ModelProto) -> frozenset[tuple[str, str]]:
+    """``(domain, operator)`` of every node, those of inner graphs and of the model's own functions among them."""
+    found = {(node.domain, node.op_type) for graph in graphs(model.graph) for node in graph.node}
+    found |= {(node.domain, node.op_type) for function in model.functions for node in function.node}
+    return frozenset((domain or DEFAULT_DOMAIN, operator) for domain, operator in found)
+
+
+def check_operators(model: onnx.ModelProto, *, where: str) -> None:
+    """Check that each operator is in an opset that is known here: ONNX's, or ONNX Runtime's own.
+
+    Raises:
+        UnsupportedOperatorError: names the operator, its domain and its node.
+    """
+    versions = {opset.domain or DEFAULT_DOMAIN: opset.version for opset in model.opset_import}
+    known = _contributed() | {(function.domain, function.name) for function in model.functions}
+    for graph in graphs(model.graph):
+        for node in graph.node:
+            domain = node.domain or DEFAULT_DOMAIN
+            if (node.domain, node.op_type) in known or _is_standard(node.op_type, domain, versions.get(domain)):
+                continue
+            raise UnsupportedOperatorError(
+                f"operator {node.op_type!r} of domain {domain!r} is in no opset known here "
+                f"(the model imports version {versions.get(domain, 'none')})",
+                where=f"{where}: node {node.name or '/'.join(node.output)!r}",
+                remedy="Export the model with standard ONNX operators, or replace this node",
+            )
+
+
+def _is_standard(operator: str, domain: str, version: int | None) -> bool:
+    import onnx
+
+    if version is None:
+        return False
+    short = "" if domain == DEFAULT_DOMAIN else domain
+    return bool(onnx.defs.has(operator, max_inclusive_version=version, domain=short))
+
+
+def _contributed() -> set[tuple[str, str]]:
+    """Operators that ONNX Runtime brings beyond the standard; none where it is not installed."""
+    try:
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+    except ImportError:
+        return set()
+    return {(schema.domain, schema.name) for schema in state.get_all_operator_schema() if schema.domain}

@@ -1,0 +1,82 @@
+"""A graph's inputs and outputs as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kedge_protocol.bundle.config import FileTensor, TensorSpec
+from kedge_protocol.errors import ModelError
+from kedge_targets.graph.layout import layout_of
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """One input or output.
+
+    Attributes:
+        name: in the graph.
+        shape: None for a free dimension.
+        dtype: numpy's name (``float32``).
+        layout: of an input whose layout the graph tells, see :func:`kedge_targets.graph.layout.layout_of`.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+    layout: str | None = None
+
+
+def inputs(model: onnx.ModelProto) -> list[TensorInfo]:
+    """What a caller must give; initializers that are listed as inputs too (IR version 3) are not among them.
+
+    Raises:
+        ModelError: an input is no tensor, has no shape, or there is none.
+    """
+    constant = {tensor.name for tensor in model.graph.initializer}
+    constant |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    found = [
+        _info(value, "input", layout_of(model, value.name)) for value in model.graph.input if value.name not in constant
+    ]
+    if not found:
+        raise ModelError("the model has no input", remedy="Export it with at least one input")
+    return found
+
+
+def outputs(model: onnx.ModelProto) -> list[TensorInfo]:
+    """What the model answers; raises as :func:`inputs`."""
+    return [_info(value, "output", None) for value in model.graph.output]
+
+
+def _info(value: onnx.ValueInfoProto, kind: str, layout: str | None) -> TensorInfo:
+    import onnx
+
+    where = f"{kind} {value.name!r}"
+    if not value.type.HasField("tensor_type"):
+        raise ModelError(f"is a {value.type.WhichOneof('value')}, not a tensor", where=where)
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        raise ModelError(
+            "has no shape", where=where, remedy="Export the model with the rank of its inputs and outputs known"
+        )
+    shape = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    return TensorInfo(name=value.name, shape=shape, dtype=str(dtype), layout=layout)
+
+
+def specs(tensors: Iterable[TensorInfo]) -> tuple[TensorSpec, ...]:
+    """Specifications for a backend whose files keep the model's names, order, axes and types."""
+    return tuple(
+        TensorSpec(
+            name=tensor.name,
+            shape=tensor.shape,
+            dtype=tensor.dtype,
+            layout=tensor.layout,
+            file=FileTensor(name=tensor.name, index=index, shape=tensor.shape, dtype=tensor.dtype),
+        )
+        for index, tensor in enumerate(tensors)
+    )
