@@ -87,10 +87,11 @@ class Connection:
     Args:
         client_id: unique at the broker.
         will_topic, will_payload: published by the broker (retained, QoS 1) when this client is lost, and by
-            :meth:`stop`.
-        subscriptions: topic filters, all with QoS 1.
-        on_connected: with the session's number, counted from 1, once all subscriptions stand. State is published
-            here.
+            :meth:`stop`. A function is called for each connection with its session's number.
+        subscriptions: topic filters, or pairs of a filter and its QoS; 1 where none is said. (Give 0 for bulk: some
+            brokers send everything with the subscriber's QoS.)
+        on_connected: with the session's number, which grows with each attempt, once all subscriptions stand. State is
+            published here.
         on_disconnected: once for each call of ``on_connected``, with the reason in words.
         on_message: topic, payload, and whether it was retained. Only between the other two.
         keepalive: seconds.
@@ -102,8 +103,8 @@ class Connection:
         client_id: str,
         *,
         will_topic: str,
-        will_payload: bytes,
-        subscriptions: Sequence[str],
+        will_payload: bytes | Callable[[int], bytes],
+        subscriptions: Sequence[str | tuple[str, int]],
         on_connected: Callable[[int], None],
         on_disconnected: Callable[[str], None],
         on_message: Callable[[str, bytes, bool], None],
@@ -117,7 +118,7 @@ class Connection:
         """Why there is no connection; None while there is one or none was tried."""
         self._will_topic = will_topic
         self._will_payload = will_payload
-        self._subscriptions = list(subscriptions)
+        self._subscriptions = [(item, 1) if isinstance(item, str) else item for item in subscriptions]
         self._on_connected = on_connected
         self._on_disconnected = on_disconnected
         self._on_message = on_message
@@ -155,7 +156,7 @@ class Connection:
         """Wait up to ``timeout`` seconds until :attr:`connected`."""
         return self._ready.wait(timeout)
 
-    def set_will(self, payload: bytes) -> None:
+    def set_will(self, payload: bytes | Callable[[int], bytes]) -> None:
         """Another will, from the next connection on (and for :meth:`stop`)."""
         self._will_payload = payload
 
@@ -215,7 +216,7 @@ class Connection:
     def stop(self, timeout: float = 3.0) -> None:
         """Publish the will (a clean disconnect makes the broker forget it), disconnect, end the thread."""
         if self._ready.is_set():
-            self.publish(self._will_topic, self._will_payload, qos=1, retain=True)
+            self.publish(self._will_topic, self._will(), qos=1, retain=True)
         self._stopping.set()
         client = self._client
         if client is not None:
@@ -250,13 +251,13 @@ class Connection:
 
     def _one_connection(self) -> None:
         """Connect and stay until the connection ends, which is always by an exception unless stopped."""
+        self.session += 1
         client = self._new_client()
         self._failure = None
         self._early.clear()
         with self._lock:
             self._unsent.clear()
             self._unsent_bytes = 0
-        self.session += 1
         self._client = client
         since = time.monotonic()
         try:
@@ -302,7 +303,7 @@ class Connection:
         client.connect_timeout = CONNECT_TIMEOUT
         client.max_inflight_messages_set(MAX_INFLIGHT)
         client.max_queued_messages_set(MAX_QUEUED)
-        client.will_set(self._will_topic, self._will_payload, qos=1, retain=True)
+        client.will_set(self._will_topic, self._will(), qos=1, retain=True)
         if self.broker.username is not None:
             client.username_pw_set(self.broker.username, self.broker.password)
         context = self.broker.tls_context()
@@ -324,8 +325,8 @@ class Connection:
             self._failure = kind(f"the broker refuses: {reason}")
             return
         self._pending.clear()
-        for pattern in self._subscriptions:
-            code, mid = client.subscribe(pattern, qos=1)
+        for pattern, qos in self._subscriptions:
+            code, mid = client.subscribe(pattern, qos=qos)
             if code == MQTTErrorCode.MQTT_ERR_SUCCESS and mid is not None:
                 self._pending.add(mid)
         if not self._pending:
@@ -362,6 +363,10 @@ class Connection:
         except Exception:
             # The connection is shared by all that its owner does: one bad message must not end it.
             log.exception("a callback of the connection failed")
+
+    def _will(self) -> bytes:
+        will = self._will_payload
+        return will if isinstance(will, bytes) else will(self.session)
 
     def _forget_sent(self) -> None:
         while self._unsent:

@@ -24,7 +24,7 @@ __all__ = ["mosquitto"]
 class Client:
     """A connection that notes what it hears."""
 
-    def __init__(self, broker: Broker, name: str, *patterns: str, **options: Any) -> None:
+    def __init__(self, broker: Broker, name: str, *patterns: str | tuple[str, int], **options: Any) -> None:
         self.sessions: list[int] = []
         self.reasons: list[str] = []
         self.messages: queue.Queue[tuple[str, bytes, bool]] = queue.Queue()
@@ -43,7 +43,7 @@ class Client:
 
 
 @contextmanager
-def client(broker: Broker, name: str, *patterns: str, **options: Any) -> Iterator[Client]:
+def client(broker: Broker, name: str, *patterns: str | tuple[str, int], **options: Any) -> Iterator[Client]:
     made = Client(broker, name, *patterns, **options)
     made.connection.start()
     try:
@@ -104,13 +104,14 @@ def test_a_restarted_broker_is_found_again_and_nothing_old_is_sent_again(mosquit
 
 
 @pytest.mark.needs("mosquitto")
-def test_a_clean_stop_publishes_the_will(mosquitto: Mosquitto) -> None:
+def test_a_clean_stop_publishes_the_will_of_that_session(mosquitto: Mosquitto) -> None:
     broker = parse_broker(mosquitto.url)
     with client(broker, "a") as one:
         assert one.connection.wait_connected(10)
-        one.connection.set_will(b"gone for good")
-    with client(broker, "b", "will/a") as other:
-        assert other.messages.get(timeout=10) == ("will/a", b"gone for good", True)
+        one.connection.set_will(lambda session: b"gone from %d" % session)
+        (session,) = one.sessions
+    with client(broker, "b", ("will/a", 0)) as other:
+        assert other.messages.get(timeout=10) == ("will/a", b"gone from %d" % session, True)
 
 
 @pytest.mark.needs("mosquitto")
