@@ -1,0 +1,163 @@
+"""What the update machine is told. Each may come late, twice, or for something that is no longer wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kedge_protocol.blocks import BlockAnswer
+from kedge_protocol.messages import Status
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The broker accepted a new connection of ours."""
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    """The connection is gone; what was asked may be lost."""
+
+
+@dataclass(frozen=True)
+class ControllerSeen:
+    """The controller's retained status came."""
+
+    status: Status
+
+
+@dataclass(frozen=True)
+class DesiredArrived:
+    """A desired state came: the message's own bytes."""
+
+    raw: bytes
+
+
+@dataclass(frozen=True)
+class BlockArrived:
+    """One answer to request ``rid``."""
+
+    rid: str
+    answer: BlockAnswer
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlobOpened:
+    """Outcome of :class:`~kedge_agent.update.actions.OpenBlob`.
+
+    Attributes:
+        complete: the store has the blob, checked.
+        data: its bytes, where they were asked for and it is complete.
+        block_map: its block map, checked; None where the store has none and none was given.
+        have: bitmap of the finished blocks on disk, copied ones among them.
+        error: why the store cannot hold it.
+    """
+
+    digest: str
+    complete: bool = False
+    data: bytes | None = None
+    block_map: bytes | None = None
+    have: bytes = b""
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class BlobStored:
+    """Outcome of ``StoreBlob`` and ``FinishBlob``: in the store under its digest, or why not."""
+
+    digest: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class WriteFailed:
+    """A block could not be written (disk full)."""
+
+    digest: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Outcome of ``Measure``: what there is on this device.
+
+    Attributes:
+        missing_bytes: of the bundle's files that still have to be written.
+        free_bytes: of the disk that the state lies on.
+        memory_bytes: of the whole device.
+        runtimes: installed distribution → version, of those that were asked about.
+    """
+
+    model: str
+    digest: str
+    missing_bytes: int
+    free_bytes: int
+    memory_bytes: int
+    runtimes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """Outcome of ``Assemble``."""
+
+    model: str
+    digest: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Proved:
+    """Outcome of ``Prove``: the golden vectors hold, or why not."""
+
+    model: str
+    digest: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What is installed of one model."""
+
+    current: str | None = None
+    version: str | None = None
+    previous: str | None = None
+
+
+@dataclass(frozen=True)
+class Switched:
+    """Outcome of ``Switch``, ``RollBack`` and ``Remove``: what is installed now."""
+
+    model: str
+    installed: Installed
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """The serving child loaded a bundle, or could not."""
+
+    model: str
+    digest: str
+    error: str | None = None
+
+
+Event = (
+    Connected
+    | Disconnected
+    | ControllerSeen
+    | DesiredArrived
+    | BlockArrived
+    | Tick
+    | BlobOpened
+    | BlobStored
+    | WriteFailed
+    | Measured
+    | Assembled
+    | Proved
+    | Switched
+    | Served
+)

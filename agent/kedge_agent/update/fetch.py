@@ -1,0 +1,221 @@
+"""The way of one blob onto the device: look, pull the block map, copy what is there, pull the rest, check the whole.
+
+A blob of one block, a manifest or a configuration has no map and is pulled into memory, checked, and stored whole.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kedge_agent.update import actions, events
+from kedge_agent.update.traffic import Traffic
+from kedge_agent.update.transfer import Transfer, Verdict
+from kedge_protocol.blocks import HASH_SIZE, BlockAnswer, BlockStatus, block_count
+from kedge_protocol.messages import BlobKind
+
+MAX_IN_MEMORY = 4 << 20
+"""Bytes; a document or a block map is no larger (a map of 4 MiB is that of a blob of 8 GiB)."""
+
+
+class Stage(enum.Enum):
+    """How far a fetch is."""
+
+    LOOK = "looking for what is there"
+    MAP = "block map"
+    BLOCKS = "blocks"
+    CHECK = "checking"
+
+
+@dataclass
+class Fetch:
+    """One blob that one or more models wait for.
+
+    Attributes:
+        size: in bytes.
+        map_digest: None for a blob that is pulled into memory.
+        read: its bytes are needed, not only its presence.
+        models: that wait for it.
+    """
+
+    digest: str
+    size: int
+    map_digest: str | None
+    read: bool
+    models: set[str] = field(default_factory=set)
+    stage: Stage = Stage.LOOK
+    transfer: Transfer | None = None
+    data: bytes | None = None
+
+    @property
+    def blocks_done(self) -> int:
+        """Finished blocks of the blob (not of its map)."""
+        if self.stage is Stage.CHECK:
+            return block_count(self.size)
+        return self.transfer.done if self.stage is Stage.BLOCKS and self.transfer is not None else 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a fetch: the blob is in the store (``data`` where it was to be read), or ``error`` says why not."""
+
+    digest: str
+    models: frozenset[str]
+    data: bytes | None = None
+    error: str | None = None
+
+
+class Fetches:
+    """All blobs under way.
+
+    Args:
+        traffic: asks for their blocks.
+        emit: takes the actions.
+    """
+
+    def __init__(self, traffic: Traffic, emit: Callable[[actions.Action], None]) -> None:
+        self.traffic = traffic
+        self.outcomes: list[Outcome] = []
+        self._emit = emit
+        self._fetches: dict[str, Fetch] = {}
+
+    def want(self, model: str, digest: str, size: int, *, map_digest: str | None = None, read: bool = False) -> None:
+        """Fetch a blob for a model; :attr:`outcomes` tells its end."""
+        fetch = self._fetches.get(digest)
+        if fetch is not None and (fetch.read or not read):
+            fetch.models.add(model)
+            return
+        needed = block_count(size) * HASH_SIZE if map_digest else size
+        if needed > MAX_IN_MEMORY:
+            what = "its block map" if map_digest else "a blob without a block map"
+            error = f"{digest} cannot be pulled: {what} has {needed} bytes, {MAX_IN_MEMORY} are allowed"
+            self.outcomes.append(Outcome(digest, frozenset({model}), error=error))
+            return
+        models = fetch.models | {model} if fetch is not None else {model}
+        if fetch is not None:
+            self._stop(fetch)
+        self._fetches[digest] = Fetch(digest, size, map_digest, read, models)
+        self._emit(actions.OpenBlob(digest=digest, size=size, map_digest=map_digest, read=read))
+
+    def unwant(self, model: str) -> None:
+        """A model waits no more for anything; what nobody waits for stops, its partial file stays."""
+        for fetch in list(self._fetches.values()):
+            fetch.models.discard(model)
+            if not fetch.models:
+                self._stop(fetch)
+                self._emit(actions.CloseBlob(fetch.digest))
+
+    def of(self, model: str) -> list[Fetch]:
+        """What a model waits for."""
+        return [fetch for fetch in self._fetches.values() if model in fetch.models]
+
+    def get(self, digest: str) -> Fetch | None:
+        """The fetch of a blob, if it is under way."""
+        return self._fetches.get(digest)
+
+    def opened(self, event: events.BlobOpened) -> None:
+        """The store has looked."""
+        fetch = self._fetches.get(event.digest)
+        if fetch is None or fetch.stage is not Stage.LOOK:
+            return
+        if event.error is not None:
+            self._end(fetch, error=event.error)
+        elif event.complete:
+            self._end(fetch, data=event.data)
+        elif fetch.map_digest is None:
+            self._pull(fetch, Stage.BLOCKS, Transfer(fetch.digest, BlobKind.BLOB, fetch.size, fetch.digest))
+        elif event.block_map is None:
+            size = block_count(fetch.size) * HASH_SIZE
+            self._pull(fetch, Stage.MAP, Transfer(fetch.digest, BlobKind.MAP, size, fetch.map_digest))
+        else:
+            transfer = Transfer(
+                fetch.digest, BlobKind.BLOB, fetch.size, fetch.digest, hashes=event.block_map, have=event.have
+            )
+            self._pull(fetch, Stage.BLOCKS, transfer)
+
+    def block(self, rid: str, answer: BlockAnswer, now: float) -> Fetch | None:
+        """One answer came; the fetch it belongs to where it brought something new."""
+        transfer = self.traffic.answered(rid, now)
+        fetch = self._fetches.get(transfer.digest) if transfer is not None else None
+        if transfer is None or fetch is None:
+            return None
+        if answer.status is BlockStatus.BUSY:
+            self.traffic.busy(transfer, answer.index, now)
+            return None
+        if answer.status is not BlockStatus.OK:
+            reason = answer.reason or answer.status.name.lower().replace("_", " ")
+            self._end(fetch, error=f"the controller does not give {transfer.kind.value} {fetch.digest}: {reason}")
+            return None
+        verdict, places = transfer.accept(answer.index, answer.payload)
+        if verdict is Verdict.BROKEN and transfer.given_up(answer.index):
+            self._end(fetch, error=f"block {answer.index} of {fetch.digest} came broken again and again")
+        if verdict is not Verdict.NEW:
+            return None
+        transfer.busy = 0
+        if transfer.on_disk:
+            for index in places:
+                self._emit(actions.WriteBlock(fetch.digest, index, answer.payload))
+        if transfer.finished:
+            self._complete(fetch, transfer)
+        return fetch
+
+    def stored(self, event: events.BlobStored) -> None:
+        """The store has put a blob in its place, or not."""
+        fetch = self._fetches.get(event.digest)
+        if fetch is not None and fetch.stage is Stage.CHECK:
+            self._end(fetch, data=fetch.data, error=event.error)
+
+    def write_failed(self, event: events.WriteFailed) -> None:
+        """The disk took a block not."""
+        fetch = self._fetches.get(event.digest)
+        if fetch is not None:
+            self._end(fetch, error=event.error)
+
+    def _pull(self, fetch: Fetch, stage: Stage, transfer: Transfer) -> None:
+        fetch.stage = stage
+        fetch.transfer = transfer
+        self.traffic.add(transfer)
+        if transfer.finished:
+            self._complete(fetch, transfer)
+
+    def _complete(self, fetch: Fetch, transfer: Transfer) -> None:
+        if transfer.on_disk:
+            fetch.stage = Stage.CHECK
+            self._forget_transfer(fetch)
+            self._emit(actions.FinishBlob(fetch.digest))
+            return
+        data = transfer.data()
+        if data is None:
+            if transfer.given_up(0):
+                what = "block map" if transfer.kind is BlobKind.MAP else "blob"
+                self._end(fetch, error=f"the {what} of {fetch.digest} came with a wrong digest again and again")
+            return
+        self._forget_transfer(fetch)
+        if transfer.kind is BlobKind.MAP:
+            fetch.stage = Stage.LOOK
+            self._emit(
+                actions.OpenBlob(
+                    digest=fetch.digest, size=fetch.size, map_digest=fetch.map_digest, block_map=data, read=fetch.read
+                )
+            )
+            return
+        fetch.stage = Stage.CHECK
+        fetch.data = data if fetch.read else None
+        self._emit(actions.StoreBlob(fetch.digest, data))
+
+    def _end(self, fetch: Fetch, *, data: bytes | None = None, error: str | None = None) -> None:
+        self._stop(fetch)
+        if error is not None:
+            self._emit(actions.CloseBlob(fetch.digest))
+        self.outcomes.append(Outcome(fetch.digest, frozenset(fetch.models), data, error))
+
+    def _stop(self, fetch: Fetch) -> None:
+        self._forget_transfer(fetch)
+        if self._fetches.get(fetch.digest) is fetch:
+            del self._fetches[fetch.digest]
+
+    def _forget_transfer(self, fetch: Fetch) -> None:
+        if fetch.transfer is not None:
+            self.traffic.drop(fetch.transfer)
+            fetch.transfer = None

@@ -1,0 +1,312 @@
+"""The update machine of one device: :meth:`Machine.handle` takes an event and gives back the actions it leads to."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from kedge_agent.update import actions, events
+from kedge_agent.update.actions import Action, Memory, Refusal
+from kedge_agent.update.fetch import Fetches, Outcome
+from kedge_agent.update.model import Desk, ModelUpdate, Step
+from kedge_agent.update.settings import Settings
+from kedge_agent.update.traffic import Traffic
+from kedge_protocol import codec, digest
+from kedge_protocol.errors import KedgeError
+from kedge_protocol.messages import Desired, Failure, ModelState, ReportedModel
+from kedge_protocol.topics import checked_name
+
+PROGRESS_INTERVAL = 1.0
+"""Seconds between two reports that tell of nothing but progress."""
+
+
+class Machine:
+    """Desired state in, actions out. Equal events, at equal times, from an equal start give equal actions.
+
+    Args:
+        target: of this device.
+        boot_id: of this start; part of every request's id.
+        memory: of the start before (:class:`~kedge_agent.update.actions.Remember`).
+        installed: model name → what the slots hold.
+        settings: limits.
+        seed: of the jitter.
+        now: seconds of any steady clock.
+    """
+
+    def __init__(
+        self,
+        *,
+        target: str,
+        boot_id: str,
+        memory: Memory,
+        installed: Mapping[str, events.Installed],
+        settings: Settings | None = None,
+        seed: int = 0,
+        now: float = 0.0,
+    ) -> None:
+        self.problem: str | None = None
+        """Why the latest desired state was not taken, in words."""
+        self._memory = memory
+        self._installed = dict(installed)
+        self._actions: list[Action] = []
+        self._changed = True
+        self._progress = False
+        self._reported_at = now
+        self._garbage = False
+        settings = settings or Settings()
+        self._traffic = Traffic(boot_id, settings, random.Random(seed))
+        self._fetches = Fetches(self._traffic, self._emit)
+        self._desk = Desk(
+            target=target,
+            settings=settings,
+            fetches=self._fetches,
+            emit=self._emit,
+            changed=self._note_change,
+            failed=self._note_failure,
+            served=self._note_served,
+            make_room=self._collect,
+            now=now,
+        )
+        self._models: dict[str, ModelUpdate] = {}
+        self._desired = self._parse(memory.desired.encode()) if memory.desired else None
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            events.Connected: lambda _: self._connected(),
+            events.Disconnected: lambda _: self._disconnected(),
+            events.ControllerSeen: self._controller_seen,
+            events.DesiredArrived: self._desired_arrived,
+            events.BlockArrived: self._block_arrived,
+            events.Tick: lambda _: self._tick(),
+            events.BlobOpened: self._fetches.opened,
+            events.BlobStored: self._fetches.stored,
+            events.WriteFailed: self._fetches.write_failed,
+            events.Measured: lambda event: self._tell(event, ModelUpdate.measured),
+            events.Assembled: lambda event: self._tell(event, ModelUpdate.assembled),
+            events.Proved: lambda event: self._tell(event, ModelUpdate.proved),
+            events.Switched: self._switched,
+            events.Served: self._served,
+        }
+
+    @property
+    def desired_version(self) -> int:
+        """Version of the accepted desired state; 0 before the first."""
+        return 0 if self._desired is None else self._desired.version
+
+    @property
+    def awaits_serving(self) -> bool:
+        """Whether a model waits for the serving process."""
+        return any(update.step is Step.SERVE for update in self._models.values())
+
+    @property
+    def settled(self) -> bool:
+        """Whether every model has reached its end, good or bad."""
+        return all(update.step.ended for update in self._models.values())
+
+    def start(self, now: float) -> list[Action]:
+        """Go on where the start before left off; once, before any event."""
+        self._desk.now = now
+        if self._desired is not None:
+            self._work_towards(self._desired, restored=True)
+        else:
+            for name, there in self._installed.items():
+                if there.current is not None:
+                    self._begin(name, there.current, None)
+        return self._finish()
+
+    def handle(self, event: events.Event, now: float) -> list[Action]:
+        """Take one event.
+
+        Args:
+            event: see :mod:`kedge_agent.update.events`.
+            now: seconds of the same steady clock each time.
+
+        Returns:
+            The actions, to be done in this order.
+        """
+        self._desk.now = now
+        self._handlers[type(event)](event)
+        return self._finish()
+
+    def reported(self) -> dict[str, ReportedModel]:
+        """Each model as it stands."""
+        return {name: self._reported_model(name, update) for name, update in sorted(self._models.items())}
+
+    # Events.
+
+    def _connected(self) -> None:
+        self._traffic.connected()
+        self._changed = True
+
+    def _disconnected(self) -> None:
+        self._traffic.disconnected()
+        self._changed = True
+
+    def _controller_seen(self, event: events.ControllerSeen) -> None:
+        was = self._traffic.ready
+        self._traffic.controller_seen(event.status)
+        self._changed |= was != self._traffic.ready
+
+    def _desired_arrived(self, event: events.DesiredArrived) -> None:
+        desired = self._parse(event.raw)
+        if desired is None or desired.version <= self.desired_version:
+            return
+        self._desired = desired
+        self._memory = replace(
+            self._memory,
+            desired=event.raw.decode(),
+            refused={},
+            served={name: seen for name, seen in self._memory.served.items() if name in desired.models},
+        )
+        self._emit(actions.Remember(self._memory))
+        self._work_towards(desired, restored=False)
+
+    def _block_arrived(self, event: events.BlockArrived) -> None:
+        fetch = self._fetches.block(event.rid, event.answer, self._desk.now)
+        if fetch is not None:
+            for name in fetch.models:
+                self._models[name].received += len(event.answer.payload)
+            self._progress = True
+
+    def _tick(self) -> None:
+        for name, update in list(self._models.items()):
+            update.tick(confirmed=self._is_confirmed(name))
+
+    def _tell(self, event: Any, method: Callable[[ModelUpdate, Any], None]) -> None:
+        update = self._models.get(event.model)
+        if update is not None:
+            method(update, event)
+
+    def _switched(self, event: events.Switched) -> None:
+        self._installed[event.model] = event.installed
+        self._tell(event, ModelUpdate.switched)
+
+    def _served(self, event: events.Served) -> None:
+        update = self._models.get(event.model)
+        if update is not None:
+            update.served(event, confirmed=self._is_confirmed(event.model))
+
+    # What follows.
+
+    def _parse(self, raw: bytes) -> Desired | None:
+        try:
+            desired = codec.decode(raw, Desired, where="desired state")
+            for name, bundle in desired.models.items():
+                checked_name(name, "model name")
+                digest.checked(bundle, where=f"desired state of {name}")
+        except (KedgeError, UnicodeDecodeError) as error:
+            self.problem = str(error)
+            return None
+        self.problem = None
+        return desired
+
+    def _work_towards(self, desired: Desired, *, restored: bool) -> None:
+        for name in [name for name in self._models if name not in desired.models]:
+            self._models.pop(name).stop()
+        for name, there in self._installed.items():
+            if name not in desired.models and there.current is not None:
+                self._emit(actions.Remove(name))
+                self._garbage = True
+        for name, wanted in sorted(desired.models.items()):
+            update = self._models.get(name)
+            if update is not None and update.digest == wanted and update.step is not Step.FAILED:
+                continue
+            if update is not None:
+                update.stop()
+            refusal = self._memory.refused.get(name) if restored else None
+            if refusal is not None and (refusal.version, refusal.failure.digest) == (desired.version, wanted):
+                self._new(name, wanted, None).restore(refusal.failure)
+            else:
+                self._begin(name, wanted, desired.sizes.get(wanted))
+        self._changed = True
+
+    def _new(self, name: str, wanted: str, size: int | None) -> ModelUpdate:
+        installed = self._installed.get(name, events.Installed())
+        self._models[name] = ModelUpdate(self._desk, name, wanted, size, installed)
+        return self._models[name]
+
+    def _begin(self, name: str, wanted: str, size: int | None) -> None:
+        self._new(name, wanted, size).start()
+
+    def _is_confirmed(self, name: str) -> bool:
+        update = self._models.get(name)
+        return update is not None and self._memory.served.get(name) == update.digest
+
+    def _emit(self, action: Action) -> None:
+        self._actions.append(action)
+
+    def _note_change(self) -> None:
+        self._changed = True
+
+    def _note_failure(self, update: ModelUpdate, failure: Failure) -> None:
+        self._garbage = True
+        refusal = Refusal(version=self.desired_version, failure=failure)
+        self._memory = replace(self._memory, refused={**self._memory.refused, update.name: refusal})
+        self._emit(actions.Remember(self._memory))
+
+    def _note_served(self, update: ModelUpdate) -> None:
+        self._garbage = True
+        refused = {name: refusal for name, refusal in self._memory.refused.items() if name != update.name}
+        served = {**self._memory.served, update.name: update.digest}
+        if (refused, served) != (self._memory.refused, self._memory.served):
+            self._memory = replace(self._memory, refused=refused, served=served)
+            self._emit(actions.Remember(self._memory))
+
+    def _finish(self) -> list[Action]:
+        while self._fetches.outcomes:
+            self._deliver(self._fetches.outcomes.pop(0))
+        self._actions.extend(self._traffic.asks(self._desk.now))
+        if self._garbage and self.settled:
+            self._garbage = False
+            self._collect()
+        if self._changed or (self._progress and self._desk.now - self._reported_at >= PROGRESS_INTERVAL):
+            self._changed = self._progress = False
+            self._reported_at = self._desk.now
+            self._emit(actions.Report())
+        done, self._actions = self._actions, []
+        return done
+
+    def _collect(self) -> None:
+        unsettled = [update for update in self._models.values() if update.step is not Step.DONE]
+        keep = frozenset[str]().union(*(update.digests for update in unsettled))
+        self._emit(actions.CollectGarbage(keep))
+
+    def _deliver(self, outcome: Outcome) -> None:
+        for name in sorted(outcome.models):
+            update = self._models.get(name)
+            if update is not None:
+                update.fetched(outcome)
+
+    def _reported_model(self, name: str, update: ModelUpdate) -> ReportedModel:
+        state, detail = update.step.value
+        if update.step.fetching:
+            waiting = self._waits_for(name)
+            state, detail = (ModelState.WAITING, waiting) if waiting else (state, self._fetching(name) or detail)
+        there = update.installed
+        return ReportedModel(
+            state=state,
+            desired=update.digest,
+            digest=there.current,
+            version=there.version,
+            previous=there.previous,
+            # Only a bundle whose golden vectors held here becomes current.
+            proved=there.current is not None,
+            blocks_done=update.blocks_done,
+            blocks_total=update.blocks_total,
+            bytes_received=update.received,
+            failure=update.failure,
+            detail=detail,
+        )
+
+    def _waits_for(self, name: str) -> str | None:
+        if not self._traffic.ready:
+            return "the controller is away"
+        if self._traffic.silent:
+            return "the controller does not answer; asked again"
+        transfers = [fetch.transfer for fetch in self._fetches.of(name) if fetch.transfer is not None]
+        if transfers and all(transfer.paused_until > self._desk.now for transfer in transfers):
+            return "the controller is busy"
+        return None
+
+    def _fetching(self, name: str) -> str | None:
+        return ", ".join(sorted({fetch.stage.value for fetch in self._fetches.of(name)})) or None

@@ -1,0 +1,148 @@
+"""Blocks of one blob, or of its block map: which are finished, which are asked for, which are wanted."""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+
+from kedge_protocol import digest as digests
+from kedge_protocol.blocks import BLOCK_SIZE, HASH_SIZE, block_count, block_hash, block_length
+from kedge_protocol.messages import BlobKind, BlockRequest, bit_is_set, encode_bitmap
+
+MAX_BROKEN = 3
+"""Answers of wrong content for one block before the transfer fails."""
+
+
+class Verdict(enum.Enum):
+    """What became of one block."""
+
+    NEW = enum.auto()
+    KNOWN = enum.auto()
+    BROKEN = enum.auto()
+
+
+class Transfer:
+    """The state of one transfer.
+
+    Args:
+        digest: of the blob (also for its map).
+        kind: the blob's bytes or its map's.
+        size: bytes to pull.
+        whole: digest of those bytes.
+        hashes: the block map; with it each block is checked as it comes and written to disk by the caller. Without,
+            the bytes gather in memory and are checked whole.
+        have: bitmap of blocks that are on disk already.
+    """
+
+    def __init__(
+        self, digest: str, kind: BlobKind, size: int, whole: str, *, hashes: bytes | None = None, have: bytes = b""
+    ) -> None:
+        self.digest = digest
+        self.kind = kind
+        self.size = size
+        self.count = block_count(size)
+        self.have = bytearray(have.ljust((self.count + 7) // 8, b"\0"))
+        self.asked: dict[int, str] = {}
+        self.paused_until = 0.0
+        self.busy = 0
+        self._whole = whole
+        self._hashes = hashes
+        self._buffer = None if hashes is not None else bytearray(size)
+        self._broken: dict[int, int] = {}
+        missing = [index for index in range(self.count) if not bit_is_set(self.have, index)]
+        self.done = self.count - len(missing)
+        # A block that occurs twice in a blob is pulled once.
+        self._twins = _twins(missing, hashes) if hashes is not None else {}
+        followers = {index for twins in self._twins.values() for index in twins[1:]}
+        self._wanted = deque(index for index in missing if index not in followers)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every block is there."""
+        return self.done == self.count
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether blocks are written as they come."""
+        return self._buffer is None
+
+    @property
+    def wants(self) -> int:
+        """How many blocks could be asked for now."""
+        return len(self._wanted)
+
+    def take(self, most: int, rid: str) -> list[int]:
+        """The next wanted blocks, now asked for by ``rid``."""
+        taken: list[int] = []
+        while self._wanted and len(taken) < most:
+            index = self._wanted.popleft()
+            if not bit_is_set(self.have, index) and index not in self.asked:
+                self.asked[index] = rid
+                taken.append(index)
+        return taken
+
+    def request(self, indices: list[int], boot_id: str) -> BlockRequest:
+        """The message that asks for them. What is only in memory is not called finished: a restart loses it."""
+        have = encode_bitmap(self.have) if self.on_disk else ""
+        return BlockRequest(digest=self.digest, kind=self.kind, blocks=indices, have=have, boot_id=boot_id)
+
+    def forget_asked(self) -> None:
+        """The answers under way are lost: what was asked is wanted again, first."""
+        self._wanted.extendleft(sorted(self.asked, reverse=True))
+        self.asked.clear()
+
+    def want_again(self, index: int) -> None:
+        """One block was answered with "not now"."""
+        if self.asked.pop(index, None) is not None:
+            self._wanted.appendleft(index)
+
+    def accept(self, index: int, payload: bytes | memoryview) -> tuple[Verdict, list[int]]:
+        """Judge one block.
+
+        Returns:
+            The verdict; for a new block also the indices where its bytes belong (several where the blob repeats).
+        """
+        if index >= self.count or bit_is_set(self.have, index):
+            return Verdict.KNOWN, []
+        fits = len(payload) == block_length(self.size, index)
+        expected = b""
+        if fits and self._hashes is not None:
+            expected = self._hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE]
+            fits = block_hash(payload) == expected
+        if not fits:
+            self._broken[index] = self._broken.get(index, 0) + 1
+            self.want_again(index)
+            return Verdict.BROKEN, []
+        places = self._twins.get(expected) or [index]
+        fresh = [place for place in places if not bit_is_set(self.have, place)]
+        for place in fresh:
+            self.asked.pop(place, None)
+            self.have[place >> 3] |= 1 << (place & 7)
+        self.done += len(fresh)
+        if self._buffer is not None:
+            self._buffer[index * BLOCK_SIZE : index * BLOCK_SIZE + len(payload)] = payload
+        return Verdict.NEW, fresh
+
+    def given_up(self, index: int) -> bool:
+        """Whether the block came broken so often that the transfer shall fail."""
+        return self._broken.get(index, 0) >= MAX_BROKEN
+
+    def data(self) -> bytes | None:
+        """The gathered bytes; None where they are not what their digest says, then all is wanted again."""
+        raw = bytes(self._buffer or b"")
+        if digests.of_bytes(raw) == self._whole:
+            return raw
+        self.have = bytearray(len(self.have))
+        self.done = 0
+        self._wanted = deque(range(self.count))
+        for index in range(max(self.count, 1)):
+            self._broken[index] = self._broken.get(index, 0) + 1
+        return None
+
+
+def _twins(indices: list[int], hashes: bytes) -> dict[bytes, list[int]]:
+    """Hash → indices of those blocks that occur more than once."""
+    places: dict[bytes, list[int]] = {}
+    for index in indices:
+        places.setdefault(hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE], []).append(index)
+    return {key: found for key, found in places.items() if len(found) > 1}
