@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from kedge_protocol.errors import ModelError
 from kedge_targets.graph import reading, signature
 
 if TYPE_CHECKING:
     import onnx
+
+Array = npt.NDArray[Any]
 
 
 def size(model: onnx.ModelProto) -> int | None:
@@ -58,3 +65,20 @@ def fixed(model: onnx.ModelProto, samples: int) -> onnx.ModelProto:
     # What was inferred holds the symbol still.
     del copy.graph.value_info[:]
     return reading.infer_shapes(copy, where="graph with its batch fixed")
+
+
+def grouped(samples: Iterable[dict[str, Array]], samples_at_once: int | None) -> Iterator[dict[str, Array]]:
+    """Batches of one sample each, put together to what a graph takes at once.
+
+    Args:
+        samples: input name → array whose first axis has length 1.
+        samples_at_once: of :func:`size`; None leaves the samples alone. The last group is filled up with its last
+            sample, which no range of values notices.
+    """
+    if samples_at_once is None or samples_at_once == 1:
+        yield from samples
+        return
+    iterator = iter(samples)
+    while group := list(itertools.islice(iterator, samples_at_once)):
+        group += [group[-1]] * (samples_at_once - len(group))
+        yield {name: np.concatenate([sample[name] for sample in group]) for name in group[0]}

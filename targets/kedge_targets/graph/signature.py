@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,14 +68,19 @@ def _info(value: onnx.ValueInfoProto, kind: str, layout: str | None) -> TensorIn
     return TensorInfo(name=value.name, shape=shape, dtype=str(dtype), layout=layout)
 
 
-def specs(tensors: Iterable[TensorInfo]) -> tuple[TensorSpec, ...]:
-    """Specifications for a backend whose files keep the model's names, order, axes and types."""
+def specs(tensors: Iterable[TensorInfo], *, layouts: Mapping[str, str | None] | None = None) -> tuple[TensorSpec, ...]:
+    """Specifications for a backend whose files keep the model's names, order, axes and types.
+
+    Args:
+        tensors: of the file.
+        layouts: name → layout as the trained model's own graph tells it; without it the tensors' own.
+    """
     return tuple(
         TensorSpec(
             name=tensor.name,
             shape=tensor.shape,
             dtype=tensor.dtype,
-            layout=tensor.layout,
+            layout=tensor.layout if layouts is None else layouts.get(tensor.name),
             file=FileTensor(name=tensor.name, index=index, shape=tensor.shape, dtype=tensor.dtype),
         )
         for index, tensor in enumerate(tensors)

@@ -1,0 +1,351 @@
+"""Lowering for ONNX Runtime: static QDQ int8, float16 weights and activations, or the graph itself."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kedge_protocol.bundle.config import RuntimeRequirement, Verified
+from kedge_protocol.errors import KedgeError, LoweringError, TargetError, UnsupportedOperatorError
+from kedge_targets import contract
+from kedge_targets.backends.onnxruntime.runtime import reason_of
+from kedge_targets.contract import Array, Calibration, Lowered
+from kedge_targets.graph import batch, nodes, opsets, reading, signature, tracing, writing
+from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
+from kedge_targets.target import Target
+
+if TYPE_CHECKING:
+    import onnx
+
+ENTRY = "model.onnx"
+
+# Why so: docs/decisions/004-activation-types.md.
+_FULL = QuantizedType(
+    activation="uint8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_CHANNEL
+)
+_SEVEN_BITS = QuantizedType(
+    activation="uint8",
+    weight="int8",
+    symmetric_activation=False,
+    granularity=Granularity.PER_CHANNEL,
+    reduced_range=True,
+)
+_SIGNED = QuantizedType(
+    activation="int8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_CHANNEL
+)
+
+_DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8"})
+"""Instruction sets of x86 that add products of 8 bits in 32 bits."""
+
+# What ONNX Runtime's CPU kernels compute in integers when it stands between DequantizeLinear and QuantizeLinear
+# (its QDQ selectors). All else is left in float rather than rounded for nothing; so is Softmax, whose integer form
+# is no faster and gives answers in steps of 1/256.
+_INTEGER_OPERATORS = (
+    "Add", "ArgMax", "AveragePool", "Clip", "Concat", "Conv", "Flatten", "Gather", "Gemm", "GlobalAveragePool",
+    "LeakyRelu", "MatMul", "MaxPool", "Mul", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Split", "Squeeze",
+    "Transpose", "Unsqueeze", "Where",
+)  # fmt: skip
+
+_QDQ_OPSET = 13
+"""The first opset in which DequantizeLinear has an axis, so that weights can have a scale for each channel."""
+
+# The first ONNX Runtime that takes an opset, found by giving models to 1.20 to 1.31.
+_FIRST_RUNTIME = {21: "1.20", 22: "1.21", 23: "1.23", 25: "1.24", 26: "1.25"}
+
+_KNOWN_OPTIONS = frozenset({"threads", "spin", "calibration", "percentile"})
+
+_CHUNK_BYTES = 64 << 20
+"""How much of the activations the percentile calibration may hold at once."""
+
+
+class Compiler(contract.Compiler):
+    """ONNX Runtime's quantizer and float16 converter.
+
+    Options of a target's file:
+        threads, spin: see :class:`kedge_targets.backends.onnxruntime.runtime.Runtime`.
+        calibration: ``minmax`` (default) or ``percentile``.
+        percentile: of the values that the range holds, 99.99 unless told.
+    """
+
+    @property
+    def numerics(self) -> Numerics:
+        """See :meth:`kedge_targets.contract.Compiler.numerics`."""
+        return Numerics(
+            precisions=(Precision.INT8, Precision.FLOAT16, Precision.FLOAT32),
+            quantized=(_FULL, _SEVEN_BITS, _SIGNED),
+            mixed=True,
+            layouts=("NCHW",),
+        )
+
+    def missing(self) -> str | None:
+        """See :meth:`kedge_targets.contract.Compiler.missing`."""
+        try:
+            import onnx  # noqa: F401  whether it is there is the question
+            import onnxruntime.quantization  # noqa: F401
+        except ImportError as error:
+            return f'{error.name} is missing: pip install "kedge[compile]"'
+        return None
+
+    def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
+        """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
+        processor = target.processor
+        if processor.architecture != "x86_64":
+            # ARM adds 8-bit products without saturation whatever their sign.
+            return (_FULL, _SIGNED)
+        if _DOT_PRODUCTS & set(processor.instruction_sets):
+            return (_FULL, _SEVEN_BITS)
+        return (_SEVEN_BITS,)
+
+    def lower(
+        self,
+        graph: Path,
+        plan: Plan,
+        calibration: Calibration,
+        *,
+        target: Target,
+        options: Mapping[str, Any],
+        workdir: Path,
+    ) -> Lowered:
+        """See :meth:`kedge_targets.contract.Compiler.lower`."""
+        _check_options(options, target)
+        try:
+            return _lower(self, graph, plan, calibration, target=target, options=options, workdir=workdir)
+        except KedgeError:
+            raise
+        except Exception as error:  # what the vendor's packages raise has no common base
+            raise LoweringError(
+                f"ONNX Runtime's tools failed: {type(error).__name__}: {reason_of(error)}", where=graph.name
+            ) from error
+
+
+def _lower(
+    compiler: Compiler,
+    graph: Path,
+    plan: Plan,
+    calibration: Calibration,
+    *,
+    target: Target,
+    options: Mapping[str, Any],
+    workdir: Path,
+) -> Lowered:
+    import onnx
+    import onnxruntime
+
+    given = reading.load(graph)
+    nodes.check_operators(given, where=graph.name)
+    prepared = _prepared(given, workdir / "prepared.onnx", quantized=_precisions(plan) >= {Precision.INT8})
+    seconds: dict[str, float] = {}
+    used = 0
+    runtime_options = {name: options[name] for name in ("threads", "spin") if name in options}
+    if Precision.INT8 in _precisions(plan):
+        how = plan.quantized or compiler.quantized_for(target)[0]
+        excluded = _not_of(Precision.INT8, plan, given, prepared)
+        samples = _Samples(calibration, batch.size(prepared))
+        made, seconds["quantize"] = _quantized(prepared, how, excluded, samples, options, workdir)
+        used = samples.used
+        if how.activation == "uint8" and not how.reduced_range and target.processor.architecture == "x86_64":
+            # The target's file promises VNNI. Should a device lack it, it must be slow rather than wrong.
+            runtime_options["precise"] = True
+    elif Precision.FLOAT16 in _precisions(plan):
+        made = _halved(prepared, _not_of(Precision.FLOAT16, plan, given, prepared))
+    else:
+        made = prepared
+    writing.strip(made)
+    entry = workdir / ENTRY
+    writing.save(made, entry)
+    layouts = {info.name: info.layout for info in signature.inputs(given)}
+    inputs = signature.specs(signature.inputs(made), layouts=layouts)
+    return Lowered(
+        files={ENTRY: entry},
+        entry=ENTRY,
+        inputs=inputs,
+        outputs=signature.specs(signature.outputs(made)),
+        runtimes=(RuntimeRequirement(distribution="onnxruntime", minimum=_first_runtime(made, target)),),
+        verified=Verified.EXECUTED,
+        tools={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+        runtime_options=runtime_options,
+        seconds=seconds,
+        calibration_samples=used,
+    )
+
+
+def _precisions(plan: Plan) -> set[Precision]:
+    found = {plan.default, *plan.layers.values()}
+    if found >= {Precision.INT8, Precision.FLOAT16}:
+        raise LoweringError(
+            "the plan mixes int8 and float16, which ONNX Runtime's CPU kernels do not",
+            remedy="Leave the layers that are not int8 in float32",
+        )
+    return found
+
+
+def _prepared(model: onnx.ModelProto, path: Path, *, quantized: bool) -> onnx.ModelProto:
+    """Constants folded, batch normalization and its like fused into the weights, shapes inferred: what
+    ``quant_pre_process`` does without its symbolic half, which costs an import of sympy and is of use only for
+    operators that cannot be quantized here. That function hides the optimizer's errors, so it is not called."""
+    import onnx
+    import onnxruntime
+
+    if quantized:
+        model = opsets.at_least(model, _QDQ_OPSET, where=path.name)
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    # "Basic" is the level that holds for every processor; above it nodes are made for this one.
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    settings.optimized_model_filepath = str(path)
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's errors have no common base but Exception
+        reason = reason_of(error)
+        if found := re.search(r"implementation for (\w+)\(\d+\) node with name '([^']*)'", reason):
+            raise UnsupportedOperatorError(
+                f"ONNX Runtime's CPU kernels lack operator {found[1]!r} for these types",
+                where=f"node {found[2]!r}",
+                remedy="Export the model with another operator in its place",
+            ) from error
+        raise LoweringError(f"ONNX Runtime cannot load the graph: {reason}") from error
+    return reading.infer_shapes(onnx.load_model(str(path)), where=path.name)
+
+
+def _not_of(precision: Precision, plan: Plan, given: onnx.ModelProto, prepared: onnx.ModelProto) -> list[str]:
+    """Nodes of the prepared graph that the plan wants in another precision."""
+    planned = {node.name: plan.default for node in given.graph.node} | plan.layers
+    others = tracing.followed([name for name, wanted in planned.items() if wanted != precision], given, prepared)
+    wanted = set(tracing.followed([name for name, asked in plan.layers.items() if asked == precision], given, prepared))
+    # Where a fused node stems from layers of both kinds, a layer that was named wins over the default.
+    return [name for name in others if plan.default == precision or name not in wanted]
+
+
+def _quantized(
+    prepared: onnx.ModelProto,
+    how: QuantizedType,
+    excluded: list[str],
+    samples: _Samples,
+    options: Mapping[str, Any],
+    workdir: Path,
+) -> tuple[onnx.ModelProto, float]:
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+    types = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
+    percentile = options.get("calibration", "minmax") == "percentile"
+    extra: dict[str, Any] = {"ActivationSymmetric": how.symmetric_activation, "WeightSymmetric": how.weight == "int8"}
+    if percentile:
+        samples.split(_values_a_sample(prepared) * 4, _CHUNK_BYTES)
+        extra |= {"CalibPercentile": float(options.get("percentile", 99.99)), "CalibStridedMinMax": 1}
+    add_pre_process_metadata(prepared)
+    source, made = workdir / "prepared.onnx", workdir / "quantized.onnx"
+    onnx.save_model(prepared, str(source))
+    # Its histograms are announced on standard output.
+    with contextlib.redirect_stdout(io.StringIO()):
+        start = time.perf_counter()
+        quantize_static(
+            source,
+            made,
+            samples,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_INTEGER_OPERATORS),
+            per_channel=how.granularity is Granularity.PER_CHANNEL,
+            reduce_range=how.reduced_range,
+            activation_type=types[how.activation],
+            weight_type=types[how.weight],
+            nodes_to_exclude=excluded,
+            calibrate_method=CalibrationMethod.Percentile if percentile else CalibrationMethod.MinMax,
+            extra_options=extra,
+        )
+        seconds = time.perf_counter() - start
+    if not samples.used:
+        raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
+    return onnx.load_model(str(made)), seconds
+
+
+def _values_a_sample(model: onnx.ModelProto) -> int:
+    """How many numbers the graph's tensors hold for one sample, where shapes are known."""
+    total = 0
+    for value in model.graph.value_info:
+        size = 1
+        for dim in value.type.tensor_type.shape.dim:
+            size *= max(dim.dim_value, 1)
+        total += size
+    return max(total, 1)
+
+
+class _Samples:
+    """The calibration as ONNX Runtime reads it: one batch after the other, none kept.
+
+    Its percentile calibration keeps the activations of all that it reads until ``get_next`` answers None, and begins
+    anew for each range that ``set_range`` names; so the samples are given in chunks that fit into memory.
+    """
+
+    def __init__(self, calibration: Calibration, at_once: int | None) -> None:
+        self.used = 0
+        self._total = calibration.samples
+        self._counted = self._count(calibration)
+        self._batches = batch.grouped(self._counted, at_once)
+        self._chunk = self._left = self._total
+
+    def _count(self, calibration: Calibration) -> Iterator[dict[str, Array]]:
+        for sample in calibration:
+            self.used += 1
+            yield sample
+
+    def split(self, bytes_a_batch: int, limit: int) -> None:
+        """Give no more than ``limit`` bytes of activations at once."""
+        self._chunk = self._left = max(1, limit // bytes_a_batch)
+
+    def __len__(self) -> int:
+        return max(1, -(-self._total // self._chunk))
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._left = self._chunk
+
+    def get_next(self) -> dict[str, Array] | None:
+        if self._left <= 0:
+            return None
+        self._left -= 1
+        return next(self._batches, None)
+
+
+def _halved(prepared: onnx.ModelProto, excluded: list[str]) -> onnx.ModelProto:
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    made: onnx.ModelProto = convert_float_to_float16(
+        prepared, keep_io_types=True, node_block_list=excluded, disable_shape_infer=True
+    )
+    return made
+
+
+def _first_runtime(model: onnx.ModelProto, target: Target) -> str:
+    version = opsets.version(model)
+    first = next((runtime for opset, runtime in _FIRST_RUNTIME.items() if version <= opset), None)
+    has = target.runtimes.get("onnxruntime")
+    if first is None or (has is not None and _numbers(has) < _numbers(first)):
+        raise LoweringError(
+            f"opset {version} needs ONNX Runtime {first or 'newer than is known here'}, "
+            f"target {target.name} has {has or 'none stated'}",
+            remedy=f"Export the model with opset {min(_FIRST_RUNTIME)} or lower",
+        )
+    return first
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def _check_options(options: Mapping[str, Any], target: Target) -> None:
+    where = f"target {target.name}, options"
+    if unknown := sorted(set(options) - _KNOWN_OPTIONS):
+        raise TargetError(f"unknown option {unknown[0]!r}", where=where, remedy=f"Known are {sorted(_KNOWN_OPTIONS)}")
+    if options.get("calibration", "minmax") not in ("minmax", "percentile"):
+        raise TargetError(
+            f"calibration = {options['calibration']!r} is unknown", where=where, remedy="Give minmax or percentile"
+        )
+    percentile = options.get("percentile", 99.99)
+    if not isinstance(percentile, (int, float)) or not 50 < percentile <= 100:
+        raise TargetError(f"percentile = {percentile!r} is out of range", where=where, remedy="Give 50 to 100")

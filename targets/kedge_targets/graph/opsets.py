@@ -1,0 +1,39 @@
+"""Opsets: which one a graph uses, and bringing an old graph up to one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kedge_protocol.errors import ModelError
+from kedge_targets.graph import nodes, reading
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def version(model: onnx.ModelProto) -> int:
+    """The default domain's opset version; 0 where the model imports none."""
+    found = [opset.version for opset in model.opset_import if opset.domain in ("", nodes.DEFAULT_DOMAIN)]
+    return int(found[0]) if found else 0
+
+
+def at_least(model: onnx.ModelProto, lowest: int, *, where: str) -> onnx.ModelProto:
+    """The model in opset ``lowest`` or the newer one that it has; the given one stays as it is.
+
+    Raises:
+        ModelError: ONNX cannot convert it.
+    """
+    import onnx
+
+    if version(model) >= lowest:
+        return model
+    try:
+        converted = onnx.version_converter.convert_version(model, lowest)
+    except Exception as error:  # the converter raises whatever its C++ half throws
+        raise ModelError(
+            f"opset {version(model)} cannot be converted to {lowest}: {error}",
+            where=where,
+            remedy=f"Export the model with opset {lowest} or newer",
+        ) from error
+    nodes.name_nodes(converted)
+    return reading.infer_shapes(converted, where=where)
