@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.bundle.config import Preprocess
 from kedge_protocol.errors import InputError
+
+Prepared = Callable[[npt.NDArray[np.generic]], npt.NDArray[np.float32]]
 
 
 def channel_axis(layout: str | None, rank: int) -> int:
@@ -14,6 +18,38 @@ def channel_axis(layout: str | None, rank: int) -> int:
     if layout is not None and "C" in layout and len(layout) == rank:
         return layout.index("C")
     return rank - 1
+
+
+def prepared(how: Preprocess, *, layout: str | None, rank: int) -> Prepared:
+    """:func:`apply` for many arrays of one rank: what does not depend on the samples is worked out once.
+
+    The result is always a new array.
+    """
+    axis = channel_axis(layout, rank)
+    steps = []
+    for name, function, values, neutral in (
+        ("scale", np.multiply, how.scale, 1.0),
+        ("mean", np.subtract, how.mean, 0.0),
+        ("std", np.divide, how.std, 1.0),
+    ):
+        if values != (neutral,):
+            array = np.asarray(values, dtype=np.float32)
+            shape = () if array.size == 1 else tuple(-1 if i == axis else 1 for i in range(rank))
+            steps.append((name, function, array.reshape(shape), array.size))
+
+    def turn(raw: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+        out = raw.astype(np.float32)
+        for name, function, operand, size in steps:
+            if size != 1 and size != raw.shape[axis]:
+                raise InputError(
+                    f"{name} has {size} values for {raw.shape[axis]} channels (axis {axis})",
+                    where="preprocess",
+                    remedy="Give one value, or one for each channel",
+                )
+            function(out, operand, out=out)
+        return out
+
+    return turn
 
 
 def apply(raw: npt.NDArray[np.generic], how: Preprocess, *, layout: str | None) -> npt.NDArray[np.float32]:
@@ -27,25 +63,4 @@ def apply(raw: npt.NDArray[np.generic], how: Preprocess, *, layout: str | None) 
     Raises:
         InputError: as many values as the input has no channels.
     """
-    axis = channel_axis(layout, raw.ndim)
-
-    def shaped(values: tuple[float, ...], name: str) -> npt.NDArray[np.float32]:
-        array = np.asarray(values, dtype=np.float32)
-        if array.size == 1:
-            return array.reshape(())
-        if array.size != raw.shape[axis]:
-            raise InputError(
-                f"{name} has {array.size} values for {raw.shape[axis]} channels (axis {axis})",
-                where="preprocess",
-                remedy="Give one value, or one for each channel",
-            )
-        return array.reshape([-1 if i == axis else 1 for i in range(raw.ndim)])
-
-    out = raw.astype(np.float32)
-    if how.scale != (1.0,):
-        out *= shaped(how.scale, "scale")
-    if how.mean != (0.0,):
-        out -= shaped(how.mean, "mean")
-    if how.std != (1.0,):
-        out /= shaped(how.std, "std")
-    return out
+    return prepared(how, layout=layout, rank=raw.ndim)(raw)

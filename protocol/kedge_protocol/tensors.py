@@ -1,11 +1,12 @@
 """Between what a caller gives and gets and what a model's file takes and gives: axes and quantization.
 
 Affine quantization as in Jacob et al. 2018 (arXiv:1712.05877), eq. 1: ``real = (q - zero_point) * scale``; rounding
-is half to even, as in ONNX's QuantizeLinear.
+is half to even and the division is a division, as in ONNX's QuantizeLinear.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,19 @@ from kedge_protocol.bundle.config import TensorSpec
 from kedge_protocol.errors import InputError
 
 Array = npt.NDArray[Any]
+Conversion = Callable[[Array], Array]
+
+
+def as_array(raw: Any, spec: TensorSpec) -> Array:
+    """What numpy makes of ``raw``; an array is itself.
+
+    Raises:
+        InputError: nothing, e.g. of lists of different lengths.
+    """
+    try:
+        return np.asarray(raw)
+    except ValueError as error:
+        raise InputError(f"no array can be made of it: {error}", where=f"input {spec.name!r}") from error
 
 
 def check_input(array: Array, spec: TensorSpec) -> None:
@@ -38,27 +52,63 @@ def check_input(array: Array, spec: TensorSpec) -> None:
         )
 
 
+def encoder(spec: TensorSpec, *, reuse: bool = False) -> Conversion:
+    """:func:`to_file` for many arrays: what does not depend on the samples is worked out once.
+
+    Args:
+        spec: of the input.
+        reuse: the arrays that will be given are float32 and may be overwritten.
+    """
+    file = spec.file
+    dtype = np.dtype(file.dtype)
+    permutation = file.permutation
+    if file.scale is None:
+        if permutation is None:
+            return lambda array: np.ascontiguousarray(array, dtype=dtype)
+        return lambda array: np.ascontiguousarray(array.transpose(permutation), dtype=dtype)
+    info = np.iinfo(dtype)
+    lowest, highest = np.float32(info.min), np.float32(info.max)
+    scale, zero_point = np.float32(file.scale), np.float32(file.zero_point or 0)
+
+    def quantize(array: Array) -> Array:
+        if permutation is not None:
+            array = array.transpose(permutation)
+        scaled = np.divide(array, scale, out=array if reuse else None, dtype=np.float32)
+        np.rint(scaled, out=scaled)
+        np.add(scaled, zero_point, out=scaled)
+        # fmax, not maximum: what a cast makes of a NaN differs between processors, so a NaN becomes the lowest value.
+        np.fmax(scaled, lowest, out=scaled)
+        np.minimum(scaled, highest, out=scaled)
+        return np.ascontiguousarray(scaled.astype(dtype))
+
+    return quantize
+
+
+def decoder(spec: TensorSpec) -> Conversion:
+    """:func:`from_file` for many arrays: what does not depend on the samples is worked out once."""
+    file = spec.file
+    dtype = np.dtype(spec.dtype)
+    back = None if file.permutation is None else tuple(int(axis) for axis in np.argsort(file.permutation))
+    scale = None if file.scale is None else np.float32(file.scale)
+    zero_point = np.float32(file.zero_point or 0)
+
+    def turn(array: Array) -> Array:
+        if scale is not None:
+            array = array.astype(np.float32)
+            np.subtract(array, zero_point, out=array)
+            np.multiply(array, scale, out=array)
+        if back is not None:
+            array = array.transpose(back)
+        return np.ascontiguousarray(array, dtype=dtype)
+
+    return turn
+
+
 def to_file(array: Array, spec: TensorSpec) -> Array:
     """A model input (after preprocessing) as the file takes it: axes moved, quantized, cast, contiguous."""
-    file = spec.file
-    if file.permutation is not None:
-        array = array.transpose(file.permutation)
-    dtype = np.dtype(file.dtype)
-    if file.scale is None:
-        return np.ascontiguousarray(array, dtype=dtype)
-    info = np.iinfo(dtype)
-    scaled = np.multiply(array, np.float32(1.0 / file.scale), dtype=np.float32)
-    np.rint(scaled, out=scaled)
-    scaled += np.float32(file.zero_point or 0)
-    np.clip(scaled, info.min, info.max, out=scaled)
-    return np.ascontiguousarray(scaled.astype(dtype))
+    return encoder(spec)(array)
 
 
 def from_file(array: Array, spec: TensorSpec) -> Array:
     """A file's output as the caller gets it: real numbers in the model's dtype and axes."""
-    file = spec.file
-    if file.scale is not None:
-        array = (array.astype(np.float32) - np.float32(file.zero_point or 0)) * np.float32(file.scale)
-    if file.permutation is not None:
-        array = array.transpose(np.argsort(file.permutation))
-    return np.ascontiguousarray(array, dtype=np.dtype(spec.dtype))
+    return decoder(spec)(array)

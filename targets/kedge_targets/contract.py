@@ -117,7 +117,8 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def run(self, inputs: list[Array]) -> list[Array]:
-        """Run once: arrays as the file takes them, in the file's order (``FileTensor.index``); likewise back."""
+        """Run once: arrays as the file takes them, in the file's order (``FileTensor.index``); likewise back.
+        What comes back is the caller's own: the next run does not write over it."""
 
     def close(self) -> None:
         """Free what the session holds."""

@@ -1,9 +1,15 @@
 """Running a bundle's model: raw samples in, real numbers out. Host evaluation, golden vectors on the device and the
-application's :class:`kedge_agent.Model` all run this same code."""
+application's :class:`kedge_agent.Model` all run this same code.
+
+What does not depend on the samples is worked out when the model is loaded, so that a call costs little more than the
+runtime's own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +24,38 @@ from kedge_targets import registry
 Array = npt.NDArray[Any]
 
 
+@dataclass(frozen=True)
+class _Input:
+    """One input's plan.
+
+    Attributes:
+        position: among the model's inputs; inputs themselves are kept in the file's order.
+        sample: shape of one sample, or None where an axis is free.
+        rank: with the batch.
+    """
+
+    spec: TensorSpec
+    position: int
+    sample: tuple[int | None, ...] | None
+    rank: int
+    batch_axis: int
+    preprocess: preprocess.Prepared | None
+    encode: tensors.Conversion
+
+
 class Executor:
-    """A model with what goes before and after it.
+    """A model with what goes before and after it. Safe for several threads at once.
 
     Args:
         folder: holds the bundle's files by title.
         backend, entry, options: see :class:`kedge_protocol.bundle.config.BundleConfig`.
         inputs, outputs: specifications in the trained model's order.
         kernel_set: one of the runtime's; None for its own choice.
+
+    Raises:
+        TargetError: unknown backend.
+        MissingDependencyError: no runtime is installed.
+        VerificationError: the runtime refuses the file.
     """
 
     def __init__(
@@ -43,9 +73,12 @@ class Executor:
         self.outputs = outputs
         runtime = registry.runtime(backend)
         self._session = runtime.load(folder / entry, options, kernel_set=kernel_set)
-        self.concurrent = self._session.concurrent
-        self._in_order = sorted(inputs, key=lambda spec: spec.file.index)
-        fixed = {spec.file.shape[_file_batch_axis(spec)] for spec in inputs}
+        self._alone = threading.Lock()
+        self._run = self._session.run if self._session.concurrent else self._run_alone
+        self._names = [spec.name for spec in inputs]
+        self._plan = sorted(map(_planned, inputs, range(len(inputs))), key=lambda item: item.spec.file.index)
+        self._decode = [(spec.file.index, tensors.decoder(spec)) for spec in outputs]
+        fixed = {item.spec.file.shape[item.batch_axis] for item in self._plan}
         # A file with its batch fixed takes larger batches in pieces of that size.
         self._piece = next(iter(fixed)) if len(fixed) == 1 else None
 
@@ -62,7 +95,7 @@ class Executor:
             kernel_set=kernel_set,
         )
 
-    def __call__(self, raw: Mapping[str, Array]) -> dict[str, Array]:
+    def __call__(self, raw: Mapping[str, Any]) -> dict[str, Array]:
         """Run a batch.
 
         Args:
@@ -74,43 +107,59 @@ class Executor:
         Raises:
             InputError: an input is missing, unknown, or of the wrong shape.
         """
-        prepared = self._prepare(raw)
-        length = prepared[0][1]
-        piece = self._piece
-        if piece is None or piece == length:
-            results = self._session.run([array for array, _ in prepared])
-        else:
-            results = self._in_pieces(prepared, length, piece)
-        return {spec.name: tensors.from_file(results[spec.file.index], spec) for spec in self.outputs}
+        results = self.run(self.in_order(raw))
+        return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
 
-    def _prepare(self, raw: Mapping[str, Array]) -> list[tuple[Array, int]]:
-        if len(raw) != len(self.inputs) or any(spec.name not in raw for spec in self.inputs):
-            given, known = ", ".join(sorted(raw)), ", ".join(spec.name for spec in self.inputs)
-            raise InputError(f"inputs {given or 'none'} were given, the model takes {known}")
+    def in_order(self, raw: Mapping[str, Any]) -> list[Any]:
+        """The inputs in the model's order.
+
+        Raises:
+            InputError: one is missing or unknown.
+        """
+        if len(raw) != len(self._names) or any(name not in raw for name in self._names):
+            given = ", ".join(sorted(map(str, raw)))
+            raise InputError(f"inputs {given or 'none'} were given, the model takes {', '.join(self._names)}")
+        return [raw[name] for name in self._names]
+
+    def run(self, raw: Sequence[Any]) -> list[Array]:
+        """Like a call, with arrays (or what numpy makes one of) in the order of :attr:`inputs` and results in the
+        order of :attr:`outputs`; the caller's own arrays are never changed."""
         prepared = []
-        for spec in self._in_order:
-            array = np.asarray(raw[spec.name])
-            tensors.check_input(array, spec)
-            length = array.shape[0]
-            if spec.preprocess is not None:
-                array = preprocess.apply(array, spec.preprocess, layout=spec.layout)
-            prepared.append((tensors.to_file(array, spec), length))
-        if len({length for _, length in prepared}) != 1:
-            raise InputError("the inputs have different numbers of samples")
-        return prepared
+        length = -1
+        for item in self._plan:
+            array = tensors.as_array(raw[item.position], item.spec)
+            shape = array.shape
+            if shape[1:] != item.sample or len(shape) != item.rank or array.dtype.kind not in "fiub":
+                tensors.check_input(array, item.spec)
+            if length not in (-1, shape[0]):
+                raise InputError("the inputs have different numbers of samples")
+            length = shape[0]
+            if item.preprocess is not None:
+                array = item.preprocess(array)
+            prepared.append(item.encode(array))
+        if length == 0:
+            raise InputError("no samples were given")
+        piece = self._piece
+        in_pieces = piece is not None and piece != length
+        results = self._in_pieces(prepared, length) if in_pieces else self._run(prepared)
+        return [decode(results[index]) for index, decode in self._decode]
 
-    def _in_pieces(self, prepared: list[tuple[Array, int]], length: int, piece: int) -> list[Array]:
+    def _run_alone(self, prepared: list[Array]) -> list[Array]:
+        with self._alone:
+            return self._session.run(prepared)
+
+    def _in_pieces(self, prepared: list[Array], length: int) -> list[Array]:
+        piece = self._piece or length
         if length % piece:
             raise InputError(f"the model takes batches of {piece}, {length} samples are no multiple of it")
-        in_axes = [_file_batch_axis(spec) for spec in self._in_order]
         out_axes = {spec.file.index: _file_batch_axis(spec) for spec in self.outputs}
         collected: list[list[Array]] = []
         for start in range(0, length, piece):
             parts = [
-                np.ascontiguousarray(np.moveaxis(np.moveaxis(array, axis, 0)[start : start + piece], 0, axis))
-                for (array, _), axis in zip(prepared, in_axes, strict=True)
+                np.ascontiguousarray(array[(slice(None),) * item.batch_axis + (slice(start, start + piece),)])
+                for array, item in zip(prepared, self._plan, strict=True)
             ]
-            collected.append([np.array(result) for result in self._session.run(parts)])
+            collected.append(self._run(parts))
         return [
             np.concatenate(column, axis=out_axes.get(index, 0))
             for index, column in enumerate(zip(*collected, strict=True))
@@ -119,6 +168,20 @@ class Executor:
     def close(self) -> None:
         """Free the session."""
         self._session.close()
+
+
+def _planned(spec: TensorSpec, position: int) -> _Input:
+    how = spec.preprocess
+    rank = len(spec.shape)
+    return _Input(
+        spec,
+        position,
+        None if None in spec.shape[1:] else spec.shape[1:],
+        rank,
+        _file_batch_axis(spec),
+        None if how is None else preprocess.prepared(how, layout=spec.layout, rank=rank),
+        tensors.encoder(spec, reuse=how is not None),
+    )
 
 
 def _file_batch_axis(spec: TensorSpec) -> int:
