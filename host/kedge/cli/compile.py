@@ -1,0 +1,102 @@
+"""``kedge compile``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kedge.compiler.ladder import Tell
+from kedge.compiler.options import CompileOptions
+from kedge.compiler.service import run
+from kedge.options import command_line, made
+
+if TYPE_CHECKING:
+    from kedge.compiler.release import Release
+    from kedge.compiler.report import BundleEntry
+
+SOME_FAILED = 3
+"""Exit status where some targets have a bundle and others do not."""
+_PLAIN_WIDTH = 140
+
+
+@click.command("compile")
+@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
+@command_line(CompileOptions)
+def compile_command(model: Path, **values: Any) -> int:
+    """Compile MODEL.onnx into a release: one bundle for each target, measured with the runtime of the device.
+
+    Exit status: 0 where every target has its bundle, 3 where some failed (the others are written), 1 on an error.
+    """
+    with _progress() as tell:
+        release = run(model, made(CompileOptions, values), tell=tell)
+    _show(release)
+    return SOME_FAILED if release.failures else 0
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Tell]:
+    """One bar for each target on a terminal; silence elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.fields[who]:<16}"), TextColumn("{task.description:<22}"), BarColumn())
+    with Progress(
+        *columns, MofNCompleteColumn(), TimeElapsedColumn(), console=Console(stderr=True), transient=True
+    ) as bars:
+        rows: dict[str, TaskID] = {}
+
+        def tell(who: str, what: str, done: int, total: int) -> None:
+            if who not in rows:
+                rows[who] = bars.add_task(what, who=who, total=None)
+            bars.update(rows[who], description=what, completed=done, total=total or None)
+
+        yield tell
+
+
+def _show(release: Release) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PLAIN_WIDTH)
+    report = release.report
+    if report is None:
+        return
+    metric = report.metric
+    table = Table(title=f"{release.name} {release.version}: {metric} of the float model {report.reference.value:.4f}")
+    for column in ("target", "backend", "precision"):
+        table.add_column(column)
+    for column in (metric, "drop", "size ×", "p50 ms"):
+        table.add_column(column, justify="right")
+    table.add_column("verified")
+    table.add_column("digest")
+    for bundle in report.bundles:
+        table.add_row(*_cells(bundle))
+    for failure in report.failures:
+        table.add_row(failure.target, "", "failed")
+    console.print(table)
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True, markup=False)
+    for failure in report.failures:
+        click.echo(f"error: {failure.target}: {failure.error}", err=True)
+    console.print(f"{release.path}: release {release.digest}", soft_wrap=True, markup=False)
+    console.print(f"{release.path / 'report.html'}", soft_wrap=True, markup=False)
+
+
+def _cells(bundle: BundleEntry) -> tuple[str, ...]:
+    return (
+        bundle.target,
+        bundle.backend,
+        bundle.precision,
+        f"{bundle.value:.4f}",
+        f"{bundle.drop:.4f}",
+        f"{bundle.size_ratio:.2f}",
+        f"{bundle.latency_ms.p50:.3g}",
+        bundle.verified,
+        bundle.digest[:19],
+    )

@@ -1,0 +1,93 @@
+"""``kedge``: the group of all commands, each imported when it is called, so that ``kedge --help`` is quick and a
+controller without the compiler works."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from kedge_protocol import __version__
+from kedge_protocol.errors import KedgeError, MissingDependencyError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "compile": ("kedge.cli.compile:compile_command", "Compile a trained model for one or more targets."),
+    "inspect": ("kedge.cli.inspect:inspect_command", "Show what a release holds."),
+    "target": ("kedge.cli.target:target", "The kinds of device that Kedge knows."),
+    "toolchain": ("kedge.cli.toolchain:toolchain", "Install vendors' stacks in environments of their own."),
+    "controller": ("kedge.cli.fleet:controller", "Run the controller of a fleet."),
+    "device": ("kedge.cli.fleet:device", "The devices of a fleet."),
+    "publish": ("kedge.cli.fleet:publish", "Hand a release to the controller."),
+    "rollout": ("kedge.cli.fleet:rollout", "Bring a release to devices."),
+}
+"""Command → where it is, and its line in ``kedge --help``."""
+
+_EXTRAS = {"sqlalchemy": "fleet", "amqtt": "fleet", "rich": "host"}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by import path."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, in the order of :data:`COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command.
+
+        Raises:
+            MissingDependencyError: what it needs is not installed.
+        """
+        if cmd_name not in COMMANDS:
+            return None
+        path, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        try:
+            command: click.Command = getattr(importlib.import_module(path), attribute)
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing in ("kedge", "kedge_agent", "kedge_targets", "kedge_protocol", ""):
+                raise
+            raise MissingDependencyError(
+                f"`kedge {cmd_name}` needs {missing}",
+                remedy=f"Install it: pip install 'kedge[{_EXTRAS.get(missing, 'host')}]'",
+            ) from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in ``--help``, without an import."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kedge")
+def cli() -> None:
+    """Take a trained model to every device of an unlike fleet, and keep it well there."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point: errors of Kedge are one line on standard error and exit status 1; Ctrl-C is 130."""
+    try:
+        status: Any = cli.main(args=arguments, prog_name="kedge", standalone_mode=False)
+    except KedgeError as error:
+        click.echo(f"error: {_one_line(error)}", err=True)
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("error: interrupted", err=True)
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _one_line(error: KedgeError) -> str:
+    """The message; lines after the first (a worker's log) are indented below it."""
+    first, *rest = str(error).splitlines() or [""]
+    return "\n".join([first, *(f"  {line}" for line in rest)])
+
+
+if __name__ == "__main__":
+    main()

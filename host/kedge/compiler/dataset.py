@@ -1,0 +1,245 @@
+"""Data sets: an ``.npz``, or a folder of ``.npy`` files for what does not fit in memory.
+
+One array for each model input, by its name (or ``input`` where there is one), first axis samples, and ``label`` where
+there are labels. Nothing is loaded whole: the members of an ``.npz`` are unpacked to ``.npy`` files, which are mapped.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge_protocol.errors import DatasetError, StorageError
+from kedge_targets.graph.signature import TensorInfo
+
+Array = npt.NDArray[Any]
+
+LABEL = "label"
+SOLE_INPUT = "input"
+"""The name that the array of a model's only input may have, whatever the model calls it."""
+CHUNK_BYTES = 8 << 20
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A checked data set, as it travels to the worker.
+
+    Attributes:
+        arrays: the model's input name → an ``.npy`` file.
+        label: an ``.npy`` file.
+        samples: length of the first axis.
+    """
+
+    arrays: dict[str, str]
+    samples: int
+    label: str | None = None
+
+
+class Dataset:
+    """A data set as the user gave it: files found and opened, not yet held against a model.
+
+    Args:
+        path: the ``.npz`` or the folder.
+        scratch: an empty folder for what is unpacked.
+        role: ``calibration`` or ``evaluation``, for messages.
+
+    Raises:
+        DatasetError: nothing there, not such a file, an array that is not plain numbers, arrays without samples or of
+            different lengths, NaNs.
+        StorageError: no space to unpack.
+    """
+
+    def __init__(self, path: Path, scratch: Path, *, role: str) -> None:
+        self.path = path
+        self.where = f"{role} {path}"
+        self.files = _unpacked(path, scratch, self.where) if path.is_file() else _folder(path, self.where)
+        if not self.files:
+            raise DatasetError("holds no array", where=self.where, remedy="One array for each model input is needed")
+        self.arrays = {name: open_array(file, name=name, where=self.where) for name, file in self.files.items()}
+        for name, array in self.arrays.items():
+            if array.ndim == 0 or array.shape[0] == 0:
+                raise DatasetError(f"array {name!r} has no samples", where=self.where)
+        self.samples = _common_length(self.arrays, self.where)
+
+    def bind(self, inputs: Sequence[TensorInfo]) -> Data:
+        """Hold the arrays against a model's inputs.
+
+        Raises:
+            DatasetError: an array of a wrong name, rank, shape or dtype; the message says what the model takes.
+        """
+        names = self._names(inputs)
+        for spec in inputs:
+            self._check(names[spec.name], self.arrays[names[spec.name]], spec)
+        known = set(names.values())
+        label = self.files.get(LABEL) if LABEL not in known else None
+        self.names = {array: name for name, array in names.items()}
+        return Data(
+            arrays={name: str(self.files[array]) for name, array in names.items()},
+            label=None if label is None else str(label),
+            samples=self.samples,
+        )
+
+    def _names(self, inputs: Sequence[TensorInfo]) -> dict[str, str]:
+        names = {spec.name: spec.name for spec in inputs}
+        if len(inputs) == 1 and inputs[0].name not in self.arrays and SOLE_INPUT in self.arrays:
+            names = {inputs[0].name: SOLE_INPUT}
+        missing = [name for name, array in names.items() if array not in self.arrays]
+        unknown = [array for array in self.arrays if array not in names.values() and array != LABEL]
+        if missing or unknown:
+            problems = [f"no array for input {name!r}" for name in missing]
+            problems += [f"array {array!r} is no input of the model" for array in unknown]
+            takes = ", ".join(spec.name for spec in inputs)
+            sole = f" (or {SOLE_INPUT!r})" if len(inputs) == 1 else ""
+            raise DatasetError(
+                "; ".join(problems), where=self.where, remedy=f"The model takes {takes}{sole}; labels go by {LABEL!r}"
+            )
+        return names
+
+    def _check(self, name: str, array: Array, spec: TensorInfo) -> None:
+        if array.dtype.kind not in "fiub":
+            raise DatasetError(f"array {name!r} has dtype {array.dtype}, which is not numeric", where=self.where)
+        if np.dtype(spec.dtype).kind in "iub" and array.dtype.kind == "f":
+            raise DatasetError(
+                f"array {name!r} has dtype {array.dtype}, the model's input takes {spec.dtype}",
+                where=self.where,
+                remedy=f"Store it as {spec.dtype}",
+            )
+        fits = array.ndim == len(spec.shape) and all(
+            want is None or want == have for want, have in zip(spec.shape[1:], array.shape[1:], strict=True)
+        )
+        if not fits:
+            want = "x".join("?" if axis is None else str(axis) for axis in ("samples", *spec.shape[1:]))
+            have = "x".join(map(str, array.shape))
+            raise DatasetError(f"array {name!r} has shape {have}, the model takes {want}", where=self.where)
+
+    def scan(self) -> Scan:
+        """Read everything once, in pieces: NaNs, the digest, a hash of each sample.
+
+        Raises:
+            DatasetError: a value that is not finite; the message names array and sample.
+        """
+        content: dict[str, bytes] = {}
+        rows = np.zeros(self.samples, dtype=np.uint64)
+        for name in sorted(self.arrays):
+            array = self.arrays[name]
+            state = hashlib.sha256()
+            for start, chunk in chunks(array):
+                if chunk.dtype.kind == "f":
+                    self._finite(name, start, chunk)
+                raw = np.ascontiguousarray(chunk)
+                state.update(raw.data)
+                if name != LABEL:
+                    hashes = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in raw]
+                    part = rows[start : start + len(raw)]
+                    part *= np.uint64(0x9E3779B97F4A7C15)
+                    part ^= np.frombuffer(b"".join(hashes), dtype=np.uint64)
+            content[name] = f"{array.dtype.str} {array.shape} {state.hexdigest()}".encode()
+        return Scan(content, rows)
+
+    def _finite(self, name: str, start: int, chunk: Array) -> None:
+        finite = np.isfinite(chunk)
+        if not finite.all():
+            first = int(np.argmin(finite.reshape(len(chunk), -1).all(axis=1)))
+            raise DatasetError(
+                f"array {name!r} holds NaN or infinite values, first in sample {start + first}",
+                where=self.where,
+                remedy="Remove or correct these samples",
+            )
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What reading a data set once told: its arrays' contents by array name, and one hash for each sample."""
+
+    content: dict[str, bytes]
+    rows: npt.NDArray[np.uint64]
+
+    def digest(self, names: dict[str, str]) -> str:
+        """Digest of the arrays' contents by the model's names, the same for an ``.npz`` and a folder.
+
+        Args:
+            names: array name → input name.
+        """
+        state = hashlib.sha256()
+        for name, content in sorted((names.get(array, array), content) for array, content in self.content.items()):
+            state.update(name.encode() + b"\0" + content + b"\n")
+        return "sha256:" + state.hexdigest()
+
+    def shared_with(self, other: Scan) -> int:
+        """How many samples of ``other`` are among these."""
+        return int(np.isin(other.rows, self.rows).sum())
+
+
+def open_array(path: Path, *, name: str, where: str) -> Array:
+    """Map an ``.npy`` file.
+
+    Raises:
+        DatasetError: not such a file, cut short, or an array of Python objects.
+    """
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+        if dtype.hasobject:
+            raise DatasetError(f"array {name!r} holds Python objects", where=where, remedy="Store plain numbers")
+        if 0 in shape or not shape:
+            return np.zeros(shape, dtype)
+        mapped: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"array {name!r} cannot be read: {error}", where=where) from error
+    return mapped
+
+
+def chunks(array: Array) -> Iterator[tuple[int, Array]]:
+    """``(index of the first sample, samples)`` in pieces of about :data:`CHUNK_BYTES`."""
+    step = max(1, CHUNK_BYTES // max(1, array[:1].nbytes))
+    for start in range(0, array.shape[0], step):
+        yield start, array[start : start + step]
+
+
+def _folder(path: Path, where: str) -> dict[str, Path]:
+    if not path.is_dir():
+        raise DatasetError("is neither a file nor a folder", where=where)
+    return {file.stem: file for file in sorted(path.glob("*.npy"))}
+
+
+def _unpacked(path: Path, scratch: Path, where: str) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+            for number, info in enumerate(members):
+                target = scratch / f"{number}.npy"
+                with archive.open(info) as source, target.open("wb") as sink:
+                    shutil.copyfileobj(source, sink, CHUNK_BYTES)
+                files[info.filename[: -len(".npy")]] = target
+    except zipfile.BadZipFile as error:
+        raise DatasetError(
+            f"is no .npz: {error}", where=where, remedy="Write it with numpy.savez, or give a folder of .npy files"
+        ) from error
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageError(
+                f"no space to unpack it: {error.strerror}", where=where, remedy="Free space where OUT will be"
+            ) from error
+        raise DatasetError(f"cannot be read: {error}", where=where) from error
+    return files
+
+
+def _common_length(arrays: dict[str, Array], where: str) -> int:
+    lengths = {name: array.shape[0] for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1:
+        listed = ", ".join(f"{name} {length}" for name, length in sorted(lengths.items()))
+        raise DatasetError(f"the arrays have different numbers of samples: {listed}", where=where)
+    return int(next(iter(lengths.values())))

@@ -1,0 +1,91 @@
+"""A compiled target becomes a bundle. Nothing that differs from run to run (times, paths, measured memory) goes in."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from kedge.compiler import tasks
+from kedge.compiler.ladder import Compiled
+from kedge.compiler.model import Model
+from kedge.compiler.options import CompileOptions
+from kedge_protocol import __version__, digest
+from kedge_protocol.bundle import config as cfg
+from kedge_protocol.bundle import oci
+from kedge_protocol.bundle.write import LayoutWriter
+
+GOLDEN_FILE = "golden.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where all bundles of a release come from."""
+
+    options: CompileOptions
+    model: Model
+    labels: tuple[str, ...]
+    calibration_digest: str
+    evaluation_digest: str
+    evaluation_samples: int
+    reference: tasks.ReferenceAnswer
+
+
+def configuration(compiled: Compiled, source: Source) -> cfg.BundleConfig:
+    """What the bundle says of itself."""
+    lowered, evaluation = compiled.lowered, compiled.evaluation
+    uses_calibration = lowered.calibration_samples > 0
+    storage = sum(Path(path).stat().st_size for path in lowered.files.values())
+    return cfg.BundleConfig(
+        schema_version=cfg.SCHEMA_VERSION,
+        name=source.options.name,
+        version=source.options.version,
+        target=compiled.target.name,
+        backend=compiled.backend.name,
+        entry=lowered.entry,
+        precision=compiled.precision.value,
+        runtimes=lowered.runtimes,
+        runtime_options=lowered.runtime_options,
+        inputs=lowered.inputs,
+        outputs=lowered.outputs,
+        labels=source.labels,
+        metric=cfg.Metric(
+            name=source.reference.choice.name,
+            value=evaluation.value,
+            reference=source.reference.value,
+            agreement=evaluation.agreement,
+            samples=source.evaluation_samples,
+            measured_on=f"{evaluation.runtime}, {platform.machine()}",
+        ),
+        resources=cfg.Resources(
+            storage_bytes=storage,
+            # The files as read and as the runtime packs them anew, and every tensor of one sample.
+            memory_bytes=2 * storage + source.model.activation_bytes,
+        ),
+        provenance=cfg.Provenance(
+            model_digest=source.model.digest,
+            calibration_digest=source.calibration_digest if uses_calibration else None,
+            evaluation_digest=source.evaluation_digest,
+            calibration_samples=lowered.calibration_samples,
+            evaluation_samples=source.evaluation_samples,
+            tools={**source.reference.tools, **lowered.tools, "kedge": __version__},
+            options={"max_drop": source.options.max_drop, "backend": compiled.backend.options},
+        ),
+        verified=lowered.verified,
+        golden=cfg.GoldenRef(
+            file=GOLDEN_FILE,
+            digest=digest.of_file(compiled.golden_file),
+            samples=compiled.golden.samples,
+            kernel_sets=compiled.golden.kernel_sets,
+        ),
+    )
+
+
+def add(writer: LayoutWriter, compiled: Compiled, source: Source) -> oci.Descriptor:
+    """Put the bundle into a layout; the descriptor's digest is the bundle's.
+
+    Raises:
+        BundleError: a backend's file has a title that is no plain file name.
+    """
+    files = {title: Path(path) for title, path in compiled.lowered.files.items()}
+    return writer.add_bundle(configuration(compiled, source), files, compiled.golden_file)

@@ -1,0 +1,51 @@
+"""A release as an object: what :func:`kedge.compile` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kedge.compiler.report import Report, read
+from kedge_protocol.bundle.layout import Bundle, Layout
+from kedge_protocol.errors import KedgeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """The bundles of one version, in a folder.
+
+    Attributes:
+        path: the OCI image layout.
+        digest: of the release's image index.
+        bundles: target → view of its bundle (``config``, ``digest``, ``files``, ``model_bytes``).
+        report: what was measured; None for a folder that came without it.
+        failures: target → error of those that were asked for and have no bundle. :func:`kedge.compile` raises only
+            where no target could be compiled: look here when all are needed.
+    """
+
+    path: Path
+    name: str
+    version: str
+    digest: str
+    bundles: Mapping[str, Bundle]
+    report: Report | None = None
+    failures: Mapping[str, KedgeError] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Release:
+        """Read a release folder; files are not checked (see :meth:`kedge_protocol.bundle.layout.Layout.verify`).
+
+        Raises:
+            BundleError: the folder is no release.
+        """
+        layout = Layout(Path(path))
+        view = layout.release()
+        return cls(
+            path=Path(path),
+            name=view.name,
+            version=view.version,
+            digest=view.digest,
+            bundles={target: layout.read_bundle(descriptor) for target, descriptor in view.bundles.items()},
+            report=read(Path(path)),
+        )

@@ -1,0 +1,103 @@
+"""``report.html``: one file without scripts or anything from elsewhere; the plots are SVG drawn here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kedge.compiler.ladder import Attempt
+from kedge.compiler.report import Report
+
+_TEMPLATE = Path(__file__).parent / "report.html.j2"
+_COLOURS = {"int8": "#2563eb", "float16": "#0d9488", "float32": "#a16207", "reference": "#6b7280"}
+_WIDTH = 340.0  # of the longest bar, in the SVG's own units
+_ROW = 26
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a plot; ``width`` in the SVG's units."""
+
+    label: str
+    value: str
+    width: float
+    colour: str
+    y: int
+    faded: bool
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot; ``height`` in the SVG's units."""
+
+    title: str
+    bars: tuple[Bar, ...]
+    height: int
+
+
+def render(report: Report) -> str:
+    """The page."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["bytes"] = readable_bytes
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(report=report, plots=plots(report))
+
+
+def plots(report: Report) -> list[Plot]:
+    """Metric, size and latency by target and precision; what was tried and not taken is faded."""
+    tried = [(entry.target, attempt) for entry in report.bundles for attempt in entry.attempts]
+    tried += [(failure.target, attempt) for failure in report.failures for attempt in failure.attempts]
+    reference = report.reference
+    return [
+        _plot(f"Metric ({report.metric})", reference.value, tried, lambda a: a.value, lambda v: f"{v:.4f}"),
+        _plot("Size", float(reference.size_bytes), tried, lambda a: a.size_bytes, readable_bytes),
+        _plot(
+            "Latency p50, one sample, on the host",
+            reference.latency_ms.p50,
+            tried,
+            lambda a: None if a.latency_ms is None else a.latency_ms.p50,
+            lambda v: f"{v:.3g} ms",
+        ),
+    ]
+
+
+def _plot(
+    title: str,
+    reference: float,
+    tried: Sequence[tuple[str, Attempt]],
+    measure: Callable[[Attempt], float | None],
+    text: Callable[[float], str],
+) -> Plot:
+    rows = [("float model", reference, "reference", False)]
+    for target, attempt in tried:
+        value = measure(attempt)
+        if value is not None:
+            rows.append((f"{target} {attempt.precision}", float(value), attempt.precision, bool(attempt.reason)))
+    largest = max((abs(value) for _, value, _, _ in rows), default=0.0) or 1.0
+    bars = tuple(
+        Bar(
+            label,
+            text(value),
+            round(max(0.0, value) / largest * _WIDTH, 1),
+            _COLOURS.get(kind, _COLOURS["reference"]),
+            index * _ROW,
+            faded,
+        )
+        for index, (label, value, kind, faded) in enumerate(rows)
+    )
+    return Plot(title, bars, len(bars) * _ROW)
+
+
+def readable_bytes(count: float) -> str:
+    """``312 KB``, in powers of 1000."""
+    size, unit = float(count), "B"
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"

@@ -1,0 +1,476 @@
+"""What the compiler asks of the worker: each function is one task (``kedge_targets.worker``).
+
+Arrays travel as paths of ``.npy`` files. Nothing heavy is imported at the top: a task imports what it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.compiler import golden as choosing
+from kedge.compiler import metric
+from kedge.compiler.dataset import Data, open_array
+from kedge.compiler.samples import NpyWriter, Prepared, Samples, prepared
+from kedge_protocol import golden
+from kedge_protocol.bundle.config import Preprocess, RuntimeRequirement, TensorSpec, Verified
+from kedge_protocol.errors import KedgeError, ModelError, StorageError
+from kedge_targets import registry
+from kedge_targets.executor import Executor
+from kedge_targets.graph.signature import TensorInfo
+from kedge_targets.numerics import Plan
+from kedge_targets.target import Target
+from kedge_targets.worker import Progress
+
+Array = npt.NDArray[Any]
+
+_LATENCY_CALLS = 50
+_LATENCY_SECONDS = 0.5
+_WARM_CALLS = 3
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmRequest:
+    """Load what a backend's compiler and runtime will need, while the parent still reads data."""
+
+    backend: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """An answer that says no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceRequest:
+    """Run the float model over the evaluation set."""
+
+    model: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    data: Data
+    preprocess: dict[str, Preprocess]
+    batch: int
+    folder: str
+    user_metric: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceAnswer:
+    """What the float model gave: outputs as ``.npy`` files by name."""
+
+    choice: metric.Choice
+    value: float
+    outputs: dict[str, str]
+    tools: dict[str, str]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Of one call with one sample, in milliseconds."""
+
+    p50: float
+    p95: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowerRequest:
+    """Turn the graph into one backend's files."""
+
+    graph: str
+    inputs: tuple[TensorInfo, ...]
+    plan: Plan
+    calibration: Data
+    preprocess: dict[str, Preprocess]
+    target: Target
+    backend: str
+    options: dict[str, Any]
+    workdir: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowerAnswer:
+    """A :class:`kedge_targets.contract.Lowered` on the wire, with the caller's names, layouts and preprocessing."""
+
+    files: dict[str, str]
+    entry: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    runtimes: tuple[RuntimeRequirement, ...]
+    verified: Verified
+    tools: dict[str, str]
+    runtime_options: dict[str, Any]
+    seconds: dict[str, float]
+    notes: tuple[str, ...]
+    calibration_samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A lowered model, as an executor opens it; ``folder`` holds its files by title."""
+
+    folder: str
+    backend: str
+    entry: str
+    options: dict[str, Any]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def open(self, kernel_set: str | None = None) -> Executor:
+        """Load it with one kernel set; None for the runtime's own choice."""
+        return Executor(
+            Path(self.folder),
+            backend=self.backend,
+            entry=self.entry,
+            options=self.options,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            kernel_set=kernel_set,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """Run a lowered model over the evaluation set and compare it with the float model."""
+
+    program: Program
+    data: Data
+    choice: metric.Choice
+    reference: dict[str, str]
+    batch: int
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateAnswer:
+    """What was measured on the very files; memory is the process's growth on load and first call (bytes)."""
+
+    value: float
+    memory_bytes: int
+    seconds: float
+    runtime: str
+    agreement: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenRequest:
+    """Choose golden vectors, measure their tolerance over every kernel set, write them."""
+
+    program: Program
+    data: Data
+    batch: int
+    file: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenAnswer:
+    """What the golden vectors are."""
+
+    samples: int
+    kernel_sets: tuple[str, ...]
+    tolerances: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyRequest:
+    """Measure the latency of a lowered model on one sample."""
+
+    program: Program
+    data: Data
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceLatencyRequest:
+    """Measure the latency of the float model on one sample."""
+
+    model: str
+    inputs: tuple[TensorInfo, ...]
+    data: Data
+    preprocess: dict[str, Preprocess]
+
+
+def warm(request: WarmRequest, progress: Progress) -> Done:
+    """Import ahead; a failure will be met, and told, where it matters."""
+    with contextlib.suppress(KedgeError, ImportError):
+        registry.compiler(request.backend).missing()
+        registry.runtime(request.backend)
+    return Done()
+
+
+def reference(request: ReferenceRequest, progress: Progress) -> ReferenceAnswer:
+    """Run the float model with ONNX Runtime.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model or fails in it.
+        ConfigError, DatasetError: see :mod:`kedge.compiler.metric`.
+        StorageError: no space for the outputs.
+    """
+    began = time.perf_counter()
+    samples = Samples(request.data)
+    run = _float_model(request.model)
+    feeds = Prepared(samples, request.inputs, request.preprocess)
+    names = [spec.name for spec in request.outputs]
+
+    def batches() -> Iterator[dict[str, Array]]:
+        for feed in feeds.batches(request.batch):
+            yield dict(zip(names, run(names, feed), strict=True))
+
+    outputs = _collect(batches(), names, Path(request.folder), samples.count, "reference", progress)
+    opened = _opened(outputs)
+    choice = metric.choose(request.user_metric, labelled=samples.label is not None, outputs=opened)
+    if choice.kind is metric.Kind.TOP1 and samples.label is not None:
+        metric.check_labels(samples.label, next(iter(opened.values())), where="evaluation")
+    value = metric.score(choice, opened, opened, samples.arrays, samples.label)
+    import onnxruntime
+
+    tools = {"onnxruntime": str(onnxruntime.__version__), "numpy": np.__version__}
+    return ReferenceAnswer(
+        choice=choice, value=value, outputs=outputs, tools=tools, seconds=time.perf_counter() - began
+    )
+
+
+def lower(request: LowerRequest, progress: Progress) -> LowerAnswer:
+    """Lower with one backend.
+
+    Raises:
+        See :meth:`kedge_targets.contract.Compiler.lower`.
+    """
+    total = request.calibration.samples
+    feeds = Prepared(Samples(request.calibration), request.inputs, request.preprocess)
+    with _disk():
+        made = registry.compiler(request.backend).lower(
+            Path(request.graph),
+            request.plan,
+            _Counted(feeds, lambda done: progress("calibrate", done, total)),
+            target=request.target,
+            options=request.options,
+            workdir=Path(request.workdir),
+        )
+    layouts = {spec.name: spec.layout for spec in request.inputs}
+    return LowerAnswer(
+        files={title: str(path) for title, path in made.files.items()},
+        entry=made.entry,
+        inputs=tuple(_with_preprocess(spec, layouts, request.preprocess) for spec in made.inputs),
+        outputs=made.outputs,
+        runtimes=made.runtimes,
+        verified=made.verified,
+        tools=made.tools,
+        runtime_options=made.runtime_options,
+        seconds=made.seconds,
+        notes=made.notes,
+        calibration_samples=made.calibration_samples,
+    )
+
+
+def evaluate(request: EvaluateRequest, progress: Progress) -> EvaluateAnswer:
+    """Run the packed files over the whole evaluation set with the device's runtime.
+
+    Raises:
+        VerificationError: the runtime refuses the file.
+        ConfigError: the user's metric fails.
+        StorageError: no space for the outputs.
+    """
+    began = time.perf_counter()
+    samples = Samples(request.data)
+    before = _resident()
+    executor = request.program.open()
+    try:
+        executor(samples.rows(0, 1))
+        grown = max(0, _resident() - before)
+        step = request.batch
+        batches = (executor(samples.rows(start, start + step)) for start in range(0, samples.count, step))
+        names = [spec.name for spec in request.program.outputs]
+        outputs = _collect(batches, names, Path(request.folder), samples.count, "evaluate", progress)
+    finally:
+        executor.close()
+    opened, wanted = _opened(outputs), _opened(request.reference)
+    return EvaluateAnswer(
+        value=metric.score(request.choice, opened, wanted, samples.arrays, samples.label),
+        agreement=metric.agreement(request.choice, opened, wanted),
+        memory_bytes=grown,
+        seconds=time.perf_counter() - began,
+        runtime=_runtime_version(request.program.backend),
+    )
+
+
+def make_golden(request: GoldenRequest, progress: Progress) -> GoldenAnswer:
+    """Choose golden vectors and measure what they allow; the expected outputs are the first kernel set's.
+
+    Raises:
+        VerificationError: a kernel set refuses the file.
+    """
+    samples = Samples(request.data)
+    indices = choosing.candidates(samples.count)
+    sets = registry.runtime(request.program.backend).kernel_sets
+    specs = request.program.outputs
+    executors = [request.program.open(name) for name in sets]
+    try:
+        runs = []
+        for number, executor in enumerate(executors):
+            parts = [
+                executor(samples.picked(indices[start : start + request.batch]))
+                for start in range(0, len(indices), request.batch)
+            ]
+            runs.append({spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in specs})
+            progress("golden", number + 1, len(sets))
+        picked = choosing.choose(runs, specs)
+        chosen = samples.picked([indices[position] for position in picked])
+        # Once more, as the device will: all vectors in one call.
+        for run, executor in zip(runs, executors, strict=True):
+            for name, value in executor(chosen).items():
+                run[name][picked] = value
+    finally:
+        for executor in executors:
+            executor.close()
+    allowed = choosing.tolerances(runs, picked, specs)
+    vectors = golden.Golden(chosen, {name: value[picked] for name, value in runs[0].items()}, allowed)
+    with _disk():
+        golden.save(vectors, Path(request.file))
+    return GoldenAnswer(
+        samples=len(picked),
+        kernel_sets=tuple(sets),
+        tolerances={name: [t.max_abs, t.rms] for name, t in allowed.items()},
+    )
+
+
+def latency(request: LatencyRequest, progress: Progress) -> Latency:
+    """Measure one call with one raw sample, preprocessing and quantization included."""
+    executor = request.program.open()
+    sample = Samples(request.data).picked([0])
+    try:
+        return _timed(lambda: executor(sample))
+    finally:
+        executor.close()
+
+
+def reference_latency(request: ReferenceLatencyRequest, progress: Progress) -> Latency:
+    """The same of the float model with ONNX Runtime."""
+    raw = Samples(request.data).picked([0])
+    run = _float_model(request.model)
+    return _timed(lambda: run(None, prepared(raw, request.inputs, request.preprocess)))
+
+
+class _Counted:
+    """A calibration that tells how many of its samples were taken."""
+
+    def __init__(self, inner: Prepared, tell: Callable[[int], None]) -> None:
+        self._inner = inner
+        self._tell = tell
+
+    @property
+    def samples(self) -> int:
+        return self._inner.samples
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        for number, item in enumerate(self._inner, start=1):
+            yield item
+            self._tell(number)
+
+
+def _float_model(model: str) -> Callable[[list[str] | None, Mapping[str, Array]], list[Array]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(f"ONNX Runtime refuses it: {_first_line(error)}", where=Path(model).name) from error
+
+    def run(names: list[str] | None, feed: Mapping[str, Array]) -> list[Array]:
+        try:
+            results: list[Array] = session.run(names, dict(feed))
+        except Exception as error:
+            raise ModelError(f"ONNX Runtime fails in it: {_first_line(error)}", where=Path(model).name) from error
+        return results
+
+    return run
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _collect(
+    batches: Iterator[dict[str, Array]], names: Sequence[str], folder: Path, total: int, what: str, progress: Progress
+) -> dict[str, str]:
+    """Write outputs as they come; name → ``.npy`` file.
+
+    Raises:
+        ModelError: an output whose first axis is not the batch.
+    """
+    with _disk(), contextlib.ExitStack() as stack:
+        folder.mkdir(parents=True, exist_ok=True)
+        writers = {n: stack.enter_context(NpyWriter(folder / f"{i}.npy", total)) for i, n in enumerate(names)}
+        done = 0
+        for batch in batches:
+            lengths = {len(batch[name]) if batch[name].ndim else -1 for name in names}
+            if len(lengths) != 1 or -1 in lengths:
+                raise ModelError("an output's first axis is not the batch", remedy="Export it with a batch axis")
+            for name, writer in writers.items():
+                writer.add(batch[name])
+            done += lengths.pop()
+            progress(what, done, total)
+        if done != total:
+            raise ModelError(f"gave {done} outputs for {total} samples: an output's first axis is not the batch")
+        return {name: str(writer.path) for name, writer in writers.items()}
+
+
+def _opened(outputs: Mapping[str, str]) -> dict[str, Array]:
+    return {name: open_array(Path(path), name=name, where=path) for name, path in outputs.items()}
+
+
+def _with_preprocess(spec: TensorSpec, layouts: Mapping[str, str | None], how: Mapping[str, Preprocess]) -> TensorSpec:
+    return replace(spec, preprocess=how.get(spec.name), layout=layouts[spec.name])
+
+
+def _timed(call: Callable[[], object]) -> Latency:
+    for _ in range(_WARM_CALLS):
+        call()
+    taken: list[float] = []
+    until = time.perf_counter() + _LATENCY_SECONDS
+    while len(taken) < _LATENCY_CALLS and (not taken or time.perf_counter() < until):
+        began = time.perf_counter()
+        call()
+        taken.append((time.perf_counter() - began) * 1000.0)
+    p50, p95 = np.percentile(taken, [50, 95])
+    return Latency(p50=round(float(p50), 4), p95=round(float(p95), 4))
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def _runtime_version(backend: str) -> str:
+    from importlib import metadata
+
+    for name in registry.runtime(backend).distributions:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return f"{name} {metadata.version(name)}"
+    return backend
+
+
+@contextlib.contextmanager
+def _disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageError(
+                f"no space left: {error.strerror}", where="compile", remedy="Free space where OUT will be"
+            ) from error
+        raise
