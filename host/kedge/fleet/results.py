@@ -1,0 +1,165 @@
+"""What the verbs of the fleet answer."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from kedge_protocol.messages import Reported, Telemetry
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceView:
+    """A device.
+
+    Attributes:
+        online: as its last status or will said; False while no controller is connected.
+        seen_at: when the controller last heard of it (seconds since 1970), 0 for never.
+        desired_version, desired: what it shall run: model name → bundle digest.
+        reported: what it said last; None before its first word.
+    """
+
+    name: str
+    target: str
+    labels: dict[str, str]
+    online: bool = False
+    seen_at: float = 0.0
+    desired_version: int = 0
+    desired: dict[str, str] = field(default_factory=dict)
+    reported: Reported | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferView:
+    """What one device was sent of one blob.
+
+    Attributes:
+        kind: ``blob`` or ``map`` (its block map).
+        size: bytes of the blob (not of its map).
+        blocks_served: in all.
+        blocks_distinct: different ones among them.
+        finished_served_again: served although the device had said before that it had them.
+        bytes_served: payload.
+    """
+
+    digest: str
+    kind: str
+    size: int
+    blocks_served: int
+    blocks_distinct: int
+    finished_served_again: int
+    bytes_served: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceDetail:
+    """A device with all that is known of it; ``telemetry`` is the newest last."""
+
+    device: DeviceView
+    transfers: tuple[TransferView, ...]
+    telemetry: tuple[Telemetry, ...]
+
+    @property
+    def bytes_served(self) -> int:
+        """Payload bytes of all transfers."""
+        return sum(transfer.bytes_served for transfer in self.transfers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleView:
+    """A bundle of a published release; ``total_bytes`` is of all its blobs."""
+
+    target: str
+    digest: str
+    backend: str
+    precision: str
+    total_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseView:
+    """A published release."""
+
+    name: str
+    version: str
+    digest: str
+    published_at: float
+    bundles: tuple[BundleView, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """The outcome of a publication; ``new`` is False where the same release was there already."""
+
+    release: ReleaseView
+    new: bool
+    blobs_added: int
+    bytes_added: int
+
+
+class Progress(str, enum.Enum):
+    """Where a device stands in a rollout."""
+
+    PENDING = "pending"
+    FETCHING = "fetching"
+    PROVING = "proving"
+    DONE = "done"
+    FAILED = "failed"
+    OFFLINE = "offline"
+    SUPERSEDED = "superseded"  # a newer rollout wants something else of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceRollout:
+    """One device in a rollout.
+
+    Attributes:
+        digest: wanted; None where the model is taken away.
+        serving: what it said that it serves.
+        previous: what it was to have before.
+        detail: reason of a failure, or what is waited for.
+        blocks_done, blocks_total: of the download, as the device said.
+        bytes_pulled: payload bytes sent to it of this bundle's blobs since the rollout began.
+    """
+
+    device: str
+    target: str
+    progress: Progress
+    digest: str | None
+    serving: str | None = None
+    previous: str | None = None
+    desired_version: int = 0
+    detail: str = ""
+    blocks_done: int = 0
+    blocks_total: int = 0
+    bytes_pulled: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutStatus:
+    """A rollout.
+
+    Attributes:
+        version: of the release; of a revert, the versions that it goes back to.
+        kind: ``start`` or ``revert``.
+        state: ``active``, or ``superseded`` by a newer rollout of the same model.
+        done: whether every device proved and serves what is wanted.
+    """
+
+    id: int
+    model: str
+    version: str
+    kind: str
+    state: str
+    started_at: float
+    selected: dict[str, str]
+    done: bool
+    devices: tuple[DeviceRollout, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutStarted:
+    """A rollout that was begun, and the selected devices that it cannot reach (device → reason)."""
+
+    rollout: RolloutStatus
+    skipped: dict[str, str]

@@ -1,0 +1,1 @@
+"""The blobs of published releases, with their block maps."""
