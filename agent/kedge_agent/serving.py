@@ -1,0 +1,310 @@
+"""The serving child: every installed model over local HTTP.
+
+``python -m kedge_agent.serving --state DIR --listen 127.0.0.1:8080``
+
+The daemon starts it and starts it anew when a runtime has taken it down; after each load it writes
+``models/NAME/serving.json``. It is kept lean: the standard library's HTTP server, one thread a connection, as many as
+:attr:`Settings.connections` and no more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kedge_protocol.errors import ConfigError, KedgeError
+
+if TYPE_CHECKING:
+    from kedge_agent.oip import Door
+
+log = logging.getLogger("kedge.serving")
+
+_DRAIN_SECONDS = 2.0
+_M_ARENA_MAX = -8  # <malloc.h>
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of the HTTP server.
+
+    Attributes:
+        listen: ``host:port``; port 0 takes a free one.
+        connections: open at once; one more is refused with 503.
+        idle_seconds: a connection without a request is closed after.
+        max_body_bytes: a larger request is refused with 413. Its numbers take up to 20 times as much memory.
+    """
+
+    listen: str = "127.0.0.1:8080"
+    connections: int = 32
+    idle_seconds: float = 30.0
+    max_body_bytes: int = 16 << 20
+
+
+def parse_address(listen: str) -> tuple[str, int]:
+    """Host and port of ``host:port`` (an IPv6 host in brackets).
+
+    Raises:
+        ConfigError: it is none.
+    """
+    host, colon, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{listen!r} is not host:port", where="listen", remedy="Give e.g. 127.0.0.1:8080")
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """The HTTP server; it listens once it is made.
+
+    Args:
+        door: answers the requests.
+        settings: see there.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    request_queue_size = 64
+
+    def __init__(self, door: Door, settings: Settings) -> None:
+        self.door = door
+        self.settings = settings
+        self._free = threading.BoundedSemaphore(settings.connections)
+        host, port = parse_address(settings.listen)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            super().__init__((host, port), _Handler)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot be listened on: {error.strerror or error}",
+                where=settings.listen,
+                remedy="Choose a free port of this machine",
+            ) from error
+        if not is_loopback(host):
+            log.warning("%s can be reached from other machines, and nobody is asked for a password", settings.listen)
+
+    @property
+    def endpoint(self) -> str:
+        """The URL, with the port that was taken."""
+        host, port = self.server_address[:2]
+        shown = f"[{host!s}]" if self.address_family == socket.AF_INET6 else str(host)
+        return f"http://{shown}:{port}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give the connection a thread, if there is one left."""
+        if self._free.acquire(timeout=0.25):
+            try:
+                super().process_request(request, client_address)
+            except BaseException:
+                self._free.release()
+                raise
+            return
+        body = b'{"error":"too many connections"}'
+        head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        with contextlib.suppress(OSError):
+            request.settimeout(0.25)
+            request.sendall(head.encode() + b"Connection: close\r\n\r\n" + body)
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve one connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no error of ours."""
+        error = sys.exc_info()[1]
+        if isinstance(error, (ConnectionError, TimeoutError)):
+            log.debug("a connection ended early: %s", error)
+        else:
+            log.error("a connection failed", exc_info=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+    server_version = "kedge-agent"
+    sys_version = ""
+    disable_nagle_algorithm = True
+    wbufsize = -1
+
+    def setup(self) -> None:
+        super().setup()
+        self.connection.settimeout(self.server.settings.idle_seconds)
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    def do_POST(self) -> None:
+        self._serve()
+
+    def _serve(self) -> None:
+        length = self._body_length()
+        if length is None:
+            return
+        body = self.rfile.read(length)
+        if len(body) != length:
+            self.close_connection = True
+            return
+        answer = self.server.door.answer(self.command, self.path, body)
+        try:
+            self._send(answer.status, answer.encode())
+        except ValueError:
+            self._refuse(500, "the result is not finite (NaN or infinity), JSON cannot say it")
+
+    def _body_length(self) -> int | None:
+        """Bytes of the body; None where it is refused, which has been said then."""
+        if "Transfer-Encoding" in self.headers:
+            self._refuse(411, "send the body with a Content-Length", close=True)
+            return None
+        if self.headers.get("Content-Encoding", "identity") != "identity":
+            self._refuse(415, "send the body without a Content-Encoding", close=True)
+            return None
+        if "Inference-Header-Content-Length" in self.headers:
+            self._refuse(400, "binary tensors are not offered, send JSON", close=True)
+            return None
+        text = self.headers.get("Content-Length", "0")
+        if not (text.isascii() and text.isdecimal()):
+            self._refuse(400, "the Content-Length is no number", close=True)
+            return None
+        limit = self.server.settings.max_body_bytes
+        if int(text) > limit:
+            self._refuse(413, f"the body is larger than {limit} bytes", close=True)
+            return None
+        return int(text)
+
+    def handle_expect_100(self) -> bool:
+        """Refuse before the client sends what is too large."""
+        return self._body_length() is not None and super().handle_expect_100()
+
+    def _refuse(self, status: int, text: str, *, close: bool = False) -> None:
+        from kedge_agent.oip import refusal
+
+        self.close_connection = self.close_connection or close
+        self._send(status, refusal(status, text).encode())
+        if close:
+            self._drain()
+
+    def _drain(self) -> None:
+        """Take what the client is still sending, for a while: closed at once, it would not see the answer."""
+        until = time.monotonic() + _DRAIN_SECONDS
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(_DRAIN_SECONDS)
+            while time.monotonic() < until and self.connection.recv(1 << 16):
+                pass
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What http.server itself refuses, in JSON."""
+        self._refuse(code, message or self.responses.get(code, ("error",))[0], close=True)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- http.server's own signature
+        """No line for each request."""
+        log.debug(format, *args)
+
+
+def serve(state: Path, settings: Settings, *, parent: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, or until the process ``parent`` is no longer this one's parent.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    _stay_lean()
+    from kedge_agent.oip import Door
+    from kedge_agent.served import ServedModels
+
+    models = ServedModels(state)
+    with Server(Door(models), settings) as server:
+        log.info("listening on %s", server.endpoint)
+        stop = threading.Event()
+
+        def end(*_: object) -> None:
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, end)
+        threads = (
+            threading.Thread(target=server.serve_forever, name="kedge-http", daemon=True),
+            threading.Thread(target=models.watch, args=(stop,), name="kedge-models", daemon=True),
+        )
+        for thread in threads:
+            thread.start()
+        while not stop.wait(0.5):
+            if parent is not None and os.getppid() != parent:
+                log.warning("the agent is gone")
+                break
+        stop.set()
+        server.shutdown()
+
+
+def _stay_lean() -> None:
+    """Before numpy is imported: one thread for its algebra (each has a buffer of its own), and few heaps."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m kedge_agent.serving``; see the module."""
+    parser = argparse.ArgumentParser(prog="python -m kedge_agent.serving", description="Serve the installed models.")
+    parser.add_argument("--state", type=Path, required=True, help="the agent's state folder")
+    parser.add_argument("--listen", default=Settings.listen, help="host:port (default: %(default)s)")
+    parser.add_argument(
+        "--max-body-bytes", type=int, default=Settings.max_body_bytes, help="of a request (default: %(default)s)"
+    )
+    parser.add_argument("--parent", type=int, help="end when this process is no longer the parent")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        settings = Settings(listen=given.listen, max_body_bytes=given.max_body_bytes)
+        serve(given.state, settings, parent=given.parent)
+    except KedgeError as error:
+        log.error("%s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
