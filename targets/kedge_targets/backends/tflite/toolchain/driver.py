@@ -1,0 +1,285 @@
+"""ONNX to .tflite, in the toolchain's own environment: standard library and vendor stack only, never Kedge.
+
+Speaks the worker's lines (docs/architecture.md): one JSON request a line on standard input, JSON lines of progress
+and one answer to the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
+
+``version``
+    ``{}`` → ``{"python", "packages"}``
+``convert``
+    ``{"graph", "keep", "precision", "file", "calibration", "samples", "group"}`` → ``{"inputs", "outputs",
+    "samples", "operators", "float_operators", "seconds"}``. ``graph`` is an ONNX file with fixed shapes, ``keep`` the
+    inputs whose axes must stay, ``precision`` ``float32``, ``float16`` or ``int8``; for the last ``calibration`` maps
+    each input to an ``.npy`` of samples in the file's layout and ``group`` is the batch. The graph is turned into a
+    TensorFlow model once and kept for further calls.
+
+An error's ``kind`` is the name of a class of Kedge's tree.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+from pathlib import Path
+
+PACKAGES = ("tensorflow-cpu", "onnx2tf", "onnx", "numpy", "ai-edge-litert")
+
+# Written by exporters (GELU above all), but no operator of TFLite: onnx2tf builds them of others.
+PSEUDO = ["erf"]
+
+_NO_ANSWER = "KEDGE_ANSWER_FD is not set: this program is run by Kedge's worker"
+
+
+class Refused(Exception):
+    """An error with its class in Kedge's tree."""
+
+    def __init__(self, kind, what, where=None, remedy=None):
+        super().__init__(what)
+        self.wire = {"kind": kind, "what": what, "where": where, "remedy": remedy}
+
+
+class Driver:
+    """The loop's state: the way back, and the models made so far."""
+
+    def __init__(self, answers):
+        self._answers = answers
+        self._key = None
+        self._model = None
+        self._seconds = 0.0
+
+    def send(self, kind, value):
+        self._answers.write(json.dumps({kind: value}).encode() + b"\n")
+        self._answers.flush()
+
+    def progress(self, what, done, total):
+        self.send("progress", {"what": what, "done": done, "total": total})
+
+    def version(self, request):
+        """Load the stack and say what it is."""
+        import onnx2tf  # noqa: F401
+        import tensorflow  # noqa: F401
+
+        return {
+            "python": platform.python_version(),
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        }
+
+    def convert(self, request):
+        """Make one .tflite."""
+        model = self._model_of(Path(request["graph"]), request["keep"])
+        begun = time.perf_counter()
+        converter = _converter(model)
+        used = _set_precision(converter, request, model, self.progress)
+        self.progress("converting", 0, 0)
+        try:
+            content = converter.convert()
+        except Exception as error:
+            traceback.print_exc()
+            raise _converter_refused(error) from error
+        Path(request["file"]).write_bytes(content)
+        seconds = {"graph": self._seconds, "convert": time.perf_counter() - begun}
+        return {**_described(content), "samples": used[0], "seconds": seconds}
+
+    def _model_of(self, graph, keep):
+        """The TensorFlow model of a graph; the last one is kept."""
+        raw = graph.read_bytes()
+        key = hashlib.sha256(raw + json.dumps(sorted(keep)).encode()).hexdigest()
+        if key != self._key:
+            self.progress("reading the graph", 0, 0)
+            begun = time.perf_counter()
+            self._key = self._model = None
+            self._model = _from_onnx(raw, keep)
+            self._key = key
+            self._seconds = time.perf_counter() - begun
+        return self._model
+
+
+def _from_onnx(raw, keep):
+    """A Keras model of an ONNX graph: activations NHWC, inputs in the graph's order."""
+    import numpy
+    import onnx
+    import onnx2tf
+    import onnx2tf.onnx2tf as inner
+    import tf_keras
+
+    model = onnx.load_from_string(raw)
+    _check_operators(model)
+    # Layer names are counted through a process's life and end in the file: count anew, so that equal graphs give
+    # equal files.
+    tf_keras.backend.clear_session()
+    # It would fetch pictures from the network for its own checks; noise does as well.
+    noise = numpy.random.default_rng(0).random((20, 128, 128, 3), dtype=numpy.float32)
+    inner.download_test_image_data = lambda: noise
+    try:
+        made = onnx2tf.convert(
+            # No file is given, so none is rewritten in place.
+            input_onnx_file_path=None,
+            onnx_graph=model,
+            output_folder_path=os.path.join(os.getcwd(), "onnx2tf"),
+            not_use_onnxsim=True,
+            not_use_opname_auto_generate=True,
+            output_signaturedefs=True,
+            keep_shape_absolutely_input_names=list(keep) or None,
+            replace_to_pseudo_operators=PSEUDO,
+            disable_model_save=True,
+            verbosity="error",
+        )
+    except BaseException as error:  # it also leaves by sys.exit()
+        traceback.print_exc()
+        node = getattr(error, "onnx_op_name", None)
+        raise Refused(
+            "LoweringError",
+            f"onnx2tf cannot convert the graph: {_one_line(error)}",
+            where=f"node {node!r}" if node else None,
+        ) from error
+    if len(made.inputs) != len(model.graph.input) or len(made.outputs) != len(model.graph.output):
+        raise Refused(
+            "LoweringError",
+            f"onnx2tf made {len(made.inputs)} inputs and {len(made.outputs)} outputs of "
+            f"{len(model.graph.input)} and {len(model.graph.output)}",
+        )
+    return made
+
+
+def _check_operators(model):
+    """Name an operator that onnx2tf has no module for, before it stumbles over it."""
+    for node in model.graph.node:
+        standard = node.domain in ("", "ai.onnx")
+        if not standard or importlib.util.find_spec(f"onnx2tf.ops.{node.op_type}") is None:
+            name = node.op_type if standard else f"{node.domain}.{node.op_type}"
+            raise Refused(
+                "UnsupportedOperatorError",
+                f"the operator {name} cannot be converted",
+                where=f"node {node.name!r}",
+                remedy="Export the model without it, or choose a target with another backend",
+            )
+
+
+def _converter(model):
+    import tensorflow as tf
+
+    signature = [
+        tf.TensorSpec(tensor.shape, tensor.dtype, name=f"input_{index}") for index, tensor in enumerate(model.inputs)
+    ]
+    function = tf.function(lambda *inputs: model(inputs), input_signature=signature).get_concrete_function()
+    return tf.lite.TFLiteConverter.from_concrete_functions([function], model)
+
+
+def _set_precision(converter, request, model, progress):
+    """Tell the converter what numbers to use; returns a list whose one item counts the samples it takes."""
+    import tensorflow as tf
+
+    used = [0]
+    if request["precision"] == "float16":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_types = [tf.float16]
+    elif request["precision"] == "int8":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: _samples(request, used, progress)
+        # What has no int8 kernel stays in float; the answer says how much that is.
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
+        if all(tensor.dtype.is_floating for tensor in model.inputs):
+            converter.inference_input_type = tf.int8
+        if all(tensor.dtype.is_floating for tensor in model.outputs):
+            converter.inference_output_type = tf.int8
+    elif request["precision"] != "float32":
+        raise Refused("LoweringError", f"unknown precision {request['precision']!r}")
+    return used
+
+
+def _samples(request, used, progress):
+    """The representative set, read as it is used."""
+    import numpy
+
+    arrays = [numpy.load(path, mmap_mode="r") for path in request["calibration"]]
+    group = request["group"]
+    total = request["samples"]
+    used[0] = 0
+    for start in range(0, total - group + 1, group):
+        yield [numpy.ascontiguousarray(array[start : start + group]) for array in arrays]
+        used[0] += group
+        progress("calibrating", used[0], total)
+
+
+def _converter_refused(error):
+    text = str(error)
+    kind, node = "LoweringError", None
+    marker = " op is neither a custom op nor a flex op"
+    if marker in text:
+        before = text.partition(marker)[0]
+        kind = "UnsupportedOperatorError"
+        node = before.rpartition("'")[0].rpartition("'")[2]
+    if node:
+        return Refused(kind, f"TFLite has no operator {node}: {_one_line(error)}", where=f"operator {node!r}")
+    return Refused(kind, f"TensorFlow cannot convert the model: {_one_line(error)}")
+
+
+def _described(content):
+    """What the file really has."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        model_content=content,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    interpreter.allocate_tensors()
+    details = {item["index"]: item for item in interpreter.get_tensor_details()}
+    operators = [item for item in interpreter._get_ops_details() if item["op_name"] not in ("QUANTIZE", "DEQUANTIZE")]
+    in_float = [
+        item["op_name"]
+        for item in operators
+        if any(details[index]["dtype"].__name__ == "float32" for index in item["outputs"] if index in details)
+    ]
+    return {
+        "inputs": [_tensor(item) for item in interpreter.get_input_details()],
+        "outputs": [_tensor(item) for item in interpreter.get_output_details()],
+        "operators": len(operators),
+        "float_operators": sorted(in_float),
+    }
+
+
+def _tensor(item):
+    scale, zero_point = item["quantization"]
+    return {
+        "name": item["name"],
+        "shape": [int(size) for size in item["shape"]],
+        "dtype": item["dtype"].__name__,
+        "scale": float(scale) if scale else None,
+        "zero_point": int(zero_point) if scale else None,
+    }
+
+
+def _one_line(error):
+    lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
+    return " ".join(lines)[:600]
+
+
+def main():
+    """Serve until the worker closes the pipe."""
+    if "KEDGE_ANSWER_FD" not in os.environ:
+        sys.exit(_NO_ANSWER)
+    descriptor = int(os.environ.pop("KEDGE_ANSWER_FD"))
+    os.set_inheritable(descriptor, False)
+    driver = Driver(os.fdopen(descriptor, "wb"))
+    tasks = {"version": driver.version, "convert": driver.convert}
+    for line in sys.stdin:
+        message = json.loads(line)
+        try:
+            answer = tasks[message["task"]](message["request"])
+        except Refused as error:
+            driver.send("error", error.wire)
+        except BaseException as error:  # a vendor's sys.exit() too is an answer; the parent judges
+            traceback.print_exc()
+            driver.send("error", {"kind": type(error).__name__, "what": str(error), "where": None, "remedy": None})
+        else:
+            driver.send("answer", answer)
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main()

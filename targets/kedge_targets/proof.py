@@ -1,0 +1,170 @@
+"""The worker's task that runs a bundle's golden vectors, on the host and on the device alike."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kedge_protocol import digest
+from kedge_protocol.bundle.config import BundleConfig
+from kedge_protocol.bundle.layout import parse_config
+from kedge_protocol.errors import StorageError, VerificationError
+from kedge_targets.worker.progress import Progress
+
+if TYPE_CHECKING:
+    from kedge_protocol import golden
+
+PROVE = "kedge_targets.proof:prove"
+"""The task's name for :meth:`kedge_targets.worker.Worker.call`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProveRequest:
+    """What to prove.
+
+    Attributes:
+        folder: holds the bundle's files by title.
+        config: path of the configuration blob as it was received.
+        kernel_set: one of the runtime's; None for its own choice.
+    """
+
+    folder: str
+    config: str
+    kernel_set: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputDeviation:
+    """How far one output is from its golden vectors, in the output's own unit, and how far it may be."""
+
+    output: str
+    max_abs: float
+    rms: float
+    allowed_max_abs: float
+    allowed_rms: float
+    holds: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProveAnswer:
+    """What was measured.
+
+    Attributes:
+        holds: every output lies within its tolerance.
+        reason: why not, in words; empty where it holds.
+        samples: golden vectors run.
+        seconds_p50: median seconds of one call, of one sample where the batch is free.
+        runtime, runtime_version: the installed distribution that ran it.
+        peak_memory_bytes: the process's peak resident memory while loading and running (VmHWM).
+    """
+
+    deviations: tuple[OutputDeviation, ...]
+    holds: bool
+    reason: str
+    samples: int
+    seconds_p50: float
+    runtime: str
+    runtime_version: str
+    peak_memory_bytes: int
+
+
+def prove(request: ProveRequest, progress: Progress) -> ProveAnswer:
+    """Run all golden vectors and compare. Vectors that do not hold are an answer, not an error.
+
+    Raises:
+        BundleError: the configuration or the golden vectors cannot be read, or are not those of the bundle.
+        MissingDependencyError: no runtime is installed.
+        VerificationError: the runtime refuses the file, with its own reason.
+    """
+    import numpy as np
+
+    from kedge_protocol import golden
+    from kedge_targets.executor import Executor
+
+    folder = Path(request.folder)
+    config = _config(Path(request.config))
+    vectors_file = folder / config.golden.file
+    digest.verify_file(vectors_file, config.golden.digest)
+    vectors = golden.load(vectors_file)
+    _reset_peak()
+    executor = Executor.of(folder, config, kernel_set=request.kernel_set)
+    step = config.inputs[0].shape[0] or 1
+    try:
+        rows, seconds = [], []
+        for index in range(0, vectors.samples, step):
+            one = {name: array[index : index + step] for name, array in vectors.inputs.items()}
+            begun = time.perf_counter()
+            rows.append(executor(one))
+            seconds.append(time.perf_counter() - begun)
+            progress("golden vectors", index + step, vectors.samples)
+    finally:
+        executor.close()
+    actual = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    found = golden.compare(vectors, actual)
+    runtime, version = _runtime(config)
+    return ProveAnswer(
+        deviations=tuple(
+            OutputDeviation(
+                output=d.output,
+                max_abs=d.max_abs,
+                rms=d.rms,
+                allowed_max_abs=d.tolerance.max_abs,
+                allowed_rms=d.tolerance.rms,
+                holds=d.holds,
+            )
+            for d in found
+        ),
+        holds=all(d.holds for d in found),
+        reason=_reason(found, where=f"{config.name} {config.version} on {runtime} {version}"),
+        samples=vectors.samples,
+        seconds_p50=float(np.median(seconds)),
+        runtime=runtime,
+        runtime_version=version,
+        peak_memory_bytes=_peak(),
+    )
+
+
+def _config(path: Path) -> BundleConfig:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    return parse_config(raw, where=str(path))
+
+
+def _reason(found: list[golden.Deviation], *, where: str) -> str:
+    from kedge_protocol import golden
+
+    try:
+        golden.require(found, where=where)
+    except VerificationError as error:
+        return str(error)
+    return ""
+
+
+def _runtime(config: BundleConfig) -> tuple[str, str]:
+    """The first of the backend's distributions that is installed: the one its runtime takes."""
+    from kedge_targets import registry
+
+    for name in registry.runtime(config.backend).distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return name, importlib.metadata.version(name)
+    return "", ""
+
+
+def _reset_peak() -> None:
+    """Begin a new peak; where the kernel does not let us, the peak is the process's whole life's."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,96 @@
+"""What a backend declares of its toolchain."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from kedge_protocol import codec
+from kedge_protocol.errors import ConfigError, ToolchainError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+BACKENDS = Path(__file__).resolve().parent.parent / "backends"
+_KEY_DIGITS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Document:
+    description: str
+    python: tuple[str, ...]
+    disk_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """One toolchain as declared.
+
+    Attributes:
+        name: the backend's.
+        folder: holds ``requirements.txt`` and ``driver.py``.
+        description: for people.
+        python: versions (``3.11``) that the lock is made for, best first.
+        disk_bytes: that the finished environment needs, about.
+    """
+
+    name: str
+    folder: Path
+    description: str
+    python: tuple[str, ...]
+    disk_bytes: int
+
+    @property
+    def lock(self) -> Path:
+        """The locked requirements."""
+        return self.folder / "requirements.txt"
+
+    @property
+    def driver(self) -> Path:
+        """The program that runs in the environment."""
+        return self.folder / "driver.py"
+
+    @property
+    def packages(self) -> int:
+        """How many packages the lock names."""
+        return len(re.findall(r"^[A-Za-z0-9][^\s#]*==", self.lock.read_text(encoding="utf-8"), re.MULTILINE))
+
+    def key(self, python: str) -> str:
+        """The environment's key for one Python version: first 16 digits of the sha256 of lock and version."""
+        state = hashlib.sha256(self.lock.read_bytes())
+        state.update(f"python {python}".encode())
+        return state.hexdigest()[:_KEY_DIGITS]
+
+
+def names() -> list[str]:
+    """Every toolchain there is, sorted."""
+    return sorted(path.parent.parent.name for path in BACKENDS.glob("*/toolchain/toolchain.toml"))
+
+
+def read(name: str) -> Declaration:
+    """The declaration of a toolchain.
+
+    Raises:
+        ToolchainError: there is none of that name, or it is broken.
+    """
+    if name not in names():
+        raise ToolchainError(f"unknown toolchain {name!r}", remedy=f"Known are {', '.join(names()) or 'none'}")
+    folder = BACKENDS / name / "toolchain"
+    path = folder / "toolchain.toml"
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = codec.structure(data, _Document, where=str(path), strict=True)
+    except (OSError, ValueError, ConfigError) as error:
+        raise ToolchainError(f"broken declaration: {error}", where=str(path)) from error
+    return Declaration(
+        name=name,
+        folder=folder,
+        description=document.description,
+        python=document.python,
+        disk_bytes=document.disk_bytes,
+    )

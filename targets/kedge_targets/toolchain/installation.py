@@ -1,0 +1,183 @@
+"""Building an environment: beside its place, tried, then put there by one rename."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kedge_protocol.errors import KedgeError, ToolchainError
+from kedge_targets.toolchain import declaration, store
+from kedge_targets.toolchain.declaration import Declaration
+from kedge_targets.toolchain.store import Toolchain
+from kedge_targets.worker import OnProgress
+
+OnLine = Callable[[str], None]
+
+_TRY_SECONDS = 600.0
+_ASK_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Versions:
+    """A driver's answer to its task ``version``: the Python and the packages that it works with."""
+
+    python: str
+    packages: dict[str, str] = field(default_factory=dict)
+
+
+def install(name: str, on_progress: OnProgress | None = None) -> Toolchain:
+    """Install a toolchain, or find it installed. Two installations at once are safe: the second waits for the first.
+
+    Args:
+        name: of the toolchain.
+        on_progress: called with what, done, total.
+
+    Raises:
+        ToolchainError: unknown name, no fitting Python, no disk space, or the packages could not be installed: then
+            with pip's own reason, the log kept, and nothing left in place.
+    """
+    declared = declaration.read(name)
+    report = on_progress or _silent
+    with store.locked(name, on_progress):
+        store.clear_staging(name)
+        if (folder := store.installed(declared)) is not None:
+            return store.toolchain_in(declared, folder)
+        python, interpreter = _interpreter(declared)
+        _check_space(declared)
+        log = store.toolchains_folder() / f"{name}-install.log"
+        log.unlink(missing_ok=True)
+        place = store.environment_of(declared, python)
+        building = store.staging(name)
+        try:
+            _build(declared, building, interpreter, log, report)
+            _try_out(declared, building, report)
+            shutil.rmtree(place, ignore_errors=True)  # an environment whose Python was taken away
+            building.rename(place)
+        except OSError as error:
+            raise ToolchainError(f"could not be built: {error}", where=f"toolchain {name!r}") from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        log.unlink(missing_ok=True)
+        return store.toolchain_in(declared, place)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Nobody listens."""
+
+
+def _interpreter(declared: Declaration) -> tuple[str, Path]:
+    """A Python of a version that the lock is made for: this one, or one on the path."""
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if here in declared.python:
+        return here, Path(sys.executable)
+    for version in declared.python:
+        found = shutil.which(f"python{version}")
+        if found is not None and _answers(found, version):
+            return version, Path(found)
+    wanted = " or ".join(declared.python)
+    raise ToolchainError(
+        f"needs Python {wanted}, this is {here} and no other was found",
+        where=f"toolchain {declared.name!r}",
+        remedy=f"Install Python {wanted}, so that python{declared.python[0]} is on the PATH",
+    )
+
+
+def _answers(interpreter: str, version: str) -> bool:
+    """Whether it is what its name says: version managers put placeholders on the path."""
+    ask = [interpreter, "-c", "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"]
+    try:
+        found = subprocess.run(ask, capture_output=True, text=True, timeout=_ASK_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return found.returncode == 0 and found.stdout.strip() == version
+
+
+def _check_space(declared: Declaration) -> None:
+    free = shutil.disk_usage(store.toolchains_folder()).free
+    if free < declared.disk_bytes:
+        raise ToolchainError(
+            f"needs about {declared.disk_bytes >> 20} MiB of disk space, {free >> 20} MiB are free",
+            where=str(store.toolchains_folder()),
+            remedy="Make room, or set KEDGE_DATA to a folder on another disk",
+        )
+
+
+def _build(declared: Declaration, building: Path, interpreter: Path, log: Path, report: OnProgress) -> None:
+    total = declared.packages + 1
+    report("making the environment", 0, 0)
+    _run([str(interpreter), "-m", "venv", str(building)], declared, log)
+    done = 0
+
+    def heard(line: str) -> None:
+        nonlocal done
+        if line.startswith("Collecting "):
+            done += 1
+            report(f"fetching {re.split('[ =<>!~]', line)[1]}", min(done, total), total)
+        elif line.startswith("Installing collected"):
+            report("unpacking", total, total)
+
+    command = [str(building / "bin" / "python"), "-m", "pip", "install", "--require-hashes", "--no-deps"]
+    command += ["--no-compile", "--no-input", "--disable-pip-version-check", "-r", str(declared.lock)]
+    _run(command, declared, log, heard)
+
+
+def _run(command: list[str], declared: Declaration, log: Path, heard: OnLine | None = None) -> None:
+    """Run a step; its words go to the log.
+
+    Raises:
+        ToolchainError: it failed; with its own reason.
+    """
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    env |= {"PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1"}
+    with (
+        log.open("a", encoding="utf-8") as out,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=env,
+        ) as process,
+    ):
+        try:
+            for line in process.stdout or ():
+                out.write(line)
+                if heard is not None:
+                    heard(line)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        raise ToolchainError(
+            f"could not be installed: {_reason(log)}",
+            where=f"toolchain {declared.name!r}",
+            remedy=f"The log is {log}",
+        )
+
+
+def _reason(log: Path) -> str:
+    """The installer's own reason: its errors, else its last line."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    errors = [line for line in errors if not line.startswith("Ignored the following")]
+    return "; ".join(errors or lines[-1:] or ["no reason was given"])[:500]
+
+
+def _try_out(declared: Declaration, building: Path, report: OnProgress) -> None:
+    """Nothing is put in place that cannot load its own packages."""
+    report("trying it out", 0, 0)
+    try:
+        with store.toolchain_in(declared, building).worker() as worker:
+            worker.call("version", {}, Versions, deadline=_TRY_SECONDS)
+    except KedgeError as error:
+        raise ToolchainError(
+            f"was installed but does not work: {error}", where=f"toolchain {declared.name!r}"
+        ) from error
