@@ -28,6 +28,11 @@ MARGIN = 1.5
 _FLOAT_FLOOR = 1e-5
 """Smallest allowance of a float output, of the largest expected magnitude: float32 sums in another order."""
 _GRID_LEVELS = 256
+_SAME_LEVEL = 1e-3
+"""Of the largest magnitude: half a step of 256 levels is twice that."""
+_SMALL_PROBABILITY = 1e-3
+_LONE = 0.01
+"""Share of elements that may round the other way."""
 
 
 def candidates(samples: int, wanted: int = CANDIDATES) -> list[int]:
@@ -38,22 +43,39 @@ def candidates(samples: int, wanted: int = CANDIDATES) -> list[int]:
 
 
 def quantum(output: Array, spec: TensorSpec) -> float:
-    """The step between two neighbouring values of an output; 0 for one that moves freely.
+    """How far an output moves when one number of 8 bits before it rounds the other way; 0 where nothing tells.
 
-    A file may give float numbers that come from 8 bits inside: they lie on a grid of at most 256 levels, and the
-    smallest gap is its step.
+    That is the scale of a quantized output. A file may also give float numbers that come from 8 bits inside: scores
+    that lie on a grid, or probabilities whose logarithms do (softmax of such scores; a step ``s`` of one score moves
+    a probability by at most ``s / 4``, its slope ``p (1 - p)`` being a quarter at most).
     """
     if spec.file.scale is not None:
         return float(spec.file.scale)
     if output.dtype.kind != "f":
         return 1.0
-    levels = np.unique(output)
-    if not 2 < len(levels) <= _GRID_LEVELS or output.size < 2 * len(levels):
+    rows = _rows(output)
+    if probabilities(rows):
+        logs = np.log(np.clip(rows, 1e-6, 1.0))
+        seen = rows > _SMALL_PROBABILITY  # float32 holds the others' logarithms too coarsely
+        return grid_step((logs - logs.max(axis=1, keepdims=True))[seen]) / 4
+    return grid_step(rows)
+
+
+def grid_step(values: Array) -> float:
+    """The step of the grid on which values lie; 0 if they lie on none of at most 256 levels."""
+    levels = np.unique(values)
+    gaps = np.diff(levels)
+    gaps = gaps[gaps > _SAME_LEVEL * _magnitude(values)]
+    if not 1 < len(gaps) < _GRID_LEVELS or values.size < 2 * len(gaps):
         return 0.0
-    gaps = np.diff(levels.astype(np.float64))
-    step = float(gaps[gaps > 1e-7 * np.abs(levels).max()].min(initial=np.inf))
-    on_grid = np.allclose(gaps / step, np.round(gaps / step), atol=1e-2) if np.isfinite(step) else False
-    return step if on_grid else 0.0
+    counts = np.round(gaps / gaps.min())
+    on_grid = np.allclose(gaps / gaps.min(), counts, atol=0.05)
+    return float(gaps.sum() / counts.sum()) if on_grid else 0.0
+
+
+def probabilities(rows: Array) -> bool:
+    """Whether rows are probabilities: between 0 and 1, with a sum of 1 (to the precision of 8 bits)."""
+    return bool(rows.shape[1] > 1 and rows.min() >= -1e-3 and np.allclose(rows.sum(axis=1), 1.0, atol=0.1))
 
 
 def choose(runs: Sequence[Mapping[str, Array]], specs: Sequence[TensorSpec], wanted: int = WANTED) -> list[int]:
@@ -85,8 +107,7 @@ def sensitivity(outputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> Ar
     """How much each row would move if something upstream changed, 0..1: the entropy of its scores, for scores that
     lie between 0 and 1 and sum to 1; else 0 for all."""
     scores = _rows(outputs[specs[0].name])
-    probable = scores.shape[1] > 1 and scores.min() >= -1e-3 and np.allclose(scores.sum(axis=1), 1.0, atol=0.1)
-    if not probable:
+    if not probabilities(scores):
         return np.zeros(len(scores))
     p = np.clip(scores, 1e-12, 1.0)
     return np.asarray(-(p * np.log(p)).sum(axis=1) / np.log(scores.shape[1]))
@@ -105,8 +126,7 @@ def tolerances(
         step = quantum(every, spec)
         small = _FLOAT_FLOOR * _magnitude(every)
         largest = max(MARGIN * max(m for m, _ in measured), step * 1.01, small)
-        # One step on every tenth element is what a harmless difference of rounding costs.
-        rms = max(MARGIN * max(r for _, r in measured), step * np.sqrt(0.1), small)
+        rms = max(MARGIN * max(r for _, r in measured), step * np.sqrt(_LONE), small)
         allowed[spec.name] = Tolerance(float(largest), float(rms))
     return allowed
 
