@@ -71,6 +71,7 @@ class DeviceState(Base):
     reported: Mapped[bytes | None]
     reported_boot_id: Mapped[str] = mapped_column(default="")
     reported_seq: Mapped[int] = mapped_column(default=0)
+    answered_version: Mapped[int] = mapped_column(default=0)
 
 
 class Telemetry(Base):

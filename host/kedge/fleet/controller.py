@@ -1,0 +1,316 @@
+"""The controller: makes the broker show what the database wants, and the database show what devices say.
+
+It holds no truth of its own. Verbs write to the database, from any process; the controller sees a change, publishes
+what is new, and after every connection publishes everything, for a broker may have lost it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from kedge.fleet.blockserver import BlockServer
+from kedge.fleet.database import Database, state_folder
+from kedge.fleet.embedded import EmbeddedBroker
+from kedge.fleet.inbox import Inbox, SeldomLog
+from kedge.fleet.ledger import Ledger
+from kedge.fleet.records import Records
+from kedge.options import Option
+from kedge.repository.store import Repository
+from kedge_protocol import codec, topics
+from kedge_protocol.errors import ConfigError, FleetError, KedgeError, StorageError
+from kedge_protocol.messages import Status
+from kedge_protocol.mqtt import Backoff, Broker, Connection, parse_broker
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.25
+"""Between two looks at the database."""
+FLUSH_SECONDS = 0.5
+"""Between two writes of the count of blocks; what a killed controller can lose of it."""
+REMIND_SECONDS = 30.0
+"""A device that is there and has not answered its desired state is told again after this."""
+DEFAULT_LISTEN = "127.0.0.1:1883"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControllerOptions:
+    """How a controller runs."""
+
+    broker: Annotated[str | None, Option("The broker: mqtt://HOST:PORT, or mqtts://HOST:PORT with TLS.")] = None
+    embedded: Annotated[bool, Option("Run a broker in this process (about a hundred devices).")] = False
+    listen: Annotated[str, Option("Where the embedded broker listens.", metavar="HOST:PORT")] = DEFAULT_LISTEN
+    ca: Annotated[Path | None, Option("PEM file of the authority that signed the broker's certificate.")] = None
+    cert: Annotated[Path | None, Option("PEM file of the controller's certificate.")] = None
+    key: Annotated[Path | None, Option("PEM file of the certificate's key.")] = None
+    username: Annotated[str | None, Option("User name at the broker.")] = None
+    password_file: Annotated[Path | None, Option("File whose first line is the password.")] = None
+
+    def parsed(self) -> Broker:
+        """The broker that these options name.
+
+        Raises:
+            ConfigError: none or two brokers are named, or an option does not fit.
+        """
+        if self.embedded == (self.broker is not None):
+            raise ConfigError("give either --broker or --embedded")
+        password = None if self.password_file is None else _first_line(self.password_file)
+        url = self.broker or EmbeddedBroker(self.listen).url
+        return parse_broker(url, ca=self.ca, cert=self.cert, key=self.key, username=self.username, password=password)
+
+
+def _first_line(path: Path) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the password cannot be read: {error}", where=str(path)) from error
+    if not lines or not lines[0]:
+        raise ConfigError("the first line is empty, a password was expected", where=str(path))
+    return lines[0]
+
+
+def run(state: Path | None, options: ControllerOptions) -> None:
+    """Run a controller until SIGTERM or SIGINT.
+
+    Args:
+        state: the state folder; None for :func:`kedge.fleet.database.state_folder`'s choice.
+
+    Raises:
+        ConfigError: the options do not fit.
+        FleetError: another controller runs on this state folder, or the embedded broker cannot start.
+        StorageError: the state folder cannot be written.
+    """
+    broker = options.parsed()
+    stop = threading.Event()
+    with _on_signals(stop), contextlib.ExitStack() as stack:
+        controller = stack.enter_context(Controller(state_folder(state), broker))
+        if options.embedded:
+            embedded = EmbeddedBroker(options.listen)
+            embedded.start()
+            # Before the controller leaves, so that its last words are heard.
+            stack.callback(embedded.stop)
+            stack.callback(controller.disconnect)
+        controller.start()
+        log.info("controller of %s at %s", controller.state, broker.url)
+        while not stop.is_set():
+            controller.tick()
+            stop.wait(TICK_SECONDS)
+
+
+@contextlib.contextmanager
+def _on_signals(stop: threading.Event) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Controller:
+    """One controller; a context manager. :meth:`tick` does the work that is not the connection's, four times a second.
+
+    Args:
+        state: the state folder; only one controller at a time may use it.
+        broker: where to connect.
+        backoff: between attempts to connect.
+
+    Raises:
+        FleetError: another controller runs on this folder.
+        StorageError: it cannot be written.
+    """
+
+    def __init__(self, state: Path, broker: Broker, *, backoff: Backoff | None = None) -> None:
+        self.state = state
+        self.database = Database(state)
+        self._lock = _lock(state / "controller.lock")
+        self._records = Records(self.database)
+        self._inbox = Inbox()
+        self._ledger = Ledger(self.database)
+        self.boot_id = uuid.uuid4().hex
+        self._connection = Connection(
+            broker,
+            self._records.client_id(),
+            will_topic=topics.CONTROLLER_STATUS,
+            will_payload=lambda session: self._status(False, session),
+            subscriptions=[
+                *(f"{topics.ROOT}/d/+/{kind}" for kind in ("reported", "status")),
+                *((f"{topics.ROOT}/d/+/{kind}/+", 0) for kind in ("tele", "req", "ack")),
+                topics.CONTROLLER_STATUS,
+            ],
+            on_connected=self._connected,
+            on_disconnected=self._disconnected,
+            on_message=self._received,
+            backoff=backoff,
+        )
+        self._blocks = BlockServer(Repository(state), self._ledger, self._connection)
+        self._seldom = SeldomLog()
+        self._changes = -1
+        self._published: dict[str, tuple[int, bool]] = {}
+        self._unpublished = False
+        self._new_session = threading.Event()
+        self._flushed = self._reminded = time.monotonic()
+
+    def __enter__(self) -> Controller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Connect, and begin to serve."""
+        self._read_changes()
+        self._blocks.start()
+        self._connection.start()
+
+    def disconnect(self) -> None:
+        """Say good-bye and leave the broker."""
+        self._connection.stop()
+
+    def stop(self) -> None:
+        """Leave, write what is unwritten, give the folder free."""
+        self.disconnect()
+        self._blocks.stop()
+        try:
+            self._inbox.put_break()
+            self._write()
+            self._ledger.flush()
+        except KedgeError as error:
+            log.error("what devices said last could not be written: %s", error)
+        finally:
+            self.database.close()
+            os.close(self._lock)
+
+    # The controller's thread.
+
+    def tick(self) -> None:
+        """One round: write what devices said, look for changes, publish what is new. Trouble with the disk is logged
+        and tried again in the next round."""
+        try:
+            self._write()
+            self._read_changes()
+            self._publish()
+            if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+                self._flushed = time.monotonic()
+                self._ledger.flush()
+        except (StorageError, FleetError) as error:
+            self._seldom.warning("tick", "a round was broken off: %s", error)
+
+    def _write(self) -> None:
+        changes = self._inbox.digest()
+        if changes:
+            self._records.write(changes)
+            self._inbox.written()
+
+    def _read_changes(self) -> None:
+        changes = self.database.changes()
+        if changes == self._changes:
+            return
+        roster = self._records.roster()
+        self._inbox.know(roster.memories)
+        self._ledger.keep(roster.devices.values())
+        self._blocks.know(roster.devices, roster.blobs)
+        self._changes = changes
+        self._unpublished = True
+
+    def _publish(self) -> None:
+        if self._new_session.is_set():
+            self._new_session.clear()
+            self._published.clear()
+            self._unpublished = True
+        remind = time.monotonic() - self._reminded >= REMIND_SECONDS
+        if remind:
+            self._reminded = time.monotonic()
+        if not self._connection.connected or not (self._unpublished or remind):
+            return
+        self._unpublished = False
+        for wish in self._records.wishes():
+            # A removed device keeps its version.
+            state = (wish.version, bool(wish.payload))
+            if self._published.get(wish.device) == state and not (remind and wish.lagging):
+                continue
+            if not self._connection.publish(topics.desired(wish.device), wish.payload, qos=1, retain=True):
+                self._unpublished = True  # the queue is full: the rest goes in the next round
+                return
+            self._published[wish.device] = state
+
+    # The connection's thread.
+
+    def _status(self, online: bool, session: int) -> bytes:
+        return codec.encode(Status(online=online, boot_id=self.boot_id, session=session, at=time.time()))
+
+    def _connected(self, session: int) -> None:
+        self._blocks.clear()
+        self._inbox.put_break()
+        self._new_session.set()
+        self._connection.publish(topics.CONTROLLER_STATUS, self._status(True, session), qos=1, retain=True)
+
+    def _disconnected(self, reason: str) -> None:
+        self._blocks.clear()
+        self._inbox.put_break()
+
+    def _received(self, topic: str, payload: bytes, retained: bool) -> None:
+        if topic == topics.CONTROLLER_STATUS:
+            self._heard_of_controller(payload)
+            return
+        device, kind, tail = _taken_apart(topic)
+        if kind != "req":
+            self._inbox.put(topic, payload, retained)
+        elif not retained:
+            try:
+                self._blocks.request(device, tail, payload)
+            except KedgeError as error:
+                self._seldom.warning(f"req {device}", "a request was dropped: %s", error)
+
+    def _heard_of_controller(self, payload: bytes) -> None:
+        """A late will of a former connection must not stand: devices would wait for a controller that is there."""
+        try:
+            status = codec.decode(payload, Status, where=topics.CONTROLLER_STATUS)
+        except KedgeError:
+            return
+        session = self._connection.session
+        if status.boot_id == self.boot_id and status.session == session:
+            return
+        if status.online and status.boot_id != self.boot_id:
+            self._seldom.warning("second", "another controller is at this broker; only one may serve a fleet")
+            return
+        self._connection.publish(topics.CONTROLLER_STATUS, self._status(True, session), qos=1, retain=True)
+
+
+def _taken_apart(topic: str) -> tuple[str, str, str]:
+    """Device, kind, tail of a topic that a subscription let through; cheap, for it is done for each request."""
+    parts = topic.split("/")
+    return parts[3], parts[4], parts[5] if len(parts) > 5 else ""
+
+
+def _lock(path: Path) -> int:
+    """Hold a lock file; the system frees it with the process, however that ends."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StorageError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise FleetError(
+            "another controller runs on this state folder",
+            where=str(path.parent),
+            remedy="Stop it first, or give this one its own --state",
+        ) from error
+    return handle

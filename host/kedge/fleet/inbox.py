@@ -1,0 +1,210 @@
+"""What devices say, from the wire to the database: checked, put in order, and written in one transaction a round.
+
+Nothing that a device sends may hurt the others: what is wrong is logged, seldom, and dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from kedge.fleet.presence import Presence, after_status, after_word
+from kedge_protocol import codec, topics
+from kedge_protocol.errors import KedgeError, MessageError
+from kedge_protocol.messages import Ack, Reported, Status, Telemetry
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 20_000
+"""Messages between two rounds; the oldest are dropped beyond it."""
+MAX_NUMBER = 1 << 53
+"""No count in a message is larger: JSON readers and the database agree up to here."""
+MAX_BOOT_ID = 128
+"""Characters."""
+TELEMETRY_A_ROUND = 8
+"""Telemetry messages of one device that one round keeps."""
+
+
+class SeldomLog:
+    """Logs a kind of trouble at most once in ``seconds``, with how often it came since."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self._seconds = seconds
+        self._last: dict[str, tuple[float, int]] = {}
+
+    def warning(self, kind: str, message: str, *arguments: object) -> None:
+        """Log ``message`` unless this ``kind`` was logged shortly before."""
+        now = time.monotonic()
+        last, skipped = self._last.get(kind, (-self._seconds, 0))
+        if now - last < self._seconds:
+            self._last[kind] = (last, skipped + 1)
+            return
+        if len(self._last) > 1000:
+            self._last.clear()
+        self._last[kind] = (now, 0)
+        log.warning(message + (f" (and {skipped} more)" if skipped else ""), *arguments)
+
+
+@dataclass
+class Memory:
+    """What is known of one device; ``report`` orders reports: boot and number."""
+
+    presence: Presence = field(default_factory=Presence)
+    report: tuple[str, int] = ("", -1)
+    seen_at: float = 0.0
+
+
+@dataclass
+class Change:
+    """What a round found out about one device; None where nothing."""
+
+    memory: Memory
+    reported: bytes | None = None
+    desired_version: int = 0
+    telemetry: list[tuple[float, bytes]] = field(default_factory=list)
+
+
+class Inbox:
+    """Takes messages on the connection's thread and digests them on the controller's."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[str, bytes, bool] | None] = deque(maxlen=MAX_WAITING)
+        self._lock = threading.Lock()
+        self._memory: dict[str, Memory] = {}
+        self._strangers: set[str] = set()
+        self._changes: dict[str, Change] = {}
+        self._seldom = SeldomLog()
+
+    def put(self, topic: str, payload: bytes, retained: bool) -> None:
+        """Note a message."""
+        with self._lock:
+            self._waiting.append((topic, payload, retained))
+
+    def put_break(self) -> None:
+        """Note that the connection began or ended: until the devices' retained states come, none is known to be
+        there."""
+        with self._lock:
+            self._waiting.append(None)
+
+    def know(self, devices: dict[str, Memory]) -> None:
+        """The devices that are served; what is known of one already is kept."""
+        self._memory = {name: self._memory.get(name, memory) for name, memory in devices.items()}
+        self._changes = {name: change for name, change in self._changes.items() if name in devices}
+        self._strangers -= devices.keys()
+
+    def digest(self) -> dict[str, Change]:
+        """Work off what came. What it answers stays until :meth:`written`, so that a failed write loses nothing."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, deque(maxlen=MAX_WAITING)
+        for item in waiting:
+            if item is None:
+                self._all_away()
+                continue
+            topic, payload, retained = item
+            try:
+                self._one(topic, payload, retained)
+            except KedgeError as error:
+                self._seldom.warning(topic.rpartition("/")[0], "a message was dropped: %s", error)
+            except Exception:
+                log.exception("a message on %s was dropped", topic[:120])
+        return self._changes
+
+    def written(self) -> None:
+        """What :meth:`digest` answered is in the database."""
+        self._changes = {}
+
+    def _all_away(self) -> None:
+        for name, memory in self._memory.items():
+            if memory.presence.online:
+                known = memory.presence
+                memory.presence = Presence(False, known.boot_id, known.session)
+                self._change(name, memory)
+
+    def _change(self, name: str, memory: Memory) -> Change:
+        return self._changes.setdefault(name, Change(memory))
+
+    def _one(self, raw_topic: str, payload: bytes, retained: bool) -> None:
+        topic = topics.parse(raw_topic)
+        memory = self._memory.get(topic.device)
+        if memory is None:
+            self._note_stranger(topic.device)
+            return
+        if not payload:
+            return  # a retained message was cleared
+        check_text(payload, where=raw_topic)
+        if topic.kind == "status":
+            self._status(topic.device, memory, codec.decode(payload, Status, where=raw_topic))
+        elif topic.kind == "reported":
+            view = codec.decode(payload, Reported, where=raw_topic)
+            self._reported(topic.device, memory, view, payload, retained)
+        elif topic.kind == "tele":
+            self._telemetry(topic.device, memory, codec.decode(payload, Telemetry, where=raw_topic), payload)
+        elif topic.kind == "ack":
+            ack = codec.decode(payload, Ack, where=raw_topic)
+            log.info("%s: command %s %s %s", topic.device, ack.cid, "done" if ack.ok else "failed", ack.detail)
+
+    def _note_stranger(self, device: str) -> None:
+        if device not in self._strangers and len(self._strangers) < 1000:
+            self._strangers.add(device)
+            log.warning("%s is not a known device and is not served; add it: kedge device add %s", device, device)
+
+    def _status(self, name: str, memory: Memory, status: Status) -> None:
+        _check(status.boot_id, status.session, where=f"status of {name}")
+        before, memory.presence = memory.presence, after_status(memory.presence, status)
+        if memory.presence != before:
+            memory.seen_at = time.time()
+            self._change(name, memory)
+            if before.online != memory.presence.online:
+                log.info("%s is %s", name, "there" if memory.presence.online else "away")
+
+    def _reported(self, name: str, memory: Memory, reported: Reported, payload: bytes, retained: bool) -> None:
+        where = f"report of {name}"
+        _check(reported.boot_id, reported.seq, reported.desired_version, where=where)
+        if not retained:
+            self._word(name, memory, reported.boot_id)
+        boot, seq = memory.report
+        if reported.boot_id == boot and reported.seq <= seq:
+            return
+        # A broker that came back with an old store may show a report from before the device's present boot.
+        if retained and boot == memory.presence.boot_id != reported.boot_id and boot:
+            return
+        memory.report = (reported.boot_id, reported.seq)
+        change = self._change(name, memory)
+        change.reported = payload
+        change.desired_version = reported.desired_version
+
+    def _telemetry(self, name: str, memory: Memory, telemetry: Telemetry, payload: bytes) -> None:
+        _check(telemetry.boot_id, telemetry.seq, where=f"telemetry of {name}")
+        self._word(name, memory, telemetry.boot_id)
+        kept = self._change(name, memory).telemetry
+        kept.append((time.time(), payload))
+        del kept[:-TELEMETRY_A_ROUND]
+
+    def _word(self, name: str, memory: Memory, boot_id: str) -> None:
+        memory.presence = after_word(memory.presence, boot_id)
+        memory.seen_at = time.time()
+        self._change(name, memory)
+
+
+def check_text(payload: bytes, *, where: str) -> None:
+    """Refuse what JSON can say and UTF-8 cannot: half a surrogate pair, which would fail on its way out.
+
+    Raises:
+        MessageError: there is one.
+    """
+    if b"\\ud" not in payload.lower():
+        return
+    try:
+        str(codec.loads(payload, where=where)).encode()
+    except UnicodeEncodeError as error:
+        raise MessageError("its text is no Unicode", where=where) from error
+
+
+def _check(boot_id: str, *numbers: int, where: str) -> None:
+    if not boot_id or len(boot_id) > MAX_BOOT_ID:
+        raise MessageError("its boot_id is empty or too long", where=where)
+    if any(not 0 <= number < MAX_NUMBER for number in numbers):
+        raise MessageError("a count is out of range", where=where)
