@@ -3,7 +3,7 @@
 ``python -m kedge_agent.serving --state DIR --listen 127.0.0.1:8080``
 
 The daemon starts it and starts it anew when a runtime has taken it down; after each load it writes
-``models/NAME/serving.json``. It is kept lean: the standard library's HTTP server, one thread a connection, as many as
+``models/NAME/serving.json``. It is kept lean: the standard library's socket server, one thread a connection, as many as
 :attr:`Settings.connections` and no more.
 """
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ipaddress
+import dataclasses
+import json
 import logging
 import os
 import signal
@@ -21,11 +22,10 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kedge_agent import http1
 from kedge_protocol.errors import ConfigError, KedgeError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _DRAIN_SECONDS = 2.0
 _M_ARENA_MAX = -8  # <malloc.h>
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """Of the HTTP server.
 
@@ -69,11 +69,11 @@ def parse_address(listen: str) -> tuple[str, int]:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach it."""
-    if host == "localhost":
+    if host in ("localhost", "::1"):
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
+        return socket.inet_aton(host)[0] == 127
+    except OSError:
         return False
 
 
@@ -100,7 +100,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         host, port = parse_address(settings.listen)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            super().__init__((host, port), _Handler)
+            super().__init__((host, port), _Connection)
         except OSError as error:
             raise ConfigError(
                 f"cannot be listened on: {error.strerror or error}",
@@ -126,11 +126,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
                 self._free.release()
                 raise
             return
-        body = b'{"error":"too many connections"}'
-        head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         with contextlib.suppress(OSError):
             request.settimeout(0.25)
-            request.sendall(head.encode() + b"Connection: close\r\n\r\n" + body)
+            request.sendall(http1.answer(503, b'{"error":"too many connections"}', keep_alive=False))
         self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -149,70 +147,47 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             log.error("a connection failed", exc_info=True)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Connection(socketserver.StreamRequestHandler):
+    """One client, request after request."""
+
     server: Server
-    protocol_version = "HTTP/1.1"
-    server_version = "kedge-agent"
-    sys_version = ""
     disable_nagle_algorithm = True
-    wbufsize = -1
 
     def setup(self) -> None:
         super().setup()
         self.connection.settimeout(self.server.settings.idle_seconds)
 
-    def do_GET(self) -> None:
-        self._serve()
+    def handle(self) -> None:
+        """Until the client wants no more, is silent for too long, or sends what is no request."""
+        try:
+            while self._one():
+                pass
+        except http1.RefusedError as error:
+            self._send(error.status, json.dumps({"error": error.text}).encode(), keep_alive=False)
+            self._drain()
 
-    def do_POST(self) -> None:
-        self._serve()
-
-    def _serve(self) -> None:
-        length = self._body_length()
-        if length is None:
-            return
+    def _one(self) -> bool:
+        """Whether another request may follow."""
+        head = http1.read_head(self.rfile)
+        if head is None:
+            return False
+        length = head.body_length(self.server.settings.max_body_bytes)
+        if length and head.fields.get("expect", "").lower() == "100-continue":
+            self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = self.rfile.read(length)
         if len(body) != length:
-            self.close_connection = True
-            return
-        answer = self.server.door.answer(self.command, self.path, body)
+            return False
+        found = self.server.door.answer(head.method, head.path, body)
         try:
-            self._send(answer.status, answer.encode())
+            encoded = found.encode()
         except ValueError:
-            self._refuse(500, "the result is not finite (NaN or infinity), JSON cannot say it")
+            found = dataclasses.replace(found, status=500)
+            encoded = b'{"error":"the result is not finite (NaN or infinity), JSON cannot say it"}'
+        self._send(found.status, encoded, keep_alive=head.keep_alive)
+        return head.keep_alive
 
-    def _body_length(self) -> int | None:
-        """Bytes of the body; None where it is refused, which has been said then."""
-        if "Transfer-Encoding" in self.headers:
-            self._refuse(411, "send the body with a Content-Length", close=True)
-            return None
-        if self.headers.get("Content-Encoding", "identity") != "identity":
-            self._refuse(415, "send the body without a Content-Encoding", close=True)
-            return None
-        if "Inference-Header-Content-Length" in self.headers:
-            self._refuse(400, "binary tensors are not offered, send JSON", close=True)
-            return None
-        text = self.headers.get("Content-Length", "0")
-        if not (text.isascii() and text.isdecimal()):
-            self._refuse(400, "the Content-Length is no number", close=True)
-            return None
-        limit = self.server.settings.max_body_bytes
-        if int(text) > limit:
-            self._refuse(413, f"the body is larger than {limit} bytes", close=True)
-            return None
-        return int(text)
-
-    def handle_expect_100(self) -> bool:
-        """Refuse before the client sends what is too large."""
-        return self._body_length() is not None and super().handle_expect_100()
-
-    def _refuse(self, status: int, text: str, *, close: bool = False) -> None:
-        from kedge_agent.oip import refusal
-
-        self.close_connection = self.close_connection or close
-        self._send(status, refusal(status, text).encode())
-        if close:
-            self._drain()
+    def _send(self, status: int, body: bytes, *, keep_alive: bool) -> None:
+        self.connection.sendall(http1.answer(status, body, keep_alive=keep_alive))
 
     def _drain(self) -> None:
         """Take what the client is still sending, for a while: closed at once, it would not see the answer."""
@@ -222,24 +197,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.settimeout(_DRAIN_SECONDS)
             while time.monotonic() < until and self.connection.recv(1 << 16):
                 pass
-
-    def _send(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
-        self.wfile.flush()
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What http.server itself refuses, in JSON."""
-        self._refuse(code, message or self.responses.get(code, ("error",))[0], close=True)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- http.server's own signature
-        """No line for each request."""
-        log.debug(format, *args)
 
 
 def serve(state: Path, settings: Settings, *, parent: int | None = None) -> None:
