@@ -26,19 +26,24 @@ _state = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
-class Label(click.ParamType):
-    """``key=value``."""
-
-    name = "key=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        """Take it apart."""
-        if isinstance(value, tuple):
-            return value
-        key, equals, text = str(value).partition("=")
+def _labels_given(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """``key=value``, several times."""
+    labels = {}
+    for value in values:
+        key, equals, text = value.partition("=")
         if not key or not equals or not text:
-            self.fail(f"{value!r} is not KEY=VALUE", param, ctx)
-        return key, text
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE", context, parameter)
+        labels[key] = text
+    return labels
+
+
+_select = click.option(
+    "--select",
+    multiple=True,
+    callback=_labels_given,
+    metavar="KEY=VALUE",
+    help="Only devices with this label; repeat for and.",
+)
 
 
 @click.group()
@@ -66,24 +71,24 @@ def device() -> None:
 @device.command("add")
 @click.argument("name")
 @click.option("--target", required=True, help="A known target, or the path of a .toml file.")
-@click.option("--label", "labels", type=Label(), multiple=True, help="For --select; repeat for several.")
+@click.option("--label", "labels", multiple=True, callback=_labels_given, metavar="KEY=VALUE", help="For --select.")
 @_state
 @_json
-def device_add(name: str, target: str, labels: tuple[tuple[str, str], ...], state: Path | None, as_json: bool) -> None:
+def device_add(name: str, target: str, labels: dict[str, str], state: Path | None, as_json: bool) -> None:
     """Make the device NAME known."""
     with FleetService(state) as fleet:
-        added = fleet.device_add(name, target, dict(labels))
+        added = fleet.device_add(name, target, labels)
     _print(added, as_json, f"added {added.name} ({added.target})")
 
 
 @device.command("list")
-@click.option("--select", type=Label(), multiple=True, help="Only devices with this label; repeat for and.")
+@_select
 @_state
 @_json
-def device_list(select: tuple[tuple[str, str], ...], state: Path | None, as_json: bool) -> None:
+def device_list(select: dict[str, str], state: Path | None, as_json: bool) -> None:
     """Show the devices: presence, labels, what each serves."""
     with FleetService(state) as fleet:
-        found = fleet.devices(dict(select))
+        found = fleet.devices(select)
     if as_json:
         _echo_json(found)
         return
@@ -174,13 +179,13 @@ def rollout() -> None:
 
 @rollout.command("start")
 @click.argument("release", metavar="NAME:VERSION")
-@click.option("--select", type=Label(), multiple=True, help="Only devices with this label; repeat for and.")
+@_select
 @_state
 @_json
-def rollout_start(release: str, select: tuple[tuple[str, str], ...], state: Path | None, as_json: bool) -> None:
+def rollout_start(release: str, select: dict[str, str], state: Path | None, as_json: bool) -> None:
     """Bring NAME:VERSION to all selected devices at once."""
     with FleetService(state) as fleet:
-        started = fleet.rollout_start(release, dict(select))
+        started = fleet.rollout_start(release, select)
     for name, reason in started.skipped.items():
         click.echo(f"left out {name}: {reason}", err=True)
     count = len(started.rollout.devices)
