@@ -32,7 +32,7 @@ def free_port() -> int:
         return port
 
 
-def wait_until(what: str, ready: Callable[[], T], *, seconds: float, every: float = 0.2) -> T:
+def wait_until(what: str, ready: Callable[[], T | None], *, seconds: float, every: float = 0.2) -> T:
     """Call ``ready`` until it gives something true.
 
     Raises:

@@ -1,0 +1,25 @@
+"""``python -m kedge.demo [--keep]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from kedge.demo.story import tell
+from kedge_protocol.errors import KedgeError
+
+
+def main() -> int:
+    """Run the demo; 1 where a step went wrong."""
+    parser = argparse.ArgumentParser(prog="python -m kedge.demo", description="The main job of Kedge, shown.")
+    parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
+    try:
+        tell(keep=parser.parse_args().keep)
+    except KedgeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The demo's site: a controller with its embedded broker and an agent for each device, all processes of their own."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from kedge.demo.processes import DemoError, Process, ask, command_of, free_port, run, wait_until
+from kedge.fleet.results import DeviceDetail, RolloutStatus
+from kedge.fleet.service import FleetService
+
+DEVICES = {"shop-window": "generic-cpu", "kitchen-pi": "rpi4", "till": "intel-cpu"}
+"""Device name → target."""
+
+
+@dataclass(frozen=True)
+class Agent:
+    """One device's agent.
+
+    Attributes:
+        door: where it answers inference calls.
+    """
+
+    name: str
+    target: str
+    state: Path
+    door: str
+    process: Process
+
+
+class Site:
+    """Start with :meth:`start`, end with :meth:`stop`.
+
+    Args:
+        folder: an empty folder for states and logs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.state = folder / "fleet"
+        self.environment = {"KEDGE_FLEET_STATE": str(self.state)}
+        self.agents: list[Agent] = []
+        self.controller = Process(
+            [command_of("kedge"), "controller", "run", "--embedded", "--listen", f"127.0.0.1:{self.port}"],
+            log=folder / "controller.log",
+            env=self.environment,
+        )
+
+    def start(self) -> None:
+        """Broker and controller, then the devices, made known and started."""
+        self.controller.start()
+        for name, target in DEVICES.items():
+            self.command("device", "add", name, "--target", target, "--label", "site=demo")
+            self.agents.append(self._agent(name, target))
+        with FleetService(self.state) as service:
+            wait_until(
+                f"the agents' first word (logs in {self.folder})",
+                lambda: self._alive() and all(device.online and device.reported for device in service.devices()),
+                seconds=60,
+            )
+
+    def command(self, *arguments: str) -> str:
+        """Run one ``kedge`` command against this fleet."""
+        return run([command_of("kedge"), *arguments], env=self.environment)
+
+    def rollout(self, release: str) -> RolloutStatus:
+        """Start a rollout and wait until it is decided on every device."""
+        self.command("rollout", "start", release)
+        with FleetService(self.state) as service:
+            return wait_until(
+                f"the rollout of {release} (logs in {self.folder})",
+                lambda: self._decided(service.rollout_status()),
+                seconds=120,
+            )
+
+    def device(self, name: str) -> DeviceDetail:
+        """What the controller knows of one device."""
+        with FleetService(self.state) as service:
+            return service.device(name)
+
+    def stop(self) -> None:
+        """End every process."""
+        for agent in self.agents:
+            agent.process.stop()
+        self.controller.stop()
+
+    def _decided(self, status: RolloutStatus) -> RolloutStatus | None:
+        self._alive()
+        decided = all(device.progress.value in ("done", "failed") for device in status.devices)
+        return status if decided else None
+
+    def _alive(self) -> bool:
+        """True, or an error with the log's end when a process has ended."""
+        for process in (self.controller, *(agent.process for agent in self.agents)):
+            if not process.running:
+                raise DemoError(f"a process has ended:\n{process.tail()}", where=str(process.log))
+        return True
+
+    def _agent(self, name: str, target: str) -> Agent:
+        folder = self.folder / name
+        folder.mkdir()
+        port = free_port()
+        (folder / "agent.toml").write_text(
+            f'[device]\nname = "{name}"\ntarget = "{target}"\n\n'
+            f'[broker]\nurl = "mqtt://127.0.0.1:{self.port}"\n\n'
+            '[state]\npath = "state"\n\n'
+            f'[serve]\nlisten = "127.0.0.1:{port}"\n\n'
+            "[telemetry]\ninterval = 1\n"
+        )
+        process = Process(
+            [command_of("kedge-agent"), "run", "--config", str(folder / "agent.toml")], log=folder / "agent.log"
+        ).start()
+        return Agent(name, target, folder / "state", f"http://127.0.0.1:{port}", process)
+
+
+def classify(agent: Agent, model: str, images: list[list[float]], shape: list[int]) -> list[list[float]]:
+    """Send each sample through the agent's own door (Open Inference Protocol v2), one call a sample.
+
+    Args:
+        images: flattened samples.
+        shape: of one sample.
+
+    Returns:
+        The class scores of each.
+    """
+    scores = []
+    for image in images:
+        tensor = {"name": "image", "datatype": "FP32", "shape": [1, *shape], "data": image}
+        answer = ask(f"{agent.door}/v2/models/{model}/infer", {"inputs": [tensor]})
+        scores.append([float(value) for value in answer["outputs"][0]["data"]])
+    return scores
+
+
+def say(text: str = "") -> None:
+    """Print one line at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
