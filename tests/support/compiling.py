@@ -1,0 +1,79 @@
+"""Small inputs for the compiler, and its command line run as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tests.support.bundles import mlp, samples
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Files of one small compilation."""
+
+    model: Path
+    calibration: Path
+    evaluation: Path
+    out: Path
+
+    def arguments(self, *, targets: Sequence[str] = ("generic-cpu",), **options: str) -> list[str]:
+        """The command line of ``kedge compile``; ``options`` replace or add."""
+        given = {
+            "name": "tiny",
+            "version": "1.0",
+            "calibration": str(self.calibration),
+            "evaluation": str(self.evaluation),
+            "max-drop": "0.05",
+            "out": str(self.out),
+            **{key.replace("_", "-"): value for key, value in options.items()},
+        }
+        line = ["compile", str(self.model)]
+        for target in targets:
+            line += ["--target", target]
+        for key, value in given.items():
+            line += [f"--{key}", value]
+        return line
+
+
+def scores(model: Path, raw: Array) -> Array:
+    """What ONNX Runtime answers."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    answer: Array = session.run(None, {session.get_inputs()[0].name: raw})[0]
+    return answer
+
+
+def small_inputs(folder: Path, *, seed: int = 0) -> Inputs:
+    """The tiny MLP (input ``input`` [N, 16], output ``scores`` [N, 4]), 64 samples to calibrate, 96 to evaluate with
+    the float model's own answers as labels."""
+    model = folder / "model.onnx"
+    model.write_bytes(mlp(seed=seed))
+    calibration, evaluation = folder / "calibration.npz", folder / "evaluation.npz"
+    raw = samples(160, seed=5)
+    np.savez(calibration, input=raw[:64])
+    np.savez(evaluation, input=raw[64:], label=scores(model, raw[64:]).argmax(axis=1))
+    return Inputs(model, calibration, evaluation, folder / "OUT")
+
+
+def kedge(arguments: Sequence[str], *, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``kedge`` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "kedge.cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={**os.environ, **(env or {})},
+    )
