@@ -7,10 +7,10 @@ and one answer to the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
     ``{}`` → ``{"python", "packages"}``
 ``convert``
     ``{"graph", "keep", "precision", "file", "calibration", "samples", "group"}`` → ``{"inputs", "outputs",
-    "samples", "operators", "float_operators", "seconds"}``. ``graph`` is an ONNX file with fixed shapes, ``keep`` the
-    inputs whose axes must stay, ``precision`` ``float32``, ``float16`` or ``int8``; for the last ``calibration`` maps
-    each input to an ``.npy`` of samples in the file's layout and ``group`` is the batch. The graph is turned into a
-    TensorFlow model once and kept for further calls.
+    "input_order", "samples", "operators", "float_operators", "minimum_runtime", "seconds"}``. ``graph`` is an ONNX
+    file with fixed shapes, ``keep`` the inputs whose axes must stay, ``precision`` ``float32``, ``float16`` or
+    ``int8``; for the last ``calibration`` names for each input an ``.npy`` of samples in the file's layout and
+    ``group`` is the batch. The graph is turned into a TensorFlow model once and kept for further calls.
 
 An error's ``kind`` is the name of a class of Kedge's tree.
 """
@@ -21,6 +21,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import sys
 import time
 import traceback
@@ -34,7 +35,7 @@ PSEUDO = ["erf"]
 _NO_ANSWER = "KEDGE_ANSWER_FD is not set: this program is run by Kedge's worker"
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """An error with its class in Kedge's tree."""
 
     def __init__(self, kind, what, where=None, remedy=None):
@@ -49,6 +50,7 @@ class Driver:
         self._answers = answers
         self._key = None
         self._model = None
+        self._float = {}  # precision → file of the model that is kept, where no calibration enters
         self._seconds = 0.0
 
     def send(self, kind, value):
@@ -72,14 +74,19 @@ class Driver:
         """Make one .tflite."""
         model = self._model_of(Path(request["graph"]), request["keep"])
         begun = time.perf_counter()
-        converter = _converter(model)
-        used = _set_precision(converter, request, model, self.progress)
-        self.progress("converting", 0, 0)
-        try:
-            content = converter.convert()
-        except Exception as error:
-            traceback.print_exc()
-            raise _converter_refused(error) from error
+        used = [0]
+        content = self._float.get(request["precision"])
+        if content is None:
+            self.progress("converting", 0, 0)
+            converter = _converter(model)
+            _set_precision(converter, request, model, used, self.progress)
+            try:
+                content = converter.convert()
+            except Exception as error:
+                traceback.print_exc()
+                raise _converter_refused(error) from error
+            if request["precision"] != "int8":
+                self._float[request["precision"]] = content
         Path(request["file"]).write_bytes(content)
         seconds = {"graph": self._seconds, "convert": time.perf_counter() - begun}
         return {**_described(content), "samples": used[0], "seconds": seconds}
@@ -92,6 +99,7 @@ class Driver:
             self.progress("reading the graph", 0, 0)
             begun = time.perf_counter()
             self._key = self._model = None
+            self._float = {}
             self._model = _from_onnx(raw, keep)
             self._key = key
             self._seconds = time.perf_counter() - begun
@@ -119,7 +127,7 @@ def _from_onnx(raw, keep):
             # No file is given, so none is rewritten in place.
             input_onnx_file_path=None,
             onnx_graph=model,
-            output_folder_path=os.path.join(os.getcwd(), "onnx2tf"),
+            output_folder_path=str(Path.cwd() / "onnx2tf"),
             not_use_onnxsim=True,
             not_use_opname_auto_generate=True,
             output_signaturedefs=True,
@@ -131,13 +139,13 @@ def _from_onnx(raw, keep):
     except BaseException as error:  # it also leaves by sys.exit()
         traceback.print_exc()
         node = getattr(error, "onnx_op_name", None)
-        raise Refused(
+        raise RefusedError(
             "LoweringError",
             f"onnx2tf cannot convert the graph: {_one_line(error)}",
             where=f"node {node!r}" if node else None,
         ) from error
     if len(made.inputs) != len(model.graph.input) or len(made.outputs) != len(model.graph.output):
-        raise Refused(
+        raise RefusedError(
             "LoweringError",
             f"onnx2tf made {len(made.inputs)} inputs and {len(made.outputs)} outputs of "
             f"{len(model.graph.input)} and {len(model.graph.output)}",
@@ -151,7 +159,7 @@ def _check_operators(model):
         standard = node.domain in ("", "ai.onnx")
         if not standard or importlib.util.find_spec(f"onnx2tf.ops.{node.op_type}") is None:
             name = node.op_type if standard else f"{node.domain}.{node.op_type}"
-            raise Refused(
+            raise RefusedError(
                 "UnsupportedOperatorError",
                 f"the operator {name} cannot be converted",
                 where=f"node {node.name!r}",
@@ -169,11 +177,10 @@ def _converter(model):
     return tf.lite.TFLiteConverter.from_concrete_functions([function], model)
 
 
-def _set_precision(converter, request, model, progress):
-    """Tell the converter what numbers to use; returns a list whose one item counts the samples it takes."""
+def _set_precision(converter, request, model, used, progress):
+    """Tell the converter what numbers to use; ``used`` is a list whose one item counts the samples it takes."""
     import tensorflow as tf
 
-    used = [0]
     if request["precision"] == "float16":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
@@ -187,8 +194,7 @@ def _set_precision(converter, request, model, progress):
         if all(tensor.dtype.is_floating for tensor in model.outputs):
             converter.inference_output_type = tf.int8
     elif request["precision"] != "float32":
-        raise Refused("LoweringError", f"unknown precision {request['precision']!r}")
-    return used
+        raise RefusedError("LoweringError", f"unknown precision {request['precision']!r}")
 
 
 def _samples(request, used, progress):
@@ -214,8 +220,8 @@ def _converter_refused(error):
         kind = "UnsupportedOperatorError"
         node = before.rpartition("'")[0].rpartition("'")[2]
     if node:
-        return Refused(kind, f"TFLite has no operator {node}: {_one_line(error)}", where=f"operator {node!r}")
-    return Refused(kind, f"TensorFlow cannot convert the model: {_one_line(error)}")
+        return RefusedError(kind, f"TFLite has no operator {node}: {_one_line(error)}", where=f"operator {node!r}")
+    return RefusedError(kind, f"TensorFlow cannot convert the model: {_one_line(error)}")
 
 
 def _described(content):
@@ -234,12 +240,32 @@ def _described(content):
         for item in operators
         if any(details[index]["dtype"].__name__ == "float32" for index in item["outputs"] if index in details)
     ]
+    names = [item["name"] for item in interpreter.get_input_details()]
     return {
+        "input_order": _input_order(names),
+        "minimum_runtime": _minimum_runtime(content),
         "inputs": [_tensor(item) for item in interpreter.get_input_details()],
         "outputs": [_tensor(item) for item in interpreter.get_output_details()],
         "operators": len(operators),
         "float_operators": sorted(in_float),
     }
+
+
+def _input_order(names):
+    """For each input of the graph its position in the file: ``_converter`` has named them by number."""
+    numbers = [int(re.search(r"input_(\d+)", name).group(1)) for name in names]
+    return [numbers.index(number) for number in range(len(numbers))]
+
+
+def _minimum_runtime(content):
+    """What TensorFlow wrote as ``min_runtime_version``: the first release that has all operators' versions."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    for item in model.metadata or ():
+        if item.name == b"min_runtime_version":
+            return bytes(model.buffers[item.buffer].data).rstrip(b"\0").decode(errors="replace")
+    return ""
 
 
 def _tensor(item):
@@ -270,9 +296,9 @@ def main():
         message = json.loads(line)
         try:
             answer = tasks[message["task"]](message["request"])
-        except Refused as error:
+        except RefusedError as error:
             driver.send("error", error.wire)
-        except BaseException as error:  # a vendor's sys.exit() too is an answer; the parent judges
+        except BaseException as error:  # noqa: BLE001 -- a vendor's sys.exit() too is an answer; the parent judges
             traceback.print_exc()
             driver.send("error", {"kind": type(error).__name__, "what": str(error), "where": None, "remedy": None})
         else:
