@@ -231,21 +231,22 @@ class _Loaded:
         self.counter = counter
         self._executor = executor
         self._specs = bundle.config.inputs
+        self._only = (self._specs[0], len(self._specs[0].shape)) if len(self._specs) == 1 else None
         self._names = [spec.name for spec in bundle.config.outputs]
         weakref.finalize(self, _release, executor, counter).atexit = False
 
     def answer(self, given: Any, named: Mapping[str, Any]) -> Any:
         """See :meth:`Model.__call__`."""
-        specs = self._specs
-        if not named and len(specs) == 1 and not isinstance(given, Mapping) and given is not None:
-            raw = [given]
+        if self._only is not None and not named and given is not None and not isinstance(given, Mapping):
+            spec, rank = self._only
+            array = tensors.as_array(given, spec)
+            one = array.ndim == rank - 1
+            results = self._executor.run((array[np.newaxis] if one else array,))
         else:
             raw = self._by_name(given, named)
-        arrays = [tensors.as_array(value, spec) for value, spec in zip(raw, specs, strict=True)]
-        one = all(array.ndim == len(spec.shape) - 1 for array, spec in zip(arrays, specs, strict=True))
-        if one:
-            arrays = [array[np.newaxis] for array in arrays]
-        results = self._executor.run(arrays)
+            arrays = [tensors.as_array(value, spec) for value, spec in zip(raw, self._specs, strict=True)]
+            one = all(array.ndim == len(spec.shape) - 1 for array, spec in zip(arrays, self._specs, strict=True))
+            results = self._executor.run([array[np.newaxis] for array in arrays] if one else arrays)
         if one:
             results = [result[0, ...] for result in results]
         return results[0] if len(results) == 1 else dict(zip(self._names, results, strict=True))

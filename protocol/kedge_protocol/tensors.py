@@ -76,10 +76,15 @@ def encoder(spec: TensorSpec, *, reuse: bool = False) -> Conversion:
         scaled = np.divide(array, scale, out=array if reuse else None, dtype=np.float32)
         np.rint(scaled, out=scaled)
         np.add(scaled, zero_point, out=scaled)
-        # fmax, not maximum: what a cast makes of a NaN differs between processors, so a NaN becomes the lowest value.
-        np.fmax(scaled, lowest, out=scaled)
-        np.minimum(scaled, highest, out=scaled)
-        return np.ascontiguousarray(scaled.astype(dtype))
+        scaled.clip(lowest, highest, out=scaled)
+        try:
+            # What a cast makes of a NaN differs between processors.
+            with np.errstate(invalid="raise"):
+                return np.ascontiguousarray(scaled.astype(dtype))
+        except FloatingPointError as error:
+            raise InputError(
+                "holds NaN, a quantized model has no number for it", where=f"input {spec.name!r}"
+            ) from error
 
     return quantize
 
@@ -105,7 +110,11 @@ def decoder(spec: TensorSpec) -> Conversion:
 
 
 def to_file(array: Array, spec: TensorSpec) -> Array:
-    """A model input (after preprocessing) as the file takes it: axes moved, quantized, cast, contiguous."""
+    """A model input (after preprocessing) as the file takes it: axes moved, quantized, cast, contiguous.
+
+    Raises:
+        InputError: NaN for a quantized file.
+    """
     return encoder(spec)(array)
 
 
