@@ -22,7 +22,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,12 @@ def default_state() -> Path:
 def model_names(state: Path) -> list[str]:
     """Names of the models that have a slot which serves, sorted."""
     return sorted(path.parent.name for path in (state / "models").glob("*/current"))
+
+
+def model_folders(state: Path) -> list[ModelFolder]:
+    """The folder of every model that is or was on the device, sorted by name."""
+    found = sorted(path.parent.name for path in (state / "models").glob("*/generation"))
+    return [ModelFolder(state, name) for name in found]
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,10 @@ class ModelFolder:
         """The slot kept for a roll-back, or None."""
         return self._linked("previous")
 
+    def slot(self, bundle: str) -> Slot:
+        """Where the slot of a bundle's digest lies; not checked to exist."""
+        return Slot(self.slots / digest.hex_of(bundle)[:16], bundle)
+
     def generation(self) -> int:
         """How often the model was switched; 0 where it never was."""
         try:
@@ -168,8 +178,8 @@ class ModelFolder:
         for reserved in (MANIFEST_FILE, CONFIG_FILE):
             if reserved in bundle.files:
                 raise BundleError(f"a layer is named {reserved!r}, a name that slots keep for themselves")
-        folder = self.slots / digest.hex_of(bundle.digest)[:16]
-        made = Slot(folder, bundle.digest)
+        made = self.slot(bundle.digest)
+        folder = made.folder
         with storage_errors(folder):
             self._prepare()
             if self._is_whole(made, bundle):
@@ -231,9 +241,11 @@ class ModelFolder:
                 self.bump()
         self.prune()
 
-    def prune(self, keep: Slot | None = None) -> None:
-        """Remove every slot that is neither current nor previous nor ``keep``, and leftovers of a crash."""
-        kept = {slot.folder.name for slot in (self.current(), self.previous(), keep) if slot is not None}
+    def prune(self, keep: Iterable[str] = ()) -> None:
+        """Remove every slot that is neither current nor previous nor of a bundle in ``keep`` (digests), and leftovers
+        of a crash."""
+        kept = {self.slot(bundle).folder.name for bundle in keep}
+        kept |= {slot.folder.name for slot in (self.current(), self.previous()) if slot is not None}
         if self.slots.is_dir():
             for folder in self.slots.iterdir():
                 if folder.name not in kept:

@@ -1,0 +1,63 @@
+"""``kedge-agent``: run the agent, or look at what it did."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from kedge_protocol import __version__
+from kedge_protocol.errors import KedgeError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kedge-agent")
+def cli() -> None:
+    """Kedge's agent on a device: pulls models, proves them, serves them, reports."""
+
+
+@cli.command()
+@click.option("--config", type=click.Path(path_type=Path), required=True, help="agent.toml of this device.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def run(config: Path, verbose: bool) -> None:
+    """Run until SIGTERM."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    from kedge_agent import config as configuration
+    from kedge_agent.daemon import Daemon
+
+    daemon = Daemon(configuration.read(config))
+    daemon.catch_signals()
+    daemon.run()
+
+
+@cli.command()
+@click.option("--state", type=click.Path(path_type=Path), help="State folder; else that of --config, else the default.")
+@click.option("--config", type=click.Path(path_type=Path), help="agent.toml of this device.")
+def status(state: Path | None, config: Path | None) -> None:
+    """Show each model: what serves, what failed."""
+    from kedge_agent import config as configuration
+    from kedge_agent.overview import overview
+    from kedge_agent.slots import default_state
+
+    if state is None:
+        state = configuration.read(config).state if config is not None else default_state()
+    click.echo(overview(state))
+
+
+def main() -> None:
+    """The console script: an error of Kedge's is one line and exit status 1."""
+    try:
+        cli()
+    except KedgeError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

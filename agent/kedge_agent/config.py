@@ -1,0 +1,217 @@
+"""``agent.toml``: who this device is, where the broker is, what the agent may use. Unknown keys are errors."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kedge_agent.perform import ProofLimits
+from kedge_agent.slots import default_state
+from kedge_agent.update.settings import Settings
+from kedge_protocol import codec
+from kedge_protocol.broker import Broker, parse_broker
+from kedge_protocol.errors import ConfigError
+from kedge_protocol.topics import checked_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceTable:
+    """``[device]``: the name that the controller knows, and the kind of device.
+
+    Attributes:
+        target: a target's name, or the path of a board's own ``.toml``.
+    """
+
+    name: str
+    target: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokerTable:
+    """``[broker]``: paths are relative to the configuration file.
+
+    Attributes:
+        url: ``mqtt://host[:port]`` or ``mqtts://host[:port]``.
+        password_file: its first line is the password; better than ``password``.
+    """
+
+    url: str
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    username: str | None = None
+    password: str | None = None
+    password_file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateTable:
+    """``[state]``: where the agent keeps everything."""
+
+    path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeTable:
+    """``[serve]``: HTTP for local callers (Open Inference Protocol v2)."""
+
+    enabled: bool = True
+    listen: str = "127.0.0.1:8080"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsTable:
+    """``[limits]``: see :class:`kedge_agent.update.settings.Settings`.
+
+    Attributes:
+        prove_seconds: deadline of the golden vectors.
+        prove_mib: memory limit of the worker that runs them; 0 for none.
+        reserve_mib: free disk space that a download must leave.
+    """
+
+    window: int = 16
+    silence_seconds: float = 20.0
+    serve_seconds: float = 60.0
+    prove_seconds: float = 120.0
+    prove_mib: int = 0
+    reserve_mib: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TelemetryTable:
+    """``[telemetry]``: seconds between two messages; 0 sends none."""
+
+    interval: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    device: DeviceTable
+    broker: BrokerTable
+    state: StateTable = field(default_factory=StateTable)
+    serve: ServeTable = field(default_factory=ServeTable)
+    limits: LimitsTable = field(default_factory=LimitsTable)
+    telemetry: TelemetryTable = field(default_factory=TelemetryTable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """A checked configuration.
+
+    Attributes:
+        name, target: of the device; ``distributions``: runtimes that are looked for and reported.
+        listen: of the serving process; None where it is off.
+        telemetry_interval: seconds; 0 for none.
+    """
+
+    name: str
+    target: str
+    distributions: tuple[str, ...]
+    broker: Broker
+    state: Path
+    listen: str | None = "127.0.0.1:8080"
+    update: Settings = field(default_factory=Settings)
+    proof: ProofLimits = field(default_factory=ProofLimits)
+    telemetry_interval: float = 5.0
+
+
+def read(path: Path) -> AgentConfig:
+    """Read and check ``agent.toml``.
+
+    Raises:
+        ConfigError: missing, not TOML, a key unknown, missing or of the wrong type, a value out of bounds; the message
+            names it.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except ValueError as error:
+        raise ConfigError(f"not TOML: {error}", where=str(path)) from error
+    file = codec.structure(data, _File, where=str(path), strict=True)
+    try:
+        return _checked(file, path.resolve().parent)
+    except ConfigError as error:
+        where = str(path) if error.where is None else f"{path}: {error.where}"
+        raise ConfigError(error.what, where=where, remedy=error.remedy) from error
+
+
+def state_of(path: Path) -> Path:
+    """Only the state folder of a configuration file."""
+    return read(path).state
+
+
+def _checked(file: _File, folder: Path) -> AgentConfig:
+    limits, interval = file.limits, file.telemetry.interval
+    if not (interval == 0 or 0.2 <= interval <= 86400):
+        raise ConfigError(f"telemetry.interval is {interval} s", remedy="Use 0 (off), or 0.2 to 86400")
+    if limits.prove_seconds <= 0 or limits.prove_mib < 0 or limits.reserve_mib < 0:
+        raise ConfigError("limits must not be negative")
+    target, distributions = _target(file.device.target, folder)
+    return AgentConfig(
+        name=checked_name(file.device.name, "device name"),
+        target=target,
+        distributions=distributions,
+        broker=_broker(file.broker, folder),
+        state=folder / file.state.path if file.state.path else default_state(),
+        listen=_listen(file.serve.listen) if file.serve.enabled else None,
+        update=Settings(
+            window=limits.window,
+            silence=limits.silence_seconds,
+            serve_deadline=limits.serve_seconds,
+            reserve_bytes=limits.reserve_mib << 20,
+        ),
+        proof=ProofLimits(
+            deadline=limits.prove_seconds, memory_bytes=limits.prove_mib << 20 if limits.prove_mib else None
+        ),
+        telemetry_interval=interval,
+    )
+
+
+def _target(given: str, folder: Path) -> tuple[str, tuple[str, ...]]:
+    """The target's name, and the runtimes to look for: its own, or those of every target known here."""
+    from kedge_targets import target as targets
+
+    if given.endswith(".toml"):
+        board = targets.read(folder / given)
+        return board.name, tuple(board.runtimes)
+    names = [given] if given in targets.names() else targets.names()
+    known = {distribution for name in names for distribution in targets.find(name).runtimes}
+    return checked_name(given, "target name"), tuple(sorted(known))
+
+
+def _broker(table: BrokerTable, folder: Path) -> Broker:
+    password = table.password
+    if table.password_file is not None:
+        if password is not None:
+            raise ConfigError("broker.password and broker.password_file are both given", remedy="Keep one")
+        secret = folder / table.password_file
+        try:
+            password = secret.read_text(encoding="utf-8").splitlines()[0]
+        except (OSError, UnicodeDecodeError, IndexError) as error:
+            raise ConfigError("the password file cannot be read or is empty", where=str(secret)) from error
+
+    def path(name: str | None) -> Path | None:
+        return None if name is None else folder / name
+
+    return parse_broker(
+        table.url,
+        ca=path(table.ca),
+        cert=path(table.cert),
+        key=path(table.key),
+        username=table.username,
+        password=password,
+    )
+
+
+def _listen(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"serve.listen is {text!r}", remedy="Use host:port, for example 127.0.0.1:8080")
+    return text

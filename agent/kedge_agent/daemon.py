@@ -1,0 +1,188 @@
+"""``kedge-agent run``: the resident process. It owns the only connection to the broker, the store, the update machine
+and the serving child."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from kedge_agent import memory, system
+from kedge_agent.child import ServingChild
+from kedge_agent.config import AgentConfig
+from kedge_agent.link import Link
+from kedge_agent.notify import notify
+from kedge_agent.perform import Performer, installed_of, installed_runtimes
+from kedge_agent.serving_watch import ServingWatch
+from kedge_agent.slots import model_folders
+from kedge_agent.store import Store
+from kedge_agent.telemetry import Meter
+from kedge_agent.update import actions, events
+from kedge_agent.update.machine import Machine
+from kedge_protocol import __version__
+from kedge_protocol.messages import Reported
+
+log = logging.getLogger(__name__)
+
+TICK = 0.25
+"""Seconds between two looks at the clock, the child and what it says."""
+FIRST_TELEMETRY = 1.0
+
+
+class Daemon:
+    """One device's agent.
+
+    Args:
+        config: checked.
+        clock: a steady clock, in seconds.
+
+    Raises:
+        StorageError: the state folder is not writable, or another agent has it.
+    """
+
+    def __init__(self, config: AgentConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._lock_handle = memory.lock(config.state)
+        self._store = Store(config.state)
+        before = memory.read(config.state)
+        self._boots = before.boots + 1
+        self._memory = before.memory
+        self._write_memory(before.memory)
+        self._boot_id = secrets.token_hex(6)
+        self._seq = 0
+        self._runtimes = installed_runtimes(config.distributions)
+        self._turn = threading.Lock()
+        """Events are handled and their actions done one at a time, in whatever thread they come."""
+        installed = {}
+        for folder in model_folders(config.state):
+            folder.bump()
+            folder.prune()
+            installed[folder.name] = installed_of(folder)
+        self._machine = Machine(
+            target=config.target,
+            boot_id=self._boot_id,
+            memory=before.memory,
+            installed=installed,
+            settings=config.update,
+            seed=secrets.randbits(32),
+            now=clock(),
+        )
+        self._link = Link(
+            config.broker, config.name, self._boot_id, post=self.post, report=self._report, command=self._command
+        )
+        self._performer = Performer(
+            self._store,
+            config.proof,
+            post=self.post,
+            ask=self._link.ask,
+            report=self._report,
+            remember=self._write_memory,
+        )
+        self._child = ServingChild(config.state, config.listen) if config.listen else None
+        self._watch = ServingWatch(config.state, served_by_child=self._child is not None)
+        self._meter = Meter(config.state, self._boot_id, clock())
+        self._telemetry_at = clock() + FIRST_TELEMETRY
+
+    def run(self) -> None:
+        """Run until SIGTERM or SIGINT (or :meth:`stop`); belongs in the main thread."""
+        self._watch.forget_all()
+        with self._turn:
+            self._performer.perform(self._machine.start(self._clock()))
+        self._link.start()
+        log.info("agent %s: device %s, target %s, state %s", __version__, *self._who())
+        notify("READY=1")
+        try:
+            while not self._stopping.wait(TICK):
+                self._tick(self._clock())
+                notify("WATCHDOG=1")
+        finally:
+            notify("STOPPING=1")
+            self._link.stop()
+            if self._child is not None:
+                self._child.stop()
+            self._performer.close()
+            os.close(self._lock_handle)
+
+    def stop(self) -> None:
+        """End :meth:`run` soon; from any thread or a signal's handler."""
+        self._stopping.set()
+
+    def catch_signals(self) -> None:
+        """SIGTERM and SIGINT stop the agent cleanly."""
+
+        def handler(number: int, _: FrameType | None) -> None:
+            self.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, handler)
+
+    def post(self, event: events.Event) -> None:
+        """Hand an event to the update machine; from any thread."""
+        with self._turn:
+            self._performer.perform(self._machine.handle(event, self._clock()))
+
+    def _who(self) -> tuple[str, str, str]:
+        return self._config.name, self._config.target, str(self._config.state)
+
+    def _tick(self, now: float) -> None:
+        if self._child is not None and self._child.poll(now):
+            self._watch.child_died(self._child.deaths, self._child.last_words)
+        for event in self._watch.look():
+            self.post(event)
+        self.post(events.Tick())
+        if self._config.telemetry_interval and now >= self._telemetry_at:
+            self._telemetry_at = now + self._config.telemetry_interval
+            self._send_telemetry(now)
+
+    def _send_telemetry(self, now: float) -> None:
+        with self._turn:
+            digests = {name: model.digest for name, model in self._machine.reported().items()}
+        child = self._child.pid if self._child is not None else None
+        pids = [os.getpid()] if child is None else [os.getpid(), child]
+        try:
+            self._link.telemetry(self._meter.measure(digests, pids, self._store.free_bytes(), now))
+        except OSError as error:
+            log.warning("no telemetry: %s", error)
+
+    def _report(self) -> None:
+        """Publish the reported state; the caller has the turn."""
+        self._seq += 1
+        models = self._machine.reported()
+        if self._machine.problem is not None:
+            log.warning("the desired state was not taken: %s", self._machine.problem)
+        self._link.reported(
+            Reported(
+                boot_id=self._boot_id,
+                seq=self._seq,
+                target=self._config.target,
+                agent_version=__version__,
+                architecture=system.architecture(),
+                python=platform.python_version(),
+                runtimes=self._runtimes,
+                free_bytes=self._store.free_bytes(),
+                desired_version=self._machine.desired_version,
+                models=models,
+                endpoint=None if self._config.listen is None else f"http://{self._config.listen}",
+                at=time.time(),
+            )
+        )
+
+    def _command(self, verb: str) -> str | None:
+        """Do a command; None where it is done, else why not."""
+        if verb != "report":
+            return f"unknown verb {verb!r}"
+        with self._turn:
+            self._report()
+        return None
+
+    def _write_memory(self, content: actions.Memory) -> None:
+        self._memory = content
+        memory.write(self._config.state, memory.AgentFile(boots=self._boots, memory=content))

@@ -1,0 +1,305 @@
+"""Doing what the update machine wants, on a real disk with a real worker.
+
+Writing a block, asking and reporting happen at once, in the caller's thread. All else that touches the disk happens
+in one thread, in order; the golden vectors run in another, so that a slow model does not hold up the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from kedge_agent import system
+from kedge_agent.slots import CONFIG_FILE, ModelFolder, model_folders
+from kedge_agent.store import Store
+from kedge_agent.update import actions, events
+from kedge_protocol.bundle.config import BundleConfig
+from kedge_protocol.errors import BundleError, KedgeError, StorageError, VerificationError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofLimits:
+    """What the worker that runs golden vectors may use.
+
+    Attributes:
+        deadline: seconds, its start included.
+        memory_bytes: None for no limit.
+    """
+
+    deadline: float = 120.0
+    memory_bytes: int | None = None
+
+
+def installed_of(folder: ModelFolder) -> events.Installed:
+    """What the slots of one model hold."""
+    current, previous = folder.current(), folder.previous()
+    version = None
+    if current is not None:
+        try:
+            version = current.bundle().config.version
+        except (OSError, BundleError) as error:
+            log.warning("the slot of %s is damaged: %s", folder.name, error)
+            return events.Installed(None, None, previous.digest if previous else None)
+    return events.Installed(current.digest if current else None, version, previous.digest if previous else None)
+
+
+def installed_runtimes(distributions: tuple[str, ...]) -> dict[str, str]:
+    """Versions of those distributions that are installed; nothing is imported."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def prove(folder: Path, config: BundleConfig, limits: ProofLimits) -> None:
+    """Run a slot's golden vectors in the worker.
+
+    Raises:
+        VerificationError: they do not hold.
+        KedgeError: the worker crashed, overran its limits, or the runtime refuses the file.
+    """
+    from kedge_targets.proof import PROVE, ProveAnswer, ProveRequest
+    from kedge_targets.worker import Worker
+
+    request = ProveRequest(folder=str(folder), config=str(folder / CONFIG_FILE))
+    with Worker(name=f"prove-{config.name}", memory_limit=limits.memory_bytes) as worker:
+        answer = worker.call(PROVE, request, ProveAnswer, deadline=limits.deadline)
+    if not answer.holds:
+        raise VerificationError(answer.reason)
+
+
+class Jobs(Protocol):
+    """Runs jobs one after the other."""
+
+    def put(self, job: Callable[[], None]) -> None:
+        """Run ``job`` after those before it."""
+
+    def stop(self, patience: float) -> None:
+        """Run nothing more; wait up to ``patience`` seconds for what is in hand."""
+
+
+class Performer:
+    """Does actions and posts their outcome.
+
+    Args:
+        store: the blobs.
+        limits: of the golden vectors.
+        post: takes an event, from any thread.
+        ask: publishes a request.
+        report: is told that the reported state changed.
+        remember: writes the machine's memory.
+        prover: runs the golden vectors of a slot.
+        disk, proofs: run jobs one after the other; threads by default.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        limits: ProofLimits,
+        *,
+        post: Callable[[events.Event], None],
+        ask: Callable[[actions.Ask], None],
+        report: Callable[[], None],
+        remember: Callable[[actions.Memory], None],
+        prover: Callable[[Path, BundleConfig, ProofLimits], None] = prove,
+        disk: Jobs | None = None,
+        proofs: Jobs | None = None,
+    ) -> None:
+        self._store = store
+        self._limits = limits
+        self._post = post
+        self._ask = ask
+        self._report = report
+        self._remember = remember
+        self._prover = prover
+        self._disk = disk or JobThread("disk")
+        self._proofs = proofs or JobThread("proofs")
+        self._on_disk: dict[type, Callable[[Any], events.Event | None]] = {
+            actions.OpenBlob: self._open,
+            actions.FinishBlob: self._finish,
+            actions.StoreBlob: self._put,
+            actions.CloseBlob: self._close,
+            actions.Measure: self._measure,
+            actions.Assemble: self._assemble,
+            actions.Switch: self._switch,
+            actions.RollBack: self._roll_back,
+            actions.Remove: self._remove,
+            actions.CollectGarbage: self._collect,
+            actions.Remember: self._keep,
+        }
+
+    def perform(self, wanted: list[actions.Action]) -> None:
+        """Do these actions, in this order. Outcomes are posted later, from another thread."""
+        for action in wanted:
+            if isinstance(action, actions.WriteBlock):
+                self._write(action)
+            elif isinstance(action, actions.Ask):
+                self._ask(action)
+            elif isinstance(action, actions.Report):
+                self._report()
+            elif isinstance(action, actions.Prove):
+                self._proofs.put(functools.partial(self._prove, action))
+            else:
+                self._disk.put(functools.partial(self._do, action))
+
+    def close(self) -> None:
+        """End the threads once the work in hand is done (a proof under way is left to die with the process)."""
+        self._proofs.stop(0.0)
+        self._disk.stop(5.0)
+
+    def _do(self, action: actions.Action) -> None:
+        outcome = self._on_disk[type(action)](action)
+        if outcome is not None:
+            self._post(outcome)
+
+    def _write(self, action: actions.WriteBlock) -> None:
+        try:
+            self._store.write(action.digest, action.index, action.payload)
+        except OSError as error:
+            reason = f"block {action.index} of {action.digest} cannot be written: {error.strerror or error}"
+            log.error("%s", reason)
+            # What was written is given back at once: a full disk hurts everybody on the device.
+            self._disk.put(lambda: self._give_back(action.digest, reason))
+
+    def _give_back(self, digest_: str, reason: str) -> None:
+        self._store.close(digest_, drop=True)
+        self._post(events.WriteFailed(digest_, reason))
+
+    def _open(self, action: actions.OpenBlob) -> events.Event:
+        return self._store.open(
+            action.digest,
+            action.size,
+            map_digest=action.map_digest,
+            block_map=action.block_map,
+            read=action.read,
+        )
+
+    def _finish(self, action: actions.FinishBlob) -> events.Event:
+        try:
+            self._store.finish(action.digest)
+        except KedgeError as error:
+            return events.BlobStored(action.digest, str(error))
+        return events.BlobStored(action.digest)
+
+    def _put(self, action: actions.StoreBlob) -> events.Event:
+        try:
+            self._store.put(action.digest, action.data)
+        except KedgeError as error:
+            return events.BlobStored(action.digest, str(error))
+        return events.BlobStored(action.digest)
+
+    def _close(self, action: actions.CloseBlob) -> None:
+        self._store.close(action.digest, drop=action.drop)
+
+    def _measure(self, action: actions.Measure) -> events.Event:
+        bundle = action.bundle
+        return events.Measured(
+            model=action.model,
+            digest=bundle.digest,
+            missing_bytes=self._store.missing_bytes(bundle),
+            free_bytes=self._store.free_bytes(),
+            memory_bytes=system.memory().total,
+            runtimes=installed_runtimes(tuple(need.distribution for need in bundle.config.runtimes)),
+        )
+
+    def _assemble(self, action: actions.Assemble) -> events.Event:
+        try:
+            self._folder(action.model).assemble(action.bundle, self._store.blob_path)
+        except KedgeError as error:
+            return events.Assembled(action.model, action.bundle.digest, str(error))
+        return events.Assembled(action.model, action.bundle.digest)
+
+    def _prove(self, action: actions.Prove) -> None:
+        slot = self._folder(action.model).slot(action.bundle.digest)
+        error = None
+        try:
+            self._prover(slot.folder, action.bundle.config, self._limits)
+        except KedgeError as failure:
+            error = str(failure)
+        self._post(events.Proved(action.model, action.bundle.digest, error))
+
+    def _switch(self, action: actions.Switch) -> events.Event:
+        folder = self._folder(action.model)
+        return self._switched(folder, lambda: folder.switch(folder.slot(action.bundle.digest)))
+
+    def _roll_back(self, action: actions.RollBack) -> events.Event:
+        folder = self._folder(action.model)
+        return self._switched(folder, folder.roll_back)
+
+    def _remove(self, action: actions.Remove) -> events.Event:
+        folder = self._folder(action.model)
+        return self._switched(folder, folder.remove)
+
+    @staticmethod
+    def _switched(folder: ModelFolder, change: Callable[[], object]) -> events.Event:
+        error = None
+        try:
+            change()
+        except KedgeError as failure:
+            error = str(failure)
+        return events.Switched(folder.name, installed_of(folder), error)
+
+    def _collect(self, action: actions.CollectGarbage) -> None:
+        keep = set(action.keep)
+        for folder in model_folders(self._store.state):
+            folder.prune(action.keep)
+            for slot in (folder.current(), folder.previous()):
+                if slot is None:
+                    continue
+                try:
+                    bundle = slot.bundle()
+                except (OSError, BundleError) as error:
+                    # Better to keep too much than to lose what a slot may need.
+                    log.warning("nothing is cleaned up: %s", error)
+                    return
+                keep |= {slot.digest, bundle.manifest.config.digest}
+                keep |= {layer.digest for layer in bundle.manifest.layers}
+        try:
+            self._store.collect(keep)
+        except OSError as error:
+            log.warning("cleaning up failed: %s", error)
+
+    def _keep(self, action: actions.Remember) -> None:
+        try:
+            self._remember(action.memory)
+        except StorageError as error:
+            log.error("the agent's memory cannot be written: %s", error)
+
+    def _folder(self, model: str) -> ModelFolder:
+        return ModelFolder(self._store.state, model)
+
+
+class JobThread:
+    """Runs jobs one after the other, in a thread."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, job: Callable[[], None]) -> None:
+        self._jobs.put(job)
+
+    def stop(self, patience: float) -> None:
+        self._jobs.put(None)
+        self._thread.join(patience)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except Exception:
+                # A job must not take the thread with it: everything after it would wait for ever.
+                log.exception("a job failed")

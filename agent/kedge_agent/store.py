@@ -1,0 +1,270 @@
+"""Blobs on the device's disk: complete ones, partial ones, block maps.
+
+::
+
+    STATE/blobs/sha256/HEX   complete and checked; read-only, slots are hard links to it
+    STATE/maps/HEX           block map of the blob HEX, checked against the manifest that named it
+    STATE/partial/HEX        a blob under way
+
+There is no journal: a block of a partial file is finished when its hash fits the map. A process killed at any point,
+or a power cut, can only cost blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from kedge_agent.files import storage_errors, sync_folder, write_whole
+from kedge_agent.update.events import BlobOpened
+from kedge_protocol import digest as digests
+from kedge_protocol.blocks import BLOCK_SIZE, HASH_SIZE, block_count, block_hash, block_length
+from kedge_protocol.bundle.layout import Bundle
+from kedge_protocol.errors import DigestMismatchError, KedgeError
+from kedge_protocol.messages import bit_is_set
+
+_CHUNK = 1 << 20
+
+
+class Store:
+    """The blobs of one device. One thread at a time; :meth:`write` may come from another.
+
+    Args:
+        state: the agent's state folder.
+
+    Raises:
+        StorageError: the folders cannot be made.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self._blobs = state / "blobs" / "sha256"
+        self._maps = state / "maps"
+        self._partial = state / "partial"
+        self._files: dict[str, int] = {}
+        # A file descriptor must not be closed, and perhaps given to another file, in the middle of a write.
+        self._writing = threading.Lock()
+        with storage_errors(state):
+            for folder in (self._blobs, self._maps, self._partial):
+                folder.mkdir(parents=True, exist_ok=True)
+
+    def blob_path(self, digest: str) -> Path:
+        """Where a complete blob lies; not checked to exist."""
+        return self._blobs / digests.hex_of(digest)
+
+    def has(self, digest: str, size: int) -> bool:
+        """Whether the blob is complete. (It was checked when it came.)"""
+        try:
+            return self.blob_path(digest).stat().st_size == size
+        except OSError:
+            return False
+
+    def free_bytes(self) -> int:
+        """Free space of the disk that the state lies on, for an ordinary user."""
+        return shutil.disk_usage(self.state).free
+
+    def missing_bytes(self, bundle: Bundle) -> int:
+        """Bytes that must still be written for a bundle's files; what a partial file holds already is written."""
+        missing = 0
+        for digest, size in {layer.digest: layer.size for layer in bundle.manifest.layers}.items():
+            if not self.has(digest, size):
+                written = 0
+                with contextlib.suppress(OSError):
+                    written = (self._partial / digests.hex_of(digest)).stat().st_blocks * 512
+                missing += max(0, size - written)
+        return missing
+
+    def open(
+        self,
+        digest: str,
+        size: int,
+        *,
+        map_digest: str | None = None,
+        block_map: bytes | None = None,
+        read: bool = False,
+    ) -> BlobOpened:
+        """See what there is of a blob, and be ready for :meth:`write` where its map is known.
+
+        Args:
+            map_digest: digest of the block map; None where there is none.
+            block_map: the map, checked; it is stored.
+            read: bring the bytes of a complete blob.
+
+        Returns:
+            The event of the update machine; ``error`` is set where the disk does not play along.
+        """
+        try:
+            with storage_errors(self._partial):
+                return self._open(digest, size, map_digest, block_map, read)
+        except KedgeError as error:
+            return BlobOpened(digest=digest, error=str(error))
+
+    def _open(self, digest: str, size: int, map_digest: str | None, block_map: bytes | None, read: bool) -> BlobOpened:
+        path = self.blob_path(digest)
+        if self.has(digest, size):
+            if not read:
+                return BlobOpened(digest=digest, complete=True)
+            data = path.read_bytes()
+            if digests.of_bytes(data) == digest:
+                return BlobOpened(digest=digest, complete=True, data=data)
+            path.unlink()  # the disk changed it; it is pulled again
+        if map_digest is None:
+            return BlobOpened(digest=digest)
+        hashes = self._map(digest, size, map_digest, block_map)
+        if hashes is None:
+            return BlobOpened(digest=digest)
+        self.close(digest)
+        file = os.open(self._partial / path.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.ftruncate(file, size)
+            have = _finished(file, size, hashes)
+            self._copy(file, size, hashes, have)
+        except BaseException:
+            os.close(file)
+            raise
+        self._files[digest] = file
+        return BlobOpened(digest=digest, block_map=hashes, have=bytes(have))
+
+    def write(self, digest: str, index: int, payload: bytes | memoryview) -> None:
+        """Write a checked block of an open blob.
+
+        Raises:
+            OSError: disk full, or the blob is not open.
+        """
+        with self._writing:
+            file = self._files.get(digest)
+            if file is None:
+                raise OSError(f"{digest} is not open")
+            offset = index * BLOCK_SIZE
+            written = os.pwrite(file, payload, offset)
+            while written < len(payload):
+                written += os.pwrite(file, memoryview(payload)[written:], offset + written)
+
+    def finish(self, digest: str) -> None:
+        """All blocks of an open blob are written: check the whole, make it durable, put it in its place.
+
+        Raises:
+            DigestMismatchError: the whole is not what its digest says; it is dropped.
+            StorageError: disk full, or the blob is not open.
+        """
+        path = self.blob_path(digest)
+        partial = self._partial / path.name
+        with self._writing:
+            file = self._files.pop(digest, None)
+        with storage_errors(partial):
+            if file is None:
+                raise OSError(f"{digest} is not open")
+            try:
+                actual = _digest(file)
+                if actual != digest:
+                    partial.unlink()
+                    raise DigestMismatchError(
+                        f"all blocks fit the block map, but the whole has digest {actual}, not {digest}",
+                        remedy="The bundle was packed wrong; compile it again",
+                    )
+                os.fchmod(file, 0o444)
+                os.fsync(file)
+            finally:
+                os.close(file)
+            partial.rename(path)
+            sync_folder(self._blobs)
+
+    def put(self, digest: str, data: bytes) -> None:
+        """Store a blob whose digest was checked.
+
+        Raises:
+            StorageError: disk full.
+        """
+        path = self.blob_path(digest)
+        with storage_errors(path):
+            write_whole(path, data, mode=0o444)
+
+    def close(self, digest: str, *, drop: bool = False) -> None:
+        """Close a blob under way; ``drop`` removes its partial file."""
+        with self._writing:
+            file = self._files.pop(digest, None)
+            if file is not None:
+                os.close(file)
+        if drop:
+            (self._partial / digests.hex_of(digest)).unlink(missing_ok=True)
+
+    def collect(self, keep: Iterable[str]) -> None:
+        """Remove every blob, partial file and map that is not of a digest in ``keep``, and leftovers of a crash."""
+        kept = {digests.hex_of(digest) for digest in keep}
+        open_ = {digests.hex_of(digest) for digest in self._files}
+        for folder in (self._blobs, self._maps, self._partial):
+            for path in folder.iterdir():
+                if path.name not in kept and path.name not in open_:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+
+    def _map(self, digest: str, size: int, map_digest: str, block_map: bytes | None) -> bytes | None:
+        """The blob's map, as given or as stored; None where there is none that fits."""
+        path = self._maps / digests.hex_of(digest)
+        if block_map is not None:
+            write_whole(path, block_map)
+            return block_map
+        with contextlib.suppress(FileNotFoundError):
+            stored = path.read_bytes()
+            if len(stored) == block_count(size) * HASH_SIZE and digests.of_bytes(stored) == map_digest:
+                return stored
+        return None
+
+    def _copy(self, file: int, size: int, hashes: bytes, have: bytearray) -> None:
+        """Copy the blocks that another blob of this device holds, or another place of this one."""
+        wanted: dict[bytes, list[int]] = {}
+        for index in range(block_count(size)):
+            if not bit_is_set(have, index):
+                wanted.setdefault(hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE], []).append(index)
+        if not wanted:
+            return
+        for path, known in self._known_maps():
+            found = [
+                (index, wanted[known[index * HASH_SIZE : (index + 1) * HASH_SIZE]])
+                for index in range(len(known) // HASH_SIZE)
+                if known[index * HASH_SIZE : (index + 1) * HASH_SIZE] in wanted
+            ]
+            if not found:
+                continue
+            with path.open("rb") as source:
+                for index, places in found:
+                    data = os.pread(source.fileno(), BLOCK_SIZE, index * BLOCK_SIZE)
+                    data = data[: block_length(size, places[0])]
+                    # The source may be a partial file, or a blob that the disk damaged: its map is no promise.
+                    if block_hash(data) != hashes[places[0] * HASH_SIZE : (places[0] + 1) * HASH_SIZE]:
+                        continue
+                    for place in places:
+                        if not bit_is_set(have, place):
+                            os.pwrite(file, data, place * BLOCK_SIZE)
+                            have[place >> 3] |= 1 << (place & 7)
+
+    def _known_maps(self) -> Iterator[tuple[Path, bytes]]:
+        for path in sorted(self._maps.iterdir()):
+            for holder in (self._blobs / path.name, self._partial / path.name):
+                if holder.is_file():
+                    yield holder, path.read_bytes()
+                    break
+
+
+def _finished(file: int, size: int, hashes: bytes) -> bytearray:
+    """Bitmap of the blocks whose content has the hash that the map says."""
+    have = bytearray((block_count(size) + 7) // 8)
+    for index in range(block_count(size)):
+        data = os.pread(file, block_length(size, index), index * BLOCK_SIZE)
+        if block_hash(data) == hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE]:
+            have[index >> 3] |= 1 << (index & 7)
+    return have
+
+
+def _digest(file: int) -> str:
+    state = hashlib.sha256()
+    offset = 0
+    while chunk := os.pread(file, _CHUNK, offset):
+        state.update(chunk)
+        offset += len(chunk)
+    return "sha256:" + state.hexdigest()

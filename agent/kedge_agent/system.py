@@ -1,0 +1,89 @@
+"""What the device is and how it does, from ``/proc`` and ``/sys``."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+THERMAL = Path("/sys/class/thermal")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of the whole device, in bytes."""
+
+    total: int
+    available: int
+
+
+def memory(proc: Path = PROC) -> Memory:
+    """Memory of the device (proc_meminfo(5): ``MemTotal``, ``MemAvailable``); zeros where it cannot be read."""
+    found = {"MemTotal": 0, "MemAvailable": 0}
+    try:
+        for line in (proc / "meminfo").read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(":")
+            if name in found:
+                found[name] = int(value.split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return Memory(found["MemTotal"], found["MemAvailable"])
+
+
+class CpuMeter:
+    """Share of the whole device's processor time in use, between two calls."""
+
+    def __init__(self, proc: Path = PROC) -> None:
+        self._stat = proc / "stat"
+        self._last = self._read()
+
+    def percent(self) -> float:
+        """0..100 since the last call (proc_stat(5): everything but ``idle`` and ``iowait``)."""
+        busy, total = self._read()
+        was_busy, was_total = self._last
+        self._last = busy, total
+        if total <= was_total:
+            return 0.0
+        return round(100.0 * max(0, busy - was_busy) / (total - was_total), 1)
+
+    def _read(self) -> tuple[int, int]:
+        try:
+            with self._stat.open(encoding="ascii") as file:
+                values = [int(value) for value in file.readline().split()[1:9]]
+        except (OSError, ValueError):
+            return 0, 0
+        idle = sum(values[3:5])
+        return sum(values) - idle, sum(values)
+
+
+def temperature(thermal: Path = THERMAL) -> float | None:
+    """The hottest thermal zone in degrees Celsius; None where there is none."""
+    found = []
+    for path in thermal.glob("thermal_zone*/temp"):
+        try:
+            found.append(int(path.read_text(encoding="ascii")) / 1000)
+        except (OSError, ValueError):
+            continue
+    # A zone without a sensor reads as 0 or far below.
+    plausible = [value for value in found if 0 < value < 150]
+    return round(max(plausible), 1) if plausible else None
+
+
+def resident_bytes(pids: Iterable[int], proc: Path = PROC) -> int:
+    """Resident memory of processes, summed; those that are gone count nothing."""
+    pages = 0
+    for pid in pids:
+        try:
+            pages += int((proc / str(pid) / "statm").read_text(encoding="ascii").split()[1])
+        except (OSError, ValueError, IndexError):
+            continue
+    return pages * _PAGE
+
+
+def architecture() -> str:
+    """The processor's, as in target files."""
+    return platform.machine()

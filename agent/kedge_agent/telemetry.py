@@ -1,0 +1,69 @@
+"""What the device does: calls counted in all processes, memory, processor, temperature."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from kedge_agent import counters, system
+from kedge_agent.slots import ModelFolder
+from kedge_protocol.messages import ModelTelemetry, Telemetry
+
+
+class Meter:
+    """Figures of one interval after the other.
+
+    Args:
+        state: the agent's state folder.
+        boot_id: of this start.
+        now: seconds of the steady clock that :meth:`measure` is given too.
+    """
+
+    def __init__(self, state: Path, boot_id: str, now: float) -> None:
+        self._state = state
+        self._boot_id = boot_id
+        self._seq = 0
+        self._last_at = now
+        self._totals: dict[str, counters.Totals] = {}
+        self._cpu = system.CpuMeter()
+
+    def measure(self, digests: Mapping[str, str | None], pids: Iterable[int], free_bytes: int, now: float) -> Telemetry:
+        """The figures since the last call.
+
+        Args:
+            digests: model name → digest that serves.
+            pids: of the agent's processes.
+            free_bytes: of the disk.
+            now: seconds of a steady clock.
+        """
+        self._seq += 1
+        interval, self._last_at = now - self._last_at, now
+        memory = system.memory()
+        return Telemetry(
+            boot_id=self._boot_id,
+            seq=self._seq,
+            interval=round(interval, 3),
+            models={name: self._model(name, digest) for name, digest in digests.items()},
+            cpu_percent=self._cpu.percent(),
+            memory_total_bytes=memory.total,
+            memory_available_bytes=memory.available,
+            agent_bytes=system.resident_bytes(pids),
+            free_bytes=free_bytes,
+            temperature_c=system.temperature(),
+            at=time.time(),
+        )
+
+    def _model(self, name: str, digest: str | None) -> ModelTelemetry:
+        total = counters.collect(ModelFolder(self._state, name).counters)
+        # Calls before this start belong to no interval of it.
+        since = total - self._totals.get(name, total)
+        self._totals[name] = total
+        return ModelTelemetry(
+            digest=digest,
+            inferences=since.inferences,
+            errors=since.errors,
+            inferences_total=total.inferences,
+            errors_total=total.errors,
+            latency_ms=since.latency_ms(),
+        )

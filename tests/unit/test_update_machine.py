@@ -1,0 +1,505 @@
+"""The update machine: whatever the network does, it ends with the right bundle, or says why not."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.support.update_world import World, make_release, serving
+
+from kedge_agent.update import actions, events
+from kedge_agent.update.settings import Settings
+from kedge_protocol import digest as digests
+from kedge_protocol.blocks import BLOCK_SIZE, BlockAnswer, BlockStatus
+from kedge_protocol.bundle import config as cfg
+from kedge_protocol.messages import BlobKind, ModelState
+
+
+def data(seed: int, blocks: float) -> bytes:
+    """Pseudo-random bytes of so many blocks."""
+    import random
+
+    return random.Random(seed).randbytes(int(blocks * BLOCK_SIZE))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "state")
+
+
+def test_a_bundle_is_pulled_proved_switched_to_and_served(world: World) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 9.5), "labels.txt": b"a\nb\n"}))
+    world.connect()
+    world.desire(1, release)
+    world.settle()
+    serving(world, release)
+    model = world.models["digits"]
+    assert (model.blocks_done, model.blocks_total) == (12, 12)
+    assert model.bytes_received >= 9.5 * BLOCK_SIZE
+    assert model.version == "1.0"
+    assert world.proofs == 1
+    assert max(world.controller.served.values()) == 1
+
+
+def test_the_same_or_an_older_desired_version_changes_nothing(world: World) -> None:
+    first = world.controller.add(make_release({"model.bin": data(1, 2)}))
+    other = world.controller.add(make_release({"model.bin": data(2, 2)}, version="2.0"))
+    world.connect()
+    world.desire(5, first)
+    world.settle()
+    world.desire(5, other)
+    world.desire(4, other)
+    world.settle()
+    serving(world, first)
+    assert world.machine.desired_version == 5
+
+
+def test_blocks_that_an_older_blob_holds_are_copied_not_pulled(world: World) -> None:
+    old = data(1, 20)
+    new = old[: 15 * BLOCK_SIZE] + data(2, 1) + old[16 * BLOCK_SIZE :]
+    first = world.controller.add(make_release({"model.bin": old}))
+    second = world.controller.add(make_release({"model.bin": new}, version="2.0"))
+    world.connect()
+    world.desire(1, first)
+    world.settle()
+    world.desire(2, second)
+    world.settle()
+    serving(world, second)
+    pulled = [key for key in world.controller.served if key[0] == digests.of_bytes(new) and key[1] is BlobKind.BLOB]
+    assert [index for _, _, index in pulled] == [15]
+    assert world.models["digits"].previous == first.digest
+
+
+def test_a_block_that_repeats_within_a_blob_is_pulled_once(world: World) -> None:
+    release = world.controller.add(make_release({"model.bin": bytes(8 * BLOCK_SIZE) + data(3, 1)}))
+    world.connect()
+    world.desire(1, release)
+    world.settle()
+    serving(world, release)
+    blocks = [key for key in world.controller.served if key[1] is BlobKind.BLOB and key[0] in release.blobs]
+    assert len([key for key in blocks if len(release.blobs[key[0]]) == 9 * BLOCK_SIZE]) <= 2
+
+
+def test_what_is_there_already_is_not_pulled_again_on_the_way_back(world: World) -> None:
+    first = world.controller.add(make_release({"model.bin": data(1, 5)}))
+    second = world.controller.add(make_release({"model.bin": data(2, 5)}, version="2.0"))
+    world.connect()
+    for version, release in enumerate((first, second), start=1):
+        world.desire(version, release)
+        world.settle()
+    before = sum(world.controller.served.values())
+    world.desire(3, first)
+    world.settle()
+    serving(world, first)
+    assert sum(world.controller.served.values()) == before
+    assert world.proofs == 3
+
+
+def test_golden_vectors_that_do_not_hold_leave_the_old_bundle_serving(world: World) -> None:
+    first = world.controller.add(make_release({"model.bin": data(1, 3)}))
+    broken = world.controller.add(make_release({"model.bin": data(2, 3)}, version="2.0"))
+    world.proof_fails = {"2.0"}
+    world.connect()
+    world.desire(1, first)
+    world.settle()
+    world.desire(2, broken)
+    world.settle()
+    model = world.models["digits"]
+    assert model.state is ModelState.FAILED
+    assert model.digest == first.digest
+    assert model.failure is not None
+    assert (model.failure.digest, model.failure.stage) == (broken.digest, "prove")
+    assert "golden vectors do not hold" in model.failure.reason
+    assert world.files() == first.files
+
+
+def test_a_refused_bundle_is_tried_again_only_under_a_new_desired_version(world: World) -> None:
+    broken = world.controller.add(make_release({"model.bin": data(2, 3)}))
+    world.proof_fails = {"1.0"}
+    world.connect()
+    world.desire(1, broken)
+    world.settle()
+    for _ in range(3):
+        world.crash()
+        world.connect()
+        world.desire(1, broken)
+        world.settle()
+    assert world.proofs == 1
+    failure = world.models["digits"].failure
+    assert failure is not None
+    assert failure.stage == "prove"
+    world.proof_fails = set()
+    world.desire(2, broken)
+    world.settle()
+    serving(world, broken)
+
+
+def test_a_bundle_that_does_not_serve_is_rolled_back(world: World) -> None:
+    first = world.controller.add(make_release({"model.bin": data(1, 2)}))
+    second = world.controller.add(make_release({"model.bin": data(2, 2)}, version="2.0"))
+    world.connect()
+    world.desire(1, first)
+    world.settle()
+    world.serve_fails = {second.digest}
+    world.desire(2, second)
+    world.settle()
+    model = world.models["digits"]
+    assert (model.state, model.digest) == (ModelState.FAILED, first.digest)
+    assert model.failure is not None
+    assert (model.failure.stage, model.failure.reason) == ("serve", "the runtime refuses it")
+    assert world.files() == first.files
+
+
+def test_a_serving_process_that_says_nothing_is_not_waited_for_for_ever(world: World) -> None:
+    first = world.controller.add(make_release({"model.bin": data(1, 2)}))
+    world.connect()
+    world.look_at_serving = lambda: None  # type: ignore[method-assign]
+    world.desire(1, first)
+    world.settle()
+    model = world.models["digits"]
+    assert (model.state, model.digest) == (ModelState.FAILED, None)
+    assert model.failure is not None
+    assert "did not load it within 30 s" in model.failure.reason
+
+
+def test_a_model_that_is_desired_no_more_is_removed(world: World) -> None:
+    first = world.controller.add(make_release({"model.bin": data(1, 2)}))
+    world.connect()
+    world.desire(1, first)
+    world.settle()
+    generation = world.folder().generation()
+    world.desire(2)
+    world.settle()
+    assert world.models == {}
+    assert world.folder().current() is None
+    assert world.folder().generation() > generation
+    assert not list((world.state / "blobs" / "sha256").iterdir())
+
+
+def test_another_desired_state_amid_a_download_abandons_it_and_keeps_what_came(world: World) -> None:
+    first = world.controller.add(make_release({"model.bin": data(1, 12)}))
+    second = world.controller.add(make_release({"model.bin": data(2, 2)}, version="2.0"))
+    world.connect()
+    world.desire(1, first)
+    while world.models["digits"].blocks_done < 6:
+        assert world.disk.run_one() or world.serve_request() or world.deliver()
+    world.desire(2, second)
+    world.requests.clear()
+    world.answers.clear()
+    world.run_disk()
+    world.desire(3, first)
+    world.settle()
+    serving(world, first)
+    # Four were under way when it was abandoned.
+    assert sum(world.controller.served.values()) <= 12 + 4 + 10
+
+
+@pytest.mark.parametrize("away", ["never there", "left"])
+def test_without_a_controller_it_waits_and_says_so(world: World, away: str) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 3)}))
+    world.online = True
+    world.post(events.Connected())
+    if away == "left":
+        world.connect()
+    world.desire(1, release)
+    world.run_disk()
+    if away == "left":
+        world.serve_request()
+        world.controller_leaves()
+    for _ in range(400):
+        world.tick(1.0)
+    assert not world.requests
+    assert world.models["digits"].state is ModelState.WAITING
+    assert world.models["digits"].detail == "the controller is away"
+    world.restart_controller(new_boot=False)
+    world.settle()
+    serving(world, release)
+
+
+def test_lost_answers_are_asked_for_again_only_after_a_long_silence_that_grows(world: World) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 3)}))
+    world.connect()
+    world.desire(1, release)
+    world.run_disk()
+    asked_at = []
+    for _ in range(1000):
+        if world.requests:
+            asked_at.append(world.now)
+            world.requests.clear()
+        world.tick(1.0)
+    waits = [later - earlier for earlier, later in itertools.pairwise(asked_at)]
+    assert waits[0] >= 20
+    assert waits == sorted(waits)
+    assert len(waits) <= 6
+    assert "does not answer" in (world.models["digits"].detail or "")
+    world.settle()
+    serving(world, release)
+
+
+def test_a_late_will_of_an_earlier_controller_stops_nothing(world: World) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 3)}))
+    world.connect()
+    old = world.controller.status
+    world.restart_controller(new_boot=True)
+    world.post(events.ControllerSeen(type(old)(online=False, boot_id=old.boot_id, session=old.session)))
+    world.desire(1, release)
+    world.settle()
+    serving(world, release)
+
+
+def test_a_block_that_stays_broken_fails_the_download(world: World) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 6)}))
+    world.controller.broken = lambda request, index: index == 4
+    world.connect()
+    world.desire(1, release)
+    world.settle()
+    failure = world.models["digits"].failure
+    assert failure is not None
+    assert failure.stage == "fetch"
+    assert "block 4" in failure.reason
+    broken = [count for (_, kind, index), count in world.controller.served.items() if index == 4]
+    assert broken == [3]
+
+
+def test_a_block_that_was_broken_once_is_asked_for_again(world: World) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 6)}))
+    seen: list[int] = []
+
+    def broken(request: object, index: int) -> bool:
+        seen.append(index)
+        return seen.count(index) == 1
+
+    world.controller.broken = broken
+    world.connect()
+    world.desire(1, release)
+    world.settle()
+    serving(world, release)
+
+
+def test_a_bundle_packed_wrong_is_refused_by_the_whole_digest(world: World) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 4)}, wrong_map=True))
+    world.connect()
+    world.desire(1, release)
+    world.settle()
+    failure = world.models["digits"].failure
+    assert failure is not None
+    assert "the whole has digest" in failure.reason
+    assert not list((world.state / "partial").iterdir())
+
+
+def test_a_missing_blob_fails_at_once_and_is_not_asked_for_for_ever(world: World) -> None:
+    release = make_release({"model.bin": data(1, 4)})
+    world.connect()
+    world.desire(1, release)
+    world.settle()
+    failure = world.models["digits"].failure
+    assert failure is not None
+    assert "no such blob" in failure.reason
+    for _ in range(100):
+        world.tick(10.0)
+    assert not world.requests
+
+
+def test_a_busy_controller_is_left_alone_for_a_while(world: World) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 4)}))
+    busy_until = world.now + 30
+    times: list[float] = []
+
+    def refuse(request: object) -> BlockStatus | None:
+        times.append(world.now)
+        return BlockStatus.BUSY if world.now < busy_until else None
+
+    world.controller.refuse = refuse
+    world.connect()
+    world.desire(1, release)
+    world.settle()
+    serving(world, release)
+    assert len([at for at in times if at < busy_until]) <= 8
+
+
+@pytest.mark.parametrize(
+    ("release", "words"),
+    [
+        (make_release({"m": data(1, 4)}, target="other"), "target 'other'"),
+        (make_release({"m": data(1, 4)}, name="other"), "holds model 'other'"),
+        (make_release({"m": data(1, 4)}, memory_bytes=1 << 60), "of memory"),
+        (
+            make_release({"m": data(1, 4)}, runtimes=(cfg.RuntimeRequirement(distribution="absent-rt", minimum="1"),)),
+            "absent-rt >=1; installed is none of them",
+        ),
+        (
+            make_release(
+                {"m": data(1, 4)}, runtimes=(cfg.RuntimeRequirement(distribution="pytest", minimum="1", below="2"),)
+            ),
+            "pytest >=1, <2; installed is pytest",
+        ),
+    ],
+)
+def test_what_cannot_run_here_is_refused_before_its_files_are_pulled(world: World, release: object, words: str) -> None:
+    world.controller.add(release)  # type: ignore[arg-type]
+    world.connect()
+    world.desire(1, release)  # type: ignore[arg-type]
+    world.settle()
+    failure = world.models["digits"].failure
+    assert failure is not None
+    assert failure.stage == "check"
+    assert words in failure.reason
+    assert len(world.controller.served) == 2
+
+
+def test_too_little_disk_refuses_the_bundle(tmp_path: Path) -> None:
+    world = World(tmp_path / "state", settings=Settings(window=4, reserve_bytes=1 << 60))
+    release = world.controller.add(make_release({"model.bin": data(1, 4)}))
+    world.connect()
+    world.desire(1, release)
+    world.settle()
+    failure = world.models["digits"].failure
+    assert failure is not None
+    assert "of disk" in failure.reason
+    assert [action for action in world.log if isinstance(action, actions.CollectGarbage)]
+
+
+def test_a_disk_that_fills_up_fails_the_download_and_gives_the_space_back(world: World) -> None:
+    first = world.controller.add(make_release({"model.bin": data(1, 2)}))
+    release = world.controller.add(make_release({"model.bin": data(2, 8)}, version="2.0"))
+    world.connect()
+    world.desire(1, first)
+    world.settle()
+    write, count = world.store.write, [0]
+
+    def full(digest: str, index: int, payload: bytes | memoryview) -> None:
+        count[0] += 1
+        if count[0] > 4:
+            raise OSError(28, "No space left on device")
+        write(digest, index, payload)
+
+    world.store.write = full  # type: ignore[method-assign]
+    world.desire(2, release)
+    world.settle()
+    model = world.models["digits"]
+    assert model.failure is not None
+    assert "No space left on device" in model.failure.reason
+    assert model.digest == first.digest
+    assert not list((world.state / "partial").iterdir())
+
+
+def test_two_models_share_blobs_and_do_not_wait_for_each_other(world: World) -> None:
+    shared = data(1, 6)
+    good = world.controller.add(make_release({"model.bin": shared}, name="good"))
+    twin = world.controller.add(make_release({"model.bin": shared}, name="twin"))
+    lost = make_release({"model.bin": data(2, 2)}, name="lost")
+    world.connect()
+    world.desire(1, good, twin, lost, names=("good", "twin", "lost"))
+    world.settle()
+    serving(world, good, "good")
+    serving(world, twin, "twin")
+    assert world.models["lost"].state is ModelState.FAILED
+    assert max(world.controller.served.values()) == 1
+
+
+def test_a_desired_state_that_cannot_be_read_is_left_alone(world: World) -> None:
+    for raw in (b"", b"[]", b"{}", b'{"version": 1, "models": {"../x": "sha256:1"}, "sizes": {}}', b"\xff"):
+        world.post(events.DesiredArrived(raw))
+        assert world.machine.problem is not None
+    assert world.models == {}
+
+
+def test_answers_nobody_asked_for_are_dropped(world: World) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 4)}))
+    world.connect()
+    world.desire(1, release)
+    world.post(events.BlockArrived("boot0-1", BlockAnswer(0, BlockStatus.OK, b"x" * 100)))
+    world.post(events.BlockArrived("boot1-1", BlockAnswer(10**6, BlockStatus.OK, b"x" * 100)))
+    world.settle()
+    serving(world, release)
+
+
+def test_progress_is_reported_at_most_once_a_second(world: World) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 200)}))
+    world.connect()
+    world.desire(1, release)
+    while world.models["digits"].blocks_done < 150:
+        if not (world.disk.run_one() or world.serve_request() or world.deliver()):
+            world.tick(0.01)
+    assert world.reports < 20
+
+
+STEPS = st.sampled_from(
+    ["disk", "disk", "serve", "serve", "deliver", "deliver", "deliver", "late", "twice", "lose", "lose request",
+     "tick", "silence", "disconnect", "connect", "controller", "session", "leave", "crash", "prove", "desire"]
+)  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    steps=st.lists(STEPS, max_size=80),
+    sizes=st.lists(st.floats(0.1, 7.0), min_size=1, max_size=3),
+    seed=st.integers(0, 1 << 16),
+)
+def test_whatever_happens_it_ends_serving_the_right_bytes(steps: list[str], sizes: list[float], seed: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder), seed=seed)
+        old_files = {f"f{index}": data(seed + index, size) for index, size in enumerate(sizes)}
+        # The newer release keeps the first file's blocks but one.
+        new_files = {**old_files, "f0": old_files["f0"][:-1] + b"!"}
+        old = world.controller.add(make_release(old_files))
+        new = world.controller.add(make_release(new_files, version="2.0"))
+        version = 1
+        world.connect()
+        world.desire(version, old)
+        wanted = old
+        for step in steps:
+            version, wanted = _torment(world, step, version, wanted, (old, new))
+        if not world.online:
+            world.connect()
+        world.restart_controller(new_boot=False)
+        world.desire(version, wanted)
+        world.settle()
+        serving(world, wanted)
+        assert not list((world.state / "partial").iterdir())
+        if "desire" not in steps:
+            # Without a change of mind, which may clean up a partial blob, no finished block is ever served twice.
+            assert world.controller.served_again == 0
+
+
+def _torment(world: World, step: str, version: int, wanted: object, both: tuple) -> tuple:  # type: ignore[type-arg]
+    any_answer = world.chance.randrange(len(world.answers)) if world.answers else 0
+    if step == "disk":
+        world.disk.run_one()
+    elif step == "prove":
+        world.prover.run_one()
+    elif step == "serve":
+        world.serve_request()
+    elif step == "deliver":
+        world.deliver()
+    elif step == "late":
+        world.deliver(any_answer)
+    elif step == "twice":
+        world.deliver(any_answer, twice=True)
+    elif step == "lose" and world.answers:
+        world.answers.pop(any_answer)
+    elif step == "lose request" and world.requests:
+        world.requests.pop()
+    elif step == "tick":
+        world.tick()
+    elif step == "silence":
+        world.tick(30.0)
+    elif step == "disconnect" and world.online:
+        world.disconnect()
+    elif step == "connect" and not world.online:
+        world.connect()
+    elif step in ("controller", "session"):
+        world.restart_controller(new_boot=step == "controller")
+    elif step == "leave" and world.online:
+        world.controller_leaves()
+    elif step == "crash":
+        world.crash()
+    elif step == "desire":
+        version += 1
+        wanted = both[version % 2]
+        world.desire(version, wanted)  # type: ignore[arg-type]
+    return version, wanted
