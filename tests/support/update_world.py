@@ -124,7 +124,7 @@ def sample(seed: int, size: int) -> bytes:
 def opened(store: Store, data: bytes) -> list[int]:
     """Open a blob under way; the indices of its finished blocks."""
     hashes = block_map(data)
-    event = store.open(digests.of_bytes(data), len(data), map_digest=digests.of_bytes(hashes), block_map=hashes)
+    event = store.open(digest.of_bytes(data), len(data), map_digest=digest.of_bytes(hashes), block_map=hashes)
     assert event.error is None
     assert event.block_map == hashes
     return [index for index in range(block_count(len(data))) if bit_is_set(event.have, index)]
