@@ -293,13 +293,11 @@ def collect(folder: Path, *, fold: bool = True) -> Totals:
             total += counts
             if ended:
                 gone[name] = counts
-    if fold:
+    if fold and (gone or folded):
+        for counts in gone.values():
+            kept += counts
         # A crash before the last step leaves files that `totals` names: they are not counted again.
-        left = folded & set(_names(folder))
-        if gone or left != folded:
-            for counts in gone.values():
-                kept += counts
-            _fold(folder, kept, left | set(gone))
+        _fold(folder, kept, (folded & set(_names(folder))) | set(gone))
     return total
 
 

@@ -199,8 +199,8 @@ class _Connection(socketserver.StreamRequestHandler):
                 pass
 
 
-def serve(state: Path, settings: Settings, *, parent: int | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, or until the process ``parent`` is no longer this one's parent.
+def serve(state: Path, settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -225,11 +225,7 @@ def serve(state: Path, settings: Settings, *, parent: int | None = None) -> None
         )
         for thread in threads:
             thread.start()
-        while not stop.wait(0.5):
-            if parent is not None and os.getppid() != parent:
-                log.warning("the agent is gone")
-                break
-        stop.set()
+        stop.wait()
         server.shutdown()
 
 
@@ -251,12 +247,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max-body-bytes", type=int, default=Settings.max_body_bytes, help="of a request (default: %(default)s)"
     )
-    parser.add_argument("--parent", type=int, help="end when this process is no longer the parent")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         settings = Settings(listen=given.listen, max_body_bytes=given.max_body_bytes)
-        serve(given.state, settings, parent=given.parent)
+        serve(given.state, settings)
     except KedgeError as error:
         log.error("%s", error)
         return 2
