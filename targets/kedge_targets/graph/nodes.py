@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kedge_protocol.errors import UnsupportedOperatorError
+from kedge_protocol.errors import MissingDependencyError, UnsupportedOperatorError
+from kedge_targets.graph import library
 
 if TYPE_CHECKING:
     import onnx
@@ -115,7 +116,9 @@ def _is_standard(operator: str, domain: str, version: int | None) -> bool:
 def _contributed() -> set[tuple[str, str]]:
     """Operators that ONNX Runtime brings beyond the standard; none where it is not installed."""
     try:
-        from onnxruntime.capi import onnxruntime_pybind11_state as state
-    except ImportError:
+        library.load()
+    except MissingDependencyError:
         return set()
-    return {(schema.domain, schema.name) for schema in state.get_all_operator_schema() if schema.domain}
+    from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
+
+    return {(schema.domain, schema.name) for schema in get_all_operator_schema() if schema.domain}

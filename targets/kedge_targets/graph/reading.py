@@ -6,14 +6,18 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kedge_protocol.errors import ModelError
-from kedge_targets.graph import nodes
+from kedge_protocol.errors import MissingDependencyError, ModelError
+from kedge_targets.graph import library, nodes
 
 if TYPE_CHECKING:
     import onnx
 
 MAX_PROTOBUF_BYTES = 2**31 - 1
 """Protobuf's own limit for one message."""
+
+
+LOWEST_IR_VERSION = 4
+"""From it on an initializer need not be an input as well (ONNX, IR.md)."""
 
 
 def read(path: Path) -> onnx.ModelProto:
@@ -29,7 +33,8 @@ def read(path: Path) -> onnx.ModelProto:
 
 
 def load(path: Path) -> onnx.ModelProto:
-    """Load a model with its external data; each node gets a name (:func:`kedge_targets.graph.nodes.name_nodes`).
+    """Load a model with its external data; each node gets a name (:func:`kedge_targets.graph.nodes.name_nodes`), and
+    initializers that are inputs too become constants.
 
     Raises:
         ModelError: cannot be read, not ONNX, its external data are missing, or its versions are newer than the
@@ -50,7 +55,19 @@ def load(path: Path) -> onnx.ModelProto:
     _load_external(model, path)
     check_versions(model, where=str(path))
     nodes.name_nodes(model)
+    _fix_constants(model)
     return model
+
+
+def _fix_constants(model: onnx.ModelProto) -> None:
+    """Initializers that are listed as inputs too (IR version 3) may be given anew in each call, so nobody may fold
+    or quantize them; they are constants here."""
+    constant = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.input if value.name not in constant]
+    if len(kept) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(kept)
+        model.ir_version = max(model.ir_version, LOWEST_IR_VERSION)
 
 
 def _not_onnx(path: Path) -> ModelError:
@@ -120,8 +137,8 @@ def check_versions(model: onnx.ModelProto, *, where: str) -> None:
     import onnx
 
     try:
-        import onnxruntime
-    except ImportError:
+        onnxruntime = library.load()
+    except MissingDependencyError:
         return
     standard = [opset for opset in model.opset_import if opset.domain in ("", nodes.DEFAULT_DOMAIN, "ai.onnx.ml")]
     if not any(opset.domain != "ai.onnx.ml" for opset in standard):

@@ -32,7 +32,7 @@ class TensorInfo:
 
 
 def inputs(model: onnx.ModelProto) -> list[TensorInfo]:
-    """What a caller must give; initializers that are listed as inputs too (IR version 3) are not among them.
+    """What a caller must give; initializers that are listed as inputs too are not among them.
 
     Raises:
         ModelError: an input is no tensor, has no shape, or there is none.

@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import ModelError, StorageError
-from kedge_targets.graph import nodes
+from kedge_targets.graph import nodes, reading
 
 if TYPE_CHECKING:
     import onnx
-
-# From IR version 4 on an initializer need not be an input as well (ONNX, IR.md).
-_LOWEST_IR_VERSION = 4
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
@@ -28,7 +25,7 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     needed = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
     if model.functions:
         needed = max(needed, 8)
-    model.ir_version = max(needed, _LOWEST_IR_VERSION)
+    model.ir_version = max(needed, reading.LOWEST_IR_VERSION)
     try:
         raw = model.SerializeToString(deterministic=True)
     except ValueError as error:

@@ -6,16 +6,18 @@ import contextlib
 import io
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedge_protocol.bundle.config import RuntimeRequirement, Verified
 from kedge_protocol.errors import KedgeError, LoweringError, TargetError, UnsupportedOperatorError
 from kedge_targets import contract
+from kedge_targets.backends.onnxruntime import passes
 from kedge_targets.backends.onnxruntime.runtime import reason_of
-from kedge_targets.contract import Array, Calibration, Lowered
-from kedge_targets.graph import batch, nodes, opsets, reading, signature, tracing, writing
+from kedge_targets.backends.onnxruntime.samples import Samples
+from kedge_targets.contract import Calibration, Lowered
+from kedge_targets.graph import batch, library, nodes, opsets, plans, reading, signature, tracing, writing
 from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
 from kedge_targets.target import Target
 
@@ -59,9 +61,6 @@ _FIRST_RUNTIME = {21: "1.20", 22: "1.21", 23: "1.23", 25: "1.24", 26: "1.25"}
 
 _KNOWN_OPTIONS = frozenset({"threads", "spin", "calibration", "percentile"})
 
-_CHUNK_BYTES = 64 << 20
-"""How much of the activations the percentile calibration may hold at once."""
-
 
 class Compiler(contract.Compiler):
     """ONNX Runtime's quantizer and float16 converter.
@@ -84,12 +83,10 @@ class Compiler(contract.Compiler):
 
     def missing(self) -> str | None:
         """See :meth:`kedge_targets.contract.Compiler.missing`."""
-        try:
-            import onnx  # noqa: F401  whether it is there is the question
-            import onnxruntime.quantization  # noqa: F401
-        except ImportError as error:
-            return f'{error.name} is missing: pip install "kedge[compile]"'
-        return None
+        from importlib.util import find_spec
+
+        absent = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+        return f'{absent[0]} is missing: pip install "kedge[compile]"' if absent else None
 
     def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
@@ -134,24 +131,25 @@ def _lower(
     workdir: Path,
 ) -> Lowered:
     import onnx
-    import onnxruntime
 
+    onnxruntime = library.load()
     given = reading.load(graph)
     nodes.check_operators(given, where=graph.name)
-    prepared = _prepared(given, workdir / "prepared.onnx", quantized=_precisions(plan) >= {Precision.INT8})
+    precision = plans.leading(plan)
+    prepared = _prepared(given, workdir / "prepared.onnx", quantized=precision is Precision.INT8)
     seconds: dict[str, float] = {}
     used = 0
     runtime_options = {name: options[name] for name in ("threads", "spin") if name in options}
-    if Precision.INT8 in _precisions(plan):
+    if precision is Precision.INT8:
         how = plan.quantized or compiler.quantized_for(target)[0]
         excluded = _not_of(Precision.INT8, plan, given, prepared)
-        samples = _Samples(calibration, batch.size(prepared))
+        samples = Samples(calibration, batch.size(prepared))
         made, seconds["quantize"] = _quantized(prepared, how, excluded, samples, options, workdir)
         used = samples.used
         if how.activation == "uint8" and not how.reduced_range and target.processor.architecture == "x86_64":
             # The target's file promises VNNI. Should a device lack it, it must be slow rather than wrong.
             runtime_options["precise"] = True
-    elif Precision.FLOAT16 in _precisions(plan):
+    elif precision is Precision.FLOAT16:
         made = _halved(prepared, _not_of(Precision.FLOAT16, plan, given, prepared))
     else:
         made = prepared
@@ -174,23 +172,13 @@ def _lower(
     )
 
 
-def _precisions(plan: Plan) -> set[Precision]:
-    found = {plan.default, *plan.layers.values()}
-    if found >= {Precision.INT8, Precision.FLOAT16}:
-        raise LoweringError(
-            "the plan mixes int8 and float16, which ONNX Runtime's CPU kernels do not",
-            remedy="Leave the layers that are not int8 in float32",
-        )
-    return found
-
-
 def _prepared(model: onnx.ModelProto, path: Path, *, quantized: bool) -> onnx.ModelProto:
     """Constants folded, batch normalization and its like fused into the weights, shapes inferred: what
     ``quant_pre_process`` does without its symbolic half, which costs an import of sympy and is of use only for
     operators that cannot be quantized here. That function hides the optimizer's errors, so it is not called."""
     import onnx
-    import onnxruntime
 
+    onnxruntime = library.load()
     if quantized:
         model = opsets.at_least(model, _QDQ_OPSET, where=path.name)
     settings = onnxruntime.SessionOptions()
@@ -209,23 +197,25 @@ def _prepared(model: onnx.ModelProto, path: Path, *, quantized: bool) -> onnx.Mo
                 remedy="Export the model with another operator in its place",
             ) from error
         raise LoweringError(f"ONNX Runtime cannot load the graph: {reason}") from error
-    return reading.infer_shapes(onnx.load_model(str(path)), where=path.name)
+    made = onnx.load_model(str(path))
+    passes.flatten_biases(made)
+    return reading.infer_shapes(made, where=path.name)
 
 
 def _not_of(precision: Precision, plan: Plan, given: onnx.ModelProto, prepared: onnx.ModelProto) -> list[str]:
     """Nodes of the prepared graph that the plan wants in another precision."""
-    planned = {node.name: plan.default for node in given.graph.node} | plan.layers
-    others = tracing.followed([name for name, wanted in planned.items() if wanted != precision], given, prepared)
-    wanted = set(tracing.followed([name for name, asked in plan.layers.items() if asked == precision], given, prepared))
+    others = tracing.followed(plans.others(plan, given, precision), given, prepared)
+    asked = [name for name, wanted in plan.layers.items() if wanted is precision]
     # Where a fused node stems from layers of both kinds, a layer that was named wins over the default.
-    return [name for name in others if plan.default == precision or name not in wanted]
+    named = set() if plan.default is precision else set(tracing.followed(asked, given, prepared))
+    return [name for name in others if name not in named]
 
 
 def _quantized(
     prepared: onnx.ModelProto,
     how: QuantizedType,
     excluded: list[str],
-    samples: _Samples,
+    samples: Samples,
     options: Mapping[str, Any],
     workdir: Path,
 ) -> tuple[onnx.ModelProto, float]:
@@ -237,7 +227,7 @@ def _quantized(
     percentile = options.get("calibration", "minmax") == "percentile"
     extra: dict[str, Any] = {"ActivationSymmetric": how.symmetric_activation, "WeightSymmetric": how.weight == "int8"}
     if percentile:
-        samples.split(_values_a_sample(prepared) * 4, _CHUNK_BYTES)
+        samples.split(prepared)
         extra |= {"CalibPercentile": float(options.get("percentile", 99.99)), "CalibStridedMinMax": 1}
     add_pre_process_metadata(prepared)
     source, made = workdir / "prepared.onnx", workdir / "quantized.onnx"
@@ -262,54 +252,9 @@ def _quantized(
         seconds = time.perf_counter() - start
     if not samples.used:
         raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
-    return onnx.load_model(str(made)), seconds
-
-
-def _values_a_sample(model: onnx.ModelProto) -> int:
-    """How many numbers the graph's tensors hold for one sample, where shapes are known."""
-    total = 0
-    for value in model.graph.value_info:
-        size = 1
-        for dim in value.type.tensor_type.shape.dim:
-            size *= max(dim.dim_value, 1)
-        total += size
-    return max(total, 1)
-
-
-class _Samples:
-    """The calibration as ONNX Runtime reads it: one batch after the other, none kept.
-
-    Its percentile calibration keeps the activations of all that it reads until ``get_next`` answers None, and begins
-    anew for each range that ``set_range`` names; so the samples are given in chunks that fit into memory.
-    """
-
-    def __init__(self, calibration: Calibration, at_once: int | None) -> None:
-        self.used = 0
-        self._total = calibration.samples
-        self._counted = self._count(calibration)
-        self._batches = batch.grouped(self._counted, at_once)
-        self._chunk = self._left = self._total
-
-    def _count(self, calibration: Calibration) -> Iterator[dict[str, Array]]:
-        for sample in calibration:
-            self.used += 1
-            yield sample
-
-    def split(self, bytes_a_batch: int, limit: int) -> None:
-        """Give no more than ``limit`` bytes of activations at once."""
-        self._chunk = self._left = max(1, limit // bytes_a_batch)
-
-    def __len__(self) -> int:
-        return max(1, -(-self._total // self._chunk))
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        self._left = self._chunk
-
-    def get_next(self) -> dict[str, Array] | None:
-        if self._left <= 0:
-            return None
-        self._left -= 1
-        return next(self._batches, None)
+    quantized = onnx.load_model(str(made))
+    passes.free_answers(quantized)
+    return quantized, seconds
 
 
 def _halved(prepared: onnx.ModelProto, excluded: list[str]) -> onnx.ModelProto:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kedge_protocol.errors import ConfigError, InputError, MissingDependencyError, VerificationError
+from kedge_protocol.errors import ConfigError, InputError, VerificationError
 from kedge_targets import contract
 from kedge_targets.contract import Array
+from kedge_targets.graph import library
 
 FUSED = "fused"
 REFERENCE = "reference"
@@ -44,7 +45,7 @@ class Runtime(contract.Runtime):
 
     def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> Session:
         """See :meth:`kedge_targets.contract.Runtime.load`."""
-        onnxruntime = _library()
+        onnxruntime = library.load()
         settings = _settings(onnxruntime, options, kernel_set or FUSED)
         try:
             session = onnxruntime.InferenceSession(str(entry), settings, providers=["CPUExecutionProvider"])
@@ -89,17 +90,6 @@ def reason_of(error: Exception) -> str:
     """ONNX Runtime's own words, without its code and the place in its sources."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
     return re.sub(r"^\S+\.(?:cc|h):\d+ .*?(?=[A-Z][a-z]+ )", "", text)[:400]
-
-
-def _library() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"ONNX Runtime cannot be loaded: {error}", remedy='Install it with pip install "kedge[onnxruntime]"'
-        ) from error
-    onnxruntime.disable_telemetry_events()
-    return onnxruntime
 
 
 def _settings(onnxruntime: Any, options: Mapping[str, Any], kernel_set: str) -> Any:

@@ -1,0 +1,269 @@
+"""Lowering for OpenVINO: NNCF's post-training int8, or weights in float16 or float32."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kedge_protocol.bundle.config import RuntimeRequirement, Verified
+from kedge_protocol.errors import KedgeError, LoweringError, TargetError, UnsupportedOperatorError
+from kedge_targets import contract
+from kedge_targets.backends.openvino import library, representation
+from kedge_targets.backends.openvino.runtime import reason_of
+from kedge_targets.contract import Array, Calibration, Lowered
+from kedge_targets.graph import batch, nodes, plans, reading, signature
+from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
+from kedge_targets.target import Target
+
+if TYPE_CHECKING:
+    import onnx
+
+# Weights of 7 bits cannot saturate the 16-bit sums of processors without VNNI; see
+# docs/decisions/004-activation-types.md.
+_FULL = QuantizedType(
+    activation="uint8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_CHANNEL
+)
+_SEVEN_BITS = QuantizedType(
+    activation="uint8",
+    weight="int8",
+    symmetric_activation=False,
+    granularity=Granularity.PER_CHANNEL,
+    reduced_range=True,
+)
+_SYMMETRIC = QuantizedType(
+    activation="int8", weight="int8", symmetric_activation=True, granularity=Granularity.PER_CHANNEL
+)
+
+_DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8"})
+"""Instruction sets of x86 that add products of 8 bits in 32 bits."""
+
+_RUNTIME_OPTIONS = ("device", "threads", "precision")
+_KNOWN_OPTIONS = frozenset({*_RUNTIME_OPTIONS, "model_type", "bias_correction"})
+_MODEL_TYPES = ("transformer",)
+
+_FIRST_RUNTIME = "2025.0"
+"""The oldest OpenVINO that was seen to read these files and to answer as 2026.4 does."""
+
+
+class Compiler(contract.Compiler):
+    """OpenVINO's ONNX reader and NNCF.
+
+    Options of a target's file:
+        device, threads, precision: see :class:`kedge_targets.backends.openvino.runtime.Runtime`.
+        model_type: ``transformer`` makes NNCF keep what attention needs in float.
+        bias_correction: let NNCF correct each layer's bias by the mean error that quantization made (slow).
+    """
+
+    @property
+    def numerics(self) -> Numerics:
+        """See :meth:`kedge_targets.contract.Compiler.numerics`."""
+        return Numerics(
+            precisions=(Precision.INT8, Precision.FLOAT16, Precision.FLOAT32),
+            quantized=(_FULL, _SEVEN_BITS, _SYMMETRIC),
+            mixed=True,
+            layouts=("NCHW",),
+        )
+
+    def missing(self) -> str | None:
+        """See :meth:`kedge_targets.contract.Compiler.missing`."""
+        from importlib.util import find_spec
+
+        absent = [name for name in ("onnx", "openvino", "nncf") if find_spec(name) is None]
+        return f'{absent[0]} is missing: pip install "kedge[compile]"' if absent else None
+
+    def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
+        """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
+        processor = target.processor
+        if processor.architecture != "x86_64" or _DOT_PRODUCTS & set(processor.instruction_sets):
+            return (_FULL, _SYMMETRIC)
+        return (_SEVEN_BITS,)
+
+    def lower(
+        self,
+        graph: Path,
+        plan: Plan,
+        calibration: Calibration,
+        *,
+        target: Target,
+        options: Mapping[str, Any],
+        workdir: Path,
+    ) -> Lowered:
+        """See :meth:`kedge_targets.contract.Compiler.lower`."""
+        _check_options(options, target)
+        how = plan.quantized or self.quantized_for(target)[0]
+        try:
+            return _lower(graph, plan, how, calibration, options=options, workdir=workdir)
+        except KedgeError:
+            raise
+        except Exception as error:  # what the vendor's packages raise has no common base
+            raise LoweringError(
+                f"OpenVINO's tools failed: {type(error).__name__}: {reason_of(error)}", where=graph.name
+            ) from error
+
+
+def _lower(
+    graph: Path,
+    plan: Plan,
+    how: QuantizedType,
+    calibration: Calibration,
+    *,
+    options: Mapping[str, Any],
+    workdir: Path,
+) -> Lowered:
+    openvino = library.load()
+    given = reading.load(graph)
+    model = _read(openvino, graph, given)
+    precision = plans.leading(plan)
+    tools = {"openvino": openvino.__version__.split("-")[0]}
+    seconds: dict[str, float] = {}
+    used = 0
+    if precision is Precision.INT8:
+        samples = _Samples(calibration, batch.size(given))
+        ignored = _ignored(model, plans.others(plan, given, precision))
+        model, seconds["quantize"], tools["nncf"] = _quantized(model, how, ignored, samples, options)
+        used = samples.used
+    elif others := plans.others(plan, given, precision):
+        raise LoweringError(
+            f"OpenVINO cannot keep single layers in another precision than {precision.value}",
+            where=f"node {others[0]!r}",
+            remedy="Give the whole graph one precision, or mix int8 with float32",
+        )
+    kept = {node.name for node in given.graph.node} | {name for node in given.graph.node for name in node.output}
+    files = representation.save(model, workdir, half=precision is Precision.FLOAT16, names=kept)
+    return Lowered(
+        files=files,
+        entry=representation.ENTRY,
+        inputs=signature.specs(signature.inputs(given)),
+        outputs=signature.specs(signature.outputs(given)),
+        runtimes=(RuntimeRequirement(distribution="openvino", minimum=_FIRST_RUNTIME),),
+        verified=Verified.EXECUTED,
+        tools=tools,
+        runtime_options={name: options[name] for name in _RUNTIME_OPTIONS if name in options},
+        seconds=seconds,
+        calibration_samples=used,
+    )
+
+
+def _read(openvino: Any, graph: Path, given: onnx.ModelProto) -> Any:
+    try:
+        model = openvino.Core().read_model(str(graph))
+    except Exception as error:  # the library raises RuntimeError and its own, without a common base
+        text = str(error)
+        for node in nodes.nodes(given):
+            # OpenVINO names operators, as "domain.Operator" or "Operator-VERSION", not nodes.
+            if re.search(rf"(?<![\w-]){re.escape(node.operator)}(?![\w])", text) and "support" in text:
+                raise UnsupportedOperatorError(
+                    f"OpenVINO does not read operator {node.operator!r} of {node.domain}",
+                    where=f"node {node.name!r}",
+                    remedy="Export the model with another operator in its place",
+                ) from error
+        raise LoweringError(f"OpenVINO cannot read the graph: {reason_of(error)}", where=graph.name) from error
+    _check_order(model, given)
+    # NNCF takes a weight only where it is a constant, not where it is computed from one.
+    from openvino.passes import ConstantFolding, Manager
+
+    manager = Manager()
+    manager.register_pass(ConstantFolding())
+    manager.run_passes(model)
+    return model
+
+
+def _check_order(model: Any, given: onnx.ModelProto) -> None:
+    """A session takes arrays by position, so the representation must have kept inputs and outputs in their order."""
+    for kind, mine, theirs in (
+        ("inputs", signature.inputs(given), model.inputs),
+        ("outputs", signature.outputs(given), model.outputs),
+    ):
+        if len(mine) != len(theirs) or any(
+            info.name not in port.get_names() for info, port in zip(mine, theirs, strict=True)
+        ):
+            raise LoweringError(
+                f"OpenVINO changed the order of the {kind}",
+                where=", ".join(info.name for info in mine),
+                remedy="Report this model to Kedge's maintainers",
+            )
+
+
+def _ignored(model: Any, names: list[str]) -> list[str]:
+    """OpenVINO's nodes that stem from these nodes: it splits one node into several named ``NODE/part``."""
+    wanted = set(names)
+    return [
+        name
+        for name in (operation.get_friendly_name() for operation in model.get_ordered_ops())
+        if name in wanted or any(name.startswith(f"{node}/") for node in wanted)
+    ]
+
+
+def _quantized(
+    model: Any, how: QuantizedType, ignored: list[str], samples: _Samples, options: Mapping[str, Any]
+) -> tuple[Any, float, str]:
+    # Not NNCF's own choices but what measured best (weights of 7 bits; drop in top-1, agreement with float):
+    #   NNCF's ranges and fast bias correction   ic_resnet8 0.007, 0.940; kws_dscnn 0.004, 0.981 (symmetric)
+    #   plain extremes, fast bias correction     ic_resnet8 -0.013, 0.947; kws_dscnn 0.001, 0.989
+    #   plain extremes, no bias correction       ic_resnet8 -0.027, 0.973; kws_dscnn 0.000, 0.988
+    #   plain extremes, full bias correction     ic_resnet8 -0.007, 0.980; kws_dscnn -0.003, 0.995, two to four times
+    #                                            as long, more on deep networks
+    # NNCF imports PyTorch wherever it is installed, a second and 200 MB that an OpenVINO graph has no use for.
+    # What it prints (progress, notes) belongs to no one.
+    with library.hidden("torch", library.TELEMETRY), contextlib.redirect_stdout(io.StringIO()):
+        import nncf
+        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+        logging.getLogger("nncf").setLevel(logging.ERROR)
+        start = time.perf_counter()
+        made = nncf.quantize(
+            model,
+            nncf.Dataset(samples),
+            preset=nncf.QuantizationPreset.PERFORMANCE if how.symmetric_activation else nncf.QuantizationPreset.MIXED,
+            target_device=nncf.TargetDevice.CPU,
+            subset_size=max(samples.batches, 1),
+            model_type=nncf.ModelType.TRANSFORMER if options.get("model_type") == "transformer" else None,
+            ignored_scope=nncf.IgnoredScope(names=ignored) if ignored else None,
+            fast_bias_correction=False,
+            advanced_parameters=AdvancedQuantizationParameters(
+                overflow_fix=OverflowFix.ENABLE if how.reduced_range else OverflowFix.DISABLE,
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+                disable_bias_correction=not options.get("bias_correction", False),
+            ),
+        )
+        seconds = time.perf_counter() - start
+    if not samples.used:
+        raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
+    return made, seconds, str(nncf.__version__)
+
+
+class _Samples:
+    """The calibration as NNCF reads it, as often as it wants to: one batch after the other, none kept."""
+
+    def __init__(self, calibration: Calibration, at_once: int | None) -> None:
+        self.used = 0
+        self._calibration = calibration
+        self._at_once = at_once
+        self.batches = -(-calibration.samples // (at_once or 1))
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        return batch.grouped(self._counted(), self._at_once)
+
+    def _counted(self) -> Iterator[dict[str, Array]]:
+        for count, sample in enumerate(self._calibration, start=1):
+            self.used = max(self.used, count)
+            yield sample
+
+
+def _check_options(options: Mapping[str, Any], target: Target) -> None:
+    where = f"target {target.name}, options"
+    if unknown := sorted(set(options) - _KNOWN_OPTIONS):
+        raise TargetError(f"unknown option {unknown[0]!r}", where=where, remedy=f"Known are {sorted(_KNOWN_OPTIONS)}")
+    if options.get("model_type", "transformer") not in _MODEL_TYPES:
+        raise TargetError(
+            f"model_type = {options['model_type']!r} is unknown", where=where, remedy=f"Known are {_MODEL_TYPES}"
+        )
+    if not isinstance(options.get("bias_correction", False), bool):
+        raise TargetError(f"bias_correction = {options['bias_correction']!r} is neither true nor false", where=where)

@@ -1,0 +1,54 @@
+"""Importing OpenVINO without its telemetry.
+
+``import openvino`` by itself (2026.4) writes an identifier and a counter to ``~/intel`` and sends an event over the
+network, unless the user opted out or ``openvino_telemetry`` cannot be imported; then it takes a stub of its own. The
+package is a dependency of OpenVINO, so it is hidden while OpenVINO is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from kedge_protocol.errors import MissingDependencyError
+
+TELEMETRY = "openvino_telemetry"
+
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def hidden(*packages: str) -> Iterator[None]:
+    """Let imports of these packages fail inside the block, unless they were imported before."""
+    with _lock:
+        names = [name for name in packages if name not in sys.modules]
+        for name in names:
+            sys.modules[name] = None  # type: ignore[assignment]  # how Python marks a module that must not be found
+        try:
+            yield
+        finally:
+            for name in names:
+                sys.modules.pop(name, None)
+
+
+def load() -> Any:
+    """The package ``openvino``.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        if "openvino" in sys.modules:
+            import openvino
+
+            return openvino
+        with hidden(TELEMETRY):
+            import openvino
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"OpenVINO cannot be loaded: {error}", remedy='Install it with pip install "kedge[openvino]"'
+        ) from error
+    return openvino

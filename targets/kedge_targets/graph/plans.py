@@ -1,0 +1,41 @@
+"""A plan laid over a graph: which layer has which precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kedge_protocol.errors import LoweringError
+from kedge_targets.numerics import Plan, Precision
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def leading(plan: Plan) -> Precision:
+    """The precision that decides how a graph is lowered: the smallest that the plan has anywhere.
+
+    Raises:
+        LoweringError: int8 and float16 in one plan, which no backend here carries.
+    """
+    found = {plan.default, *plan.layers.values()}
+    if found >= {Precision.INT8, Precision.FLOAT16}:
+        raise LoweringError(
+            "the plan mixes int8 and float16 layers", remedy="Leave the layers that are not int8 in float32"
+        )
+    return next(precision for precision in Precision if precision in found)
+
+
+def others(plan: Plan, model: onnx.ModelProto, precision: Precision) -> list[str]:
+    """The nodes that the plan wants in another precision than this one, in the graph's order.
+
+    Raises:
+        LoweringError: the plan names a node that the graph has not.
+    """
+    names = [node.name for node in model.graph.node]
+    if unknown := sorted(set(plan.layers) - set(names)):
+        raise LoweringError(
+            "the plan names a layer that the graph has not",
+            where=f"node {unknown[0]!r}",
+            remedy="Take the names from the graph's nodes",
+        )
+    return [name for name in names if plan.layers.get(name, plan.default) is not precision]
