@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 KEEPALIVE = 20
 """Seconds; a broker sends the will after about one and a half of these without a sign of life."""
 CONNECT_TIMEOUT = 8.0
-"""Seconds for TCP and TLS, and again for the broker's answer."""
+"""Seconds for TCP and TLS."""
+ANSWER_TIMEOUT = 5.0
+"""Seconds for the broker's answer to a connection, and again for its answers to the subscriptions."""
 MAX_INFLIGHT = 16
 """QoS 1 messages sent and not acknowledged."""
 MAX_QUEUED = 512
@@ -128,6 +130,7 @@ class Connection:
         self._client: paho.Client | None = None
         self._pending: set[int] = set()
         self._failure: Exception | None = None
+        self._answered = False
         self._early: deque[tuple[str, bytes, bool]] = deque(maxlen=_EARLY_MESSAGES)
         self._unsent: deque[tuple[paho.MQTTMessageInfo, int]] = deque()
         self._unsent_bytes = 0
@@ -253,7 +256,7 @@ class Connection:
         """Connect and stay until the connection ends, which is always by an exception unless stopped."""
         self.session += 1
         client = self._new_client()
-        self._failure = None
+        self._failure, self._answered = None, False
         self._early.clear()
         with self._lock:
             self._unsent.clear()
@@ -262,6 +265,7 @@ class Connection:
         since = time.monotonic()
         try:
             client.connect(self.broker.host, self.broker.port, keepalive=self._keepalive)
+            since = time.monotonic()
             self._loop(client, since)
         finally:
             was_ready = self._ready.is_set()
@@ -279,17 +283,19 @@ class Connection:
                 client.disconnect()
                 client.loop(timeout=0.1)
                 raise self._failure
-            if code != MQTTErrorCode.MQTT_ERR_SUCCESS or not client.socket():
-                if self._stopping.is_set():
-                    return
-                if not self._ready.is_set():
-                    raise _WrongProtocolError("the broker closed the connection without an answer")
+            ended = code != MQTTErrorCode.MQTT_ERR_SUCCESS or not client.socket()
+            if self._stopping.is_set() and (ended or not self._ready.is_set()):
+                return
+            if ended and not self._answered:
+                raise _WrongProtocolError("the broker closed the connection without an answer")
+            if ended:
                 raise BrokerError(f"the connection was lost ({paho.error_string(code)})", where=self.broker.url)
-            if not self._ready.is_set():
-                if self._stopping.is_set():
-                    return
-                if time.monotonic() - since > 2 * CONNECT_TIMEOUT:
-                    raise BrokerError("the broker does not answer", where=self.broker.url)
+            waited = time.monotonic() - since
+            if not self._answered and waited > ANSWER_TIMEOUT:
+                # Some brokers wait for more, having read MQTT 5 as 3.1.1.
+                raise _WrongProtocolError("the broker does not answer")
+            if not self._ready.is_set() and waited > 2 * ANSWER_TIMEOUT:
+                raise BrokerError("the broker does not answer to subscriptions", where=self.broker.url)
 
     def _new_client(self) -> paho.Client:
         v5 = self._protocol is MQTTProtocolVersion.MQTTv5
@@ -319,6 +325,7 @@ class Connection:
     def _connected(
         self, client: paho.Client, _: object, __: object, reason: ReasonCode, ___: Properties | None
     ) -> None:
+        self._answered = True
         if reason.is_failure:
             wrong = reason == ReasonCode(PacketTypes.CONNACK, "Unsupported protocol version")
             kind = _WrongProtocolError if wrong else _RefusedError

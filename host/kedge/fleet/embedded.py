@@ -89,20 +89,25 @@ class EmbeddedBroker:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from amqtt.broker import Broker
+
+            from kedge.fleet.door import open_door
         # It logs each packet and each client's end; trouble that matters shows at the clients.
         for name in ("amqtt", "transitions"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         broker = Broker(self._settings(), loop=self._loop)
         await broker.start()
-        self._done = asyncio.Event()
-        self._started.set()
-        await self._done.wait()
-        await broker.shutdown()
+        try:
+            door = await open_door(broker, self.host, self.port)
+            self._done = asyncio.Event()
+            self._started.set()
+            await self._done.wait()
+            door.close()
+        finally:
+            await broker.shutdown()
 
     def _settings(self) -> dict[str, Any]:
-        host = f"[{self.host}]" if ":" in self.host else self.host
         return {
-            "listeners": {"default": {"type": "tcp", "bind": f"{host}:{self.port}"}},
+            "listeners": {"default": {"type": "external"}},
             "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
         }
 
