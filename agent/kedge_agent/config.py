@@ -73,6 +73,7 @@ class LimitsTable:
         prove_seconds: deadline of the golden vectors.
         prove_mib: memory limit of the worker that runs them; 0 for none.
         reserve_mib: free disk space that a download must leave.
+        kib_per_second: of downloads; 0 for no limit.
     """
 
     window: int = 16
@@ -81,6 +82,7 @@ class LimitsTable:
     prove_seconds: float = 120.0
     prove_mib: int = 0
     reserve_mib: int = 16
+    kib_per_second: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +168,7 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
             silence=limits.silence_seconds,
             serve_deadline=limits.serve_seconds,
             reserve_bytes=limits.reserve_mib << 20,
+            bytes_per_second=limits.kib_per_second << 10,
         ),
         proof=ProofLimits(
             deadline=limits.prove_seconds, memory_bytes=limits.prove_mib << 20 if limits.prove_mib else None

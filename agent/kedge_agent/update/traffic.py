@@ -8,16 +8,46 @@ a long silence that grows with each vain try: a fleet must not attack its own se
 from __future__ import annotations
 
 import random
+import sys
 
 from kedge_agent.update.actions import Ask
 from kedge_agent.update.settings import Settings
 from kedge_agent.update.transfer import Transfer
+from kedge_protocol.blocks import BLOCK_SIZE
 from kedge_protocol.messages import Status
 
 MAX_SILENCE = 600.0
 """Seconds; the patience grows no further."""
 MAX_PAUSE = 60.0
 """Seconds that a busy controller is left alone at most."""
+
+
+class Allowance:
+    """A token bucket: how many blocks may be asked for now.
+
+    Args:
+        rate: blocks a second; 0 for no limit.
+        window: what the bucket holds at least.
+    """
+
+    def __init__(self, rate: float, window: int) -> None:
+        self._rate = rate
+        self._most = max(float(window), rate / 2)
+        self._tokens = self._most
+        self._at: float | None = None
+
+    def blocks(self, now: float) -> int:
+        """As many as are allowed by now."""
+        if not self._rate:
+            return sys.maxsize
+        elapsed = 0.0 if self._at is None else max(0.0, now - self._at)
+        self._at = now
+        self._tokens = min(self._most, self._tokens + elapsed * self._rate)
+        return int(self._tokens)
+
+    def spend(self, blocks: int) -> None:
+        """Blocks were asked for."""
+        self._tokens -= blocks if self._rate else 0
 
 
 class Traffic:
@@ -41,6 +71,7 @@ class Traffic:
         self._requests = 0
         self._heard_at = 0.0
         self._patience = settings.silence
+        self._allowance = Allowance(settings.bytes_per_second / BLOCK_SIZE, settings.window)
 
     @property
     def ready(self) -> bool:
@@ -107,7 +138,7 @@ class Traffic:
             for transfer in self._transfers:
                 transfer.forget_asked()
             outstanding = 0
-        free = self._settings.window - outstanding
+        free = min(self._settings.window - outstanding, self._allowance.blocks(now))
         batch = max(1, self._settings.window // 2)
         if not outstanding:
             self._heard_at = now
@@ -121,6 +152,7 @@ class Traffic:
                 if not taken:
                     break
                 free -= len(taken)
+                self._allowance.spend(len(taken))
                 self._asked_by[rid] = transfer
                 made.append(Ask(rid, transfer.request(taken, self._boot_id)))
         if len(self._transfers) > 1:
