@@ -13,8 +13,11 @@ from typing import Any
 from kedge_protocol.errors import MissingDependencyError
 
 
-def load() -> Any:
+def load(extra: str = "compile") -> Any:
     """The package ``onnxruntime``.
+
+    Args:
+        extra: of Kedge, that the user should install where it is missing.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -25,6 +28,6 @@ def load() -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             f"ONNX Runtime cannot be loaded: {error}",
-            remedy='Install it with pip install "kedge[onnxruntime]" (devices) or "kedge[compile]" (hosts)',
+            remedy=f'Install it with pip install "kedge[{extra}]"',
         ) from error
     return onnxruntime

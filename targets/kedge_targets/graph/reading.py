@@ -165,7 +165,7 @@ def _too_new(model: onnx.ModelProto, reason: str, where: str, installed: str) ->
         return ModelError(
             f"has IR version {model.ir_version}, {runtime} takes up to {limit[1]}",
             where=where,
-            remedy=f"Set model.ir_version = {limit[1]} before onnx.save, or update onnxruntime",
+            remedy=f"Set model.ir_version = {limit[1]} before onnx.save, or update ONNX Runtime",
         )
     if limit := re.search(r"(\S+) is till opset (\d+)", reason):
         versions = {opset.domain or nodes.DEFAULT_DOMAIN: opset.version for opset in model.opset_import}
@@ -173,7 +173,7 @@ def _too_new(model: onnx.ModelProto, reason: str, where: str, installed: str) ->
         return ModelError(
             f"uses opset {version} of {limit[1]}, {runtime} takes up to {limit[2]}",
             where=where,
-            remedy=f"Export it with opset {limit[2]} or lower, or update onnxruntime",
+            remedy=f"Export it with opset {limit[2]} or lower, or update ONNX Runtime",
         )
     return ModelError(f"{runtime} does not take its versions: {_one_line(reason)}", where=where)
 

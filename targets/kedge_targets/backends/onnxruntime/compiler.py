@@ -141,6 +141,8 @@ def _lower(
     used = 0
     runtime_options = {name: options[name] for name in ("threads", "spin") if name in options}
     if precision is Precision.INT8:
+        if not calibration.samples:
+            raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         how = plan.quantized or compiler.quantized_for(target)[0]
         excluded = _not_of(Precision.INT8, plan, given, prepared)
         samples = Samples(calibration, batch.size(prepared))
@@ -250,8 +252,6 @@ def _quantized(
             extra_options=extra,
         )
         seconds = time.perf_counter() - start
-    if not samples.used:
-        raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
     quantized = onnx.load_model(str(made))
     passes.free_answers(quantized)
     return quantized, seconds

@@ -45,7 +45,7 @@ class Runtime(contract.Runtime):
 
     def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> Session:
         """See :meth:`kedge_targets.contract.Runtime.load`."""
-        onnxruntime = library.load()
+        onnxruntime = library.load("onnxruntime")
         settings = _settings(onnxruntime, options, kernel_set or FUSED)
         try:
             session = onnxruntime.InferenceSession(str(entry), settings, providers=["CPUExecutionProvider"])

@@ -24,12 +24,11 @@ class Samples:
 
     def __init__(self, calibration: Calibration, at_once: int | None) -> None:
         self.used = 0
-        self._total = calibration.samples
-        self._counted = self._count(calibration)
-        self._batches = batch.grouped(self._counted, at_once)
-        self._chunk = self._left = self._total
+        self._total = -(-calibration.samples // (at_once or 1))
+        self._batches = batch.grouped(self._counted(calibration), at_once)
+        self._chunk = self._left = max(1, self._total)
 
-    def _count(self, calibration: Calibration) -> Iterator[dict[str, Array]]:
+    def _counted(self, calibration: Calibration) -> Iterator[dict[str, Array]]:
         for sample in calibration:
             self.used += 1
             yield sample
@@ -39,7 +38,7 @@ class Samples:
         self._chunk = self._left = max(1, CHUNK_BYTES // (4 * _values_a_batch(model)))
 
     def __len__(self) -> int:
-        return max(1, -(-self._total // self._chunk))
+        return -(-self._total // self._chunk)
 
     def set_range(self, start_index: int, end_index: int) -> None:
         self._left = self._chunk

@@ -124,6 +124,8 @@ def _lower(
     seconds: dict[str, float] = {}
     used = 0
     if precision is Precision.INT8:
+        if not calibration.samples:
+            raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         samples = _Samples(calibration, batch.size(given))
         ignored = _ignored(model, plans.others(plan, given, precision))
         model, seconds["quantize"], tools["nncf"] = _quantized(model, how, ignored, samples, options)
@@ -223,7 +225,7 @@ def _quantized(
             nncf.Dataset(samples),
             preset=nncf.QuantizationPreset.PERFORMANCE if how.symmetric_activation else nncf.QuantizationPreset.MIXED,
             target_device=nncf.TargetDevice.CPU,
-            subset_size=max(samples.batches, 1),
+            subset_size=samples.batches,
             model_type=nncf.ModelType.TRANSFORMER if options.get("model_type") == "transformer" else None,
             ignored_scope=nncf.IgnoredScope(names=ignored) if ignored else None,
             fast_bias_correction=False,
@@ -234,8 +236,6 @@ def _quantized(
             ),
         )
         seconds = time.perf_counter() - start
-    if not samples.used:
-        raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
     return made, seconds, str(nncf.__version__)
 
 
