@@ -14,12 +14,10 @@ import numpy.typing as npt
 
 from kedge_protocol.bundle.config import FileTensor, RuntimeRequirement, TensorSpec, Verified
 from kedge_protocol.errors import (
-    KedgeError,
     LoweringError,
     StorageError,
     TargetError,
     ToolchainError,
-    UnsupportedOperatorError,
 )
 from kedge_targets import contract, toolchain
 from kedge_targets.backends.tflite import axes, conversion, prepare
@@ -140,25 +138,35 @@ def _check(plan: Plan, options: Mapping[str, Any], target: Target) -> None:
 
 
 def _float_file(model: onnx.ModelProto, calibration: Calibration, workdir: Path) -> _FloatFile:
-    """The float file and its axes. onnx2tf is told which inputs to leave alone by what the graph says of them; where
-    that fails, all are left alone, then none."""
-    made = prepare.prepared(model)
-    graph = workdir / "prepared.onnx"
-    writing.save(made, graph)
-    names = [info.name for info in signature.inputs(made)]
-    attempts = [prepare.kept_inputs(made), names, []]
-    first_error: KedgeError | None = None
+    """The float file and its axes.
+
+    onnx2tf guesses where axes went by their sizes, and where sizes repeat it may guess wrong. What it made is compared
+    with the ONNX graph; where they differ, it gets the graph in another form: not folded, with all its inputs left as
+    they are, with none.
+    """
     probes = _probes(model, calibration)
-    for number, keep in enumerate(attempts):
-        if keep in attempts[:number]:
-            continue
+    first_error: LoweringError | None = None
+    for graph, keep in _attempts(model, workdir):
         try:
             return _matched(graph, keep, workdir / "float32.tflite", probes)
-        except UnsupportedOperatorError:
-            raise
         except LoweringError as error:
             first_error = first_error or error
-    raise first_error or LoweringError("the graph has no inputs", where=graph.name)
+    raise first_error or LoweringError("there is no way to convert the graph")
+
+
+def _attempts(model: onnx.ModelProto, workdir: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Graphs to convert, each with the inputs whose axes must stay; the likeliest to be right first."""
+    folded, graph = prepare.prepared(model), workdir / "folded.onnx"
+    writing.save(folded, graph)
+    keep = prepare.kept_inputs(folded)
+    yield graph, keep
+    plain = prepare.prepared(model, fold=False)
+    writing.save(plain, workdir / "plain.onnx")
+    yield workdir / "plain.onnx", prepare.kept_inputs(plain)
+    every = [info.name for info in signature.inputs(folded)]
+    for other in (every, []):
+        if other != keep:
+            yield graph, other
 
 
 def _matched(graph: Path, keep: list[str], file: Path, probes: list[axes.Probe]) -> _FloatFile:
@@ -236,9 +244,9 @@ def _final_file(
 
 
 def _write_calibration(found: _FloatFile, calibration: Calibration, paths: Sequence[Path]) -> int:
-    """Write the samples in the file's layout, one array for each input of the graph, in its order; one sample in
+    """Write the samples in the file's layout, one array for each input of the file, in its order; one sample in
     memory at a time. Returns how many there are."""
-    tensors = [found.made.inputs[position] for position in found.made.input_order]
+    tensors = found.made.inputs
     groups = -(-calibration.samples // found.batch)
     try:
         files = [path.open("wb") for path in paths]
@@ -270,10 +278,13 @@ def _in_layout(
     found: _FloatFile, calibration: Calibration, tensors: Sequence[ConvertedTensor]
 ) -> Iterator[list[Array]]:
     names = [info.name for info in signature.inputs(reading.load(found.graph))]
+    at = [found.made.input_order.index(position) for position in range(len(tensors))]
     for sample in batch.grouped(iter(calibration), found.batch):
         yield [
-            np.ascontiguousarray(np.asarray(sample[name]).transpose(order), dtype=tensor.dtype)
-            for name, order, tensor in zip(names, found.match.inputs, tensors, strict=True)
+            np.ascontiguousarray(
+                np.asarray(sample[names[index]]).transpose(found.match.inputs[index]), dtype=tensor.dtype
+            )
+            for index, tensor in zip(at, tensors, strict=True)
         ]
 
 

@@ -16,8 +16,12 @@ _TO_CHANNELS_FIRST = {3: (0, 2, 1), 4: (0, 3, 1, 2), 5: (0, 4, 1, 2, 3)}
 _TO_CHANNELS_LAST = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
 
-def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
+def prepared(model: onnx.ModelProto, *, fold: bool = True) -> onnx.ModelProto:
     """A copy of ``model`` for the converter. A free batch becomes 1.
+
+    Args:
+        model: the trained model's graph.
+        fold: let ONNX Runtime fold constants and shapes first.
 
     Raises:
         LoweringError: another axis than the batch is free.
@@ -30,7 +34,9 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
                 where=f"input {info.name!r}",
                 remedy="Export the model with only the batch left free",
             )
-    made = _folded(fixed)
+    nodes.name_nodes(fixed)
+    made = _folded(fixed) if fold else fixed
+    writing.strip(made)
     _drop_constant_inputs(made)
     _take_transposes_off_inputs(made)
     _take_transposes_off_outputs(made)
