@@ -21,8 +21,8 @@ Array = npt.NDArray[Any]
 
 WANTED = 16
 LEAST = 8
-CANDIDATES = 256
-"""Samples of the evaluation set that are run by every kernel set."""
+CANDIDATES = 128
+"""Samples of the evaluation set that are run by every kernel set (a set of reference kernels may be slow)."""
 MARGIN = 1.5
 """Allowed over measured deviation: a device may have kernels that no host has (other vector lengths)."""
 _FLOAT_FLOOR = 1e-5
@@ -33,6 +33,8 @@ _SAME_LEVEL = 1e-3
 _SMALL_PROBABILITY = 1e-3
 _LONE = 0.01
 """Share of elements that may round the other way."""
+_SATURATED = 0.05
+_LAST_TIER = 1000
 
 
 def candidates(samples: int, wanted: int = CANDIDATES) -> list[int]:
@@ -78,12 +80,16 @@ def probabilities(rows: Array) -> bool:
     return bool(rows.shape[1] > 1 and rows.min() >= -1e-3 and np.allclose(rows.sum(axis=1), 1.0, atol=0.1))
 
 
-def choose(runs: Sequence[Mapping[str, Array]], specs: Sequence[TensorSpec], wanted: int = WANTED) -> list[int]:
-    """Pick vectors among the candidates, deterministically.
+def choose(
+    runs: Sequence[Mapping[str, Array]], specs: Sequence[TensorSpec], *, eight_bits: bool, wanted: int = WANTED
+) -> list[int]:
+    """Pick vectors among the candidates, deterministically: those with the least disagreement for their sensitivity,
+    one of each class in turn.
 
     Args:
         runs: for each kernel set, output name → candidates' outputs; the first set's are expected later.
         specs: the outputs.
+        eight_bits: whether the file computes with 8 bits.
 
     Returns:
         Positions among the candidates, ascending; at most ``wanted``.
@@ -92,43 +98,52 @@ def choose(runs: Sequence[Mapping[str, Array]], specs: Sequence[TensorSpec], wan
     count = len(next(iter(expected.values())))
     noise = np.zeros(count)
     for spec in specs:
-        unit = max(quantum(expected[spec.name], spec), _FLOAT_FLOOR * _magnitude(expected[spec.name]))
+        least = _least(expected[spec.name], spec, eight_bits=eight_bits)
         for other in runs[1:]:
             difference = np.abs(_rows(other[spec.name]) - _rows(expected[spec.name])).max(axis=1, initial=0.0)
-            noise = np.maximum(noise, difference / unit)
-    # Sensitive rows first among those whose kernels agree equally well (in powers of two of the step).
-    rank = np.ceil(np.log2(1.0 + noise)) - sensitivity(expected, specs)
-    order = np.lexsort((np.arange(count), rank))
+            noise = np.maximum(noise, difference / least)
+    signal = sensitivity(expected, specs)
+    # A disagreement below the least allowance costs nothing, so the most telling rows come first there; each doubling
+    # above it costs more than any telling is worth. A saturated row tells nothing.
+    tier = np.ceil(np.log2(np.maximum(noise, 1.0))) + _LAST_TIER * (signal < _SATURATED)
+    order = np.lexsort((np.arange(count), -signal, tier))
     classes = _classes(expected[specs[0].name])
-    return sorted(_one_of_each_in_turn(order, classes, min(wanted, count)))
+    return sorted(_one_of_each_in_turn(order, tier, classes, min(wanted, count)))
 
 
 def sensitivity(outputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> Array:
-    """How much each row would move if something upstream changed, 0..1: the entropy of its scores, for scores that
-    lie between 0 and 1 and sum to 1; else 0 for all."""
+    """How much each row would move if something upstream changed, 0..1: the entropy of its probabilities; 1 for all
+    where the first output holds none."""
     scores = _rows(outputs[specs[0].name])
     if not probabilities(scores):
-        return np.zeros(len(scores))
+        return np.ones(len(scores))
     p = np.clip(scores, 1e-12, 1.0)
     return np.asarray(-(p * np.log(p)).sum(axis=1) / np.log(scores.shape[1]))
 
 
 def tolerances(
-    runs: Sequence[Mapping[str, Array]], picked: Sequence[int], specs: Sequence[TensorSpec]
+    runs: Sequence[Mapping[str, Array]], picked: Sequence[int], specs: Sequence[TensorSpec], *, eight_bits: bool
 ) -> dict[str, Tolerance]:
     """The allowance of each output: the largest deviation of any kernel set on the picked rows, times
-    :data:`MARGIN`, and at least one step of the output's grid (one element may round the other way)."""
+    :data:`MARGIN`; at least one step on one element in a hundred (it may round the other way)."""
     rows = list(picked)
     allowed = {}
     for spec in specs:
         every = runs[0][spec.name]
         measured = [deviation(every[rows], other[spec.name][rows]) for other in runs[1:]] or [(0.0, 0.0)]
-        step = quantum(every, spec)
+        least = _least(every, spec, eight_bits=eight_bits)
         small = _FLOAT_FLOOR * _magnitude(every)
-        largest = max(MARGIN * max(m for m, _ in measured), step * 1.01, small)
-        rms = max(MARGIN * max(r for _, r in measured), step * np.sqrt(_LONE), small)
+        largest = max(MARGIN * max(m for m, _ in measured), least)
+        rms = max(MARGIN * max(r for _, r in measured), least * np.sqrt(_LONE), small)
         allowed[spec.name] = Tolerance(float(largest), float(rms))
     return allowed
+
+
+def _least(output: Array, spec: TensorSpec, *, eight_bits: bool) -> float:
+    """The smallest allowance of one element: a step with 8 bits, float32's noise without."""
+    magnitude = _magnitude(output)
+    step = quantum(output, spec) or (magnitude / _GRID_LEVELS if eight_bits else 0.0)
+    return max(step * 1.01, _FLOAT_FLOOR * magnitude)
 
 
 def _rows(output: Array) -> Array:
@@ -144,12 +159,15 @@ def _classes(output: Array) -> Array:
     return rows.argmax(axis=1) if rows.shape[1] > 1 else np.zeros(len(rows), dtype=np.int64)
 
 
-def _one_of_each_in_turn(order: Array, classes: Array, wanted: int) -> list[int]:
-    """The best of each class, then the second best of each, until there are enough."""
-    turns: dict[int, int] = {}
+def _one_of_each_in_turn(order: Array, tier: Array, classes: Array, wanted: int) -> list[int]:
+    """Within each tier the best of each class, then the second best of each, until there are enough; what is beyond
+    :data:`LEAST` may not be worse than what is within."""
+    turns: dict[tuple[float, int], int] = {}
     keyed = []
     for place, index in enumerate(order):
-        turn = turns.get(int(classes[index]), 0)
-        turns[int(classes[index])] = turn + 1
-        keyed.append((turn, place, int(index)))
-    return [index for _, _, index in sorted(keyed)[:wanted]]
+        key = (float(tier[index]), int(classes[index]))
+        turns[key] = turns.get(key, 0) + 1
+        keyed.append((key[0], turns[key], place, int(index)))
+    keyed.sort()
+    worst = keyed[min(LEAST, len(keyed)) - 1][0]
+    return [index for found, _, _, index in keyed[:wanted] if found <= worst]

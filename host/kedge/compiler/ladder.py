@@ -227,7 +227,13 @@ def _try(
     golden_file = workdir / "golden.npz"
     golden = worker.call(
         "kedge.compiler.tasks:make_golden",
-        tasks.GoldenRequest(program=program, data=job.evaluation, batch=job.model.batch, file=str(golden_file)),
+        tasks.GoldenRequest(
+            program=program,
+            eight_bits=Precision.INT8 in (plan.default, *plan.layers.values()),
+            data=job.evaluation,
+            batch=job.model.batch,
+            file=str(golden_file),
+        ),
         tasks.GoldenAnswer,
         deadline=deadline,
         on_progress=progress,

@@ -167,6 +167,7 @@ class GoldenRequest:
     """Choose golden vectors, measure their tolerance over every kernel set, write them."""
 
     program: Program
+    eight_bits: bool
     data: Data
     batch: int
     file: str
@@ -323,7 +324,7 @@ def make_golden(request: GoldenRequest, progress: Progress) -> GoldenAnswer:
             ]
             runs.append({spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in specs})
             progress("golden", number + 1, len(sets))
-        picked = choosing.choose(runs, specs)
+        picked = choosing.choose(runs, specs, eight_bits=request.eight_bits)
         chosen = samples.picked([indices[position] for position in picked])
         # Once more, as the device will (kedge_targets.proof): one sample a call.
         for run, executor in zip(runs, executors, strict=True):
@@ -333,7 +334,7 @@ def make_golden(request: GoldenRequest, progress: Progress) -> GoldenAnswer:
     finally:
         for executor in executors:
             executor.close()
-    allowed = choosing.tolerances(runs, picked, specs)
+    allowed = choosing.tolerances(runs, picked, specs, eight_bits=request.eight_bits)
     vectors = golden.Golden(chosen, {name: value[picked] for name, value in runs[0].items()}, allowed)
     with _disk():
         golden.save(vectors, Path(request.file))
