@@ -35,6 +35,10 @@ class Runtime(contract.Runtime):
         2.14 takes for int8. The two round differently: measured on ic_resnet8 int8 up to 66 steps of the output."""
         return (XNNPACK, BUILTIN)
 
+    def check(self) -> None:
+        """Raises :class:`MissingDependencyError` where no runtime is installed."""
+        _library()
+
     def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> Session:
         """See :meth:`kedge_targets.contract.Runtime.load`."""
         library = _library()
