@@ -1,0 +1,298 @@
+"""The serving child as the agent starts it: a real process, real sockets, a models folder that changes under it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support.bundles import make_bundle, make_tflite_bundle, samples
+from tests.support.installed import install
+
+from kedge_agent.counters import collect
+from kedge_agent.slots import ModelFolder
+
+
+def _until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"did not come true in {seconds} s")
+
+
+class Child:
+    """``python -m kedge_agent.serving`` on a free port."""
+
+    def __init__(self, state: Path, *options: str) -> None:
+        state.mkdir(exist_ok=True)
+        self.log = state.parent / "serving.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "kedge_agent.serving",
+                    "--state",
+                    str(state),
+                    "--listen",
+                    "127.0.0.1:0",
+                    *options,
+                ],
+                stderr=log,
+            )
+        self.port = 0
+        _until(self._listens)
+
+    def _listens(self) -> bool:
+        found = re.search(r"listening on http://127\.0\.0\.1:(\d+)", self.log.read_text())
+        self.port = int(found[1]) if found else 0
+        assert self.process.poll() is None, self.log.read_text()
+        return bool(found)
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+
+    def ask(self, path: str, body: object = None) -> tuple[int, Any]:
+        return ask(self.connect(), path, body)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+def ask(connection: http.client.HTTPConnection, path: str, body: object = None) -> tuple[int, Any]:
+    """One request; a body makes it a POST."""
+    if body is None:
+        connection.request("GET", path)
+    else:
+        connection.request("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode())
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def tensor(array: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """A request with one FP32 input."""
+    data = array.ravel().tolist()
+    return {"inputs": [{"name": "input", "datatype": "FP32", "shape": list(array.shape), "data": data}]}
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Child]]:
+    children: list[Child] = []
+
+    def begin(*options: str) -> Child:
+        children.append(Child(tmp_path / "state", *options))
+        return children[-1]
+
+    yield begin
+    for child in children:
+        child.stop()
+
+
+def test_a_model_is_served_counted_and_announced(tmp_path: Path, start: Callable[..., Child]) -> None:
+    folder = install(tmp_path / "state", make_bundle(tmp_path))
+    child = start()
+    _until(lambda: child.ask("/v2/health/ready")[0] == 200)
+    said, current = folder.serving(), folder.current()
+    assert said is not None
+    assert current is not None
+    assert (said.digest, said.pid, said.error) == (current.digest, child.process.pid, None)
+    connection = child.connect()
+    for _ in range(20):
+        status, answer = ask(connection, "/v2/models/tiny/infer", tensor(samples(2)))
+        assert status == 200
+        assert answer["outputs"][0]["shape"] == [2, 4]
+    assert ask(connection, "/v2/models/tiny/infer", {})[0] == 400
+    assert collect(folder.counters).inferences == 20
+    child.process.send_signal(signal.SIGTERM)
+    assert child.process.wait(10) == 0
+
+
+def test_the_models_folder_is_followed(tmp_path: Path, start: Callable[..., Child]) -> None:
+    state = tmp_path / "state"
+    child = start()
+    _until(lambda: child.ask("/v2/health/ready")[0] == 200)
+    assert child.ask("/v2/models/tiny")[0] == 404
+    folder = install(state, make_bundle(tmp_path, version="1.0"))
+    _until(lambda: child.ask("/v2/models/tiny")[0] == 200)
+    install(state, make_bundle(tmp_path, version="2.0", seed=1))
+    _until(lambda: child.ask("/v2/models/tiny")[1]["versions"] == ["2.0"])
+    assert child.ask("/v2/models/tiny/versions/1.0/infer", tensor(samples(1)))[0] == 404
+    folder.remove()
+    _until(lambda: child.ask("/v2/models/tiny")[0] == 404)
+
+
+def test_a_bundle_that_cannot_be_loaded_is_announced_and_takes_nothing_down(
+    tmp_path: Path, start: Callable[..., Child]
+) -> None:
+    state = tmp_path / "state"
+    install(state, make_bundle(tmp_path, "good"))
+    bad = install(state, make_bundle(tmp_path, "bad", broken="file"))
+    child = start()
+    _until(lambda: bad.serving() is not None)
+    said = bad.serving()
+    assert said is not None
+    assert "refuses the file" in str(said.error)
+    _until(lambda: child.ask("/v2/models/good/infer", tensor(samples(1)))[0] == 200)
+    assert child.ask("/v2/models/bad/infer", tensor(samples(1)))[0] == 503
+    # The next bundle may be good, and one after that bad again: the good one goes on.
+    good = install(state, make_bundle(tmp_path, "bad", version="2.0"))
+    _until(lambda: child.ask("/v2/models/bad/infer", tensor(samples(1)))[0] == 200)
+    install(state, make_bundle(tmp_path, "bad", version="3.0", broken="file", seed=3))
+    current = good.current()
+    assert current is not None
+    _until(lambda: (now := good.serving()) is not None and now.digest == current.digest)
+    assert "refuses the file" in str(ModelFolder(state, "bad").serving())
+    assert child.ask("/v2/models/bad")[1]["versions"] == ["2.0"]
+    good.roll_back()
+    _until(lambda: (now := good.serving()) is not None and now.error is None)
+
+
+def test_no_request_is_lost_while_bundles_are_switched(tmp_path: Path, start: Callable[..., Child]) -> None:
+    state = tmp_path / "state"
+    releases = [make_bundle(tmp_path, version=f"{n}.0", seed=n) for n in range(3)]
+    install(state, releases[0])
+    child = start()
+    _until(lambda: child.ask("/v2/health/ready")[0] == 200)
+    stop = threading.Event()
+    statuses: list[int] = []
+
+    def work() -> None:
+        connection = child.connect()
+        while not stop.is_set():
+            statuses.append(ask(connection, "/v2/models/tiny/infer", tensor(samples(1)))[0])
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in (1, 2, 0, 1):
+        install(state, releases[number])
+        _until(lambda wanted=f"{number}.0": child.ask("/v2/models/tiny")[1]["versions"] == [wanted])
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert set(statuses) == {200}
+    folder = ModelFolder(state, "tiny")
+    found = collect(folder.counters)
+    assert (found.inferences, found.errors) == (len(statuses), 0)
+
+
+def test_a_body_that_is_too_large_is_refused_and_seen(tmp_path: Path, start: Callable[..., Child]) -> None:
+    install(tmp_path / "state", make_bundle(tmp_path))
+    child = start("--max-body-bytes", "100000")
+    _until(lambda: child.ask("/v2/health/ready")[0] == 200)
+    status, answer = child.ask("/v2/models/tiny/infer", b" " * 5_000_000)
+    assert status == 413
+    assert "100000" in answer["error"]
+    assert child.ask("/v2/models/tiny/infer", tensor(samples(1)))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET /v2 HTTP/2.0\r\n\r\n", 400),
+        (b"GET /v2 HTTP/1.1\r\nno colon\r\n\r\n", 400),
+        (b"GET /v2 HTTP/1.1\r\nfolded: a\r\n b\r\n\r\n", 400),
+        (b"POST /v2 HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400),
+        (b"POST /v2 HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST /v2 HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (b"POST /v2 HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", 413),
+        (b"POST /v2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411),
+        (b"POST /v2 HTTP/1.1\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx", 415),
+        (b"POST /v2 HTTP/1.1\r\nInference-Header-Content-Length: 1\r\nContent-Length: 1\r\n\r\nx", 400),
+        (b"GET /" + b"x" * 20000 + b" HTTP/1.1\r\n\r\n", 431),
+        (b"GET /v2 HTTP/1.1\r\n" + b"".join(b"f%d: x\r\n" % i for i in range(200)) + b"\r\n", 431),
+        (b"GET /v2 HTTP/1.0\r\n\r\n", 200),
+        (b"GET /v2 HTTP/1.1\r\nConnection: close\r\n\r\n", 200),
+        (b"POST /v2/models/x/infer HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", 404),
+    ],
+)
+def test_what_http_allows_and_what_not(start: Callable[..., Child], raw: bytes, status: int) -> None:
+    child = start()
+    _until(lambda: child.ask("/v2/health/ready")[0] == 200)
+    with socket.create_connection(("127.0.0.1", child.port), timeout=10) as connection:
+        connection.sendall(raw)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"Connection: close" in head
+    assert ("error" in json.loads(body)) == (status != 200)
+
+
+def test_connections_are_bounded_and_idle_ones_do_not_block_for_ever(start: Callable[..., Child]) -> None:
+    child = start()
+    held = [socket.create_connection(("127.0.0.1", child.port)) for _ in range(32)]
+    for connection in held:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+    status, answer = child.ask("/v2")
+    assert (status, answer["error"]) == (503, "too many connections")
+    held.pop().close()
+    _until(lambda: child.ask("/v2")[0] == 200)
+    for connection in held:
+        connection.close()
+
+
+def test_a_client_that_waits_for_permission_gets_it(tmp_path: Path, start: Callable[..., Child]) -> None:
+    install(tmp_path / "state", make_bundle(tmp_path))
+    child = start()
+    _until(lambda: child.ask("/v2/health/ready")[0] == 200)
+    body = json.dumps(tensor(samples(1))).encode()
+    head = f"POST /v2/models/tiny/infer HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", child.port), timeout=10) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_a_port_that_is_taken_is_one_clear_error(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        listen = f"127.0.0.1:{other.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-m", "kedge_agent.serving", "--state", str(tmp_path), "--listen", listen],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == 2
+    assert listen in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.shared_data
+def test_the_child_stays_lean_with_a_model_loaded_and_called(
+    tmp_path: Path, shared_data: Path, start: Callable[..., Child]
+) -> None:
+    """Anonymous memory: what this process alone costs, whatever else maps the same libraries."""
+    with np.load(shared_data / "eval" / "ic.npz") as data:
+        images = data["input"][:8]
+    model = shared_data / "models" / "ic_resnet8_int8.tflite"
+    install(tmp_path / "state", make_tflite_bundle(tmp_path, model, images, "ic"), "rpi4")
+    child = start()
+    _until(lambda: child.ask("/v2/health/ready")[0] == 200)
+    connection = child.connect()
+    for image in images:
+        assert ask(connection, "/v2/models/ic/infer", tensor(image))[0] == 200
+    status = Path(f"/proc/{child.process.pid}/status").read_text()
+    found = re.search(r"RssAnon:\s+(\d+) kB", status)
+    assert found is not None
+    assert int(found[1]) < 32 * 1024

@@ -1,0 +1,197 @@
+"""The Open Inference Protocol without a socket: what is answered, with which status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.bundles import CLASSES, make_bundle, samples
+from tests.support.installed import install
+
+from kedge_agent.oip import DATATYPES, Door
+from kedge_agent.served import ServedModels
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Door:
+    folder = tmp_path_factory.mktemp("door")
+    install(folder / "state", make_bundle(folder, "tiny", labels=("a", "b", "c", "d")))
+    install(folder / "state", make_bundle(folder, "double", double=True))
+    install(folder / "state", make_bundle(folder, "bad", broken="file"))
+    models = ServedModels(folder / "state")
+    models.scan()
+    return Door(models)
+
+
+def _body(**changes: Any) -> bytes:
+    tensor = {"name": "input", "shape": [2, 16], "datatype": "FP32", "data": samples(2).ravel().tolist()}
+    return json.dumps({"inputs": [{**tensor, **changes}]}).encode()
+
+
+def test_the_server_and_its_health(door: Door) -> None:
+    assert door.answer("GET", "/v2").body["name"] == "kedge-agent"
+    assert door.answer("GET", "/v2/health/live").status == 200
+    ready = door.answer("GET", "/v2/health/ready")
+    assert ready.status == 503
+    assert "bad" in ready.body["error"]
+    assert "tiny" not in ready.body["error"]
+
+
+def test_before_the_first_scan_nothing_is_ready(tmp_path: Path) -> None:
+    door = Door(ServedModels(tmp_path))
+    assert door.answer("GET", "/v2/health/live").status == 200
+    assert door.answer("GET", "/v2/health/ready").status == 503
+    assert door.answer("GET", "/v2/models/tiny").status == 503
+
+
+def test_a_device_without_models_is_ready(tmp_path: Path) -> None:
+    models = ServedModels(tmp_path)
+    models.scan()
+    assert Door(models).answer("GET", "/v2/health/ready").status == 200
+    assert Door(models).answer("GET", "/v2/models/tiny").status == 404
+
+
+@pytest.mark.parametrize("path", ["/v2/models/tiny", "/v2/models/tiny/versions/1.0", "/v2/models/tiny?x=1"])
+def test_metadata_say_what_the_model_takes(door: Door, path: str) -> None:
+    answer = door.answer("GET", path)
+    assert answer.status == 200
+    assert answer.body["versions"] == ["1.0"]
+    assert answer.body["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 16]}]
+    assert answer.body["outputs"] == [{"name": "scores", "datatype": "FP32", "shape": [-1, CLASSES]}]
+    assert answer.body["parameters"]["labels"] == ["a", "b", "c", "d"]
+
+
+def test_inference_gives_what_the_model_gives(door: Door) -> None:
+    model = door._models.get("tiny")
+    assert model is not None
+    assert model.model is not None
+    expected = model.model(samples(2))
+    for body in (_body(), _body(data=samples(2).tolist())):
+        answer = door.answer("POST", "/v2/models/tiny/infer", body)
+        assert answer.status == 200
+        (output,) = answer.body["outputs"]
+        assert (output["name"], output["datatype"], output["shape"]) == ("scores", "FP32", [2, CLASSES])
+        np.testing.assert_array_equal(np.array(output["data"], dtype=np.float32).reshape(2, -1), expected)
+
+
+def test_id_version_and_chosen_outputs_come_back(door: Door) -> None:
+    inputs = [
+        {"name": "offset", "shape": [1, 4], "datatype": "INT8", "data": [1, -2, 3, 4]},
+        {"name": "input", "shape": [1, 16], "datatype": "FP64", "data": samples(1).ravel().tolist()},
+    ]
+    body = json.dumps({"id": "7", "inputs": inputs, "outputs": [{"name": "hidden"}]}).encode()
+    answer = door.answer("POST", "/v2/models/double/versions/1.0/infer", body)
+    assert answer.status == 200
+    assert (answer.body["id"], answer.body["model_name"], answer.body["model_version"]) == ("7", "double", "1.0")
+    assert [output["name"] for output in answer.body["outputs"]] == ["hidden"]
+    both = door.answer("POST", "/v2/models/double/infer", json.dumps({"inputs": inputs}).encode())
+    assert [output["name"] for output in both.body["outputs"]] == ["scores", "hidden"]
+
+
+@pytest.mark.parametrize("datatype", sorted(DATATYPES))
+def test_every_datatype_is_taken(door: Door, datatype: str) -> None:
+    data = [True, False] * 8 if datatype == "BOOL" else [1] * 16
+    answer = door.answer("POST", "/v2/models/tiny/infer", _body(shape=[1, 16], datatype=datatype, data=data))
+    assert answer.status == 200, answer.body
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b"{}", "'inputs'"),
+        (b'{"inputs":{}}', "'inputs'"),
+        (b'{"inputs":[1]}', "'inputs'"),
+        (b'{"inputs":[{}]}', "no name"),
+        (b'{"inputs":[]}', "none were given"),
+        (_body(name="other"), "other"),
+        (_body(datatype="BYTES"), "datatype"),
+        (_body(datatype=[]), "datatype"),
+        (_body(shape=[2, -16]), "'shape'"),
+        (_body(shape=[2.0, 16]), "'shape'"),
+        (_body(shape=[1] * 40), "'shape'"),
+        (_body(shape=None), "'shape'"),
+        (_body(shape=[3, 16]), "do not fill"),
+        (_body(shape=[1 << 60, 1 << 60]), "do not fill"),
+        (_body(shape=[4, 8]), "does not fit"),
+        (_body(shape=[16, 2], data=samples(2).tolist()), "nested"),
+        (_body(data=None), "'data'"),
+        (_body(data=["x"] * 32), "FP32"),
+        (_body(data=[[1.0], [1.0, 2.0]]), "no tensor"),
+        (_body(datatype="INT8", data=[0.5] * 32), "not of datatype"),
+        (_body(datatype="INT8", data=[300] * 32), "range"),
+        (_body(datatype="UINT8", data=[-1] * 32), "range"),
+        (_body(datatype="BOOL", data=[1] * 32), "not of datatype"),
+        (_body().replace(b"[2, 16]", b'[2, 16], "x": NaN'), "not JSON"),
+        (_body()[:-1] + b',"outputs":[{"name":"nope"}]}', "no output"),
+        (_body()[:-1] + b',"outputs":7}', "'outputs'"),
+    ],
+)
+def test_bad_requests_are_400_and_say_why(door: Door, body: bytes, says: str) -> None:
+    answer = door.answer("POST", "/v2/models/tiny/infer", body)
+    assert answer.status == 400
+    assert set(answer.body) == {"error"}
+    assert says in answer.body["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/v1/models/tiny", 404),
+        ("GET", "/v2/health", 404),
+        ("GET", "/v2/models", 404),
+        ("GET", "/v2/models/none", 404),
+        ("GET", "/v2/models/../tiny", 404),
+        ("GET", "/v2/models/tiny/versions/9", 404),
+        ("GET", "/v2/models/tiny/nothing", 404),
+        ("POST", "/v2/models/none/infer", 404),
+        ("GET", "/v2/models/tiny/infer", 405),
+        ("POST", "/v2/models/tiny", 405),
+        ("POST", "/v2", 405),
+        ("GET", "/v2/models/bad", 503),
+        ("GET", "/v2/models/bad/ready", 503),
+        ("POST", "/v2/models/bad/infer", 503),
+        ("GET", "/v2/models/tiny/ready", 200),
+        ("GET", "/v2/models/tiny/versions/1.0/ready", 200),
+    ],
+)
+def test_paths_and_methods(door: Door, method: str, path: str, status: int) -> None:
+    answer = door.answer(method, path, _body())
+    assert answer.status == status
+    assert ("error" in answer.body) == (status != 200)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["name", "data"]), inner, max_size=2),
+    max_leaves=8,
+)
+_TENSOR = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("name", "shape", "data", "datatype"), _JSON) | {"name": st.just("input")}
+)
+
+
+@given(st.dictionaries(st.sampled_from(["inputs", "outputs", "id"]), _JSON | st.lists(_TENSOR, max_size=3)))
+@settings(max_examples=200, deadline=None)
+def test_no_request_is_a_server_error(door: Door, request_body: dict[str, Any]) -> None:
+    answer = door.answer("POST", "/v2/models/tiny/infer", json.dumps(request_body).encode())
+    assert answer.status in (200, 400)
+    answer.encode()
+
+
+@pytest.mark.parametrize("value", [3.4e38])
+def test_a_result_that_json_cannot_say_is_not_sent_as_if_it_could(door: Door, value: float) -> None:
+    answer = door.answer("POST", "/v2/models/tiny/infer", _body(shape=[1, 16], data=[value] * 16))
+    assert answer.status == 200
+    with pytest.raises(ValueError, match="JSON"):
+        answer.encode()
