@@ -15,16 +15,16 @@ import numpy.typing as npt
 from kedge_protocol.bundle.config import FileTensor, RuntimeRequirement, TensorSpec, Verified
 from kedge_protocol.errors import (
     LoweringError,
+    MissingDependencyError,
     StorageError,
     TargetError,
-    ToolchainError,
 )
 from kedge_targets import contract, toolchain
 from kedge_targets.backends.tflite import axes, conversion, prepare
 from kedge_targets.backends.tflite.conversion import Converted, ConvertedTensor, ConvertRequest
 from kedge_targets.backends.tflite.runtime import BUILTIN, Runtime
 from kedge_targets.contract import Calibration, Lowered
-from kedge_targets.graph import batch, reading, signature, writing
+from kedge_targets.graph import batch, library, reading, signature, writing
 from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
 from kedge_targets.target import Target
 
@@ -63,13 +63,14 @@ class Compiler(contract.Compiler):
 
     def missing(self) -> str | None:
         """See :meth:`kedge_targets.contract.Compiler.missing`."""
-        for module in ("onnx", "onnxruntime", "ai_edge_litert"):
-            if importlib.util.find_spec(module) is None:
-                return f'{module} is missing: pip install "kedge[compile]"'
+        if importlib.util.find_spec("onnx") is None:
+            return 'onnx is missing: pip install "kedge[compile]"'
         try:
+            library.load()
+            Runtime().check()
             toolchain.find(conversion.NAME)
-        except ToolchainError as error:
-            return f"{error.what}: {(error.remedy or '').removeprefix('Run: ')}"
+        except MissingDependencyError as error:
+            return str(error)
         return None
 
     def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
@@ -88,6 +89,8 @@ class Compiler(contract.Compiler):
     ) -> Lowered:
         """See :meth:`kedge_targets.contract.Compiler.lower`."""
         _check(plan, options, target)
+        if plan.default is Precision.INT8 and not calibration.samples:
+            raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         toolchain.find(conversion.NAME)
         begun = time.perf_counter()
         model = reading.load(graph)
@@ -189,8 +192,7 @@ def _matched(graph: Path, keep: list[str], file: Path, probes: list[axes.Probe])
 
 def _probes(model: onnx.ModelProto, calibration: Calibration) -> list[axes.Probe]:
     """Runs of the ONNX graph itself: on real samples, and on noise like them."""
-    import onnxruntime
-
+    onnxruntime = library.load()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import LoweringError
-from kedge_targets.graph import batch, nodes, reading, signature, writing
+from kedge_targets.graph import batch, library, nodes, reading, signature, writing
 
 if TYPE_CHECKING:
     import onnx
@@ -58,8 +58,7 @@ def kept_inputs(model: onnx.ModelProto) -> list[str]:
 
 def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
     """ONNX Runtime's basic optimizations: constants and shapes folded, nothing outside the ONNX standard."""
-    import onnxruntime
-
+    onnxruntime = library.load()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 3
