@@ -1,4 +1,4 @@
-"""Importing ONNX Runtime without its telemetry.
+"""ONNX Runtime as the host uses it: imported without its telemetry, its errors in Kedge's words.
 
 From 1.31 on ``import onnxruntime`` by itself writes an identifier and a data base to ``~/.cache/Microsoft`` and opens a
 connection; ``disable_telemetry_events`` comes too late for that. The library looks for a variable in the environment
@@ -8,9 +8,10 @@ as it is loaded.
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
-from kedge_protocol.errors import MissingDependencyError
+from kedge_protocol.errors import MissingDependencyError, ModelError, UnsupportedOperatorError
 
 
 def load(extra: str = "compile") -> Any:
@@ -31,3 +32,30 @@ def load(extra: str = "compile") -> Any:
             remedy=f'Install it with pip install "kedge[{extra}]"',
         ) from error
     return onnxruntime
+
+
+def reason_of(error: Exception) -> str:
+    """ONNX Runtime's own words, without its code and the place in its sources."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    return re.sub(r"^\S+\.(?:cc|h):\d+ .*?(?=[A-Z][a-z]+ )", "", text)[:400]
+
+
+def try_to_load(raw: bytes, settings: Any, *, where: str) -> None:
+    """Let ONNX Runtime load a model (and write what it made of it, where the settings say so).
+
+    Raises:
+        UnsupportedOperatorError: it has no kernel for an operator; names the operator and its node.
+        ModelError: it refuses the model, with its own reason.
+    """
+    onnxruntime = load()
+    try:
+        onnxruntime.InferenceSession(raw, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's errors have no common base but Exception
+        reason = reason_of(error)
+        if found := re.search(r"implementation for (\w+)\(\d+\) node with name '([^']*)'", reason):
+            raise UnsupportedOperatorError(
+                f"ONNX Runtime's CPU kernels lack operator {found[1]!r} for these types",
+                where=f"{where}: node {found[2]!r}",
+                remedy="Export the model with another operator in its place",
+            ) from error
+        raise ModelError(f"ONNX Runtime refuses it: {reason}", where=where, remedy="Export it again") from error

@@ -24,12 +24,27 @@ def read(path: Path) -> onnx.ModelProto:
     """Load a model, check it, and infer its shapes: the door for a file that a user gave.
 
     Raises:
-        ModelError: see :func:`load`, :func:`check` and :func:`infer_shapes`.
-        UnsupportedOperatorError: an operator of no known opset.
+        ModelError: see :func:`load`, :func:`check` and :func:`infer_shapes`; or ONNX Runtime refuses it.
+        UnsupportedOperatorError: an operator of no known opset, or one that ONNX Runtime has no kernel for.
     """
     model = load(path)
     check(model, where=str(path))
-    return infer_shapes(model, where=str(path))
+    model = infer_shapes(model, where=str(path))
+    _check_loads(model, where=str(path))
+    return model
+
+
+def _check_loads(model: onnx.ModelProto, *, where: str) -> None:
+    """ONNX's checker and shape inference let contradictions pass that no runtime takes, and their strict mode refuses
+    models that every runtime takes; so the reference runtime is asked."""
+    try:
+        onnxruntime = library.load()
+    except MissingDependencyError:
+        return
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    library.try_to_load(model.SerializeToString(), settings, where=where)
 
 
 def load(path: Path) -> onnx.ModelProto:

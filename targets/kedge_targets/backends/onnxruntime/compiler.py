@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedge_protocol.bundle.config import RuntimeRequirement, Verified
-from kedge_protocol.errors import KedgeError, LoweringError, TargetError, UnsupportedOperatorError
+from kedge_protocol.errors import KedgeError, LoweringError, TargetError
 from kedge_targets import contract
 from kedge_targets.backends.onnxruntime import passes
-from kedge_targets.backends.onnxruntime.runtime import reason_of
 from kedge_targets.backends.onnxruntime.samples import Samples
 from kedge_targets.contract import Calibration, Lowered
 from kedge_targets.graph import batch, library, nodes, opsets, plans, reading, signature, tracing, writing
@@ -116,7 +115,7 @@ class Compiler(contract.Compiler):
             raise
         except Exception as error:  # what the vendor's packages raise has no common base
             raise LoweringError(
-                f"ONNX Runtime's tools failed: {type(error).__name__}: {reason_of(error)}", where=graph.name
+                f"ONNX Runtime's tools failed: {type(error).__name__}: {library.reason_of(error)}", where=graph.name
             ) from error
 
 
@@ -188,17 +187,7 @@ def _prepared(model: onnx.ModelProto, path: Path, *, quantized: bool) -> onnx.Mo
     # "Basic" is the level that holds for every processor; above it nodes are made for this one.
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     settings.optimized_model_filepath = str(path)
-    try:
-        onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the library's errors have no common base but Exception
-        reason = reason_of(error)
-        if found := re.search(r"implementation for (\w+)\(\d+\) node with name '([^']*)'", reason):
-            raise UnsupportedOperatorError(
-                f"ONNX Runtime's CPU kernels lack operator {found[1]!r} for these types",
-                where=f"node {found[2]!r}",
-                remedy="Export the model with another operator in its place",
-            ) from error
-        raise LoweringError(f"ONNX Runtime cannot load the graph: {reason}") from error
+    library.try_to_load(model.SerializeToString(), settings, where=path.name)
     made = onnx.load_model(str(path))
     passes.flatten_biases(made)
     return reading.infer_shapes(made, where=path.name)

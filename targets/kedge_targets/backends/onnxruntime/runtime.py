@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ class Runtime(contract.Runtime):
             session = onnxruntime.InferenceSession(str(entry), settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library's errors have no common base but Exception
             raise VerificationError(
-                f"ONNX Runtime {onnxruntime.__version__} refuses the file: {reason_of(error)}",
+                f"ONNX Runtime {onnxruntime.__version__} refuses the file: {library.reason_of(error)}",
                 where=entry.name,
                 remedy="The file is damaged, or made for another version",
             ) from error
@@ -78,18 +77,12 @@ class Session(contract.Session):
         try:
             answer: list[Array] = self._run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
         except Exception as error:  # the library's errors have no common base but Exception
-            raise InputError(f"ONNX Runtime cannot run these arrays: {reason_of(error)}") from error
+            raise InputError(f"ONNX Runtime cannot run these arrays: {library.reason_of(error)}") from error
         return answer
 
     def close(self) -> None:
         """Free the session."""
         self._run = _closed
-
-
-def reason_of(error: Exception) -> str:
-    """ONNX Runtime's own words, without its code and the place in its sources."""
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
-    return re.sub(r"^\S+\.(?:cc|h):\d+ .*?(?=[A-Z][a-z]+ )", "", text)[:400]
 
 
 def _settings(onnxruntime: Any, options: Mapping[str, Any], kernel_set: str) -> Any:

@@ -1,0 +1,82 @@
+"""Names, operators, plans and layers followed through an optimizer."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from tests.support.lowering import classifier
+
+from kedge_protocol.errors import LoweringError
+from kedge_targets.graph import nodes, plans, tracing
+from kedge_targets.numerics import Plan, Precision
+
+
+def chain(names: list[str]) -> onnx.ModelProto:
+    made = [helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"], name=name) for i, name in enumerate(names)]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        made, "chain", [value("t0", TensorProto.FLOAT, [1])], [value(f"t{len(names)}", TensorProto.FLOAT, [1])]
+    )
+    return helper.make_model(graph)
+
+
+def test_an_empty_name_tells_operator_and_place() -> None:
+    model = chain(["a", "", "b"])
+    nodes.name_nodes(model)
+    assert [node.name for node in nodes.nodes(model)] == ["a", "Relu_1", "b"]
+
+
+def test_names_that_were_given_stay_with_their_first_node() -> None:
+    model = chain(["", "Relu_0", "x", "x", "x_2"])
+    nodes.name_nodes(model)
+    assert [node.name for node in model.graph.node] == ["Relu_0_2", "Relu_0", "x", "x_3", "x_2"]
+
+
+@given(st.lists(st.sampled_from(["", "a", "b", "a_2", "Relu_0", "Relu_1", "Relu_1_2"]), min_size=1, max_size=12))
+def test_names_are_unique_and_stable(given_names: list[str]) -> None:
+    model = chain(given_names)
+    nodes.name_nodes(model)
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    assert set(filter(None, given_names)) <= set(names)
+    nodes.name_nodes(model)
+    assert [node.name for node in model.graph.node] == names
+
+
+def test_operators_tell_their_domain() -> None:
+    assert nodes.operators(classifier()) == {
+        ("ai.onnx", name) for name in ("Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm")
+    }
+
+
+def test_the_smallest_precision_leads_a_plan() -> None:
+    assert plans.leading(Plan(default=Precision.FLOAT32)) is Precision.FLOAT32
+    assert plans.leading(Plan(default=Precision.INT8, layers={"first": Precision.FLOAT32})) is Precision.INT8
+    assert plans.leading(Plan(default=Precision.FLOAT32, layers={"first": Precision.INT8})) is Precision.INT8
+    with pytest.raises(LoweringError, match="mixes int8 and float16"):
+        plans.leading(Plan(default=Precision.INT8, layers={"first": Precision.FLOAT16}))
+
+
+def test_the_nodes_of_another_precision() -> None:
+    model = classifier()
+    mixed = Plan(default=Precision.INT8, layers={"last": Precision.FLOAT32, "first": Precision.FLOAT32})
+    assert plans.others(mixed, model, Precision.INT8) == ["first", "last"]
+    with pytest.raises(LoweringError, match="'absent'"):
+        plans.others(Plan(default=Precision.INT8, layers={"absent": Precision.FLOAT32}), model, Precision.INT8)
+
+
+def test_a_layer_that_was_fused_is_followed_to_the_node_that_does_its_work() -> None:
+    before = classifier()
+    after = onnx.ModelProto()
+    after.CopyFrom(before)
+    # As a fusion of Conv and Relu does: one new node makes the second's tensor.
+    first, relu = after.graph.node[0], after.graph.node[1]
+    first.name, first.output[0] = "fused", "r1"
+    after.graph.node.remove(relu)
+    assert tracing.followed(["first"], before, after) == ["fused"]
+    assert tracing.followed(["first_relu"], before, after) == ["fused"]
+    assert tracing.followed(["last", "first"], before, after) == ["fused", "last"]
+    assert tracing.followed(["second"], before, after) == ["second"]
