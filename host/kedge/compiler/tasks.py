@@ -25,6 +25,7 @@ from kedge_protocol.bundle.config import Preprocess, RuntimeRequirement, TensorS
 from kedge_protocol.errors import KedgeError, ModelError, StorageError
 from kedge_targets import registry
 from kedge_targets.executor import Executor
+from kedge_targets.graph import library
 from kedge_targets.graph.signature import TensorInfo
 from kedge_targets.numerics import Plan
 from kedge_targets.target import Target
@@ -232,9 +233,8 @@ def reference(request: ReferenceRequest, progress: Progress) -> ReferenceAnswer:
     if choice.kind is metric.Kind.TOP1 and samples.label is not None:
         metric.check_labels(samples.label, next(iter(opened.values())), where="evaluation")
     value = metric.score(choice, opened, opened, samples.arrays, samples.label)
-    import onnxruntime
-
-    tools = {"onnxruntime": str(onnxruntime.__version__), "numpy": np.__version__}
+    runtime = library.load()
+    tools = {runtime.__name__: str(runtime.__version__), "numpy": np.__version__}
     return ReferenceAnswer(
         choice=choice, value=value, outputs=outputs, tools=tools, seconds=time.perf_counter() - began
     )
@@ -380,8 +380,7 @@ class _Counted:
 
 
 def _float_model(model: str) -> Callable[[list[str] | None, Mapping[str, Array]], list[Array]]:
-    import onnxruntime
-
+    onnxruntime = library.load()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
