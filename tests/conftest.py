@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.support.brokers"]
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("KEDGE_SHARED", ROOT.parent / "shared")) / "data"
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 
 from kedge_agent.slots import ModelFolder, model_names
 from kedge_agent.update.events import Served
 
+REPEAT_SECONDS = 1.0
 MAX_DEATHS = 3
 """Deaths in a row before the bundles are told not to serve."""
 
@@ -24,7 +26,7 @@ class ServingWatch:
     def __init__(self, state: Path, *, served_by_child: bool) -> None:
         self._state = state
         self._by_child = served_by_child
-        self._seen: dict[str, tuple[int, int, str]] = {}
+        self._seen: dict[str, tuple[tuple[int, int, str], float]] = {}
         self._deaths: tuple[int, str] = (0, "")
 
     def forget_all(self) -> None:
@@ -40,7 +42,8 @@ class ServingWatch:
         self._deaths = deaths, last_words
 
     def look(self) -> list[Served]:
-        """What is new since the last call."""
+        """What is new since the last call, and every second what still holds: an update that comes back to the bundle
+        which serves already waits for it too."""
         found = []
         deaths, words = self._deaths
         self._deaths = 0, ""
@@ -68,11 +71,15 @@ class ServingWatch:
             except OSError:
                 return None
             mark = (status.st_mtime_ns, status.st_ino, current)
-            serving = folder.serving() if self._seen.get(folder.name) != mark else None
+            serving = folder.serving() if not self._said_lately(folder.name, mark) else None
             if serving is None or serving.digest != current:
                 return None
             said = Served(folder.name, current, serving.error)
-        if self._seen.get(folder.name) == mark:
+        if self._said_lately(folder.name, mark):
             return None
-        self._seen[folder.name] = mark
+        self._seen[folder.name] = mark, time.monotonic()
         return said
+
+    def _said_lately(self, name: str, mark: tuple[int, int, str]) -> bool:
+        seen, at = self._seen.get(name, (None, 0.0))
+        return seen == mark and time.monotonic() - at < REPEAT_SECONDS
