@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,7 +46,7 @@ def install(name: str, on_progress: OnProgress | None = None) -> Toolchain:
     """
     declared = declaration.read(name)
     report = on_progress or _silent
-    with store.locked(name, on_progress):
+    with store.locked(name, on_progress) as lock:
         store.clear_staging(name)
         if (folder := store.installed(declared)) is not None:
             return store.toolchain_in(declared, folder)
@@ -55,7 +57,7 @@ def install(name: str, on_progress: OnProgress | None = None) -> Toolchain:
         place = store.environment_of(declared, python)
         building = store.staging(name)
         try:
-            _build(declared, building, interpreter, log, report)
+            _Build(declared, building, log, lock).run(interpreter, report)
             _try_out(declared, building, report)
             shutil.rmtree(place, ignore_errors=True)  # an environment whose Python was taken away
             building.rename(place)
@@ -108,59 +110,73 @@ def _check_space(declared: Declaration) -> None:
         )
 
 
-def _build(declared: Declaration, building: Path, interpreter: Path, log: Path, report: OnProgress) -> None:
-    total = declared.packages + 1
-    report("making the environment", 0, 0)
-    _run([str(interpreter), "-m", "venv", str(building)], declared, log)
-    done = 0
+@dataclass(frozen=True)
+class _Build:
+    """The two steps that fill an environment; their words go to the log.
 
-    def heard(line: str) -> None:
-        nonlocal done
-        if line.startswith("Collecting "):
-            done += 1
-            report(f"fetching {re.split('[ =<>!~]', line)[1]}", min(done, total), total)
-        elif line.startswith("Installing collected"):
-            report("unpacking", total, total)
-
-    command = [str(building / "bin" / "python"), "-m", "pip", "install", "--require-hashes", "--no-deps"]
-    command += ["--no-compile", "--no-input", "--disable-pip-version-check", "-r", str(declared.lock)]
-    _run(command, declared, log, heard)
-
-
-def _run(command: list[str], declared: Declaration, log: Path, heard: OnLine | None = None) -> None:
-    """Run a step; its words go to the log.
-
-    Raises:
-        ToolchainError: it failed; with its own reason.
+    Attributes:
+        lock: a descriptor that the steps inherit, so that the lock outlives this process as long as they do.
     """
-    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    env |= {"PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1"}
-    with (
-        log.open("a", encoding="utf-8") as out,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=env,
-        ) as process,
-    ):
-        try:
-            for line in process.stdout or ():
-                out.write(line)
-                if heard is not None:
-                    heard(line)
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode != 0:
-        raise ToolchainError(
-            f"could not be installed: {_reason(log)}",
-            where=f"toolchain {declared.name!r}",
-            remedy=f"The log is {log}",
-        )
+
+    declared: Declaration
+    building: Path
+    log: Path
+    lock: int
+
+    def run(self, interpreter: Path, report: OnProgress) -> None:
+        """Make the environment and install what is locked."""
+        report("making the environment", 0, 0)
+        self._step([str(interpreter), "-m", "venv", str(self.building)])
+        total = self.declared.packages + 1
+        done = 0
+
+        def heard(line: str) -> None:
+            nonlocal done
+            # Of an index, of a folder of wheels.
+            if line.startswith(("Collecting ", "Processing ")):
+                done += 1
+                package = re.split("[=<>!~-]", Path(line.split()[1]).name)[0]
+                report(f"fetching {package}", min(done, total), total)
+            elif line.startswith("Installing collected"):
+                report("unpacking", total, total)
+
+        command = [str(self.building / "bin" / "python"), "-m", "pip", "install", "--require-hashes", "--no-deps"]
+        command += ["--no-compile", "--no-input", "--disable-pip-version-check", "-r", str(self.declared.lock)]
+        self._step(command, heard)
+
+    def _step(self, command: list[str], heard: OnLine | None = None) -> None:
+        """Raises :class:`ToolchainError` with the step's own reason where it fails."""
+        env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+        env |= {"PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1"}
+        with (
+            self.log.open("a", encoding="utf-8") as out,
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env=env,
+                pass_fds=(self.lock,),
+                start_new_session=True,
+            ) as process,
+        ):
+            try:
+                for line in process.stdout or ():
+                    out.write(line)
+                    if heard is not None:
+                        heard(line)
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                raise
+        if process.returncode != 0:
+            raise ToolchainError(
+                f"could not be installed: {_reason(self.log)}",
+                where=f"toolchain {self.declared.name!r}",
+                remedy=f"The log is {self.log}",
+            )
 
 
 def _reason(log: Path) -> str:

@@ -171,8 +171,9 @@ def clear_staging(name: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(name: str, on_progress: OnProgress | None = None) -> Iterator[None]:
-    """Only one at a time; others wait. The lock ends with its process, however that ends."""
+def locked(name: str, on_progress: OnProgress | None = None) -> Iterator[int]:
+    """Only one at a time; others wait. The lock ends with its process, however that ends, and with the processes that
+    were given its descriptor, which is yielded: what a killed installation left running must end first."""
     with (toolchains_folder() / f".{name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,4 +181,4 @@ def locked(name: str, on_progress: OnProgress | None = None) -> Iterator[None]:
             if on_progress is not None:
                 on_progress("waiting for another installation", 0, 0)
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()

@@ -1,0 +1,14 @@
+"""Fixtures of the integration tests."""
+
+from __future__ import annotations
+
+import pytest
+from tests.support import toolchains
+
+from kedge_targets.toolchain import Toolchain
+
+
+@pytest.fixture(scope="session")
+def tflite_toolchain() -> Toolchain:
+    """TFLite's converter; see :func:`tests.support.toolchains.required`."""
+    return toolchains.required("tflite")
