@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
 import threading
 import time
 from collections import deque
@@ -69,6 +70,11 @@ class Backoff:
     def reset(self) -> None:
         """Begin anew after a success."""
         self._failures = 0
+
+
+def _no_delay(opened: object) -> None:
+    if isinstance(opened, socket.socket):
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class _RefusedError(Exception):
@@ -320,6 +326,8 @@ class Connection:
         client.on_message = self._received
         # With this set, paho leaves all writing to the loop; else each publishing thread would write to the socket.
         client.on_socket_register_write = lambda *_: None
+        # A small message must not wait for the acknowledgement of the one before it (40 ms and more).
+        client.on_socket_open = lambda _, __, opened: _no_delay(opened)
         return client
 
     def _connected(
@@ -359,6 +367,9 @@ class Connection:
     def _received(self, _: paho.Client, __: object, message: paho.MQTTMessage) -> None:
         if len(message.payload) > MAX_MESSAGE_BYTES:
             log.warning("a message of %d bytes on %s was dropped", len(message.payload), message.topic)
+        elif message.retain and not any(paho.topic_matches_sub(item, message.topic) for item, _ in self._subscriptions):
+            # amqtt 0.12 sends a new client what is retained for the subscriptions of all others.
+            return
         elif self._ready.is_set():
             self._guarded(self._on_message, message.topic, bytes(message.payload), message.retain)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import threading
@@ -13,6 +14,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from kedge_protocol import codec, topics
 from kedge_protocol.blocks import BlockAnswer, decode_answer
+from kedge_protocol.errors import MessageError
 from kedge_protocol.messages import (
     BlobKind,
     BlockRequest,
@@ -92,13 +94,14 @@ class ScriptedAgent:
     def _message(self, _: paho.Client, __: object, message: paho.MQTTMessage) -> None:
         payload = bytes(message.payload)
         if message.topic == topics.CONTROLLER_STATUS:
-            self.statuses.append(codec.decode(payload, Status, where="status"))
+            with contextlib.suppress(MessageError):
+                self.statuses.append(codec.decode(payload, Status, where="status"))
         elif message.topic == topics.desired(self.name):
             if payload:
                 self.desired.append(codec.decode(payload, Desired, where="desired"))
             else:
                 self.cleared += 1
-        else:
+        elif message.topic.startswith(topics.block(self.name, "")):
             rid = message.topic.rpartition("/")[2]
             answer = decode_answer(payload)
             digest, kind = self._asked[rid]

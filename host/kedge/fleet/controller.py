@@ -294,8 +294,8 @@ class Controller:
 
 def _taken_apart(topic: str) -> tuple[str, str, str]:
     """Device, kind, tail of a topic that a subscription let through; cheap, for it is done for each request."""
-    parts = topic.split("/")
-    return parts[3], parts[4], parts[5] if len(parts) > 5 else ""
+    parts = [*topic.split("/"), "", "", "", "", ""]
+    return parts[3], parts[4], parts[5]
 
 
 def _lock(path: Path) -> int:
