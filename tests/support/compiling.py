@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kedge import Release
+from kedge import compile as compile_model
+from kedge_protocol.bundle.layout import Layout
 from tests.support.bundles import mlp, samples
 
 Array = npt.NDArray[Any]
@@ -77,3 +84,40 @@ def kedge(arguments: Sequence[str], *, env: Mapping[str, str] | None = None) -> 
         timeout=600,
         env={**os.environ, **(env or {})},
     )
+
+
+SHARED_MODELS = {"ic": ("ic_resnet8.onnx", 50, 0.015), "kws": ("kws_dscnn.onnx", 200, 0.005)}
+"""Short name → file, samples to calibrate on (the rest evaluates), allowed drop."""
+SHARED_TARGETS = ("generic-cpu", "rpi4", "intel-cpu")
+
+
+@functools.cache
+def shared_release(shared_data: Path, short: str, run: int = 0) -> Release:
+    """A shared model compiled for all three targets, once a session and ``run``."""
+    file, split, max_drop = SHARED_MODELS[short]
+    folder = Path(tempfile.mkdtemp(prefix="kedge-shared-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with np.load(shared_data / "eval" / f"{short}.npz") as data:
+        raw, label = data["input"], data["label"]
+    np.savez(folder / "calibration.npz", input=raw[:split])
+    np.savez(folder / "evaluation.npz", input=raw[split:], label=label[split:])
+    return compile_model(
+        shared_data / "models" / file,
+        name=short,
+        version="1.0",
+        targets=SHARED_TARGETS,
+        calibration=folder / "calibration.npz",
+        evaluation=folder / "evaluation.npz",
+        out=folder / "OUT",
+        max_drop=max_drop,
+    )
+
+
+def unpacked(release: Release, target: str, folder: Path) -> Path:
+    """A bundle's files by title, as they lie in a device's slot; its configuration is ``config.json``."""
+    layout, bundle = Layout(release.path), release.bundles[target]
+    folder.mkdir(parents=True, exist_ok=True)
+    for title, layer in bundle.files.items():
+        shutil.copyfile(layout.blob_path(layer.digest), folder / title)
+    (folder / "config.json").write_bytes(bundle.config_raw)
+    return folder

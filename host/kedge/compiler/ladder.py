@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kedge.compiler import tasks
+from kedge.compiler import metric, tasks
 from kedge.compiler.dataset import Data
 from kedge.compiler.model import Model
 from kedge.compiler.options import CompileOptions
@@ -21,18 +21,20 @@ from kedge_protocol.errors import (
     CompileError,
     ConfigError,
     KedgeError,
-    LoweringError,
     MissingDependencyError,
     StorageError,
+    TargetError,
     UnsupportedOperatorError,
-    VerificationError,
-    WorkerError,
 )
 from kedge_targets import registry
 from kedge_targets.contract import Compiler
 from kedge_targets.numerics import Plan, Precision
 from kedge_targets.target import BackendChoice, Target
 from kedge_targets.worker import Worker
+
+_FINAL = (UnsupportedOperatorError, TargetError, ConfigError, MissingDependencyError)
+"""Another precision would meet the same."""
+_FREE_BYTES = 1 << 20
 
 Tell = Callable[[str, str, int, int], None]
 """``(who, what, done, total)``: who is a target's name, ``reference`` or ``data``."""
@@ -111,8 +113,8 @@ def compile_target(target: Target, job: Job, worker: Worker) -> Compiled | Faile
     """Try backends and precisions in order.
 
     Raises:
-        StorageError, ConfigError: what no other precision would mend (a full disk, the user's metric).
-        KedgeError: whatever the float reference failed with.
+        StorageError: the disk is full.
+        KedgeError: what is not this target's: the float reference, or the user's metric, failed.
     """
     attempts: list[Attempt] = []
     errors: list[KedgeError] = []
@@ -128,19 +130,27 @@ def compile_target(target: Target, job: Job, worker: Worker) -> Compiled | Faile
             attempts.append(attempt)
             try:
                 taken = _try(target, choice, plan, job, worker, attempt)
-            except (StorageError, ConfigError):
-                raise
-            except (LoweringError, UnsupportedOperatorError, VerificationError, WorkerError) as error:
-                if job.reference.done() and job.reference.exception() is error:
-                    raise  # it is not this target's
+            except KedgeError as error:
+                _reraise_if_not_the_targets(error, job)
                 attempt.reason = str(error)
                 errors.append(error)
-                if isinstance(error, UnsupportedOperatorError):
-                    break  # another precision has the same operators
+                if isinstance(error, _FINAL):
+                    break
                 continue
             if taken is not None:
                 return replace(taken, attempts=attempts)
     return Failed(target=target, error=_verdict(target, job.options, attempts, errors), attempts=attempts)
+
+
+def _reraise_if_not_the_targets(error: KedgeError, job: Job) -> None:
+    from_reference = job.reference.done() and job.reference.exception() is error
+    if from_reference or isinstance(error, StorageError) or error.where == metric.WHERE:
+        raise error
+    # A vendor's own words for a full disk are seldom clear.
+    if shutil.disk_usage(job.scratch).free < _FREE_BYTES:
+        raise StorageError(
+            f"the disk is full: {error.what}", where=str(job.options.out), remedy="Free space or choose another folder"
+        ) from error
 
 
 def plans(compiler: Compiler, target: Target) -> list[Plan]:

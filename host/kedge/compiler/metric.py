@@ -20,6 +20,8 @@ from kedge_protocol.errors import ConfigError, DatasetError
 Array = npt.NDArray[Any]
 UserMetric = Callable[[Mapping[str, Array], Mapping[str, Array], Array | None], float]
 
+WHERE = "--metric"
+"""Where errors of the user's own function are said to be."""
 _ROWS = 4096
 _UNIT = 1e-3
 
@@ -171,9 +173,9 @@ def check_reference(reference: str) -> None:
     """
     path, colon, name = reference.rpartition(":")
     if not colon or Path(path).suffix != ".py" or not name.isidentifier():
-        raise ConfigError(f"{reference!r} cannot be read", where="--metric", remedy="Write it as file.py:function")
+        raise ConfigError(f"{reference!r} cannot be read", where=WHERE, remedy="Write it as file.py:function")
     if not Path(path).is_file():
-        raise ConfigError(f"there is no file {path}", where="--metric")
+        raise ConfigError(f"there is no file {path}", where=WHERE)
 
 
 def absolute(reference: str) -> str:
@@ -196,7 +198,7 @@ def load(reference: str) -> UserMetric:
     file = Path(path)
     spec = importlib.util.spec_from_file_location(f"_kedge_metric_{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} cannot be imported", where="--metric")
+        raise ConfigError(f"{path} cannot be imported", where=WHERE)
     module = importlib.util.module_from_spec(spec)
     folder = str(file.resolve().parent)
     if folder not in sys.path:
@@ -204,10 +206,10 @@ def load(reference: str) -> UserMetric:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ConfigError(f"{path} cannot be imported: {_said(error)}", where="--metric") from error
+        raise ConfigError(f"{path} cannot be imported: {_said(error)}", where=WHERE) from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise ConfigError(f"{path} has no function {name!r}", where="--metric")
+        raise ConfigError(f"{path} has no function {name!r}", where=WHERE)
     found: UserMetric = function
     return found
 
@@ -217,9 +219,9 @@ def _users(choice: Choice, outputs: Mapping[str, Array], inputs: Mapping[str, Ar
     try:
         value = function(dict(outputs), dict(inputs), labels)
     except Exception as error:
-        raise ConfigError(f"{choice.name} raised {_said(error)}", where="--metric") from error
+        raise ConfigError(f"{choice.name} raised {_said(error)}", where=WHERE) from error
     if not isinstance(value, (int, float, np.integer, np.floating)) or not math.isfinite(value):
-        raise ConfigError(f"{choice.name} gave {value!r}, a finite number was expected", where="--metric")
+        raise ConfigError(f"{choice.name} gave {value!r}, a finite number was expected", where=WHERE)
     return float(value)
 
 

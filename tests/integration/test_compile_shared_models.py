@@ -1,0 +1,78 @@
+"""The shared models through the real compiler, for all three targets: int8, within the drop, small, and the same bytes
+each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.support.compiling import SHARED_MODELS, SHARED_TARGETS, shared_release
+
+from kedge_agent.model import Model
+from kedge_protocol.bundle.layout import Layout
+
+pytestmark = pytest.mark.shared_data
+MODELS = sorted(SHARED_MODELS)
+LARGEST = {"ic": 0.32, "kws": 0.52}
+"""Size of generic-cpu's and rpi4's files, of the float model's."""
+
+
+@pytest.mark.parametrize("target", SHARED_TARGETS)
+@pytest.mark.parametrize("short", MODELS)
+def test_int8_holds_the_drop(shared_data: Path, short: str, target: str) -> None:
+    release = shared_release(shared_data, short)
+    assert not release.failures
+    assert release.report is not None
+    entry = next(bundle for bundle in release.report.bundles if bundle.target == target)
+    assert entry.precision == "int8"
+    assert entry.drop <= SHARED_MODELS[short][2]
+    assert entry.calibration_samples == SHARED_MODELS[short][1]
+    assert entry.evaluation_samples == {"ic": 150, "kws": 800}[short]
+    assert entry.verified == "executed"
+    assert entry.agreement is not None
+    assert entry.agreement >= 0.93
+
+
+@pytest.mark.parametrize("target", ["generic-cpu", "rpi4"])
+@pytest.mark.parametrize("short", MODELS)
+def test_the_files_are_small(shared_data: Path, short: str, target: str) -> None:
+    release = shared_release(shared_data, short)
+    float_bytes = (shared_data / "models" / SHARED_MODELS[short][0]).stat().st_size
+    assert release.bundles[target].model_bytes <= LARGEST[short] * float_bytes
+
+
+@pytest.mark.parametrize("target", SHARED_TARGETS)
+@pytest.mark.parametrize("short", MODELS)
+def test_the_figure_is_what_the_packed_files_give(shared_data: Path, short: str, target: str) -> None:
+    release = shared_release(shared_data, short)
+    assert release.report is not None
+    entry = next(bundle for bundle in release.report.bundles if bundle.target == target)
+    split = SHARED_MODELS[short][1]
+    with np.load(shared_data / "eval" / f"{short}.npz") as data:
+        raw, label = data["input"][split:], data["label"][split:]
+    model = Model(release.path, target=target)
+    answers = model(raw)
+    answers = next(iter(answers.values())) if isinstance(answers, dict) else answers
+    assert np.mean(answers.argmax(axis=1) == label) == entry.value
+
+
+@pytest.mark.parametrize("short", MODELS)
+def test_compiled_twice_the_digests_are_the_same(shared_data: Path, short: str) -> None:
+    first, second = shared_release(shared_data, short), shared_release(shared_data, short, run=1)
+    assert first.path != second.path
+    assert {t: b.config_raw for t, b in first.bundles.items()} == {t: b.config_raw for t, b in second.bundles.items()}
+    assert {t: b.digest for t, b in first.bundles.items()} == {t: b.digest for t, b in second.bundles.items()}
+    assert first.digest == second.digest
+    Layout(first.path).verify()
+
+
+@pytest.mark.parametrize("short", MODELS)
+def test_the_model_is_not_changed(shared_data: Path, short: str) -> None:
+    release = shared_release(shared_data, short)
+    sums = dict(
+        reversed(line.split()) for line in (shared_data / "SHA256SUMS").read_text().splitlines() if line.strip()
+    )
+    file = SHARED_MODELS[short][0]
+    listed = next(value for name, value in sums.items() if name.endswith(file))
+    assert all(b.config.provenance.model_digest == f"sha256:{listed}" for b in release.bundles.values())
