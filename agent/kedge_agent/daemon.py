@@ -3,6 +3,7 @@ and the serving child."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import platform
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from kedge_agent import memory, system
+from kedge_agent import frugal, memory, system
 from kedge_agent.child import ServingChild
 from kedge_agent.config import AgentConfig
 from kedge_agent.link import Link
@@ -26,7 +27,7 @@ from kedge_agent.telemetry import Meter
 from kedge_agent.update import actions, events
 from kedge_agent.update.machine import Machine
 from kedge_protocol import __version__
-from kedge_protocol.messages import Reported
+from kedge_protocol.messages import Reported, ReportedModel
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Daemon:
         self._config = config
         self._clock = clock
         self._stopping = threading.Event()
+        frugal.one_arena()
         self._lock_handle = memory.lock(config.state)
         self._store = Store(config.state)
         before = memory.read(config.state)
@@ -58,6 +60,8 @@ class Daemon:
         self._write_memory(before.memory)
         self._boot_id = secrets.token_hex(6)
         self._seq = 0
+        self._busy = False
+        self._told: dict[str, tuple[object, ...]] = {}
         self._runtimes = installed_runtimes(config.distributions)
         self._turn = threading.Lock()
         """Events are handled and their actions done one at a time, in whatever thread they come."""
@@ -94,6 +98,8 @@ class Daemon:
     def run(self) -> None:
         """Run until SIGTERM or SIGINT (or :meth:`stop`); belongs in the main thread."""
         self._watch.forget_all()
+        gc.freeze()
+        frugal.give_back()
         with self._turn:
             self._performer.perform(self._machine.start(self._clock()))
         self._link.start()
@@ -138,6 +144,9 @@ class Daemon:
         for event in self._watch.look():
             self.post(event)
         self.post(events.Tick())
+        if self._busy and self._machine.settled:
+            frugal.give_back()
+        self._busy = not self._machine.settled
         if self._config.telemetry_interval and now >= self._telemetry_at:
             self._telemetry_at = now + self._config.telemetry_interval
             self._send_telemetry(now)
@@ -156,6 +165,7 @@ class Daemon:
         """Publish the reported state; the caller has the turn."""
         self._seq += 1
         models = self._machine.reported()
+        self._log(models)
         if self._machine.problem is not None:
             log.warning("the desired state was not taken: %s", self._machine.problem)
         self._link.reported(
@@ -174,6 +184,24 @@ class Daemon:
                 at=time.time(),
             )
         )
+
+    def _log(self, models: dict[str, ReportedModel]) -> None:
+        """One line for each change of a model's state."""
+        for name, model in models.items():
+            told = (model.state, model.desired, model.failure)
+            if self._told.get(name) == told:
+                continue
+            self._told[name] = told
+            if model.failure is not None:
+                failure = model.failure
+                log.error("%s: %s failed at %s: %s", name, failure.digest[:19], failure.stage, failure.reason)
+            else:
+                log.info(
+                    "%s: %s %s%s", name, model.state.value, model.desired, f" ({model.detail})" * bool(model.detail)
+                )
+        for name in self._told.keys() - models.keys():
+            del self._told[name]
+            log.info("%s: removed", name)
 
     def _command(self, verb: str) -> str | None:
         """Do a command; None where it is done, else why not."""

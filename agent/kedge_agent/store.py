@@ -13,6 +13,7 @@ or a power cut, can only cost blocks.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -123,7 +124,7 @@ class Store:
         try:
             os.ftruncate(file, size)
             have = _finished(file, size, hashes)
-            self._copy(file, size, hashes, have)
+            self._copy(path.name, file, size, hashes, have)
         except BaseException:
             os.close(file)
             raise
@@ -215,7 +216,7 @@ class Store:
                 return stored
         return None
 
-    def _copy(self, file: int, size: int, hashes: bytes, have: bytearray) -> None:
+    def _copy(self, name: str, file: int, size: int, hashes: bytes, have: bytearray) -> None:
         """Copy the blocks that another blob of this device holds, or another place of this one."""
         wanted: dict[bytes, list[int]] = {}
         for index in range(block_count(size)):
@@ -228,6 +229,7 @@ class Store:
                 (index, wanted[known[index * HASH_SIZE : (index + 1) * HASH_SIZE]])
                 for index in range(len(known) // HASH_SIZE)
                 if known[index * HASH_SIZE : (index + 1) * HASH_SIZE] in wanted
+                and (path.name != name or bit_is_set(have, index))
             ]
             if not found:
                 continue
@@ -252,13 +254,32 @@ class Store:
 
 
 def _finished(file: int, size: int, hashes: bytes) -> bytearray:
-    """Bitmap of the blocks whose content has the hash that the map says."""
-    have = bytearray((block_count(size) + 7) // 8)
-    for index in range(block_count(size)):
-        data = os.pread(file, block_length(size, index), index * BLOCK_SIZE)
-        if block_hash(data) == hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE]:
-            have[index >> 3] |= 1 << (index & 7)
+    """Bitmap of the blocks whose content has the hash that the map says. Holes of the file are not read: they are
+    zeros, which finishes a block of zeros."""
+    count = block_count(size)
+    have = bytearray((count + 7) // 8)
+    zeros = {length: block_hash(bytes(length)) for length in {BLOCK_SIZE, block_length(size, count - 1)}}
+    index = 0
+    while index < count:
+        data_at = _next_data(file, index * BLOCK_SIZE, size) // BLOCK_SIZE
+        for place in range(index, min(data_at + 1, count)):
+            length = block_length(size, place)
+            hole = place < data_at
+            actual = zeros[length] if hole else block_hash(os.pread(file, length, place * BLOCK_SIZE))
+            if actual == hashes[place * HASH_SIZE : (place + 1) * HASH_SIZE]:
+                have[place >> 3] |= 1 << (place & 7)
+        index = data_at + 1
     return have
+
+
+def _next_data(file: int, offset: int, size: int) -> int:
+    """Where the next byte that was ever written is, from ``offset`` on; beyond ``size`` where there is none."""
+    try:
+        return os.lseek(file, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return size + BLOCK_SIZE
+        raise
 
 
 def _digest(file: int) -> str:

@@ -176,7 +176,7 @@ class ModelTelemetry:
         latency_ms: ``p50``, ``p95``, ``p99``, ``mean`` of the interval; empty without calls.
     """
 
-    digest: str | None
+    digest: str | None = None
     inferences: int
     errors: int
     inferences_total: int
