@@ -1,0 +1,133 @@
+"""A ``Model(...)`` call against the bare runtime's own call, conversions included in both; import time."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import BIN, SHARED, Result, medians, output_of
+
+CALLS = 3000
+
+
+def run() -> Iterator[Result]:
+    """Per runtime of an int8 ic_resnet8, and the import of ``kedge_agent``."""
+    yield from _calls()
+    command = [BIN / "python", "-X", "importtime", "-c", "import kedge_agent"]
+
+    def imported() -> float:
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+        return int(done.stderr.splitlines()[-1].split("|")[1]) / 1e6
+
+    def bare() -> float:
+        start = time.perf_counter()
+        output_of([BIN / "python", "-c", "import numpy"])
+        return time.perf_counter() - start
+
+    kedge, numpy_alone = medians(7, imported, bare)
+    yield Result(
+        "import of `kedge_agent`",
+        "`-X importtime`, cumulative",
+        "s",
+        kedge,
+        numpy_alone,
+        "a process that imports numpy alone",
+        "≤0.3 s",
+        kedge <= 0.3,
+    )
+
+
+def _calls() -> Iterator[Result]:
+    model = SHARED / "models" / "ic_resnet8.onnx"
+    if not model.exists():
+        print("skipped: calls (the shared data is absent)")
+        return
+    import kedge
+    from kedge_agent import Model
+
+    data = np.load(SHARED / "eval" / "ic.npz")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        np.savez(folder / "calib.npz", input=data["input"][:50])
+        np.savez(folder / "eval.npz", input=data["input"][50:], label=data["label"][50:])
+        release = kedge.compile(
+            model,
+            name="ic",
+            version="1",
+            targets=["generic-cpu", "rpi4"],
+            calibration=folder / "calib.npz",
+            evaluation=folder / "eval.npz",
+            out=folder / "OUT",
+            max_drop=0.05,
+        )
+        image = np.ascontiguousarray(data["input"][60:61])
+        from kedge_protocol.bundle.layout import Layout
+
+        layout = Layout(release.path)
+        for target in ("generic-cpu", "rpi4"):
+            bundle = layout.bundle(target)
+            file = layout.blob_path(bundle.files[bundle.config.entry].digest)
+            called = Model(release.path, target=target)
+            bare = _BARE[bundle.config.entry.rpartition(".")[2]](file, bundle.config, image)
+            np.testing.assert_allclose(called(image), bare(), atol=1e-6)
+            ours, theirs = _alternating(lambda called=called: called(image), bare)
+            yield Result(
+                f"`Model(...)` call, {bundle.config.backend}",
+                f"one sample of ic_resnet8 {bundle.config.precision}, conversion included, median of {CALLS} calls",
+                "µs",
+                ours,
+                theirs,
+                "the bare runtime with the same conversion in numpy",
+                "≤1.1× or +5 µs",
+                ours <= max(1.1 * theirs, theirs + 5),
+            )
+
+
+def _alternating(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[float, float]:
+    """Medians in µs of single calls, taken in turns of 50."""
+    taken: tuple[list[int], list[int]] = ([], [])
+    for _ in range(CALLS // 50):
+        for column, call in zip(taken, (first, second), strict=True):
+            for _ in range(50):
+                start = time.perf_counter_ns()
+                call()
+                column.append(time.perf_counter_ns() - start)
+    return statistics.median(taken[0]) / 1000, statistics.median(taken[1]) / 1000
+
+
+def _bare_onnx(file: Path, config: Any, image: Any) -> Callable[[], Any]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda: session.run(None, {name: image})[0]
+
+
+def _bare_lite(file: Path, config: Any, image: Any) -> Callable[[], Any]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(file), num_threads=config.runtime_options.get("threads", 1))
+    interpreter.allocate_tensors()
+    given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    in_scale, in_zero = given["quantization"]
+    out_scale, out_zero = made["quantization"]
+
+    def call() -> Any:
+        quantized = np.clip(np.rint(image / np.float32(in_scale)) + in_zero, -128, 127).astype(np.int8)
+        interpreter.set_tensor(given["index"], quantized)
+        interpreter.invoke()
+        return (interpreter.get_tensor(made["index"]).astype(np.float32) - out_zero) * np.float32(out_scale)
+
+    return call
+
+
+_BARE = {"onnx": _bare_onnx, "tflite": _bare_lite}
