@@ -78,6 +78,7 @@ def lower(
     plan: Plan | Precision,
     calibration: Calibration,
     workdir: Path,
+    /,
     **options: Any,
 ) -> Lowered:
     """Lower by the first backend of one of Kedge's targets, with its options and ``options``."""
