@@ -47,6 +47,8 @@ _RUNTIME_OPTIONS = ("device", "threads", "precision")
 _KNOWN_OPTIONS = frozenset({*_RUNTIME_OPTIONS, "model_type", "bias_correction"})
 _MODEL_TYPES = ("transformer",)
 
+_UNREAD = re.compile(r"(?:No conversion rule found for operations|Conversion is failed for): *([^\n]+)")
+
 _FIRST_RUNTIME = "2025.0"
 """The oldest OpenVINO that was seen to read these files and to answer as 2026.4 does."""
 
@@ -156,10 +158,10 @@ def _read(openvino: Any, graph: Path, given: onnx.ModelProto) -> Any:
     try:
         model = openvino.Core().read_model(str(graph))
     except Exception as error:  # the library raises RuntimeError and its own, without a common base
-        text = str(error)
+        # It names operators ("Det-17, com.example.Other-1"), not nodes.
+        told = " ".join(_UNREAD.findall(str(error)))
         for node in nodes.nodes(given):
-            # OpenVINO names operators, as "domain.Operator" or "Operator-VERSION", not nodes.
-            if re.search(rf"(?<![\w-]){re.escape(node.operator)}(?![\w])", text) and "support" in text:
+            if re.search(rf"(?<!\w){re.escape(node.operator)}(?!\w)", told):
                 raise UnsupportedOperatorError(
                     f"OpenVINO does not read operator {node.operator!r} of {node.domain}",
                     where=f"node {node.name!r}",
