@@ -149,7 +149,7 @@ def _reraise_if_not_the_targets(error: KedgeError, job: Job) -> None:
     # A vendor's own words for a full disk are seldom clear.
     if shutil.disk_usage(job.scratch).free < _FREE_BYTES:
         raise StorageError(
-            f"the disk is full: {error.what}", where=str(job.options.out), remedy="Free space or choose another folder"
+            f"the disk is full: {error.what.rstrip('.')}", where=str(job.options.out), remedy="Free space or choose another folder"
         ) from error
 
 
