@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ import numpy.typing as npt
 from kedge_protocol.errors import BundleError, VerificationError
 
 Array = npt.NDArray[Any]
+
+# What zipfile, zlib and NumPy raise for bytes that are no such file (an unknown compression, an encrypted member, a
+# shape beyond memory).
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -128,15 +133,20 @@ def load(path: Path) -> Golden:
     """
     parts: dict[str, dict[str, Array]] = {"in": {}, "out": {}, "tol": {}}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             for key in archive.files:
                 kind, _, name = key.partition("/")
                 if kind in parts and name:
-                    parts[kind][name] = archive[key]
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+                    value = archive[key]
+                    if not isinstance(value, np.ndarray):
+                        raise ValueError(f"{key!r} is no array")
+                    parts[kind][name] = value
+    except _UNREADABLE as error:
         raise BundleError(f"cannot be read as golden vectors: {error}", where=str(path)) from error
     inputs, outputs, tolerances = parts["in"], parts["out"], parts["tol"]
+    pairs = all(t.shape == (2,) and t.dtype.kind == "f" for t in tolerances.values())
     lengths = {a.shape[0] if a.ndim else -1 for a in (*inputs.values(), *outputs.values())}
-    if not inputs or not outputs or len(lengths) != 1 or lengths & {-1, 0} or set(tolerances) != set(outputs):
+    together = len(lengths) == 1 and not lengths & {-1, 0} and set(tolerances) == set(outputs)
+    if not inputs or not outputs or not together or not pairs:
         raise BundleError("the golden vectors' parts do not belong together", where=str(path))
     return Golden(inputs, outputs, {name: Tolerance(float(t[0]), float(t[1])) for name, t in tolerances.items()})
