@@ -129,6 +129,7 @@ def read(path: Path) -> AgentConfig:
     Raises:
         ConfigError: missing, not TOML, a key unknown, missing or of the wrong type, a value out of bounds; the message
             names it.
+        TargetError: the board's own target file is missing or broken.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -142,11 +143,6 @@ def read(path: Path) -> AgentConfig:
     except ConfigError as error:
         where = str(path) if error.where is None else f"{path}: {error.where}"
         raise ConfigError(error.what, where=where, remedy=error.remedy) from error
-
-
-def state_of(path: Path) -> Path:
-    """Only the state folder of a configuration file."""
-    return read(path).state
 
 
 def _checked(file: _File, folder: Path) -> AgentConfig:

@@ -1,0 +1,223 @@
+"""The agent against a real broker and the real controller: updates, crashes, refusals."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.support.agents import AgentProcess
+from tests.support.brokers import Mosquitto, mosquitto, wait_for
+from tests.support.bundles import make_bundle, samples
+from tests.support.controllers import ControllerProcess
+
+from kedge.fleet.results import DeviceDetail
+from kedge.fleet.service import FleetService
+from kedge_protocol.messages import ModelState, ReportedModel
+
+__all__ = ["mosquitto"]
+pytestmark = pytest.mark.needs("mosquitto")
+
+
+@dataclass
+class Fleet:
+    """A controller with one agent."""
+
+    service: FleetService
+    controller: ControllerProcess
+    agent: AgentProcess
+    folder: Path
+
+    def publish(self, version: str, **options: object) -> str:
+        """Publish a tiny model; the bundle's digest."""
+        out = make_bundle(self.folder, "tiny", version, **options)  # type: ignore[arg-type]
+        return self.service.publish(out).release.bundles[0].digest
+
+    def roll_out(self, version: str) -> None:
+        self.service.rollout_start(f"tiny:{version}")
+
+    def detail(self) -> DeviceDetail:
+        return self.service.device("dev")
+
+    def model(self) -> ReportedModel | None:
+        reported = self.detail().device.reported
+        return None if reported is None else reported.models.get("tiny")
+
+    def wait_state(self, state: ModelState, digest: str, timeout: float = 90.0) -> ReportedModel:
+        """Wait until the device reports this state for this wanted digest."""
+
+        def there() -> bool:
+            model = self.model()
+            return model is not None and (model.state, model.desired) == (state, digest)
+
+        wait_for(there, timeout, what=f"{state} of {digest[:19]} (see {self.agent.log})")
+        model = self.model()
+        assert model is not None
+        return model
+
+    def served_again(self) -> int:
+        return sum(transfer.finished_served_again for transfer in self.detail().transfers)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, mosquitto: Mosquitto) -> Iterator[Fleet]:
+    state = tmp_path / "fleet"
+    with (
+        FleetService(state) as service,
+        ControllerProcess(state, "--broker", mosquitto.url) as controller,
+        # A small window: a download that a test can catch in the act.
+        AgentProcess(tmp_path, mosquitto.url, more="[limits]\nwindow = 4\n") as agent,
+    ):
+        service.device_add("dev", "generic-cpu")
+        controller.start()
+        yield Fleet(service, controller, agent, tmp_path)
+
+
+def test_a_release_is_installed_served_counted_and_then_replaced_by_few_blocks(fleet: Fleet) -> None:
+    first = fleet.publish("1.0", mebibytes=4)
+    second = fleet.publish("2.0", mebibytes=4, head_seed=3)
+    fleet.agent.start()
+    fleet.roll_out("1.0")
+    model = fleet.wait_state(ModelState.SERVING, first)
+    assert (model.digest, model.version, model.proved) == (first, "1.0", True)
+    one = {"name": "input", "shape": [1, 16], "datatype": "FP32", "data": samples(1)[0].tolist()}
+    answer = fleet.agent.ask("/v2/models/tiny/infer", {"inputs": [one]})
+    assert answer is not None
+    assert len(answer["outputs"][0]["data"]) == 4
+    wait_for(
+        lambda: any(told.models["tiny"].inferences_total == 1 for told in fleet.detail().telemetry if told.models),
+        what="a counted call in the telemetry",
+    )
+    reported = fleet.detail().device.reported
+    assert reported is not None
+    assert reported.target == "generic-cpu"
+    assert "onnxruntime" in reported.runtimes
+    fleet.roll_out("2.0")
+    model = fleet.wait_state(ModelState.SERVING, second)
+    assert model.previous == first
+    assert model.bytes_received < 4 * (1 << 20) / 4
+    assert fleet.served_again() == 0
+
+
+def test_a_bundle_whose_weights_are_broken_leaves_the_old_one_serving(fleet: Fleet) -> None:
+    good = fleet.publish("1.0")
+    bad = fleet.publish("2.0", broken="weights")
+    fleet.agent.start()
+    fleet.roll_out("1.0")
+    fleet.wait_state(ModelState.SERVING, good)
+    fleet.roll_out("2.0")
+    model = fleet.wait_state(ModelState.FAILED, bad)
+    assert model.digest == good
+    assert model.failure is not None
+    assert model.failure.stage == "prove"
+    assert "golden vectors do not hold" in model.failure.reason
+    answer = fleet.agent.ask("/v2/models/tiny")
+    assert answer is not None
+    assert answer["parameters"]["digest"] == good
+    # A restart does not try it again; the next rollout does.
+    fleet.agent.terminate()
+    fleet.agent.start()
+    wait_for(lambda: fleet.agent.text().count("golden vectors do not hold") == 2, what="the failure in the log again")
+    fleet.wait_state(ModelState.FAILED, bad)
+    assert fleet.agent.text().count("tiny: proving") == 2
+    better = fleet.publish("3.0", seed=4)
+    fleet.roll_out("3.0")
+    fleet.wait_state(ModelState.SERVING, better)
+
+
+def test_killed_amid_a_download_it_goes_on_where_it_was(fleet: Fleet, mosquitto: Mosquitto) -> None:
+    digest = fleet.publish("1.0", mebibytes=24)
+    total, chance = 24 * 16, random.Random(11)
+    fleet.agent.start()
+    fleet.roll_out("1.0")
+
+    def done() -> int:
+        folder = fleet.agent.state / "partial"
+        return sum(path.stat().st_blocks * 512 for path in folder.glob("*")) >> 16 if folder.is_dir() else 0
+
+    kills = 0
+    for share in sorted(chance.uniform(0.15, 0.8) for _ in range(3)):
+        wait_for(lambda share=share: done() >= share * total or fleet.agent.current() is not None)  # type: ignore[misc]
+        if fleet.agent.current() is None:
+            fleet.agent.kill()
+            kills += 1
+            fleet.agent.start()
+    mosquitto.kill()
+    mosquitto.start()
+    fleet.controller.kill()
+    fleet.controller.start()
+    model = fleet.wait_state(ModelState.SERVING, digest)
+    assert kills
+    assert model.digest == digest
+    assert fleet.served_again() == 0
+
+
+def test_a_clean_stop_says_offline_and_leaves_no_process(fleet: Fleet) -> None:
+    digest = fleet.publish("1.0")
+    fleet.agent.start()
+    fleet.roll_out("1.0")
+    fleet.wait_state(ModelState.SERVING, digest)
+    wait_for(lambda: fleet.detail().device.online)
+    children = fleet.agent.children()
+    assert children
+    assert fleet.agent.terminate() == 0
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    wait_for(lambda: not fleet.detail().device.online, what="offline")
+
+
+def test_a_killed_agent_takes_its_serving_child_along_and_starts_again(fleet: Fleet) -> None:
+    digest = fleet.publish("1.0")
+    fleet.agent.start()
+    fleet.roll_out("1.0")
+    fleet.wait_state(ModelState.SERVING, digest)
+    children = fleet.agent.children()
+    fleet.agent.kill()
+    wait_for(lambda: not [pid for pid in children if _alive(pid)], what="the end of the serving child")
+    fleet.agent.start()
+    wait_for(lambda: fleet.agent.ask("/v2/models/tiny") is not None, what="a door that is open again")
+    fleet.wait_state(ModelState.SERVING, digest)
+
+
+def test_a_killed_serving_child_is_started_again(fleet: Fleet) -> None:
+    digest = fleet.publish("1.0")
+    fleet.agent.start()
+    fleet.roll_out("1.0")
+    fleet.wait_state(ModelState.SERVING, digest)
+    (child,) = fleet.agent.children()
+    import os
+    import signal
+
+    os.kill(child, signal.SIGKILL)
+    wait_for(lambda: fleet.agent.children() not in ([], [child]), what="another serving child")
+    wait_for(lambda: fleet.agent.ask("/v2/models/tiny") is not None, what="a door that is open again")
+
+
+def test_what_was_desired_is_finished_without_a_broker(fleet: Fleet, mosquitto: Mosquitto) -> None:
+    """All files are there, the broker goes, the agent is started anew: it proves and serves all the same."""
+    digest = fleet.publish("1.0")
+    fleet.agent.start()
+    fleet.roll_out("1.0")
+    fleet.wait_state(ModelState.SERVING, digest)
+    fleet.agent.terminate()
+    mosquitto.kill()
+    fleet.agent.start()
+    wait_for(lambda: fleet.agent.ask("/v2/models/tiny") is not None, what="serving without a broker")
+
+
+def test_a_model_taken_back_is_removed(fleet: Fleet) -> None:
+    digest = fleet.publish("1.0")
+    fleet.agent.start()
+    fleet.roll_out("1.0")
+    fleet.wait_state(ModelState.SERVING, digest)
+    fleet.service.rollout_revert()
+    wait_for(lambda: fleet.agent.current() is None, what="the model's removal")
+    wait_for(lambda: fleet.model() is None, what="a report without the model")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,59 @@
+"""Figures of the device from files as the kernel writes them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from kedge_agent import system
+from kedge_agent.notify import notify
+
+
+def test_memory_is_read_in_bytes(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text(
+        "MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:    400 kB\nHugePages_Total: 0\n"
+    )
+    assert system.memory(tmp_path) == system.Memory(1000 * 1024, 400 * 1024)
+    assert system.memory(tmp_path / "absent") == system.Memory(0, 0)
+    here = system.memory()
+    assert 0 < here.available <= here.total
+
+
+def test_processor_time_between_two_looks(tmp_path: Path) -> None:
+    (tmp_path / "stat").write_text("cpu  100 0 100 700 100 0 0 0 0 0\ncpu0 1 1 1 1\n")
+    meter = system.CpuMeter(tmp_path)
+    assert meter.percent() == 0.0
+    (tmp_path / "stat").write_text("cpu  130 0 120 750 100 0 0 0 0 0\n")
+    assert meter.percent() == 50.0
+    assert meter.percent() == 0.0
+
+
+def test_the_hottest_plausible_zone_counts(tmp_path: Path) -> None:
+    assert system.temperature(tmp_path) is None
+    for index, value in enumerate(("48312", "61000", "-274000", "x")):
+        zone = tmp_path / f"thermal_zone{index}"
+        zone.mkdir()
+        (zone / "temp").write_text(value)
+    assert system.temperature(tmp_path) == 61.0
+
+
+def test_resident_memory_of_processes_that_are_there() -> None:
+    mine = system.resident_bytes([os.getpid()])
+    assert mine > 1 << 20
+    assert system.resident_bytes([os.getpid(), 2**22 + 1]) == pytest.approx(mine, rel=0.2)
+
+
+def test_the_service_manager_is_told_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    notify("READY=1")
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        notify("READY=1")
+        assert manager.recv(100) == b"READY=1"
+    notify("WATCHDOG=1")
