@@ -18,6 +18,7 @@ from tests.support.bundles import make_bundle
 from tests.support.controllers import ControllerProcess
 from tests.support.scripted_agent import ScriptedAgent, failed, serving
 
+from kedge.cli.main import main
 from kedge.fleet.results import DeviceRollout, Progress
 from kedge.fleet.service import FleetService
 from kedge_protocol import codec, topics
@@ -117,7 +118,11 @@ def test_done_only_on_the_devices_own_proof(
 
 
 def test_a_refused_bundle_is_failed_with_the_devices_reason_and_revert_is_a_new_version(
-    fleet: FleetService, controller: ControllerProcess, mosquitto: Mosquitto, layouts: dict[str, Path]
+    fleet: FleetService,
+    controller: ControllerProcess,
+    mosquitto: Mosquitto,
+    layouts: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     one, two = digest_of(layouts, "1.0"), digest_of(layouts, "2.0")
     with ScriptedAgent("pi", mosquitto.port) as agent:
@@ -128,11 +133,14 @@ def test_a_refused_bundle_is_failed_with_the_devices_reason_and_revert_is_a_new_
         assert fleet.rollout_status(wait=20).done
         fleet.rollout_start("tiny:2.0")
         wait_for(lambda: agent.desired[-1].models == {"tiny": two})
-        agent.report(agent.desired[-1].version, {"tiny": failed(two, "12 of 80 values differ", still=one)})
+        agent.report(agent.desired[-1].version, {"tiny": failed(two, "12 of 80 \x1b[31mvalues\ndiffer", still=one)})
         status = fleet.rollout_status(wait=20)
         assert not status.done
         assert status.devices[0].progress is Progress.FAILED
-        assert status.devices[0].detail == "prove: 12 of 80 values differ"
+        assert status.devices[0].detail == "prove: 12 of 80 \x1b[31mvalues\ndiffer"
+        with pytest.raises(SystemExit):
+            main(["rollout", "status", "--state", str(fleet.state)])
+        assert "prove: 12 of 80  [31mvalues differ" in capsys.readouterr().out
         assert status.devices[0].serving == one
         before = agent.desired[-1].version
         fleet.rollout_revert()

@@ -108,19 +108,19 @@ def device_show(name: str, state: Path | None, as_json: bool) -> None:
         _echo_json(detail)
         return
     one = detail.device
-    click.echo(f"{one.name}  target {one.target}  {_labels(one.labels)}  {_presence(one)}")
+    _say(f"{one.name}  target {one.target}  {_labels(one.labels)}  {_presence(one)}")
     for model, digest in one.desired.items():
-        click.echo(f"shall serve {model} {digest} (version {one.desired_version})")
+        _say(f"shall serve {model} {digest} (version {one.desired_version})")
     if one.reported is not None:
         said = one.reported
         runtimes = ", ".join(f"{name} {version}" for name, version in sorted(said.runtimes.items()))
-        click.echo(f"agent {said.agent_version}, Python {said.python}, {said.architecture}, {runtimes or 'no runtime'}")
-        click.echo(f"free {_size(said.free_bytes)}  endpoint {said.endpoint or 'none'}")
+        _say(f"agent {said.agent_version}, Python {said.python}, {said.architecture}, {runtimes or 'no runtime'}")
+        _say(f"free {_size(said.free_bytes)}  endpoint {said.endpoint or 'none'}")
         for model, view in said.models.items():
             proved = "proved" if view.proved else "not proved"
-            click.echo(f"{model}: {view.state.value}, serves {view.digest or 'nothing'} ({proved})")
+            _say(f"{model}: {view.state.value}, serves {view.digest or 'nothing'} ({proved})")
             if view.failure is not None:
-                click.echo(f"  refused {view.failure.digest}: {view.failure.stage}: {view.failure.reason}")
+                _say(f"  refused {view.failure.digest}: {view.failure.stage}: {view.failure.reason}")
     if detail.telemetry:
         _latest_telemetry(detail.telemetry[-1])
     rows = [
@@ -137,16 +137,16 @@ def device_show(name: str, state: Path | None, as_json: bool) -> None:
     ]
     if rows:
         _table(("blob", "kind", "size", "blocks sent", "distinct", "finished sent again", "bytes sent"), rows)
-    click.echo(f"sent in all: {_size(detail.bytes_served)}")
+    _say(f"sent in all: {_size(detail.bytes_served)}")
 
 
 def _latest_telemetry(latest: Any) -> None:
     warmth = "" if latest.temperature_c is None else f", {latest.temperature_c:.0f} °C"
     used = latest.memory_total_bytes - latest.memory_available_bytes
-    click.echo(f"CPU {latest.cpu_percent:.0f} %, memory {_size(used)} of {_size(latest.memory_total_bytes)}{warmth}")
+    _say(f"CPU {latest.cpu_percent:.0f} %, memory {_size(used)} of {_size(latest.memory_total_bytes)}{warmth}")
     for model, view in latest.models.items():
         latency = ", ".join(f"{name} {value:.2f} ms" for name, value in sorted(view.latency_ms.items()))
-        click.echo(f"{model}: {view.inferences_total} inferences, {view.errors_total} errors; {latency or 'no calls'}")
+        _say(f"{model}: {view.inferences_total} inferences, {view.errors_total} errors; {latency or 'no calls'}")
 
 
 @device.command("remove")
@@ -272,12 +272,22 @@ def _print(value: Any, as_json: bool, line: str) -> None:
         click.echo(line)
 
 
+def _say(line: str) -> None:
+    """Print what devices said, in part: their text must not steer the terminal."""
+    click.echo(_printable(line))
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def _echo_json(value: Any) -> None:
     click.echo(json.dumps(codec.unstructure(value), indent=2))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table for a terminal; for a pipe plain columns, nothing cut."""
+    rows = [[_printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table

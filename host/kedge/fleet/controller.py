@@ -28,7 +28,7 @@ from kedge.fleet.records import Records
 from kedge.options import Option
 from kedge.repository.store import Repository
 from kedge_protocol import codec, topics
-from kedge_protocol.errors import ConfigError, FleetError, KedgeError, StorageError
+from kedge_protocol.errors import ConfigError, FleetError, KedgeError, MessageError, StorageError
 from kedge_protocol.messages import Status
 from kedge_protocol.mqtt import Backoff, Broker, Connection, parse_broker
 
@@ -91,8 +91,7 @@ def run(state: Path | None, options: ControllerOptions) -> None:
         StorageError: the state folder cannot be written.
     """
     broker = options.parsed()
-    stop = threading.Event()
-    with _on_signals(stop), contextlib.ExitStack() as stack:
+    with _signals() as caught, contextlib.ExitStack() as stack:
         controller = stack.enter_context(Controller(state_folder(state), broker))
         if options.embedded:
             embedded = EmbeddedBroker(options.listen)
@@ -102,21 +101,20 @@ def run(state: Path | None, options: ControllerOptions) -> None:
             stack.callback(controller.disconnect)
         controller.start()
         log.info("controller of %s at %s", controller.state, broker.url)
-        while not stop.is_set():
+        while not caught:
             controller.tick()
-            stop.wait(TICK_SECONDS)
+            time.sleep(TICK_SECONDS)
 
 
 @contextlib.contextmanager
-def _on_signals(stop: threading.Event) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, lambda *_: stop.set())
+def _signals() -> Iterator[list[int]]:
+    """Signals to stop, as they come. (An event would not do: its lock may be held by the very code that a signal
+    interrupts.)"""
+    caught: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in numbers}
     try:
-        yield
+        yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -208,7 +206,7 @@ class Controller:
             if time.monotonic() - self._flushed >= FLUSH_SECONDS:
                 self._flushed = time.monotonic()
                 self._ledger.flush()
-        except (StorageError, FleetError) as error:
+        except KedgeError as error:
             self._seldom.warning("tick", "a round was broken off: %s", error)
 
     def _write(self) -> None:
@@ -244,7 +242,14 @@ class Controller:
             state = (wish.version, bool(wish.payload))
             if self._published.get(wish.device) == state and not (remind and wish.lagging):
                 continue
-            if not self._connection.publish(topics.desired(wish.device), wish.payload, qos=1, retain=True):
+            try:
+                taken = self._connection.publish(topics.desired(wish.device), wish.payload, qos=1, retain=True)
+            except MessageError as error:
+                self._seldom.warning(
+                    f"desired {wish.device}", "%s is not told what it shall run: %s", wish.device, error
+                )
+                taken = True
+            if not taken:
                 self._unpublished = True  # the queue is full: the rest goes in the next round
                 return
             self._published[wish.device] = state

@@ -46,16 +46,18 @@ class Ledger:
 
     def told(self, key: Key, have: int) -> None:
         """The device said that it has these blocks."""
-        entry = self._entry(key)
+        loaded = self._entry(key)
         with self._lock:
+            entry = self._entries.setdefault(key, loaded)
             if have & ~entry.have:
                 entry.have |= have
                 entry.dirty = True
 
     def served(self, key: Key, index: int, size: int) -> None:
         """One block of ``size`` bytes was handed to the broker."""
-        entry = self._entry(key)
+        loaded = self._entry(key)
         with self._lock:
+            entry = self._entries.setdefault(key, loaded)
             entry.blocks_served += 1
             entry.bytes_served += size
             entry.served |= 1 << index
@@ -67,9 +69,7 @@ class Ledger:
             entry = self._entries.get(key)
         if entry is not None:
             return entry
-        loaded = self._load(key)
-        with self._lock:
-            return self._entries.setdefault(key, loaded)
+        return self._load(key)
 
     def _load(self, key: Key) -> Entry:
         device_id, digest, kind = key

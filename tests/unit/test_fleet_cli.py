@@ -1,0 +1,124 @@
+"""``kedge device``, ``publish``, ``rollout`` in a shell: what they print and how they end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.bundles import make_bundle
+
+from kedge.cli.main import main
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def kedge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The entry point of ``kedge``, in this process: a new one for each command would take most of the time."""
+    monkeypatch.setenv("KEDGE_FLEET_STATE", str(tmp_path / "state"))
+
+    def run(*arguments: str, ok: bool = True) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        output = capsys.readouterr()
+        done = Done(int(ended.value.code or 0), output.out, output.err)
+        assert done.returncode == 0 or not ok, done.stderr
+        return done
+
+    return run
+
+
+def as_json(done: Done) -> Any:
+    return json.loads(done.stdout)
+
+
+def test_the_way_from_a_device_to_a_rollout_and_back(kedge: Run, tmp_path: Path) -> None:
+    out = make_bundle(tmp_path, target="rpi4")
+    kedge("device", "add", "pi", "--target", "rpi4", "--label", "site=berlin", "--label", "floor=1")
+    kedge("device", "add", "cam", "--target", "generic-cpu", "--label", "site=berlin")
+    listed = kedge("device", "list", "--select", "site=berlin", "--select", "floor=1").stdout
+    assert "floor=1 site=berlin" in listed
+    assert "cam" not in listed
+    assert "never seen" in listed
+    published = kedge("publish", str(out)).stdout
+    assert "published tiny:1.0 for rpi4" in published
+    assert "it was there already" in kedge("publish", str(out)).stdout
+    started = kedge("rollout", "start", "tiny:1.0")
+    assert "to 1 device" in started.stdout
+    assert "left out cam" in started.stderr
+    status = as_json(kedge("rollout", "status", "--json"))
+    digest = status["devices"][0]["digest"]
+    assert status["done"] is False
+    assert status["devices"][0]["progress"] == "offline"
+    shown = kedge("rollout", "status").stdout
+    assert digest[7:19] in shown
+    assert kedge("rollout", "status", "--wait", "0.1", ok=False).returncode == 1
+    assert digest in kedge("device", "show", "pi").stdout
+    assert as_json(kedge("device", "show", "pi", "--json"))["device"]["desired"] == {"tiny": digest}
+    assert as_json(kedge("rollout", "revert", "--json"))["kind"] == "revert"
+    assert as_json(kedge("device", "list", "--json"))[1]["desired"] == {}
+    kedge("device", "remove", "pi")
+    assert [one["name"] for one in as_json(kedge("device", "list", "--json"))] == ["cam"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (("device", "add", "pi", "--target", "toaster"), 1, "unknown target 'toaster'"),
+        (("device", "add", "p/i", "--target", "rpi4"), 1, "not a usable device name"),
+        (("device", "add", "pi", "--target", "rpi4", "--label", "site"), 2, "not KEY=VALUE"),
+        (("device", "show", "pi"), 1, "no device 'pi'"),
+        (("rollout", "start", "tiny:1.0"), 1, "no release tiny:1.0"),
+        (("rollout", "status"), 1, "no rollout"),
+        (("rollout", "status", "--wait", "-1"), 2, "--wait"),
+        (("publish", "."), 1, "not an OCI image layout"),
+        (("controller", "run"), 1, "either --broker or --embedded"),
+        (("controller", "run", "--broker", "broker"), 1, "not a broker's address"),
+        (("controller", "run", "--embedded", "--listen", "x"), 1, "no address to listen at"),
+    ],
+)
+def test_mistakes_are_one_clear_error(kedge: Run, arguments: tuple[str, ...], status: int, text: str) -> None:
+    done = kedge(*arguments, ok=False)
+    assert done.returncode == status
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_controller_loads_no_compiler_and_no_runtime(tmp_path: Path) -> None:
+    program = (
+        "import sys, threading, os, signal\n"
+        "from pathlib import Path\n"
+        "import kedge.cli.fleet\n"
+        "from kedge.fleet.controller import ControllerOptions, run\n"
+        "from tests.support.brokers import free_port\n"
+        "threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "run(Path(sys.argv[1]), ControllerOptions(embedded=True, listen=f'127.0.0.1:{free_port()}'))\n"
+        "heavy = {name.partition('.')[0] for name in sys.modules}\n"
+        "unwanted = ('onnx', 'onnxruntime', 'openvino', 'torch', 'nncf', 'ai_edge_litert', 'matplotlib')\n"
+        "print(sorted(heavy.intersection(unwanted)), 'amqtt' in heavy)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "state")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[] True"
