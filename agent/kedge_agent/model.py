@@ -231,22 +231,21 @@ class _Loaded:
         self.counter = counter
         self._executor = executor
         self._specs = bundle.config.inputs
-        self._only = (self._specs[0], len(self._specs[0].shape)) if len(self._specs) == 1 else None
+        only = executor.one
+        self._only = None if only is None else (self._specs[0], len(self._specs[0].shape), only)
         self._names = [spec.name for spec in bundle.config.outputs]
         weakref.finalize(self, _release, executor, counter).atexit = False
 
     def answer(self, given: Any, named: Mapping[str, Any]) -> Any:
         """See :meth:`Model.__call__`."""
-        if self._only is not None and not named and given is not None and not isinstance(given, Mapping):
-            spec, rank = self._only
+        if not named and self._only is not None and given is not None and not isinstance(given, Mapping):
+            spec, rank, run = self._only
             array = tensors.as_array(given, spec)
-            one = array.ndim == rank - 1
-            results = self._executor.run((array[np.newaxis] if one else array,))
-        else:
-            raw = self._by_name(given, named)
-            arrays = [tensors.as_array(value, spec) for value, spec in zip(raw, self._specs, strict=True)]
-            one = all(array.ndim == len(spec.shape) - 1 for array, spec in zip(arrays, self._specs, strict=True))
-            results = self._executor.run([array[np.newaxis] for array in arrays] if one else arrays)
+            return run(array) if array.ndim != rank - 1 else run(array[np.newaxis])[0, ...]
+        raw = self._by_name(given, named)
+        arrays = [tensors.as_array(value, spec) for value, spec in zip(raw, self._specs, strict=True)]
+        one = all(array.ndim == len(spec.shape) - 1 for array, spec in zip(arrays, self._specs, strict=True))
+        results = self._executor.run([array[np.newaxis] for array in arrays] if one else arrays)
         if one:
             results = [result[0, ...] for result in results]
         return results[0] if len(results) == 1 else dict(zip(self._names, results, strict=True))
@@ -255,6 +254,8 @@ class _Loaded:
         if given is None:
             return self._executor.in_order(named)
         if not isinstance(given, Mapping):
+            if len(self._specs) == 1 and not named:
+                return [given]
             names = ", ".join(spec.name for spec in self._specs)
             raise InputError(
                 "an input was given without its name", remedy=f"Give all inputs by name, as keywords: {names}"
