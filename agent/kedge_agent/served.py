@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from kedge_agent import slots
+from kedge_agent import frugal, slots
 from kedge_agent.model import Model
 from kedge_protocol.errors import KedgeError
 
@@ -85,6 +85,7 @@ class ServedModels:
         if slot is not None and (entry is None or entry.generation != generation):
             entry = entry or Entry(folder, generation)
             self._load(entry)
+            frugal.give_back()
             entry.generation = generation
             entry.untold = slots.Serving(digest=slot.digest, pid=os.getpid(), error=entry.error)
             self._entries[name] = entry

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kedge_agent import http1
+from kedge_agent import frugal, http1
 from kedge_protocol.errors import ConfigError, KedgeError
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("kedge.serving")
 
 _DRAIN_SECONDS = 2.0
-_M_ARENA_MAX = -8  # <malloc.h>
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,7 +204,9 @@ def serve(state: Path, settings: Settings) -> None:
     Raises:
         ConfigError: the address cannot be listened on.
     """
-    _stay_lean()
+    frugal.one_arena()
+    # Before numpy is imported: each thread of its algebra would have a buffer of its own.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from kedge_agent.oip import Door
     from kedge_agent.served import ServedModels
 
@@ -227,16 +228,6 @@ def serve(state: Path, settings: Settings) -> None:
             thread.start()
         stop.wait()
         server.shutdown()
-
-
-def _stay_lean() -> None:
-    """Before numpy is imported: one thread for its algebra (each has a buffer of its own), and few heaps."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    if "MALLOC_ARENA_MAX" not in os.environ:
-        import ctypes
-
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
