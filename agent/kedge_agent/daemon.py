@@ -27,6 +27,7 @@ from kedge_agent.telemetry import Meter
 from kedge_agent.update import actions, events
 from kedge_agent.update.machine import Machine
 from kedge_protocol import __version__
+from kedge_protocol.errors import StorageError
 from kedge_protocol.messages import Reported, ReportedModel
 
 log = logging.getLogger(__name__)
@@ -57,10 +58,15 @@ class Daemon:
         before = memory.read(config.state)
         self._boots = before.boots + 1
         self._memory = before.memory
-        self._write_memory(before.memory)
+        try:
+            self._write_memory(before.memory)
+        except StorageError as error:
+            # A full disk is no reason to stay away: what is installed still serves.
+            log.error("the agent's memory cannot be written: %s", error)
         self._boot_id = secrets.token_hex(6)
         self._seq = 0
         self._busy = False
+        self._problem: str | None = None
         self._told: dict[str, tuple[object, ...]] = {}
         self._runtimes = installed_runtimes(config.distributions)
         self._turn = threading.Lock()
@@ -79,9 +85,7 @@ class Daemon:
             seed=secrets.randbits(32),
             now=clock(),
         )
-        self._link = Link(
-            config.broker, config.name, self._boot_id, post=self.post, report=self._report, command=self._command
-        )
+        self._link = Link(config.broker, config.name, self._boot_id, post=self.post, command=self._command)
         self._performer = Performer(
             self._store,
             config.proof,
@@ -144,6 +148,7 @@ class Daemon:
         for event in self._watch.look():
             self.post(event)
         self.post(events.Tick())
+        self._link.watch(now)
         if self._busy and self._machine.settled:
             frugal.give_back()
         self._busy = not self._machine.settled
@@ -166,8 +171,6 @@ class Daemon:
         self._seq += 1
         models = self._machine.reported()
         self._log(models)
-        if self._machine.problem is not None:
-            log.warning("the desired state was not taken: %s", self._machine.problem)
         self._link.reported(
             Reported(
                 boot_id=self._boot_id,
@@ -186,7 +189,11 @@ class Daemon:
         )
 
     def _log(self, models: dict[str, ReportedModel]) -> None:
-        """One line for each change of a model's state."""
+        """One line for each change of a model's state, and for a desired state that could not be taken."""
+        problem = self._machine.problem
+        if problem is not None and problem != self._problem:
+            log.warning("the desired state was not taken: %s", problem)
+        self._problem = problem
         for name, model in models.items():
             told = (model.state, model.desired, model.failure)
             if self._told.get(name) == told:

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 MAX_REASON = 1500
 """Characters of a failure's reason on the wire; the whole is in the agent's log."""
+ECHO_SECONDS = 15.0
+"""Seconds after which an own status that was not heard is a matter for the log."""
 _REMEMBERED_COMMANDS = 256
 
 
@@ -31,7 +33,6 @@ class Link:
         name: of the device; also the client's.
         boot_id: of this start.
         post: takes events for the update machine.
-        report: publishes the reported state anew, through :meth:`reported`; called with no turn held.
         command: does a verb; returns why not, or None.
     """
 
@@ -42,7 +43,6 @@ class Link:
         boot_id: str,
         *,
         post: Callable[[events.Event], None],
-        report: Callable[[], None],
         command: Callable[[str], str | None],
     ) -> None:
         self._name = name
@@ -53,7 +53,9 @@ class Link:
         self._done: OrderedDict[str, Ack] = OrderedDict()
         self._session = 0
         self._stopping = False
+        self._unheard = False
         self._broken = 0
+        self._echo_due: float | None = None
         self.connection = Connection(
             broker,
             name,
@@ -105,11 +107,31 @@ class Link:
         except MessageError as error:
             log.error("telemetry cannot be sent: %s", error)
 
+    def watch(self, now: float) -> None:
+        """Look whether the broker lets this device's topics through: some say yes to each subscription and then drop
+        what they forbid. The device hears its own status, or a line in the log says why nothing works.
+
+        Args:
+            now: seconds of a steady clock.
+        """
+        if not self._unheard:
+            self._echo_due = None
+        elif self._echo_due is None:
+            self._echo_due = now + ECHO_SECONDS
+        elif now >= self._echo_due:
+            self._unheard = False
+            log.error(
+                "%s lets nothing through on %s; see its access rules for this user and name",
+                self.connection.broker.url,
+                topics.status(self._name),
+            )
+
     def _status(self, session: int, *, online: bool) -> bytes:
         return codec.encode(Status(online=online, boot_id=self._boot_id, session=session, at=time.time()))
 
     def _connected(self, session: int) -> None:
         self._session = session
+        self._unheard = True
         self._say_online()
         self._post(events.Connected())
 
@@ -117,6 +139,7 @@ class Link:
         self.connection.publish(topics.status(self._name), self._status(self._session, online=True), qos=1, retain=True)
 
     def _disconnected(self, reason: str) -> None:
+        self._unheard = False
         self._post(events.Disconnected())
 
     def _message(self, topic: str, payload: bytes, retained: bool) -> None:
@@ -139,6 +162,7 @@ class Link:
                 log.warning("%s (%d such messages so far)", error, self._broken)
 
     def _own_status(self, status: Status) -> None:
+        self._unheard = False
         # The will of an earlier connection may come after this one's birth: the device must not look dead for it.
         if not status.online and not self._stopping:
             log.info("a late will called this device offline; saying that it is online")

@@ -201,7 +201,7 @@ class Performer:
         return events.BlobStored(action.digest)
 
     def _close(self, action: actions.CloseBlob) -> None:
-        self._store.close(action.digest, drop=action.drop)
+        self._store.close(action.digest)
 
     def _measure(self, action: actions.Measure) -> events.Event:
         bundle = action.bundle

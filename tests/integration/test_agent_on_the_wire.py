@@ -127,9 +127,7 @@ def test_telemetry_comes_with_figures_of_the_device(agent: AgentProcess, ear: Ea
 
 
 def test_a_reported_state_with_long_reasons_stays_below_the_limit(mosquitto: Mosquitto, ear: Ear) -> None:
-    link = Link(
-        parse_broker(mosquitto.url), "dev", "boot", post=lambda _: None, report=lambda: None, command=lambda _: None
-    )
+    link = Link(parse_broker(mosquitto.url), "dev", "boot", post=lambda _: None, command=lambda _: None)
     link.start()
     assert link.connection.wait_connected(10)
     failure = Failure(digest="sha256:" + "0" * 64, stage="prove", reason="x" * 20_000)
@@ -163,3 +161,27 @@ def test_a_second_agent_on_the_same_state_is_refused(agent: AgentProcess) -> Non
     agent.terminate()
     found = CliRunner().invoke(cli, ["status", "--state", str(agent.state)])
     assert "not running" in found.output
+
+
+def test_a_broker_that_forbids_its_topics_is_named_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mosquitto says yes to the subscription and then lets nothing through."""
+    (tmp_path / "acl").write_text("topic readwrite somewhere/else\n")
+    broker = Mosquitto(tmp_path, ("allow_anonymous true", f"acl_file {tmp_path / 'acl'}"))
+    broker.start()
+    heard: list[object] = []
+    link = Link(parse_broker(broker.url), "dev", "boot", post=heard.append, command=lambda _: None)
+    said: list[str] = []
+    monkeypatch.setattr("kedge_agent.link.log.error", lambda text, *values: said.append(text % values))
+    link.start()
+    try:
+        wait_for(lambda: heard, what="a connection")
+        link.watch(100.0)
+        link.watch(114.0)
+        assert said == []
+        link.watch(115.0)
+        assert "lets nothing through on kedge/v1/d/dev/status" in said[0]
+        link.watch(1000.0)
+        assert len(said) == 1
+    finally:
+        link.stop()
+        broker.kill()

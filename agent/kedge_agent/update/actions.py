@@ -62,10 +62,9 @@ class StoreBlob:
 
 @dataclass(frozen=True)
 class CloseBlob:
-    """The blob is not wanted any more. Its partial file stays for later, unless ``drop``."""
+    """The blob is not wanted any more. Its partial file stays for later."""
 
     digest: str
-    drop: bool = False
 
 
 @dataclass(frozen=True)

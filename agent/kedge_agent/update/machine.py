@@ -94,11 +94,6 @@ class Machine:
         return 0 if self._desired is None else self._desired.version
 
     @property
-    def awaits_serving(self) -> bool:
-        """Whether a model waits for the serving process."""
-        return any(update.step is Step.SERVE for update in self._models.values())
-
-    @property
     def settled(self) -> bool:
         """Whether every model has reached its end, good or bad."""
         return all(update.step.ended for update in self._models.values())
@@ -196,6 +191,7 @@ class Machine:
                 digest.checked(bundle, where=f"desired state of {name}")
         except (KedgeError, UnicodeDecodeError) as error:
             self.problem = str(error)
+            self._changed = True
             return None
         self.problem = None
         return desired
