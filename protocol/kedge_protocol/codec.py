@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import cattrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+from cattrs.v import format_exception
 
 from kedge_protocol.errors import ConfigError, KedgeError, MessageError
 
@@ -85,7 +86,7 @@ def structure(data: Any, cls: type[T], *, where: str, strict: bool = False) -> T
     except KedgeError:
         raise
     except Exception as error:
-        details = "; ".join(cattrs.transform_error(error, path=cls.__name__))
+        details = "; ".join(cattrs.transform_error(error, path=cls.__name__, format_exception=_told))
         kind = ConfigError if strict else MessageError
         raise kind(details, where=where, remedy="Correct the named fields") from error
 
@@ -93,6 +94,11 @@ def structure(data: Any, cls: type[T], *, where: str, strict: bool = False) -> T
 def unstructure(value: Any) -> Any:
     """Plain data of a view: dicts, lists, strings and numbers; fields that are None are left out."""
     return _converter(False).unstructure(value)
+
+
+def _told(error: BaseException, kind: type | None) -> str:
+    # cattrs says only which type was expected; what came in its place helps the reader more.
+    return str(error) if isinstance(error, ValueError) else format_exception(error, kind)
 
 
 def encode(value: Any) -> bytes:

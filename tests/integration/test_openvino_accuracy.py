@@ -81,9 +81,8 @@ def test_without_vnni_the_answers_are_the_same(shared_data: Path, tmp_path: Path
     chosen = lower(TARGET, graph, Precision.INT8, calibration, tmp_path / "chosen")
     full = lower(TARGET, graph, Plan(default=Precision.INT8, quantized=FULL_RANGE), calibration, tmp_path / "full")
     samples = case.evaluation[:20]
-    options: dict[str, object] = {"threads": 1}
-    entries = [(lowered.files[lowered.entry], options) for lowered in (chosen, full)]
-    here = [other_processor.answers("openvino", entry, options, samples) for entry, _ in entries]
-    there = other_processor.on_haswell("openvino", entries, samples, tmp_path)
+    models = [(lowered.files[lowered.entry], samples) for lowered in (chosen, full)]
+    here = [other_processor.answers("openvino", *model) for model in models]
+    there = other_processor.on_haswell("openvino", models, tmp_path)
     np.testing.assert_array_equal(here[0], there[0])
     assert (here[1] != there[1]).any(axis=1).mean() > 0.3

@@ -20,22 +20,18 @@ from tests.conftest import ROOT
 QEMU = "qemu-x86_64"
 
 
-def on_haswell(
-    backend: str, entries: Sequence[tuple[Path, dict[str, object]]], samples: npt.NDArray[np.float32], folder: Path
-) -> list[npt.NDArray[np.float32]]:
-    """The first output of each model (entry, runtime options) for each sample, as an Intel Haswell computes it."""
-    np.save(folder / "samples.npy", samples)
+Samples = npt.NDArray[np.float32]
+
+
+def on_haswell(backend: str, models: Sequence[tuple[Path, Samples]], folder: Path) -> list[Samples]:
+    """The first output of each model (its entry) for each of its samples, as an Intel Haswell computes it."""
+    listed = []
+    for index, (entry, samples) in enumerate(models):
+        given, out = folder / f"samples-{index}.npy", folder / f"haswell-{index}.npy"
+        np.save(given, samples)
+        listed.append([str(entry), str(given), str(out)])
     request = folder / "haswell.json"
-    outputs = [str(folder / f"haswell-{index}.npy") for index in range(len(entries))]
-    request.write_text(
-        json.dumps(
-            {
-                "backend": backend,
-                "samples": str(folder / "samples.npy"),
-                "models": [[str(entry), options, out] for (entry, options), out in zip(entries, outputs, strict=True)],
-            }
-        )
-    )
+    request.write_text(json.dumps({"backend": backend, "models": listed}))
     # The interpreter itself: qemu follows no "#!" and no link of a virtual environment.
     python = str(Path(sys.executable).resolve())
     environment = {
@@ -47,14 +43,12 @@ def on_haswell(
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
     if ran.returncode:
         raise RuntimeError(f"emulation failed ({ran.returncode}): {ran.stderr[-2000:]}")
-    return [np.load(out) for out in outputs]
+    return [np.load(out) for _, _, out in listed]
 
 
-def answers(
-    backend: str, entry: Path, options: dict[str, object], samples: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """The first output for each sample, one at a time."""
-    session = registry.runtime(backend).load(entry, options)
+def answers(backend: str, entry: Path, samples: Samples) -> Samples:
+    """The first output for each sample, one at a time, on one thread."""
+    session = registry.runtime(backend).load(entry, {"threads": 1})
     try:
         return np.concatenate([session.run([sample[None]])[0] for sample in samples])
     finally:
@@ -63,9 +57,8 @@ def answers(
 
 def main(request: Path) -> None:
     asked = json.loads(request.read_text())
-    samples = np.load(asked["samples"])
-    for entry, options, out in asked["models"]:
-        np.save(out, answers(asked["backend"], Path(entry), options, samples))
+    for entry, samples, out in asked["models"]:
+        np.save(out, answers(asked["backend"], Path(entry), np.load(samples)))
 
 
 if __name__ == "__main__":

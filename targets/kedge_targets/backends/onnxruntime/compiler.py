@@ -147,9 +147,6 @@ def _lower(
         samples = Samples(calibration, batch.size(prepared))
         made, seconds["quantize"] = _quantized(prepared, how, excluded, samples, options, workdir)
         used = samples.used
-        if how.activation == "uint8" and not how.reduced_range and target.processor.architecture == "x86_64":
-            # The target's file promises VNNI. Should a device lack it, it must be slow rather than wrong.
-            runtime_options["precise"] = True
     elif precision is Precision.FLOAT16:
         made = _halved(prepared, _not_of(Precision.FLOAT16, plan, given, prepared))
     else:

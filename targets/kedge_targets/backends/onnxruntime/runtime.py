@@ -14,7 +14,7 @@ from kedge_targets.graph import library
 FUSED = "fused"
 REFERENCE = "reference"
 
-_KNOWN_OPTIONS = frozenset({"threads", "spin", "precise"})
+_KNOWN_OPTIONS = frozenset({"threads", "spin"})
 
 
 class Runtime(contract.Runtime):
@@ -25,8 +25,6 @@ class Runtime(contract.Runtime):
         spin: whether idle threads wait for the next call by spinning for a moment (the library's default). Measured
             on 2 cores, ic_resnet8 int8: 91 us a call with it, 149 us without; a device that must save its battery
             or has other work sets it to false.
-        precise: run uint8 activations with int8 weights without saturation where the processor lacks VNNI, at the
-            price of speed there; it changes nothing where VNNI is.
     """
 
     distributions = ("onnxruntime",)
@@ -96,7 +94,6 @@ def _settings(onnxruntime: Any, options: Mapping[str, Any], kernel_set: str) -> 
     settings.log_severity_level = 3
     settings.intra_op_num_threads = threads
     settings.add_session_config_entry("session.intra_op.allow_spinning", _flag(options, "spin", True))
-    settings.add_session_config_entry("session.x64quantprecision", _flag(options, "precise", False))
     if kernel_set == REFERENCE:
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     elif kernel_set != FUSED:
