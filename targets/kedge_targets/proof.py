@@ -92,7 +92,7 @@ def prove(request: ProveRequest, progress: Progress) -> ProveAnswer:
     vectors = golden.load(vectors_file)
     _reset_peak()
     executor = Executor.of(folder, config, kernel_set=request.kernel_set)
-    step = config.inputs[0].shape[0] or 1
+    step = _batch(config)
     try:
         rows, seconds = [], []
         for index in range(0, vectors.samples, step):
@@ -126,6 +126,13 @@ def prove(request: ProveRequest, progress: Progress) -> ProveAnswer:
         runtime_version=version,
         peak_memory_bytes=_peak(),
     )
+
+
+def _batch(config: BundleConfig) -> int:
+    """How many samples the file takes at once; 1 where that is free."""
+    file = config.inputs[0].file
+    axis = 0 if file.permutation is None else file.permutation.index(0)
+    return file.shape[axis] or 1
 
 
 def _config(path: Path) -> BundleConfig:

@@ -29,7 +29,10 @@ from pathlib import Path
 
 PACKAGES = ("tensorflow-cpu", "onnx2tf", "onnx", "numpy", "ai-edge-litert")
 
-# Written by exporters (GELU above all), but no operator of TFLite: onnx2tf builds them of others.
+# Beyond the standard: what Kedge itself puts into the graph.
+CONTRIBUTED = {("com.microsoft", "Gelu")}
+
+# No operator of TFLite: onnx2tf builds it of others.
 PSEUDO = ["erf"]
 
 _NO_ANSWER = "KEDGE_ANSWER_FD is not set: this program is run by Kedge's worker"
@@ -157,7 +160,8 @@ def _check_operators(model):
     """Name an operator that onnx2tf has no module for, before it stumbles over it."""
     for node in model.graph.node:
         standard = node.domain in ("", "ai.onnx")
-        if not standard or importlib.util.find_spec(f"onnx2tf.ops.{node.op_type}") is None:
+        known = standard or (node.domain, node.op_type) in CONTRIBUTED
+        if not known or importlib.util.find_spec(f"onnx2tf.ops.{node.op_type}") is None:
             name = node.op_type if standard else f"{node.domain}.{node.op_type}"
             raise RefusedError(
                 "UnsupportedOperatorError",
