@@ -5,6 +5,7 @@ Nothing that a device sends may hurt the others: what is wrong is logged, seldom
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -198,7 +199,7 @@ def check_text(payload: bytes, *, where: str) -> None:
     if b"\\ud" not in payload.lower():
         return
     try:
-        str(codec.loads(payload, where=where)).encode()
+        json.dumps(codec.loads(payload, where=where), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise MessageError("its text is no Unicode", where=where) from error
 
