@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from kedge.compiler import report, tasks
+from kedge.compiler import exchange, report
 from kedge.compiler.ladder import Attempt
 from kedge.compiler.report_html import plots, readable_bytes, render
 
-LATENCY = tasks.Latency(p50=1.5, p95=2.5)
-GOLDEN = tasks.GoldenAnswer(samples=16, kernel_sets=("one", "two"), tolerances={"y": [0.1, 0.01]})
+LATENCY = exchange.Latency(p50=1.5, p95=2.5)
+GOLDEN = exchange.GoldenAnswer(samples=16, kernel_sets=("one", "two"), tolerances={"y": [0.1, 0.01]})
 
 
 def attempt(precision: str, **changes: object) -> Attempt:

@@ -11,7 +11,7 @@ import click
 
 from kedge.compiler.ladder import Tell
 from kedge.compiler.options import CompileOptions
-from kedge.compiler.service import run
+from kedge.compiler.service import check_environment, run
 from kedge.options import command_line, made
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def compile_command(model: Path, **values: Any) -> int:
 
     Exit status: 0 where every target has its bundle, 3 where some failed (the others are written), 1 on an error.
     """
+    check_environment()  # before anything of the extra is imported
     with _progress() as tell:
         release = run(model, made(CompileOptions, values), tell=tell)
     _show(release)

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kedge.compiler import metric, tasks
+from kedge.compiler import exchange, metric
 from kedge.compiler.dataset import Data
 from kedge.compiler.model import Model
 from kedge.compiler.options import CompileOptions
@@ -56,7 +56,7 @@ class Attempt:
     drop: float | None = None
     agreement: float | None = None
     size_bytes: int | None = None
-    latency_ms: tasks.Latency | None = None
+    latency_ms: exchange.Latency | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     reason: str = ""
@@ -71,7 +71,7 @@ class Job:
     calibration: Data
     evaluation: Data
     preprocess: dict[str, Preprocess]
-    reference: Future[tasks.ReferenceAnswer]
+    reference: Future[exchange.ReferenceAnswer]
     scratch: Path
     tell: Tell
 
@@ -83,10 +83,10 @@ class Compiled:
     target: Target
     backend: BackendChoice
     precision: Precision
-    lowered: tasks.LowerAnswer
-    evaluation: tasks.EvaluateAnswer
-    latency: tasks.Latency
-    golden: tasks.GoldenAnswer
+    lowered: exchange.LowerAnswer
+    evaluation: exchange.EvaluateAnswer
+    latency: exchange.Latency
+    golden: exchange.GoldenAnswer
     golden_file: Path
     attempts: list[Attempt]
 
@@ -149,7 +149,9 @@ def _reraise_if_not_the_targets(error: KedgeError, job: Job) -> None:
     # A vendor's own words for a full disk are seldom clear.
     if shutil.disk_usage(job.scratch).free < _FREE_BYTES:
         raise StorageError(
-            f"the disk is full: {error.what.rstrip('.')}", where=str(job.options.out), remedy="Free space or choose another folder"
+            f"the disk is full: {error.what.rstrip('.')}",
+            where=str(job.options.out),
+            remedy="Free space or choose another folder",
         ) from error
 
 
@@ -186,7 +188,7 @@ def _try(
     began = time.perf_counter()
     lowered = worker.call(
         "kedge.compiler.tasks:lower",
-        tasks.LowerRequest(
+        exchange.LowerRequest(
             graph=job.model.graph,
             inputs=job.model.inputs,
             plan=plan,
@@ -197,7 +199,7 @@ def _try(
             options=choice.options,
             workdir=str(files),
         ),
-        tasks.LowerAnswer,
+        exchange.LowerAnswer,
         deadline=deadline,
         on_progress=progress,
     )
@@ -208,7 +210,7 @@ def _try(
     reference = job.reference.result()
     evaluation = worker.call(
         "kedge.compiler.tasks:evaluate",
-        tasks.EvaluateRequest(
+        exchange.EvaluateRequest(
             program=program,
             data=job.evaluation,
             choice=reference.choice,
@@ -216,7 +218,7 @@ def _try(
             batch=job.model.batch,
             folder=str(workdir / "outputs"),
         ),
-        tasks.EvaluateAnswer,
+        exchange.EvaluateAnswer,
         deadline=deadline,
         on_progress=progress,
     )
@@ -226,8 +228,8 @@ def _try(
     attempt.drop = reference.value - evaluation.value
     latency = attempt.latency_ms = worker.call(
         "kedge.compiler.tasks:latency",
-        tasks.LatencyRequest(program=program, data=job.evaluation),
-        tasks.Latency,
+        exchange.LatencyRequest(program=program, data=job.evaluation),
+        exchange.Latency,
         deadline=deadline,
     )
     if attempt.drop > job.options.max_drop:
@@ -237,14 +239,14 @@ def _try(
     golden_file = workdir / "golden.npz"
     golden = worker.call(
         "kedge.compiler.tasks:make_golden",
-        tasks.GoldenRequest(
+        exchange.GoldenRequest(
             program=program,
             eight_bits=Precision.INT8 in (plan.default, *plan.layers.values()),
             data=job.evaluation,
             batch=job.model.batch,
             file=str(golden_file),
         ),
-        tasks.GoldenAnswer,
+        exchange.GoldenAnswer,
         deadline=deadline,
         on_progress=progress,
     )
@@ -262,7 +264,7 @@ def _try(
     )
 
 
-def _program(backend: str, lowered: tasks.LowerAnswer, folder: Path) -> tasks.Program:
+def _program(backend: str, lowered: exchange.LowerAnswer, folder: Path) -> exchange.Program:
     """The files under the titles that the bundle will give them: what is evaluated is what is packed."""
     folder.mkdir()
     for title, path in lowered.files.items():
@@ -270,7 +272,7 @@ def _program(backend: str, lowered: tasks.LowerAnswer, folder: Path) -> tasks.Pr
             (folder / title).hardlink_to(path)
         except OSError:  # a file system without hard links
             shutil.copyfile(path, folder / title)
-    return tasks.Program(
+    return exchange.Program(
         folder=str(folder),
         backend=backend,
         entry=lowered.entry,

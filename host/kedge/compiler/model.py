@@ -51,9 +51,7 @@ class Model:
 
     @property
     def batch(self) -> int:
-        """How many samples to run at once."""
-        if self.fixed_batch:
-            return 1
+        """How many samples to hand over at once; a lowered file with a fixed batch takes them in pieces."""
         return max(1, min(_MAX_BATCH, _BATCH_BYTES // max(1, self.activation_bytes)))
 
 

@@ -6,7 +6,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from kedge.compiler import tasks
+from kedge.compiler import exchange
 from kedge.compiler.ladder import Compiled
 from kedge.compiler.model import Model
 from kedge.compiler.options import CompileOptions
@@ -28,7 +28,7 @@ class Source:
     calibration_digest: str
     evaluation_digest: str
     evaluation_samples: int
-    reference: tasks.ReferenceAnswer
+    reference: exchange.ReferenceAnswer
 
 
 def configuration(compiled: Compiled, source: Source) -> cfg.BundleConfig:

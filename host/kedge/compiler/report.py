@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kedge.compiler import tasks
+from kedge.compiler import exchange
 from kedge.compiler.ladder import Attempt, Compiled, Failed
 from kedge.compiler.pack import Source
 from kedge_protocol import __version__, codec
@@ -36,7 +36,7 @@ class ReferenceEntry:
     value: float
     size_bytes: int
     samples: int
-    latency_ms: tasks.Latency
+    latency_ms: exchange.Latency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +58,14 @@ class BundleEntry:
     drop: float
     size_bytes: int
     size_ratio: float
-    latency_ms: tasks.Latency
+    latency_ms: exchange.Latency
     verified: str
     digest: str
     calibration_samples: int
     evaluation_samples: int
     measured_on: str
     memory_bytes: int
-    golden: tasks.GoldenAnswer
+    golden: exchange.GoldenAnswer
     agreement: float | None = None
     tools: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -108,7 +108,7 @@ def of(
     compiled: list[Compiled],
     digests: list[str],
     failed: list[Failed],
-    latency: tasks.Latency,
+    latency: exchange.Latency,
     warnings: list[str],
     seconds: dict[str, float],
 ) -> Report:

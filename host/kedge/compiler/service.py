@@ -10,14 +10,13 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kedge.compiler import ladder, metric, pack, preprocessing, report, tasks
+from kedge.compiler import exchange, ladder, metric, pack, preprocessing, report
 from kedge.compiler import model as modelling
 from kedge.compiler.dataset import Data, Dataset, Scan
 from kedge.compiler.golden import LEAST
@@ -43,7 +42,7 @@ from kedge_targets.target import Target
 from kedge_targets.worker import Worker
 
 # What the extra brings and no backend looks for itself; ONNX Runtime is loaded in the worker, which says so.
-_MODULES = ("onnx", "jinja2")
+_MODULES = ("onnx", "jinja2", "rich")
 _MEMORY_SHARE = 0.8
 
 
@@ -141,10 +140,6 @@ def _scratch(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _CancelledError(KedgeError):
-    """The compilation ended while a worker was still at work; never seen outside."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Given:
     """The user's data, checked."""
@@ -168,7 +163,6 @@ class _Compilation:
         self._labels = labels
         self._scratch = scratch
         self._tell = tell
-        self._ended = threading.Event()
         self._began = time.perf_counter()
         self._seconds: dict[str, float] = {}
 
@@ -178,7 +172,9 @@ class _Compilation:
             pool = stack.enter_context(ThreadPoolExecutor(max_workers=2))
             floating = stack.enter_context(self._worker("reference"))
             first = stack.enter_context(self._worker(asked[0].name))
-            stack.callback(self._ended.set)
+            # Whatever ends this, nobody waits for what the workers are at.
+            stack.callback(first.stop)
+            stack.callback(floating.stop)
             warmed = pool.submit(self._warm, first, asked[0])
             given = self._read(pool.submit(self._prepare, floating))
             warmed.result()
@@ -191,7 +187,7 @@ class _Compilation:
                 preprocess=preprocess,
                 reference=pool.submit(self._reference, floating, given, preprocess),
                 scratch=self._scratch,
-                tell=self._hear,
+                tell=self._tell,
             )
             results = [self._one(target, job, first if target is asked[0] else None) for target in asked]
             compiled = [result for result in results if isinstance(result, Compiled)]
@@ -209,16 +205,11 @@ class _Compilation:
             allowed = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * _MEMORY_SHARE)
         return Worker(name=name, memory_limit=allowed)
 
-    def _hear(self, who: str, what: str, done: int, total: int) -> None:
-        if self._ended.is_set():
-            raise _CancelledError("cancelled")
-        self._tell(who, what, done, total)
-
     def _warm(self, worker: Worker, target: Target) -> None:
         worker.call(
             "kedge.compiler.tasks:warm",
-            tasks.WarmRequest(backend=target.backends[0].name),
-            tasks.Done,
+            exchange.WarmRequest(backend=target.backends[0].name),
+            exchange.Done,
             deadline=self._options.deadline,
         )
 
@@ -263,29 +254,29 @@ class _Compilation:
         return given
 
     def _dataset(self, role: str, path: Path) -> tuple[Dataset, Scan]:
-        self._hear("data", role, 0, 0)
+        self._tell("data", role, 0, 0)
         scratch = self._scratch / role
         scratch.mkdir()
         dataset = Dataset(path, scratch, role=role)
         return dataset, dataset.scan()
 
-    def _reference(self, worker: Worker, given: _Given, preprocess: dict[str, Preprocess]) -> tasks.ReferenceAnswer:
+    def _reference(self, worker: Worker, given: _Given, preprocess: dict[str, Preprocess]) -> exchange.ReferenceAnswer:
         user = self._options.metric
         answer = worker.call(
             "kedge.compiler.tasks:reference",
-            tasks.ReferenceRequest(
+            exchange.ReferenceRequest(
                 model=given.model.graph,
                 inputs=given.model.inputs,
                 outputs=given.model.outputs,
                 data=given.evaluation,
                 preprocess=preprocess,
                 user_metric=None if user is None else metric.absolute(user),
-                batch=given.model.batch,
+                batch=1 if given.model.fixed_batch else given.model.batch,
                 folder=str(self._scratch / "reference"),
             ),
-            tasks.ReferenceAnswer,
+            exchange.ReferenceAnswer,
             deadline=self._options.deadline,
-            on_progress=lambda what, done, total: self._hear("reference", "evaluate", done, total),
+            on_progress=lambda what, done, total: self._tell("reference", "evaluate", done, total),
         )
         self._seconds["reference"] = answer.seconds
         return answer
@@ -298,18 +289,18 @@ class _Compilation:
         self._tell(target.name, "done" if isinstance(result, Compiled) else "failed", 1, 1)
         return result
 
-    def _reference_latency(self, worker: Worker, job: Job) -> tasks.Latency:
+    def _reference_latency(self, worker: Worker, job: Job) -> exchange.Latency:
         return worker.call(
             "kedge.compiler.tasks:reference_latency",
-            tasks.ReferenceLatencyRequest(
+            exchange.ReferenceLatencyRequest(
                 model=job.model.graph, inputs=job.model.inputs, data=job.evaluation, preprocess=job.preprocess
             ),
-            tasks.Latency,
+            exchange.Latency,
             deadline=self._options.deadline,
         )
 
     def _write(
-        self, job: Job, given: _Given, compiled: list[Compiled], failed: list[Failed], latency: tasks.Latency
+        self, job: Job, given: _Given, compiled: list[Compiled], failed: list[Failed], latency: exchange.Latency
     ) -> Release:
         began = time.perf_counter()
         options, reference = self._options, job.reference.result()

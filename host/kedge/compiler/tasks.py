@@ -1,6 +1,7 @@
 """What the compiler asks of the worker: each function is one task (``kedge_targets.worker``).
 
-Arrays travel as paths of ``.npy`` files. Nothing heavy is imported at the top: a task imports what it needs.
+Requests and answers are in :mod:`kedge.compiler.exchange`. Nothing heavy is imported at the top: a task imports what it
+needs.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,28 @@ import numpy.typing as npt
 
 from kedge.compiler import golden as choosing
 from kedge.compiler import metric
-from kedge.compiler.dataset import Data, open_array
+from kedge.compiler.dataset import open_array
+from kedge.compiler.exchange import (
+    Done,
+    EvaluateAnswer,
+    EvaluateRequest,
+    GoldenAnswer,
+    GoldenRequest,
+    Latency,
+    LatencyRequest,
+    LowerAnswer,
+    LowerRequest,
+    ReferenceAnswer,
+    ReferenceLatencyRequest,
+    ReferenceRequest,
+    WarmRequest,
+)
 from kedge.compiler.samples import NpyWriter, Prepared, Samples, prepared
 from kedge_protocol import golden
-from kedge_protocol.bundle.config import Preprocess, RuntimeRequirement, TensorSpec, Verified
+from kedge_protocol.bundle.config import Preprocess, TensorSpec
 from kedge_protocol.errors import KedgeError, ModelError, StorageError
 from kedge_targets import registry
-from kedge_targets.executor import Executor
 from kedge_targets.graph import library
-from kedge_targets.graph.signature import TensorInfo
-from kedge_targets.numerics import Plan
-from kedge_targets.target import Target
 from kedge_targets.worker import Progress
 
 Array = npt.NDArray[Any]
@@ -37,168 +49,6 @@ _LATENCY_CALLS = 50
 _LATENCY_SECONDS = 0.5
 _WARM_CALLS = 3
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
-
-
-@dataclass(frozen=True, kw_only=True)
-class WarmRequest:
-    """Load what a backend's compiler and runtime will need, while the parent still reads data."""
-
-    backend: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Done:
-    """An answer that says no more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceRequest:
-    """Run the float model over the evaluation set."""
-
-    model: str
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    data: Data
-    preprocess: dict[str, Preprocess]
-    batch: int
-    folder: str
-    user_metric: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceAnswer:
-    """What the float model gave: outputs as ``.npy`` files by name."""
-
-    choice: metric.Choice
-    value: float
-    outputs: dict[str, str]
-    tools: dict[str, str]
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Latency:
-    """Of one call with one sample, in milliseconds."""
-
-    p50: float
-    p95: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class LowerRequest:
-    """Turn the graph into one backend's files."""
-
-    graph: str
-    inputs: tuple[TensorInfo, ...]
-    plan: Plan
-    calibration: Data
-    preprocess: dict[str, Preprocess]
-    target: Target
-    backend: str
-    options: dict[str, Any]
-    workdir: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class LowerAnswer:
-    """A :class:`kedge_targets.contract.Lowered` on the wire, with the caller's names, layouts and preprocessing."""
-
-    files: dict[str, str]
-    entry: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    runtimes: tuple[RuntimeRequirement, ...]
-    verified: Verified
-    tools: dict[str, str]
-    runtime_options: dict[str, Any]
-    seconds: dict[str, float]
-    notes: tuple[str, ...]
-    calibration_samples: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Program:
-    """A lowered model, as an executor opens it; ``folder`` holds its files by title."""
-
-    folder: str
-    backend: str
-    entry: str
-    options: dict[str, Any]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    def open(self, kernel_set: str | None = None) -> Executor:
-        """Load it with one kernel set; None for the runtime's own choice."""
-        return Executor(
-            Path(self.folder),
-            backend=self.backend,
-            entry=self.entry,
-            options=self.options,
-            inputs=self.inputs,
-            outputs=self.outputs,
-            kernel_set=kernel_set,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateRequest:
-    """Run a lowered model over the evaluation set and compare it with the float model."""
-
-    program: Program
-    data: Data
-    choice: metric.Choice
-    reference: dict[str, str]
-    batch: int
-    folder: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateAnswer:
-    """What was measured on the very files; memory is the process's growth on load and first call (bytes)."""
-
-    value: float
-    memory_bytes: int
-    seconds: float
-    runtime: str
-    agreement: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class GoldenRequest:
-    """Choose golden vectors, measure their tolerance over every kernel set, write them."""
-
-    program: Program
-    eight_bits: bool
-    data: Data
-    batch: int
-    file: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class GoldenAnswer:
-    """What the golden vectors are."""
-
-    samples: int
-    kernel_sets: tuple[str, ...]
-    tolerances: dict[str, list[float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatencyRequest:
-    """Measure the latency of a lowered model on one sample."""
-
-    program: Program
-    data: Data
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceLatencyRequest:
-    """Measure the latency of the float model on one sample."""
-
-    model: str
-    inputs: tuple[TensorInfo, ...]
-    data: Data
-    preprocess: dict[str, Preprocess]
 
 
 def warm(request: WarmRequest, progress: Progress) -> Done:

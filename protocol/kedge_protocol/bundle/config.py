@@ -105,8 +105,12 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What the bundle needs on the device, in bytes: its files on disk, and the runtime's memory as measured on the
-    host (growth of the process on load and first call)."""
+    """What the bundle needs on the device, in bytes: its files on disk, and an estimate of the model's memory beside
+    the runtime's own (the files twice, as read and as the runtime packs them anew, and every tensor of one sample).
+
+    An estimate and not a measurement, so that equal input gives an equal digest; what was measured on the host is in
+    the report.
+    """
 
     storage_bytes: int
     memory_bytes: int

@@ -78,6 +78,7 @@ class Worker:
         self._buffer = b""
         self._failed = False
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
 
     def call(
         self,
@@ -114,6 +115,10 @@ class Worker:
             if "error" in message:
                 self._raise(message["error"])
             return codec.structure(message["answer"], answer_type, where=f"answer of {task}")
+
+    def stop(self) -> None:
+        """From another thread: the call under way, and every later one, ends with :class:`WorkerCrashedError`."""
+        self._stopped.set()
 
     def close(self) -> None:
         """End the child; its log goes, unless a call failed."""
@@ -179,6 +184,8 @@ class Worker:
         looked = time.monotonic()
         while True:
             now = time.monotonic()
+            if self._stopped.is_set():
+                raise WorkerCrashedError("was stopped", where=f"worker {self.name!r}")
             if now >= until:
                 self._fail(WorkerTimeoutError, f"was killed after its deadline of {deadline:g} s")
             if now - looked >= _TICK:
