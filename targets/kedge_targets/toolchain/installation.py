@@ -188,7 +188,8 @@ def _reason(log: Path) -> str:
 
 
 def _try_out(declared: Declaration, building: Path, report: OnProgress) -> None:
-    """Nothing is put in place that cannot load its own packages."""
+    """Nothing is put in place that cannot load its own packages. What is loaded is compiled by the way, where pip would
+    compile everything."""
     report("trying it out", 0, 0)
     try:
         with store.toolchain_in(declared, building).worker() as worker:

@@ -19,8 +19,9 @@ _BACKENDS = Path(__file__).resolve().parent.parent / "backends"
 # General opt-outs, honoured by many packages.
 _GENERAL = {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0"}
 
-# What would make another Python import this one's packages.
-_FOREIGN = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE")
+# What would make another Python import this one's packages, or compile its own anew at each start: a toolchain's
+# environment is Kedge's, its bytecode belongs there.
+_FOREIGN = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE", "PYTHONDONTWRITEBYTECODE")
 
 
 @functools.cache

@@ -92,6 +92,7 @@ class Compiler(contract.Compiler):
         if plan.default is Precision.INT8 and not calibration.samples:
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         toolchain.find(conversion.NAME)
+        conversion.start()
         begun = time.perf_counter()
         model = reading.load(graph)
         float_file = _float_file(model, calibration, workdir)

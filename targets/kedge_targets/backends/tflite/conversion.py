@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kedge_protocol.errors import LoweringError, WorkerError
+from kedge_protocol.errors import KedgeError, LoweringError, WorkerError
 from kedge_targets import toolchain
 from kedge_targets.toolchain.installation import Versions
 from kedge_targets.worker import Worker
@@ -88,6 +89,17 @@ def convert(request: ConvertRequest) -> Converted:
         return worker.call("convert", request, Converted, deadline=deadline)
     except WorkerError as error:
         raise LoweringError(error.what, where=error.where, remedy=error.remedy) from error
+
+
+def start() -> None:
+    """Begin to load the driver while the caller prepares the graph; :func:`convert` waits for it, and says so if it
+    cannot be loaded."""
+
+    def load() -> None:
+        with contextlib.suppress(KedgeError):
+            _driver()
+
+    threading.Thread(target=load, name="kedge-driver-start", daemon=True).start()
 
 
 def versions() -> dict[str, str]:
