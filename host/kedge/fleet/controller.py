@@ -279,7 +279,7 @@ class Controller:
         elif not retained:
             try:
                 self._blocks.request(device, tail, payload)
-            except KedgeError as error:
+            except (KedgeError, RecursionError) as error:
                 self._seldom.warning(f"req {device}", "a request was dropped: %s", error)
 
     def _heard_of_controller(self, payload: bytes) -> None:

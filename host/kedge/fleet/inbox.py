@@ -107,7 +107,7 @@ class Inbox:
             topic, payload, retained = item
             try:
                 self._one(topic, payload, retained)
-            except KedgeError as error:
+            except (KedgeError, RecursionError) as error:
                 self._seldom.warning(topic.rpartition("/")[0], "a message was dropped: %s", error)
             except Exception:
                 log.exception("a message on %s was dropped", topic[:120])
