@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from kedge_targets import registry, target
+from kedge_targets import contract, registry, target
 from kedge_targets.contract import Lowered
 from kedge_targets.executor import Executor
 from kedge_targets.graph import library, reading, writing
@@ -76,7 +76,7 @@ def lower(
     target_name: str,
     graph: Path,
     plan: Plan | Precision,
-    calibration: Calibration,
+    calibration: contract.Calibration,
     workdir: Path,
     /,
     **options: Any,

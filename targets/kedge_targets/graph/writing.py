@@ -36,9 +36,9 @@ def save(model: onnx.ModelProto, path: Path) -> None:
         raise StorageError(f"cannot be written: {error.strerror}", where=str(path)) from error
 
 
-def strip(model: onnx.ModelProto) -> None:
-    """Take away what no runtime reads, in place: inferred shapes, documentation and metadata (exporters write stack
-    traces and paths there), opsets that nothing uses."""
+def strip(model: onnx.ModelProto, *, keep_shapes: bool = False) -> None:
+    """Take away what no runtime reads, in place: inferred shapes (unless they are to be kept), documentation and
+    metadata (exporters write stack traces and paths there), opsets that nothing uses."""
     used = {"" if domain == nodes.DEFAULT_DOMAIN else domain for domain, _ in nodes.operators(model)}
     used |= {function.domain for function in model.functions}
     kept = [opset for opset in model.opset_import if opset.domain in used or opset.domain in ("", nodes.DEFAULT_DOMAIN)]
@@ -48,7 +48,8 @@ def strip(model: onnx.ModelProto) -> None:
     del model.metadata_props[:]
     for graph in nodes.graphs(model.graph):
         graph.doc_string = ""
-        del graph.value_info[:]
+        if not keep_shapes:
+            del graph.value_info[:]
         del graph.metadata_props[:]
         del graph.quantization_annotation[:]
         for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):

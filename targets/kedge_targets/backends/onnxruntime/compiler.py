@@ -151,7 +151,9 @@ def _lower(
         made = _halved(prepared, _not_of(Precision.FLOAT16, plan, given, prepared))
     else:
         made = prepared
-    writing.strip(made)
+    # Of a transformer in float16 ONNX Runtime (1.23 to 1.31) needs the inferred shapes: without them its optimizer
+    # crashes on an Add before a LayerNormalization.
+    writing.strip(made, keep_shapes=precision is Precision.FLOAT16)
     entry = workdir / ENTRY
     writing.save(made, entry)
     layouts = {info.name: info.layout for info in signature.inputs(given)}

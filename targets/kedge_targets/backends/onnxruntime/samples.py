@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kedge_targets.contract import Array, Calibration
-from kedge_targets.graph import batch
+from kedge_targets.graph import batch, signature
 
 if TYPE_CHECKING:
     import onnx
@@ -34,8 +34,10 @@ class Samples:
             yield sample
 
     def split(self, model: onnx.ModelProto) -> None:
-        """Give so many batches at once that the graph's activations stay within :data:`CHUNK_BYTES`."""
-        self._chunk = self._left = max(1, CHUNK_BYTES // (4 * _values_a_batch(model)))
+        """Give so many batches at once that the graph's activations stay within :data:`CHUNK_BYTES`; one where their
+        length may differ, since what is held at once is put into one array."""
+        free = any(None in info.shape[1:] for info in signature.inputs(model))
+        self._chunk = self._left = 1 if free else max(1, CHUNK_BYTES // (4 * _values_a_batch(model)))
 
     def __len__(self) -> int:
         return -(-self._total // self._chunk)

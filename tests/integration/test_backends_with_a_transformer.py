@@ -1,0 +1,98 @@
+"""A small encoder with an attention mask, two integer inputs and free lengths, through the backends that read ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tests.support.lowering import checked_copy, executor, lower
+
+from kedge_targets import registry, target
+from kedge_targets.graph import batch, library, reading, signature
+from kedge_targets.numerics import Precision
+
+Feed = dict[str, npt.NDArray[Any]]
+
+
+class Sentences:
+    """Samples of different lengths."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self._feeds: list[Feed] = []
+        for length in rng.integers(5, 20, count):
+            mask = np.ones((1, length), np.int64)
+            mask[0, length - rng.integers(0, 3) :] = 0
+            self._feeds.append({"ids": rng.integers(0, 100, (1, length)), "mask": mask})
+        self.samples = count
+
+    def __iter__(self) -> Iterator[Feed]:
+        return iter(self._feeds)
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch = pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp("encoder")
+
+    class Encoder(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = torch.nn.Embedding(100, 64)
+            layer = torch.nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, activation="gelu")
+            self.layers = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+            self.head = torch.nn.Linear(64, 5)
+
+        def forward(self, ids: Any, mask: Any) -> Any:
+            hidden = self.layers(self.embed(ids), src_key_padding_mask=mask == 0)
+            weight = mask.unsqueeze(-1).float()
+            return self.head((hidden * weight).sum(1) / weight.sum(1))
+
+    torch.manual_seed(0)
+    dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    torch.onnx.export(
+        Encoder().eval(),
+        (torch.randint(0, 100, (2, 12)), torch.ones(2, 12, dtype=torch.int64)),
+        str(folder / "encoder.onnx"),
+        dynamo=True,
+        external_data=False,
+        input_names=["ids", "mask"],
+        output_names=["meaning"],
+        dynamic_shapes={"ids": dims, "mask": dims},
+        verbose=False,
+    )
+    return checked_copy(folder / "encoder.onnx", folder)
+
+
+def test_its_signature(graph: Path) -> None:
+    model = reading.load(graph)
+    assert [(info.name, info.shape, info.dtype) for info in signature.inputs(model)] == [
+        ("ids", (None, None), "int64"),
+        ("mask", (None, None), "int64"),
+    ]
+    assert batch.size(model) is None
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize(
+    ("target_name", "options"),
+    [("generic-cpu", {}), ("generic-cpu", {"calibration": "percentile"}), ("intel-cpu", {})],
+)
+def test_the_meaning_is_kept(
+    graph: Path, tmp_path: Path, target_name: str, options: dict[str, Any], precision: Precision
+) -> None:
+    lowered = lower(target_name, graph, precision, Sentences(30, 1), tmp_path / "out", **options)
+    assert lowered.calibration_samples == (30 if precision is Precision.INT8 else 0)
+    session = library.load().InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    held_out = list(Sentences(20, 2))
+    expected = np.concatenate([session.run(None, feed)[0] for feed in held_out])
+    for kernel_set in registry.runtime(target.find(target_name).backends[0].name).kernel_sets:
+        model = executor(target_name, lowered, kernel_set)
+        actual = np.concatenate([model(feed)["meaning"] for feed in held_out])
+        lengths = np.linalg.norm(actual, axis=1) * np.linalg.norm(expected, axis=1)
+        cosine = (actual * expected).sum(axis=1) / lengths
+        assert cosine.min() > (0.99 if precision is Precision.INT8 else 0.9999)
