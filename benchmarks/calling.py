@@ -105,9 +105,7 @@ def _alternating(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[f
 def _bare_onnx(file: Path, config: Any, image: Any) -> Callable[[], Any]:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda: session.run(None, {name: image})[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from benchmarks.harness import ROOT, SHARED, Result
 from kedge.demo.processes import Process, ask, command_of, free_port, wait_until
 
 MIB = 1 << 20
+# On a device pip has compiled the modules; where this is set each start compiles them anew, in memory.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def run() -> Iterator[Result]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from kedge_protocol import blocks
 from kedge_protocol.bundle.layout import Layout
 
 MEBIBYTES = 50
-REPEATS = 3
+REPEATS = 5
 
 
 def run() -> Iterator[Result]:
@@ -67,7 +68,9 @@ def _listens(port: int) -> bool:
 
 def _bare(folder: Path, port: int, file: Path) -> float:
     script = Path(__file__).parent / "bare" / "pull.py"
-    served = Process([str(BIN / "python"), str(script), "serve", str(port), str(file)], log=folder / "bare.log").start()
+    log = folder / "bare.log"
+    log.unlink(missing_ok=True)
+    served = Process([str(BIN / "python"), str(script), "serve", str(port), str(file)], log=log).start()
     try:
         wait_until("the bare server", lambda: "ready" in served.tail(), seconds=10)
         count = blocks.block_count(file.stat().st_size)
@@ -79,16 +82,39 @@ def _bare(folder: Path, port: int, file: Path) -> float:
         served.stop()
 
 
+class _Span:
+    """From the partial file's appearance (before the first request for a block) to the whole, checked blob."""
+
+    def __init__(self, partial: Path, whole: Path) -> None:
+        self._partial, self._whole = partial, whole
+        self._taken = 0.0
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        wait_until("the download's beginning", self._partial.exists, seconds=60, every=0.002)
+        start = time.perf_counter()
+        wait_until("the download's end", self._whole.exists, seconds=60, every=0.002)
+        self._taken = time.perf_counter() - start
+
+    def seconds(self) -> float:
+        """Wait for the end."""
+        self._thread.join()
+        if not self._taken:
+            raise SystemExit("the download did not begin or end")
+        return self._taken
+
+
 def _agent(folder: Path, port: int, release: Path, digest: str) -> float:
-    """A controller and an agent as processes; the agent's own log of the blob's span, by file times."""
+    """A controller and an agent as processes, with a name of their own: the broker keeps what it retained."""
     folder.mkdir()
     env = {**os.environ, "KEDGE_FLEET_STATE": str(folder / "fleet")}
     kedge = str(BIN / "kedge")
     (folder / "agent.toml").write_text(
-        f'[device]\nname = "edge"\ntarget = "generic-cpu"\n[broker]\nurl = "mqtt://127.0.0.1:{port}"\n'
+        f'[device]\nname = "{folder.name}"\ntarget = "generic-cpu"\n[broker]\nurl = "mqtt://127.0.0.1:{port}"\n'
         '[state]\npath = "state"\n[serve]\nenabled = false\n[telemetry]\ninterval = 0\n'
     )
-    for arguments in (["device", "add", "edge", "--target", "generic-cpu"], ["publish", str(release)]):
+    for arguments in (["device", "add", folder.name, "--target", "generic-cpu"], ["publish", str(release)]):
         output_of([kedge, *arguments], env=env)
     controller = Process(
         [kedge, "controller", "run", "--broker", f"mqtt://127.0.0.1:{port}"], log=folder / "controller.log", env=env
@@ -98,14 +124,10 @@ def _agent(folder: Path, port: int, release: Path, digest: str) -> float:
     ).start()
     try:
         wait_until("the agent", lambda: "online" in output_of([kedge, "device", "list"], env=env), seconds=30)
+        hexed = digest.partition(":")[2]
+        span = _Span(folder / "state" / "partial" / hexed, folder / "state" / "blobs" / "sha256" / hexed)
         output_of([kedge, "rollout", "start", "big:1.0"], env=env)
-        partial = folder / "state" / "partial" / digest.partition(":")[2]
-        whole = folder / "state" / "blobs" / "sha256" / digest.partition(":")[2]
-        # From the partial file's appearance (before the first request for a block) to the checked blob.
-        wait_until("the download's beginning", lambda: partial.exists() or whole.exists(), seconds=30, every=0.0005)
-        start = time.perf_counter()
-        wait_until("the download's end", whole.exists, seconds=60, every=0.001)
-        return time.perf_counter() - start
+        return span.seconds()
     finally:
         agent.stop()
         controller.stop()

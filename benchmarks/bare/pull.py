@@ -32,8 +32,8 @@ def serve(port: int, path: str) -> None:
         made.publish("bare/blk", message.payload + os.pread(fd, BLOCK, index * BLOCK))
 
     made.on_message = answer
+    made.on_subscribe = lambda *_: print("ready", flush=True)
     made.subscribe("bare/req")
-    print("ready", flush=True)
     made.loop_forever()
 
 
@@ -43,12 +43,14 @@ def pull(port: int, count: int, out: str) -> None:
     hashes: dict[int, bytes] = {}
     asked = 0
     done = threading.Event()
+    turn = threading.Lock()  # the first requests come from another thread than the answers
 
     def ask() -> None:
         nonlocal asked
-        if asked < count:
-            made.publish("bare/req", struct.pack(">I", asked))
-            asked += 1
+        with turn:
+            index, asked = asked, asked + 1
+        if index < count:
+            made.publish("bare/req", struct.pack(">I", index))
 
     def take(_c: mqtt.Client, _u: object, message: mqtt.MQTTMessage) -> None:
         index = struct.unpack_from(">I", message.payload)[0]
@@ -68,8 +70,8 @@ def pull(port: int, count: int, out: str) -> None:
     start = time.perf_counter()
     for _ in range(WINDOW):
         ask()
-    if not done.wait(120):
-        sys.exit("the bare pull did not end")
+    if not done.wait(60):
+        sys.exit(f"the bare pull did not end: {len(hashes)} of {count} blocks came, {asked} were asked for")
     with open(out, "rb") as file:  # noqa: PTH123 -- as bare as it gets
         hashlib.file_digest(file, "sha256")
     print(time.perf_counter() - start, flush=True)
