@@ -16,6 +16,7 @@ from tests.support.compiling import Inputs, small_inputs
 
 import kedge
 from kedge_agent.model import Model
+from kedge_protocol import digest
 from kedge_protocol.bundle.config import Preprocess
 from kedge_protocol.bundle.layout import Layout
 
@@ -86,6 +87,41 @@ def test_a_model_of_one_sample_at_a_time(tmp_path: Path) -> None:
     assert release.report is not None
     assert release.report.bundles[0].evaluation_samples == 96
     assert release.report.bundles[0].drop <= 0.05
+
+
+def test_weights_in_a_file_beside_the_model(tmp_path: Path) -> None:
+    import onnx
+
+    inputs = small_inputs(tmp_path)
+    whole = onnx.load(inputs.model)
+    onnx.save_model(whole, inputs.model, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    beside = tmp_path / "weights.bin"
+    before = digest.of_file(inputs.model), digest.of_file(beside)
+    release = kedge.compile(
+        inputs.model,
+        name="apart",
+        version="1",
+        targets=["generic-cpu"],
+        calibration=inputs.calibration,
+        evaluation=inputs.evaluation,
+        out=inputs.out,
+        max_drop=0.05,
+    )
+    assert (digest.of_file(inputs.model), digest.of_file(beside)) == before
+    assert release.report is not None
+    assert release.report.reference.size_bytes == inputs.model.stat().st_size + beside.stat().st_size
+    assert release.bundles["generic-cpu"].config.provenance.model_digest not in before
+    beside.unlink()
+    with pytest.raises(kedge.errors.ModelError, match="its external data cannot be read"):
+        kedge.compile(
+            inputs.model,
+            name="apart",
+            version="1",
+            targets=["generic-cpu"],
+            calibration=inputs.calibration,
+            evaluation=inputs.evaluation,
+            out=tmp_path / "OUT2",
+        )
 
 
 MEASURED = """

@@ -189,12 +189,17 @@ class _Compilation:
                 scratch=self._scratch,
                 tell=self._tell,
             )
-            results = [self._one(target, job, first if target is asked[0] else None) for target in asked]
+            results = []
+            for target in asked:
+                worker = first if target is asked[0] else stack.enter_context(self._worker(target.name))
+                results.append(self._one(target, job, worker))
+                pool.submit(worker.close)  # its end is not waited for
             compiled = [result for result in results if isinstance(result, Compiled)]
             failed = [result for result in results if isinstance(result, Failed)]
             if not compiled:
                 raise _all_failed(failed)
             latency = self._reference_latency(floating, job)
+            pool.submit(floating.close)
             return self._write(job, given, compiled, failed, latency)
 
     def _worker(self, name: str) -> Worker:
@@ -281,10 +286,9 @@ class _Compilation:
         self._seconds["reference"] = answer.seconds
         return answer
 
-    def _one(self, target: Target, job: Job, worker: Worker | None) -> Compiled | Failed:
+    def _one(self, target: Target, job: Job, worker: Worker) -> Compiled | Failed:
         began = time.perf_counter()
-        with contextlib.ExitStack() as stack:
-            result = ladder.compile_target(target, job, worker or stack.enter_context(self._worker(target.name)))
+        result = ladder.compile_target(target, job, worker)
         self._seconds[f"target {target.name}"] = time.perf_counter() - began
         self._tell(target.name, "done" if isinstance(result, Compiled) else "failed", 1, 1)
         return result

@@ -125,10 +125,10 @@ def new_layout(path: Path, *, replace: bool = False) -> Iterator[LayoutWriter]:
         inner = staging / "layout"
         inner.mkdir()
         yield LayoutWriter(inner)
+        _flush(inner)
         if path.exists():
             path.rename(staging / "old")
         inner.rename(path)
-        os.sync()
     except OSError as error:
         raise StorageError(
             f"cannot be written: {error.strerror}",
@@ -138,3 +138,13 @@ def new_layout(path: Path, *, replace: bool = False) -> Iterator[LayoutWriter]:
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Bring every file below ``folder`` to the disk, so that the rename never shows a release without its bytes."""
+    for path in (folder, *sorted(folder.rglob("*"))):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
