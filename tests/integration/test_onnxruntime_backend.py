@@ -155,29 +155,10 @@ def test_no_calibration_samples(graph: Path, tmp_path: Path) -> None:
         lower(TARGET, graph, Precision.INT8, Calibration("image", images(0)), tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    "options", [{"threds": 1}, {"calibration": "entropy"}, {"calibration": "percentile", "percentile": 7}]
-)
+@pytest.mark.parametrize("options", [{"threds": 1}, {"calibration": "entropy"}])
 def test_an_option_that_is_none(graph: Path, tmp_path: Path, options: dict[str, object]) -> None:
     with pytest.raises(TargetError, match=next(reversed(options))):
         lower(TARGET, graph, Precision.INT8, Calibration("image", images(2)), tmp_path / "out", **options)
-
-
-def test_percentile_calibration_in_chunks_reads_every_sample(
-    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from kedge_targets.backends.onnxruntime import samples
-
-    # Small enough that only a few samples are held at once.
-    monkeypatch.setattr(samples, "CHUNK_BYTES", 100_000)
-    calibration = Calibration("image", images(33))
-    lowered = lower(TARGET, graph, Precision.INT8, calibration, tmp_path / "out", calibration="percentile")
-    assert lowered.calibration_samples == 33
-    assert calibration.passes == 1
-    given = images(10, seed=4)
-    expected = float_answers(graph, given)
-    actual = executor(TARGET, lowered)({"image": given})["score"]
-    assert np.abs(actual - expected).max() < 0.1 * np.abs(expected).max()
 
 
 def test_a_fixed_batch_is_kept_and_calibrated_in_its_size(tmp_path: Path) -> None:

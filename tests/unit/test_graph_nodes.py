@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from tests.support.lowering import classifier
 
 from kedge_protocol.errors import LoweringError
-from kedge_targets.graph import nodes, plans, tracing
+from kedge_targets.graph import attention, nodes, plans, tracing
 from kedge_targets.numerics import Plan, Precision
 
 
@@ -80,3 +80,24 @@ def test_a_layer_that_was_fused_is_followed_to_the_node_that_does_its_work() -> 
     assert tracing.followed(["first_relu"], before, after) == ["fused"]
     assert tracing.followed(["last", "first"], before, after) == ["fused", "last"]
     assert tracing.followed(["second"], before, after) == ["second"]
+
+
+def test_what_stands_between_the_products_and_a_softmax() -> None:
+    value = helper.make_tensor_value_info
+    made = [
+        helper.make_node("MatMul", ["q", "k"], ["scores"], name="scores"),
+        helper.make_node("Div", ["scores", "root"], ["scaled"], name="scale"),
+        helper.make_node("Where", ["mask", "zero", "infinity"], ["bias"], name="mask"),
+        helper.make_node("Add", ["scaled", "bias"], ["masked"], name="add"),
+        helper.make_node("Softmax", ["masked"], ["weights"], name="softmax"),
+        helper.make_node("Mul", ["weights", "v"], ["out"], name="after"),
+    ]
+    names = ("q", "k", "root", "mask", "zero", "infinity", "v")
+    graph = helper.make_graph(
+        made,
+        "attention",
+        [value(name, TensorProto.BOOL if name == "mask" else TensorProto.FLOAT, [2, 2]) for name in names],
+        [value("out", TensorProto.FLOAT, [2, 2])],
+    )
+    assert attention.before_softmax(helper.make_model(graph)) == ["scale", "mask", "add"]
+    assert attention.before_softmax(classifier()) == []

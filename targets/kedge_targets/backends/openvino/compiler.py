@@ -17,7 +17,7 @@ from kedge_targets import contract
 from kedge_targets.backends.openvino import library, representation
 from kedge_targets.backends.openvino.runtime import reason_of
 from kedge_targets.contract import Array, Calibration, Lowered
-from kedge_targets.graph import batch, nodes, plans, reading, signature
+from kedge_targets.graph import attention, batch, nodes, plans, reading, signature
 from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
 from kedge_targets.target import Target
 
@@ -129,7 +129,7 @@ def _lower(
         if not calibration.samples:
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         samples = _Samples(calibration, batch.size(given))
-        ignored = _ignored(model, plans.others(plan, given, precision))
+        ignored = _ignored(model, plans.others(plan, given, precision) + attention.before_softmax(given))
         model, seconds["quantize"], tools["nncf"] = _quantized(model, how, ignored, samples, options)
         used = samples.used
     elif others := plans.others(plan, given, precision):
