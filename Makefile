@@ -39,7 +39,7 @@ $(HOST): pyproject.toml constraints/host.txt
 $(DEVICE): pyproject.toml constraints/device.txt
 	@test -x .venv-device/bin/python || $(PYTHON_DEVICE) -m venv .venv-device
 	.venv-device/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/device.txt \
-	  -e '.[tflite,onnxruntime]' pytest pytest-timeout hypothesis
+	  -e '.[tflite,onnxruntime]' pytest pytest-timeout hypothesis onnx
 	@touch $@
 
 $(LEGACY): pyproject.toml constraints/device-legacy.txt

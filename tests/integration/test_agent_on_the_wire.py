@@ -23,7 +23,7 @@ from kedge_protocol.errors import StorageError
 from kedge_protocol.messages import Ack, Command, Failure, ModelState, Reported, ReportedModel, Status, Telemetry
 
 __all__ = ["mosquitto"]
-pytestmark = pytest.mark.needs("mosquitto")
+pytestmark = [pytest.mark.needs("mosquitto"), pytest.mark.device]
 
 
 class Ear:

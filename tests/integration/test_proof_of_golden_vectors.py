@@ -14,6 +14,8 @@ from kedge_protocol.errors import DigestMismatchError, VerificationError
 from kedge_targets.proof import PROVE, ProveAnswer, ProveRequest
 from kedge_targets.worker import Worker
 
+pytestmark = pytest.mark.device
+
 
 def unpacked(release: Path, folder: Path, target: str = "generic-cpu") -> ProveRequest:
     """A bundle's files by title in ``folder``, as in a device's slot."""

@@ -23,6 +23,8 @@ from tests.support.installed import install
 from kedge_agent.counters import collect
 from kedge_agent.slots import ModelFolder
 
+pytestmark = pytest.mark.device
+
 
 def _until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds

@@ -10,7 +10,7 @@ import pytest
 from kedge_protocol.errors import ConfigError, InputError, VerificationError
 from kedge_targets.backends.tflite.runtime import BUILTIN, XNNPACK, Runtime
 
-pytestmark = pytest.mark.shared_data
+pytestmark = [pytest.mark.shared_data, pytest.mark.device]
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from kedge_agent.config import read
 from kedge_protocol.errors import ConfigError, InputError
 from kedge_targets import target as targets
 
+pytestmark = pytest.mark.device
+
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = '[device]\nname = "d1"\ntarget = "rpi4"\n[broker]\nurl = "mqtt://127.0.0.1"\n'
 

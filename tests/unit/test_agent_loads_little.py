@@ -6,6 +6,10 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.device
+
 HEAVY = {
     "numpy", "onnx", "onnxruntime", "openvino", "ai_edge_litert", "tflite_runtime", "tensorflow", "torch", "nncf",
     "kedge", "cryptography", "sqlalchemy", "amqtt", "rich", "jinja2", "matplotlib", "asyncio", "multiprocessing",

@@ -11,6 +11,8 @@ from kedge_agent.serving_watch import ServingWatch
 from kedge_agent.slots import ModelFolder, Serving
 from kedge_agent.update.events import Served
 
+pytestmark = pytest.mark.device
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> ModelFolder:

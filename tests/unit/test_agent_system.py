@@ -11,6 +11,8 @@ import pytest
 from kedge_agent import system
 from kedge_agent.notify import notify
 
+pytestmark = pytest.mark.device
+
 
 def test_memory_is_read_in_bytes(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text(

@@ -17,6 +17,8 @@ from kedge_protocol import golden
 from kedge_protocol.errors import BundleError, VerificationError
 from kedge_protocol.golden import Golden, Tolerance
 
+pytestmark = pytest.mark.device
+
 DTYPES = st.sampled_from(["float32", "float64", "uint8", "int8", "int64", "bool"])
 
 

@@ -16,6 +16,8 @@ from kedge_protocol.bundle.layout import Layout, checked_title, parse_bundle, pa
 from kedge_protocol.bundle.write import new_layout
 from kedge_protocol.errors import BundleError, DigestMismatchError, StorageError
 
+pytestmark = pytest.mark.device
+
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,6 +12,8 @@ from kedge_targets import registry, target
 from kedge_targets.contract import Compiler, Runtime
 from kedge_targets.numerics import Granularity, Precision
 
+pytestmark = pytest.mark.device
+
 BACKENDS = registry.names()
 
 HEAVY = (

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from kedge_agent.counters import BUCKETS, TOTALS_FILE, Counter, Totals, collect, open_counter
 
+pytestmark = pytest.mark.device
+
 A, B = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 
 _CHILD = """

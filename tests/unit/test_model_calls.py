@@ -19,6 +19,8 @@ from kedge_protocol.bundle.config import Preprocess
 from kedge_protocol.bundle.layout import Layout
 from kedge_targets.executor import Executor
 
+pytestmark = pytest.mark.device
+
 
 def _golden(release: Path, target: str = "generic-cpu") -> golden.Golden:
     layout = Layout(release)

@@ -16,6 +16,8 @@ from tests.support.installed import install
 from kedge_agent import InputError, Model
 from kedge_agent.counters import collect
 
+pytestmark = pytest.mark.device
+
 
 def _serves(model: Model, version: str) -> bool:
     return model.version == version

@@ -16,6 +16,8 @@ from tests.support.installed import install
 from kedge_agent.oip import DATATYPES, Door
 from kedge_agent.served import ServedModels
 
+pytestmark = pytest.mark.device
+
 
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Door:

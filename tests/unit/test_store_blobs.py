@@ -22,6 +22,8 @@ from kedge_protocol.blocks import BLOCK_SIZE, block_count
 from kedge_protocol.bundle.layout import parse_bundle
 from kedge_protocol.errors import DigestMismatchError, StorageError
 
+pytestmark = pytest.mark.device
+
 
 def write_all(store: Store, data: bytes, indices: list[int]) -> None:
     for index in indices:

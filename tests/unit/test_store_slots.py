@@ -16,6 +16,8 @@ from tests.support.update_world import make_release, stored
 from kedge_agent.slots import ModelFolder, Serving, model_names
 from kedge_protocol.errors import BundleError, ConfigError
 
+pytestmark = pytest.mark.device
+
 
 def test_a_slot_links_the_blobs_and_tells_its_bundle(tmp_path: Path) -> None:
     release = make_release({"model.bin": b"weights", "labels.txt": b"a"})

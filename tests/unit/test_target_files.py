@@ -10,6 +10,8 @@ from tests.conftest import ROOT
 from kedge_protocol.errors import TargetError
 from kedge_targets import registry, target
 
+pytestmark = pytest.mark.device
+
 BOARD = """
 name = "my-board"
 title = "My own board"

@@ -16,6 +16,8 @@ from kedge_protocol import preprocess, tensors
 from kedge_protocol.bundle.config import FileTensor, Preprocess, TensorSpec
 from kedge_protocol.errors import InputError
 
+pytestmark = pytest.mark.device
+
 Array = npt.NDArray[Any]
 
 shapes = arrays.array_shapes(min_dims=1, max_dims=4, max_side=5)

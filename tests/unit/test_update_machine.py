@@ -18,6 +18,8 @@ from kedge_protocol.blocks import BLOCK_SIZE, BlockAnswer, BlockStatus
 from kedge_protocol.bundle import config as cfg
 from kedge_protocol.messages import BlobKind, ModelState
 
+pytestmark = pytest.mark.device
+
 
 def data(seed: int, blocks: float) -> bytes:
     """Pseudo-random bytes of so many blocks."""

@@ -18,6 +18,8 @@ from tests.support.worker_tasks import Ask, Told
 from kedge_protocol import errors
 from kedge_targets.worker import Worker
 
+pytestmark = pytest.mark.device
+
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = "tests.support.worker_tasks:"
 Make = Callable[..., Worker]

@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from kedge_targets import registry
 from kedge_targets.worker import environment
+
+pytestmark = pytest.mark.device
 
 
 def test_each_backend_declares_what_its_vendors_honour(tmp_path: Path) -> None:
