@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,15 +99,19 @@ class Classifier:
 
         self.net.eval()
         buffer = io.BytesIO()
-        program = torch.onnx.export(
-            self.net,
-            (torch.zeros(2, 1, 8, 8),),
-            dynamo=True,
-            external_data=False,
-            input_names=["image"],
-            output_names=["scores"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
+        # The exporter tells of packages that it would use were they there.
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                self.net,
+                (torch.zeros(2, 1, 8, 8),),
+                dynamo=True,
+                external_data=False,
+                input_names=["image"],
+                output_names=["scores"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
         program.save(buffer)
         path.write_bytes(buffer.getvalue())

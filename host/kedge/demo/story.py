@@ -112,7 +112,6 @@ def _compile(folder: Path, version: str) -> Path:
     command += ["--version", version, *targets, "--calibration", str(folder / "calib.npz")]
     command += ["--evaluation", str(folder / "eval.npz"), "--preprocess", "scale=0.0625", "-o", str(out)]
     say(run(command))
-    say(f"   the report: {out / 'report.html'}\n")
     report = json.loads((out / "report.json").read_text())
     if report["reference"]["value"] < 0.97:
         raise DemoError(f"the float model reached only {report['reference']['value']:.3f}")
