@@ -23,6 +23,12 @@ keys = st.sampled_from(KEYS)
 blocks = st.integers(0, 70)
 
 
+def serve(ledger: Ledger, key: tuple[int, str, BlobKind], index: int) -> None:
+    """Hand one block over, as the block server does."""
+    again = ledger.finished(key, index)
+    ledger.served(key, index, 10, again=again)
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """What devices told and what they were served; the controller stops and starts between."""
 
@@ -51,7 +57,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(key=keys, index=blocks)
     def serve(self, key: tuple[str, str], index: int) -> None:
-        self.ledger.served(self.key(key), index, 10)
+        serve(self.ledger, self.key(key), index)
         self.served[key].append(index)
         self.again[key] += index in self.have[key]
 
@@ -97,7 +103,7 @@ def test_a_removed_device_takes_its_counts_with_it(tmp_path: Path) -> None:
     with FleetService(tmp_path) as fleet:
         fleet.device_add("one", "rpi4")
         ledger = Ledger(fleet.database)
-        ledger.served((1, KEYS[0][1], BlobKind.BLOB), 0, 10)
+        serve(ledger, (1, KEYS[0][1], BlobKind.BLOB), 0)
         fleet.device_remove("one")
         ledger.flush()
         ledger.keep([])
@@ -110,7 +116,7 @@ def test_a_failed_write_loses_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     with FleetService(tmp_path) as fleet:
         fleet.device_add("one", "rpi4")
         ledger = Ledger(fleet.database)
-        ledger.served((1, KEYS[0][1], BlobKind.BLOB), 3, 10)
+        serve(ledger, (1, KEYS[0][1], BlobKind.BLOB), 3)
         with contextlib.closing(sqlite3.connect(tmp_path / "fleet.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(StorageError, match="locked"):
@@ -118,3 +124,18 @@ def test_a_failed_write_loses_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         ledger.flush()
         (view,) = fleet.transfers("one")
         assert (view.blocks_served, view.blocks_distinct) == (1, 1)
+
+
+def test_a_block_that_is_finished_while_it_is_handed_over_was_not_finished_before(tmp_path: Path) -> None:
+    with FleetService(tmp_path) as fleet:
+        fleet.device_add("one", "rpi4")
+        ledger = Ledger(fleet.database)
+        key = (1, KEYS[0][1], BlobKind.BLOB)
+        before = ledger.finished(key, 5)
+        ledger.told(key, 1 << 5)  # the device's next word overtakes the note of the handing over
+        ledger.served(key, 5, 10, again=before)
+        ledger.flush()
+        assert fleet.transfers("one")[0].finished_served_again == 0
+        serve(ledger, key, 5)
+        ledger.flush()
+        assert fleet.transfers("one")[0].finished_served_again == 1

@@ -157,8 +157,11 @@ class BlockServer:
         if len(payload) != length:
             reason = b"the controller cannot read this block"
             self._outlet.publish(topic, encode_answer(job.index, reason, BlockStatus.REFUSED))
-        elif self._outlet.publish(topic, encode_answer(job.index, payload)):
-            self._ledger.served((number, job.digest, job.kind), job.index, length)
+            return
+        key = (number, job.digest, job.kind)
+        again = self._ledger.finished(key, job.index)
+        if self._outlet.publish(topic, encode_answer(job.index, payload)):
+            self._ledger.served(key, job.index, length, again=again)
 
     def _file(self, job: Job) -> int:
         key = (job.digest, job.kind)

@@ -53,15 +53,22 @@ class Ledger:
                 entry.have |= have
                 entry.dirty = True
 
-    def served(self, key: Key, index: int, size: int) -> None:
-        """One block of ``size`` bytes was handed to the broker."""
+    def finished(self, key: Key, index: int) -> bool:
+        """Whether the device has said by now that it has this block. To be asked before the block is handed over: its
+        answer may come before the handing over is noted."""
+        loaded = self._entry(key)
+        with self._lock:
+            return bool(self._entries.setdefault(key, loaded).have >> index & 1)
+
+    def served(self, key: Key, index: int, size: int, *, again: bool) -> None:
+        """One block of ``size`` bytes was handed to the broker; ``again`` if it was :meth:`finished` before."""
         loaded = self._entry(key)
         with self._lock:
             entry = self._entries.setdefault(key, loaded)
             entry.blocks_served += 1
             entry.bytes_served += size
             entry.served |= 1 << index
-            entry.finished_served_again += entry.have >> index & 1
+            entry.finished_served_again += again
             entry.dirty = True
 
     def _entry(self, key: Key) -> Entry:
