@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
@@ -23,17 +22,9 @@ def cli() -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def run(config: Path, verbose: bool) -> None:
     """Run until SIGTERM."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    from kedge_agent import config as configuration
-    from kedge_agent.daemon import Daemon
+    from kedge_agent.resident import become
 
-    daemon = Daemon(configuration.read(config))
-    daemon.catch_signals()
-    daemon.run()
+    become(config, verbose=verbose)
 
 
 @cli.command()
