@@ -166,7 +166,7 @@ def test_an_option_that_is_none(graph: Path, tmp_path: Path, options: dict[str, 
 def test_percentile_calibration_in_chunks_reads_every_sample(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kedge_targets.backends.onnxruntime import samples
+    from kedge_targets.graph import samples
 
     # Small enough that only a few samples are held at once.
     monkeypatch.setattr(samples, "CHUNK_BYTES", 100_000)

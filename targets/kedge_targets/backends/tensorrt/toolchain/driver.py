@@ -123,8 +123,6 @@ class Driver:
         return {"node": node, "operator": "", "code": "BUILD" if network is not None else "PARSE", "what": words}
 
     def _library(self):
-        # The libraries' package must be imported first: it loads what the bindings link to.
-        import tensorrt_rtx_libs  # noqa: F401
         import tensorrt_rtx_bindings as trt
 
         if self._logger is None:
