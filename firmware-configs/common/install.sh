@@ -60,9 +60,10 @@ systemd-tmpfiles ${root:+--root="$root"} --create "$root"/etc/tmpfiles.d/kedge*.
 
 echo "service"
 units=$(cd etc/systemd/system && echo *.service)
-if [ -n "$root" ]; then
-  # shellcheck disable=SC2086
-  systemctl --quiet --root="$root" enable $units
+# shellcheck disable=SC2086
+systemctl ${root:+--root="$root"} --quiet --no-reload enable $units
+if [ -n "$root" ] || [ ! -d /run/systemd/system ]; then
+  echo "no systemd runs here: the service starts with the next boot"
   exit 0
 fi
 if [ -d etc/udev/rules.d ]; then
@@ -70,11 +71,11 @@ if [ -d etc/udev/rules.d ]; then
   udevadm trigger
 fi
 if [ -d etc/modules-load.d ]; then
-  systemctl restart systemd-modules-load
+  systemctl restart systemd-modules-load || echo "install.sh: a module could not be loaded, see README.md" >&2
 fi
 systemctl daemon-reload
-# shellcheck disable=SC2086
-systemctl --quiet enable $units
-# shellcheck disable=SC2086
-systemctl restart $units
+# One that fails tells why itself; the others start all the same.
+for unit in $units; do
+  systemctl restart "$unit" || echo "install.sh: $unit does not start: systemctl status $unit" >&2
+done
 echo "ready: systemctl status kedge-agent"

@@ -38,6 +38,7 @@ def board(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     root = empty_system(folder / "root")
     done = install(unpacked, root)
     assert done.returncode == 0, done.stderr
+    assert "starts with the next boot" in done.stdout
     return Board(request.param, unpacked, root)
 
 
