@@ -70,8 +70,8 @@ class Session(contract.Session):
             InputError: OpenVINO refuses these arrays.
         """
         try:
-            # The inputs are used in place; the outputs are copied, for the next call writes over them. By number, not as
-            # a list: of a list the library asks first what its items are, which takes it 27 us.
+            # The inputs are used in place; the outputs are copied, for the next call writes over them. By number, not
+            # as a list: of a list the library asks first what its items are, which takes it 27 us.
             answer = self._infer(dict(enumerate(inputs)), share_inputs=True)
         except Exception as error:  # the library raises RuntimeError and its own, without a common base
             raise InputError(f"OpenVINO cannot run these arrays: {reason_of(error)}") from error
