@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import onnx
 
 RUNTIME = "tensorrt"
-_FALLBACKS = ("onnxruntime-gpu", "onnxruntime")
 _FALLBACK_MINIMUM = "1.20"
 _FALLBACK_OPSET = 21  # of that version
 _BELOW = recipe.LINES[-1].below
@@ -63,10 +62,10 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.missing`."""
         from importlib.util import find_spec
 
-        absent = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
-        if absent:
-            return f'{absent[0]} is missing: pip install "kedge[compile]"'
+        if find_spec("onnx") is None:
+            return 'onnx is missing: pip install "kedge[compile]"'
         try:
+            library.load()
             toolchain.find(checking.NAME)
         except MissingDependencyError as error:
             return str(error)
@@ -123,7 +122,10 @@ def _lower(
 ) -> Lowered:
     import onnx
 
+    runtime = library.load()
     leading = plans.leading(plan)
+    if leading is Precision.INT8 and not calibration.samples:
+        raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
     ready = _ready(graph, target, options, workdir)
     files: dict[str, Path] = {}
     notes = list(ready.fit.notes)
@@ -155,7 +157,7 @@ def _lower(
         outputs=_specs(signature.outputs(half), ready),
         runtimes=_runtimes(ready),
         verified=Verified.CHECKED,
-        tools={"onnx": onnx.__version__, "onnxruntime": library.load().__version__, **checking.versions()},
+        tools={"onnx": onnx.__version__, runtime.__name__: runtime.__version__, **checking.versions()},
         runtime_options={name: options[name] for name in _RUNTIME_OPTIONS if name in options},
         seconds=seconds,
         notes=tuple(notes),
@@ -256,7 +258,8 @@ def _runtimes(ready: _Graph) -> tuple[RuntimeRequirement, ...]:
     first = max(ready.fit.first, recipe.LINES[0].first, key=recipe.numbers)
     found = [RuntimeRequirement(distribution=RUNTIME, minimum=first, below=_BELOW)]
     if opsets.version(ready.prepared) <= _FALLBACK_OPSET:
-        found += [RuntimeRequirement(distribution=name, minimum=_FALLBACK_MINIMUM) for name in _FALLBACKS]
+        plain = library.load().__name__  # the distribution has the package's name
+        found += [RuntimeRequirement(distribution=name, minimum=_FALLBACK_MINIMUM) for name in (f"{plain}-gpu", plain)]
     return tuple(found)
 
 

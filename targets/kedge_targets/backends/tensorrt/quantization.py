@@ -163,13 +163,9 @@ def notes(model: onnx.ModelProto) -> list[str]:
     made = []
     if in_float:
         made.append(f"{len(in_float)} of {len(weighted)} weighted layers stay in float: {', '.join(in_float[:5])}")
-    breaking = [node for node in model.graph.node if node.op_type not in _FUSED and _before_int8(model, node)]
+    quantized_next = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    breaking = [node for node in model.graph.node if node.op_type not in _FUSED and quantized_next & set(node.output)]
     if breaking:
         kinds = ", ".join(sorted({node.op_type for node in breaking}))
         made.append(f"{len(breaking)} nodes between int8 layers compute in float and stop their fusion: {kinds}")
     return made
-
-
-def _before_int8(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
-    """Whether a node's answers are quantized next."""
-    return any(other.op_type == "QuantizeLinear" and other.input[0] in node.output for other in model.graph.node)
