@@ -151,9 +151,19 @@ def _latest_telemetry(latest: Any) -> None:
     warmth = "" if latest.temperature_c is None else f", {latest.temperature_c:.0f} °C"
     used = latest.memory_total_bytes - latest.memory_available_bytes
     _say(f"CPU {latest.cpu_percent:.0f} %, memory {_size(used)} of {_size(latest.memory_total_bytes)}{warmth}")
+    if latest.board is not None:
+        _board(latest.board)
     for model, view in latest.models.items():
         latency = ", ".join(f"{name} {value:.2f} ms" for name, value in sorted(view.latency_ms.items()))
         _say(f"{model}: {view.inferences_total} inferences, {view.errors_total} errors; {latency or 'no calls'}")
+
+
+def _board(told: Any) -> None:
+    load = [] if told.gpu_percent is None else [f"GPU {told.gpu_percent:.0f} %"]
+    mode = [] if told.power_mode is None else [f"mode {told.power_mode}"]
+    power = [f"{rail} {value / 1000:.1f} W" for rail, value in told.power_mw.items()]
+    warmth = [f"{zone} {value:.0f} °C" for zone, value in told.temperatures_c.items()]
+    _say(", ".join([*load, *mode, *power, *warmth]))
 
 
 @device.command("remove")

@@ -30,19 +30,20 @@ class BuildRequest:
     Attributes:
         entry: path of the recipe; the graphs lie beside it.
         kernel_set: which graph.
+        name: to keep it under; the parent's word, so that both mean the same device.
         cache: folder of the cache.
     """
 
     entry: str
     kernel_set: str
+    name: str
     cache: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildAnswer:
-    """What came of it: the engine's name in the cache, its size, and how long it took."""
+    """What came of it: the engine's size, and how long it took."""
 
-    name: str
     engine_bytes: int
     seconds: float
 
@@ -91,8 +92,8 @@ def build(request: BuildRequest, progress: Progress) -> BuildAnswer:
     began = time.perf_counter()
     entry = Path(request.entry)
     read = recipe.read(entry)
-    here = device.identity()
-    line = device.line_of(read, here.tensorrt)
+    tensorrt = api.load()
+    line = device.line_of(read, tensorrt.version)
     order = api.Order(
         graph=entry.parent / read.files[request.kernel_set],
         network_flags=line.network_flags,
@@ -100,11 +101,11 @@ def build(request: BuildRequest, progress: Progress) -> BuildAnswer:
         workspace_bytes=min(read.workspace_bytes, int(cuda.gpu().free_bytes * _SHARE_OF_FREE)),
         shapes={item.name: (item.minimum, item.optimum, item.maximum) for item in read.inputs if not item.static},
     )
-    engine = api.load().build(order, progress)
-    name = device.engine_name(entry, read, request.kernel_set, here)
+    engine = tensorrt.build(order, progress)
     seconds = time.perf_counter() - began
-    Cache(Path(request.cache)).store(name, {"seconds": round(seconds, 3), "built_with": str(here)}, engine)
-    return BuildAnswer(name=name, engine_bytes=len(engine), seconds=seconds)
+    head = {"seconds": round(seconds, 3), "tensorrt": tensorrt.version}
+    Cache(Path(request.cache)).store(request.name, head, engine)
+    return BuildAnswer(engine_bytes=len(engine), seconds=seconds)
 
 
 def measure(request: MeasureRequest, progress: Progress) -> MeasureAnswer:

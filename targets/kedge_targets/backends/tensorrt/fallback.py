@@ -7,8 +7,12 @@ from typing import Any
 
 from kedge_protocol.errors import InputError, VerificationError
 from kedge_targets import contract
+from kedge_targets.backends.onnxruntime import runtime as cpu
 from kedge_targets.contract import Array
 from kedge_targets.graph import library
+
+DISTRIBUTIONS = ("onnxruntime-gpu", *cpu.Runtime.distributions)
+"""Of ONNX Runtime: for CUDA, and without it."""
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -16,7 +20,7 @@ CPU = "CPUExecutionProvider"
 
 def has_cuda() -> bool:
     """Whether the installed ONNX Runtime was made for CUDA (whether CUDA works here shows when a model is loaded)."""
-    return CUDA in library.load("onnxruntime").get_available_providers()
+    return CUDA in library.load(DISTRIBUTIONS[-1]).get_available_providers()
 
 
 class Session(contract.Session):
@@ -36,7 +40,7 @@ class Session(contract.Session):
     concurrent = True
 
     def __init__(self, graph: Path, kernel_set: str, *, threads: int, reason: str) -> None:
-        onnxruntime = library.load("onnxruntime")
+        onnxruntime = library.load(DISTRIBUTIONS[-1])
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = threads

@@ -83,7 +83,7 @@ def engine(bench: Bench, kernel_set: str, progress: Progress) -> Kept:
             return kept
         log.info("building the %s engine for %s", kernel_set, bench.here)
         try:
-            made = _build(bench, kernel_set, progress)
+            made = _build(bench, kernel_set, name, progress)
         except StorageError:
             raise
         except KedgeError as error:
@@ -152,10 +152,12 @@ def _kept(bench: Bench, name: str) -> Kept | None:
     raise WorkerError(f"{kept.head['failure']} (tried before)")
 
 
-def _build(bench: Bench, kernel_set: str, progress: Progress) -> build.BuildAnswer:
+def _build(bench: Bench, kernel_set: str, name: str, progress: Progress) -> build.BuildAnswer:
     limits = bench.limits
     total, _ = bench.available()
-    request = build.BuildRequest(entry=str(bench.entry), kernel_set=kernel_set, cache=str(bench.cache.folder))
+    request = build.BuildRequest(
+        entry=str(bench.entry), kernel_set=kernel_set, name=name, cache=str(bench.cache.folder)
+    )
     with Worker(name=f"build-{kernel_set}", memory_limit=limits.memory_bytes or total * 3 // 4 or None) as worker:
         guard = _Guard(worker, bench)
         try:

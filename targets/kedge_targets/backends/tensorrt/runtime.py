@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.errors import ConfigError, KedgeError, MissingDependencyError, StorageError
 from kedge_targets import contract
-from kedge_targets.backends.tensorrt import recipe
+from kedge_targets.backends.tensorrt import fallback, recipe
 from kedge_targets.backends.tensorrt.recipe import FP16, INT8, Recipe
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Runtime(contract.Runtime):
         build_mib: memory that the building process may use; 0 for three quarters of the device's.
     """
 
-    distributions = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "onnxruntime-gpu", "onnxruntime")
+    distributions = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", *fallback.DISTRIBUTIONS)
 
     @property
     def kernel_sets(self) -> tuple[str, ...]:
@@ -96,8 +96,6 @@ class Runtime(contract.Runtime):
     def _fall_back(
         self, entry: Path, read: Recipe, kernel_set: str | None, options: Mapping[str, Any], reason: str
     ) -> contract.Session:
-        from kedge_targets.backends.tensorrt import fallback
-
         # ONNX Runtime's CUDA kernels compute quantized layers in float, with the quantization beside it.
         wanted = kernel_set or (FP16 if fallback.has_cuda() else INT8)
         taken = _offered(read, wanted)

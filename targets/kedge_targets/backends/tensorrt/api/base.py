@@ -135,7 +135,7 @@ class Api(abc.ABC):
         severity = trt.ILogger.Severity
         told = {severity.INTERNAL_ERROR: logging.ERROR, severity.ERROR: logging.ERROR, severity.WARNING: logging.INFO}
 
-        class Logger(trt.ILogger):  # type: ignore[misc]  # the base is known at run time only
+        class Logger(trt.ILogger):  # type: ignore[misc,name-defined]  # the base is known at run time only
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
 
@@ -151,7 +151,7 @@ class Api(abc.ABC):
 def monitor(library: Any, tell: Tell) -> Any:
     """An ``IProgressMonitor`` that tells of the outermost phase (10 and later have it)."""
 
-    class Monitor(library.IProgressMonitor):  # type: ignore[misc,name-defined]  # the base is known at run time only
+    class Monitor(library.IProgressMonitor):  # type: ignore[misc]  # the base is known at run time only
         def __init__(self) -> None:
             library.IProgressMonitor.__init__(self)
             self._outer: dict[str, int] = {}
