@@ -30,7 +30,7 @@ def of(library: Any) -> Api:
     """
     text = str(library.__version__)
     version = tuple(int(part) for part in text.split(".")[:2])
-    line = _LINES[11] if library.__name__.endswith("_rtx") else _LINES.get(version[0])
+    line = _LINES[11] if "_rtx" in library.__name__ else _LINES.get(version[0])
     if line is None or (line is Api8 and version < _LEAST):
         raise MissingDependencyError(f"TensorRT {text} is not known", remedy="Known are 8.6, 10 and 11")
     return line(library)
