@@ -48,17 +48,23 @@ $(LEGACY): pyproject.toml constraints/device-legacy.txt
 	  -e '.[tflite-legacy]'
 	@touch $@
 
+# The tests want every toolchain; one that cannot be had here (its Python is missing) says so, and its tests skip aloud.
 $(VENV)/.toolchains: $(HOST) $(LOCKS)
 	@for lock in $(LOCKS); do \
 	  name=$$(basename $$(dirname $$(dirname $$lock))); \
-	  $(BIN)/kedge toolchain install $$name || exit 1; \
+	  $(BIN)/kedge toolchain install $$name || echo "the toolchain $$name is not there: its tests will skip"; \
 	done
+	@touch $@
+
+# The demo's targets need this one.
+$(VENV)/.demo-toolchain: $(HOST) $(LOCKS)
+	@$(BIN)/kedge toolchain install tflite
 	@touch $@
 
 toolchains: $(VENV)/.toolchains
 setup: $(HOST) $(DEVICE) $(LEGACY) $(VENV)/.toolchains
 
-demo: $(HOST) $(VENV)/.toolchains
+demo: $(HOST) $(VENV)/.demo-toolchain
 	$(BIN)/python -m kedge.demo $(if $(KEEP),--keep)
 
 test: test-device test-host

@@ -71,6 +71,7 @@ class LimitsTable:
 
     Attributes:
         prove_seconds: deadline of the golden vectors.
+        prepare_seconds: deadline of what a backend builds on the device before them.
         prove_mib: memory limit of the worker that runs them; 0 for none.
         reserve_mib: free disk space that a download must leave.
         kib_per_second: of downloads; 0 for no limit.
@@ -80,6 +81,7 @@ class LimitsTable:
     silence_seconds: float = 20.0
     serve_seconds: float = 60.0
     prove_seconds: float = 120.0
+    prepare_seconds: float = 3600.0
     prove_mib: int = 0
     reserve_mib: int = 16
     kib_per_second: int = 0
@@ -149,7 +151,7 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
     limits, interval = file.limits, file.telemetry.interval
     if not (interval == 0 or 0.2 <= interval <= 86400):
         raise ConfigError(f"telemetry.interval is {interval} s", remedy="Use 0 (off), or 0.2 to 86400")
-    if limits.prove_seconds <= 0 or limits.prove_mib < 0 or limits.reserve_mib < 0:
+    if limits.prove_seconds <= 0 or limits.prepare_seconds <= 0 or limits.prove_mib < 0 or limits.reserve_mib < 0:
         raise ConfigError("limits must not be negative")
     target, distributions = _target(file.device.target, folder)
     return AgentConfig(
@@ -167,7 +169,9 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
             bytes_per_second=limits.kib_per_second << 10,
         ),
         proof=ProofLimits(
-            deadline=limits.prove_seconds, memory_bytes=limits.prove_mib << 20 if limits.prove_mib else None
+            deadline=limits.prove_seconds,
+            prepare_deadline=limits.prepare_seconds,
+            memory_bytes=limits.prove_mib << 20 if limits.prove_mib else None,
         ),
         telemetry_interval=interval,
     )

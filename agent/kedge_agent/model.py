@@ -141,6 +141,12 @@ class Model:
         return self.config.outputs
 
     @property
+    def detail(self) -> str:
+        """What really runs the model here, in words; empty where the runtime's name says it all."""
+        loaded = self._loaded
+        return "" if loaded is None else loaded.detail
+
+    @property
     def failure(self) -> Exception | None:
         """Why the bundle that is installed now is not the one that answers; None where it is."""
         return self._failure
@@ -229,6 +235,7 @@ class _Loaded:
     def __init__(self, bundle: Bundle, executor: Executor, counter: Counter | None) -> None:
         self.bundle = bundle
         self.counter = counter
+        self.detail = executor.detail
         self._executor = executor
         self._specs = bundle.config.inputs
         only = executor.one
@@ -301,7 +308,7 @@ def _load_slot(folder: slots.ModelFolder, generation: int) -> _Loaded:
             raise InputError(f"the model {folder.name!r} was taken off this device", where=str(folder.path))
         try:
             bundle = slot.bundle()
-            executor = Executor.of(slot.folder, bundle.config)
+            executor = Executor.of(slot.folder, bundle.config, cache=folder.cache)
         except (OSError, KedgeError) as error:
             # The slot may have been replaced and removed while it was read.
             if folder.current() != slot and attempt < _LOAD_ATTEMPTS - 1:

@@ -51,6 +51,8 @@ def overview(state: Path) -> str:
         previous = folder.previous()
         if previous is not None:
             lines.append(f"  previous {previous.digest[:19]}")
+        if serving is not None and serving.digest == current.digest and serving.detail is not None:
+            lines.append(f"  {serving.detail}")
         if serving is not None and serving.error is not None:
             lines.append(f"  serving: {serving.error}")
         lines += _refusal(refused.pop(folder.name, None))

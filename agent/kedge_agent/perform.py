@@ -11,6 +11,7 @@ import importlib.metadata
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from kedge_protocol.errors import BundleError, KedgeError, StorageError, Verific
 
 log = logging.getLogger(__name__)
 
+_TELL_SECONDS = 2.0
+"""Between two reports of how far a proof is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProofLimits:
@@ -32,10 +36,12 @@ class ProofLimits:
 
     Attributes:
         deadline: seconds, its start included.
+        prepare_deadline: seconds for what the backend builds on the device before.
         memory_bytes: None for no limit.
     """
 
     deadline: float = 120.0
+    prepare_deadline: float = 3600.0
     memory_bytes: int | None = None
 
 
@@ -63,21 +69,41 @@ def installed_runtimes(distributions: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def prove(folder: Path, config: BundleConfig, limits: ProofLimits) -> None:
-    """Run a slot's golden vectors in the worker.
+def prove(
+    folder: Path, config: BundleConfig, limits: ProofLimits, cache: Path | None, tell: Callable[[str], None]
+) -> str | None:
+    """Let the backend build what it must on this device, then run a slot's golden vectors, both in the worker.
+
+    Args:
+        cache: keeps what is built; None for the user's own folder.
+        tell: is told how far it is, in words.
+
+    Returns:
+        What really ran them, in words; None where the runtime's name says it all.
 
     Raises:
         VerificationError: they do not hold.
         KedgeError: the worker crashed, overran its limits, or the runtime refuses the file.
     """
-    from kedge_targets.proof import PROVE, ProveAnswer, ProveRequest
+    from kedge_targets.proof import PREPARE, PROVE, PrepareAnswer, ProveAnswer, ProveRequest
     from kedge_targets.worker import Worker
 
-    request = ProveRequest(folder=str(folder), config=str(folder / CONFIG_FILE))
+    def progress(what: str, done: int, total: int) -> None:
+        tell(f"{what}, {done} of {total}" if total else what)
+
+    request = ProveRequest(
+        folder=str(folder), config=str(folder / CONFIG_FILE), cache=None if cache is None else str(cache)
+    )
     with Worker(name=f"prove-{config.name}", memory_limit=limits.memory_bytes) as worker:
+        worker.call(PREPARE, request, PrepareAnswer, deadline=limits.prepare_deadline, on_progress=progress)
         answer = worker.call(PROVE, request, ProveAnswer, deadline=limits.deadline)
     if not answer.holds:
         raise VerificationError(answer.reason)
+    return answer.detail or None
+
+
+Prover = Callable[[Path, BundleConfig, ProofLimits, "Path | None", Callable[[str], None]], "str | None"]
+"""See :func:`prove`."""
 
 
 class Jobs(Protocol):
@@ -113,7 +139,7 @@ class Performer:
         ask: Callable[[actions.Ask], None],
         report: Callable[[], None],
         remember: Callable[[actions.Memory], None],
-        prover: Callable[[Path, BundleConfig, ProofLimits], None] = prove,
+        prover: Prover = prove,
         disk: Jobs | None = None,
         proofs: Jobs | None = None,
     ) -> None:
@@ -222,13 +248,23 @@ class Performer:
         return events.Assembled(action.model, action.bundle.digest)
 
     def _prove(self, action: actions.Prove) -> None:
-        slot = self._folder(action.model).slot(action.bundle.digest)
-        error = None
+        folder, digest_ = self._folder(action.model), action.bundle.digest
+        told = 0.0
+
+        def tell(detail: str) -> None:
+            nonlocal told
+            now = time.monotonic()
+            if now - told >= _TELL_SECONDS:
+                told = now
+                self._post(events.Proving(action.model, digest_, detail))
+
+        error = detail = None
         try:
-            self._prover(slot.folder, action.bundle.config, self._limits)
+            slot = folder.slot(digest_)
+            detail = self._prover(slot.folder, action.bundle.config, self._limits, folder.cache, tell)
         except KedgeError as failure:
             error = str(failure)
-        self._post(events.Proved(action.model, action.bundle.digest, error))
+        self._post(events.Proved(action.model, digest_, error, detail))
 
     def _switch(self, action: actions.Switch) -> events.Event:
         folder = self._folder(action.model)

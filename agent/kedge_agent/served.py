@@ -87,7 +87,8 @@ class ServedModels:
             self._load(entry)
             frugal.give_back()
             entry.generation = generation
-            entry.untold = slots.Serving(digest=slot.digest, pid=os.getpid(), error=entry.error)
+            detail = entry.model.detail or None if entry.model is not None else None
+            entry.untold = slots.Serving(digest=slot.digest, pid=os.getpid(), error=entry.error, detail=detail)
             self._entries[name] = entry
         if entry is not None and entry.untold is not None:
             try:

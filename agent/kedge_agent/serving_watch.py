@@ -74,7 +74,7 @@ class ServingWatch:
             serving = folder.serving() if not self._said_lately(folder.name, mark) else None
             if serving is None or serving.digest != current:
                 return None
-            said = Served(folder.name, current, serving.error)
+            said = Served(folder.name, current, serving.error, serving.detail)
         if self._said_lately(folder.name, mark):
             return None
         self._seen[folder.name] = mark, time.monotonic()

@@ -95,11 +95,13 @@ class Serving:
         digest: of the bundle that was tried.
         pid: of the serving child.
         error: why it does not serve; None where it does.
+        detail: what really runs it, in words, where the runtime's name does not say it all.
     """
 
     digest: str
     pid: int
     error: str | None = None
+    detail: str | None = None
 
 
 class ModelFolder:
@@ -115,6 +117,7 @@ class ModelFolder:
 
     def __init__(self, state: Path, name: str) -> None:
         self.name = checked_name(name, "model name")
+        self._state = state
         self.path = state / "models" / name
         self.slots = self.path / "slots"
         self.counters = self.path / "counters"
@@ -122,6 +125,15 @@ class ModelFolder:
         self.serving_file = self.path / "serving.json"
 
     # Reading: by anybody.
+
+    @property
+    def cache(self) -> Path | None:
+        """Where the state's owner keeps what backends build on this device; None for other users, who have folders of
+        their own: nobody runs what somebody else could have built."""
+        try:
+            return self._state / "cache" if self._state.stat().st_uid == os.geteuid() else None
+        except OSError:
+            return None
 
     def current(self) -> Slot | None:
         """The slot that serves, or None."""

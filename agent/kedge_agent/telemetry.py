@@ -8,7 +8,8 @@ from pathlib import Path
 
 from kedge_agent import counters, system
 from kedge_agent.slots import ModelFolder
-from kedge_protocol.messages import ModelTelemetry, Telemetry
+from kedge_protocol.messages import BoardTelemetry, ModelTelemetry, Telemetry
+from kedge_targets import jetson
 
 
 class Meter:
@@ -18,15 +19,17 @@ class Meter:
         state: the agent's state folder.
         boot_id: of this start.
         now: seconds of the steady clock that :meth:`measure` is given too.
+        root: of the file system that a board's sensors are read from.
     """
 
-    def __init__(self, state: Path, boot_id: str, now: float) -> None:
+    def __init__(self, state: Path, boot_id: str, now: float, *, root: Path = jetson.ROOT) -> None:
         self._state = state
         self._boot_id = boot_id
         self._seq = 0
         self._last_at = now
         self._totals: dict[str, counters.Totals] = {}
         self._cpu = system.CpuMeter()
+        self._root = root
 
     def measure(self, digests: Mapping[str, str | None], pids: Iterable[int], free_bytes: int, now: float) -> Telemetry:
         """The figures since the last call.
@@ -51,7 +54,19 @@ class Meter:
             agent_bytes=system.resident_bytes(pids),
             free_bytes=free_bytes,
             temperature_c=system.temperature(),
+            board=self._board(),
             at=time.time(),
+        )
+
+    def _board(self) -> BoardTelemetry | None:
+        found = jetson.look(self._root)
+        if found is None:
+            return None
+        return BoardTelemetry(
+            gpu_percent=found.gpu_percent,
+            power_mw=found.power_mw,
+            temperatures_c=found.temperatures_c,
+            power_mode=found.power_mode,
         )
 
     def _model(self, name: str, digest: str | None) -> ModelTelemetry:

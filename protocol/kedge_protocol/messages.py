@@ -70,7 +70,8 @@ class ReportedModel:
         blocks_done, blocks_total: of the download under way.
         bytes_received: payload bytes of blocks received for ``desired`` since it was wanted.
         failure: of the latest wanted bundle, if it failed.
-        detail: what is waited for, in words.
+        detail: what is waited for; of a model that serves: what really runs it, where the runtime's name does not say
+            it all. In words.
     """
 
     state: ModelState
@@ -185,6 +186,23 @@ class ModelTelemetry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BoardTelemetry:
+    """What boards with sensors of their own tell (Jetson).
+
+    Attributes:
+        gpu_percent: load of the GPU, 0..100.
+        power_mw: rail → milliwatts.
+        temperatures_c: zone → degrees Celsius.
+        power_mode: the board's name of it.
+    """
+
+    gpu_percent: float | None = None
+    power_mw: dict[str, int] = field(default_factory=dict)
+    temperatures_c: dict[str, float] = field(default_factory=dict)
+    power_mode: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Telemetry:
     """Stream ``metrics``, every few seconds.
 
@@ -194,6 +212,7 @@ class Telemetry:
         memory_total_bytes, memory_available_bytes: of the device.
         agent_bytes: resident memory of the agent's processes.
         temperature_c: hottest thermal zone in degrees Celsius; None where there is none.
+        board: of boards that have more to tell.
     """
 
     boot_id: str
@@ -206,6 +225,7 @@ class Telemetry:
     agent_bytes: int
     free_bytes: int
     temperature_c: float | None = None
+    board: BoardTelemetry | None = None
     at: float = 0.0
 
 

@@ -12,14 +12,17 @@ import abc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verified
+from kedge_protocol.bundle.config import BundleConfig, RuntimeRequirement, TensorSpec, Verified
 from kedge_targets.numerics import Numerics, Plan, QuantizedType
 from kedge_targets.target import Target
+
+if TYPE_CHECKING:
+    from kedge_targets.worker.progress import Progress
 
 Array = npt.NDArray[np.generic]
 
@@ -78,6 +81,11 @@ class Compiler(abc.ABC):
     def missing(self) -> str | None:
         """What must be installed before :meth:`lower` works, with the command; None where nothing is missing."""
 
+    def verification(self, target: Target) -> Verified:
+        """How far :meth:`lower` can prove this target's files on this host, once nothing is :meth:`missing`: the least
+        that may be claimed, unless the backend knows better."""
+        return Verified.CHECKED
+
     @abc.abstractmethod
     def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
         """Ways of int8 that are safe and fast on this target's processor, best first."""
@@ -114,6 +122,9 @@ class Session(abc.ABC):
     """A loaded model. Not safe for two threads at once unless ``concurrent``."""
 
     concurrent: bool = False
+    detail: str = ""
+    """What really runs the model here, in words (``… on the CPU, because …``); empty where the runtime's name says
+    it all. Status shows it."""
 
     @abc.abstractmethod
     def run(self, inputs: list[Array]) -> list[Array]:
@@ -134,6 +145,20 @@ class Runtime(abc.ABC):
     @abc.abstractmethod
     def kernel_sets(self) -> tuple[str, ...]:
         """Kernel sets that a device may run the same file with; the first is what :meth:`load` takes by itself."""
+
+    def prepare(self, folder: Path, config: BundleConfig, *, cache: Path, progress: Progress) -> Mapping[str, Any]:
+        """Do what this device must do once before it can load a bundle (build, measure), and keep the outcome.
+
+        Args:
+            folder: holds the bundle's files by title, the golden vectors among them.
+            config: of the bundle.
+            cache: a folder that outlives the call; made where it is missing.
+            progress: is told how far it is.
+
+        Returns:
+            Options for :meth:`load`, over the bundle's own.
+        """
+        return {}
 
     @abc.abstractmethod
     def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> Session:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from kedge_protocol import preprocess, tensors
 from kedge_protocol.bundle.config import BundleConfig, TensorSpec
 from kedge_protocol.errors import InputError
 from kedge_targets import registry
+
+if TYPE_CHECKING:
+    from kedge_targets.worker.progress import Progress
 
 Array = npt.NDArray[Any]
 
@@ -86,13 +89,31 @@ class Executor:
         runtime's own call."""
 
     @classmethod
-    def of(cls, folder: Path, config: BundleConfig, *, kernel_set: str | None = None) -> Executor:
-        """The executor of a bundle whose files lie in ``folder``."""
+    def of(
+        cls,
+        folder: Path,
+        config: BundleConfig,
+        *,
+        kernel_set: str | None = None,
+        cache: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Executor:
+        """The executor of a bundle whose files lie in ``folder``, prepared for this device where that is not done yet.
+
+        Args:
+            cache: where backends keep what they build here; None for ``KEDGE_CACHE`` or the user's own.
+            progress: of the preparation.
+        """
+        prepared: Mapping[str, Any] = {}
+        if kernel_set is None:
+            prepared = registry.runtime(config.backend).prepare(
+                folder, config, cache=cache or _users_cache(), progress=progress or _silent
+            )
         return cls(
             folder,
             backend=config.backend,
             entry=config.entry,
-            options=config.runtime_options,
+            options={**config.runtime_options, **prepared},
             inputs=config.inputs,
             outputs=config.outputs,
             kernel_set=kernel_set,
@@ -185,9 +206,24 @@ class Executor:
             for index, column in enumerate(zip(*collected, strict=True))
         ]
 
+    @property
+    def detail(self) -> str:
+        """What really runs the model here, in words; empty where the runtime's name says it all."""
+        return self._session.detail
+
     def close(self) -> None:
         """Free the session."""
         self._session.close()
+
+
+def _users_cache() -> Path:
+    from kedge_targets.worker import environment  # the worker's modules weigh something, and most callers name a folder
+
+    return environment.cache_dir()
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Nobody wants to know how far the preparation is."""
 
 
 def _planned(spec: TensorSpec, position: int) -> _Input:

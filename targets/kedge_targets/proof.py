@@ -7,19 +7,22 @@ import importlib.metadata
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kedge_protocol import digest
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.bundle.layout import parse_config
 from kedge_protocol.errors import StorageError, VerificationError
+from kedge_targets.worker import environment
 from kedge_targets.worker.progress import Progress
 
 if TYPE_CHECKING:
     from kedge_protocol import golden
+    from kedge_targets.executor import Executor
 
 PROVE = "kedge_targets.proof:prove"
-"""The task's name for :meth:`kedge_targets.worker.Worker.call`."""
+PREPARE = "kedge_targets.proof:prepare"
+"""The tasks' names for :meth:`kedge_targets.worker.Worker.call`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +33,20 @@ class ProveRequest:
         folder: holds the bundle's files by title.
         config: path of the configuration blob as it was received.
         kernel_set: one of the runtime's; None for its own choice.
+        cache: folder of what backends build on this device; None for ``KEDGE_CACHE`` or the user's own.
     """
 
     folder: str
     config: str
     kernel_set: str | None = None
+    cache: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareAnswer:
+    """What the preparation found out: options for the runtime, over the bundle's own."""
+
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +71,7 @@ class ProveAnswer:
         samples: golden vectors run.
         seconds_p50: median seconds of one call, of one sample where the batch is free.
         runtime, runtime_version: the installed distribution that ran it.
+        detail: what really ran it, in words, where the distribution's name does not say it all.
         peak_memory_bytes: the process's peak resident memory while loading and running (VmHWM).
     """
 
@@ -70,6 +83,24 @@ class ProveAnswer:
     runtime: str
     runtime_version: str
     peak_memory_bytes: int
+    detail: str = ""
+
+
+def prepare(request: ProveRequest, progress: Progress) -> PrepareAnswer:
+    """Let the backend build and measure what it must on this device. It may take long, so it has a deadline of its own;
+    :func:`prove` afterwards finds the outcome.
+
+    Raises:
+        BundleError: the configuration cannot be read.
+    """
+    from kedge_targets import registry
+
+    config = _config(Path(request.config))
+    folder = Path(request.folder)
+    digest.verify_file(folder / config.golden.file, config.golden.digest)
+    cache = Path(request.cache) if request.cache else environment.cache_dir()
+    made = registry.runtime(config.backend).prepare(folder, config, cache=cache, progress=progress)
+    return PrepareAnswer(options=dict(made))
 
 
 def prove(request: ProveRequest, progress: Progress) -> ProveAnswer:
@@ -82,29 +113,18 @@ def prove(request: ProveRequest, progress: Progress) -> ProveAnswer:
     """
     import numpy as np
 
-    from kedge_protocol import golden
     from kedge_targets.executor import Executor
 
     folder = Path(request.folder)
     config = _config(Path(request.config))
-    vectors_file = folder / config.golden.file
-    digest.verify_file(vectors_file, config.golden.digest)
-    vectors = golden.load(vectors_file)
+    digest.verify_file(folder / config.golden.file, config.golden.digest)
     _reset_peak()
-    executor = Executor.of(folder, config, kernel_set=request.kernel_set)
-    step = _batch(config)
+    cache = Path(request.cache) if request.cache else None
+    executor = Executor.of(folder, config, kernel_set=request.kernel_set, cache=cache, progress=progress)
     try:
-        rows, seconds = [], []
-        for index in range(0, vectors.samples, step):
-            one = {name: array[index : index + step] for name, array in vectors.inputs.items()}
-            begun = time.perf_counter()
-            rows.append(executor(one))
-            seconds.append(time.perf_counter() - begun)
-            progress("golden vectors", index + step, vectors.samples)
+        found, seconds = run_vectors(folder, config, executor, progress)
     finally:
         executor.close()
-    actual = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-    found = golden.compare(vectors, actual)
     runtime, version = _runtime(config)
     return ProveAnswer(
         deviations=tuple(
@@ -120,12 +140,50 @@ def prove(request: ProveRequest, progress: Progress) -> ProveAnswer:
         ),
         holds=all(d.holds for d in found),
         reason=_reason(found, where=f"{config.name} {config.version} on {runtime} {version}"),
-        samples=vectors.samples,
+        samples=config.golden.samples,
         seconds_p50=float(np.median(seconds)),
         runtime=runtime,
         runtime_version=version,
         peak_memory_bytes=_peak(),
+        detail=executor.detail,
     )
+
+
+def run_vectors(
+    folder: Path, config: BundleConfig, executor: Executor, progress: Progress
+) -> tuple[list[golden.Deviation], list[float]]:
+    """Run a bundle's golden vectors.
+
+    Returns:
+        What was measured of each output, and the seconds of each call.
+
+    Raises:
+        BundleError: the vectors cannot be read.
+        VerificationError: an output has another shape.
+    """
+    import numpy as np
+
+    from kedge_protocol import golden
+
+    vectors = golden.load(folder / config.golden.file)
+    step = _batch(config)
+    rows, seconds = [], []
+    for index in range(0, vectors.samples, step):
+        one = {name: array[index : index + step] for name, array in vectors.inputs.items()}
+        begun = time.perf_counter()
+        rows.append(executor(one))
+        seconds.append(time.perf_counter() - begun)
+        progress("golden vectors", index + step, vectors.samples)
+    actual = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    return golden.compare(vectors, actual), seconds
+
+
+def one_call(folder: Path, config: BundleConfig) -> dict[str, Any]:
+    """The inputs of one call: the first golden vectors, as many as the file takes at once."""
+    from kedge_protocol import golden
+
+    vectors = golden.load(folder / config.golden.file)
+    return {name: array[: _batch(config)] for name, array in vectors.inputs.items()}
 
 
 def _batch(config: BundleConfig) -> int:

@@ -12,3 +12,9 @@ from kedge_targets.toolchain import Toolchain
 def tflite_toolchain() -> Toolchain:
     """TFLite's converter; see :func:`tests.support.toolchains.required`."""
     return toolchains.required("tflite")
+
+
+@pytest.fixture(scope="session")
+def tensorrt_toolchain() -> Toolchain:
+    """NVIDIA's parser and builder; see :func:`tests.support.toolchains.required`."""
+    return toolchains.required("tensorrt")

@@ -42,7 +42,9 @@ def test_a_backend_has_both_halves(name: str) -> None:
 @pytest.mark.parametrize("name", BACKENDS)
 def test_numerics_are_declared(name: str) -> None:
     numerics = registry.compiler(name).numerics
-    assert Precision.FLOAT32 in numerics.precisions, "every search needs somewhere to fall back to"
+    assert {Precision.FLOAT32, Precision.FLOAT16} & set(numerics.precisions), (
+        "every search needs somewhere to fall back to"
+    )
     assert len(set(numerics.precisions)) == len(numerics.precisions)
     assert set(numerics.layouts) <= {"NCHW", "NHWC"}
     assert numerics.layouts
@@ -59,7 +61,7 @@ def test_each_target_gets_ways_of_int8_that_are_declared(name: str) -> None:
     for device in (target.find(other) for other in target.names()):
         if name in {choice.name for choice in device.backends}:
             ways = compiler.quantized_for(device)
-            assert ways
+            assert bool(ways) == (Precision.INT8 in compiler.numerics.precisions)
             assert set(ways) <= set(compiler.numerics.quantized)
 
 

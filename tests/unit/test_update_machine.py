@@ -505,3 +505,29 @@ def _torment(world: World, step: str, version: int, wanted: object, both: tuple)
         wanted = both[version % 2]
         world.desire(version, wanted)  # type: ignore[arg-type]
     return version, wanted
+
+
+def test_how_far_a_proof_is_and_what_really_ran_it_is_reported(world: World) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 2)}))
+    world.proof_detail = "fell back to the CPU"
+    world.connect()
+    world.desire(1, release)
+    seen = []
+    tell = world.machine.handle
+
+    def watched(event: events.Event, now: float) -> list[actions.Action]:
+        done = tell(event, now)
+        seen.extend((model.state, model.detail) for model in world.models.values())
+        return done
+
+    world.machine.handle = watched  # type: ignore[method-assign]  # looked through, not replaced
+    world.settle()
+    serving(world, release)
+    assert (ModelState.PROVING, "building, 1 of 2") in seen
+    assert (ModelState.SERVING, "fell back to the CPU") in seen
+    assert world.models["digits"].detail == "fell back to the CPU"
+    # The serving process knows better, and it may change its mind (a GPU that fails).
+    bundle = world.models["digits"].digest
+    assert bundle is not None
+    world.post(events.Served("digits", bundle, None, "on the GPU"))
+    assert world.models["digits"].detail == "on the GPU"

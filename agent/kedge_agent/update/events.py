@@ -110,12 +110,26 @@ class Assembled:
 
 
 @dataclass(frozen=True)
+class Proving:
+    """How far ``Prove`` is, in words: a backend may build for minutes."""
+
+    model: str
+    digest: str
+    detail: str
+
+
+@dataclass(frozen=True)
 class Proved:
-    """Outcome of ``Prove``: the golden vectors hold, or why not."""
+    """Outcome of ``Prove``: the golden vectors hold, or why not.
+
+    Attributes:
+        detail: what really ran them, in words, where the runtime's name does not say it all.
+    """
 
     model: str
     digest: str
     error: str | None = None
+    detail: str | None = None
 
 
 @dataclass(frozen=True)
@@ -138,11 +152,16 @@ class Switched:
 
 @dataclass(frozen=True)
 class Served:
-    """The serving child loaded a bundle, or could not."""
+    """The serving child loaded a bundle, or could not.
+
+    Attributes:
+        detail: what really runs it, in words, where the runtime's name does not say it all.
+    """
 
     model: str
     digest: str
     error: str | None = None
+    detail: str | None = None
 
 
 Event = (
@@ -157,6 +176,7 @@ Event = (
     | WriteFailed
     | Measured
     | Assembled
+    | Proving
     | Proved
     | Switched
     | Served

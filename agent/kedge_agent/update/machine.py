@@ -83,6 +83,7 @@ class Machine:
             events.WriteFailed: self._fetches.write_failed,
             events.Measured: lambda event: self._tell(event, ModelUpdate.measured),
             events.Assembled: lambda event: self._tell(event, ModelUpdate.assembled),
+            events.Proving: lambda event: self._tell(event, ModelUpdate.proving),
             events.Proved: lambda event: self._tell(event, ModelUpdate.proved),
             events.Switched: self._switched,
             events.Served: self._served,
@@ -275,6 +276,7 @@ class Machine:
 
     def _reported_model(self, name: str, update: ModelUpdate) -> ReportedModel:
         state, detail = update.step.value
+        detail = update.detail or detail
         if update.step.fetching:
             waiting = self._waits_for(name)
             state, detail = (ModelState.WAITING, waiting) if waiting else (state, self._fetching(name) or detail)

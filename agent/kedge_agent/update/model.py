@@ -84,6 +84,8 @@ class ModelUpdate:
         self.step = Step.MANIFEST
         self.since = desk.now
         self.failure: Failure | None = None
+        self.detail: str | None = None
+        """In words: how far the proof is, then what really runs the bundle; None where the step says it all."""
         self.received = 0
         self.layers: dict[str, int] = {}
         self._size = size
@@ -92,6 +94,7 @@ class ModelUpdate:
         self._manifest = b""
         self._bundle: Bundle | None = None
         self._made_room = False
+        self._ran: str | None = None
 
     def start(self) -> None:
         """The first step."""
@@ -158,12 +161,18 @@ class ModelUpdate:
             self._go(Step.PROVE)
             self._desk.emit(actions.Prove(self.name, self._bundle))
 
+    def proving(self, event: events.Proving) -> None:
+        """The proof has come a step further."""
+        if self.step is Step.PROVE and event.digest == self.digest:
+            self._note(event.detail)
+
     def proved(self, event: events.Proved) -> None:
         """The golden vectors were run."""
         if self.step is Step.PROVE and event.digest == self.digest and self._bundle is not None:
             if event.error is not None:
                 self.fail("prove", event.error)
                 return
+            self._ran = event.detail
             self._go(Step.SWITCH)
             self._desk.emit(actions.Switch(self.name, self._bundle))
 
@@ -194,6 +203,8 @@ class ModelUpdate:
                 self.failure = None
                 self._go(Step.DONE)
                 self._desk.served(self)
+            # Without a serving process the proof's word is all there is.
+            self._note(event.detail or self._ran)
         elif self.step in (Step.SERVE, Step.DONE):
             self._serve_failed(event.error, confirmed=confirmed)
 
@@ -269,4 +280,10 @@ class ModelUpdate:
     def _go(self, step: Step) -> None:
         self.step = step
         self.since = self._desk.now
+        self.detail = None
         self._desk.changed()
+
+    def _note(self, detail: str | None) -> None:
+        if detail != self.detail:
+            self.detail = detail
+            self._desk.changed()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from kedge.cli.table import printable, table
 from kedge.fleet.controller import ControllerOptions, run
+from kedge.fleet.kit import KitOptions
 from kedge.fleet.results import DeviceView, Progress, RolloutStatus
 from kedge.fleet.service import FleetService
 from kedge.options import command_line, made
@@ -72,13 +72,20 @@ def device() -> None:
 @click.argument("name")
 @click.option("--target", required=True, help="A known target, or the path of a .toml file.")
 @click.option("--label", "labels", multiple=True, callback=_labels_given, metavar="KEY=VALUE", help="For --select.")
+@command_line(KitOptions)
 @_state
 @_json
-def device_add(name: str, target: str, labels: dict[str, str], state: Path | None, as_json: bool) -> None:
-    """Make the device NAME known."""
+def device_add(
+    name: str, target: str, labels: dict[str, str], state: Path | None, as_json: bool, **values: Any
+) -> None:
+    """Make the device NAME known; with --kit also write what makes its board ready."""
+    options = made(KitOptions, values)
     with FleetService(state) as fleet:
-        added = fleet.device_add(name, target, labels)
-    _print(added, as_json, f"added {added.name} ({added.target})")
+        added = fleet.device_add(name, target, labels, options=options)
+    if options.kit is not None and options.broker is None:
+        click.echo("no --broker: the address in the kit's agent.toml is an example", err=True)
+    kit = "" if options.kit is None else f"; its kit is {options.kit}: keep it as you keep its password"
+    _print(added, as_json, f"added {added.name} ({added.target}){kit}")
 
 
 @device.command("list")
@@ -93,7 +100,7 @@ def device_list(select: dict[str, str], state: Path | None, as_json: bool) -> No
         _echo_json(found)
         return
     rows = [(one.name, one.target, _labels(one.labels), _presence(one), _serving(one)) for one in found]
-    _table(("device", "target", "labels", "presence", "serves"), rows)
+    table(("device", "target", "labels", "presence", "serves"), rows)
 
 
 @device.command("show")
@@ -136,7 +143,7 @@ def device_show(name: str, state: Path | None, as_json: bool) -> None:
         for transfer in detail.transfers
     ]
     if rows:
-        _table(("blob", "kind", "size", "blocks sent", "distinct", "finished sent again", "bytes sent"), rows)
+        table(("blob", "kind", "size", "blocks sent", "distinct", "finished sent again", "bytes sent"), rows)
     _say(f"sent in all: {_size(detail.bytes_served)}")
 
 
@@ -144,9 +151,19 @@ def _latest_telemetry(latest: Any) -> None:
     warmth = "" if latest.temperature_c is None else f", {latest.temperature_c:.0f} °C"
     used = latest.memory_total_bytes - latest.memory_available_bytes
     _say(f"CPU {latest.cpu_percent:.0f} %, memory {_size(used)} of {_size(latest.memory_total_bytes)}{warmth}")
+    if latest.board is not None:
+        _board(latest.board)
     for model, view in latest.models.items():
         latency = ", ".join(f"{name} {value:.2f} ms" for name, value in sorted(view.latency_ms.items()))
         _say(f"{model}: {view.inferences_total} inferences, {view.errors_total} errors; {latency or 'no calls'}")
+
+
+def _board(told: Any) -> None:
+    load = [] if told.gpu_percent is None else [f"GPU {told.gpu_percent:.0f} %"]
+    mode = [] if told.power_mode is None else [f"mode {told.power_mode}"]
+    power = [f"{rail} {value / 1000:.1f} W" for rail, value in told.power_mw.items()]
+    warmth = [f"{zone} {value:.0f} °C" for zone, value in told.temperatures_c.items()]
+    _say(", ".join([*load, *mode, *power, *warmth]))
 
 
 @device.command("remove")
@@ -230,7 +247,7 @@ def _show_rollout(status: RolloutStatus) -> None:
             progress = f"{progress} {one.blocks_done}/{one.blocks_total}"
         digests = [digest[7:19] if digest else "none" for digest in (one.digest, one.serving)]
         rows.append((one.device, one.target, progress, *digests, _size(one.bytes_pulled), one.detail))
-    _table(("device", "target", "progress", "wanted", "serves", "pulled", "detail"), rows)
+    table(("device", "target", "progress", "wanted", "serves", "pulled", "detail"), rows)
 
 
 def _labels(labels: dict[str, str]) -> str:
@@ -274,31 +291,8 @@ def _print(value: Any, as_json: bool, line: str) -> None:
 
 def _say(line: str) -> None:
     """Print what devices said, in part: their text must not steer the terminal."""
-    click.echo(_printable(line))
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
+    click.echo(printable(line))
 
 
 def _echo_json(value: Any) -> None:
     click.echo(json.dumps(codec.unstructure(value), indent=2))
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table for a terminal; for a pipe plain columns, nothing cut."""
-    rows = [[_printable(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(*head, header_style="bold", box=None)
-        for row in rows:
-            # Text, not markup: what devices say is shown, not obeyed.
-            table.add_row(*(Text(cell) for cell in row))
-        Console().print(table)
-        return
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    for row in (head, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

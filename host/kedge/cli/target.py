@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
-from kedge_targets import target as targets
+from kedge_protocol import codec
+from kedge_targets.survey import BackendView, survey
+
+_WORDS = {
+    "executed": "run by the device's own runtime",
+    "emulated": "run on an emulated processor",
+    "simulated": "run by a bit-exact simulator",
+    "compiled": "the vendor's compiler makes the device's file",
+    "checked": "the vendor's parser accepts it",
+}
+"""What ``Verified`` means, for readers."""
 
 
 @click.group()
@@ -13,10 +25,30 @@ def target() -> None:
 
 
 @target.command("list")
-def list_targets() -> None:
-    """Show every target: its name, what it is, its backends in order."""
-    found = [targets.find(name) for name in targets.names()]
-    width = max(len(one.name) for one in found)
-    for one in found:
-        backends = ", ".join(choice.name for choice in one.backends)
-        click.echo(f"{one.name:<{width}}  {one.title} ({one.processor.architecture}): {backends}")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def list_targets(as_json: bool) -> None:
+    """Show every target: its backends in order, their precisions, how far a bundle can be proved on this host before it
+    leaves it, and what is missing for that."""
+    found = survey()
+    if as_json:
+        click.echo(json.dumps(codec.unstructure(found), indent=2))
+        return
+    from kedge.cli.table import table
+
+    rows = [
+        (one.name, one.architecture, backend.name, " ".join(backend.precisions), _proof(backend), one.title)
+        for one in found
+        for backend in one.backends
+    ]
+    table(("target", "processor", "backend", "precisions", "proof here", "device"), rows)
+    shown = {backend.verification.value for one in found for backend in one.backends}
+    click.echo()
+    for word in (word for word in _WORDS if word in shown):
+        click.echo(f"{word}: {_WORDS[word]}")
+    missing = {backend.name: backend.missing for one in found for backend in one.backends if backend.missing}
+    for name, what in sorted(missing.items()):
+        click.echo(f"{name} lacks: {what}")
+
+
+def _proof(backend: BackendView) -> str:
+    return backend.verification.value if backend.here else f"none yet ({backend.verification.value})"

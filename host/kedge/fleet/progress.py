@@ -42,7 +42,7 @@ def judge(*, model: str, wanted: str | None, version: int, reported: Reported | 
         return Standing(Progress.PENDING if online else Progress.OFFLINE, serving=serving)
     if answers and known is not None:
         if known.state is ModelState.SERVING and serving == wanted and known.proved:
-            return Standing(Progress.DONE, serving=serving)
+            return Standing(Progress.DONE, known.detail or "", serving)
         failure = known.failure
         if known.state is ModelState.FAILED and failure is not None and failure.digest == wanted:
             return Standing(Progress.FAILED, f"{failure.stage}: {failure.reason}", serving)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from kedge.fleet import devices, releases, rollouts
+from kedge.fleet import devices, kit, releases, rollouts
 from kedge.fleet.database import Database, state_folder
 from kedge.fleet.results import (
     DeviceDetail,
@@ -49,21 +49,36 @@ class FleetService:
 
     # Devices.
 
-    def device_add(self, name: str, target: str, labels: Mapping[str, str] | None = None) -> DeviceView:
+    def device_add(
+        self,
+        name: str,
+        target: str,
+        labels: Mapping[str, str] | None = None,
+        *,
+        options: kit.KitOptions | None = None,
+    ) -> DeviceView:
         """Make a device known. It is served from then on; nothing changes on it before a rollout.
 
         Args:
             name: as in its ``agent.toml``.
             target: a known target's name or the path of a ``.toml`` file.
             labels: for ``--select``.
+            options: what makes its board ready is written too, see :func:`kedge.fleet.kit.write`; where that fails no
+                device is added.
 
         Raises:
             FleetError: there is a device of this name.
             TargetError: unknown target.
-            ConfigError: a name or label that cannot be used.
+            ConfigError: a name, a label or a credential that cannot be used.
+            StorageError: the kit cannot be written.
         """
+        options = options or kit.KitOptions()
+        options.check()
         with self.database.write() as session:
-            return devices.view(devices.add(session, name, target, labels or {}))
+            added = devices.view(devices.add(session, name, target, labels or {}))
+            if options.kit is not None:
+                kit.write(name, target, options)
+            return added
 
     def devices(self, select: Mapping[str, str] | None = None) -> tuple[DeviceView, ...]:
         """All devices that carry these labels, by name."""

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,25 +74,42 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def _interpreter(declared: Declaration) -> tuple[str, Path]:
-    """A Python of a version that the lock is made for: this one, or one on the path."""
+    """A Python of a version that the lock is made for: this one, one on the path, or one that pyenv built."""
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if here in declared.python:
         return here, Path(sys.executable)
     for version in declared.python:
-        found = shutil.which(f"python{version}")
-        if found is not None and _answers(found, version):
-            return version, Path(found)
+        for found in _candidates(version):
+            if _answers(found, version):
+                return version, found
     wanted = " or ".join(declared.python)
     raise ToolchainError(
         f"needs Python {wanted}, this is {here} and no other was found",
         where=f"toolchain {declared.name!r}",
-        remedy=f"Install Python {wanted}, so that python{declared.python[0]} is on the PATH",
+        remedy=f"Install Python {wanted} (pyenv install {declared.python[0]}, or your system's package), so that "
+        f"python{declared.python[0]} is on the PATH or below ~/.pyenv/versions",
     )
 
 
-def _answers(interpreter: str, version: str) -> bool:
+def _candidates(version: str) -> Iterator[Path]:
+    """Files that may be this Python: of every folder on the path, then of pyenv's versions, the newest first."""
+    name = f"python{version}"
+    for folder in os.get_exec_path():
+        path = Path(folder) / name
+        if path.is_file() and os.access(path, os.X_OK):
+            yield path
+    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    built = [path for path in (root / "versions").glob(f"{version}.*/bin/{name}") if os.access(path, os.X_OK)]
+    yield from sorted(built, key=lambda path: _patch(path.parent.parent.name), reverse=True)
+
+
+def _patch(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))
+
+
+def _answers(interpreter: Path, version: str) -> bool:
     """Whether it is what its name says: version managers put placeholders on the path."""
-    ask = [interpreter, "-c", "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"]
+    ask = [str(interpreter), "-c", "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"]
     try:
         found = subprocess.run(ask, capture_output=True, text=True, timeout=_ASK_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):

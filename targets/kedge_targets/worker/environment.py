@@ -42,6 +42,17 @@ def log_dir(given: Path | None) -> Path:
     return given or Path(os.environ.get(LOG_VARIABLE) or tempfile.gettempdir())
 
 
+CACHE_VARIABLE = "KEDGE_CACHE"
+
+
+def cache_dir() -> Path:
+    """Where what this device builds for itself is kept: as the environment says, or the user's cache folder."""
+    if given := os.environ.get(CACHE_VARIABLE):
+        return Path(given)
+    user = os.environ.get("XDG_CACHE_HOME")
+    return (Path(user) if user else Path.home() / ".cache") / "kedge"
+
+
 def of_child(scratch: Path, logs: Path, python: Path | None, extra: Mapping[str, str] | None) -> dict[str, str]:
     """The whole environment of a child.
 
@@ -60,6 +71,8 @@ def of_child(scratch: Path, logs: Path, python: Path | None, extra: Mapping[str,
     made |= _declared()
     made |= {
         LOG_VARIABLE: str(logs),
+        # Resolved here: the child's own cache folder goes with it.
+        CACHE_VARIABLE: str(cache_dir()),
         "TMPDIR": str(scratch),
         "XDG_CACHE_HOME": str(scratch / "cache"),
         "XDG_CONFIG_HOME": str(scratch / "config"),

@@ -11,10 +11,21 @@ from typing import TYPE_CHECKING, Any
 from kedge_protocol.bundle.config import RuntimeRequirement, Verified
 from kedge_protocol.errors import KedgeError, LoweringError, TargetError
 from kedge_targets import contract
-from kedge_targets.backends.onnxruntime import passes
-from kedge_targets.backends.onnxruntime.samples import Samples
 from kedge_targets.contract import Calibration, Lowered
-from kedge_targets.graph import attention, batch, library, nodes, opsets, plans, reading, signature, tracing, writing
+from kedge_targets.graph import (
+    attention,
+    batch,
+    library,
+    nodes,
+    opsets,
+    passes,
+    plans,
+    preparing,
+    reading,
+    signature,
+    writing,
+)
+from kedge_targets.graph.samples import Samples
 from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
 from kedge_targets.target import Target
 
@@ -50,9 +61,6 @@ _INTEGER_OPERATORS = (
     "Transpose", "Unsqueeze", "Where",
 )  # fmt: skip
 
-_QDQ_OPSET = 13
-"""The first opset in which DequantizeLinear has an axis, so that weights can have a scale for each channel."""
-
 # The first ONNX Runtime that takes an opset, found by giving models to 1.20 to 1.31.
 _FIRST_RUNTIME = {21: "1.20", 22: "1.21", 23: "1.23", 25: "1.24", 26: "1.25"}
 
@@ -82,6 +90,10 @@ class Compiler(contract.Compiler):
 
         absent = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
         return f'{absent[0]} is missing: pip install "kedge[compile]"' if absent else None
+
+    def verification(self, target: Target) -> Verified:
+        """See :meth:`kedge_targets.contract.Compiler.verification`."""
+        return Verified.EXECUTED
 
     def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
@@ -131,7 +143,7 @@ def _lower(
     given = reading.load(graph)
     nodes.check_operators(given, where=graph.name)
     precision = plans.leading(plan)
-    prepared = _prepared(given, workdir / "prepared.onnx", quantized=precision is Precision.INT8)
+    prepared = preparing.prepared(given, workdir / "prepared.onnx", quantized=precision is Precision.INT8)
     seconds: dict[str, float] = {}
     used = 0
     runtime_options = {name: options[name] for name in ("threads", "spin") if name in options}
@@ -139,12 +151,12 @@ def _lower(
         if not calibration.samples:
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         how = plan.quantized or compiler.quantized_for(target)[0]
-        excluded = _not_of(Precision.INT8, plan, given, prepared) + attention.before_softmax(prepared)
+        excluded = preparing.not_of(Precision.INT8, plan, given, prepared) + attention.before_softmax(prepared)
         samples = Samples(calibration, batch.size(prepared))
         made, seconds["quantize"] = _quantized(prepared, how, excluded, samples, workdir)
         used = samples.used
     elif precision is Precision.FLOAT16:
-        made = _halved(prepared, _not_of(Precision.FLOAT16, plan, given, prepared))
+        made = preparing.halved(prepared, preparing.not_of(Precision.FLOAT16, plan, given, prepared))
     else:
         made = prepared
     # Of a transformer in float16 ONNX Runtime (1.23 to 1.31) needs the inferred shapes: without them its optimizer
@@ -166,35 +178,6 @@ def _lower(
         seconds=seconds,
         calibration_samples=used,
     )
-
-
-def _prepared(model: onnx.ModelProto, path: Path, *, quantized: bool) -> onnx.ModelProto:
-    """Constants folded, batch normalization and its like fused into the weights, shapes inferred: what
-    ``quant_pre_process`` does without its symbolic half, which costs an import of sympy and is of use only for
-    operators that cannot be quantized here. That function hides the optimizer's errors, so it is not called."""
-    import onnx
-
-    onnxruntime = library.load()
-    if quantized:
-        model = opsets.at_least(model, _QDQ_OPSET, where=path.name)
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4
-    # "Basic" is the level that holds for every processor; above it nodes are made for this one.
-    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    settings.optimized_model_filepath = str(path)
-    library.try_to_load(model.SerializeToString(), settings, where=path.name)
-    made = onnx.load_model(str(path))
-    passes.flatten_biases(made)
-    return reading.infer_shapes(made, where=path.name)
-
-
-def _not_of(precision: Precision, plan: Plan, given: onnx.ModelProto, prepared: onnx.ModelProto) -> list[str]:
-    """Nodes of the prepared graph that the plan wants in another precision."""
-    others = tracing.followed(plans.others(plan, given, precision), given, prepared)
-    asked = [name for name, wanted in plan.layers.items() if wanted is precision]
-    # Where a fused node stems from layers of both kinds, a layer that was named wins over the default.
-    named = set() if plan.default is precision else set(tracing.followed(asked, given, prepared))
-    return [name for name in others if name not in named]
 
 
 def _quantized(
@@ -236,15 +219,6 @@ def _quantized(
     quantized = onnx.load_model(str(made))
     passes.free_answers(quantized)
     return quantized, seconds
-
-
-def _halved(prepared: onnx.ModelProto, excluded: list[str]) -> onnx.ModelProto:
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    made: onnx.ModelProto = convert_float_to_float16(
-        prepared, keep_io_types=True, node_block_list=excluded, disable_shape_infer=True
-    )
-    return made
 
 
 def _first_runtime(model: onnx.ModelProto, target: Target) -> str:

@@ -35,17 +35,18 @@ def save(model: Any, folder: Path, *, half: bool, names: Collection[str]) -> dic
     Raises:
         StorageError: the disk is full or not writable.
     """
-    _rename(model, frozenset(names))
+    rename(model, frozenset(names))
     entry, weights = folder / ENTRY, folder / WEIGHTS
     library.load().save_model(model, str(entry), compress_to_fp16=half)
     try:
-        entry.write_bytes(_lean(entry.read_bytes()))
+        entry.write_bytes(lean(entry.read_bytes()))
     except OSError as error:
         raise StorageError(f"cannot be written: {error.strerror}", where=str(entry)) from error
     return {ENTRY: entry, WEIGHTS: weights}
 
 
-def _rename(model: Any, kept: frozenset[str]) -> None:
+def rename(model: Any, kept: frozenset[str]) -> None:
+    """Give names that do not depend on what else the process did, in place; the names ``kept`` stay."""
     model.set_friendly_name("model")
     operations = model.get_ordered_ops()
     used = {operation.get_friendly_name() for operation in operations}
@@ -60,7 +61,8 @@ def _rename(model: Any, kept: frozenset[str]) -> None:
         operation.set_friendly_name(fresh)
 
 
-def _lean(raw: bytes) -> bytes:
+def lean(raw: bytes) -> bytes:
+    """A representation without what no runtime reads."""
     root = ElementTree.fromstring(raw)
     # Layers have information of their own, which stays.
     for information in root.findall("rt_info"):
@@ -69,5 +71,5 @@ def _lean(raw: bytes) -> bytes:
         if element.text is not None and not element.text.strip():
             element.text = None
         element.tail = None
-    lean: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
-    return lean
+    made: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return made

@@ -1,0 +1,32 @@
+"""Tables, as all commands print them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+
+def printable(text: str) -> str:
+    """``text`` without what would steer a terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table for a terminal; for a pipe plain columns, nothing cut."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        shown = Table(*head, header_style="bold", box=None)
+        for row in rows:
+            # Text, not markup: what devices say is shown, not obeyed.
+            shown.add_row(*(Text(cell) for cell in row))
+        Console().print(shown)
+        return
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

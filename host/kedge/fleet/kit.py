@@ -1,0 +1,250 @@
+"""The kit of one device: the files that make its board ready, with its name, its broker and its credentials in them."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import os
+import re
+import secrets
+import sys
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from kedge.options import Option
+from kedge_protocol.broker import parse_broker
+from kedge_protocol.errors import ConfigError, StorageError
+from kedge_protocol.topics import checked_name
+from kedge_targets import firmware
+from kedge_targets import target as targets
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_AGENT = "etc/kedge/agent.toml"
+_CA, _CERT, _KEY, _PASSWORD = "ca.pem", "cert.pem", "key.pem", "password"
+_BOARD = "board.toml"
+_EXAMPLE = "mqtts://broker.example:8883"
+_LARGEST_SECRET = 1 << 20
+
+_TABLE = re.compile(r"\[([a-z]+)\]\s*")
+_LINE = re.compile(r"([a-z_]+) = (\"[^\"\\]*\")( *)(#.*)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KitOptions:
+    """What a kit is filled with.
+
+    Attributes:
+        kit: the file that is made; None makes none, and then nothing else may be given.
+    """
+
+    kit: Annotated[
+        Path | None, Option("Write what makes the board ready, credentials included.", metavar="OUT.tar.gz")
+    ] = None
+    broker: Annotated[str | None, Option("Kit: the broker as the device reaches it, mqtts://HOST:PORT.")] = None
+    ca: Annotated[Path | None, Option("Kit: PEM file of the authority that signed the broker's certificate.")] = None
+    cert: Annotated[Path | None, Option("Kit: PEM file of the device's certificate.")] = None
+    key: Annotated[Path | None, Option("Kit: PEM file of the certificate's key.")] = None
+    username: Annotated[str | None, Option("Kit: user name at the broker [the device's name].")] = None
+    password_file: Annotated[Path | None, Option("Kit: file whose first line is the device's password.")] = None
+    like: Annotated[
+        str | None, Option("Kit: the known target whose files a board of your own takes.", metavar="TARGET")
+    ] = None
+
+    def check(self) -> None:
+        """Raises :class:`ConfigError` where something is given that would go into a kit, and no kit is asked for."""
+        given = {name: value for name, value in vars(self).items() if name != "kit" and value is not None}
+        if self.kit is None and given:
+            raise ConfigError(f"--{next(iter(given)).replace('_', '-')} is of use in a kit only", remedy="Give --kit")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a kit."""
+
+    content: bytes
+    mode: int
+
+
+def write(name: str, target: str, options: KitOptions) -> None:
+    """Make the kit of a device: ``options.kit``, a .tar.gz that only its owner may read, in place of what was there.
+
+    The same device with the same options gives the same bytes. Paths within are those at which files are installed;
+    ``README.md``, ``install.sh`` and ``packages/`` lie beside. Passwords and keys have mode 0600.
+
+    Args:
+        name: of the device.
+        target: a known target's name or the path of a ``.toml`` file.
+
+    Raises:
+        ConfigError: a name, address or credential that cannot be used, or no kit was asked for.
+        TargetError: unknown target, or one that nothing makes ready.
+        StorageError: the file cannot be written.
+    """
+    if options.kit is None:
+        raise ConfigError("no file was given for the kit", remedy="Give --kit OUT.tar.gz")
+    packed = archive(members(name, target, options))
+    beside = options.kit.with_name(f".{options.kit.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(packed)
+            os.fsync(file.fileno())
+        beside.replace(options.kit)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise StorageError(f"the kit cannot be written: {error.strerror}", where=str(options.kit)) from error
+
+
+def members(name: str, target: str, options: KitOptions) -> dict[str, Member]:
+    """Path → file of a kit; see :func:`write`."""
+    checked_name(name, "device name")
+    found = targets.find(target)
+    own = target.endswith(".toml")
+    sources = firmware.files(options.like or found.name)
+    made = {path: _member(source.read_bytes()) for path, source in sources.items()}
+    settings = made.pop("agent.toml").content.decode()
+    readme = made.pop("README.md").content.decode()
+    values, credentials = _broker(name, options)
+    values |= {"device.name": name, "device.target": f"./{_BOARD}" if own else found.name}
+    if own:
+        made[f"etc/kedge/{_BOARD}"] = _member(Path(target).read_bytes())
+    made[_AGENT] = _member(filled(settings, values).encode())
+    made["README.md"] = _member((_heading(name, found.name, options) + readme).encode())
+    return dict(sorted((made | credentials).items()))
+
+
+def archive(files: Mapping[str, Member]) -> bytes:
+    """A .tar.gz without times, all of it root's."""
+    folders = {str(parent) for path in files for parent in Path(path).parents} - {"."}
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for path in sorted(folders | set(files)):
+            entry = tarfile.TarInfo(path)
+            entry.uname = entry.gname = "root"
+            if path in folders:
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(entry)
+            else:
+                entry.size, entry.mode = len(files[path].content), files[path].mode
+                tar.addfile(entry, io.BytesIO(files[path].content))
+    return gzip.compress(raw.getvalue(), compresslevel=9, mtime=0)
+
+
+def filled(text: str, values: Mapping[str, str | None]) -> str:
+    """A board's ``agent.toml`` with these values in the place of its examples; comments stay.
+
+    Args:
+        text: one line a value; texts without escapes.
+        values: ``table.key`` → text; None takes the line out.
+
+    Raises:
+        ConfigError: a table that the file has not.
+    """
+    left = {key: value for key, value in values.items() if value is not None}
+    lines: list[str] = []
+    table, end = "", {}
+    for line in text.splitlines():
+        if header := _TABLE.fullmatch(line):
+            table = header[1]
+            end[table] = len(lines)
+        key = f"{table}.{found[1]}" if (found := _LINE.fullmatch(line)) else None
+        if found is not None and key in values:
+            if key not in left:
+                continue
+            line = f"{found[1]} = {_quoted(left.pop(key))}"
+            line = f"{line:<{found.start(4)}}{found[4]}" if found[4] else line
+        if line.strip():
+            end[table] = len(lines)
+        lines.append(line)
+    for key, value in sorted(left.items(), reverse=True):
+        table, _, name = key.partition(".")
+        if table not in end:
+            raise ConfigError(f"the board's agent.toml has no table [{table}]")
+        lines.insert(end[table] + 1, f"{name} = {_quoted(value)}")
+        end = {other: at + (at > end[table]) for other, at in end.items()}
+    made = "\n".join(lines) + "\n"
+    read = tomllib.loads(made)
+    for key, wanted in values.items():
+        table, _, name = key.partition(".")
+        if read[table].get(name) != wanted:
+            raise ConfigError(f"{wanted!r} cannot be written as {key}", remedy="Use letters, digits and usual signs")
+    return made
+
+
+def _quoted(text: str) -> str:
+    """A basic string of TOML 1.0; control characters have no place in what a kit holds."""
+    if not text.isprintable():
+        raise ConfigError(f"{text!r} holds characters that cannot be printed")
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _member(content: bytes) -> Member:
+    return Member(content, 0o755 if content.startswith(b"#!") else 0o644)
+
+
+def _broker(name: str, options: KitOptions) -> tuple[dict[str, str | None], dict[str, Member]]:
+    """The values of ``[broker]`` and the files that they name, checked as the agent will check them."""
+    password = None if options.password_file is None else _first_line(options.password_file)
+    username = options.username or (name if password is not None else None)
+    parse_broker(
+        options.broker or _EXAMPLE,
+        ca=options.ca,
+        cert=options.cert,
+        key=options.key,
+        username=username,
+        password=password,
+    )
+    files = {
+        _CA: Member(_read(options.ca), 0o644) if options.ca else None,
+        # It may hold the key too.
+        _CERT: Member(_read(options.cert), 0o600) if options.cert else None,
+        _KEY: Member(_read(options.key), 0o600) if options.key else None,
+        _PASSWORD: Member(f"{password}\n".encode(), 0o600) if password is not None else None,
+    }
+    values: dict[str, str | None] = {
+        "broker.url": options.broker or _EXAMPLE,
+        "broker.ca": _CA if options.ca else None,
+        "broker.cert": _CERT if options.cert else None,
+        "broker.key": _KEY if options.key else None,
+        "broker.username": username,
+        "broker.password_file": _PASSWORD if password is not None else None,
+    }
+    return values, {f"etc/kedge/{title}": file for title, file in files.items() if file is not None}
+
+
+def _first_line(path: Path) -> str:
+    try:
+        lines = _read(path).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError("the password is not UTF-8", where=str(path)) from error
+    if not lines or not lines[0]:
+        raise ConfigError("the first line is empty, a password was expected", where=str(path))
+    return lines[0]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    if len(content) > _LARGEST_SECRET:
+        raise ConfigError(f"is no credential: {len(content)} bytes", where=str(path))
+    return content
+
+
+def _heading(name: str, target: str, options: KitOptions) -> str:
+    broker = options.broker or f"{_EXAMPLE}, an example: fill in `url` in `{_AGENT}`"
+    return (
+        f"<!-- The kit of device {name}. It may hold its password or key: hand it on with care. -->\n\n"
+        f"**{name}**, target `{target}`, broker {broker}.\n\n"
+        "On the board: `tar -xzf` this kit into an empty folder, then `sudo sh install.sh` in it.\n\n"
+    )

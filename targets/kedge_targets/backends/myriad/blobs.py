@@ -1,0 +1,112 @@
+"""Talking to the toolchain's driver: what its compiler takes, and the blobs that it makes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kedge_protocol.errors import LoweringError, WorkerError
+from kedge_targets import toolchain
+from kedge_targets.toolchain.installation import Versions
+from kedge_targets.worker import Worker
+
+NAME = "myriad"
+
+_START_SECONDS = 120.0
+_QUERY_SECONDS = 300.0
+_COMPILE_SECONDS = 1200.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer of the graph: its name, and its type in OpenVINO."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queried:
+    """Layers that the compiler does not take, in the graph's order."""
+
+    unsupported: tuple[Layer, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlobTensor:
+    """An input or output of a blob as depthai reads it.
+
+    Attributes:
+        shape: the slowest axis first.
+        dtype: depthai's name: ``FP16``, ``U8F``, ``INT``.
+        order: depthai's name of the axes, ``NCHW``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    order: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blob:
+    """One compiled blob, as depthai reads it."""
+
+    shaves: int
+    file: str
+    inputs: tuple[BlobTensor, ...]
+    outputs: tuple[BlobTensor, ...]
+    stages: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What ``compile`` answers."""
+
+    blobs: tuple[Blob, ...]
+
+
+class Driver:
+    """The running toolchain."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def versions(self) -> dict[str, str]:
+        """The packages that it works with."""
+        return dict(self._worker.call("version", {}, Versions, deadline=_START_SECONDS).packages)
+
+    def unsupported(self, model: Path) -> tuple[Layer, ...]:
+        """The layers of an ``.xml`` that the compiler does not take, by its own query.
+
+        Raises:
+            LoweringError: the old release cannot read the graph, with its own words.
+        """
+        request = {"model": str(model)}
+        return self._worker.call("query", request, Queried, deadline=_QUERY_SECONDS).unsupported
+
+    def compile(self, model: Path, shaves: tuple[int, ...], folder: Path) -> tuple[Blob, ...]:
+        """One ``model-SHAVES.blob`` in ``folder`` for each number of SHAVEs.
+
+        Raises:
+            LoweringError: the compiler fails, with its own words; or depthai does not parse what it made.
+        """
+        request = {"model": str(model), "shaves": list(shaves), "folder": str(folder)}
+        return self._worker.call("compile", request, Compiled, deadline=_COMPILE_SECONDS).blobs
+
+
+@contextlib.contextmanager
+def driver() -> Iterator[Driver]:
+    """The driver, for as long as the block lasts.
+
+    Raises:
+        ToolchainError: the toolchain is not installed, or libusb is not.
+        LoweringError: the driver crashed or overran its time.
+    """
+    with toolchain.find(NAME).worker() as worker:
+        try:
+            yield Driver(worker)
+        except WorkerError as error:
+            raise LoweringError(error.what, where=error.where, remedy=error.remedy) from error

@@ -1,0 +1,142 @@
+"""The FP16 representation through OpenVINO: on a Neural Compute Stick 2, or on a CPU.
+
+On a CPU weights are FP16 and sums are float32. What a Myriad's FP16 arithmetic adds to that is emulated by rounding the
+result of each layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kedge_protocol.errors import InputError, MissingDependencyError, VerificationError
+from kedge_targets import contract
+from kedge_targets.backends.openvino import emulation, library
+from kedge_targets.backends.openvino.runtime import reason_of
+from kedge_targets.contract import Array
+
+STICK = "MYRIAD"
+CPU = "CPU"
+
+_CPU_SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+
+
+class Session(contract.Session):
+    """One compiled model with one inference request."""
+
+    def __init__(self, compiled: Any, inputs: list[str], outputs: list[str], detail: str) -> None:
+        self.detail = detail
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+        # Releases disagree on the order of what a file holds: it is found by name.
+        names_in = [port.get_node().get_friendly_name() for port in compiled.inputs]
+        names_out = [_made_by(port) for port in compiled.outputs]
+        self._inputs = [names_in.index(name) for name in inputs]
+        self._outputs = [names_out.index(name) for name in outputs]
+
+    def run(self, inputs: list[Array]) -> list[Array]:
+        """See :meth:`kedge_targets.contract.Session.run`.
+
+        Raises:
+            InputError: OpenVINO refuses these arrays.
+        """
+        try:
+            self._request.infer(dict(zip(self._inputs, inputs, strict=True)))
+            return [np.array(self._request.get_output_tensor(index).data) for index in self._outputs]
+        except Exception as error:  # the library raises RuntimeError and its own, without a common base
+            raise InputError(f"OpenVINO cannot run these arrays: {reason_of(error)}") from error
+
+    def close(self) -> None:
+        """Free the request and the model."""
+        self._request = self._compiled = None
+
+
+def _made_by(port: Any) -> str:
+    """The name of an output as the compiler has it: of the layer that makes it."""
+    source = port.get_node().input_value(0)
+    name = str(source.get_node().get_friendly_name())
+    return name if source.get_node().get_output_size() == 1 else f"{name}.{source.get_index()}"
+
+
+def stick(entry: Path, inputs: list[str], outputs: list[str]) -> Session:
+    """On a Neural Compute Stick 2.
+
+    Raises:
+        MissingDependencyError: no OpenVINO, or one without the Myriad plugin, or no stick.
+        VerificationError: the stick refuses the file.
+    """
+    openvino, core = _core()
+    if not any(name.split(".")[0] == STICK for name in core.available_devices):
+        raise MissingDependencyError(
+            f"OpenVINO {_version(openvino)} sees no Neural Compute Stick 2, only {', '.join(core.available_devices)}",
+            remedy="Take Intel's archive of OpenVINO 2022.3 (its wheel has no Myriad plugin), connect the stick, and "
+            "let the user have it (udev rules)",
+        )
+    return _compiled(openvino, core, core.read_model(str(entry)), STICK, {}, inputs, outputs, entry)
+
+
+def cpu(entry: Path, inputs: list[str], outputs: list[str], *, bits: int = emulation.FLOAT32_BITS) -> Session:
+    """On this machine's CPU.
+
+    Args:
+        bits: of the significand that each layer's result keeps; FP16 has 11.
+
+    Raises:
+        MissingDependencyError: no OpenVINO.
+        VerificationError: OpenVINO refuses the file.
+    """
+    openvino, core = _core()
+    try:
+        model = core.read_model(str(entry))
+    except Exception as error:  # the library raises RuntimeError and its own, without a common base
+        raise _refused(openvino, error, entry) from error
+    if bits < emulation.FLOAT32_BITS:
+        emulation.round_layers(model, bits)
+    supported = {str(name) for name in core.get_property(CPU, "SUPPORTED_PROPERTIES")}
+    settings = {name: value for name, value in _CPU_SETTINGS.items() if name in supported}
+    return _compiled(openvino, core, model, CPU, settings, inputs, outputs, entry)
+
+
+def _compiled(
+    openvino: Any,
+    core: Any,
+    model: Any,
+    device: str,
+    settings: Mapping[str, str],
+    inputs: list[str],
+    outputs: list[str],
+    entry: Path,
+) -> Session:
+    try:
+        compiled = core.compile_model(model, device, dict(settings))
+        return Session(compiled, inputs, outputs, f"OpenVINO {_version(openvino)} on {device}")
+    except Exception as error:  # as above; ValueError where a name is not the file's
+        raise _refused(openvino, error, entry) from error
+
+
+def _refused(openvino: Any, error: Exception, entry: Path) -> VerificationError:
+    return VerificationError(
+        f"OpenVINO {_version(openvino)} refuses the file: {reason_of(error)}",
+        where=entry.name,
+        remedy="The file is damaged, or made for another version",
+    )
+
+
+def _core() -> tuple[Any, Any]:
+    """The package and a ``Core``: at the top of the package from 2023.1 on, in ``runtime`` before."""
+    package = library.load()
+    if hasattr(package, "Core"):
+        return package, package.Core()
+    try:
+        from openvino import runtime
+    except ImportError as error:
+        raise MissingDependencyError(f"OpenVINO cannot be loaded: {error}") from error
+    return runtime, runtime.Core()
+
+
+def _version(openvino: Any) -> str:
+    told = getattr(openvino, "__version__", "") or openvino.get_version()
+    return str(told).split("-")[0]

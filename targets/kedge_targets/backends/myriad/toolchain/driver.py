@@ -1,0 +1,325 @@
+"""Myriad X blobs by OpenVINO 2021.4.2, in the toolchain's own environment: standard library and vendor stack only,
+never Kedge.
+
+Speaks the worker's lines (docs/architecture.md): one JSON request a line on standard input, JSON lines of progress
+and one answer to the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
+
+``version``
+    ``{}`` → ``{"python", "packages"}``
+``query``
+    ``{"model"}`` → ``{"unsupported": [{"name", "type"}]}``: the layers of an ``.xml`` that the compiler does not
+    take, in the graph's order, by its own query.
+``compile``
+    ``{"model", "shaves", "folder"}`` → ``{"blobs": [{"shaves", "file", "inputs", "outputs", "stages"}]}``: one
+    ``FOLDER/model-SHAVES.blob`` for each number of SHAVEs, each parsed by depthai.
+
+The compiler has no interface of its own in the wheel: loading a network for the device waits five seconds for one,
+compiles without it, writes what came out to the cache, and then fails. It waits under a lock of the machine, so three
+blobs would take three times as long; see :func:`private_plugin`.
+
+An error's ``kind`` is the name of a class of Kedge's tree.
+"""
+
+import ctypes
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from xml.etree import ElementTree
+
+PACKAGES = ("depthai", "numpy")
+LIBUSB = "libusb-1.0.so.0"
+PLUGIN = "libmyriadPlugin.so"
+PLUGINS = "plugins.xml"
+
+# Of a blob: an ELF name of 34 bytes and padding, then a magic number and the whole size, little-endian
+# (inference-engine/src/vpu/graph_transformer, blob_format.hpp, of 2021.4).
+MAGIC = 9709
+HEADER = struct.Struct("<II")
+HEADER_AT = 52
+ELF = b"\x7felf"
+
+LOCK = b"/tmp/mvnc.mutex"
+OWN_LOCK = b"././././vpulock"
+
+TICK = 0.02  # seconds between two looks at the cache
+INTEGERS = {"I8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}
+
+_NO_ANSWER = "KEDGE_ANSWER_FD is not set: this program is run by Kedge's worker"
+
+
+class RefusedError(Exception):
+    """An error with its class in Kedge's tree."""
+
+    def __init__(self, kind, what, where=None, remedy=None):
+        super().__init__(what)
+        self.wire = {"kind": kind, "what": what, "where": where, "remedy": remedy}
+
+
+def check_libusb():
+    """The plugin cannot be loaded without it, and then says only that it cannot be loaded."""
+    try:
+        ctypes.CDLL(LIBUSB)
+    except OSError as error:
+        raise RefusedError(
+            "ToolchainError",
+            f"the Myriad plugin needs {LIBUSB}, which cannot be loaded: {error}",
+            remedy="Install libusb 1.0: apt-get install libusb-1.0-0, or dnf install libusb1",
+        ) from error
+
+
+def version(request):
+    """Load the stack and say what it is."""
+    check_libusb()
+    import depthai  # noqa: F401
+    import openvino
+    from openvino.inference_engine import IECore
+
+    found = IECore().get_versions("MYRIAD")
+    if "MYRIAD" not in found:
+        raise RefusedError("ToolchainError", f"OpenVINO finds no Myriad plugin, only {sorted(found)}")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in (openvino.__name__, *PACKAGES)},
+    }
+
+
+def read(core, model):
+    """The network of an ``.xml`` with its ``.bin``."""
+    path = Path(model)
+    try:
+        return core.read_network(str(path), str(path.with_suffix(".bin")))
+    except Exception as error:
+        traceback.print_exc()
+        raise RefusedError("LoweringError", f"OpenVINO 2021.4 cannot read the graph: {one_line(error)}") from error
+
+
+def query(request):
+    """Name what the compiler does not take."""
+    check_libusb()
+    import ngraph
+    from openvino.inference_engine import IECore
+
+    core = IECore()
+    network = read(core, request["model"])
+    try:
+        taken = core.query_network(network, "MYRIAD")
+    except Exception as error:
+        traceback.print_exc()
+        raise RefusedError("LoweringError", f"the Myriad compiler cannot judge the graph: {one_line(error)}") from error
+    layers = [
+        {"name": node.get_friendly_name(), "type": node.get_type_name()}
+        for node in ngraph.function_from_cnn(network).get_ordered_ops()
+    ]
+    # Results are no layers to it.
+    return {"unsupported": [layer for layer in layers if layer["name"] not in taken and layer["type"] != "Result"]}
+
+
+def compile_all(request):
+    """One blob for each number of SHAVEs, all at once."""
+    check_libusb()
+    folder = Path(request["folder"])
+    plugin = folder / ".plugin"
+    running = []
+    try:
+        private_plugin(plugin)
+        for shaves in request["shaves"]:
+            running.append(Compilation(request["model"], shaves, folder, plugin))
+        while [one for one in running if not one.done()]:
+            time.sleep(TICK)
+    finally:
+        for one in running:
+            one.end()
+        shutil.rmtree(plugin, ignore_errors=True)
+    return {"blobs": [one.described() for one in running]}
+
+
+def private_plugin(folder):
+    """A copy of the plugin, and a list of plugins that names it, in a new folder.
+
+    The plugin waits for a device under a lock on ``/tmp/mvnc.mutex``, which every user of the machine shares and which
+    only the one who made it may open. The copy locks a file where it stands, and each compilation stands in a folder
+    of its own. A copy that cannot be made so is the plugin as it is: slower, no more.
+    """
+    import openvino
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    raw = (Path(openvino.__path__[0]) / "libs" / PLUGIN).read_bytes()
+    if raw.count(LOCK + b"\0") == 1:
+        raw = raw.replace(LOCK + b"\0", OWN_LOCK + b"\0")
+    (folder / PLUGIN).write_bytes(raw)
+    plugins = ElementTree.Element("ie")
+    ElementTree.SubElement(
+        ElementTree.SubElement(plugins, "plugins"), "plugin", name="MYRIAD", location=str(folder / PLUGIN)
+    )
+    (folder / PLUGINS).write_bytes(ElementTree.tostring(plugins))
+
+
+class Compilation:
+    """One process that compiles one blob."""
+
+    def __init__(self, model, shaves, folder, plugin):
+        self.shaves = shaves
+        self.file = folder / f"model-{shaves}.blob"
+        self._cache = folder / f".cache-{shaves}"
+        shutil.rmtree(self._cache, ignore_errors=True)
+        self._cache.mkdir()
+        self._blob = None
+        self._said = self._cache / "said.txt"
+        command = [sys.executable, str(Path(__file__).resolve()), "--compile", model, str(shaves), str(plugin)]
+        import openvino
+
+        libraries = str(Path(openvino.__path__[0]) / "libs")
+        with self._said.open("wb") as said:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                cwd=self._cache,
+                env={**os.environ, "LD_LIBRARY_PATH": libraries},
+            )
+
+    def done(self):
+        """Whether the blob is whole; raises where there will be none."""
+        if self._blob is None:
+            ended = self._process.poll() is not None
+            self._blob = whole_blob(self._cache)
+            if self._blob is None and ended:
+                said = self._said.read_text(encoding="utf-8", errors="replace")
+                words = [line[len(FAILED) :] for line in said.splitlines() if line.startswith(FAILED)]
+                raise RefusedError(
+                    "LoweringError",
+                    "the Myriad compiler failed for {} SHAVEs: {}".format(
+                        self.shaves, words[-1] if words else f"it ended with status {self._process.returncode}"
+                    ),
+                )
+        return self._blob is not None
+
+    def end(self):
+        """Nothing is left of it but the blob."""
+        self._process.kill()
+        self._process.wait()
+        if self._blob is not None:
+            self.file.write_bytes(self._blob)
+        shutil.rmtree(self._cache, ignore_errors=True)
+
+    def described(self):
+        """What depthai reads in it."""
+        import depthai
+
+        try:
+            blob = depthai.OpenVINO.Blob(str(self.file))
+        except Exception as error:
+            raise RefusedError(
+                "LoweringError", f"depthai cannot parse the blob for {self.shaves} SHAVEs: {one_line(error)}"
+            ) from error
+        return {
+            "shaves": blob.numShaves,
+            "file": str(self.file),
+            "inputs": [described_tensor(name, info) for name, info in blob.networkInputs.items()],
+            "outputs": [described_tensor(name, info) for name, info in blob.networkOutputs.items()],
+            "stages": blob.stageCount,
+        }
+
+
+def described_tensor(name, info):
+    """Axes in their order in memory, the slowest first."""
+    return {"name": name, "shape": list(reversed(info.dims)), "dtype": info.dataType.name, "order": info.order.name}
+
+
+def whole_blob(cache):
+    """The blob in the cache, without the line of XML before it; None while it is not there or not whole."""
+    for path in cache.glob("*.blob"):
+        raw = path.read_bytes()
+        blob = raw[raw.find(b"\n") + 1 :]
+        if len(blob) < HEADER_AT + HEADER.size or not blob.startswith(ELF):
+            return None
+        magic, size = HEADER.unpack_from(blob, HEADER_AT)
+        return blob if magic == MAGIC and size == len(blob) else None
+    return None
+
+
+FAILED = "failed: "
+
+
+def compile_one(model, shaves, plugin):
+    """In a process of its own, where its cache is to be: let the plugin wait in vain for a device, and compile."""
+    from openvino.inference_engine import IECore
+
+    core = IECore(str(Path(plugin) / PLUGINS))
+    network = read(core, model)
+    # Inputs and outputs travel as the device computes; it would convert them otherwise.
+    for info in network.input_info.values():
+        info.precision = wire_type(info.precision)
+    for info in network.outputs.values():
+        info.precision = wire_type(info.precision)
+    core.set_config({"CACHE_DIR": str(Path.cwd())}, "")
+    try:
+        core.load_network(
+            network,
+            "MYRIAD",
+            {
+                "VPU_MYRIAD_PLATFORM": "VPU_MYRIAD_2480",
+                "MYRIAD_NUMBER_OF_SHAVES": shaves,
+                "MYRIAD_NUMBER_OF_CMX_SLICES": shaves,
+                "MYRIAD_THROUGHPUT_STREAMS": "1",
+            },
+        )
+    except RuntimeError as error:
+        print(FAILED + one_line(error), flush=True)
+
+
+def wire_type(precision):
+    """Of an input or output, for the precision that the graph has."""
+    return "I32" if precision in INTEGERS else "U8" if precision == "U8" else "FP16"
+
+
+def one_line(error):
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines)[:600] or type(error).__name__
+
+
+def main():
+    """Serve until the worker closes the pipe."""
+    if "KEDGE_ANSWER_FD" not in os.environ:
+        sys.exit(_NO_ANSWER)
+    descriptor = int(os.environ.pop("KEDGE_ANSWER_FD"))
+    os.set_inheritable(descriptor, False)
+    answers = os.fdopen(descriptor, "wb")
+
+    def send(kind, value):
+        answers.write(json.dumps({kind: value}).encode() + b"\n")
+        answers.flush()
+
+    tasks = {"version": version, "query": query, "compile": compile_all}
+    for line in sys.stdin:
+        message = json.loads(line)
+        try:
+            answer = tasks[message["task"]](message["request"])
+        except RefusedError as error:
+            send("error", error.wire)
+        except BaseException as error:  # noqa: BLE001 -- a vendor's sys.exit() too is an answer; the parent judges
+            traceback.print_exc()
+            send("error", {"kind": type(error).__name__, "what": str(error), "where": None, "remedy": None})
+        else:
+            send("answer", answer)
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--compile"]:
+        try:
+            compile_one(*sys.argv[2:])
+        except RefusedError as refused:
+            print(FAILED + str(refused), flush=True)
+    else:
+        main()

@@ -1,0 +1,209 @@
+"""What this device built, kept between starts: engines, failures to build, and which kernel set was the faster.
+
+A TensorRT engine holds code, so a file that somebody else put there must never be deserialized. Every file carries a
+keyed digest (HMAC-SHA256 of its name and all its bytes) under a key that only this user of this device has; what does
+not verify is removed and counts as absent.
+
+One file::
+
+    32 bytes    the keyed digest
+    4 bytes     length of the head, little-endian
+    head        JSON: what is known of the payload
+    payload     the engine; may be empty
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hmac
+import json
+import logging
+import os
+import secrets
+import stat
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from kedge_protocol.errors import StorageError, WorkerTimeoutError
+
+log = logging.getLogger("kedge.tensorrt")
+
+LIMIT_BYTES = 2 << 30
+"""What all files together may take; the ones longest unused go first."""
+_KEY_FILE = "key"
+_DIGEST_BYTES = 32
+_SUFFIX = ".kept"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One file's content."""
+
+    head: dict[str, Any]
+    payload: bytes
+
+
+def name_of(kind: str, of: Mapping[str, Any]) -> str:
+    """The name under which something that depends on all of this is kept."""
+    text = json.dumps(of, sort_keys=True, separators=(",", ":"))
+    return f"{kind}-{sha256(text.encode()).hexdigest()[:32]}"
+
+
+class Cache:
+    """A folder of kept files.
+
+    Args:
+        folder: made where it is missing; only this user may enter it.
+
+    Raises:
+        StorageError: it cannot be made or read, or belongs to somebody else.
+    """
+
+    def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.folder = folder
+        self._limit = limit_bytes
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = folder.stat()
+            if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
+                raise StorageError(
+                    "others may write to it, so nothing in it can be trusted",
+                    where=str(folder),
+                    remedy="Remove it, or name another folder in KEDGE_CACHE",
+                )
+            self._key = self._read_key()
+        except OSError as error:
+            raise _storage(error, folder) from error
+
+    def load(self, name: str) -> Kept | None:
+        """What is kept under a name; None where nothing is, or nothing that can be trusted."""
+        path = self._path(name)
+        try:
+            raw = path.read_bytes()
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _storage(error, path) from error
+        told, rest = raw[:_DIGEST_BYTES], memoryview(raw)[_DIGEST_BYTES:]
+        if not hmac.compare_digest(told, self._digest(name, rest)):
+            log.warning("%s is damaged or was not made here; it is removed and made anew", path)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        length = int.from_bytes(rest[:4], "little")
+        return Kept(json.loads(bytes(rest[4 : 4 + length])), bytes(rest[4 + length :]))
+
+    def store(self, name: str, head: Mapping[str, Any], payload: bytes = b"") -> None:
+        """Keep something; in its place at once or not at all.
+
+        Raises:
+            StorageError: no space, not writable.
+        """
+        encoded = json.dumps(head).encode()
+        rest = len(encoded).to_bytes(4, "little") + encoded + payload
+        temporary = None
+        try:
+            handle, temporary = tempfile.mkstemp(prefix=".", dir=self.folder)
+            with os.fdopen(handle, "wb") as file:
+                file.write(self._digest(name, memoryview(rest)) + rest)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(self._path(name))
+        except OSError as error:
+            if temporary is not None:
+                with contextlib.suppress(OSError):
+                    Path(temporary).unlink()
+            raise _storage(error, self.folder) from error
+        self._shrink(self._path(name))
+
+    def forget(self, name: str) -> None:
+        """Nothing is kept under a name any more."""
+        with contextlib.suppress(OSError):
+            self._path(name).unlink()
+
+    @contextlib.contextmanager
+    def alone(self, name: str, *, seconds: float) -> Iterator[None]:
+        """Keep other processes of this device from making the same thing meanwhile.
+
+        Raises:
+            WorkerTimeoutError: another one has been at it for longer than ``seconds``.
+        """
+        try:
+            handle = os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _storage(error, self.folder) from error
+        try:
+            until = time.monotonic() + seconds
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        raise WorkerTimeoutError(
+                            f"another process has been building this engine for {seconds:g} s", where=name
+                        ) from None
+                    time.sleep(0.1)
+            yield
+        finally:
+            os.close(handle)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / (name + _SUFFIX)
+
+    def _digest(self, name: str, rest: memoryview) -> bytes:
+        # The name too: one engine must not pass for another.
+        made = hmac.new(self._key, name.encode() + b"\0", sha256)
+        made.update(rest)
+        return made.digest()
+
+    def _read_key(self) -> bytes:
+        path = self.folder / _KEY_FILE
+        for _ in range(2):
+            with contextlib.suppress(FileNotFoundError):
+                key = path.read_bytes()
+                if len(key) == _DIGEST_BYTES:
+                    return key
+                path.unlink()
+            with contextlib.suppress(FileExistsError):
+                # Written whole under another name first: another process may look at the same moment.
+                handle, temporary = tempfile.mkstemp(prefix=".", dir=self.folder)
+                with os.fdopen(handle, "wb") as file:
+                    file.write(secrets.token_bytes(_DIGEST_BYTES))
+                    file.flush()
+                    os.fsync(file.fileno())
+                try:
+                    path.hardlink_to(temporary)
+                finally:
+                    Path(temporary).unlink()
+        return path.read_bytes()
+
+    def _shrink(self, spare: Path) -> None:
+        found = []
+        with contextlib.suppress(OSError):
+            for path in self.folder.glob(f"*{_SUFFIX}"):
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total <= self._limit:
+                return
+            if path != spare:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    total -= size
+
+
+def _storage(error: OSError, where: Path) -> StorageError:
+    return StorageError(
+        f"the cache of engines cannot be used: {error.strerror or error}",
+        where=str(where),
+        remedy="Free space there, or name another folder in KEDGE_CACHE",
+    )

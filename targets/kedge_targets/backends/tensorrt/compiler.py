@@ -1,0 +1,286 @@
+"""Lowering for TensorRT: the graphs that a device builds its engines from, checked by NVIDIA's parser and builder.
+
+An engine holds for one version of TensorRT on one kind of GPU, so none is made here: the bundle carries an int8 graph
+(explicit QDQ) and an fp16 graph, both with float32 inputs and outputs, and a recipe. The device builds both and keeps
+the faster.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verified
+from kedge_protocol.errors import KedgeError, LoweringError, MissingDependencyError, TargetError
+from kedge_targets import contract, toolchain
+from kedge_targets.backends.tensorrt import checking, operators, profiles, quantization, recipe
+from kedge_targets.contract import Calibration, Lowered
+from kedge_targets.graph import batch, library, nodes, opsets, plans, preparing, reading, signature, writing
+from kedge_targets.graph.samples import Samples
+from kedge_targets.numerics import Numerics, Plan, Precision, QuantizedType
+from kedge_targets.target import Target
+
+if TYPE_CHECKING:
+    import onnx
+
+RUNTIME = "tensorrt"
+_FALLBACK_MINIMUM = "1.20"
+_FALLBACK_OPSET = 21  # of that version
+_BELOW = recipe.LINES[-1].below
+
+_RUNTIME_OPTIONS = ("threads", "build_seconds", "build_mib")
+_KNOWN_OPTIONS = frozenset({*_RUNTIME_OPTIONS, "batch", "max_batch", "workspace_mib"})
+_WORKSPACE_SHARE = 8  # of a device's memory one part of so many
+_LARGEST_WORKSPACE = 1 << 30
+
+
+class Compiler(contract.Compiler):
+    """ONNX Runtime's quantizer and float16 converter, then NVIDIA's parser and builder.
+
+    Options of a target's file:
+        threads, build_seconds, build_mib: see :class:`kedge_targets.backends.tensorrt.runtime.Runtime`.
+        batch: samples at once, fixed in the files; 1 unless told.
+        max_batch: leave the batch free instead, for engines that take 1 to so many samples at once.
+        workspace_mib: that the builder and the engine may use for scratch; an eighth of the device's memory and at most
+            1024 unless told.
+    """
+
+    @property
+    def numerics(self) -> Numerics:
+        """See :meth:`kedge_targets.contract.Compiler.numerics`."""
+        return Numerics(
+            precisions=(Precision.INT8, Precision.FLOAT16),
+            quantized=(quantization.SYMMETRIC,),
+            mixed=True,
+            layouts=("NCHW",),
+        )
+
+    def missing(self) -> str | None:
+        """See :meth:`kedge_targets.contract.Compiler.missing`."""
+        from importlib.util import find_spec
+
+        if find_spec("onnx") is None:
+            return 'onnx is missing: pip install "kedge[compile]"'
+        try:
+            library.load()
+            toolchain.find(checking.NAME)
+        except MissingDependencyError as error:
+            return str(error)
+        return None
+
+    def verification(self, target: Target) -> Verified:
+        """See :meth:`kedge_targets.contract.Compiler.verification`."""
+        return Verified.CHECKED
+
+    def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
+        """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
+        return (quantization.SYMMETRIC,)
+
+    def lower(
+        self,
+        graph: Path,
+        plan: Plan,
+        calibration: Calibration,
+        *,
+        target: Target,
+        options: Mapping[str, Any],
+        workdir: Path,
+    ) -> Lowered:
+        """See :meth:`kedge_targets.contract.Compiler.lower`."""
+        _check(plan, options, target)
+        toolchain.find(checking.NAME)
+        try:
+            return _lower(graph, plan, calibration, target=target, options=options, workdir=workdir)
+        except KedgeError:
+            raise
+        except Exception as error:  # what the vendors' packages raise has no common base
+            raise LoweringError(
+                f"ONNX Runtime's tools failed: {type(error).__name__}: {library.reason_of(error)}", where=graph.name
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Graph:
+    """The user's graph with its batch fixed, and the same made ready.
+
+    Attributes:
+        shapes: of the inputs and outputs as the model has them, by name.
+        fit: what the tables say of it.
+    """
+
+    given: onnx.ModelProto
+    prepared: onnx.ModelProto
+    shapes: dict[str, tuple[int | None, ...]]
+    fit: operators.Fit
+
+
+def _lower(
+    graph: Path, plan: Plan, calibration: Calibration, *, target: Target, options: Mapping[str, Any], workdir: Path
+) -> Lowered:
+    import onnx
+
+    runtime = library.load()
+    leading = plans.leading(plan)
+    if leading is Precision.INT8 and not calibration.samples:
+        raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
+    ready = _ready(graph, target, options, workdir)
+    files: dict[str, Path] = {}
+    notes = list(ready.fit.notes)
+    seconds: dict[str, float] = {}
+    used = 0
+    watched = profiles.Watched(calibration)
+    # The converter to float16 works in place, the quantizer on a file: the graph is copied for the first.
+    if leading is Precision.INT8:
+        samples = Samples(watched, batch.size(ready.prepared))
+        excluded = preparing.not_of(Precision.INT8, plan, ready.given, ready.prepared)
+        half = _halved(ready, _kept_float(plan, ready))
+        made, seconds["quantize"] = quantization.quantized(ready.prepared, excluded, samples, workdir)
+        notes += quantization.notes(made)
+        writing.strip(made)
+        files[recipe.INT8] = _saved(made, recipe.INT8, workdir)
+        used = samples.used
+    else:
+        half = _halved(ready, preparing.not_of(Precision.FLOAT16, plan, ready.given, ready.prepared))
+    # ONNX Runtime, which serves where TensorRT cannot, needs the inferred shapes of a float16 transformer.
+    writing.strip(half, keep_shapes=True)
+    files[recipe.FP16] = _saved(half, recipe.FP16, workdir)
+    written = _recipe(half, files, watched, target, options)
+    seconds["check"] = _checked(written, files, notes)
+    recipe.write(written, workdir / recipe.ENTRY)
+    return Lowered(
+        files={path.name: path for path in files.values()} | {recipe.ENTRY: workdir / recipe.ENTRY},
+        entry=recipe.ENTRY,
+        inputs=_specs(signature.inputs(half), ready),
+        outputs=_specs(signature.outputs(half), ready),
+        runtimes=_runtimes(ready),
+        verified=Verified.CHECKED,
+        tools={"onnx": onnx.__version__, runtime.__name__: runtime.__version__, **checking.versions()},
+        runtime_options={name: options[name] for name in _RUNTIME_OPTIONS if name in options},
+        seconds=seconds,
+        notes=tuple(notes),
+        calibration_samples=used,
+    )
+
+
+def _ready(graph: Path, target: Target, options: Mapping[str, Any], workdir: Path) -> _Graph:
+    loaded = reading.load(graph)
+    nodes.check_operators(loaded, where=graph.name)
+    ends = (*signature.inputs(loaded), *signature.outputs(loaded))
+    given = _batched(loaded, options, where=graph.name)
+    version = target.runtimes[RUNTIME]
+    operators.fit(given, version, where=graph.name)
+    prepared = preparing.prepared(given, workdir / "prepared.onnx", quantized=True)
+    # Once more: the optimizer may have taken operators away, and an old opset has been raised.
+    fit = operators.fit(prepared, version, where=graph.name)
+    return _Graph(given=given, prepared=prepared, shapes={info.name: info.shape for info in ends}, fit=fit)
+
+
+def _batched(loaded: onnx.ModelProto, options: Mapping[str, Any], *, where: str) -> onnx.ModelProto:
+    """The graph with its batch fixed, unless it shall be free."""
+    have = batch.size(loaded)
+    if have is not None and options.get("batch", have) != have:
+        raise LoweringError(
+            f"its batch is fixed to {have}, the target asks for {options['batch']}",
+            where=where,
+            remedy="Export the model with a free batch axis",
+        )
+    if "max_batch" in options:
+        return loaded
+    return batch.fixed(loaded, have or options.get("batch", 1))
+
+
+def _kept_float(plan: Plan, ready: _Graph) -> list[str]:
+    """Layers that the plan keeps in float32 by name stay so in the fp16 graph too."""
+    if plan.default is not Precision.INT8:
+        return []
+    kept = Plan(default=Precision.FLOAT16, layers=plan.layers)
+    return preparing.not_of(Precision.FLOAT16, kept, ready.given, ready.prepared)
+
+
+def _halved(ready: _Graph, excluded: list[str]) -> onnx.ModelProto:
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(ready.prepared)
+    return preparing.halved(copy, excluded)
+
+
+def _saved(model: onnx.ModelProto, precision: str, workdir: Path) -> Path:
+    path = workdir / recipe.FILES[precision]
+    writing.save(model, path)
+    return path
+
+
+def _recipe(
+    model: onnx.ModelProto,
+    files: Mapping[str, Path],
+    watched: profiles.Watched,
+    target: Target,
+    options: Mapping[str, Any],
+) -> recipe.Recipe:
+    workspace = min(target.system.memory_bytes // _WORKSPACE_SHARE, _LARGEST_WORKSPACE)
+    return recipe.Recipe(
+        precisions=tuple(files),
+        files={precision: path.name for precision, path in files.items()},
+        workspace_bytes=options["workspace_mib"] << 20 if "workspace_mib" in options else workspace,
+        inputs=profiles.of(signature.inputs(model), watched, options.get("max_batch", 1)),
+        outputs=tuple(info.name for info in signature.outputs(model)),
+    )
+
+
+def _checked(written: recipe.Recipe, files: Mapping[str, Path], notes: list[str]) -> float:
+    """Let NVIDIA's tools try each graph; nothing ships that they refuse. Returns the seconds it took."""
+    began = time.perf_counter()
+    for path in files.values():
+        found = checking.check(
+            path,
+            workspace_bytes=written.workspace_bytes,
+            profiles=tuple(item for item in written.inputs if not item.static),
+        )
+        checking.require(found, where=path.name)
+        notes += [f"{path.name}: {warning}" for warning in found.warnings[:3]]
+    notes.append(
+        f"NVIDIA's parser and builder take the graphs for {', '.join(checking.CAPABILITIES)}; no GPU has run them here"
+    )
+    return time.perf_counter() - began
+
+
+def _specs(infos: list[signature.TensorInfo], ready: _Graph) -> tuple[TensorSpec, ...]:
+    """The model's tensors, a free batch among their shapes; the file's batch is fixed."""
+    layouts = {info.name: info.layout for info in signature.inputs(ready.given)}
+    return tuple(replace(spec, shape=ready.shapes[spec.name]) for spec in signature.specs(infos, layouts=layouts))
+
+
+def _runtimes(ready: _Graph) -> tuple[RuntimeRequirement, ...]:
+    first = max(ready.fit.first, recipe.LINES[0].first, key=recipe.numbers)
+    found = [RuntimeRequirement(distribution=RUNTIME, minimum=first, below=_BELOW)]
+    if opsets.version(ready.prepared) <= _FALLBACK_OPSET:
+        plain = library.load().__name__  # the distribution has the package's name
+        found += [RuntimeRequirement(distribution=name, minimum=_FALLBACK_MINIMUM) for name in (f"{plain}-gpu", plain)]
+    return tuple(found)
+
+
+def _check(plan: Plan, options: Mapping[str, Any], target: Target) -> None:
+    where = f"target {target.name}"
+    if RUNTIME not in target.runtimes:
+        raise TargetError(
+            "does not say which TensorRT its devices have",
+            where=where,
+            remedy='Write it below [runtimes], as in tensorrt = "10.3"',
+        )
+    if unknown := sorted(set(options) - _KNOWN_OPTIONS):
+        raise TargetError(f"unknown option {unknown[0]!r}", where=where, remedy=f"Known are {sorted(_KNOWN_OPTIONS)}")
+    for name, value in options.items():
+        least = 1 if name in ("batch", "max_batch", "workspace_mib") else 0
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise TargetError(f"option {name} = {value!r} is no number of {least} or more", where=where)
+    if "batch" in options and "max_batch" in options:
+        raise TargetError("both batch and max_batch are given", where=where, remedy="Give the one or the other")
+    wanted = {plan.default, *plan.layers.values()}
+    if wanted == {Precision.FLOAT32}:
+        raise LoweringError("TensorRT is asked for int8 or float16; in float32 ONNX Runtime is as good", where=where)
+    if Precision.INT8 in wanted and plan.quantized not in (None, quantization.SYMMETRIC):
+        raise LoweringError(f"TensorRT cannot quantize so: {plan.quantized}", where=where)

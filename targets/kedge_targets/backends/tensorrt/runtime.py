@@ -1,0 +1,140 @@
+"""TensorRT on an NVIDIA GPU: a bundle's graphs become engines on the device, and run there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kedge_protocol.bundle.config import BundleConfig
+from kedge_protocol.errors import ConfigError, KedgeError, MissingDependencyError, StorageError
+from kedge_targets import contract
+from kedge_targets.backends.tensorrt import fallback, recipe
+from kedge_targets.backends.tensorrt.recipe import FP16, INT8, Recipe
+
+if TYPE_CHECKING:
+    from kedge_targets.backends.tensorrt.prepare import Bench
+    from kedge_targets.worker.progress import Progress
+
+log = logging.getLogger("kedge.tensorrt")
+
+# Options that prepare() gives to load().
+CHOSEN = "kernel_set"
+REASON = "reason"
+CACHE = "cache"
+ONLY_ENGINES = "only_engines"
+
+_OWN = frozenset({CHOSEN, REASON, CACHE, ONLY_ENGINES})
+_KNOWN_OPTIONS = frozenset({"threads", "build_seconds", "build_mib"})
+
+
+class Runtime(contract.Runtime):
+    """TensorRT 8.6, 10 or 11 with cuda-python; where they cannot run the model, ONNX Runtime does, and the session's
+    detail says so.
+
+    Options:
+        threads: of ONNX Runtime on the CPU; 0 lets it choose.
+        build_seconds: for building one engine, 1800.
+        build_mib: memory that the building process may use; 0 for three quarters of the device's.
+    """
+
+    distributions = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", *fallback.DISTRIBUTIONS)
+
+    @property
+    def kernel_sets(self) -> tuple[str, ...]:
+        """``int8``: the graph with explicit quantization. ``fp16``: the half-precision graph. A device measures both
+        and takes the faster, so a bundle's tolerances must hold for both. A bundle without an int8 graph has one
+        kernel set under both names."""
+        return (INT8, FP16)
+
+    def prepare(self, folder: Path, config: BundleConfig, *, cache: Path, progress: Progress) -> Mapping[str, Any]:
+        """Build the engines that are missing, measure them, choose. Nothing to do where there is no TensorRT."""
+        from kedge_targets.backends.tensorrt import device, prepare
+
+        entry = folder / config.entry
+        options = config.runtime_options
+        if device.missing() is not None:
+            return {}
+        try:
+            bench = _bench(entry, recipe.read(entry), options, cache)
+            chosen = prepare.choose(bench, folder, config, progress)
+        except (StorageError, MissingDependencyError) as error:
+            return {REASON: error.what}
+        return {CHOSEN: chosen["kernel_set"], REASON: chosen["reason"], CACHE: str(cache)}
+
+    def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> contract.Session:
+        """See :meth:`kedge_targets.contract.Runtime.load`. Without :meth:`prepare` before it, an engine is built here
+        where none is kept."""
+        _check(options, kernel_set)
+        read = recipe.read(entry)
+        reason = options.get(REASON, "")
+        wanted = kernel_set or options.get(CHOSEN)
+        if wanted is not None or not reason:
+            try:
+                return self._engine(entry, read, _offered(read, wanted), options)
+            except KedgeError as error:
+                if options.get(ONLY_ENGINES):
+                    raise
+                reason = error.what
+        return self._fall_back(entry, read, wanted, options, reason)
+
+    def _engine(self, entry: Path, read: Recipe, kernel_set: str, options: Mapping[str, Any]) -> contract.Session:
+        from kedge_targets.backends.tensorrt import api, engine, prepare
+        from kedge_targets.worker import environment
+
+        bench = _bench(entry, read, options, Path(options.get(CACHE) or environment.cache_dir()))
+        kept = prepare.engine(bench, kernel_set, _logged)
+        measured = f" ({options[REASON]})" if options.get(REASON) else ""
+        return engine.Session(
+            api.load(),
+            kept.payload,
+            engine.Tensors(read.inputs, read.outputs),
+            detail=f"{bench.here}, {kernel_set}{measured}",
+        )
+
+    def _fall_back(
+        self, entry: Path, read: Recipe, kernel_set: str | None, options: Mapping[str, Any], reason: str
+    ) -> contract.Session:
+        # ONNX Runtime's CUDA kernels compute quantized layers in float, with the quantization beside it.
+        wanted = kernel_set or (FP16 if fallback.has_cuda() else INT8)
+        taken = _offered(read, wanted)
+        graph = entry.parent / read.files[taken]
+        return fallback.Session(graph, taken, threads=options.get("threads", 0), reason=reason)
+
+
+def _offered(read: Recipe, kernel_set: str | None) -> str:
+    """The kernel set that is asked for, or the one there is."""
+    return kernel_set if kernel_set in read.precisions else read.precisions[0]
+
+
+def _bench(entry: Path, read: Recipe, options: Mapping[str, Any], cache: Path) -> Bench:
+    from kedge_targets.backends.tensorrt import cache as kept
+    from kedge_targets.backends.tensorrt import device, prepare
+
+    return prepare.Bench(
+        entry=entry,
+        recipe=read,
+        here=device.identity(),
+        cache=kept.Cache(cache / "tensorrt"),
+        limits=prepare.Limits(
+            seconds=float(options.get("build_seconds", prepare.Limits.seconds)),
+            memory_bytes=int(options.get("build_mib", 0)) << 20,
+        ),
+        available=prepare.memory,
+    )
+
+
+def _check(options: Mapping[str, Any], kernel_set: str | None) -> None:
+    if unknown := sorted(set(options) - _KNOWN_OPTIONS - _OWN):
+        raise ConfigError(f"unknown runtime option {unknown[0]!r}", remedy=f"Known are {sorted(_KNOWN_OPTIONS)}")
+    for name in _KNOWN_OPTIONS & set(options):
+        value = options[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            raise ConfigError(f"{name} = {value!r} is no number of 0 or more")
+    if kernel_set not in (None, INT8, FP16):
+        raise ConfigError(f"unknown kernel set {kernel_set!r}", remedy=f"Known are {INT8} and {FP16}")
+
+
+def _logged(what: str, done: int, total: int) -> None:
+    log.info("%s: %d of %d", what, done, total)

@@ -1,0 +1,178 @@
+"""NVIDIA's ONNX parser and ahead-of-time builder, in the toolchain's own environment: standard library and vendor
+stack only, never Kedge. No GPU is needed or used.
+
+Speaks the worker's lines (docs/architecture.md): one JSON request a line on standard input, JSON lines of progress
+and one answer to the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
+
+``version``
+    ``{}`` → ``{"python", "packages"}``
+``parse_and_build``
+    ``{"graph", "capabilities", "workspace_bytes", "profiles"}`` → ``{"accepted", "errors", "warnings", "layers",
+    "engine_bytes", "seconds"}``. ``graph`` is an ONNX file, ``capabilities`` names GPUs (``SM86``), ``profiles`` holds
+    for each input with free axes ``{"name", "minimum", "optimum", "maximum"}``. ``errors`` are ``{"node", "operator",
+    "code", "what"}``: those of the parser, or the builder's, whose node is as far known as its words tell. What was
+    built is counted and thrown away: an engine is made on the device only.
+
+An error's ``kind`` is the name of a class of Kedge's tree.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+import time
+import traceback
+from pathlib import Path
+
+PACKAGES = ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs")
+
+_NO_ANSWER = "KEDGE_ANSWER_FD is not set: this program is run by Kedge's worker"
+_WORDS = 400
+# The library also reports that this machine has no GPU, which nobody asked.
+_NOT_OURS = re.compile(
+    r"catchCudaError|CUDA driver version is insufficient|CUDA initialization failure|no CUDA-capable"
+)
+_ECHO = re.compile(r"^ModelImporter\.cpp:\d+: ")
+
+
+class RefusedError(Exception):
+    """An error with its class in Kedge's tree."""
+
+    def __init__(self, kind, what, where=None, remedy=None):
+        super().__init__(what)
+        self.wire = {"kind": kind, "what": what, "where": where, "remedy": remedy}
+
+
+class Driver:
+    """The loop's state: the way back, and the vendor's logger (one for a process: it is kept by the library)."""
+
+    def __init__(self, answers):
+        self._answers = answers
+        self._logger = None
+        self._said = []
+
+    def send(self, kind, value):
+        self._answers.write(json.dumps({kind: value}).encode() + b"\n")
+        self._answers.flush()
+
+    def progress(self, what, done, total):
+        self.send("progress", {"what": what, "done": done, "total": total})
+
+    def version(self, request):
+        """Load the stack and say what it is."""
+        self._library()
+        return {
+            "python": platform.python_version(),
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        }
+
+    def parse_and_build(self, request):
+        """Let the parser read a graph and the builder build it for each GPU that is named."""
+        trt = self._library()
+        self._said.clear()
+        begun = time.perf_counter()
+        self.progress("parse", 0, 1)
+        builder = trt.Builder(self._logger)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, self._logger)
+        parsed = parser.parse(Path(request["graph"]).read_bytes())
+        answer = {
+            "accepted": False,
+            "errors": [_parse_error(parser.get_error(index)) for index in range(parser.num_errors)],
+            "layers": network.num_layers,
+            "engine_bytes": 0,
+        }
+        if parsed and not answer["errors"]:
+            answer |= self._built(trt, builder, network, request)
+        elif not answer["errors"]:
+            answer["errors"] = [self._unnamed("the parser refuses the graph")]
+        warnings = [text for severity, text in self._said if severity == "warning"]
+        return {**answer, "warnings": warnings, "seconds": time.perf_counter() - begun}
+
+    def _built(self, trt, builder, network, request):
+        config = builder.create_builder_config()
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
+        names = request["capabilities"]
+        known = trt.ComputeCapability.__members__
+        if unknown := [name for name in names if name not in known]:
+            raise RefusedError(
+                "ConfigError", f"unknown compute capability {unknown[0]!r}", remedy=f"Known are {', '.join(known)}"
+            )
+        config.num_compute_capabilities = len(names)
+        for index, name in enumerate(names):
+            config.set_compute_capability(known[name], index)
+        if request["profiles"]:
+            profile = builder.create_optimization_profile()
+            for item in request["profiles"]:
+                profile.set_shape(item["name"], item["minimum"], item["optimum"], item["maximum"])
+            config.add_optimization_profile(profile)
+        self.progress("build", 0, 1)
+        engine = builder.build_serialized_network(network, config)
+        if engine is None:
+            return {"errors": [self._unnamed("the builder refuses the graph", network)]}
+        return {"accepted": True, "engine_bytes": engine.nbytes}
+
+    def _unnamed(self, otherwise, network=None):
+        """An error that has no place but in the vendor's words; a layer that they name is named as its node."""
+        words = "; ".join(text for severity, text in self._said if severity == "error")[:_WORDS] or otherwise
+        layers = [] if network is None else [network.get_layer(index) for index in range(network.num_layers)]
+        named = [layer for layer in layers if layer.name and re.search(rf"(?<!\w){re.escape(layer.name)}(?!\w)", words)]
+        node = max((layer.name for layer in named), key=len, default="")
+        return {"node": node, "operator": "", "code": "BUILD" if network is not None else "PARSE", "what": words}
+
+    def _library(self):
+        import tensorrt_rtx_bindings as trt
+
+        if self._logger is None:
+            self._logger = _logger(trt, self._said)
+        return trt
+
+
+def _logger(trt, said):
+    class Logger(trt.ILogger):
+        def log(self, severity, text):
+            kind = {trt.ILogger.WARNING: "warning", trt.ILogger.ERROR: "error", trt.ILogger.INTERNAL_ERROR: "error"}
+            if severity in kind and not _NOT_OURS.search(text) and not _ECHO.match(text):
+                said.append((kind[severity], " ".join(text.split())[:_WORDS]))
+
+    return Logger()
+
+
+def _parse_error(error):
+    """One of the parser's errors; its description begins with the node, then the reason on lines of its own."""
+    lines = [line.strip() for line in error.desc().splitlines() if line.strip() and not _NOT_OURS.search(line)]
+    return {
+        "node": error.node_name(),
+        "operator": error.node_operator(),
+        "code": error.code().name,
+        "what": " ".join(lines)[:_WORDS],
+    }
+
+
+def main():
+    """Serve until the worker closes the pipe."""
+    if "KEDGE_ANSWER_FD" not in os.environ:
+        sys.exit(_NO_ANSWER)
+    descriptor = int(os.environ.pop("KEDGE_ANSWER_FD"))
+    os.set_inheritable(descriptor, False)
+    driver = Driver(os.fdopen(descriptor, "wb"))
+    tasks = {"version": driver.version, "parse_and_build": driver.parse_and_build}
+    for line in sys.stdin:
+        message = json.loads(line)
+        try:
+            answer = tasks[message["task"]](message["request"])
+        except RefusedError as error:
+            driver.send("error", error.wire)
+        except BaseException as error:  # noqa: BLE001 -- a vendor's sys.exit() too is an answer; the parent judges
+            traceback.print_exc()
+            driver.send("error", {"kind": type(error).__name__, "what": str(error), "where": None, "remedy": None})
+        else:
+            driver.send("answer", answer)
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""A graph made ready for ONNX Runtime's quantizer and float16 converter, and a plan carried over to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kedge_targets.graph import library, opsets, passes, plans, reading, tracing
+from kedge_targets.numerics import Plan, Precision
+
+if TYPE_CHECKING:
+    import onnx
+
+QDQ_OPSET = 13
+"""The first opset in which DequantizeLinear has an axis, so that weights can have a scale for each channel."""
+
+
+def prepared(model: onnx.ModelProto, path: Path, *, quantized: bool) -> onnx.ModelProto:
+    """Constants folded, batch normalization and its like fused into the weights, shapes inferred: what
+    ``quant_pre_process`` does without its symbolic half, which costs an import of sympy and is of use only for
+    operators that cannot be quantized here. That function hides the optimizer's errors, so it is not called.
+
+    Args:
+        path: of a file to write on the way; its name stands in messages.
+        quantized: whether the graph will be, so that it must have :data:`QDQ_OPSET`.
+
+    Raises:
+        UnsupportedOperatorError, ModelError: see :func:`kedge_targets.graph.library.try_to_load`.
+    """
+    import onnx
+
+    onnxruntime = library.load()
+    if quantized:
+        model = opsets.at_least(model, QDQ_OPSET, where=path.name)
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    # "Basic" is the level that holds for every processor; above it nodes are made for this one.
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    settings.optimized_model_filepath = str(path)
+    library.try_to_load(model.SerializeToString(), settings, where=path.name)
+    made = onnx.load_model(str(path))
+    passes.flatten_biases(made)
+    return reading.infer_shapes(made, where=path.name)
+
+
+def not_of(precision: Precision, plan: Plan, given: onnx.ModelProto, made: onnx.ModelProto) -> list[str]:
+    """Nodes of the prepared graph ``made`` that the plan wants in another precision.
+
+    Raises:
+        LoweringError: the plan names a node that the graph has not.
+    """
+    others = tracing.followed(plans.others(plan, given, precision), given, made)
+    asked = [name for name, wanted in plan.layers.items() if wanted is precision]
+    # Where a fused node stems from layers of both kinds, a layer that was named wins over the default.
+    named = set() if plan.default is precision else set(tracing.followed(asked, given, made))
+    return [name for name in others if name not in named]
+
+
+def halved(made: onnx.ModelProto, excluded: list[str]) -> onnx.ModelProto:
+    """The prepared graph typed float16 but for these nodes, inputs and outputs as they were."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    half: onnx.ModelProto = convert_float_to_float16(
+        made, keep_io_types=True, node_block_list=excluded, disable_shape_infer=True
+    )
+    return half

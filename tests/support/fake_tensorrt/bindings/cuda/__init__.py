@@ -1,0 +1,1 @@
+"""cuda-python from 13 on."""

@@ -1,0 +1,3 @@
+"""See the package."""
+
+from fake_cuda import *  # noqa: F403
