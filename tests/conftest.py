@@ -7,6 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test is timed, property tests neither: the machine may be busy.
+settings.register_profile("kedge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kedge")
 
 pytest_plugins = ["tests.support.brokers"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,26 @@ def test_several_processes_write_at_once_without_loss(tmp_path: Path) -> None:
     with FleetService(state) as fleet:
         assert len(fleet.devices()) == 45
         assert fleet.database.changes() == 45
+
+
+def test_several_processes_may_make_the_database_at_once(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom kedge.fleet.service import FleetService\n"
+        "for folder in range(40):\n"
+        "    while time.time() < float(sys.argv[2]) + folder * 0.1: pass\n"
+        "    FleetService(Path(sys.argv[1]) / str(folder)).close()\n"
+    )
+    together = str(time.time() + 2.0)
+    started = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), together], stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    for process in started:
+        said = process.communicate()[1].decode()
+        assert process.returncode == 0, said
+    for folder in range(40):
+        with FleetService(tmp_path / str(folder)) as fleet:
+            assert fleet.devices() == ()
 
 
 def test_a_database_of_another_version_or_none_is_left_alone(tmp_path: Path) -> None:

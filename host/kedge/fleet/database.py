@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sqlite3
 import uuid
@@ -53,7 +54,9 @@ class Database:
         self._engine = create_engine(f"sqlite:///{self.path}", connect_args={"timeout": BUSY_SECONDS})
         event.listen(self._engine, "connect", _on_connect)
         event.listen(self._engine, "begin", _on_begin)
-        self._prepare()
+        # A new database is put into write-ahead mode once; who comes at that moment would be told "locked" at once.
+        with _alone(folder / "fleet.lock"):
+            self._prepare()
 
     def _prepare(self) -> None:
         with self.write() as session:
@@ -105,6 +108,20 @@ class Database:
     def close(self) -> None:
         """Give the file back."""
         self._engine.dispose()
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock between processes; it goes with the process that holds it."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StorageError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def note_change(session: Session) -> None:
