@@ -37,7 +37,7 @@ class Runtime(contract.Runtime):
 
     Options:
         threads: of ONNX Runtime on the CPU; 0 lets it choose.
-        build_seconds: for building one engine, 1800.
+        build_seconds: for building one engine; 0 for 1800.
         build_mib: memory that the building process may use; 0 for three quarters of the device's.
     """
 
@@ -122,7 +122,7 @@ def _bench(entry: Path, read: Recipe, options: Mapping[str, Any], cache: Path) -
         here=device.identity(),
         cache=kept.Cache(cache / "tensorrt"),
         limits=prepare.Limits(
-            seconds=float(options.get("build_seconds", prepare.Limits.seconds)),
+            seconds=float(options.get("build_seconds") or prepare.Limits.seconds),
             memory_bytes=int(options.get("build_mib", 0)) << 20,
         ),
         available=prepare.memory,
