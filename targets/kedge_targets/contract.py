@@ -146,6 +146,10 @@ class Runtime(abc.ABC):
     def kernel_sets(self) -> tuple[str, ...]:
         """Kernel sets that a device may run the same file with; the first is what :meth:`load` takes by itself."""
 
+    def kernel_sets_for(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Those of :attr:`kernel_sets` that a device with these options may run: what tolerances are measured over."""
+        return self.kernel_sets
+
     def prepare(self, folder: Path, config: BundleConfig, *, cache: Path, progress: Progress) -> Mapping[str, Any]:
         """Do what this device must do once before it can load a bundle (build, measure), and keep the outcome.
 

@@ -159,6 +159,8 @@ def test_a_float16_plan_offers_fp16_alone_under_every_kernel_set(graph: Path, tm
         for kernel_set in registry.runtime("tensorrt").kernel_sets
     ]
     np.testing.assert_array_equal(answers[0], answers[1])
+    # The third leaves the tolerance room for kernels that sum in half precision.
+    assert 0 < np.abs(answers[2] - answers[0]).max() < 0.02
     np.testing.assert_allclose(answers[0], float_answers(graph, samples), atol=0.02)
 
 

@@ -38,7 +38,7 @@ def test_a_bundle_for_a_jetson_says_how_far_it_was_proved_and_holds_on_both_kern
     config = bundle.config
     assert (config.backend, config.precision, config.entry) == ("tensorrt", "int8", recipe.ENTRY)
     assert config.verified.value == "checked"
-    assert config.golden.kernel_sets == ("int8", "fp16")
+    assert config.golden.kernel_sets == ("int8", "fp16", "coarse")
     assert config.metric.reference - config.metric.value <= 0.01
     assert {need.distribution for need in config.runtimes} == {"tensorrt", "onnxruntime", "onnxruntime-gpu"}
     assert set(bundle.files) == {*recipe.FILES.values(), recipe.ENTRY, config.golden.file}

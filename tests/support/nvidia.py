@@ -96,11 +96,10 @@ def graphs(*, batch: int | None, seed: int = 0, asymmetric: bool = False) -> dic
     weight = random.normal(size=(FEATURES, CLASSES)).astype(np.float32)
     bias = random.normal(size=CLASSES).astype(np.float32)
     scale = (np.abs(weight).max(axis=0) / 127).astype(np.float32)
-    quantized = np.clip(np.round(weight / scale), -127, 127).astype(np.int8)
     tensors = {
         "x_scale": np.float32(1 / 127),
         "x_zero": np.int8(3 if asymmetric else 0),
-        "w_int8": quantized,
+        "w_float": weight,  # 8.6 takes no int8 constants
         "w_scale": scale,
         "w_zero": np.zeros(CLASSES, dtype=np.int8),
         "bias": bias,
@@ -108,7 +107,8 @@ def graphs(*, batch: int | None, seed: int = 0, asymmetric: bool = False) -> dic
     nodes = [
         helper.make_node("QuantizeLinear", ["input", "x_scale", "x_zero"], ["x_q"], name="quantize_input"),
         helper.make_node("DequantizeLinear", ["x_q", "x_scale", "x_zero"], ["x_dq"], name="dequantize_input"),
-        helper.make_node("DequantizeLinear", ["w_int8", "w_scale", "w_zero"], ["w"], name="dequantize_weight", axis=1),
+        helper.make_node("QuantizeLinear", ["w_float", "w_scale", "w_zero"], ["w_q"], name="quantize_weight", axis=1),
+        helper.make_node("DequantizeLinear", ["w_q", "w_scale", "w_zero"], ["w"], name="dequantize_weight", axis=1),
         helper.make_node("MatMul", ["x_dq", "w"], ["product"], name="matmul"),
         helper.make_node("Add", ["product", "bias"], ["scores"], name="add_bias"),
     ]

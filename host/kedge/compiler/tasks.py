@@ -162,7 +162,7 @@ def make_golden(request: GoldenRequest, progress: Progress) -> GoldenAnswer:
     """
     samples = Samples(request.data)
     indices = choosing.candidates(samples.count)
-    sets = registry.runtime(request.program.backend).kernel_sets
+    sets = registry.runtime(request.program.backend).kernel_sets_for(request.program.options)
     specs = request.program.outputs
     executors = [request.program.open(name) for name in sets]
     try:

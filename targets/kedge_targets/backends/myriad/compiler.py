@@ -18,7 +18,7 @@ from kedge_protocol.errors import (
     UnsupportedOperatorError,
 )
 from kedge_targets import contract, toolchain
-from kedge_targets.backends.myriad import blobs, camera, downgrade, representation
+from kedge_targets.backends.myriad import blobs, camera, downgrade, processor, representation
 from kedge_targets.backends.myriad.origins import Origins
 from kedge_targets.backends.myriad.runtime import OAK, SHAVES, check_device
 from kedge_targets.backends.openvino import library
@@ -38,6 +38,7 @@ _STICKS_RELEASE = "2022.3"
 _WIRE = {"f32": "FP16", "f16": "FP16", "u8": "U8F", "i32": "INT", "i64": "INT"}
 _DTYPES = {"f32": "float32", "f16": "float16", "u8": "uint8", "i32": "int32", "i64": "int64"}
 _MOST_AXES = 4
+_FEEDERS = frozenset({"Parameter", "Constant", "Convert"})
 
 
 class Compiler(contract.Compiler):
@@ -119,7 +120,7 @@ def _lower(graph: Path, given: onnx.ModelProto, *, options: Mapping[str, Any], w
     kept = {node.name for node in given.graph.node} | {name for node in given.graph.node for name in node.output}
     files = representation.save(model, workdir, names=kept | {info.name for info in signature.inputs(given)})
     inputs = [port.get_node().get_friendly_name() for port in model.inputs]
-    outputs = [_made_by(port) for port in model.outputs]
+    outputs = [processor.made_by(port) for port in model.outputs]
     seconds = {}
     with blobs.driver() as driver:
         tools = driver.versions()
@@ -201,17 +202,11 @@ def _check_port(kind: str, port: Any) -> None:
         )
 
 
-def _made_by(port: Any) -> str:
-    """The name of an output in a blob: of the layer that makes it."""
-    source = port.get_node().input_value(0)
-    name = str(source.get_node().get_friendly_name())
-    return name if source.get_node().get_output_size() == 1 else f"{name}.{source.get_index()}"
-
-
 def _check_taken(unsupported: tuple[blobs.Layer, ...], origins: Origins) -> None:
     if not unsupported:
         return
-    layer, *others = unsupported
+    # What feeds such a layer is named too, where nothing else uses it.
+    layer, *others = [layer for layer in unsupported if layer.type not in _FEEDERS] or unsupported
     more = f"; and {len(others)} more: {', '.join(other.name for other in others[:5])}" if others else ""
     raise UnsupportedOperatorError(
         f"the Myriad compiler does not take layer {layer.name!r} ({layer.type}){more}",

@@ -1,15 +1,17 @@
 """Bringing a graph of today's OpenVINO down to opsets 1 to 7, which its release 2021.4 reads, and to weights in FP16.
 
 What the old release cannot express is refused with its layer and node. What it can express and its Myriad compiler does
-not take is not known here: the compiler is asked (:mod:`kedge_targets.backends.myriad.blobs`).
+not take is not known here: the compiler is asked (:mod:`kedge_targets.backends.myriad.blobs`). Some layers it takes
+only in parts, or takes and does not find again when it is asked; these are taken apart here.
 
-Source of the operators: OpenVINO's operation sets, https://docs.openvino.ai (opset1 to opset16).
+Sources: OpenVINO's operation sets (opset1 to opset16), and of its release 2021.4 "Supported Devices" (the column VPU)
+and "VPU Plugins" (known limitations).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from kedge_targets.backends.openvino import library
 
 HIGHEST = 7
 """The last operation set of release 2021.4."""
+
+_FIXED_EPSILON = 1e-9
+"""Of MVN on a Myriad, whatever the graph says ("VPU Plugins", known layers limitations)."""
 
 Rebuild = Callable[["_Operations", Any, Mapping[str, Any]], Any]
 """``(operations, operation, attributes)`` → the operation's new form, or None where the old sets have none."""
@@ -37,27 +42,42 @@ def downgrade(model: Any, nodes_of: Callable[[str], str]) -> list[str]:
         UnsupportedOperatorError: names the layer and its node.
     """
     library.load()
-    from openvino import opset1, opset3, opset4, opset7
+    from openvino import opset1, opset3, opset7
+    from openvino.utils.node_factory import NodeFactory
 
-    operations = _Operations(opset1, opset3, opset4, opset7)
+    # The package's own function for Interpolate of opset 4 makes that of opset 1.
+    operations = _Operations(opset1, opset3, NodeFactory("opset4"), opset7)
     replaced = set()
+    _drop_neutral(model)
     for operation in model.get_ordered_ops():
         kind = operation.get_type_name()
-        if _opset(operation) <= HIGHEST:
+        if _opset(operation) <= HIGHEST and kind not in _ALWAYS:
             continue
         rebuild = _REBUILDS.get(kind)
         made = rebuild(operations, operation, operation.get_attributes()) if rebuild is not None else None
         if made is None:
-            name = operation.get_friendly_name()
-            raise UnsupportedOperatorError(
-                f"layer {name!r} ({kind}) has no form that the Myriad compiler (OpenVINO 2021.4) reads",
-                where=f"node {nodes_of(name)!r}",
-                remedy="Export the model with another operator in its place, or choose another target",
-            )
+            _refuse(operation, nodes_of, "has no form that the Myriad compiler (OpenVINO 2021.4) reads")
         _replace(operation, made)
         replaced.add(kind)
     model.validate_nodes_and_infer_types()
+    for operation in model.get_ordered_ops():
+        epsilon = operation.get_attributes().get("eps") if operation.get_type_name() == "MVN" else None
+        if epsilon is not None and epsilon > 2 * _FIXED_EPSILON:
+            _refuse(
+                operation,
+                nodes_of,
+                f"normalizes with epsilon {epsilon:g}, and a Myriad has a fixed one of {_FIXED_EPSILON:g}",
+            )
     return sorted(replaced)
+
+
+def _refuse(operation: Any, nodes_of: Callable[[str], str], why: str) -> NoReturn:
+    name = operation.get_friendly_name()
+    raise UnsupportedOperatorError(
+        f"layer {name!r} ({operation.get_type_name()}) {why}",
+        where=f"node {nodes_of(name)!r}",
+        remedy="Export the model with another operator in its place, or choose another target",
+    )
 
 
 class _Operations:
@@ -81,6 +101,31 @@ def _replace(old: Any, new: Any) -> None:
         for consumer in list(before.get_target_inputs()):
             consumer.replace_source_output(after)
         after.add_names(names)
+
+
+_NEUTRAL = {"Add": 0.0, "Multiply": 1.0}
+
+
+def _drop_neutral(model: Any) -> None:
+    """Take out sums with 0 and products with 1 (ONNX's Gemm brings them): the old compiler does so by itself, and when
+    it is asked then says that it does not take them."""
+    for operation in model.get_ordered_ops():
+        neutral = _NEUTRAL.get(operation.get_type_name())
+        if neutral is None:
+            continue
+        for index in (0, 1):
+            constant, value = _constant(operation, index), operation.input_value(1 - index)
+            useless = constant is not None and bool(np.all(constant == neutral))
+            if useless and value.get_shape() == operation.get_output_shape(0) and _is_layer(value.get_node()):
+                names = operation.output(0).get_names()
+                for consumer in list(operation.output(0).get_target_inputs()):
+                    consumer.replace_source_output(value)
+                value.add_names(names)
+                break
+
+
+def _is_layer(operation: Any) -> bool:
+    return operation.get_type_name() not in ("Parameter", "Constant")
 
 
 def _rank(operation: Any) -> int:
@@ -190,19 +235,14 @@ def _interpolate(ops: _Operations, operation: Any, attributes: Mapping[str, Any]
     sizes = np.array([after[int(axis)] for axis in axes], dtype=np.int64)
     by_scale = attributes["shape_calculation_mode"] == "scales"
     scales = given if by_scale else np.array([after[int(axis)] / before[int(axis)] for axis in axes])
-    return ops.four.interpolate(
+    inputs = [
         operation.input_value(0),
         ops.one.constant(sizes),
         ops.one.constant(np.asarray(scales, dtype=np.float32)),
-        attributes["mode"],
-        attributes["shape_calculation_mode"],
-        attributes["pads_begin"],
-        attributes["pads_end"],
-        attributes["coordinate_transformation_mode"],
-        attributes["nearest_mode"],
-        bool(attributes["antialias"]),
-        float(attributes["cube_coeff"]),
         ops.one.constant(np.asarray(axes, dtype=np.int64)),
+    ]
+    return ops.four.create(
+        "Interpolate", [value.output(0) if hasattr(value, "output") else value for value in inputs], dict(attributes)
     )
 
 
@@ -236,8 +276,73 @@ def _soft_sign(ops: _Operations, operation: Any, attributes: Mapping[str, Any]) 
 
 def _reshape(ops: _Operations, operation: Any, attributes: Mapping[str, Any]) -> Any:
     """Shapes are fixed: what only renames axes is a reshape."""
-    shape = np.array(operation.output(0).get_shape(), dtype=np.int64)
-    return ops.one.reshape(operation.input_value(0), ops.one.constant(shape), False)
+    return ops.one.reshape(operation.input_value(0), _integers(ops, operation.get_output_shape(0)), False)
+
+
+def _integers(ops: _Operations, values: Iterable[int]) -> Any:
+    return ops.one.constant(np.array([int(value) for value in values], dtype=np.int64))
+
+
+def _divide(ops: _Operations, operation: Any, attributes: Mapping[str, Any]) -> Any:
+    divisor = _constant(operation, 1)
+    if divisor is not None and divisor.dtype.kind == "f":
+        return ops.one.multiply(operation.input_value(0), ops.one.constant((1.0 / divisor).astype(divisor.dtype)))
+    if not operation.get_output_element_type(0).is_real():
+        return ops.one.divide(operation.input_value(0), operation.input_value(1))
+    inverse = ops.one.power(operation.input_value(1), ops.one.constant(np.float32(-1.0)))
+    inverse.set_friendly_name(f"{operation.get_friendly_name()}/inverse")
+    return ops.one.multiply(operation.input_value(0), inverse)
+
+
+def _batch_norm(ops: _Operations, operation: Any, attributes: Mapping[str, Any]) -> Any:
+    """One product and one sum for each channel."""
+    value = operation.input_value(0)
+    given = [_constant(operation, index) for index in range(1, 5)]
+    gamma, beta, mean, variance = (values for values in given if values is not None)
+    factor = gamma / np.sqrt(variance + attributes["epsilon"])
+    axes = (1, -1, *[1] * (_rank(operation) - 2))
+    scaled = ops.one.multiply(value, ops.one.constant(factor.reshape(axes).astype(np.float32)))
+    scaled.set_friendly_name(f"{operation.get_friendly_name()}/scaled")
+    return ops.one.add(scaled, ops.one.constant((beta - mean * factor).reshape(axes).astype(np.float32)))
+
+
+def _log_softmax(ops: _Operations, operation: Any, attributes: Mapping[str, Any]) -> Any:
+    """``x - max - log(sum(exp(x - max)))``: the largest is 0, so FP16 holds every sum."""
+    name = operation.get_friendly_name()
+    axis = _integers(ops, [int(attributes["axis"]) % _rank(operation)])
+    value = operation.input_value(0)
+    largest = ops.one.reduce_max(value, axis, True)
+    shifted = _difference(ops, value, largest, f"{name}/max")
+    powers = ops.one.exp(shifted)
+    total = ops.one.reduce_sum(powers, axis, True)
+    logarithm = ops.one.log(total)
+    for part, made in (("max", largest), ("shifted", shifted), ("exp", powers), ("sum", total), ("log", logarithm)):
+        made.set_friendly_name(f"{name}/{part}")
+    return _difference(ops, shifted, logarithm, f"{name}/log")
+
+
+def _subtract(ops: _Operations, operation: Any, attributes: Mapping[str, Any]) -> Any:
+    taken = _constant(operation, 1)
+    if taken is not None and taken.dtype.kind == "f":
+        return ops.one.add(operation.input_value(0), ops.one.constant(-taken))
+    if not operation.get_output_element_type(0).is_real():
+        return ops.one.subtract(operation.input_value(0), operation.input_value(1))
+    return _difference(ops, operation.input_value(0), operation.input_value(1), operation.get_friendly_name())
+
+
+def _difference(ops: _Operations, value: Any, taken: Any, name: str) -> Any:
+    negative = ops.one.multiply(taken, ops.one.constant(np.float32(-1.0)))
+    negative.set_friendly_name(f"{name}/negative")
+    return ops.one.add(value, negative)
+
+
+def _hard_sigmoid(ops: _Operations, operation: Any, attributes: Mapping[str, Any]) -> Any:
+    name = operation.get_friendly_name()
+    scaled = ops.one.multiply(operation.input_value(0), operation.input_value(1))
+    scaled.set_friendly_name(f"{name}/scaled")
+    moved = ops.one.add(scaled, operation.input_value(2))
+    moved.set_friendly_name(f"{name}/moved")
+    return ops.one.clamp(moved, 0.0, 1.0)
 
 
 _REBUILDS: dict[str, Rebuild] = {
@@ -252,4 +357,12 @@ _REBUILDS: dict[str, Rebuild] = {
     "SoftSign": _soft_sign,
     "Squeeze": _reshape,
     "Identity": _reshape,
+    "Divide": _divide,
+    "BatchNormInference": _batch_norm,
+    "LogSoftmax": _log_softmax,
+    "Subtract": _subtract,
+    "HardSigmoid": _hard_sigmoid,
 }
+
+_ALWAYS = frozenset({"Divide", "BatchNormInference", "LogSoftmax", "Subtract", "HardSigmoid"})
+"""Whatever their operation set: see above."""

@@ -7,6 +7,7 @@ result of each layer.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,12 @@ _CPU_SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32
 class Session(contract.Session):
     """One compiled model with one inference request."""
 
-    def __init__(self, compiled: Any, inputs: list[str], outputs: list[str], detail: str) -> None:
+    def __init__(self, compiled: Any, inputs: list[int], outputs: list[int], detail: str) -> None:
         self.detail = detail
         self._compiled = compiled
         self._request = compiled.create_infer_request()
-        # Releases disagree on the order of what a file holds: it is found by name.
-        names_in = [port.get_node().get_friendly_name() for port in compiled.inputs]
-        names_out = [_made_by(port) for port in compiled.outputs]
-        self._inputs = [names_in.index(name) for name in inputs]
-        self._outputs = [names_out.index(name) for name in outputs]
+        self._inputs = inputs
+        self._outputs = outputs
 
     def run(self, inputs: list[Array]) -> list[Array]:
         """See :meth:`kedge_targets.contract.Session.run`.
@@ -54,8 +52,8 @@ class Session(contract.Session):
         self._request = self._compiled = None
 
 
-def _made_by(port: Any) -> str:
-    """The name of an output as the compiler has it: of the layer that makes it."""
+def made_by(port: Any) -> str:
+    """The name of an output of a model as the Myriad compiler has it: of the layer that makes it."""
     source = port.get_node().input_value(0)
     name = str(source.get_node().get_friendly_name())
     return name if source.get_node().get_output_size() == 1 else f"{name}.{source.get_index()}"
@@ -75,7 +73,7 @@ def stick(entry: Path, inputs: list[str], outputs: list[str]) -> Session:
             remedy="Take Intel's archive of OpenVINO 2022.3 (its wheel has no Myriad plugin), connect the stick, and "
             "let the user have it (udev rules)",
         )
-    return _compiled(openvino, core, core.read_model(str(entry)), STICK, {}, inputs, outputs, entry)
+    return _Opening(openvino, core, entry, inputs, outputs).on(STICK, {})
 
 
 def cpu(entry: Path, inputs: list[str], outputs: list[str], *, bits: int = emulation.FLOAT32_BITS) -> Session:
@@ -89,40 +87,40 @@ def cpu(entry: Path, inputs: list[str], outputs: list[str], *, bits: int = emula
         VerificationError: OpenVINO refuses the file.
     """
     openvino, core = _core()
-    try:
-        model = core.read_model(str(entry))
-    except Exception as error:  # the library raises RuntimeError and its own, without a common base
-        raise _refused(openvino, error, entry) from error
-    if bits < emulation.FLOAT32_BITS:
-        emulation.round_layers(model, bits)
     supported = {str(name) for name in core.get_property(CPU, "SUPPORTED_PROPERTIES")}
     settings = {name: value for name, value in _CPU_SETTINGS.items() if name in supported}
-    return _compiled(openvino, core, model, CPU, settings, inputs, outputs, entry)
+    return _Opening(openvino, core, entry, inputs, outputs).on(CPU, settings, bits=bits)
 
 
-def _compiled(
-    openvino: Any,
-    core: Any,
-    model: Any,
-    device: str,
-    settings: Mapping[str, str],
-    inputs: list[str],
-    outputs: list[str],
-    entry: Path,
-) -> Session:
-    try:
-        compiled = core.compile_model(model, device, dict(settings))
-        return Session(compiled, inputs, outputs, f"OpenVINO {_version(openvino)} on {device}")
-    except Exception as error:  # as above; ValueError where a name is not the file's
-        raise _refused(openvino, error, entry) from error
+@dataclass(frozen=True)
+class _Opening:
+    """A file about to be compiled for a device."""
 
+    openvino: Any
+    core: Any
+    entry: Path
+    inputs: list[str]
+    outputs: list[str]
 
-def _refused(openvino: Any, error: Exception, entry: Path) -> VerificationError:
-    return VerificationError(
-        f"OpenVINO {_version(openvino)} refuses the file: {reason_of(error)}",
-        where=entry.name,
-        remedy="The file is damaged, or made for another version",
-    )
+    def on(self, device: str, settings: Mapping[str, str], *, bits: int = emulation.FLOAT32_BITS) -> Session:
+        version = _version(self.openvino)
+        try:
+            model = self.core.read_model(str(self.entry))
+            # Releases disagree on the order of what a file holds: it is found by name.
+            names_in = [port.get_node().get_friendly_name() for port in model.inputs]
+            names_out = [made_by(port) for port in model.outputs]
+            places_in = [names_in.index(name) for name in self.inputs]
+            places_out = [names_out.index(name) for name in self.outputs]
+            if bits < emulation.FLOAT32_BITS:
+                emulation.round_layers(model, bits)
+            compiled = self.core.compile_model(model, device, dict(settings))
+            return Session(compiled, places_in, places_out, f"OpenVINO {version} on {device}")
+        except Exception as error:  # the library raises RuntimeError and its own, without a common base
+            raise VerificationError(
+                f"OpenVINO {version} refuses the file: {reason_of(error)}",
+                where=self.entry.name,
+                remedy="The file is damaged, or made for another version",
+            ) from error
 
 
 def _core() -> tuple[Any, Any]:

@@ -36,7 +36,6 @@ def halve(model: Any) -> int:
         half = opset1.constant(
             np.clip(values, -_HALF_MAX, _HALF_MAX, where=beyond, out=values.copy()).astype("float16")
         )
-        half.set_friendly_name(f"{name}/half")
         consumers = list(operation.output(0).get_target_inputs())
         whole = opset1.convert(half, "f32")
         whole.set_friendly_name(name)

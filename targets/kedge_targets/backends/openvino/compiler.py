@@ -8,16 +8,17 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kedge_protocol.bundle.config import RuntimeRequirement, Verified
-from kedge_protocol.errors import KedgeError, LoweringError, TargetError, UnsupportedOperatorError
+from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verified
+from kedge_protocol.errors import ConfigError, KedgeError, LoweringError, TargetError, UnsupportedOperatorError
 from kedge_targets import contract
-from kedge_targets.backends.openvino import library, representation
+from kedge_targets.backends.openvino import devices, library, representation
 from kedge_targets.backends.openvino.runtime import reason_of
 from kedge_targets.contract import Array, Calibration, Lowered
-from kedge_targets.graph import attention, batch, nodes, plans, reading, signature
+from kedge_targets.graph import attention, batch, nodes, plans, reading, signature, writing
 from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
 from kedge_targets.target import Target
 
@@ -43,8 +44,7 @@ _SYMMETRIC = QuantizedType(
 _DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8"})
 """Instruction sets of x86 that add products of 8 bits in 32 bits."""
 
-_RUNTIME_OPTIONS = ("device", "threads", "precision")
-_KNOWN_OPTIONS = frozenset({*_RUNTIME_OPTIONS, "model_type", "bias_correction"})
+_KNOWN_OPTIONS = frozenset({*devices.KNOWN_OPTIONS, "model_type", "bias_correction"})
 _MODEL_TYPES = ("transformer",)
 
 _UNREAD = re.compile(r"(?:No conversion rule found for operations|Conversion is failed for): *([^\n]+)")
@@ -57,7 +57,7 @@ class Compiler(contract.Compiler):
     """OpenVINO's ONNX reader and NNCF.
 
     Options of a target's file:
-        device, threads, precision: see :class:`kedge_targets.backends.openvino.runtime.Runtime`.
+        device, threads, precision, streams, cache: see :class:`kedge_targets.backends.openvino.runtime.Runtime`.
         model_type: ``transformer`` makes NNCF keep what attention needs in float.
         bias_correction: let NNCF correct each layer's bias by the mean error that quantization made (slow).
     """
@@ -80,8 +80,10 @@ class Compiler(contract.Compiler):
         return f'{absent[0]} is missing: pip install "kedge[compile]"' if absent else None
 
     def verification(self, target: Target) -> Verified:
-        """See :meth:`kedge_targets.contract.Compiler.verification`."""
-        return Verified.EXECUTED
+        """See :meth:`kedge_targets.contract.Compiler.verification`. A file for a GPU or an NPU is run on the CPU here,
+        which proves its numbers and not the device's."""
+        options = next((one.options for one in target.backends if one.name == "openvino"), {})
+        return _verified(devices.settings(_of_runtime(options)))
 
     def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
@@ -101,10 +103,10 @@ class Compiler(contract.Compiler):
         workdir: Path,
     ) -> Lowered:
         """See :meth:`kedge_targets.contract.Compiler.lower`."""
-        _check_options(options, target)
+        wanted = _check_options(options, target)
         how = plan.quantized or self.quantized_for(target)[0]
         try:
-            return _lower(graph, plan, how, calibration, options=options, workdir=workdir)
+            return _lower(graph, plan, how, calibration, options=options, wanted=wanted, workdir=workdir)
         except KedgeError:
             raise
         except Exception as error:  # what the vendor's packages raise has no common base
@@ -120,10 +122,15 @@ def _lower(
     calibration: Calibration,
     *,
     options: Mapping[str, Any],
+    wanted: devices.Settings,
     workdir: Path,
 ) -> Lowered:
     openvino = library.load()
-    given = reading.load(graph)
+    trained = given = reading.load(graph)
+    if not wanted.on_cpu and batch.size(given) is None:
+        # An NPU takes fixed shapes only, and a GPU compiles each size anew.
+        given, graph = batch.fixed(given, 1), workdir / "fixed.onnx"
+        writing.save(given, graph)
     model = _read(openvino, graph, given)
     precision = plans.leading(plan)
     tools = {"openvino": openvino.__version__.split("-")[0]}
@@ -134,7 +141,7 @@ def _lower(
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         samples = _Samples(calibration, batch.size(given))
         ignored = _ignored(model, plans.others(plan, given, precision) + attention.before_softmax(given))
-        model, seconds["quantize"], tools["nncf"] = _quantized(model, how, ignored, samples, options)
+        model, seconds["quantize"], tools["nncf"] = _quantized(model, how, ignored, samples, options, wanted.kind)
         used = samples.used
     elif others := plans.others(plan, given, precision):
         raise LoweringError(
@@ -147,15 +154,31 @@ def _lower(
     return Lowered(
         files=files,
         entry=representation.ENTRY,
-        inputs=signature.specs(signature.inputs(given)),
-        outputs=signature.specs(signature.outputs(given)),
+        inputs=_specs(signature.inputs(trained), signature.inputs(given)),
+        outputs=_specs(signature.outputs(trained), signature.outputs(given)),
         runtimes=(RuntimeRequirement(distribution="openvino", minimum=_FIRST_RUNTIME),),
-        verified=Verified.EXECUTED,
+        verified=_verified(wanted),
         tools=tools,
-        runtime_options={name: options[name] for name in _RUNTIME_OPTIONS if name in options},
+        runtime_options=_of_runtime(options),
         seconds=seconds,
+        notes=() if wanted.on_cpu else (f"accuracy and latency are of this host's CPU, not of the {wanted.device}",),
         calibration_samples=used,
     )
+
+
+def _verified(wanted: devices.Settings) -> Verified:
+    """A file for a GPU or an NPU is read and run by OpenVINO here, but on the CPU."""
+    return Verified.EXECUTED if wanted.on_cpu else Verified.CHECKED
+
+
+def _of_runtime(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name in devices.KNOWN_OPTIONS}
+
+
+def _specs(trained: list[signature.TensorInfo], given: list[signature.TensorInfo]) -> tuple[TensorSpec, ...]:
+    """The trained model's tensors, and the shapes that the file has."""
+    pairs = zip(signature.specs(trained), given, strict=True)
+    return tuple(replace(spec, file=replace(spec.file, shape=info.shape)) for spec, info in pairs)
 
 
 def _read(openvino: Any, graph: Path, given: onnx.ModelProto) -> Any:
@@ -209,7 +232,7 @@ def _ignored(model: Any, names: list[str]) -> list[str]:
 
 
 def _quantized(
-    model: Any, how: QuantizedType, ignored: list[str], samples: _Samples, options: Mapping[str, Any]
+    model: Any, how: QuantizedType, ignored: list[str], samples: _Samples, options: Mapping[str, Any], kind: str
 ) -> tuple[Any, float, str]:
     # Not NNCF's own choices but what measured best (weights of 7 bits; drop in top-1, agreement with float):
     #   NNCF's ranges and fast bias correction   ic_resnet8 0.007, 0.940; kws_dscnn 0.004, 0.981 (symmetric)
@@ -230,7 +253,7 @@ def _quantized(
             model,
             nncf.Dataset(samples),
             preset=nncf.QuantizationPreset.PERFORMANCE if how.symmetric_activation else nncf.QuantizationPreset.MIXED,
-            target_device=nncf.TargetDevice.CPU,
+            target_device=nncf.TargetDevice[kind],
             subset_size=samples.batches,
             model_type=nncf.ModelType.TRANSFORMER if options.get("model_type") == "transformer" else None,
             ignored_scope=nncf.IgnoredScope(names=ignored) if ignored else None,
@@ -263,7 +286,7 @@ class _Samples:
             yield sample
 
 
-def _check_options(options: Mapping[str, Any], target: Target) -> None:
+def _check_options(options: Mapping[str, Any], target: Target) -> devices.Settings:
     where = f"target {target.name}, options"
     if unknown := sorted(set(options) - _KNOWN_OPTIONS):
         raise TargetError(f"unknown option {unknown[0]!r}", where=where, remedy=f"Known are {sorted(_KNOWN_OPTIONS)}")
@@ -273,3 +296,7 @@ def _check_options(options: Mapping[str, Any], target: Target) -> None:
         )
     if not isinstance(options.get("bias_correction", False), bool):
         raise TargetError(f"bias_correction = {options['bias_correction']!r} is neither true nor false", where=where)
+    try:
+        return devices.settings(_of_runtime(options))
+    except ConfigError as error:
+        raise TargetError(error.what, where=where, remedy=error.remedy) from error

@@ -15,7 +15,7 @@ _HALF_MAX = float(np.finfo(np.float16).max)
 
 
 def round_layers(model: Any, bits: int) -> None:
-    """Let each layer's result keep so many bits, and FP16's range, in place.
+    """Let each layer's result keep so many bits, and FP16's range, in place; inputs and outputs stay in their order.
 
     By Dekker's splitting: with ``c = x (2**s + 1)``, ``c - (c - x)`` is ``x`` rounded to ``24 - s`` bits
     (T. J. Dekker, A floating-point technique for extending the available precision, 1971).
@@ -33,10 +33,6 @@ def round_layers(model: Any, bits: int) -> None:
             inside = opset1.clamp(output, -_HALF_MAX, _HALF_MAX)
             large = opset1.multiply(inside, opset1.constant(factor))
             rounded = opset1.subtract(large, opset1.subtract(large, inside))
-            # Its name is the output's, where the layer makes one.
-            rounded.set_friendly_name(operation.get_friendly_name())
-            if operation.get_type_name() != "Parameter":
-                operation.set_friendly_name(f"{operation.get_friendly_name()}/exact")
             for consumer in consumers:
                 consumer.replace_source_output(rounded.output(0))
     model.validate_nodes_and_infer_types()

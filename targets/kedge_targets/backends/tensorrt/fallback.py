@@ -31,6 +31,7 @@ class Session(contract.Session):
         kernel_set: that the file is of, for :attr:`detail`.
         threads: for one call on the CPU; 0 lets the library choose.
         reason: why it is not TensorRT.
+        raw: what the file shall be taken to hold; None for what it holds.
 
     Raises:
         MissingDependencyError: no ONNX Runtime either.
@@ -39,14 +40,14 @@ class Session(contract.Session):
 
     concurrent = True
 
-    def __init__(self, graph: Path, kernel_set: str, *, threads: int, reason: str) -> None:
+    def __init__(self, graph: Path, kernel_set: str, *, threads: int, reason: str, raw: bytes | None = None) -> None:
         onnxruntime = library.load(DISTRIBUTIONS[-1])
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = threads
         providers = [name for name in (CUDA, CPU) if name in onnxruntime.get_available_providers()]
         try:
-            session = onnxruntime.InferenceSession(str(graph), settings, providers=providers)
+            session = onnxruntime.InferenceSession(raw or str(graph), settings, providers=providers)
         except Exception as error:  # the library's errors have no common base but Exception
             raise VerificationError(
                 f"ONNX Runtime {onnxruntime.__version__} refuses the file: {library.reason_of(error)}",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.errors import ConfigError, KedgeError, MissingDependencyError, StorageError
 from kedge_targets import contract
-from kedge_targets.backends.tensorrt import fallback, recipe
+from kedge_targets.backends.tensorrt import coarse, fallback, recipe
 from kedge_targets.backends.tensorrt.recipe import FP16, INT8, Recipe
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ REASON = "reason"
 CACHE = "cache"
 ONLY_ENGINES = "only_engines"
 
+COARSE = "coarse"
+
 _OWN = frozenset({CHOSEN, REASON, CACHE, ONLY_ENGINES})
 _KNOWN_OPTIONS = frozenset({"threads", "build_seconds", "build_mib"})
 
@@ -35,7 +37,7 @@ class Runtime(contract.Runtime):
 
     Options:
         threads: of ONNX Runtime on the CPU; 0 lets it choose.
-        build_seconds: for building one engine, 1800.
+        build_seconds: for building one engine; 0 for 1800.
         build_mib: memory that the building process may use; 0 for three quarters of the device's.
     """
 
@@ -44,9 +46,10 @@ class Runtime(contract.Runtime):
     @property
     def kernel_sets(self) -> tuple[str, ...]:
         """``int8``: the graph with explicit quantization. ``fp16``: the half-precision graph. A device measures both
-        and takes the faster, so a bundle's tolerances must hold for both. A bundle without an int8 graph has one
-        kernel set under both names."""
-        return (INT8, FP16)
+        and takes the faster, so a bundle's tolerances must hold for both; a bundle without an int8 graph has one graph
+        under both names. ``coarse``: no device is asked for it; the half-precision graph with its products rounded,
+        which tolerances must leave room for (see :mod:`.coarse`)."""
+        return (INT8, FP16, COARSE)
 
     def prepare(self, folder: Path, config: BundleConfig, *, cache: Path, progress: Progress) -> Mapping[str, Any]:
         """Build the engines that are missing, measure them, choose. Nothing to do where there is no TensorRT."""
@@ -70,7 +73,7 @@ class Runtime(contract.Runtime):
         read = recipe.read(entry)
         reason = options.get(REASON, "")
         wanted = kernel_set or options.get(CHOSEN)
-        if wanted is not None or not reason:
+        if wanted != COARSE and (wanted is not None or not reason):
             try:
                 return self._engine(entry, read, _offered(read, wanted), options)
             except KedgeError as error:
@@ -98,9 +101,10 @@ class Runtime(contract.Runtime):
     ) -> contract.Session:
         # ONNX Runtime's CUDA kernels compute quantized layers in float, with the quantization beside it.
         wanted = kernel_set or (FP16 if fallback.has_cuda() else INT8)
-        taken = _offered(read, wanted)
+        taken = _offered(read, FP16 if wanted == COARSE else wanted)
         graph = entry.parent / read.files[taken]
-        return fallback.Session(graph, taken, threads=options.get("threads", 0), reason=reason)
+        raw = coarse.of(graph) if wanted == COARSE else None
+        return fallback.Session(graph, taken, threads=options.get("threads", 0), reason=reason, raw=raw)
 
 
 def _offered(read: Recipe, kernel_set: str | None) -> str:
@@ -118,7 +122,7 @@ def _bench(entry: Path, read: Recipe, options: Mapping[str, Any], cache: Path) -
         here=device.identity(),
         cache=kept.Cache(cache / "tensorrt"),
         limits=prepare.Limits(
-            seconds=float(options.get("build_seconds", prepare.Limits.seconds)),
+            seconds=float(options.get("build_seconds") or prepare.Limits.seconds),
             memory_bytes=int(options.get("build_mib", 0)) << 20,
         ),
         available=prepare.memory,
@@ -132,8 +136,8 @@ def _check(options: Mapping[str, Any], kernel_set: str | None) -> None:
         value = options[name]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
             raise ConfigError(f"{name} = {value!r} is no number of 0 or more")
-    if kernel_set not in (None, INT8, FP16):
-        raise ConfigError(f"unknown kernel set {kernel_set!r}", remedy=f"Known are {INT8} and {FP16}")
+    if kernel_set not in (None, INT8, FP16, COARSE):
+        raise ConfigError(f"unknown kernel set {kernel_set!r}", remedy=f"Known are {INT8}, {FP16} and {COARSE}")
 
 
 def _logged(what: str, done: int, total: int) -> None:

@@ -113,13 +113,15 @@ class Parsed:
     def kind(self) -> str:
         return "int8" if self.quantized else "fp16"
 
-    def refused(self) -> tuple[int, str, str] | None:
+    def refused(self, *, int8_weights: bool) -> tuple[int, str, str] | None:
         """``(number, name, reason)`` of the first node that NVIDIA's parser refuses (seen with tensorrt-rtx 1.7)."""
         for number, node in enumerate(self.model.graph.node):
             if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
                 continue
             if node.op_type == "DequantizeLinear" and self._dtype(node.input[0]) == np.int32:
                 return number, node.name, "DequantizeLinear: input has type Int32"
+            if node.op_type == "DequantizeLinear" and self._dtype(node.input[0]) == np.int8 and not int8_weights:
+                return number, node.name, "TensorRT does not support int8 constants"
             if len(node.input) > 2 and (self._dtype(node.input[2]) != np.int8 or self.constants[node.input[2]].any()):
                 return number, node.name, "only int8 with zero-point 0 is supported"
         return None
@@ -181,6 +183,7 @@ class ParserError:
 class OnnxParser:
     ERROR: type[ParserError] = ParserError
     EXPLICIT_BATCH = 0  # bits of a network that 8.6's parser insists on
+    INT8_WEIGHTS = True
 
     def __init__(self, network: INetworkDefinition, logger: Any) -> None:
         self._network = network
@@ -191,7 +194,7 @@ class OnnxParser:
             self._errors = [self.ERROR(-1, "", "only networks with an explicit batch dimension are supported")]
             return False
         parsed = Parsed(model)
-        if refused := parsed.refused():
+        if refused := parsed.refused(int8_weights=self.INT8_WEIGHTS):
             self._errors = [self.ERROR(*refused)]
             return False
         self._network._parsed = parsed

@@ -40,6 +40,7 @@ class BuilderFlag(enum.IntEnum):
 
 
 class OnnxParser(base.OnnxParser):
+    INT8_WEIGHTS = False
     EXPLICIT_BATCH = 1 << NetworkDefinitionCreationFlag.EXPLICIT_BATCH
 
 
