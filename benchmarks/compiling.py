@@ -77,11 +77,13 @@ def run() -> Iterator[Result]:
 def _settings() -> dict[str, object]:
     """The settings that the backend takes for generic-cpu, so that both do the same work."""
     from kedge_targets import registry, target
+    from kedge_targets.backends.onnxruntime.compiler import INTEGER_OPERATORS
 
     device = target.find("generic-cpu")
     how = registry.compiler(device.backends[0].name).quantized_for(device)[0]
     names = {"int8": "QInt8", "uint8": "QUInt8"}
     return {
+        "op_types_to_quantize": list(INTEGER_OPERATORS),
         "per_channel": how.granularity.value == "per-channel",
         "reduce_range": how.reduced_range,
         "activation_type": names[how.activation],

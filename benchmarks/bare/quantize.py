@@ -37,6 +37,7 @@ def main() -> None:
         str(out),
         Reader(),
         quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=settings["op_types_to_quantize"],
         per_channel=settings["per_channel"],
         reduce_range=settings["reduce_range"],
         activation_type=QuantType[settings["activation_type"]],

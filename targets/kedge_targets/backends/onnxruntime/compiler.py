@@ -55,7 +55,7 @@ _DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8"})
 # What ONNX Runtime's CPU kernels compute in integers when it stands between DequantizeLinear and QuantizeLinear
 # (its QDQ selectors). All else is left in float rather than rounded for nothing; so is Softmax, whose integer form
 # is no faster and gives answers in steps of 1/256.
-_INTEGER_OPERATORS = (
+INTEGER_OPERATORS = (
     "Add", "ArgMax", "AveragePool", "Clip", "Concat", "Conv", "Flatten", "Gather", "Gemm", "GlobalAveragePool",
     "LeakyRelu", "MatMul", "MaxPool", "Mul", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Split", "Squeeze",
     "Transpose", "Unsqueeze", "Where",
@@ -201,7 +201,7 @@ def _quantized(
         made,
         samples,
         quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=list(_INTEGER_OPERATORS),
+        op_types_to_quantize=list(INTEGER_OPERATORS),
         per_channel=how.granularity is Granularity.PER_CHANNEL,
         reduce_range=how.reduced_range,
         activation_type=types[how.activation],
