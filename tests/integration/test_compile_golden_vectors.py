@@ -49,7 +49,7 @@ def test_every_kernel_set_passes(shared_data: Path, tmp_path: Path, short: str, 
     release = shared_release(shared_data, short)
     folder = unpacked(release, target, tmp_path)
     config = release.bundles[target].config
-    sets = registry.runtime(config.backend).kernel_sets
+    sets = registry.runtime(config.backend).kernel_sets_for(config.runtime_options)
     assert config.golden.kernel_sets == sets
     assert config.golden.samples >= 8
     for name in (None, *sets):
