@@ -240,7 +240,9 @@ def test_the_reference_kernels_differ_but_little(graph: Path, tmp_path: Path) ->
     lowered = lower(TARGET, graph, Precision.INT8, Calibration("image", images(16)), tmp_path / "out")
     samples = images(30, seed=5)
     runtime = registry.runtime("openvino")
-    fused, reference = (executor(TARGET, lowered, name)({"image": samples})["score"] for name in runtime.kernel_sets)
+    fused, reference = (
+        executor(TARGET, lowered, name)({"image": samples})["score"] for name in runtime.kernel_sets[:2]
+    )
     assert 0 < np.abs(fused - reference).max() < 0.1 * np.abs(fused).max()
 
 

@@ -114,11 +114,13 @@ def _check_options(options: Mapping[str, Any], target: Target) -> None:
 def _lower(graph: Path, given: onnx.ModelProto, *, options: Mapping[str, Any], workdir: Path) -> Lowered:
     openvino = library.load()
     model = _read(openvino, graph, given)
+    kept = {node.name for node in given.graph.node} | {name for node in given.graph.node for name in node.output}
+    kept |= {info.name for info in signature.inputs(given)}
+    representation.rename(model, kept)
     origins = Origins(model, given)
     replaced = downgrade.downgrade(model, origins.node_of)
     cut = representation.halve(model)
-    kept = {node.name for node in given.graph.node} | {name for node in given.graph.node for name in node.output}
-    files = representation.save(model, workdir, names=kept | {info.name for info in signature.inputs(given)})
+    files = representation.save(model, workdir, names=kept)
     inputs = [port.get_node().get_friendly_name() for port in model.inputs]
     outputs = [processor.made_by(port) for port in model.outputs]
     seconds = {}

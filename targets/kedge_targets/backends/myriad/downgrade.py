@@ -270,8 +270,14 @@ def _top_k(ops: _Operations, operation: Any, attributes: Mapping[str, Any]) -> A
 
 
 def _soft_sign(ops: _Operations, operation: Any, attributes: Mapping[str, Any]) -> Any:
-    value = operation.input_value(0)
-    return ops.one.divide(value, ops.one.add(ops.one.abs(value), ops.one.constant(np.float32(1.0))))
+    name, value = operation.get_friendly_name(), operation.input_value(0)
+    magnitude = ops.one.abs(value)
+    magnitude.set_friendly_name(f"{name}/abs")
+    divisor = ops.one.add(magnitude, ops.one.constant(np.float32(1.0)))
+    divisor.set_friendly_name(f"{name}/sum")
+    inverse = ops.one.power(divisor, ops.one.constant(np.float32(-1.0)))
+    inverse.set_friendly_name(f"{name}/inverse")
+    return ops.one.multiply(value, inverse)
 
 
 def _reshape(ops: _Operations, operation: Any, attributes: Mapping[str, Any]) -> Any:

@@ -15,34 +15,26 @@ class Origins:
     has the name and the ones before it are counted.
 
     Args:
-        model: an ``openvino.Model`` that was read from ``given``; it may be changed afterwards.
+        model: an ``openvino.Model`` as it was read from ``given``; it may be changed afterwards, as long as layers keep
+            their names, and the parts of a layer get names that begin with its own and ``/``.
     """
 
     def __init__(self, model: Any, given: onnx.ModelProto) -> None:
-        self._model = model
-        self._known: dict[str, str] = {
-            tensor: node.name for node in given.graph.node for tensor in node.output if tensor
-        }
+        self._known: dict[str, str] = {tensor: node.name for node in given.graph.node for tensor in node.output}
         self._known |= {node.name: node.name for node in given.graph.node}
+        # From the last to the first: one without a name of its own is the next one's downstream.
+        for operation in reversed(model.get_ordered_ops()):
+            name = operation.get_friendly_name()
+            followers = (target.get_node() for output in operation.outputs() for target in output.get_target_inputs())
+            found = self._named(name) or next(
+                (node for node in map(self._named, (other.get_friendly_name() for other in followers)) if node), None
+            )
+            if found is not None:
+                self._known[name] = found
 
     def node_of(self, layer: str) -> str:
-        """The node: by name, or that of the next layer downstream that has one; the layer's own name where there is
-        none."""
-        if (known := self._named(layer)) is not None:
-            return known
-        pending = [operation for operation in self._model.get_ordered_ops() if operation.get_friendly_name() == layer]
-        seen = set()
-        while pending:
-            operation = pending.pop(0)
-            name = operation.get_friendly_name()
-            if (known := self._named(name)) is not None:
-                return known
-            if name not in seen:
-                seen.add(name)
-                pending += [
-                    target.get_node() for output in operation.outputs() for target in output.get_target_inputs()
-                ]
-        return layer
+        """The node; the layer's own name where there is none."""
+        return self._named(layer) or layer
 
     def _named(self, layer: str) -> str | None:
         while layer not in self._known:

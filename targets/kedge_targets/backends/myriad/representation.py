@@ -45,6 +45,11 @@ def halve(model: Any) -> int:
     return cut
 
 
+def rename(model: Any, names: Collection[str]) -> None:
+    """Give layers names that do not depend on what else the process did, in place; the names given stay."""
+    representation.rename(model, frozenset(names))
+
+
 def save(model: Any, folder: Path, *, names: Collection[str]) -> dict[str, Path]:
     """Write a model with the same bytes each time.
 
@@ -61,7 +66,7 @@ def save(model: Any, folder: Path, *, names: Collection[str]) -> dict[str, Path]
     """
     from openvino.passes import Manager, Serialize, Version
 
-    representation.rename(model, frozenset(names))
+    rename(model, names)
     entry, weights = folder / ENTRY, folder / WEIGHTS
     manager = Manager()
     manager.register_pass(Serialize(str(entry), str(weights), Version.IR_V10))

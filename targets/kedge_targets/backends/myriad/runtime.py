@@ -23,7 +23,7 @@ NCS2 = "ncs2"
 DEVICES = (OAK, NCS2)
 SHAVES = (4, 6, 8)
 
-_BITS = {FLOAT: 24, HALF: 11, COARSE: 9}
+_BITS = {FLOAT: 24, HALF: 11, COARSE: 8}
 _KNOWN_OPTIONS = frozenset({"device", "shaves", "inputs", "outputs"})
 
 log = logging.getLogger(__name__)
@@ -53,8 +53,8 @@ class Runtime(contract.Runtime):
     def kernel_sets(self) -> tuple[str, ...]:
         """Ways of the CPU, on which the host stands in for a Myriad; :meth:`load` by itself takes the device, and the
         first of these where there is none. All have weights in FP16. ``cpu-f32``: sums and results in float32.
-        ``cpu-f16``: each layer's result rounded to FP16. ``cpu-f16-sums``: rounded to two bits less, for what sums in
-        FP16 within a layer may add; how much that is on the device was not measured, for there was none.
+        ``cpu-f16``: each layer's result rounded to FP16. ``cpu-f16-sums``: rounded to three bits less, for what sums
+        in FP16 within a layer may add; how much that is on the device was not measured, for there was none.
         """
         return (FLOAT, HALF, COARSE)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
 
 DTYPES: dict[str, np.dtype[Any]] = {"FP16": np.dtype(np.float16), "U8F": np.dtype(np.uint8), "INT": np.dtype(np.int32)}
 """depthai's names of what an input or output of a blob can hold (``TensorInfo.DataType``)."""
