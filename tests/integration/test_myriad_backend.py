@@ -8,6 +8,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from kedge_protocol.bundle.config import Verified
 from kedge_protocol.bundle.layout import Layout
 from kedge_protocol.errors import LoweringError, TargetError, UnsupportedOperatorError
 from kedge_targets import registry, target
-from kedge_targets.backends.myriad import camera, wire
+from kedge_targets.backends.myriad import camera, environment, wire
 from kedge_targets.contract import Lowered
 from kedge_targets.numerics import Plan, Precision
 from kedge_targets.toolchain import Toolchain, declaration
@@ -62,7 +63,9 @@ def lowered(graph: Path, folder: Path, *, target_name: str = "oak-d", **options:
 def asked(installed: Toolchain, script: str, *arguments: str) -> Any:
     """What a script says in the toolchain's environment, where the real depthai is."""
     command = [str(installed.python), "-c", script, *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env={"DEPTHAI_LEVEL": "off"})
+    with tempfile.TemporaryDirectory() as home:  # it makes a folder there, whatever it is told
+        env = {"HOME": home, **environment}
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=env)
     return json.loads(ran.stdout.splitlines()[-1])
 
 
@@ -305,6 +308,20 @@ def test_every_name_that_is_used_is_in_the_real_depthai(installed: Toolchain) ->
     assert {"Pipeline", "OpenVINO.Blob", "MessageQueue.QueueException", "XLinkPlatform.X_LINK_MYRIAD_X"} <= used
     assert asked(installed, EXIST, *sorted(used | names_of_fake())) == []
     assert asked(installed, EXIST, "Pipeline.createXLinkIn", "NoSuchThing") == ["Pipeline.createXLinkIn", "NoSuchThing"]
+
+
+HOME = """
+import depthai, json, pathlib
+depthai.NNData()
+print(json.dumps([str(path) for path in pathlib.Path.home().rglob("*") if path.is_file()]))
+"""
+
+
+def test_depthai_keeps_to_itself(installed: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(environment, "HOME", str(tmp_path))
+    assert asked(installed, HOME) == []
+    monkeypatch.delitem(environment, "DEPTHAI_TELEMETRY")
+    assert asked(installed, HOME) != [], "it would write where it is not told"
 
 
 WIRE = """

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kedge_protocol.errors import InputError, MissingDependencyError, VerificationError
 from kedge_targets import contract
-from kedge_targets.backends.myriad import wire
+from kedge_targets.backends.myriad import environment, wire
 from kedge_targets.contract import Array
 
 DISTRIBUTION = "depthai"
@@ -87,6 +88,8 @@ def load(entry: Path, shaves: int, inputs: list[str], outputs: list[Port]) -> Se
         MissingDependencyError: depthai is not installed, or no camera can be had.
         VerificationError: the blob is missing or damaged, or is not the model's.
     """
+    for name, value in environment.items():  # an application's own process is no child of Kedge's
+        os.environ.setdefault(name, value)
     try:
         import depthai
     except ImportError as error:
