@@ -27,6 +27,7 @@ from kedge_targets.graph import (
 )
 from kedge_targets.graph.samples import Samples
 from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
+from kedge_targets.saturation import FULL_RANGE, SEVEN_BITS, may_saturate
 from kedge_targets.target import Target
 
 if TYPE_CHECKING:
@@ -34,23 +35,9 @@ if TYPE_CHECKING:
 
 ENTRY = "model.onnx"
 
-# Why so: docs/decisions/004-activation-types.md.
-_FULL = QuantizedType(
-    activation="uint8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_CHANNEL
-)
-_SEVEN_BITS = QuantizedType(
-    activation="uint8",
-    weight="int8",
-    symmetric_activation=False,
-    granularity=Granularity.PER_CHANNEL,
-    reduced_range=True,
-)
 _SIGNED = QuantizedType(
     activation="int8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_CHANNEL
 )
-
-_DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8"})
-"""Instruction sets of x86 that add products of 8 bits in 32 bits."""
 
 # What ONNX Runtime's CPU kernels compute in integers when it stands between DequantizeLinear and QuantizeLinear
 # (its QDQ selectors). All else is left in float rather than rounded for nothing; so is Softmax, whose integer form
@@ -79,7 +66,7 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.numerics`."""
         return Numerics(
             precisions=(Precision.INT8, Precision.FLOAT16, Precision.FLOAT32),
-            quantized=(_FULL, _SEVEN_BITS, _SIGNED),
+            quantized=(FULL_RANGE, SEVEN_BITS, _SIGNED),
             mixed=True,
             layouts=("NCHW",),
         )
@@ -97,13 +84,9 @@ class Compiler(contract.Compiler):
 
     def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
-        processor = target.processor
-        if processor.architecture != "x86_64":
-            # ARM adds 8-bit products without saturation whatever their sign.
-            return (_FULL, _SIGNED)
-        if _DOT_PRODUCTS & set(processor.instruction_sets):
-            return (_FULL, _SEVEN_BITS)
-        return (_SEVEN_BITS,)
+        if may_saturate(target.processor):
+            return (SEVEN_BITS,)
+        return (FULL_RANGE, SEVEN_BITS) if target.processor.architecture == "x86_64" else (FULL_RANGE, _SIGNED)
 
     def lower(
         self,

@@ -20,29 +20,15 @@ from kedge_targets.backends.openvino.runtime import reason_of
 from kedge_targets.contract import Array, Calibration, Lowered
 from kedge_targets.graph import attention, batch, nodes, plans, reading, signature, writing
 from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
+from kedge_targets.saturation import FULL_RANGE, SEVEN_BITS, may_saturate
 from kedge_targets.target import Target
 
 if TYPE_CHECKING:
     import onnx
 
-# Weights of 7 bits cannot saturate the 16-bit sums of processors without VNNI; see
-# docs/decisions/004-activation-types.md.
-_FULL = QuantizedType(
-    activation="uint8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_CHANNEL
-)
-_SEVEN_BITS = QuantizedType(
-    activation="uint8",
-    weight="int8",
-    symmetric_activation=False,
-    granularity=Granularity.PER_CHANNEL,
-    reduced_range=True,
-)
 _SYMMETRIC = QuantizedType(
     activation="int8", weight="int8", symmetric_activation=True, granularity=Granularity.PER_CHANNEL
 )
-
-_DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8"})
-"""Instruction sets of x86 that add products of 8 bits in 32 bits."""
 
 _KNOWN_OPTIONS = frozenset({*devices.KNOWN_OPTIONS, "model_type", "bias_correction"})
 _MODEL_TYPES = ("transformer",)
@@ -67,7 +53,7 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.numerics`."""
         return Numerics(
             precisions=(Precision.INT8, Precision.FLOAT16, Precision.FLOAT32),
-            quantized=(_FULL, _SEVEN_BITS, _SYMMETRIC),
+            quantized=(FULL_RANGE, SEVEN_BITS, _SYMMETRIC),
             mixed=True,
             layouts=("NCHW",),
         )
@@ -87,10 +73,7 @@ class Compiler(contract.Compiler):
 
     def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
-        processor = target.processor
-        if processor.architecture != "x86_64" or _DOT_PRODUCTS & set(processor.instruction_sets):
-            return (_FULL, _SYMMETRIC)
-        return (_SEVEN_BITS,)
+        return (SEVEN_BITS,) if may_saturate(target.processor) else (FULL_RANGE, _SYMMETRIC)
 
     def lower(
         self,
