@@ -36,7 +36,8 @@ class Sentences:
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch = pytest.importorskip("torch")
+    import torch
+
     folder = tmp_path_factory.mktemp("encoder")
 
     class Encoder(torch.nn.Module):  # type: ignore[misc, name-defined]

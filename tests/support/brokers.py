@@ -11,13 +11,7 @@ from pathlib import Path
 
 import pytest
 
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from kedge.demo.processes import free_port
 
 
 def wait_for(condition: Callable[[], object], timeout: float = 20.0, what: str = "the condition") -> None:

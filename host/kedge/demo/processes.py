@@ -24,6 +24,12 @@ class DemoError(KedgeError):
     """A step did not go as it must; the message names the log to read."""
 
 
+def say(text: str = "") -> None:
+    """Print one line at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def free_port() -> int:
     """A port of the loopback interface that nobody listens on now."""
     with socket.socket() as probe:
@@ -58,7 +64,7 @@ def run(argv: Sequence[str], *, env: dict[str, str] | None = None, echo: bool = 
         DemoError: it failed; the message holds what it printed.
     """
     if echo:
-        print("$ " + " ".join([Path(argv[0]).name, *argv[1:]]), flush=True)  # noqa: T201 -- a demo talks
+        say("$ " + " ".join([Path(argv[0]).name, *argv[1:]]))
     done = subprocess.run(list(argv), env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise DemoError(f"exit status {done.returncode}: {(done.stderr or done.stdout).strip()}", where=" ".join(argv))

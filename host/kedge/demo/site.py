@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,9 +130,3 @@ def classify(agent: Agent, model: str, images: list[list[float]], shape: list[in
         answer = ask(f"{agent.door}/v2/models/{model}/infer", {"inputs": [tensor]})
         scores.append([float(value) for value in answer["outputs"][0]["data"]])
     return scores
-
-
-def say(text: str = "") -> None:
-    """Print one line at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()

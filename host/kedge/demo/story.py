@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.demo import digits
-from kedge.demo.processes import DemoError, command_of, run, wait_until
-from kedge.demo.site import DEVICES, Agent, Site, classify, say
+from kedge.demo.processes import DemoError, command_of, run, say, wait_until
+from kedge.demo.site import DEVICES, Agent, Site, classify
 from kedge.fleet.results import RolloutStatus
 from kedge_protocol import digest
 from kedge_protocol.bundle.layout import Layout
