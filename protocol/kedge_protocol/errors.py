@@ -17,7 +17,10 @@
     │   ├── WorkerCrashedError    killed by a signal, or exited without an answer
     │   └── WorkerTaskError       the task itself raised
     ├── CompileError              the compiler could not make what was asked
-    │   └── LoweringError         one backend could not lower this graph with this plan
+    │   ├── LoweringError         one backend could not lower this graph with this plan
+    │   ├── StepError             a step of compression could not do its work on this model
+    │   │   └── DivergedError     training left the numbers (NaN, infinity) or only made it worse
+    │   └── BudgetError           nothing that was found keeps the budget; says how near it came
     ├── BundleError               a layout, manifest or configuration that is not as agreed
     │   └── DigestMismatchError
     ├── IncompatibleError         a good bundle that this device cannot run
@@ -112,6 +115,18 @@ class CompileError(KedgeError):
 
 class LoweringError(CompileError):
     """One backend could not lower this graph with this plan."""
+
+
+class StepError(CompileError):
+    """A step of compression could not do its work on this model."""
+
+
+class DivergedError(StepError):
+    """Training left the numbers, or only made the model worse."""
+
+
+class BudgetError(CompileError):
+    """Nothing that was found keeps the budget; the message says how near the best came and where it lies."""
 
 
 class BundleError(KedgeError):

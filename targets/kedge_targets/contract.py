@@ -40,6 +40,41 @@ class Calibration(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerCost:
+    """What one layer costs on the device, as the vendor's tools estimate it.
+
+    Attributes:
+        cycles: of the device's clock for one sample; None where the tools do not tell.
+        resources: name → count (``LUT``, ``BRAM_18K``, ``DSP``).
+    """
+
+    name: str
+    cycles: int | None = None
+    resources: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What the vendor's tools say that the device will do; nothing of it was measured.
+
+    Attributes:
+        source: who says so, with version.
+        latency_ms: of one sample.
+        frames_per_second: at full load.
+        clock_mhz: that both are for.
+        layers: in the order of the data.
+        capacity: resource → what the device has; empty where that is not known.
+    """
+
+    source: str
+    latency_ms: float
+    frames_per_second: float
+    clock_mhz: float | None = None
+    layers: tuple[LayerCost, ...] = ()
+    capacity: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lowered:
     """What :meth:`Compiler.lower` made.
 
@@ -54,6 +89,7 @@ class Lowered:
         seconds: spans worth measuring, e.g. ``quantize``.
         notes: what the reader of the report should know.
         calibration_samples: really used.
+        estimate: of the device's speed, where running here tells nothing of it.
     """
 
     files: dict[str, Path]
@@ -67,10 +103,14 @@ class Lowered:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     calibration_samples: int = 0
+    estimate: Estimate | None = None
 
 
 class Compiler(abc.ABC):
     """The host's half of a backend."""
+
+    requirements: frozenset[str] = frozenset()
+    """Options of :meth:`lower` that a user may give for one compilation, over the target's own (``target_fps``)."""
 
     @property
     @abc.abstractmethod
@@ -108,7 +148,7 @@ class Compiler(abc.ABC):
             plan: precision by layer.
             calibration: used where the plan has int8.
             target: the device.
-            options: of this backend in the target's file.
+            options: of this backend in the target's file, and those of :attr:`requirements` that were asked for.
             workdir: an empty folder that outlives the call.
 
         Raises:

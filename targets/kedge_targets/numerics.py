@@ -6,12 +6,75 @@ import enum
 from dataclasses import dataclass, field
 
 
+class Family(str, enum.Enum):
+    """How a precision is carried out. One plan holds one family besides float32."""
+
+    FABRIC = "fabric"  # integers of few bits throughout, as programmable logic computes them
+    WEIGHTS = "weights"  # weights are stored small and read back as float; sums are float
+    STATIC = "static"  # integers, activations in ranges that calibration saw
+    DYNAMIC = "dynamic"  # integers, activations in ranges that are found in each call
+    HALF = "half"
+    FLOAT = "float"
+
+
 class Precision(str, enum.Enum):
     """The numbers that a layer computes with; ordered from small to large."""
 
+    W2A2 = "w2a2"
+    W3A3 = "w3a3"
+    W4A4 = "w4a4"
+    W8A8 = "w8a8"
+    INT4 = "int4"
+    CODEBOOK4 = "codebook4"
+    LOG4 = "log4"
+    CODEBOOK8 = "codebook8"
+    LOG8 = "log8"
     INT8 = "int8"
+    INT8_DYNAMIC = "int8-dynamic"
     FLOAT16 = "float16"
     FLOAT32 = "float32"
+
+    @property
+    def family(self) -> Family:
+        """How it is carried out."""
+        return _FACTS[self][0]
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of one stored weight (scales and tables not counted)."""
+        return _FACTS[self][1]
+
+    @property
+    def activation_bits(self) -> int | None:
+        """Bits of one activation; None where activations are float."""
+        return _FACTS[self][2]
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether lowering to it reads calibration samples."""
+        return self.family in (Family.FABRIC, Family.STATIC)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its numbers come in at most 256 levels."""
+        return self.family not in (Family.HALF, Family.FLOAT)
+
+
+_FACTS: dict[Precision, tuple[Family, int, int | None]] = {
+    Precision.W2A2: (Family.FABRIC, 2, 2),
+    Precision.W3A3: (Family.FABRIC, 3, 3),
+    Precision.W4A4: (Family.FABRIC, 4, 4),
+    Precision.W8A8: (Family.FABRIC, 8, 8),
+    Precision.INT4: (Family.WEIGHTS, 4, None),
+    Precision.CODEBOOK4: (Family.WEIGHTS, 4, None),
+    Precision.LOG4: (Family.WEIGHTS, 4, None),
+    Precision.CODEBOOK8: (Family.WEIGHTS, 8, None),
+    Precision.LOG8: (Family.WEIGHTS, 8, None),
+    Precision.INT8: (Family.STATIC, 8, 8),
+    Precision.INT8_DYNAMIC: (Family.DYNAMIC, 8, 8),
+    Precision.FLOAT16: (Family.HALF, 16, None),
+    Precision.FLOAT32: (Family.FLOAT, 32, None),
+}
 
 
 class Granularity(str, enum.Enum):
@@ -19,6 +82,15 @@ class Granularity(str, enum.Enum):
 
     PER_TENSOR = "per-tensor"
     PER_CHANNEL = "per-channel"
+
+
+class RangeMethod(str, enum.Enum):
+    """How calibration finds the range of an activation."""
+
+    MIN_MAX = "min-max"  # all that was seen
+    PERCENTILE = "percentile"  # all but a share of the values
+    ENTROPY = "entropy"  # least Kullback-Leibler divergence (Migacz, "8-bit Inference with TensorRT", GTC 2017)
+    MSE = "mse"  # least mean square error of the quantized values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +119,13 @@ class Numerics:
     Attributes:
         precisions: that it can lower a whole graph to.
         quantized: its ways of int8, best first.
-        mixed: whether single layers may have another precision than the rest.
+        mixed: whether single layers may have another precision than the rest: float32 beside any other, and those of
+            family ``fabric`` or ``weights`` among themselves.
         layouts: of 4-D activations in its own files (``NCHW``, ``NHWC``).
         operators: ONNX operators (default domain) that it takes; None where only its toolchain knows.
+        range_methods: of calibration, for the families ``static`` and ``fabric``.
+        fixed_ranges: whether it takes :attr:`Plan.ranges`.
+        quantized_graphs: whether it takes a graph with QONNX's ``Quant`` nodes as it is.
     """
 
     precisions: tuple[Precision, ...]
@@ -57,6 +133,9 @@ class Numerics:
     mixed: bool
     layouts: tuple[str, ...]
     operators: frozenset[str] | None = None
+    range_methods: tuple[RangeMethod, ...] = (RangeMethod.MIN_MAX,)
+    fixed_ranges: bool = False
+    quantized_graphs: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +146,29 @@ class Plan:
         default: precision of every layer that ``layers`` does not name.
         layers: node name → precision.
         quantized: the way of int8, where any layer is int8.
+        range_method: of calibration, where a precision needs one.
+        percentile: of all values that a range holds, for :attr:`RangeMethod.PERCENTILE`.
+        ranges: tensor name → (low, high) that was decided already (learnt in fine-tuning); calibration decides the
+            rest. Names that the backend's own form of the graph has not are left out.
+        group_size: weights that share one scale, for ``int4``.
+        asymmetric_weights: with a zero-point for each group, for ``int4``.
     """
 
     default: Precision
     layers: dict[str, Precision] = field(default_factory=dict)
     quantized: QuantizedType | None = None
+    range_method: RangeMethod = RangeMethod.MIN_MAX
+    percentile: float = 99.99
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    group_size: int = 32
+    asymmetric_weights: bool = True
+
+    @property
+    def precisions(self) -> frozenset[Precision]:
+        """All that it holds."""
+        return frozenset((self.default, *self.layers.values()))
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any layer's numbers come in at most 256 levels."""
+        return any(precision.quantized for precision in self.precisions)

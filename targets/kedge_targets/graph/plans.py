@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import LoweringError
-from kedge_targets.numerics import Plan, Precision
+from kedge_targets.numerics import Family, Plan, Precision
 
 if TYPE_CHECKING:
     import onnx
@@ -15,14 +15,15 @@ def leading(plan: Plan) -> Precision:
     """The precision that decides how a graph is lowered: the smallest that the plan has anywhere.
 
     Raises:
-        LoweringError: int8 and float16 in one plan, which no backend here carries.
+        LoweringError: two families (:class:`kedge_targets.numerics.Family`) besides float32 in one plan.
     """
-    found = {plan.default, *plan.layers.values()}
-    if found >= {Precision.INT8, Precision.FLOAT16}:
+    families = {precision.family for precision in plan.precisions} - {Family.FLOAT}
+    if len(families) > 1:
+        mixed = " and ".join(precision.value for precision in Precision if precision in plan.precisions)
         raise LoweringError(
-            "the plan mixes int8 and float16 layers", remedy="Leave the layers that are not int8 in float32"
+            f"the plan mixes {mixed} layers", remedy="Leave the layers that are not of the smaller kind in float32"
         )
-    return next(precision for precision in Precision if precision in found)
+    return next(precision for precision in Precision if precision in plan.precisions)
 
 
 def others(plan: Plan, model: onnx.ModelProto, precision: Precision) -> list[str]:

@@ -1,0 +1,103 @@
+"""The contract of one step of compression: a pass over the float graph, ``apply(model) -> model``.
+
+A step is one file with one class, its options one frozen dataclass whose fields are annotated with
+:class:`kedge.options.Option`; the recipe's keys are derived from it. Third parties add steps by an entry point of the
+group ``kedge.steps``: its name is the step's, its value the class.
+
+Steps run in the worker, in the order of the recipe, before a backend lowers the graph.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge_targets.numerics import Plan
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = npt.NDArray[Any]
+O = TypeVar("O")  # noqa: E741 -- options
+
+
+class SampleSet(Protocol):
+    """Calibration samples as the model takes them (preprocessed, in the input's dtype)."""
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+
+    def batches(self, size: int) -> Iterator[dict[str, Array]]:
+        """Input name → array of up to ``size`` samples, in the order of the data set; may be called again."""
+
+
+def _nobody(what: str, done: int, total: int) -> None:
+    """Progress that nobody hears."""
+
+
+@dataclass(kw_only=True)
+class Context:
+    """What a step may use.
+
+    Attributes:
+        teacher: the float model as it came: what the result is held against.
+        samples: for calibration and self-distillation; never those of the evaluation.
+        labels: of the samples, first axis the sample; None where the user gave none.
+        plan: how the result will be lowered: what fine-tuning simulates and bias correction corrects.
+        seed: of everything random.
+        fixed_batch: whether the graph takes one sample at a time only.
+        workdir: an empty folder that outlives the call.
+        checkpoints: a folder that outlives the whole compilation, for training to go on from; None to keep none.
+        loss: the user's own, ``file.py:function``, for training with labels.
+        progress: told how far it is: what, done, total.
+        notes: what the reader of the report should know; a step appends.
+        figures: what the step measured, name → number; a step adds.
+        ranges: tensor name → (low, high) that the step decided for the plan; a step adds.
+    """
+
+    teacher: onnx.ModelProto
+    samples: SampleSet
+    plan: Plan
+    workdir: Path
+    seed: int = 0
+    labels: Array | None = None
+    fixed_batch: bool = False
+    checkpoints: Path | None = None
+    loss: str | None = None
+    progress: Callable[[str, int, int], None] = _nobody
+    notes: list[str] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def generator(self) -> np.random.Generator:
+        """A fresh random generator of the seed."""
+        return np.random.default_rng(self.seed)
+
+
+class Step(abc.ABC, Generic[O]):
+    """One step; made anew for each call."""
+
+    name: ClassVar[str]
+    """As in a recipe: ``prune-channels``."""
+    Options: ClassVar[type[Any]]
+    """A frozen dataclass, every field with a default."""
+
+    def __init__(self, options: O) -> None:
+        self.options = options
+
+    @abc.abstractmethod
+    def apply(self, model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
+        """The graph made anew; the given one is not changed. Names of inputs, outputs and of the nodes that stay are
+        kept, so that a plan by layer still fits.
+
+        Raises:
+            StepError: it cannot do its work on this model; says the node and what to do.
+            ConfigError: options that contradict the model or each other.
+        """
