@@ -41,7 +41,13 @@ def reason_of(error: Exception) -> str:
 
 
 def try_to_load(raw: bytes, settings: Any, *, where: str) -> None:
-    """Let ONNX Runtime load a model (and write what it made of it, where the settings say so).
+    """Let ONNX Runtime load a model (and write what it made of it, where the settings say so); raises as
+    :func:`opened`."""
+    opened(raw, settings, where=where)
+
+
+def opened(raw: bytes, settings: Any, *, where: str) -> Any:
+    """A session of a model on the CPU.
 
     Raises:
         UnsupportedOperatorError: it has no kernel for an operator; names the operator and its node.
@@ -49,7 +55,7 @@ def try_to_load(raw: bytes, settings: Any, *, where: str) -> None:
     """
     onnxruntime = load()
     try:
-        onnxruntime.InferenceSession(raw, settings, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(raw, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's errors have no common base but Exception
         reason = reason_of(error)
         if found := re.search(r"implementation for (\w+)\(\d+\) node with name '([^']*)'", reason):
