@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
+from tests.support.lowering import Calibration, classifier, images
 
 from kedge_protocol.errors import DatasetError, ModelError
 from kedge_targets.graph import clipping, ranges, rounding
 from kedge_targets.numerics import RangeMethod
-from tests.support.lowering import Calibration, classifier, images
 
 Array = npt.NDArray[Any]
 METHODS = list(RangeMethod)
@@ -187,7 +187,7 @@ def test_a_nan_names_the_node_and_the_sample() -> None:
 
 def test_bad_requests_are_refused() -> None:
     samples = np.ones((2, 4), dtype=np.float32)
-    with pytest.raises(ModelError, match="tensor 'nowhere'.*no such tensor"):
+    with pytest.raises(ModelError, match=r"tensor 'nowhere'.*no such tensor"):
         ranges.observe(relu(), batches(samples), ["nowhere"], method=RangeMethod.MIN_MAX)
     with pytest.raises(DatasetError, match="no sample"):
         ranges.observe(relu(), batches(samples[:0]), ["y"], method=RangeMethod.MIN_MAX)
