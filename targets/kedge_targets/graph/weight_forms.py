@@ -143,7 +143,8 @@ def packed(codes: Array) -> Array:
     flat = codes.reshape(-1)
     if flat.size % 2:
         flat = np.append(flat, np.uint8(0))
-    return (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8)
+    pairs: Array = flat[0::2] | (flat[1::2] << 4)
+    return pairs.astype(np.uint8)
 
 
 def unpacked(raw: Array, count: int) -> Array:
