@@ -1,0 +1,105 @@
+"""What training reached, on the disk: written whole or not at all, and taken up only by the very same training."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Tensor = torch.Tensor
+
+_SHARE = 0.05
+"""Of the time, that saving may take."""
+
+
+@dataclass(kw_only=True)
+class State:
+    """Everything that the loop needs to go on.
+
+    Attributes:
+        step: updates made in this attempt.
+        learning_rate: of this attempt.
+        before, best_loss: held-back loss of what came in, and of ``best``.
+        stale: judgements since the best one.
+        attempt: how often it began again.
+        finished: nothing is left to do.
+        parameters, best: values, in the order of the parameters.
+        optimizer: its state; None at the beginning of an attempt.
+    """
+
+    step: int
+    learning_rate: float
+    before: float
+    best_loss: float
+    stale: int
+    attempt: int
+    finished: bool
+    parameters: list[Tensor]
+    best: list[Tensor]
+    optimizer: dict[str, Any] | None
+
+
+class Checkpoint:
+    """One training's file.
+
+    Args:
+        folder: made where it is not there.
+        what: begins the file's name.
+        parts: all that decides the result (graph, teacher, options, samples, seed); their digest is in the name.
+
+    Attributes:
+        notes: what went wrong with it; training goes on without.
+    """
+
+    def __init__(self, folder: Path, what: str, *parts: bytes | str) -> None:
+        found = hashlib.sha256(f"{torch.__version__}\0{torch.get_num_threads()}".encode())
+        for part in parts:
+            raw = part.encode() if isinstance(part, str) else part
+            found.update(len(raw).to_bytes(8, "big") + raw)
+        self.path = folder / f"{what}-{found.hexdigest()[:32]}.pt"
+        self.notes: list[str] = []
+        self._saved = time.monotonic()
+        self._cost = 0.0
+
+    def load(self) -> State | None:
+        """What was reached; None where nothing was, or the file is damaged."""
+        try:
+            held = torch.load(self.path, weights_only=True)
+            return State(**held)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # noqa: BLE001 -- a damaged file may raise anything; training just begins anew
+            self.notes.append(f"the checkpoint {self.path.name} cannot be read ({type(error).__name__}); begun anew")
+            return None
+
+    def offer(self, state: State) -> None:
+        """Save, unless that was done so recently that saving would take too much of the time."""
+        if time.monotonic() - self._saved >= self._cost / _SHARE:
+            self.save(state)
+
+    def save(self, state: State) -> None:
+        """Save, whole or not at all. A full disk is noted, and no reason to stop."""
+        began = time.monotonic()
+        if state.finished:
+            state = dataclasses.replace(state, parameters=state.best, optimizer=None)
+        fresh = self.path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with fresh.open("wb") as file:
+                torch.save({entry.name: getattr(state, entry.name) for entry in dataclasses.fields(state)}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self.path)
+        except (OSError, RuntimeError) as error:  # torch turns some failures to write into RuntimeError
+            fresh.unlink(missing_ok=True)
+            note = f"no checkpoint could be written to {self.path.parent}: {error}"
+            if note not in self.notes:
+                self.notes.append(note)
+        self._saved = time.monotonic()
+        self._cost = self._saved - began

@@ -1,0 +1,172 @@
+"""What a student is told: how far its outputs, attention maps and features are from the teacher's."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch.nn import functional
+
+from kedge.compiler.metric import class_scores
+
+Array = npt.NDArray[Any]
+Tensor = torch.Tensor
+
+_TINY = 1e-8
+_SUM = 1e-3
+
+
+class Kind(str, enum.Enum):
+    """What an output means."""
+
+    LOGITS = "logits"  # class scores before a softmax
+    PROBABILITIES = "probabilities"  # after it, where what was before cannot be had
+    VALUES = "values"  # anything else: regression, embeddings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """One output that is compared.
+
+    Attributes:
+        output: the graph's.
+        tensor: what is compared: the input of the softmax that the output comes from, or the output itself.
+        kind: of ``tensor``.
+    """
+
+    output: str
+    tensor: str
+    kind: Kind
+
+
+def heads(model: onnx.ModelProto, outputs: Mapping[str, Array]) -> list[Head]:
+    """How each float output is compared.
+
+    Args:
+        model: the student; the teacher has the tensors of the same names.
+        outputs: some answers of the teacher, by output name, first axis the sample.
+    """
+    maker = {tensor: node for node in model.graph.node for tensor in node.output}
+    found = []
+    for name, array in outputs.items():
+        if array.dtype.kind != "f" or array.ndim < 1:
+            continue
+        node = maker.get(name)
+        while node is not None and node.op_type in ("Identity", "Cast"):
+            node = maker.get(node.input[0])
+        if node is not None and node.op_type in ("Softmax", "LogSoftmax") and array.ndim == 2:
+            found.append(Head(output=name, tensor=node.input[0], kind=Kind.LOGITS))
+        elif class_scores(array):
+            rows = np.asarray(array, dtype=np.float64)
+            sums_to_one = bool((rows >= 0).all() and np.allclose(rows.sum(axis=1), 1.0, atol=_SUM))
+            found.append(Head(output=name, tensor=name, kind=Kind.PROBABILITIES if sums_to_one else Kind.LOGITS))
+        else:
+            found.append(Head(output=name, tensor=name, kind=Kind.VALUES))
+    return found
+
+
+def logits(head: Head, tensor: Tensor) -> Tensor:
+    """What a softmax would be taken of."""
+    return torch.log(tensor.clamp_min(_TINY)) if head.kind is Kind.PROBABILITIES else tensor
+
+
+def soft_labels(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of the class probabilities at a temperature, times its square, so that gradients
+    keep their size (Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", 2015).
+
+    Args:
+        student, teacher: logits, classes on the last axis.
+    """
+    ours = functional.log_softmax(student / temperature, dim=-1)
+    theirs = functional.log_softmax(teacher / temperature, dim=-1)
+    divergence = functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=-1)
+    return divergence.mean() * temperature**2
+
+
+def hard_labels(student: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy with the true classes.
+
+    Args:
+        student: logits N x C.
+        labels: N whole numbers.
+    """
+    return functional.cross_entropy(student, labels.long())
+
+
+def values(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
+    """For outputs that are no class scores: one minus the cosine, and the mean square error over the teacher's mean
+    square.
+
+    Args:
+        student, teacher: N x …; vectors lie on the last axis.
+        weight: of each vector (padding counts nothing), or None.
+    """
+    if student.ndim < 2:
+        student, teacher = student.reshape(len(student), -1), teacher.reshape(len(teacher), -1)
+    angle = 1 - functional.cosine_similarity(student, teacher, dim=-1, eps=_TINY)
+    error, power = ((student - teacher) ** 2).mean(-1), (teacher**2).mean(-1)
+    if student.shape[-1] == 1:  # the cosine of single numbers is their sign
+        angle = torch.zeros_like(angle)
+    if weight is None:
+        weight = torch.ones_like(error)
+    total = weight.sum().clamp_min(_TINY)
+    relative = (error * weight).sum() / (power * weight).sum().clamp_min(_TINY)
+    return (angle * weight).sum() / total + relative
+
+
+def attention(student: Tensor, teacher: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of attention maps: as TinyBERT's term (Jiao et al., 2020), which compares them too, on
+    the probabilities.
+
+    Args:
+        student, teacher: N x heads x queries x keys, rows that sum to one. Where heads were pruned, their means are
+            compared.
+    """
+    if student.shape != teacher.shape:
+        student, teacher = student.mean(1), teacher.mean(1)
+    ours, theirs = torch.log(student.clamp_min(_TINY)), torch.log(teacher.clamp_min(_TINY))
+    return (teacher * (theirs - ours)).sum(-1).mean()
+
+
+def features(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean square error over the teacher's mean square (after Romero et al., "FitNets", 2015)."""
+    return ((student - teacher) ** 2).mean() / (teacher**2).mean().clamp_min(_TINY)
+
+
+def attention_maps(model: onnx.ModelProto, compared: Sequence[Head]) -> list[str]:
+    """Results of each softmax that is no class score."""
+    taken = {head.tensor for head in compared}
+    outputs = {value.name for value in model.graph.output}
+    return [
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "Softmax" and node.input[0] not in taken and node.output[0] not in outputs
+    ]
+
+
+_BLOCK_ENDS = ("LayerNormalization", "Add", "Relu", "Clip", "HardSwish", "Gelu", "LeakyRelu", "PRelu", "Sigmoid")
+
+
+def feature_tensors(model: onnx.ModelProto, count: int) -> list[str]:
+    """Up to ``count`` tensors, evenly spread over the depth, at which blocks end: where branches are added, else after
+    activations."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    held |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    outputs = {value.name for value in model.graph.output}
+    made: dict[str, list[str]] = {kind: [] for kind in _BLOCK_ENDS}
+    for node in model.graph.node:
+        if node.op_type in made and node.output[0] not in outputs and not (node.op_type == "Add" and held & {*node.input}):
+            made[node.op_type].append(node.output[0])
+    found = max((made["LayerNormalization"], made["Add"]), key=len)
+    if len(found) < 2:
+        order = {node.output[0]: place for place, node in enumerate(model.graph.node) if node.output}
+        found = sorted((name for names in made.values() for name in names), key=order.__getitem__)
+    if len(found) <= count:
+        return found
+    return [found[round(place)] for place in np.linspace(0, len(found) - 1, count + 1)[1:]]
