@@ -9,11 +9,14 @@ the shell take the same names, defaults and help::
 from __future__ import annotations
 
 import dataclasses
+import enum
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from kedge_protocol import codec
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,11 +42,17 @@ class Option:
 
 
 def _kind(annotation: Any) -> tuple[Any, bool]:
-    """``(type, whether several)``: ``X | None`` is X, ``tuple[X, ...]`` is several of X."""
+    """``(click's type, whether several)``: ``X | None`` is X, ``tuple[X, ...]`` is several of X, an enumeration is the
+    choice of its values."""
     arguments = [a for a in typing.get_args(annotation) if a is not type(None)]
     if typing.get_origin(annotation) is tuple:
         return _KINDS[arguments[0]], True
-    return _KINDS[arguments[0] if arguments else annotation], False
+    one = arguments[0] if arguments else annotation
+    if isinstance(one, type) and issubclass(one, enum.Enum):
+        import click
+
+        return click.Choice([member.value for member in one]), False
+    return _KINDS[one], False
 
 
 def _declared(cls: type[Any]) -> list[tuple[dataclasses.Field[Any], Any, Option]]:
@@ -70,7 +79,8 @@ def command_line(cls: type[Any]) -> Callable[[F], F]:
             else:
                 settings |= {"type": kind, "multiple": several, "metavar": option.metavar}
             if not required:
-                settings |= {"default": field.default, "show_default": field.default not in (None, (), False)}
+                plain = field.default.value if isinstance(field.default, enum.Enum) else field.default
+                settings |= {"default": plain, "show_default": plain not in (None, (), False)}
             names = [option.short, long] if option.short else [long]
             function = click.option(*names, field.name, **settings)(function)
         return function
@@ -78,7 +88,26 @@ def command_line(cls: type[Any]) -> Callable[[F], F]:
     return decorate
 
 
-def made(cls: type[T], values: Mapping[str, Any]) -> T:
-    """An instance of ``cls`` from what click parsed; ``values`` may hold other names too."""
+def values(options: Any) -> dict[str, Any]:
+    """The fields of an options dataclass that differ from their defaults, as plain data for TOML."""
+    found = {}
+    for field in dataclasses.fields(options):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = getattr(options, field.name)
+        if value != default and value is not None:
+            found[field.name] = codec.unstructure(value)
+    return found
+
+
+def made(cls: type[T], parsed: Mapping[str, Any]) -> T:
+    """An instance of ``cls`` from what click parsed, which may hold other names too."""
+    hints = typing.get_type_hints(cls)
     names = {field.name for field in dataclasses.fields(typing.cast(Any, cls))}
-    return cls(**{name: value for name, value in values.items() if name in names})
+    return cls(**{name: _typed(hints[name], value) for name, value in parsed.items() if name in names})
+
+
+def _typed(annotation: Any, value: Any) -> Any:
+    """click gives an enumeration's value; the dataclass wants the member."""
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        return annotation(value)
+    return value

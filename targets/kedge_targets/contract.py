@@ -90,6 +90,7 @@ class Lowered:
         notes: what the reader of the report should know.
         calibration_samples: really used.
         estimate: of the device's speed, where running here tells nothing of it.
+        precision: what the file's numbers are, where the graph itself and not the plan decided it (``w1a2``).
     """
 
     files: dict[str, Path]
@@ -104,6 +105,7 @@ class Lowered:
     notes: tuple[str, ...] = ()
     calibration_samples: int = 0
     estimate: Estimate | None = None
+    precision: str = ""
 
 
 class Compiler(abc.ABC):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kedge.compiler import exchange, report
-from kedge.compiler.ladder import Attempt
+from kedge.compiler.result import Attempt
 from kedge.compiler.report_html import plots, readable_bytes, render
 
 LATENCY = exchange.Latency(p50=1.5, p95=2.5)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kedge.compiler.ladder import Tell
+from kedge.compiler.given import check_environment
 from kedge.compiler.options import CompileOptions
-from kedge.compiler.service import check_environment, run
+from kedge.compiler.result import Tell
+from kedge.compiler.service import run
 from kedge.options import command_line, made
 
 if TYPE_CHECKING:
@@ -24,10 +24,13 @@ _PLAIN_WIDTH = 140
 
 
 @click.command("compile")
-@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
+@click.argument("model", metavar="MODEL")
 @command_line(CompileOptions)
-def compile_command(model: Path, **values: Any) -> int:
-    """Compile MODEL.onnx into a release: one bundle for each target, measured with the runtime of the device.
+def compile_command(model: str, **values: Any) -> int:
+    """Compile MODEL into a release: one bundle for each target, the smallest and fastest that keeps the budget,
+    measured with the runtime of the device.
+
+    MODEL: an .onnx file, a PyTorch program (.pt2, or FILE.py:FACTORY), a .keras file, a SavedModel, a float .tflite.
 
     Exit status: 0 where every target has its bundle, 3 where some failed (the others are written), 1 on an error.
     """
@@ -76,7 +79,7 @@ def _show(release: Release) -> None:
         return
     metric = report.metric
     table = Table(title=f"{release.name} {release.version}: {metric} of the float model {report.reference.value:.4f}")
-    for column in ("target", "backend", "precision"):
+    for column in ("target", "backend", "how"):
         table.add_column(column)
     for column in (metric, "drop", "size ×", "p50 ms"):
         table.add_column(column, justify="right")
@@ -95,15 +98,23 @@ def _show(release: Release) -> None:
     console.print(f"{release.path / 'report.html'}", soft_wrap=True, markup=False)
 
 
+def _latency(bundle: BundleEntry) -> str:
+    """Milliseconds on the target; ``~`` before what is only estimated."""
+    known = bundle.target_latency
+    if known is None:
+        return f"{bundle.latency_ms.p50:.3g}"
+    return f"{'~' if known.estimated else ''}{known.p50:.3g}"
+
+
 def _cells(bundle: BundleEntry) -> tuple[str, ...]:
     return (
         bundle.target,
         bundle.backend,
-        bundle.precision,
+        bundle.label or bundle.precision,
         f"{bundle.value:.4f}",
         f"{bundle.drop:.4f}",
         f"{bundle.size_ratio:.2f}",
-        f"{bundle.latency_ms.p50:.3g}",
+        _latency(bundle),
         bundle.verified,
         bundle.digest[:19],
     )

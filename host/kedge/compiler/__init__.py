@@ -1,6 +1,7 @@
 """The compiler: a trained model becomes a release.
 
-``service`` is the way through; ``dataset`` and ``preprocessing`` read what the user gave, ``tasks`` is what runs in
-the worker (``exchange`` its requests and answers), ``ladder`` decides the precision of one target, ``metric`` and
-``golden`` measure, ``pack`` and ``report`` write; ``door`` is what users call.
+``given`` checks what was asked for, ``service`` is the way through; ``dataset`` and ``preprocessing`` read the user's
+data, ``tasks`` is what runs in the worker (``exchange`` its requests and answers), :mod:`kedge.compression` searches,
+``metric`` and ``golden`` measure, ``pack``, ``report`` and ``writing`` write; ``result`` holds what is passed between
+them; ``door`` is what users call.
 """

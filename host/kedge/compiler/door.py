@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kedge.compiler import service
-from kedge.compiler.ladder import Tell
 from kedge.compiler.options import CompileOptions
 from kedge.compiler.release import Release
+from kedge.compiler.result import Tell
+from kedge.compression.effort import Effort
+from kedge_protocol.errors import ConfigError
 
 
 def compile(  # noqa: A001 -- kedge.compile is the public name
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | object,
     *,
     name: str,
     version: str,
@@ -22,18 +24,36 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
     evaluation: str | os.PathLike[str],
     out: str | os.PathLike[str],
     max_drop: float = 0.01,
+    max_size: str | int | None = None,
+    max_latency: float | None = None,
+    effort: str = "normal",
+    recipe: str | os.PathLike[str] | None = None,
+    step: Sequence[str] = (),
+    quantize: str | None = None,
     preprocess: str | Sequence[str] | None = None,
     metric: str | None = None,
+    loss: str | None = None,
     labels: str | os.PathLike[str] | None = None,
     deadline: float = 3600.0,
     memory_limit: int | None = None,
     force: bool = False,
+    batch: int | None = None,
+    seed: int | None = None,
+    jobs: int | None = None,
+    checkpoints: str | os.PathLike[str] | None = None,
+    latencies: str | os.PathLike[str] | None = None,
+    scheduler: str | None = None,
+    target_fps: float | None = None,
+    max_utilization: float | None = None,
+    bitfile: str | os.PathLike[str] | None = None,
     progress: Tell | None = None,
 ) -> Release:
     """Compile a trained model into a release: one bundle for each target, in an OCI image layout at ``out``.
 
     Args:
-        model: an ONNX file; it is never changed.
+        model: an ONNX file, ``file.py:factory`` or ``module:factory`` of PyTorch, a ``.pt2`` exported program, a
+            ``.keras`` file, a SavedModel folder, a float ``.tflite`` file; or a ``torch.nn.Module``. It is never
+            changed.
         name: of the model in the fleet.
         version: of the release.
         targets: names (``rpi4``) or paths of target files (``./board.toml``).
@@ -41,17 +61,32 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
             its name (or ``input`` where there is one), first axis samples.
         evaluation: at least 8 other samples, likewise, with ``label`` where there are labels.
         out: the folder that is made.
-        max_drop: how much lower than the float model's the metric may be; a target over it falls back from int8 to
-            float16 and float32.
+        max_drop: how much lower than the float model's the metric may be.
+        max_size: of the files, ``200k``, ``1.5MB`` or ``0.3x`` of the model's file; a number is bytes.
+        max_latency: milliseconds of one call with one sample on the target; where the target is not this machine, see
+            ``latencies``.
+        effort: ``quick`` (the usual precision, else float), ``normal`` (where that does not keep the budget: other
+            ranges, equalization, mixed precision, fine-tuning, pruning, cheapest first), ``high`` (the whole front).
+        recipe: a ``recipe.toml``, done instead of a search.
+        step, quantize: the same in short, ``("prune-channels:ratio=0.5", "distil")``, ``"precision=int8"``.
         preprocess: ``scale=1/255,mean=0.5,std=0.5``, per channel with colons, for several inputs one text each,
             beginning with ``NAME:``.
         metric: ``file.py:function`` of your own, ``function(outputs, inputs, labels) -> float``, with dicts of arrays
             by name, ``labels`` an array or None, higher is better. Without it: top-1 where there are labels, else
             agreement with the float model (same top-1 for class scores, cosine otherwise).
+        loss: ``file.py:function`` of your own for fine-tuning with the labels of the calibration samples,
+            ``function(outputs, inputs, labels) -> torch scalar``. Without it: self-distillation from the float model.
         labels: a file of class names, one on each line.
         deadline: seconds that one step may take.
         memory_limit: MiB that one step may take; four fifths of the machine's memory by default.
         force: replace ``out`` if it is there.
+        batch: fix the batch of a model that is imported.
+        seed: of everything random. The same seed and the same recorded latencies give the same choice.
+        jobs: trials at once; one for each core by default.
+        checkpoints: a folder where training keeps its state and goes on from it.
+        latencies: what `kedge device latencies` wrote, or ``search.json`` of an earlier release.
+        scheduler: address of a Dask scheduler; trials run there.
+        target_fps, max_utilization, bitfile: for programmable logic, see docs/fpga.md.
         progress: called with who (a target's name, ``reference``, ``data``), what, done, total; from several threads.
 
     Returns:
@@ -60,24 +95,57 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
 
     Raises:
         InputError: the model, a data set, a target or an option is wrong (:class:`kedge.errors.ModelError`, …).
-        CompileError: no target could be compiled within the drop.
+        BudgetError: no target keeps the budget; what came nearest is kept in the folder ``OUT.nearest``.
+        CompileError: no target could be compiled.
         MissingDependencyError: Python older than 3.11, or the ``compile`` extra or a toolchain is missing.
         StorageError: ``out`` exists, or the disk is full. In every such case ``out`` is as it was before.
     """
-    steps = (preprocess,) if isinstance(preprocess, str) else tuple(preprocess or ())
     options = CompileOptions(
         name=name,
         version=version,
-        targets=(targets,) if isinstance(targets, str) else tuple(targets),
+        targets=_several(targets),
         calibration=Path(calibration),
         evaluation=Path(evaluation),
         out=Path(out),
         max_drop=max_drop,
-        preprocess=steps,
+        max_size=None if max_size is None else str(max_size),
+        max_latency=max_latency,
+        effort=_effort(effort),
+        recipe=_path(recipe),
+        step=_several(step),
+        quantize=quantize,
+        preprocess=_several(preprocess or ()),
         metric=metric,
-        labels=None if labels is None else Path(labels),
+        loss=loss,
+        labels=_path(labels),
         deadline=deadline,
         memory_limit=memory_limit,
         force=force,
+        batch=batch,
+        seed=seed,
+        jobs=jobs,
+        checkpoints=_path(checkpoints),
+        latencies=_path(latencies),
+        scheduler=scheduler,
+        target_fps=target_fps,
+        max_utilization=max_utilization,
+        bitfile=_path(bitfile),
     )
-    return service.run(Path(model), options, tell=progress)
+    source = Path(model) if isinstance(model, os.PathLike) else model
+    return service.run(source, options, tell=progress)
+
+
+def _path(given: str | os.PathLike[str] | None) -> Path | None:
+    return None if given is None else Path(given)
+
+
+def _several(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _effort(name: str) -> Effort:
+    try:
+        return Effort(name)
+    except ValueError as error:
+        known = ", ".join(one.value for one in Effort)
+        raise ConfigError(f"{name!r} is no effort", where="effort", remedy=f"Known are {known}") from error

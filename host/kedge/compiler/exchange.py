@@ -12,6 +12,7 @@ from typing import Any
 from kedge.compiler import metric
 from kedge.compiler.dataset import Data
 from kedge_protocol.bundle.config import Preprocess, RuntimeRequirement, TensorSpec, Verified
+from kedge_targets.contract import Estimate
 from kedge_targets.executor import Executor
 from kedge_targets.graph.signature import TensorInfo
 from kedge_targets.numerics import Plan
@@ -93,6 +94,8 @@ class LowerAnswer:
     seconds: dict[str, float]
     notes: tuple[str, ...]
     calibration_samples: int
+    estimate: Estimate | None = None
+    precision: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -165,7 +165,7 @@ def cosine(outputs: Mapping[str, Array], reference: Mapping[str, Array]) -> floa
     return round(total / count, 9)
 
 
-def check_reference(reference: str) -> None:
+def check_reference(reference: str, where: str = WHERE) -> None:
     """Check the form ``file.py:function``, and that the file is there.
 
     Raises:
@@ -173,9 +173,9 @@ def check_reference(reference: str) -> None:
     """
     path, colon, name = reference.rpartition(":")
     if not colon or Path(path).suffix != ".py" or not name.isidentifier():
-        raise ConfigError(f"{reference!r} cannot be read", where=WHERE, remedy="Write it as file.py:function")
+        raise ConfigError(f"{reference!r} cannot be read", where=where, remedy="Write it as file.py:function")
     if not Path(path).is_file():
-        raise ConfigError(f"there is no file {path}", where=WHERE)
+        raise ConfigError(f"there is no file {path}", where=where)
 
 
 def absolute(reference: str) -> str:

@@ -23,10 +23,17 @@ _MAX_BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareRequest:
-    """Read and check ``model``; write the graph that backends take to ``graph``."""
+    """Read and check ``model``; write the graph that backends take to ``graph``, and into the folder ``scratch`` what
+    else is made of it.
+
+    Attributes:
+        digest, size_bytes: of the user's file, where ``model`` was made from another kind of file.
+    """
 
     model: str
     graph: str
+    digest: str | None = None
+    size_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,10 @@ class Model:
         size_bytes: of the same.
         activation_bytes: of all tensors between the nodes, for one sample; free axes count as one.
         fixed_batch: whether the graph takes one sample at a time only.
+        reference: a graph that ONNX Runtime runs and that computes the same; another file than ``graph`` only where
+            that has QONNX's nodes.
+        quantized: whether it has.
+        attention: names of the products of two activations in attention, in the graph's order.
     """
 
     graph: str
@@ -48,6 +59,9 @@ class Model:
     outputs: tuple[TensorInfo, ...]
     activation_bytes: int
     fixed_batch: bool
+    reference: str
+    quantized: bool = False
+    attention: tuple[str, ...] = ()
 
     @property
     def batch(self) -> int:
@@ -63,7 +77,7 @@ def prepare(request: PrepareRequest, progress: Progress) -> Model:
         UnsupportedOperatorError: an operator of no known opset.
         StorageError: no space for the copy.
     """
-    from kedge_targets.graph import batch, reading, signature, writing
+    from kedge_targets.graph import attention, batch, qonnx, reading, signature, writing
 
     path = Path(request.model)
     model = reading.read(path)
@@ -78,14 +92,21 @@ def prepare(request: PrepareRequest, progress: Progress) -> Model:
             raise ModelError(f"{info.name!r} has dtype {info.dtype}, which is not supported", where=str(path))
     files = [path, *_external(path)]
     writing.save(model, Path(request.graph))
+    reference, quantized = request.graph, qonnx.is_quantized(model)
+    if quantized:
+        reference = str(Path(request.graph).with_name("reference.onnx"))
+        writing.save(reading.infer_shapes(qonnx.expanded(model), where=str(path)), Path(reference))
     return Model(
         graph=request.graph,
-        digest=_digest(files),
-        size_bytes=sum(file.stat().st_size for file in files),
+        digest=request.digest or _digest(files),
+        size_bytes=request.size_bytes or sum(file.stat().st_size for file in files),
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         activation_bytes=_activations(model, outputs),
         fixed_batch=size == 1,
+        reference=reference,
+        quantized=quantized,
+        attention=tuple(attention.products(model)),
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+from kedge.compression.effort import Effort
 from kedge.options import Option
+from kedge_targets.contract import Compiler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,30 @@ class CompileOptions:
     ]
     out: Annotated[Path, Option("The release's folder; it appears whole or not at all.", short="-o", metavar="OUT")]
     max_drop: Annotated[float, Option("How much lower than the float model's the metric may be.")] = 0.01
+    max_size: Annotated[
+        str | None,
+        Option("What the files may weigh: 200k, 1.5MB, 300KiB, or a share of the model's file, 0.3x.", metavar="SIZE"),
+    ] = None
+    max_latency: Annotated[
+        float | None, Option("Milliseconds that one call with one sample may take on the target.", metavar="MS")
+    ] = None
+    effort: Annotated[
+        Effort, Option("How long to look: the usual precision only, what repairs it, or the whole front.")
+    ] = Effort.NORMAL
+    recipe: Annotated[
+        Path | None, Option("Do what a recipe.toml says instead of searching.", metavar="RECIPE.toml")
+    ] = None
+    step: Annotated[
+        tuple[str, ...],
+        Option(
+            "A step to do, instead of searching: NAME or NAME:option=value,option=value; repeat for several, in order.",
+            metavar="STEP",
+        ),
+    ] = ()
+    quantize: Annotated[
+        str | None,
+        Option("How to quantize, instead of searching: precision=int8,range_method=mse,…", metavar="option=value,…"),
+    ] = None
     preprocess: Annotated[
         tuple[str, ...],
         Option(
@@ -44,9 +70,61 @@ class CompileOptions:
             metavar="FILE.py:FUNCTION",
         ),
     ] = None
+    loss: Annotated[
+        str | None,
+        Option(
+            "Your own loss for fine-tuning with labels, function(outputs, inputs, labels) -> torch scalar.",
+            metavar="FILE.py:FUNCTION",
+        ),
+    ] = None
     labels: Annotated[Path | None, Option("Class names, one on each line, in the order of the output.")] = None
     deadline: Annotated[float, Option("Seconds that one step (a lowering, an evaluation) may take.")] = 3600.0
     memory_limit: Annotated[
         int | None, Option("MiB of memory that one step may take; four fifths of this machine's by default.")
     ] = None
     force: Annotated[bool, Option("Replace OUT if it is there.")] = False
+    batch: Annotated[
+        int | None, Option("Fix the batch of a model that is not ONNX yet; it stays free by default.", metavar="N")
+    ] = None
+    seed: Annotated[int | None, Option("Of everything random; a recipe's own, or 0, by default.")] = None
+    jobs: Annotated[int | None, Option("Trials at once; by default one for each core.", metavar="N")] = None
+    checkpoints: Annotated[
+        Path | None, Option("Keep the state of training in this folder, and go on from what lies there.")
+    ] = None
+    latencies: Annotated[
+        Path | None,
+        Option("Latencies of devices (`kedge device latencies -o FILE`), or search.json of an earlier compilation."),
+    ] = None
+    scheduler: Annotated[
+        str | None, Option("Run trials on the Dask cluster of this scheduler.", metavar="tcp://HOST:PORT")
+    ] = None
+    target_fps: Annotated[
+        float | None, Option("Samples a second that the device must reach; for programmable logic.")
+    ] = None
+    max_utilization: Annotated[
+        float | None, Option("Share of a programmable device's resources that may be used, 0..1.")
+    ] = None
+    bitfile: Annotated[
+        Path | None, Option("A finished bitfile (its .hwh beside it) of this very model; for programmable logic.")
+    ] = None
+
+    @property
+    def loss_function(self) -> str | None:
+        """The user's loss with its file's whole path; the worker may stand elsewhere."""
+        if self.loss is None:
+            return None
+        path, _, name = self.loss.rpartition(":")
+        return f"{Path(path).absolute()}:{name}"
+
+    def requirements(self, compiler: Compiler) -> dict[str, Any]:
+        """What was asked for beside the target's own options, as far as a backend takes it."""
+        return {name: value for name, value in self.asked_of_backends().items() if name in compiler.requirements}
+
+    def asked_of_backends(self) -> dict[str, Any]:
+        """All such requirements."""
+        asked = {
+            "target_fps": self.target_fps,
+            "max_utilization": self.max_utilization,
+            "bitfile": None if self.bitfile is None else str(self.bitfile.absolute()),
+        }
+        return {name: value for name, value in asked.items() if value is not None}

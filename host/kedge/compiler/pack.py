@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kedge.compiler import exchange
-from kedge.compiler.ladder import Compiled
 from kedge.compiler.model import Model
 from kedge.compiler.options import CompileOptions
+from kedge.compiler.result import Compiled
+from kedge.compression import recipe
+from kedge.compression.budget import Budget
 from kedge_protocol import __version__, digest
 from kedge_protocol.bundle import config as cfg
 from kedge_protocol.bundle import oci
 from kedge_protocol.bundle.write import LayoutWriter
+from kedge_targets import registry
 
 GOLDEN_FILE = "golden.npz"
 
@@ -23,12 +27,15 @@ class Source:
     """Where all bundles of a release come from."""
 
     options: CompileOptions
+    budget: Budget
+    seed: int
     model: Model
     labels: tuple[str, ...]
     calibration_digest: str
     evaluation_digest: str
     evaluation_samples: int
     reference: exchange.ReferenceAnswer
+    tools: dict[str, str] = field(default_factory=dict)
 
 
 def configuration(compiled: Compiled, source: Source) -> cfg.BundleConfig:
@@ -41,9 +48,9 @@ def configuration(compiled: Compiled, source: Source) -> cfg.BundleConfig:
         name=source.options.name,
         version=source.options.version,
         target=compiled.target.name,
-        backend=compiled.backend.name,
+        backend=compiled.candidate.backend.name,
         entry=lowered.entry,
-        precision=compiled.precision.value,
+        precision=compiled.precision,
         runtimes=lowered.runtimes,
         runtime_options=lowered.runtime_options,
         inputs=lowered.inputs,
@@ -68,8 +75,8 @@ def configuration(compiled: Compiled, source: Source) -> cfg.BundleConfig:
             evaluation_digest=source.evaluation_digest,
             calibration_samples=lowered.calibration_samples,
             evaluation_samples=source.evaluation_samples,
-            tools={**source.reference.tools, **lowered.tools, "kedge": __version__},
-            options={"max_drop": source.options.max_drop, "backend": compiled.backend.options},
+            tools={**source.tools, **source.reference.tools, **lowered.tools, "kedge": __version__},
+            options=_options(compiled, source),
         ),
         verified=lowered.verified,
         golden=cfg.GoldenRef(
@@ -79,6 +86,15 @@ def configuration(compiled: Compiled, source: Source) -> cfg.BundleConfig:
             kernel_sets=compiled.golden.kernel_sets,
         ),
     )
+
+
+def _options(compiled: Compiled, source: Source) -> dict[str, Any]:
+    """What was asked for, and the recipe that gives this bundle again."""
+    backend = compiled.candidate.backend
+    section = recipe.section_of(compiled.candidate, registry.compiler(backend.name), compiled.target)
+    asked: dict[str, Any] = {"max_drop": source.budget.max_drop, "backend": backend.options, "seed": source.seed}
+    asked |= {n: v for n, v in (("max_size", source.budget.max_size), ("max_latency", source.budget.max_latency)) if v}
+    return {**asked, "recipe": recipe.plain(section)}
 
 
 def add(writer: LayoutWriter, compiled: Compiled, source: Source) -> oci.Descriptor:

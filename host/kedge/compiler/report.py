@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from kedge.compiler import exchange
-from kedge.compiler.ladder import Attempt, Compiled, Failed
 from kedge.compiler.pack import Source
+from kedge.compiler.result import KEPT, Attempt, Compiled, Failed
+from kedge.compression.exchange import StepEntry
+from kedge.compression.latency import TargetLatency
+from kedge.compression.sensitivity import Sensitivity
 from kedge_protocol import __version__, codec
+from kedge_targets.contract import Estimate
 
 JSON_FILE = "report.json"
 HTML_FILE = "report.html"
@@ -40,6 +44,24 @@ class ReferenceEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BudgetEntry:
+    """What was promised; see :class:`kedge.compression.budget.Budget`."""
+
+    max_drop: float
+    max_size: int | None = None
+    max_latency: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerEntry:
+    """The choice for one layer, and why."""
+
+    name: str
+    precision: str
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BundleEntry:
     """One bundle, measured on the very files that the device gets.
 
@@ -48,6 +70,11 @@ class BundleEntry:
         size_bytes: of the files that the device needs (golden vectors not counted).
         size_ratio: of that to the model's file.
         memory_bytes: the process's growth on load and first call, as measured here.
+        latency_ms: on the host; ``target_latency`` on the target, and who says so.
+        label: the whole way in words, steps and all; ``why`` it was tried.
+        steps: over the float graph, with what each cost in accuracy and won in bytes and milliseconds.
+        layers: those that do not have the precision of the rest.
+        over: what of the budget it does not keep; empty in a release.
         attempts: all that was tried; the last one was taken.
     """
 
@@ -67,6 +94,13 @@ class BundleEntry:
     memory_bytes: int
     golden: exchange.GoldenAnswer
     agreement: float | None = None
+    target_latency: TargetLatency | None = None
+    label: str = ""
+    why: str = ""
+    steps: tuple[StepEntry, ...] = ()
+    layers: tuple[LayerEntry, ...] = ()
+    estimate: Estimate | None = None
+    over: str = ""
     tools: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     attempts: list[Attempt] = field(default_factory=list)
@@ -88,6 +122,8 @@ class Report:
 
     Attributes:
         metric: ``top1``, ``agreement``, ``cosine`` or the user's ``file.py:function``.
+        notes: on how the model was imported.
+        sensitivity: what each layer suffers alone, measured on calibration samples.
         seconds: wall-clock spans of the whole command.
     """
 
@@ -100,30 +136,42 @@ class Report:
     warnings: list[str]
     tools: dict[str, str]
     seconds: dict[str, float]
+    effort: str = ""
+    budget: BudgetEntry | None = None
+    notes: tuple[str, ...] = ()
+    sensitivity: Sensitivity | None = None
 
 
-def of(
-    file: str,
-    source: Source,
-    compiled: list[Compiled],
-    digests: list[str],
-    failed: list[Failed],
-    latency: exchange.Latency,
-    warnings: list[str],
-    seconds: dict[str, float],
-) -> Report:
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What a compilation tells beside its bundles.
+
+    Attributes:
+        file: the model's file name.
+        latency: of the float model.
+        warnings: so far; fallbacks are added.
+        seconds: spans so far; ``began`` on the clock of ``time.perf_counter``.
+    """
+
+    file: str
+    latency: exchange.Latency
+    warnings: list[str]
+    seconds: dict[str, float]
+    began: float
+    sensitivity: Sensitivity | None = None
+    notes: tuple[str, ...] = ()
+
+
+def of(told: Told, source: Source, compiled: list[Compiled], digests: list[str], failed: list[Failed]) -> Report:
     """Put a report together.
 
     Args:
-        file: the model's file name.
         digests: of the bundles, in the order of ``compiled``.
-        latency: of the float model.
-        warnings: so far; fallbacks are added.
     """
     reference, options = source.reference, source.options
     return Report(
         model=ModelEntry(
-            file=file,
+            file=told.file,
             digest=source.model.digest,
             size_bytes=source.model.size_bytes,
             name=options.name,
@@ -135,7 +183,7 @@ def of(
             value=reference.value,
             size_bytes=source.model.size_bytes,
             samples=source.evaluation_samples,
-            latency_ms=latency,
+            latency_ms=told.latency,
         ),
         bundles=[_bundle(one, digest, source) for one, digest in zip(compiled, digests, strict=True)],
         failures=[
@@ -144,9 +192,15 @@ def of(
             )
             for one in failed
         ],
-        warnings=warnings + [text for one in compiled for text in _fallbacks(one)],
-        tools={**reference.tools, "kedge": __version__, "python": platform.python_version()},
-        seconds=seconds,
+        warnings=told.warnings + [text for one in compiled for text in _fallbacks(one)],
+        tools={**source.tools, **reference.tools, "kedge": __version__, "python": platform.python_version()},
+        seconds=told.seconds,
+        effort=options.effort.value,
+        budget=BudgetEntry(
+            max_drop=source.budget.max_drop, max_size=source.budget.max_size, max_latency=source.budget.max_latency
+        ),
+        notes=told.notes,
+        sensitivity=told.sensitivity,
     )
 
 
@@ -155,14 +209,24 @@ def _bundle(compiled: Compiled, digest: str, source: Source) -> BundleEntry:
     size = attempt.size_bytes or 0
     return BundleEntry(
         target=compiled.target.name,
-        backend=compiled.backend.name,
-        precision=compiled.precision.value,
+        backend=compiled.candidate.backend.name,
+        precision=compiled.precision,
         value=evaluation.value,
         drop=source.reference.value - evaluation.value,
         agreement=evaluation.agreement,
         size_bytes=size,
         size_ratio=size / max(1, source.model.size_bytes),
-        latency_ms=compiled.latency,
+        latency_ms=attempt.latency_ms or exchange.Latency(p50=0.0, p95=0.0),
+        target_latency=attempt.target_latency,
+        label=attempt.label,
+        why=attempt.why,
+        steps=attempt.steps,
+        layers=tuple(
+            LayerEntry(name=name, precision=precision.value, why=compiled.candidate.reasons.get(name, ""))
+            for name, precision in compiled.plan.layers.items()
+        ),
+        estimate=compiled.lowered.estimate,
+        over=compiled.over,
         verified=compiled.lowered.verified.value,
         digest=digest,
         calibration_samples=compiled.lowered.calibration_samples,
@@ -177,12 +241,18 @@ def _bundle(compiled: Compiled, digest: str, source: Source) -> BundleEntry:
 
 
 def _fallbacks(compiled: Compiled) -> list[str]:
-    """One warning for each attempt that was not taken."""
-    taken = f"{compiled.backend.name} {compiled.precision.value} was taken"
-    return [
-        f"{compiled.target.name}: {f'{a.backend} {a.precision}'.strip()}: {a.reason.splitlines()[0]}; {taken}"
+    """One warning for each attempt that does not keep the budget, or failed; and what is only estimated of it."""
+    attempt = compiled.attempt
+    taken = f"{attempt.backend} {attempt.label or attempt.precision} was taken"
+    found = [
+        f"{compiled.target.name}: {tried}: {a.reason.splitlines()[0]}; {taken}"
         for a in compiled.attempts[:-1]
+        for tried in [f"{a.backend} {a.label or a.precision}".strip()]
+        if a.reason != KEPT
     ]
+    if compiled.over:
+        found.append(f"{compiled.target.name}: the budget is not kept: {compiled.over}")
+    return found
 
 
 def write(report: Report, folder: Path) -> None:

@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kedge.compiler.ladder import Attempt
+from kedge.compiler import front_plot, resource_plot
 from kedge.compiler.report import Report
+from kedge.compiler.result import Attempt
 
-_TEMPLATE = Path(__file__).parent / "report.html.j2"
+_FOLDER = Path(__file__).parent
 _COLOURS = {"int8": "#2563eb", "float16": "#0d9488", "float32": "#a16207", "reference": "#6b7280"}
+_OTHER = "#7c3aed"
 _WIDTH = 340.0  # of the longest bar, in the SVG's own units
 _ROW = 26
+_MANY = 4
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,47 @@ def render(report: Report) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["bytes"] = readable_bytes
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(report=report, plots=plots(report))
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        plots=plots(report),
+        fronts=[one for entry in _tried(report) if (one := front_plot.plot(*entry)) is not None],
+        resources=[
+            resource_plot.plot(bundle.target, bundle.estimate)
+            for bundle in report.bundles
+            if bundle.estimate is not None and bundle.estimate.layers
+        ],
+        sensitivity=sensitivity(report),
+    )
+
+
+def sensitivity(report: Report) -> object | None:
+    """The plot of what each layer suffers, with the choice that was made for it; of several targets the first whose
+    plan names layers."""
+    if report.sensitivity is None or not report.sensitivity.layers:
+        return None
+    from kedge.compression import sensitivity_plot
+
+    named = next((bundle for bundle in report.bundles if bundle.layers), None)
+    chosen = {layer.name: layer.precision for layer in named.layers} if named else {}
+    default = (named or report.bundles[0]).attempts[-1].precision if report.bundles else ""
+    names = [layer.name for layer in report.sensitivity.layers]
+    return sensitivity_plot.plot(report.sensitivity, {name: chosen.get(name, default) for name in names})
+
+
+def _tried(report: Report) -> list[tuple[str, list[Attempt]]]:
+    return [(entry.target, entry.attempts) for entry in (*report.bundles, *report.failures)]
 
 
 def plots(report: Report) -> list[Plot]:
     """Metric, size and latency by target and precision; what was tried and not taken is faded."""
-    tried = [(entry.target, attempt) for entry in report.bundles for attempt in entry.attempts]
-    tried += [(failure.target, attempt) for failure in report.failures for attempt in failure.attempts]
+    tried = [(target, attempt) for target, attempts in _tried(report) for attempt in _few(attempts)]
     reference = report.reference
     return [
         _plot(f"Metric ({report.metric})", reference.value, tried, lambda a: a.value, lambda v: f"{v:.4f}"),
@@ -64,6 +97,13 @@ def plots(report: Report) -> list[Plot]:
             lambda v: f"{v:.3g} ms",
         ),
     ]
+
+
+def _few(attempts: list[Attempt]) -> list[Attempt]:
+    """All where there are few; of a long search those on the front and the one that was taken."""
+    if len(attempts) <= _MANY:
+        return attempts
+    return [one for one in attempts if one.front or not one.reason]
 
 
 def _plot(
@@ -84,7 +124,7 @@ def _plot(
             label,
             text(value),
             round(max(0.0, value) / largest * _WIDTH, 1),
-            _COLOURS.get(kind, _COLOURS["reference"]),
+            _COLOURS.get(kind, _OTHER),
             index * _ROW,
             faded,
         )

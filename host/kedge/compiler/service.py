@@ -1,124 +1,60 @@
-"""The way through the compiler: check what came, run the float reference beside the first lowering, compile each
+"""The way through the compiler: check what came, run the float reference beside the first lowering, search for each
 target, write the release."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import math
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kedge.compiler import exchange, ladder, metric, pack, preprocessing, report
+import numpy as np
+
+from kedge.compiler import exchange, given, metric, pack, preprocessing, report, writing
 from kedge.compiler import model as modelling
 from kedge.compiler.dataset import Data, Dataset, Scan
+from kedge.compiler.given import Asked
 from kedge.compiler.golden import LEAST
-from kedge.compiler.ladder import Compiled, Failed, Job, Tell
 from kedge.compiler.model import Model
 from kedge.compiler.options import CompileOptions
 from kedge.compiler.release import Release
+from kedge.compiler.result import Compiled, Failed, Job, Tell
+from kedge.compression import sensing
+from kedge.compression.crew import Crew, Trials
+from kedge.compression.effort import Effort
+from kedge.compression.latency import Measurement
+from kedge.compression.search import Search
+from kedge.importing import door as importing
+from kedge.importing.exchange import Imported
 from kedge_protocol.bundle.config import Preprocess
-from kedge_protocol.bundle.write import new_layout
-from kedge_protocol.errors import (
-    CompileError,
-    ConfigError,
-    DatasetError,
-    KedgeError,
-    MissingDependencyError,
-    ModelError,
-    StorageError,
-    TargetError,
-)
-from kedge_protocol.topics import checked_name
-from kedge_targets import target as targets
+from kedge_protocol.errors import CompileError, ConfigError, DatasetError, KedgeError, StorageError
 from kedge_targets.target import Target
 from kedge_targets.worker import Worker
 
-# What the extra brings and no backend looks for itself; ONNX Runtime is loaded in the worker, which says so.
-_MODULES = ("onnx", "jinja2", "rich")
 _MEMORY_SHARE = 0.8
 
 
-def run(model: Path, options: CompileOptions, *, tell: Tell | None = None) -> Release:
+def run(model: str | Path | object, options: CompileOptions, *, tell: Tell | None = None) -> Release:
     """Compile; see :func:`kedge.compile`.
 
     Args:
         tell: hears of progress, from several threads.
     """
-    check_environment()
-    asked = _targets(options)
-    labels = _labels(options.labels)
-    _check(model, options)
+    given.check_environment()
+    named = isinstance(model, (str, Path))
+    asked = given.check(str(model) if named else "", options)
     with _scratch(options.out) as scratch:
-        compilation = _Compilation(model, options, labels, scratch, tell or _silent)
-        return compilation.run(asked)
-
-
-def check_environment() -> None:
-    """Raises :class:`MissingDependencyError` where this Python or this installation cannot compile."""
-    if sys.version_info < (3, 11):
-        version = ".".join(map(str, sys.version_info[:2]))
-        raise MissingDependencyError(
-            f"compiling needs Python 3.11 or newer, this is {version}",
-            remedy="Devices and controllers run on 3.10; compile on a machine with a newer Python",
-        )
-    missing = [name for name in _MODULES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"compiling needs {', '.join(missing)}", remedy="Install it: pip install 'kedge[compile]'"
-        )
+        compilation = _Compilation(model if not named else None, asked, scratch, tell or _silent)
+        return compilation.run()
 
 
 def _silent(who: str, what: str, done: int, total: int) -> None:
     """Progress that nobody hears."""
-
-
-def _targets(options: CompileOptions) -> list[Target]:
-    if not options.targets:
-        raise TargetError("no target is given", remedy=f"Known are {', '.join(targets.names())}")
-    found = [targets.find(name) for name in options.targets]
-    names = [target.name for target in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise TargetError(f"{name!r} is given twice")
-    return found
-
-
-def _labels(path: Path | None) -> tuple[str, ...]:
-    if path is None:
-        return ()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", where=f"--labels {path}") from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    if not names:
-        raise ConfigError("holds no name", where=f"--labels {path}", remedy="Write one class name on each line")
-    return names
-
-
-def _check(model: Path, options: CompileOptions) -> None:
-    checked_name(options.name, "model name")
-    checked_name(options.version, "version")
-    if not model.is_file():
-        raise ModelError("there is no such file", where=str(model))
-    if not (math.isfinite(options.max_drop) and options.max_drop >= 0):
-        raise ConfigError(f"{options.max_drop} is no drop", where="--max-drop", remedy="Give a number from 0 up")
-    if not options.deadline > 0:
-        raise ConfigError(f"{options.deadline} is no time", where="--deadline", remedy="Give seconds")
-    if options.memory_limit is not None and options.memory_limit <= 0:
-        raise ConfigError(f"{options.memory_limit} is no memory", where="--memory-limit", remedy="Give MiB")
-    if options.metric is not None:
-        metric.check_reference(options.metric)
-    if options.out.exists() and not options.force:
-        raise StorageError("exists already", where=str(options.out), remedy="Choose another folder, or give --force")
 
 
 @contextlib.contextmanager
@@ -145,6 +81,7 @@ class _Given:
     """The user's data, checked."""
 
     model: Model
+    imported: Imported | None
     calibration: Data
     evaluation: Data
     calibration_digest: str
@@ -155,52 +92,70 @@ class _Given:
 class _Compilation:
     """One run; its threads and workers live as long as :meth:`run`."""
 
-    def __init__(
-        self, model: Path, options: CompileOptions, labels: tuple[str, ...], scratch: Path, tell: Tell
-    ) -> None:
-        self._path = model
-        self._options = options
-        self._labels = labels
+    def __init__(self, model: object | None, asked: Asked, scratch: Path, tell: Tell) -> None:
+        self._object = model
+        self._asked = asked
+        self._options = asked.options
         self._scratch = scratch
         self._tell = tell
         self._began = time.perf_counter()
         self._seconds: dict[str, float] = {}
+        self._measurements: list[Measurement] = []
 
-    def run(self, asked: list[Target]) -> Release:
+    def run(self) -> Release:
+        targets = self._asked.targets
         # The threads outlive the workers: a worker's child dies with the thread that started it.
         with contextlib.ExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(max_workers=2))
             floating = stack.enter_context(self._worker("reference"))
-            first = stack.enter_context(self._worker(asked[0].name))
+            first = stack.enter_context(self._worker(targets[0].name))
             # Whatever ends this, nobody waits for what the workers are at.
             stack.callback(first.stop)
             stack.callback(floating.stop)
-            warmed = pool.submit(self._warm, first, asked[0])
-            given = self._read(pool.submit(self._prepare, floating))
+            warmed = pool.submit(self._warm, first, targets[0])
+            data = self._read(pool, floating)
             warmed.result()
-            preprocess = preprocessing.parse(self._options.preprocess, given.model.inputs)
+            preprocess = preprocessing.parse(self._options.preprocess, data.model.inputs)
             job = Job(
                 options=self._options,
-                model=given.model,
-                calibration=given.calibration,
-                evaluation=given.evaluation,
+                budget=self._asked.budget(data.model.size_bytes),
+                model=data.model,
+                calibration=data.calibration,
+                evaluation=data.evaluation,
                 preprocess=preprocess,
-                reference=pool.submit(self._reference, floating, given, preprocess),
+                reference=pool.submit(self._reference, floating, data, preprocess),
+                record=self._asked.record,
+                seed=self._asked.seed,
                 scratch=self._scratch,
                 tell=self._tell,
             )
+            sensitivity = sensing.Sensing(job, targets, floating, pool)
+            if self._options.effort is not Effort.QUICK:
+                sensitivity.start()
             results = []
-            for target in asked:
-                worker = first if target is asked[0] else stack.enter_context(self._worker(target.name))
-                results.append(self._one(target, job, worker))
+            for target in targets:
+                worker = first if target is targets[0] else stack.enter_context(self._worker(target.name))
+                results.append(self._one(target, job, worker, sensitivity))
                 pool.submit(worker.close)  # its end is not waited for
             compiled = [result for result in results if isinstance(result, Compiled)]
             failed = [result for result in results if isinstance(result, Failed)]
-            if not compiled:
-                raise _all_failed(failed)
             latency = self._reference_latency(floating, job)
             pool.submit(floating.close)
-            return self._write(job, given, compiled, failed, latency)
+            source = self._source(job, data)
+            told = report.Told(
+                file=self._asked.name or type(self._object).__name__,
+                latency=latency,
+                warnings=[*data.warnings, *sensitivity.warnings],
+                seconds=self._seconds,
+                sensitivity=sensitivity.found,
+                notes=() if data.imported is None else data.imported.notes,
+                began=self._began,
+            )
+            if not compiled:
+                raise _all_failed(failed, writing.nearest(self._options.out, source, failed, told))
+            writing.release(self._options, source, compiled, failed, told, self._measurements)
+            failures = {one.target.name: one.error for one in failed}
+            return replace(Release.open(self._options.out), failures=failures)
 
     def _worker(self, name: str) -> Worker:
         limit = self._options.memory_limit
@@ -218,45 +173,78 @@ class _Compilation:
             deadline=self._options.deadline,
         )
 
-    def _prepare(self, worker: Worker) -> Model:
-        return worker.call(
-            "kedge.compiler.model:prepare",
-            modelling.PrepareRequest(model=str(self._path.absolute()), graph=str(self._scratch / "graph.onnx")),
-            Model,
-            deadline=self._options.deadline,
-        )
-
-    def _read(self, prepared: Future[Model]) -> _Given:
-        """Both data sets while the worker reads the model."""
+    def _read(self, pool: ThreadPoolExecutor, worker: Worker) -> _Given:
+        """Both data sets while the worker reads the model; one that must be imported may need samples first."""
         began = time.perf_counter()
+        direct = self._object is None and self._asked.is_onnx and self._options.batch is None
+        early = pool.submit(self._prepare, worker, None) if direct else None
         try:
             calibration, calibration_scan = self._dataset("calibration", self._options.calibration)
             evaluation, evaluation_scan = self._dataset("evaluation", self._options.evaluation)
         except KedgeError:
-            prepared.result()  # what is wrong with the model is said first
+            if early is not None:
+                early.result()  # what is wrong with the model is said first
             raise
-        model = prepared.result()
-        given = _Given(
+        imported = None if direct else self._import(worker, calibration)
+        model = early.result() if early is not None else self._prepare(worker, imported)
+        found = _Given(
             model=model,
+            imported=imported,
             calibration=calibration.bind(model.inputs),
             evaluation=evaluation.bind(model.inputs),
             calibration_digest=calibration_scan.digest(calibration.names),
             evaluation_digest=evaluation_scan.digest(evaluation.names),
-            warnings=_shared(calibration_scan, evaluation_scan),
+            warnings=[*_shared(calibration_scan, evaluation_scan), *_few(calibration.samples)],
         )
-        if given.evaluation.samples < LEAST:
+        if found.evaluation.samples < LEAST:
             raise DatasetError(
-                f"has {given.evaluation.samples} samples, at least {LEAST} are needed",
+                f"has {found.evaluation.samples} samples, at least {LEAST} are needed",
                 where=evaluation.where,
                 remedy="Golden vectors are taken from it",
             )
-        if self._labels and model.outputs[0].shape and model.outputs[0].shape[-1] not in (None, len(self._labels)):
+        labels = self._asked.labels
+        if labels and model.outputs[0].shape and model.outputs[0].shape[-1] not in (None, len(labels)):
             raise ConfigError(
-                f"holds {len(self._labels)} names, output {model.outputs[0].name!r} has {model.outputs[0].shape[-1]}",
+                f"holds {len(labels)} names, output {model.outputs[0].name!r} has {model.outputs[0].shape[-1]}",
                 where=f"--labels {self._options.labels}",
             )
         self._seconds["read"] = time.perf_counter() - began
-        return given
+        return found
+
+    def _import(self, worker: Worker, calibration: Dataset) -> Imported:
+        self._tell("model", "import", 0, 0)
+        began = time.perf_counter()
+        folder = self._scratch / "import"
+        folder.mkdir()
+        examples = {}
+        for name, array in calibration.arrays.items():
+            if name != "label":
+                raw = np.asarray(array[:2])
+                # What preprocessing gives is float32.
+                examples[name] = raw.astype(np.float32) if self._options.preprocess or raw.dtype.kind == "f" else raw
+        request = importing.request(
+            self._asked.model if self._object is None else self._object,
+            workdir=folder,
+            inputs=examples,
+            batch=self._options.batch,
+        )
+        made = worker.call(importing.TASK, request, Imported, deadline=self._options.deadline)
+        self._seconds["import"] = time.perf_counter() - began
+        return made
+
+    def _prepare(self, worker: Worker, imported: Imported | None) -> Model:
+        path = str(Path(self._asked.model).absolute()) if imported is None else imported.graph
+        return worker.call(
+            "kedge.compiler.model:prepare",
+            modelling.PrepareRequest(
+                model=path,
+                graph=str(self._scratch / "graph.onnx"),
+                digest=None if imported is None else imported.source_digest,
+                size_bytes=None if imported is None else imported.size_bytes,
+            ),
+            Model,
+            deadline=self._options.deadline,
+        )
 
     def _dataset(self, role: str, path: Path) -> tuple[Dataset, Scan]:
         self._tell("data", role, 0, 0)
@@ -265,18 +253,18 @@ class _Compilation:
         dataset = Dataset(path, scratch, role=role)
         return dataset, dataset.scan()
 
-    def _reference(self, worker: Worker, given: _Given, preprocess: dict[str, Preprocess]) -> exchange.ReferenceAnswer:
+    def _reference(self, worker: Worker, data: _Given, preprocess: dict[str, Preprocess]) -> exchange.ReferenceAnswer:
         user = self._options.metric
         answer = worker.call(
             "kedge.compiler.tasks:reference",
             exchange.ReferenceRequest(
-                model=given.model.graph,
-                inputs=given.model.inputs,
-                outputs=given.model.outputs,
-                data=given.evaluation,
+                model=data.model.reference,
+                inputs=data.model.inputs,
+                outputs=data.model.outputs,
+                data=data.evaluation,
                 preprocess=preprocess,
                 user_metric=None if user is None else metric.absolute(user),
-                batch=1 if given.model.fixed_batch else given.model.batch,
+                batch=1 if data.model.fixed_batch else data.model.batch,
                 folder=str(self._scratch / "reference"),
             ),
             exchange.ReferenceAnswer,
@@ -286,45 +274,64 @@ class _Compilation:
         self._seconds["reference"] = answer.seconds
         return answer
 
-    def _one(self, target: Target, job: Job, worker: Worker) -> Compiled | Failed:
+    def _one(self, target: Target, job: Job, worker: Worker, sensitivity: sensing.Sensing) -> Compiled | Failed:
         began = time.perf_counter()
-        result = ladder.compile_target(target, job, worker)
+        section = None if self._asked.recipe is None else self._asked.recipe.section(target.name)
+        with contextlib.ExitStack() as stack:
+            crew = Crew(target, job, worker, self._worker, self._options.jobs)
+            stack.callback(crew.close)
+            search = Search(
+                target, job, crew, sensitivity, section=section, trials=self._trials(target, job, crew, stack)
+            )
+            result = search.run()
+        self._measurements += search.measurements
         self._seconds[f"target {target.name}"] = time.perf_counter() - began
         self._tell(target.name, "done" if isinstance(result, Compiled) else "failed", 1, 1)
         return result
+
+    def _trials(self, target: Target, job: Job, crew: Crew, stack: contextlib.ExitStack) -> Trials:
+        """Where trials run: here, or on a cluster."""
+        if self._options.scheduler is None:
+            return crew
+        from kedge.compression.cluster import Cluster
+
+        return stack.enter_context(Cluster(self._options.scheduler, target, job))
 
     def _reference_latency(self, worker: Worker, job: Job) -> exchange.Latency:
         return worker.call(
             "kedge.compiler.tasks:reference_latency",
             exchange.ReferenceLatencyRequest(
-                model=job.model.graph, inputs=job.model.inputs, data=job.evaluation, preprocess=job.preprocess
+                model=job.model.reference, inputs=job.model.inputs, data=job.evaluation, preprocess=job.preprocess
             ),
             exchange.Latency,
             deadline=self._options.deadline,
         )
 
-    def _write(
-        self, job: Job, given: _Given, compiled: list[Compiled], failed: list[Failed], latency: exchange.Latency
-    ) -> Release:
-        began = time.perf_counter()
-        options, reference = self._options, job.reference.result()
-        source = pack.Source(
-            options=options,
-            model=given.model,
-            labels=self._labels,
-            calibration_digest=given.calibration_digest,
-            evaluation_digest=given.evaluation_digest,
-            evaluation_samples=given.evaluation.samples,
-            reference=reference,
+    def _source(self, job: Job, data: _Given) -> pack.Source:
+        return pack.Source(
+            options=self._options,
+            budget=job.budget,
+            seed=job.seed,
+            model=data.model,
+            labels=self._asked.labels,
+            calibration_digest=data.calibration_digest,
+            evaluation_digest=data.evaluation_digest,
+            evaluation_samples=data.evaluation.samples,
+            reference=job.reference.result(),
+            tools={} if data.imported is None else data.imported.tools,
         )
-        with new_layout(options.out, replace=options.force) as writer:
-            digests = [pack.add(writer, one, source).digest for one in compiled]
-            writer.add_release(options.name, options.version)
-            self._seconds["pack"] = time.perf_counter() - began
-            self._seconds["total"] = time.perf_counter() - self._began
-            told = report.of(self._path.name, source, compiled, digests, failed, latency, given.warnings, self._seconds)
-            report.write(told, writer.path)
-        return replace(Release.open(options.out), failures={one.target.name: one.error for one in failed})
+
+
+_FEW = 8
+
+
+def _few(samples: int) -> list[str]:
+    if samples >= _FEW:
+        return []
+    return [
+        f"only {samples} calibration sample{'s' * (samples != 1)}: ranges of activations are guesswork and training "
+        "has next to nothing to learn from; some hundred are usual"
+    ]
 
 
 def _shared(calibration: Scan, evaluation: Scan) -> list[str]:
@@ -337,8 +344,15 @@ def _shared(calibration: Scan, evaluation: Scan) -> list[str]:
     ]
 
 
-def _all_failed(failed: Sequence[Failed]) -> KedgeError:
+def _all_failed(failed: Sequence[Failed], kept: Path | None) -> KedgeError:
+    """The one error; it says where the nearest models lie, if there are any."""
     if len(failed) == 1:
-        return failed[0].error
+        error = failed[0].error
+        if kept is None:
+            return error
+        where_it_lies = f"The nearest model lies in {kept}"
+        remedy = where_it_lies if error.remedy is None else f"{error.remedy}. {where_it_lies}"
+        return type(error)(error.what, where=error.where, remedy=remedy)
     each = "; ".join(f"{one.target.name}: {one.error}" for one in failed)
-    return CompileError(f"no target could be compiled: {each}")
+    together = None if kept is None else f"The nearest models lie in {kept}"
+    return CompileError(f"no target could be compiled: {each}", remedy=together)

@@ -69,15 +69,7 @@ def reference(request: ReferenceRequest, progress: Progress) -> ReferenceAnswer:
     """
     began = time.perf_counter()
     samples = Samples(request.data)
-    run = _float_model(request.model)
-    feeds = Prepared(samples, request.inputs, request.preprocess)
-    names = [spec.name for spec in request.outputs]
-
-    def batches() -> Iterator[dict[str, Array]]:
-        for feed in feeds.batches(request.batch):
-            yield dict(zip(names, run(names, feed), strict=True))
-
-    outputs = _collect(batches(), names, Path(request.folder), samples.count, "reference", progress)
+    outputs = _run_float(request, samples, progress)
     opened = _opened(outputs)
     choice = metric.choose(request.user_metric, labelled=samples.label is not None, outputs=opened)
     if choice.kind is metric.Kind.TOP1 and samples.label is not None:
@@ -88,6 +80,38 @@ def reference(request: ReferenceRequest, progress: Progress) -> ReferenceAnswer:
     return ReferenceAnswer(
         choice=choice, value=value, outputs=outputs, tools=tools, seconds=time.perf_counter() - began
     )
+
+
+def score(
+    request: ReferenceRequest, choice: metric.Choice, wanted: Mapping[str, str], progress: Progress
+) -> tuple[float, Latency]:
+    """The metric of another float graph with the same inputs and outputs, and its latency.
+
+    Args:
+        wanted: the float model's outputs, as :class:`ReferenceAnswer` has them.
+
+    Raises:
+        See :func:`reference`.
+    """
+    samples = Samples(request.data)
+    outputs = _opened(_run_float(request, samples, progress))
+    value = metric.score(choice, outputs, _opened(wanted), samples.arrays, samples.label)
+    single = ReferenceLatencyRequest(
+        model=request.model, inputs=request.inputs, data=request.data, preprocess=request.preprocess
+    )
+    return value, reference_latency(single, progress)
+
+
+def _run_float(request: ReferenceRequest, samples: Samples, progress: Progress) -> dict[str, str]:
+    run = _float_model(request.model)
+    feeds = Prepared(samples, request.inputs, request.preprocess)
+    names = [spec.name for spec in request.outputs]
+
+    def batches() -> Iterator[dict[str, Array]]:
+        for feed in feeds.batches(request.batch):
+            yield dict(zip(names, run(names, feed), strict=True))
+
+    return _collect(batches(), names, Path(request.folder), samples.count, "reference", progress)
 
 
 def lower(request: LowerRequest, progress: Progress) -> LowerAnswer:
@@ -120,6 +144,8 @@ def lower(request: LowerRequest, progress: Progress) -> LowerAnswer:
         seconds=made.seconds,
         notes=made.notes,
         calibration_samples=made.calibration_samples,
+        estimate=made.estimate,
+        precision=made.precision,
     )
 
 

@@ -1,0 +1,158 @@
+"""What a compilation shares, tries and finds: plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kedge.compiler import exchange
+from kedge.compiler.dataset import Data
+from kedge.compiler.model import Model
+from kedge.compiler.options import CompileOptions
+from kedge.compression.budget import Budget
+from kedge.compression.candidate import Candidate
+from kedge.compression.exchange import StepEntry
+from kedge.compression.latency import Record, TargetLatency
+from kedge_protocol.bundle.config import Preprocess
+from kedge_protocol.errors import KedgeError
+from kedge_targets.numerics import Plan
+from kedge_targets.target import Target
+
+Tell = Callable[[str, str, int, int], None]
+"""``(who, what, done, total)``: who is a target's name, ``reference`` or ``data``."""
+
+
+KEPT = "keeps the budget; another is smaller or faster"
+"""The reason why an attempt was not taken that could have been."""
+
+
+@dataclass(kw_only=True)
+class Attempt:
+    """One candidate tried with one backend; what was not reached is None.
+
+    Attributes:
+        label: the whole way in words, steps and all.
+        why: it was tried.
+        drop: reference minus value.
+        steps: over the float graph, each measured.
+        seconds: by span.
+        latency_ms: on the host; ``target_latency`` on the target.
+        front: whether no other attempt is as good in metric, bytes and latency.
+        reason: why it was not taken, empty for the one that was.
+    """
+
+    backend: str
+    precision: str
+    label: str = ""
+    why: str = ""
+    value: float | None = None
+    drop: float | None = None
+    agreement: float | None = None
+    size_bytes: int | None = None
+    latency_ms: exchange.Latency | None = None
+    target_latency: TargetLatency | None = None
+    steps: tuple[StepEntry, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    front: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all targets of one compilation share."""
+
+    options: CompileOptions
+    budget: Budget
+    model: Model
+    calibration: Data
+    evaluation: Data
+    preprocess: dict[str, Preprocess]
+    reference: Future[exchange.ReferenceAnswer]
+    record: Record
+    seed: int
+    scratch: Path
+    tell: Tell
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """One candidate, run as far as it went.
+
+    Attributes:
+        plan: the candidate's, with the ranges that its steps decided.
+        lowered, program, evaluation: None where it did not get so far.
+        error: what stopped it.
+    """
+
+    candidate: Candidate
+    attempt: Attempt
+    plan: Plan
+    folder: Path
+    lowered: exchange.LowerAnswer | None = None
+    program: exchange.Program | None = None
+    evaluation: exchange.EvaluateAnswer | None = None
+    error: KedgeError | None = None
+    over: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> bool:
+        """Whether there are files, and figures of them."""
+        return self.error is None and self.evaluation is not None
+
+    @property
+    def holds(self) -> bool:
+        """Whether it keeps the budget."""
+        return self.measured and not self.over
+
+    @property
+    def holds_drop(self) -> bool:
+        """Whether it keeps the accuracy, whatever it weighs."""
+        return self.measured and "drop" not in self.over
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A target's model that was taken.
+
+    Attributes:
+        attempts: all that was tried; the one that was taken is last.
+        over: what of the budget it does not keep, in words; empty for what goes into OUT.
+    """
+
+    target: Target
+    candidate: Candidate
+    plan: Plan
+    lowered: exchange.LowerAnswer
+    evaluation: exchange.EvaluateAnswer
+    golden: exchange.GoldenAnswer
+    golden_file: Path
+    attempts: list[Attempt]
+    over: str = ""
+
+    @property
+    def precision(self) -> str:
+        """What the plan is, in a word."""
+        return self.lowered.precision or self.plan.default.value
+
+    @property
+    def attempt(self) -> Attempt:
+        """The one that was taken."""
+        return self.attempts[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A target for which nothing that was tried held.
+
+    Attributes:
+        error: the first backend's, or how near the best came.
+        nearest: the best that was found, where anything could be measured.
+    """
+
+    target: Target
+    error: KedgeError
+    attempts: list[Attempt]
+    nearest: Compiled | None = None

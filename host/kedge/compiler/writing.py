@@ -1,0 +1,65 @@
+"""A release is written: bundles, report, recipe, the record of the search."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from kedge.compiler import pack, report
+from kedge.compiler.options import CompileOptions
+from kedge.compiler.result import Compiled, Failed
+from kedge.compression import latency, recipe
+from kedge.compression.latency import Measurement
+from kedge_protocol.bundle.write import new_layout
+from kedge_targets import registry
+
+RECORD_FILE = "search.json"
+
+
+def release(
+    options: CompileOptions,
+    source: pack.Source,
+    compiled: list[Compiled],
+    failed: list[Failed],
+    told: report.Told,
+    measurements: Sequence[Measurement],
+    *,
+    out: Path | None = None,
+) -> Path:
+    """Write OUT; it appears whole or not at all.
+
+    Args:
+        out: another folder than the options'.
+    """
+    began = time.perf_counter()
+    with new_layout(out or options.out, replace=options.force or out is not None) as writer:
+        digests = [pack.add(writer, one, source).digest for one in compiled]
+        writer.add_release(options.name, options.version)
+        told.seconds["pack"] = time.perf_counter() - began
+        told.seconds["total"] = time.perf_counter() - told.began
+        report.write(report.of(told, source, compiled, digests, failed), writer.path)
+        (writer.path / recipe.FILE).write_text(_recipe(options, source, compiled), encoding="utf-8")
+        (writer.path / RECORD_FILE).write_text(latency.written(measurements), encoding="utf-8")
+    return out or options.out
+
+
+def nearest(out: Path, source: pack.Source, failed: list[Failed], told: report.Told) -> Path | None:
+    """Where no target keeps the budget: the nearest that was found goes into a folder beside OUT, for nothing that was
+    found may be lost. None where nothing was found."""
+    kept = [one.nearest for one in failed if one.nearest is not None]
+    if not kept:
+        return None
+    folder = out.with_name(f"{out.name}.nearest")
+    return release(source.options, source, kept, failed, told, (), out=folder)
+
+
+def _recipe(options: CompileOptions, source: pack.Source, compiled: list[Compiled]) -> str:
+    sections = {}
+    heading = [f"How {options.name} {options.version} was compressed. Edit it, and run it again with --recipe."]
+    for one in compiled:
+        compiler = registry.compiler(one.candidate.backend.name)
+        sections[one.target.name] = recipe.section_of(one.candidate, compiler, one.target)
+        heading.append(f"{one.target.name}: {one.candidate.label}: {one.candidate.why}.")
+        heading += [f"  {layer}: {why}" for layer, why in one.candidate.reasons.items()]
+    return recipe.written(sections, seed=source.seed, heading=heading)

@@ -1,0 +1,76 @@
+"""The promise that a compressed model must keep, and how far from it one is."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from kedge_protocol.errors import ConfigError
+
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>x|%|[kMG]i?B?|B)?", re.IGNORECASE)
+_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_PERCENT = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a bundle may cost.
+
+    Attributes:
+        max_drop: how much lower than the float model's the metric may be.
+        max_size: bytes of the files that the device needs.
+        max_latency: milliseconds of one call with one sample (p50) on the target.
+    """
+
+    max_drop: float
+    max_size: int | None = None
+    max_latency: float | None = None
+
+    def excess(self, *, drop: float, size: int, latency: float | None) -> dict[str, float]:
+        """What is over the budget: name → how much, as a share of what is allowed (of the drop: in hundredths, since
+        nothing may be allowed). Empty where the promise is kept."""
+        over: dict[str, float] = {}
+        if not drop <= self.max_drop:
+            over["drop"] = (drop - self.max_drop) * _PERCENT if math.isfinite(drop) else math.inf
+        if self.max_size is not None and size > self.max_size:
+            over["size"] = size / self.max_size - 1
+        if self.max_latency is not None and latency is not None and latency > self.max_latency:
+            over["latency"] = latency / self.max_latency - 1
+        return over
+
+    def said(self, *, drop: float, size: int, latency: float | None) -> str:
+        """What is over the budget, in words; empty where the promise is kept."""
+        over = self.excess(drop=drop, size=size, latency=latency)
+        words = []
+        if "drop" in over:
+            words.append(f"dropped by {drop:.4g}, allowed are {self.max_drop:g}")
+        if "size" in over:
+            words.append(f"takes {size} bytes, allowed are {self.max_size}")
+        if "latency" in over:
+            words.append(f"takes {latency:.3g} ms, allowed are {self.max_latency:g}")
+        return "; ".join(words)
+
+
+def size_bytes(text: str, *, of: int, where: str) -> int:
+    """Read a size: ``200k``, ``1.5MB``, ``300KiB``, ``12345``; or a share of the float model's file: ``0.3x``, ``30%``.
+
+    Args:
+        of: bytes of the float model's file.
+
+    Raises:
+        ConfigError: no such size, or none at all.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or float(found["number"]) == 0:
+        raise ConfigError(
+            f"{text!r} is no size",
+            where=where,
+            remedy="Write bytes (200k, 1.5MB, 300KiB) or a share of the file (0.3x)",
+        )
+    number, unit = float(found["number"]), (found["unit"] or "").lower()
+    if unit == "x":
+        return int(number * of)
+    if unit == "%":
+        return int(number * of / _PERCENT)
+    return int(number * _UNITS[unit.removesuffix("b") if unit != "b" else "b"])

@@ -1,0 +1,136 @@
+"""The last step of every recipe: which numbers the backend is asked for. Its options become a plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from kedge.options import Option
+from kedge_protocol.errors import ConfigError
+from kedge_targets.contract import Compiler
+from kedge_targets.numerics import Family, Granularity, Plan, Precision, QuantizedType, RangeMethod
+from kedge_targets.target import Target
+
+WHERE = "recipe, quantize"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize:
+    """Options of quantization. What is None is what the backend holds for best on the target's processor."""
+
+    precision: Annotated[Precision, Option("Of every layer that `layers` does not name.")] = Precision.INT8
+    layers: Annotated[dict[str, Precision], Option("Node name to precision, for mixed precision.")] = field(
+        default_factory=dict
+    )
+    granularity: Annotated[Granularity | None, Option("Whether weights have one scale or one for each channel.")] = None
+    symmetric_activation: Annotated[bool | None, Option("Whether activations have their zero-point in the middle.")] = (
+        None
+    )
+    activation: Annotated[str | None, Option("int8 or uint8.")] = None
+    range_method: Annotated[RangeMethod, Option("How calibration finds ranges.")] = RangeMethod.MIN_MAX
+    percentile: Annotated[float, Option("Of all values that a range holds, for range_method percentile.")] = 99.99
+    group_size: Annotated[int, Option("Weights that share one scale, for int4.")] = 32
+    asymmetric_weights: Annotated[bool, Option("A zero-point for each group, for int4.")] = True
+
+    def plan(self, compiler: Compiler, target: Target) -> Plan:
+        """The plan that a backend of this target can carry.
+
+        Raises:
+            ConfigError: it cannot carry that; the message says what it can.
+        """
+        numerics = compiler.numerics
+        allowed = {*numerics.precisions, Precision.FLOAT32}
+        for precision in (self.precision, *self.layers.values()):
+            if precision not in allowed:
+                raise ConfigError(
+                    f"the backend of {target.name} cannot carry {precision.value}",
+                    where=WHERE,
+                    remedy=f"It carries {', '.join(one.value for one in numerics.precisions)}",
+                )
+        if self.layers and not numerics.mixed:
+            raise ConfigError(
+                f"the backend of {target.name} gives all layers one precision",
+                where=f"{WHERE}, layers",
+                remedy="Take layers out of the recipe",
+            )
+        if self.range_method not in numerics.range_methods and self._static():
+            raise ConfigError(
+                f"the backend of {target.name} does not know range_method {self.range_method.value}",
+                where=WHERE,
+                remedy=f"It knows {', '.join(one.value for one in numerics.range_methods)}",
+            )
+        if not 50 < self.percentile <= 100:
+            raise ConfigError(f"percentile = {self.percentile} is not in (50, 100]", where=WHERE)
+        if self.group_size < 1:
+            raise ConfigError(f"group_size = {self.group_size} is no number of weights", where=WHERE)
+        return Plan(
+            default=self.precision,
+            layers=dict(self.layers),
+            quantized=self._way(compiler, target),
+            range_method=self.range_method,
+            percentile=self.percentile,
+            group_size=self.group_size,
+            asymmetric_weights=self.asymmetric_weights,
+        )
+
+    def _static(self) -> bool:
+        return any(one.needs_calibration for one in (self.precision, *self.layers.values()))
+
+    def _way(self, compiler: Compiler, target: Target) -> QuantizedType | None:
+        ways = compiler.quantized_for(target)
+        asked = {
+            "granularity": self.granularity,
+            "symmetric_activation": self.symmetric_activation,
+            "activation": self.activation,
+        }
+        changes = {name: value for name, value in asked.items() if value is not None}
+        integers = {Family.STATIC, Family.DYNAMIC} & {p.family for p in (self.precision, *self.layers.values())}
+        if not ways or not integers:
+            if changes:
+                raise ConfigError(
+                    f"{sorted(changes)[0]} is of int8, which the recipe does not ask for or {target.name} has not",
+                    where=WHERE,
+                    remedy="Take it out of the recipe",
+                )
+            return None
+        if not changes:
+            return ways[0]
+        known = [*ways, *compiler.numerics.quantized]
+        for base in ways:
+            wanted = dataclasses.replace(base, **changes)  # type: ignore[arg-type]  # fields of the same names
+            if wanted in known:
+                return wanted
+        raise ConfigError(
+            f"the backend of {target.name} cannot quantize with "
+            + ", ".join(f"{name} = {getattr(value, 'value', value)!r}" for name, value in changes.items()),
+            where=WHERE,
+            remedy="It can: " + "; ".join(_said(way) for way in known),
+        )
+
+
+def _said(way: QuantizedType) -> str:
+    kind = "symmetric" if way.symmetric_activation else "asymmetric"
+    return f"activation {way.activation} {kind}, weights {way.granularity.value}"
+
+
+def of_plan(plan: Plan, ways: tuple[QuantizedType, ...]) -> Quantize:
+    """The options that give this plan again; what is the backend's own choice (the first of ``ways``) is left out."""
+    default = ways[0] if ways else None
+    way = plan.quantized
+    chosen = way is not None and default is not None and way != default
+    return Quantize(
+        precision=plan.default,
+        layers=dict(plan.layers),
+        granularity=way.granularity if chosen and way and default and way.granularity != default.granularity else None,
+        symmetric_activation=(
+            way.symmetric_activation
+            if chosen and way and default and way.symmetric_activation != default.symmetric_activation
+            else None
+        ),
+        activation=way.activation if chosen and way and default and way.activation != default.activation else None,
+        range_method=plan.range_method,
+        percentile=plan.percentile,
+        group_size=plan.group_size,
+        asymmetric_weights=plan.asymmetric_weights,
+    )

@@ -1,0 +1,258 @@
+"""One target: candidates are tried until the budget is kept (or everything was tried), and one is chosen.
+
+Backends in the target's order: the first that has anything within the budget is taken.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kedge.compiler import exchange, metric
+from kedge.compiler.result import KEPT, Attempt, Compiled, Failed, Job, Outcome
+from kedge.compression import pareto, recipe
+from kedge.compression.candidate import Candidate
+from kedge.compression.crew import Crew, Trials
+from kedge.compression.latency import HOST, Book, Measurement
+from kedge.compression.sensitivity import Sensitivity
+from kedge.compression.strategy import Batches, Strategy
+from kedge_protocol import digest
+from kedge_protocol.errors import (
+    BudgetError,
+    CompileError,
+    ConfigError,
+    KedgeError,
+    MissingDependencyError,
+    StorageError,
+    TargetError,
+    UnsupportedOperatorError,
+)
+from kedge_targets import registry
+from kedge_targets.target import BackendChoice, Target
+
+_FINAL = (UnsupportedOperatorError, TargetError, ConfigError, MissingDependencyError)
+"""Another candidate of the same backend would meet the same."""
+_FREE_BYTES = 1 << 20
+
+
+class Search:
+    """The search for one target.
+
+    Args:
+        crew: this machine's workers; ``trials`` runs candidates (the crew itself, or a cluster).
+        sensitivity: measures the layers' sensitivity when it is first asked for.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        job: Job,
+        crew: Crew,
+        sensitivity: Callable[[], Sensitivity | None],
+        *,
+        section: recipe.Section | None = None,
+        trials: Trials | None = None,
+    ) -> None:
+        self._target = target
+        self._job = job
+        self._crew = crew
+        self._trials: Trials = trials or crew
+        self._sensitivity = sensitivity
+        self._section = section
+        self._book = Book(target, job.record.measurements)
+        self._attempts: list[Attempt] = []
+        self._errors: list[KedgeError] = []
+        self._outcomes: list[Outcome] = []
+        self._folders = 0
+        self.measurements: list[Measurement] = []
+        """Latencies that were measured on the host, for the record."""
+
+    def run(self) -> Compiled | Failed:
+        """Search.
+
+        Raises:
+            StorageError: the disk is full.
+            KedgeError: what is not this target's: the float reference, or the user's metric, failed.
+        """
+        try:
+            if self._section is not None:
+                asked = recipe.candidate(self._section, self._target)
+                self._backend(asked.backend, _only(asked))
+            else:
+                for choice in self._target.backends:
+                    compiler = registry.compiler(choice.name)
+                    job = self._job
+                    strategy = Strategy(
+                        choice, compiler, self._target, job.model, job.options.effort, self._sensitivity
+                    )
+                    self._backend(choice, strategy.run())
+                    if any(one.holds for one in self._outcomes):
+                        break
+            return self._decided()
+        except (ConfigError, TargetError) as error:
+            _reraise_if_not_the_targets(error, self._job)
+            return Failed(target=self._target, error=error, attempts=self._attempts)
+
+    def _backend(self, choice: BackendChoice, batches: Batches) -> None:
+        missing = registry.compiler(choice.name).missing()
+        if missing is not None:
+            self._errors.append(MissingDependencyError(f"backend {choice.name} is not installed", remedy=missing))
+            self._attempts.append(Attempt(backend=choice.name, precision="", reason=str(self._errors[-1])))
+            return
+        done: dict[str, Outcome] = {}
+        try:
+            asked = next(batches)
+            while True:
+                fresh = {one.key: one for one in asked if one.key not in done}
+                if fresh:
+                    outcomes = self._trials.run(list(fresh.values()), [self._folder() for _ in fresh])
+                    done |= dict(zip(fresh, outcomes, strict=True))
+                    for outcome in outcomes:
+                        self._judge(outcome)
+                    if any(isinstance(one.error, _FINAL) for one in outcomes):
+                        return
+                asked = batches.send([done[one.key] for one in asked])
+        except StopIteration:
+            return
+
+    def _folder(self) -> Path:
+        self._folders += 1
+        return self._job.scratch / self._target.name / f"{self._folders:03d}"
+
+    def _judge(self, outcome: Outcome) -> None:
+        """Latency, and what is over the budget."""
+        attempt = outcome.attempt
+        self._attempts.append(attempt)
+        if outcome.error is not None:
+            _reraise_if_not_the_targets(outcome.error, self._job)
+            self._errors.append(outcome.error)
+            return
+        lowered, program = outcome.lowered, outcome.program
+        if lowered is None or program is None or attempt.drop is None or attempt.size_bytes is None:
+            raise CompileError(f"a trial ended without figures: {attempt.label}", where=f"target {self._target.name}")
+        self._outcomes.append(outcome)
+        measured = attempt.latency_ms = self._crew.first.call(
+            "kedge.compiler.tasks:latency",
+            exchange.LatencyRequest(program=program, data=self._job.evaluation),
+            exchange.Latency,
+            deadline=self._job.options.deadline,
+        )
+        files = digest.of_file(Path(program.folder) / program.entry)
+        self._book.seen(files, measured.p50)
+        latency = attempt.target_latency = self._book.of(files, measured.p50, lowered.verified, lowered.estimate)
+        if not latency.estimated:
+            p95 = measured.p95 if latency.p50 == measured.p50 else latency.p50
+            self.measurements.append(
+                Measurement(device=HOST, target=self._target.name, files=files, p50_ms=latency.p50, p95_ms=p95)
+            )
+        figures = {"drop": attempt.drop, "size": attempt.size_bytes, "latency": latency.p50}
+        outcome.over = self._job.budget.excess(**figures)  # type: ignore[arg-type]  # names as the method has them
+        attempt.reason = self._job.budget.said(**figures)  # type: ignore[arg-type]
+
+    def _decided(self) -> Compiled | Failed:
+        points = [_point(one) for one in self._outcomes]
+        on_front = {id(point) for point in pareto.front(points)}
+        for point, outcome in zip(points, self._outcomes, strict=True):
+            outcome.attempt.front = id(point) in on_front
+        chosen = pareto.choose(points, self._job.budget)
+        if chosen is not None:
+            taken = next(one for point, one in zip(points, self._outcomes, strict=True) if point is chosen)
+            for one in self._outcomes:
+                if one is not taken and not one.attempt.reason:
+                    one.attempt.reason = KEPT
+            return self._compiled(taken)
+        return self._failed(points)
+
+    def _compiled(self, taken: Outcome, over: str = "") -> Compiled:
+        lowered, program, evaluation = taken.lowered, taken.program, taken.evaluation
+        if lowered is None or program is None or evaluation is None:
+            raise CompileError("a candidate without files was chosen", where=f"target {self._target.name}")
+        began = time.perf_counter()
+        golden_file = taken.folder / "golden.npz"
+        golden = self._crew.first.call(
+            "kedge.compiler.tasks:make_golden",
+            exchange.GoldenRequest(
+                program=program,
+                eight_bits=lowered.precision != "" or taken.plan.quantizes,
+                data=self._job.evaluation,
+                batch=self._job.model.batch,
+                file=str(golden_file),
+            ),
+            exchange.GoldenAnswer,
+            deadline=self._job.options.deadline,
+            on_progress=lambda what, done, total: self._job.tell(self._target.name, what, done, total),
+        )
+        taken.attempt.seconds["golden"] = time.perf_counter() - began
+        others = [one for one in self._attempts if one is not taken.attempt]
+        return Compiled(
+            target=self._target,
+            candidate=taken.candidate,
+            plan=taken.plan,
+            lowered=lowered,
+            evaluation=evaluation,
+            golden=golden,
+            golden_file=golden_file,
+            attempts=[*others, taken.attempt],
+            over=over,
+        )
+
+    def _failed(self, points: Sequence[pareto.Point]) -> Failed:
+        budget = self._job.budget
+        near = pareto.nearest(points, budget)
+        where = f"target {self._target.name}"
+        if near is not None:
+            best = next(one for point, one in zip(points, self._outcomes, strict=True) if point is near)
+            said = best.attempt.reason
+            error: KedgeError = BudgetError(
+                f"none of {len(points)} candidates keeps the budget; the nearest, {best.candidate.label}, {said}",
+                where=where,
+                remedy=self._remedy(best),
+            )
+            attempts = list(self._attempts)
+            return Failed(target=self._target, error=error, attempts=attempts, nearest=self._compiled(best, said))
+        if self._errors:
+            return Failed(target=self._target, error=self._errors[0], attempts=self._attempts)
+        error = CompileError("its backends offer no precision", where=where)
+        return Failed(target=self._target, error=error, attempts=self._attempts)
+
+    def _remedy(self, best: Outcome) -> str:
+        ways = []
+        if "drop" in best.over:
+            ways.append("allow more with --max-drop, or give more calibration samples")
+        if best.over.keys() & {"size", "latency"}:
+            ways.append("allow more with --max-size or --max-latency, or take a smaller model")
+        if self._job.options.effort.value != "high" and self._section is None:
+            ways.append("search on with --effort high")
+        text = "; ".join(ways)
+        return text[:1].upper() + text[1:]
+
+
+def _only(candidate: Candidate) -> Batches:
+    """What a recipe asks for, and nothing else."""
+    yield [candidate]
+
+
+def _point(outcome: Outcome) -> pareto.Point:
+    attempt = outcome.attempt
+    latency = attempt.target_latency
+    return pareto.Point(
+        key=outcome.candidate.key,
+        drop=attempt.drop if attempt.drop is not None else float("inf"),
+        size=attempt.size_bytes or 0,
+        latency=None if latency is None else latency.p50,
+    )
+
+
+def _reraise_if_not_the_targets(error: KedgeError, job: Job) -> None:
+    from_reference = job.reference.done() and job.reference.exception() is error
+    if from_reference or isinstance(error, StorageError) or error.where == metric.WHERE:
+        raise error
+    # A vendor's own words for a full disk are seldom clear.
+    if shutil.disk_usage(job.scratch).free < _FREE_BYTES:
+        raise StorageError(
+            f"the disk is full: {error.what.rstrip('.')}",
+            where=str(job.options.out),
+            remedy="Free space or choose another folder",
+        ) from error

@@ -1,0 +1,118 @@
+"""What the search asks of the worker: each function is one task (``kedge_targets.worker``). A task imports what it
+needs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from kedge.compiler import exchange as compiling
+from kedge.compiler import tasks as measuring
+from kedge.compiler.samples import Prepared, Samples
+from kedge.compression.candidate import StepChoice
+from kedge.compression.exchange import ScoreAnswer, ScoreRequest, SensitivityRequest, StepAnswer, StepRequest
+from kedge.compression.sensitivity import Sensitivity
+from kedge.compression.step import Context
+from kedge_protocol.errors import KedgeError, StepError
+from kedge_targets.worker import Progress
+
+
+def apply_step(request: StepRequest, progress: Progress) -> StepAnswer:
+    """Run one step and write the graph that it makes.
+
+    Raises:
+        StepError: the step cannot do its work; whatever else it raised stands in the message.
+        ConfigError: its options.
+    """
+    from kedge_targets.graph import reading, writing
+
+    step = StepChoice(use=request.use, options=request.options).made()
+    samples = Samples(request.calibration)
+    context = Context(
+        teacher=reading.load(Path(request.teacher)),
+        samples=Prepared(samples, request.inputs, request.preprocess),
+        labels=None if samples.label is None else np.asarray(samples.label),
+        plan=request.plan,
+        seed=request.seed,
+        fixed_batch=request.fixed_batch,
+        workdir=Path(request.workdir),
+        checkpoints=None if request.checkpoints is None else Path(request.checkpoints),
+        loss=request.loss,
+        progress=progress,
+    )
+    began = time.perf_counter()
+    try:
+        made = step.apply(reading.load(Path(request.graph)), context)
+    except KedgeError:
+        raise
+    except Exception as error:  # a step may be a third party's
+        raise StepError(
+            f"step {request.use!r} failed: {type(error).__name__}: {error}", where=_line_of(error)
+        ) from error
+    seconds = time.perf_counter() - began
+    writing.save(reading.infer_shapes(made, where=f"after step {request.use!r}"), Path(request.made))
+    return StepAnswer(
+        notes=tuple(context.notes),
+        figures={name: float(value) for name, value in context.figures.items()},
+        ranges=dict(context.ranges),
+        seconds=seconds,
+    )
+
+
+def _line_of(error: Exception) -> str:
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "step"
+
+
+def score(request: ScoreRequest, progress: Progress) -> ScoreAnswer:
+    """What a graph is worth in float, and what it weighs.
+
+    Raises:
+        ModelError: ONNX Runtime refuses it.
+    """
+    from kedge_targets.graph import qonnx, reading, writing
+
+    folder = Path(request.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    graph, model = Path(request.graph), reading.load(Path(request.graph))
+    size = graph.stat().st_size
+    if qonnx.is_quantized(model):
+        graph = folder / "expanded.onnx"
+        writing.save(qonnx.expanded(model), graph)
+    value, latency = measuring.score(
+        compiling.ReferenceRequest(
+            model=str(graph),
+            inputs=request.inputs,
+            outputs=request.outputs,
+            data=request.data,
+            preprocess=request.preprocess,
+            batch=request.batch,
+            folder=str(folder / "outputs"),
+        ),
+        request.choice,
+        request.reference,
+        progress,
+    )
+    return ScoreAnswer(value=value, size_bytes=size, latency_ms=latency)
+
+
+def sensitivity(request: SensitivityRequest, progress: Progress) -> Sensitivity:
+    """See :func:`kedge.compression.sensitivity.measure`."""
+    from kedge.compression.sensitivity import measure
+    from kedge_targets.graph import reading
+
+    samples = Samples(request.calibration)
+    return measure(
+        reading.load(Path(request.graph)),
+        Prepared(samples, request.inputs, request.preprocess),
+        request.precisions,
+        quantized=request.quantized,
+        labels=None if samples.label is None else np.asarray(samples.label),
+        limit_samples=request.samples,
+        seconds=request.seconds,
+        progress=progress,
+    )

@@ -1,0 +1,233 @@
+"""One candidate, run: its steps over the float graph, lowering, evaluation of the files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from kedge.compiler import exchange
+from kedge.compiler.result import Attempt, Job, Outcome
+from kedge.compression.candidate import Candidate, StepChoice
+from kedge.compression.exchange import ScoreAnswer, ScoreRequest, StepAnswer, StepEntry, StepRequest
+from kedge_protocol import codec
+from kedge_protocol.errors import KedgeError
+from kedge_targets import registry
+from kedge_targets.numerics import Plan
+from kedge_targets.target import Target
+from kedge_targets.worker import OnProgress
+
+A = TypeVar("A")
+
+
+class Call(Protocol):
+    """:meth:`kedge_targets.worker.Worker.call`."""
+
+    def __call__(
+        self, task: str, request: Any, answer_type: type[A], *, deadline: float, on_progress: OnProgress | None = None
+    ) -> A:
+        """Run one task."""
+
+
+def run(candidate: Candidate, target: Target, job: Job, call: Call, folder: Path) -> Outcome:
+    """Run a candidate as far as it goes; what stops it is in the outcome.
+
+    Args:
+        call: of the worker that does it.
+        folder: an empty one for this trial.
+    """
+    attempt = Attempt(
+        backend=candidate.backend.name,
+        precision=candidate.plan.default.value,
+        label=candidate.label,
+        why=candidate.why,
+    )
+    outcome = Outcome(candidate=candidate, attempt=attempt, plan=candidate.plan, folder=folder)
+    try:
+        folder.mkdir(parents=True)
+        _run(outcome, target, job, call)
+    except KedgeError as error:
+        outcome.error = error
+        attempt.reason = str(error)
+    return outcome
+
+
+def _run(outcome: Outcome, target: Target, job: Job, call: Call) -> None:
+    candidate, attempt, folder = outcome.candidate, outcome.attempt, outcome.folder
+
+    def progress(what: str, done: int, total: int) -> None:
+        job.tell(target.name, f"{candidate.plan.default.value} {what}", done, total)
+
+    graph, plan, attempt.steps = _stepped(candidate, job, call, progress)
+    outcome.plan = plan
+    progress("lower", 0, 0)
+    files = folder / "files"
+    files.mkdir()
+    compiler = registry.compiler(candidate.backend.name)
+    if not job.model.quantized or compiler.numerics.quantized_graphs or candidate.steps:
+        lowered_from = graph
+    else:
+        lowered_from = job.model.reference
+    began = time.perf_counter()
+    lowered = outcome.lowered = call(
+        "kedge.compiler.tasks:lower",
+        exchange.LowerRequest(
+            graph=lowered_from,
+            inputs=job.model.inputs,
+            plan=plan,
+            calibration=job.calibration,
+            preprocess=job.preprocess,
+            target=target,
+            backend=candidate.backend.name,
+            options={**candidate.backend.options, **job.options.requirements(compiler)},
+            workdir=str(files),
+        ),
+        exchange.LowerAnswer,
+        deadline=job.options.deadline,
+        on_progress=progress,
+    )
+    attempt.seconds = {"lower": time.perf_counter() - began, **lowered.seconds}
+    attempt.notes = lowered.notes
+    attempt.precision = lowered.precision or attempt.precision
+    attempt.size_bytes = sum(Path(path).stat().st_size for path in lowered.files.values())
+    outcome.program = program(candidate.backend.name, lowered, folder / "packed")
+    reference = job.reference.result()
+    evaluation = outcome.evaluation = call(
+        "kedge.compiler.tasks:evaluate",
+        exchange.EvaluateRequest(
+            program=outcome.program,
+            data=job.evaluation,
+            choice=reference.choice,
+            reference=reference.outputs,
+            batch=job.model.batch,
+            folder=str(folder / "outputs"),
+        ),
+        exchange.EvaluateAnswer,
+        deadline=job.options.deadline,
+        on_progress=progress,
+    )
+    attempt.seconds["evaluate"] = evaluation.seconds
+    attempt.value, attempt.agreement = evaluation.value, evaluation.agreement
+    attempt.drop = reference.value - evaluation.value
+
+
+def _stepped(
+    candidate: Candidate, job: Job, call: Call, progress: Callable[[str, int, int], None]
+) -> tuple[str, Plan, tuple[StepEntry, ...]]:
+    """The graph after all steps, the plan with the ranges that they decided, and what each was worth. What was done
+    once for the same beginning of a way is not done again."""
+    graph, plan = job.model.graph, candidate.plan
+    entries: list[StepEntry] = []
+    for number, choice in enumerate(candidate.steps):
+        done = candidate.steps[: number + 1]
+        folder = job.scratch / "steps" / _key(done, candidate.plan)
+        kept = folder / "entry.json"
+        if not kept.is_file():
+            _step(choice, graph, plan, folder, job, call, progress)
+        stored = codec.decode(kept.read_bytes(), _Stored, where=str(kept))
+        entries.append(stored.entry)
+        plan = dataclasses.replace(plan, ranges={**plan.ranges, **{n: (r[0], r[1]) for n, r in stored.ranges.items()}})
+        graph = str(folder / "graph.onnx")
+    return graph, plan, tuple(entries)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Stored:
+    entry: StepEntry
+    ranges: dict[str, tuple[float, ...]]
+
+
+def _key(steps: tuple[StepChoice, ...], plan: Plan) -> str:
+    """Steps may look at the plan."""
+    return hashlib.sha256(codec.encode({"steps": list(steps), "plan": plan})).hexdigest()[:24]
+
+
+def _step(
+    choice: StepChoice,
+    graph: str,
+    plan: Plan,
+    folder: Path,
+    job: Job,
+    call: Call,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of one that was interrupted
+    (folder / "work").mkdir(parents=True)
+    made = folder / "graph.onnx"
+    checkpoints = job.options.checkpoints
+    if checkpoints is not None:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+    progress(choice.use, 0, 0)
+    answer = call(
+        "kedge.compression.tasks:apply_step",
+        StepRequest(
+            use=choice.use,
+            options=choice.options,
+            graph=graph,
+            made=str(made),
+            teacher=job.model.reference,
+            plan=plan,
+            inputs=job.model.inputs,
+            calibration=job.calibration,
+            preprocess=job.preprocess,
+            seed=job.seed,
+            fixed_batch=job.model.fixed_batch,
+            workdir=str(folder / "work"),
+            checkpoints=None if checkpoints is None else str(checkpoints.absolute()),
+            loss=job.options.loss_function,
+        ),
+        StepAnswer,
+        deadline=job.options.deadline,
+        on_progress=lambda what, done, total: progress(f"{choice.use} {what}", done, total),
+    )
+    reference = job.reference.result()
+    scored = call(
+        "kedge.compression.tasks:score",
+        ScoreRequest(
+            graph=str(made),
+            inputs=job.model.inputs,
+            outputs=job.model.outputs,
+            data=job.evaluation,
+            preprocess=job.preprocess,
+            choice=reference.choice,
+            reference=reference.outputs,
+            batch=1 if job.model.fixed_batch else job.model.batch,
+            folder=str(folder / "score"),
+        ),
+        ScoreAnswer,
+        deadline=job.options.deadline,
+    )
+    entry = StepEntry(
+        use=choice.use,
+        options=choice.options,
+        value=scored.value,
+        drop=reference.value - scored.value,
+        size_bytes=scored.size_bytes,
+        latency_ms=scored.latency_ms,
+        seconds=answer.seconds,
+        figures=answer.figures,
+        notes=answer.notes,
+    )
+    (folder / "entry.json").write_bytes(codec.encode(_Stored(entry=entry, ranges=answer.ranges)))
+
+
+def program(backend: str, lowered: exchange.LowerAnswer, folder: Path) -> exchange.Program:
+    """The files under the titles that the bundle will give them: what is evaluated is what is packed."""
+    folder.mkdir()
+    for title, path in lowered.files.items():
+        try:
+            (folder / title).hardlink_to(path)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, folder / title)
+    return exchange.Program(
+        folder=str(folder),
+        backend=backend,
+        entry=lowered.entry,
+        options=lowered.runtime_options,
+        inputs=lowered.inputs,
+        outputs=lowered.outputs,
+    )
