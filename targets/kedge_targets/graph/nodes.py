@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import MissingDependencyError, UnsupportedOperatorError
-from kedge_targets.graph import library
+from kedge_targets.graph import library, qonnx_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -84,7 +84,7 @@ def operators(model: onnx.ModelProto) -> frozenset[tuple[str, str]]:
 
 
 def check_operators(model: onnx.ModelProto, *, where: str) -> None:
-    """Check that each operator is in an opset that is known here: ONNX's, or ONNX Runtime's own.
+    """Check that each operator is in an opset that is known here: ONNX's, ONNX Runtime's own, or QONNX's.
 
     Raises:
         UnsupportedOperatorError: names the operator, its domain and its node.
@@ -94,7 +94,9 @@ def check_operators(model: onnx.ModelProto, *, where: str) -> None:
     for graph in graphs(model.graph):
         for node in graph.node:
             domain = node.domain or DEFAULT_DOMAIN
-            if (node.domain, node.op_type) in known or _is_standard(node.op_type, domain, versions.get(domain)):
+            if (node.domain, node.op_type) in known or qonnx_nodes.is_ours(node):
+                continue
+            if _is_standard(node.op_type, domain, versions.get(domain)):
                 continue
             raise UnsupportedOperatorError(
                 f"operator {node.op_type!r} of domain {domain!r} is in no opset known here "

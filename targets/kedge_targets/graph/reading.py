@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import MissingDependencyError, ModelError
-from kedge_targets.graph import library, nodes
+from kedge_targets.graph import library, nodes, qonnx
 
 if TYPE_CHECKING:
     import onnx
@@ -44,7 +44,8 @@ def _check_loads(model: onnx.ModelProto, *, where: str) -> None:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    library.try_to_load(model.SerializeToString(), settings, where=where)
+    plain = qonnx.expanded(model) if qonnx.is_quantized(model) else model
+    library.try_to_load(plain.SerializeToString(), settings, where=where)
 
 
 def load(path: Path) -> onnx.ModelProto:
@@ -70,6 +71,7 @@ def load(path: Path) -> onnx.ModelProto:
     _load_external(model, path)
     check_versions(model, where=str(path))
     nodes.name_nodes(model)
+    qonnx.normalize(model)
     _fix_constants(model)
     return model
 
@@ -136,10 +138,24 @@ def infer_shapes(model: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
     """
     import onnx
 
+    if qonnx.is_quantized(model):
+        return _shapes_taken_over(model, infer_shapes(qonnx.expanded(model), where=where))
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         raise ModelError(f"its shapes contradict each other: {_one_line(error)}", where=where) from error
+
+
+def _shapes_taken_over(model: onnx.ModelProto, inferred: onnx.ModelProto) -> onnx.ModelProto:
+    """A QONNX model with the shapes that were inferred where its nodes are plain operators."""
+    import onnx
+
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    own = {tensor for node in model.graph.node for tensor in node.output}
+    del made.graph.value_info[:]
+    made.graph.value_info.extend(value for value in inferred.graph.value_info if value.name in own)
+    return made
 
 
 def check_versions(model: onnx.ModelProto, *, where: str) -> None:
