@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +15,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-_NEXT = re.compile(r",(?=\s*[A-Za-z_]\w*\s*=)")
-"""Commas within a list or a table do not part options."""
 
 
 def recipe(steps: Sequence[str], quantize: str | None) -> Recipe | None:
@@ -50,12 +46,28 @@ def options(text: str, *, where: str) -> dict[str, Any]:
         ConfigError: a part without ``=``, or an option given twice.
     """
     found: dict[str, Any] = {}
-    for part in _NEXT.split(text) if text.strip() else []:
+    for part in _parts(text) if text.strip() else []:
         name, equals, value = part.partition("=")
         if not equals or name.strip() in found:
             raise ConfigError(f"{part!r} cannot be read", where=where, remedy="Write option=value,option=value")
         found[name.strip()] = _value(value.strip())
     return found
+
+
+def _parts(text: str) -> list[str]:
+    """Between commas; those within a list, a table or quotes do not part options."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        depth += (letter in "[{") - (letter in "]}") if not quote else 0
+        if letter == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _value(text: str) -> Any:

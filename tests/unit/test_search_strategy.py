@@ -1,0 +1,218 @@
+"""What a search tries, and in which order: the strategy is told scripted outcomes and never runs anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kedge.compiler.exchange import EvaluateAnswer
+from kedge.compiler.model import Model
+from kedge.compiler.result import Attempt, Outcome
+from kedge.compression.budget import Budget
+from kedge.compression.candidate import Candidate
+from kedge.compression.effort import Effort
+from kedge.compression.sensitivity import LayerSensitivity, Sensitivity
+from kedge.compression.strategy import Strategy
+from kedge_protocol.errors import KedgeError, LoweringError, UnsupportedOperatorError
+from kedge_targets import registry, target
+from kedge_targets.numerics import Family, Precision
+from kedge_targets.target import Target
+
+LAYERS = [f"layer{number}" for number in range(10)]
+SENSITIVITY = Sensitivity(
+    metric="agreement",
+    samples=16,
+    layers=tuple(
+        LayerSensitivity(
+            name=name,
+            operator="Conv",
+            weights=100,
+            sqnr_db={"int8": 10.0 + number, "w4a4": 5.0 + number},
+            drop={"int8": 0.0, "w4a4": 0.0},
+        )
+        for number, name in enumerate(LAYERS)
+    ),
+)
+Answer = Callable[[Candidate], tuple[float, int, float] | KedgeError]
+"""A candidate → drop, bytes, milliseconds; or what stops it."""
+
+
+def model(**changes: object) -> Model:
+    given_: dict[str, object] = {
+        "graph": "g",
+        "digest": "d",
+        "size_bytes": 1000,
+        "inputs": (),
+        "outputs": (),
+        "activation_bytes": 1,
+        "fixed_batch": False,
+        "reference": "g",
+    }
+    return Model(**{**given_, **changes})  # type: ignore[arg-type]
+
+
+def tried(
+    answer: Answer,
+    *,
+    effort: Effort = Effort.NORMAL,
+    budget: Budget | None = None,
+    device: Target | None = None,
+    sensitivity: Sensitivity | None = SENSITIVITY,
+    **of_model: object,
+) -> list[tuple[Candidate, Outcome]]:
+    """Everything that a strategy asks for, with the outcomes that it is told."""
+    device = device or target.find("generic-cpu")
+    budget = budget or Budget(max_drop=0.01)
+    choice = device.backends[0]
+    strategy = Strategy(choice, registry.compiler(choice.name), device, model(**of_model), effort, lambda: sensitivity)
+    batches = strategy.run()
+    seen = []
+    try:
+        asked = next(batches)
+        while True:
+            outcomes = [told(one, answer, budget) for one in asked]
+            seen += list(zip(asked, outcomes, strict=True))
+            assert len(seen) < 200
+            asked = batches.send(outcomes)
+    except StopIteration:
+        return seen
+
+
+def told(candidate: Candidate, answer: Answer, budget: Budget) -> Outcome:
+    attempt = Attempt(backend="b", precision=candidate.plan.default.value, label=candidate.label)
+    outcome = Outcome(candidate=candidate, attempt=attempt, plan=candidate.plan, folder=Path("f"))
+    found = answer(candidate)
+    if isinstance(found, KedgeError):
+        outcome.error = found
+        return outcome
+    attempt.drop, attempt.size_bytes, latency = found
+    outcome.evaluation = EvaluateAnswer(value=1 - found[0], memory_bytes=1, seconds=0.1, runtime="r")
+    outcome.over = budget.excess(drop=found[0], size=found[1], latency=latency)
+    return outcome
+
+
+def labels(seen: list[tuple[Candidate, Outcome]]) -> list[str]:
+    return [candidate.label for candidate, _ in seen]
+
+
+def test_where_the_usual_precision_holds_nothing_else_is_tried() -> None:
+    for effort in (Effort.QUICK, Effort.NORMAL):
+        assert labels(tried(lambda c: (0.0, 300, 1.0), effort=effort)) == ["int8"]
+
+
+def test_quick_goes_up_to_float_and_no_further() -> None:
+    def answer(candidate: Candidate) -> tuple[float, int, float]:
+        return (0.0 if candidate.plan.default is Precision.FLOAT32 else 0.5, 300, 1.0)
+
+    assert labels(tried(answer, effort=Effort.QUICK)) == ["int8", "float16", "float32"]
+
+
+def test_what_is_cheap_is_tried_before_layers_go_to_float_and_those_before_training() -> None:
+    seen = tried(lambda c: (0.5, 300, 1.0))
+    kinds = [
+        "train" if any(s.use == "fine-tune" for s in c.steps) else "mixed" if c.plan.layers else c.plan.default.value
+        for c, _ in seen
+    ]
+    assert kinds[0] == "int8"
+    cheap = [i for i, (c, _) in enumerate(seen) if not c.plan.layers and any(s.use == "equalize" for s in c.steps)]
+    assert kinds.index("mixed") > min(cheap)
+    assert kinds.index("train") > kinds.index("mixed")
+    assert kinds[-2:] == ["float16", "float32"]
+
+
+@pytest.mark.parametrize("needed", range(1, 9))
+def test_the_fewest_layers_in_float_are_found(needed: int) -> None:
+    """The worst ``needed`` layers must be in float, whatever else is done."""
+
+    def answer(candidate: Candidate) -> tuple[float, int, float]:
+        if candidate.plan.default is not Precision.INT8:
+            return 0.5, 300, 1.0
+        return (0.0 if set(LAYERS[:needed]) <= set(candidate.plan.layers) else 0.5), 300, 1.0
+
+    seen = tried(answer)
+    holding = [candidate for candidate, outcome in seen if outcome.holds]
+    assert min(len(candidate.plan.layers) for candidate in holding) == needed
+    best = min(holding, key=lambda one: len(one.plan.layers))
+    assert set(best.plan.layers) == set(LAYERS[:needed])
+    assert all("dB" in best.reasons[name] for name in best.plan.layers)
+    assert not any(step.use == "fine-tune" for candidate, _ in seen for step in candidate.steps)
+
+
+def test_attention_goes_to_float_first() -> None:
+    products = ("qk", "av")
+
+    def answer(candidate: Candidate) -> tuple[float, int, float]:
+        held = candidate.plan.default is Precision.INT8 and set(products) <= set(candidate.plan.layers)
+        return (0.0 if held else 0.5), 300, 1.0
+
+    seen = tried(answer, attention=products)
+    mixed = [candidate for candidate, _ in seen if candidate.plan.layers]
+    assert set(mixed[0].plan.layers) == set(products)
+    assert set(mixed[0].reasons.values()) == {"attention"}
+    assert len(mixed) == 1
+
+
+def test_a_size_that_int8_does_not_keep_leads_to_fewer_bits_and_then_to_less_network() -> None:
+    seen = tried(lambda c: (0.0, 300, 1.0), budget=Budget(max_drop=0.01, max_size=200))
+    families = [candidate.plan.default.family for candidate, _ in seen]
+    assert Family.WEIGHTS in families
+    ratios = [s.options["ratio"] for c, _ in seen for s in c.steps if s.use == "prune-channels"]
+    assert ratios == sorted(ratios)
+    assert len(ratios) > 1
+    assert all(candidate.steps[-1].use == "distil" for candidate, _ in seen if candidate.steps)
+
+
+def test_pruning_stops_when_accuracy_is_gone() -> None:
+    def answer(candidate: Candidate) -> tuple[float, int, float]:
+        return (0.5 if candidate.steps else 0.0), 300, 5.0
+
+    seen = tried(answer, budget=Budget(max_drop=0.01, max_latency=1.0))
+    assert sum(any(s.use == "prune-channels" for s in c.steps) for c, _ in seen) == 1
+
+
+def test_heads_of_a_transformer_and_channels_of_the_rest_are_pruned() -> None:
+    budget = Budget(max_drop=0.01, max_latency=1.0)
+    seen = tried(lambda c: (0.0, 300, 5.0), budget=budget, attention=("qk", "av"))
+    used = {step.use for candidate, _ in seen for step in candidate.steps}
+    assert {"prune-heads", "prune-width"} <= used
+    assert "prune-channels" not in used
+
+
+def test_an_operator_that_the_backend_does_not_know_ends_it() -> None:
+    assert labels(tried(lambda c: UnsupportedOperatorError("no Det"))) == ["int8"]
+
+
+def test_high_effort_tries_everything_though_nothing_is_needed() -> None:
+    seen = tried(lambda c: (0.0, 300, 1.0), effort=Effort.HIGH)
+    used = {step.use for candidate, _ in seen for step in candidate.steps}
+    assert {"equalize", "correct-bias", "fine-tune", "prune-channels", "distil"} <= used
+    assert {c.plan.default for c, _ in seen} >= {Precision.INT8, Precision.INT4, Precision.FLOAT16}
+
+
+@settings(max_examples=60)
+@given(
+    drops=st.lists(st.floats(0, 1), min_size=1, max_size=40),
+    effort=st.sampled_from(list(Effort)),
+    size=st.none() | st.integers(1, 1000),
+    fails=st.sets(st.integers(0, 40)),
+)
+def test_whatever_comes_back_it_ends_and_repeats_itself(
+    drops: list[float], effort: Effort, size: int | None, fails: set[int]
+) -> None:
+    def run() -> list[str]:
+        count = 0
+
+        def answer(candidate: Candidate) -> tuple[float, int, float] | KedgeError:
+            nonlocal count
+            count += 1
+            if count in fails:
+                return LoweringError("no")
+            return drops[count % len(drops)], 300, 1.0
+
+        return labels(tried(answer, effort=effort, budget=Budget(max_drop=0.1, max_size=size)))
+
+    assert run() == run()
