@@ -1,0 +1,193 @@
+"""Talking to the toolchain's driver: one process, kept for all calls of this process."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kedge_protocol.errors import KedgeError, LoweringError, WorkerError
+from kedge_targets import toolchain
+from kedge_targets.toolchain.installation import Versions
+from kedge_targets.worker import Worker
+
+NAME = "finn"
+
+QONNX, FINN = "qonnx", "finn"
+"""Dialects of :func:`execute`."""
+
+_START_SECONDS = 300.0
+_BUILD_SECONDS = 1800.0
+_SECONDS_A_SAMPLE = 10.0
+_MEMORY_SHARE = 0.8  # of the machine's
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """See the task ``build`` in ``toolchain/driver.py``."""
+
+    graph: str
+    folder: str
+    board: str
+    clock_mhz: float
+    limits: dict[str, float]
+    target_fps: float | None = None
+    input_types: dict[str, str] = field(default_factory=dict)
+    standalone_thresholds: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outside:
+    """A node that no hardware layer was found for.
+
+    Attributes:
+        place: ``before``, ``behind`` or ``between`` hardware layers.
+        weights: how many constants it takes.
+    """
+
+    name: str
+    operator: str
+    place: str
+    weights: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareLayer:
+    """One layer in the fabric: cycles of a sample, and resources (``LUT``, ``BRAM_18K``, ``URAM``, ``DSP``)."""
+
+    name: str
+    operator: str
+    cycles: int
+    resources: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one folding costs and delivers; ``bottleneck`` names the slowest layer."""
+
+    layers: tuple[HardwareLayer, ...]
+    total: dict[str, float]
+    max_cycles: int
+    bottleneck: str
+    latency_cycles: int
+    frames_per_second: float
+    latency_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What the driver made; only ``outside`` and ``seconds`` where there is no single partition.
+
+    Attributes:
+        streamlined, hardware, parent, child: ONNX files: the integer graph, the same as hardware layers, the graph
+            around the partition, and the partition, folded.
+        folding: FINN's folding configuration.
+        reports: FINN's own estimates.
+        fold: of the wanted speed, or the fastest that fits, or the smallest.
+        fits: whether that is within the limits.
+        fastest: the fastest that fits, as far as anybody looked.
+        settings: of the board's driver.
+    """
+
+    outside: tuple[Outside, ...]
+    seconds: dict[str, float]
+    streamlined: str = ""
+    hardware: str = ""
+    parent: str = ""
+    child: str = ""
+    folding: str = ""
+    reports: tuple[str, ...] = ()
+    fold: Cost | None = None
+    fits: bool = False
+    fastest: Cost | None = None
+    tries: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    part: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecuteRequest:
+    """See the task ``execute`` in ``toolchain/driver.py``."""
+
+    model: str
+    samples: str
+    answers: str
+    dialect: str = FINN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Executed:
+    """How many samples, and the seconds that they took without loading the model."""
+
+    samples: int
+    seconds: float
+
+
+_lock = threading.Lock()
+_kept: dict[Path, tuple[Worker, Versions]] = {}
+
+
+def build(request: BuildRequest) -> Built:
+    """Bring a graph into the fabric, fold it, estimate it.
+
+    Raises:
+        ToolchainError: it is not installed.
+        LoweringError: with FINN's own words, and the node where it names one.
+    """
+    worker, _ = _driver()
+    with _said():
+        return worker.call("build", request, Built, deadline=_BUILD_SECONDS)
+
+
+def execute(request: ExecuteRequest, samples: int) -> Executed:
+    """Run a model with the tools' own executors: the reference that the simulator is compared with.
+
+    Raises:
+        ToolchainError: it is not installed.
+        LoweringError: with the executor's own words.
+    """
+    worker, _ = _driver()
+    with _said():
+        return worker.call("execute", request, Executed, deadline=_BUILD_SECONDS + _SECONDS_A_SAMPLE * samples)
+
+
+def start() -> None:
+    """Begin to load the driver while the caller prepares the graph; :func:`build` waits for it, and says so if it
+    cannot be loaded."""
+
+    def load() -> None:
+        with contextlib.suppress(KedgeError):
+            _driver()
+
+    threading.Thread(target=load, name="kedge-driver-start", daemon=True).start()
+
+
+def versions() -> dict[str, str]:
+    """The packages that the driver works with, and their versions."""
+    return dict(_driver()[1].packages)
+
+
+@contextlib.contextmanager
+def _said() -> Any:
+    try:
+        yield
+    except WorkerError as error:
+        raise LoweringError(error.what, where=error.where, remedy=error.remedy) from error
+
+
+def _driver() -> tuple[Worker, Versions]:
+    """The running driver: loading FINN takes longer than a small network."""
+    installed = toolchain.find(NAME)
+    with _lock:
+        if installed.folder not in _kept:
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            worker = installed.worker(memory_limit=int(memory * _MEMORY_SHARE))
+            atexit.register(worker.close)
+            with _said():
+                found = worker.call("version", {}, Versions, deadline=_START_SECONDS)
+            _kept[installed.folder] = (worker, found)
+        return _kept[installed.folder]
