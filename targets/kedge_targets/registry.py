@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kedge_protocol.errors import TargetError
 from kedge_targets.contract import Compiler, Runtime
+from kedge_targets.importer import Importer
 
 BACKENDS = Path(__file__).parent / "backends"
 
@@ -38,3 +39,13 @@ def runtime(name: str) -> Runtime:
     module = importlib.import_module(f"kedge_targets.backends.{_checked(name)}.runtime")
     made: Runtime = module.Runtime()
     return made
+
+
+def importers() -> list[Importer]:
+    """Those backends' importers that have one, by the backends' names."""
+    modules = [
+        importlib.import_module(f"kedge_targets.backends.{name}.importer")
+        for name in names()
+        if (BACKENDS / name / "importer.py").is_file()
+    ]
+    return [module.Importer() for module in modules]

@@ -8,11 +8,14 @@ import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from kedge_protocol.errors import KedgeError, LoweringError, WorkerError
 from kedge_targets import toolchain
 from kedge_targets.toolchain.installation import Versions
 from kedge_targets.worker import Worker
+
+T = TypeVar("T")
 
 NAME = "tflite"
 
@@ -83,10 +86,14 @@ def convert(request: ConvertRequest) -> Converted:
         UnsupportedOperatorError: names the operator and its node.
         LoweringError: all else, with the vendor's own words.
     """
+    return ask("convert", request, Converted, deadline=_CONVERT_SECONDS + _SECONDS_A_SAMPLE * request.samples)
+
+
+def ask(task: str, request: Any, answer_type: type[T], *, deadline: float = _CONVERT_SECONDS) -> T:
+    """Run one of the driver's tasks; raises as :func:`convert`."""
     worker, _ = _driver()
-    deadline = _CONVERT_SECONDS + _SECONDS_A_SAMPLE * request.samples
     try:
-        return worker.call("convert", request, Converted, deadline=deadline)
+        return worker.call(task, request, answer_type, deadline=deadline)
     except WorkerError as error:
         raise LoweringError(error.what, where=error.where, remedy=error.remedy) from error
 

@@ -11,6 +11,9 @@ and one answer to the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
     file with fixed shapes, ``keep`` the inputs whose axes must stay, ``precision`` ``float32``, ``float16`` or
     ``int8``; for the last ``calibration`` names for each input an ``.npy`` of samples in the file's layout and
     ``group`` is the batch. The graph is turned into a TensorFlow model once and kept for further calls.
+``read``
+    ``{"model", "graph"}`` → ``{"notes", "packages"}``. ``model`` is a SavedModel's folder or a float ``.tflite``,
+    ``graph`` the ONNX file to write; see ``reading.py`` beside.
 
 An error's ``kind`` is the name of a class of Kedge's tree.
 """
@@ -93,6 +96,18 @@ class Driver:
         Path(request["file"]).write_bytes(content)
         seconds = {"graph": self._seconds, "convert": time.perf_counter() - begun}
         return {**_described(content), "samples": used[0], "seconds": seconds}
+
+    def read(self, request):
+        """Turn a model of TensorFlow's into an ONNX graph."""
+        import reading
+
+        self.progress("reading the model", 0, 0)
+        try:
+            return reading.read(request["model"], request["graph"])
+        except reading.RefusedError as error:
+            traceback.print_exc()
+            where = f"{request['model']}: node {error.node!r}" if error.node else request["model"]
+            raise RefusedError(error.kind, error.what, where, error.remedy) from error
 
     def _model_of(self, graph, keep):
         """The TensorFlow model of a graph; the last one is kept."""
@@ -295,7 +310,7 @@ def main():
     descriptor = int(os.environ.pop("KEDGE_ANSWER_FD"))
     os.set_inheritable(descriptor, False)
     driver = Driver(os.fdopen(descriptor, "wb"))
-    tasks = {"version": driver.version, "convert": driver.convert}
+    tasks = {"version": driver.version, "convert": driver.convert, "read": driver.read}
     for line in sys.stdin:
         message = json.loads(line)
         try:

@@ -1,0 +1,103 @@
+"""What a user's ``MODEL`` is, told by its name and, for a folder, by what lies in it; nothing is loaded for it."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from kedge_protocol.errors import ModelError
+from kedge_targets import registry
+from kedge_targets.importer import Importer
+
+
+class Kind(str, enum.Enum):
+    """Kinds that Kedge itself reads; the others are those of the backends' importers."""
+
+    ONNX = "ONNX"
+    FACTORY = "PyTorch module"
+    EXPORTED = "PyTorch exported program"
+    KERAS = "Keras model"
+    UNKNOWN = "unknown"  # of no suffix that tells: it may be ONNX all the same
+
+
+@dataclass(frozen=True)
+class Factory:
+    """``where:name``: a function without arguments, in a file or a module."""
+
+    where: str
+    name: str
+
+    @property
+    def file(self) -> Path | None:
+        """The file; None for a module by its dotted name."""
+        return Path(self.where) if self.where.endswith(".py") else None
+
+
+_FACTORY = re.compile(r"(?P<where>.*\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
+
+_SUFFIXES = {".onnx": Kind.ONNX, ".pt2": Kind.EXPORTED, ".keras": Kind.KERAS}
+
+_TORCH = (
+    "Give FILE.py:FACTORY, a function that builds the module and loads these weights, or a .pt2 of torch.export.save"
+)
+_KERAS = "Load it where it was made and save it as .keras (model.save('model.keras'))"
+_REFUSED = {
+    **dict.fromkeys(
+        (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"),
+        ("is a pickle, which may run any code when it is read and tells nothing of the network", _TORCH),
+    ),
+    ".safetensors": ("holds weights without a network", _TORCH),
+    ".py": ("is a Python file without a function's name", "Give FILE.py:FACTORY"),
+    ".h5": ("is Keras's old format", _KERAS),
+    ".hdf5": ("is Keras's old format", _KERAS),
+    ".pb": ("is a bare TensorFlow graph", "Give the SavedModel folder that it lies in"),
+}
+
+
+def factory(source: str) -> Factory | None:
+    """The factory that a source names; None where it is a path."""
+    found = _FACTORY.fullmatch(source)
+    if found is None or Path(source).exists():
+        return None
+    return Factory(found["where"], found["name"])
+
+
+def absolute(source: str) -> str:
+    """The source with its path made absolute: the worker's child has another current folder."""
+    named = factory(source)
+    if named is None:
+        return str(Path(source).absolute())
+    return source if named.file is None else f"{named.file.absolute()}:{named.name}"
+
+
+def recognise(source: str) -> Kind | Importer:
+    """The kind of a source, or the importer that reads it.
+
+    Raises:
+        ModelError: there is nothing there, or it is of a kind that cannot be read; the remedy says what to give.
+    """
+    if (named := factory(source)) is not None:
+        if named.file is not None and not named.file.is_file():
+            raise ModelError("there is no such file", where=str(named.file), remedy="Give FILE.py:FACTORY")
+        return Kind.FACTORY
+    path = Path(source)
+    if not path.exists():
+        raise ModelError("there is no such file", where=source, remedy=f"Kedge reads {readable()}")
+    for importer in registry.importers():
+        if importer.kind(path) is not None:
+            return importer
+    if path.is_dir():
+        raise ModelError("is a folder, and none that can be read", where=source, remedy=f"Kedge reads {readable()}")
+    suffix = path.suffix.lower()
+    if suffix in _REFUSED:
+        what, remedy = _REFUSED[suffix]
+        raise ModelError(what, where=source, remedy=remedy)
+    return _SUFFIXES.get(suffix, Kind.UNKNOWN)
+
+
+def readable() -> str:
+    """All that can be read, in words."""
+    others = [words for importer in registry.importers() for words in importer.reads]
+    return ", ".join([".onnx", "FILE.py:FACTORY or MODULE:FACTORY (PyTorch)", ".pt2", ".keras", *others])

@@ -1,0 +1,50 @@
+"""Reading TensorFlow's SavedModels and float ``.tflite`` files as ONNX graphs: tf2onnx, in the toolchain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kedge_targets import importer
+from kedge_targets.backends.tflite import conversion
+from kedge_targets.importer import Read
+
+_SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadRequest:
+    """See the task ``read`` in ``toolchain/driver.py``."""
+
+    model: str
+    graph: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadAnswer:
+    """What the driver read.
+
+    Attributes:
+        notes: for people.
+        packages: package → version, of those that read.
+    """
+
+    notes: tuple[str, ...]
+    packages: dict[str, str]
+
+
+class Importer(importer.Importer):
+    """tf2onnx; the driver runs model and graph on the same noise and refuses a graph that answers otherwise."""
+
+    reads = ("a TensorFlow SavedModel folder", ".tflite (float)")
+
+    def kind(self, path: Path) -> str | None:
+        """See :meth:`kedge_targets.importer.Importer.kind`."""
+        if path.is_dir():
+            return "TensorFlow SavedModel" if any((path / name).is_file() for name in _SAVED_MODEL) else None
+        return "TFLite model" if path.suffix.lower() == ".tflite" else None
+
+    def read(self, path: Path, graph: Path) -> Read:
+        """See :meth:`kedge_targets.importer.Importer.read`."""
+        answer = conversion.ask("read", ReadRequest(model=str(path), graph=str(graph)), ReadAnswer)
+        return Read(notes=answer.notes, tools=answer.packages)

@@ -1,0 +1,46 @@
+"""The contract of an importer: a backend that can read its vendor's trained models as ONNX graphs.
+
+``backends/<name>/importer.py`` with a class ``Importer``, on the host only; :func:`kedge_targets.registry.importers`
+finds them. As with the other halves of a backend, nothing of the vendor's is imported at the top.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What reading a model told.
+
+    Attributes:
+        notes: what was decided, for people.
+        tools: package → version.
+    """
+
+    notes: tuple[str, ...]
+    tools: dict[str, str]
+
+
+class Importer(abc.ABC):
+    """Reads models of one vendor."""
+
+    reads: tuple[str, ...]
+    """What it reads, in words (``.tflite``)."""
+
+    @abc.abstractmethod
+    def kind(self, path: Path) -> str | None:
+        """What it calls this file or folder; None where it is none of its own. Looks at names only."""
+
+    @abc.abstractmethod
+    def read(self, path: Path, graph: Path) -> Read:
+        """Write an ONNX graph that was seen to compute what the model computes: axes, layouts and names of inputs and
+        outputs as the model has them, free axes free.
+
+        Raises:
+            ModelError: broken, quantized already, or the graph computes something else.
+            UnsupportedOperatorError: names the operator and its node.
+            ToolchainError: its toolchain is not installed.
+        """
