@@ -1,0 +1,215 @@
+"""Pruning from start to end, as the steps of a recipe ask for it: find, rank, choose, cut, tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kedge.compression.pruning import choosing, counting, importance, surgery
+from kedge.compression.pruning.choosing import Kept, Limits, Ranking, Target
+from kedge.compression.pruning.groups import Group, Kind, Structure, structure
+from kedge.compression.pruning.importance import Importance, Norm, Scores
+from kedge.compression.pruning.sensitivity import Probe
+from kedge_protocol.errors import ConfigError, StepError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from kedge.compression.step import Context
+
+_LEVELS = 8
+"""Into how many parts a group is divided to measure what their loss does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """What is pruned, and how. See the options of the steps."""
+
+    step: str
+    kinds: tuple[Kind, ...]
+    what: str
+    ratio: float
+    importance: Importance
+    ranking: Ranking = Ranking.LAYER
+    target: Target = Target.CHANNELS
+    norm: Norm = Norm.L2
+    layers: Mapping[str, float] = field(default_factory=dict)
+    leave: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    rounds: int = 1
+    samples: int = 64
+
+    def check(self) -> None:
+        """Look at the numbers.
+
+        Raises:
+            ConfigError: one is not as it must be.
+        """
+        where = f"step {self.step!r}"
+        if not 0 <= self.ratio < 1:
+            raise ConfigError(f"ratio {self.ratio} is not from 0 to below 1", where=where)
+        if not 0 < self.limits.most <= 1:
+            raise ConfigError(f"most {self.limits.most} is not from above 0 to 1", where=where)
+        for name, value in (
+            ("rounds", self.rounds),
+            ("samples", self.samples),
+            ("least", self.limits.least),
+            ("multiple_of", self.limits.multiple),
+        ):
+            if value < 1:
+                raise ConfigError(f"{name} {value} is below 1", where=where)
+
+
+def prune(model: onnx.ModelProto, context: Context, how: How) -> onnx.ModelProto:
+    """The graph without the least important channels of some kinds; figures and notes go to the context.
+
+    Raises:
+        StepError: nothing of these kinds can be cut, or gradients cannot be had.
+        ConfigError: numbers or names of layers that do not fit.
+        UnsupportedOperatorError, ModelError: ONNX Runtime does not load the graph.
+    """
+    how.check()
+    found = structure(model)
+    before = counting.parameters(found.model), counting.operations(found.scope)
+    first = {group.name: group.size for group in _groups(found, how)}
+    made = model
+    for number in range(how.rounds):
+        if number:
+            found = structure(made)
+        removed = _chosen(found, context, how, first, how.ratio * (number + 1) / how.rounds, before[1])
+        if any(removed.values()):
+            made = surgery.cut(found, removed.items())
+    left = structure(made)
+    after = counting.parameters(left.model), counting.operations(left.scope)
+    _tell(context, how, first, {group.name: group.size for group in left.groups}, before, after)
+    return made
+
+
+def _groups(found: Structure, how: How) -> tuple[Group, ...]:
+    groups = found.of_kinds(*how.kinds)
+    if not groups:
+        raise StepError(
+            f"finds no {how.what} that could be cut without changing the model's inputs or outputs",
+            where=f"step {how.step!r}",
+            remedy="Leave this step out of the recipe",
+        )
+    return groups
+
+
+def _chosen(
+    found: Structure, context: Context, how: How, first: Mapping[str, int], ratio: float, operations: int
+) -> dict[Group, list[int]]:
+    """The channels that go, so that ``ratio`` of what there was first has gone."""
+    groups = tuple(group for group in found.of_kinds(*how.kinds) if group.name in first)
+
+    def allowed(group: Group, wanted: float) -> int:
+        return how.limits.kept(group.size, first[group.name], wanted)
+
+    own: Kept = {}
+    for group, share in choosing.named(groups, how.layers, how.leave).items():
+        wanted = first[group.name] * (1 - share * ratio / how.ratio if how.ratio else 1 - share)
+        own[group] = group.size if share == 0 else allowed(group, wanted)
+    probe = None
+    if how.importance is Importance.MEASURED:
+        probe = Probe(found, groups, context, how.samples)
+    scores = _scores(found, groups, context, how, probe)
+
+    def reached(kept: Kept) -> float:
+        if how.target is Target.CHANNELS:
+            return 1 - sum(kept.values()) / sum(first.values())
+        gone = np.zeros(found.scope.tracker.count, dtype=bool)
+        for group, indices in choosing.lowest(scores, kept).items():
+            gone[group.roots[indices]] = True
+        return 1 - counting.operations(found.scope, ~gone[found.roots]) / max(1, operations)
+
+    if probe is not None:
+        harm = _harm(groups, scores, allowed, probe, context)
+        kept = choosing.by_harm(harm, reached, ratio, own)
+    elif how.ranking is Ranking.GLOBAL:
+        kept = choosing.by_score(scores, allowed, reached, ratio, own)
+    else:
+        kept = _evenly(groups, first, allowed, reached, ratio, own, how.target)
+    return choosing.lowest(scores, kept)
+
+
+def _evenly(
+    groups: Sequence[Group], first: Mapping[str, int], allowed: choosing.Allowed, reached: choosing.Reached,
+    ratio: float, own: Kept, target: Target,
+) -> Kept:  # fmt: skip
+    """The same share of each group; of operations, the least share that takes enough of them away."""
+
+    def left(share: float) -> Kept:
+        return {group: allowed(group, first[group.name] * (1 - share)) for group in groups} | own
+
+    if target is Target.CHANNELS:
+        return left(ratio)
+    shares = np.linspace(0, 1, 101)
+    return next((kept for kept in map(left, shares) if reached(kept) >= ratio - 1e-9), left(1.0))
+
+
+def _scores(
+    found: Structure, groups: Sequence[Group], context: Context, how: How, probe: Probe | None
+) -> dict[Group, Scores]:
+    if how.importance is Importance.RANDOM:
+        return importance.at_random(groups, context.generator())
+    if probe is not None and Kind.HEADS in how.kinds:
+        # Few enough to be measured one by one.
+        return {group: np.array([probe.error({group: [channel]}) for channel in range(group.size)]) for group in groups}
+    if how.importance is not Importance.MAGNITUDE:
+        try:
+            return importance.taylor(found, groups, context, how.samples)
+        except StepError as error:
+            if probe is None:
+                raise
+            context.notes.append(f"{how.step}: within each layer magnitude ranks the {how.what}, for {error}")
+    return {group: importance.magnitude(found, group, how.norm) for group in groups}
+
+
+def _harm(
+    groups: Sequence[Group], scores: Mapping[Group, Scores], allowed: choosing.Allowed, probe: Probe, context: Context
+) -> dict[Group, list[tuple[int, float]]]:
+    """What it does to the answers to lose the least important parts of each group alone."""
+    harm = {}
+    for number, group in enumerate(groups):
+        parts = min(_LEVELS, group.size)
+        levels = {allowed(group, group.size * (1 - part / parts)) for part in range(1, parts + 1)} - {group.size}
+        harm[group] = [
+            (kept, probe.error(choosing.lowest({group: scores[group]}, {group: kept})))
+            for kept in sorted(levels, reverse=True)
+        ]
+        context.progress("sensitivity of layers", number + 1, len(groups))
+    return harm
+
+
+def _tell(
+    context: Context,
+    how: How,
+    first: Mapping[str, int],
+    left: Mapping[str, int],
+    before: tuple[int, int],
+    after: tuple[int, int],
+) -> None:
+    # A group of which one channel is left is no group any more.
+    changes = {name: (size, left.get(name, 1)) for name, size in first.items()}
+    gone = sum(size - now for size, now in changes.values())
+    figures = context.figures
+    key = f"removed_{how.what}"
+    figures[key] = figures.get(key, 0) + gone
+    for name, one, other in (("parameters", before[0], after[0]), ("macs", before[1], after[1])):
+        # Of several steps the first knows how it was, the last how it is.
+        figures.setdefault(f"{name}_before", one)
+        figures[f"{name}_after"] = other
+    if not gone:
+        context.notes.append(
+            f"{how.step}: removed nothing: a share of {how.ratio:g} is less than what can be cut of any layer at once "
+            f"(multiples of {how.limits.multiple}, at least {how.limits.least} left)"
+        )
+        return
+    listed = ", ".join(f"{name} {size} → {now}" for name, (size, now) in changes.items() if now < size)
+    context.notes.append(
+        f"{how.step}: removed {gone} of {sum(first.values())} {how.what} by {how.importance.value} ({listed}); "
+        f"parameters {before[0]:,} → {after[0]:,}, multiply-accumulates for one sample {before[1]:,} → {after[1]:,}"
+    )
