@@ -83,7 +83,7 @@ def test_the_limits_are_the_runtimes_own(tmp_path: Path) -> None:
         reading.read(saved(classifier(opset=limit + 1), tmp_path / "model.onnx"))
 
 
-@pytest.mark.parametrize(("operator", "domain"), [("Convv", ""), ("Quant", "qonnx.custom_op.general")])
+@pytest.mark.parametrize(("operator", "domain"), [("Convv", ""), ("FloatQuant", "qonnx.custom_op.general")])
 def test_an_unknown_operator_is_named_with_its_domain_and_node(tmp_path: Path, operator: str, domain: str) -> None:
     model = classifier()
     model.graph.node[2].op_type, model.graph.node[2].domain = operator, domain

@@ -87,7 +87,8 @@ def inserted(
 
     A weight's node takes the weight itself (an initializer of its own name, so that it can be trained), a constant
     scale of the weight's rank (one for each output channel), zero-point 0 and its bits. An activation's node takes
-    constant scalars, its scale an initializer of its own (``NAME_scale``; those that must be equal share one); for ``int8-dynamic`` scale and zero-point are computed in the graph, of each sample's own range.
+    constant scalars, its scale an initializer of its own (``NAME_scale``; those that must be equal share one);
+    for ``int8-dynamic`` scale and zero-point are computed in the graph, of each sample's own range.
 
     Args:
         model: a float graph whose nodes have names; not changed.
@@ -165,8 +166,7 @@ class _Inserting:
         shared: dict[str, str] = {}
         for one in placed:
             if one.dynamic:
-                scale, zero = self._dynamic(one)
-                output = self._quant(one.tensor, scale, zero, one.bits, signed=False, narrow=False)
+                output = self._quant(one.tensor, *self._dynamic(one), one.bits, signed=False, narrow=False)
             else:
                 step, middle, signed = settings[id(one)]
                 # Training moves a scale: only those of one group are one.
@@ -245,7 +245,7 @@ class _Inserting:
         return scale, zero_point
 
     def _opset(self) -> int:
-        return max(opset.version for opset in self._model.opset_import if opset.domain in ("", "ai.onnx"))
+        return max(int(opset.version) for opset in self._model.opset_import if opset.domain in ("", "ai.onnx"))
 
     def _quant(self, tensor: str, scale: str, zero: str, bits: int, *, signed: bool, narrow: bool) -> str:
         import onnx

@@ -154,7 +154,7 @@ class _Builder:
         """The error for a node that cannot be replaced."""
         node = self._now()
         return UnsupportedOperatorError(
-            f"operator {node.op_type!r} of QONNX: {what}",
+            f"operator {node.op_type!r} of domain {node.domain!r}: {what}",
             where=f"node {node.name or node.output[0]!r}",
             remedy=remedy,
         )

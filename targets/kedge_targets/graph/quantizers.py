@@ -132,11 +132,11 @@ def place(model: onnx.ModelProto, plan: Plan, *, style: Style) -> list[Quantizer
             remedy="Take the names from the graph's nodes",
         )
     placing = _Placing(model, plan, style)
-    placing.layers()
+    placing.at_layers()
     if style.relus:
-        placing.relus()
+        placing.at_relus()
     if style.residuals:
-        placing.residuals()
+        placing.at_residuals()
     return placing.ordered()
 
 
@@ -171,7 +171,7 @@ class _Placing:
         order |= {tensor: index for index, node in enumerate(self._model.graph.node) for tensor in node.output}
         return sorted(self._made.values(), key=lambda quantizer: (order.get(quantizer.tensor, -1), -quantizer.bits))
 
-    def layers(self) -> None:
+    def at_layers(self) -> None:
         for layer in self._layers.values():
             precision = precision_of(layer.name, self._plan)
             if precision.activation_bits is None or precision.family not in _CARRIED:
@@ -182,14 +182,14 @@ class _Placing:
             for tensor, index in zip(layer.activations, layer.activation_inputs, strict=True):
                 self._add(tensor, precision.activation_bits, (layer.name, index), dynamic=dynamic)
 
-    def relus(self) -> None:
+    def at_relus(self) -> None:
         for node in self._model.graph.node:
             if node.op_type == "Relu":
                 bits = self._bits_behind(node.output[0])
                 if bits is not None:
                     self._add(node.output[0], bits, None)
 
-    def residuals(self) -> None:
+    def at_residuals(self) -> None:
         # Scores and masks are nobody's residual.
         scores = set(attention.before_softmax(self._model))
         for node in self._model.graph.node:

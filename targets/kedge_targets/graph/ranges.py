@@ -193,6 +193,7 @@ class _Probe:
         }
         self._at_once = batch.size(model)
         self._session = self._opened() if self._wanted else None
+        self._bytes = 0
 
     def _opened(self) -> Any:
         import onnx
@@ -239,7 +240,7 @@ class _Probe:
 
     def _full(self, waiting: list[Sample]) -> bool:
         rows = sum(_rows(sample) for sample in waiting)
-        return rows >= min(_MAX_GROUP, _GROUP_BYTES // max(1, self._bytes))
+        return rows >= min(_MAX_GROUP, int(_GROUP_BYTES // max(1, self._bytes)))
 
     def not_a_number(self, name: str, start: int, stop: int) -> ModelError:
         """The error of a tensor that became NaN."""

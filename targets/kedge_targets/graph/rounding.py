@@ -64,8 +64,9 @@ def quantized(array: Array, scale: Any, zero_point: Any, low: int, high: int, ax
     values = np.asarray(array, dtype=np.float32)
     steps = along(scale, values.ndim, axis)
     zero = along(zero_point, values.ndim, axis)
-    made: Floats = np.clip(np.rint(values / steps) + zero, np.float32(low), np.float32(high))
-    return made
+    with np.errstate(over="ignore"):  # what overflows is clipped
+        integers: Floats = np.clip(np.rint(values / steps) + zero, np.float32(low), np.float32(high))
+    return integers
 
 
 def fake_quantized(array: Array, scale: Any, zero_point: Any, low: int, high: int, axis: int | None = None) -> Floats:
