@@ -1,0 +1,56 @@
+"""Self-distillation: the graph learns from the float model it came from, on the unlabelled calibration samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from kedge.compression.step import Context, Step
+from kedge.options import Option
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilOptions:
+    """How the repair is done; the defaults are for a few dozen to a few thousand samples."""
+
+    steps: Annotated[int, Option("Updates of the weights at most.")] = 600
+    learning_rate: Annotated[
+        float | None, Option("At the top of its course; by the kind of network where you give none.")
+    ] = None
+    temperature: Annotated[float, Option("Of the soft labels; higher tells more of the wrong classes.")] = 4.0
+    hard_weight: Annotated[
+        float | None,
+        Option("Share of the true labels (or of your own loss) in the loss; 0.3 with labels, 1 with your own loss."),
+    ] = None
+    attention_weight: Annotated[float, Option("Weight of the attention maps of a transformer.")] = 0.0
+    feature_weight: Annotated[float, Option("Weight of the tensors between the blocks.")] = 0.0
+    batch: Annotated[int, Option("Samples for one update.")] = 16
+    patience: Annotated[int, Option("Judgements without an improvement before it stops; there are 24 in all.")] = 8
+    held_back: Annotated[float, Option("Share of the samples that judge and are not learnt from.")] = 0.2
+    weight_decay: Annotated[float, Option("Pull of the weights towards zero.")] = 0.0
+    mixup: Annotated[bool, Option("Blend samples with one another.")] = True
+    shift: Annotated[bool, Option("Move pictures by up to an eighth of their size.")] = True
+
+
+class Distil(Step[DistilOptions]):
+    """The default repair after pruning or quantization to few bits."""
+
+    name: ClassVar[str] = "distil"
+    Options = DistilOptions
+
+    def apply(self, model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
+        """See :class:`kedge.compression.step.Step`. The result is never worse on the samples held back than what came
+        in.
+
+        Raises:
+            StepError: an operator that cannot be trained.
+            DivergedError: see :func:`kedge.compression.training.loop.train`.
+            DatasetError, ConfigError: labels, samples or options that do not fit.
+        """
+        from kedge.compression.training import repair
+
+        repair.check(self.options, self.name)
+        return repair.repaired(model, context, self.options, what=self.name)
