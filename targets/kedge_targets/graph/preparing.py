@@ -43,17 +43,26 @@ def prepared(model: onnx.ModelProto, path: Path, *, quantized: bool) -> onnx.Mod
     return reading.infer_shapes(made, where=path.name)
 
 
-def not_of(precision: Precision, plan: Plan, given: onnx.ModelProto, made: onnx.ModelProto) -> list[str]:
-    """Nodes of the prepared graph ``made`` that the plan wants in another precision.
+def assigned(plan: Plan, given: onnx.ModelProto, made: onnx.ModelProto) -> dict[str, Precision]:
+    """Each node of the prepared graph ``made``, by name, with its precision.
+
+    Where a fused node stems from several layers, one that the plan names wins over the default, and of these the
+    larger precision.
 
     Raises:
         LoweringError: the plan names a node that the graph has not.
     """
-    others = tracing.followed(plans.others(plan, given, precision), given, made)
-    asked = [name for name, wanted in plan.layers.items() if wanted is precision]
-    # Where a fused node stems from layers of both kinds, a layer that was named wins over the default.
-    named = set() if plan.default is precision else set(tracing.followed(asked, given, made))
-    return [name for name in others if name not in named]
+    plans.others(plan, given, plan.default)
+    found = {node.name: plan.default for node in made.graph.node}
+    for precision in Precision:
+        asked = [name for name, wanted in plan.layers.items() if wanted is precision]
+        found |= dict.fromkeys(tracing.followed(asked, given, made), precision)
+    return found
+
+
+def not_of(precision: Precision, plan: Plan, given: onnx.ModelProto, made: onnx.ModelProto) -> list[str]:
+    """Nodes of the prepared graph ``made`` that the plan wants in another precision; raises as :func:`assigned`."""
+    return [name for name, wanted in assigned(plan, given, made).items() if wanted is not precision]
 
 
 def halved(made: onnx.ModelProto, excluded: list[str]) -> onnx.ModelProto:

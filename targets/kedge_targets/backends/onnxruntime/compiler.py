@@ -1,32 +1,33 @@
-"""Lowering for ONNX Runtime: static QDQ int8, float16 weights and activations, or the graph itself."""
+"""Lowering for ONNX Runtime: int8 with ranges from calibration or of each call, weights stored small, float16, or the
+graph itself."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedge_protocol.bundle.config import RuntimeRequirement, Verified
 from kedge_protocol.errors import KedgeError, LoweringError, TargetError
 from kedge_targets import contract
+from kedge_targets.backends.onnxruntime import integers
 from kedge_targets.contract import Calibration, Lowered
 from kedge_targets.graph import (
     attention,
-    batch,
+    expansions,
     library,
     nodes,
     opsets,
-    passes,
     plans,
     preparing,
     reading,
     signature,
     writing,
 )
-from kedge_targets.graph.samples import Samples
-from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
+from kedge_targets.numerics import Family, Granularity, Numerics, Plan, Precision, QuantizedType, RangeMethod
 from kedge_targets.saturation import FULL_RANGE, SEVEN_BITS, may_saturate
 from kedge_targets.target import Target
 
@@ -39,14 +40,14 @@ _SIGNED = QuantizedType(
     activation="int8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_CHANNEL
 )
 
-# What ONNX Runtime's CPU kernels compute in integers when it stands between DequantizeLinear and QuantizeLinear
-# (its QDQ selectors). All else is left in float rather than rounded for nothing; so is Softmax, whose integer form
-# is no faster and gives answers in steps of 1/256.
-INTEGER_OPERATORS = (
-    "Add", "ArgMax", "AveragePool", "Clip", "Concat", "Conv", "Flatten", "Gather", "Gemm", "GlobalAveragePool",
-    "LeakyRelu", "MatMul", "MaxPool", "Mul", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Split", "Squeeze",
-    "Transpose", "Unsqueeze", "Where",
-)  # fmt: skip
+# What is offered to a search beside what is usual.
+_OTHERS = (
+    replace(FULL_RANGE, granularity=Granularity.PER_TENSOR),
+    replace(SEVEN_BITS, granularity=Granularity.PER_TENSOR),
+    replace(_SIGNED, symmetric_activation=True),
+    replace(_SIGNED, granularity=Granularity.PER_TENSOR),
+    replace(_SIGNED, symmetric_activation=True, granularity=Granularity.PER_TENSOR),
+)
 
 # The first ONNX Runtime that takes an opset, found by giving models to 1.20 to 1.31.
 _FIRST_RUNTIME = {21: "1.20", 22: "1.21", 23: "1.23", 25: "1.24", 26: "1.25"}
@@ -65,10 +66,18 @@ class Compiler(contract.Compiler):
     def numerics(self) -> Numerics:
         """See :meth:`kedge_targets.contract.Compiler.numerics`."""
         return Numerics(
-            precisions=(Precision.INT8, Precision.FLOAT16, Precision.FLOAT32),
-            quantized=(FULL_RANGE, SEVEN_BITS, _SIGNED),
+            precisions=(
+                *(precision for precision in Precision if precision.family is Family.WEIGHTS),
+                Precision.INT8,
+                Precision.INT8_DYNAMIC,
+                Precision.FLOAT16,
+                Precision.FLOAT32,
+            ),
+            quantized=(FULL_RANGE, SEVEN_BITS, _SIGNED, *_OTHERS),
             mixed=True,
             layouts=("NCHW",),
+            range_methods=tuple(RangeMethod),
+            fixed_ranges=True,
         )
 
     def missing(self) -> str | None:
@@ -126,7 +135,8 @@ def _lower(
     given = reading.load(graph)
     nodes.check_operators(given, where=graph.name)
     precision = plans.leading(plan)
-    prepared = preparing.prepared(given, workdir / "prepared.onnx", quantized=precision is Precision.INT8)
+    prepared = preparing.prepared(given, workdir / "prepared.onnx", quantized=precision.quantized)
+    kept = preparing.not_of(precision, plan, given, prepared)
     seconds: dict[str, float] = {}
     used = 0
     runtime_options = {name: options[name] for name in ("threads", "spin") if name in options}
@@ -134,12 +144,22 @@ def _lower(
         if not calibration.samples:
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         how = plan.quantized or compiler.quantized_for(target)[0]
-        excluded = preparing.not_of(Precision.INT8, plan, given, prepared) + attention.before_softmax(prepared)
-        samples = Samples(calibration, batch.size(prepared))
-        made, seconds["quantize"] = _quantized(prepared, how, excluded, samples, workdir)
-        used = samples.used
+        kept += attention.before_softmax(prepared)
+        made, seconds["quantize"], used = integers.static(prepared, plan, how, kept, calibration, workdir)
+    elif precision is Precision.INT8_DYNAMIC:
+        reduced = may_saturate(target.processor)
+        made, seconds["quantize"] = integers.dynamic(prepared, kept, workdir, reduced_range=reduced)
+    elif precision.family is Family.WEIGHTS:
+        start = time.perf_counter()
+        made = expansions.stored(
+            prepared,
+            preparing.assigned(plan, given, prepared),
+            group_size=plan.group_size,
+            asymmetric=plan.asymmetric_weights,
+        )
+        seconds["quantize"] = time.perf_counter() - start
     elif precision is Precision.FLOAT16:
-        made = preparing.halved(prepared, preparing.not_of(Precision.FLOAT16, plan, given, prepared))
+        made = preparing.halved(prepared, kept)
     else:
         made = prepared
     # Of a transformer in float16 ONNX Runtime (1.23 to 1.31) needs the inferred shapes: without them its optimizer
@@ -161,47 +181,6 @@ def _lower(
         seconds=seconds,
         calibration_samples=used,
     )
-
-
-def _quantized(
-    prepared: onnx.ModelProto,
-    how: QuantizedType,
-    excluded: list[str],
-    samples: Samples,
-    workdir: Path,
-) -> tuple[onnx.ModelProto, float]:
-    import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
-
-    types = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
-    add_pre_process_metadata(prepared)
-    source, made = workdir / "prepared.onnx", workdir / "quantized.onnx"
-    onnx.save_model(prepared, str(source))
-    start = time.perf_counter()
-    quantize_static(
-        source,
-        made,
-        samples,
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=list(INTEGER_OPERATORS),
-        per_channel=how.granularity is Granularity.PER_CHANNEL,
-        reduce_range=how.reduced_range,
-        activation_type=types[how.activation],
-        weight_type=types[how.weight],
-        nodes_to_exclude=excluded,
-        # Of its methods the one that holds nothing in memory, and that every graph stands: histograms burst on a
-        # mask's minus infinity. What percentiles gained on ic_resnet8 they lost on kws_dscnn.
-        calibrate_method=CalibrationMethod.MinMax,
-        extra_options={
-            "ActivationSymmetric": how.symmetric_activation,
-            "WeightSymmetric": how.weight == "int8",
-        },
-    )
-    seconds = time.perf_counter() - start
-    quantized = onnx.load_model(str(made))
-    passes.free_answers(quantized)
-    return quantized, seconds
 
 
 def _first_runtime(model: onnx.ModelProto, target: Target) -> str:
