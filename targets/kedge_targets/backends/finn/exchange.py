@@ -12,7 +12,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,8 +110,8 @@ def written(
     streamlined: onnx.ModelProto,
     folder: Path,
     *,
-    fabric_inputs: Sequence[str] = (),
-    fabric_outputs: Sequence[str] = (),
+    before: Sequence[str] | None = None,
+    behind: Sequence[str] = (),
 ) -> dict[str, Path]:
     """Write a streamlined graph for the simulator.
 
@@ -119,17 +119,18 @@ def written(
         streamlined: FINN-ONNX after streamlining, with shapes inferred for a batch of one and ``finn_datatype``
             annotations.
         folder: for the files; made where it is missing.
-        fabric_inputs, fabric_outputs: names of the tensors that go into the one dataflow partition and come out of
-            it; what lies between them is the accelerator. Neither: no node is.
+        before, behind: operators of the nodes outside the one dataflow partition, in order (``["Transpose"]``,
+            ``["TopK"]``); all other nodes are the accelerator. ``before`` None: no partition is known.
 
     Returns:
         Title → path: :data:`GRAPH`, which the runtime opens, and :data:`CONSTANTS`.
 
     Raises:
-        ModelError: a tensor without a shape, a batch other than one, an attribute that cannot be kept.
+        ModelError: a tensor without a shape, a batch other than one, an attribute that cannot be kept, nodes outside
+            the partition that the graph has not there.
         StorageError: the disk is full or not writable.
     """
-    return save(of_onnx(streamlined, fabric_inputs=fabric_inputs, fabric_outputs=fabric_outputs), folder)
+    return save(of_onnx(streamlined, before=before, behind=behind), folder)
 
 
 def save(graph: Graph, folder: Path) -> dict[str, Path]:
@@ -138,7 +139,7 @@ def save(graph: Graph, folder: Path) -> dict[str, Path]:
     for name, value in graph.constants.items():
         code = packed.code_for(value)
         constants.append(_Constant(name=name, shape=value.shape, dtype=value.dtype.name, code=code))
-        members.append(np.ascontiguousarray(value) if code is None else packed.pack(value, code))
+        members.append(np.asarray(value, order="C") if code is None else packed.pack(value, code))
     raw = _npz(members)
     document = _Document(
         version=VERSION,
@@ -248,9 +249,7 @@ def _npz(arrays: Sequence[Array]) -> bytes:
     return buffer.getvalue()
 
 
-def of_onnx(
-    streamlined: onnx.ModelProto, *, fabric_inputs: Sequence[str] = (), fabric_outputs: Sequence[str] = ()
-) -> Graph:
+def of_onnx(streamlined: onnx.ModelProto, *, before: Sequence[str] | None = None, behind: Sequence[str] = ()) -> Graph:
     """A streamlined graph as this module keeps it; see :func:`written`."""
     from onnx import helper, numpy_helper
 
@@ -270,7 +269,6 @@ def of_onnx(
         if entry.key == "finn_datatype"
     }
     nodes = [node for node in graph.node if node.op_type != "Constant"]
-    fabric = _between(nodes, set(fabric_inputs), set(fabric_outputs)) if fabric_inputs or fabric_outputs else set()
     inputs = tuple(info.name for info in graph.input if info.name not in constants)
     tensors: dict[str, Tensor] = {}
     for name in (*inputs, *(name for node in nodes for name in node.output if name)):
@@ -285,21 +283,22 @@ def of_onnx(
             )
         tensors[name] = Tensor(shape=shape, datatype=datatypes.get(name, FLOAT))
     used = {name for node in nodes for name in node.input}
+    made = [
+        Node(
+            name=node.name or f"{node.op_type}_{index}",
+            operator=node.op_type,
+            inputs=tuple(node.input),
+            outputs=tuple(name for name in node.output if name),
+            attributes={a.name: _attribute(helper.get_attribute_value(a), node, a.name) for a in node.attribute},
+        )
+        for index, node in enumerate(nodes)
+    ]
+    made = _transposed_first(made, tensors)
     return Graph(
         inputs,
         tuple(info.name for info in graph.output),
         tensors,
-        tuple(
-            Node(
-                name=node.name or f"{node.op_type}_{index}",
-                operator=node.op_type,
-                inputs=tuple(node.input),
-                outputs=tuple(name for name in node.output if name),
-                attributes={a.name: _attribute(helper.get_attribute_value(a), node, a.name) for a in node.attribute},
-                fabric=index in fabric,
-            )
-            for index, node in enumerate(nodes)
-        ),
+        tuple(made if before is None else _with_fabric(made, before, behind)),
         {name: _kept(constants[name], name) for name in sorted(constants) if name in used},
     )
 
@@ -335,26 +334,56 @@ def _attribute(value: Any, node: onnx.NodeProto, name: str) -> Any:
     )
 
 
-def _between(nodes: Sequence[onnx.NodeProto], inputs: set[str], outputs: set[str]) -> set[int]:
-    """Indices of the nodes that lie on the way from the given inputs to the given outputs.
+def _transposed_first(nodes: list[Node], tensors: dict[str, Tensor]) -> list[Node]:
+    """Thresholds that a transposition follows come after it, as in hardware layers, whose channels are always last.
+    ``tensors`` gets what lies between the two."""
+    nodes = list(nodes)
+    index = 0
+    while index + 1 < len(nodes):
+        first, second = nodes[index], nodes[index + 1]
+        between = first.outputs[:1]
+        readers = [node for node in nodes if between[0] in node.inputs]
+        order = second.attributes.get("perm")
+        layout = first.attributes.get("data_layout") or ""
+        if (
+            first.operator == "MultiThreshold"
+            and second.operator == "Transpose"
+            and second.inputs == between
+            and readers == [second]
+            and order is not None
+            and len(layout) == len(order)
+        ):
+            name = f"{between[0]}_transposed"
+            source = tensors[first.inputs[0]]
+            tensors[name] = Tensor(shape=tuple(source.shape[axis] for axis in order), datatype=source.datatype)
+            del tensors[between[0]]
+            attributes = {**first.attributes, "data_layout": "".join(layout[axis] for axis in order)}
+            nodes[index] = replace(second, inputs=first.inputs[:1], outputs=(name,))
+            nodes[index + 1] = replace(
+                first, inputs=(name, *first.inputs[1:]), outputs=second.outputs, attributes=attributes
+            )
+            # What stands before it may be thresholds too.
+            index = max(0, index - 1)
+        else:
+            index += 1
+    return nodes
+
+
+def _with_fabric(nodes: list[Node], before: Sequence[str], behind: Sequence[str]) -> list[Node]:
+    """All nodes marked as part of the accelerator but the first and the last that are outside.
 
     Raises:
-        ModelError: nothing makes an output, or nothing reads an input.
+        ModelError: the first or last nodes are others.
     """
-    makers = {name: index for index, node in enumerate(nodes) for name in node.output}
-    found: set[int] = set()
-    met: set[str] = set()
-    left = list(outputs)
-    while left:
-        name = left.pop()
-        if name in inputs:
-            met.add(name)
-        elif name in makers and makers[name] not in found:
-            found.add(makers[name])
-            left += nodes[makers[name]].input
-    if absent := sorted((outputs - set(makers)) | (inputs - met)):
-        raise ModelError(
-            f"the dataflow partition begins or ends at {absent[0]!r}, which the streamlined graph has not there",
-            remedy="Give the graph and the partition of one and the same run of the toolchain",
-        )
-    return found
+    inside = slice(len(before), len(nodes) - len(behind))
+    found = [node.operator for node in nodes]
+    for place, wanted, there in (
+        ("begin", list(before), found[: len(before)]),
+        ("end", list(behind), found[len(nodes) - len(behind) :]),
+    ):
+        if wanted != there:
+            raise ModelError(
+                f"the partition leaves out {', '.join(wanted)}, the streamlined graph {place}s with {', '.join(there)}",
+                remedy="Give the graph and the partition of one and the same run of the toolchain",
+            )
+    return [*nodes[: inside.start], *(replace(node, fabric=True) for node in nodes[inside]), *nodes[inside.stop :]]
