@@ -252,20 +252,11 @@ def test_memory_does_not_grow_with_the_samples() -> None:
 )
 def test_whatever_comes_the_range_is_sound(values: Array, method: RangeMethod, bits: int, symmetric: bool) -> None:
     counts = np.zeros(ranges.BINS, dtype=np.int64)
-    observed = ranges._Observed(counts=counts)
+    observed = ranges.Histogram(counts=counts)
     assert observed.extend(values)
     observed.count(values)
     assert observed.zeros + counts.sum() == values.size
-    low, high = clipping.clipped(
-        observed.low,
-        observed.high,
-        counts,
-        observed.zeros,
-        method=method,
-        percentile=99.0,
-        bits=bits,
-        symmetric=symmetric,
-    )
+    low, high = observed.range(method=method, percentile=99.0, bits=bits, symmetric=symmetric)
     assert np.isfinite([low, high]).all()
     assert low <= 0 <= high
     assert max(-low, high) <= np.abs(values).max() * (1 + 1e-6)

@@ -30,7 +30,7 @@ from kedge_targets.graph import dead, layers, ordering, quantizers, ranges, roun
 from kedge_targets.graph.qonnx_nodes import DOMAIN, VERSION
 from kedge_targets.graph.quantizers import FABRIC, Quantizer, Style, style_for, style_of, tensors
 from kedge_targets.graph.wiring import Wiring
-from kedge_targets.numerics import Family, Plan
+from kedge_targets.numerics import Plan
 
 if TYPE_CHECKING:
     import onnx
@@ -129,14 +129,10 @@ class _Inserting:
     def weights(self) -> None:
         made: dict[tuple[str, int, int | None], str] = {}
         for layer in layers.layers(self._model, self._wiring):
-            if layer.weight is None or not quantizers.integer(layer.name, self._plan):
+            how = quantizers.weight_of(layer, quantizers.precision_of(layer.name, self._plan), self._style)
+            if how is None or layer.weight is None:
                 continue
-            precision = quantizers.precision_of(layer.name, self._plan)
-            if layer.operator == "Gather" and precision.family is Family.FABRIC:
-                continue
-            bits = precision.weight_bits - int(self._style.reduced_range and precision.weight_bits == 8)
-            # A table of embeddings has a row for each word, and runtimes give it one scale.
-            axis = layer.axis if self._style.per_channel and layer.operator != "Gather" else None
+            bits, axis = how
             key = (layer.weight, bits, axis)
             if key not in made:
                 made[key] = self._weight(layer.weight, bits, axis)
@@ -155,7 +151,7 @@ class _Inserting:
         return self._quant(weight, scale, self._number(0.0), bits, signed=True, narrow=True)
 
     def activations(self, placed: list[Quantizer], found: Mapping[str, tuple[float, float]]) -> None:
-        settings = {id(one): self._setting(one, found) for one in placed if not one.dynamic}
+        settings = {id(one): quantizers.integers_of(one, found) for one in placed if not one.dynamic}
         for group in {one.group for one in placed} - {None}:
             members = [settings[id(one)] for one in placed if one.group == group]
             widest = max(scale for scale, _, _ in members)
@@ -178,25 +174,9 @@ class _Inserting:
                     self._number(float(middle)),
                     one.bits,
                     signed=signed,
-                    narrow=signed and one.symmetric,
+                    narrow=signed and one.narrow,
                 )
             self._rewire(one, output)
-
-    def _setting(self, one: Quantizer, found: Mapping[str, tuple[float, float]]) -> tuple[float, int, bool]:
-        """Scale, zero-point, signed."""
-        if one.tensor not in found:
-            raise LoweringError(
-                "there is no range for it",
-                where=f"tensor {one.tensor!r}",
-                remedy="Observe all of fakequant.tensors(model, plan)",
-            )
-        low, high = found[one.tensor]
-        unsigned = low >= 0 if one.unsigned is None else one.unsigned
-        if one.unsigned is not False and unsigned:
-            return *rounding.scale_and_zero_point(0.0, high, bits=one.bits, signed=False, symmetric=False), False
-        symmetric = one.symmetric or one.unsigned is None
-        scale, zero = rounding.scale_and_zero_point(low, high, bits=one.bits, signed=one.signed, symmetric=symmetric)
-        return scale, zero, one.signed
 
     def _rewire(self, one: Quantizer, output: str) -> None:
         for node in self._model.graph.node:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import LoweringError
-from kedge_targets.graph import attention, layers
+from kedge_targets.graph import attention, layers, rounding
 from kedge_targets.graph.wiring import Wiring
 from kedge_targets.numerics import Family, Granularity, Plan, Precision, QuantizedType
 
@@ -107,15 +107,15 @@ class Quantizer:
     readers: set[tuple[str, int]] | None = None
     group: str | None = None
 
+    @property
+    def narrow(self) -> bool:
+        """Whether signed integers do without the lowest, so that both sides are alike."""
+        return self.symmetric or self.unsigned is None
+
 
 def precision_of(name: str, plan: Plan) -> Precision:
     """What the plan says of a node."""
     return plan.layers.get(name, plan.default)
-
-
-def integer(name: str, plan: Plan) -> bool:
-    """Whether the plan has this node compute with integers, so that its activations are quantized."""
-    return precision_of(name, plan).family in _CARRIED
 
 
 def place(model: onnx.ModelProto, plan: Plan, *, style: Style) -> list[Quantizer]:
@@ -155,6 +155,37 @@ def observing(model: onnx.ModelProto, plan: Plan, *, style: Style | None = None)
         for quantizer in placed
         if not quantizer.dynamic
     }
+
+
+def integers_of(one: Quantizer, found: Mapping[str, tuple[float, float]]) -> tuple[float, int, bool]:
+    """Scale, zero-point and whether the integers are signed, for the range of its tensor.
+
+    Raises:
+        LoweringError: there is no range.
+    """
+    if one.tensor not in found:
+        raise LoweringError(
+            "there is no range for it",
+            where=f"tensor {one.tensor!r}",
+            remedy="Observe all of fakequant.tensors(model, plan)",
+        )
+    low, high = found[one.tensor]
+    if one.unsigned or (one.unsigned is None and low >= 0):
+        return *rounding.scale_and_zero_point(0.0, high, bits=one.bits, signed=False, symmetric=False), False
+    symmetric = one.symmetric or one.unsigned is None
+    scale, zero = rounding.scale_and_zero_point(low, high, bits=one.bits, signed=one.signed, symmetric=symmetric)
+    return scale, zero, one.signed
+
+
+def weight_of(layer: layers.Layer, precision: Precision, style: Style) -> tuple[int, int | None] | None:
+    """Bits and axis of the scales of a layer's weight; None where it stays float."""
+    if layer.weight is None or precision.family not in _CARRIED:
+        return None
+    if layer.operator == "Gather":
+        # A table of embeddings has a row for each word, and runtimes give it one scale; logic does not look up words.
+        return None if precision.family is Family.FABRIC else (precision.weight_bits, None)
+    bits = precision.weight_bits - int(style.reduced_range and precision.weight_bits == 8)
+    return bits, layer.axis if style.per_channel else None
 
 
 class _Placing:

@@ -38,8 +38,14 @@ _GROUP_BYTES = 64 << 20
 
 
 @dataclass
-class _Observed:
-    """What is known of one tensor. Values below ``floor`` are masks."""
+class Histogram:
+    """What is known of one tensor.
+
+    Attributes:
+        floor: values below it are masks.
+        low, high: least and greatest value, and 0.
+        zeros: how many were 0; ``counts`` of the others, in bins of equal width from low to high.
+    """
 
     floor: float = -_AS_GOOD_AS_INFINITE
     low: float = 0.0
@@ -77,6 +83,19 @@ class _Observed:
         places = ((filled.astype(np.float64) - self.low) * (BINS / width)).astype(np.int64)
         self.counts += np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
 
+    def range(self, *, method: RangeMethod, percentile: float, bits: int, symmetric: bool) -> tuple[float, float]:
+        """The range that a method chooses; see :func:`observe`."""
+        return clipping.clipped(
+            self.low,
+            self.high,
+            self.counts,
+            self.zeros,
+            method=method,
+            percentile=percentile,
+            bits=bits,
+            symmetric=symmetric,
+        )
+
 
 def observe(
     model: onnx.ModelProto,
@@ -112,38 +131,39 @@ def observe(
         ModelError: a tensor that the graph has not, or that becomes NaN; names the node that made it.
         TypeError: an iterator where two passes are needed.
     """
-    found, _ = _scan(model, samples, tensors, twice=method is not RangeMethod.MIN_MAX, progress=progress)
-    chosen: dict[str, tuple[float, float]] = {}
-    for name in tensors:
-        chosen[name] = clipping.clipped(
-            found[name].low,
-            found[name].high,
-            found[name].counts,
-            found[name].zeros,
+    found = histograms(model, samples, tensors, counts=method is not RangeMethod.MIN_MAX, progress=progress)
+    return {
+        name: found[name].range(
             method=method,
             percentile=percentile,
             bits=bits if isinstance(bits, int) else bits.get(name, 8),
             symmetric=symmetric if isinstance(symmetric, bool) else name in symmetric,
         )
-    return chosen
+        for name in tensors
+    }
 
 
-def _scan(
+def histograms(
     model: onnx.ModelProto,
     samples: Iterable[Sample],
     tensors: Sequence[str],
     *,
-    twice: bool,
-    progress: Callable[[str, int, int], None] | None,
-) -> tuple[dict[str, _Observed], int]:
-    if twice and isinstance(samples, Iterator):
+    counts: bool = True,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Histogram]:
+    """What ranges of any method can be told from; arguments and errors as of :func:`observe`.
+
+    Args:
+        counts: whether values are counted, in a second pass; without it there are only the ends.
+    """
+    if counts and isinstance(samples, Iterator):
         raise TypeError("the samples are read twice, an iterator gives them once only")
     probe = _Probe(model, tensors)
-    found = {name: _Observed(floor=_MASKED if name in probe.masked else -_AS_GOOD_AS_INFINITE) for name in tensors}
+    found = {name: Histogram(floor=_MASKED if name in probe.masked else -_AS_GOOD_AS_INFINITE) for name in tensors}
     count = getattr(samples, "samples", None)
-    total = (count if isinstance(count, int) else 0) * (2 if twice else 1)
+    total = (count if isinstance(count, int) else 0) * (2 if counts else 1)
     done = 0
-    for number in range(2 if twice else 1):
+    for number in range(2 if counts else 1):
         for size, values in probe.run(samples):
             for name, array in values.items():
                 if number:
@@ -157,7 +177,7 @@ def _scan(
             raise DatasetError(
                 "there is no sample to calibrate on", where="calibration", remedy="Give at least one sample"
             )
-    return found, done
+    return found
 
 
 class _Probe:

@@ -1,0 +1,340 @@
+"""What each layer suffers alone at each precision.
+
+One layer at a time is computed as the precision has it, all others in float, on calibration samples; what is left at
+the model's outputs is compared with the float model's. The same rounding is simulated that backends carry out
+(:mod:`kedge_targets.graph.fakequant`); activations in ranges of the usual method (min-max for int8, least square error
+for programmable logic).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.compiler import metric
+from kedge.compression.alteration import Alteration
+from kedge.compression.step import SampleSet
+from kedge_protocol.errors import DatasetError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from kedge.compression.segments import Segments
+    from kedge_targets.graph.layers import Layer
+    from kedge_targets.numerics import Precision, QuantizedType
+
+Array = npt.NDArray[Any]
+
+LARGEST_DB = 150.0
+"""Above it float32 itself is the noise; a layer that changes nothing has it."""
+_CHUNK_BYTES = 192 << 20
+"""Of tensors between the layers that are held at once."""
+_MAX_CHUNK = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSensitivity:
+    """One layer.
+
+    Attributes:
+        name, operator: of its node.
+        weights: how many it has; 0 of a product of two activations.
+        sqnr_db: precision → signal to quantization noise over all outputs, in dB, within ±:data:`LARGEST_DB`.
+        drop: precision → what the metric loses; below 0 where it gains.
+    """
+
+    name: str
+    operator: str
+    weights: int
+    sqnr_db: dict[str, float]
+    drop: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """All layers, in the graph's order.
+
+    Attributes:
+        metric: ``top1`` with labels; else ``agreement`` with the float model, or ``cosine`` between the outputs.
+        samples: that each figure is of.
+        left_out: what was not measured, and why, a sentence each.
+    """
+
+    metric: str
+    samples: int
+    layers: tuple[LayerSensitivity, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def measure(
+    model: onnx.ModelProto,
+    samples: SampleSet,
+    precisions: Sequence[Precision],
+    *,
+    quantized: QuantizedType | None = None,
+    labels: Array | None = None,
+    limit_samples: int = 64,
+    seconds: float = 20.0,
+    group_size: int = 32,
+    asymmetric_weights: bool = True,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Sensitivity:
+    """Measure every layer (:func:`kedge_targets.graph.layers.layers`) at every precision that it can have.
+
+    Samples are taken in pieces, each through all layers, so that every figure is of the same samples; when the time is
+    up after the first piece, the figures are of fewer samples than asked for, and within the first piece the last
+    layers are left out. Calibration samples only: those of the evaluation must not decide anything.
+
+    Args:
+        model: the float graph with named nodes; not changed.
+        precisions: float32 is left out.
+        quantized: the way of int8.
+        labels: of the samples, first axis the sample.
+        limit_samples: at most, from the first on.
+        seconds: about, of wall-clock time; ranges and preparation among them, so that a little more may be used.
+        group_size, asymmetric_weights, seed: of weights stored small.
+        progress: told ``sensitivity``, and how many figures are measured of how many in the first piece.
+
+    Raises:
+        DatasetError: there is no sample.
+        ModelError: ONNX Runtime refuses the model, or it becomes NaN on a sample; names the node.
+    """
+    end = time.monotonic() + seconds
+    with tempfile.TemporaryDirectory(prefix="kedge-") as scratch:
+        run = _Run(model, precisions, quantized, group_size, asymmetric_weights, seed, Path(scratch))
+    run.observe(_Limited(samples, limit_samples))
+    return run.measure(_Limited(samples, limit_samples), labels, end=end, progress=progress or _unheard)
+
+
+def _unheard(what: str, done: int, total: int) -> None:
+    """Progress that nobody hears."""
+
+
+class _Limited:
+    """The first samples; iterating gives small batches."""
+
+    def __init__(self, samples: SampleSet, limit: int) -> None:
+        self._samples = samples
+        self.samples = min(samples.samples, limit)
+
+    def batches(self, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
+        """Index of the first sample, and the arrays."""
+        start = 0
+        for batch in self._samples.batches(size):
+            count = min(len(next(iter(batch.values()))), self.samples - start)
+            if count <= 0:
+                return
+            yield start, {name: array[:count] for name, array in batch.items()}
+            start += count
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        return (batch for _, batch in self.batches(16))
+
+
+@dataclass
+class _Figures:
+    """Sums over samples for one layer at one precision."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    value: float = 0.0  # metric times samples
+
+    def add(self, other: _Figures) -> None:
+        self.signal += other.signal
+        self.noise += other.noise
+        self.value += other.value
+
+    def sqnr_db(self) -> float:
+        if not np.isfinite(self.noise):
+            return -LARGEST_DB
+        if self.noise == 0.0:
+            return LARGEST_DB
+        if self.signal == 0.0:
+            return -LARGEST_DB
+        return float(np.clip(10.0 * np.log10(self.signal / self.noise), -LARGEST_DB, LARGEST_DB))
+
+
+@dataclass
+class _Sums:
+    """Of some samples: every figure, and the float model's own metric."""
+
+    samples: int = 0
+    reference: float = 0.0
+    figures: dict[tuple[str, Precision], _Figures] = field(default_factory=dict)
+
+    def add(self, other: _Sums) -> None:
+        self.samples += other.samples
+        self.reference += other.reference
+        for key, figures in other.figures.items():
+            self.figures.setdefault(key, _Figures()).add(figures)
+
+
+class _Run:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        precisions: Sequence[Precision],
+        quantized: QuantizedType | None,
+        group_size: int,
+        asymmetric: bool,
+        seed: int,
+        scratch: Path,
+    ) -> None:
+        from kedge.compression.segments import Segments
+        from kedge_targets.graph import batch, layers, preparing, tracing
+        from kedge_targets.graph.wiring import Wiring
+
+        # Backends fold constants and batch normalization into the weights first, and so do these figures.
+        self._made = preparing.prepared(model, scratch / "prepared.onnx", quantized=True)
+        wiring = Wiring(self._made)
+        here = {layer.name: layer for layer in layers.layers(self._made, wiring)}
+        self._layers: list[tuple[str, Layer]] = []
+        self.left_out: list[str] = []
+        for layer in layers.layers(model):
+            found = [name for name in tracing.followed([layer.name], model, self._made) if name in here]
+            if found:
+                self._layers.append((layer.name, here.pop(found[0])))
+            else:
+                self.left_out.append(f"{layer.name}: nothing of it is left once the graph is optimized")
+        weights = {
+            layer.weight: value
+            for _, layer in self._layers
+            if layer.weight is not None and (value := wiring.constant(layer.weight)) is not None
+        }
+        self._at_once = batch.size(self._made)
+        self._segments: Segments = Segments(self._made, [layer for _, layer in self._layers], weights)
+        self._alteration = Alteration(
+            self._made,
+            weights,
+            precisions,
+            quantized=quantized,
+            group_size=group_size,
+            asymmetric=asymmetric,
+            seed=seed,
+        )
+
+    def observe(self, samples: _Limited) -> None:
+        if not samples.samples:
+            raise DatasetError(
+                "there is no sample to measure on", where="calibration", remedy="Give at least one sample"
+            )
+        self._alteration.observe(samples)
+
+    def measure(
+        self, samples: _Limited, labels: Array | None, *, end: float, progress: Callable[[str, int, int], None]
+    ) -> Sensitivity:
+        wanted = [(name, layer, precision) for name, layer in self._layers for precision in self._alteration.of(layer)]
+        size, kind = self._first(next(samples.batches(1))[1], labels, len(wanted), end - time.monotonic())
+        sums = _Sums()
+        missing: list[str] = []
+        for start, feeds in samples.batches(size):
+            part = self._part(feeds, None if labels is None else labels[start:], kind)
+            for number, (name, layer, precision) in enumerate(wanted):
+                if time.monotonic() > end and (sums.samples or number):
+                    missing = [] if sums.samples else [f"{n}: {p.value}" for n, _, p in wanted[number:]]
+                    break
+                part.figure(name, layer, precision)
+                if not sums.samples:
+                    progress("sensitivity", number + 1, len(wanted))
+            else:
+                sums.add(part.sums)
+                continue
+            if not sums.samples:
+                sums.add(part.sums)
+            break
+        if missing:
+            self.left_out.append(f"the time was up before {', '.join(missing)}")
+        if sums.samples < samples.samples:
+            self.left_out.append(f"the time was up after {sums.samples} of {samples.samples} samples")
+        return self._told(sums, kind)
+
+    def _first(
+        self, feeds: dict[str, Array], labels: Array | None, figures: int, seconds: float
+    ) -> tuple[int, metric.Kind]:
+        """How many samples to take at once, and the metric: one sample is run to see."""
+        self._segments.run(feeds)  # makes the sessions
+        began = time.monotonic()
+        made = self._segments.run(feeds)
+        took = time.monotonic() - began
+        outputs = {name: made[name] for name in self._segments.outputs}
+        kind = metric.choose(None, labelled=labels is not None, outputs=outputs).kind
+        if labels is not None:
+            metric.check_labels(labels[:1], next(iter(outputs.values())), where="calibration")
+        if self._at_once == 1:
+            return 1, kind
+        held = sum(array.nbytes for array in made.values())
+        # On the way from a layer to the outputs lies half of the graph, on average.
+        affordable = int(0.7 * seconds / max(1e-6, took * (1 + figures / 2)))
+        return max(1, min(_MAX_CHUNK, _CHUNK_BYTES // max(1, held), affordable)), kind
+
+    def _part(self, feeds: dict[str, Array], labels: Array | None, kind: metric.Kind) -> _Part:
+        return _Part(self._segments, self._alteration, feeds, labels, kind)
+
+    def _told(self, sums: _Sums, kind: metric.Kind) -> Sensitivity:
+        told = []
+        for name, layer in self._layers:
+            figures = {
+                precision: sums.figures[name, precision]
+                for precision in self._alteration.of(layer)
+                if (name, precision) in sums.figures
+            }
+            told.append(
+                LayerSensitivity(
+                    name=name,
+                    operator=layer.operator,
+                    weights=layer.size,
+                    sqnr_db={precision.value: round(one.sqnr_db(), 3) for precision, one in figures.items()},
+                    drop={
+                        precision.value: round((sums.reference - one.value) / sums.samples, 9)
+                        for precision, one in figures.items()
+                    },
+                )
+            )
+        return Sensitivity(metric=kind.value, samples=sums.samples, layers=tuple(told), left_out=tuple(self.left_out))
+
+
+class _Part:
+    """Some samples, run once in float, and then with one layer altered after the other."""
+
+    def __init__(
+        self,
+        segments: Segments,
+        alteration: Alteration,
+        feeds: dict[str, Array],
+        labels: Array | None,
+        kind: metric.Kind,
+    ) -> None:
+        self._segments = segments
+        self._alteration = alteration
+        self._clean = segments.run(feeds)
+        self._reference = {name: self._clean[name] for name in segments.outputs}
+        self._count = len(next(iter(feeds.values())))
+        self._labels = None if labels is None else np.asarray(labels[: self._count])
+        self._choice = metric.Choice(kind=kind, name=kind.value)
+        self._signal = sum(float(np.square(value, dtype=np.float64).sum()) for value in self._numbers(self._reference))
+        self.sums = _Sums(samples=self._count, reference=self._score(self._reference))
+
+    def figure(self, name: str, layer: Layer, precision: Precision) -> None:
+        """Measure one."""
+        changes, half = self._alteration.changes(layer, precision, self._clean)
+        outputs = self._segments.changed(layer, self._clean, changes, half=half)
+        with np.errstate(invalid="ignore", over="ignore"):
+            noise = sum(
+                float(np.square(np.subtract(value, wanted, dtype=np.float64)).sum())
+                for value, wanted in zip(self._numbers(outputs), self._numbers(self._reference), strict=True)
+            )
+        self.sums.figures[name, precision] = _Figures(signal=self._signal, noise=noise, value=self._score(outputs))
+
+    def _numbers(self, outputs: dict[str, Array]) -> list[Array]:
+        return [outputs[name] for name in self._segments.outputs if outputs[name].dtype.kind == "f"]
+
+    def _score(self, outputs: dict[str, Array]) -> float:
+        return self._count * metric.score(self._choice, outputs, self._reference, {}, self._labels)
