@@ -9,7 +9,7 @@ and one answer to the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
 ``build``
     ``{"graph", "folder", "board", "clock_mhz", "limits", "target_fps", "input_types", "standalone_thresholds"}`` → see
     :meth:`Driver.build`. ``graph`` is a QONNX file with fixed shapes; ``limits`` are resource → most that may be used;
-    ``target_fps`` is null for the fastest that fits; ``input_types`` names FINN's data type of an input (``UINT8``).
+    without ``target_fps`` the fastest that fits is looked for; ``input_types`` names FINN's data type of an input (``UINT8``).
 ``execute``
     ``{"model", "samples", "answers", "dialect"}`` → ``{"samples", "seconds"}``: run a model with the tools' own
     executors, sample by sample (``dialect`` ``qonnx`` or ``finn``); ``samples`` and ``answers`` are ``.npy`` files.
@@ -97,7 +97,7 @@ class Driver:
             from finn.util.settings import initialize_dummy_settings
 
             initialize_dummy_settings()
-            import finn.builder.build_dataflow_steps  # noqa: F401
+            import finn.builder.build_dataflow_steps
 
             self._loaded = True
 
@@ -140,7 +140,7 @@ class Driver:
                 return {"outside": outside, "seconds": seconds}
             child = _through(("step_create_dataflow_partition", "step_specialize_layers"), model, config)
         with _timed(seconds, "fold"):
-            found = _Folding(child, config, request["limits"], self.progress).found(request["target_fps"])
+            found = _Folding(child, config, request["limits"], self.progress).found(request.get("target_fps"))
         with _timed(seconds, "report"):
             return {**self._reported(found, config, folder), "outside": outside, "seconds": seconds}
 

@@ -1,0 +1,323 @@
+"""Lowering for FPGAs: a QONNX graph of few bits, brought into one dataflow partition by FINN+, folded for a board, and
+its streamlined integer graph for the simulator.
+
+No bitfile is made here, which takes Vivado and hours: the bundle carries all that a machine with Vivado needs for it,
+and the bitfile itself once the user has it (option ``bitfile``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kedge_protocol.bundle.config import FileTensor, RuntimeRequirement, TensorSpec, Verified
+from kedge_protocol.errors import LoweringError, MissingDependencyError, TargetError
+from kedge_targets import contract, toolchain
+from kedge_targets.backends.finn import (
+    bitfile,
+    building,
+    capacity,
+    convertibility,
+    exchange,
+    precisions,
+    quantizing,
+    synthesis,
+)
+from kedge_targets.backends.finn.building import Built, Cost, HardwareLayer
+from kedge_targets.contract import Calibration, Estimate, LayerCost, Lowered
+from kedge_targets.graph import library, signature, writing
+from kedge_targets.numerics import Numerics, Plan, Precision, QuantizedType, RangeMethod
+from kedge_targets.target import Target
+
+if TYPE_CHECKING:
+    import onnx
+
+_RUNTIMES = (("finn-plus-driver", "1.6.1"), ("numpy", "1.23.2"))
+_REQUIREMENTS = frozenset({"target_fps", "max_utilization", "bitfile"})
+_KNOWN_OPTIONS = _REQUIREMENTS | {"board", "clock_mhz", "standalone_thresholds", "input_datatype"}
+_DEFAULT_CLOCK_MHZ = 100.0
+_REPORTS = ("estimate_layer_cycles.json", "estimate_layer_resources.json", "estimate_network_performance.json")
+_UNITS = ("MVAU", "VVAU")
+
+
+class Compiler(contract.Compiler):
+    """FINN+, up to its estimates.
+
+    Options of a target's file:
+        board: by FINN's name (``Pynq-Z2``).
+        clock_mhz: of the design; 100 unless told.
+        standalone_thresholds: build thresholds apart from the matrix units, so that these may be RTL on DSPs.
+        input_datatype: FINN's name (``UINT8``) of what the model's input holds, where a QONNX model takes integers
+            without a quantizer of its own.
+
+    Options of one compilation:
+        target_fps: samples a second that the design must reach; without it the fastest that fits is looked for.
+        max_utilization: share of each of the chip's resources that the estimate may take
+            (:data:`kedge_targets.backends.finn.capacity.DEFAULT_UTILIZATION`).
+        bitfile: path of a finished ``.bit`` with its ``.hwh`` beside.
+    """
+
+    requirements = _REQUIREMENTS
+
+    @property
+    def numerics(self) -> Numerics:
+        """See :meth:`kedge_targets.contract.Compiler.numerics`."""
+        return Numerics(
+            precisions=(Precision.W2A2, Precision.W3A3, Precision.W4A4, Precision.W8A8),
+            quantized=(),
+            mixed=True,
+            layouts=("NCHW",),
+            range_methods=(RangeMethod.MSE, RangeMethod.MIN_MAX, RangeMethod.PERCENTILE, RangeMethod.ENTROPY),
+            fixed_ranges=True,
+            quantized_graphs=True,
+        )
+
+    def missing(self) -> str | None:
+        """See :meth:`kedge_targets.contract.Compiler.missing`."""
+        from importlib.util import find_spec
+
+        if find_spec("onnx") is None:
+            return 'onnx is missing: pip install "kedge[compile]"'
+        try:
+            library.load()
+            toolchain.find(building.NAME)
+        except MissingDependencyError as error:
+            return str(error)
+        return None
+
+    def verification(self, target: Target) -> Verified:
+        """See :meth:`kedge_targets.contract.Compiler.verification`."""
+        return Verified.SIMULATED
+
+    def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
+        """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
+        return ()
+
+    def lower(
+        self,
+        graph: Path,
+        plan: Plan,
+        calibration: Calibration,
+        *,
+        target: Target,
+        options: Mapping[str, Any],
+        workdir: Path,
+    ) -> Lowered:
+        """See :meth:`kedge_targets.contract.Compiler.lower`."""
+        settings = _Settings.of(options, where=f"target {target.name}")
+        toolchain.find(building.NAME)
+        building.start()
+        begun = time.perf_counter()
+        ready = quantizing.quantized(graph, plan, calibration, workdir=workdir, input_type=settings.input_datatype)
+        seconds = {"quantize": time.perf_counter() - begun}
+        title = synthesis.MODEL
+        writing.strip(ready.model, keep_shapes=True)
+        writing.save(ready.model, workdir / title)
+        built = building.build(settings.request(workdir / title, workdir / "build", ready.model))
+        notes = [*ready.notes, *convertibility.judge(built.outside)]
+        named = _named(built, convertibility.weighted(ready.model))
+        cost = settings.require(named)
+        streamlined, files = _simulated(named, workdir)
+        files |= {title: workdir / title} | _for_vivado(named, settings, workdir)
+        files |= settings.with_bitfile(named, workdir)
+        return Lowered(
+            files=files,
+            entry=exchange.GRAPH,
+            inputs=_specs(signature.inputs(ready.given), streamlined.graph.input),
+            outputs=_specs(signature.outputs(ready.given), streamlined.graph.output),
+            runtimes=tuple(RuntimeRequirement(distribution=name, minimum=minimum) for name, minimum in _RUNTIMES),
+            verified=Verified.SIMULATED,
+            tools=building.versions(),
+            runtime_options=settings.runtime_options(),
+            seconds=seconds | built.seconds,
+            notes=(*notes, *_fold_notes(cost, built.tries, settings)),
+            calibration_samples=ready.samples,
+            estimate=_estimate(cost, settings),
+            precision=precisions.of(ready.model) if ready.taken else "",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """The options, checked."""
+
+    board: str
+    clock_mhz: float
+    standalone_thresholds: bool
+    input_datatype: str | None
+    target_fps: float | None
+    max_utilization: float
+    bitfile: Path | None
+    chip: capacity.Board
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], *, where: str) -> _Settings:
+        if unknown := sorted(set(options) - _KNOWN_OPTIONS):
+            raise TargetError(
+                f"unknown option {unknown[0]!r}", where=where, remedy=f"Known are {sorted(_KNOWN_OPTIONS)}"
+            )
+        if "board" not in options:
+            raise TargetError(
+                "does not say which board it is",
+                where=where,
+                remedy=f"Give the option board, one of {', '.join(capacity.boards())}",
+            )
+        utilization = options.get("max_utilization")
+        utilization = capacity.DEFAULT_UTILIZATION if utilization is None else utilization
+        for name, value, most in (
+            ("clock_mhz", options.get("clock_mhz", _DEFAULT_CLOCK_MHZ), 1000.0),
+            ("target_fps", options.get("target_fps"), float("inf")),
+            ("max_utilization", utilization, 1.0),
+        ):
+            fine = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= most
+            if value is not None and not fine:
+                raise TargetError(f"option {name} = {value!r} is no number above 0 and up to {most:g}", where=where)
+        given = options.get("bitfile")
+        return cls(
+            board=options["board"],
+            clock_mhz=float(options.get("clock_mhz", _DEFAULT_CLOCK_MHZ)),
+            standalone_thresholds=bool(options.get("standalone_thresholds", False)),
+            input_datatype=options.get("input_datatype"),
+            target_fps=options.get("target_fps"),
+            max_utilization=float(utilization),
+            bitfile=None if given is None else Path(given),
+            chip=capacity.board(options["board"], where=where),
+        )
+
+    @property
+    def limits(self) -> dict[str, float]:
+        return self.chip.limits(self.max_utilization)
+
+    def request(self, graph: Path, folder: Path, model: onnx.ModelProto) -> building.BuildRequest:
+        folder.mkdir()
+        given = model.graph.input[0].name
+        return building.BuildRequest(
+            graph=str(graph),
+            folder=str(folder),
+            board=self.board,
+            clock_mhz=self.clock_mhz,
+            limits=self.limits,
+            target_fps=self.target_fps,
+            input_types={} if self.input_datatype is None else {given: self.input_datatype},
+            standalone_thresholds=self.standalone_thresholds,
+        )
+
+    def require(self, built: Built) -> Cost:
+        """Raises LoweringError unless the design fits and is fast enough."""
+        if built.fold is None or built.fastest is None:
+            raise LoweringError("FINN brought no layer into the fabric", remedy="See docs/fpga.md for what converts")
+        capacity.require(
+            built.fold,
+            built.fastest,
+            fits=built.fits,
+            board_name=self.board,
+            limits=self.limits,
+            utilization=self.max_utilization,
+            target_fps=self.target_fps,
+        )
+        return built.fold
+
+    def with_bitfile(self, built: Built, workdir: Path) -> dict[str, Path]:
+        """The driver's settings, and the bitfile where there is one."""
+        files = {bitfile.SETTINGS: workdir / bitfile.SETTINGS}
+        settings = built.settings
+        if self.bitfile is not None:
+            settings = bitfile.settings_for(self.bitfile, built.settings)
+            files |= bitfile.copied(self.bitfile, workdir)
+        files[bitfile.SETTINGS].write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        return files
+
+    def runtime_options(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"board": self.board, "settings": bitfile.SETTINGS}
+        return found if self.bitfile is None else {**found, "bitfile": bitfile.BIT}
+
+
+def _named(built: Built, weighted: Sequence[str]) -> Built:
+    """The same with the names of the user's layers at their matrix units, where both are as many."""
+
+    def renamed(cost: Cost | None) -> Cost | None:
+        if cost is None:
+            return None
+        units = [layer.name for layer in cost.layers if layer.operator.startswith(_UNITS)]
+        if len(units) != len(weighted):
+            return cost
+        names = {unit: f"{unit} ({name})" for unit, name in zip(units, weighted, strict=True)}
+        layers = tuple(dataclasses.replace(layer, name=names.get(layer.name, layer.name)) for layer in cost.layers)
+        return dataclasses.replace(cost, layers=layers, bottleneck=names.get(cost.bottleneck, cost.bottleneck))
+
+    return dataclasses.replace(built, fold=renamed(built.fold), fastest=renamed(built.fastest))
+
+
+def _simulated(built: Built, workdir: Path) -> tuple[onnx.ModelProto, dict[str, Path]]:
+    """The streamlined graph, and the simulator's files of it."""
+    import onnx
+
+    streamlined = onnx.load_model(built.streamlined)
+    before, behind = (
+        [node.operator for node in built.outside if node.place == place] for place in ("before", "behind")
+    )
+    return streamlined, exchange.written(streamlined, workdir / "simulated", before=before, behind=behind)
+
+
+def _for_vivado(built: Built, settings: _Settings, workdir: Path) -> dict[str, Path]:
+    """Folding, FINN's own reports, and what builds the bitfile."""
+    files = {Path(path).name: Path(path) for path in built.reports if Path(path).name in _REPORTS}
+    files[synthesis.FOLDING] = workdir / synthesis.FOLDING
+    shutil.copyfile(built.folding, files[synthesis.FOLDING])
+    return files | synthesis.written(
+        workdir,
+        board=settings.board,
+        clock_mhz=settings.clock_mhz,
+        standalone_thresholds=settings.standalone_thresholds,
+        version=building.versions()["finn-plus"],
+    )
+
+
+def _specs(given: list[signature.TensorInfo], in_file: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    """The model's tensors; the simulator takes any number of samples at once."""
+    made = []
+    for index, (info, value) in enumerate(zip(given, in_file, strict=True)):
+        sizes = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        file = FileTensor(name=value.name, index=index, shape=(None, *sizes[1:]), dtype="float32")
+        made.append(TensorSpec(name=info.name, shape=info.shape, dtype=info.dtype, layout=info.layout, file=file))
+    return tuple(made)
+
+
+def _estimate(cost: Cost, settings: _Settings) -> Estimate:
+    versions = building.versions()
+    return Estimate(
+        source=f"finn-plus {versions['finn-plus']}, for {settings.board}",
+        latency_ms=cost.latency_ms,
+        frames_per_second=cost.frames_per_second,
+        clock_mhz=settings.clock_mhz,
+        layers=tuple(_layer_cost(layer) for layer in cost.layers),
+        capacity={name: count for name, count in settings.chip.capacity.items() if count},
+    )
+
+
+def _layer_cost(layer: HardwareLayer) -> LayerCost:
+    return LayerCost(
+        name=layer.name,
+        cycles=layer.cycles,
+        resources={name: count for name, count in layer.resources.items() if count},
+    )
+
+
+def _fold_notes(cost: Cost, tries: int, settings: _Settings) -> list[str]:
+    shares = ", ".join(
+        f"{cost.total[name] / count:.0%} of {name}" for name, count in settings.chip.capacity.items() if count
+    )
+    wanted = "the fastest that fits" if settings.target_fps is None else f"for {settings.target_fps:g} frames a second"
+    return [
+        f"folding: {wanted}, {tries} tried; the slowest layer is {cost.bottleneck} with {cost.max_cycles} cycles",
+        f"estimated for {settings.board}: {shares}; FIFOs and the shell around the design are not counted",
+        "simulated bit for bit; no FPGA was there"
+        if settings.bitfile is None
+        else "the bitfile was not run here: the device proves it",
+    ]

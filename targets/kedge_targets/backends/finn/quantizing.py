@@ -1,0 +1,146 @@
+"""From a float graph to a QONNX graph of few bits, by calibration alone; or a QONNX graph taken as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kedge_protocol.errors import LoweringError, UnsupportedOperatorError
+from kedge_targets.backends.finn import convertibility, graphs
+from kedge_targets.contract import Array, Calibration
+from kedge_targets.graph import fakequant, preparing, qonnx_nodes, reading, signature, tracing
+from kedge_targets.numerics import Family, Plan, Precision
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """A graph that FINN takes.
+
+    Attributes:
+        model: QONNX, one sample at once.
+        given: the user's graph, as it was read.
+        samples: of the calibration, really used.
+        notes: what was changed.
+        taken: whether it was quantized already.
+    """
+
+    model: onnx.ModelProto
+    given: onnx.ModelProto
+    samples: int
+    notes: tuple[str, ...]
+    taken: bool
+
+
+def quantized(
+    graph: Path, plan: Plan, calibration: Calibration, *, workdir: Path, input_type: str | None = None
+) -> Quantized:
+    """Bring a graph into the form that FINN takes.
+
+    Args:
+        graph: float, or with QONNX's nodes: then neither plan nor calibration is asked.
+        input_type: see :func:`kedge_targets.backends.finn.convertibility.check`.
+
+    Raises:
+        UnsupportedOperatorError: FINN will not take it as one chain; names the node and what to change.
+        LoweringError: the plan holds a precision that is none of the fabric's; no calibration samples.
+        ModelError: the graph contradicts itself.
+    """
+    given = reading.load(graph)
+    _check_input(given)
+    if qonnx_nodes.is_quantized(given):
+        model = graphs.single(given)
+        graphs.folded(model)
+        notes = _arranged(model)
+        convertibility.check(model, input_type=input_type)
+        return Quantized(model=model, given=given, samples=0, notes=notes, taken=True)
+    _check_plan(plan)
+    prepared = preparing.prepared(graphs.single(given), workdir / "prepared.onnx", quantized=True)
+    graphs.without_identities(prepared)
+    carried = _carried(plan, given, prepared)
+    # Whether it converts hangs on no range: it is judged before the calibration, which takes time.
+    trial = fakequant.inserted(prepared, carried, dict.fromkeys(fakequant.tensors(prepared, carried), (0.0, 1.0)))
+    _arranged(trial)
+    convertibility.check(trial, input_type=input_type)
+    if not calibration.samples:
+        raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
+    counted = _Counted(calibration)
+    found = fakequant.calibrated(prepared, carried, counted)
+    model = fakequant.inserted(prepared, carried, found)
+    notes = _arranged(model)
+    return Quantized(model=model, given=given, samples=counted.used, notes=notes, taken=False)
+
+
+def _arranged(model: onnx.ModelProto) -> tuple[str, ...]:
+    """What FINN needs beyond the quantizers, in place."""
+    graphs.without_identities(model)
+    lacking = graphs.completed(model)
+    averages = graphs.pooled_by_convolution(model)
+    graphs.quantized_before_moves(model)
+    notes = []
+    if lacking:
+        notes.append(f"attributes that were left to ONNX's defaults are written out at {', '.join(lacking)}")
+    if averages:
+        notes.append(f"averages are built as convolutions with ones: {', '.join(averages)}")
+    return tuple(notes)
+
+
+def _check_input(model: onnx.ModelProto) -> None:
+    for info in (*signature.inputs(model), *signature.outputs(model)):
+        if info.dtype != "float32":
+            raise UnsupportedOperatorError(
+                f"has dtype {info.dtype}; the quantized graph begins and ends in float32",
+                where=f"tensor {info.name!r}",
+                remedy="Export the model with float32 inputs and outputs (integers come in as such numbers)",
+            )
+
+
+def _check_plan(plan: Plan) -> None:
+    strange = [precision for precision in plan.precisions if precision.family is not Family.FABRIC]
+    if strange:
+        raise LoweringError(
+            f"programmable logic computes with integers of few bits, not with {strange[0].value}",
+            remedy=f"Take {', '.join(one.value for one in Precision if one.family is Family.FABRIC)}",
+        )
+
+
+def _carried(plan: Plan, given: onnx.ModelProto, prepared: onnx.ModelProto) -> Plan:
+    """The plan for the prepared graph, whose nodes may have other names."""
+    layers: dict[str, Precision] = {}
+    names = {node.name for node in given.graph.node}
+    if unknown := sorted(set(plan.layers) - names):
+        raise LoweringError(
+            "the plan names a layer that the graph has not",
+            where=f"node {unknown[0]!r}",
+            remedy="Take the names from the graph's nodes",
+        )
+    for name, precision in plan.layers.items():
+        for there in tracing.followed([name], given, prepared):
+            # Where nodes of several precisions were fused, the widest holds.
+            if there not in layers or precision.weight_bits > layers[there].weight_bits:
+                layers[there] = precision
+    return dataclasses.replace(plan, layers=layers)
+
+
+class _Counted:
+    """The calibration, with how many samples were read in one pass."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        self._calibration = calibration
+        self.used = 0
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return self._calibration.samples
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        self.used = 0
+        for sample in self._calibration:
+            self.used += 1
+            yield sample

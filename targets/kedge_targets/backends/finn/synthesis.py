@@ -1,0 +1,68 @@
+"""What a machine with Vivado needs to build the bitfile of a bundle: FINN's flow configuration, and a script."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CONFIGURATION, SCRIPT = "build.yaml", "build.sh"
+MODEL, FOLDING = "model.onnx", "folding.json"
+
+_CONFIGURATION = """\
+# FINN+'s flow configuration for this bundle: `finn build {configuration} {model}`, see {script}.
+board: {board}
+shell_flow_type: vivado_zynq
+synth_clk_period_ns: {period}
+folding_config_file: {folding}
+standalone_thresholds: {thresholds}
+generate_outputs:
+  - estimate_reports
+  - bitfile
+  - pynq_driver
+  - deployment_package
+output_dir: build
+"""
+
+_SCRIPT = """\
+#!/usr/bin/env bash
+# Builds the bitfile of this bundle; takes hours. Needs Vivado and Vitis HLS (2022.2 or newer, settings64.sh sourced)
+# and `pip install finn-plus=={version}` on Python 3.11. Afterwards:
+#   kedge compile ... --bitfile build/deploy/bitfile/finn-accel.bit
+set -euo pipefail
+cd "$(dirname "$0")"
+: "${{XILINX_VIVADO:?source Vivado's settings64.sh first}}"
+command -v finn >/dev/null || {{ echo "finn is not on the PATH: pip install finn-plus=={version}" >&2; exit 1; }}
+finn build {configuration} {model}
+# Driver settings belong beside the bitfile.
+cp -f build/deploy/driver/settings.json build/deploy/bitfile/
+ls -l build/deploy/bitfile
+"""
+
+
+def written(
+    folder: Path, *, board: str, clock_mhz: float, standalone_thresholds: bool, version: str
+) -> dict[str, Path]:
+    """Write both files.
+
+    Args:
+        version: of finn-plus.
+
+    Returns:
+        Title → path.
+    """
+    texts = {
+        CONFIGURATION: _CONFIGURATION.format(
+            configuration=CONFIGURATION,
+            model=MODEL,
+            script=SCRIPT,
+            board=board,
+            period=1000.0 / clock_mhz,
+            folding=FOLDING,
+            thresholds="true" if standalone_thresholds else "false",
+        ),
+        SCRIPT: _SCRIPT.format(version=version, model=MODEL, configuration=CONFIGURATION),
+    }
+    files = {}
+    for title, text in texts.items():
+        files[title] = folder / title
+        files[title].write_text(text, encoding="utf-8")
+    return files
