@@ -262,7 +262,7 @@ class _Inserting:
     def _store(self, name: str, value: Any) -> str:
         import onnx
 
-        self._model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self._model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def _name(self, base: str) -> str:

@@ -117,7 +117,7 @@ class _Builder:
         """A constant; equal ones are stored once."""
         import onnx
 
-        array = np.ascontiguousarray(np.asarray(value, dtype=dtype))
+        array = np.asarray(value, dtype=dtype, order="C")
         key = (str(array.dtype), str(array.shape), array.tobytes())
         if key not in self._stored:
             name = self._stored[key] = self._name(f"qonnx_{len(self._stored)}")

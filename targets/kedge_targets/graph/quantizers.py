@@ -14,6 +14,7 @@ from kedge_targets.numerics import Family, Granularity, Plan, Precision, Quantiz
 if TYPE_CHECKING:
     import onnx
 
+_OBSERVED = (Family.FABRIC, Family.STATIC)
 _CARRIED = (Family.FABRIC, Family.STATIC, Family.DYNAMIC)
 
 
@@ -45,7 +46,7 @@ class Style:
     symmetric: bool = False
     unsigned_after_relu: bool = False
     at_source: bool = False
-    relus: bool = False
+    relus: bool = True
     input_bits: int | None = None
     residuals: bool = True
     shared_scales: bool = False
@@ -56,7 +57,6 @@ FABRIC = Style(
     weight_method="mse",
     unsigned_after_relu=True,
     at_source=True,
-    relus=True,
     input_bits=8,
     shared_scales=True,
     products=False,
@@ -229,7 +229,7 @@ class _Placing:
             if any(self._wiring.constant(tensor) is not None for tensor in node.input):
                 continue
             precision = precision_of(node.name, self._plan)
-            if precision.family not in (Family.FABRIC, Family.STATIC) or precision.activation_bits is None:
+            if precision.family not in _OBSERVED or precision.activation_bits is None:
                 continue
             if not any(layer.weight is not None for layer in self._upstream(node)):
                 continue
@@ -293,7 +293,7 @@ class _Placing:
 
     def _bits_behind(self, tensor: str) -> int | None:
         """The bits of the layers that take this tensor next, the widest; the default's where none does; None where
-        they are not integers."""
+        they are not integers in observed ranges."""
         pending, seen = [tensor], {tensor}
         met, found = False, [0]
         while pending:
@@ -301,11 +301,11 @@ class _Placing:
                 if reader.name in self._layers:
                     met = True
                     precision = precision_of(reader.name, self._plan)
-                    found.append(precision.activation_bits or 0 if precision.family in _CARRIED else 0)
+                    found.append((precision.activation_bits or 0) if precision.family in _OBSERVED else 0)
                     continue
                 fresh = set(reader.output) - seen
                 seen |= fresh
                 pending += fresh
-        if not met and self._plan.default.family in _CARRIED:
+        if not met and self._plan.default.family in _OBSERVED:
             return self._plan.default.activation_bits
         return max(found) or None

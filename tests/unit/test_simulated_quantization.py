@@ -1,0 +1,334 @@
+"""Quantization simulated in the graph: where the nodes stand, what they hold, and that they can be taken out again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tests.support import lowering
+from tests.support.lowering import Calibration, classifier, images
+
+from kedge_protocol.errors import LoweringError, UnsupportedOperatorError
+from kedge_targets import registry, target
+from kedge_targets.graph import fakequant, layers, library, qonnx, quantizers, reading, rounding
+from kedge_targets.graph.wiring import Wiring
+from kedge_targets.numerics import Granularity, Plan, Precision, QuantizedType, RangeMethod
+
+Array = npt.NDArray[Any]
+SIGNED = QuantizedType(
+    activation="int8", weight="int8", symmetric_activation=True, granularity=Granularity.PER_TENSOR, reduced_range=True
+)
+
+
+def run(model: onnx.ModelProto, feeds: dict[str, Array] | Array) -> Array:
+    options = library.load().SessionOptions()
+    options.log_severity_level = 4
+    session = library.opened(qonnx.expanded(model).SerializeToString(), options, where="g")
+    given = feeds if isinstance(feeds, dict) else {session.get_inputs()[0].name: feeds}
+    made: Array = session.run(None, given)[0]
+    return made
+
+
+def graph(
+    nodes: list[onnx.NodeProto], shapes: dict[str, Any], output: Any, constants: dict[str, Array]
+) -> onnx.ModelProto:
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()],
+        [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, output)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return reading.infer_shapes(model, where="test")
+
+
+def residual() -> onnx.ModelProto:
+    """Input, Conv, Relu, then Conv beside a way around it, Add, Relu, pooling, Gemm."""
+    rng = np.random.default_rng(0)
+    w = {name: rng.standard_normal(shape).astype(np.float32) * 0.4 for name, shape in
+         (("w1", (6, 3, 3, 3)), ("w2", (6, 6, 3, 3)), ("w3", (4, 6)))}  # fmt: skip
+    node = helper.make_node
+    nodes = [
+        node("Transpose", ["x"], ["t"], name="turn", perm=[0, 3, 1, 2]),
+        node("Conv", ["t", "w1"], ["c1"], name="first", pads=[1, 1, 1, 1]),
+        node("Relu", ["c1"], ["r1"], name="first_relu"),
+        node("Conv", ["r1", "w2"], ["c2"], name="second", pads=[1, 1, 1, 1]),
+        node("Add", ["c2", "r1"], ["a"], name="around"),
+        node("Relu", ["a"], ["r2"], name="second_relu"),
+        node("MaxPool", ["r2"], ["m"], name="pool", kernel_shape=[2, 2], strides=[2, 2]),
+        node("GlobalAveragePool", ["m"], ["p"], name="mean"),
+        node("Flatten", ["p"], ["f"], name="flat"),
+        node("Gemm", ["f", "w3"], ["y"], name="last", transB=1),
+    ]
+    return graph(nodes, {"x": ["N", 8, 8, 3]}, ["N", 4], w)
+
+
+def attention() -> onnx.ModelProto:
+    """One head with a mask: projections, scores, Softmax, values."""
+    rng = np.random.default_rng(1)
+    w = {name: rng.standard_normal((8, 8)).astype(np.float32) * 0.3 for name in ("wq", "wk", "wv")}
+    node = helper.make_node
+    nodes = [
+        node("MatMul", ["x", "wq"], ["q"], name="query"),
+        node("MatMul", ["x", "wk"], ["k"], name="key"),
+        node("Transpose", ["k"], ["kt"], name="turn", perm=[0, 2, 1]),
+        node("MatMul", ["q", "kt"], ["s"], name="scores"),
+        node("Add", ["s", "mask"], ["sm"], name="masked"),
+        node("Softmax", ["sm"], ["p"], name="softmax", axis=-1),
+        node("MatMul", ["x", "wv"], ["v"], name="value"),
+        node("MatMul", ["p", "v"], ["y"], name="mix"),
+    ]
+    return graph(nodes, {"x": ["N", 5, 8], "mask": ["N", 1, 5]}, ["N", 5, 8], w)
+
+
+def samples(count: int = 12) -> Array:
+    return np.random.default_rng(2).standard_normal((count, 8, 8, 3)).astype(np.float32)
+
+
+def quants(model: onnx.ModelProto) -> dict[str, dict[str, Any]]:
+    """Tensor → what its Quant node holds."""
+    wiring = Wiring(model)
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "Quant":
+            scale, zero, bits = (wiring.constant(tensor) for tensor in node.input[1:])
+            assert bits is not None
+            flags = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            found[node.input[0]] = {"scale": scale, "zero": zero, "bits": int(bits), **flags}
+    return found
+
+
+def test_the_layers_of_a_graph() -> None:
+    found = {layer.name: layer for layer in layers.layers(residual())}
+    assert list(found) == ["first", "second", "last"]
+    assert [(layer.weight, layer.axis, layer.activations) for layer in found.values()] == [
+        ("w1", 0, ("t",)), ("w2", 0, ("r1",)), ("w3", 0, ("f",)),
+    ]  # fmt: skip
+    head = {layer.name: layer for layer in layers.layers(attention())}
+    assert [name for name, layer in head.items() if layer.weight is None] == ["scores", "mix"]
+    assert head["query"].axis == 1
+    assert head["mix"].activations == ("p", "v")
+    assert head["query"].size == 64
+
+
+def test_weights_behind_a_transpose_and_from_the_left_and_tables() -> None:
+    node = helper.make_node
+    nodes = [
+        node("Transpose", ["w"], ["wt"], name="turn", perm=[1, 0]),
+        node("Gather", ["table", "ids"], ["e"], name="embed"),
+        node("MatMul", ["e", "wt"], ["a"], name="right"),
+        node("MatMul", ["left", "a"], ["y"], name="leftmost"),
+    ]
+    made = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["N", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2, 5])],
+        [numpy_helper.from_array(np.ones(shape, dtype=np.float32), name)
+         for name, shape in (("w", (5, 4)), ("table", (7, 4)), ("left", (2, 3)))],
+    )  # fmt: skip
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    found = {layer.name: layer for layer in layers.layers(model)}
+    assert [(one.operator, one.weight, one.axis) for one in found.values()] == [
+        ("Gather", "table", 0), ("MatMul", "wt", 1), ("MatMul", "left", 0),
+    ]  # fmt: skip
+    simulated = fakequant.inserted(model, Plan(default=Precision.INT8), {"e": (0, 1), "a": (0, 4)})
+    assert run(simulated, {"ids": np.array([[1, 2, 3]])}).shape == (1, 2, 5)
+    assert set(quants(simulated)) == {"table", "wt", "left", "e", "a"}
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.W8A8, Precision.W4A4, Precision.INT8_DYNAMIC])
+@pytest.mark.parametrize("make", [classifier, residual])
+def test_what_is_put_in_can_be_taken_out(precision: Precision, make: Any) -> None:
+    model = reading.infer_shapes(make(), where="test")
+    values = images(9) if make is classifier else samples(9)
+    before = model.SerializeToString()
+    plan = Plan(default=precision)
+    name = model.graph.input[0].name
+    found = fakequant.calibrated(model, plan, Calibration(name, values))
+    simulated = fakequant.inserted(model, plan, found)
+    assert model.SerializeToString() == before
+    plain = qonnx.expanded(simulated)
+    onnx.checker.check_model(plain)
+    assert 5 < rounding.sqnr_db(run(model, values), run(simulated, values)) < 70
+    back, ranges = fakequant.removed(simulated)
+    assert not qonnx.is_quantized(back)
+    np.testing.assert_array_equal(run(back, values), run(model, values))
+    assert [node.name for node in back.graph.node] == [node.name for node in model.graph.node]
+    assert set(ranges) == set(found)
+    for tensor, (low, high) in ranges.items():
+        assert low <= found[tensor][0] + 0.51 * (high - low) / 7
+        assert high >= found[tensor][1] - 0.51 * (high - low) / 7
+    # And once more from the ranges alone: the same graph.
+    again = fakequant.inserted(back, Plan(default=precision, ranges=ranges), ranges)
+    assert rounding.sqnr_db(run(simulated, values), run(again, values)) > 25
+
+
+def test_trained_weights_and_scales_come_out() -> None:
+    model = classifier()
+    plan = Plan(default=Precision.INT8)
+    simulated = fakequant.inserted(model, plan, fakequant.calibrated(model, plan, Calibration("image", images(4))))
+    for tensor in simulated.graph.initializer:
+        if tensor.name in ("w1", "r1_scale"):
+            value = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array((value * 2).astype(np.float32), tensor.name))
+    back, ranges = fakequant.removed(simulated)
+    old = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    new = {tensor.name: numpy_helper.to_array(tensor) for tensor in back.graph.initializer}
+    assert sorted(new) == sorted(old)
+    np.testing.assert_array_equal(new["w1"], old["w1"] * 2)
+    plain = fakequant.removed(fakequant.inserted(model, plan, dict(fakequant.removed(simulated)[1])))[1]
+    assert ranges["r1"] == pytest.approx(plain["r1"])
+    assert ranges["r1"][1] == pytest.approx(
+        2 * fakequant.calibrated(model, plan, Calibration("image", images(4)))["r1"][1]
+    )
+
+
+def test_programmable_logic_gets_what_it_can_build() -> None:
+    model = residual()
+    plan = Plan(
+        default=Precision.W4A4, layers={"second": Precision.W3A3, "last": Precision.W8A8}, range_method=RangeMethod.MSE
+    )
+    found = fakequant.calibrated(model, plan, Calibration("x", samples()))
+    made = quants(fakequant.inserted(model, plan, found))
+    # The input before the Transpose, and every Relu before the pooling: quantized where they arise.
+    assert list(found) == ["x", "r1", "c2", "r2", "p"]
+    assert {name: made[name]["bits"] for name in found} == {"x": 8, "r1": 8, "c2": 8, "r2": 8, "p": 8}
+    for name in ("r1", "r2", "p"):
+        assert (made[name]["signed"], made[name]["zero"]) == (0, 0)
+    for name in ("x", "c2"):
+        assert (made[name]["signed"], made[name]["narrow"], made[name]["zero"]) == (1, 1, 0)
+    assert made["c2"]["scale"] == made["r1"]["scale"]
+    assert {name: made[name]["bits"] for name in ("w1", "w2", "w3")} == {"w1": 4, "w2": 3, "w3": 8}
+    for name, shape in (("w1", (6, 1, 1, 1)), ("w2", (6, 1, 1, 1)), ("w3", (4, 1))):
+        assert made[name]["scale"].shape == shape
+        assert (made[name]["signed"], made[name]["narrow"]) == (1, 1)
+        assert not made[name]["zero"].any()
+
+
+def test_an_input_that_is_never_negative_is_unsigned() -> None:
+    model = residual()
+    plan = Plan(default=Precision.W4A4)
+    values = np.round(np.abs(samples()) * 60).clip(0, 255).astype(np.float32)
+    values[0, 0, 0, 0] = 255
+    made = quants(fakequant.inserted(model, plan, fakequant.calibrated(model, plan, Calibration("x", values))))
+    assert (made["x"]["signed"], float(made["x"]["scale"]), made["x"]["bits"]) == (0, 1.0, 8)
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.W4A4])
+def test_float_layers_are_left_alone(precision: Precision) -> None:
+    model = residual()
+    plan = Plan(default=Precision.FLOAT32, layers={"second": precision})
+    found = fakequant.calibrated(model, plan, Calibration("x", samples()))
+    simulated = fakequant.inserted(model, plan, found)
+    assert set(quants(simulated)) == {"w2", "r1"}
+    whole = fakequant.inserted(model, Plan(default=Precision.FLOAT32), {})
+    np.testing.assert_array_equal(run(whole, samples()), run(model, samples()))
+
+
+def test_attention_follows_the_plan_and_its_mask_is_left_alone() -> None:
+    model = attention()
+    feeds = {
+        "x": np.random.default_rng(3).standard_normal((6, 5, 8)).astype(np.float32),
+        "mask": np.where(np.arange(5) < 3, 0, -10000).astype(np.float32).reshape(1, 1, 5).repeat(6, 0),
+    }
+    sample_list = [{name: array[i : i + 1] for name, array in feeds.items()} for i in range(6)]
+    plan = Plan(default=Precision.INT8)
+    found = fakequant.calibrated(model, plan, sample_list)
+    assert set(found) == {"x", "q", "kt", "p", "v"}
+    everything = fakequant.inserted(model, plan, found)
+    assert rounding.sqnr_db(run(model, feeds), run(everything, feeds)) > 25
+    kept = Plan(default=Precision.INT8, layers=dict.fromkeys(("scores", "mix"), Precision.FLOAT32))
+    assert fakequant.tensors(model, kept) == ["x"]
+
+
+def test_the_ways_of_int8() -> None:
+    model = classifier()
+    plan = Plan(default=Precision.INT8, quantized=SIGNED)
+    found = fakequant.calibrated(model, plan, Calibration("image", images(5)))
+    assert all(low == -high for low, high in found.values())
+    made = quants(fakequant.inserted(model, plan, found))
+    assert {name: one["bits"] for name, one in made.items()} == {
+        "image": 8, "w1": 7, "r1": 8, "w2": 7, "r2": 8, "f": 8, "w3": 7,
+    }  # fmt: skip
+    assert all(np.asarray(one["scale"]).size == 1 for one in made.values())
+    assert all(one["signed"] and not np.any(one["zero"]) for one in made.values())
+    usual = quants(fakequant.inserted(model, Plan(default=Precision.INT8), dict.fromkeys(found, (-1.0, 3.0))))
+    assert (usual["image"]["signed"], float(usual["image"]["zero"])) == (0, 64.0)
+    assert usual["w1"]["scale"].shape == (8, 1, 1, 1)
+
+
+def test_dynamic_ranges_are_each_samples_own() -> None:
+    model = reading.infer_shapes(classifier(), where="test")
+    plan = Plan(default=Precision.INT8_DYNAMIC)
+    assert fakequant.tensors(model, plan) == []
+    simulated = fakequant.inserted(model, plan, {})
+    values = images(6) * np.array([1, 10, 0.1, 0, 1000, 1e-3], dtype=np.float32).reshape(6, 1, 1, 1)
+    whole = run(simulated, values)
+    for index in range(6):
+        np.testing.assert_allclose(whole[index], run(simulated, values[index : index + 1])[0], rtol=1e-4, atol=1e-6)
+        if index != 3:
+            assert rounding.sqnr_db(run(model, values[index : index + 1]), whole[index : index + 1]) > 20
+
+
+def test_a_missing_range_and_an_unknown_layer_are_named() -> None:
+    model = classifier()
+    with pytest.raises(LoweringError, match=r"tensor 'r1'.*no range"):
+        fakequant.inserted(model, Plan(default=Precision.INT8), {"image": (0, 1)})
+    with pytest.raises(LoweringError, match=r"node 'fifth'.*has not"):
+        fakequant.tensors(model, Plan(default=Precision.INT8, layers={"fifth": Precision.FLOAT32}))
+
+
+def test_the_simulation_is_what_onnx_runtime_makes(tmp_path: Path) -> None:
+    """Scales and zero-points of the real backend's file are the simulation's, bit for bit, and so is the error but for
+    the biases, which the file rounds too."""
+    model = classifier()
+    path = tmp_path / "graph.onnx"
+    onnx.save(model, path)
+    device = target.find("generic-cpu")
+    way = registry.compiler(device.backends[0].name).quantized_for(device)[0]
+    # With 7 bits ONNX Runtime has weights from -64 to 64, which is one level more on each side.
+    plan = Plan(default=Precision.INT8, quantized=replace(way, reduced_range=False))
+    lowered = lowering.lower("generic-cpu", path, plan, Calibration("image", images(32)), tmp_path / "work")
+    found = fakequant.calibrated(model, plan, Calibration("image", images(32)))
+    simulated = fakequant.inserted(model, plan, found)
+    made = quants(simulated)
+    real = onnx.load(str(lowered.files[lowered.entry]))
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in real.graph.initializer}
+    for name in ("image", "r1", "r2", "w1", "w2", "w3"):
+        np.testing.assert_array_equal(stored[f"{name}_scale"].ravel(), made[name]["scale"].ravel(), err_msg=name)
+        assert int(stored[f"{name}_zero_point"].ravel()[0]) == int(made[name]["zero"])
+    values = images(64, seed=5)
+    # Node by node: the kernels of a processor without VNNI would saturate here.
+    options = library.load().SessionOptions()
+    options.graph_optimization_level = library.load().GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = library.opened(real.SerializeToString(), options, where="g")
+    error = session.run(None, {"image": values})[0] - run(model, values)
+    expected = run(simulated, values) - run(model, values)
+    assert np.corrcoef(error.ravel(), expected.ravel())[0, 1] > 0.97
+
+
+def test_a_graph_of_qonnx_is_not_quantized_twice() -> None:
+    model = classifier()
+    plan = Plan(default=Precision.INT8)
+    simulated = fakequant.inserted(model, plan, fakequant.calibrated(model, plan, Calibration("image", images(2))))
+    with pytest.raises((LoweringError, UnsupportedOperatorError)):
+        fakequant.inserted(simulated, plan, dict.fromkeys(fakequant.tensors(simulated, plan), (0, 1)))
+
+
+def test_values_that_cannot_be_negative() -> None:
+    model = residual()
+    wiring = Wiring(model)
+    assert [name for name in ("x", "c1", "r1", "a", "r2", "m", "p", "f") if wiring.never_negative(name)] == [
+        "r1", "r2", "m", "p", "f",
+    ]  # fmt: skip
+    assert wiring.source("m") == "r2"
+    assert wiring.source("t") == "x"
+    assert quantizers.style_of(Plan(default=Precision.W2A2)) == quantizers.FABRIC
