@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.support import lowering
 from tests.support.lowering import Calibration, classifier, images
+from tests.support.networks import attention, residual
 
 from kedge_protocol.errors import LoweringError, UnsupportedOperatorError
 from kedge_targets import registry, target
@@ -33,60 +34,6 @@ def run(model: onnx.ModelProto, feeds: dict[str, Array] | Array) -> Array:
     given = feeds if isinstance(feeds, dict) else {session.get_inputs()[0].name: feeds}
     made: Array = session.run(None, given)[0]
     return made
-
-
-def graph(
-    nodes: list[onnx.NodeProto], shapes: dict[str, Any], output: Any, constants: dict[str, Array]
-) -> onnx.ModelProto:
-    made = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()],
-        [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, output)],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(model)
-    return reading.infer_shapes(model, where="test")
-
-
-def residual() -> onnx.ModelProto:
-    """Input, Conv, Relu, then Conv beside a way around it, Add, Relu, pooling, Gemm."""
-    rng = np.random.default_rng(0)
-    w = {name: rng.standard_normal(shape).astype(np.float32) * 0.4 for name, shape in
-         (("w1", (6, 3, 3, 3)), ("w2", (6, 6, 3, 3)), ("w3", (4, 6)))}  # fmt: skip
-    node = helper.make_node
-    nodes = [
-        node("Transpose", ["x"], ["t"], name="turn", perm=[0, 3, 1, 2]),
-        node("Conv", ["t", "w1"], ["c1"], name="first", pads=[1, 1, 1, 1]),
-        node("Relu", ["c1"], ["r1"], name="first_relu"),
-        node("Conv", ["r1", "w2"], ["c2"], name="second", pads=[1, 1, 1, 1]),
-        node("Add", ["c2", "r1"], ["a"], name="around"),
-        node("Relu", ["a"], ["r2"], name="second_relu"),
-        node("MaxPool", ["r2"], ["m"], name="pool", kernel_shape=[2, 2], strides=[2, 2]),
-        node("GlobalAveragePool", ["m"], ["p"], name="mean"),
-        node("Flatten", ["p"], ["f"], name="flat"),
-        node("Gemm", ["f", "w3"], ["y"], name="last", transB=1),
-    ]
-    return graph(nodes, {"x": ["N", 8, 8, 3]}, ["N", 4], w)
-
-
-def attention() -> onnx.ModelProto:
-    """One head with a mask: projections, scores, Softmax, values."""
-    rng = np.random.default_rng(1)
-    w = {name: rng.standard_normal((8, 8)).astype(np.float32) * 0.3 for name in ("wq", "wk", "wv")}
-    node = helper.make_node
-    nodes = [
-        node("MatMul", ["x", "wq"], ["q"], name="query"),
-        node("MatMul", ["x", "wk"], ["k"], name="key"),
-        node("Transpose", ["k"], ["kt"], name="turn", perm=[0, 2, 1]),
-        node("MatMul", ["q", "kt"], ["s"], name="scores"),
-        node("Add", ["s", "mask"], ["sm"], name="masked"),
-        node("Softmax", ["sm"], ["p"], name="softmax", axis=-1),
-        node("MatMul", ["x", "wv"], ["v"], name="value"),
-        node("MatMul", ["p", "v"], ["y"], name="mix"),
-    ]
-    return graph(nodes, {"x": ["N", 5, 8], "mask": ["N", 1, 5]}, ["N", 5, 8], w)
 
 
 def samples(count: int = 12) -> Array:

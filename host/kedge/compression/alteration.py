@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
+_HELD_BYTES = 256 << 20
+"""Of rounded weights that are kept for the next samples; others are made anew."""
+
 
 class Alteration:
     """The layers of one graph, each in every precision that it can have.
@@ -51,6 +54,7 @@ class Alteration:
         self._quantizers = {precision: self._placed(precision) for precision in self._precisions}
         self._ranges: dict[Precision, dict[str, tuple[float, float]]] = {}
         self._altered: dict[tuple[str, Precision], Array | None] = {}
+        self._held = 0
 
     def of(self, layer: Layer) -> list[Precision]:
         """The precisions that a layer can have, small to large."""
@@ -113,9 +117,14 @@ class Alteration:
 
     def _weight(self, layer: Layer, precision: Precision) -> Array | None:
         key = (layer.name, precision)
-        if key not in self._altered:
-            self._altered[key] = self._altered_weight(layer, precision)
-        return self._altered[key]
+        if key in self._altered:
+            return self._altered[key]
+        made = self._altered_weight(layer, precision)
+        size = 0 if made is None else made.nbytes
+        if self._held + size <= _HELD_BYTES:
+            self._held += size
+            self._altered[key] = made
+        return made
 
     def _altered_weight(self, layer: Layer, precision: Precision) -> Array | None:
         if layer.weight is None:

@@ -130,10 +130,10 @@ class _Limited:
         start = 0
         for batch in self._samples.batches(size):
             count = min(len(next(iter(batch.values()))), self.samples - start)
-            if count <= 0:
-                return
             yield start, {name: array[:count] for name, array in batch.items()}
             start += count
+            if start >= self.samples:
+                return
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
         return (batch for _, batch in self.batches(16))
