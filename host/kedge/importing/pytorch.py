@@ -84,18 +84,21 @@ def exported(module: torch.nn.Module, example: Example, *, batch: int | None, wh
     Raises:
         ModelError: its forward raises on the example, or cannot be traced.
     """
-    example = _called(module, example.with_batch(batch or _TRACED_BATCH), where)
     if batch is not None:
-        return Program(_traced(module, example, {}, where), (f"batch fixed to {batch} on request",))
+        return _with(module, example.with_batch(batch), {}, (f"batch fixed to {batch} on request",), where)
     try:
-        program = _traced(module, example, {0: axes.BATCH}, where)
-        return Program(program, (), _symbols(program, example.free))
+        return _with(module, example.with_batch(_TRACED_BATCH), {0: axes.BATCH}, (), where)
     except ModelError as error:
-        if example.free:
-            raise
         reason = error.what
-    single = _called(module, example.with_batch(1), where)
-    return Program(_traced(module, single, {}, where), (f"batch fixed to 1, because {reason}",))
+    return _with(module, example.with_batch(1), {}, (f"batch fixed to 1, because {reason}",), where)
+
+
+def _with(
+    module: torch.nn.Module, example: Example, shared: Mapping[int, str], notes: tuple[str, ...], where: str
+) -> Program:
+    example = _called(module, example, where)
+    program = _traced(module, example, shared, where)
+    return Program(program, notes, _symbols(program, example.free))
 
 
 def _symbols(program: Any, free: Mapping[str, Mapping[int, str]]) -> dict[str, str]:

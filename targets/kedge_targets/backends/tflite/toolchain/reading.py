@@ -29,6 +29,7 @@ def read(path, graph):
     """Write ``graph``; notes for people, and the versions of what read it."""
     path = Path(path)
     notes, model, answers = _saved_model(path) if path.is_dir() else _tflite(path)
+    _check_operators(model)
     model.ir_version = min(model.ir_version, 10)
     Path(graph).write_bytes(model.SerializeToString())
     _compare(model, answers)
@@ -189,6 +190,20 @@ def _rename(model, inputs, outputs):
     del graph.value_info[:]
 
 
+def _check_operators(model):
+    """tf2onnx leaves an operator that it does not know in the graph, under its own name."""
+    import onnx
+
+    for node in model.graph.node:
+        if not node.domain and not onnx.defs.has(node.op_type):
+            raise RefusedError(
+                "UnsupportedOperatorError",
+                f"operator {node.op_type!r} has no counterpart in ONNX",
+                "Save the model with other operators in its place",
+                node.name,
+            )
+
+
 def _compare(model, answers):
     """Run graph and model on noise, with one sample and with three where the batch is free."""
     import numpy
@@ -230,17 +245,10 @@ def _compare(model, answers):
 
 
 def _unconverted(error):
-    text = _one_line(error)
-    if "Tensorflow op [" in text:
-        node, _, kind = text.partition("Tensorflow op [")[2].partition("]")[0].partition(": ")
-        return RefusedError(
-            "UnsupportedOperatorError",
-            f"operator {kind!r} has no counterpart in ONNX",
-            "Save the model with other operators in its place",
-            node,
-        )
     return RefusedError(
-        "ModelError", f"tf2onnx cannot convert it: {text}", "Export it to ONNX yourself and give the .onnx file"
+        "ModelError",
+        f"tf2onnx cannot convert it: {_one_line(error)}",
+        "Export it to ONNX yourself and give the .onnx file",
     )
 
 
