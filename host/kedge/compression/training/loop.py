@@ -139,9 +139,7 @@ class _Run:
                 self._checkpoint.save(state)
         self._set(state.best)
         notes = self._notes + ([] if self._checkpoint is None else self._checkpoint.notes)
-        return Outcome(
-            before=state.before, after=state.best_loss, steps=state.step, resumed=self._resumed, notes=notes
-        )
+        return Outcome(before=state.before, after=state.best_loss, steps=state.step, resumed=self._resumed, notes=notes)
 
     def _begun(self) -> State:
         found = None if self._checkpoint is None else self._checkpoint.load()

@@ -161,7 +161,11 @@ def feature_tensors(model: onnx.ModelProto, count: int) -> list[str]:
     outputs = {value.name for value in model.graph.output}
     made: dict[str, list[str]] = {kind: [] for kind in _BLOCK_ENDS}
     for node in model.graph.node:
-        if node.op_type in made and node.output[0] not in outputs and not (node.op_type == "Add" and held & {*node.input}):
+        if (
+            node.op_type in made
+            and node.output[0] not in outputs
+            and not (node.op_type == "Add" and held & {*node.input})
+        ):
             made[node.op_type].append(node.output[0])
     found = max((made["LayerNormalization"], made["Add"]), key=len)
     if len(found) < 2:

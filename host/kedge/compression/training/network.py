@@ -242,7 +242,9 @@ def _array(proto: onnx.TensorProto) -> Array:
 def _understood(node: onnx.NodeProto, versions: Mapping[str, int], model: onnx.ModelProto) -> _Node:
     domain = "" if node.domain == "ai.onnx" else node.domain
     kernel = operators.find(node.op_type, domain)
-    if kernel is None or any((function.domain, function.name) == (domain, node.op_type) for function in model.functions):
+    if kernel is None or any(
+        (function.domain, function.name) == (domain, node.op_type) for function in model.functions
+    ):
         full = node.op_type if not domain else f"{domain}.{node.op_type}"
         raise StepError(f"operator {full} cannot be trained here", where=f"node {node.name!r}", remedy=_REMEDY)
     attributes = {attribute.name: _value(onnx.helper.get_attribute_value(attribute)) for attribute in node.attribute}

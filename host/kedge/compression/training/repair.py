@@ -123,9 +123,7 @@ def trained(
             repr((options, schedule, context.plan, context.fixed_batch)),
             "" if context.loss is None else _text(context.loss),
         )
-    outcome = loop.train(
-        parameters, objective, schedule, what=what, checkpoint=checkpoint, progress=context.progress
-    )
+    outcome = loop.train(parameters, objective, schedule, what=what, checkpoint=checkpoint, progress=context.progress)
     _tell(context, what, pool, outcome)
     return student
 
@@ -175,5 +173,3 @@ def _tell(context: Context, what: str, pool: Pool, outcome: loop.Outcome) -> Non
         context.notes.append(f"{what}: the samples that it learnt from judged it too")
     if not outcome.after < outcome.before:
         context.notes.append(f"{what}: nothing better was found; the model is as it was before")
-
-

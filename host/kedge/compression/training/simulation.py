@@ -1,0 +1,177 @@
+"""A plan's precision as training simulates it: which graph is trained, what is done to its weights on the way, and what
+of it stays in the graph that comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+
+from kedge.compression.step import Context
+from kedge.compression.training.network import Hook
+from kedge.compression.training.operators.quantizing import rounded
+from kedge_protocol.errors import LoweringError, StepError
+from kedge_targets.graph import fakequant, layers, preparing, qonnx_nodes, tracing, weight_forms
+from kedge_targets.graph.wiring import Wiring
+from kedge_targets.numerics import Family, Plan, Precision
+
+Array = npt.NDArray[Any]
+Tensor = torch.Tensor
+
+_AT_ONCE = 32
+_PROJECTED_AT_ONCE = {Precision.CODEBOOK4: 1 << 18, Precision.CODEBOOK8: 1 << 17}
+_PROJECTED_OTHERWISE = 1 << 21
+"""Weights of one layer that are brought into their stored form in every step; larger layers take turns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated:
+    """What is trained.
+
+    Attributes:
+        model: the graph, perhaps with ``Quant`` nodes.
+        hooks: of :class:`kedge.compression.training.network.Network`.
+        stays: the ``Quant`` nodes are part of the result; else they are taken out of it.
+        quantized: whether anything is simulated at all.
+    """
+
+    model: onnx.ModelProto
+    hooks: dict[str, Hook]
+    stays: bool = False
+    quantized: bool = True
+
+
+def simulated(model: onnx.ModelProto, context: Context) -> Simulated:
+    """The graph in the numbers of the context's plan.
+
+    Raises:
+        StepError: ranges or weights that cannot be quantized; says the tensor.
+    """
+    plan = context.plan
+    families = {precision.family for precision in plan.precisions}
+    try:
+        if qonnx_nodes.is_quantized(model):
+            return Simulated(model=model, hooks={}, stays=True)
+        if Family.FABRIC in families:
+            return _fabric(model, context)
+        if families & {Family.STATIC, Family.DYNAMIC}:
+            return _integers(model, context)
+        if Family.WEIGHTS in families:
+            return Simulated(model=model, hooks=dict(_stored_small(model, plan, context.seed)))
+    except LoweringError as error:
+        raise StepError(error.what, where=error.where, remedy=error.remedy) from error
+    return Simulated(model=model, hooks={}, quantized=False)
+
+
+def _samples(context: Context) -> Iterator[dict[str, Array]]:
+    return context.samples.batches(1 if context.fixed_batch else _AT_ONCE)
+
+
+def _fabric(model: onnx.ModelProto, context: Context) -> Simulated:
+    """Batch normalization is fused first: what logic computes is the fused layer, and its ``Quant`` nodes stay."""
+    context.workdir.mkdir(parents=True, exist_ok=True)
+    made = preparing.prepared(model, context.workdir / "prepared.onnx", quantized=True)
+    plan = _followed(context.plan, model, made)
+    found = fakequant.calibrated(made, plan, _samples(context))
+    return Simulated(model=fakequant.inserted(made, plan, found), hooks={}, stays=True)
+
+
+def _followed(plan: Plan, before: onnx.ModelProto, after: onnx.ModelProto) -> Plan:
+    left: dict[str, Precision] = {}
+    for name, precision in plan.layers.items():
+        for now in tracing.followed([name], before, after):
+            # Where a fused node stems from several, a layer with a precision of its own decides.
+            if now not in left or precision is not plan.default:
+                left[now] = precision
+    return dataclasses.replace(plan, layers=left)
+
+
+def _integers(model: onnx.ModelProto, context: Context) -> Simulated:
+    """Activations by ``Quant`` nodes whose steps learn; weights as every backend rounds them afterwards, by their
+    largest value: a step that had been learnt would be lost on the way to it."""
+    found = fakequant.calibrated(model, context.plan, _samples(context))
+    made = fakequant.inserted(model, context.plan, found)
+    wiring = Wiring(made)
+    hooks: dict[str, Hook] = {}
+    for node in [node for node in made.graph.node if node.op_type == "Quant"]:
+        weight, steps, bits = (wiring.constant(name) for name in (node.input[0], node.input[1], node.input[3]))
+        if weight is None or steps is None or bits is None:
+            continue
+        axis = next((index for index, size in enumerate(steps.shape) if size > 1), None)
+        hooks[node.input[0]] = _by_largest(axis, 2.0 ** (float(bits) - 1) - 1)
+        for reader in made.graph.node:
+            for index, name in enumerate(reader.input):
+                if name == node.output[0]:
+                    reader.input[index] = node.input[0]
+        made.graph.node.remove(node)
+    return Simulated(model=made, hooks=hooks)
+
+
+def _by_largest(axis: int | None, highest: float) -> Hook:
+    def hook(weight: Tensor) -> Tensor:
+        magnitude = weight.detach().abs()
+        if axis is None:
+            largest = magnitude.max()
+        else:
+            largest = magnitude.amax([index for index in range(weight.ndim) if index != axis], keepdim=True)
+        step = torch.where(largest > 0, largest / highest, torch.ones_like(largest))
+        return rounded(weight / step) * step
+
+    return hook
+
+
+def _stored_small(model: onnx.ModelProto, plan: Plan, seed: int) -> Iterator[tuple[str, Hook]]:
+    wiring = Wiring(model)
+    for layer in layers.layers(model, wiring):
+        precision = plan.layers.get(layer.name, plan.default)
+        if layer.weight is None or precision.family is not Family.WEIGHTS:
+            continue
+        yield layer.weight, _Projection(precision, layer.axis or 0, plan, seed, layer.size)
+
+
+class _Projection:
+    """A weight brought into its stored form, straight through for the gradient. Large layers keep what they were
+    brought to for some steps; where nothing is learnt they are always up to date."""
+
+    def __init__(self, precision: Precision, axis: int, plan: Plan, seed: int, size: int) -> None:
+        self._precision, self._axis, self._plan, self._seed = precision, axis, plan, seed
+        self._every = 1 + size // _PROJECTED_AT_ONCE.get(precision, _PROJECTED_OTHERWISE)
+        self._age = 0
+        self._made: Tensor | None = None
+        self._of: Tensor | None = None
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        values = weight.detach()
+        if torch.is_grad_enabled():
+            self._age += 1
+            due = self._made is None or self._age >= self._every
+        else:
+            due = self._of is None or not torch.equal(self._of, values)
+        if due or self._made is None:
+            self._made = torch.from_numpy(self._projected(values.numpy()))
+            self._of, self._age = values.clone(), 0
+        return weight + (self._made - values)
+
+    def _projected(self, values: Array) -> Array:
+        made = weight_forms.simulated(
+            values,
+            self._precision,
+            axis=self._axis,
+            group_size=self._plan.group_size,
+            asymmetric=self._plan.asymmetric_weights,
+            seed=self._seed,
+        )
+        return np.ascontiguousarray(made)
+
+
+def plain(made: onnx.ModelProto, context: Context) -> onnx.ModelProto:
+    """The graph without ``Quant`` nodes; the ranges that were learnt go to the context."""
+    graph, learnt = fakequant.removed(made)
+    context.ranges.update(learnt)
+    return graph
