@@ -14,7 +14,8 @@ from kedge_targets.numerics import RangeMethod
 Counts = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
-_ENDS = 128  # places of an end that are tried, evenly over the histogram
+_COARSE, _FINE = 64, 8
+"""Places of an end that are tried, evenly over the histogram, and then on each side of the best."""
 _EPSILON = 1e-9
 
 
@@ -97,28 +98,32 @@ def _searched(edges: Array, cost: Callable[[int, int], float]) -> tuple[float, f
     bins = len(edges) - 1
     # Both ends stay on their side of 0: the bin with 0 is never cut.
     zero = int(np.searchsorted(edges, 0.0))
-    lows = np.unique(np.linspace(0, max(0, zero - 1), _ENDS).astype(int)) if edges[0] < 0.0 else np.zeros(1, dtype=int)
-    highs = (
-        np.unique(np.linspace(min(zero + 1, bins), bins, _ENDS).astype(int)) if edges[-1] > 0.0 else np.array([bins])
-    )
+    lowest = max(0, zero - 1) if edges[0] < 0.0 else 0
+    highest = min(zero + 1, bins) if edges[-1] > 0.0 else bins
     start, stop = 0, bins
-    if len(highs) > 1:
-        stop = _least(highs, lambda end: cost(start, end), stop)
-    if len(lows) > 1:
-        start = _least(lows, lambda end: cost(end, stop), start)
-        if len(highs) > 1:
-            stop = _least(highs, lambda end: cost(start, end), stop)
+    for _ in range(2 if lowest > 0 else 1):
+        stop = _least(highest, bins, lambda end: cost(start, end), stop)  # noqa: B023 -- called at once
+        start = _least(0, lowest, lambda end: cost(end, stop), start)  # noqa: B023
     return min(0.0, float(edges[start])), max(0.0, float(edges[stop]))
 
 
-def _least(ends: Array, cost: Callable[[int], float], otherwise: int) -> int:
-    """Of ends that cost the same the widest, which is the one that stands: what is not cut off cannot be missed."""
-    best, least = otherwise, cost(otherwise)
-    for end in ends:
-        value = cost(int(end))
+def _least(first: int, last: int, cost: Callable[[int], float], otherwise: int) -> int:
+    """The place of least cost: of some evenly between first and last, then of those about the best. Of places that cost
+    the same ``otherwise`` stands, which is the widest: what is not cut off cannot be missed."""
+    if first >= last:
+        return otherwise
+    step = max(1, -(-(last - first) // _COARSE))
+    best = _best(range(first, last + 1, step), cost, otherwise, cost(otherwise))
+    fine = range(max(first, best[0] - step), min(last, best[0] + step) + 1, max(1, -(-step // _FINE)))
+    return _best(fine, cost, *best)[0]
+
+
+def _best(places: range, cost: Callable[[int], float], best: int, least: float) -> tuple[int, float]:
+    for place in places:
+        value = cost(place)
         if value < least:
-            best, least = int(end), value
-    return best
+            best, least = place, value
+    return best, least
 
 
 def _divergence(counts: Counts, start: int, stop: int, levels: int) -> float:
