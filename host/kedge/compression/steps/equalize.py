@@ -1,0 +1,221 @@
+"""Equalization: channels of unlike size are evened out between layers, so that few levels serve all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.compression import equalization
+from kedge.compression.equalization import Joint, Weights
+from kedge.compression.step import Context, Step
+from kedge.options import Option
+from kedge_protocol.errors import ConfigError, StepError
+from kedge_targets.graph import library
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = npt.NDArray[Any]
+
+_SETTLED = 1e-3
+_AT_ONCE = 8
+"""Samples that the graph runs on together."""
+_FLOOR = 1e-3
+"""Of the largest channel: a channel below it is treated as one of this size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualizeOptions:
+    """What is evened out, and how far."""
+
+    weights: Annotated[bool, Option("Even out the weights of layers that follow each other, without data.")] = True
+    activations: Annotated[bool, Option("Move outliers of activations into the weights behind them.")] = True
+    strength: Annotated[float, Option("How much of an activation's spread moves into the weights, from 0 to 1.")] = 0.7
+    spread: Annotated[float, Option("Largest over median channel from which an activation is treated.")] = 3.0
+    multiply: Annotated[bool, Option("Put a multiplication in where no layer before can take the factors.")] = True
+    rounds: Annotated[int, Option("Passes over the layers at most, for their weights.")] = 20
+    samples: Annotated[int, Option("Calibration samples at most that activations are observed on.")] = 128
+
+
+class Equalize(Step[EqualizeOptions]):
+    """Cross-layer equalization (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+    Correction", ICCV 2019) and migration of activations' outliers (Xiao et al., "SmoothQuant", ICML 2023). In float
+    the graph computes the same."""
+
+    name: ClassVar[str] = "equalize"
+    Options = EqualizeOptions
+
+    def apply(self, model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
+        """See :class:`kedge.compression.step.Step`. BatchNormalization behind convolutions is folded first.
+
+        Raises:
+            ConfigError: a strength outside of 0 to 1, or other options without a meaning.
+            StepError: the graph does not run on a sample.
+        """
+        import onnx
+
+        _check(self.options)
+        made = onnx.ModelProto()
+        made.CopyFrom(model)
+        folded = equalization.fold_batch_normalization(made)
+        evened = self._even_weights(made) if self.options.weights else 0
+        moved, added = self._move_outliers(made, context) if self.options.activations else (0, 0)
+        parts = [
+            f"{folded} batch normalizations folded" if folded else "",
+            f"weights evened out at {evened} joints" if evened else "",
+            f"outliers of {moved} activations moved into weights" if moved else "",
+            f"{added} multiplications added" if added else "",
+        ]
+        context.notes.append("equalize: " + (", ".join(filter(None, parts)) or "nothing to even out"))
+        context.figures |= {"equalize.joints": evened, "equalize.activations": moved, "equalize.multiplications": added}
+        return made
+
+    def _even_weights(self, model: onnx.ModelProto) -> int:
+        weights = Weights(model)
+        pairs = [joint for joint in equalization.joints(model, weights) if joint.first is not None]
+        for _ in range(self.options.rounds):
+            furthest = max((_even(joint, weights) for joint in pairs), default=0.0)
+            if furthest < _SETTLED:
+                break
+        return len(pairs)
+
+    def _move_outliers(self, model: onnx.ModelProto, context: Context) -> tuple[int, int]:
+        """How many activations were treated, and how many multiplications added."""
+        weights = Weights(model)
+        found = list(equalization.joints(model, weights))
+        if not found:
+            return 0, 0
+        seen = _observed(model, found, context, self.options.samples)
+        moved = added = 0
+        for joint in found:
+            sizes = seen[joint.activation]
+            median = float(np.median(sizes))
+            if not joint.absorbing and not self.options.multiply:
+                continue
+            if float(sizes.max()) < self.options.spread * median or not sizes.any():
+                continue
+            behind = _behind(joint, weights)
+            factors = _balanced(sizes, behind, self.options.strength)
+            moved += 1
+            for reader in joint.readers:
+                weights.multiply(reader.weight, reader.axis, factors)
+            for name, axis in joint.absorbing:
+                weights.multiply(name, axis, 1 / factors)
+            if not joint.absorbing:
+                _multiply(model, joint, weights, factors)
+                added += 1
+        return moved, added
+
+
+def _check(options: EqualizeOptions) -> None:
+    for wrong, name, remedy in (
+        (not 0 <= options.strength <= 1, "strength", "Give a number from 0 to 1; 0.5 to 0.8 are usual"),
+        (options.spread < 1, "spread", "Give 1 to treat every activation, more for outliers only"),
+        (options.rounds < 1, "rounds", "Give 1 or more"),
+        (options.samples < 1, "samples", "Give 1 or more"),
+    ):
+        if wrong:
+            raise ConfigError(f"{name} = {getattr(options, name)!r} has no meaning", where="equalize", remedy=remedy)
+
+
+def _behind(joint: Joint, weights: Weights) -> Array:
+    """The largest weight of each channel in the layers that read it."""
+    values = [(weights.own(reader.weight), reader.axis) for reader in joint.readers]
+    largest: Array = np.max(
+        [equalization.ranges_along(value, axis) for value, axis in values if value is not None], axis=0
+    )
+    return largest
+
+
+def _even(joint: Joint, weights: Weights) -> float:
+    """Give the weights before and behind a joint the same range in each channel; how far they were apart."""
+    if joint.first is None:
+        return 0.0
+    value = weights.own(joint.first[0])
+    if value is None:
+        return 0.0
+    before, behind = equalization.ranges_along(value, joint.first[1]), _behind(joint, weights)
+    alive = (before > 0) & (behind > 0)
+    factors = np.ones_like(before)
+    factors[alive] = np.sqrt(before[alive] / behind[alive])
+    for name, axis in joint.absorbing:
+        weights.multiply(name, axis, 1 / factors)
+    for reader in joint.readers:
+        weights.multiply(reader.weight, reader.axis, factors)
+    return float(np.abs(factors - 1).max())
+
+
+def _balanced(sizes: Array, behind: Array, strength: float) -> Array:
+    """The factors that activations are divided by; their geometric mean is 1."""
+    sizes = np.maximum(sizes, _FLOOR * sizes.max()).astype(np.float64)
+    behind = np.maximum(behind, _FLOOR * max(float(behind.max()), 1e-30)).astype(np.float64)
+    logs = strength * np.log(sizes) - (1 - strength) * np.log(behind)
+    factors: Array = np.exp(logs - logs.mean()).astype(np.float32)
+    return factors
+
+
+def _multiply(model: onnx.ModelProto, joint: Joint, weights: Weights, factors: Array) -> None:
+    from onnx import helper
+
+    inverse = (1 / factors).astype(np.float32)
+    readers = {reader.layer.name for reader in joint.readers}
+    operators = {reader.layer.operator for reader in joint.readers}
+    if operators == {"Conv"}:
+        rank = next(len(value.shape) for reader in joint.readers if (value := weights.own(reader.weight)) is not None)
+        shape = [1] * rank
+        shape[1] = inverse.size
+        inverse = inverse.reshape(shape)
+    constant = weights.add(f"{joint.activation}_evened_by", inverse)
+    output = f"{joint.activation}_evened"
+    node = helper.make_node("Mul", [joint.activation, constant], [output], name=output)
+    first = next(index for index, one in enumerate(model.graph.node) if one.name in readers)
+    for one in model.graph.node:
+        if one.name in readers:
+            for index, name in enumerate(one.input):
+                if name == joint.activation:
+                    one.input[index] = output
+    model.graph.node.insert(first, node)
+
+
+def _observed(model: onnx.ModelProto, joints: Sequence[Joint], context: Context, limit: int) -> dict[str, Array]:
+    """The largest magnitude in each channel of each joint's activation."""
+    import onnx
+
+    watched = {joint.activation: joint.axis for joint in joints}
+    given = {value.name for value in model.graph.input}
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    known = {value.name for value in probe.graph.output}
+    fetched = [name for name in watched if name not in given]
+    for name in fetched:
+        if name not in known:
+            probe.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    session = library.load().InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: dict[str, Array] = {}
+    for feed in _batches(context, limit):
+        try:
+            answers = dict(zip(fetched, session.run(fetched, feed) if fetched else [], strict=True))
+        except Exception as error:  # the library's errors have no common base but Exception
+            raise StepError(
+                f"the graph does not run on the calibration samples: {library.reason_of(error)}", where="equalize"
+            ) from error
+        for name, axis in watched.items():
+            sizes = equalization.ranges_along(np.asarray(answers.get(name, feed.get(name))), axis)
+            found[name] = np.maximum(found[name], sizes) if name in found else sizes
+    if not found:
+        raise StepError("there are no calibration samples", where="equalize", remedy="Give at least one")
+    return found
+
+
+def _batches(context: Context, limit: int) -> Iterator[dict[str, Array]]:
+    done = 0
+    size = 1 if context.fixed_batch else min(_AT_ONCE, limit)
+    for feed in context.samples.batches(size):
+        if done >= limit:
+            return
+        done += len(next(iter(feed.values())))
+        yield feed
