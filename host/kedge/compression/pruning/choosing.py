@@ -111,7 +111,8 @@ def by_harm(harm: Mapping[Group, Sequence[tuple[int, float]]], reached: Reached,
                 won = reached({**kept, group: left}) - now
                 if won <= 0:
                     continue
-                price = max(0.0, error - before) / won
+                # What goes beyond the share is worth nothing.
+                price = max(0.0, error - before) / min(won, ratio - now)
                 if best is None or price < best[0]:
                     best = (price, group, further)
         if best is None:

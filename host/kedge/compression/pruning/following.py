@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 _CONTRIBUTED = frozenset({"Gelu", "FastGelu", "QuickGelu", "BiasGelu", "SimplifiedLayerNormalization"})
 
 
-def followed(model: onnx.ModelProto) -> Scope:
+def followed(model: onnx.ModelProto, example: shapes.Example | None = None) -> Scope:
     """Follow the channels of a graph whose constants are folded (:func:`kedge.compression.pruning.folding.folded`).
+
+    Args:
+        example: see :func:`kedge.compression.pruning.shapes.observed`.
 
     Raises:
         UnsupportedOperatorError, ModelError: ONNX Runtime does not load the graph.
     """
     from kedge_targets.graph import nodes
 
-    scope = Scope(model, shapes.observed(model))
+    scope = Scope(model, shapes.observed(model, example))
     for node in model.graph.node:
         _lengths_carried(node, scope)
         made = _applied(node, scope)

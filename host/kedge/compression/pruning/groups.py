@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import enum
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kedge.compression.pruning import folding, following
+from kedge.compression.pruning import folding, following, unsharing
 from kedge.compression.pruning.scope import Place, Scope
+from kedge.compression.pruning.shapes import Example
 from kedge.compression.pruning.tracking import Ids
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Structure:
     """A graph and what can be cut from it.
 
     Attributes:
-        model: the graph, constants folded.
+        model: the graph, constants folded and masks made for each reader.
         groups: in the graph's order.
         scope: how the channels travel; for :func:`kedge.compression.pruning.surgery.cut`.
         roots: number of a channel → the number that stands for all that goes with it.
@@ -74,6 +75,14 @@ class Structure:
         """The groups of these kinds."""
         return tuple(group for group in self.groups if group.kind in kinds)
 
+    def alive(self, removed: Iterable[tuple[Group, Iterable[int]]]) -> npt.NDArray[np.bool_]:
+        """For each number whether it is left without some channels, given as groups with indices of their channels."""
+        gone = np.zeros(self.scope.tracker.count, dtype=bool)
+        for group, indices in removed:
+            gone[group.roots[list(indices)]] = True
+        left: npt.NDArray[np.bool_] = ~gone[self.roots]
+        return left
+
     def weight(self, place: Place) -> npt.NDArray[Any]:
         """The constant of a place, that axis moved to the front."""
         from onnx import numpy_helper
@@ -82,14 +91,18 @@ class Structure:
         return np.moveaxis(value.astype(np.float32), place[1], 0)
 
 
-def structure(model: onnx.ModelProto) -> Structure:
+def structure(model: onnx.ModelProto, example: Example | None = None) -> Structure:
     """Find what can be cut from a graph; the given one is not changed.
+
+    Args:
+        example: see :func:`kedge.compression.pruning.shapes.observed`.
 
     Raises:
         UnsupportedOperatorError, ModelError: ONNX Runtime does not load the graph.
     """
     simple = folding.folded(model)
-    scope = following.followed(simple)
+    unsharing.unshare(simple)
+    scope = following.followed(simple, example)
     roots, held = scope.tracker.solved()
     places: dict[int, dict[Place, Ids]] = defaultdict(dict)
     for name in scope.constants:

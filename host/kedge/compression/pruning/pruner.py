@@ -72,19 +72,23 @@ def prune(model: onnx.ModelProto, context: Context, how: How) -> onnx.ModelProto
         UnsupportedOperatorError, ModelError: ONNX Runtime does not load the graph.
     """
     how.check()
-    found = structure(model)
+    example = {name: array.shape for name, array in next(context.samples.batches(1)).items()}
+    found = structure(model, example)
     before = counting.parameters(found.model), counting.operations(found.scope)
     first = {group.name: group.size for group in _groups(found, how)}
+    # A group of which one channel is left is no group any more.
+    left = dict.fromkeys(first, 1)
+    operations = before[1]
     made = model
     for number in range(how.rounds):
         if number:
-            found = structure(made)
+            found = structure(made, example)
         removed = _chosen(found, context, how, first, how.ratio * (number + 1) / how.rounds, before[1])
+        left |= {group.name: group.size - len(channels) for group, channels in removed.items()}
+        operations = counting.operations(found.scope, found.alive(removed.items()))
         if any(removed.values()):
             made = surgery.cut(found, removed.items())
-    left = structure(made)
-    after = counting.parameters(left.model), counting.operations(left.scope)
-    _tell(context, how, first, {group.name: group.size for group in left.groups}, before, after)
+    _tell(context, how, first, left, before, (counting.parameters(made), operations))
     return made
 
 
@@ -120,10 +124,8 @@ def _chosen(
     def reached(kept: Kept) -> float:
         if how.target is Target.CHANNELS:
             return 1 - sum(kept.values()) / sum(first.values())
-        gone = np.zeros(found.scope.tracker.count, dtype=bool)
-        for group, indices in choosing.lowest(scores, kept).items():
-            gone[group.roots[indices]] = True
-        return 1 - counting.operations(found.scope, ~gone[found.roots]) / max(1, operations)
+        alive = found.alive(choosing.lowest(scores, kept).items())
+        return 1 - counting.operations(found.scope, alive) / max(1, operations)
 
     if probe is not None:
         harm = _harm(groups, scores, allowed, probe, context)
@@ -192,8 +194,7 @@ def _tell(
     before: tuple[int, int],
     after: tuple[int, int],
 ) -> None:
-    # A group of which one channel is left is no group any more.
-    changes = {name: (size, left.get(name, 1)) for name, size in first.items()}
+    changes = {name: (size, left[name]) for name, size in first.items()}
     gone = sum(size - now for size, now in changes.values())
     figures = context.figures
     key = f"removed_{how.what}"

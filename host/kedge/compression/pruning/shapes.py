@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from kedge.compression.pruning import running
 from kedge_protocol.errors import ModelError
+from kedge_targets.graph import library
 
 if TYPE_CHECKING:
     import onnx
@@ -32,7 +33,12 @@ _PRIMES: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
 )
 """Lengths that free axes are given, run by run; the batch comes first. Where a graph refuses small ones (a picture
 shrinks to nothing), larger ones are tried."""
+_SMALLEST = (2, 3)
+"""Of the batch alone, where the other axes are as long as a sample's."""
 _MAX_SHAPE_VECTOR = 16
+
+Example = Mapping[str, tuple[int, ...]]
+"""Input → lengths of its axes that are known to do."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,14 @@ class Shapes:
     Attributes:
         lengths: tensor → axis → length in both runs; a tensor that was not seen is missing.
         values: integer tensor of at most 16 numbers (shapes, indices) → its value in both runs.
+        inputs: what the first run was given; empty where nothing ran.
+        varied: whether all free axes differed between the runs; else some that look fixed may be free.
     """
 
     lengths: Mapping[str, tuple[Length, ...]]
     values: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+    inputs: Mapping[str, Array] = field(default_factory=dict)
+    varied: bool = True
 
     def fixed(self, tensor: str, axis: int) -> int | None:
         """The length of an axis; None where it is free or unknown."""
@@ -56,9 +66,13 @@ class Shapes:
         return first if first == second and first > 0 else None
 
 
-def observed(model: onnx.ModelProto) -> Shapes:
+def observed(model: onnx.ModelProto, example: Example | None = None) -> Shapes:
     """Run the graph twice with made-up inputs. What refuses to run is taken from shape inference alone, in which no
     free axis is understood; then less can be pruned, but nothing breaks.
+
+    Args:
+        example: taken for the free axes beside the batch where the graph refuses other lengths: some exporters write
+            the length of their own example into it.
 
     Raises:
         UnsupportedOperatorError, ModelError: ONNX Runtime does not load the graph.
@@ -68,19 +82,21 @@ def observed(model: onnx.ModelProto) -> Shapes:
     session = running.session(model, where="the graph to prune", outputs=names)
     # Outputs that are no tensors cannot be seen, nor need they be.
     seen = [value.name for value in session.get_outputs() if value.type.startswith("tensor(")]
-    for first, second in _PRIMES:
-        runs = []
+    attempts = [([_feeds(inputs, primes) for primes in pair], True) for pair in _PRIMES]
+    if example is not None:
+        attempts.append(([_feeds(inputs, (batch,), example) for batch in _SMALLEST], False))
+    for pair, varied in attempts:
         try:
-            for primes in (first, second):
-                feeds = _feeds(inputs, primes)
-                runs.append(feeds | dict(zip(seen, session.run(seen, feeds), strict=True)))
+            first, second = (feeds | dict(zip(seen, session.run(seen, feeds), strict=True)) for feeds in pair)
         except Exception:  # noqa: BLE001 -- a runtime's errors have no common base; the next lengths may do
             continue
-        return _compared(runs[0], runs[1], model)
+        return replace(_compared(first, second, model), inputs=pair[0], varied=varied)
     return _inferred(model)
 
 
-def _feeds(inputs: Sequence[onnx.ValueInfoProto], primes: Sequence[int]) -> dict[str, Array]:
+def _feeds(
+    inputs: Sequence[onnx.ValueInfoProto], primes: Sequence[int], example: Example | None = None
+) -> dict[str, Array]:
     import onnx
 
     lengths: dict[str, int] = {}
@@ -91,6 +107,9 @@ def _feeds(inputs: Sequence[onnx.ValueInfoProto], primes: Sequence[int]) -> dict
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.dim_value > 0:
                 shape.append(dim.dim_value)
+                continue
+            if axis and example is not None:
+                shape.append(example[value.name][axis])
                 continue
             # The batch of all inputs is one, whatever they call it.
             symbol = "batch" if axis == 0 else dim.dim_param or f"{value.name}[{axis}]"
@@ -141,25 +160,21 @@ def product(lengths: Sequence[Length]) -> Length:
     return math.prod(one for one, _ in lengths), math.prod(other for _, other in lengths)
 
 
-def checked(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
-    """That a pruned graph still runs and gives outputs of the same shapes.
+def check(seen: Shapes, pruned: onnx.ModelProto) -> None:
+    """That a pruned graph loads, runs, and gives outputs of the shapes that the whole graph gave.
 
     Raises:
-        ModelError: it does not; a fault of the pruning, not of the model.
+        UnsupportedOperatorError, ModelError: it does not; a fault of the pruning, not of the model.
     """
-    wanted, have = _outputs(before), _outputs(after)
-    if wanted != have:
-        raise ModelError(
-            f"pruning changed the shapes of the outputs from {wanted} to {have}",
-            remedy="Leave the layers out that are named last in the notes, and tell the makers of Kedge",
-        )
-
-
-def _outputs(model: onnx.ModelProto) -> list[tuple[int, ...]] | None:
-    session = running.session(model, where="the pruned graph")
-    for primes, _ in _PRIMES:
-        try:
-            return [tuple(np.shape(value)) for value in session.run(None, _feeds(model.graph.input, primes))]
-        except Exception:  # noqa: BLE001 -- as above
-            continue
-    return None
+    session = running.session(pruned, where="the pruned graph")
+    if not seen.inputs:
+        return
+    names = [value.name for value in pruned.graph.output]
+    try:
+        made = session.run(names, dict(seen.inputs))
+    except Exception as error:
+        raise ModelError(f"does not run: {library.reason_of(error)}", where="the pruned graph") from error
+    for name, value in zip(names, made, strict=True):
+        wanted = tuple(one for one, _ in seen.lengths[name])
+        if np.shape(value) != wanted:
+            raise ModelError(f"gives {name!r} as {np.shape(value)} instead of {wanted}", where="the pruned graph")

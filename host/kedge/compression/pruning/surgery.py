@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from kedge.compression.pruning import folding, shapes, targets
 from kedge.compression.pruning.groups import Group, Structure
-from kedge.compression.pruning.scope import Scope
+from kedge.compression.pruning.scope import Scope, integers
 from kedge.compression.pruning.targets import Entry
 
 if TYPE_CHECKING:
@@ -32,18 +32,14 @@ def cut(structure: Structure, removed: Iterable[tuple[Group, Iterable[int]]]) ->
 
     from kedge_targets.graph import reading
 
-    gone = np.zeros(structure.scope.tracker.count, dtype=bool)
-    for group, indices in removed:
-        gone[group.roots[list(indices)]] = True
-    alive: Alive = ~gone[structure.roots]
     model = onnx.ModelProto()
     model.CopyFrom(structure.model)
-    _Surgeon(structure.scope, alive, model).operate()
+    _Surgeon(structure.scope, structure.alive(removed), model).operate()
     _drop_dead(model)
     folding.drop_unread(model)
     del model.graph.value_info[:]
     model = reading.infer_shapes(model, where="the pruned graph")
-    shapes.checked(structure.model, model)
+    shapes.check(structure.scope.shapes, model)
     return model
 
 
@@ -173,8 +169,8 @@ class _Surgeon:
             for index in (3, 4):
                 # All four are of one type.
                 if index < len(node.input) and node.input[index]:
-                    values = np.ravel(self._scope.constant(node, index))
-                    node.input[index] = self._constant(node, f"bounds_{index}", [int(value) for value in values])
+                    values = integers(self._scope.constant(node, index)) or []
+                    node.input[index] = self._constant(node, f"bounds_{index}", values)
             return
         kept = [attribute for attribute in node.attribute if attribute.name not in old]
         del node.attribute[:]
@@ -183,7 +179,7 @@ class _Surgeon:
 
     def _present(self, node: onnx.NodeProto, name: str, index: int) -> list[int]:
         if len(node.input) > 1:
-            return [int(value) for value in np.ravel(self._scope.constant(node, index))]
+            return integers(self._scope.constant(node, index)) or []
         return [int(value) for a in node.attribute if a.name == name for value in a.ints]
 
     def _regroup(self, node: onnx.NodeProto) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kedge.compression.pruning.scope import Scope, attribute, integers
-from kedge.compression.pruning.tracking import Ids
+from kedge.compression.pruning.tracking import Ids, same
 
 if TYPE_CHECKING:
     import onnx
@@ -34,18 +34,18 @@ def entries(scope: Scope, node: onnx.NodeProto, axes: Sequence[Ids | None]) -> l
     """
     if all(ids is None for ids in axes):
         return []
-    return _expand(scope, node) if node.op_type == "Expand" else _reshape(scope, node, axes)
+    return _expand(scope, node, axes) if node.op_type == "Expand" else _reshape(scope, node, axes)
 
 
 def _reshape(scope: Scope, node: onnx.NodeProto, axes: Sequence[Ids | None]) -> list[Entry] | None:
     before, after = scope.lengths(node.input[0]), scope.lengths(node.output[0])
     made: list[Entry | None] = []
     for axis, (one, other) in enumerate(after):
-        if one == other:
+        if one == other and (axes[axis] is not None or _is_fixed(scope, node, axis)):
             if one == 0:
                 return None
             made.append(Entry.LENGTH)
-        elif axis < len(before) and before[axis] == (one, other):
+        elif axis < len(before) and before[axis] == (one, other) and _alike(scope, node, axis, axes):
             made.append(Entry.COPY)
         else:
             made.append(None)
@@ -60,14 +60,27 @@ def _reshape(scope: Scope, node: onnx.NodeProto, axes: Sequence[Ids | None]) -> 
     return [entry for entry in made if entry is not None]
 
 
-def _expand(scope: Scope, node: onnx.NodeProto) -> list[Entry] | None:
+def _is_fixed(scope: Scope, node: onnx.NodeProto, axis: int) -> bool:
+    """Whether an axis that looks fixed is fixed: the runs told, or a constant target says so outright."""
+    if scope.shapes.varied:
+        return True
+    return scope.constant(node, 1) is not None and _is_given(scope, node, axis)
+
+
+def _alike(scope: Scope, node: onnx.NodeProto, axis: int, axes: Sequence[Ids | None]) -> bool:
+    """Whether the input's axis at that place will be cut as the output's is."""
+    return same(scope.of(node.input[0])[axis], axes[axis])
+
+
+def _expand(scope: Scope, node: onnx.NodeProto, axes: Sequence[Ids | None]) -> list[Entry] | None:
     before, after = scope.lengths(node.input[0]), scope.lengths(node.output[0])
     made = []
     for axis, (one, other) in enumerate(after):
         source = axis - len(after) + len(before)
-        if one == other:
+        stays = source >= 0 and before[source] == (one, other)
+        if one == other and not (stays and axes[axis] is None):
             made.append(Entry.LENGTH)
-        elif source >= 0 and before[source] == (one, other):
+        elif stays:
             made.append(Entry.KEEP)
         elif _is_given(scope, node, axis):
             made.append(Entry.GIVEN)
