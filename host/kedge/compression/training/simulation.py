@@ -69,8 +69,14 @@ def simulated(model: onnx.ModelProto, context: Context) -> Simulated:
     return Simulated(model=model, hooks={}, quantized=False)
 
 
-def _samples(context: Context) -> Iterator[dict[str, Array]]:
-    return context.samples.batches(1 if context.fixed_batch else _AT_ONCE)
+@dataclass(frozen=True)
+class _Samples:
+    """The context's samples, as often as they are asked for: some ranges take two passes."""
+
+    context: Context
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        return self.context.samples.batches(1 if self.context.fixed_batch else _AT_ONCE)
 
 
 def _fabric(model: onnx.ModelProto, context: Context) -> Simulated:
@@ -78,7 +84,7 @@ def _fabric(model: onnx.ModelProto, context: Context) -> Simulated:
     context.workdir.mkdir(parents=True, exist_ok=True)
     made = preparing.prepared(model, context.workdir / "prepared.onnx", quantized=True)
     plan = _followed(context.plan, model, made)
-    found = fakequant.calibrated(made, plan, _samples(context))
+    found = fakequant.calibrated(made, plan, _Samples(context))
     return Simulated(model=fakequant.inserted(made, plan, found), hooks={}, stays=True)
 
 
@@ -95,7 +101,7 @@ def _followed(plan: Plan, before: onnx.ModelProto, after: onnx.ModelProto) -> Pl
 def _integers(model: onnx.ModelProto, context: Context) -> Simulated:
     """Activations by ``Quant`` nodes whose steps learn; weights as every backend rounds them afterwards, by their
     largest value: a step that had been learnt would be lost on the way to it."""
-    found = fakequant.calibrated(model, context.plan, _samples(context))
+    found = fakequant.calibrated(model, context.plan, _Samples(context))
     made = fakequant.inserted(model, context.plan, found)
     wiring = Wiring(made)
     hooks: dict[str, Hook] = {}
