@@ -167,6 +167,8 @@ class Session(abc.ABC):
     detail: str = ""
     """What really runs the model here, in words (``… on the CPU, because …``); empty where the runtime's name says
     it all. Status shows it."""
+    figures: Mapping[str, float] = {}
+    """What was measured of it on this device once and for all (``samples_per_second``); telemetry shows it."""
 
     @abc.abstractmethod
     def run(self, inputs: list[Array]) -> list[Array]:
@@ -182,6 +184,9 @@ class Runtime(abc.ABC):
 
     distributions: tuple[str, ...]
     """Installed distributions that can run it, in order of preference."""
+
+    exact: bool = False
+    """Whether every kernel set, and the device, computes the very same numbers: golden vectors allow no deviation."""
 
     @property
     @abc.abstractmethod

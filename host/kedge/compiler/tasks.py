@@ -210,7 +210,10 @@ def make_golden(request: GoldenRequest, progress: Progress) -> GoldenAnswer:
     finally:
         for executor in executors:
             executor.close()
-    allowed = choosing.tolerances(runs, picked, specs, eight_bits=request.eight_bits)
+    if registry.runtime(request.program.backend).exact:
+        allowed = {spec.name: golden.Tolerance(0.0, 0.0) for spec in specs}
+    else:
+        allowed = choosing.tolerances(runs, picked, specs, eight_bits=request.eight_bits)
     vectors = golden.Golden(chosen, {name: value[picked] for name, value in runs[0].items()}, allowed)
     with _disk():
         golden.save(vectors, Path(request.file))

@@ -155,21 +155,20 @@ def quant_average_pool(context: Context) -> Operation:
 
 
 def global_average_pool(context: Context) -> Operation:
-    """``GlobalAveragePool``: the sum, exact, times one over its count in float32, as the fabric has it (FINN makes an
-    integer accumulator and a multiplication of it)."""
+    """``GlobalAveragePool``: the sum, exact, over its count in float32, as ONNX Runtime has it."""
     value = context.integers()
     if len(value.shape) != 3:
         context.refuse(f"it pools {value.shape}, an image was expected")
     area = value.shape[1] * value.shape[2]
     dtype = context.carrier(max(abs(value.low), abs(value.high)) * area)
     context.made(Value(shape=context.sample_shape(), integer=False))
-    name, output, share = context.node.inputs[0], context.output, np.float32(1.0 / area)
+    name, output, count = context.node.inputs[0], context.output, np.float32(area)
 
     def bind(space: Space) -> None:
         array, made = space.as_type(plain(space, name, value), dtype), space.new(output)
         total = made if dtype == made.dtype else space.scratch(made.shape, dtype)
         space.step(np.add.reduce, array, axis=(2, 3), keepdims=True, out=total)
-        space.step(np.multiply, total, share, out=made, casting="same_kind")
+        space.step(np.divide, total, count, out=made, casting="same_kind")
 
     return bind
 

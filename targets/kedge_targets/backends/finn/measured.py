@@ -1,0 +1,52 @@
+"""What FINN's throughput test said of a bitfile on this device, kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from kedge_protocol import codec, digest
+from kedge_protocol.errors import KedgeError, StorageError
+
+
+class Kept:
+    """The figures of one bitfile.
+
+    Args:
+        cache: folder of what backends keep on this device.
+        bitfile: that was measured; by its bytes.
+    """
+
+    def __init__(self, cache: Path, bitfile: Path) -> None:
+        self._path = cache / "finn" / f"throughput-{digest.hex_of(digest.of_file(bitfile))[:32]}.json"
+
+    def read(self) -> dict[str, float] | None:
+        """What was kept; None where there is nothing that can be read."""
+        try:
+            found = codec.loads(self._path.read_bytes(), where=self._path.name)
+        except (OSError, KedgeError):
+            return None
+        whole = isinstance(found, dict) and all(isinstance(value, (int, float)) for value in found.values())
+        return found if whole and "samples_per_second" in found else None
+
+    def write(self, figures: dict[str, float]) -> None:
+        """Keep figures.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self._path.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(codec.encode(figures))
+                Path(name).replace(self._path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    Path(name).unlink()
+                raise
+        except OSError as error:
+            raise StorageError(f"cannot be written: {error.strerror}", where=str(self._path.parent)) from error
