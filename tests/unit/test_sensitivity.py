@@ -142,8 +142,9 @@ def test_little_time_measures_little_and_says_so() -> None:
     told = measure(model, Fed(image=images(200)), list(Precision), limit_samples=200, seconds=0.0)
     assert sum(len(one.sqnr_db) for one in told.layers) == 1
     assert told.samples >= 1
-    assert "the time was up before first: w3a3" in told.left_out[0]
-    assert told.left_out[1].startswith(f"the time was up after {told.samples} of 200")
+    assert told.left_out[0] == "ranges of activations are those of 1 of 200 samples"
+    assert "the time was up before first: w3a3" in told.left_out[1]
+    assert told.left_out[2] == f"the time was up after {told.samples} of 200 samples"
 
 
 def test_a_fixed_batch_and_one_sample() -> None:

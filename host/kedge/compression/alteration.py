@@ -60,21 +60,22 @@ class Alteration:
         """The precisions that a layer can have, small to large."""
         return [precision for precision in self._precisions if self._can(layer, precision)]
 
+    @property
+    def passes(self) -> int:
+        """How often :meth:`observe` reads the samples; 0 where it has nothing to find."""
+        if not self._observed():
+            return 0
+        return 2 if any(_method(precision) is not RangeMethod.MIN_MAX for precision in self._precisions) else 1
+
     def observe(self, samples: Iterable[Mapping[str, Array]]) -> None:
         """Find the ranges of activations.
 
         Raises:
             See :func:`kedge_targets.graph.ranges.observe`.
         """
-        tensors = list(
-            dict.fromkeys(
-                one.tensor for placed in self._quantizers.values() for one in placed.values() if not one.dynamic
-            )
-        )
-        if not tensors:
+        if not self.passes:
             return
-        counts = any(_method(precision) is not RangeMethod.MIN_MAX for precision in self._precisions)
-        found = ranges.histograms(self._model, samples, tensors, counts=counts)
+        found = ranges.histograms(self._model, samples, self._observed(), counts=self.passes > 1)
         self._ranges = {
             precision: {
                 name: found[name].range(
@@ -148,6 +149,10 @@ class Alteration:
         bits, axis = how
         scales = rounding.weight_scales(value, bits=bits, axis=axis, method=style.weight_method)
         return rounding.fake_quantized(value, scales, 0, *rounding.bounds(bits, signed=True, narrow=True), axis)
+
+    def _observed(self) -> list[str]:
+        placed = (one for each in self._quantizers.values() for one in each.values() if not one.dynamic)
+        return list(dict.fromkeys(one.tensor for one in placed))
 
     def _placed(self, precision: Precision) -> dict[str, Quantizer]:
         """Of each layer's activations, were all layers in this precision."""

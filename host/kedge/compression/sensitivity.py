@@ -37,6 +37,8 @@ LARGEST_DB = 150.0
 _CHUNK_BYTES = 192 << 20
 """Of tensors between the layers that are held at once."""
 _MAX_CHUNK = 64
+_FOR_RANGES = 0.4
+"""Share of the time that finding ranges may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +112,10 @@ def measure(
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="kedge-") as scratch:
         run = _Run(model, precisions, quantized, group_size, asymmetric_weights, seed, Path(scratch))
-    run.observe(_Limited(samples, limit_samples))
-    return run.measure(_Limited(samples, limit_samples), labels, end=end, progress=progress or _unheard)
+    limited = _Limited(samples, limit_samples)
+    run.begin(limited, labels)
+    run.observe(limited, seconds=_FOR_RANGES * (end - time.monotonic()))
+    return run.measure(limited, labels, end=end, progress=progress or _unheard)
 
 
 def _unheard(what: str, done: int, total: int) -> None:
@@ -124,6 +128,10 @@ class _Limited:
     def __init__(self, samples: SampleSet, limit: int) -> None:
         self._samples = samples
         self.samples = min(samples.samples, limit)
+
+    def first(self, count: int) -> _Limited:
+        """Of these the first."""
+        return _Limited(self._samples, min(self.samples, count))
 
     def batches(self, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
         """Index of the first sample, and the arrays."""
@@ -210,6 +218,7 @@ class _Run:
             if layer.weight is not None and (value := wiring.constant(layer.weight)) is not None
         }
         self._at_once = batch.size(self._made)
+        self._took, self._held, self._kind = 0.0, 0, metric.Kind.COSINE
         self._segments: Segments = Segments(self._made, [layer for _, layer in self._layers], weights)
         self._alteration = Alteration(
             self._made,
@@ -221,18 +230,38 @@ class _Run:
             seed=seed,
         )
 
-    def observe(self, samples: _Limited) -> None:
+    def begin(self, samples: _Limited, labels: Array | None) -> None:
+        """Run one sample, to see how long that takes and what the outputs are."""
         if not samples.samples:
             raise DatasetError(
                 "there is no sample to measure on", where="calibration", remedy="Give at least one sample"
             )
-        self._alteration.observe(samples)
+        _, feeds = next(samples.batches(1))
+        self._segments.run(feeds)  # makes the sessions
+        began = time.monotonic()
+        made = self._segments.run(feeds)
+        self._took = max(1e-6, time.monotonic() - began)
+        self._held = sum(array.nbytes for array in made.values())
+        outputs = {name: made[name] for name in self._segments.outputs}
+        self._kind = metric.choose(None, labelled=labels is not None, outputs=outputs).kind
+        if labels is not None:
+            metric.check_labels(labels[:1], next(iter(outputs.values())), where="calibration")
+
+    def observe(self, samples: _Limited, *, seconds: float) -> None:
+        """Find the ranges of activations, on as many samples as there is time for."""
+        passes = self._alteration.passes
+        if not passes:
+            return
+        affordable = max(1, int(seconds / self._took / passes))
+        if affordable < samples.samples:
+            self.left_out.append(f"ranges of activations are those of {affordable} of {samples.samples} samples")
+        self._alteration.observe(samples.first(affordable))
 
     def measure(
         self, samples: _Limited, labels: Array | None, *, end: float, progress: Callable[[str, int, int], None]
     ) -> Sensitivity:
         wanted = [(name, layer, precision) for name, layer in self._layers for precision in self._alteration.of(layer)]
-        size, kind = self._first(next(samples.batches(1))[1], labels, len(wanted), end - time.monotonic())
+        size, kind = self._size(len(wanted), end - time.monotonic()), self._kind
         sums = _Sums()
         missing: list[str] = []
         for start, feeds in samples.batches(size):
@@ -256,24 +285,13 @@ class _Run:
             self.left_out.append(f"the time was up after {sums.samples} of {samples.samples} samples")
         return self._told(sums, kind)
 
-    def _first(
-        self, feeds: dict[str, Array], labels: Array | None, figures: int, seconds: float
-    ) -> tuple[int, metric.Kind]:
-        """How many samples to take at once, and the metric: one sample is run to see."""
-        self._segments.run(feeds)  # makes the sessions
-        began = time.monotonic()
-        made = self._segments.run(feeds)
-        took = time.monotonic() - began
-        outputs = {name: made[name] for name in self._segments.outputs}
-        kind = metric.choose(None, labelled=labels is not None, outputs=outputs).kind
-        if labels is not None:
-            metric.check_labels(labels[:1], next(iter(outputs.values())), where="calibration")
+    def _size(self, figures: int, seconds: float) -> int:
+        """How many samples to take at once."""
         if self._at_once == 1:
-            return 1, kind
-        held = sum(array.nbytes for array in made.values())
+            return 1
         # On the way from a layer to the outputs lies half of the graph, on average.
-        affordable = int(0.7 * seconds / max(1e-6, took * (1 + figures / 2)))
-        return max(1, min(_MAX_CHUNK, _CHUNK_BYTES // max(1, held), affordable)), kind
+        affordable = int(0.7 * seconds / (self._took * (1 + figures / 2)))
+        return max(1, min(_MAX_CHUNK, _CHUNK_BYTES // max(1, self._held), affordable))
 
     def _part(self, feeds: dict[str, Array], labels: Array | None, kind: metric.Kind) -> _Part:
         return _Part(self._segments, self._alteration, feeds, labels, kind)
