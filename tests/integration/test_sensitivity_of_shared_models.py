@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from tests.support.lowering import Array, Case, ic, kws
+from tests.support.networks import Fed
 
 from kedge.compression.sensitivity import measure
 from kedge_targets.graph import fakequant, layers, library, preparing, qonnx, reading, rounding
 from kedge_targets.numerics import Plan, Precision
-from tests.support.lowering import Array, Case, ic, kws
-from tests.support.networks import Fed
 
 
 def answers(model: onnx.ModelProto, feeds: dict[str, Array]) -> Array:
