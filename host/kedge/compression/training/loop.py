@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,13 @@ from kedge.compression.training.checkpoint import Checkpoint, State
 from kedge_protocol.errors import DivergedError
 
 Array = npt.NDArray[Any]
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 
 _ROUNDS = 24
-_SLOWER = 4.0
+_SLOWER = 5.0
 _RETRIES = 2
+_NOTHING = 1e-9
+"""A loss that leaves nothing to learn."""
 
 
 class Objective(Protocol):
@@ -90,8 +92,9 @@ def train(
     """Train in place.
 
     It is judged now and then on the samples held back; the best state is kept, that which came in among them. Where the
-    loss leaves the numbers it goes back to the best state with a quarter of the learning rate, twice at most. The same
-    parameters, objective and seed give the same bits on the same number of threads, whether it was interrupted or not.
+    loss leaves the numbers, or nothing better is found, it goes back to the best state with a fifth of the learning
+    rate, twice at most. The same parameters, objective and seed give the same bits on the same number of threads,
+    whether it was interrupted or not.
 
     Args:
         what: its name, for messages.
@@ -134,6 +137,9 @@ class _Run:
             except _LeftNumbersError as gone:
                 self._again(state, gone)
                 continue
+            if state.best_loss >= state.before and state.attempt < _RETRIES:
+                self._slower(state)
+                continue
             state.finished = True
             if self._checkpoint is not None:
                 self._checkpoint.save(state)
@@ -162,7 +168,7 @@ class _Run:
             best_loss=before,
             stale=0,
             attempt=0,
-            finished=not self._parameters,
+            finished=not self._parameters or before <= _NOTHING,
             parameters=copies,
             best=copies,
             optimizer=None,
@@ -210,9 +216,8 @@ class _Run:
     def _again(self, state: State, gone: _LeftNumbersError) -> None:
         """Back to the best state, slower; or the end."""
         said = f"the loss was {gone.loss} in epoch {gone.epoch} at learning rate {gone.learning_rate:g}"
-        state.attempt += 1
         self._set(state.best)
-        if state.attempt > _RETRIES:
+        if state.attempt >= _RETRIES:
             if state.best_loss < state.before:
                 self._notes.append(f"{self._what}: {said}, for the last time; what it had learnt before is kept")
                 state.finished = True
@@ -222,9 +227,15 @@ class _Run:
                 where=self._what,
                 remedy="Give a lower learning_rate, or leave this step out; the model is as it was before it",
             )
+        self._notes.append(f"{self._what}: {said}; begun again at {state.learning_rate / _SLOWER:g}")
+        self._slower(state)
+
+    def _slower(self, state: State) -> None:
+        """From the best state on, with steps that are smaller."""
+        self._set(state.best)
+        state.attempt += 1
         state.learning_rate /= _SLOWER
         state.step, state.stale, state.optimizer, state.parameters = 0, 0, None, state.best
-        self._notes.append(f"{self._what}: {said}; begun again at {state.learning_rate:g}")
 
     def _picked(self, step: int) -> Array:
         """Samples of one update: each sample once in an epoch, in an order of the seed's."""

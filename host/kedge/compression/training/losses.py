@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,10 @@ import torch
 from torch.nn import functional
 
 from kedge.compiler.metric import class_scores
+from kedge_targets.graph import attention as attention_rooms
 
 Array = npt.NDArray[Any]
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 
 _TINY = 1e-8
 _SUM = 1e-3
@@ -121,8 +122,7 @@ def values(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Te
 
 
 def attention(student: Tensor, teacher: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of attention maps: as TinyBERT's term (Jiao et al., 2020), which compares them too, on
-    the probabilities.
+    """Kullback-Leibler divergence of attention maps (after Jiao et al., "TinyBERT", 2020, who take the square error).
 
     Args:
         student, teacher: N x heads x queries x keys, rows that sum to one. Where heads were pruned, their means are
@@ -150,27 +150,26 @@ def attention_maps(model: onnx.ModelProto, compared: Sequence[Head]) -> list[str
     ]
 
 
-_BLOCK_ENDS = ("LayerNormalization", "Add", "Relu", "Clip", "HardSwish", "Gelu", "LeakyRelu", "PRelu", "Sigmoid")
+_BLOCK_ENDS = frozenset(
+    {"LayerNormalization", "Add", "Relu", "Clip", "HardSwish", "Gelu", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "Tanh"}
+)
 
 
 def feature_tensors(model: onnx.ModelProto, count: int) -> list[str]:
-    """Up to ``count`` tensors, evenly spread over the depth, at which blocks end: where branches are added, else after
-    activations."""
+    """Up to ``count`` tensors, evenly spread over the depth, at which blocks end: activations, normalizations, and
+    where branches are added."""
     held = {tensor.name for tensor in model.graph.initializer}
     held |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
     outputs = {value.name for value in model.graph.output}
-    made: dict[str, list[str]] = {kind: [] for kind in _BLOCK_ENDS}
-    for node in model.graph.node:
-        if (
-            node.op_type in made
-            and node.output[0] not in outputs
-            and not (node.op_type == "Add" and held & {*node.input})
-        ):
-            made[node.op_type].append(node.output[0])
-    found = max((made["LayerNormalization"], made["Add"]), key=len)
-    if len(found) < 2:
-        order = {node.output[0]: place for place, node in enumerate(model.graph.node) if node.output}
-        found = sorted((name for names in made.values() for name in names), key=order.__getitem__)
+    scores = set(attention_rooms.before_softmax(model))
+    found = [
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type in _BLOCK_ENDS
+        and node.output[0] not in outputs
+        and node.name not in scores
+        and not (node.op_type == "Add" and held & {*node.input})
+    ]
     if len(found) <= count:
         return found
     return [found[round(place)] for place in np.linspace(0, len(found) - 1, count + 1)[1:]]

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from kedge.compression.training.operators.logic import DTYPES
 from kedge_protocol.errors import StepError
 
 Array = npt.NDArray[Any]
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 Hook = Callable[[Tensor], Tensor]
 
 _REMEDY = "Leave this step out of the recipe, or export the model without this operator"
@@ -225,7 +225,7 @@ def _small_constants(model: onnx.ModelProto) -> dict[str, Tensor]:
 
 def _array(proto: onnx.TensorProto) -> Array:
     """A stored tensor in a type that torch has: half floats as float32, numbers of four bits as int8."""
-    array = numpy_helper.to_array(proto)
+    array: Array = numpy_helper.to_array(proto)
     if proto.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
         return array.astype(np.float32)
     if proto.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 import onnx
@@ -36,7 +37,7 @@ class Options(Protocol):
     @property
     def attention_weight(self) -> float: ...
     @property
-    def feature_weight(self) -> float: ...
+    def feature_weight(self) -> float | None: ...
     @property
     def batch(self) -> int: ...
     @property
@@ -64,7 +65,7 @@ def check(options: Options, where: str) -> None:
         "temperature must be above 0": not options.temperature > 0,
         "hard_weight must be from 0 to 1": hard is not None and not 0 <= hard <= 1,
         "attention_weight must not be below 0": not options.attention_weight >= 0,
-        "feature_weight must not be below 0": not options.feature_weight >= 0,
+        "feature_weight must not be below 0": options.feature_weight is not None and not options.feature_weight >= 0,
         "batch must be 1 or more": options.batch < 1,
         "patience must be 1 or more": options.patience < 1,
         "held_back must be from 0 to 0.9": not 0 <= options.held_back <= 0.9,
@@ -151,8 +152,8 @@ def _usual_rate(model: onnx.ModelProto) -> float:
 def _text(reference: str) -> str:
     """The user's loss by what its file says: a checkpoint of another loss is none of this training's."""
     distillation.user_loss(reference)
-    with open(reference.rpartition(":")[0], encoding="utf-8") as file:
-        return file.read() + reference.rpartition(":")[2]
+    path, _, name = reference.rpartition(":")
+    return Path(path).read_text(encoding="utf-8") + name
 
 
 def _tell(context: Context, what: str, pool: Pool, outcome: loop.Outcome) -> None:

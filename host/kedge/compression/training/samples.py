@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from kedge.compression.step import SampleSet
 from kedge_protocol.errors import DatasetError
 
 Array = npt.NDArray[Any]
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 
 MOST_BYTES = 1 << 30
 """What is held in memory; of a larger set only the samples that fit, evenly spread."""

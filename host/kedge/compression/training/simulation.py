@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from kedge_targets.graph.wiring import Wiring
 from kedge_targets.numerics import Family, Plan, Precision
 
 Array = npt.NDArray[Any]
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 
 _AT_ONCE = 32
 _PROJECTED_AT_ONCE = {Precision.CODEBOOK4: 1 << 18, Precision.CODEBOOK8: 1 << 17}

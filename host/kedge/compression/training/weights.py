@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -48,7 +48,7 @@ _LARGEST = 1e4
 """Masks hold minus infinity or as good as; weights never come near."""
 
 
-def trained(model: onnx.ModelProto, constants: dict[str, npt.NDArray[np.generic]]) -> dict[str, Role]:
+def trained(model: onnx.ModelProto, constants: dict[str, npt.NDArray[Any]]) -> dict[str, Role]:
     """The constants that training may change, in the graph's order of use.
 
     Args:
