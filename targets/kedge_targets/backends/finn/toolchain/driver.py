@@ -174,9 +174,12 @@ class Driver:
         from finn.core import onnx_exec as finn_exec
         from qonnx.core import onnx_exec as qonnx_exec
         from qonnx.core.modelwrapper import ModelWrapper
+        from qonnx.util.cleanup import cleanup_model
 
         run = {"qonnx": qonnx_exec.execute_onnx, "finn": finn_exec.execute_onnx}[request["dialect"]]
         model = ModelWrapper(request["model"])
+        if request["dialect"] == "qonnx":
+            model = cleanup_model(model)
         given, answer = model.graph.input[0].name, model.graph.output[0].name
         shape = model.get_tensor_shape(given)
         samples = numpy.load(request["samples"], mmap_mode="r")
@@ -304,7 +307,7 @@ class _Folding:
 
     def found(self, target_fps):
         if target_fps is None:
-            best = self._fastest()
+            best = self._balanced(self._fastest())
             return _Found(best, best, self._tries)
         wanted = max(1, int(self._config_hz / target_fps))
         best = self._fold(wanted)
@@ -341,6 +344,14 @@ class _Folding:
             else:
                 low = middle
         return best
+
+    def _balanced(self, best):
+        """As fast, with no layer faster than the slowest lets it be."""
+        if best.target >= best.cost["max_cycles"]:
+            return best
+        again = self._fold(best.cost["max_cycles"])
+        as_fast = again.fits and again.cost["max_cycles"] <= best.cost["max_cycles"]
+        return again if as_fast and again.cost["total"]["LUT"] < best.cost["total"]["LUT"] else best
 
     def _fold(self, cycles):
         from finn.transformation.fpgadataflow.set_folding import SetFolding
