@@ -9,7 +9,8 @@ and one answer to the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
 ``build``
     ``{"graph", "folder", "board", "clock_mhz", "limits", "target_fps", "input_types", "standalone_thresholds"}`` → see
     :meth:`Driver.build`. ``graph`` is a QONNX file with fixed shapes; ``limits`` are resource → most that may be used;
-    without ``target_fps`` the fastest that fits is looked for; ``input_types`` names FINN's data type of an input (``UINT8``).
+    without ``target_fps`` the fastest that fits is looked for; ``input_types`` names FINN's data type of an input
+    (``UINT8``).
 ``execute``
     ``{"model", "samples", "answers", "dialect"}`` → ``{"samples", "seconds"}``: run a model with the tools' own
     executors, sample by sample (``dialect`` ``qonnx`` or ``finn``); ``samples`` and ``answers`` are ``.npy`` files.
