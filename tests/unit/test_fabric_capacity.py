@@ -18,7 +18,7 @@ LIMITS = {"LUT": 700.0, "BRAM_18K": 70.0, "URAM": 0.0, "DSP": 70.0}
 
 def cost(*layers: tuple[str, int, float], fps: float = 1000.0) -> Cost:
     made = tuple(
-        HardwareLayer(name=name, operator="MVAU_hls", cycles=cycles, resources={**dict.fromkeys(LIMITS, 0.0), "LUT": lut})
+        HardwareLayer(name=name, operator="MVAU", cycles=cycles, resources={**dict.fromkeys(LIMITS, 0.0), "LUT": lut})
         for name, cycles, lut in layers
     )
     slowest = max(made, key=lambda layer: layer.cycles)

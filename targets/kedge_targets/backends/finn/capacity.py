@@ -103,7 +103,7 @@ def require(
         else:
             remedy = f"Ask for at most {_rate(fastest)}, or make this layer smaller"
         raise LoweringError(
-            f"{target_fps:g} frames a second cannot be reached on {board_name}: folded as far as FINN goes, this layer "
+            f"{target_fps:.12g} frames a second cannot be reached on {board_name}: folded as far as FINN goes, this layer "
             f"takes {fold.max_cycles} cycles for a sample, which makes {_rate(fold)}",
             where=f"layer {slow!r}",
             remedy=remedy,
@@ -124,7 +124,7 @@ def _too_large(
     short = max(over, key=lambda name: over[name])
     largest = max(fold.layers, key=lambda layer: layer.resources[short])
     possible = all(fastest.total[name] <= limits[name] for name in limits)
-    wanted = "even its smallest folding" if target_fps is None or not possible else f"{target_fps:g} frames a second"
+    wanted = "even its smallest folding" if target_fps is None or not possible else f"{target_fps:.12g} frames a second"
     what = (
         f"{wanted} takes {fold.total[short]:.0f} {short}, {board_name} has {limits[short] / utilization:.0f}, of which "
         f"{utilization:.0%} may be used; this layer alone takes {largest.resources[short]:.0f}"

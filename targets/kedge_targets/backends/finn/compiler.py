@@ -313,7 +313,9 @@ def _fold_notes(cost: Cost, tries: int, settings: _Settings) -> list[str]:
     shares = ", ".join(
         f"{cost.total[name] / count:.0%} of {name}" for name, count in settings.chip.capacity.items() if count
     )
-    wanted = "the fastest that fits" if settings.target_fps is None else f"for {settings.target_fps:g} frames a second"
+    wanted = (
+        "the fastest that fits" if settings.target_fps is None else f"for {settings.target_fps:.12g} frames a second"
+    )
     return [
         f"folding: {wanted}, {tries} tried; the slowest layer is {cost.bottleneck} with {cost.max_cycles} cycles",
         f"estimated for {settings.board}: {shares}; FIFOs and the shell around the design are not counted",

@@ -29,7 +29,7 @@ _SCRIPT = """\
 #   kedge compile ... --bitfile build/deploy/bitfile/finn-accel.bit
 set -euo pipefail
 cd "$(dirname "$0")"
-: "${{XILINX_VIVADO:?source Vivado's settings64.sh first}}"
+: "${{XILINX_VIVADO:?source the settings64.sh of Vivado first}}"
 command -v finn >/dev/null || {{ echo "finn is not on the PATH: pip install finn-plus=={version}" >&2; exit 1; }}
 finn build {configuration} {model}
 # Driver settings belong beside the bitfile.
