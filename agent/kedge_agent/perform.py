@@ -22,7 +22,9 @@ from kedge_agent.slots import CONFIG_FILE, ModelFolder, model_folders
 from kedge_agent.store import Store
 from kedge_agent.update import actions, events
 from kedge_protocol.bundle.config import BundleConfig
+from kedge_protocol.bundle.layout import Bundle
 from kedge_protocol.errors import BundleError, KedgeError, StorageError, VerificationError
+from kedge_protocol.messages import Latency
 
 log = logging.getLogger(__name__)
 
@@ -69,17 +71,38 @@ def installed_runtimes(distributions: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Proof:
+    """What a proof that held found out.
+
+    Attributes:
+        detail: what really ran the vectors, in words; None where the runtime's name says it all.
+        p50_ms, p95_ms: milliseconds of one call; None where none was timed.
+        calls: how many were.
+    """
+
+    detail: str | None = None
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    calls: int = 0
+
+    def latency(self, bundle: Bundle) -> Latency | None:
+        """As it is reported of this bundle."""
+        entry = bundle.config.entry
+        files = next((layer.digest for layer in bundle.manifest.layers if layer.title == entry), None)
+        if self.p50_ms is None or self.p95_ms is None or files is None:
+            return None
+        return Latency(bundle=bundle.digest, files=files, p50_ms=self.p50_ms, p95_ms=self.p95_ms, calls=self.calls)
+
+
 def prove(
     folder: Path, config: BundleConfig, limits: ProofLimits, cache: Path | None, tell: Callable[[str], None]
-) -> str | None:
+) -> Proof:
     """Let the backend build what it must on this device, then run a slot's golden vectors, both in the worker.
 
     Args:
         cache: keeps what is built; None for the user's own folder.
         tell: is told how far it is, in words.
-
-    Returns:
-        What really ran them, in words; None where the runtime's name says it all.
 
     Raises:
         VerificationError: they do not hold.
@@ -99,10 +122,12 @@ def prove(
         answer = worker.call(PROVE, request, ProveAnswer, deadline=limits.deadline)
     if not answer.holds:
         raise VerificationError(answer.reason)
-    return answer.detail or None
+    if answer.timing is None:
+        return Proof(answer.detail or None)
+    return Proof(answer.detail or None, answer.timing.p50_ms, answer.timing.p95_ms, answer.timing.calls)
 
 
-Prover = Callable[[Path, BundleConfig, ProofLimits, "Path | None", Callable[[str], None]], "str | None"]
+Prover = Callable[[Path, BundleConfig, ProofLimits, "Path | None", Callable[[str], None]], Proof]
 """See :func:`prove`."""
 
 
@@ -258,13 +283,13 @@ class Performer:
                 told = now
                 self._post(events.Proving(action.model, digest_, detail))
 
-        error = detail = None
         try:
             slot = folder.slot(digest_)
-            detail = self._prover(slot.folder, action.bundle.config, self._limits, folder.cache, tell)
+            proof = self._prover(slot.folder, action.bundle.config, self._limits, folder.cache, tell)
         except KedgeError as failure:
-            error = str(failure)
-        self._post(events.Proved(action.model, digest_, error, detail))
+            self._post(events.Proved(action.model, digest_, str(failure)))
+            return
+        self._post(events.Proved(action.model, digest_, None, proof.detail, proof.latency(action.bundle)))
 
     def _switch(self, action: actions.Switch) -> events.Event:
         folder = self._folder(action.model)

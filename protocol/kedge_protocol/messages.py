@@ -57,6 +57,24 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Latency:
+    """What a call of one bundle took on the device that proved it, one call after the other.
+
+    Attributes:
+        bundle: digest of its manifest.
+        files: digest of the file that the runtime opens: two bundles with the same one are as fast.
+        p50_ms, p95_ms: milliseconds of one call with one golden sample (as many as the file takes at once).
+        calls: how many were timed.
+    """
+
+    bundle: str
+    files: str
+    p50_ms: float
+    p95_ms: float
+    calls: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportedModel:
     """One model in the reported state.
 
@@ -72,6 +90,7 @@ class ReportedModel:
         failure: of the latest wanted bundle, if it failed.
         detail: what is waited for; of a model that serves: what really runs it, where the runtime's name does not say
             it all. In words.
+        latency: of ``digest``, measured when it was proved; None from agents before 0.2.
     """
 
     state: ModelState
@@ -85,6 +104,7 @@ class ReportedModel:
     bytes_received: int = 0
     failure: Failure | None = None
     detail: str | None = None
+    latency: Latency | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

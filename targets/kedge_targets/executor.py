@@ -211,6 +211,11 @@ class Executor:
         """What really runs the model here, in words; empty where the runtime's name says it all."""
         return self._session.detail
 
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """What was measured of it on this device once and for all; empty where nothing was."""
+        return self._session.figures
+
     def close(self) -> None:
         """Free the session."""
         self._session.close()

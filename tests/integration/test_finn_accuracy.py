@@ -76,7 +76,7 @@ def block(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
 
 
 def fitted(layers: list[nn.Module], data: tuple[Array, Array, Array, Array], folder: Path, *, epochs: int) -> Trained:
-    train, label, held_out, held_out_label = data
+    train, label, _, _ = data
     net = nn.Sequential(*layers)
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
     images, labels = torch.from_numpy(train), torch.from_numpy(label)

@@ -35,7 +35,7 @@ def installed(tmp_path: Path) -> ModelFolder:
 def proved(folder: ModelFolder, told: list[str], limits: ProofLimits | None = None) -> str | None:
     slot = folder.current()
     assert slot is not None
-    return prove(slot.folder, slot.bundle().config, limits or ProofLimits(), folder.cache, told.append)
+    return prove(slot.folder, slot.bundle().config, limits or ProofLimits(), folder.cache, told.append).detail
 
 
 def test_the_proof_builds_and_the_application_finds_the_engines(gpu: Device, installed: ModelFolder) -> None:

@@ -55,7 +55,6 @@ def export(path: Path) -> None:
 
 
 def _encoder() -> Any:
-    import torch
     from safetensors.torch import load_file
     from torch import nn
 
@@ -174,10 +173,12 @@ def held_out(count: int = 240) -> list[str]:
     return [*_BY_HAND, *itertools.islice(_grammar(1), count)][:count]
 
 
-def calibration(count: int = 64) -> list[str]:
-    """Sentences to calibrate with."""
+def calibration(count: int = 128) -> list[str]:
+    """Sentences to calibrate with, an eighth of them single words."""
     judged = set(held_out(1000))
-    return list(itertools.islice((one for one in _grammar(2) if one not in judged), count))
+    whole = (one for one in _grammar(2) if one not in judged)
+    words = itertools.cycle("|".join(_WORDS[name] for name in ("adjective", "noun", "act")).split("|"))
+    return [next(words) if index % 8 == 7 else next(whole) for index in range(count)]
 
 
 def _grammar(seed: int) -> Iterator[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kedge_agent import memory
-from kedge_agent.perform import Performer, ProofLimits, installed_of
+from kedge_agent.perform import Performer, Proof, ProofLimits, installed_of
 from kedge_agent.serving_watch import ServingWatch
 from kedge_agent.slots import ModelFolder, model_folders
 from kedge_agent.store import Store
@@ -217,6 +217,7 @@ class World:
         self.reports = 0
         self.proof_fails: set[str] = set()
         self.proof_detail: str | None = None
+        self.proof_ms = 1.5
         self.serve_fails: set[str] = set()
         self.proofs = 0
         self.boots = 0
@@ -301,12 +302,12 @@ class World:
         limits: ProofLimits,
         cache: Path | None,
         tell: Callable[[str], None],
-    ) -> str | None:
+    ) -> Proof:
         self.proofs += 1
         tell("building, 1 of 2")
         if config.version in self.proof_fails:
             raise VerificationError("golden vectors do not hold")
-        return self.proof_detail
+        return Proof(self.proof_detail, self.proof_ms, 2 * self.proof_ms, calls=10)
 
     @property
     def models(self) -> dict[str, ReportedModel]:

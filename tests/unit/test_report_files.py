@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from kedge.compiler import exchange, report
-from kedge.compiler.result import Attempt
 from kedge.compiler.report_html import plots, readable_bytes, render
+from kedge.compiler.result import Attempt
 
 LATENCY = exchange.Latency(p50=1.5, p95=2.5)
 GOLDEN = exchange.GoldenAnswer(samples=16, kernel_sets=("one", "two"), tolerances={"y": [0.1, 0.01]})

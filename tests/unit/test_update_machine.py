@@ -13,6 +13,7 @@ from tests.support.update_world import World, make_release, serving
 
 from kedge_agent.update import actions, events
 from kedge_agent.update.settings import Settings
+from kedge_protocol import digest
 from kedge_protocol import digest as digests
 from kedge_protocol.blocks import BLOCK_SIZE, BlockAnswer, BlockStatus
 from kedge_protocol.bundle import config as cfg
@@ -531,3 +532,33 @@ def test_how_far_a_proof_is_and_what_really_ran_it_is_reported(world: World) -> 
     assert bundle is not None
     world.post(events.Served("digits", bundle, None, "on the GPU"))
     assert world.models["digits"].detail == "on the GPU"
+
+
+def test_what_a_call_took_is_reported_of_the_bundle_that_serves_and_outlives_a_restart(world: World) -> None:
+    first = world.controller.add(make_release({"model.bin": data(1, 2)}))
+    world.connect()
+    world.desire(1, first)
+    world.settle()
+    serving(world, first)
+    told = world.models["digits"].latency
+    assert told is not None
+    assert (told.bundle, told.p50_ms, told.p95_ms, told.calls) == (first.digest, 1.5, 3.0, 10)
+    assert told.files == digest.of_bytes(first.files["model.bin"])
+    world.crash()
+    world.connect()
+    world.settle()
+    assert world.models["digits"].latency == told
+    # A bundle that is refused was not measured; what serves was.
+    bad = world.controller.add(make_release({"model.bin": data(1, 3)}, version="2.0"))
+    world.proof_fails.add("2.0")
+    world.desire(2, bad)
+    world.settle()
+    assert world.models["digits"].state is ModelState.FAILED
+    assert world.models["digits"].latency == told
+    good = world.controller.add(make_release({"model.bin": data(1, 4)}, version="3.0"))
+    world.proof_ms = 9.0
+    world.desire(3, good)
+    world.settle()
+    latency = world.models["digits"].latency
+    assert latency is not None
+    assert (latency.bundle, latency.p50_ms) == (good.digest, 9.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kedge_protocol.bundle.layout import Bundle
-from kedge_protocol.messages import BlockRequest, Failure
+from kedge_protocol.messages import BlockRequest, Failure, Latency
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,13 @@ class Memory:
         desired: the accepted desired state, as it came (JSON); empty before the first.
         refused: by model name.
         served: model name → digest that was seen serving on this device since it was switched to.
+        latencies: model name → what its served bundle took when it was proved.
     """
 
     desired: str = ""
     refused: dict[str, Refusal] = field(default_factory=dict)
     served: dict[str, str] = field(default_factory=dict)
+    latencies: dict[str, Latency] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

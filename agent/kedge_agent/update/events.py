@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kedge_protocol.blocks import BlockAnswer
-from kedge_protocol.messages import Status
+from kedge_protocol.messages import Latency, Status
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,14 @@ class Proved:
 
     Attributes:
         detail: what really ran them, in words, where the runtime's name does not say it all.
+        latency: of a call on this device.
     """
 
     model: str
     digest: str
     error: str | None = None
     detail: str | None = None
+    latency: Latency | None = None
 
 
 @dataclass(frozen=True)

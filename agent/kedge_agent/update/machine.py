@@ -153,6 +153,7 @@ class Machine:
             desired=event.raw.decode(),
             refused={},
             served={name: seen for name, seen in self._memory.served.items() if name in desired.models},
+            latencies={name: one for name, one in self._memory.latencies.items() if name in desired.models},
         )
         self._emit(actions.Remember(self._memory))
         self._work_towards(desired, restored=False)
@@ -245,8 +246,11 @@ class Machine:
         self._garbage = True
         refused = {name: refusal for name, refusal in self._memory.refused.items() if name != update.name}
         served = {**self._memory.served, update.name: update.digest}
-        if (refused, served) != (self._memory.refused, self._memory.served):
-            self._memory = replace(self._memory, refused=refused, served=served)
+        measured = {} if update.latency is None else {update.name: update.latency}
+        latencies = {**self._memory.latencies, **measured}
+        memory = replace(self._memory, refused=refused, served=served, latencies=latencies)
+        if memory != self._memory:
+            self._memory = memory
             self._emit(actions.Remember(self._memory))
 
     def _finish(self) -> list[Action]:
@@ -281,6 +285,7 @@ class Machine:
             waiting = self._waits_for(name)
             state, detail = (ModelState.WAITING, waiting) if waiting else (state, self._fetching(name) or detail)
         there = update.installed
+        latency = self._memory.latencies.get(name)
         return ReportedModel(
             state=state,
             desired=update.digest,
@@ -294,6 +299,7 @@ class Machine:
             bytes_received=update.received,
             failure=update.failure,
             detail=detail,
+            latency=latency if latency is not None and latency.bundle == there.current else None,
         )
 
     def _waits_for(self, name: str) -> str | None:

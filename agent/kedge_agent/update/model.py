@@ -14,7 +14,7 @@ from kedge_protocol.blocks import BLOCK_SIZE, block_count
 from kedge_protocol.bundle import oci
 from kedge_protocol.bundle.layout import Bundle, parse_bundle, parse_manifest
 from kedge_protocol.errors import BundleError, KedgeError
-from kedge_protocol.messages import Failure, ModelState
+from kedge_protocol.messages import Failure, Latency, ModelState
 
 T = TypeVar("T")
 
@@ -95,6 +95,8 @@ class ModelUpdate:
         self._bundle: Bundle | None = None
         self._made_room = False
         self._ran: str | None = None
+        self.latency: Latency | None = None
+        """Measured by this update's proof; None before it, and where the bundle was there already."""
 
     def start(self) -> None:
         """The first step."""
@@ -173,6 +175,7 @@ class ModelUpdate:
                 self.fail("prove", event.error)
                 return
             self._ran = event.detail
+            self.latency = event.latency
             self._go(Step.SWITCH)
             self._desk.emit(actions.Switch(self.name, self._bundle))
 

@@ -17,6 +17,7 @@ from kedge.fleet.results import DeviceView, Progress, RolloutStatus
 from kedge.fleet.service import FleetService
 from kedge.options import command_line, made
 from kedge_protocol import codec
+from kedge_protocol.errors import StorageError
 
 _state = click.option(
     "--state",
@@ -125,7 +126,8 @@ def device_show(name: str, state: Path | None, as_json: bool) -> None:
         _say(f"free {_size(said.free_bytes)}  endpoint {said.endpoint or 'none'}")
         for model, view in said.models.items():
             proved = "proved" if view.proved else "not proved"
-            _say(f"{model}: {view.state.value}, serves {view.digest or 'nothing'} ({proved})")
+            speed = "" if view.latency is None else f", {view.latency.p50_ms:.2f} ms a call"
+            _say(f"{model}: {view.state.value}, serves {view.digest or 'nothing'} ({proved}{speed})")
             if view.failure is not None:
                 _say(f"  refused {view.failure.digest}: {view.failure.stage}: {view.failure.reason}")
     if detail.telemetry:
@@ -164,6 +166,30 @@ def _board(told: Any) -> None:
     power = [f"{rail} {value / 1000:.1f} W" for rail, value in told.power_mw.items()]
     warmth = [f"{zone} {value:.0f} °C" for zone, value in told.temperatures_c.items()]
     _say(", ".join([*load, *mode, *power, *warmth]))
+
+
+@device.command("latencies")
+@click.option("--target", help="Only of devices of this target.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON to this file.")
+@_state
+@_json
+def device_latencies(target: str | None, output: Path | None, state: Path | None, as_json: bool) -> None:
+    """Show what a call of each bundle took on the devices that proved it; -o is for `kedge compile --latencies`."""
+    with FleetService(state) as fleet:
+        found = fleet.latencies(target)
+    if output is not None:
+        try:
+            output.write_text(json.dumps(codec.unstructure(found), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"cannot be written: {error.strerror}", where=str(output)) from error
+    if as_json:
+        _echo_json(found)
+        return
+    rows = [
+        (one.device, one.target, one.bundle[7:19], f"{one.p50_ms:.3f}", f"{one.p95_ms:.3f}", str(one.calls))
+        for one in found.measurements
+    ]
+    table(("device", "target", "bundle", "p50 ms", "p95 ms", "calls"), rows)
 
 
 @device.command("remove")

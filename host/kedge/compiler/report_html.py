@@ -79,7 +79,8 @@ def sensitivity(report: Report) -> object | None:
 
 
 def _tried(report: Report) -> list[tuple[str, list[Attempt]]]:
-    return [(entry.target, entry.attempts) for entry in (*report.bundles, *report.failures)]
+    made = [(bundle.target, bundle.attempts) for bundle in report.bundles]
+    return made + [(failure.target, failure.attempts) for failure in report.failures]
 
 
 def plots(report: Report) -> list[Plot]:

@@ -21,6 +21,8 @@ from kedge_protocol.errors import FleetError, StorageError
 BUSY_SECONDS = 15.0
 """How long a process waits for another's write."""
 
+_BEFORE_LATENCIES = 1
+
 
 def state_folder(given: Path | None = None) -> Path:
     """The state folder: as given, or ``KEDGE_FLEET_STATE``, or ``fleet`` in Kedge's data folder (``KEDGE_DATA``,
@@ -62,17 +64,20 @@ class Database:
         with self.write() as session:
             connection = session.connection()
             version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-            if version not in (0, SCHEMA_VERSION):
+            if version not in (0, _BEFORE_LATENCIES, SCHEMA_VERSION):
                 raise FleetError(
                     f"its schema is version {version}, this Kedge reads {SCHEMA_VERSION}",
                     where=str(self.path),
                     remedy="Use the version of Kedge that wrote it, or another --state",
                 )
-            if version == 0:
+            if version != SCHEMA_VERSION:
+                # Of an earlier version only tables are missing.
                 Base.metadata.create_all(connection)
+            if version == 0:
                 session.add(Meta(key="client_id", value=f"kedge-controller-{uuid.uuid4().hex[:12]}"))
                 session.add(Meta(key="changes", value="0"))
                 session.flush()
+            if version != SCHEMA_VERSION:
                 connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @contextlib.contextmanager

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from kedge.fleet import tables
 from kedge.fleet.database import note_change
-from kedge.fleet.results import DeviceView, TransferView
+from kedge.fleet.results import DeviceView, Measurement, TransferView
 from kedge_protocol import codec
 from kedge_protocol.errors import FleetError
 from kedge_protocol.messages import Reported, Telemetry
@@ -65,7 +65,7 @@ def selected(session: Session, select_by: Mapping[str, str]) -> list[tables.Devi
 def remove(session: Session, name: str) -> None:
     """Forget a device but for its name and version (see :class:`kedge.fleet.tables.Device`)."""
     device = find(session, name)
-    for table in (tables.Telemetry, tables.Transfer, tables.RolloutDevice):
+    for table in (tables.Telemetry, tables.Transfer, tables.RolloutDevice, tables.Latency):
         session.execute(delete(table).where(table.device_id == device.id))
     device.desired.clear()
     device.state = None
@@ -114,6 +114,28 @@ def transfers(session: Session, device: tables.Device) -> tuple[TransferView, ..
             bytes_served=row.bytes_served,
         )
         for row, size in session.execute(query)
+    )
+
+
+def latencies(session: Session, target: str | None) -> tuple[Measurement, ...]:
+    """What devices measured, by device, then by time."""
+    query = (
+        select(tables.Latency, tables.Device.name).join(tables.Device).order_by(tables.Device.name, tables.Latency.at)
+    )
+    if target is not None:
+        query = query.where(tables.Latency.target == target)
+    return tuple(
+        Measurement(
+            device=name,
+            target=row.target,
+            bundle=row.bundle,
+            files=row.files,
+            p50_ms=row.p50_ms,
+            p95_ms=row.p95_ms,
+            calls=row.calls,
+            at=row.at,
+        )
+        for row, name in session.execute(query)
     )
 
 

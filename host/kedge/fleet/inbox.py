@@ -13,9 +13,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from kedge.fleet.presence import Presence, after_status, after_word
-from kedge_protocol import codec, topics
+from kedge_protocol import codec, digest, topics
 from kedge_protocol.errors import KedgeError, MessageError
-from kedge_protocol.messages import Ack, Reported, Status, Telemetry
+from kedge_protocol.messages import Ack, Latency, Reported, Status, Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ MAX_WAITING = 20_000
 """Messages between two rounds; the oldest are dropped beyond it."""
 MAX_NUMBER = 1 << 53
 """No count in a message is larger: JSON readers and the database agree up to here."""
+MAX_MILLISECONDS = 1e8
+"""No call takes longer: more than a day."""
 MAX_BOOT_ID = 128
 """Characters."""
 TELEMETRY_A_ROUND = 8
@@ -66,6 +68,7 @@ class Change:
     reported: bytes | None = None
     desired_version: int = 0
     telemetry: list[tuple[float, bytes]] = field(default_factory=list)
+    latencies: dict[str, Latency] = field(default_factory=dict)
 
 
 class Inbox:
@@ -176,6 +179,9 @@ class Inbox:
         change = self._change(name, memory)
         change.reported = payload
         change.desired_version = reported.desired_version
+        for model in reported.models.values():
+            if model.latency is not None and _sound(model.latency):
+                change.latencies[model.latency.bundle] = model.latency
 
     def _telemetry(self, name: str, memory: Memory, telemetry: Telemetry, payload: bytes) -> None:
         _check(telemetry.boot_id, telemetry.seq, where=f"telemetry of {name}")
@@ -202,6 +208,16 @@ def check_text(payload: bytes, *, where: str) -> None:
         json.dumps(codec.loads(payload, where=where), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise MessageError("its text is no Unicode", where=where) from error
+
+
+def _sound(latency: Latency) -> bool:
+    """Whether it can be a measurement: digests, and numbers that a clock gives (JSON knows NaN and infinity too)."""
+    try:
+        digest.checked(latency.bundle, where="latency")
+        digest.checked(latency.files, where="latency")
+    except KedgeError:
+        return False
+    return 0 <= latency.p50_ms <= latency.p95_ms < MAX_MILLISECONDS and 0 < latency.calls < MAX_NUMBER
 
 
 def _check(boot_id: str, *numbers: int, where: str) -> None:

@@ -14,7 +14,7 @@ from kedge.fleet.database import Database, meta, note_change
 from kedge.fleet.inbox import Change, Memory
 from kedge.fleet.presence import Presence
 from kedge_protocol import codec
-from kedge_protocol.messages import Desired
+from kedge_protocol.messages import Desired, Latency
 
 TELEMETRY_KEPT = 60
 """Telemetry messages kept for each device."""
@@ -128,6 +128,8 @@ def _write_one(session: Session, device: tables.Device, change: Change) -> None:
             # This database is younger than what the device was told before: speak with a number that it heeds.
             device.desired_version = change.desired_version + 1
             note_change(session)
+    for latency in change.latencies.values():
+        _note_latency(session, device, latency)
     if change.telemetry:
         session.add_all(tables.Telemetry(device_id=device.id, at=at, document=raw) for at, raw in change.telemetry)
         session.flush()
@@ -136,3 +138,22 @@ def _write_one(session: Session, device: tables.Device, change: Change) -> None:
         session.execute(
             delete(tables.Telemetry).where(of_device, tables.Telemetry.id.not_in(newest.limit(TELEMETRY_KEPT)))
         )
+
+
+def _note_latency(session: Session, device: tables.Device, latency: Latency) -> None:
+    row = session.get(tables.Latency, (device.id, latency.bundle))
+    known = None if row is None else (row.files, row.p50_ms, row.p95_ms, row.calls)
+    if known == (latency.files, latency.p50_ms, latency.p95_ms, latency.calls):
+        return  # every report repeats it
+    session.merge(
+        tables.Latency(
+            device_id=device.id,
+            bundle=latency.bundle,
+            files=latency.files,
+            target=device.target,
+            p50_ms=latency.p50_ms,
+            p95_ms=latency.p95_ms,
+            calls=latency.calls,
+            at=time.time(),
+        )
+    )

@@ -52,6 +52,36 @@ class TransferView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What a call of one bundle took on one device, measured there when it proved the bundle.
+
+    Attributes:
+        target: of the device at that time.
+        bundle: digest of its manifest.
+        files: digest of the file that the runtime opens.
+        p50_ms, p95_ms: milliseconds of one call, one after the other.
+        calls: how many were timed.
+        at: when the controller heard of it (seconds since 1970).
+    """
+
+    device: str
+    target: str
+    bundle: str
+    files: str
+    p50_ms: float
+    p95_ms: float
+    calls: int
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """The document that ``kedge device latencies -o`` writes and ``kedge compile --latencies`` reads."""
+
+    measurements: tuple[Measurement, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceDetail:
     """A device with all that is known of it; ``telemetry`` is the newest last."""
 

@@ -11,6 +11,7 @@ from kedge.fleet.database import Database, state_folder
 from kedge.fleet.results import (
     DeviceDetail,
     DeviceView,
+    Measurements,
     Published,
     ReleaseView,
     RolloutStarted,
@@ -107,6 +108,15 @@ class FleetService:
         """
         with self.database.write() as session:
             devices.remove(session, name)
+
+    def latencies(self, target: str | None = None) -> Measurements:
+        """What devices measured when they proved their bundles: for each device and bundle its latest proof.
+
+        Args:
+            target: only of devices of this target (its name).
+        """
+        with self.database.read() as session:
+            return Measurements(measurements=devices.latencies(session, target))
 
     def transfers(self, name: str) -> tuple[TransferView, ...]:
         """What a device was sent, by blob.

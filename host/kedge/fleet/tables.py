@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from sqlalchemy import JSON, ForeignKey, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-SCHEMA_VERSION = 1
-"""Stored as SQLite's ``user_version``."""
+SCHEMA_VERSION = 2
+"""Stored as SQLite's ``user_version``. Version 2 has the table ``latency`` more than version 1, which is brought up."""
 
 
 class Base(DeclarativeBase):
@@ -83,6 +83,22 @@ class Telemetry(Base):
     device_id: Mapped[int] = mapped_column(ForeignKey("device.id"), index=True)
     at: Mapped[float]
     document: Mapped[bytes]
+
+
+class Latency(Base):
+    """What one call of a bundle took on a device when it proved it there, in milliseconds; the latest proof's.
+    ``target`` is the device's at that time, ``files`` the digest of the file that the runtime opens."""
+
+    __tablename__ = "latency"
+
+    device_id: Mapped[int] = mapped_column(ForeignKey("device.id"), primary_key=True)
+    bundle: Mapped[str] = mapped_column(primary_key=True)
+    files: Mapped[str]
+    target: Mapped[str]
+    p50_ms: Mapped[float]
+    p95_ms: Mapped[float]
+    calls: Mapped[int]
+    at: Mapped[float]
 
 
 class Release(Base):

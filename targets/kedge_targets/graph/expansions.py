@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_targets.graph import dead, weight_forms
+from kedge_targets.graph import compensation, dead, weight_forms
 from kedge_targets.graph.layers import layers
 from kedge_targets.graph.weight_forms import Encoded
 from kedge_targets.numerics import Family, Precision
@@ -45,6 +45,7 @@ def stored(
     asymmetric: bool = True,
     seed: int = 0,
     contributed: bool = True,
+    products: Mapping[str, Array] | None = None,
 ) -> onnx.ModelProto:
     """The graph with the weights of some layers stored small.
 
@@ -53,6 +54,7 @@ def stored(
         precisions: node name → precision; those of family ``weights`` count.
         group_size, asymmetric, seed: see :func:`kedge_targets.graph.weight_forms.encoded`.
         contributed: whether MatMulNBits may be used.
+        products: of :func:`kedge_targets.graph.compensation.products`: products with a matrix are rounded with it.
 
     A layer stays as it is where its weight is no initializer, or so small that nodes would cost what codes save.
     """
@@ -60,7 +62,9 @@ def stored(
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    writer = _Writer(copy, group_size=group_size, asymmetric=asymmetric, seed=seed, contributed=contributed)
+    writer = _Writer(
+        copy, group_size=group_size, asymmetric=asymmetric, seed=seed, contributed=contributed, products=products or {}
+    )
     initializers = {tensor.name for tensor in copy.graph.initializer}
     for layer in layers(copy):
         precision = precisions.get(layer.name, Precision.FLOAT32)
@@ -75,11 +79,19 @@ class _Writer:
     """Puts codes and nodes into a model, in place."""
 
     def __init__(
-        self, model: onnx.ModelProto, *, group_size: int, asymmetric: bool, seed: int, contributed: bool
+        self,
+        model: onnx.ModelProto,
+        *,
+        group_size: int,
+        asymmetric: bool,
+        seed: int,
+        contributed: bool,
+        products: Mapping[str, Array],
     ) -> None:
         self._model = model
         self._how: dict[str, Any] = {"group_size": group_size, "asymmetric": asymmetric, "seed": seed}
         self._asymmetric = asymmetric
+        self._products = products
         self._nbits = contributed and group_size in _BLOCKS
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._nodes = {node.name: node for node in model.graph.node}
@@ -104,7 +116,11 @@ class _Writer:
             return
         key = (tensor, precision, axis % weight.ndim)
         if key not in self._encoded:
-            self._encoded[key] = weight_forms.encoded(weight, precision, axis=key[2], **self._how)
+            made = weight_forms.encoded(weight, precision, axis=key[2], **self._how)
+            product = self._products.get(node.input[0]) if weight_input == 1 and weight.ndim == 2 else None
+            if product is not None and len(product) == weight.shape[1 - key[2]]:
+                made = compensation.compensated(weight, made, product)
+            self._encoded[key] = made
         encoded = self._encoded[key]
         if encoded.stored_bytes + _NODES_BYTES >= weight.nbytes:
             return

@@ -20,6 +20,10 @@ class Samples:
             self.used += 1
             yield sample
 
+    def batches(self) -> Iterator[dict[str, Array]]:
+        """All that are left."""
+        return self._batches
+
     def get_next(self) -> dict[str, Array] | None:
         """What ``CalibrationDataReader`` asks for: the next batch, None at the end."""
         return next(self._batches, None)

@@ -1,5 +1,6 @@
-"""Masks that were spread over the heads once and are read by every layer, made anew for each reader: else the heads of
-all layers would hang together by them."""
+"""What several layers read, copied for each of them where it costs next to nothing: vectors (exporters keep one of
+equal biases), and masks that were spread over the heads once. Else the channels of all those layers would hang together
+by it. Weights are left shared."""
 
 from __future__ import annotations
 
@@ -13,8 +14,41 @@ _MOVING = frozenset({"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity",
 
 
 def unshare(model: onnx.ModelProto) -> None:
-    """Copy each Expand, and what only moves its result, for every reader but the first, in place. The copies are named
-    after the originals."""
+    """Copy each vector among the constants, and each Expand with what only moves its result, for every reader but the
+    first, in place. The copies are named after the originals."""
+    _vectors(model)
+    _masks(model)
+
+
+def _vectors(model: onnx.ModelProto) -> None:
+    import onnx
+
+    graph = model.graph
+    vectors = {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if sum(dim > 1 for dim in tensor.dims) == 1 and tensor.data_type != onnx.TensorProto.INT64
+    }
+    taken: dict[str, int] = defaultdict(int)
+    names = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name not in vectors:
+                continue
+            taken[name] += 1
+            if taken[name] == 1:
+                continue
+            copy = onnx.TensorProto()
+            copy.CopyFrom(vectors[name])
+            copy.name = f"{name}_for_{taken[name]}"
+            while copy.name in names:
+                copy.name += "_"
+            names.add(copy.name)
+            graph.initializer.append(copy)
+            node.input[index] = copy.name
+
+
+def _masks(model: onnx.ModelProto) -> None:
     graph = model.graph
     readers: dict[str, list[tuple[onnx.NodeProto, int]]] = defaultdict(list)
     for node in graph.node:
@@ -58,4 +92,4 @@ def _copied(path: list[onnx.NodeProto], suffix: str, names: set[str], copies: di
         copy.input[0] = source
         copy.output[0] = source = copy.name
         copies[path[-1].name].append(copy)
-    return source
+    return str(source)

@@ -55,4 +55,4 @@ class Distil(Step[DistilOptions]):
         from kedge.compression.training import repair
 
         repair.check(self.options, self.name)
-        return repair.repaired(model, context, self.options, what=self.name)
+        return repair.trained(model, context, self.options, what=self.name).written()

@@ -63,5 +63,8 @@ class FineTune(Step[FineTuneOptions]):
         if not start.quantized:
             context.notes.append(f"{self.name}: the plan quantizes nothing, there was nothing to learn")
             return model
-        learnt = repair.trained(start.model, context, self.options, what=self.name, hooks=start.hooks).written()
+        rate = simulation.usual_rate(model, context.plan)
+        learnt = repair.trained(
+            start.model, context, self.options, what=self.name, hooks=start.hooks, usual_rate=rate
+        ).written()
         return learnt if start.stays else simulation.plain(learnt, context)

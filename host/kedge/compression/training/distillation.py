@@ -12,7 +12,7 @@ import torch
 
 from kedge.compiler import metric
 from kedge.compression.training import losses
-from kedge.compression.training.losses import Kind
+from kedge.compression.training.losses import Head, Kind
 from kedge.compression.training.network import Network
 from kedge.compression.training.samples import Pool, mixed, moved
 from kedge_protocol.errors import ConfigError, DatasetError, StepError
@@ -26,6 +26,10 @@ _FEATURES_BESIDE_SCORES = 30.0
 """Measured on a damaged ResNet-8 with 50 pictures (top-1 0.08): soft labels alone brought it to 0.36, this to 0.77.
 Maps of features say far more of a sample than a handful of scores."""
 _FEATURES_BESIDE_VALUES = 1.0
+_USUAL_SPREAD = 4.0
+"""Standard deviation of a sample's logits, that larger ones are brought to: some networks answer in hundreds, and a
+temperature of 4 would leave one class of them and no gradient for the rest (after Sun et al., "Logit standardization in
+knowledge distillation", 2024)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +93,7 @@ class Distillation:
             raise StepError("no output holds real numbers, there is nothing to distil", remedy="Leave this step out")
         scores = any(head.kind is not Kind.VALUES for head in self.heads)
         usual = _FEATURES_BESIDE_SCORES if scores else _FEATURES_BESIDE_VALUES
+        self._spread = {head.tensor: self._too_wide(head, few) for head in self.heads}
         self._feature_weight = usual if terms.feature_weight is None else terms.feature_weight
         self._maps = self._common(losses.attention_maps(student.model, self.heads) if terms.attention_weight else [])
         self._features = self._common(
@@ -157,9 +162,18 @@ class Distillation:
             if head.kind is Kind.VALUES:
                 total = total + losses.values(student, teacher, _real_places(student, feeds))
             else:
-                left, right = losses.logits(head, student), losses.logits(head, teacher)
+                wide = self._spread[head.tensor]
+                left, right = losses.logits(head, student) / wide, losses.logits(head, teacher) / wide
                 total = total + losses.soft_labels(left, right, self.terms.temperature)
         return total / len(self.heads)
+
+    def _too_wide(self, head: Head, feeds: Mapping[str, Tensor]) -> float:
+        """How many times the usual spread the teacher's logits have; 1 at least."""
+        if head.kind is Kind.VALUES:
+            return 1.0
+        with torch.no_grad():
+            answers = losses.logits(head, self._computed(self.teacher, feeds, (head.tensor,))[head.tensor])
+        return max(1.0, float(answers.std(dim=-1).mean()) / _USUAL_SPREAD)
 
     def _computed(self, network: Network, feeds: Mapping[str, Tensor], keep: tuple[str, ...]) -> dict[str, Tensor]:
         return network.each(feeds, keep) if self._one_by_one else network(feeds, keep)

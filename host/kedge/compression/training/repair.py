@@ -76,15 +76,6 @@ def check(options: Options, where: str) -> None:
             raise ConfigError(what, where=where, remedy="Change the recipe")
 
 
-def repaired(model: onnx.ModelProto, context: Context, options: Options, *, what: str) -> onnx.ModelProto:
-    """The graph trained towards the teacher.
-
-    Raises:
-        StepError, DivergedError, DatasetError, ConfigError: see :class:`kedge.compression.steps.distil.Distil`.
-    """
-    return trained(model, context, options, what=what).written()
-
-
 def trained(
     model: onnx.ModelProto,
     context: Context,
@@ -92,10 +83,12 @@ def trained(
     *,
     what: str,
     hooks: Mapping[str, Hook] | None = None,
+    usual_rate: float | None = None,
 ) -> Network:
     """The network with the best state that was found; figures and notes go to the context.
 
     Args:
+        usual_rate: the learning rate where the options give none; by the kind of network if this is None too.
         hooks: see :class:`kedge.compression.training.network.Network`; of the student alone.
     """
     pool = Pool(context.samples, context.labels, held_back=options.held_back, seed=context.seed)
@@ -107,7 +100,7 @@ def trained(
     parameters = [*student.parameters(), *objective.projections]
     schedule = loop.Schedule(
         steps=options.steps,
-        learning_rate=options.learning_rate or _usual_rate(model),
+        learning_rate=options.learning_rate or usual_rate or _usual_rate(model),
         batch=min(options.batch, len(pool.training)),
         patience=options.patience,
         weight_decay=options.weight_decay,

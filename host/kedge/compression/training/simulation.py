@@ -176,6 +176,20 @@ class _Projection:
         return np.ascontiguousarray(made)
 
 
+_FEW_BITS = 4
+_RATE_OF_FEW_BITS = 4e-3
+_RATE_OF_EIGHT_BITS = 1e-4
+
+
+def usual_rate(model: onnx.ModelProto, plan: Plan) -> float | None:
+    """The learning rate that suits the width of the integers: weights of few bits must go far to reach their next
+    number, those of eight are nearly right already. None where that of the kind of network suits."""
+    quantized = [precision for precision in plan.precisions if precision.needs_calibration]
+    if qonnx_nodes.is_quantized(model) or any(precision.weight_bits <= _FEW_BITS for precision in quantized):
+        return _RATE_OF_FEW_BITS
+    return _RATE_OF_EIGHT_BITS if quantized or Precision.INT8_DYNAMIC in plan.precisions else None
+
+
 def plain(made: onnx.ModelProto, context: Context) -> onnx.ModelProto:
     """The graph without ``Quant`` nodes; the ranges that were learnt go to the context."""
     graph, learnt = fakequant.removed(made)

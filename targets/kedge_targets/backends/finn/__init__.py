@@ -3,3 +3,6 @@
 The host's half runs the FINN+ compiler in an isolated toolchain; the device's half runs a bitfile through FINN's own
 driver, or the streamlined integer graph in numpy.
 """
+
+environment: dict[str, str] = {}
+"""FINN+ sends nothing home that would have to be switched off."""

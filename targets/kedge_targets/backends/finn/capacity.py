@@ -103,8 +103,8 @@ def require(
         else:
             remedy = f"Ask for at most {_rate(fastest)}, or make this layer smaller"
         raise LoweringError(
-            f"{target_fps:.12g} frames a second cannot be reached on {board_name}: folded as far as FINN goes, this layer "
-            f"takes {fold.max_cycles} cycles for a sample, which makes {_rate(fold)}",
+            f"{target_fps:.12g} frames a second cannot be reached on {board_name}: folded as far as FINN goes, this "
+            f"layer takes {fold.max_cycles} cycles for a sample, which makes {_rate(fold)}",
             where=f"layer {slow!r}",
             remedy=remedy,
         )

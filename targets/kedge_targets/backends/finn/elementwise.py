@@ -150,8 +150,8 @@ def _by_search(steps: Array, shape: tuple[int, ...], bias: int) -> _Counted:
         if len(steps) == 1:
             pairs = [(steps[0], array, made)]
         else:
-            whole = (slice(None),) * axis
-            pairs = [(row, array[(*whole, channel)], made[(*whole, channel)]) for channel, row in enumerate(steps)]
+            first, target = np.moveaxis(array, axis, 0), np.moveaxis(made, axis, 0)
+            pairs = [(row, first[channel], target[channel]) for channel, row in enumerate(steps)]
 
         def search() -> None:
             for row, numbers, counts in pairs:

@@ -39,7 +39,8 @@ class Line:
         found += self.start[:, None]
         np.floor(found, out=found)
         np.maximum(found, self.low[:, None], out=found)
-        return np.minimum(found, self.high[:, None], out=found)
+        np.minimum(found, self.high[:, None], out=found)
+        return found
 
 
 def line(thresholds: Array, low: int, high: int, dtype: Any, *, bias: int = 0) -> Line | None:

@@ -17,6 +17,8 @@ from kedge_targets.backends.onnxruntime import integers
 from kedge_targets.contract import Calibration, Lowered
 from kedge_targets.graph import (
     attention,
+    batch,
+    compensation,
     expansions,
     library,
     nodes,
@@ -27,6 +29,7 @@ from kedge_targets.graph import (
     signature,
     writing,
 )
+from kedge_targets.graph.samples import Samples
 from kedge_targets.numerics import Family, Granularity, Numerics, Plan, Precision, QuantizedType, RangeMethod
 from kedge_targets.saturation import FULL_RANGE, SEVEN_BITS, may_saturate
 from kedge_targets.target import Target
@@ -151,12 +154,18 @@ def _lower(
         made, seconds["quantize"] = integers.dynamic(prepared, kept, workdir, reduced_range=reduced)
     elif precision.family is Family.WEIGHTS:
         start = time.perf_counter()
+        precisions = preparing.assigned(plan, given, prepared)
+        # With 8 bits there is nothing to make up for.
+        coarse = calibration.samples > 0 and any(wanted.weight_bits < 8 for wanted in precisions.values())
+        samples = Samples(calibration, batch.size(prepared))
         made = expansions.stored(
             prepared,
-            preparing.assigned(plan, given, prepared),
+            precisions,
             group_size=plan.group_size,
             asymmetric=plan.asymmetric_weights,
+            products=compensation.products(prepared, samples.batches(), precisions) if coarse else {},
         )
+        used = samples.used
         seconds["quantize"] = time.perf_counter() - start
     elif precision is Precision.FLOAT16:
         made = preparing.halved(prepared, kept)
