@@ -30,10 +30,11 @@ help:
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make bench   speed and memory as ratios against named baselines"
 
-$(HOST): pyproject.toml constraints/host.txt
+$(HOST): pyproject.toml constraints/host.txt constraints/proofs.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kedge: compiling needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/host.txt -e '.[host,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints/proofs.txt
 	@touch $@
 
 $(DEVICE): pyproject.toml constraints/device.txt
