@@ -37,10 +37,12 @@ $(HOST): pyproject.toml constraints/host.txt constraints/proofs.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints/proofs.txt
 	@touch $@
 
-$(DEVICE): pyproject.toml constraints/device.txt
+$(DEVICE): pyproject.toml constraints/device.txt constraints/proofs.txt
 	@test -x .venv-device/bin/python || $(PYTHON_DEVICE) -m venv .venv-device
 	.venv-device/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/device.txt \
-	  -e '.[tflite,onnxruntime]' pytest pytest-timeout hypothesis onnx
+	  -e '.[tflite,onnxruntime]' pytest pytest-timeout hypothesis onnx bitstring matplotlib
+	.venv-device/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  $$(grep -E '^(finn-plus-driver|qonnx)==' constraints/proofs.txt)
 	@touch $@
 
 $(LEGACY): pyproject.toml constraints/device-legacy.txt

@@ -268,7 +268,7 @@ def _refused(parcel: Parcel) -> bytes:
 def _outcome(candidate: Candidate, folder: Path, raw: bytes, files: Mapping[str, bytes]) -> Outcome:
     """The answer with its files laid where a trial here would have laid them."""
     answer = codec.decode(raw, Answer, where="answer of the cluster")
-    attempt = replace(answer.attempt, label=candidate.label, why=candidate.why)
+    attempt = answer.attempt
     outcome = Outcome(candidate=candidate, attempt=attempt, plan=answer.plan, folder=folder)
     if answer.failure is not None:
         made: Callable[..., KedgeError] = getattr(errors, answer.failure.kind, KedgeError)

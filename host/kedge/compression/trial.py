@@ -92,7 +92,9 @@ def _run(outcome: Outcome, target: Target, job: Job, call: Call) -> None:
     )
     attempt.seconds = {"lower": time.perf_counter() - began, **lowered.seconds}
     attempt.notes = lowered.notes
-    attempt.precision = lowered.precision or attempt.precision
+    if lowered.precision:  # the graph decided it, not the plan
+        attempt.precision = lowered.precision
+        attempt.label = " + ".join([*(step.said for step in candidate.steps), lowered.precision])
     attempt.size_bytes = sum(Path(path).stat().st_size for path in lowered.files.values())
     outcome.program = program(candidate.backend.name, lowered, folder / "packed")
     reference = job.reference.result()

@@ -23,6 +23,7 @@ from kedge_targets.graph import (
     library,
     nodes,
     opsets,
+    passes,
     plans,
     preparing,
     reading,
@@ -147,8 +148,10 @@ def _lower(
         if not calibration.samples:
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         how = plan.quantized or compiler.quantized_for(target)[0]
-        kept += attention.before_softmax(prepared)
-        made, seconds["quantize"], used = integers.static(prepared, plan, how, kept, calibration, workdir)
+        floating = [*kept, *passes.before(prepared, kept)]
+        excluded = [*floating, *attention.before_softmax(prepared)]
+        made, seconds["quantize"], used = integers.static(prepared, plan, how, excluded, calibration, workdir)
+        passes.free_inputs(made, set(floating))
     elif precision is Precision.INT8_DYNAMIC:
         reduced = may_saturate(target.processor)
         made, seconds["quantize"] = integers.dynamic(prepared, kept, workdir, reduced_range=reduced)
