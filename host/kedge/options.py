@@ -88,6 +88,19 @@ def command_line(cls: type[Any]) -> Callable[[F], F]:
     return decorate
 
 
+def described(cls: type[Any], name: str) -> str:
+    """One option in a line: ``ratio = 0.5: Share of the channels that goes.``; an option without a text by its name."""
+    for field, _, option in _declared(cls):
+        if field.name == name:
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            plain = default.value if isinstance(default, enum.Enum) else default
+            choices = ""
+            if isinstance(default, enum.Enum):
+                choices = f" One of {', '.join(str(one.value) for one in type(default))}."
+            return f"{name} = {plain}: {option.text}{choices}"
+    return name
+
+
 def values(options: Any) -> dict[str, Any]:
     """The fields of an options dataclass that differ from their defaults, as plain data for TOML."""
     found = {}

@@ -14,6 +14,7 @@ from kedge_protocol.errors import KedgeError, MissingDependencyError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "compile": ("kedge.cli.compile:compile_command", "Compile a trained model for one or more targets."),
+    "step": ("kedge.cli.step:step", "The steps of compression, and their options."),
     "inspect": ("kedge.cli.inspect:inspect_command", "Show what a release holds."),
     "target": ("kedge.cli.target:target", "The kinds of device that Kedge knows."),
     "toolchain": ("kedge.cli.toolchain:toolchain", "Install vendors' stacks in environments of their own."),

@@ -1,0 +1,26 @@
+"""``kedge step``: the steps of compression, with what they can be told."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from kedge.compression import steps
+from kedge.options import described
+
+
+@click.group("step")
+def step() -> None:
+    """The steps of compression that a recipe or `kedge compile --step` can name."""
+
+
+@step.command("list")
+@click.argument("names", nargs=-1, metavar="[STEP]…")
+def list_steps(names: tuple[str, ...]) -> None:
+    """List the steps and their options; third parties' too."""
+    for name in names or steps.names():
+        found = steps.find(name)
+        click.echo(f"{name}: {(found.__doc__ or '').strip().splitlines()[0]}")
+        for field in dataclasses.fields(found.Options):
+            click.echo(f"  {described(found.Options, field.name)}")
