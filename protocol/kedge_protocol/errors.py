@@ -18,6 +18,7 @@
     │   └── WorkerTaskError       the task itself raised
     ├── CompileError              the compiler could not make what was asked
     │   ├── LoweringError         one backend could not lower this graph with this plan
+    │   │   └── CapacityError     the device has no room for it, or is not as fast as was asked for
     │   ├── StepError             a step of compression could not do its work on this model
     │   │   └── DivergedError     training left the numbers (NaN, infinity) or only made it worse
     │   └── BudgetError           nothing that was found keeps the budget; says how near it came
@@ -115,6 +116,10 @@ class CompileError(KedgeError):
 
 class LoweringError(CompileError):
     """One backend could not lower this graph with this plan."""
+
+
+class CapacityError(LoweringError):
+    """The device has no room for it, or is not as fast as was asked for: fewer bits may help."""
 
 
 class StepError(CompileError):

@@ -17,7 +17,7 @@ from kedge.compression.candidate import Candidate
 from kedge.compression.effort import Effort
 from kedge.compression.sensitivity import LayerSensitivity, Sensitivity
 from kedge.compression.strategy import Strategy
-from kedge_protocol.errors import KedgeError, LoweringError, UnsupportedOperatorError
+from kedge_protocol.errors import CapacityError, KedgeError, LoweringError, UnsupportedOperatorError
 from kedge_targets import registry, target
 from kedge_targets.numerics import Family, Precision
 from kedge_targets.target import Target
@@ -164,6 +164,35 @@ def test_a_size_that_int8_does_not_keep_leads_to_fewer_bits_and_then_to_less_net
     assert ratios == sorted(ratios)
     assert len(ratios) > 1
     assert all(candidate.steps[-1].use == "distil" for candidate, _ in seen if candidate.steps)
+
+
+def test_of_small_weights_that_drop_the_best_is_fine_tuned_and_what_keeps_the_budget_ends_it() -> None:
+    drops = {Precision.INT4: 0.3, Precision.CODEBOOK4: 0.2, Precision.LOG4: 0.4}
+
+    def answer(candidate: Candidate) -> tuple[float, int, float]:
+        precision = candidate.plan.default
+        small = precision.family is Family.WEIGHTS and precision.weight_bits == 4
+        tuned = any(step.use == "fine-tune" for step in candidate.steps)
+        return (0.0 if tuned else drops.get(precision, 0.0)), 150 if small else 300, 1.0
+
+    seen = tried(answer, budget=Budget(max_drop=0.01, max_size=200))
+    assert [c.plan.default for c, _ in seen if c.steps] == [Precision.CODEBOOK4]
+    assert seen[-1][1].holds
+    every = tried(answer, budget=Budget(max_drop=0.01, max_size=200), effort=Effort.HIGH)
+    tuned = {c.plan.default for c, _ in every if any(step.use == "fine-tune" for step in c.steps)}
+    assert tuned >= set(drops)
+
+
+def test_fabric_that_has_no_room_leads_to_fewer_bits() -> None:
+    def answer(candidate: Candidate) -> tuple[float, int, float] | KedgeError:
+        if candidate.plan.default.weight_bits > 2:
+            return CapacityError("too large")
+        return (0.0 if candidate.steps else 0.5), 300, 1.0
+
+    seen = tried(answer, device=target.find("pynq-z2"))
+    assert labels(seen) == [f"{one} (mse)" for one in ("w4a4", "w3a3", "w2a2", "fine-tune + w2a2")]
+    assert seen[-1][1].holds
+    assert labels(tried(answer, device=target.find("pynq-z2"), effort=Effort.QUICK)) == ["w4a4 (mse)"]
 
 
 def test_pruning_stops_when_accuracy_is_gone() -> None:

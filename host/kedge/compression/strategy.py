@@ -14,7 +14,7 @@ from kedge.compiler.result import Outcome
 from kedge.compression.candidate import Candidate, StepChoice
 from kedge.compression.effort import Effort
 from kedge.compression.sensitivity import Sensitivity
-from kedge_protocol.errors import UnsupportedOperatorError
+from kedge_protocol.errors import CapacityError, UnsupportedOperatorError
 from kedge_targets.contract import Compiler
 from kedge_targets.numerics import Family, Plan, Precision, RangeMethod
 from kedge_targets.target import BackendChoice, Target
@@ -187,14 +187,28 @@ class Strategy:
         if size:
             small = [one for one in _SMALL_WEIGHTS if one in self._numerics.precisions]
             plain = yield [self._candidate(self._plan(one), why="weights of few bits") for one in small]
-            again = [
-                self._candidate(one.candidate.plan, (_FINE_TUNE,), why="the same, fine-tuned")
-                for one in plain
-                if one.measured and not one.holds_drop and one.candidate.plan.default.weight_bits < 8
-            ]
-            if again:
-                yield again
+            tuned = yield from self._tuned(plain)
+            if self._effort is not Effort.HIGH and any(one.holds for one in (*plain, *tuned)):
+                return
         yield from self._pruned(base.candidate)
+
+    def _tuned(self, plain: Sequence[Outcome]) -> Generator[list[Candidate], list[Outcome], list[Outcome]]:
+        """Those of few bits that only the accuracy keeps from holding, fine-tuned; without high effort the best one."""
+        high = self._effort is Effort.HIGH
+        if not high and any(one.holds for one in plain):
+            return []
+        near = [
+            one
+            for one in plain
+            if one.measured and one.candidate.plan.default.weight_bits < 8 and (set(one.over) == {"drop"} or high)
+        ]
+        near = [one for one in near if not one.holds_drop]
+        near.sort(key=lambda one: one.attempt.drop or 0.0)
+        again = [
+            self._candidate(one.candidate.plan, (_FINE_TUNE,), why="the same, fine-tuned")
+            for one in (near if high else near[:1])
+        ]
+        return (yield again) if again else []
 
     def _pruned(self, base: Candidate) -> Batches:
         """Less and less of the network, as long as it keeps the accuracy."""
@@ -220,7 +234,8 @@ class Strategy:
 
     def _fabric(self, first: Outcome) -> Batches:
         has = self._numerics.precisions
-        if not first.holds_drop:
+        too_large = isinstance(first.error, CapacityError)
+        if not first.holds_drop and not too_large:
             if self._numerics.mixed and Precision.W8A8 in has and first.measured:
                 ranking = _ranking(self._sensitivity(), Precision.W4A4)
                 names, count = list(ranking), 1
@@ -251,9 +266,11 @@ class Strategy:
         for precision in (Precision.W3A3, Precision.W2A2):
             if precision in has:
                 (plain,) = yield [self._candidate(self._plan(precision), why="fewer bits take less of the fabric")]
+                if isinstance(plain.error, CapacityError):
+                    continue
                 if not plain.holds_drop:
                     (plain,) = yield [self._candidate(self._plan(precision), (_FINE_TUNE,), why="the same, fine-tuned")]
-                if not plain.holds_drop:
+                if not plain.holds_drop or (plain.holds and self._effort is Effort.NORMAL):
                     return
 
     def _plan(self, precision: Precision) -> Plan:

@@ -28,6 +28,8 @@ _AT_ONCE = 32
 _PROJECTED_AT_ONCE = {Precision.CODEBOOK4: 1 << 18, Precision.CODEBOOK8: 1 << 17}
 _PROJECTED_OTHERWISE = 1 << 21
 """Weights of one layer that are brought into their stored form in every step; larger layers take turns."""
+_PROJECTED_EVERY = {Precision.CODEBOOK4: 8, Precision.CODEBOOK8: 8}
+"""Steps between two clusterings, at least: the table hardly moves in one, and finding it costs more than the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +144,14 @@ def _stored_small(model: onnx.ModelProto, plan: Plan, seed: int) -> Iterator[tup
 
 
 class _Projection:
-    """A weight brought into its stored form, straight through for the gradient. Large layers keep what they were
-    brought to for some steps; where nothing is learnt they are always up to date."""
+    """A weight brought into its stored form, straight through for the gradient. Large layers and codebooks keep what
+    they were brought to for some steps; where nothing is learnt they are always up to date. Judging ends a turn, so
+    that training which goes on from a judgement's checkpoint does the same as one that was never interrupted."""
 
     def __init__(self, precision: Precision, axis: int, plan: Plan, seed: int, size: int) -> None:
         self._precision, self._axis, self._plan, self._seed = precision, axis, plan, seed
-        self._every = 1 + size // _PROJECTED_AT_ONCE.get(precision, _PROJECTED_OTHERWISE)
+        turns = size // _PROJECTED_AT_ONCE.get(precision, _PROJECTED_OTHERWISE)
+        self._every = _PROJECTED_EVERY.get(precision, 1) + turns
         self._age = 0
         self._made: Tensor | None = None
         self._of: Tensor | None = None
@@ -156,12 +160,13 @@ class _Projection:
         values = weight.detach()
         if torch.is_grad_enabled():
             self._age += 1
-            due = self._made is None or self._age >= self._every
+            due = self._made is None or self._age > self._every
         else:
+            self._age = 0
             due = self._of is None or not torch.equal(self._of, values)
         if due or self._made is None:
             self._made = torch.from_numpy(self._projected(values.numpy()))
-            self._of, self._age = values.clone(), 0
+            self._of, self._age = values.clone(), min(self._age, 1)
         return weight + (self._made - values)
 
     def _projected(self, values: Array) -> Array:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kedge_protocol import codec
-from kedge_protocol.errors import LoweringError, TargetError
+from kedge_protocol.errors import CapacityError, TargetError
 from kedge_targets.backends.finn.building import Cost
 
 if sys.version_info >= (3, 11):
@@ -92,7 +92,7 @@ def require(
         fastest: the fastest that fits.
 
     Raises:
-        LoweringError: names the layer that takes most of what is short, or the slowest; and what could be had.
+        CapacityError: names the layer that takes most of what is short, or the slowest; and what could be had.
     """
     if not fits:
         raise _too_large(fold, fastest, board_name, limits, utilization, target_fps)
@@ -102,7 +102,7 @@ def require(
             remedy = "The memory's port gives no more samples of this size: give smaller ones, or ask for less"
         else:
             remedy = f"Ask for at most {_rate(fastest)}, or make this layer smaller"
-        raise LoweringError(
+        raise CapacityError(
             f"{target_fps:.12g} frames a second cannot be reached on {board_name}: folded as far as FINN goes, this "
             f"layer takes {fold.max_cycles} cycles for a sample, which makes {_rate(fold)}",
             where=f"layer {slow!r}",
@@ -117,7 +117,7 @@ def _too_large(
     limits: Mapping[str, float],
     utilization: float,
     target_fps: float | None,
-) -> LoweringError:
+) -> CapacityError:
     over = {
         name: fold.total[name] / limits[name] if limits[name] else float("inf") for name in limits if fold.total[name]
     }
@@ -133,7 +133,7 @@ def _too_large(
         remedy = f"Ask for at most {_rate(fastest)}, or take a larger board, fewer bits or a larger --max-utilization"
     else:
         remedy = "Take a larger board, fewer bits, a smaller network or a larger --max-utilization"
-    return LoweringError(what, where=f"layer {largest.name!r}", remedy=remedy)
+    return CapacityError(what, where=f"layer {largest.name!r}", remedy=remedy)
 
 
 def _layer(cost: Cost, name: str) -> str:
