@@ -75,7 +75,7 @@ def convolutional(*, seed: int = 0, flipped: bool = False) -> Graph:
     make = Builder((1, SIZE, SIZE), "UINT8", seed=seed)
     weights = make.random.choice([-1.0, 1.0], size=(9, 4))
     if flipped:
-        weights[4, 1] *= -1
+        weights[4, 0] *= -1
     x = make.node("Transpose", ["in"], (SIZE, SIZE, 1), "UINT8", perm=[0, 2, 3, 1])
     x = make.node("Im2Col", [x], (SIZE, SIZE, 9), "UINT8", kernel_size=[3, 3], stride=[1, 1], pad_amount=[1, 1, 1, 1])
     x = make.node("MatMul", [x, make.constant(weights)], (SIZE, SIZE, 4), "INT32")
