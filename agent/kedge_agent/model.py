@@ -147,6 +147,12 @@ class Model:
         return "" if loaded is None else loaded.detail
 
     @property
+    def figures(self) -> Mapping[str, float]:
+        """What the runtime measured of the model on this device, by name with its unit; mostly nothing."""
+        loaded = self._loaded
+        return {} if loaded is None else loaded.figures
+
+    @property
     def failure(self) -> Exception | None:
         """Why the bundle that is installed now is not the one that answers; None where it is."""
         return self._failure
@@ -236,6 +242,7 @@ class _Loaded:
         self.bundle = bundle
         self.counter = counter
         self.detail = executor.detail
+        self.figures = executor.figures
         self._executor = executor
         self._specs = bundle.config.inputs
         only = executor.one

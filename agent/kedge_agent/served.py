@@ -87,8 +87,14 @@ class ServedModels:
             self._load(entry)
             frugal.give_back()
             entry.generation = generation
-            detail = entry.model.detail or None if entry.model is not None else None
-            entry.untold = slots.Serving(digest=slot.digest, pid=os.getpid(), error=entry.error, detail=detail)
+            model = entry.model
+            entry.untold = slots.Serving(
+                digest=slot.digest,
+                pid=os.getpid(),
+                error=entry.error,
+                detail=None if model is None else model.detail or None,
+                figures={} if model is None else dict(model.figures),
+            )
             self._entries[name] = entry
         if entry is not None and entry.untold is not None:
             try:

@@ -23,7 +23,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kedge_agent.files import replace_link, storage_errors, sync_folder, write_whole
@@ -96,12 +96,14 @@ class Serving:
         pid: of the serving child.
         error: why it does not serve; None where it does.
         detail: what really runs it, in words, where the runtime's name does not say it all.
+        figures: what the runtime measured of it on this device (a board's throughput), by name with its unit.
     """
 
     digest: str
     pid: int
     error: str | None = None
     detail: str | None = None
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 class ModelFolder:

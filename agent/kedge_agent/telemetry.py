@@ -70,10 +70,12 @@ class Meter:
         )
 
     def _model(self, name: str, digest: str | None) -> ModelTelemetry:
-        total = counters.collect(ModelFolder(self._state, name).counters)
+        folder = ModelFolder(self._state, name)
+        total = counters.collect(folder.counters)
         # Calls before this start belong to no interval of it.
         since = total - self._totals.get(name, total)
         self._totals[name] = total
+        serving = folder.serving()
         return ModelTelemetry(
             digest=digest,
             inferences=since.inferences,
@@ -81,4 +83,5 @@ class Meter:
             inferences_total=total.inferences,
             errors_total=total.errors,
             latency_ms=since.latency_ms(),
+            figures=serving.figures if serving is not None and serving.digest == digest else {},
         )

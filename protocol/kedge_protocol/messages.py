@@ -195,6 +195,8 @@ class ModelTelemetry:
         inferences, errors: calls in the interval, over all processes that use the model.
         inferences_total, errors_total: since the model was installed.
         latency_ms: ``p50``, ``p95``, ``p99``, ``mean`` of the interval; empty without calls.
+        figures: what the runtime measured of the model on this device, by name with its unit
+            (``samples_per_second`` of an accelerator's own throughput test); mostly empty.
     """
 
     digest: str | None = None
@@ -203,6 +205,7 @@ class ModelTelemetry:
     inferences_total: int
     errors_total: int
     latency_ms: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -197,7 +197,7 @@ def test_settings_of_another_network_are_refused(pynq: Board, graph: Graph, tmp_
     with pytest.raises(VerificationError, match=r"ishape_normal is \(8, 8, 1\), the streamlined graph has \(6, 6, 1\)"):
         registry.runtime(fabric.BACKEND).load(files[exchange.GRAPH], fabric.options(bitfile=True))
     files[fabric.SETTINGS].write_text("{")
-    with pytest.raises(VerificationError, match="settings.json: is not the settings of FINN's driver"):
+    with pytest.raises(VerificationError, match=r"settings\.json: is not the settings of FINN's driver"):
         registry.runtime(fabric.BACKEND).load(files[exchange.GRAPH], fabric.options(bitfile=True))
 
 

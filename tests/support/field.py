@@ -4,6 +4,7 @@ device, on a broker of the test's."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,14 @@ class Field:
         """One ``kedge`` command against this fleet."""
         return run([command_of("kedge"), *arguments], env=self.env, echo=False)
 
-    def add(self, name: str, target: str, command: str, **limits: int) -> Device:
-        """Make a device known and start its agent."""
+    def add(
+        self, name: str, target: str, command: str, *, env: Mapping[str, str] | None = None, **limits: int
+    ) -> Device:
+        """Make a device known and start its agent.
+
+        Args:
+            env: added to the agent's environment.
+        """
         self.kedge("device", "add", name, "--target", target, "--label", "site=test")
         folder = self.folder / name
         folder.mkdir()
@@ -99,7 +106,9 @@ class Field:
             f'[state]\npath = "state"\n[serve]\nlisten = "127.0.0.1:{port}"\n'
             f"[telemetry]\ninterval = 1\n[limits]\n{lines}"
         )
-        process = Process([command, "run", "--config", str(folder / "agent.toml")], log=folder / "agent.log").start()
+        process = Process(
+            [command, "run", "--config", str(folder / "agent.toml")], log=folder / "agent.log", env=env
+        ).start()
         self.devices.append(Device(name, target, folder / "state", f"http://127.0.0.1:{port}", process))
         return self.devices[-1]
 

@@ -128,6 +128,8 @@ def device_show(name: str, state: Path | None, as_json: bool) -> None:
             proved = "proved" if view.proved else "not proved"
             speed = "" if view.latency is None else f", {view.latency.p50_ms:.2f} ms a call"
             _say(f"{model}: {view.state.value}, serves {view.digest or 'nothing'} ({proved}{speed})")
+            if view.detail:
+                _say(f"  {view.detail}")
             if view.failure is not None:
                 _say(f"  refused {view.failure.digest}: {view.failure.stage}: {view.failure.reason}")
     if detail.telemetry:
@@ -158,6 +160,8 @@ def _latest_telemetry(latest: Any) -> None:
     for model, view in latest.models.items():
         latency = ", ".join(f"{name} {value:.2f} ms" for name, value in sorted(view.latency_ms.items()))
         _say(f"{model}: {view.inferences_total} inferences, {view.errors_total} errors; {latency or 'no calls'}")
+        if view.figures:
+            _say("  " + ", ".join(f"{name} {value:.6g}" for name, value in sorted(view.figures.items())))
 
 
 def _board(told: Any) -> None:

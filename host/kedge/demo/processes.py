@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,7 +79,7 @@ class Process:
         log: appended to, so that a restart is seen.
     """
 
-    def __init__(self, argv: Sequence[str], *, log: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> None:
         self.argv = list(argv)
         self.log = log
         self.env = {**os.environ, **(env or {})}
