@@ -95,6 +95,11 @@ def lower(
     )
 
 
+def precisions(target_name: str) -> tuple[Precision, ...]:
+    """All that the target's first backend says it carries."""
+    return registry.compiler(target.find(target_name).backends[0].name).numerics.precisions
+
+
 def executor(target_name: str, lowered: Lowered, kernel_set: str | None = None) -> Executor:
     return Executor(
         lowered.files[lowered.entry].parent,
