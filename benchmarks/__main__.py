@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.harness import ROOT, Result, save, table
 
-ROOMS = ("compiling", "calling", "pulling", "memory")
+ROOMS = ("compiling", "calling", "pulling", "memory", "fabric")
 
 
 def main() -> int:

@@ -62,7 +62,7 @@ def table(results: Sequence[Result]) -> str:
     lines = ["| what | span | Kedge | baseline | ratio | goal | met |", "|---|---|---|---|---|---|---|"]
     for result in results:
         baseline = "" if result.baseline is None else f"{result.baseline:.4g} {result.unit} ({result.against})"
-        ratio = "" if result.ratio is None else f"{result.ratio:.2f}"
+        ratio = "" if result.ratio is None else f"{result.ratio:.{2 if result.ratio >= 0.1 else 5}f}"
         lines.append(
             f"| {result.name} | {result.span} | {result.kedge:.4g} {result.unit} | {baseline} | {ratio} "
             f"| {result.goal} | {'yes' if result.met else 'NO'} |"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.support import toolchains
+from tests.support.exactness import assert_exact
 from tests.support.small_networks import Samples, Trained, digits_network, mnist_network
 
 from kedge.compression.step import Context
@@ -44,6 +46,8 @@ def test_four_bits_by_calibration_alone(case: tuple[Trained, int], tmp_path: Pat
     assert lowered.calibration_samples == 300
     assert trained.top1 > 0.96
     assert trained.drop(lowered) <= W4A4_DROP
+    # Many of the digits' pixels lie halfway between two levels of the first quantizer: there too it is exact.
+    assert_exact(lowered, np.concatenate([trained.held_out, trained.train])[:1000], tmp_path)
 
 
 def test_two_bits_after_fine_tuning(case: tuple[Trained, int], tmp_path: Path) -> None:
@@ -62,3 +66,4 @@ def test_two_bits_after_fine_tuning(case: tuple[Trained, int], tmp_path: Path) -
     lowered = trained.lowered(tmp_path / "tuned.onnx", Precision.W2A2, tmp_path / "lowered")
     assert lowered.precision == "w2a2"
     assert trained.drop(lowered) <= W2A2_DROP
+    assert_exact(lowered, np.concatenate([trained.held_out, trained.train])[:1000], tmp_path)

@@ -14,12 +14,12 @@ import numpy.typing as npt
 import onnx
 import pytest
 from tests.support import few_bits, lowering, toolchains
+from tests.support.exactness import assert_exact
 
 from kedge_protocol.bundle.config import Verified
 from kedge_protocol.errors import LoweringError, TargetError, ToolchainError
 from kedge_targets import contract, registry
-from kedge_targets.backends.finn import building, capacity, exchange, synthesis
-from kedge_targets.backends.finn.exchange import Graph
+from kedge_targets.backends.finn import capacity, exchange, synthesis
 from kedge_targets.backends.finn.simulator import Simulator
 from kedge_targets.contract import Lowered
 from kedge_targets.graph import writing
@@ -49,45 +49,6 @@ def lower(model: onnx.ModelProto | Path, folder: Path, target: str = "pynq-z2", 
 @pytest.fixture(scope="module")
 def lowered(tmp_path_factory: pytest.TempPathFactory) -> Lowered:
     return lower(few_bits.network(depthwise=True), tmp_path_factory.mktemp("network"))
-
-
-def executed(model: Path, samples: Array, folder: Path, dialect: str) -> Array:
-    np.save(folder / "samples.npy", samples)
-    request = building.ExecuteRequest(
-        model=str(model), samples=str(folder / "samples.npy"), answers=str(folder / "answers.npy"), dialect=dialect
-    )
-    assert building.execute(request, len(samples)).samples == len(samples)
-    answers: Array = np.load(folder / "answers.npy")
-    return answers
-
-
-def integers(answers: Array, graph: Graph) -> Array:
-    """The last layer's sums: what is added and multiplied behind it taken back, rounded, and seen to be integers."""
-    values = answers.astype(np.float64)
-    for node in reversed(graph.nodes):
-        if node.operator not in ("Add", "Mul"):
-            break
-        (constant,) = (graph.constants[name].astype(np.float64) for name in node.inputs if name in graph.constants)
-        values = values - constant if node.operator == "Add" else values / constant
-    whole: Array = np.rint(values)
-    np.testing.assert_allclose(values, whole, atol=0.01)
-    return whole
-
-
-def assert_exact(lowered: Lowered, samples: Array, folder: Path) -> None:
-    """The simulator, qonnx's executor on the QONNX graph, and FINN's on the streamlined graph and the hardware layers
-    compute the same integers. FINN's own even give the same floats; qonnx scales in another order."""
-    graph = exchange.read(lowered.files[lowered.entry])
-    simulated = Simulator(graph).run([samples])[0]
-    build = lowered.files[synthesis.MODEL].parent / "build"
-    assert (
-        executed(build / "hardware.onnx", samples, folder, building.FINN).reshape(simulated.shape) == simulated
-    ).all()
-    few = samples[:100]
-    streamlined = executed(build / "streamlined.onnx", few, folder, building.FINN).reshape(len(few), -1)
-    assert (streamlined == simulated[:100]).all()
-    given = executed(lowered.files[synthesis.MODEL], samples, folder, building.QONNX).reshape(simulated.shape)
-    assert (integers(given, graph) == integers(simulated, graph)).all()
 
 
 def test_the_whole_network_is_one_partition_with_its_cost(lowered: Lowered) -> None:

@@ -28,13 +28,14 @@ class FineTuneOptions:
     ] = None
     attention_weight: Annotated[float, Option("Weight of the attention maps of a transformer.")] = 0.0
     feature_weight: Annotated[
-        float | None, Option("Weight of the tensors between the blocks; by the kind of output where you give none.")
+        float | None,
+        Option("Weight of the tensors between the blocks; by output and samples where you give none."),
     ] = None
     batch: Annotated[int, Option("Samples for one update.")] = 32
     patience: Annotated[int, Option("Judgements without an improvement before it stops; there are 24 in all.")] = 10
     held_back: Annotated[float, Option("Share of the samples that judge and are not learnt from.")] = 0.2
     weight_decay: Annotated[float, Option("Pull of the weights towards zero.")] = 0.0
-    mixup: Annotated[bool, Option("Blend samples with one another.")] = False
+    mixup: Annotated[bool, Option("Blend samples with one another; not where labels or a loss are used.")] = False
     shift: Annotated[bool, Option("Move pictures by up to an eighth of their size.")] = False
 
 

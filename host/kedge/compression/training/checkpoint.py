@@ -23,7 +23,8 @@ class State:
     """Everything that the loop needs to go on.
 
     Attributes:
-        step: updates made in this attempt.
+        step: place in this attempt's course.
+        skipped: steps of it that were left out, to cool down early.
         learning_rate: of this attempt.
         before, best_loss: held-back loss of what came in, and of ``best``.
         stale: judgements since the best one.
@@ -34,6 +35,7 @@ class State:
     """
 
     step: int
+    skipped: int
     learning_rate: float
     before: float
     best_loss: float

@@ -23,8 +23,10 @@ UserLoss = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Tensor | None],
 
 WHERE = "--loss"
 _FEATURES_BESIDE_SCORES = 30.0
+_FEW = 50
 """Measured on a damaged ResNet-8 with 50 pictures (top-1 0.08): soft labels alone brought it to 0.36, this to 0.77.
-Maps of features say far more of a sample than a handful of scores."""
+Maps of features say far more of a sample than a handful of scores. Where samples are many they hold a student of few
+bits to what it cannot be: with 6000 digits and 2 bits the drop was 0.039 so, and 0.010 with a hundredth of it."""
 _FEATURES_BESIDE_VALUES = 1.0
 _USUAL_SPREAD = 4.0
 """Standard deviation of a sample's logits, that larger ones are brought to: some networks answer in hundreds, and a
@@ -39,7 +41,8 @@ class Terms:
     Attributes:
         temperature: of soft labels.
         hard_weight: share of the hard-label term, or of the user's own loss; the rest is soft labels.
-        attention_weight, feature_weight: of these terms, beside; None for what suits the kind of output.
+        attention_weight, feature_weight: of these terms, beside; None for what suits the kind of output and the
+            number of samples.
         features: how many tensors are compared.
         mixup: whether samples are blended.
         shift: whether pictures are moved.
@@ -92,7 +95,8 @@ class Distillation:
         if not self.heads:
             raise StepError("no output holds real numbers, there is nothing to distil", remedy="Leave this step out")
         scores = any(head.kind is not Kind.VALUES for head in self.heads)
-        usual = _FEATURES_BESIDE_SCORES if scores else _FEATURES_BESIDE_VALUES
+        beside_scores = _FEATURES_BESIDE_SCORES * min(1.0, _FEW / pool.count)
+        usual = beside_scores if scores else _FEATURES_BESIDE_VALUES
         self._spread = {head.tensor: self._too_wide(head, few) for head in self.heads}
         self._feature_weight = usual if terms.feature_weight is None else terms.feature_weight
         self._maps = self._common(losses.attention_maps(student.model, self.heads) if terms.attention_weight else [])

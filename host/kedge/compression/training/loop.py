@@ -20,6 +20,9 @@ Tensor: TypeAlias = torch.Tensor
 _ROUNDS = 24
 _SLOWER = 5.0
 _RETRIES = 2
+_COOLING = 0.7
+"""Share of the course after which the learning rate is low. A training that finds nothing better goes on from there: it
+is by the small steps at the end that low bits gain most."""
 _NOTHING = 1e-9
 """A loss that leaves nothing to learn."""
 
@@ -45,7 +48,7 @@ class Schedule:
         steps: updates at most.
         learning_rate: at the top of the cosine.
         batch: samples an update.
-        patience: judgements without an improvement before it stops early.
+        patience: judgements without an improvement before it goes over to the end of the course, or stops there.
         warm_up: share of the steps over which the learning rate rises.
         weight_decay: of AdamW; 0 is Adam.
         clip: largest norm of a gradient.
@@ -145,7 +148,13 @@ class _Run:
                 self._checkpoint.save(state)
         self._set(state.best)
         notes = self._notes + ([] if self._checkpoint is None else self._checkpoint.notes)
-        return Outcome(before=state.before, after=state.best_loss, steps=state.step, resumed=self._resumed, notes=notes)
+        return Outcome(
+            before=state.before,
+            after=state.best_loss,
+            steps=state.step - state.skipped,
+            resumed=self._resumed,
+            notes=notes,
+        )
 
     def _begun(self) -> State:
         found = None if self._checkpoint is None else self._checkpoint.load()
@@ -163,6 +172,7 @@ class _Run:
         copies = self._copies()
         return State(
             step=0,
+            skipped=0,
             learning_rate=self._schedule.learning_rate,
             before=before,
             best_loss=before,
@@ -184,7 +194,9 @@ class _Run:
 
     def _attempt(self, state: State, optimizer: torch.optim.Optimizer) -> None:
         schedule = self._schedule
-        while state.step < schedule.steps and state.stale < schedule.patience:
+        while state.step < schedule.steps:
+            if state.stale >= schedule.patience and not self._cooled(state):
+                return
             picked = self._picked(state.step)
             for group in optimizer.param_groups:
                 group["lr"] = state.learning_rate * self._factor(state.step)
@@ -199,6 +211,16 @@ class _Run:
             self._progress(self._what, state.step, schedule.steps)
             if state.step % self._every == 0 or state.step == schedule.steps:
                 self._judge(state, optimizer)
+
+    def _cooled(self, state: State) -> bool:
+        """From the best state to the end of the course; False where it is there already."""
+        cooling = round(self._schedule.steps * _COOLING)
+        if state.step >= cooling:
+            return False
+        self._set(state.best)
+        state.skipped += cooling - state.step
+        state.step, state.stale = cooling, 0
+        return True
 
     def _judge(self, state: State, optimizer: torch.optim.Optimizer) -> None:
         loss = self._objective.judged()
@@ -235,7 +257,8 @@ class _Run:
         self._set(state.best)
         state.attempt += 1
         state.learning_rate /= _SLOWER
-        state.step, state.stale, state.optimizer, state.parameters = 0, 0, None, state.best
+        state.step, state.skipped, state.stale = 0, 0, 0
+        state.optimizer, state.parameters = None, state.best
 
     def _picked(self, step: int) -> Array:
         """Samples of one update: each sample once in an epoch, in an order of the seed's."""

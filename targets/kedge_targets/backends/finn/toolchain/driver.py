@@ -35,6 +35,8 @@ import traceback
 import types
 from pathlib import Path
 
+import input_thresholds
+
 PACKAGES = ("finn-plus", "qonnx", "onnx")
 
 # Up to the partition, then what folding and estimates need; FINN's own order.
@@ -130,7 +132,9 @@ class Driver:
             model = ModelWrapper(request["graph"])
             for name, datatype in request["input_types"].items():
                 _annotate(model, name, datatype)
+            rounding = input_thresholds.rounding_of_inputs(model)
             model = _through(TO_STREAMLINED, model, config)
+            input_thresholds.make_exact(model, rounding)
             model.save(str(folder / "streamlined.onnx"))
         with _timed(seconds, "partition"):
             self.progress("hardware layers", 0, 0)
