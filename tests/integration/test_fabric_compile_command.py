@@ -75,7 +75,15 @@ def test_published_networks_to_the_last_image_with_estimates_for_two_boards(
         assert bundle.config.precision == precision
         titles = set(bundle.files)
         # QONNX, the streamlined graph, its folding, the build for a host with Vivado, the estimates, golden integers.
-        assert titles >= {"model.onnx", "graph.json", "folding.json", "build.sh", "build.yaml", "golden.npz"}
+        assert titles >= {
+            "model.onnx",
+            "streamlined.onnx",
+            "graph.json",
+            "folding.json",
+            "build.sh",
+            "build.yaml",
+            "golden.npz",
+        }
         assert titles >= {"estimate_layer_cycles.json", "estimate_layer_resources.json", "settings.json"}
     capacities = {entry["target"]: entry["estimate"]["capacity"]["LUT"] for entry in report["bundles"]}
     assert capacities["zcu104"] > capacities["pynq-z2"]

@@ -135,7 +135,7 @@ def test_vivados_machine_gets_the_same_design(lowered: Lowered, tmp_path: Path) 
     """FINN's own flow with the bundle's ``build.yaml``, up to its estimates, comes to the cycles and resources that the
     bundle promises; what follows it needs Vivado."""
     files = lowered.files
-    for title in (synthesis.CONFIGURATION, synthesis.FOLDING, synthesis.MODEL):
+    for title in (synthesis.CONFIGURATION, synthesis.FOLDING, synthesis.STREAMLINED):
         shutil.copy(files[title], tmp_path / title)
     script = tmp_path / "flow.py"
     script.write_text(_FLOW)
@@ -163,8 +163,9 @@ from qonnx.core.modelwrapper import ModelWrapper
 folder = Path(sys.argv[2])
 config = DataflowBuildConfig.construct_from(folder / "build.yaml")
 config.output_dir = str(folder / "build")
-model = ModelWrapper(str(folder / "model.onnx"))
-for step in estimate_only_dataflow_steps:
+model = ModelWrapper(str(folder / "streamlined.onnx"))
+assert config.steps[-1] == "step_deployment_package", config.steps
+for step in [step for step in config.steps if step in estimate_only_dataflow_steps]:
     model = getattr(build_dataflow_steps, step)(model, config)
 """
 

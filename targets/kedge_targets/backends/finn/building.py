@@ -91,6 +91,7 @@ class Built:
         fits: whether that is within the limits.
         fastest: the fastest that fits, as far as anybody looked.
         settings: of the board's driver.
+        steps: of FINN's flow, that lead from the streamlined graph to a bitfile.
     """
 
     outside: tuple[Outside, ...]
@@ -107,6 +108,7 @@ class Built:
     tries: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     part: str = ""
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

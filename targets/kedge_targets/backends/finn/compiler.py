@@ -270,11 +270,14 @@ def _for_vivado(built: Built, settings: _Settings, workdir: Path) -> dict[str, P
     files = {Path(path).name: Path(path) for path in built.reports if Path(path).name in _REPORTS}
     files[synthesis.FOLDING] = workdir / synthesis.FOLDING
     shutil.copyfile(built.folding, files[synthesis.FOLDING])
+    files[synthesis.STREAMLINED] = workdir / synthesis.STREAMLINED
+    shutil.copyfile(built.streamlined, files[synthesis.STREAMLINED])
     return files | synthesis.written(
         workdir,
         board=settings.board,
         clock_mhz=settings.clock_mhz,
         standalone_thresholds=settings.standalone_thresholds,
+        steps=built.steps,
         version=building.versions()["finn-plus"],
     )
 

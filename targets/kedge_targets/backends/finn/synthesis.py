@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 CONFIGURATION, SCRIPT = "build.yaml", "build.sh"
-MODEL, FOLDING = "model.onnx", "folding.json"
+MODEL, STREAMLINED, FOLDING = "model.onnx", "streamlined.onnx", "folding.json"
 
 _CONFIGURATION = """\
-# FINN+'s flow configuration for this bundle: `finn build {configuration} {model}`, see {script}.
+# FINN+'s flow configuration for this bundle: `finn build {configuration} {model}`, see {script}. It begins with the
+# streamlined graph: that is what the simulator computes, and what was estimated.
 board: {board}
 shell_flow_type: vivado_zynq
 synth_clk_period_ns: {period}
@@ -20,6 +22,8 @@ generate_outputs:
   - pynq_driver
   - deployment_package
 output_dir: build
+steps:
+{steps}
 """
 
 _SCRIPT = """\
@@ -39,11 +43,12 @@ ls -l build/deploy/bitfile
 
 
 def written(
-    folder: Path, *, board: str, clock_mhz: float, standalone_thresholds: bool, version: str
+    folder: Path, *, board: str, clock_mhz: float, standalone_thresholds: bool, steps: Sequence[str], version: str
 ) -> dict[str, Path]:
     """Write both files.
 
     Args:
+        steps: of FINN's flow, from the streamlined graph on.
         version: of finn-plus.
 
     Returns:
@@ -52,14 +57,15 @@ def written(
     texts = {
         CONFIGURATION: _CONFIGURATION.format(
             configuration=CONFIGURATION,
-            model=MODEL,
+            model=STREAMLINED,
             script=SCRIPT,
             board=board,
             period=1000.0 / clock_mhz,
             folding=FOLDING,
             thresholds="true" if standalone_thresholds else "false",
+            steps="\n".join(f"  - {step}" for step in steps),
         ),
-        SCRIPT: _SCRIPT.format(version=version, model=MODEL, configuration=CONFIGURATION),
+        SCRIPT: _SCRIPT.format(version=version, model=STREAMLINED, configuration=CONFIGURATION),
     }
     files = {}
     for title, text in texts.items():

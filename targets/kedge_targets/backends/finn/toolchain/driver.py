@@ -119,7 +119,7 @@ class Driver:
             ``streamlined``, ``hardware``, ``parent``, ``child``: ONNX files; ``folding``: JSON; ``reports``: JSON files
             of FINN's own; ``outside``: ``{"name", "operator", "place"}`` of nodes outside the partition; ``fold``: see
             :func:`_cost`; ``fits``, ``tries``, ``fastest`` (of all that was tried), ``settings`` (of the board's
-            driver), ``part``, ``seconds``.
+            driver), ``part``, ``steps`` (of FINN's flow, from the streamlined graph to the bitfile), ``seconds``.
         """
         self.load()
         from qonnx.core.modelwrapper import ModelWrapper
@@ -170,6 +170,7 @@ class Driver:
             "tries": found.tries,
             "settings": _settings(model, config),
             "part": config._resolve_fpga_part(),
+            "steps": _steps_after(TO_STREAMLINED[-1]),
         }
 
     def execute(self, request):
@@ -255,6 +256,13 @@ def _through(steps, model, config):
                 remedy="Look at the layer that is named, see docs/fpga.md for what converts, or choose another target",
             ) from error
     return model
+
+
+def _steps_after(step):
+    """What FINN's own flow does from there on, up to the bitfile."""
+    from finn.builder.build_dataflow_config import default_build_dataflow_steps
+
+    return default_build_dataflow_steps[default_build_dataflow_steps.index(step) + 1 :]
 
 
 def _named(error, model):
