@@ -183,3 +183,17 @@ def test_two_bits_are_fine_tuned_by_one_option(digits: tuple[Trained, Path]) -> 
     assert entry["precision"] == "w2a2"
     assert entry["drop"] <= 0.03
     assert [step["use"] for step in entry["steps"]] == ["fine-tune"]
+
+
+def test_fewer_bits_where_the_board_has_no_room_for_four(digits: tuple[Trained, Path]) -> None:
+    trained, folder = digits
+    wanted = ("--target-fps", "90000", "--max-utilization", "0.1", "--max-drop", "0.04")
+    done = compiled(trained.graph, folder, *wanted, "--force")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = report_of(folder)
+    (entry,) = report["bundles"]
+    assert entry["precision"] in ("w3a3", "w2a2")
+    assert entry["drop"] <= 0.04
+    assert entry["estimate"]["frames_per_second"] >= 90_000
+    refused = next(attempt for attempt in entry["attempts"] if attempt["precision"] == "w4a4")
+    assert "90000 frames a second takes" in refused["reason"], refused
