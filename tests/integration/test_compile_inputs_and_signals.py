@@ -173,7 +173,10 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "kedge.cli.main", *inputs.arguments(metric=f"{slow}:f")]
     before = {path.name for path in tmp_path.iterdir()} | {"begun", "__pycache__"}
+    # A shell's background job ignores SIGINT and hands that down; a handler of our own is not handed down.
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, kept)
     until = time.monotonic() + 60
     while not (tmp_path / "begun").exists() and time.monotonic() < until:
         time.sleep(0.05)
