@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, TypeAlias
 
 from kedge.compression.step import Context, Step
 from kedge.options import Option
@@ -11,12 +11,18 @@ from kedge.options import Option
 if TYPE_CHECKING:
     import onnx
 
+Steps: TypeAlias = Annotated[int, Option("Updates of the weights at most.")]
+Batch: TypeAlias = Annotated[int, Option("Samples for one update.")]
+Patience: TypeAlias = Annotated[
+    int, Option("Judgements, of 24 in all, without an improvement before it goes to the end of its course.")
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistilOptions:
-    """How the repair is done; the defaults are for a few dozen to a few thousand samples."""
+    """How a graph is trained; the defaults are for a few dozen to a few thousand samples."""
 
-    steps: Annotated[int, Option("Updates of the weights at most.")] = 600
+    steps: Steps = 600
     learning_rate: Annotated[
         float | None, Option("At the top of its course; by the kind of network where you give none.")
     ] = None
@@ -30,8 +36,8 @@ class DistilOptions:
         float | None,
         Option("Weight of the tensors between the blocks; by output and samples where you give none."),
     ] = None
-    batch: Annotated[int, Option("Samples for one update.")] = 16
-    patience: Annotated[int, Option("Judgements without an improvement before it stops; there are 24 in all.")] = 8
+    batch: Batch = 16
+    patience: Patience = 8
     held_back: Annotated[float, Option("Share of the samples that judge and are not learnt from.")] = 0.2
     weight_decay: Annotated[float, Option("Pull of the weights towards zero.")] = 0.0
     mixup: Annotated[bool, Option("Blend samples with one another; not where labels or a loss are used.")] = False

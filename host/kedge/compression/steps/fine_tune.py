@@ -4,39 +4,22 @@ model did."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from kedge.compression.step import Context, Step
-from kedge.options import Option
+from kedge.compression.steps.distil import Batch, DistilOptions, Patience, Steps
 
 if TYPE_CHECKING:
     import onnx
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuneOptions:
-    """How it is trained; see :class:`kedge.compression.steps.distil.DistilOptions`."""
+class FineTuneOptions(DistilOptions):
+    """How it is trained; few bits take longer."""
 
-    steps: Annotated[int, Option("Updates of the weights at most.")] = 800
-    learning_rate: Annotated[
-        float | None, Option("At the top of its course; by the kind of network where you give none.")
-    ] = None
-    temperature: Annotated[float, Option("Of the soft labels; higher tells more of the wrong classes.")] = 4.0
-    hard_weight: Annotated[
-        float | None,
-        Option("Share of the true labels (or of your own loss) in the loss; 0.3 with labels, 1 with your own loss."),
-    ] = None
-    attention_weight: Annotated[float, Option("Weight of the attention maps of a transformer.")] = 0.0
-    feature_weight: Annotated[
-        float | None,
-        Option("Weight of the tensors between the blocks; by output and samples where you give none."),
-    ] = None
-    batch: Annotated[int, Option("Samples for one update.")] = 32
-    patience: Annotated[int, Option("Judgements without an improvement before it stops; there are 24 in all.")] = 10
-    held_back: Annotated[float, Option("Share of the samples that judge and are not learnt from.")] = 0.2
-    weight_decay: Annotated[float, Option("Pull of the weights towards zero.")] = 0.0
-    mixup: Annotated[bool, Option("Blend samples with one another; not where labels or a loss are used.")] = False
-    shift: Annotated[bool, Option("Move pictures by up to an eighth of their size.")] = False
+    steps: Steps = 800
+    batch: Batch = 32
+    patience: Patience = 10
 
 
 class FineTune(Step[FineTuneOptions]):

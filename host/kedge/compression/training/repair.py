@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 import onnx
 
 from kedge.compression.step import Context
+from kedge.compression.steps.distil import DistilOptions
 from kedge.compression.training import distillation, loop
 from kedge.compression.training.checkpoint import Checkpoint
 from kedge.compression.training.distillation import Distillation, Terms
@@ -23,36 +23,7 @@ _HARD_SHARE = 0.3
 _FEW = 20
 
 
-class Options(Protocol):
-    """What both steps let their user choose; see :class:`kedge.compression.steps.distil.DistilOptions`."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def learning_rate(self) -> float | None: ...
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def hard_weight(self) -> float | None: ...
-    @property
-    def attention_weight(self) -> float: ...
-    @property
-    def feature_weight(self) -> float | None: ...
-    @property
-    def batch(self) -> int: ...
-    @property
-    def patience(self) -> int: ...
-    @property
-    def held_back(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def mixup(self) -> bool: ...
-    @property
-    def shift(self) -> bool: ...
-
-
-def check(options: Options, where: str) -> None:
+def check(options: DistilOptions, where: str) -> None:
     """Check the numbers.
 
     Raises:
@@ -79,7 +50,7 @@ def check(options: Options, where: str) -> None:
 def trained(
     model: onnx.ModelProto,
     context: Context,
-    options: Options,
+    options: DistilOptions,
     *,
     what: str,
     hooks: Mapping[str, Hook] | None = None,
@@ -122,7 +93,7 @@ def trained(
     return student
 
 
-def _terms(options: Options, context: Context) -> Terms:
+def _terms(options: DistilOptions, context: Context) -> Terms:
     hard = options.hard_weight
     if hard is None:
         hard = 1.0 if context.loss is not None else _HARD_SHARE if context.labels is not None else 0.0
