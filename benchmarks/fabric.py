@@ -1,4 +1,4 @@
-"""The simulator of programmable logic against qonnx's executor on the same cleaned QONNX model, in the same process."""
+"""The simulator of programmable logic against qonnx's executor on the same cleaned QONNX model, taking turns."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from benchmarks.harness import ROOT, SHARED, Result
 from kedge_protocol.errors import ToolchainError
 from kedge_targets import registry, target
+from kedge_targets.backends.finn import synthesis
 from kedge_targets.contract import Lowered
 from kedge_targets.numerics import Plan, Precision
 from kedge_targets.toolchain import store
@@ -41,9 +42,11 @@ def run() -> Iterator[Result]:
 
 
 def _networks(folder: Path) -> Iterator[tuple[str, Lowered, Array]]:
+    import torch
     from tests.support import lowering
     from tests.support.small_networks import digits_network
 
+    torch.manual_seed(0)
     trained = digits_network(folder, None)
     yield "digits CNN, W4A4", trained.lowered(trained.graph, Precision.W4A4, folder / "digits"), trained.held_out
     if not SHARED.exists():
@@ -61,7 +64,7 @@ def _compared(name: str, lowered: Lowered, samples: Array, folder: Path) -> Iter
     backend = target.find(BOARD).backends[0].name
     session = registry.runtime(backend).load(lowered.files[lowered.entry], dict(lowered.runtime_options))
     python = store.find(backend).python
-    file = next(path for title, path in lowered.files.items() if title.endswith(".onnx"))
+    file = lowered.files[synthesis.MODEL]
     for mine, theirs, goal in TURNS:
         with _Qonnx(python, file, samples[:100], folder, theirs) as qonnx:
             answers: Array = session.run([samples[:100]])[0].reshape(qonnx.answers.shape)

@@ -9,19 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.support import other_processor
-from tests.support.lowering import (
-    Array,
-    Calibration,
-    Case,
-    checked_copy,
-    executor,
-    float_answers,
-    ic,
-    kws,
-    lower,
-    size,
-    top1,
-)
+from tests.support.lowering import Calibration, Case, checked_copy, executor, float_answers, ic, kws, lower, size, top1
 
 from kedge_targets import registry
 from kedge_targets.graph import library
@@ -107,10 +95,11 @@ def test_without_vnni_the_answers_are_the_same(shared_data: Path, tmp_path: Path
     assert kws_chosen < 0.001 < 0.03 < kws_full
 
 
-def in_float(entry: Path, samples: Array) -> Array:
+def in_float(entry: Path, samples: other_processor.Samples) -> other_processor.Samples:
     """What the graph's QuantizeLinear and DequantizeLinear say, computed in float: nothing saturates in between."""
-    options = library.load().SessionOptions()
-    options.graph_optimization_level = library.load().GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = library.load().InferenceSession(str(entry), options, providers=["CPUExecutionProvider"])
+    onnxruntime = library.load()
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(entry), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return np.concatenate([session.run(None, {name: sample[None]})[0] for sample in samples])

@@ -7,23 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import openvino
 import pytest
 from tests.support import other_processor
-from tests.support.lowering import (
-    Array,
-    Calibration,
-    Case,
-    checked_copy,
-    executor,
-    float_answers,
-    ic,
-    kws,
-    lower,
-    top1,
-)
+from tests.support.lowering import Calibration, Case, checked_copy, executor, float_answers, ic, kws, lower, top1
 
 from kedge_targets import registry
+from kedge_targets.backends.openvino import library
 from kedge_targets.numerics import Granularity, Plan, Precision, QuantizedType
 
 pytestmark = pytest.mark.shared_data
@@ -103,8 +92,8 @@ def test_without_vnni_the_answers_are_the_same(shared_data: Path, tmp_path: Path
     assert as_chosen < 0.01 < 0.03 < as_full
 
 
-def in_float(entry: Path, samples: Array) -> Array:
+def in_float(entry: Path, samples: other_processor.Samples) -> other_processor.Samples:
     """What the file's FakeQuantize layers say, computed in float: nothing saturates in between."""
     settings = {"LP_TRANSFORMS_MODE": "NO", "INFERENCE_PRECISION_HINT": "f32"}
-    model = openvino.Core().compile_model(str(entry), "CPU", settings)
+    model = library.load().Core().compile_model(str(entry), "CPU", settings)
     return np.concatenate([model([sample[None]])[0] for sample in samples])
