@@ -4,6 +4,7 @@ the search brings the model back within the budget by itself."""
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from tests.support import hard
 
 import kedge
+from kedge.compression import trial
 from kedge_protocol.errors import BudgetError
 
 MAX_DROP = 0.01
@@ -62,6 +64,23 @@ def test_the_search_brings_it_back(model: hard.Hard, tmp_path: Path, target: str
     assert [step["use"] for step in bundle["steps"]][:1] == ["equalize"]
     assert bundle["steps"][0]["drop"] == pytest.approx(0.0, abs=MAX_DROP)
     assert bundle["steps"][0]["size_bytes"] > 0
+
+
+def test_what_two_ways_begin_with_is_done_once_though_they_run_at_once(
+    model: hard.Hard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Path] = []
+    step = trial._step
+
+    def slow(choice: Any, graph: str, plan: Any, folder: Path, *more: Any) -> None:
+        done.append(folder)
+        time.sleep(0.5)
+        step(choice, graph, plan, folder, *more)
+
+    monkeypatch.setattr(trial, "_step", slow)
+    compiled(model, tmp_path / "OUT", jobs=2)
+    assert done
+    assert len(done) == len(set(done))
 
 
 def test_the_report_names_the_layer(model: hard.Hard, tmp_path: Path) -> None:

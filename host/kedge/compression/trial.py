@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -128,13 +130,23 @@ def _stepped(
         done = candidate.steps[: number + 1]
         folder = job.scratch / "steps" / _key(done, candidate.plan)
         kept = folder / "entry.json"
-        if not kept.is_file():
-            _step(choice, graph, plan, folder, job, call, progress)
+        with _alone(folder):
+            if not kept.is_file():
+                _step(choice, graph, plan, folder, job, call, progress)
         stored = codec.decode(kept.read_bytes(), _Stored, where=str(kept))
         entries.append(stored.entry)
         plan = dataclasses.replace(plan, ranges={**plan.ranges, **{n: (r[0], r[1]) for n, r in stored.ranges.items()}})
         graph = str(folder / "graph.onnx")
     return graph, plan, tuple(entries)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One at a time: ways that begin alike are tried at once, and who comes second takes what the first made."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # it ends with the file
+        yield
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
