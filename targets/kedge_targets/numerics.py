@@ -150,7 +150,7 @@ class Plan:
         percentile: of all values that a range holds, for :attr:`RangeMethod.PERCENTILE`.
         ranges: tensor name → (low, high) that was decided already (learnt in fine-tuning); calibration decides the
             rest. Names that the backend's own form of the graph has not are left out.
-        group_size: weights that share one scale, for ``int4``.
+        group_size: weights that share one scale, for weights of 4 bits.
         asymmetric_weights: with a zero-point for each group, for ``int4``.
     """
 

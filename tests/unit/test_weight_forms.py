@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from kedge_protocol.errors import LoweringError
-from kedge_targets.graph import weight_forms
+from kedge_targets.graph import kmeans, weight_forms
 from kedge_targets.numerics import Family, Precision
 
 FORMS = [precision for precision in Precision if precision.family is Family.WEIGHTS]
@@ -100,7 +100,7 @@ def test_k_means_is_as_good_as_scikit_learns() -> None:
     cluster = pytest.importorskip("sklearn.cluster")
     values = normal(5000).reshape(-1)
     theirs = cluster.KMeans(16, n_init=5, random_state=0).fit(values[:, None]).inertia_
-    table = weight_forms.clusters(values, 16)
+    table = kmeans.clusters(values, 16)
     ours = np.square(values[:, None] - table).min(axis=1).sum()
     assert ours <= 1.02 * theirs
 
@@ -130,3 +130,29 @@ def test_weights_that_are_none(weight: npt.NDArray[Any]) -> None:
 def test_a_precision_of_another_family() -> None:
     with pytest.raises(LoweringError, match="int8 is no form of stored weights"):
         weight_forms.encoded(normal(2, 2), Precision.INT8, axis=0)
+
+
+@pytest.mark.parametrize("precision", [Precision.CODEBOOK4, Precision.LOG4])
+def test_one_giant_costs_its_group_and_not_the_channel(precision: Precision) -> None:
+    weight = normal(16, 512)
+    weight[:, 100] *= 200
+    neighbours = np.ones(512, bool)
+    neighbours[96:128] = False
+    apart, together = (
+        weight_forms.simulated(weight, precision, axis=0, group_size=size)[:, neighbours] for size in (32, 512)
+    )
+    assert decibels(weight[:, neighbours], apart) > DECIBELS[precision] - 3
+    assert decibels(weight[:, neighbours], together) < DECIBELS[precision] - 6
+
+
+@pytest.mark.parametrize("precision", [Precision.CODEBOOK4, Precision.LOG4])
+@pytest.mark.parametrize(("size", "dtype"), [(1.0, np.float16), (1e-9, np.float32), (1e9, np.float32)])
+def test_scales_of_groups_are_short_where_that_holds_them(precision: Precision, size: float, dtype: type) -> None:
+    weight = normal(8, 256) * np.float32(size)
+    made = weight_forms.encoded(weight, precision, axis=0, group_size=32)
+    assert made.scales is not None
+    assert made.scales.dtype == dtype
+    assert made.scales.shape == (8, 8)
+    assert decibels(weight, made.decoded()) > DECIBELS[precision]
+    assert made.table is not None
+    assert made.stored_bytes == weight.size // 2 + made.scales.nbytes + made.table.nbytes

@@ -30,7 +30,7 @@ class Quantize:
     activation: Annotated[str | None, Option("int8 or uint8.")] = None
     range_method: Annotated[RangeMethod, Option("How calibration finds ranges.")] = RangeMethod.MIN_MAX
     percentile: Annotated[float, Option("Of all values that a range holds, for range_method percentile.")] = 99.99
-    group_size: Annotated[int, Option("Weights that share one scale, for int4.")] = 32
+    group_size: Annotated[int, Option("Weights that share one scale, for weights of 4 bits.")] = 32
     asymmetric_weights: Annotated[bool, Option("A zero-point for each group, for int4.")] = True
 
     def plan(self, compiler: Compiler, target: Target) -> Plan:

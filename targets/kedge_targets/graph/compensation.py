@@ -27,6 +27,8 @@ Array = npt.NDArray[Any]
 LONGEST = 4096
 """Inputs of a layer at most: the matrix of their products has the square of it."""
 _DAMPING = 0.01
+_SHORTEST = 1e-6
+"""Length of a row that counts as one of 0s."""
 _BLOCK = 64
 
 
@@ -35,6 +37,9 @@ def products(
 ) -> dict[str, Array]:
     """For the input of each MatMul and Gemm that is to be stored small: X'X over all samples, float64 K x K, by the
     tensor's name.
+
+    Each row of X is brought to length 1: in a transformer a few tokens are hundreds of times longer than the rest, and
+    what follows normalizes them; the matrix of the plain rows would hold hardly anything else.
 
     Args:
         model: not changed.
@@ -65,9 +70,10 @@ def products(
             value = np.asarray(seen[name] if name in seen else feed[name])
             if value.ndim < 2 or value.shape[-1] > LONGEST:
                 continue
-            rows = value.reshape(-1, value.shape[-1]).astype(np.float32)
+            rows = value.reshape(-1, value.shape[-1]).astype(np.float32)  # a copy
             if name not in found:
                 found[name] = np.zeros((rows.shape[1], rows.shape[1]))
+            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _SHORTEST)
             found[name] += rows.T @ rows
     return found
 
@@ -114,7 +120,7 @@ class _Grid:
     """The values that each weight of a matrix may take."""
 
     def __init__(self, encoded: Encoded) -> None:
-        self._group_size = encoded.group_size
+        self._group_size = encoded.group_size or encoded.codes.size  # one group is the whole channel
         self._scales = None if encoded.scales is None else encoded.scales.astype(np.float64)
         self._zero_points = encoded.zero_points
         self._table = encoded.table
@@ -132,6 +138,6 @@ class _Grid:
             scales, zeros = self._scales[:, group], self._zero_points[:, group].astype(np.float64)
             codes = np.clip(np.rint(values / scales) + zeros, 0, 15)
             return codes.astype(np.uint8), (codes - zeros) * scales
-        scales = np.ones(1) if self._scales is None else self._scales[:, 0]
+        scales = np.ones(1) if self._scales is None else self._scales[:, index // self._group_size]
         picked = self._order[np.searchsorted(self._edges, values / scales)]
         return picked.astype(np.uint8), self._table[picked] * scales

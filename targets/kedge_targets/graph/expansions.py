@@ -145,27 +145,20 @@ class _Writer:
         """The weight read back as a whole; the name of the tensor."""
         make = _Nodes(self, tensor, self._first)
         shape = encoded.codes.shape
-        if encoded.table is not None:
-            if encoded.precision.weight_bits == 8:
-                back = make("Gather", self._table(encoded), make.integers(encoded.codes))
-            else:
-                back = make.reshaped(make.pairs(encoded.codes, self._table(encoded)), shape, of=encoded.codes.size)
-            if encoded.scales is None:
-                return back
-            scales = weight_forms.broadcast(encoded.scales[:, 0], encoded.axis, len(shape))
-            return make("Mul", back, self.constant(scales))
-        if encoded.scales is None or encoded.zero_points is None:
-            return tensor
+        if encoded.scales is None:
+            return self._looked_up(make, encoded, encoded.codes)
+        channels, length = shape[encoded.axis], encoded.codes.size // shape[encoded.axis]
+        if not encoded.group_size:
+            scales = encoded.scales.reshape([channels if axis == encoded.axis else 1 for axis in range(len(shape))])
+            return make("Mul", self._looked_up(make, encoded, encoded.codes), self.constant(scales))
         groups = weight_forms.grouped(weight_forms.rows(encoded.codes, encoded.axis), encoded.group_size)
-        levels = self.constant(np.arange(16, dtype=np.float32))
-        back = make.reshaped(make.pairs(groups, levels), groups.shape, of=groups.size)
-        if self._asymmetric:
-            zeros = make.pairs(encoded.zero_points, levels)
+        back = self._looked_up(make, encoded, groups)
+        if encoded.zero_points is not None and self._asymmetric:
+            zeros = make.pairs(encoded.zero_points, self._levels(encoded))
             back = make("Sub", back, make.reshaped(zeros, (*encoded.scales.shape, 1), of=encoded.scales.size))
-        else:
+        elif encoded.zero_points is not None:
             back = make("Sub", back, self.constant(np.array(8, np.float32)))
-        back = make("Mul", back, self.constant(encoded.scales[..., None]))
-        channels, length = len(groups), encoded.codes.size // len(groups)
+        back = make("Mul", back, make.single(self.constant(encoded.scales[..., None]), encoded.scales))
         back = make("Reshape", back, self.constant(np.array([channels, -1])))
         if groups.size > encoded.codes.size:
             ends = (self.constant(np.array([number])) for number in (0, length, 1))
@@ -175,6 +168,13 @@ class _Writer:
         if encoded.axis == 0:
             return back
         return make("Transpose", back, perm=[int(axis) for axis in np.argsort(order)])
+
+    def _looked_up(self, make: _Nodes, encoded: Encoded, codes: Array) -> str:
+        """What codes stand for, before zero-points and scales."""
+        levels = self._levels(encoded)
+        if encoded.precision.weight_bits == 8:
+            return make("Gather", levels, make.integers(codes))
+        return make.reshaped(make.pairs(codes, levels), codes.shape, of=codes.size)
 
     def _gathered(self, node: onnx.NodeProto, encoded: Encoded, tensor: str) -> bool:
         """A table of embeddings, of which single rows are read back; False where it must be the whole."""
@@ -189,7 +189,7 @@ class _Writer:
         before: list[onnx.NodeProto] = []
         make = _Nodes(self, node.name, before)
         asked, answer = node.input[1], node.output[0]
-        levels = self._table(encoded) if encoded.table is not None else self.constant(np.arange(16, dtype=np.float32))
+        levels = self._levels(encoded)
 
         def picked(array: Array) -> str:
             return make("Gather", self.constant(array), asked)
@@ -199,17 +199,18 @@ class _Writer:
             pairs = make("Gather", make.table_of_pairs(levels), make("Cast", picked(packed), to=_int32()))
             return make("Reshape", pairs, self.constant(np.array([0] * rank + list(shape))))
 
-        if encoded.table is None and encoded.scales is not None and encoded.zero_points is not None:
+        if encoded.group_size and encoded.scales is not None:
             groups = encoded.scales.shape[1]
             back = unpacked(encoded.codes, groups, encoded.group_size)
-            if self._asymmetric:
+            if encoded.zero_points is not None and self._asymmetric:
                 even = np.pad(encoded.zero_points, ((0, 0), (0, groups % 2)))
                 zeros = unpacked(even, even.shape[1], 1)
                 if groups % 2:
                     zeros = make("Slice", zeros, *(self.constant(np.array([one])) for one in (0, groups, rank)))
-            else:
-                zeros = self.constant(np.array(8, np.float32))
-            back = make("Mul", make("Sub", back, zeros), picked(encoded.scales[..., None]))
+                back = make("Sub", back, zeros)
+            elif encoded.zero_points is not None:
+                back = make("Sub", back, self.constant(np.array(8, np.float32)))
+            back = make("Mul", back, make.single(picked(encoded.scales[..., None]), encoded.scales))
             back = make("Reshape", back, self.constant(np.array([0] * rank + [length])))
         else:
             if four_bits:
@@ -269,10 +270,9 @@ class _Writer:
             self._model.opset_import.append(onnx.helper.make_opsetid(_CONTRIBUTED, 1))
         return True
 
-    def _table(self, encoded: Encoded) -> str:
-        if encoded.table is None:
-            return ""
-        return self.constant(encoded.table)
+    def _levels(self, encoded: Encoded) -> str:
+        """By code, what it stands for before zero-points and scales."""
+        return self.constant(np.arange(16, dtype=np.float32) if encoded.table is None else encoded.table)
 
     def table_of_pairs(self, levels: str) -> str:
         """See :meth:`_Nodes.table_of_pairs`; made once for each table."""
@@ -330,6 +330,14 @@ class _Nodes:
     def integers(self, codes: Array) -> str:
         """Codes as indices."""
         return self("Cast", self._writer.constant(codes, f"{self._base}_codes"), to=_int32())
+
+    def single(self, scales: str, like: Array) -> str:
+        """Scales in the numbers of the layer; ``like`` is what they are stored as."""
+        import onnx
+
+        if like.dtype == np.float32:
+            return scales
+        return self("Cast", scales, to=int(onnx.TensorProto.FLOAT))
 
     def table_of_pairs(self, levels: str) -> str:
         """256 x 2: what the low and the high half of each byte stand for."""

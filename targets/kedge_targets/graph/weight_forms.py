@@ -6,12 +6,16 @@ A weight has a channel axis; all else of it, in its own order, are the channel's
   ``w = (code - z) * s``. The range always holds 0. Without zero-points z is 8 and the weight of largest magnitude
   gets code 0. These are the formulas of ONNX Runtime's MatMulNBits.
 - ``codebook4``, ``codebook8``: ``w = table[code] * s`` with 16 or 256 entries that k-means finds (Han et al., "Deep
-  Compression", ICLR 2016). s is the channel's root mean square, where the channel is long enough to pay for it; else
-  there is none.
+  Compression", ICLR 2016).
 - ``log4``, ``log8``: ``w = table[code] * s``, the table fixed: 0 and ``±2**-(k / steps)``, so that a product is a shift
   (Miyashita et al., "Convolutional Neural Networks using Logarithmic Data Representation", 2016). ``log4`` has 7 whole
-  powers of two, ``log8`` 127 magnitudes with 8 in an octave. s is a float for each channel: its largest magnitude for
-  ``log8``, for ``log4`` the one of several candidates with the least square error.
+  powers of two, ``log8`` 127 magnitudes with 8 in an octave.
+
+Where a table is read with 4 bits and channels are long, each ``group_size`` weights have a scale s of their own, in
+float16 where that holds it: one large weight then costs its neighbours their precision and not the whole channel. It
+is the group's largest magnitude; for ``log4`` the one of several candidates with the least square error. Else s is a
+float32 for each channel: of ``codebook8`` the root mean square, of logarithms as for groups. Short channels of a
+codebook have none.
 """
 
 from __future__ import annotations
@@ -23,18 +27,19 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import LoweringError
+from kedge_targets.graph import kmeans
 from kedge_targets.numerics import Family, Precision
 
 Array = npt.NDArray[Any]
 
 _LOG_STEPS = {Precision.LOG4: 1, Precision.LOG8: 8}
 _SCALED_FROM = 128
-"""Weights that a channel must have for a scale of its own beside a codebook: 32 bits are then at most 0.25 each."""
-_BINS = 1 << 16
-_RESTARTS = 3
-_ROUNDS = 200
+"""Weights that a channel must have for scales of its own beside a codebook, and for scales in groups."""
 _JUDGED = 128
-"""Weights of a channel that choose a logarithmic scale."""
+"""Weights of a channel or group that choose a logarithmic scale."""
+_HALF = np.finfo(np.float16)
+_NOTHING = 1e-36
+"""Magnitudes below it are stored as 0: a float32 could not hold their scale."""
 _CHUNK = 1 << 20
 """Weights that are compared with a table at once."""
 
@@ -48,9 +53,9 @@ class Encoded:
         axis: of the channels.
         codes: uint8, the weight's shape; below 16 in the forms of 4 bits.
         table: float32, code → value before scaling; None for ``int4``.
-        scales: float32, channels x groups (one group where there is a table); None where nothing is scaled.
+        scales: float32 or float16, channels x groups; None where nothing is scaled.
         zero_points: uint8, as ``scales``; None but for ``int4``.
-        group_size: weights in a group, the last of a channel may have fewer.
+        group_size: weights in a group, the last of a channel may have fewer; 0 where a channel is one group.
     """
 
     precision: Precision
@@ -71,16 +76,20 @@ class Encoded:
 
     def decoded(self) -> Array:
         """The weights that these codes stand for, float32."""
-        if self.table is not None:
-            values = self.table[self.codes]
-            return values if self.scales is None else values * broadcast(self.scales[:, 0], self.axis, values.ndim)
-        scales, zero_points = self.scales, self.zero_points
-        if scales is None or zero_points is None:
+        if self.table is None and self.zero_points is None:
             raise LoweringError("codes without a table need scales and zero-points")
-        codes = grouped(rows(self.codes, self.axis), self.group_size)
-        values = (codes.astype(np.float32) - zero_points[..., None]) * scales[..., None]
         channels = self.codes.shape[self.axis]
-        return _unrowed(values.reshape(channels, -1)[:, : self.codes.size // channels], self.axis, self.codes.shape)
+        length = self.codes.size // channels
+        codes = grouped(rows(self.codes, self.axis), self.group_size or length)
+        if self.table is not None:
+            values = self.table[codes]
+        else:
+            values = codes.astype(np.float32)
+        if self.zero_points is not None:
+            values -= self.zero_points[..., None]
+        if self.scales is not None:
+            values = values * self.scales[..., None].astype(np.float32)
+        return _unrowed(values.reshape(channels, -1)[:, :length], self.axis, self.codes.shape)
 
 
 def simulated(
@@ -100,7 +109,8 @@ def encoded(
         weight: float, at least one axis, any shape without a 0.
         precision: of family ``weights``.
         axis: of the channels: 0 of a convolution's or an embedding's weight, 1 of MatMul's K x N.
-        group_size, asymmetric: of ``int4``.
+        group_size: of the forms of 4 bits.
+        asymmetric: of ``int4``.
         seed: of k-means.
 
     Raises:
@@ -115,8 +125,8 @@ def encoded(
     if precision is Precision.INT4:
         return _int4(values, axis, group_size, asymmetric)
     if precision in _LOG_STEPS:
-        return _log(values, precision, axis)
-    return _codebook(values, precision, axis, seed)
+        return _log(values, precision, axis, group_size)
+    return _codebook(values, precision, axis, group_size, seed)
 
 
 def rows(array: Array, axis: int) -> Array:
@@ -129,13 +139,6 @@ def grouped(array: Array, group_size: int) -> Array:
     missing = -array.shape[1] % group_size
     padded: Array = np.pad(array, ((0, 0), (0, missing)))
     return padded.reshape(len(array), -1, group_size)
-
-
-def broadcast(scales: Array, axis: int, axes: int) -> Array:
-    """One number a channel, shaped so that it multiplies a weight of so many axes."""
-    shape = [1] * axes
-    shape[axis] = scales.size
-    return scales.reshape(shape)
 
 
 def packed(codes: Array) -> Array:
@@ -171,11 +174,10 @@ def _int4(values: Array, axis: int, group_size: int, asymmetric: bool) -> Encode
         scales[scales == 0] = 1
         zero_points = np.full(scales.shape, 8, np.uint8)
     codes = np.clip(np.rint(groups / scales[..., None]) + zero_points[..., None], 0, 15).astype(np.uint8)
-    channels = values.shape[axis]
     return Encoded(
         precision=Precision.INT4,
         axis=axis,
-        codes=_unrowed(codes.reshape(channels, -1)[:, : values.size // channels], axis, values.shape),
+        codes=_without_padding(codes, values, axis),
         table=None,
         scales=scales.astype(np.float32),
         zero_points=zero_points,
@@ -183,21 +185,48 @@ def _int4(values: Array, axis: int, group_size: int, asymmetric: bool) -> Encode
     )
 
 
-def _codebook(values: Array, precision: Precision, axis: int, seed: int) -> Encoded:
+def _codebook(values: Array, precision: Precision, axis: int, group_size: int, seed: int) -> Encoded:
     entries = 1 << precision.weight_bits
-    scales = None
-    if values.size // values.shape[axis] >= _SCALED_FROM:
-        scales = np.sqrt(np.square(rows(values, axis), dtype=np.float64).mean(axis=1)).astype(np.float32)
+    channels = rows(values, axis)
+    if channels.shape[1] < _SCALED_FROM:
+        table = kmeans.clusters(values.reshape(-1), entries, seed=seed)
+        codes = _nearest(values, table)
+        return Encoded(precision=precision, axis=axis, codes=codes, table=table, scales=None)
+    size = _group_size(precision, channels, group_size)
+    groups = grouped(channels, size or channels.shape[1])
+    if size:
+        scales = _short(_largest(groups))
+    else:
+        scales = np.sqrt(np.square(groups, dtype=np.float64).mean(axis=-1)).astype(np.float32)
         scales[scales == 0] = 1
-        values = values / broadcast(scales, axis, values.ndim)
-    table = clusters(values.reshape(-1), entries, seed=seed)
-    return Encoded(
-        precision=precision,
-        axis=axis,
-        codes=_nearest(values, table),
-        table=table,
-        scales=None if scales is None else scales[:, None],
-    )
+    scaled = _without_padding(groups / scales[..., None].astype(np.float32), values, axis)
+    table = kmeans.clusters(scaled.reshape(-1), entries, seed=seed)
+    codes = _nearest(scaled, table)
+    return Encoded(precision=precision, axis=axis, codes=codes, table=table, scales=scales, group_size=size)
+
+
+def _group_size(precision: Precision, channels: Array, group_size: int) -> int:
+    """Weights under one scale beside a table; 0 for the whole channel."""
+    grouping = precision.weight_bits == 4 and channels.shape[1] >= _SCALED_FROM and group_size < channels.shape[1]
+    return group_size if grouping else 0
+
+
+def _largest(groups: Array) -> Array:
+    largest = np.abs(groups).max(axis=-1)
+    largest[largest < _NOTHING] = 1
+    return largest.astype(np.float32)
+
+
+def _short(scales: Array) -> Array:
+    """In float16, where that holds all of them without losing digits."""
+    if scales.min() < _HALF.smallest_normal or scales.max() > _HALF.max:
+        return scales
+    return scales.astype(np.float16)
+
+
+def _without_padding(groups: Array, like: Array, axis: int) -> Array:
+    channels = like.shape[axis]
+    return _unrowed(groups.reshape(channels, -1)[:, : like.size // channels], axis, like.shape)
 
 
 def log_table(precision: Precision) -> Array:
@@ -209,25 +238,27 @@ def log_table(precision: Precision) -> Array:
     return np.concatenate((positive, -positive)).astype(np.float32)
 
 
-def _log(values: Array, precision: Precision, axis: int) -> Encoded:
+def _log(values: Array, precision: Precision, axis: int, group_size: int) -> Encoded:
     table = log_table(precision)
     channels = rows(values, axis)
-    largest = np.abs(channels).max(axis=1)
-    largest[largest == 0] = 1
-    steps = _LOG_STEPS[precision]
-    best_error = np.full(len(channels), np.inf)
+    size = _group_size(precision, channels, group_size)
+    groups = grouped(channels, size or channels.shape[1])
+    largest = _largest(groups)
+    some = groups[..., :: -(-groups.shape[-1] // _JUDGED)]
+    best_error = np.full(largest.shape, np.inf)
     scales = largest
-    some = channels[:, :: -(-channels.shape[1] // _JUDGED)]
     # Scales that differ by a whole power of two are alike but at the ends of the table; with many steps all are.
-    for shift in np.arange(-4, 9) / 8 if steps == 1 else ():
+    for shift in np.arange(-4, 9) / 8 if _LOG_STEPS[precision] == 1 else ():
         candidate = (largest * np.exp2(-shift)).astype(np.float32)
-        scaled = some / candidate[:, None]
-        error = np.square(table[_nearest(scaled, table)] - scaled).sum(axis=1) * np.square(candidate)
+        scaled = some / candidate[..., None]
+        error = np.square(table[_nearest(scaled, table)] - scaled).sum(axis=-1) * np.square(candidate)
         better = error < best_error
         best_error = np.where(better, error, best_error)
         scales = np.where(better, candidate, scales)
-    codes = _nearest(values / broadcast(scales, axis, values.ndim), table)
-    return Encoded(precision=precision, axis=axis, codes=codes, table=table, scales=scales[:, None])
+    if size:
+        scales = _short(scales)
+    codes = _nearest(_without_padding(groups / scales[..., None].astype(np.float32), values, axis), table)
+    return Encoded(precision=precision, axis=axis, codes=codes, table=table, scales=scales, group_size=size)
 
 
 def _nearest(values: Array, table: Array) -> Array:
@@ -240,75 +271,3 @@ def _nearest(values: Array, table: Array) -> Array:
     for start in range(0, flat.size, _CHUNK):
         codes[start : start + _CHUNK] = order[np.searchsorted(edges, flat[start : start + _CHUNK])]
     return codes.reshape(values.shape)
-
-
-def clusters(values: Array, entries: int, *, seed: int = 0) -> Array:
-    """The ``entries`` numbers, ascending, that k-means finds for ``values``: float32, filled up with the last where
-    there are fewer different values.
-
-    On a line the clusters are intervals, so one round of Lloyd's algorithm is a look-up in prefix sums. It starts from
-    where the density's cube root says (Panter and Dite, 1951: best for many entries) and from k-means++ (Arthur and
-    Vassilvitskii, 2007) some times, and the least square error wins.
-    """
-    points, counts = _histogram(values)
-    if len(points) <= entries:
-        table = np.full(entries, points[-1], np.float32)
-        table[: len(points)] = points
-        return table
-    rng = np.random.default_rng(seed)
-    starts = [_by_density(points, counts, entries)]
-    starts += [_plus_plus(points, counts, entries, rng) for _ in range(_RESTARTS)]
-    found = [_lloyd(points, counts, start) for start in starts]
-    return min(found, key=lambda one: one[1])[0].astype(np.float32)
-
-
-def _histogram(values: Array) -> tuple[Array, Array]:
-    """Points in ascending order and how many values each stands for: all there are, or the means of many bins."""
-    exact = values.astype(np.float64)
-    if values.size <= _BINS:
-        points, counts = np.unique(exact, return_counts=True)
-        return points, counts.astype(np.float64)
-    low, high = float(exact.min()), float(exact.max())
-    if low == high:
-        return np.array([low]), np.array([float(values.size)])
-    bins = np.minimum(((exact - low) * (_BINS / (high - low))).astype(np.int64), _BINS - 1)
-    counts = np.bincount(bins, minlength=_BINS)
-    sums = np.bincount(bins, weights=exact, minlength=_BINS)
-    filled = counts > 0
-    return sums[filled] / counts[filled], counts[filled].astype(np.float64)
-
-
-def _by_density(points: Array, counts: Array, entries: int) -> Array:
-    coarse, edges = np.histogram(points, bins=4 * entries, weights=counts)
-    share = np.concatenate(([0.0], np.cumsum(np.cbrt(coarse))))
-    start: Array = np.interp((np.arange(entries) + 0.5) / entries, share / share[-1], edges)
-    return start
-
-
-def _plus_plus(points: Array, counts: Array, entries: int, rng: np.random.Generator) -> Array:
-    centres = [points[rng.choice(len(points), p=counts / counts.sum())]]
-    distance = np.square(points - centres[0])
-    while len(centres) < entries:
-        weights = np.cumsum(counts * distance)
-        index = int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))
-        centres.append(points[min(index, len(points) - 1)])
-        np.minimum(distance, np.square(points - centres[-1]), out=distance)
-    return np.sort(np.array(centres))
-
-
-def _lloyd(points: Array, counts: Array, centres: Array) -> tuple[Array, float]:
-    """Centres that no round moves any more, and their square error."""
-    number = np.concatenate(([0.0], np.cumsum(counts)))
-    total = np.concatenate(([0.0], np.cumsum(counts * points)))
-    ends = None
-    for _ in range(_ROUNDS):
-        now = np.concatenate(([0], np.searchsorted(points, (centres[1:] + centres[:-1]) / 2), [len(points)]))
-        if ends is not None and np.array_equal(now, ends):
-            break
-        ends = now
-        members = np.diff(number[ends])
-        # A cluster without members stays where it is.
-        centres = np.where(members > 0, np.diff(total[ends]) / np.maximum(members, 1e-300), centres)
-        centres = np.sort(centres)
-    nearest = centres[np.searchsorted((centres[1:] + centres[:-1]) / 2, points)]
-    return centres, float((counts * np.square(points - nearest)).sum())
