@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from kedge_targets.graph import dead
@@ -84,45 +83,3 @@ def free_answers(model: onnx.ModelProto) -> None:
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-
-
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-
-
-def before(model: onnx.ModelProto, floating: Collection[str]) -> list[str]:
-    """Nodes without weights that work for these layers alone, back to the weighted layers before them, in the graph's
-    order: a layer that stays in float wants its input unrounded all the way."""
-    outputs = {value.name for value in model.graph.output}
-    users: dict[str, list[str]] = defaultdict(list)
-    for node in model.graph.node:
-        for tensor in node.input:
-            users[tensor].append(node.name)
-    found: set[str] = set()
-    for node in reversed(model.graph.node):
-        readers = [name for tensor in node.output for name in users[tensor]]
-        if node.op_type in _WEIGHTED or not readers or outputs & set(node.output):
-            continue
-        if all(name in found or name in floating for name in readers):
-            found.add(node.name)
-    return [node.name for node in model.graph.node if node.name in found]
-
-
-def free_inputs(model: onnx.ModelProto, floating: Collection[str]) -> None:
-    """Take away the pairs of QuantizeLinear and DequantizeLinear, in place, that only round what these nodes read."""
-    maker = {tensor: node for node in model.graph.node for tensor in node.output}
-    users: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-    for node in model.graph.node:
-        for tensor in node.input:
-            users[tensor].append(node)
-    outputs = {value.name for value in model.graph.output}
-    for back in [node for node in model.graph.node if node.op_type == "DequantizeLinear"]:
-        down = maker.get(back.input[0])
-        readers = users[back.output[0]]
-        if down is None or down.op_type != "QuantizeLinear" or not readers or back.output[0] in outputs:
-            continue
-        if all(reader.name in floating for reader in readers):
-            for reader in readers:
-                for index, tensor in enumerate(reader.input):
-                    if tensor == back.output[0]:
-                        reader.input[index] = down.input[0]
-    dead.removed(model)

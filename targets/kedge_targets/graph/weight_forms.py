@@ -81,10 +81,7 @@ class Encoded:
         channels = self.codes.shape[self.axis]
         length = self.codes.size // channels
         codes = grouped(rows(self.codes, self.axis), self.group_size or length)
-        if self.table is not None:
-            values = self.table[codes]
-        else:
-            values = codes.astype(np.float32)
+        values = codes.astype(np.float32) if self.table is None else self.table[codes]
         if self.zero_points is not None:
             values -= self.zero_points[..., None]
         if self.scales is not None:
@@ -212,9 +209,9 @@ def _group_size(precision: Precision, channels: Array, group_size: int) -> int:
 
 
 def _largest(groups: Array) -> Array:
-    largest = np.abs(groups).max(axis=-1)
+    largest: Array = np.abs(groups).max(axis=-1)
     largest[largest < _NOTHING] = 1
-    return largest.astype(np.float32)
+    return largest
 
 
 def _short(scales: Array) -> Array:

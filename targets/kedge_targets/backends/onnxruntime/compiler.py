@@ -20,10 +20,10 @@ from kedge_targets.graph import (
     batch,
     compensation,
     expansions,
+    islands,
     library,
     nodes,
     opsets,
-    passes,
     plans,
     preparing,
     reading,
@@ -148,10 +148,11 @@ def _lower(
         if not calibration.samples:
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         how = plan.quantized or compiler.quantized_for(target)[0]
-        floating = [*kept, *passes.before(prepared, kept)]
-        excluded = [*floating, *attention.before_softmax(prepared)]
-        made, seconds["quantize"], used = integers.static(prepared, plan, how, excluded, calibration, workdir)
-        passes.free_inputs(made, set(floating))
+        must = {*kept, *attention.before_softmax(prepared)}
+        floating = islands.extended(prepared, must, integers.INTEGER_OPERATORS)
+        made, seconds["quantize"], used = integers.static(prepared, plan, how, floating, calibration, workdir)
+        islands.free_inputs(made, set(floating))
+        islands.pick_before_reading_back(made)
     elif precision is Precision.INT8_DYNAMIC:
         reduced = may_saturate(target.processor)
         made, seconds["quantize"] = integers.dynamic(prepared, kept, workdir, reduced_range=reduced)
