@@ -61,7 +61,7 @@ def test_the_search_brings_it_back(model: hard.Hard, tmp_path: Path, target: str
     assert bundle["attempts"][0]["drop"] > 0.5
     assert all(attempt["reason"] for attempt in bundle["attempts"][:-1])
     # Each step with what it cost and won.
-    assert [step["use"] for step in bundle["steps"]][:1] == ["equalize"]
+    assert bundle["steps"][0]["use"] in ("equalize", "split-outliers")
     assert bundle["steps"][0]["drop"] == pytest.approx(0.0, abs=MAX_DROP)
     assert bundle["steps"][0]["size_bytes"] > 0
 
@@ -93,8 +93,23 @@ def test_the_report_names_the_layer(model: hard.Hard, tmp_path: Path) -> None:
     assert hard.LOUD in (tmp_path / "OUT" / "report.html").read_text()
 
 
-def test_where_nothing_can_be_evened_out_the_layer_stays_in_float_and_it_is_said_why(tmp_path: Path) -> None:
+def test_where_nothing_can_be_evened_out_one_channel_is_computed_apart(tmp_path: Path) -> None:
     model = hard.made(tmp_path, homogeneous=False)
+    compiled(model, tmp_path / "OUT")
+    (bundle,) = report_of(tmp_path / "OUT")["bundles"]
+    assert bundle["drop"] <= MAX_DROP
+    assert bundle["precision"] == "int8"
+    assert bundle["steps"][0]["use"] == "split-outliers"
+    assert bundle["steps"][0]["figures"] == {"split-outliers.activations": 1, "split-outliers.channels": 1}
+    assert bundle["steps"][0]["drop"] == pytest.approx(0.0, abs=0.002)
+    others = {layer["name"]: layer for layer in bundle["layers"]}
+    assert hard.LOUD not in others
+    assert others[f"{hard.LOUD}_outliers"]["precision"] == "float32"
+    assert "split-outliers" in others[f"{hard.LOUD}_outliers"]["why"]
+
+
+def test_where_many_channels_are_loud_the_layer_stays_in_float_and_it_is_said_why(tmp_path: Path) -> None:
+    model = hard.made(tmp_path, homogeneous=False, loud_units=8)
     compiled(model, tmp_path / "OUT")
     (bundle,) = report_of(tmp_path / "OUT")["bundles"]
     assert bundle["drop"] <= MAX_DROP

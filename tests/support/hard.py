@@ -33,7 +33,7 @@ class Hard:
     evaluation: Path
 
 
-def made(folder: Path, *, homogeneous: bool = True) -> Hard:
+def made(folder: Path, *, homogeneous: bool = True, loud_units: int = 1) -> Hard:
     """A classifier of scikit-learn's digits with one hidden channel that is always loud and that the next layer all but
     cancels: as large language models have them (Dettmers et al., LLM.int8(), 2022). One scale for the whole activation
     leaves the other channels no levels, and scales for each channel of the weights do not help.
@@ -41,6 +41,7 @@ def made(folder: Path, *, homogeneous: bool = True) -> Hard:
     Args:
         homogeneous: whether the layers are joined by Relu, across which scales can be moved; else by a steep SiLU,
             which lets no equalization through.
+        loud_units: how many hidden channels are loud.
     """
     rng = np.random.default_rng(3)
     data = load_digits()
@@ -48,12 +49,12 @@ def made(folder: Path, *, homogeneous: bool = True) -> Hard:
     images = (data.images.reshape(len(order), 64) / 16.0).astype(np.float32)[order]
     labels = data.target[order].astype(np.int64)
     hidden, deeper, scores = _trained(images[:1000], labels[:1000])
-    # One more unit: no weights, a large bias; the next layer takes it back by its bias.
-    w1 = np.concatenate([hidden[0], np.zeros((64, 1), np.float32)], axis=1)
-    b1 = np.append(hidden[1], np.float32(OUTLIER))
-    loud = rng.normal(0, 0.02, (1, deeper[0].shape[1])).astype(np.float32)
+    # More units: no weights, a large bias; the next layer takes it back by its bias.
+    w1 = np.concatenate([hidden[0], np.zeros((64, loud_units), np.float32)], axis=1)
+    b1 = np.append(hidden[1], np.full(loud_units, OUTLIER, np.float32))
+    loud = rng.normal(0, 0.02, (loud_units, deeper[0].shape[1])).astype(np.float32)
     w2 = np.concatenate([deeper[0], loud])
-    b2 = deeper[1] - OUTLIER * loud[0]
+    b2 = deeper[1] - OUTLIER * loud.sum(axis=0)
     weights = {"w1": w1, "b1": b1, "w2": w2, "b2": b2.astype(np.float32), "w3": scores[0], "b3": scores[1]}
     if not homogeneous:
         weights["steep"] = np.float32([20.0])

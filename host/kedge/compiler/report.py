@@ -12,6 +12,7 @@ from typing import Any
 from kedge.compiler import exchange
 from kedge.compiler.pack import Source
 from kedge.compiler.result import KEPT, Attempt, Compiled, Failed
+from kedge.compression.candidate import Candidate
 from kedge.compression.exchange import StepEntry
 from kedge.compression.latency import TargetLatency
 from kedge.compression.sensitivity import Sensitivity
@@ -222,7 +223,7 @@ def _bundle(compiled: Compiled, digest: str, source: Source) -> BundleEntry:
         why=attempt.why,
         steps=attempt.steps,
         layers=tuple(
-            LayerEntry(name=name, precision=precision.value, why=compiled.candidate.reasons.get(name, ""))
+            LayerEntry(name=name, precision=precision.value, why=_why(compiled.candidate, name))
             for name, precision in compiled.plan.layers.items()
         ),
         estimate=compiled.lowered.estimate,
@@ -238,6 +239,13 @@ def _bundle(compiled: Compiled, digest: str, source: Source) -> BundleEntry:
         notes=compiled.lowered.notes,
         attempts=compiled.attempts,
     )
+
+
+def _why(candidate: Candidate, layer: str) -> str:
+    """Why a layer has another precision than the rest."""
+    if layer in candidate.plan.layers:
+        return candidate.reasons.get(layer, "")
+    return "made so by the steps " + ", ".join(step.use for step in candidate.steps)
 
 
 def _fallbacks(compiled: Compiled) -> list[str]:

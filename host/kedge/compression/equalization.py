@@ -245,6 +245,9 @@ def _ended(
     elif node.op_type == "MatMul" and not spatial:
         first = (node.input[1], -1)
         taken.append(first)
+    elif node.op_type == "Mul" and not spatial and (vector := _vector(node, channels, weights)) is not None:
+        first = None
+        taken.append((node.input[vector], -1))
     else:
         return None
     for name, axis in taken:

@@ -45,6 +45,7 @@ class StepAnswer:
     notes: tuple[str, ...]
     figures: dict[str, float]
     ranges: dict[str, tuple[float, ...]]
+    layers: dict[str, Precision]
     seconds: float
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kedge_targets.numerics import Plan
+from kedge_targets.numerics import Plan, Precision
 
 if TYPE_CHECKING:
     import onnx
@@ -60,6 +60,7 @@ class Context:
         notes: what the reader of the report should know; a step appends.
         figures: what the step measured, name → number; a step adds.
         ranges: tensor name → (low, high) that the step decided for the plan; a step adds.
+        layers: node name → precision of a node that the step made, where it is not to be the plan's; a step adds.
     """
 
     teacher: onnx.ModelProto
@@ -75,6 +76,7 @@ class Context:
     notes: list[str] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    layers: dict[str, Precision] = field(default_factory=dict)
 
     def generator(self) -> np.random.Generator:
         """A fresh random generator of the seed."""

@@ -127,8 +127,11 @@ class Strategy:
             if method in self._numerics.range_methods
         ]
         equalize, correct = StepChoice(use="equalize"), StepChoice(use="correct-bias")
+        split = StepChoice(use="split-outliers")
         made.append(self._candidate(plan, (equalize,), why="outliers evened out between layers"))
         made.append(self._candidate(plan, (equalize, correct), why="evened out, and mean errors corrected"))
+        if self._numerics.mixed:
+            made.append(self._candidate(plan, (split, equalize), why="outliers in float beside, the rest evened out"))
         if Precision.INT8_DYNAMIC in self._numerics.precisions:
             dynamic = self._plan(Precision.INT8_DYNAMIC)
             made.append(self._candidate(dynamic, why="activations in ranges of each call"))

@@ -57,6 +57,7 @@ def apply_step(request: StepRequest, progress: Progress) -> StepAnswer:
         notes=tuple(context.notes),
         figures={name: float(value) for name, value in context.figures.items()},
         ranges=dict(context.ranges),
+        layers=dict(context.layers),
         seconds=seconds,
     )
 

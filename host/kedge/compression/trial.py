@@ -19,7 +19,7 @@ from kedge.compression.exchange import ScoreAnswer, ScoreRequest, StepAnswer, St
 from kedge_protocol import codec
 from kedge_protocol.errors import KedgeError
 from kedge_targets import registry
-from kedge_targets.numerics import Plan
+from kedge_targets.numerics import Plan, Precision
 from kedge_targets.target import Target
 from kedge_targets.worker import OnProgress
 
@@ -136,6 +136,8 @@ def _stepped(
         stored = codec.decode(kept.read_bytes(), _Stored, where=str(kept))
         entries.append(stored.entry)
         plan = dataclasses.replace(plan, ranges={**plan.ranges, **{n: (r[0], r[1]) for n, r in stored.ranges.items()}})
+        if registry.compiler(candidate.backend.name).numerics.mixed:
+            plan = dataclasses.replace(plan, layers={**stored.layers, **plan.layers})
         graph = str(folder / "graph.onnx")
     return graph, plan, tuple(entries)
 
@@ -153,6 +155,7 @@ def _alone(folder: Path) -> Iterator[None]:
 class _Stored:
     entry: StepEntry
     ranges: dict[str, tuple[float, ...]]
+    layers: dict[str, Precision]
 
 
 def _key(steps: tuple[StepChoice, ...], plan: Plan) -> str:
@@ -226,7 +229,7 @@ def _step(
         figures=answer.figures,
         notes=answer.notes,
     )
-    (folder / "entry.json").write_bytes(codec.encode(_Stored(entry=entry, ranges=answer.ranges)))
+    (folder / "entry.json").write_bytes(codec.encode(_Stored(entry=entry, ranges=answer.ranges, layers=answer.layers)))
 
 
 def program(backend: str, lowered: exchange.LowerAnswer, folder: Path) -> exchange.Program:

@@ -13,6 +13,7 @@ GROUP = "kedge.steps"
 
 _OWN: dict[str, str] = {
     "equalize": "equalize:Equalize",
+    "split-outliers": "split_outliers:SplitOutliers",
     "correct-bias": "correct_bias:CorrectBias",
     "prune-channels": "prune_channels:PruneChannels",
     "prune-heads": "prune_heads:PruneHeads",

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from kedge.compression import equalization
+from kedge.compression import equalization, observing
 from kedge.compression.equalization import Joint, Weights
 from kedge.compression.step import Context, Step
 from kedge.options import Option
-from kedge_protocol.errors import ConfigError, StepError
-from kedge_targets.graph import library
+from kedge_protocol.errors import ConfigError
+from kedge_targets.numerics import Precision
 
 if TYPE_CHECKING:
     import onnx
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 _SETTLED = 1e-3
-_AT_ONCE = 8
-"""Samples that the graph runs on together."""
 _FLOOR = 1e-3
 """Of the largest channel: a channel below it is treated as one of this size."""
 
@@ -86,10 +83,16 @@ class Equalize(Step[EqualizeOptions]):
     def _move_outliers(self, model: onnx.ModelProto, context: Context) -> tuple[int, int]:
         """How many activations were treated, and how many multiplications added."""
         weights = Weights(model)
-        found = list(equalization.joints(model, weights))
+        # Those that stay in float have no use for it.
+        found = [
+            joint
+            for joint in equalization.joints(model, weights)
+            if any(context.plan.layers.get(one.layer.name) is not Precision.FLOAT32 for one in joint.readers)
+        ]
         if not found:
             return 0, 0
-        seen = _observed(model, found, context, self.options.samples)
+        watched = {joint.activation: joint.axis for joint in found}
+        seen = observing.largest(model, watched, context, limit=self.options.samples, where=self.name)
         moved = added = 0
         for joint in found:
             sizes = seen[joint.activation]
@@ -179,43 +182,3 @@ def _multiply(model: onnx.ModelProto, joint: Joint, weights: Weights, factors: A
                 if name == joint.activation:
                     one.input[index] = output
     model.graph.node.insert(first, node)
-
-
-def _observed(model: onnx.ModelProto, joints: Sequence[Joint], context: Context, limit: int) -> dict[str, Array]:
-    """The largest magnitude in each channel of each joint's activation."""
-    import onnx
-
-    watched = {joint.activation: joint.axis for joint in joints}
-    given = {value.name for value in model.graph.input}
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    known = {value.name for value in probe.graph.output}
-    fetched = [name for name in watched if name not in given]
-    for name in fetched:
-        if name not in known:
-            probe.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
-    session = library.load().InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: dict[str, Array] = {}
-    for feed in _batches(context, limit):
-        try:
-            answers = dict(zip(fetched, session.run(fetched, feed) if fetched else [], strict=True))
-        except Exception as error:  # the library's errors have no common base but Exception
-            raise StepError(
-                f"the graph does not run on the calibration samples: {library.reason_of(error)}", where="equalize"
-            ) from error
-        for name, axis in watched.items():
-            sizes = equalization.ranges_along(np.asarray(answers.get(name, feed.get(name))), axis)
-            found[name] = np.maximum(found[name], sizes) if name in found else sizes
-    if not found:
-        raise StepError("there are no calibration samples", where="equalize", remedy="Give at least one")
-    return found
-
-
-def _batches(context: Context, limit: int) -> Iterator[dict[str, Array]]:
-    done = 0
-    size = 1 if context.fixed_batch else min(_AT_ONCE, limit)
-    for feed in context.samples.batches(size):
-        if done >= limit:
-            return
-        done += len(next(iter(feed.values())))
-        yield feed

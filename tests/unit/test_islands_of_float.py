@@ -1,0 +1,146 @@
+"""Where a graph of integers leaves them: what stays in float, and what is read unrounded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from kedge_targets.backends.onnxruntime.integers import INTEGER_OPERATORS
+from kedge_targets.graph import islands
+
+Array = npt.NDArray[Any]
+node = helper.make_node
+
+
+def graph(nodes: list[onnx.NodeProto], inputs: dict[str, Any], weights: dict[str, Array]) -> onnx.ModelProto:
+    made = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(name, *value) for name, value in inputs.items()],
+        [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def random(*shape: int) -> Array:
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+
+
+def run(model: onnx.ModelProto, feed: dict[str, Array]) -> Array:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    answer: Array = session.run(None, feed)[0]
+    return answer
+
+
+def block() -> onnx.ModelProto:
+    """Half of a transformer's layer: table, sum, norm, product with bias, residual sum, norm, product."""
+    return graph(
+        [
+            node("Gather", ["table", "ids"], ["e"], name="words"),
+            node("Add", ["e", "place"], ["p"], name="places"),
+            node("LayerNormalization", ["p", "g"], ["n"], name="norm"),
+            node("MatMul", ["n", "w1"], ["m"], name="dense"),
+            node("Add", ["m", "b1"], ["d"], name="bias"),
+            node("Add", ["d", "n"], ["r"], name="residual"),
+            node("LayerNormalization", ["r", "g"], ["o"], name="norm2"),
+            node("Mul", ["o", "g"], ["s"], name="scale"),
+            node("MatMul", ["s", "w2"], ["y"], name="last"),
+        ],
+        {"ids": (TensorProto.INT64, ["N", 3])},
+        {
+            "table": random(20, 8), "place": random(3, 8), "g": np.ones(8, np.float32), "w1": random(8, 8),
+            "b1": random(8), "w2": random(8, 4),
+        },
+    )  # fmt: skip
+
+
+def test_between_norms_only_products_and_tables_are_integers() -> None:
+    kept = islands.extended(block(), [], INTEGER_OPERATORS)
+    assert kept == ["places", "norm", "bias", "residual", "norm2", "scale"]
+
+
+def test_a_convolutional_network_is_integers_throughout() -> None:
+    model = graph(
+        [
+            node("Conv", ["x", "w1"], ["c"], name="first", pads=[1] * 4),
+            node("Relu", ["c"], ["r"], name="relu"),
+            node("Conv", ["r", "w2"], ["d"], name="second", pads=[1] * 4),
+            node("Add", ["d", "r"], ["a"], name="residual"),
+            node("GlobalAveragePool", ["a"], ["p"], name="pool"),
+            node("Flatten", ["p"], ["f"], name="flat"),
+            node("Gemm", ["f", "w3"], ["l"], name="last"),
+            node("Softmax", ["l"], ["y"], name="softmax"),
+        ],
+        {"x": (TensorProto.FLOAT, ["N", 4, 6, 6])},
+        {"w1": random(4, 4, 3, 3), "w2": random(4, 4, 3, 3), "w3": random(4, 3)},
+    )
+    assert islands.extended(model, [], INTEGER_OPERATORS) == ["softmax"]
+    # Of a layer that must be float the way back to the layer before.
+    assert islands.extended(model, ["last"], INTEGER_OPERATORS) == ["residual", "pool", "flat", "last", "softmax"]
+
+
+def quantized(source: list[onnx.NodeProto], readers: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """``a`` rounded to ``q`` and read back as ``back``."""
+    return graph(
+        [
+            *source,
+            node("QuantizeLinear", ["a", "s", "z"], ["q"], name="down"),
+            node("DequantizeLinear", ["q", "s", "z"], ["back"], name="up"),
+            *readers,
+            node("Sum", ["one", "two"], ["y"], name="sum"),
+        ],
+        {"x": (TensorProto.FLOAT, ["N", 4])},
+        {"s": np.float32(0.5), "z": np.uint8(128), "w": random(4, 4)},
+    )
+
+
+def inputs_of(model: onnx.ModelProto) -> dict[str, str]:
+    return {one.name: one.input[0] for one in model.graph.node}
+
+
+READERS = [
+    node("MatMul", ["back", "w"], ["one"], name="product"),
+    node("Neg", ["back"], ["two"], name="negated"),
+]
+
+
+def test_what_is_made_in_float_is_read_unrounded_by_what_stays_in_float() -> None:
+    model = quantized([node("Erf", ["x"], ["a"], name="erf")], READERS)
+    islands.free_inputs(model, {"erf", "negated"})
+    assert inputs_of(model)["negated"] == "a"
+    assert inputs_of(model)["product"] == "back"
+
+
+def test_what_is_made_of_integers_is_read_as_it_comes_unless_nobody_needs_integers() -> None:
+    model = quantized([node("MatMul", ["x", "w"], ["a"], name="integers")], READERS)
+    islands.free_inputs(model, {"negated"})
+    assert inputs_of(model)["negated"] == "back"
+    islands.free_inputs(model, {"negated", "product"})
+    assert inputs_of(model)["negated"] == inputs_of(model)["product"] == "a"
+    assert "down" not in inputs_of(model)
+
+
+def test_rows_are_picked_before_they_are_read_back_and_the_answer_is_the_same() -> None:
+    codes = np.random.default_rng(0).integers(0, 255, (20, 4), np.uint8)
+    model = graph(
+        [
+            node("DequantizeLinear", ["codes", "s", "z"], ["table"], name="up"),
+            node("Gather", ["table", "ids"], ["row"], name="words"),
+            node("Neg", ["row"], ["y"], name="negated"),
+        ],
+        {"ids": (TensorProto.INT64, ["N"])},
+        {"codes": codes, "s": np.float32(0.25), "z": np.uint8(127)},
+    )
+    asked = {"ids": np.array([0, 19, 7, 7])}
+    before = run(model, asked)
+    islands.pick_before_reading_back(model)
+    onnx.checker.check_model(onnx.shape_inference.infer_shapes(model))
+    assert [one.op_type for one in model.graph.node] == ["Gather", "DequantizeLinear", "Neg"]
+    assert inputs_of(model)["words"] == "codes"
+    np.testing.assert_array_equal(run(model, asked), before)
