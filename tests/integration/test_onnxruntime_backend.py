@@ -138,10 +138,13 @@ def test_the_plan_chooses_the_way_of_int8(graph: Path, tmp_path: Path) -> None:
     )
     plan = Plan(default=Precision.INT8, quantized=per_tensor)
     lowered = lower(TARGET, graph, plan, Calibration("image", images(8)), tmp_path / "out")
-    tensors = {tensor.name: tensor for tensor in onnx.load_model(str(lowered.files["model.onnx"])).graph.initializer}
-    assert tensors["image_zero_point"].data_type == TensorProto.INT8
-    assert numpy_helper.to_array(tensors["image_zero_point"]) == 0
-    assert numpy_helper.to_array(tensors["w2_scale"]).size == 1
+    made = onnx.load_model(str(lowered.files["model.onnx"])).graph
+    tensors = {tensor.name: tensor for tensor in made.initializer}
+    (zero,) = (node.input[2] for node in made.node if node.op_type == "QuantizeLinear" and node.input[0] == "image")
+    assert tensors[zero].data_type == TensorProto.INT8
+    assert numpy_helper.to_array(tensors[zero]) == 0
+    scales = [node.input[1] for node in made.node if node.op_type == "DequantizeLinear"]
+    assert {numpy_helper.to_array(tensors[scale]).size for scale in scales} == {1}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from kedge_targets.contract import Calibration, Lowered
 from kedge_targets.graph import (
     attention,
     batch,
+    compact,
     compensation,
     expansions,
     islands,
@@ -178,6 +179,9 @@ def _lower(
     # Of a transformer in float16 ONNX Runtime (1.23 to 1.31) needs the inferred shapes: without them its optimizer
     # crashes on an Add before a LayerNormalization.
     writing.strip(made, keep_shapes=precision is Precision.FLOAT16)
+    if precision.quantized:
+        compact.share_constants(made)
+        compact.shorten_names(made)
     entry = workdir / ENTRY
     writing.save(made, entry)
     layouts = {info.name: info.layout for info in signature.inputs(given)}

@@ -1,0 +1,76 @@
+"""MiniLM's bundles against its float graph in ONNX Runtime: meaning, bytes and milliseconds at 128 tokens."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import Result, medians
+from benchmarks.pruning import meanings, milliseconds
+
+ROUNDS = 30
+
+
+def run() -> Iterator[Result]:
+    """Static int8 with outliers apart, and weights of few bits."""
+    from tests.support import lowering, minilm
+    from tests.support.pruning import context
+
+    from kedge.compression.steps.equalize import Equalize, EqualizeOptions
+    from kedge.compression.steps.split_outliers import SplitOutliers, SplitOutliersOptions
+    from kedge_targets.graph import reading, writing
+    from kedge_targets.numerics import Plan, Precision
+
+    if (absent := minilm.missing()) is not None:
+        print(f"skipped: MiniLM ({absent} is not installed)")
+        return
+    sentences = minilm.Sentences(minilm.calibration())
+    long = minilm.feed([" ".join(minilm.calibration(40))], 128)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        graph = folder / "minilm.onnx"
+        minilm.export(graph)
+        wanted = meanings(graph)
+        stepped = reading.load(graph)
+        used = context(stepped, sentences, folder)
+        stepped = SplitOutliers(SplitOutliersOptions()).apply(stepped, used)
+        used.plan.layers.update(used.layers)
+        stepped = Equalize(EqualizeOptions()).apply(stepped, used)
+        writing.save(stepped, folder / "stepped.onnx")
+        ways: dict[str, tuple[Path, Any]] = {
+            "split-outliers + equalize + int8": (
+                folder / "stepped.onnx",
+                Plan(default=Precision.INT8, layers=dict(used.layers)),
+            ),
+            **{
+                precision.value: (graph, precision)
+                for precision in (
+                    Precision.INT8, Precision.INT8_DYNAMIC, Precision.INT4, Precision.CODEBOOK4, Precision.LOG4,
+                    Precision.CODEBOOK8, Precision.LOG8,
+                )
+            },
+        }  # fmt: skip
+        for label, (source, plan) in ways.items():
+            lowered = lowering.lower("generic-cpu", source, plan, sentences, folder / label.split()[0])
+            made = lowered.files[lowered.entry]
+            told = minilm.cosines(meanings(made), wanted)
+            size = lowering.size(lowered) / graph.stat().st_size
+            whole, ours = medians(ROUNDS, milliseconds(graph, long, 1), milliseconds(made, long, 1))
+            four = isinstance(plan, Precision) and plan.weight_bits == 4
+            proof = not isinstance(plan, Precision)
+            good = told.mean() >= 0.99 and told.min() >= 0.98 and size <= 0.3 and whole >= 1.8 * ours
+            yield Result(
+                f"MiniLM, {label}",
+                f"128 tokens; cosine with float {told.mean():.4f} in the mean, {told.min():.4f} at worst on "
+                f"{len(np.atleast_1d(told))} held-out sentences; {size:.3f}× bytes",
+                "ms",
+                ours,
+                whole,
+                "the float graph, ONNX Runtime, one thread",
+                "≥0.99, ≥0.98, ≤0.3×, ≥1.8× as fast" if proof else ("≥0.97" if four else "shown"),
+                good if proof else (not four or bool(told.mean() >= 0.97)),
+            )

@@ -1,0 +1,88 @@
+"""Bytes of a graph that are no numbers of its own: equal constants are stored once, and tensors have short names. Of a
+network for a microcontroller they are a fifth of the file."""
+
+from __future__ import annotations
+
+import itertools
+import string
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+_DIGITS = string.ascii_lowercase + string.digits
+_LARGE = 1 << 16
+"""Bytes of a constant that is taken to be a weight, of which no two are alike."""
+_UNNAMED = frozenset({"QuantizeLinear", "DequantizeLinear"})
+"""They come and go with rounding; no layer of the user's is among them."""
+
+
+def share_constants(model: onnx.ModelProto) -> None:
+    """Store equal initializers once, in place (zero-points are nearly all alike)."""
+    if _nested(model):
+        return
+    kept: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    renamed: dict[str, str] = {}
+    outputs = {value.name for value in model.graph.output}
+    inputs = {value.name for value in model.graph.input}
+    for tensor in list(model.graph.initializer):
+        if tensor.ByteSize() > _LARGE:
+            continue
+        key = (tensor.data_type, tuple(tensor.dims), _content(tensor))
+        if tensor.name in outputs | inputs or kept.setdefault(key, tensor.name) == tensor.name:
+            continue
+        renamed[tensor.name] = kept[key]
+        model.graph.initializer.remove(tensor)
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name in renamed:
+                node.input[index] = renamed[name]
+
+
+def shorten_names(model: onnx.ModelProto) -> None:
+    """Give every tensor between the graph's inputs and outputs a short name, in place. Nodes keep theirs, by which
+    layers are told apart, but for those that only round."""
+    if _nested(model):
+        return
+    fixed = {value.name for value in (*model.graph.input, *model.graph.output)}
+    names = (name for name in _short() if name not in fixed)
+    given: dict[str, str] = {"": ""} | {name: name for name in fixed}
+
+    def short(name: str) -> str:
+        if name not in given:
+            given[name] = next(names)
+        return given[name]
+
+    for node in model.graph.node:
+        for ends in (node.input, node.output):
+            for index, name in enumerate(ends):
+                ends[index] = short(name)
+        if node.op_type in _UNNAMED:
+            node.name = ""
+    for tensor in model.graph.initializer:
+        tensor.name = short(tensor.name)
+    for value in model.graph.value_info:
+        value.name = short(value.name)
+
+
+def _nested(model: onnx.ModelProto) -> bool:
+    """Whether a node holds a graph of its own, which may read tensors around it by name."""
+    return any(attribute.HasField("g") or attribute.graphs for node in model.graph.node for attribute in node.attribute)
+
+
+def _content(tensor: onnx.TensorProto) -> bytes:
+    import onnx
+
+    nameless = onnx.TensorProto()
+    nameless.CopyFrom(tensor)
+    nameless.name = ""
+    return bytes(nameless.SerializeToString(deterministic=True))
+
+
+def _short() -> Iterator[str]:
+    """a, b, ..., then a letter and digits or letters: never a number alone."""
+    for length in itertools.count(1):
+        for rest in itertools.product(_DIGITS, repeat=length - 1):
+            for first in string.ascii_lowercase:
+                yield first + "".join(rest)
