@@ -121,7 +121,10 @@ def read(path: Path) -> Recipe:
         raise ConfigError(f"is not TOML: {error}", where=where) from error
     except MessageError as error:
         raise ConfigError(error.what, where=where, remedy="See docs/compression.md for the form") from error
-    recipe.check()
+    try:
+        recipe.check()
+    except ConfigError as error:
+        raise ConfigError(error.what, where=f"{path}: {error.where}", remedy=error.remedy) from error
     return recipe
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -99,7 +100,8 @@ class Checkpoint:
                 os.fsync(file.fileno())
             fresh.replace(self.path)
         except (OSError, RuntimeError) as error:  # torch turns some failures to write into RuntimeError
-            fresh.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                fresh.unlink()
             note = f"no checkpoint could be written to {self.path.parent}: {error}"
             if note not in self.notes:
                 self.notes.append(note)

@@ -146,7 +146,7 @@ class _Run:
             state.finished = True
             if self._checkpoint is not None:
                 self._checkpoint.save(state)
-        self._set(state.best)
+        self._put(state.best)
         notes = self._notes + ([] if self._checkpoint is None else self._checkpoint.notes)
         return Outcome(
             before=state.before,
@@ -160,7 +160,7 @@ class _Run:
         found = None if self._checkpoint is None else self._checkpoint.load()
         if found is not None:
             self._resumed = found.step
-            self._set(found.parameters)
+            self._put(found.parameters)
             return found
         before = self._objective.judged()
         if not math.isfinite(before):
@@ -217,7 +217,7 @@ class _Run:
         cooling = round(self._schedule.steps * _COOLING)
         if state.step >= cooling:
             return False
-        self._set(state.best)
+        self._put(state.best)
         state.skipped += cooling - state.step
         state.step, state.stale = cooling, 0
         return True
@@ -238,7 +238,7 @@ class _Run:
     def _again(self, state: State, gone: _LeftNumbersError) -> None:
         """Back to the best state, slower; or the end."""
         said = f"the loss was {gone.loss} in epoch {gone.epoch} at learning rate {gone.learning_rate:g}"
-        self._set(state.best)
+        self._put(state.best)
         if state.attempt >= _RETRIES:
             if state.best_loss < state.before:
                 self._notes.append(f"{self._what}: {said}, for the last time; what it had learnt before is kept")
@@ -254,7 +254,7 @@ class _Run:
 
     def _slower(self, state: State) -> None:
         """From the best state on, with steps that are smaller."""
-        self._set(state.best)
+        self._put(state.best)
         state.attempt += 1
         state.learning_rate /= _SLOWER
         state.step, state.skipped, state.stale = 0, 0, 0
@@ -284,10 +284,13 @@ class _Run:
     def _copies(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self._parameters]
 
-    def _set(self, values: list[Tensor]) -> None:
+    def _put(self, values: list[Tensor]) -> None:
+        """Set the parameters, and judge them: whatever the objective keeps of others from step to step (a weight's
+        stored form) is of these then, as it was when they were judged first."""
         with torch.no_grad():
             for parameter, value in zip(self._parameters, values, strict=True):
                 parameter.copy_(value)
+        self._objective.judged()
 
 
 class _LeftNumbersError(ArithmeticError):

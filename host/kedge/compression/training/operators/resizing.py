@@ -87,7 +87,9 @@ def _positions(old: int, size: int, scale: float, where: str) -> Tensor:
     if where == "asymmetric":
         return new / scale
     if where == "align_corners":
-        return new * ((old - 1) / (size - 1)) if size > 1 else new * 0
+        # By the length that the scale gives, which need not be whole; so ONNX has it.
+        length = scale * old
+        return new * ((old - 1) / (length - 1)) if length > 1 else new * 0
     if where == "pytorch_half_pixel" and size == 1:
         return new * 0
     if where == "half_pixel_symmetric":
