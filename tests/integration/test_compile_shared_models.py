@@ -31,7 +31,18 @@ def test_int8_holds_the_drop(shared_data: Path, short: str, target: str) -> None
     assert entry.evaluation_samples == {"ic": 150, "kws": 800}[short]
     assert entry.verified == "executed"
     assert entry.agreement is not None
-    assert entry.agreement >= 0.93
+    assert entry.agreement >= (0.94 if (short, target) == ("ic", "rpi4") else 0.95)
+
+
+def test_the_other_answers_of_tflite_are_brought_back_by_correcting_biases(shared_data: Path) -> None:
+    # As it comes it answers more samples rightly than the float model does, and 8 of 150 otherwise.
+    release = shared_release(shared_data, "ic", 0, ("rpi4",), ("correct-bias",), "precision=int8")
+    assert release.report is not None
+    (entry,) = release.report.bundles
+    assert entry.drop <= SHARED_MODELS["ic"][2]
+    assert entry.agreement is not None
+    assert entry.agreement >= 0.95
+    assert entry.size_ratio <= LARGEST["ic"]
 
 
 @pytest.mark.parametrize("target", ["generic-cpu", "rpi4"])

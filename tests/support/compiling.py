@@ -86,14 +86,21 @@ def kedge(arguments: Sequence[str], *, env: Mapping[str, str] | None = None) -> 
     )
 
 
-SHARED_MODELS = {"ic": ("ic_resnet8.onnx", 50, 0.015), "kws": ("kws_dscnn.onnx", 200, 0.005)}
+SHARED_MODELS = {"ic": ("ic_resnet8.onnx", 50, 0.007), "kws": ("kws_dscnn.onnx", 200, 0.003)}
 """Short name → file, samples to calibrate on (the rest evaluates), allowed drop."""
 SHARED_TARGETS = ("generic-cpu", "rpi4", "intel-cpu")
 
 
 @functools.cache
-def shared_release(shared_data: Path, short: str, run: int = 0) -> Release:
-    """A shared model compiled for all three targets, once a session and ``run``."""
+def shared_release(
+    shared_data: Path,
+    short: str,
+    run: int = 0,
+    targets: tuple[str, ...] = SHARED_TARGETS,
+    step: tuple[str, ...] = (),
+    quantize: str | None = None,
+) -> Release:
+    """A shared model compiled for all three targets (or those named, in the way named), once a session and ``run``."""
     file, split, max_drop = SHARED_MODELS[short]
     folder = Path(tempfile.mkdtemp(prefix="kedge-shared-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -105,7 +112,9 @@ def shared_release(shared_data: Path, short: str, run: int = 0) -> Release:
         shared_data / "models" / file,
         name=short,
         version="1.0",
-        targets=SHARED_TARGETS,
+        targets=targets,
+        step=step,
+        quantize=quantize,
         calibration=folder / "calibration.npz",
         evaluation=folder / "evaluation.npz",
         out=folder / "OUT",
