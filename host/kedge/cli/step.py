@@ -21,6 +21,7 @@ def list_steps(names: tuple[str, ...]) -> None:
     """List the steps and their options; third parties' too."""
     for name in names or steps.names():
         found = steps.find(name)
-        click.echo(f"{name}: {(found.__doc__ or '').strip().splitlines()[0]}")
+        told = (found.__doc__ or "").strip().partition("\n")[0]
+        click.echo(f"{name}: {told}" if told else name)
         for field in dataclasses.fields(found.Options):
             click.echo(f"  {described(found.Options, field.name)}")

@@ -79,6 +79,9 @@ class Asked:
 def check(model: str, options: CompileOptions) -> Asked:
     """Look at everything that can be looked at without reading the model.
 
+    Args:
+        model: as the user named it; empty for an object, which has no name.
+
     Raises:
         InputError: an option, target or recipe is wrong (:class:`kedge_protocol.errors.ConfigError`, …).
         MissingDependencyError: this installation cannot compile.
@@ -87,7 +90,7 @@ def check(model: str, options: CompileOptions) -> Asked:
     check_environment()
     asked = _targets(options)
     labels = _labels(options.labels)
-    kind = kinds.recognise(model)
+    kind = kinds.recognise(model) if model else None
     _check(options)
     recipe = _recipe(options)
     _check_requirements(options, asked)
