@@ -105,3 +105,11 @@ def test_weights_of_few_bits_mean_the_same_at_their_true_size(
     assert share <= (0.17 if precision in FOUR_BITS else 0.265)
     # No other file or folder holds more of it.
     assert lowering.size(lowered) == sum(path.stat().st_size for path in lowered.files.values())
+
+
+def test_openvino_keeps_the_meaning_by_itself(graph: Path, wanted: Array, tmp_path: Path) -> None:
+    lowered = lowering.lower("intel-cpu", graph, Precision.INT8, minilm.Sentences(minilm.calibration()), tmp_path)
+    encoder = lowering.executor("intel-cpu", lowered)
+    found = minilm.cosines(meanings(lambda feed: encoder(feed)["meaning"]), wanted)
+    assert found.mean() >= 0.985
+    assert lowering.size(lowered) <= 0.3 * graph.stat().st_size

@@ -31,7 +31,7 @@ _SYMMETRIC = QuantizedType(
 )
 
 _KNOWN_OPTIONS = frozenset({*devices.KNOWN_OPTIONS, "model_type", "bias_correction"})
-_MODEL_TYPES = ("transformer",)
+_MODEL_TYPES = ("any", "transformer")
 
 _UNREAD = re.compile(r"(?:No conversion rule found for operations|Conversion is failed for): *([^\n]+)")
 
@@ -44,7 +44,8 @@ class Compiler(contract.Compiler):
 
     Options of a target's file:
         device, threads, precision, streams, cache: see :class:`kedge_targets.backends.openvino.runtime.Runtime`.
-        model_type: ``transformer`` makes NNCF keep what attention needs in float.
+        model_type: ``transformer`` makes NNCF keep what attention and residual sums need in float, ``any`` does not;
+            by default what the graph has.
         bias_correction: let NNCF correct each layer's bias by the mean error that quantization made (slow).
     """
 
@@ -124,6 +125,8 @@ def _lower(
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         samples = _Samples(calibration, batch.size(given))
         ignored = _ignored(model, plans.others(plan, given, precision) + attention.before_softmax(given))
+        usual = "transformer" if attention.products(given) else "any"
+        options = {"model_type": usual, **options}
         model, seconds["quantize"], tools["nncf"] = _quantized(model, how, ignored, samples, options, wanted.kind)
         used = samples.used
     elif others := plans.others(plan, given, precision):
@@ -227,7 +230,11 @@ def _quantized(
     # What it prints (progress, notes) belongs to no one.
     with library.hidden("torch", library.TELEMETRY), contextlib.redirect_stdout(io.StringIO()):
         import nncf
-        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+        from nncf.quantization.advanced_parameters import (
+            AdvancedQuantizationParameters,
+            AdvancedSmoothQuantParameters,
+            OverflowFix,
+        )
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
         logging.getLogger("nncf").setLevel(logging.ERROR)
@@ -245,6 +252,8 @@ def _quantized(
                 overflow_fix=OverflowFix.ENABLE if how.reduced_range else OverflowFix.DISABLE,
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
                 disable_bias_correction=not options.get("bias_correction", False),
+                # Of transformers NNCF would even out activations by itself; that is a step of the host's, to be seen.
+                smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=-1, convolution=-1),
             ),
         )
         seconds = time.perf_counter() - start
@@ -273,7 +282,7 @@ def _check_options(options: Mapping[str, Any], target: Target) -> devices.Settin
     where = f"target {target.name}, options"
     if unknown := sorted(set(options) - _KNOWN_OPTIONS):
         raise TargetError(f"unknown option {unknown[0]!r}", where=where, remedy=f"Known are {sorted(_KNOWN_OPTIONS)}")
-    if options.get("model_type", "transformer") not in _MODEL_TYPES:
+    if options.get("model_type", "any") not in _MODEL_TYPES:
         raise TargetError(
             f"model_type = {options['model_type']!r} is unknown", where=where, remedy=f"Known are {_MODEL_TYPES}"
         )
