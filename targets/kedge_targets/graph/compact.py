@@ -22,18 +22,16 @@ def share_constants(model: onnx.ModelProto) -> None:
     """Store equal initializers once, in place (zero-points are nearly all alike)."""
     if _nested(model):
         return
-    kept: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    kept: dict[bytes, str] = {}
     renamed: dict[str, str] = {}
-    outputs = {value.name for value in model.graph.output}
-    inputs = {value.name for value in model.graph.input}
+    fixed = _fixed(model)
     for tensor in list(model.graph.initializer):
-        if tensor.ByteSize() > _LARGE:
+        if tensor.name in fixed or tensor.ByteSize() > _LARGE:
             continue
-        key = (tensor.data_type, tuple(tensor.dims), _content(tensor))
-        if tensor.name in outputs | inputs or kept.setdefault(key, tensor.name) == tensor.name:
-            continue
-        renamed[tensor.name] = kept[key]
-        model.graph.initializer.remove(tensor)
+        first = kept.setdefault(_content(tensor), tensor.name)
+        if first != tensor.name:
+            renamed[tensor.name] = first
+            model.graph.initializer.remove(tensor)
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             if name in renamed:
@@ -45,7 +43,7 @@ def shorten_names(model: onnx.ModelProto) -> None:
     layers are told apart, but for those that only round."""
     if _nested(model):
         return
-    fixed = {value.name for value in (*model.graph.input, *model.graph.output)}
+    fixed = _fixed(model)
     names = (name for name in _short() if name not in fixed)
     given: dict[str, str] = {"": ""} | {name: name for name in fixed}
 
@@ -66,12 +64,18 @@ def shorten_names(model: onnx.ModelProto) -> None:
         value.name = short(value.name)
 
 
+def _fixed(model: onnx.ModelProto) -> set[str]:
+    """Names that callers know."""
+    return {value.name for value in (*model.graph.input, *model.graph.output)}
+
+
 def _nested(model: onnx.ModelProto) -> bool:
     """Whether a node holds a graph of its own, which may read tensors around it by name."""
     return any(attribute.HasField("g") or attribute.graphs for node in model.graph.node for attribute in node.attribute)
 
 
 def _content(tensor: onnx.TensorProto) -> bytes:
+    """Type, shape and numbers."""
     import onnx
 
     nameless = onnx.TensorProto()

@@ -238,12 +238,12 @@ class _Run:
     def _again(self, state: State, gone: _LeftNumbersError) -> None:
         """Back to the best state, slower; or the end."""
         said = f"the loss was {gone.loss} in epoch {gone.epoch} at learning rate {gone.learning_rate:g}"
-        self._put(state.best)
         if state.attempt >= _RETRIES:
             if state.best_loss < state.before:
                 self._notes.append(f"{self._what}: {said}, for the last time; what it had learnt before is kept")
                 state.finished = True
                 return
+            self._put(state.best)
             raise DivergedError(
                 f"{said}, and {_RETRIES} attempts with a lower learning rate ended so too",
                 where=self._what,
