@@ -35,7 +35,7 @@ def run() -> Iterator[Result]:
         wanted = meanings(graph)
         stepped = reading.load(graph)
         used = context(stepped, sentences, folder)
-        stepped = SplitOutliers(SplitOutliersOptions()).apply(stepped, used)
+        stepped = SplitOutliers(SplitOutliersOptions(widening=False)).apply(stepped, used)
         used.plan.layers.update(used.layers)
         stepped = Equalize(EqualizeOptions()).apply(stepped, used)
         writing.save(stepped, folder / "stepped.onnx")

@@ -103,6 +103,8 @@ class QuantizedType:
         symmetric_activation: zero-point fixed at the middle.
         granularity: of the weights.
         reduced_range: weights use 7 bits, so that processors without VNNI do not saturate their 16-bit sums.
+        products: products of two activations (attention) are integers too; else they stay in float, unless
+            :attr:`Plan.layers` names them.
     """
 
     activation: str
@@ -110,6 +112,7 @@ class QuantizedType:
     symmetric_activation: bool
     granularity: Granularity
     reduced_range: bool = False
+    products: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

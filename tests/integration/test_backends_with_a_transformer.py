@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import pytest
 from tests.support.lowering import checked_copy, executor, lower, precisions
 
 from kedge_targets import registry, target
-from kedge_targets.graph import batch, library, reading, signature
-from kedge_targets.numerics import Precision
+from kedge_targets.graph import attention, batch, library, reading, signature
+from kedge_targets.numerics import Plan, Precision
 
 Feed = dict[str, npt.NDArray[Any]]
 
@@ -76,6 +77,33 @@ def test_its_signature(graph: Path) -> None:
         ("mask", (None, None), "int64"),
     ]
     assert batch.size(model) is None
+
+
+def test_products_of_activations_are_integers_where_they_are_asked_for(graph: Path, tmp_path: Path) -> None:
+    device = target.find("generic-cpu")
+    usual = registry.compiler(device.backends[0].name).quantized_for(device)[0]
+    name = attention.products(reading.load(graph))[0]
+    for label, layers, way, expected in (
+        ("usual", {}, None, 0),
+        ("named", {name: Precision.INT8}, None, 1),
+        ("all", {}, dataclasses.replace(usual, products=True), 4),
+    ):
+        plan = Plan(default=Precision.INT8, layers=layers, quantized=way)
+        lowered = lower("generic-cpu", graph, plan, Sentences(30, 1), tmp_path / label)
+        made = reading.load(lowered.files[lowered.entry])
+        maker = {tensor: node.op_type for node in made.graph.node for tensor in node.output}
+        constant = {tensor.name for tensor in made.graph.initializer}
+        read = {
+            node.name
+            for node in made.graph.node
+            if node.op_type == "MatMul"
+            and {maker.get(tensor) for tensor in node.input} == {"DequantizeLinear"}
+            and not any(one.input[0] in constant for one in made.graph.node if set(one.output) & set(node.input))
+        }
+        assert len(read) == expected
+        # Whoever reads the report is told.
+        floats = [note for note in lowered.notes if "attention" in note]
+        assert floats == ([f"{4 - expected} products of two activations (attention) stay in float"] * (expected < 4))
 
 
 KEPT = {

@@ -33,7 +33,7 @@ schema = 1
 
 [target.generic-cpu]
 step = [
-    { use = "split-outliers" },
+    { use = "split-outliers", widening = false },
     { use = "equalize" },
 ]
 

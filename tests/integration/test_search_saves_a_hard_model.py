@@ -109,7 +109,7 @@ def test_where_nothing_can_be_evened_out_one_channel_is_computed_apart(tmp_path:
 
 
 def test_where_many_channels_are_loud_the_layer_stays_in_float_and_it_is_said_why(tmp_path: Path) -> None:
-    model = hard.made(tmp_path, homogeneous=False, loud_units=8)
+    model = hard.made(tmp_path, homogeneous=False, loud_units=12)
     compiled(model, tmp_path / "OUT")
     (bundle,) = report_of(tmp_path / "OUT")["bundles"]
     assert bundle["drop"] <= MAX_DROP

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ def test_a_candidate_survives_writing_and_reading(tmp_path: Path) -> None:
     assert again.steps == made.steps
     assert again.plan == Plan(default=Precision.INT8, layers=made.plan.layers, quantized=made.plan.quantized)
     assert back.section("rpi4") is None
+
+
+def test_a_way_that_is_not_the_usual_survives_too(tmp_path: Path) -> None:
+    device = target.find("generic-cpu")
+    compiler = registry.compiler(device.backends[0].name)
+    usual = compiler.quantized_for(device)[0]
+    way = replace(usual, products=not usual.products)
+    made = Candidate(backend=device.backends[0], plan=Plan(default=Precision.INT8, quantized=way))
+    text = recipe.written({"generic-cpu": recipe.section_of(made, compiler, device)}, seed=7, heading=[])
+    assert "products = true" in text
+    found = read(tmp_path, text).section("generic-cpu")
+    assert found is not None
+    assert recipe.candidate(found, device).plan == made.plan
 
 
 def test_a_targets_own_section_stands_instead_of_the_rest(tmp_path: Path) -> None:

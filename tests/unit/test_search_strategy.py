@@ -142,15 +142,22 @@ def test_the_fewest_layers_in_float_are_found(needed: int) -> None:
     assert not any(step.use == "fine-tune" for candidate, _ in seen for step in candidate.steps)
 
 
-def test_attention_goes_to_float_first() -> None:
+@pytest.mark.parametrize("device", ["generic-cpu", "intel-cpu"])
+def test_attention_goes_to_float_first_where_it_is_integers(device: str) -> None:
     products = ("qk", "av")
+    found = target.find(device)
+    usual = registry.compiler(found.backends[0].name).quantized_for(found)[0]
 
     def answer(candidate: Candidate) -> tuple[float, int, float]:
         held = candidate.plan.default is Precision.INT8 and set(products) <= set(candidate.plan.layers)
         return (0.0 if held else 0.5), 300, 1.0
 
-    seen = tried(answer, attention=products)
+    seen = tried(answer, device=found, attention=products)
     mixed = [candidate for candidate, _ in seen if candidate.plan.layers]
+    if not usual.products:
+        assert mixed
+        assert not any(set(candidate.plan.layers) & set(products) for candidate in mixed)
+        return
     assert set(mixed[0].plan.layers) == set(products)
     assert set(mixed[0].reasons.values()) == {"attention"}
     assert len(mixed) == 1

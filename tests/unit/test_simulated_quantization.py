@@ -194,6 +194,10 @@ def test_attention_follows_the_plan_and_its_mask_is_left_alone() -> None:
     assert rounding.sqnr_db(run(model, feeds), run(everything, feeds)) > 25
     kept = Plan(default=Precision.INT8, layers=dict.fromkeys(("scores", "mix"), Precision.FLOAT32))
     assert fakequant.tensors(model, kept) == ["x"]
+    apart = replace(SIGNED, products=False)
+    assert fakequant.tensors(model, Plan(default=Precision.INT8, quantized=apart)) == ["x"]
+    named = Plan(default=Precision.INT8, layers={"mix": Precision.INT8}, quantized=apart)
+    assert fakequant.tensors(model, named) == ["x", "p", "v"]
 
 
 def test_the_ways_of_int8() -> None:

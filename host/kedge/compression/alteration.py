@@ -188,7 +188,9 @@ def _style(precision: Precision, quantized: QuantizedType | None) -> Style:
         style = quantizers.FABRIC
     else:
         style = Style() if quantized is None else quantizers.style_for(quantized)
-    return replace(style, at_source=False, relus=False, residuals=False, shared_scales=False)
+    # A plan can name every layer, products of two activations too.
+    products = precision.family is not Family.FABRIC
+    return replace(style, at_source=False, relus=False, residuals=False, shared_scales=False, products=products)
 
 
 def _method(precision: Precision) -> RangeMethod:

@@ -109,7 +109,8 @@ def ranges_along(value: Array, axis: int) -> Array:
 
 
 def joints(model: onnx.ModelProto, weights: Weights) -> Iterator[Joint]:
-    """Every activation that a layer multiplies by a weight of its own, in the graph's order."""
+    """Every activation that a layer multiplies by a weight of its own, in the graph's order. Those that are made by
+    setting channels to 0 (:mod:`kedge.compression.steps.split_outliers`) are dealt with already and left out."""
     by_name = {node.name: node for node in model.graph.node}
     groups: dict[str, list[Reader]] = {}
     for layer in layers(model, weights.wiring):
@@ -119,7 +120,7 @@ def joints(model: onnx.ModelProto, weights: Weights) -> Iterator[Joint]:
     for activation, readers in groups.items():
         sizes = {_size(reader, weights) for reader in readers}
         ways = {_channel_axis(reader) for reader in readers}
-        if len(sizes) != 1 or len(ways) != 1:
+        if len(sizes) != 1 or len(ways) != 1 or _masked(activation, weights):
             continue
         channels, axis = sizes.pop(), ways.pop()
         joint = Joint(activation=activation, channels=channels, axis=axis, readers=tuple(readers))
@@ -195,6 +196,14 @@ def _size(reader: Reader, weights: Weights) -> int:
 
 def _channel_axis(reader: Reader) -> int:
     return 1 if reader.layer.operator == "Conv" else -1
+
+
+def _masked(activation: str, weights: Weights) -> bool:
+    node = weights.wiring.maker.get(activation)
+    if node is None or node.op_type != "Mul":
+        return False
+    constants = [value for name in node.input if (value := weights.wiring.constant(name)) is not None]
+    return any(value.size > 1 and not value.all() for value in constants)
 
 
 def _absorbing(

@@ -28,6 +28,7 @@ class Quantize:
         None
     )
     activation: Annotated[str | None, Option("int8 or uint8.")] = None
+    products: Annotated[bool | None, Option("Whether products of two activations (attention) are int8 too.")] = None
     range_method: Annotated[RangeMethod, Option("How calibration finds ranges.")] = RangeMethod.MIN_MAX
     percentile: Annotated[float, Option("Of all values that a range holds, for range_method percentile.")] = 99.99
     group_size: Annotated[int, Option("Weights that share one scale, for weights of 4 bits.")] = 32
@@ -83,6 +84,7 @@ class Quantize:
             "granularity": self.granularity,
             "symmetric_activation": self.symmetric_activation,
             "activation": self.activation,
+            "products": self.products,
         }
         changes = {name: value for name, value in asked.items() if value is not None}
         integers = {Family.STATIC, Family.DYNAMIC} & {p.family for p in (self.precision, *self.layers.values())}
@@ -111,7 +113,8 @@ class Quantize:
 
 def _said(way: QuantizedType) -> str:
     kind = "symmetric" if way.symmetric_activation else "asymmetric"
-    return f"activation {way.activation} {kind}, weights {way.granularity.value}"
+    products = "int8" if way.products else "float"
+    return f"activation {way.activation} {kind}, weights {way.granularity.value}, products {products}"
 
 
 def of_plan(plan: Plan, ways: tuple[QuantizedType, ...]) -> Quantize:
@@ -129,6 +132,7 @@ def of_plan(plan: Plan, ways: tuple[QuantizedType, ...]) -> Quantize:
             else None
         ),
         activation=way.activation if chosen and way and default and way.activation != default.activation else None,
+        products=way.products if chosen and way and default and way.products != default.products else None,
         range_method=plan.range_method,
         percentile=plan.percentile,
         group_size=plan.group_size,

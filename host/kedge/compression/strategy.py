@@ -127,7 +127,7 @@ class Strategy:
             if method in self._numerics.range_methods
         ]
         equalize, correct = StepChoice(use="equalize"), StepChoice(use="correct-bias")
-        split = StepChoice(use="split-outliers")
+        split = StepChoice(use="split-outliers", options={"widening": False})
         made.append(self._candidate(plan, (equalize,), why="outliers evened out between layers"))
         made.append(self._candidate(plan, (equalize, correct), why="evened out, and mean errors corrected"))
         if self._numerics.mixed:
@@ -144,7 +144,7 @@ class Strategy:
         plan, steps = base.candidate.plan, base.candidate.steps
         if plan.default is not Precision.INT8:
             plan, steps = self._plan(Precision.INT8), ()
-        if self._model.attention:
+        if self._model.attention and (plan.quantized is None or plan.quantized.products):
             seen += yield [
                 self._floating(plan, steps, self._model.attention, dict.fromkeys(self._model.attention, "attention"))
             ]

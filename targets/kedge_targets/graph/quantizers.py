@@ -36,7 +36,8 @@ class Style:
         input_bits: of the graph's input, and of what is computed of it before the first layer; None for the layer's.
         residuals: both branches of an Add are quantized, and what comes out (after a Relu, where one follows).
         shared_scales: the branches of an Add share one scale.
-        products: products of two activations (attention) are quantized as the plan says; else they are left alone.
+        products: products of two activations (attention) are quantized as the plan says; else those alone that it
+            names (on programmable logic none).
     """
 
     per_channel: bool = True
@@ -77,6 +78,7 @@ def style_for(quantized: QuantizedType) -> Style:
     return Style(
         per_channel=quantized.granularity is Granularity.PER_CHANNEL,
         reduced_range=quantized.reduced_range,
+        products=quantized.products,
         signed=quantized.activation == "int8",
         symmetric=quantized.symmetric_activation,
     )
@@ -207,7 +209,8 @@ class _Placing:
             precision = precision_of(layer.name, self._plan)
             if precision.activation_bits is None or precision.family not in _CARRIED:
                 continue
-            if layer.weight is None and not self._style.products:
+            named = layer.name in self._plan.layers and precision.family is not Family.FABRIC
+            if layer.weight is None and not self._style.products and not named:
                 continue
             dynamic = precision.family is Family.DYNAMIC
             for tensor, index in zip(layer.activations, layer.activation_inputs, strict=True):

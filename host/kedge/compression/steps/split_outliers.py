@@ -25,8 +25,11 @@ Array = npt.NDArray[Any]
 class SplitOutliersOptions:
     """Which channels are outliers."""
 
-    channels: Annotated[int, Option("Channels of one activation at most.")] = 4
-    spread: Annotated[float, Option("How many times larger than the largest of the other channels they are.")] = 2.0
+    channels: Annotated[int, Option("Channels of one activation at most.")] = 8
+    spread: Annotated[float, Option("How many times larger than the largest of the other channels they are.")] = 1.75
+    widening: Annotated[
+        bool, Option("Also before layers that give more numbers than they take, where adding both costs most.")
+    ] = True
     samples: Annotated[int, Option("Calibration samples at most that activations are observed on.")] = 128
 
 
@@ -58,7 +61,11 @@ class SplitOutliers(Step[SplitOutliersOptions]):
         made = onnx.ModelProto()
         made.CopyFrom(model)
         weights = Weights(made)
-        found = [joint for joint in equalization.joints(made, weights) if all(map(_mixing, joint.readers))]
+        found = [
+            joint
+            for joint in equalization.joints(made, weights)
+            if all(map(_mixing, joint.readers)) and (options.widening or not _widens(joint, weights))
+        ]
         seen: dict[str, Array] = {}
         if found:
             watched = {joint.activation: joint.axis for joint in found}
@@ -87,6 +94,16 @@ class SplitOutliers(Step[SplitOutliersOptions]):
 def _mixing(reader: Reader) -> bool:
     """Whether each channel of the answer comes from all that it reads: not so in a depthwise convolution."""
     return reader.layer.operator != "Conv" or reader.axis == 1
+
+
+def _widens(joint: Joint, weights: Weights) -> bool:
+    """Whether the layers that read it give more channels together than it has."""
+    given = 0
+    for reader in joint.readers:
+        value = weights.own(reader.weight)
+        if value is not None:
+            given += value.shape[0 if reader.layer.operator == "Conv" else 1 - reader.axis]
+    return given > joint.channels
 
 
 def _split(model: onnx.ModelProto, joint: Joint, outliers: Array, weights: Weights) -> dict[str, Precision]:

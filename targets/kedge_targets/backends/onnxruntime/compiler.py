@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kedge_protocol.bundle.config import RuntimeRequirement, Verified
 from kedge_protocol.errors import KedgeError, LoweringError, TargetError
 from kedge_targets import contract
-from kedge_targets.backends.onnxruntime import integers
+from kedge_targets.backends.onnxruntime import integers, products
 from kedge_targets.contract import Calibration, Lowered
 from kedge_targets.graph import (
     attention,
@@ -22,6 +22,7 @@ from kedge_targets.graph import (
     compensation,
     expansions,
     islands,
+    layers,
     library,
     nodes,
     opsets,
@@ -29,6 +30,7 @@ from kedge_targets.graph import (
     preparing,
     reading,
     signature,
+    tracing,
     writing,
 )
 from kedge_targets.graph.samples import Samples
@@ -41,14 +43,25 @@ if TYPE_CHECKING:
 
 ENTRY = "model.onnx"
 
+# The right side of a product of two activations is packed anew in each call, and its kernel is not the fast one: in
+# integers attention is no faster than in float, and worse.
+_FULL_RANGE = replace(FULL_RANGE, products=False)
+_SEVEN_BITS = replace(SEVEN_BITS, products=False)
 _SIGNED = QuantizedType(
-    activation="int8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_CHANNEL
+    activation="int8",
+    weight="int8",
+    symmetric_activation=False,
+    granularity=Granularity.PER_CHANNEL,
+    products=False,
 )
 
 # What is offered to a search beside what is usual.
 _OTHERS = (
-    replace(FULL_RANGE, granularity=Granularity.PER_TENSOR),
-    replace(SEVEN_BITS, granularity=Granularity.PER_TENSOR),
+    FULL_RANGE,
+    SEVEN_BITS,
+    replace(_SIGNED, products=True),
+    replace(_FULL_RANGE, granularity=Granularity.PER_TENSOR),
+    replace(_SEVEN_BITS, granularity=Granularity.PER_TENSOR),
     replace(_SIGNED, symmetric_activation=True),
     replace(_SIGNED, granularity=Granularity.PER_TENSOR),
     replace(_SIGNED, symmetric_activation=True, granularity=Granularity.PER_TENSOR),
@@ -78,7 +91,7 @@ class Compiler(contract.Compiler):
                 Precision.FLOAT16,
                 Precision.FLOAT32,
             ),
-            quantized=(FULL_RANGE, SEVEN_BITS, _SIGNED, *_OTHERS),
+            quantized=(_FULL_RANGE, _SEVEN_BITS, _SIGNED, *_OTHERS),
             mixed=True,
             layouts=("NCHW",),
             range_methods=tuple(RangeMethod),
@@ -99,8 +112,9 @@ class Compiler(contract.Compiler):
     def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
         if may_saturate(target.processor):
-            return (SEVEN_BITS,)
-        return (FULL_RANGE, SEVEN_BITS) if target.processor.architecture == "x86_64" else (FULL_RANGE, _SIGNED)
+            return (_SEVEN_BITS,)
+        x86 = target.processor.architecture == "x86_64"
+        return (_FULL_RANGE, _SEVEN_BITS if x86 else _SIGNED)
 
     def lower(
         self,
@@ -144,16 +158,22 @@ def _lower(
     kept = preparing.not_of(precision, plan, given, prepared)
     seconds: dict[str, float] = {}
     used = 0
+    notes: tuple[str, ...] = ()
     runtime_options = {name: options[name] for name in ("threads", "spin") if name in options}
     if precision is Precision.INT8:
         if not calibration.samples:
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         how = plan.quantized or compiler.quantized_for(target)[0]
-        must = {*kept, *attention.before_softmax(prepared)}
+        apart = [] if how.products else _unnamed_products(plan, given, prepared)
+        if apart:
+            notes = (f"{len(apart)} products of two activations (attention) stay in float",)
+        must = {*kept, *apart, *attention.before_softmax(prepared)}
         floating = islands.extended(prepared, must, integers.INTEGER_OPERATORS)
         made, seconds["quantize"], used = integers.static(prepared, plan, how, floating, calibration, workdir)
         islands.free_inputs(made, set(floating))
         islands.pick_before_reading_back(made)
+        products.without_masks(made)
+        products.with_biases(made)
     elif precision is Precision.INT8_DYNAMIC:
         reduced = may_saturate(target.processor)
         made, seconds["quantize"] = integers.dynamic(prepared, kept, workdir, reduced_range=reduced)
@@ -197,7 +217,14 @@ def _lower(
         runtime_options=runtime_options,
         seconds=seconds,
         calibration_samples=used,
+        notes=notes,
     )
+
+
+def _unnamed_products(plan: Plan, given: onnx.ModelProto, prepared: onnx.ModelProto) -> list[str]:
+    """Products of two activations in the prepared graph that no layer named by the plan became."""
+    named = set(tracing.followed(list(plan.layers), given, prepared))
+    return [one.name for one in layers.layers(prepared) if one.weight is None and one.name not in named]
 
 
 def _first_runtime(model: onnx.ModelProto, target: Target) -> str:
