@@ -42,11 +42,22 @@ class Result:
 
 def medians(repeats: int, *measured: Callable[[], float]) -> list[float]:
     """Run each in turn, ``repeats`` times round, so that all see the same machine; the median of each."""
+    return [statistics.median(column) for column in turns(repeats, *measured)]
+
+
+def turns(repeats: int, *measured: Callable[[], float]) -> list[list[float]]:
+    """Run each in turn, ``repeats`` times round, so that all see the same machine; all that was measured of each."""
     taken: list[list[float]] = [[] for _ in measured]
     for _ in range(repeats):
         for column, measure in zip(taken, measured, strict=True):
             column.append(measure())
-    return [statistics.median(column) for column in taken]
+    return taken
+
+
+def undisturbed(column: Sequence[float]) -> float:
+    """The tenth of the measurements that was quickest, at its end: what a core gives that no neighbour uses. Virtual
+    machines share the units of a core, and programs of integers lose more by it than those of floats."""
+    return statistics.quantiles(column, n=10)[0]
 
 
 def output_of(argv: Sequence[str | Path], *, env: dict[str, str] | None = None) -> str:

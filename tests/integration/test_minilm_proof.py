@@ -34,7 +34,7 @@ schema = 1
 [target.generic-cpu]
 step = [
     { use = "split-outliers", widening = false },
-    { use = "equalize" },
+    { use = "equalize", spread = 5.0, strength = 0.6 },
 ]
 
 [target.generic-cpu.quantize]

@@ -26,7 +26,7 @@ class SplitOutliersOptions:
     """Which channels are outliers."""
 
     channels: Annotated[int, Option("Channels of one activation at most.")] = 8
-    spread: Annotated[float, Option("How many times larger than the largest of the other channels they are.")] = 1.75
+    spread: Annotated[float, Option("How many times larger than the largest of the other channels they are.")] = 1.5
     widening: Annotated[
         bool, Option("Also before layers that give more numbers than they take, where adding both costs most.")
     ] = True
@@ -53,7 +53,7 @@ class SplitOutliers(Step[SplitOutliersOptions]):
         options = self.options
         for wrong, name, remedy in (
             (options.channels < 1, "channels", "Give 1 or more"),
-            (options.spread < 1, "spread", "Give 1 or more; 2 is usual"),
+            (options.spread < 1, "spread", "Give 1 or more; 1.5 to 3 are usual"),
             (options.samples < 1, "samples", "Give 1 or more"),
         ):
             if wrong:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kedge_protocol.bundle.config import RuntimeRequirement, Verified
 from kedge_protocol.errors import KedgeError, LoweringError, TargetError
 from kedge_targets import contract
-from kedge_targets.backends.onnxruntime import integers, products
+from kedge_targets.backends.onnxruntime import gelu, integers, products
 from kedge_targets.contract import Calibration, Lowered
 from kedge_targets.graph import (
     attention,
@@ -174,6 +174,7 @@ def _lower(
         islands.pick_before_reading_back(made)
         products.without_masks(made)
         products.with_biases(made)
+        gelu.by_tanh(made)
     elif precision is Precision.INT8_DYNAMIC:
         reduced = may_saturate(target.processor)
         made, seconds["quantize"] = integers.dynamic(prepared, kept, workdir, reduced_range=reduced)
