@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 from tests.support.lowering import checked_copy, executor, lower, precisions
 
+from kedge_protocol.errors import LoweringError
 from kedge_targets import registry, target
 from kedge_targets.graph import attention, batch, library, reading, signature
 from kedge_targets.numerics import Plan, Precision
@@ -137,3 +138,50 @@ def test_the_meaning_is_kept(graph: Path, tmp_path: Path, target_name: str, prec
         cosine = (actual * expected).sum(axis=1) / lengths
         assert np.median(cosine) > KEPT.get(precision, 0.9999)
         assert precision in FOUR_BITS or cosine.min() > 0.99
+
+
+class Filled(Sentences):
+    """The same, filled up to one length; the mask hides the rest."""
+
+    def __init__(self, count: int, seed: int, length: int = 20) -> None:
+        super().__init__(count, seed)
+        self._feeds = [
+            {name: np.pad(value, ((0, 0), (0, length - value.shape[1]))) for name, value in feed.items()}
+            for feed in self._feeds
+        ]
+
+
+@pytest.mark.parametrize(
+    ("precision", "kept"),
+    [(Precision.FLOAT32, 0.99999), (Precision.FLOAT16, 0.9999), (Precision.INT8_DYNAMIC, 0.999)],
+)
+def test_where_shapes_are_fixed_it_gets_the_samples_length(
+    graph: Path, tmp_path: Path, precision: Precision, kept: float
+) -> None:
+    if (absent := registry.compiler(target.find("rpi4").backends[0].name).missing()) is not None:
+        pytest.skip(absent)
+    lowered = lower("rpi4", graph, precision, Filled(8, 1), tmp_path / "out")
+    assert {spec.name: spec.shape for spec in lowered.inputs} == {"ids": (None, 20), "mask": (None, 20)}
+    assert lowered.notes[0] == "fixed as the calibration samples have it: axis 1 of ids to 20, axis 1 of mask to 20"
+    if precision is not Precision.FLOAT32:
+        weights = sum(tensor.ByteSize() for tensor in reading.load(graph).graph.initializer)
+        share = (lowered.files[lowered.entry].stat().st_size) / weights
+        assert share < (0.6 if precision is Precision.FLOAT16 else 0.4)
+    session = library.load().InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    # What stands in the filled places changes nothing.
+    short, filled = list(Sentences(20, 2)), list(Filled(20, 2))
+    expected = np.concatenate([session.run(None, feed)[0] for feed in short])
+    for kernel_set in registry.runtime(target.find("rpi4").backends[0].name).kernel_sets:
+        model = executor("rpi4", lowered, kernel_set)
+        actual = np.concatenate([model(feed)["meaning"] for feed in filled])
+        lengths = np.linalg.norm(actual, axis=1) * np.linalg.norm(expected, axis=1)
+        assert np.median((actual * expected).sum(axis=1) / lengths) > kept
+
+
+def test_samples_of_several_lengths_are_told_where_one_is_needed(graph: Path, tmp_path: Path) -> None:
+    if (absent := registry.compiler(target.find("rpi4").backends[0].name).missing()) is not None:
+        pytest.skip(absent)
+    with pytest.raises(LoweringError, match=r"input 'ids': axis 1 is free and TFLite needs one size; .* 5 to 19"):
+        lower("rpi4", graph, Precision.INT8_DYNAMIC, Sentences(30, 1), tmp_path / "several")
+    with pytest.raises(LoweringError, match="there are no samples"):
+        lower("rpi4", graph, Precision.INT8_DYNAMIC, Sentences(0, 1), tmp_path / "none")

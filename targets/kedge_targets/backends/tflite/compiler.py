@@ -55,7 +55,7 @@ class Compiler(contract.Compiler):
     def numerics(self) -> Numerics:
         """See :meth:`kedge_targets.contract.Compiler.numerics`."""
         return Numerics(
-            precisions=(Precision.INT8, Precision.FLOAT16, Precision.FLOAT32),
+            precisions=(Precision.INT8, Precision.INT8_DYNAMIC, Precision.FLOAT16, Precision.FLOAT32),
             quantized=(_QUANTIZED,),
             mixed=False,
             layouts=("NHWC",),
@@ -98,7 +98,7 @@ class Compiler(contract.Compiler):
         toolchain.find(conversion.NAME)
         conversion.start()
         begun = time.perf_counter()
-        model = reading.load(graph)
+        model, fixed = _with_one_size(reading.load(graph), calibration)
         float_file = _float_file(model, calibration, workdir)
         seconds = {"float": time.perf_counter() - begun}
         begun = time.perf_counter()
@@ -115,7 +115,7 @@ class Compiler(contract.Compiler):
             tools=conversion.versions(),
             runtime_options={name: options[name] for name in ("threads",) if name in options},
             seconds=seconds | made.seconds,
-            notes=_notes(made, plan.default),
+            notes=(*fixed, *_notes(made, plan.default)),
             calibration_samples=made.samples,
         )
 
@@ -143,6 +143,33 @@ def _check(plan: Plan, options: Mapping[str, Any], target: Target) -> None:
         raise LoweringError("TensorFlow's converter gives all layers one precision", where=f"target {target.name!r}")
     if plan.default is Precision.INT8 and plan.quantized not in (None, _QUANTIZED):
         raise LoweringError(f"cannot quantize so: {plan.quantized}", where=f"target {target.name!r}")
+
+
+def _with_one_size(model: onnx.ModelProto, calibration: Calibration) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """The model with the sizes of the calibration samples where axes beside the batch are free, and what was fixed, in
+    words.
+
+    Raises:
+        LoweringError: the samples have several sizes, or there are none.
+    """
+    free = batch.free_axes(model)
+    if not free:
+        return model, ()
+    seen: dict[tuple[str, int], set[int]] = {place: set() for place in free}
+    for sample in calibration:
+        for (name, axis), sizes in seen.items():
+            sizes.add(np.asarray(sample[name]).shape[axis])
+    for (name, axis), sizes in seen.items():
+        if len(sizes) != 1:
+            found = f"the calibration samples have {min(sizes)} to {max(sizes)}" if sizes else "there are no samples"
+            raise LoweringError(
+                f"axis {axis} is free and TFLite needs one size; {found}",
+                where=f"input {name!r}",
+                remedy="Fill all samples up to one size (the model's mask hides the rest), or export with fixed axes",
+            )
+    chosen = {place: sizes.pop() for place, sizes in seen.items()}
+    words = ", ".join(f"axis {axis} of {name} to {size}" for (name, axis), size in chosen.items())
+    return batch.with_sizes(model, chosen), (f"fixed as the calibration samples have it: {words}",)
 
 
 def _float_file(model: onnx.ModelProto, calibration: Calibration, workdir: Path) -> _FloatFile:
@@ -230,7 +257,7 @@ def _final_file(
     if precision is Precision.FLOAT32:
         return found.made, found.file.rename(file)
     request = ConvertRequest(graph=str(found.graph), keep=found.keep, precision=precision.value, file=str(file))
-    if precision is Precision.FLOAT16:
+    if not precision.needs_calibration:
         return conversion.convert(request), file
     paths = [workdir / f"calibration-{index}.npy" for index in range(len(found.made.inputs))]
     try:

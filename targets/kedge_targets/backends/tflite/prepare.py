@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import LoweringError
-from kedge_targets.backends.tflite import gelu
+from kedge_targets.backends.tflite import gelu, norms
 from kedge_targets.graph import batch, library, nodes, reading, signature, writing
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def prepared(model: onnx.ModelProto, *, fold: bool = True) -> onnx.ModelProto:
     _take_transposes_off_inputs(made)
     _take_transposes_off_outputs(made)
     gelu.fuse(made)
+    norms.spell_out(made)
     made = reading.infer_shapes(made, where="the prepared graph")
     nodes.name_nodes(made)
     return made

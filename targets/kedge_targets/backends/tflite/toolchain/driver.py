@@ -8,9 +8,10 @@ and one answer to the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
 ``convert``
     ``{"graph", "keep", "precision", "file", "calibration", "samples", "group"}`` → ``{"inputs", "outputs",
     "input_order", "samples", "operators", "float_operators", "minimum_runtime", "seconds"}``. ``graph`` is an ONNX
-    file with fixed shapes, ``keep`` the inputs whose axes must stay, ``precision`` ``float32``, ``float16`` or
-    ``int8``; for the last ``calibration`` names for each input an ``.npy`` of samples in the file's layout and
-    ``group`` is the batch. The graph is turned into a TensorFlow model once and kept for further calls.
+    file with fixed shapes, ``keep`` the inputs whose axes must stay, ``precision`` ``float32``, ``float16``,
+    ``int8-dynamic`` or ``int8``; for the last ``calibration`` names for each input an ``.npy`` of samples in the
+    file's layout and ``group`` is the batch. The graph is turned into a TensorFlow model once and kept for further
+    calls.
 ``read``
     ``{"model", "graph"}`` → ``{"notes", "packages"}``. ``model`` is a SavedModel's folder or a float ``.tflite``,
     ``graph`` the ONNX file to write; see ``reading.py`` beside.
@@ -203,6 +204,9 @@ def _set_precision(converter, request, model, used, progress):
     if request["precision"] == "float16":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
+    elif request["precision"] == "int8-dynamic":
+        # Without samples it stores weights of 8 bits, and kernels find the range of what they multiply in each call.
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
     elif request["precision"] == "int8":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: _samples(request, used, progress)
