@@ -151,6 +151,7 @@ class Filled(Sentences):
         ]
 
 
+@pytest.mark.usefixtures("tflite_toolchain")
 @pytest.mark.parametrize(
     ("precision", "kept"),
     [(Precision.FLOAT32, 0.99999), (Precision.FLOAT16, 0.9999), (Precision.INT8_DYNAMIC, 0.999)],
@@ -158,8 +159,6 @@ class Filled(Sentences):
 def test_where_shapes_are_fixed_it_gets_the_samples_length(
     graph: Path, tmp_path: Path, precision: Precision, kept: float
 ) -> None:
-    if (absent := registry.compiler(target.find("rpi4").backends[0].name).missing()) is not None:
-        pytest.skip(absent)
     lowered = lower("rpi4", graph, precision, Filled(8, 1), tmp_path / "out")
     assert {spec.name: spec.shape for spec in lowered.inputs} == {"ids": (None, 20), "mask": (None, 20)}
     assert lowered.notes[0] == "fixed as the calibration samples have it: axis 1 of ids to 20, axis 1 of mask to 20"
@@ -178,9 +177,8 @@ def test_where_shapes_are_fixed_it_gets_the_samples_length(
         assert np.median((actual * expected).sum(axis=1) / lengths) > kept
 
 
+@pytest.mark.usefixtures("tflite_toolchain")
 def test_samples_of_several_lengths_are_told_where_one_is_needed(graph: Path, tmp_path: Path) -> None:
-    if (absent := registry.compiler(target.find("rpi4").backends[0].name).missing()) is not None:
-        pytest.skip(absent)
     with pytest.raises(LoweringError, match=r"input 'ids': axis 1 is free and TFLite needs one size; .* 5 to 19"):
         lower("rpi4", graph, Precision.INT8_DYNAMIC, Sentences(30, 1), tmp_path / "several")
     with pytest.raises(LoweringError, match="there are no samples"):

@@ -62,6 +62,8 @@ def model(
     outputs: dict[str, list[int | str]],
     initializers: list[onnx.TensorProto],
     kinds: dict[str, int] | None = None,
+    *,
+    opset: int = 17,
 ) -> onnx.ModelProto:
     def info(name: str, shape: list[int | str]) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, (kinds or {}).get(name, TensorProto.FLOAT), shape)
@@ -73,7 +75,7 @@ def model(
         [info(*item) for item in outputs.items()],
         initializers,
     )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     onnx.checker.check_model(made)
     return made
 
@@ -345,12 +347,64 @@ def test_an_unsupported_operator_is_named_with_its_node(tmp_path: Path) -> None:
     assert caught.value.where == "node 'fourier'"
 
 
-def test_a_free_axis_beside_the_batch_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("operator", ["ReduceL1", "ReduceL2"])
+@pytest.mark.parametrize("opset", [17, 20])
+def test_norms_are_computed_by_their_definition(tmp_path: Path, operator: str, opset: int) -> None:
+    of_input = opset > 17
+    how: dict[str, Any] = {} if of_input else {"axes": [1]}
+    graph = model(
+        [
+            helper.make_node("Relu", ["signal"], ["r"], name="relu"),
+            helper.make_node(operator, ["r", *(["axes"] if of_input else [])], ["n"], name="norm", keepdims=1, **how),
+            helper.make_node("Div", ["r", "n"], ["out"], name="scaled"),
+        ],
+        {"signal": ["N", 8]},
+        {"out": ["N", 8]},
+        [numpy_helper.from_array(np.array([1], np.int64), "axes")] if of_input else [],
+        opset=opset,
+    )
+    samples = noise({"signal": (8,)}, 10)
+    lowered = lower(graph, Precision.FLOAT32, samples, tmp_path / "work")
+    assert errors(graph, lowered, samples)["out"] < 1e-5
+
+
+@pytest.mark.parametrize("kernel_set", ["xnnpack", "builtin"])
+def test_int8_with_ranges_of_each_call_needs_no_samples(tmp_path: Path, kernel_set: str) -> None:
+    graph = transformer(16, 64, 4)
+    samples = noise({"sequence": (16, 64)}, 20)
+    exact = lower(graph, Precision.FLOAT32, samples, tmp_path / "float")
+    lowered = lower(graph, Precision.INT8_DYNAMIC, [], tmp_path / "dynamic")
+    assert lowered.calibration_samples == 0
+    assert {spec.file.dtype for spec in (*lowered.inputs, *lowered.outputs)} == {"float32"}
+    assert lowering.size(lowered) < 0.5 * lowering.size(exact)
+    found = errors(graph, lowered, samples, kernel_set)
+    assert 1e-5 < max(found.values()) < 0.05
+
+
+def test_a_free_axis_beside_the_batch_gets_the_size_that_the_samples_have(tmp_path: Path) -> None:
     graph = model(
         [helper.make_node("Relu", ["text"], ["out"], name="relu")], {"text": ["N", "T"]}, {"out": ["N", "T"]}, []
     )
-    with pytest.raises(LoweringError, match="only the batch left free") as caught:
-        lower(graph, Precision.FLOAT32, noise({"text": (4,)}, 2), tmp_path / "work")
+    samples = noise({"text": (4,)}, 3)
+    lowered = lower(graph, Precision.FLOAT32, samples, tmp_path / "work")
+    assert (lowered.inputs[0].shape, lowered.outputs[0].shape) == ((None, 4), (None, 4))
+    assert lowered.notes == ("fixed as the calibration samples have it: axis 1 of text to 4",)
+    assert errors(graph, lowered, samples)["out"] == 0
+
+
+@pytest.mark.parametrize(
+    ("samples", "told"),
+    [([], "there are no samples"), ([*noise({"text": (4,)}, 2), *noise({"text": (7,)}, 1)], "have 4 to 7")],
+    ids=["none", "of two lengths"],
+)
+def test_a_free_axis_without_one_size_is_refused_by_name(
+    tmp_path: Path, samples: list[dict[str, Array]], told: str
+) -> None:
+    graph = model(
+        [helper.make_node("Relu", ["text"], ["out"], name="relu")], {"text": ["N", "T"]}, {"out": ["N", "T"]}, []
+    )
+    with pytest.raises(LoweringError, match=told) as caught:
+        lower(graph, Precision.FLOAT32, samples, tmp_path / "work")
     assert caught.value.where == "input 'text'"
 
 
