@@ -91,6 +91,7 @@ class Lowered:
         calibration_samples: really used.
         estimate: of the device's speed, where running here tells nothing of it.
         precision: what the file's numbers are, where the graph itself and not the plan decided it (``w1a2``).
+        floating: names of layers that stay in float though the plan does not name them; ``notes`` say why.
     """
 
     files: dict[str, Path]
@@ -106,6 +107,7 @@ class Lowered:
     calibration_samples: int = 0
     estimate: Estimate | None = None
     precision: str = ""
+    floating: tuple[str, ...] = ()
 
 
 class Compiler(abc.ABC):

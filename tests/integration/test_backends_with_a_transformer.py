@@ -103,8 +103,10 @@ def test_products_of_activations_are_integers_where_they_are_asked_for(graph: Pa
         }
         assert len(read) == expected
         # Whoever reads the report is told.
-        floats = [note for note in lowered.notes if "attention" in note]
-        assert floats == ([f"{4 - expected} products of two activations (attention) stay in float"] * (expected < 4))
+        assert len(lowered.floating) == 4 - expected
+        assert (name in lowered.floating) == (label == "usual")
+        told = f"{4 - expected} products of two activations (attention) stay in float"
+        assert [note.partition(":")[0] for note in lowered.notes] == [told] * (expected < 4)
 
 
 KEPT = {

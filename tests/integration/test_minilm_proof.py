@@ -87,6 +87,8 @@ def test_int8_means_the_same_and_weighs_a_quarter(graph: Path, wanted: Array, tm
     assert [step["drop"] for step in bundle["steps"]] == [pytest.approx(0, abs=1e-5)] * 2
     assert bundle["steps"][0]["figures"]["split-outliers.channels"] > 0
     assert any(layer["name"].endswith("_outliers") for layer in bundle["layers"])
+    assert sum(layer["why"].startswith("the backend keeps it in float") for layer in bundle["layers"]) == 12
+    assert any("attention" in note for note in bundle["notes"])
     model = kedge_agent.Model(tmp_path / "OUT", target="generic-cpu")
     found = minilm.cosines(meanings(lambda feed: model(**feed)), wanted)
     assert found.mean() >= 0.99

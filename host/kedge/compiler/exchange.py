@@ -96,6 +96,7 @@ class LowerAnswer:
     calibration_samples: int
     estimate: Estimate | None = None
     precision: str = ""
+    floating: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

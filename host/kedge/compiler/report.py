@@ -18,6 +18,7 @@ from kedge.compression.latency import TargetLatency
 from kedge.compression.sensitivity import Sensitivity
 from kedge_protocol import __version__, codec
 from kedge_targets.contract import Estimate
+from kedge_targets.numerics import Precision
 
 JSON_FILE = "report.json"
 HTML_FILE = "report.html"
@@ -222,9 +223,15 @@ def _bundle(compiled: Compiled, digest: str, source: Source) -> BundleEntry:
         label=attempt.label,
         why=attempt.why,
         steps=attempt.steps,
-        layers=tuple(
-            LayerEntry(name=name, precision=precision.value, why=_why(compiled.candidate, name))
-            for name, precision in compiled.plan.layers.items()
+        layers=(
+            *(
+                LayerEntry(name=name, precision=precision.value, why=_why(compiled.candidate, name))
+                for name, precision in compiled.plan.layers.items()
+            ),
+            *(
+                LayerEntry(name=name, precision=Precision.FLOAT32.value, why="the backend keeps it in float: see notes")
+                for name in compiled.lowered.floating
+            ),
         ),
         estimate=compiled.lowered.estimate,
         over=compiled.over,

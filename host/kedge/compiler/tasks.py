@@ -146,6 +146,7 @@ def lower(request: LowerRequest, progress: Progress) -> LowerAnswer:
         calibration_samples=made.calibration_samples,
         estimate=made.estimate,
         precision=made.precision,
+        floating=made.floating,
     )
 
 

@@ -159,15 +159,16 @@ def _lower(
     seconds: dict[str, float] = {}
     used = 0
     notes: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
     runtime_options = {name: options[name] for name in ("threads", "spin") if name in options}
     if precision is Precision.INT8:
         if not calibration.samples:
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         how = plan.quantized or compiler.quantized_for(target)[0]
-        apart = [] if how.products else _unnamed_products(plan, given, prepared)
+        apart = () if how.products else _unnamed_products(given, plan)
         if apart:
-            notes = (f"{len(apart)} products of two activations (attention) stay in float",)
-        must = {*kept, *apart, *attention.before_softmax(prepared)}
+            notes = (f"{len(apart)} products of two activations (attention) stay in float: integers are no faster",)
+        must = {*kept, *tracing.followed(apart, given, prepared), *attention.before_softmax(prepared)}
         floating = islands.extended(prepared, must, integers.INTEGER_OPERATORS)
         made, seconds["quantize"], used = integers.static(prepared, plan, how, floating, calibration, workdir)
         islands.free_inputs(made, set(floating))
@@ -219,13 +220,13 @@ def _lower(
         seconds=seconds,
         calibration_samples=used,
         notes=notes,
+        floating=apart,
     )
 
 
-def _unnamed_products(plan: Plan, given: onnx.ModelProto, prepared: onnx.ModelProto) -> list[str]:
-    """Products of two activations in the prepared graph that no layer named by the plan became."""
-    named = set(tracing.followed(list(plan.layers), given, prepared))
-    return [one.name for one in layers.layers(prepared) if one.weight is None and one.name not in named]
+def _unnamed_products(model: onnx.ModelProto, plan: Plan) -> tuple[str, ...]:
+    """Products of two activations that the plan does not name."""
+    return tuple(one.name for one in layers.layers(model) if one.weight is None and one.name not in plan.layers)
 
 
 def _first_runtime(model: onnx.ModelProto, target: Target) -> str:
