@@ -155,6 +155,8 @@ def test_one_target_twice(inputs: Inputs, capsys: pytest.CaptureFixture[str]) ->
     [
         ({"max_drop": "-0.1"}, "--max-drop"),
         ({"max_drop": "nan"}, "--max-drop"),
+        ({"min_agreement": "1.5"}, "--min-agreement"),
+        ({"min_agreement": "nan"}, "--min-agreement"),
         ({"name": "a/b"}, "'a/b' is not a usable model name"),
         ({"version": ""}, "version"),
         ({"preprocess": "size=3"}, "--preprocess"),

@@ -97,10 +97,9 @@ def shared_release(
     short: str,
     run: int = 0,
     targets: tuple[str, ...] = SHARED_TARGETS,
-    step: tuple[str, ...] = (),
-    quantize: str | None = None,
+    min_agreement: float | None = None,
 ) -> Release:
-    """A shared model compiled for all three targets (or those named, in the way named), once a session and ``run``."""
+    """A shared model compiled for all three targets (or those named), once a session and ``run``."""
     file, split, max_drop = SHARED_MODELS[short]
     folder = Path(tempfile.mkdtemp(prefix="kedge-shared-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -113,8 +112,7 @@ def shared_release(
         name=short,
         version="1.0",
         targets=targets,
-        step=step,
-        quantize=quantize,
+        min_agreement=min_agreement,
         calibration=folder / "calibration.npz",
         evaluation=folder / "evaluation.npz",
         out=folder / "OUT",

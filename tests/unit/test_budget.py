@@ -45,6 +45,16 @@ def test_what_is_over_is_said_with_both_figures() -> None:
     assert budget.excess(drop=0.02, size=1500, latency=4.0) == pytest.approx({"drop": 1.0, "size": 0.5, "latency": 1.0})
 
 
+def test_answers_may_be_asked_to_stay_the_same() -> None:
+    budget = Budget(max_drop=0.01, min_agreement=0.95)
+    assert budget.excess(drop=-0.1, size=1, latency=None, agreement=0.93) == pytest.approx({"agreement": 2.0})
+    assert "on 0.93, wanted are 0.95" in budget.said(drop=-0.1, size=1, latency=None, agreement=0.93)
+    assert budget.excess(drop=0.0, size=1, latency=None, agreement=0.95) == {}
+    # Where there are no answers to compare, and where nobody asks.
+    assert budget.excess(drop=0.0, size=1, latency=None) == {}
+    assert Budget(max_drop=0.01).excess(drop=0.0, size=1, latency=None, agreement=0.0) == {}
+
+
 def test_a_metric_that_is_no_number_is_over() -> None:
     assert Budget(max_drop=0.5).excess(drop=math.nan, size=1, latency=None) == {"drop": math.inf}
 

@@ -62,6 +62,7 @@ def tried(
     budget: Budget | None = None,
     device: Target | None = None,
     sensitivity: Sensitivity | None = SENSITIVITY,
+    agrees: Callable[[Candidate], float] | None = None,
     **of_model: object,
 ) -> list[tuple[Candidate, Outcome]]:
     """Everything that a strategy asks for, with the outcomes that it is told."""
@@ -74,7 +75,7 @@ def tried(
     try:
         asked = next(batches)
         while True:
-            outcomes = [told(one, answer, budget) for one in asked]
+            outcomes = [told(one, answer, budget, agrees) for one in asked]
             seen += list(zip(asked, outcomes, strict=True))
             assert len(seen) < 200
             asked = batches.send(outcomes)
@@ -82,7 +83,7 @@ def tried(
         return seen
 
 
-def told(candidate: Candidate, answer: Answer, budget: Budget) -> Outcome:
+def told(candidate: Candidate, answer: Answer, budget: Budget, agrees: Callable[[Candidate], float] | None) -> Outcome:
     attempt = Attempt(backend="b", precision=candidate.plan.default.value, label=candidate.label)
     outcome = Outcome(candidate=candidate, attempt=attempt, plan=candidate.plan, folder=Path("f"))
     found = answer(candidate)
@@ -91,7 +92,8 @@ def told(candidate: Candidate, answer: Answer, budget: Budget) -> Outcome:
         return outcome
     attempt.drop, attempt.size_bytes, latency = found
     outcome.evaluation = EvaluateAnswer(value=1 - found[0], memory_bytes=1, seconds=0.1, runtime="r")
-    outcome.over = budget.excess(drop=found[0], size=found[1], latency=latency)
+    attempt.agreement = agrees(candidate) if agrees else None
+    outcome.over = budget.excess(drop=found[0], size=found[1], latency=latency, agreement=attempt.agreement)
     return outcome
 
 
@@ -102,6 +104,20 @@ def labels(seen: list[tuple[Candidate, Outcome]]) -> list[str]:
 def test_where_the_usual_precision_holds_nothing_else_is_tried() -> None:
     for effort in (Effort.QUICK, Effort.NORMAL):
         assert labels(tried(lambda c: (0.0, 300, 1.0), effort=effort)) == ["int8"]
+
+
+def test_answers_that_changed_are_repaired_like_a_drop() -> None:
+    # The best metric is not the one that agrees: what keeps the whole promise wins.
+    def answer(candidate: Candidate) -> tuple[float, int, float]:
+        return (-0.1 if not candidate.steps else 0.0), 300, 1.0
+
+    def agrees(candidate: Candidate) -> float:
+        return 0.97 if [step.use for step in candidate.steps] == ["equalize", "correct-bias"] else 0.9
+
+    seen = tried(answer, budget=Budget(max_drop=0.01, min_agreement=0.95), agrees=agrees)
+    assert [outcome.holds for _, outcome in seen].count(True) == 1
+    assert not any(candidate.plan.layers for candidate, _ in seen)
+    assert not any(step.use == "fine-tune" for candidate, _ in seen for step in candidate.steps)
 
 
 def test_quick_goes_up_to_float_and_no_further() -> None:

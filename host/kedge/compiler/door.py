@@ -24,6 +24,7 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
     evaluation: str | os.PathLike[str],
     out: str | os.PathLike[str],
     max_drop: float = 0.01,
+    min_agreement: float | None = None,
     max_size: str | int | None = None,
     max_latency: float | None = None,
     effort: str = "normal",
@@ -62,6 +63,7 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
         evaluation: at least 8 other samples, likewise, with ``label`` where there are labels.
         out: the folder that is made.
         max_drop: how much lower than the float model's the metric may be.
+        min_agreement: share of the evaluation samples that must get the float model's own answer, right or wrong.
         max_size: of the files, ``200k``, ``1.5MB`` or ``0.3x`` of the model's file; a number is bytes.
         max_latency: milliseconds of one call with one sample on the target; where the target is not this machine, see
             ``latencies``.
@@ -108,6 +110,7 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
         evaluation=Path(evaluation),
         out=Path(out),
         max_drop=max_drop,
+        min_agreement=min_agreement,
         max_size=None if max_size is None else str(max_size),
         max_latency=max_latency,
         effort=_effort(effort),

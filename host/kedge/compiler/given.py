@@ -73,6 +73,7 @@ class Asked:
             max_drop=self.options.max_drop,
             max_size=None if size is None else budget.size_bytes(size, of=float_bytes, where="--max-size"),
             max_latency=self.options.max_latency,
+            min_agreement=self.options.min_agreement,
         )
 
 
@@ -153,6 +154,10 @@ def _check(options: CompileOptions) -> None:
     checked_name(options.version, "version")
     if not (math.isfinite(options.max_drop) and options.max_drop >= 0):
         raise ConfigError(f"{options.max_drop} is no drop", where="--max-drop", remedy="Give a number from 0 up")
+    if options.min_agreement is not None and not 0 <= options.min_agreement <= 1:
+        raise ConfigError(
+            f"{options.min_agreement} is no share", where="--min-agreement", remedy="Give a number from 0 to 1"
+        )
     if options.max_size is not None:
         budget.size_bytes(options.max_size, of=1 << 20, where="--max-size")
     for value, flag, what, remedy in (

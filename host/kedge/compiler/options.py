@@ -31,6 +31,10 @@ class CompileOptions:
     ]
     out: Annotated[Path, Option("The release's folder; it appears whole or not at all.", short="-o", metavar="OUT")]
     max_drop: Annotated[float, Option("How much lower than the float model's the metric may be.")] = 0.01
+    min_agreement: Annotated[
+        float | None,
+        Option("Share of the samples that must get the float model's own answer, right or wrong, from 0 to 1."),
+    ] = None
     max_size: Annotated[
         str | None,
         Option("What the files may weigh: 200k, 1.5MB, 300KiB, or a share of the model's file, 0.3x.", metavar="SIZE"),

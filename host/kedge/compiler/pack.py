@@ -93,7 +93,8 @@ def _options(compiled: Compiled, source: Source) -> dict[str, Any]:
     backend = compiled.candidate.backend
     section = recipe.section_of(compiled.candidate, registry.compiler(backend.name), compiled.target)
     asked: dict[str, Any] = {"max_drop": source.budget.max_drop, "backend": backend.options, "seed": source.seed}
-    asked |= {n: v for n, v in (("max_size", source.budget.max_size), ("max_latency", source.budget.max_latency)) if v}
+    others = ("max_size", "max_latency", "min_agreement")
+    asked |= {name: value for name in others if (value := getattr(source.budget, name))}
     return {**asked, "recipe": recipe.plain(section)}
 
 

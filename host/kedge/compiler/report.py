@@ -52,6 +52,7 @@ class BudgetEntry:
     max_drop: float
     max_size: int | None = None
     max_latency: float | None = None
+    min_agreement: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +200,10 @@ def of(told: Told, source: Source, compiled: list[Compiled], digests: list[str],
         seconds=told.seconds,
         effort=options.effort.value,
         budget=BudgetEntry(
-            max_drop=source.budget.max_drop, max_size=source.budget.max_size, max_latency=source.budget.max_latency
+            max_drop=source.budget.max_drop,
+            max_size=source.budget.max_size,
+            max_latency=source.budget.max_latency,
+            min_agreement=source.budget.min_agreement,
         ),
         notes=told.notes,
         sensitivity=told.sensitivity,

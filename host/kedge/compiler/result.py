@@ -108,9 +108,9 @@ class Outcome:
         return self.measured and not self.over
 
     @property
-    def holds_drop(self) -> bool:
+    def holds_accuracy(self) -> bool:
         """Whether it keeps the accuracy, whatever it weighs."""
-        return self.measured and "drop" not in self.over
+        return self.measured and not self.over.keys() & {"drop", "agreement"}
 
 
 @dataclass(frozen=True, kw_only=True)

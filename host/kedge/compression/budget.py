@@ -19,6 +19,7 @@ class Budget:
 
     Attributes:
         max_drop: how much lower than the float model's the metric may be.
+        min_agreement: share of the samples that must get the float model's own answer, right or wrong.
         max_size: bytes of the files that the device needs.
         max_latency: milliseconds of one call with one sample (p50) on the target.
     """
@@ -26,25 +27,33 @@ class Budget:
     max_drop: float
     max_size: int | None = None
     max_latency: float | None = None
+    min_agreement: float | None = None
 
-    def excess(self, *, drop: float, size: int, latency: float | None) -> dict[str, float]:
-        """What is over the budget: name → how much, as a share of what is allowed (of the drop: in hundredths, since
-        nothing may be allowed). Empty where the promise is kept."""
+    def excess(
+        self, *, drop: float, size: int, latency: float | None, agreement: float | None = None
+    ) -> dict[str, float]:
+        """What is over the budget: name → how much, as a share of what is allowed (drop and agreement: in hundredths,
+        since nothing may be allowed). Empty where the promise is kept. What has no answers to compare (``agreement``
+        None) agrees."""
         over: dict[str, float] = {}
         if not drop <= self.max_drop:
             over["drop"] = (drop - self.max_drop) * _PERCENT if math.isfinite(drop) else math.inf
+        if self.min_agreement is not None and agreement is not None and agreement < self.min_agreement:
+            over["agreement"] = (self.min_agreement - agreement) * _PERCENT
         if self.max_size is not None and size > self.max_size:
             over["size"] = size / self.max_size - 1
         if self.max_latency is not None and latency is not None and latency > self.max_latency:
             over["latency"] = latency / self.max_latency - 1
         return over
 
-    def said(self, *, drop: float, size: int, latency: float | None) -> str:
+    def said(self, *, drop: float, size: int, latency: float | None, agreement: float | None = None) -> str:
         """What is over the budget, in words; empty where the promise is kept."""
-        over = self.excess(drop=drop, size=size, latency=latency)
+        over = self.excess(drop=drop, size=size, latency=latency, agreement=agreement)
         words = []
         if "drop" in over:
             words.append(f"dropped by {drop:.4g}, allowed are {self.max_drop:g}")
+        if "agreement" in over:
+            words.append(f"agrees with the float model on {agreement:.4g}, wanted are {self.min_agreement:g}")
         if "size" in over:
             words.append(f"takes {size} bytes, allowed are {self.max_size}")
         if "latency" in over:

@@ -25,12 +25,19 @@ class Point:
         drop: of the metric, against the float model.
         size: bytes of the files.
         latency: milliseconds (p50); None where it was not measured.
+        agreement: with the float model's answers; None where there are none to compare.
     """
 
     key: str
     drop: float
     size: int
     latency: float | None
+    agreement: float | None = None
+
+
+def excess(one: Point, budget: Budget) -> dict[str, float]:
+    """See :meth:`kedge.compression.budget.Budget.excess`."""
+    return budget.excess(drop=one.drop, size=one.size, latency=one.latency, agreement=one.agreement)
 
 
 def _grade(latency: float | None) -> float:
@@ -61,7 +68,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 def choose(points: Sequence[Point], budget: Budget) -> Point | None:
     """The smallest and fastest that keeps the budget: least product of bytes and (graded) milliseconds; of equals the
     one with the smaller drop, then the smaller file, then the first. None where none keeps it."""
-    holding = [one for one in points if not budget.excess(drop=one.drop, size=one.size, latency=one.latency)]
+    holding = [one for one in points if not excess(one, budget)]
     if not holding:
         return None
 
@@ -83,7 +90,7 @@ def nearest(points: Sequence[Point], budget: Budget) -> Point | None:
     return min(
         points,
         key=lambda one: (
-            sum(budget.excess(drop=one.drop, size=one.size, latency=one.latency).values()),
+            sum(excess(one, budget).values()),
             one.drop,
             one.size,
         ),

@@ -147,9 +147,11 @@ class Search:
             self.measurements.append(
                 Measurement(device=HOST, target=self._target.name, files=files, p50_ms=latency.p50, p95_ms=p95)
             )
-        figures = {"drop": attempt.drop, "size": attempt.size_bytes, "latency": latency.p50}
-        outcome.over = self._job.budget.excess(**figures)  # type: ignore[arg-type]  # names as the method has them
-        attempt.reason = self._job.budget.said(**figures)  # type: ignore[arg-type]
+        point = _point(outcome)
+        outcome.over = pareto.excess(point, self._job.budget)
+        attempt.reason = self._job.budget.said(
+            drop=point.drop, size=point.size, latency=point.latency, agreement=point.agreement
+        )
 
     def _decided(self) -> Compiled | Failed:
         points = [_point(one) for one in self._outcomes]
@@ -221,6 +223,8 @@ class Search:
         ways = []
         if "drop" in best.over:
             ways.append("allow more with --max-drop, or give more calibration samples")
+        elif "agreement" in best.over:
+            ways.append("allow less with --min-agreement, or give more calibration samples")
         if best.over.keys() & {"size", "latency"}:
             ways.append("allow more with --max-size or --max-latency, or take a smaller model")
         if self._job.options.effort.value != "high" and self._section is None:
@@ -242,6 +246,7 @@ def _point(outcome: Outcome) -> pareto.Point:
         drop=attempt.drop if attempt.drop is not None else float("inf"),
         size=attempt.size_bytes or 0,
         latency=None if latency is None else latency.p50,
+        agreement=attempt.agreement,
     )
 
 

@@ -82,7 +82,7 @@ class Strategy:
         for precision in (Precision.FLOAT16, Precision.FLOAT32):
             if precision is not than and precision in self._numerics.precisions:
                 (outcome,) = yield [self._candidate(self._plan(precision), why="the smaller one does not hold")]
-                if outcome.holds_drop:
+                if outcome.holds_accuracy:
                     return
 
     # On processors: static int8, repaired where it must be.
@@ -91,7 +91,7 @@ class Strategy:
         high = self._effort is Effort.HIGH
         if first.holds and not high:
             return
-        base, kept = first, first.holds_drop
+        base, kept = first, first.holds_accuracy
         if usual.family is Family.STATIC and (high or not kept):
             base, kept = yield from self._repaired(first)
         if not kept or high:
@@ -104,18 +104,18 @@ class Strategy:
         """Static int8 brought back: other ranges, equalization, bias correction; then layers in float; then training.
         Returns the best, and whether anything holds the accuracy."""
         seen = [first, *(yield self._variants())]
-        best = _least_drop(seen)
-        if best.holds_drop and self._effort is not Effort.HIGH:
+        best = _least_drop([one for one in seen if one.holds_accuracy] or seen)
+        if best.holds_accuracy and self._effort is not Effort.HIGH:
             return best, True
         if self._numerics.mixed:
             seen += yield from self._mixed(best)
-        held = any(one.holds_drop for one in seen)
+        held = any(one.holds_accuracy for one in seen)
         if not held or self._effort is Effort.HIGH:
             why = "quantization-aware fine-tuning from the float model's own answers"
             step = best.candidate.steps if not _trains(best.candidate) else ()
             seen += yield [self._candidate(best.candidate.plan, (*step, _FINE_TUNE), why=why)]
-            held = any(one.holds_drop for one in seen)
-        holding = [one for one in seen if one.holds_drop]
+            held = any(one.holds_accuracy for one in seen)
+        holding = [one for one in seen if one.holds_accuracy]
         return (holding[0] if holding else _least_drop(seen)), held
 
     def _variants(self) -> list[Candidate]:
@@ -148,7 +148,7 @@ class Strategy:
             seen += yield [
                 self._floating(plan, steps, self._model.attention, dict.fromkeys(self._model.attention, "attention"))
             ]
-            if seen[-1].holds_drop:
+            if seen[-1].holds_accuracy:
                 return seen
         ranking = _ranking(self._sensitivity(), Precision.INT8)
         names = list(ranking)
@@ -158,7 +158,7 @@ class Strategy:
             outcomes = yield [self._floating(plan, steps, names[:k], ranking) for k in dict.fromkeys(counts)]
             seen += outcomes
             for k, outcome in zip(dict.fromkeys(counts), outcomes, strict=True):
-                if outcome.holds_drop:
+                if outcome.holds_accuracy:
                     enough = k
                     break
                 too_few = k
@@ -167,7 +167,7 @@ class Strategy:
             middle = (enough + too_few) // 2
             outcomes = yield [self._floating(plan, steps, names[:middle], ranking)]
             seen += outcomes
-            if outcomes[0].holds_drop:
+            if outcomes[0].holds_accuracy:
                 enough = middle
             else:
                 too_few = middle
@@ -203,9 +203,11 @@ class Strategy:
         near = [
             one
             for one in plain
-            if one.measured and one.candidate.plan.default.weight_bits < 8 and (set(one.over) == {"drop"} or high)
+            if one.measured
+            and one.candidate.plan.default.weight_bits < 8
+            and (set(one.over) <= {"drop", "agreement"} or high)
         ]
-        near = [one for one in near if not one.holds_drop]
+        near = [one for one in near if not one.holds_accuracy]
         near.sort(key=lambda one: one.attempt.drop or 0.0)
         again = [
             self._candidate(one.candidate.plan, (_FINE_TUNE,), why="the same, fine-tuned")
@@ -219,7 +221,7 @@ class Strategy:
         for pruning in self._prunings():
             steps = (*pruning, _REPAIR)
             (outcome,) = yield [self._candidate(plan, steps, why="less of the network, repaired by self-distillation")]
-            if not outcome.holds_drop or (outcome.holds and self._effort is not Effort.HIGH):
+            if not outcome.holds_accuracy or (outcome.holds and self._effort is not Effort.HIGH):
                 return
 
     def _prunings(self) -> Iterator[tuple[StepChoice, ...]]:
@@ -238,7 +240,7 @@ class Strategy:
     def _fabric(self, first: Outcome) -> Batches:
         has = self._numerics.precisions
         too_large = isinstance(first.error, CapacityError)
-        if not first.holds_drop and not too_large:
+        if not first.holds_accuracy and not too_large:
             if self._numerics.mixed and Precision.W8A8 in has and first.measured:
                 ranking = _ranking(self._sensitivity(), Precision.W4A4)
                 names, count = list(ranking), 1
@@ -253,7 +255,7 @@ class Strategy:
                             reasons={n: ranking[n] for n in names[:count]},
                         )
                     ]
-                    if outcome.holds_drop:
+                    if outcome.holds_accuracy:
                         break
                     count *= 2
             if self._effort is not Effort.QUICK and first.measured:
@@ -271,9 +273,9 @@ class Strategy:
                 (plain,) = yield [self._candidate(self._plan(precision), why="fewer bits take less of the fabric")]
                 if isinstance(plain.error, CapacityError):
                     continue
-                if not plain.holds_drop:
+                if not plain.holds_accuracy:
                     (plain,) = yield [self._candidate(self._plan(precision), (_FINE_TUNE,), why="the same, fine-tuned")]
-                if not plain.holds_drop or (plain.holds and self._effort is Effort.NORMAL):
+                if not plain.holds_accuracy or (plain.holds and self._effort is Effort.NORMAL):
                     return
 
     def _plan(self, precision: Precision) -> Plan:
