@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kedge_targets.graph import library, opsets, passes, plans, reading, tracing
+from kedge_targets.graph import library, opsets, ordering, passes, plans, reading, tracing
 from kedge_targets.numerics import Plan, Precision
 
 if TYPE_CHECKING:
@@ -72,4 +72,10 @@ def halved(made: onnx.ModelProto, excluded: list[str]) -> onnx.ModelProto:
     half: onnx.ModelProto = convert_float_to_float16(
         made, keep_io_types=True, node_block_list=excluded, disable_shape_infer=True
     )
+    # Where two excluded nodes read one tensor the converter (onnxruntime 1.31) makes the same Cast twice, and it puts
+    # every Cast at the end.
+    kept = {node.output[0] if node.output else node.name: node for node in half.graph.node}
+    nodes = ordering.ordered(list(kept.values()))
+    del half.graph.node[:]
+    half.graph.node.extend(nodes)
     return half
