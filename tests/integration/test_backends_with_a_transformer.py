@@ -12,9 +12,10 @@ import numpy.typing as npt
 import pytest
 from tests.support.lowering import checked_copy, executor, lower, precisions
 
+from kedge_protocol.bundle.config import Verified
 from kedge_protocol.errors import LoweringError
 from kedge_targets import registry, target
-from kedge_targets.graph import attention, batch, library, reading, signature
+from kedge_targets.graph import attention, batch, layers, library, reading, signature
 from kedge_targets.numerics import Plan, Precision
 
 Feed = dict[str, npt.NDArray[Any]]
@@ -84,12 +85,12 @@ def test_products_of_activations_are_integers_where_they_are_asked_for(graph: Pa
     device = target.find("generic-cpu")
     usual = registry.compiler(device.backends[0].name).quantized_for(device)[0]
     name = attention.products(reading.load(graph))[0]
-    for label, layers, way, expected in (
+    for label, named, way, expected in (
         ("usual", {}, None, 0),
         ("named", {name: Precision.INT8}, None, 1),
         ("all", {}, dataclasses.replace(usual, products=True), 4),
     ):
-        plan = Plan(default=Precision.INT8, layers=layers, quantized=way)
+        plan = Plan(default=Precision.INT8, layers=named, quantized=way)
         lowered = lower("generic-cpu", graph, plan, Sentences(30, 1), tmp_path / label)
         made = reading.load(lowered.files[lowered.entry])
         maker = {tensor: node.op_type for node in made.graph.node for tensor in node.output}
@@ -185,3 +186,27 @@ def test_samples_of_several_lengths_are_told_where_one_is_needed(graph: Path, tm
         lower("rpi4", graph, Precision.INT8_DYNAMIC, Sentences(30, 1), tmp_path / "several")
     with pytest.raises(LoweringError, match="there are no samples"):
         lower("rpi4", graph, Precision.INT8_DYNAMIC, Sentences(0, 1), tmp_path / "none")
+
+
+@pytest.mark.usefixtures("tensorrt_toolchain")
+def test_nvidias_parser_takes_it_with_several_float_layers_behind_one_tensor(graph: Path, tmp_path: Path) -> None:
+    readers: dict[str, list[str]] = {}
+    for layer in layers.layers(reading.load(graph)):
+        if layer.operator in ("Gemm", "MatMul") and layer.weight is not None:
+            readers.setdefault(layer.activations[0], []).append(layer.name)
+    # Whatever the exporter made of queries, keys and values; and what is computed of an activation beside its layer.
+    nodes = reading.load(graph).graph.node
+    behind = {tensor: [node.name for node in nodes if tensor in node.input] for tensor in readers}
+    kept = next(names for tensor, names in behind.items() if len(names) > 1)
+    plan = Plan(default=Precision.INT8, layers=dict.fromkeys(kept, Precision.FLOAT32))
+    lowered = lower("jetson-orin-nano", graph, plan, Sentences(30, 1), tmp_path / "out")
+    assert lowered.verified is Verified.CHECKED
+    assert [spec.shape for spec in lowered.inputs] == [(None, None), (None, None)]
+    session = library.load().InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    for kernel_set in registry.runtime(target.find("jetson-orin-nano").backends[0].name).kernel_sets:
+        model = executor("jetson-orin-nano", lowered, kernel_set)
+        cosines = []
+        for feed in Sentences(20, 2):
+            expected, actual = session.run(None, feed)[0][0], model(feed)["meaning"][0]
+            cosines.append(expected @ actual / np.linalg.norm(expected) / np.linalg.norm(actual))
+        assert np.median(cosines) > 0.98
