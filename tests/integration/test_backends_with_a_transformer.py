@@ -210,3 +210,12 @@ def test_nvidias_parser_takes_it_with_several_float_layers_behind_one_tensor(gra
             expected, actual = session.run(None, feed)[0][0], model(feed)["meaning"][0]
             cosines.append(expected @ actual / np.linalg.norm(expected) / np.linalg.norm(actual))
         assert np.median(cosines) > 0.98
+
+
+def test_an_npu_gets_the_samples_length_and_a_cpu_and_a_gpu_any(graph: Path, tmp_path: Path) -> None:
+    for device, length in (("intel-npu", 20), ("intel-igpu", None), ("intel-cpu", None)):
+        lowered = lower(device, graph, Precision.FLOAT16, Filled(8, 1), tmp_path / device)
+        assert {spec.name: spec.shape for spec in lowered.inputs} == {"ids": (None, length), "mask": (None, length)}
+        assert any("fixed" in note for note in lowered.notes) == (length is not None)
+    with pytest.raises(LoweringError, match="axis 1 is free and an NPU needs one size"):
+        lower("intel-npu", graph, Precision.FLOAT16, Sentences(8, 1), tmp_path / "several")

@@ -188,9 +188,21 @@ def test_what_the_compiler_does_not_take_fails_before_compiling_with_its_layer_a
     assert not list((tmp_path / "out").glob("*.blob"))
 
 
-@pytest.mark.parametrize(
-    ("shape", "told"), [(["N", 3, "H", 8], "fixed shapes only"), (["N", 3, 8, 8, 8], "has 5 axes")]
-)
+def test_a_free_axis_beside_the_batch_gets_the_size_that_the_samples_have(installed: Toolchain, tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    shape = ["N", 3, "H", 8]
+    relu = helper.make_node("Relu", ["image"], ["score"], name="relu")
+    made = helper.make_graph(
+        [relu], "g", [value("image", TensorProto.FLOAT, shape)], [value("score", TensorProto.FLOAT, shape)]
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    found = lowered(checked_copy(path, tmp_path), tmp_path / "out")
+    assert [spec.shape for spec in (*found.inputs, *found.outputs)] == [(None, 3, 8, 8)] * 2
+    assert found.notes[0] == "fixed as the calibration samples have it: axis 2 of image to 8"
+
+
+@pytest.mark.parametrize(("shape", "told"), [(["N", 3, 8, 8, 8], "has 5 axes")])
 def test_a_shape_that_no_blob_holds(installed: Toolchain, tmp_path: Path, shape: list[Any], told: str) -> None:
     value = helper.make_tensor_value_info
     relu = helper.make_node("Relu", ["image"], ["score"], name="relu")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,37 +65,6 @@ def fixed(model: onnx.ModelProto, samples: int) -> onnx.ModelProto:
     # What was inferred holds the symbol still.
     del copy.graph.value_info[:]
     return reading.infer_shapes(copy, where="graph with its batch fixed")
-
-
-def free_axes(model: onnx.ModelProto) -> list[tuple[str, int]]:
-    """Input and axis of all that is free beside the batch."""
-    return [
-        (info.name, axis)
-        for info in signature.inputs(model)
-        for axis, length in enumerate(info.shape)
-        if axis > 0 and length is None
-    ]
-
-
-def with_sizes(model: onnx.ModelProto, sizes: Mapping[tuple[str, int], int]) -> onnx.ModelProto:
-    """A copy whose inputs have these sizes on these axes, shapes inferred anew; axes that shared a symbol follow."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    known: dict[str, int] = {}
-    for value in copy.graph.input:
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if (value.name, axis) in sizes:
-                if dim.dim_param:
-                    known[dim.dim_param] = sizes[value.name, axis]
-                dim.dim_value = sizes[value.name, axis]
-    for value in (*copy.graph.input, *copy.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in known:
-                dim.dim_value = known[dim.dim_param]
-    del copy.graph.value_info[:]
-    return reading.infer_shapes(copy, where="graph with its sizes fixed")
 
 
 def grouped(samples: Iterable[dict[str, Array]], samples_at_once: int | None) -> Iterator[dict[str, Array]]:

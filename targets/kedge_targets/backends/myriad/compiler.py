@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from kedge_targets.backends.openvino import library
 from kedge_targets.backends.openvino.runtime import Runtime as Representation
 from kedge_targets.backends.openvino.runtime import reason_of
 from kedge_targets.contract import Calibration, Lowered
-from kedge_targets.graph import batch, plans, reading, signature
+from kedge_targets.graph import batch, plans, reading, signature, sizes, writing
 from kedge_targets.numerics import Numerics, Plan, Precision, QuantizedType
 from kedge_targets.target import Target
 
@@ -91,8 +92,13 @@ class Compiler(contract.Compiler):
         given = reading.load(graph)
         if plans.leading(plan) is not Precision.FLOAT16 or plans.others(plan, given, Precision.FLOAT16):
             raise LoweringError("a Myriad X computes in float16 only", where=f"target {target.name}")
+        given, fixed = sizes.settled(given, calibration, device="a Myriad X")
+        if fixed:
+            graph = workdir / "fixed.onnx"
+            writing.save(given, graph)
         try:
-            return _lower(graph, given, options=options, workdir=workdir)
+            made = _lower(graph, given, options=options, workdir=workdir)
+            return replace(made, notes=(*fixed, *made.notes))
         except KedgeError:
             raise
         except Exception as error:  # what the vendor's packages raise has no common base
@@ -169,13 +175,6 @@ def _read(openvino: Any, graph: Path, given: onnx.ModelProto) -> Any:
     except Exception as error:  # the library raises RuntimeError and its own, without a common base
         raise LoweringError(f"OpenVINO cannot read the graph: {reason_of(error)}", where=graph.name) from error
     samples = batch.size(given) or 1
-    for info in signature.inputs(given):
-        if None in info.shape[1:]:
-            raise LoweringError(
-                f"a Myriad X takes fixed shapes only, and this input is {list(info.shape)}",
-                where=f"input {info.name!r}",
-                remedy="Export the model with every axis fixed but the batch",
-            )
     model.reshape({info.name: [samples, *info.shape[1:]] for info in signature.inputs(given)})
     from openvino.passes import ConstantFolding, Manager
 

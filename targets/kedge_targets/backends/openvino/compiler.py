@@ -18,7 +18,7 @@ from kedge_targets import contract
 from kedge_targets.backends.openvino import devices, library, representation
 from kedge_targets.backends.openvino.runtime import reason_of
 from kedge_targets.contract import Array, Calibration, Lowered
-from kedge_targets.graph import attention, batch, nodes, plans, reading, signature, writing
+from kedge_targets.graph import attention, batch, nodes, plans, reading, signature, sizes, writing
 from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
 from kedge_targets.saturation import FULL_RANGE, SEVEN_BITS, may_saturate
 from kedge_targets.target import Target
@@ -111,6 +111,13 @@ def _lower(
 ) -> Lowered:
     openvino = library.load()
     trained = given = reading.load(graph)
+    fixed: tuple[str, ...] = ()
+    if wanted.kind == devices.NPU:
+        trained, fixed = sizes.settled(given, calibration, device="an NPU")
+        given = trained
+        if fixed:
+            graph = workdir / "settled.onnx"
+            writing.save(given, graph)
     if not wanted.on_cpu and batch.size(given) is None:
         # An NPU takes fixed shapes only, and a GPU compiles each size anew.
         given, graph = batch.fixed(given, 1), workdir / "fixed.onnx"
@@ -147,9 +154,15 @@ def _lower(
         tools=tools,
         runtime_options=_of_runtime(options),
         seconds=seconds,
-        notes=() if wanted.on_cpu else (f"accuracy and latency are of this host's CPU, not of the {wanted.device}",),
+        notes=(*fixed, *_elsewhere(wanted)),
         calibration_samples=used,
     )
+
+
+def _elsewhere(wanted: devices.Settings) -> tuple[str, ...]:
+    """What a reader must know of figures that another device than the target's gave."""
+    said = f"accuracy and latency are of this host's CPU, not of the {wanted.device}"
+    return () if wanted.on_cpu else (said,)
 
 
 def _verified(wanted: devices.Settings) -> Verified:

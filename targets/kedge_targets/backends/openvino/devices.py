@@ -14,8 +14,8 @@ from typing import Any
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.errors import ConfigError
 
-CPU = "CPU"
-KINDS = (CPU, "GPU", "NPU")
+CPU, NPU = "CPU", "NPU"
+KINDS = (CPU, "GPU", NPU)
 PRECISIONS = ("f32", "f16", "bf16")
 
 KNOWN_OPTIONS = frozenset({"device", "threads", "precision", "streams", "cache"})

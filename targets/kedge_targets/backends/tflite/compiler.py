@@ -24,7 +24,7 @@ from kedge_targets.backends.tflite import axes, conversion, prepare
 from kedge_targets.backends.tflite.conversion import Converted, ConvertedTensor, ConvertRequest
 from kedge_targets.backends.tflite.runtime import BUILTIN, Runtime
 from kedge_targets.contract import Calibration, Lowered
-from kedge_targets.graph import batch, library, reading, signature, writing
+from kedge_targets.graph import batch, library, reading, signature, sizes, writing
 from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
 from kedge_targets.target import Target
 
@@ -98,7 +98,7 @@ class Compiler(contract.Compiler):
         toolchain.find(conversion.NAME)
         conversion.start()
         begun = time.perf_counter()
-        model, fixed = _with_one_size(reading.load(graph), calibration)
+        model, fixed = sizes.settled(reading.load(graph), calibration, device="TFLite")
         float_file = _float_file(model, calibration, workdir)
         seconds = {"float": time.perf_counter() - begun}
         begun = time.perf_counter()
@@ -143,33 +143,6 @@ def _check(plan: Plan, options: Mapping[str, Any], target: Target) -> None:
         raise LoweringError("TensorFlow's converter gives all layers one precision", where=f"target {target.name!r}")
     if plan.default is Precision.INT8 and plan.quantized not in (None, _QUANTIZED):
         raise LoweringError(f"cannot quantize so: {plan.quantized}", where=f"target {target.name!r}")
-
-
-def _with_one_size(model: onnx.ModelProto, calibration: Calibration) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """The model with the sizes of the calibration samples where axes beside the batch are free, and what was fixed, in
-    words.
-
-    Raises:
-        LoweringError: the samples have several sizes, or there are none.
-    """
-    free = batch.free_axes(model)
-    if not free:
-        return model, ()
-    seen: dict[tuple[str, int], set[int]] = {place: set() for place in free}
-    for sample in calibration:
-        for (name, axis), sizes in seen.items():
-            sizes.add(np.asarray(sample[name]).shape[axis])
-    for (name, axis), sizes in seen.items():
-        if len(sizes) != 1:
-            found = f"the calibration samples have {min(sizes)} to {max(sizes)}" if sizes else "there are no samples"
-            raise LoweringError(
-                f"axis {axis} is free and TFLite needs one size; {found}",
-                where=f"input {name!r}",
-                remedy="Fill all samples up to one size (the model's mask hides the rest), or export with fixed axes",
-            )
-    chosen = {place: sizes.pop() for place, sizes in seen.items()}
-    words = ", ".join(f"axis {axis} of {name} to {size}" for (name, axis), size in chosen.items())
-    return batch.with_sizes(model, chosen), (f"fixed as the calibration samples have it: {words}",)
 
 
 def _float_file(model: onnx.ModelProto, calibration: Calibration, workdir: Path) -> _FloatFile:
