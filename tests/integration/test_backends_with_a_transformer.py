@@ -157,7 +157,13 @@ class Filled(Sentences):
 @pytest.mark.usefixtures("tflite_toolchain")
 @pytest.mark.parametrize(
     ("precision", "kept"),
-    [(Precision.FLOAT32, 0.99999), (Precision.FLOAT16, 0.9999), (Precision.INT8_DYNAMIC, 0.999)],
+    [
+        (Precision.FLOAT32, 0.99999),
+        (Precision.FLOAT16, 0.9999),
+        (Precision.INT8_DYNAMIC, 0.999),
+        # Its mask is minus infinity, on which TensorFlow's quantizer aborts.
+        (Precision.INT8, 0.99),
+    ],
 )
 def test_where_shapes_are_fixed_it_gets_the_samples_length(
     graph: Path, tmp_path: Path, precision: Precision, kept: float

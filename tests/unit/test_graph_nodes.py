@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from tests.support.lowering import classifier
+from tests.support.pruning import answers
 
 from kedge_protocol.errors import LoweringError
 from kedge_targets.graph import attention, nodes, plans, tracing
+from kedge_targets.graph.wiring import Wiring
 from kedge_targets.numerics import Plan, Precision
 
 
@@ -101,3 +106,51 @@ def test_what_stands_between_the_products_and_a_softmax() -> None:
     )
     assert attention.before_softmax(helper.make_model(graph)) == ["scale", "mask", "add"]
     assert attention.before_softmax(classifier()) == []
+
+
+@pytest.mark.parametrize("least", [-10000.0, float(np.finfo(np.float32).min), -np.inf, -500.0])
+@pytest.mark.parametrize("kind", ["initializer", "value", "value_float"])
+def test_masks_get_a_bound_and_the_answers_stay(least: float, kind: str) -> None:
+    value = helper.make_tensor_value_info
+    tensor = numpy_helper.from_array(np.float32(least), "hidden")
+    how: dict[str, Any] | None = {"value": {"value": tensor}, "value_float": {"value_float": least}}.get(kind)
+    made = [
+        *([] if how is None else [helper.make_node("Constant", [], ["hidden"], name="hidden", **how)]),
+        helper.make_node("MatMul", ["q", "k"], ["scores"], name="scores"),
+        helper.make_node("Where", ["shown", "zero", "hidden"], ["bias"], name="mask"),
+        helper.make_node("Add", ["scores", "bias"], ["masked"], name="add"),
+        helper.make_node("Softmax", ["masked"], ["weights"], name="softmax"),
+        # Not before a Softmax: such a number is one here.
+        helper.make_node("Mul", ["weights", "much"], ["out"], name="after"),
+    ]
+    graph = helper.make_graph(
+        made,
+        "attention",
+        [
+            value("q", TensorProto.FLOAT, [3, 4]),
+            value("k", TensorProto.FLOAT, [4, 5]),
+            value("shown", TensorProto.BOOL, [5]),
+        ],
+        [value("out", TensorProto.FLOAT, [3, 5])],
+        [
+            numpy_helper.from_array(np.float32(0), "zero"),
+            numpy_helper.from_array(np.float32(-1e6), "much"),
+            *([tensor] if how is None else []),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    rng = np.random.default_rng(0)
+    feed = {
+        "q": rng.standard_normal((3, 4)).astype(np.float32),
+        "k": rng.standard_normal((4, 5)).astype(np.float32),
+        "shown": np.array([True, True, False, True, False]),
+    }
+    before = answers(model, feed)
+    attention.bound_masks(model)
+    np.testing.assert_allclose(answers(model, feed), before, rtol=1e-6, atol=1e-6)
+    constant = Wiring(model).constant
+    found, much = constant("hidden"), constant("much")
+    assert found is not None
+    assert much is not None
+    assert float(found) == (-64.0 if least < -5000 else least)
+    assert float(much) == -1e6

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
+MASKED = -5000.0
+"""Scores below it are masks: exporters write -10000, the least float, or minus infinity."""
+_ENOUGH = -64.0
+"""For a mask: exp(-64) is 1.6e-28."""
+
 # They make scores and masks ready; a product (MatMul, Conv, Gemm) ends the way back.
 _BETWEEN = frozenset({"Add", "Cast", "Div", "Expand", "Mul", "Sub", "Unsqueeze", "Where"})
+# A mask takes its shape on the way.
+_MOVING = frozenset({"Concat", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose"})
 
 
 def before_softmax(model: onnx.ModelProto) -> list[str]:
@@ -17,19 +24,56 @@ def before_softmax(model: onnx.ModelProto) -> list[str]:
     Quantized they would do harm: a range that reaches to minus infinity has no scale, one that reaches to -10000 has
     no resolution left, and the Softmax after them works in float anyway.
     """
+    found = _leading_to_softmax(model, _BETWEEN)
+    return [node.name for node in model.graph.node if node.name in found]
+
+
+def _leading_to_softmax(model: onnx.ModelProto, through: frozenset[str]) -> set[str]:
+    """Names of the nodes of these kinds that lead to a Softmax by such nodes alone."""
     maker = {tensor: node for node in model.graph.node for tensor in node.output}
     found: set[str] = set()
     pending = [node.input[0] for node in model.graph.node if node.op_type in ("Softmax", "LogSoftmax")]
     seen = set(pending)
     while pending:
         node = maker.get(pending.pop())
-        if node is None or node.op_type not in _BETWEEN:
+        if node is None or node.op_type not in through:
             continue
         found.add(node.name)
         fresh = set(node.input) - seen
         seen |= fresh
         pending += fresh
-    return [node.name for node in model.graph.node if node.name in found]
+    return found
+
+
+def bound_masks(model: onnx.ModelProto) -> None:
+    """Let the constants of masks between the last products and a Softmax be -64, in place. In float the answers are as
+    good as the same: a masked place has a share of 1e-28 instead of none. In integers minus infinity has no scale, and
+    TensorFlow's quantizer aborts; -10000 leaves one step for all the scores."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    between = _leading_to_softmax(model, _BETWEEN | _MOVING)
+    read = {name for node in model.graph.node if node.name in between for name in node.input}
+    elsewhere = {name for node in model.graph.node if node.name not in between for name in node.input}
+
+    def bounded(tensor: onnx.TensorProto) -> onnx.TensorProto | None:
+        value = np.asarray(numpy_helper.to_array(tensor))
+        if value.dtype.kind != "f" or not (value < MASKED).any():
+            return None
+        return numpy_helper.from_array(np.where(value < MASKED, value.dtype.type(_ENOUGH), value), tensor.name)
+
+    for tensor in model.graph.initializer:
+        if tensor.name in read - elsewhere and (made := bounded(tensor)) is not None:
+            tensor.CopyFrom(made)
+    for node in model.graph.node:
+        if node.op_type != "Constant" or node.output[0] not in read - elsewhere:
+            continue
+        given = [attribute for attribute in node.attribute if attribute.name in ("value", "value_float")]
+        for attribute in given:
+            if attribute.name == "value_float":
+                attribute.f = _ENOUGH if attribute.f < MASKED else attribute.f
+            elif (made := bounded(attribute.t)) is not None:
+                attribute.CopyFrom(helper.make_attribute("value", made))
 
 
 def products(model: onnx.ModelProto) -> list[str]:

@@ -31,7 +31,6 @@ Sample = Mapping[str, Array]
 
 BINS = 2048
 _AS_GOOD_AS_INFINITE = 1e30
-_MASKED = -5000.0
 _MAX_GROUP = 32
 _GROUP_BYTES = 64 << 20
 """Of observed tensors that ONNX Runtime hands over at once; samples are grouped up to it where the batch is free."""
@@ -159,7 +158,9 @@ def histograms(
     if counts and isinstance(samples, Iterator):
         raise TypeError("the samples are read twice, an iterator gives them once only")
     probe = _Probe(model, tensors)
-    found = {name: Histogram(floor=_MASKED if name in probe.masked else -_AS_GOOD_AS_INFINITE) for name in tensors}
+    found = {
+        name: Histogram(floor=attention.MASKED if name in probe.masked else -_AS_GOOD_AS_INFINITE) for name in tensors
+    }
     count = getattr(samples, "samples", None)
     total = (count if isinstance(count, int) else 0) * (2 if counts else 1)
     done = 0

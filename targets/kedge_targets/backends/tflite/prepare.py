@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import LoweringError
 from kedge_targets.backends.tflite import gelu, norms
-from kedge_targets.graph import batch, library, nodes, reading, signature, writing
+from kedge_targets.graph import attention, batch, library, nodes, reading, signature, writing
 
 if TYPE_CHECKING:
     import onnx
@@ -41,6 +41,7 @@ def prepared(model: onnx.ModelProto, *, fold: bool = True) -> onnx.ModelProto:
     _drop_constant_inputs(made)
     _take_transposes_off_inputs(made)
     _take_transposes_off_outputs(made)
+    attention.bound_masks(made)
     gelu.fuse(made)
     norms.spell_out(made)
     made = reading.infer_shapes(made, where="the prepared graph")
