@@ -56,7 +56,7 @@ def test_programs_read_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     found: list[dict[str, Any]] = json.loads(said(capsys, "--json"))
     rows = {one["name"]: one for one in found}
     assert rows["generic-cpu"]["backends"][0]["verification"] == Verified.EXECUTED.value
-    assert rows["rpi4"]["backends"][0]["precisions"] == ["int8", "float16", "float32"]
+    assert rows["rpi4"]["backends"][0]["precisions"] == ["int8", "int8-dynamic", "float16", "float32"]
     assert rows["rpi4"]["firmware"] == ["common", "raspberry-pi"]
 
 
