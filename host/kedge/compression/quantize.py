@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from kedge.options import Option
 from kedge_protocol.errors import ConfigError
@@ -119,20 +119,21 @@ def _said(way: QuantizedType) -> str:
 
 def of_plan(plan: Plan, ways: tuple[QuantizedType, ...]) -> Quantize:
     """The options that give this plan again; what is the backend's own choice (the first of ``ways``) is left out."""
-    default = ways[0] if ways else None
-    way = plan.quantized
-    chosen = way is not None and default is not None and way != default
+    default, way = ways[0] if ways else None, plan.quantized
+
+    def chosen(name: str) -> Any:
+        """An attribute of the way where it is not the backend's own choice."""
+        if way is None or default is None or getattr(way, name) == getattr(default, name):
+            return None
+        return getattr(way, name)
+
     return Quantize(
         precision=plan.default,
         layers=dict(plan.layers),
-        granularity=way.granularity if chosen and way and default and way.granularity != default.granularity else None,
-        symmetric_activation=(
-            way.symmetric_activation
-            if chosen and way and default and way.symmetric_activation != default.symmetric_activation
-            else None
-        ),
-        activation=way.activation if chosen and way and default and way.activation != default.activation else None,
-        products=way.products if chosen and way and default and way.products != default.products else None,
+        granularity=chosen("granularity"),
+        symmetric_activation=chosen("symmetric_activation"),
+        activation=chosen("activation"),
+        products=chosen("products"),
         range_method=plan.range_method,
         percentile=plan.percentile,
         group_size=plan.group_size,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import ModelError
-from kedge_targets.graph import reading, signature
+from kedge_targets.graph import signature, sizes
 
 if TYPE_CHECKING:
     import onnx
@@ -45,26 +45,12 @@ def fixed(model: onnx.ModelProto, samples: int) -> onnx.ModelProto:
     Raises:
         ModelError: the graph's batch is fixed to another size already.
     """
-    import onnx
-
     have = size(model)
     if have is not None and have != samples:
         raise ModelError(
             f"its batch is fixed to {have}, not {samples}", remedy="Export the model with a free batch axis"
         )
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    names = {info.name for info in signature.inputs(copy)}
-    symbols = {value.type.tensor_type.shape.dim[0].dim_param for value in copy.graph.input if value.name in names} - {
-        ""
-    }
-    for value in (*copy.graph.input, *copy.graph.output):
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if dim.dim_param in symbols or (axis == 0 and value.name in names):
-                dim.dim_value = samples
-    # What was inferred holds the symbol still.
-    del copy.graph.value_info[:]
-    return reading.infer_shapes(copy, where="graph with its batch fixed")
+    return sizes.fixed(model, {(info.name, 0): samples for info in signature.inputs(model)})
 
 
 def grouped(samples: Iterable[dict[str, Array]], samples_at_once: int | None) -> Iterator[dict[str, Array]]:

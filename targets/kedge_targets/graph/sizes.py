@@ -50,11 +50,12 @@ def settled(
             )
     chosen = {place: sizes.pop() for place, sizes in seen.items()}
     words = ", ".join(f"axis {axis} of {name} to {size}" for (name, axis), size in chosen.items())
-    return _fixed(model, chosen), (f"fixed as the calibration samples have it: {words}",)
+    return fixed(model, chosen), (f"fixed as the calibration samples have it: {words}",)
 
 
-def _fixed(model: onnx.ModelProto, sizes: Mapping[tuple[str, int], int]) -> onnx.ModelProto:
-    """A copy whose inputs have these sizes, shapes inferred anew; axes that shared a symbol follow."""
+def fixed(model: onnx.ModelProto, sizes: Mapping[tuple[str, int], int]) -> onnx.ModelProto:
+    """A copy whose inputs have these sizes (input and axis → size), shapes inferred anew; axes that shared a symbol
+    follow."""
     import onnx
 
     copy = onnx.ModelProto()

@@ -110,17 +110,16 @@ def _lower(
     workdir: Path,
 ) -> Lowered:
     openvino = library.load()
-    trained = given = reading.load(graph)
+    trained = read = reading.load(graph)
     fixed: tuple[str, ...] = ()
     if wanted.kind == devices.NPU:
-        trained, fixed = sizes.settled(given, calibration, device="an NPU")
-        given = trained
-        if fixed:
-            graph = workdir / "settled.onnx"
-            writing.save(given, graph)
+        trained, fixed = sizes.settled(read, calibration, device="an NPU")
+    given = trained
     if not wanted.on_cpu and batch.size(given) is None:
         # An NPU takes fixed shapes only, and a GPU compiles each size anew.
-        given, graph = batch.fixed(given, 1), workdir / "fixed.onnx"
+        given = batch.fixed(given, 1)
+    if given is not read:
+        graph = workdir / "fixed.onnx"
         writing.save(given, graph)
     model = _read(openvino, graph, given)
     precision = plans.leading(plan)

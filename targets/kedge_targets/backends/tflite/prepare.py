@@ -21,20 +21,10 @@ def prepared(model: onnx.ModelProto, *, fold: bool = True) -> onnx.ModelProto:
     """A copy of ``model`` for the converter. A free batch becomes 1.
 
     Args:
-        model: the trained model's graph.
+        model: the trained model's graph, with no other axis than the batch free.
         fold: let ONNX Runtime fold constants and shapes first.
-
-    Raises:
-        LoweringError: another axis than the batch is free.
     """
     fixed = batch.fixed(model, batch.size(model) or 1)
-    for info in signature.inputs(fixed):
-        if None in info.shape:
-            raise LoweringError(
-                f"axis {info.shape.index(None)} is free, TFLite needs fixed shapes",
-                where=f"input {info.name!r}",
-                remedy="Export the model with only the batch left free",
-            )
     nodes.name_nodes(fixed)
     made = _folded(fixed) if fold else fixed
     writing.strip(made)
