@@ -11,8 +11,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from kedge_targets.graph import compensation, expansions, weight_forms
-from kedge_targets.graph.compensation import compensated
+from kedge_targets.graph import expansions, weight_forms
 from kedge_targets.numerics import Family, Precision
 
 FORMS = [precision for precision in Precision if precision.family is Family.WEIGHTS]
@@ -89,21 +88,3 @@ def test_rows_of_an_embedding_are_read_back_alone(precision: Precision, length: 
     tables = {tensor.name for tensor in made.graph.initializer if list(tensor.dims)[:1] == [64]}
     read = {name for one in made.graph.node if one.op_type == "Gather" for name in one.input[:1]}
     assert tables <= read
-
-
-@pytest.mark.parametrize("precision", [Precision.INT4, Precision.CODEBOOK4, Precision.LOG4])
-def test_rounding_that_makes_up_for_itself_answers_nearer_and_stays_in_its_grid(precision: Precision) -> None:
-    rng = np.random.default_rng(5)
-    weight = rng.standard_normal((256, 32)).astype(np.float32)
-    # Inputs that go together, as those of a real layer do, and a few rows that are far longer than the rest.
-    x = (rng.standard_normal((400, 24)) @ rng.standard_normal((24, 256))).astype(np.float32)
-    x[::50] *= 300
-    model = graph(helper.make_node("MatMul", ["x", "w"], ["y"], name="layer"), weight, ["n", 256])
-    product = compensation.products(model, [{"x": x}], {"layer": precision})["x"]
-    plain = weight_forms.encoded(weight, precision, axis=1)
-    better = compensated(weight, plain, product)
-    assert better.scales is plain.scales
-    assert better.table is plain.table
-    usual = np.delete(x, np.s_[::50], axis=0)
-    errors = [np.square(usual @ (made.decoded() - weight)).sum() for made in (plain, better)]
-    assert errors[1] < 0.5 * errors[0]

@@ -54,7 +54,7 @@ def stored(
         precisions: node name → precision; those of family ``weights`` count.
         group_size, asymmetric, seed: see :func:`kedge_targets.graph.weight_forms.encoded`.
         contributed: whether MatMulNBits may be used.
-        products: of :func:`kedge_targets.graph.compensation.products`: products with a matrix are rounded with it.
+        products: of :func:`kedge_targets.graph.compensation.products`: the layers in it are rounded with it.
 
     A layer stays as it is where its weight is no initializer, or so small that nodes would cost what codes save.
     """
@@ -116,11 +116,8 @@ class _Writer:
             return
         key = (tensor, precision, axis % weight.ndim)
         if key not in self._encoded:
-            made = weight_forms.encoded(weight, precision, axis=key[2], **self._how)
-            product = self._products.get(node.input[0]) if weight_input == 1 and weight.ndim == 2 else None
-            if product is not None and len(product) == weight.shape[1 - key[2]]:
-                made = compensation.compensated(weight, made, product)
-            self._encoded[key] = made
+            product = self._products.get(name)
+            self._encoded[key] = compensation.encoded(weight, precision, product, axis=key[2], **self._how)
         encoded = self._encoded[key]
         if encoded.stored_bytes + _NODES_BYTES >= weight.nbytes:
             return

@@ -86,7 +86,7 @@ class Encoded:
             values -= self.zero_points[..., None]
         if self.scales is not None:
             values = values * self.scales[..., None].astype(np.float32)
-        return _unrowed(values.reshape(channels, -1)[:, :length], self.axis, self.codes.shape)
+        return unrowed(values.reshape(channels, -1)[:, :length], self.axis, self.codes.shape)
 
 
 def simulated(
@@ -131,6 +131,12 @@ def rows(array: Array, axis: int) -> Array:
     return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
 
 
+def unrowed(array: Array, axis: int, shape: tuple[int, ...]) -> Array:
+    """What :func:`rows` was made of, of the given shape."""
+    moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+    return np.ascontiguousarray(np.moveaxis(array.reshape(moved), 0, axis))
+
+
 def grouped(array: Array, group_size: int) -> Array:
     """Channels x groups x weights of a group; the last is filled up with 0."""
     missing = -array.shape[1] % group_size
@@ -150,11 +156,6 @@ def packed(codes: Array) -> Array:
 def unpacked(raw: Array, count: int) -> Array:
     """The first ``count`` codes of :func:`packed`, flat."""
     return np.stack((raw & 15, raw >> 4), axis=-1).reshape(-1)[:count].astype(np.uint8)
-
-
-def _unrowed(array: Array, axis: int, shape: tuple[int, ...]) -> Array:
-    moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
-    return np.ascontiguousarray(np.moveaxis(array.reshape(moved), 0, axis))
 
 
 def _int4(values: Array, axis: int, group_size: int, asymmetric: bool) -> Encoded:
@@ -223,7 +224,7 @@ def _short(scales: Array) -> Array:
 
 def _without_padding(groups: Array, like: Array, axis: int) -> Array:
     channels = like.shape[axis]
-    return _unrowed(groups.reshape(channels, -1)[:, : like.size // channels], axis, like.shape)
+    return unrowed(groups.reshape(channels, -1)[:, : like.size // channels], axis, like.shape)
 
 
 def log_table(precision: Precision) -> Array:

@@ -14,9 +14,9 @@ from kedge.compression import equalization
 from kedge.compression.step import Context, Step
 from kedge.options import Option
 from kedge_protocol.errors import ConfigError, KedgeError, StepError
-from kedge_targets.graph import dead, fakequant, library, qonnx, quantizers, weight_forms
+from kedge_targets.graph import compensation, dead, fakequant, library, qonnx, quantizers
 from kedge_targets.graph.layers import Layer, layers
-from kedge_targets.numerics import Family
+from kedge_targets.numerics import Precision
 
 if TYPE_CHECKING:
     import onnx
@@ -61,24 +61,30 @@ class CorrectBias(Step[CorrectBiasOptions]):
         if not context.plan.quantizes:
             context.notes.append("correct-bias: the plan rounds nothing")
             return made
-        probe, watched = _twins(made, context, self.options.samples)
+        small = _small(made, context, self.options.samples)
+        probe, watched = _twins(made, small, context, self.options.samples)
         errors = _errors(probe, watched, context, self.options.samples)
         by_name = {node.name: node for node in made.graph.node}
         corrected = 0
         for layer, error in errors.items():
             corrected += _subtract(made, by_name[layer], error)
+        # The error was that of these very codes: the backend is to store no others.
+        few = {one.weight for one in watched.values() if compensation.applies(_precision(one, context))}
+        _store(made, {name: value for name, value in small.items() if name in few})
         largest = max((float(np.abs(error).max()) for error in errors.values()), default=0.0)
         context.notes.append(f"correct-bias: {corrected} layers corrected, by {largest:.3g} at most")
         context.figures |= {"correct-bias.layers": corrected, "correct-bias.largest": largest}
         return made
 
 
-def _twins(model: onnx.ModelProto, context: Context, limit: int) -> tuple[onnx.ModelProto, dict[str, Layer]]:
+def _twins(
+    model: onnx.ModelProto, small: Mapping[str, Array], context: Context, limit: int
+) -> tuple[onnx.ModelProto, dict[str, Layer]]:
     """The float graph with a rounded twin beside each layer that the plan rounds; the layers by name."""
     import onnx
     from onnx import numpy_helper
 
-    simulated = _simulated(model, context, limit)
+    simulated = _simulated(model, small, context, limit)
     makers = {tensor: node for node in simulated.graph.node for tensor in node.output}
     nodes = {node.name: node for node in simulated.graph.node}
     stored = {tensor.name: tensor for tensor in simulated.graph.initializer}
@@ -154,10 +160,8 @@ def _twins(model: onnx.ModelProto, context: Context, limit: int) -> tuple[onnx.M
     return qonnx.expanded(twin), watched
 
 
-def _simulated(model: onnx.ModelProto, context: Context, limit: int) -> onnx.ModelProto:
+def _simulated(model: onnx.ModelProto, small: Mapping[str, Array], context: Context, limit: int) -> onnx.ModelProto:
     """The graph as the plan rounds it."""
-    from onnx import numpy_helper
-
     plan = context.plan
     try:
         found = fakequant.calibrated(model, plan, _Limited(context, limit), progress=context.progress)
@@ -166,25 +170,32 @@ def _simulated(model: onnx.ModelProto, context: Context, limit: int) -> onnx.Mod
     except Exception as error:  # the library's errors have no common base but Exception
         raise _not_run(error) from error
     made = fakequant.inserted(model, plan, found)
-    tensors = {tensor.name: tensor for tensor in made.graph.initializer}
-    readers: dict[str, int] = {}
-    for node in made.graph.node:
-        for name in node.input:
-            readers[name] = readers.get(name, 0) + 1
-    for layer in layers(model):
-        precision = quantizers.precision_of(layer.name, plan)
-        tensor = tensors.get(layer.weight or "")
-        if precision.family is not Family.WEIGHTS or tensor is None or layer.axis is None or readers[tensor.name] > 1:
-            continue
-        rounded = weight_forms.simulated(
-            numpy_helper.to_array(tensor),
-            precision,
-            axis=layer.axis,
-            group_size=plan.group_size,
-            asymmetric=plan.asymmetric_weights,
-        )
-        tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+    _store(made, small)
     return made
+
+
+def _precision(layer: Layer, context: Context) -> Precision:
+    return quantizers.precision_of(layer.name, context.plan)
+
+
+def _small(model: onnx.ModelProto, context: Context, limit: int) -> dict[str, Array]:
+    """Weights that are stored small and that one layer alone reads, as they come back."""
+    weights = equalization.Weights(model)
+    own = [one for one in layers(model, weights.wiring) if one.weight and weights.own(one.weight) is not None]
+    return compensation.rounded(
+        model,
+        _Limited(context, limit),
+        {layer.name: _precision(layer, context) for layer in own},
+        group_size=context.plan.group_size,
+        asymmetric=context.plan.asymmetric_weights,
+        seed=context.seed,
+    )
+
+
+def _store(model: onnx.ModelProto, values: Mapping[str, Array]) -> None:
+    weights = equalization.Weights(model)
+    for name, value in values.items():
+        weights.replace(name, value)
 
 
 class _Limited:

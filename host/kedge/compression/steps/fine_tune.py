@@ -51,4 +51,4 @@ class FineTune(Step[FineTuneOptions]):
         learnt = repair.trained(
             start.model, context, self.options, what=self.name, hooks=start.hooks, usual_rate=rate
         ).written()
-        return learnt if start.stays else simulation.plain(learnt, context)
+        return simulation.finished(learnt, start, context)

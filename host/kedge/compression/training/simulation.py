@@ -13,11 +13,12 @@ import numpy.typing as npt
 import onnx
 import torch
 
+from kedge.compression import equalization
 from kedge.compression.step import Context
 from kedge.compression.training.network import Hook
 from kedge.compression.training.operators.quantizing import rounded
 from kedge_protocol.errors import LoweringError, StepError
-from kedge_targets.graph import fakequant, layers, preparing, qonnx_nodes, tracing, weight_forms
+from kedge_targets.graph import compensation, fakequant, layers, preparing, qonnx_nodes, tracing, weight_forms
 from kedge_targets.graph.wiring import Wiring
 from kedge_targets.numerics import Family, Plan, Precision
 
@@ -40,12 +41,14 @@ class Simulated:
         model: the graph, perhaps with ``Quant`` nodes.
         hooks: of :class:`kedge.compression.training.network.Network`.
         stays: the ``Quant`` nodes are part of the result; else they are taken out of it.
+        stored: weights that the result holds as the hooks make them: they are then stored just so.
         quantized: whether anything is simulated at all.
     """
 
     model: onnx.ModelProto
     hooks: dict[str, Hook]
     stays: bool = False
+    stored: frozenset[str] = frozenset()
     quantized: bool = True
 
 
@@ -65,7 +68,7 @@ def simulated(model: onnx.ModelProto, context: Context) -> Simulated:
         if families & {Family.STATIC, Family.DYNAMIC}:
             return _integers(model, context)
         if Family.WEIGHTS in families:
-            return Simulated(model=model, hooks=dict(_stored_small(model, plan, context.seed)))
+            return _stored_small(model, context)
     except LoweringError as error:
         raise StepError(error.what, where=error.where, remedy=error.remedy) from error
     return Simulated(model=model, hooks={}, quantized=False)
@@ -134,13 +137,33 @@ def _by_largest(axis: int | None, highest: float) -> Hook:
     return hook
 
 
-def _stored_small(model: onnx.ModelProto, plan: Plan, seed: int) -> Iterator[tuple[str, Hook]]:
-    wiring = Wiring(model)
-    for layer in layers.layers(model, wiring):
-        precision = plan.layers.get(layer.name, plan.default)
-        if layer.weight is None or precision.family is not Family.WEIGHTS:
-            continue
-        yield layer.weight, _Projection(precision, layer.axis or 0, plan, seed, layer.size)
+def _stored_small(model: onnx.ModelProto, context: Context) -> Simulated:
+    """Weights in their stored form; of few bits they start where the backend's rounding would leave them, which is far
+    better than what each weight's own rounding gives."""
+    plan = context.plan
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    equalization.fold_batch_normalization(made)
+    found = layers.layers(made)
+    precisions = {layer.name: plan.layers.get(layer.name, plan.default) for layer in found}
+    coarse = {name: one for name, one in precisions.items() if compensation.applies(one)}
+    rounded = compensation.rounded(
+        made,
+        _Samples(context),
+        coarse,
+        group_size=plan.group_size,
+        asymmetric=plan.asymmetric_weights,
+        seed=context.seed,
+    )
+    stored = [tensor for tensor in made.graph.initializer if tensor.name in rounded]
+    for tensor in stored:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(rounded[tensor.name], tensor.name))
+    hooks: dict[str, Hook] = {
+        layer.weight: _Projection(precisions[layer.name], layer.axis or 0, plan, context.seed, layer.size)
+        for layer in found
+        if layer.weight is not None and precisions[layer.name].family is Family.WEIGHTS
+    }
+    return Simulated(model=made, hooks=hooks, stored=frozenset(tensor.name for tensor in stored))
 
 
 class _Projection:
@@ -195,8 +218,15 @@ def usual_rate(model: onnx.ModelProto, plan: Plan) -> float | None:
     return _RATE_OF_EIGHT_BITS if quantized or Precision.INT8_DYNAMIC in plan.precisions else None
 
 
-def plain(made: onnx.ModelProto, context: Context) -> onnx.ModelProto:
-    """The graph without ``Quant`` nodes; the ranges that were learnt go to the context."""
-    graph, learnt = fakequant.removed(made)
-    context.ranges.update(learnt)
+def finished(learnt: onnx.ModelProto, start: Simulated, context: Context) -> onnx.ModelProto:
+    """What was learnt, as the backend takes it: without ``Quant`` nodes unless they stay, weights of few bits as they
+    are stored. The ranges that were learnt go to the context."""
+    if start.stays:
+        return learnt
+    graph, ranges = fakequant.removed(learnt)
+    context.ranges.update(ranges)
+    for tensor in graph.graph.initializer:
+        if tensor.name in start.stored:
+            made = start.hooks[tensor.name](torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(made.detach().numpy(), tensor.name))
     return graph

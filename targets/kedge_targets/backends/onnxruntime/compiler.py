@@ -182,15 +182,13 @@ def _lower(
     elif precision.family is Family.WEIGHTS:
         start = time.perf_counter()
         precisions = preparing.assigned(plan, given, prepared)
-        # With 8 bits there is nothing to make up for.
-        coarse = calibration.samples > 0 and any(wanted.weight_bits < 8 for wanted in precisions.values())
         samples = Samples(calibration, batch.size(prepared))
         made = expansions.stored(
             prepared,
             precisions,
             group_size=plan.group_size,
             asymmetric=plan.asymmetric_weights,
-            products=compensation.products(prepared, samples.batches(), precisions) if coarse else {},
+            products=compensation.products(prepared, samples.batches(), precisions) if calibration.samples else {},
         )
         used = samples.used
         seconds["quantize"] = time.perf_counter() - start
