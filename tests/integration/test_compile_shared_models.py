@@ -90,3 +90,39 @@ def test_the_model_is_not_changed(shared_data: Path, short: str) -> None:
     file = SHARED_MODELS[short][0]
     listed = next(value for name, value in sums.items() if name.endswith(file))
     assert all(b.config.provenance.model_digest == f"sha256:{listed}" for b in release.bundles.values())
+
+
+FEW_BITS = {
+    # model, precision: drop and agreement of today, with a sample or two to spare; plain rounding of ic has 0.227,
+    # 0.300, 0.653, of kws -0.006, 0.033, 0.256
+    ("ic", "int4"): (0.027, 0.93),
+    ("ic", "codebook4"): (0.1, 0.86),
+    ("ic", "log4"): (0.12, 0.79),
+    ("kws", "int4"): (0.005, 0.97),
+    ("kws", "codebook4"): (0.01, 0.96),
+    ("kws", "log4"): (0.035, 0.94),
+}
+
+
+@pytest.mark.parametrize(("short", "precision"), FEW_BITS)
+def test_four_bits_hold_by_rounding_on_the_calibration_samples_alone(
+    shared_data: Path, short: str, precision: str
+) -> None:
+    release = shared_release(shared_data, short, 0, ("generic-cpu",), max_drop=1.0, quantize=f"precision={precision}")
+    assert release.report is not None
+    (entry,) = release.report.bundles
+    drop, agreement = FEW_BITS[short, precision]
+    assert entry.precision == precision
+    assert entry.drop <= drop
+    assert entry.agreement is not None
+    assert entry.agreement >= agreement
+    assert entry.calibration_samples == SHARED_MODELS[short][1]
+
+
+def test_a_fifth_of_the_size_is_found_within_the_drop(shared_data: Path) -> None:
+    release = shared_release(shared_data, "ic", 0, ("generic-cpu",), max_size="0.2x")
+    assert release.report is not None
+    (entry,) = release.report.bundles
+    assert entry.precision == "int4"
+    assert entry.drop <= SHARED_MODELS["ic"][2]
+    assert entry.size_ratio <= 0.2

@@ -98,9 +98,12 @@ def shared_release(
     run: int = 0,
     targets: tuple[str, ...] = SHARED_TARGETS,
     min_agreement: float | None = None,
+    max_drop: float | None = None,
+    max_size: str | None = None,
+    quantize: str | None = None,
 ) -> Release:
     """A shared model compiled for all three targets (or those named), once a session and ``run``."""
-    file, split, max_drop = SHARED_MODELS[short]
+    file, split, usual = SHARED_MODELS[short]
     folder = Path(tempfile.mkdtemp(prefix="kedge-shared-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with np.load(shared_data / "eval" / f"{short}.npz") as data:
@@ -116,7 +119,9 @@ def shared_release(
         calibration=folder / "calibration.npz",
         evaluation=folder / "evaluation.npz",
         out=folder / "OUT",
-        max_drop=max_drop,
+        max_drop=usual if max_drop is None else max_drop,
+        max_size=max_size,
+        quantize=quantize,
     )
 
 
