@@ -67,7 +67,8 @@ def products(
     readings = _readings(model, precisions)
     if not readings:
         return {}
-    wanted = {one.tensor for one in readings.values()}
+    each = list(dict.fromkeys(readings.values()))
+    wanted = {one.tensor for one in each}
     given = {value.name for value in model.graph.input}
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
@@ -84,7 +85,7 @@ def products(
                 f"the graph does not run on the calibration samples: {library.reason_of(error)}",
                 remedy="Give samples of the shape that the model takes",
             ) from error
-        for one in dict.fromkeys(readings.values()):
+        for one in each:
             value = np.asarray(seen[one.tensor] if one.tensor in seen else feed[one.tensor])
             if value.ndim < 2:
                 continue

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from kedge_targets.graph import padding
 from kedge_targets.graph.layers import Layer
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Reading:
             return value.reshape(1, -1, self.length).astype(np.float32)
         space = len(self.kernel)
         spans = [(size - 1) * step + 1 for size, step in zip(self.kernel, self.dilations, strict=True)]
-        padded = np.pad(value, ((0, 0), (0, 0), *self._padding(value.shape[2:], spans)))
+        padded = np.pad(value, ((0, 0), (0, 0), *self._padding(value.shape[2:])))
         axes = tuple(range(2, 2 + space))
         every = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=axes)
         picked = every[
@@ -75,19 +76,14 @@ class Reading:
         parted = chosen.reshape(samples, self.groups, channels // self.groups, count, -1)
         return parted.transpose(1, 0, 3, 2, 4).reshape(self.groups, samples * count, self.length).astype(np.float32)
 
-    def _padding(self, shape: tuple[int, ...], spans: list[int]) -> list[tuple[int, int]]:
+    def _padding(self, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
         """Before and behind each axis of space."""
         space = len(self.kernel)
-        if not isinstance(self.pads, str):
-            return [(self.pads[axis], self.pads[axis + space]) for axis in range(space)]
-        if self.pads == "VALID":
-            return [(0, 0)] * space
-        found = []
-        for size, span, stride in zip(shape, spans, self.strides, strict=True):
-            total = max((math.ceil(size / stride) - 1) * stride + span - size, 0)
-            less, more = total // 2, total - total // 2
-            found.append((less, more) if self.pads == "SAME_UPPER" else (more, less))
-        return found
+        if isinstance(self.pads, str):
+            pads = padding.automatic(self.pads, sizes, self.kernel, self.strides, self.dilations)
+        else:
+            pads = list(self.pads[:space]), list(self.pads[space:])
+        return list(zip(*pads, strict=True))
 
 
 def reading(layer: Layer, node: onnx.NodeProto, shape: tuple[int, ...]) -> Reading | None:

@@ -18,7 +18,16 @@ from kedge.compression.step import Context
 from kedge.compression.training.network import Hook
 from kedge.compression.training.operators.quantizing import rounded
 from kedge_protocol.errors import LoweringError, StepError
-from kedge_targets.graph import compensation, fakequant, layers, preparing, qonnx_nodes, tracing, weight_forms
+from kedge_targets.graph import (
+    compensation,
+    fakequant,
+    layers,
+    preparing,
+    qonnx_nodes,
+    quantizers,
+    tracing,
+    weight_forms,
+)
 from kedge_targets.graph.wiring import Wiring
 from kedge_targets.numerics import Family, Plan, Precision
 
@@ -145,7 +154,7 @@ def _stored_small(model: onnx.ModelProto, context: Context) -> Simulated:
     made.CopyFrom(model)
     equalization.fold_batch_normalization(made)
     found = layers.layers(made)
-    precisions = {layer.name: plan.layers.get(layer.name, plan.default) for layer in found}
+    precisions = {layer.name: quantizers.precision_of(layer.name, plan) for layer in found}
     coarse = {name: one for name, one in precisions.items() if compensation.applies(one)}
     rounded = compensation.rounded(
         made,

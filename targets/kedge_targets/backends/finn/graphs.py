@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kedge_protocol.errors import ModelError
-from kedge_targets.graph import batch, dead, ordering, qonnx, qonnx_nodes, reading
+from kedge_targets.graph import batch, dead, ordering, padding, qonnx, qonnx_nodes, reading
 from kedge_targets.graph.wiring import Wiring
 
 if TYPE_CHECKING:
@@ -116,15 +116,15 @@ def completed(model: onnx.ModelProto) -> list[str]:
             continue  # ONNX demands it of a pooling
         rank = len(kernel)
         strides, dilations = have.get("strides", [1] * rank), have.get("dilations", [1] * rank)
-        padding = (have.get("auto_pad") or b"NOTSET").decode()
+        how = (have.get("auto_pad") or b"NOTSET").decode()
         whole = {"kernel_shape": list(kernel), "strides": list(strides)}
-        if padding == "NOTSET":
+        if how == "NOTSET":
             whole["pads"] = list(have.get("pads", [0] * (2 * rank)))
         else:
-            whole["pads"] = _pads(padding, node, shapes, list(kernel), list(strides), list(dilations))
+            whole["pads"] = _pads(how, node, shapes, list(kernel), list(strides), list(dilations))
         if node.op_type == "Conv":
             whole |= {"dilations": list(dilations), "group": have.get("group", 1)}
-        if any(name not in have for name in whole) or padding != "NOTSET":
+        if any(name not in have for name in whole) or how != "NOTSET":
             lacking.append(node.name)
         _set(node, whole)
     return lacking
@@ -162,13 +162,8 @@ def _pads(
             where=f"node {node.name!r} ({node.op_type})",
             remedy="Export the model with explicit pads and a fixed size of its input",
         )
-    before, after = [], []
-    for size, wide, step, apart in zip(shape[2:], kernel, strides, dilations, strict=True):
-        missing = max(0, (math.ceil(size / step) - 1) * step + (wide - 1) * apart + 1 - size)
-        small, large = missing // 2, missing - missing // 2
-        before.append(small if how == "SAME_UPPER" else large)
-        after.append(large if how == "SAME_UPPER" else small)
-    return before + after
+    before, behind = padding.automatic(how, shape[2:], kernel, strides, dilations)
+    return before + behind
 
 
 def _set(node: onnx.NodeProto, values: Mapping[str, Any]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
 
 from kedge.compression.training.operators.call import Call, Given, Table, Tensor, at, need
+from kedge_targets.graph import padding
 
 TABLE = Table()
 
@@ -25,15 +25,7 @@ def pads_of(
     if how in ("NOTSET", ""):
         pads = [int(pad) for pad in call.get("pads", [0] * (2 * count))]
         return pads[:count], pads[count:]
-    if how == "VALID":
-        return [0] * count, [0] * count
-    before, after = [], []
-    for size, width, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
-        total = max(0, (math.ceil(size / stride) - 1) * stride + (width - 1) * dilation + 1 - size)
-        small, large = total // 2, total - total // 2
-        before.append(small if how == "SAME_UPPER" else large)
-        after.append(large if how == "SAME_UPPER" else small)
-    return before, after
+    return padding.automatic(how, sizes, kernel, strides, dilations)
 
 
 def padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:
