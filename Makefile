@@ -22,11 +22,12 @@ export KEDGE_ROOT := $(CURDIR)
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-host test-device check bench format golden clean setup toolchains
+.PHONY: help demo test test-host test-device campaign zoo check bench format golden clean setup toolchains
 
 help:
 	@echo "make demo    the main job, shown: train, compile, roll out to three agents (KEEP=1 leaves it running)"
 	@echo "make test    all tests (ARGS='-k name' picks some)"
+	@echo "make campaign  the long proofs (hours); make zoo: foreign models, in environments of their own"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make bench   speed and memory as ratios against named baselines"
 
@@ -74,6 +75,14 @@ test: test-device test-host
 
 test-host: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+# Long proofs; each has a short form in make test.
+campaign: setup
+	$(BIN)/python -m pytest --campaign $(ARGS)
+
+# Models that others published, in an environment of their own.
+zoo: setup
+	$(BIN)/python -m pytest --zoo $(ARGS)
 
 # What an agent runs, on the oldest Python of devices, with a device's packages and nothing of the host's.
 test-device: $(DEVICE)

@@ -25,6 +25,24 @@ def shared_data() -> Path:
     return SHARED
 
 
+_LONG = ("campaign", "zoo")
+"""Long proofs, each chosen by the option of its name: ``make campaign``, ``make zoo``."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    for name in _LONG:
+        parser.addoption(f"--{name}", action="store_true", help=f"run the tests marked {name!r}, and no others")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run either the chosen long proofs or all other tests."""
+    wanted = {name for name in _LONG if config.getoption(f"--{name}")}
+    marks = [{name for name in _LONG if item.get_closest_marker(name)} for item in items]
+    keep = [bool(mark & wanted) if wanted else not mark for mark in marks]
+    config.hook.pytest_deselected(items=[item for item, kept in zip(items, keep, strict=True) if not kept])
+    items[:] = [item for item, kept in zip(items, keep, strict=True) if kept]
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip aloud what cannot run here. Where the shared data is, or under CI, nothing may be missing: there a skip is
     a failure."""
