@@ -48,7 +48,7 @@ class ControllerOptions:
     """How a controller runs."""
 
     broker: Annotated[str | None, Option("The broker: mqtt://HOST:PORT, or mqtts://HOST:PORT with TLS.")] = None
-    embedded: Annotated[bool, Option("Run a broker in this process (about a hundred devices).")] = False
+    embedded: Annotated[bool, Option("Run a broker in this process (about two hundred devices).")] = False
     listen: Annotated[str, Option("Where the embedded broker listens.", metavar="HOST:PORT")] = DEFAULT_LISTEN
     ca: Annotated[Path | None, Option("PEM file of the authority that signed the broker's certificate.")] = None
     cert: Annotated[Path | None, Option("PEM file of the controller's certificate.")] = None

@@ -7,12 +7,14 @@ length. So connections are accepted here, looked at, and handed on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 
 from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
 
 from kedge_protocol.blocks import MAX_MESSAGE_BYTES
+
+log = logging.getLogger(__name__)
 
 MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 4096
 """A message with its topic; the connection of a client that sends more is closed."""
@@ -57,14 +59,19 @@ async def open_door(broker: Broker, host: str, port: int) -> asyncio.Server:
     """Accept connections for a started broker that has an external listener."""
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.TimeoutError):
+        try:
             seen = await asyncio.wait_for(_beginning(reader), FIRST_PACKET_SECONDS)
             if seen is not None:
                 await broker.external_connected(BoundedReader(reader, seen), StreamWriterAdapter(writer), _LISTENER)
             else:
                 writer.write(_UNACCEPTABLE_PROTOCOL)
                 await writer.drain()
-        writer.close()
+        except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError):
+            pass  # the client went, or said nothing
+        except Exception:  # a fault of the broker costs one client its connection, and the client is told by its end
+            log.exception("the embedded broker lost a client")
+        finally:
+            writer.close()
 
     return await asyncio.start_server(accept, host, port, limit=2 * MAX_PACKET_BYTES)
 

@@ -1,4 +1,4 @@
-"""A broker in the process, for a start without one: amqtt (MQTT 3.1.1, about a hundred devices), on a thread of its
+"""A broker in the process, for a start without one: amqtt (MQTT 3.1.1, about two hundred devices), on a thread of its
 own. It lets everybody in, so it listens on loopback unless told otherwise."""
 
 from __future__ import annotations
@@ -88,13 +88,12 @@ class EmbeddedBroker:
     async def _serve(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from amqtt.broker import Broker
-
             from kedge.fleet.door import open_door
+            from kedge.fleet.mended_amqtt import MendedBroker
         # It logs each packet and each client's end; trouble that matters shows at the clients.
         for name in ("amqtt", "transitions"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        broker = Broker(self._settings(), loop=self._loop)
+        broker = MendedBroker(self._settings(), loop=self._loop)
         await broker.start()
         try:
             door = await open_door(broker, self.host, self.port)
