@@ -1,8 +1,8 @@
 """Fleets of scripted devices on one mosquitto: what the controller costs at rest, in a rollout, and when it is asked.
 
-CPU seconds are the controller's own (and for a rollout also the command's), from the kernel's count, so that neither the
-broker nor the devices of the benchmark count. "Lock held" is the longest time in which another process could not have
-begun to write to the database while the rollout was begun and ran.
+CPU seconds are the controller's own (and for a rollout also the command's), from the kernel's count, so that neither
+the broker nor the devices of the benchmark count. "Lock held" is the longest time in which another process could not
+have begun to write to the database while the rollout was begun and ran.
 """
 
 from __future__ import annotations
@@ -66,13 +66,23 @@ def run() -> Iterator[Result]:
     for size in SIZES:
         with tempfile.TemporaryDirectory() as scratch:
             found = _measure(program, Path(scratch), size)
-        print(
-            f"| {found.devices} | {found.idle_cores:.3f} core | {found.rollout_ms:.1f} ms | {found.rollout_seconds:.1f} s "
-            f"| {found.lock_seconds:.2f} s | {found.list_cpu:.2f} ({found.list_wall:.2f}) s "
-            f"| {found.status_cpu:.2f} ({found.status_wall:.2f}) s | {found.rss_mib:.0f} MiB | {found.database_mib:.1f} MiB |",
-            flush=True,
-        )
+        print(_row(found), flush=True)
         yield from _goals(found)
+
+
+def _row(found: Figures) -> str:
+    cells = (
+        str(found.devices),
+        f"{found.idle_cores:.3f} core",
+        f"{found.rollout_ms:.1f} ms",
+        f"{found.rollout_seconds:.1f} s",
+        f"{found.lock_seconds:.2f} s",
+        f"{found.list_cpu:.2f} ({found.list_wall:.2f}) s",
+        f"{found.status_cpu:.2f} ({found.status_wall:.2f}) s",
+        f"{found.rss_mib:.0f} MiB",
+        f"{found.database_mib:.1f} MiB",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def _goals(found: Figures) -> Iterator[Result]:
