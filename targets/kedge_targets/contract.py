@@ -9,7 +9,7 @@ into one of Kedge's errors.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.bundle.config import BundleConfig, RuntimeRequirement, TensorSpec, Verified
+from kedge_targets.numbers import Numbers
 from kedge_targets.numerics import Numerics, Plan, QuantizedType
 from kedge_targets.target import Target
 
@@ -160,6 +161,15 @@ class Compiler(abc.ABC):
             ToolchainError: its toolchain is not installed.
             LoweringError: all else, with the vendor's own words.
         """
+
+    def numbers(self, files: Mapping[str, Path], shapes: Mapping[str, Sequence[int]]) -> Numbers | None:
+        """What the numbers in these files are, counted in the files themselves; None where they cannot be counted.
+
+        Args:
+            files: of :meth:`lower`.
+            shapes: input, by the file's name → shape of one sample, batch included.
+        """
+        return None
 
 
 class Session(abc.ABC):

@@ -15,6 +15,7 @@ from kedge_protocol.bundle.config import Preprocess, RuntimeRequirement, TensorS
 from kedge_targets.contract import Estimate
 from kedge_targets.executor import Executor
 from kedge_targets.graph.signature import TensorInfo
+from kedge_targets.numbers import Numbers
 from kedge_targets.numerics import Plan
 from kedge_targets.target import Target
 
@@ -97,6 +98,7 @@ class LowerAnswer:
     estimate: Estimate | None = None
     precision: str = ""
     floating: tuple[str, ...] = ()
+    numbers: Numbers | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,9 @@ class BundleEntry:
     """One bundle, measured on the very files that the device gets.
 
     Attributes:
+        precision: the name that is true of the files: ``mixed`` where an integer name is not.
+        weights_in_integers, macs_in_integers: shares of the weight bytes and of the multiply-accumulates, counted in
+            the files; None where there are none, or the backend cannot count them.
         drop: reference minus value.
         size_bytes: of the files that the device needs (golden vectors not counted).
         size_ratio: of that to the model's file.
@@ -97,6 +100,8 @@ class BundleEntry:
     memory_bytes: int
     golden: exchange.GoldenAnswer
     agreement: float | None = None
+    weights_in_integers: float | None = None
+    macs_in_integers: float | None = None
     target_latency: TargetLatency | None = None
     label: str = ""
     why: str = ""
@@ -220,6 +225,8 @@ def _bundle(compiled: Compiled, digest: str, source: Source) -> BundleEntry:
         value=evaluation.value,
         drop=source.reference.value - evaluation.value,
         agreement=evaluation.agreement,
+        weights_in_integers=attempt.weights_in_integers,
+        macs_in_integers=attempt.macs_in_integers,
         size_bytes=size,
         size_ratio=size / max(1, source.model.size_bytes),
         latency_ms=attempt.latency_ms or exchange.Latency(p50=0.0, p95=0.0),

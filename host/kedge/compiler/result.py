@@ -33,9 +33,12 @@ class Attempt:
     """One candidate tried with one backend; what was not reached is None.
 
     Attributes:
+        precision: the name that is true of the files (:func:`kedge_targets.numbers.true_name`).
         label: the whole way in words, steps and all.
         why: it was tried.
         drop: reference minus value.
+        weights_in_integers, macs_in_integers: shares of the weight bytes and of the multiply-accumulates, counted in
+            the files.
         steps: over the float graph, each measured.
         seconds: by span.
         latency_ms: on the host; ``target_latency`` on the target.
@@ -51,6 +54,8 @@ class Attempt:
     drop: float | None = None
     agreement: float | None = None
     size_bytes: int | None = None
+    weights_in_integers: float | None = None
+    macs_in_integers: float | None = None
     latency_ms: exchange.Latency | None = None
     target_latency: TargetLatency | None = None
     steps: tuple[StepEntry, ...] = ()
@@ -85,6 +90,7 @@ class Outcome:
         plan: the candidate's, with the ranges that its steps decided.
         lowered, program, evaluation: None where it did not get so far.
         error: what stopped it.
+        named_truly: whether the files are of the precision that was asked for.
     """
 
     candidate: Candidate
@@ -95,6 +101,7 @@ class Outcome:
     program: exchange.Program | None = None
     evaluation: exchange.EvaluateAnswer | None = None
     error: KedgeError | None = None
+    named_truly: bool = True
     over: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -134,8 +141,8 @@ class Compiled:
 
     @property
     def precision(self) -> str:
-        """What the plan is, in a word."""
-        return self.lowered.precision or self.plan.default.value
+        """What the files' numbers are, in a word."""
+        return self.attempt.precision
 
     @property
     def attempt(self) -> Attempt:

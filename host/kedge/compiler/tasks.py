@@ -40,7 +40,9 @@ from kedge_protocol import golden
 from kedge_protocol.bundle.config import Preprocess, TensorSpec
 from kedge_protocol.errors import KedgeError, ModelError, StorageError
 from kedge_targets import registry
+from kedge_targets.contract import Compiler, Lowered
 from kedge_targets.graph import library
+from kedge_targets.numbers import Numbers
 from kedge_targets.worker import Progress
 
 Array = npt.NDArray[Any]
@@ -122,8 +124,9 @@ def lower(request: LowerRequest, progress: Progress) -> LowerAnswer:
     """
     total = request.calibration.samples
     feeds = Prepared(Samples(request.calibration), request.inputs, request.preprocess)
+    compiler = registry.compiler(request.backend)
     with _disk():
-        made = registry.compiler(request.backend).lower(
+        made = compiler.lower(
             Path(request.graph),
             request.plan,
             _Counted(feeds, lambda done: progress("calibrate", done, total)),
@@ -132,6 +135,7 @@ def lower(request: LowerRequest, progress: Progress) -> LowerAnswer:
             workdir=Path(request.workdir),
         )
     layouts = {spec.name: spec.layout for spec in request.inputs}
+    counted, uncounted = _numbers(compiler, made, next(iter(feeds), {}))
     return LowerAnswer(
         files={title: str(path) for title, path in made.files.items()},
         entry=made.entry,
@@ -142,12 +146,22 @@ def lower(request: LowerRequest, progress: Progress) -> LowerAnswer:
         tools=made.tools,
         runtime_options=made.runtime_options,
         seconds=made.seconds,
-        notes=made.notes,
+        notes=(*made.notes, *uncounted),
         calibration_samples=made.calibration_samples,
         estimate=made.estimate,
         precision=made.precision,
         floating=made.floating,
+        numbers=counted,
     )
+
+
+def _numbers(compiler: Compiler, made: Lowered, sample: Mapping[str, Array]) -> tuple[Numbers | None, tuple[str, ...]]:
+    """What the files' numbers are, or a note on why nobody knows: a model is not lost for that."""
+    shapes = {spec.file.name: np.shape(sample[spec.name]) for spec in made.inputs if spec.name in sample}
+    try:
+        return compiler.numbers(made.files, shapes), ()
+    except Exception as error:  # noqa: BLE001 -- what the vendors' readers raise has no common base
+        return None, (f"the shares of integers could not be counted: {_first_line(error)}",)
 
 
 def evaluate(request: EvaluateRequest, progress: Progress) -> EvaluateAnswer:

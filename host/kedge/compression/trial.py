@@ -19,6 +19,7 @@ from kedge.compression.exchange import ScoreAnswer, ScoreRequest, StepAnswer, St
 from kedge_protocol import codec
 from kedge_protocol.errors import KedgeError
 from kedge_targets import registry
+from kedge_targets.numbers import true_name
 from kedge_targets.numerics import Plan, Precision
 from kedge_targets.target import Target
 from kedge_targets.worker import OnProgress
@@ -94,9 +95,7 @@ def _run(outcome: Outcome, target: Target, job: Job, call: Call) -> None:
     )
     attempt.seconds = {"lower": time.perf_counter() - began, **lowered.seconds}
     attempt.notes = lowered.notes
-    if lowered.precision:  # the graph decided it, not the plan
-        attempt.precision = lowered.precision
-        attempt.label = " + ".join([*(step.said for step in candidate.steps), lowered.precision])
+    _name(outcome, lowered)
     attempt.size_bytes = sum(Path(path).stat().st_size for path in lowered.files.values())
     outcome.program = program(candidate.backend.name, lowered, folder / "packed")
     reference = job.reference.result()
@@ -117,6 +116,22 @@ def _run(outcome: Outcome, target: Target, job: Job, call: Call) -> None:
     attempt.seconds["evaluate"] = evaluation.seconds
     attempt.value, attempt.agreement = evaluation.value, evaluation.agreement
     attempt.drop = reference.value - evaluation.value
+
+
+def _name(outcome: Outcome, lowered: exchange.LowerAnswer) -> None:
+    """Call the attempt by what its files really are."""
+    candidate, attempt, numbers = outcome.candidate, outcome.attempt, lowered.numbers
+    if numbers is not None:
+        attempt.weights_in_integers, attempt.macs_in_integers = numbers.weights_in_integers, numbers.macs_in_integers
+    if lowered.precision:  # the graph decided it, not the plan
+        attempt.precision = lowered.precision
+        attempt.label = " + ".join([*(step.said for step in candidate.steps), lowered.precision])
+        return
+    asked = next(one for one in Precision if one in candidate.plan.precisions)
+    attempt.precision = true_name(asked, numbers)
+    outcome.named_truly = attempt.precision == asked.value
+    if not outcome.named_truly:
+        attempt.label = f"{attempt.precision}, asked for {candidate.label}"
 
 
 def _stepped(

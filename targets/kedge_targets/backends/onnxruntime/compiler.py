@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from kedge_targets.graph import (
     batch,
     compact,
     compensation,
+    counting,
     expansions,
     islands,
     layers,
@@ -34,6 +35,7 @@ from kedge_targets.graph import (
     writing,
 )
 from kedge_targets.graph.samples import Samples
+from kedge_targets.numbers import Numbers
 from kedge_targets.numerics import Family, Granularity, Numerics, Plan, Precision, QuantizedType, RangeMethod
 from kedge_targets.saturation import FULL_RANGE, SEVEN_BITS, may_saturate
 from kedge_targets.target import Target
@@ -136,6 +138,16 @@ class Compiler(contract.Compiler):
             raise LoweringError(
                 f"ONNX Runtime's tools failed: {type(error).__name__}: {library.reason_of(error)}", where=graph.name
             ) from error
+
+    def numbers(self, files: Mapping[str, Path], shapes: Mapping[str, Sequence[int]]) -> Numbers | None:
+        """See :meth:`kedge_targets.contract.Compiler.numbers`. A convolution is computed in integers only where its
+        answer is quantized too; a product with a matrix may answer in float."""
+        return counting.numbers(
+            reading.load(files[ENTRY]),
+            shapes,
+            integer_operators=("Conv", "Gemm", "MatMul"),
+            rounded_answers=("Conv",),
+        )
 
 
 def _lower(

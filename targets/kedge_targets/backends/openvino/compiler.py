@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verified
 from kedge_protocol.errors import ConfigError, KedgeError, LoweringError, TargetError, UnsupportedOperatorError
 from kedge_targets import contract
-from kedge_targets.backends.openvino import devices, library, representation
+from kedge_targets.backends.openvino import counting, devices, library, representation
 from kedge_targets.backends.openvino.runtime import reason_of
 from kedge_targets.contract import Array, Calibration, Lowered
 from kedge_targets.graph import attention, batch, nodes, plans, reading, signature, sizes, writing
+from kedge_targets.numbers import Numbers
 from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
 from kedge_targets.saturation import FULL_RANGE, SEVEN_BITS, may_saturate
 from kedge_targets.target import Target
@@ -97,6 +98,10 @@ class Compiler(contract.Compiler):
             raise LoweringError(
                 f"OpenVINO's tools failed: {type(error).__name__}: {reason_of(error)}", where=graph.name
             ) from error
+
+    def numbers(self, files: Mapping[str, Path], shapes: Mapping[str, Sequence[int]]) -> Numbers | None:
+        """See :meth:`kedge_targets.contract.Compiler.numbers`."""
+        return counting.numbers(files[representation.ENTRY], shapes)
 
 
 def _lower(

@@ -8,7 +8,7 @@ the faster.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,9 @@ from kedge_protocol.errors import KedgeError, LoweringError, MissingDependencyEr
 from kedge_targets import contract, toolchain
 from kedge_targets.backends.tensorrt import checking, operators, profiles, quantization, recipe
 from kedge_targets.contract import Calibration, Lowered
-from kedge_targets.graph import batch, library, nodes, opsets, plans, preparing, reading, signature, writing
+from kedge_targets.graph import batch, counting, library, nodes, opsets, plans, preparing, reading, signature, writing
 from kedge_targets.graph.samples import Samples
+from kedge_targets.numbers import Numbers
 from kedge_targets.numerics import Numerics, Plan, Precision, QuantizedType
 from kedge_targets.target import Target
 
@@ -100,6 +101,13 @@ class Compiler(contract.Compiler):
             raise LoweringError(
                 f"ONNX Runtime's tools failed: {type(error).__name__}: {library.reason_of(error)}", where=graph.name
             ) from error
+
+    def numbers(self, files: Mapping[str, Path], shapes: Mapping[str, Sequence[int]]) -> Numbers | None:
+        """See :meth:`kedge_targets.contract.Compiler.numbers`: of the int8 graph where there is one, as TensorRT fuses
+        it."""
+        graph = files.get(recipe.FILES[recipe.INT8]) or files[recipe.FILES[recipe.FP16]]
+        kinds = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+        return counting.numbers(reading.load(graph), shapes, integer_operators=kinds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,11 +20,12 @@ from kedge_protocol.errors import (
     TargetError,
 )
 from kedge_targets import contract, toolchain
-from kedge_targets.backends.tflite import axes, conversion, prepare
+from kedge_targets.backends.tflite import axes, conversion, counting, prepare
 from kedge_targets.backends.tflite.conversion import Converted, ConvertedTensor, ConvertRequest
 from kedge_targets.backends.tflite.runtime import BUILTIN, Runtime
 from kedge_targets.contract import Calibration, Lowered
 from kedge_targets.graph import batch, library, reading, signature, sizes, writing
+from kedge_targets.numbers import Numbers
 from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
 from kedge_targets.target import Target
 
@@ -118,6 +119,10 @@ class Compiler(contract.Compiler):
             notes=(*fixed, *_notes(made, plan.default)),
             calibration_samples=made.samples,
         )
+
+    def numbers(self, files: Mapping[str, Path], shapes: Mapping[str, Sequence[int]]) -> Numbers | None:
+        """See :meth:`kedge_targets.contract.Compiler.numbers`."""
+        return counting.numbers(files[ENTRY])
 
 
 @dataclass(frozen=True)
