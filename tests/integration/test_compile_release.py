@@ -137,11 +137,15 @@ def test_float32_is_taken_where_nothing_smaller_holds_and_the_report_says_so(
     assert config.provenance.calibration_digest is None
 
 
-def test_without_labels_agreement_is_measured(inputs: Inputs) -> None:
+def test_scores_that_nothing_tells_to_be_of_classes_are_no_answers_unless_the_user_says_so(inputs: Inputs) -> None:
     np.savez(inputs.evaluation, input=samples(50, seed=9))
     report = compiled(inputs).report
     assert report is not None
-    assert report.metric == "agreement"
+    assert report.metric == "cosine"
+    assert report.bundles[0].agreement is None
+    report = compiled(inputs, metric="agreement:scores", force=True).report
+    assert report is not None
+    assert report.metric == "agreement:scores"
     assert report.reference.value == 1.0
     assert report.bundles[0].value == report.bundles[0].agreement
 

@@ -17,6 +17,7 @@ from kedge.compression.candidate import Candidate
 from kedge.compression.effort import Effort
 from kedge.compression.sensitivity import LayerSensitivity, Sensitivity
 from kedge.compression.strategy import Strategy
+from kedge.evaluation.metric import Score
 from kedge_protocol.errors import CapacityError, KedgeError, LoweringError, UnsupportedOperatorError
 from kedge_targets import registry, target
 from kedge_targets.numerics import Family, Precision
@@ -91,7 +92,7 @@ def told(candidate: Candidate, answer: Answer, budget: Budget, agrees: Callable[
         outcome.error = found
         return outcome
     attempt.drop, attempt.size_bytes, latency = found
-    outcome.evaluation = EvaluateAnswer(value=1 - found[0], memory_bytes=1, seconds=0.1, runtime="r")
+    outcome.evaluation = EvaluateAnswer(score=Score(value=1 - found[0]), memory_bytes=1, seconds=0.1, runtime="r")
     attempt.agreement = agrees(candidate) if agrees else None
     outcome.over = budget.excess(drop=found[0], size=found[1], latency=latency, agreement=attempt.agreement)
     return outcome

@@ -15,6 +15,7 @@ from tests.support.lowering import classifier, images
 from tests.support.networks import Fed, attention, residual, with_outliers
 
 from kedge.compression.sensitivity import LARGEST_DB, Sensitivity, measure
+from kedge.evaluation import kinds, metric
 from kedge_protocol import codec
 from kedge_protocol.errors import DatasetError, ModelError
 from kedge_targets.graph import fakequant, layers, library, qonnx, quantizers, reading, rounding, weight_forms
@@ -42,6 +43,13 @@ def fed(model: onnx.ModelProto, count: int = 24) -> Fed:
     return Fed(**arrays)
 
 
+def agreement(model: onnx.ModelProto) -> metric.Choice:
+    """The user says that the output has answers."""
+    name = model.graph.output[0].name
+    seen = kinds.Seen(name=name, kind=kinds.OutputKind.CLASSES, why="--metric names it")
+    return metric.Choice(kind="agreement", name="agreement", output=name, kinds=(seen,))
+
+
 def whole(model: onnx.ModelProto, given: Fed, layer: str, precision: Precision) -> tuple[Array, Array]:
     """The float model's answers, and those of the whole graph with one layer simulated by nodes in it."""
     style = quantizers.FABRIC if precision is Precision.W4A4 else quantizers.Style()
@@ -57,7 +65,7 @@ def whole(model: onnx.ModelProto, given: Fed, layer: str, precision: Precision) 
 def test_the_figures_are_those_of_the_whole_graph(make: Any, precision: Precision) -> None:
     model = reading.infer_shapes(make(), where="test")
     given = fed(model)
-    told = measure(model, given, [precision])
+    told = measure(model, given, [precision], choice=agreement(model))
     assert told.samples == 24
     assert [one.name for one in told.layers] == [layer.name for layer in layers.layers(model)]
     for one in told.layers:
@@ -66,9 +74,18 @@ def test_the_figures_are_those_of_the_whole_graph(make: Any, precision: Precisio
             continue
         exact, simulated = whole(model, given, one.name, precision)
         assert one.sqnr_db[precision.value] == pytest.approx(rounding.sqnr_db(exact, simulated), abs=0.5)
-        if told.metric == "agreement":
-            same = float((exact.argmax(axis=1) == simulated.argmax(axis=1)).mean())
-            assert one.drop[precision.value] == pytest.approx(1 - same, abs=0.05)
+        same = float((exact.argmax(axis=-1) == simulated.argmax(axis=-1)).mean())
+        assert told.metric == "agreement"
+        assert one.drop[precision.value] == pytest.approx(1 - same, abs=0.05)
+
+
+def test_where_nothing_is_right_or_wrong_layers_are_ranked_by_noise_alone() -> None:
+    model = classifier()
+    users = metric.Choice(kind=metric.USER, name="mine.py:f", function="mine.py:f")
+    for choice in (None, users):
+        told = measure(model, fed(model), [Precision.INT8], choice=choice)
+        assert told.metric == "sqnr"
+        assert all(one.drop == {} and one.sqnr_db["int8"] > 20 for one in told.layers)
 
 
 @pytest.mark.parametrize("precision", [Precision.INT4, Precision.CODEBOOK4, Precision.LOG8])
@@ -102,7 +119,7 @@ def test_half_precision_costs_least() -> None:
 def test_a_layer_with_outliers_is_named_worst(granularity: Granularity) -> None:
     model = with_outliers()
     way = QuantizedType(activation="int8", weight="int8", symmetric_activation=True, granularity=granularity)
-    told = measure(model, fed(model, 64), [Precision.INT8], quantized=way)
+    told = measure(model, fed(model, 64), [Precision.INT8], quantized=way, choice=agreement(model))
     worst, second = sorted(told.layers, key=lambda one: one.sqnr_db["int8"])[:2]
     # With one scale for all weights the first layer suffers of the same unit, on the other side of the Relu.
     assert worst.name in (["middle"] if granularity is Granularity.PER_CHANNEL else ["first", "middle"])

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kedge.compiler import metric
 from kedge.compiler.dataset import Data
+from kedge.evaluation import metric
 from kedge_protocol.bundle.config import Preprocess, RuntimeRequirement, TensorSpec, Verified
 from kedge_targets.contract import Estimate
 from kedge_targets.executor import Executor
@@ -34,7 +34,12 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceRequest:
-    """Run the float model over the evaluation set."""
+    """Run the float model over the evaluation set.
+
+    Attributes:
+        metric: the ``--metric`` option, a file with its whole path.
+        min_agreement: whether the user asked for answers to agree.
+    """
 
     model: str
     inputs: tuple[TensorInfo, ...]
@@ -43,18 +48,24 @@ class ReferenceRequest:
     preprocess: dict[str, Preprocess]
     batch: int
     folder: str
-    user_metric: str | None = None
+    metric: str | None = None
+    min_agreement: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceAnswer:
-    """What the float model gave: outputs as ``.npy`` files by name."""
+    """What the float model gave: outputs as ``.npy`` files by name; ``score`` is its own."""
 
     choice: metric.Choice
-    value: float
+    score: metric.Score
     outputs: dict[str, str]
     tools: dict[str, str]
     seconds: float
+
+    @property
+    def value(self) -> float:
+        """The metric's."""
+        return self.score.value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +150,22 @@ class EvaluateRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateAnswer:
-    """What was measured on the very files; memory is the process's growth on load and first call (bytes)."""
+    """What was measured on the very files; memory is the process's growth on load and first call (bytes).
 
-    value: float
+    Attributes:
+        agreement: share of the samples whose answers are the float model's; None where no output has answers.
+    """
+
+    score: metric.Score
     memory_bytes: int
     seconds: float
     runtime: str
     agreement: float | None = None
+
+    @property
+    def value(self) -> float:
+        """The metric's."""
+        return self.score.value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kedge.compiler import metric
 from kedge.compiler.options import CompileOptions
 from kedge.compression import budget, inline, latency
 from kedge.compression import recipe as recipes
 from kedge.compression.recipe import Recipe
+from kedge.evaluation import metric, user
 from kedge.importing import kinds
 from kedge_protocol.errors import (
     ConfigError,
@@ -171,9 +171,9 @@ def _check(options: CompileOptions) -> None:
         if value is not None and not value > 0:
             raise ConfigError(f"{value} is no {what}", where=flag, remedy=remedy)
     if options.metric is not None:
-        metric.check_reference(options.metric)
+        metric.check(options.metric)
     if options.loss is not None:
-        metric.check_reference(options.loss, where="--loss")
+        user.check_reference(options.loss, where="--loss")
     if options.out.exists() and not options.force:
         raise StorageError("exists already", where=str(options.out), remedy="Choose another folder, or give --force")
 

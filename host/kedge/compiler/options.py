@@ -70,8 +70,9 @@ class CompileOptions:
     metric: Annotated[
         str | None,
         Option(
-            "Your own metric, function(outputs, inputs, labels) -> float, higher is better.",
-            metavar="FILE.py:FUNCTION",
+            "A known metric, of an output where one is named: top1, agreement:scores; or your own, FILE.py:FUNCTION, "
+            "function(outputs, inputs, labels) -> float (or an array of one number for each sample), higher is better.",
+            metavar="KIND[:OUTPUT]",
         ),
     ] = None
     loss: Annotated[

@@ -223,7 +223,7 @@ def _bundle(compiled: Compiled, digest: str, source: Source) -> BundleEntry:
         backend=compiled.candidate.backend.name,
         precision=compiled.precision,
         value=evaluation.value,
-        drop=source.reference.value - evaluation.value,
+        drop=source.reference.choice.drop(source.reference.value, evaluation.value),
         agreement=evaluation.agreement,
         weights_in_integers=attempt.weights_in_integers,
         macs_in_integers=attempt.macs_in_integers,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kedge.compiler import exchange, given, metric, pack, preprocessing, report, writing
+from kedge.compiler import exchange, given, pack, preprocessing, report, writing
 from kedge.compiler import model as modelling
 from kedge.compiler.dataset import Data, Dataset, Scan
 from kedge.compiler.given import Asked
@@ -29,6 +29,7 @@ from kedge.compression.crew import Crew, Trials
 from kedge.compression.effort import Effort
 from kedge.compression.latency import Measurement
 from kedge.compression.search import Search
+from kedge.evaluation import metric
 from kedge.importing import door as importing
 from kedge.importing.exchange import Imported
 from kedge_protocol.bundle.config import Preprocess
@@ -254,7 +255,7 @@ class _Compilation:
         return dataset, dataset.scan()
 
     def _reference(self, worker: Worker, data: _Given, preprocess: dict[str, Preprocess]) -> exchange.ReferenceAnswer:
-        user = self._options.metric
+        asked = self._options.metric
         answer = worker.call(
             "kedge.compiler.tasks:reference",
             exchange.ReferenceRequest(
@@ -263,7 +264,8 @@ class _Compilation:
                 outputs=data.model.outputs,
                 data=data.evaluation,
                 preprocess=preprocess,
-                user_metric=None if user is None else metric.absolute(user),
+                metric=None if asked is None else metric.absolute(asked),
+                min_agreement=self._options.min_agreement is not None,
                 batch=1 if data.model.fixed_batch else data.model.batch,
                 folder=str(self._scratch / "reference"),
             ),

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.compiler import golden as choosing
-from kedge.compiler import metric
 from kedge.compiler.dataset import open_array
 from kedge.compiler.exchange import (
     Done,
@@ -36,6 +35,7 @@ from kedge.compiler.exchange import (
     WarmRequest,
 )
 from kedge.compiler.samples import NpyWriter, Prepared, Samples, prepared
+from kedge.evaluation import decisions, kinds, metric
 from kedge_protocol import golden
 from kedge_protocol.bundle.config import Preprocess, TensorSpec
 from kedge_protocol.errors import KedgeError, ModelError, StorageError
@@ -66,22 +66,36 @@ def reference(request: ReferenceRequest, progress: Progress) -> ReferenceAnswer:
 
     Raises:
         ModelError: ONNX Runtime refuses the model or fails in it.
-        ConfigError, DatasetError: see :mod:`kedge.compiler.metric`.
+        ConfigError, DatasetError: see :mod:`kedge.evaluation.metric`.
         StorageError: no space for the outputs.
     """
     began = time.perf_counter()
     samples = Samples(request.data)
     outputs = _run_float(request, samples, progress)
     opened = _opened(outputs)
-    choice = metric.choose(request.user_metric, labelled=samples.label is not None, outputs=opened)
-    if choice.kind is metric.Kind.TOP1 and samples.label is not None:
-        metric.check_labels(samples.label, next(iter(opened.values())), where="evaluation")
-    value = metric.score(choice, opened, opened, samples.arrays, samples.label)
+    choice = _chosen(request, opened, samples)
+    score = metric.score(choice, opened, opened, samples.arrays, samples.label)
     runtime = library.load()
     tools = {runtime.__name__: str(runtime.__version__), "numpy": np.__version__}
     return ReferenceAnswer(
-        choice=choice, value=value, outputs=outputs, tools=tools, seconds=time.perf_counter() - began
+        choice=choice, score=score, outputs=outputs, tools=tools, seconds=time.perf_counter() - began
     )
+
+
+def _chosen(request: ReferenceRequest, reference: Mapping[str, Array], samples: Samples) -> metric.Choice:
+    """The metric, by what the outputs are."""
+    import onnx
+
+    graph = onnx.load_model(request.model, load_external_data=False)
+    seen = kinds.seen(
+        reference,
+        graph=kinds.behind(graph),
+        inputs=samples.arrays,
+        labels=samples.label,
+        named=metric.named_output(request.metric),
+        asked=request.min_agreement,
+    )
+    return metric.choose(request.metric, kinds=seen, reference=reference, labels=samples.label)
 
 
 def score(
@@ -97,7 +111,7 @@ def score(
     """
     samples = Samples(request.data)
     outputs = _opened(_run_float(request, samples, progress))
-    value = metric.score(choice, outputs, _opened(wanted), samples.arrays, samples.label)
+    value = metric.score(choice, outputs, _opened(wanted), samples.arrays, samples.label).value
     single = ReferenceLatencyRequest(
         model=request.model, inputs=request.inputs, data=request.data, preprocess=request.preprocess
     )
@@ -187,8 +201,8 @@ def evaluate(request: EvaluateRequest, progress: Progress) -> EvaluateAnswer:
         executor.close()
     opened, wanted = _opened(outputs), _opened(request.reference)
     return EvaluateAnswer(
-        value=metric.score(request.choice, opened, wanted, samples.arrays, samples.label),
-        agreement=metric.agreement(request.choice, opened, wanted),
+        score=metric.score(request.choice, opened, wanted, samples.arrays, samples.label),
+        agreement=decisions.agreement(request.choice.seen, opened, wanted),
         memory_bytes=grown,
         seconds=time.perf_counter() - began,
         runtime=_runtime_version(request.program.backend),

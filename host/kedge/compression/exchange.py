@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from kedge.compiler import metric
 from kedge.compiler.dataset import Data
 from kedge.compiler.exchange import Latency
+from kedge.evaluation import metric
 from kedge_protocol.bundle.config import Preprocess
 from kedge_targets.graph.signature import TensorInfo
 from kedge_targets.numerics import Plan, Precision, QuantizedType
@@ -107,3 +107,4 @@ class SensitivityRequest:
     quantized: QuantizedType | None
     samples: int
     seconds: float
+    choice: metric.Choice | None = None

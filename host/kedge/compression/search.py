@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kedge.compiler import exchange, metric
+from kedge.compiler import exchange
 from kedge.compiler.result import KEPT, Attempt, Compiled, Failed, Job, Outcome
 from kedge.compression import pareto, recipe
 from kedge.compression.candidate import Candidate
@@ -18,6 +18,7 @@ from kedge.compression.crew import Crew, Trials
 from kedge.compression.latency import HOST, Book, Measurement
 from kedge.compression.sensitivity import Sensitivity
 from kedge.compression.strategy import Batches, Strategy
+from kedge.evaluation import user
 from kedge_protocol import digest
 from kedge_protocol.errors import (
     BudgetError,
@@ -252,7 +253,7 @@ def _point(outcome: Outcome) -> pareto.Point:
 
 def _reraise_if_not_the_targets(error: KedgeError, job: Job) -> None:
     from_reference = job.reference.done() and job.reference.exception() is error
-    if from_reference or isinstance(error, StorageError) or error.where == metric.WHERE:
+    if from_reference or isinstance(error, StorageError) or error.where == user.WHERE:
         raise error
     # A vendor's own words for a full disk are seldom clear.
     if shutil.disk_usage(job.scratch).free < _FREE_BYTES:

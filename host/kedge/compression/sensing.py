@@ -50,7 +50,7 @@ class Sensing:
         job = self._job
         if not self._precisions or job.model.quantized or not job.calibration.samples:
             return None
-        job.reference.result()
+        choice = job.reference.result().choice
         effort = job.options.effort if job.options.effort is not Effort.QUICK else Effort.NORMAL
         try:
             return self._worker.call(
@@ -64,6 +64,7 @@ class Sensing:
                     quantized=self._way,
                     samples=effort.sensitivity_samples,
                     seconds=effort.sensitivity_seconds,
+                    choice=choice,
                 ),
                 Sensitivity,
                 deadline=job.options.deadline,

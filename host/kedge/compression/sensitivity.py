@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge.compiler import metric
 from kedge.compression.alteration import Alteration
 from kedge.compression.step import SampleSet
+from kedge.evaluation import decisions, groups, kinds, metric
 from kedge_protocol.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -48,8 +48,9 @@ class LayerSensitivity:
     Attributes:
         name, operator: of its node.
         weights: how many it has; 0 of a product of two activations.
-        sqnr_db: precision → signal to quantization noise over all outputs, in dB, within ±:data:`LARGEST_DB`.
-        drop: precision → what the metric loses; below 0 where it gains.
+        sqnr_db: precision → signal to quantization noise in dB, within ±:data:`LARGEST_DB`; of the output, and of its
+            group of channels of like range, that suffers most.
+        drop: precision → how many answers are lost; below 0 where some are won; empty where nothing is right or wrong.
     """
 
     name: str
@@ -64,7 +65,8 @@ class Sensitivity:
     """All layers, in the graph's order.
 
     Attributes:
-        metric: ``top1`` with labels; else ``agreement`` with the float model, or ``cosine`` between the outputs.
+        metric: what ``drop`` is of: ``top1`` with labels, ``agreement`` with the float model's answers; ``sqnr`` where
+            an output has no answers, or the user's metric is another: then layers are ranked by ``sqnr_db`` alone.
         samples: that each figure is of.
         left_out: what was not measured, and why, a sentence each.
     """
@@ -82,6 +84,7 @@ def measure(
     *,
     quantized: QuantizedType | None = None,
     labels: Array | None = None,
+    choice: metric.Choice | None = None,
     limit_samples: int = 64,
     seconds: float = 20.0,
     group_size: int = 32,
@@ -100,6 +103,7 @@ def measure(
         precisions: float32 is left out.
         quantized: the way of int8.
         labels: of the samples, first axis the sample.
+        choice: the metric of the compilation; None to take what suits the graph and the labels.
         limit_samples: at most, from the first on.
         seconds: about, of wall-clock time; ranges and preparation among them, so that a little more may be used.
         group_size, asymmetric_weights, seed: of weights stored small.
@@ -113,7 +117,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="kedge-") as scratch:
         run = _Run(model, precisions, quantized, group_size, asymmetric_weights, seed, Path(scratch))
     limited = _Limited(samples, limit_samples)
-    run.begin(limited, labels)
+    run.begin(limited, labels, choice)
     run.observe(limited, seconds=_FOR_RANGES * (end - time.monotonic()))
     return run.measure(limited, labels, end=end, progress=progress or _unheard)
 
@@ -151,23 +155,27 @@ class _Limited:
 class _Figures:
     """Sums over samples for one layer at one precision."""
 
-    signal: float = 0.0
-    noise: float = 0.0
+    signal: Array = field(default_factory=lambda: np.zeros(1))  # of each group
+    noise: Array = field(default_factory=lambda: np.zeros(1))
     value: float = 0.0  # metric times samples
 
     def add(self, other: _Figures) -> None:
-        self.signal += other.signal
-        self.noise += other.noise
+        self.signal = self.signal + other.signal
+        self.noise = self.noise + other.noise
         self.value += other.value
 
     def sqnr_db(self) -> float:
-        if not np.isfinite(self.noise):
-            return -LARGEST_DB
-        if self.noise == 0.0:
-            return LARGEST_DB
-        if self.signal == 0.0:
-            return -LARGEST_DB
-        return float(np.clip(10.0 * np.log10(self.signal / self.noise), -LARGEST_DB, LARGEST_DB))
+        return min(map(_db, self.signal, self.noise), default=LARGEST_DB)
+
+
+def _db(signal: float, noise: float) -> float:
+    if not np.isfinite(noise):
+        return -LARGEST_DB
+    if noise == 0.0:
+        return LARGEST_DB
+    if signal == 0.0:
+        return -LARGEST_DB
+    return float(np.clip(10.0 * np.log10(signal / noise), -LARGEST_DB, LARGEST_DB))
 
 
 @dataclass
@@ -218,7 +226,11 @@ class _Run:
             if layer.weight is not None and (value := wiring.constant(layer.weight)) is not None
         }
         self._at_once = batch.size(self._made)
-        self._took, self._held, self._kind = 0.0, 0, metric.Kind.COSINE
+        self._took, self._held = 0.0, 0
+        self._behind = kinds.behind(model)
+        self._choice: metric.Choice | None = None
+        self._kinds: dict[str, kinds.Seen] = {}
+        self._groups: list[tuple[str, groups.Group]] = []
         self._segments: Segments = Segments(self._made, [layer for _, layer in self._layers], weights)
         self._alteration = Alteration(
             self._made,
@@ -230,7 +242,7 @@ class _Run:
             seed=seed,
         )
 
-    def begin(self, samples: _Limited, labels: Array | None) -> None:
+    def begin(self, samples: _Limited, labels: Array | None, choice: metric.Choice | None) -> None:
         """Run one sample, to see how long that takes and what the outputs are."""
         if not samples.samples:
             raise DatasetError(
@@ -243,9 +255,26 @@ class _Run:
         self._took = max(1e-6, time.monotonic() - began)
         self._held = sum(array.nbytes for array in made.values())
         outputs = {name: made[name] for name in self._segments.outputs}
-        self._kind = metric.choose(None, labelled=labels is not None, outputs=outputs).kind
-        if labels is not None:
-            metric.check_labels(labels[:1], next(iter(outputs.values())), where="calibration")
+        self._kinds = kinds.seen(
+            outputs, graph=self._behind, inputs=feeds, labels=None if labels is None else labels[:1]
+        )
+        self._choice = self._judged(outputs, None if labels is None else labels[:1], choice)
+
+    def _judged(
+        self, outputs: dict[str, Array], labels: Array | None, choice: metric.Choice | None
+    ) -> metric.Choice | None:
+        """What is right or wrong: top-1, or agreement of the output that it is of; None where nothing is."""
+        if choice is None:
+            made = metric.choose(None, kinds=self._kinds, reference=outputs, labels=labels)
+            return made if made.of_answers else None
+        if not choice.of_answers:
+            return None
+        self._kinds = choice.seen
+        named = choice.output or next(iter(decisions.answering(self._kinds)))
+        known = labels is not None and choice.kind == "top1"
+        return metric.Choice(
+            kind="top1" if known else "agreement", name="", output=named, kinds=tuple(self._kinds.values())
+        )
 
     def observe(self, samples: _Limited, *, seconds: float) -> None:
         """Find the ranges of activations, on as many samples as there is time for."""
@@ -261,11 +290,11 @@ class _Run:
         self, samples: _Limited, labels: Array | None, *, end: float, progress: Callable[[str, int, int], None]
     ) -> Sensitivity:
         wanted = [(name, layer, precision) for name, layer in self._layers for precision in self._alteration.of(layer)]
-        size, kind = self._size(len(wanted), end - time.monotonic()), self._kind
+        size = self._size(len(wanted), end - time.monotonic())
         sums = _Sums()
         missing: list[str] = []
         for start, feeds in samples.batches(size):
-            part = self._part(feeds, None if labels is None else labels[start:], kind)
+            part = self._part(feeds, None if labels is None else labels[start:])
             for number, (name, layer, precision) in enumerate(wanted):
                 if time.monotonic() > end and (sums.samples or number):
                     missing = [] if sums.samples else [f"{n}: {p.value}" for n, _, p in wanted[number:]]
@@ -283,7 +312,7 @@ class _Run:
             self.left_out.append(f"the time was up before {', '.join(missing)}")
         if sums.samples < samples.samples:
             self.left_out.append(f"the time was up after {sums.samples} of {samples.samples} samples")
-        return self._told(sums, kind)
+        return self._told(sums)
 
     def _size(self, figures: int, seconds: float) -> int:
         """How many samples to take at once."""
@@ -293,10 +322,18 @@ class _Run:
         affordable = int(0.7 * seconds / (self._took * (1 + figures / 2)))
         return max(1, min(_MAX_CHUNK, _CHUNK_BYTES // max(1, self._held), affordable))
 
-    def _part(self, feeds: dict[str, Array], labels: Array | None, kind: metric.Kind) -> _Part:
-        return _Part(self._segments, self._alteration, feeds, labels, kind)
+    def _part(self, feeds: dict[str, Array], labels: Array | None) -> _Part:
+        clean = self._segments.run(feeds)
+        if not self._groups:  # the first part's are those of all
+            self._groups = [
+                (name, group)
+                for name in self._segments.outputs
+                if clean[name].dtype.kind == "f" and self._kinds[name].kind is not kinds.OutputKind.PASSED_THROUGH
+                for group in groups.of(clean[name], bounded=self._kinds[name].bounded)
+            ]
+        return _Part(self._segments, self._alteration, feeds, clean, labels, self._choice, self._groups)
 
-    def _told(self, sums: _Sums, kind: metric.Kind) -> Sensitivity:
+    def _told(self, sums: _Sums) -> Sensitivity:
         told = []
         for name, layer in self._layers:
             figures = {
@@ -313,10 +350,12 @@ class _Run:
                     drop={
                         precision.value: round((sums.reference - one.value) / sums.samples, 9)
                         for precision, one in figures.items()
+                        if self._choice is not None
                     },
                 )
             )
-        return Sensitivity(metric=kind.value, samples=sums.samples, layers=tuple(told), left_out=tuple(self.left_out))
+        told_of = "sqnr" if self._choice is None else self._choice.kind
+        return Sensitivity(metric=told_of, samples=sums.samples, layers=tuple(told), left_out=tuple(self.left_out))
 
 
 class _Part:
@@ -327,17 +366,20 @@ class _Part:
         segments: Segments,
         alteration: Alteration,
         feeds: dict[str, Array],
+        clean: dict[str, Array],
         labels: Array | None,
-        kind: metric.Kind,
+        choice: metric.Choice | None,
+        parts: list[tuple[str, groups.Group]],
     ) -> None:
         self._segments = segments
         self._alteration = alteration
-        self._clean = segments.run(feeds)
+        self._clean = clean
+        self._groups = parts
         self._reference = {name: self._clean[name] for name in segments.outputs}
         self._count = len(next(iter(feeds.values())))
         self._labels = None if labels is None else np.asarray(labels[: self._count])
-        self._choice = metric.Choice(kind=kind, name=kind.value)
-        self._signal = sum(float(np.square(value, dtype=np.float64).sum()) for value in self._numbers(self._reference))
+        self._choice = choice
+        self._signal = np.array([float(np.square(v, dtype=np.float64).sum()) for v in self._numbers(self._reference)])
         self.sums = _Sums(samples=self._count, reference=self._score(self._reference))
 
     def figure(self, name: str, layer: Layer, precision: Precision) -> None:
@@ -345,14 +387,19 @@ class _Part:
         changes, half = self._alteration.changes(layer, precision, self._clean)
         outputs = self._segments.changed(layer, self._clean, changes, half=half)
         with np.errstate(invalid="ignore", over="ignore"):
-            noise = sum(
-                float(np.square(np.subtract(value, wanted, dtype=np.float64)).sum())
-                for value, wanted in zip(self._numbers(outputs), self._numbers(self._reference), strict=True)
+            noise = np.array(
+                [
+                    float(np.square(np.subtract(value, wanted, dtype=np.float64)).sum())
+                    for value, wanted in zip(self._numbers(outputs), self._numbers(self._reference), strict=True)
+                ]
             )
         self.sums.figures[name, precision] = _Figures(signal=self._signal, noise=noise, value=self._score(outputs))
 
     def _numbers(self, outputs: dict[str, Array]) -> list[Array]:
-        return [outputs[name] for name in self._segments.outputs if outputs[name].dtype.kind == "f"]
+        return [group.of(outputs[name]) for name, group in self._groups]
 
     def _score(self, outputs: dict[str, Array]) -> float:
-        return self._count * metric.score(self._choice, outputs, self._reference, {}, self._labels)
+        if self._choice is None:
+            return 0.0
+        rows = self._choice.metric().per_sample(outputs, self._reference, self._labels)
+        return 0.0 if rows is None else float(rows.sum())

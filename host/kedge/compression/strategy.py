@@ -315,6 +315,7 @@ def _ranking(sensitivity: Sensitivity | None, precision: Precision) -> dict[str,
     known = [layer for layer in sensitivity.layers if name in layer.sqnr_db]
     known.sort(key=lambda layer: (-max(0.0, layer.drop.get(name, 0.0)), layer.sqnr_db[name]))
     return {
-        layer.name: f"alone in {name} it leaves {layer.sqnr_db[name]:.1f} dB and drops {layer.drop.get(name, 0.0):.4g}"
+        layer.name: f"alone in {name} it leaves {layer.sqnr_db[name]:.1f} dB"
+        + (f" and drops {layer.drop[name]:.4g}" if name in layer.drop else "")
         for layer in known
     }

@@ -113,6 +113,7 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> Sensitivity:
         request.precisions,
         quantized=request.quantized,
         labels=None if samples.label is None else np.asarray(samples.label),
+        choice=request.choice,
         limit_samples=request.samples,
         seconds=request.seconds,
         progress=progress,

@@ -115,7 +115,7 @@ def _run(outcome: Outcome, target: Target, job: Job, call: Call) -> None:
     )
     attempt.seconds["evaluate"] = evaluation.seconds
     attempt.value, attempt.agreement = evaluation.value, evaluation.agreement
-    attempt.drop = reference.value - evaluation.value
+    attempt.drop = reference.choice.drop(reference.value, evaluation.value)
 
 
 def _name(outcome: Outcome, lowered: exchange.LowerAnswer) -> None:
@@ -237,7 +237,7 @@ def _step(
         use=choice.use,
         options=choice.options,
         value=scored.value,
-        drop=reference.value - scored.value,
+        drop=reference.choice.drop(reference.value, scored.value),
         size_bytes=scored.size_bytes,
         latency_ms=scored.latency_ms,
         seconds=answer.seconds,

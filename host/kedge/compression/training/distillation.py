@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kedge.compiler import metric
 from kedge.compression.training import losses
 from kedge.compression.training.losses import Head, Kind
 from kedge.compression.training.network import Network
 from kedge.compression.training.samples import Pool, mixed, moved
+from kedge.evaluation import user
+from kedge.evaluation.metrics.classes import check_labels
 from kedge_protocol.errors import ConfigError, DatasetError, StepError
 
 Array = npt.NDArray[Any]
@@ -219,7 +220,7 @@ class Distillation:
                 remedy="Give your own --loss file.py:function, or set hard_weight to 0",
             )
         scores: Array = np.zeros((len(labels), outputs[head.output].shape[-1]), dtype=np.float32)
-        metric.check_labels(labels, scores, where="calibration")
+        check_labels(labels, scores, where="calibration")
 
 
 def user_loss(reference: str) -> UserLoss:
@@ -229,7 +230,7 @@ def user_loss(reference: str) -> UserLoss:
         ConfigError: no such file or function, or the file cannot be imported.
     """
     try:
-        found: Any = metric.load(reference)
+        found: Any = user.load(reference)
     except ConfigError as error:
         raise ConfigError(error.what, where=WHERE, remedy=error.remedy) from error
     loss: UserLoss = found

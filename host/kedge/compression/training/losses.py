@@ -13,7 +13,6 @@ import onnx
 import torch
 from torch.nn import functional
 
-from kedge.compiler.metric import class_scores
 from kedge_targets.graph import attention as attention_rooms
 
 Array = npt.NDArray[Any]
@@ -21,6 +20,7 @@ Tensor: TypeAlias = torch.Tensor
 
 _TINY = 1e-8
 _SUM = 1e-3
+_ROWS = 4096
 
 
 class Kind(str, enum.Enum):
@@ -63,13 +63,24 @@ def heads(model: onnx.ModelProto, outputs: Mapping[str, Array]) -> list[Head]:
             node = maker.get(node.input[0])
         if node is not None and node.op_type in ("Softmax", "LogSoftmax") and array.ndim == 2:
             found.append(Head(output=name, tensor=node.input[0], kind=Kind.LOGITS))
-        elif class_scores(array):
+        elif _like_class_scores(array):
             rows = np.asarray(array, dtype=np.float64)
             sums_to_one = bool((rows >= 0).all() and np.allclose(rows.sum(axis=1), 1.0, atol=_SUM))
             found.append(Head(output=name, tensor=name, kind=Kind.PROBABILITIES if sums_to_one else Kind.LOGITS))
         else:
             found.append(Head(output=name, tensor=name, kind=Kind.VALUES))
     return found
+
+
+def _like_class_scores(output: Array) -> bool:
+    """Whether an output may be class scores: two axes, several columns, and rows that are not of unit length. A guess,
+    which decides what training aims at and nothing else: what is judged is never guessed
+    (:mod:`kedge.evaluation.kinds`)."""
+    if output.ndim != 2 or output.shape[1] < 2:
+        return False
+    rows = np.asarray(output[:_ROWS], dtype=np.float64)
+    one_hot = bool((rows.max(axis=1) > 1 - _SUM).all())
+    return one_hot or not np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=_SUM)
 
 
 def logits(head: Head, tensor: Tensor) -> Tensor:

@@ -1,0 +1,59 @@
+"""Answers: what a program behind the model does with its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.evaluation.kinds import OutputKind, Seen
+
+Array = npt.NDArray[Any]
+
+ANSWERS = (OutputKind.CLASSES, OutputKind.PROBABILITY)
+"""Kinds of output that hold answers."""
+HALF = 0.5
+_TOP = 0.9
+_RARE = 0.01
+_EDGE = 0.02
+
+
+def threshold(reference: Array) -> float:
+    """Where a program would divide the float model's probabilities into yes and no: at 0.5, or where hardly any lies
+    on one side of it, at the float model's own highest tenth (within 0.02..0.98)."""
+    values = np.asarray(reference, dtype=np.float64).ravel()
+    values = values[np.isfinite(values)]
+    if not values.size or _RARE <= float(np.mean(values > HALF)) <= 1 - _RARE:
+        return HALF
+    return float(np.clip(np.quantile(values, _TOP), _EDGE, 1 - _EDGE))
+
+
+def agreeing(seen: Seen, output: Array, reference: Array) -> Array:
+    """N shares of 0..1: how much of each sample's answers is the float model's."""
+    if seen.kind is OutputKind.PROBABILITY:
+        edge = threshold(reference)
+        return shares((np.asarray(output) > edge) == (np.asarray(reference) > edge))
+    if reference.dtype.kind != "f":
+        return shares(np.asarray(output) == np.asarray(reference))
+    return shares(np.argmax(output, axis=-1) == np.argmax(reference, axis=-1))
+
+
+def agreement(kinds: Mapping[str, Seen], outputs: Mapping[str, Array], reference: Mapping[str, Array]) -> float | None:
+    """Share of samples whose answers are the float model's, of the output where they are least so; None where no output
+    has answers."""
+    told = [float(np.mean(agreeing(kinds[name], outputs[name], reference[name]))) for name in answering(kinds)]
+    return min(told, default=None)
+
+
+def answering(kinds: Mapping[str, Seen]) -> list[str]:
+    """The outputs that have answers: class scores and probabilities; where there are none, integers."""
+    named = [name for name, seen in kinds.items() if seen.kind in ANSWERS]
+    return named or [name for name, seen in kinds.items() if seen.kind is OutputKind.INTEGERS]
+
+
+def shares(right: Any) -> Array:
+    """The share of True in each sample, first axis the sample."""
+    found: Array = np.asarray(right, dtype=np.float64).reshape(len(right), -1).mean(axis=1)
+    return found

@@ -1,0 +1,241 @@
+"""What an output of a model is: told by the graph behind it, by the data, or by the user; never guessed from its shape.
+
+Class scores are those with a Softmax (or a sigmoid for each class) behind them, those whose labels fit, and those that
+the user calls so.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = npt.NDArray[Any]
+
+_SUM = 1e-3
+_ROWS = 4096
+_SHAPING = frozenset(
+    {
+        "Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Gather",
+        "Expand", "Dropout", "Pad", "Tile", "DequantizeLinear", "QuantizeLinear", "ZipMap",
+    }
+)  # fmt: skip
+"""Operators that move numbers and do not change what they mean."""
+_DISTRIBUTIONS = frozenset(
+    {"Softmax", "LogSoftmax", "TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier", "Hardmax"}
+)
+_SIGMOIDS = frozenset({"Sigmoid", "HardSigmoid"})
+
+
+class OutputKind(str, enum.Enum):
+    """What an output is."""
+
+    CLASSES = "class scores"  # the largest of each row is the answer
+    PROBABILITY = "probability"  # one number of 0..1 for each sample: yes or no
+    PROBABILITIES = "probabilities"  # many numbers of 0..1, a map or a list
+    BOXES = "boxes and scores"  # probabilities beside other numbers in one output
+    EMBEDDING = "embedding"  # rows of unit length
+    RECONSTRUCTION = "reconstruction"  # shaped as an input
+    NUMBER = "number"  # one number for each sample
+    VALUES = "values"  # any other numbers
+    INTEGERS = "integers"  # labels, indices, flags, texts
+    PASSED_THROUGH = "input passed through"
+    EMPTY = "empty"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behind:
+    """What the graph computes an output with, seen through operators that only move numbers.
+
+    Attributes:
+        distribution: a softmax or a classifier of ``ai.onnx.ml`` gives it.
+        sigmoid: a sigmoid gives it, or a part of it.
+        mixed: other operators give the rest.
+        passed: nothing but an input does.
+    """
+
+    distribution: bool = False
+    sigmoid: bool = False
+    mixed: bool = False
+    passed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """One output, and what it is.
+
+    Attributes:
+        why: how that is known, in words.
+        bounded: whether a part of it is known to be probabilities.
+        labelled: whether the labels are of it.
+    """
+
+    name: str
+    kind: OutputKind
+    why: str
+    bounded: bool = False
+    labelled: bool = False
+
+
+def behind(model: onnx.ModelProto) -> dict[str, Behind]:
+    """What stands behind each output of a graph, by name."""
+    maker = {tensor: node for node in model.graph.node for tensor in node.output}
+    inputs = {value.name for value in model.graph.input}
+    return {value.name: _traced(value.name, maker, inputs) for value in model.graph.output}
+
+
+def _traced(name: str, maker: Mapping[str, onnx.NodeProto], inputs: set[str]) -> Behind:
+    ends: set[str] = set()
+    waiting, done = [name], set()
+    while waiting:
+        tensor = waiting.pop()
+        if tensor in done:
+            continue
+        done.add(tensor)
+        node = maker.get(tensor)
+        if node is None:
+            ends.add("" if tensor in inputs else "constant")
+        elif node.op_type == "Concat":
+            waiting += node.input
+        elif node.op_type in _SHAPING or (node.op_type == "Clip" and node.input[0] in maker):
+            waiting.append(node.input[0])
+        else:
+            ends.add(node.op_type)
+    ends.discard("constant")
+    return Behind(
+        distribution=bool(ends) and ends <= _DISTRIBUTIONS,
+        sigmoid=bool(ends & (_SIGMOIDS | _DISTRIBUTIONS)),
+        mixed=bool(ends - _SIGMOIDS - _DISTRIBUTIONS),
+        passed=ends == {""},
+    )
+
+
+def seen(
+    reference: Mapping[str, Array],
+    *,
+    graph: Mapping[str, Behind],
+    inputs: Mapping[str, Array],
+    labels: Any | None = None,
+    named: str | None = None,
+    asked: bool = False,
+) -> dict[str, Seen]:
+    """What each output is, by name.
+
+    Args:
+        reference: the float model's answers, first axis the sample.
+        graph: what stands behind each output.
+        inputs: raw samples, by input name.
+        labels: of the evaluation set.
+        named: the output that the user calls class scores.
+        asked: whether the user asked for answers to agree (``--min-agreement``) without naming an output: what might
+            be class scores then is.
+    """
+    found = {
+        name: _one(name, array, graph.get(name, Behind()), inputs, named=name == named)
+        for name, array in reference.items()
+    }
+    if labels is not None:
+        fitting = _labelled(reference, found, graph, labels)
+        if fitting is not None:
+            found[fitting] = Seen(
+                name=fitting,
+                kind=OutputKind.CLASSES,
+                why="the labels fit it",
+                bounded=found[fitting].bounded,
+                labelled=True,
+            )
+    if asked and not any(one.kind in _ANSWERS for one in found.values()):
+        for name, one in found.items():
+            if one.kind in (OutputKind.VALUES, OutputKind.EMBEDDING) and columns(reference[name]) > 1:
+                found[name] = Seen(name=name, kind=OutputKind.CLASSES, why="--min-agreement asks for its answers")
+    return found
+
+
+_ANSWERS = (OutputKind.CLASSES, OutputKind.PROBABILITY)
+
+
+def columns(array: Array) -> int:
+    """How many class scores the rows of an output would hold: of its last axis; 0 where it has but the samples'."""
+    return int(array.shape[-1]) if array.ndim > 1 else 0
+
+
+def fits(array: Array, labels: Any) -> bool:
+    """Whether labels can be the classes of an output: whole numbers, one for each row, none beyond its last axis."""
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or array.dtype.kind != "f":
+        return False
+    if columns(array) < 2 or labels.shape != array.shape[:-1] or not labels.size:
+        return False
+    return int(labels.min()) >= 0 and int(labels.max()) < columns(array)
+
+
+def _labelled(
+    reference: Mapping[str, Array], found: Mapping[str, Seen], graph: Mapping[str, Behind], labels: Any
+) -> str | None:
+    """The output that labels are of: of several that fit, one with a softmax behind it, then the one that is right
+    most often in float."""
+    fitting = [
+        name
+        for name, array in reference.items()
+        if found[name].kind is not OutputKind.PASSED_THROUGH and fits(array, labels)
+    ]
+    return max(
+        fitting,
+        key=lambda name: (
+            graph.get(name, Behind()).distribution,
+            float(np.mean(np.argmax(reference[name], axis=-1) == labels)),
+        ),
+        default=None,
+    )
+
+
+def _one(name: str, array: Array, graph: Behind, inputs: Mapping[str, Array], *, named: bool) -> Seen:
+    def is_(kind: OutputKind, why: str, *, bounded: bool = False) -> Seen:
+        return Seen(name=name, kind=kind, why=why, bounded=bounded)
+
+    if 0 in array.shape:
+        return is_(OutputKind.EMPTY, "it holds nothing")
+    if named:
+        return is_(OutputKind.CLASSES, "--metric names it")
+    if graph.passed:
+        return is_(OutputKind.PASSED_THROUGH, "nothing is computed between an input and it")
+    if array.dtype.kind != "f":
+        return is_(OutputKind.INTEGERS, f"its numbers are {array.dtype}")
+    return _floats(array, graph, inputs, is_)
+
+
+def _floats(array: Array, graph: Behind, inputs: Mapping[str, Array], is_: Callable[..., Seen]) -> Seen:
+    rows = np.asarray(array[:_ROWS], dtype=np.float64)
+    finite = rows[np.isfinite(rows)]
+    unit = bool(finite.size and finite.min() >= 0.0 and finite.max() <= 1.0 + _SUM)
+    single = array[:1].size == 1
+    if graph.distribution and columns(array) > 1:
+        return is_(OutputKind.CLASSES, "a softmax gives it", bounded=unit)
+    if graph.sigmoid and not graph.mixed and unit:
+        if single:
+            return is_(OutputKind.PROBABILITY, "a sigmoid gives it", bounded=True)
+        if array.ndim == 2 and not _like_an_input(array, inputs):
+            return is_(OutputKind.CLASSES, "a sigmoid gives each of its scores", bounded=True)
+        return is_(OutputKind.PROBABILITIES, "a sigmoid gives it", bounded=True)
+    if graph.sigmoid and graph.mixed:
+        return is_(OutputKind.BOXES, "a part of it comes from a sigmoid", bounded=True)
+    if columns(array) > 1 and unit and np.allclose(rows.sum(axis=-1), 1.0, atol=_SUM):
+        return is_(OutputKind.CLASSES, "its rows are probabilities that sum to 1", bounded=True)
+    if single:
+        return is_(OutputKind.NUMBER, "it is one number for each sample")
+    if _like_an_input(array, inputs):
+        return is_(OutputKind.RECONSTRUCTION, "it has the shape of an input")
+    if columns(array) > 1 and np.allclose(np.linalg.norm(rows, axis=-1), 1.0, atol=_SUM):
+        return is_(OutputKind.EMBEDDING, "its rows have unit length")
+    return is_(OutputKind.VALUES, "nothing tells more")
+
+
+def _like_an_input(array: Array, inputs: Mapping[str, Array]) -> bool:
+    """Whether an output has an input's shape: what an autoencoder gives back."""
+    return any(one.shape == array.shape and one[:1].size > 1 for one in inputs.values())

@@ -1,0 +1,302 @@
+"""The metric of one compilation: which one, of which output, and its value."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.evaluation import decisions, resampling, user
+from kedge.evaluation.kinds import OutputKind, Seen
+from kedge.evaluation.metrics import Direction, Metric, find
+from kedge.evaluation.resampling import Rows
+from kedge.evaluation.user import WHERE
+from kedge_protocol.errors import ConfigError, DatasetError
+
+Array = npt.NDArray[Any]
+
+USER = "user"
+"""The kind of the user's own function."""
+_SECONDS = 0.3
+"""A function that takes longer is not called for every resample."""
+_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The metric of one compilation.
+
+    Attributes:
+        kind: a known metric's name (:mod:`kedge.evaluation.metrics`), or :data:`USER`.
+        name: as the report and the bundle have it: ``KIND``, ``KIND:OUTPUT`` where the user named one;
+            ``file.py:function`` without folders for the user's own.
+        output: that is judged; None where all are.
+        kinds: what each output is.
+        function: ``path.py:function`` of the user's own.
+    """
+
+    kind: str
+    name: str
+    output: str | None = None
+    kinds: tuple[Seen, ...] = ()
+    function: str | None = None
+    direction: Direction = Direction.HIGHER
+    unit: str = ""
+
+    @property
+    def seen(self) -> dict[str, Seen]:
+        """What each output is, by name."""
+        return {one.name: one for one in self.kinds}
+
+    @property
+    def of_answers(self) -> bool:
+        """Whether it counts right and wrong answers."""
+        return self.kind in ("top1", "agreement")
+
+    def metric(self) -> Metric:
+        """Of a known kind, made anew."""
+        return find(self.kind, where=WHERE)(self.output, self.seen)
+
+    def drop(self, reference: float, value: float) -> float:
+        """How much worse than the float model's a value is; below 0 where it is better."""
+        return reference - value if self.direction is Direction.HIGHER else value - reference
+
+    def aggregate(self, rows: Array) -> float:
+        """The value over rows that :func:`score` gave."""
+        if self.kind == USER:
+            return float(np.mean(rows, dtype=np.float64))
+        return self.metric().aggregate(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A value, and what its error bar is made of.
+
+    Attributes:
+        rows: what each sample contributes; None where the metric has no such form.
+        again: the value on each of :func:`kedge.evaluation.resampling.indices`, where there are no rows and that takes
+            little time; empty otherwise. NaN where it has none.
+    """
+
+    value: float
+    rows: Rows | None = None
+    again: tuple[float | None, ...] = ()
+
+
+def check(text: str) -> None:
+    """Check ``--metric`` before anything is read.
+
+    Raises:
+        ConfigError: no such metric; a file or a form that is wrong.
+    """
+    if user.is_file(text):
+        user.check_reference(text)
+        return
+    kind, colon, output = text.partition(":")
+    find(kind, where=WHERE)
+    if colon and not output:
+        raise ConfigError(f"{text!r} names no output", where=WHERE, remedy="Write KIND or KIND:OUTPUT")
+
+
+def absolute(text: str) -> str:
+    """The same with a file's whole path: the worker may stand elsewhere."""
+    return user.absolute(text) if user.is_file(text) else text
+
+
+def named_output(text: str | None) -> str | None:
+    """The output that ``--metric`` says has answers, if it says so."""
+    if text is None or user.is_file(text):
+        return None
+    kind, _, output = text.partition(":")
+    return output or None if kind in ("top1", "top5", "agreement") else None
+
+
+def choose(
+    text: str | None,
+    *,
+    kinds: Mapping[str, Seen],
+    reference: Mapping[str, Array],
+    labels: Any | None,
+) -> Choice:
+    """Decide the metric: what the user asked for; with labels top-1 of the output that they fit (R² where they are real
+    numbers); without labels agreement with the float model's answers where an output has answers, R² of a single
+    number, else the cosine.
+
+    Args:
+        text: the ``--metric`` option.
+        kinds: what each output is.
+        reference: the float model's answers, in its order.
+
+    Raises:
+        DatasetError: labels that no output fits.
+        ConfigError: a metric that suits no output, or an output that is not there.
+    """
+    told = tuple(kinds.values())
+    if text is not None and user.is_file(text):
+        path, _, function = text.rpartition(":")
+        return Choice(kind=USER, name=f"{Path(path).name}:{function}", function=text, kinds=told)
+    if text is not None:
+        kind, _, output = text.partition(":")
+        return _known(kind, output or None, kinds, reference, labels)
+    if labels is not None:
+        return _known(_with_labels(kinds, reference, labels), None, kinds, reference, labels)
+    return _known(_without_labels(kinds), None, kinds, reference, labels)
+
+
+def _with_labels(kinds: Mapping[str, Seen], reference: Mapping[str, Array], labels: Any) -> str:
+    top1 = find("top1", where=WHERE)
+    if any(top1.suits(seen, reference[name], labels) for name, seen in kinds.items()):
+        return "top1"
+    numbers = isinstance(labels, np.ndarray) and labels.dtype.kind == "f"
+    if numbers and any(seen.kind in _SINGLE and reference[n].size == labels.size for n, seen in kinds.items()):
+        return "r2"
+    raise _misfit(kinds, reference, labels)
+
+
+def _misfit(kinds: Mapping[str, Seen], reference: Mapping[str, Array], labels: Any) -> Exception:
+    """Why labels fit no output: of the first that may hold scores."""
+    from kedge.evaluation.metrics.classes import Top1
+
+    names = [n for n, one in kinds.items() if one.kind not in (OutputKind.PASSED_THROUGH, OutputKind.INTEGERS)]
+    names.sort(key=lambda name: kinds[name].kind is not OutputKind.CLASSES)
+    name = (names or list(kinds))[0]
+    try:
+        Top1(name, kinds).check(reference, labels, where="evaluation")
+    except DatasetError as error:
+        return error
+    return DatasetError(
+        "the labels fit no output", where="evaluation", remedy="Give your own --metric file.py:function"
+    )
+
+
+_SINGLE = (OutputKind.NUMBER, OutputKind.PROBABILITY)
+
+
+def _without_labels(kinds: Mapping[str, Seen]) -> str:
+    judged = [one.kind for one in kinds.values() if one.kind is not OutputKind.PASSED_THROUGH]
+    if any(kind in decisions.ANSWERS for kind in judged):
+        return "agreement"
+    if judged and all(kind in (OutputKind.INTEGERS, OutputKind.EMPTY) for kind in judged):
+        return "agreement" if OutputKind.INTEGERS in judged else "cosine"
+    return "r2" if judged.count(OutputKind.NUMBER) == 1 and len(judged) == 1 else "cosine"
+
+
+def _known(
+    kind: str, output: str | None, kinds: Mapping[str, Seen], reference: Mapping[str, Array], labels: Any | None
+) -> Choice:
+    metric = find(kind, where=WHERE)
+    if metric.needs_labels and labels is None:
+        raise ConfigError(
+            f"{kind} needs labels, the evaluation set has none", where=WHERE, remedy="Store them as `label`"
+        )
+    if output is not None and output not in kinds:
+        raise ConfigError(f"the model has no output {output!r}", where=WHERE, remedy=f"It has {', '.join(kinds)}")
+    chosen = output
+    if chosen is None and not metric.whole:
+        # What the labels are of comes first, what is read off other outputs (a label beside its scores) last.
+        names = sorted(kinds, key=lambda n: (not kinds[n].labelled, kinds[n].kind is OutputKind.INTEGERS))
+        chosen = next((name for name in names if metric.suits(kinds[name], reference[name], labels)), None)
+        if chosen is None:
+            raise ConfigError(
+                f"no output is known to be one that {kind} judges: "
+                + "; ".join(f"{name} is {one.kind.value}" for name, one in kinds.items()),
+                where=WHERE,
+                remedy=f"Name the output: --metric {kind}:{next(iter(kinds))}",
+            )
+    metric(chosen, kinds).check(reference, labels, where="evaluation")
+    return Choice(
+        kind=kind,
+        name=kind if output is None else f"{kind}:{output}",
+        output=chosen,
+        kinds=tuple(kinds.values()),
+        direction=metric.direction,
+        unit=metric.unit,
+    )
+
+
+def score(
+    choice: Choice,
+    outputs: Mapping[str, Array],
+    reference: Mapping[str, Array],
+    inputs: Mapping[str, Array],
+    labels: Any | None,
+) -> Score:
+    """The metric's value.
+
+    Args:
+        outputs: output name → answers, first axis the sample.
+        reference: of the float model, likewise.
+        inputs: raw samples.
+        labels: as the user gave them.
+
+    Raises:
+        ConfigError: the user's function is not there, raises, or gives no finite number.
+    """
+    if choice.kind == USER:
+        return _users(choice, outputs, inputs, labels)
+    metric = choice.metric()
+    rows = metric.per_sample(outputs, reference, labels)
+    if rows is not None:
+        return Score(value=metric.aggregate(rows), rows=Rows.of(rows))
+
+    def value(picked: Array) -> float:
+        return metric.value(_picked(outputs, picked), _picked(reference, picked), _rows(labels, picked))
+
+    began = time.monotonic()
+    whole = metric.value(outputs, reference, labels)
+    return Score(value=whole, again=_again(value, whole, outputs, time.monotonic() - began))
+
+
+def _users(choice: Choice, outputs: Mapping[str, Array], inputs: Mapping[str, Array], labels: Any) -> Score:
+    function = user.load(choice.function or "")
+    began = time.monotonic()
+    made = user.call(function, outputs, inputs, labels, name=choice.name)
+    if made.ndim:
+        return Score(value=float(np.mean(made)), rows=Rows.of(made))
+
+    def value(picked: Array) -> float:
+        return float(
+            user.call(
+                function, _picked(outputs, picked), _picked(inputs, picked), _rows(labels, picked), name=choice.name
+            )
+        )
+
+    whole = float(made)
+    return Score(value=whole, again=_again(value, whole, outputs, time.monotonic() - began))
+
+
+def _again(
+    value: Callable[[Array], float], whole: float, outputs: Mapping[str, Array], seconds: float
+) -> tuple[float | None, ...]:
+    """The value on every resample; none at all where that would take long, or where it fails on some samples."""
+    if seconds > _SECONDS or sum(array.nbytes for array in outputs.values()) > _BYTES:
+        return ()
+    count = len(next(iter(outputs.values())))
+    turned = _tried(value, np.arange(count)[::-1])
+    if turned is None or not np.isclose(turned, whole, rtol=1e-6, atol=1e-12):
+        return ()  # it knows its samples by their places
+    return tuple(_tried(value, picked) for picked in resampling.indices(count))
+
+
+def _tried(value: Callable[[Array], float], picked: Array) -> float | None:
+    try:
+        made = float(value(picked))
+    except (ConfigError, ArithmeticError, ValueError):
+        return None
+    return made if np.isfinite(made) else None
+
+
+def _picked(arrays: Mapping[str, Array], picked: Array) -> dict[str, Array]:
+    return {name: np.asarray(array[picked]) for name, array in arrays.items()}
+
+
+def _rows(labels: Any, picked: Array) -> Any:
+    """The labels of some samples; labels of other kinds pick by themselves (``picked``)."""
+    if labels is None:
+        return None
+    return labels.picked(picked) if hasattr(labels, "picked") else labels[picked]
