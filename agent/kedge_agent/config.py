@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kedge_agent.perform import ProofLimits
 from kedge_agent.slots import default_state
-from kedge_agent.update.settings import Settings
+from kedge_agent.update.settings import MAX_SECONDS, Settings
 from kedge_protocol import codec
 from kedge_protocol.broker import Broker, parse_broker
 from kedge_protocol.errors import ConfigError
@@ -165,6 +165,8 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
             window=limits.window,
             silence=limits.silence_seconds,
             serve_deadline=limits.serve_seconds,
+            # The worker keeps its own two limits; this one is for the case that it cannot.
+            prove_deadline=min(limits.prove_seconds + limits.prepare_seconds + 180.0, MAX_SECONDS),
             reserve_bytes=limits.reserve_mib << 20,
             bytes_per_second=limits.kib_per_second << 10,
         ),

@@ -184,6 +184,7 @@ class Daemon:
                 desired_version=self._machine.desired_version,
                 models=models,
                 endpoint=None if self._config.listen is None else f"http://{self._config.listen}",
+                refused=self._machine.refused,
                 at=time.time(),
             )
         )

@@ -61,14 +61,28 @@ def installed_of(folder: ModelFolder) -> events.Installed:
 
 
 def installed_runtimes(distributions: tuple[str, ...]) -> dict[str, str]:
-    """Versions of those distributions that are installed; nothing is imported."""
+    """Versions of those distributions that are installed; nothing is imported. One whose metadata are damaged counts
+    as not installed."""
     found = {}
     for name in distributions:
         try:
-            found[name] = importlib.metadata.version(name)
+            version: str | None = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+        except Exception as error:  # noqa: BLE001 -- said in the log, in one line
+            # Python versions differ in what they raise for a folder without METADATA; some give None.
+            log.warning("the metadata of %s cannot be read: %s", name, foreign(error))
+            continue
+        if version and version.isascii() and version.isprintable():
+            found[name] = version
+        else:
+            log.warning("the metadata of %s give no version", name)
     return found
+
+
+def foreign(error: Exception) -> str:
+    """An error in words; one that is not of Kedge's tree begins with its type."""
+    return str(error) if isinstance(error, KedgeError) else f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)
@@ -196,10 +210,8 @@ class Performer:
         for action in wanted:
             if isinstance(action, actions.WriteBlock):
                 self._write(action)
-            elif isinstance(action, actions.Ask):
-                self._ask(action)
-            elif isinstance(action, actions.Report):
-                self._report()
+            elif isinstance(action, (actions.Ask, actions.Report)):
+                self._say(action)
             elif isinstance(action, actions.Prove):
                 self._proofs.put(functools.partial(self._prove, action))
             else:
@@ -210,23 +222,42 @@ class Performer:
         self._proofs.stop(0.0)
         self._disk.stop(5.0)
 
+    def _say(self, action: actions.Ask | actions.Report) -> None:
+        try:
+            if isinstance(action, actions.Ask):
+                self._ask(action)
+            else:
+                self._report()
+        except Exception:
+            # The actions after it are done all the same; requests and reports are made again.
+            log.exception("%s failed", type(action).__name__)
+
     def _do(self, action: actions.Action) -> None:
-        outcome = self._on_disk[type(action)](action)
+        try:
+            outcome = self._on_disk[type(action)](action)
+        except Exception as error:
+            # Whatever it was: the machine waits for an outcome.
+            if not isinstance(error, KedgeError):
+                log.exception("%s failed", type(action).__name__)
+            outcome = _failed(action, foreign(error))
         if outcome is not None:
             self._post(outcome)
 
     def _write(self, action: actions.WriteBlock) -> None:
         try:
             self._store.write(action.digest, action.index, action.payload)
-        except OSError as error:
-            reason = f"block {action.index} of {action.digest} cannot be written: {error.strerror or error}"
+        except Exception as error:  # noqa: BLE001 -- it becomes the download's failure
+            words = (isinstance(error, OSError) and error.strerror) or foreign(error)
+            reason = f"block {action.index} of {action.digest} cannot be written: {words}"
             log.error("%s", reason)
             # What was written is given back at once: a full disk hurts everybody on the device.
             self._disk.put(lambda: self._give_back(action.digest, reason))
 
     def _give_back(self, digest_: str, reason: str) -> None:
-        self._store.close(digest_, drop=True)
-        self._post(events.WriteFailed(digest_, reason))
+        try:
+            self._store.close(digest_, drop=True)
+        finally:
+            self._post(events.WriteFailed(digest_, reason))
 
     def _open(self, action: actions.OpenBlob) -> events.Event:
         return self._store.open(
@@ -238,17 +269,11 @@ class Performer:
         )
 
     def _finish(self, action: actions.FinishBlob) -> events.Event:
-        try:
-            self._store.finish(action.digest)
-        except KedgeError as error:
-            return events.BlobStored(action.digest, str(error))
+        self._store.finish(action.digest)
         return events.BlobStored(action.digest)
 
     def _put(self, action: actions.StoreBlob) -> events.Event:
-        try:
-            self._store.put(action.digest, action.data)
-        except KedgeError as error:
-            return events.BlobStored(action.digest, str(error))
+        self._store.put(action.digest, action.data)
         return events.BlobStored(action.digest)
 
     def _close(self, action: actions.CloseBlob) -> None:
@@ -266,14 +291,11 @@ class Performer:
         )
 
     def _assemble(self, action: actions.Assemble) -> events.Event:
-        try:
-            self._folder(action.model).assemble(action.bundle, self._store.blob_path)
-        except KedgeError as error:
-            return events.Assembled(action.model, action.bundle.digest, str(error))
+        self._folder(action.model).assemble(action.bundle, self._store.blob_path)
         return events.Assembled(action.model, action.bundle.digest)
 
     def _prove(self, action: actions.Prove) -> None:
-        folder, digest_ = self._folder(action.model), action.bundle.digest
+        digest_ = action.bundle.digest
         told = 0.0
 
         def tell(detail: str) -> None:
@@ -283,11 +305,15 @@ class Performer:
                 told = now
                 self._post(events.Proving(action.model, digest_, detail))
 
+        self._post(events.Proving(action.model, digest_))
         try:
+            folder = self._folder(action.model)
             slot = folder.slot(digest_)
             proof = self._prover(slot.folder, action.bundle.config, self._limits, folder.cache, tell)
-        except KedgeError as failure:
-            self._post(events.Proved(action.model, digest_, str(failure)))
+        except Exception as failure:
+            if not isinstance(failure, KedgeError):
+                log.exception("the proof of %s failed", digest_)
+            self._post(events.Proved(action.model, digest_, foreign(failure)))
             return
         self._post(events.Proved(action.model, digest_, None, proof.detail, proof.latency(action.bundle)))
 
@@ -308,8 +334,10 @@ class Performer:
         error = None
         try:
             change()
-        except KedgeError as failure:
-            error = str(failure)
+        except Exception as failure:
+            if not isinstance(failure, KedgeError):
+                log.exception("%s could not be switched", folder.name)
+            error = foreign(failure)
         return events.Switched(folder.name, installed_of(folder), error)
 
     def _collect(self, action: actions.CollectGarbage) -> None:
@@ -340,6 +368,21 @@ class Performer:
 
     def _folder(self, model: str) -> ModelFolder:
         return ModelFolder(self._store.state, model)
+
+
+def _failed(action: actions.Action, error: str) -> events.Event | None:
+    """The outcome of an action that raised; None for those that nobody waits for."""
+    if isinstance(action, actions.OpenBlob):
+        return events.BlobOpened(digest=action.digest, error=error)
+    if isinstance(action, (actions.FinishBlob, actions.StoreBlob)):
+        return events.BlobStored(action.digest, error)
+    if isinstance(action, actions.Measure):
+        return events.Measured(model=action.model, digest=action.bundle.digest, error=error)
+    if isinstance(action, actions.Assemble):
+        return events.Assembled(action.model, action.bundle.digest, error)
+    if isinstance(action, (actions.Switch, actions.RollBack, actions.Remove)):
+        return events.Switched(action.model, None, error)
+    return None
 
 
 class JobThread:

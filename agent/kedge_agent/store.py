@@ -141,10 +141,7 @@ class Store:
             file = self._files.get(digest)
             if file is None:
                 raise OSError(f"{digest} is not open")
-            offset = index * BLOCK_SIZE
-            written = os.pwrite(file, payload, offset)
-            while written < len(payload):
-                written += os.pwrite(file, memoryview(payload)[written:], offset + written)
+            _write(file, payload, index * BLOCK_SIZE)
 
     def finish(self, digest: str) -> None:
         """All blocks of an open blob are written: check the whole, make it durable, put it in its place.
@@ -242,7 +239,7 @@ class Store:
                         continue
                     for place in places:
                         if not bit_is_set(have, place):
-                            os.pwrite(file, data, place * BLOCK_SIZE)
+                            _write(file, data, place * BLOCK_SIZE)
                             have[place >> 3] |= 1 << (place & 7)
 
     def _known_maps(self) -> Iterator[tuple[Path, bytes]]:
@@ -251,6 +248,16 @@ class Store:
                 if holder.is_file():
                     yield holder, path.read_bytes()
                     break
+
+
+def _write(file: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of it: the system may take less at a time (a disk that fills up, a signal)."""
+    left = memoryview(data)
+    while left:
+        written = os.pwrite(file, left, offset)
+        if written == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left, offset = left[written:], offset + written
 
 
 def _finished(file: int, size: int, hashes: bytes) -> bytearray:

@@ -34,14 +34,21 @@ def loads(raw: bytes, *, where: str) -> Any:
     """Parse JSON bytes.
 
     Raises:
-        MessageError: not JSON, or larger than :data:`MAX_DOCUMENT_BYTES`.
+        MessageError: not JSON, larger than :data:`MAX_DOCUMENT_BYTES`, or with half a surrogate pair in its text, which
+            JSON can say and UTF-8 cannot: it would fail on its way out.
     """
     if len(raw) > MAX_DOCUMENT_BYTES:
         raise MessageError(f"a document of {len(raw)} bytes is over the limit", where=where)
     try:
-        return json.loads(raw)
+        text = raw.decode()
+        value = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise MessageError("its text is no Unicode", where=where) from error
     except (ValueError, RecursionError) as error:
         raise MessageError(f"not JSON: {error}", where=where) from error
+    return value
 
 
 def decode(raw: bytes, cls: type[T], *, where: str) -> T:

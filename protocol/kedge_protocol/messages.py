@@ -12,7 +12,11 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from kedge_protocol import codec, digest
 from kedge_protocol.errors import MessageError
+
+MAX_VERSION_STEP = 10**6
+"""How far one desired version may lie above the last: a wrong number must not lock a device out for good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,34 @@ class Desired:
     models: dict[str, str]
     sizes: dict[str, int]
     sent_at: float = 0.0
+
+    @property
+    def content(self) -> str:
+        """Digest of what is wanted, whatever its version: equal models, equal content."""
+        return digest.of_bytes(codec.encode(self.models))
+
+
+class DesiredRefusal(str, enum.Enum):
+    """Why a device does not take a desired state."""
+
+    JUMP = "jump"  # its version lies more than MAX_VERSION_STEP above the device's
+    CONFLICT = "conflict"  # it has the device's version and other content
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusedDesired:
+    """A desired state that a device did not take.
+
+    Attributes:
+        version: of what came.
+        came: content of what came, see :attr:`Desired.content`.
+        held: content that the device holds to; empty where it holds to none.
+    """
+
+    version: int
+    reason: DesiredRefusal
+    came: str
+    held: str = ""
 
 
 class ModelState(str, enum.Enum):
@@ -109,7 +141,11 @@ class ReportedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Reported:
-    """What a device is and does. ``seq`` grows within one ``boot_id``."""
+    """What a device is and does. ``seq`` grows within one ``boot_id``.
+
+    Attributes:
+        refused: the latest desired state, if it was not taken.
+    """
 
     boot_id: str
     seq: int
@@ -122,6 +158,7 @@ class Reported:
     desired_version: int
     models: dict[str, ReportedModel] = field(default_factory=dict)
     endpoint: str | None = None
+    refused: RefusedDesired | None = None
     at: float = 0.0
 
 
@@ -165,7 +202,8 @@ class BlockRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Something to do once. Dropped when older than ``expires_in`` seconds after it came, or when ``cid`` was done.
+    """Something to do once, as it comes: a ``cid`` that was done is only acknowledged again, and a device that is away
+    never gets it.
 
     Attributes:
         verb: ``report`` (send the reported state again) is known to every agent.
@@ -173,8 +211,6 @@ class Command:
 
     cid: str
     verb: str
-    arguments: dict[str, str] = field(default_factory=dict)
-    expires_in: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Topic names, version 1.
 
-Everything of a device lies below ``kedge/v1/d/{device}/``; an ACL such as mosquitto's
-``pattern readwrite kedge/v1/d/%u/#`` plus ``pattern read kedge/v1/controller/#`` gives a device its own and no more.
+Everything of a device lies below ``kedge/v1/d/{device}/``. A device's own user reads ``desired``, ``cmd`` and ``blk``
+and writes the rest; docs/fleet.md has the access rules.
 
 =================  =========  ===================================================================
 level              retained   what
@@ -9,7 +9,7 @@ level              retained   what
 ``desired``        yes        controller → device: model name → bundle digest, monotonic version
 ``reported``       yes        device → controller: what it is, what each model does
 ``status``         yes, will  device → controller: presence with boot id
-``cmd/{cid}``      never      controller → device: a command, done once, expiring
+``cmd/{cid}``      never      controller → device: a command, done once
 ``ack/{cid}``      never      device → controller: its outcome
 ``req/{rid}``      never      device → controller: a request for blocks
 ``blk/{rid}``      never      controller → device: one block (binary, :mod:`kedge_protocol.blocks`)

@@ -24,6 +24,7 @@ class AgentProcess:
         folder: for the configuration, the log and the state.
         url: of the broker.
         name, target: of the device.
+        broker: lines of its table ``[broker]``.
         more: lines of the configuration.
         env: variables added to its environment.
     """
@@ -36,6 +37,7 @@ class AgentProcess:
         name: str = "dev",
         target: str = "generic-cpu",
         serve: bool = True,
+        broker: str = "",
         more: str = "",
         env: Mapping[str, str] | None = None,
     ) -> None:
@@ -46,7 +48,7 @@ class AgentProcess:
         self.port = free_port()
         self._env = {**os.environ, **(env or {})}
         self.config.write_text(
-            f'[device]\nname = "{name}"\ntarget = "{target}"\n[broker]\nurl = "{url}"\n'
+            f'[device]\nname = "{name}"\ntarget = "{target}"\n[broker]\nurl = "{url}"\n{broker}'
             f'[state]\npath = "{self.state.name}"\n[serve]\nenabled = {str(serve).lower()}\n'
             f'listen = "127.0.0.1:{self.port}"\n[telemetry]\ninterval = 0.5\n{more}',
             encoding="utf-8",

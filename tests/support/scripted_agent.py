@@ -21,6 +21,7 @@ from kedge_protocol.messages import (
     Desired,
     Failure,
     ModelState,
+    RefusedDesired,
     Reported,
     ReportedModel,
     Status,
@@ -138,7 +139,14 @@ class ScriptedAgent:
         )
         return b"".join(self.blocks[digest, kind, index][-1] for index in wanted)
 
-    def report(self, version: int, models: dict[str, ReportedModel] | None = None, *, target: str = "rpi4") -> None:
+    def report(
+        self,
+        version: int,
+        models: dict[str, ReportedModel] | None = None,
+        *,
+        target: str = "rpi4",
+        refused: RefusedDesired | None = None,
+    ) -> None:
         """Publish a reported state that answers this desired version."""
         reported = Reported(
             boot_id=self.boot,
@@ -151,6 +159,7 @@ class ScriptedAgent:
             free_bytes=1 << 30,
             desired_version=version,
             models=models or {},
+            refused=refused,
         )
         self.client.publish(topics.reported(self.name), codec.encode(reported), qos=1, retain=True)
 

@@ -209,7 +209,9 @@ class World:
         self.state = state
         self.controller = Controller()
         self.chance = random.Random(seed)
-        self.settings = settings or Settings(window=4, silence=20.0, serve_deadline=30.0, reserve_bytes=0)
+        self.settings = settings or Settings(
+            window=4, silence=20.0, serve_deadline=30.0, reserve_bytes=0, disk_deadline=86400.0, prove_deadline=86400.0
+        )
         self.now = 1000.0
         self.online = False
         self.requests: list[tuple[str, BlockRequest]] = []

@@ -10,6 +10,7 @@ import pytest
 
 from kedge_agent import system
 from kedge_agent.notify import notify
+from kedge_agent.perform import installed_runtimes
 
 pytestmark = pytest.mark.device
 
@@ -59,3 +60,19 @@ def test_the_service_manager_is_told_where_there_is_one(tmp_path: Path, monkeypa
         notify("READY=1")
         assert manager.recv(100) == b"READY=1"
     notify("WATCHDOG=1")
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, b"", b"Name: x\n", b"Version: \n", b"Version: 1\xff2\n", b"Version: \xe2\x80\xa8\n"]
+)
+def test_a_distribution_without_a_version_counts_as_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metadata: bytes | None
+) -> None:
+    folder = tmp_path / "halfremoved-1.0.dist-info"
+    folder.mkdir()
+    (folder / "RECORD").write_text("")
+    if metadata is not None:
+        (folder / "METADATA").write_bytes(metadata)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "halfremoved" not in installed_runtimes(("halfremoved", "pytest"))
+    assert installed_runtimes(("pytest",))

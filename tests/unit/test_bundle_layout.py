@@ -115,11 +115,18 @@ def test_what_is_no_bundle_is_an_error_of_our_own(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "title", ["", ".", "..", "../x", "a/b", "/etc/passwd", ".hidden", "a\\b", "a\0b", "x" * 129, "a/"]
-)
+    "title",
+    ["", ".", "..", "../x", "a/b", "/etc/passwd", ".hidden", "a\\b", "a\0b", "x" * 129, "a/", "ä" * 65, "a\nb",
+     "a\x1b[31m", "\x7f", "a\x85", "a\u2028b", "a\udc80", "\ud800"],
+)  # fmt: skip
 def test_a_title_that_is_no_plain_file_name_is_refused(title: str) -> None:
     with pytest.raises(BundleError, match="plain file name"):
         checked_title(title, where="test")
+
+
+@pytest.mark.parametrize("title", ["model.onnx", "a b.bin", "größe.tflite", "模型" * 21, "x" * 128])
+def test_a_plain_file_name_passes(title: str) -> None:
+    assert checked_title(title, where="test") == title
 
 
 @pytest.mark.parametrize("where", ["manifest title", "config entry", "golden file"])

@@ -224,3 +224,28 @@ def test_a_writer_killed_at_any_point_costs_no_finished_block(tmp_path: Path) ->
     store = Store(tmp_path)
     assert store.has(digests.of_bytes(data), len(data))
     assert store.blob_path(digests.of_bytes(data)).read_bytes() == data
+
+
+def test_a_system_that_writes_little_at_a_time_makes_no_wrong_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, old = Store(tmp_path), sample(1, 3 * BLOCK_SIZE)
+    opened(store, old)
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: pwrite(file, bytes(data[:1000]), offset))
+    for index in range(3):
+        store.write(digests.of_bytes(old), index, old[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE])
+    store.finish(digests.of_bytes(old))
+    # Two blocks are copied from the older blob.
+    new = old[: 2 * BLOCK_SIZE] + sample(2, BLOCK_SIZE)
+    assert opened(store, new) == [0, 1]
+    partial = (tmp_path / "partial" / digests.of_bytes(new).partition(":")[2]).read_bytes()
+    assert partial[: 2 * BLOCK_SIZE] == new[: 2 * BLOCK_SIZE]
+
+
+def test_a_disk_that_takes_nothing_more_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, data = Store(tmp_path), sample(1, BLOCK_SIZE + 1)
+    opened(store, data)
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: 0)
+    with pytest.raises(OSError, match="No space left"):
+        store.write(digests.of_bytes(data), 0, data[:BLOCK_SIZE])

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.update_world import World, make_release, serving
+from tests.support.update_world import Release, World, make_release, serving
 
+from kedge_agent import memory
+from kedge_agent.slots import ModelFolder
 from kedge_agent.update import actions, events
 from kedge_agent.update.settings import Settings
-from kedge_protocol import digest
+from kedge_protocol import codec, digest
 from kedge_protocol import digest as digests
 from kedge_protocol.blocks import BLOCK_SIZE, BlockAnswer, BlockStatus
 from kedge_protocol.bundle import config as cfg
-from kedge_protocol.messages import BlobKind, ModelState
+from kedge_protocol.messages import BlobKind, Desired, DesiredRefusal, ModelState
 
 pytestmark = pytest.mark.device
 
@@ -562,3 +567,240 @@ def test_what_a_call_took_is_reported_of_the_bundle_that_serves_and_outlives_a_r
     latency = world.models["digits"].latency
     assert latency is not None
     assert (latency.bundle, latency.p50_ms) == (good.digest, 9.0)
+
+
+def failure_of(world: World, name: str = "digits") -> tuple[str, str]:
+    failure = world.models[name].failure
+    assert failure is not None
+    return failure.stage, failure.reason
+
+
+def raising(error: Exception) -> Any:
+    def job(*_: object, **__: object) -> None:
+        raise error
+
+    return job
+
+
+FOREIGN = (OSError(5, "Input/output error"), RuntimeError("can't start new thread"), ValueError("a lone \udc80"))
+
+
+@pytest.mark.parametrize("error", FOREIGN, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    ("owner", "method", "stage"),
+    [
+        ("store", "open", "fetch"),
+        ("store", "put", "fetch"),
+        ("store", "finish", "fetch"),
+        ("store", "write", "fetch"),
+        ("store", "free_bytes", "check"),
+        ("folder", "assemble", "check"),
+        ("prover", "prove", "prove"),
+        ("folder", "switch", "switch"),
+    ],
+)
+def test_an_error_of_any_kind_in_any_job_becomes_a_reported_failure(
+    world: World, monkeypatch: pytest.MonkeyPatch, owner: str, method: str, stage: str, error: Exception
+) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 3)}))
+    if owner == "store":
+        setattr(world.store, method, raising(error))
+    elif owner == "prover":
+        world.performer._prover = raising(error)
+    else:
+        monkeypatch.setattr(ModelFolder, method, raising(error))
+    world.connect()
+    world.desire(1, release)
+    world.settle()
+    model = world.models["digits"]
+    assert (model.state, failure_of(world)[0]) == (ModelState.FAILED, stage)
+    codec.encode(model)
+
+
+@pytest.mark.parametrize("stuck", ["fetch", "check", "prove", "switch"])
+def test_a_step_whose_job_never_ends_fails_at_its_deadline(tmp_path: Path, stuck: str) -> None:
+    world = World(tmp_path / "state", settings=Settings(reserve_bytes=0, disk_deadline=100.0, prove_deadline=200.0))
+    release = world.controller.add(make_release({"model.bin": data(1, 3)}))
+    waits = {"check": actions.Assemble, "prove": actions.Prove, "switch": actions.Switch}
+    world.connect()
+    world.desire(1, release)
+    while stuck in waits and not any(isinstance(action, waits[stuck]) for action in world.log):
+        assert world.disk.run_one() or world.prover.run_one() or world.serve_request() or world.deliver()
+    for _ in range(250):
+        world.tick(1.0)
+    assert failure_of(world)[0] == stuck
+    assert "did not end" in failure_of(world)[1]
+    if stuck == "switch":
+        # It was only late: what serves after all is not called failed.
+        world.settle()
+        world.run_disk()
+        world.tick(1.0)
+        serving(world, release)
+
+
+def test_a_job_that_waits_behind_others_is_not_stuck(tmp_path: Path) -> None:
+    world = World(tmp_path / "state", settings=Settings(reserve_bytes=0, prove_deadline=200.0))
+    both = [world.controller.add(make_release({"m": data(1, 1)}, name=name)) for name in ("a", "b")]
+    world.connect()
+    world.desire(1, *both, names=("a", "b"))
+    while len(world.prover.waiting) < 2:
+        assert world.disk.run_one() or world.serve_request() or world.deliver()
+    for _ in range(150):
+        world.tick(1.0)
+    world.prover.run_one()
+    for _ in range(150):
+        world.tick(1.0)
+    world.settle()
+    serving(world, both[0], "a")
+    serving(world, both[1], "b")
+
+
+def test_a_download_without_progress_ends_although_the_controller_is_there(tmp_path: Path) -> None:
+    world = World(tmp_path / "state", settings=Settings(reserve_bytes=0, fetch_deadline=5000.0))
+    release = world.controller.add(make_release({"model.bin": data(1, 3)}))
+    world.connect()
+    world.desire(1, release)
+    world.run_disk()
+    world.controller_leaves()
+    for _ in range(100):
+        world.tick(100.0)
+    assert world.models["digits"].state is ModelState.WAITING
+    world.restart_controller(new_boot=True)
+    for _ in range(60):
+        world.tick(100.0)
+    assert failure_of(world) == ("fetch", "the controller is there, but nothing came for 5000 s")
+
+
+@pytest.mark.parametrize("field", ["size", "digest"])
+@pytest.mark.parametrize("where", ["config", "layer"])
+def test_a_manifest_without_a_size_or_a_digest_is_refused(world: World, field: str, where: str) -> None:
+    release = make_release({"model.bin": data(1, 3)})
+    manifest = json.loads(release.blobs[release.digest])
+    del (manifest["config"] if where == "config" else manifest["layers"][0])[field]
+    raw = json.dumps(manifest).encode()
+    world.controller.blobs |= {**release.blobs, digest.of_bytes(raw): raw}
+    world.connect()
+    world.desire(1, replace(release, digest=digest.of_bytes(raw), size=len(raw)))
+    world.settle()
+    assert failure_of(world)[0] == "check"
+    assert f"{field}: missing" in failure_of(world)[1]
+
+
+def test_an_empty_blob_that_is_not_what_its_digest_says_fails(world: World) -> None:
+    release = make_release({"model.bin": data(1, 3)})
+    manifest = json.loads(release.blobs[release.digest])
+    manifest["config"]["size"] = 0
+    raw = json.dumps(manifest).encode()
+    world.controller.blobs |= {**release.blobs, digest.of_bytes(raw): raw}
+    world.connect()
+    world.desire(1, replace(release, digest=digest.of_bytes(raw), size=len(raw)))
+    world.settle()
+    assert failure_of(world)[0] == "fetch"
+    assert "wrong digest" in failure_of(world)[1]
+
+
+def told(world: World, version: int, release: Release | None) -> None:
+    """A desired state as another controller might send it."""
+    models = {} if release is None else {"digits": release.digest}
+    sizes = {} if release is None else {release.digest: release.size}
+    world.post(events.DesiredArrived(codec.encode(Desired(version=version, models=models, sizes=sizes))))
+
+
+@pytest.mark.parametrize("version", [1_000_006, (1 << 53) - 1, 1 << 53, 1 << 70])
+def test_a_version_that_jumps_too_far_is_refused_and_reported(world: World, version: int) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 2)}))
+    world.connect()
+    world.desire(5, release)
+    world.settle()
+    reports = world.reports
+    told(world, version, None)
+    world.settle()
+    serving(world, release)
+    refused = world.machine.refused
+    assert refused is not None
+    assert (refused.version, refused.reason) == (version, DesiredRefusal.JUMP)
+    assert world.reports > reports
+    world.desire(1_000_005, release)
+    assert world.machine.desired_version == 1_000_005
+    assert world.machine.refused is None
+
+
+def test_a_device_that_was_locked_out_before_heeds_its_controller_again(tmp_path: Path) -> None:
+    world = World(tmp_path / "state")
+    release = world.controller.add(make_release({"model.bin": data(1, 2)}))
+    world.connect()
+    world.desire(5, release)
+    world.settle()
+    known = memory.read(world.state).memory
+    absurd = codec.encode(Desired(version=(1 << 53) - 1, models={"digits": release.digest}, sizes={})).decode()
+    memory.write(world.state, memory.AgentFile(boots=1, memory=replace(known, desired=absurd)))
+    world.crash()
+    world.connect()
+    world.settle()
+    serving(world, release)
+    world.desire(6, release)
+    assert world.machine.desired_version == 6
+
+
+def test_an_equal_version_with_other_content_is_refused_and_both_contents_are_reported(world: World) -> None:
+    first = world.controller.add(make_release({"model.bin": data(1, 2)}))
+    other = world.controller.add(make_release({"model.bin": data(2, 2)}, version="2.0"))
+    world.connect()
+    world.desire(5, first)
+    world.settle()
+    reports = world.reports
+    told(world, 5, first)
+    assert (world.machine.refused, world.reports) == (None, reports)
+    told(world, 5, other)
+    refused = world.machine.refused
+    assert refused is not None
+    assert refused.reason is DesiredRefusal.CONFLICT
+    assert refused.held == Desired(version=1, models={"digits": first.digest}, sizes={}).content
+    assert refused.came == Desired(version=1, models={"digits": other.digest}, sizes={}).content
+    assert world.reports == reports + 1
+    serving(world, first)
+    told(world, 6, other)
+    world.settle()
+    serving(world, other)
+    assert world.machine.refused is None
+    # An older one is answered with a report: its sender learns what this device holds.
+    reports = world.reports
+    told(world, 4, first)
+    assert world.reports == reports + 1
+
+
+@pytest.mark.parametrize("raw", [b'{"version":0,"models":{},"sizes":{}}', b'{"version":-1,"models":{},"sizes":{}}'])
+def test_a_version_that_is_none_changes_nothing(world: World, raw: bytes) -> None:
+    world.post(events.DesiredArrived(raw))
+    assert world.machine.problem is not None
+    assert world.machine.desired_version == 0
+
+
+def test_a_size_below_one_is_refused_before_anything_is_pulled(world: World) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 2)}))
+    world.connect()
+    world.desire(1, replace(release, size=-5))
+    assert world.machine.problem is not None
+    world.desire(1, release)
+    world.settle()
+    serving(world, release)
+
+
+def test_a_removal_that_failed_is_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 2)}))
+    world.connect()
+    world.desire(1, release)
+    world.settle()
+    with monkeypatch.context() as broken:
+        broken.setattr(ModelFolder, "remove", raising(OSError(28, "No space left on device")))
+        world.desire(2)
+        world.settle()
+    assert world.folder().current() is not None
+    for _ in range(70):
+        world.tick(1.0)
+    world.run_disk()
+    assert world.folder().current() is None
+    removals = len([action for action in world.log if isinstance(action, actions.Remove)])
+    for _ in range(200):
+        world.tick(1.0)
+    assert len([action for action in world.log if isinstance(action, actions.Remove)]) == removals

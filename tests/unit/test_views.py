@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 from typing import Any
 
 import pytest
@@ -119,3 +120,15 @@ def test_unknown_keys_are_kept_out_of_a_view_and_forbidden_where_people_write() 
 def test_any_other_data_is_one_clear_error(data: Any) -> None:
     with pytest.raises(MessageError, match="Tree"):
         codec.structure({"leaves": data, "by_name": 1}, Tree, where="test")
+
+
+@pytest.mark.parametrize("raw", [b'"\\ud800"', b'{"a": "\\uDFFF"}', b'["\xed\xa0\x80"]', b'{"\\udc00": 1}', b"\xff"])
+def test_text_that_utf_8_cannot_say_is_refused_where_it_comes_in(raw: bytes) -> None:
+    with pytest.raises(MessageError):
+        codec.loads(raw, where="here")
+
+
+@given(text=st.text())
+def test_all_other_text_goes_in_and_out(text: str) -> None:
+    assert codec.loads(codec.encode([text]), where="here") == [text]
+    assert codec.loads(json.dumps([text]).encode(), where="here") == [text]

@@ -90,14 +90,16 @@ class Measured:
         free_bytes: of the disk that the state lies on.
         memory_bytes: of the whole device.
         runtimes: installed distribution → version, of those that were asked about.
+        error: why it could not be found out.
     """
 
     model: str
     digest: str
-    missing_bytes: int
-    free_bytes: int
-    memory_bytes: int
+    missing_bytes: int = 0
+    free_bytes: int = 0
+    memory_bytes: int = 0
     runtimes: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,11 @@ class Assembled:
 
 @dataclass(frozen=True)
 class Proving:
-    """How far ``Prove`` is, in words: a backend may build for minutes."""
+    """``Prove`` began (``detail`` None), or how far it is, in words: a backend may build for minutes."""
 
     model: str
     digest: str
-    detail: str
+    detail: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,10 @@ class Installed:
 
 @dataclass(frozen=True)
 class Switched:
-    """Outcome of ``Switch``, ``RollBack`` and ``Remove``: what is installed now."""
+    """Outcome of ``Switch``, ``RollBack`` and ``Remove``: what is installed now; None where that is unknown."""
 
     model: str
-    installed: Installed
+    installed: Installed | None
     error: str | None = None
 
 

@@ -49,6 +49,11 @@ class Fetch:
     data: bytes | None = None
 
     @property
+    def on_disk(self) -> bool:
+        """Whether it waits for the disk, not for the controller."""
+        return self.stage in (Stage.LOOK, Stage.CHECK)
+
+    @property
     def blocks_done(self) -> int:
         """Finished blocks of the blob (not of its map)."""
         if self.stage is Stage.CHECK:
@@ -187,7 +192,8 @@ class Fetches:
             return
         data = transfer.data()
         if data is None:
-            if transfer.given_up(0):
+            # An empty blob has no block that could be asked for again.
+            if transfer.given_up(0) or transfer.count == 0:
                 what = "block map" if transfer.kind is BlobKind.MAP else "blob"
                 self._end(fetch, error=f"the {what} of {fetch.digest} came with a wrong digest again and again")
             return

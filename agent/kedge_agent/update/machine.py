@@ -14,12 +14,27 @@ from kedge_agent.update.model import Desk, ModelUpdate, Step
 from kedge_agent.update.settings import Settings
 from kedge_agent.update.traffic import Traffic
 from kedge_protocol import codec, digest
-from kedge_protocol.errors import KedgeError
-from kedge_protocol.messages import Desired, Failure, ModelState, ReportedModel
+from kedge_protocol.errors import KedgeError, MessageError
+from kedge_protocol.messages import (
+    MAX_VERSION_STEP,
+    Desired,
+    DesiredRefusal,
+    Failure,
+    ModelState,
+    RefusedDesired,
+    ReportedModel,
+)
 from kedge_protocol.topics import checked_name
 
 PROGRESS_INTERVAL = 1.0
 """Seconds between two reports that tell of nothing but progress."""
+MAX_VERSION = 1 << 52
+"""A remembered desired version above it was a mistake: no controller counts so far."""
+REMOVE_AGAIN = 60.0
+"""Seconds before a removal that failed is tried again."""
+_FROM_DISK = (events.BlobOpened, events.BlobStored, events.WriteFailed, events.Measured, events.Assembled,
+              events.Switched)  # fmt: skip
+_FROM_PROOFS = (events.Proving, events.Proved)
 
 
 class Machine:
@@ -48,6 +63,8 @@ class Machine:
     ) -> None:
         self.problem: str | None = None
         """Why the latest desired state was not taken, in words."""
+        self.refused: RefusedDesired | None = None
+        """The latest desired state, if it was understood and not taken."""
         self._memory = memory
         self._installed = dict(installed)
         self._actions: list[Action] = []
@@ -68,9 +85,12 @@ class Machine:
             served=self._note_served,
             make_room=self._collect,
             now=now,
+            disk_at=now,
+            proofs_at=now,
         )
         self._models: dict[str, ModelUpdate] = {}
-        self._desired = self._parse(memory.desired.encode()) if memory.desired else None
+        self._removing: dict[str, float] = {}
+        self._desired = self._remembered(memory.desired)
         self._handlers: dict[type, Callable[[Any], None]] = {
             events.Connected: lambda _: self._connected(),
             events.Disconnected: lambda _: self._disconnected(),
@@ -121,6 +141,10 @@ class Machine:
             The actions, to be done in this order.
         """
         self._desk.now = now
+        if isinstance(event, _FROM_DISK):
+            self._desk.disk_at = now
+        elif isinstance(event, _FROM_PROOFS):
+            self._desk.proofs_at = now
         self._handlers[type(event)](event)
         return self._finish()
 
@@ -145,8 +169,9 @@ class Machine:
 
     def _desired_arrived(self, event: events.DesiredArrived) -> None:
         desired = self._parse(event.raw)
-        if desired is None or desired.version <= self.desired_version:
+        if desired is None or self._refuses(desired):
             return
+        self.refused = None
         self._desired = desired
         self._memory = replace(
             self._memory,
@@ -163,9 +188,13 @@ class Machine:
         if fetch is not None:
             for name in fetch.models:
                 self._models[name].received += len(event.answer.payload)
+                self._models[name].progress_at = self._desk.now
             self._progress = True
 
     def _tick(self) -> None:
+        for name, at in self._removing.items():
+            if self._desk.now - at > REMOVE_AGAIN:
+                self._remove(name)
         for name, update in list(self._models.items()):
             update.tick(confirmed=self._is_confirmed(name))
 
@@ -175,7 +204,10 @@ class Machine:
             method(update, event)
 
     def _switched(self, event: events.Switched) -> None:
-        self._installed[event.model] = event.installed
+        if event.installed is not None:
+            self._installed[event.model] = event.installed
+            if event.installed.current is None:
+                self._removing.pop(event.model, None)
         self._tell(event, ModelUpdate.switched)
 
     def _served(self, event: events.Served) -> None:
@@ -191,6 +223,8 @@ class Machine:
             for name, bundle in desired.models.items():
                 checked_name(name, "model name")
                 digest.checked(bundle, where=f"desired state of {name}")
+            if desired.version < 1 or any(size < 1 for size in desired.sizes.values()):
+                raise MessageError("a version or a size is not above 0", where="desired state")
         except (KedgeError, UnicodeDecodeError) as error:
             self.problem = str(error)
             self._changed = True
@@ -198,12 +232,49 @@ class Machine:
         self.problem = None
         return desired
 
+    def _remembered(self, raw: str) -> Desired | None:
+        """The desired state of the start before; one that no controller can outdo is forgotten, for it would lock this
+        device out."""
+        desired = self._parse(raw.encode()) if raw else None
+        if desired is not None and desired.version > MAX_VERSION:
+            self.problem = f"the remembered desired version {desired.version} is beyond all bounds and is forgotten"
+            return None
+        return desired
+
+    def _refuses(self, desired: Desired) -> bool:
+        """Whether a desired state is not taken. The report says why; also of an older one, whose sender should know."""
+        own = self._desired
+        if own is not None and desired.version <= own.version:
+            if desired.version == own.version and desired.content != own.content:
+                self._refuse(desired, DesiredRefusal.CONFLICT, f"version {own.version} is held with other content")
+            self._changed |= desired.version < own.version
+            return True
+        if desired.version > self.desired_version + MAX_VERSION_STEP:
+            self._refuse(
+                desired,
+                DesiredRefusal.JUMP,
+                f"version {desired.version} lies more than {MAX_VERSION_STEP} above {self.desired_version}",
+            )
+            return True
+        return False
+
+    def _refuse(self, desired: Desired, reason: DesiredRefusal, words: str) -> None:
+        held = "" if self._desired is None else self._desired.content
+        self.refused = RefusedDesired(version=desired.version, reason=reason, came=desired.content, held=held)
+        self.problem = words
+        self._changed = True
+
+    def _remove(self, name: str) -> None:
+        self._removing[name] = self._desk.now
+        self._emit(actions.Remove(name))
+
     def _work_towards(self, desired: Desired, *, restored: bool) -> None:
         for name in [name for name in self._models if name not in desired.models]:
             self._models.pop(name).stop()
+        self._removing = {}
         for name, there in self._installed.items():
             if name not in desired.models and there.current is not None:
-                self._emit(actions.Remove(name))
+                self._remove(name)
                 self._garbage = True
         for name, wanted in sorted(desired.models.items()):
             update = self._models.get(name)

@@ -53,6 +53,7 @@ class Desk:
         changed: is called when a model's reported state changed.
         failed, served: are called when a model's update ended (for the memory).
         make_room: emits the removal of all that neither slots nor updates need.
+        disk_at, proofs_at: when the threads that do this work were heard last.
     """
 
     target: str
@@ -64,6 +65,8 @@ class Desk:
     served: Callable[[ModelUpdate], None]
     make_room: Callable[[], None]
     now: float = 0.0
+    disk_at: float = 0.0
+    proofs_at: float = 0.0
 
 
 class ModelUpdate:
@@ -83,6 +86,8 @@ class ModelUpdate:
         self.installed = installed
         self.step = Step.MANIFEST
         self.since = desk.now
+        self.progress_at = desk.now
+        """When something last came from the controller, or it was away."""
         self.failure: Failure | None = None
         self.detail: str | None = None
         """In words: how far the proof is, then what really runs the bundle; None where the step says it all."""
@@ -152,6 +157,9 @@ class ModelUpdate:
     def measured(self, event: events.Measured) -> None:
         """What the device has is known: refuse now, or pull the files."""
         if self.step is Step.MEASURE and event.digest == self.digest and self._bundle is not None:
+            if event.error is not None:
+                self.fail("check", f"what the device has cannot be found out: {event.error}")
+                return
             self._guarded("check", self._check_device, event)
 
     def assembled(self, event: events.Assembled) -> None:
@@ -165,7 +173,7 @@ class ModelUpdate:
 
     def proving(self, event: events.Proving) -> None:
         """The proof has come a step further."""
-        if self.step is Step.PROVE and event.digest == self.digest:
+        if self.step is Step.PROVE and event.digest == self.digest and event.detail is not None:
             self._note(event.detail)
 
     def proved(self, event: events.Proved) -> None:
@@ -181,13 +189,15 @@ class ModelUpdate:
 
     def switched(self, event: events.Switched) -> None:
         """The slots changed."""
-        self.installed = event.installed
-        if self.step is Step.SWITCH:
-            if event.error is not None or event.installed.current != self.digest:
-                self.fail("switch", event.error or "the slot did not become current")
-            else:
-                self._go(Step.SERVE)
-        elif self.step in (Step.SERVE, Step.DONE) and event.installed.current != self.digest:
+        self.installed = event.installed or self.installed
+        current = self.installed.current
+        late = self.step is Step.FAILED and self.failure is not None and self.failure.stage == "switch"
+        if self.step is Step.SWITCH and (event.error is not None or current != self.digest):
+            self.fail("switch", event.error or "the slot did not become current")
+        elif self.step is Step.SWITCH or (late and event.error is None and current == self.digest):
+            self.failure = None
+            self._go(Step.SERVE)
+        elif self.step in (Step.SERVE, Step.DONE) and current != self.digest:
             # An earlier switch was still under way when this update began.
             self._go(Step.MANIFEST)
             self.start()
@@ -212,15 +222,40 @@ class ModelUpdate:
             self._serve_failed(event.error, confirmed=confirmed)
 
     def tick(self, *, confirmed: bool) -> None:
-        """Time has passed."""
-        deadline = self._desk.settings.serve_deadline
-        if self.step is Step.SERVE and self._desk.now - self.since > deadline:
-            self._serve_failed(f"the serving process did not load it within {deadline:g} s", confirmed=confirmed)
+        """Time has passed: no step lasts for ever."""
+        desk, limits = self._desk, self._desk.settings
+        if self.step is Step.SERVE and desk.now - self.since > limits.serve_deadline:
+            reason = f"the serving process did not load it within {limits.serve_deadline:g} s"
+            self._serve_failed(reason, confirmed=confirmed)
+        elif self.step is Step.PROVE and desk.now - max(self.since, desk.proofs_at) > limits.prove_deadline:
+            self.fail("prove", f"the golden vectors did not end within {limits.prove_deadline:g} s")
+        elif self._waits_for_disk and desk.now - max(self.since, desk.disk_at) > limits.disk_deadline:
+            what = self.step.value[1]
+            self.fail(self._stage, f"the disk did not end its work within {limits.disk_deadline:g} s ({what})")
+        elif self.step.fetching and desk.now - self.progress_at > limits.fetch_deadline:
+            self.fail("fetch", f"the controller is there, but nothing came for {limits.fetch_deadline:g} s")
+        if not self.step.fetching or not desk.fetches.traffic.ready:
+            self.progress_at = desk.now
+
+    @property
+    def _waits_for_disk(self) -> bool:
+        if self.step.fetching:
+            return any(fetch.on_disk for fetch in self._desk.fetches.of(self.name))
+        return self.step in (Step.MEASURE, Step.ASSEMBLE, Step.SWITCH)
+
+    @property
+    def _stage(self) -> str:
+        """Of a failure in this step."""
+        if self.step is Step.SWITCH:
+            return "switch"
+        return "fetch" if self.step.fetching else "check"
 
     def fail(self, stage: str, reason: str) -> None:
         """The wanted bundle is refused; what served before goes on serving."""
         self.stop()
-        self.failure = Failure(digest=self.digest, stage=stage, reason=reason)
+        # What a foreign error says may hold what UTF-8 cannot (a file's name).
+        sayable = reason.encode("utf-8", "backslashreplace").decode()
+        self.failure = Failure(digest=self.digest, stage=stage, reason=sayable)
         self._go(Step.FAILED)
         self._desk.failed(self, self.failure)
 

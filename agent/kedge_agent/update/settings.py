@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from kedge_protocol.errors import ConfigError
 
+MAX_SECONDS = 604800.0
+"""A week; no deadline is longer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -15,6 +18,9 @@ class Settings:
         window: blocks asked for and not yet answered, over all downloads (1 to 256).
         silence: seconds without any answer before asking again; grows with each vain try, with jitter.
         serve_deadline: seconds that the serving child has to load a new bundle.
+        disk_deadline: seconds without a word of the disk's thread after which a step that waits for it has failed.
+        prove_deadline: the same for golden vectors, with what a backend builds before them.
+        fetch_deadline: seconds without a new block from a controller that is there.
         reserve_bytes: free space that a download must leave.
         bytes_per_second: of blocks asked for, over all downloads; 0 for no limit.
     """
@@ -22,6 +28,9 @@ class Settings:
     window: int = 16
     silence: float = 20.0
     serve_deadline: float = 60.0
+    disk_deadline: float = 1800.0
+    prove_deadline: float = 3900.0
+    fetch_deadline: float = 86400.0
     reserve_bytes: int = 16 << 20
     bytes_per_second: int = 0
 
@@ -30,6 +39,6 @@ class Settings:
             raise ConfigError(f"a window of {self.window} blocks", remedy="Use 1 to 256")
         if self.bytes_per_second < 0:
             raise ConfigError(f"a rate of {self.bytes_per_second} bytes a second", remedy="Use 0 for no limit, or more")
-        for name in ("silence", "serve_deadline"):
-            if not 0.1 <= getattr(self, name) <= 86400:
-                raise ConfigError(f"{name} is {getattr(self, name)} s", remedy="Use 0.1 to 86400")
+        for name in ("silence", "serve_deadline", "disk_deadline", "prove_deadline", "fetch_deadline"):
+            if not 0.1 <= getattr(self, name) <= MAX_SECONDS:
+                raise ConfigError(f"{name} is {getattr(self, name)} s", remedy=f"Use 0.1 to {MAX_SECONDS:g}")

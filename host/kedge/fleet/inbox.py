@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from kedge.fleet.presence import Presence, after_status, after_word
 from kedge_protocol import codec, digest, topics
 from kedge_protocol.errors import KedgeError, MessageError
-from kedge_protocol.messages import Ack, Latency, Reported, Status, Telemetry
+from kedge_protocol.messages import Ack, Latency, RefusedDesired, Reported, Status, Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class Change:
     memory: Memory
     reported: bytes | None = None
     desired_version: int = 0
+    refused: RefusedDesired | None = None
     telemetry: list[tuple[float, bytes]] = field(default_factory=list)
     latencies: dict[str, Latency] = field(default_factory=dict)
 
@@ -179,6 +180,7 @@ class Inbox:
         change = self._change(name, memory)
         change.reported = payload
         change.desired_version = reported.desired_version
+        change.refused = reported.refused
         for model in reported.models.values():
             if model.latency is not None and _sound(model.latency):
                 change.latencies[model.latency.bundle] = model.latency

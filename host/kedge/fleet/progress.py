@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kedge.fleet.results import Progress
-from kedge_protocol.messages import ModelState, Reported
+from kedge_protocol.messages import DesiredRefusal, ModelState, Reported
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,35 @@ class Standing:
     serving: str | None = None
     blocks_done: int = 0
     blocks_total: int = 0
+
+
+def contradiction(reported: Reported | None, version: int, content: str) -> str | None:
+    """What stands between this controller and a device and will not end by itself, in words.
+
+    Args:
+        reported: the device's last report.
+        version: desired version that the device is given now, after all outbidding.
+        content: of that desired state, see :attr:`kedge_protocol.messages.Desired.content`.
+    """
+    if reported is None:
+        return None
+    if reported.desired_version > version:
+        return (
+            f"it answers desired version {reported.desired_version}, this controller gave {version}: another controller"
+            " speaks to it. Stop that one and roll out again"
+        )
+    refused = reported.refused
+    if refused is None or (refused.version, refused.came) != (version, content):
+        return None
+    if refused.reason is DesiredRefusal.JUMP:
+        return (
+            f"it refuses desired version {version}, which is too far above its own {reported.desired_version}. "
+            "Remove its agent.json and start it anew"
+        )
+    return (
+        f"it holds desired version {version} with other content ({refused.held[:19]}, not {refused.came[:19]}): another"
+        " controller speaks to it. Stop that one and roll out again"
+    )
 
 
 def judge(*, model: str, wanted: str | None, version: int, reported: Reported | None, online: bool) -> Standing:

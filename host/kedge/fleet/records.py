@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from kedge.fleet import tables
@@ -14,7 +14,7 @@ from kedge.fleet.database import Database, meta, note_change
 from kedge.fleet.inbox import Change, Memory
 from kedge.fleet.presence import Presence
 from kedge_protocol import codec
-from kedge_protocol.messages import Desired, Latency
+from kedge_protocol.messages import MAX_VERSION_STEP, Desired, DesiredRefusal, Latency
 
 TELEMETRY_KEPT = 60
 """Telemetry messages kept for each device."""
@@ -93,18 +93,22 @@ def _memory(state: tables.DeviceState | None) -> Memory:
 def _wish(device: tables.Device, now: float) -> Wish:
     if device.removed:
         return Wish(device=device.name, version=device.desired_version, payload=b"", lagging=False)
-    desired = Desired(
-        version=device.desired_version,
-        models={row.model: row.digest for row in device.desired},
-        sizes={row.digest: row.size for row in device.desired},
-        sent_at=now,
-    )
     state = device.state
     return Wish(
         device=device.name,
         version=device.desired_version,
-        payload=codec.encode(desired),
+        payload=codec.encode(wanted_of(device, now)),
         lagging=state is not None and state.online and state.answered_version < device.desired_version,
+    )
+
+
+def wanted_of(device: tables.Device, now: float) -> Desired:
+    """The desired state of a device as it is published."""
+    return Desired(
+        version=device.desired_version,
+        models={row.model: row.digest for row in device.desired},
+        sizes={row.digest: row.size for row in device.desired},
+        sent_at=now,
     )
 
 
@@ -124,9 +128,8 @@ def _write_one(session: Session, device: tables.Device, change: Change) -> None:
         state.reported = change.reported
         state.reported_boot_id, state.reported_seq = memory.report
         state.answered_version = change.desired_version
-        if device.managed and change.desired_version > device.desired_version:
-            # This database is younger than what the device was told before: speak with a number that it heeds.
-            device.desired_version = change.desired_version + 1
+        if device.managed and _must_outbid(session, device, change):
+            device.desired_version = max(device.desired_version, change.desired_version) + 1
             note_change(session)
     for latency in change.latencies.values():
         _note_latency(session, device, latency)
@@ -138,6 +141,27 @@ def _write_one(session: Session, device: tables.Device, change: Change) -> None:
         session.execute(
             delete(tables.Telemetry).where(of_device, tables.Telemetry.id.not_in(newest.limit(TELEMETRY_KEPT)))
         )
+
+
+def _must_outbid(session: Session, device: tables.Device, change: Change) -> bool:
+    """Whether to speak with a number that the device heeds: it holds a higher one than ours (a database that was
+    restored, a card that was cloned), or ours with other content than we wish.
+
+    Done once after each rollout: if there is more to outbid, another controller speaks to the device too, and two that
+    outbid each other would never end; :func:`kedge.fleet.progress.contradiction` names it.
+    """
+    ours = device.desired_version
+    behind = ours < change.desired_version <= ours + MAX_VERSION_STEP
+    refused = change.refused
+    contradicted = refused is not None and refused.reason is DesiredRefusal.CONFLICT and refused.version == ours
+    if contradicted and refused is not None:
+        contradicted = refused.came == wanted_of(device, 0.0).content
+    if not (behind or contradicted):
+        return False
+    asked = session.scalar(
+        select(func.max(tables.RolloutDevice.desired_version)).where(tables.RolloutDevice.device_id == device.id)
+    )
+    return asked is not None and ours <= asked
 
 
 def _note_latency(session: Session, device: tables.Device, latency: Latency) -> None:

@@ -137,6 +137,7 @@ class Progress(str, enum.Enum):
     FAILED = "failed"
     OFFLINE = "offline"
     SUPERSEDED = "superseded"  # a newer rollout wants something else of it
+    CONFLICT = "conflict"  # two controllers, or two devices of one name: somebody must put it right
 
 
 @dataclass(frozen=True, kw_only=True)

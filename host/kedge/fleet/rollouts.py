@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 
 from kedge.fleet import devices, releases, tables
 from kedge.fleet.database import note_change
-from kedge.fleet.progress import judge
+from kedge.fleet.progress import Standing, contradiction, judge
 from kedge.fleet.results import DeviceRollout, Progress, RolloutStatus
 from kedge_protocol.errors import FleetError
+from kedge_protocol.messages import MAX_VERSION_STEP, Desired
 
 ACTIVE, SUPERSEDED = "active", "superseded"
 START, REVERT = "start", "revert"
@@ -86,7 +87,7 @@ def _begin(session: Session, rollout: tables.Rollout, parts: Mapping[tables.Devi
         before = next((row for row in device.desired if row.model == rollout.model), None)
         previous, size = (None, 0) if before is None else (before.digest, before.size)
         device.managed = True
-        device.desired_version += 1
+        device.desired_version = next_version(device)
         if wanted is None:
             device.desired = [row for row in device.desired if row.model != rollout.model]
         elif before is None:
@@ -106,6 +107,13 @@ def _begin(session: Session, rollout: tables.Rollout, parts: Mapping[tables.Devi
     session.add(rollout)
     note_change(session)
     session.flush()
+
+
+def next_version(device: tables.Device) -> int:
+    """A desired version that the device heeds: above ours and above what it answered, where that can be true."""
+    answered = 0 if device.state is None else device.state.answered_version
+    ours = device.desired_version
+    return (max(ours, answered) if answered <= ours + MAX_VERSION_STEP else ours) + 1
 
 
 def find(session: Session, rollout_id: int | None) -> tables.Rollout:
@@ -144,19 +152,24 @@ def status(session: Session, rollout: tables.Rollout) -> RolloutStatus:
 
 def is_settled(status: RolloutStatus) -> bool:
     """Whether waiting longer can bring nothing: superseded, or every device done, failed or superseded."""
-    final = (Progress.DONE, Progress.FAILED, Progress.SUPERSEDED)
+    final = (Progress.DONE, Progress.FAILED, Progress.SUPERSEDED, Progress.CONFLICT)
     return status.state == SUPERSEDED or all(device.progress in final for device in status.devices)
 
 
 def _judged(session: Session, rollout: tables.Rollout, part: tables.RolloutDevice) -> DeviceRollout:
     device = part.device
+    reported = devices.reported_of(device)
     standing = judge(
         model=rollout.model,
         wanted=part.digest,
         version=part.desired_version,
-        reported=devices.reported_of(device),
+        reported=reported,
         online=device.state is not None and device.state.online,
     )
+    wish = Desired(version=device.desired_version, models={row.model: row.digest for row in device.desired}, sizes={})
+    trouble = contradiction(reported, wish.version, wish.content)
+    if trouble is not None:
+        standing = Standing(Progress.CONFLICT, trouble, standing.serving)
     now = next((row.digest for row in device.desired if row.model == rollout.model), None)
     pulled = 0 if part.digest is None else _bytes_of(session, device, part.digest) - part.bytes_before
     return DeviceRollout(

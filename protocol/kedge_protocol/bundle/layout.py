@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -9,6 +10,10 @@ from kedge_protocol import codec, digest
 from kedge_protocol.bundle import oci
 from kedge_protocol.bundle.config import SCHEMA_VERSION, BundleConfig
 from kedge_protocol.errors import BundleError, MessageError
+
+MAX_TITLE_BYTES = 128
+_UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, line separators, halves of surrogate pairs."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +127,10 @@ def checked_title(title: str, *, where: str) -> str:
     """``title`` itself if it is a plain file name (it becomes one on the device).
 
     Raises:
-        BundleError: empty, too long, hidden, or with a folder in it.
+        BundleError: empty, over 128 bytes of UTF-8, hidden, with a folder or a control character in it.
     """
-    plain = PurePosixPath(title).name == title and "\\" not in title and "\0" not in title
-    if not title or len(title) > 128 or title.startswith(".") or not plain:
+    plain = PurePosixPath(title).name == title and "\\" not in title and not _UNPRINTABLE.search(title)
+    if not title or not plain or title.startswith(".") or len(title.encode()) > MAX_TITLE_BYTES:
         raise BundleError(f"{title[:140]!r} is not a plain file name", where=where)
     return title
 

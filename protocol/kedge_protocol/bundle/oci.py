@@ -29,8 +29,8 @@ class Descriptor:
     """A blob by media type, digest and size (bytes)."""
 
     media_type: str = named("mediaType")
-    digest: str = ""
-    size: int = 0
+    digest: str
+    size: int
     annotations: dict[str, str] = field(default_factory=dict)
 
     @property
