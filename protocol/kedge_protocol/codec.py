@@ -9,6 +9,7 @@ is an error.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -34,14 +35,14 @@ def loads(raw: bytes, *, where: str) -> Any:
     """Parse JSON bytes.
 
     Raises:
-        MessageError: not JSON, larger than :data:`MAX_DOCUMENT_BYTES`, or with half a surrogate pair in its text, which
-            JSON can say and UTF-8 cannot: it would fail on its way out.
+        MessageError: not JSON as RFC 8259 has it (UTF-8, no NaN, no Infinity), a number beyond a double's range, half a
+            surrogate pair, or larger than :data:`MAX_DOCUMENT_BYTES`: all that :func:`encode` could not write.
     """
     if len(raw) > MAX_DOCUMENT_BYTES:
         raise MessageError(f"a document of {len(raw)} bytes is over the limit", where=where)
     try:
         text = raw.decode()
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -49,6 +50,13 @@ def loads(raw: bytes, *, where: str) -> Any:
     except (ValueError, RecursionError) as error:
         raise MessageError(f"not JSON: {error}", where=where) from error
     return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:80]} is no finite number")
+    return number
 
 
 def decode(raw: bytes, cls: type[T], *, where: str) -> T:

@@ -37,6 +37,8 @@ Every message says what was wrong, where, and what to do.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class KedgeError(Exception):
     """Base of every error that Kedge raises on purpose.
@@ -53,9 +55,19 @@ class KedgeError(Exception):
         self.remedy = remedy
         super().__init__(what, where, remedy)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own calls the class with ``args``, which are not the constructor's.
+        return _unpickled, (type(self), self.what, self.where, self.remedy), self.__dict__
+
     def __str__(self) -> str:
         text = self.what if self.where is None else f"{self.where}: {self.what}"
         return text if self.remedy is None else f"{text}. {self.remedy}"
+
+
+def _unpickled(kind: type[KedgeError], what: str, where: str | None, remedy: str | None) -> KedgeError:
+    error = kind.__new__(kind)
+    KedgeError.__init__(error, what, where=where, remedy=remedy)
+    return error
 
 
 class InputError(KedgeError):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import BundleError, VerificationError
+from kedge_protocol.npz import UNREADABLE
 
 Array = npt.NDArray[Any]
-
-# What zipfile, zlib and NumPy raise for bytes that are no such file (an unknown compression, an encrypted member, a
-# shape beyond memory).
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -141,7 +137,7 @@ def load(path: Path) -> Golden:
                     if not isinstance(value, np.ndarray):
                         raise ValueError(f"{key!r} is no array")
                     parts[kind][name] = value
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise BundleError(f"cannot be read as golden vectors: {error}", where=str(path)) from error
     inputs, outputs, tolerances = parts["in"], parts["out"], parts["tol"]
     pairs = all(t.shape == (2,) and t.dtype.kind == "f" for t in tolerances.values())

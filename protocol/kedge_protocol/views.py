@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -39,7 +40,13 @@ _Reader = Callable[[Any, str, bool], Any]
 
 def _came(value: Any) -> str:
     """What came instead, in words: its type alone does not help the reader find it."""
-    return "nothing" if value is None else f"the {type(value).__name__} {repr(value)[:80]}"
+    if value is None:
+        return "nothing"
+    try:
+        text = repr(value)[:80]
+    except ValueError:  # Python writes no integer of more than 4300 digits in decimal.
+        text = "of thousands of digits"
+    return f"the {type(value).__name__} {text}"
 
 
 @functools.cache
@@ -70,7 +77,13 @@ def _scalar(of: type) -> _Reader:
         # bool is an int to Python, not to a reader of JSON.
         if not isinstance(value, accepted) or (isinstance(value, bool) and of is not bool):
             raise _ProblemsError([f"{where}: {of.__name__} was expected, not {_came(value)}"])
-        return of(value)
+        try:
+            typed = of(value)
+        except OverflowError:
+            raise _ProblemsError([f"{where}: {_came(value)} is too large"]) from None
+        if isinstance(typed, float) and not math.isfinite(typed):
+            raise _ProblemsError([f"{where}: a finite number was expected, not {typed}"])
+        return typed
 
     return read
 

@@ -232,6 +232,10 @@ def test_out_is_there_already(inputs: Inputs, capsys: pytest.CaptureFixture[str]
         main(inputs.arguments())
     assert exit_.value.code == 1
     assert "exists already" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_:
+        main([*inputs.arguments(), "--force"])
+    assert exit_.value.code == 1
+    assert "is no OCI image layout" in capsys.readouterr().err
     assert (inputs.out / "mine.txt").read_text() == "precious"
 
 

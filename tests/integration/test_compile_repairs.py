@@ -145,12 +145,16 @@ def test_a_repair_that_diverges_does_not_throw_away_what_was_found(inputs: Input
 
 
 def test_a_budget_that_cannot_be_kept_says_how_near_it_came_and_keeps_that(inputs: Inputs) -> None:
+    taken = inputs.out.with_name("OUT.nearest")
+    taken.mkdir()
+    (taken / "thesis.txt").write_text("years of work")
     done = kedge(inputs.arguments(max_size="10", effort="quick"))
     assert done.returncode == 1
     (said,) = done.stderr.strip().splitlines()
     assert "keeps the budget" in said
     assert "allowed are 10" in said
-    nearest = inputs.out.with_name("OUT.nearest")
+    assert (taken / "thesis.txt").read_text() == "years of work"
+    nearest = inputs.out.with_name("OUT.nearest-2")
     assert str(nearest) in said
     assert digests(nearest)
     assert report(nearest)["bundles"][0]["over"]

@@ -172,7 +172,8 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "OUT").mkdir()
-    (tmp_path / "OUT" / "old").write_text("old")
+    for name in ("old", oci.LAYOUT_FILE):
+        (tmp_path / "OUT" / name).write_text("old")
     with pytest.raises(RuntimeError, match="midway"), new_layout(tmp_path / "OUT", replace=True):
         raise RuntimeError("midway")
     assert (tmp_path / "OUT" / "old").read_text() == "old"
@@ -183,6 +184,71 @@ def test_a_folder_that_is_there_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "OUT").mkdir()
     with pytest.raises(StorageError, match="exists already"), new_layout(tmp_path / "OUT"):
         pytest.fail("never reached")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link to a file", "link to nothing", "folder of that name"])
+def test_only_a_layout_or_an_empty_folder_is_replaced(tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "OUT"
+    (tmp_path / "thesis.txt").write_text("years of work")
+    if kind.startswith("folder"):
+        out.mkdir()
+        (out / "thesis.txt").write_text("years of work")
+        if kind == "folder of that name":
+            (out / oci.LAYOUT_FILE).mkdir()
+    elif kind == "file":
+        out.write_text("years of work")
+    else:
+        out.symlink_to(tmp_path / ("thesis.txt" if kind == "link to a file" else "nothing"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StorageError, match="no OCI image layout"), new_layout(out, replace=True):
+        pytest.fail("never reached")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_layout_and_an_empty_folder_are_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "OUT"
+    out.mkdir()
+    for text in ("first", "second"):
+        with new_layout(out, replace=True) as writer:
+            (writer.path / "text").write_text(text)
+            writer.add_release("digits", "1.0")
+        assert (out / "text").read_text() == text
+        assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_comes_to_the_place_meanwhile_stays(tmp_path: Path) -> None:
+    out = tmp_path / "OUT"
+
+    def late() -> None:
+        with new_layout(out, replace=True):
+            out.mkdir()
+            (out / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(StorageError, match="no OCI image layout"):
+        late()
+    assert (out / "thesis.txt").read_text() == "years of work"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_old_layout_is_back_where_the_new_one_cannot_be_put_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "OUT"
+    with new_layout(out) as writer:
+        writer.add_release("digits", "1.0")
+    index = (out / "index.json").read_bytes()
+    rename = Path.rename
+
+    def fails_for_the_new(path: Path, target: Path) -> Path:
+        if path.name == "layout":
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails_for_the_new)
+    with pytest.raises(StorageError, match="No space left"), new_layout(out, replace=True) as writer:
+        writer.add_release("digits", "2.0")
+    assert (out / "index.json").read_bytes() == index
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_configurations_are_encoded_canonically(release: Path) -> None:

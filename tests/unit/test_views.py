@@ -132,3 +132,36 @@ def test_text_that_utf_8_cannot_say_is_refused_where_it_comes_in(raw: bytes) -> 
 def test_all_other_text_goes_in_and_out(text: str) -> None:
     assert codec.loads(codec.encode([text]), where="here") == [text]
     assert codec.loads(json.dumps([text]).encode(), where="here") == [text]
+
+
+@pytest.mark.parametrize("share", [10**400, -(10**400), float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_number_that_no_finite_float_is_is_refused_and_named(share: float, strict: bool) -> None:
+    with pytest.raises(ConfigError if strict else MessageError, match=r"Leaf\.share"):
+        codec.structure({**GOOD, "share": share}, Leaf, where="test", strict=strict)
+
+
+def test_an_integer_of_more_digits_than_python_writes_is_named_all_the_same() -> None:
+    with pytest.raises(MessageError, match=r"Leaf\.mediaType: str was expected, not the int"):
+        codec.structure({**GOOD, "mediaType": 1 << 20_000}, Leaf, where="test")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"NaN", b"[Infinity]", b'{"a": -Infinity}', b"1e999", b"-1e999", '"UTF-16"'.encode("utf-16")],
+)
+def test_what_could_not_be_written_is_not_read(raw: bytes) -> None:
+    with pytest.raises(MessageError, match="not JSON"):
+        codec.loads(raw, where="test")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_what_is_read_can_be_written(data: Any) -> None:
+    for raw in (json.dumps(data).encode(), codec.encode(data)):
+        assert codec.loads(codec.encode(codec.loads(raw, where="test")), where="test") == data

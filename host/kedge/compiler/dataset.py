@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import DatasetError, StorageError
+from kedge_protocol.npz import UNREADABLE
 from kedge_targets.graph.signature import TensorInfo
 
 Array = npt.NDArray[Any]
@@ -196,7 +197,7 @@ def open_array(path: Path, *, name: str, where: str) -> Array:
         if 0 in shape or not shape:
             return np.zeros(shape, dtype)
         mapped: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise DatasetError(f"array {name!r} cannot be read: {error}", where=where) from error
     return mapped
 
@@ -224,16 +225,16 @@ def _unpacked(path: Path, scratch: Path, where: str) -> dict[str, Path]:
                 with archive.open(info) as source, target.open("wb") as sink:
                     shutil.copyfileobj(source, sink, CHUNK_BYTES)
                 files[info.filename[: -len(".npy")]] = target
-    except zipfile.BadZipFile as error:
-        raise DatasetError(
-            f"is no .npz: {error}", where=where, remedy="Write it with numpy.savez, or give a folder of .npy files"
-        ) from error
     except OSError as error:
         if error.errno in _FULL:
             raise StorageError(
                 f"no space to unpack it: {error.strerror}", where=where, remedy="Free space where OUT will be"
             ) from error
         raise DatasetError(f"cannot be read: {error}", where=where) from error
+    except UNREADABLE as error:
+        raise DatasetError(
+            f"is no .npz: {error}", where=where, remedy="Write it with numpy.savez, or give a folder of .npy files"
+        ) from error
     return files
 
 

@@ -81,7 +81,7 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
         labels: a file of class names, one on each line.
         deadline: seconds that one step may take.
         memory_limit: MiB that one step may take; four fifths of the machine's memory by default.
-        force: replace ``out`` if it is there.
+        force: replace ``out`` if it is there: a release or an empty folder, nothing else.
         batch: fix the batch of a model that is imported.
         seed: of everything random. The same seed and the same recorded latencies give the same choice.
         jobs: trials at once; one for each core by default.

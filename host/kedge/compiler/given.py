@@ -15,10 +15,10 @@ from kedge.compression import recipe as recipes
 from kedge.compression.recipe import Recipe
 from kedge.evaluation import metric, user
 from kedge.importing import kinds
+from kedge_protocol.bundle.write import check_place
 from kedge_protocol.errors import (
     ConfigError,
     MissingDependencyError,
-    StorageError,
     TargetError,
 )
 from kedge_protocol.topics import checked_name
@@ -86,7 +86,7 @@ def check(model: str, options: CompileOptions) -> Asked:
     Raises:
         InputError: an option, target or recipe is wrong (:class:`kedge_protocol.errors.ConfigError`, …).
         MissingDependencyError: this installation cannot compile.
-        StorageError: OUT is there already.
+        StorageError: OUT is there already, or is not what --force replaces.
     """
     check_environment()
     asked = _targets(options)
@@ -174,8 +174,7 @@ def _check(options: CompileOptions) -> None:
         metric.check(options.metric)
     if options.loss is not None:
         user.check_reference(options.loss, where="--loss")
-    if options.out.exists() and not options.force:
-        raise StorageError("exists already", where=str(options.out), remedy="Choose another folder, or give --force")
+    check_place(options.out, replace=options.force)
 
 
 def _recipe(options: CompileOptions) -> Recipe | None:

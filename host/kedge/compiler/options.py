@@ -87,7 +87,7 @@ class CompileOptions:
     memory_limit: Annotated[
         int | None, Option("MiB of memory that one step may take; four fifths of this machine's by default.")
     ] = None
-    force: Annotated[bool, Option("Replace OUT if it is there.")] = False
+    force: Annotated[bool, Option("Replace OUT if it is there: a release or an empty folder, nothing else.")] = False
     batch: Annotated[
         int | None, Option("Fix the batch of a model that is not ONNX yet; it stays free by default.", metavar="N")
     ] = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from kedge.compiler.options import CompileOptions
 from kedge.compiler.result import Compiled, Failed
 from kedge.compression import latency, recipe
 from kedge.compression.latency import Measurement
-from kedge_protocol.bundle.write import new_layout
+from kedge_protocol.bundle.write import is_replaceable, new_layout
 from kedge_targets import registry
 
 RECORD_FILE = "search.json"
@@ -46,12 +48,18 @@ def release(
 
 def nearest(out: Path, source: pack.Source, failed: list[Failed], told: report.Told) -> Path | None:
     """Where no target keeps the budget: the nearest that was found goes into a folder beside OUT, for nothing that was
-    found may be lost. None where nothing was found."""
+    found may be lost. A release of that name is replaced; anything else stays, and the next free name is taken. None
+    where nothing was found."""
     kept = [one.nearest for one in failed if one.nearest is not None]
     if not kept:
         return None
-    folder = out.with_name(f"{out.name}.nearest")
-    return release(source.options, source, kept, failed, told, (), out=folder)
+    return release(source.options, source, kept, failed, told, (), out=_free_place(out))
+
+
+def _free_place(out: Path) -> Path:
+    names = itertools.chain([f"{out.name}.nearest"], (f"{out.name}.nearest-{again}" for again in itertools.count(2)))
+    places = map(out.with_name, names)
+    return next(place for place in places if not os.path.lexists(place) or is_replaceable(place))
 
 
 def _recipe(options: CompileOptions, source: pack.Source, compiled: list[Compiled]) -> str:

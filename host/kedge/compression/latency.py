@@ -67,8 +67,8 @@ def read(path: Path) -> Record:
     """
     where = f"--latencies {path}"
     try:
-        return codec.structure(json.loads(path.read_text(encoding="utf-8")), Record, where=where)
-    except (OSError, ValueError, MessageError) as error:
+        return codec.decode(path.read_bytes(), Record, where=where)
+    except (OSError, MessageError) as error:
         said = error.what if isinstance(error, MessageError) else str(error)
         raise ConfigError(
             f"cannot be read: {said}", where=where, remedy="Give what `kedge device latencies -o FILE` wrote"

@@ -147,7 +147,7 @@ class Layout:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not (path / "oci-layout").is_file() or not (path / "index.json").is_file():
+        if not (path / oci.LAYOUT_FILE).is_file() or not (path / "index.json").is_file():
             raise BundleError(
                 "is not an OCI image layout",
                 where=str(path),

@@ -15,6 +15,9 @@ CONFIG_TYPE = "application/vnd.kedge.bundle.config.v1+json"
 FILE_TYPE = "application/vnd.kedge.file.v1"
 GOLDEN_TYPE = "application/vnd.kedge.golden.v1"
 
+LAYOUT_FILE = "oci-layout"
+"""Marks a folder as an image layout."""
+
 REF_NAME = "org.opencontainers.image.ref.name"
 TITLE = "org.opencontainers.image.title"
 TARGET = "io.kedge.target"

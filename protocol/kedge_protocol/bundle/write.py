@@ -100,8 +100,36 @@ class LayoutWriter:
             )
         top = oci.Index(schema_version=2, manifests=tuple(listed))
         (self.path / "index.json").write_bytes(codec.encode(oci.plain(top)))
-        (self.path / "oci-layout").write_bytes(codec.encode({"imageLayoutVersion": "1.0.0"}))
+        (self.path / oci.LAYOUT_FILE).write_bytes(codec.encode({"imageLayoutVersion": "1.0.0"}))
         return release
+
+
+def check_place(path: Path, *, replace: bool) -> None:
+    """Whether a layout may be put at ``path``: nothing is there, or, with ``replace``, a layout or an empty folder.
+
+    Raises:
+        StorageError: something else is there, or ``replace`` is false.
+    """
+    if not os.path.lexists(path):
+        return
+    if not replace:
+        raise StorageError(
+            "exists already", where=str(path), remedy="Choose another folder, or ask for it to be replaced (--force)"
+        )
+    if not is_replaceable(path):
+        raise StorageError(
+            f"is no OCI image layout (it holds no {oci.LAYOUT_FILE}) and is not replaced",
+            where=str(path),
+            remedy="Choose another folder, or remove this one yourself",
+        )
+
+
+def is_replaceable(path: Path) -> bool:
+    """Whether replacing ``path`` loses nothing but a layout: it is a folder that is one, or is empty."""
+    try:
+        return path.is_dir() and ((path / oci.LAYOUT_FILE).is_file() or not any(path.iterdir()))
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
@@ -109,15 +137,13 @@ def new_layout(path: Path, *, replace: bool = False) -> Iterator[LayoutWriter]:
     """Fill a new layout beside ``path`` and put it in place when the block ends well; else nothing is left.
 
     Args:
-        replace: whether an existing folder at ``path`` is replaced (by rename, at the end).
+        replace: whether a layout or an empty folder at ``path`` is replaced (by rename, at the end; where the rename
+            fails, the old folder is put back).
 
     Raises:
-        StorageError: ``path`` exists and ``replace`` is false, or the disk is full or not writable.
+        StorageError: see :func:`check_place`, or the disk is full or not writable.
     """
-    if path.exists() and not replace:
-        raise StorageError(
-            "exists already", where=str(path), remedy="Choose another folder, or ask for it to be replaced"
-        )
+    check_place(path, replace=replace)
     staging: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,9 +152,9 @@ def new_layout(path: Path, *, replace: bool = False) -> Iterator[LayoutWriter]:
         inner.mkdir()
         yield LayoutWriter(inner)
         _flush(inner)
-        if path.exists():
-            path.rename(staging / "old")
-        inner.rename(path)
+        # Once more: something else may have come there meanwhile.
+        check_place(path, replace=replace)
+        _put_in_place(inner, path, aside=staging / "old")
     except OSError as error:
         raise StorageError(
             f"cannot be written: {error.strerror}",
@@ -136,8 +162,28 @@ def new_layout(path: Path, *, replace: bool = False) -> Iterator[LayoutWriter]:
             remedy="Free space or choose another folder",
         ) from error
     finally:
-        if staging is not None:
+        if staging is not None and (os.path.lexists(path) or not (staging / "old").exists()):
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put_in_place(new: Path, path: Path, *, aside: Path) -> None:
+    """Rename ``new`` to ``path``; what is there goes ``aside`` and comes back if that fails."""
+    replaced = os.path.lexists(path)
+    if replaced:
+        path.rename(aside)
+    try:
+        new.rename(path)
+    except BaseException:
+        if replaced:
+            try:
+                aside.rename(path)
+            except OSError as error:
+                raise StorageError(
+                    f"cannot be put in place: {error.strerror}; what was there lies in {aside}",
+                    where=str(path),
+                    remedy="Move it back",
+                ) from error
+        raise
 
 
 def _flush(folder: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from kedge_protocol import codec, digest
 from kedge_protocol.errors import KedgeError, ModelError, StorageError, VerificationError
+from kedge_protocol.npz import UNREADABLE
 from kedge_targets.backends.finn import packed
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ CONSTANTS = "constants.npz"
 FLOAT = "FLOAT32"
 
 _DTYPES = ("float32", "float64", "int32", "int64")
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 _REMEDY = "Compile the model again"
 
 
@@ -214,7 +213,7 @@ def _constants(raw: bytes, listed: Sequence[_Constant]) -> dict[str, Array]:
                 elif value.dtype != dtype or value.shape != constant.shape:
                     raise ValueError(f"{constant.name!r} is not as it is described")
                 found[constant.name] = value
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise VerificationError(f"cannot be read: {error}", where=CONSTANTS, remedy=_REMEDY) from error
     return found
 
