@@ -1,0 +1,230 @@
+"""Boxes from a detector's outputs: decoding of the usual heads, and non-maximum suppression.
+
+Everything here is numpy alone, so that host and device get the same boxes.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge_protocol.errors import InputError
+
+Array = npt.NDArray[Any]
+Float = npt.NDArray[np.float32]
+
+SCORE_FLOOR = 0.001
+"""Detections below this score are dropped: where COCO mAP is measured, the curve wants the unsure ones too."""
+IOU_LIMIT = 0.7
+"""Of two boxes of one class that overlap by more, the one with the smaller score is dropped."""
+MAX_DETECTIONS = 300
+_BOX = 4
+_NORMALIZED = 2.0
+"""Coordinates that never exceed this are shares of the picture's size, not pixels."""
+_UNIT = 0.01
+
+
+class Head(str, enum.Enum):
+    """How a detector writes its boxes.
+
+    Sources: the export of Ultralytics YOLOv8 and of YOLOv5; SSD (Liu et al., 2016, arXiv:1512.02325), with a background
+    class in front; the ``TFLite_Detection_PostProcess`` operator of TensorFlow.
+    """
+
+    ANCHOR_FREE = "anchor-free"  # one output [N, 4 + C, A]: centre x, centre y, width, height; C probabilities
+    OBJECTNESS = "objectness"  # one output [N, A, 5 + C]: the same, and the probability of any object before the classes
+    SSD = "ssd"  # boxes [N, A, 4] as corners x1, y1, x2, y2, and scores [N, A, 1 + C]
+    FINAL = "final"  # after suppression: boxes [N, D, 4] as y1, x1, y2, x2, classes [N, D], scores [N, D]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Objects found in one picture, best first.
+
+    Attributes:
+        boxes: ``[D, 4]`` as x1, y1, x2, y2, shares of the picture's width and height.
+        scores: ``[D]`` from 0 to 1.
+        classes: ``[D]``, counted from 0.
+    """
+
+    boxes: Float
+    scores: Float
+    classes: npt.NDArray[np.int64]
+
+
+def head_of(outputs: Mapping[str, Array]) -> Head:
+    """Tell the head by the outputs' shapes.
+
+    Args:
+        outputs: output name → array, first axis the picture.
+
+    Raises:
+        InputError: the outputs fit none.
+    """
+    shapes = {name: array.shape for name, array in outputs.items()}
+    if len(outputs) == 1:
+        ((_, shape),) = shapes.items()
+        if len(shape) == 3 and _BOX < min(shape[1:]):
+            return Head.ANCHOR_FREE if shape[1] < shape[2] else Head.OBJECTNESS
+    else:
+        if _ssd_names(outputs) is not None:
+            return Head.SSD
+        boxes = [shape for shape in shapes.values() if len(shape) == 3 and shape[2] == _BOX]
+        flat = [shape for shape in shapes.values() if len(shape) == 2]
+        if len(boxes) == 1 and len([shape for shape in flat if shape[1] == boxes[0][1]]) >= 2:
+            return Head.FINAL
+    listed = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+    raise InputError(
+        f"the outputs are no detector's: {listed}",
+        remedy="Known heads: one output Nx(4+C)xA or NxAx(5+C); boxes NxAx4 with scores NxAxC; boxes NxDx4 with classes"
+        " and scores NxD",
+    )
+
+
+def decode(
+    outputs: Mapping[str, Array],
+    size: tuple[int, int],
+    *,
+    head: Head | None = None,
+    score_floor: float = SCORE_FLOOR,
+    iou_limit: float = IOU_LIMIT,
+    most: int = MAX_DETECTIONS,
+) -> list[Detections]:
+    """Turn a detector's outputs into objects, picture by picture.
+
+    Args:
+        outputs: output name → array, first axis the picture.
+        size: width and height of the model's input, in pixels.
+        head: None tells it by the outputs' shapes.
+        score_floor: detections below are dropped.
+        iou_limit: for :func:`suppress`.
+        most: detections kept of each picture.
+
+    Raises:
+        InputError: the outputs fit no known head.
+    """
+    kind = head or head_of(outputs)
+    read = {Head.ANCHOR_FREE: _anchor_free, Head.OBJECTNESS: _objectness, Head.SSD: _ssd, Head.FINAL: _final}[kind]
+    found = []
+    for boxes, scores, classes in read(outputs, size):
+        # NaN is no detection; it compares false.
+        above = (scores >= score_floor) & np.isfinite(boxes).all(axis=1)
+        boxes, scores, classes = boxes[above], scores[above], classes[above]
+        if kind is not Head.FINAL:
+            kept = suppress(boxes, scores, classes, iou_limit=iou_limit, most=most)
+        else:
+            kept = np.argsort(-scores, kind="stable")[:most]
+        found.append(Detections(boxes[kept], scores[kept], classes[kept]))
+    return found
+
+
+def suppress(
+    boxes: Array, scores: Array, classes: Array, *, iou_limit: float = IOU_LIMIT, most: int = MAX_DETECTIONS
+) -> npt.NDArray[np.int64]:
+    """Greedy non-maximum suppression within each class.
+
+    Args:
+        boxes: ``[D, 4]`` as x1, y1, x2, y2.
+        scores: ``[D]``.
+        classes: ``[D]``.
+        iou_limit: a box goes when its overlap (intersection over union) with a better one of its class is larger.
+        most: boxes that are kept.
+
+    Returns:
+        Indices of what is kept, best first.
+    """
+    order = np.argsort(-scores, kind="stable")
+    kept: list[int] = []
+    while order.size and len(kept) < most:
+        best, rest = order[0], order[1:]
+        kept.append(int(best))
+        overlap = iou(boxes[best : best + 1], boxes[rest])[0]
+        order = rest[(classes[rest] != classes[best]) | (overlap <= iou_limit)]
+    return np.asarray(kept, dtype=np.int64)
+
+
+def iou(left: Array, right: Array) -> Array:
+    """Intersection over union of each of ``left`` ``[L, 4]`` with each of ``right`` ``[R, 4]`` (x1, y1, x2, y2): ``[L, R]``;
+    0 where a box has no area."""
+    low = np.maximum(left[:, None, :2], right[None, :, :2])
+    high = np.minimum(left[:, None, 2:], right[None, :, 2:])
+    shared = np.prod(np.clip(high - low, 0, None), axis=2)
+    union = _area(left)[:, None] + _area(right)[None, :] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def _area(boxes: Array) -> Array:
+    area: Array = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1)
+    return area
+
+
+_Raw = list[tuple[Float, Float, npt.NDArray[np.int64]]]
+
+
+def _anchor_free(outputs: Mapping[str, Array], size: tuple[int, int]) -> _Raw:
+    (array,) = outputs.values()
+    rows = np.asarray(array, dtype=np.float32).transpose(0, 2, 1)
+    return [_best_class(one[:, :_BOX], one[:, _BOX:], size) for one in rows]
+
+
+def _objectness(outputs: Mapping[str, Array], size: tuple[int, int]) -> _Raw:
+    (array,) = outputs.values()
+    rows = np.asarray(array, dtype=np.float32)
+    return [_best_class(one[:, :_BOX], one[:, _BOX + 1 :] * one[:, _BOX : _BOX + 1], size) for one in rows]
+
+
+def _best_class(centred: Float, probabilities: Float, size: tuple[int, int]) -> tuple[Float, Float, Any]:
+    boxes = np.concatenate([centred[:, :2] - centred[:, 2:] / 2, centred[:, :2] + centred[:, 2:] / 2], axis=1)
+    return _shares(boxes, size), probabilities.max(axis=1), probabilities.argmax(axis=1)
+
+
+def _ssd(outputs: Mapping[str, Array], size: tuple[int, int]) -> _Raw:
+    names = _ssd_names(outputs)
+    if names is None:
+        raise InputError("the outputs are no boxes NxAx4 with scores NxAxC")
+    boxes, scores = (np.asarray(outputs[name], np.float32) for name in names)
+    found = []
+    for corners, rows in zip(boxes, scores, strict=True):
+        classes = rows[:, 1:]  # the first is the background
+        found.append((_shares(corners, size), classes.max(axis=1), classes.argmax(axis=1)))
+    return found
+
+
+def _ssd_names(outputs: Mapping[str, Array]) -> tuple[str, str] | None:
+    """The outputs of boxes and of scores; None where there are no such two. With three classes and a background both
+    have four columns: then the names must tell."""
+    if len(outputs) != 2 or any(array.ndim != 3 for array in outputs.values()):
+        return None
+    (one, first), (other, second) = outputs.items()
+    if first.shape[:2] != second.shape[:2] or _BOX not in (first.shape[2], second.shape[2]):
+        return None
+    if first.shape[2] == second.shape[2]:
+        return (other, one) if any(word in one.lower() for word in ("score", "conf", "class", "prob")) else (one, other)
+    return (one, other) if first.shape[2] == _BOX else (other, one)
+
+
+def _final(outputs: Mapping[str, Array], size: tuple[int, int]) -> _Raw:
+    boxes = next(np.asarray(array, np.float32) for array in outputs.values() if array.ndim == 3)
+    flat = {name: np.asarray(array, np.float32) for name, array in outputs.items() if array.ndim == 2}
+    named = [name for name in flat if "class" in name.lower() or "label" in name.lower()]
+    # Without a name that helps: scores lie between 0 and 1 and are no whole numbers.
+    classes = named[0] if named else next(iter(sorted(flat, key=lambda name: -float(flat[name].max(initial=0)))))
+    scores = next(name for name in flat if name != classes)
+    turned = boxes[..., [1, 0, 3, 2]]
+    return [
+        (_shares(corners, size), score, kind.astype(np.int64))
+        for corners, score, kind in zip(turned, flat[scores], flat[classes], strict=True)
+    ]
+
+
+def _shares(boxes: Float, size: tuple[int, int]) -> Float:
+    """Boxes as shares of the picture's size, whichever they were in."""
+    largest = float(np.nanmax(np.abs(boxes), initial=0.0)) if boxes.size else 0.0
+    if largest <= _NORMALIZED:
+        return boxes
+    return (boxes / np.asarray([*size, *size], dtype=np.float32)).astype(np.float32)
