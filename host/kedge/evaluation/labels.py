@@ -23,7 +23,9 @@ from kedge_protocol.errors import DatasetError
 Array = npt.NDArray[Any]
 
 _YOLO = 5
-_REMEDY = "Give COCO JSON, a folder of YOLO text files, an .npy array, or a .txt or .csv file with a line for each sample"
+_REMEDY = (
+    "Give COCO JSON, a folder of YOLO text files, an .npy array, or a .txt or .csv file with a line for each sample"
+)
 
 
 def read(path: Path, samples: int) -> Array:
@@ -49,7 +51,9 @@ def read(path: Path, samples: int) -> Array:
     elif path.suffix in (".txt", ".csv"):
         found = _lines(path, where)
     else:
-        raise DatasetError(f"{path.suffix or 'a file without an ending'} is no form of labels", where=where, remedy=_REMEDY)
+        raise DatasetError(
+            f"{path.suffix or 'a file without an ending'} is no form of labels", where=where, remedy=_REMEDY
+        )
     if len(found) != samples:
         raise DatasetError(f"holds labels of {len(found)} samples, the evaluation set has {samples}", where=where)
     return found
@@ -118,7 +122,8 @@ def _yolo_file(file: Path, where: str) -> list[list[float]]:
             kind, x, y, w, h = int(fields[0]), *(float(value) for value in fields[1:_YOLO])
         except ValueError as error:
             raise DatasetError(
-                f"{file.name}, line {number}: a class and four numbers (centre, width, height) were expected", where=where
+                f"{file.name}, line {number}: a class and four numbers (centre, width, height) were expected",
+                where=where,
             ) from error
         rows.append([float(kind), x - w / 2, y - h / 2, x + w / 2, y + h / 2, 0.0])
     return rows

@@ -113,7 +113,9 @@ class Sqnr(Metric):
 
     def per_sample(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], labels: Any | None) -> Array:
         """N x 2: power of the signal and of the error."""
-        wanted = np.asarray(reference[self.output or ""], dtype=np.float64).reshape(len(reference[self.output or ""]), -1)
+        wanted = np.asarray(reference[self.output or ""], dtype=np.float64).reshape(
+            len(reference[self.output or ""]), -1
+        )
         got = np.asarray(outputs[self.output or ""], dtype=np.float64).reshape(wanted.shape)
         error = np.nan_to_num(got - wanted, nan=np.finfo(np.float32).max)
         return np.stack([(wanted**2).sum(axis=1), (error**2).sum(axis=1)], axis=1)

@@ -1,0 +1,145 @@
+"""What changed: the evaluation samples whose answers a bundle moved most, each beside the float model's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.evaluation import decisions, groups
+from kedge.evaluation.kinds import OutputKind, Seen
+
+Array = npt.NDArray[Any]
+
+MOST = 10
+_ROWS = 64
+_FEW = 3
+_DEAF = frozenset({OutputKind.PASSED_THROUGH, OutputKind.EMPTY})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputChange:
+    """One output of one sample.
+
+    Attributes:
+        before, after: the float model's answer and the bundle's, in words.
+        same: share of the sample's answers that are the float model's; None where the output has none.
+        error: root mean square error over the root mean square of the output's numbers, of the group of channels where
+            it is largest.
+    """
+
+    name: str
+    before: str
+    after: str
+    same: float | None
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One sample.
+
+    Attributes:
+        sample: index in the evaluation set.
+        layer: whose rounding alone moves this sample most; None where that was not measured.
+    """
+
+    sample: int
+    outputs: tuple[OutputChange, ...]
+    layer: str | None = None
+
+    @property
+    def flipped(self) -> bool:
+        """Whether an answer is another."""
+        return any(one.same is not None and one.same < 1 for one in self.outputs)
+
+
+def largest(
+    kinds: Mapping[str, Seen], outputs: Mapping[str, Array], reference: Mapping[str, Array], *, most: int = MOST
+) -> tuple[Change, ...]:
+    """The samples that changed most: other answers first, then the largest errors. Samples without any change are left
+    out.
+
+    Args:
+        kinds: what each output is.
+        outputs: of the bundle, first axis the sample.
+        reference: of the float model, likewise.
+    """
+    names = [name for name, seen in kinds.items() if seen.kind not in _DEAF]
+    if not names:
+        return ()
+    errors = {name: relative_errors(outputs[name], reference[name], kinds[name]) for name in names}
+    same = {
+        name: decisions.agreeing(kinds[name], outputs[name], reference[name]) for name in decisions.answering(kinds)
+    }
+    worst = np.max(np.stack(list(errors.values())), axis=0)
+    agreed = np.min(np.stack(list(same.values())), axis=0) if same else np.ones(len(worst))
+    order = np.lexsort((np.arange(len(worst)), -worst, agreed))
+    picked = [int(one) for one in order[:most] if worst[one] > 0 or agreed[one] < 1]
+    return tuple(
+        Change(
+            sample=number,
+            outputs=tuple(
+                OutputChange(
+                    name=name,
+                    before=said(kinds[name], reference[name][number], reference[name]),
+                    after=said(kinds[name], outputs[name][number], reference[name]),
+                    same=float(same[name][number]) if name in same else None,
+                    error=round(float(errors[name][number]), 6),
+                )
+                for name in names
+            ),
+        )
+        for number in picked
+    )
+
+
+def relative_errors(output: Array, reference: Array, seen: Seen) -> Array:
+    """N: root mean square error of each sample over the root mean square of all samples, in the group of channels where
+    it is largest; what is not finite counts as a million."""
+    count = len(reference)
+    if reference.dtype.kind != "f":
+        return 1.0 - decisions.shares(np.asarray(output) == np.asarray(reference))
+    found = np.zeros(count)
+    for group in groups.of(reference, bounded=seen.bounded):
+        noise, signal = np.zeros(count), np.zeros(count)
+        for start in range(0, count, _ROWS):
+            wanted = np.asarray(group.of(reference[start : start + _ROWS]), dtype=np.float64)
+            got = np.asarray(group.of(output[start : start + _ROWS]), dtype=np.float64)
+            wanted, got = wanted.reshape(len(wanted), -1), got.reshape(len(got), -1)
+            with np.errstate(invalid="ignore", over="ignore"):
+                noise[start : start + _ROWS] = np.square(got - wanted).mean(axis=1)
+            signal[start : start + _ROWS] = np.square(np.where(np.isfinite(wanted), wanted, 0.0)).mean(axis=1)
+        scale = float(signal.mean()) or 1.0
+        ratio = np.sqrt(noise / scale)
+        found = np.maximum(found, np.where(np.isfinite(ratio), ratio, 1e6))
+    return found
+
+
+def said(seen: Seen, value: Array, reference: Array) -> str:
+    """One sample's answer in words.
+
+    Args:
+        value: the output without its sample axis.
+        reference: of all samples, to tell the threshold of a probability.
+    """
+    value = np.asarray(value)
+    if seen.kind is OutputKind.CLASSES and value.ndim == 1:
+        best = np.argsort(-np.nan_to_num(value.astype(np.float64), nan=-np.inf), kind="stable")[:_FEW]
+        return ", ".join(f"{int(one)} ({float(value[one]):.3g})" for one in best)
+    if seen.kind is OutputKind.PROBABILITY:
+        edge = decisions.threshold(reference)
+        number = float(value.reshape(-1)[0])
+        return f"{number:.4g} ({'yes' if number > edge else 'no'}, threshold {edge:.3g})"
+    if value.dtype.kind in "OUS" or value.size == 1:
+        return str(value.reshape(-1)[0])
+    if value.dtype.kind != "f":
+        return ", ".join(str(one) for one in value.reshape(-1)[: 2 * _FEW])
+    finite = value[np.isfinite(value)]
+    if not finite.size:
+        return "nothing finite"
+    above = f", {int((value > decisions.HALF).sum())} above {decisions.HALF}" if seen.bounded else ""
+    return f"{finite.min():.3g} to {finite.max():.3g}, mean {finite.mean():.3g}{above}"
