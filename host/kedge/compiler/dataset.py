@@ -53,6 +53,7 @@ class Dataset:
         path: the ``.npz`` or the folder.
         scratch: an empty folder for what is unpacked.
         role: ``calibration`` or ``evaluation``, for messages.
+        annotations: a file or folder of labels (:mod:`kedge.evaluation.labels`), where the data set has none.
 
     Raises:
         DatasetError: nothing there, not such a file, an array that is not plain numbers, arrays without samples or of
@@ -60,7 +61,7 @@ class Dataset:
         StorageError: no space to unpack.
     """
 
-    def __init__(self, path: Path, scratch: Path, *, role: str) -> None:
+    def __init__(self, path: Path, scratch: Path, *, role: str, annotations: Path | None = None) -> None:
         self.path = path
         self.where = f"{role} {path}"
         self.files = _unpacked(path, scratch, self.where) if path.is_file() else _folder(path, self.where)
@@ -71,6 +72,19 @@ class Dataset:
             if array.ndim == 0 or array.shape[0] == 0:
                 raise DatasetError(f"array {name!r} has no samples", where=self.where)
         self.samples = _common_length(self.arrays, self.where)
+        if annotations is not None:
+            self._annotate(annotations, scratch)
+
+    def _annotate(self, annotations: Path, scratch: Path) -> None:
+        from kedge.evaluation import labels
+
+        if LABEL in self.arrays:
+            raise DatasetError(
+                f"holds {LABEL!r}, and annotations are given too", where=self.where, remedy="Give one of the two"
+            )
+        self.files[LABEL] = scratch / "annotations.npy"
+        np.save(self.files[LABEL], labels.read(annotations, self.samples))
+        self.arrays[LABEL] = open_array(self.files[LABEL], name=LABEL, where=self.where)
 
     def bind(self, inputs: Sequence[TensorInfo]) -> Data:
         """Hold the arrays against a model's inputs.

@@ -33,6 +33,7 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
     quantize: str | None = None,
     preprocess: str | Sequence[str] | None = None,
     metric: str | None = None,
+    annotations: str | os.PathLike[str] | None = None,
     loss: str | None = None,
     labels: str | os.PathLike[str] | None = None,
     deadline: float = 3600.0,
@@ -73,9 +74,11 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
         step, quantize: the same in short, ``("prune-channels:ratio=0.5", "distil")``, ``"precision=int8"``.
         preprocess: ``scale=1/255,mean=0.5,std=0.5``, per channel with colons, for several inputs one text each,
             beginning with ``NAME:``.
-        metric: ``file.py:function`` of your own, ``function(outputs, inputs, labels) -> float``, with dicts of arrays
-            by name, ``labels`` an array or None, higher is better. Without it: top-1 where there are labels, else
-            agreement with the float model (same top-1 for class scores, cosine otherwise).
+        metric: a known one (:mod:`kedge.evaluation.metrics`), ``KIND`` or ``KIND:OUTPUT``; or ``file.py:function`` of
+            your own, ``function(outputs, inputs, labels) -> float``, with dicts of arrays by name, ``labels`` an array
+            or None, higher is better. Without it: see :func:`kedge.evaluation.metric.choose`.
+        annotations: COCO JSON, a folder of YOLO text files, an ``.npy`` or a ``.txt``, for the evaluation samples of a
+            data set without ``label``; see :mod:`kedge.evaluation.labels`.
         loss: ``file.py:function`` of your own for fine-tuning with the labels of the calibration samples,
             ``function(outputs, inputs, labels) -> torch scalar``. Without it: self-distillation from the float model.
         labels: a file of class names, one on each line.
@@ -119,6 +122,7 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
         quantize=quantize,
         preprocess=_several(preprocess or ()),
         metric=metric,
+        annotations=_path(annotations),
         loss=loss,
         labels=_path(labels),
         deadline=deadline,

@@ -70,9 +70,17 @@ class CompileOptions:
     metric: Annotated[
         str | None,
         Option(
-            "A known metric, of an output where one is named: top1, agreement:scores; or your own, FILE.py:FUNCTION, "
-            "function(outputs, inputs, labels) -> float (or an array of one number for each sample), higher is better.",
+            "A known metric, of an output where one is named: top1, map, cosine:embedding; or your own, "
+            "FILE.py:FUNCTION, function(outputs, inputs, labels) -> float (or an array of one number for each sample), "
+            "higher is better.",
             metavar="KIND[:OUTPUT]",
+        ),
+    ] = None
+    annotations: Annotated[
+        Path | None,
+        Option(
+            "What is right for the evaluation samples, where the data set holds no `label`: COCO JSON, a folder of "
+            "YOLO text files, an .npy (classes, multi-hot, masks), or a .txt with a line for each sample.",
         ),
     ] = None
     loss: Annotated[

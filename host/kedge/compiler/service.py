@@ -181,7 +181,9 @@ class _Compilation:
         early = pool.submit(self._prepare, worker, None) if direct else None
         try:
             calibration, calibration_scan = self._dataset("calibration", self._options.calibration)
-            evaluation, evaluation_scan = self._dataset("evaluation", self._options.evaluation)
+            evaluation, evaluation_scan = self._dataset(
+                "evaluation", self._options.evaluation, self._options.annotations
+            )
         except KedgeError:
             if early is not None:
                 early.result()  # what is wrong with the model is said first
@@ -247,11 +249,11 @@ class _Compilation:
             deadline=self._options.deadline,
         )
 
-    def _dataset(self, role: str, path: Path) -> tuple[Dataset, Scan]:
+    def _dataset(self, role: str, path: Path, annotations: Path | None = None) -> tuple[Dataset, Scan]:
         self._tell("data", role, 0, 0)
         scratch = self._scratch / role
         scratch.mkdir()
-        dataset = Dataset(path, scratch, role=role)
+        dataset = Dataset(path, scratch, role=role, annotations=annotations)
         return dataset, dataset.scan()
 
     def _reference(self, worker: Worker, data: _Given, preprocess: dict[str, Preprocess]) -> exchange.ReferenceAnswer:

@@ -95,7 +95,7 @@ def _chosen(request: ReferenceRequest, reference: Mapping[str, Array], samples: 
         named=metric.named_output(request.metric),
         asked=request.min_agreement,
     )
-    return metric.choose(request.metric, kinds=seen, reference=reference, labels=samples.label)
+    return metric.choose(request.metric, kinds=seen, reference=reference, labels=samples.label, inputs=samples.arrays)
 
 
 def score(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Choice:
             ``file.py:function`` without folders for the user's own.
         output: that is judged; None where all are.
         kinds: what each output is.
+        inputs: shape of each input's raw samples.
         function: ``path.py:function`` of the user's own.
     """
 
@@ -44,6 +45,7 @@ class Choice:
     name: str
     output: str | None = None
     kinds: tuple[Seen, ...] = ()
+    inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     function: str | None = None
     direction: Direction = Direction.HIGHER
     unit: str = ""
@@ -60,7 +62,7 @@ class Choice:
 
     def metric(self) -> Metric:
         """Of a known kind, made anew."""
-        return find(self.kind, where=WHERE)(self.output, self.seen)
+        return find(self.kind, where=WHERE)(self.output, self.seen, self.inputs)
 
     def drop(self, reference: float, value: float) -> float:
         """How much worse than the float model's a value is; below 0 where it is better."""
@@ -122,30 +124,32 @@ def choose(
     kinds: Mapping[str, Seen],
     reference: Mapping[str, Array],
     labels: Any | None,
+    inputs: Mapping[str, Array] | None = None,
 ) -> Choice:
-    """Decide the metric: what the user asked for; with labels top-1 of the output that they fit (R² where they are real
-    numbers); without labels agreement with the float model's answers where an output has answers, R² of a single
-    number, else the cosine.
+    """Decide the metric: what the user asked for. With labels it is top-1 of the output that they fit, R² where they
+    are real numbers, and for boxes, masks, several labels of a sample or texts the metric of their kind. Without labels
+    it is agreement with the float model's answers where an output has answers, R² of a single number, else the cosine.
 
     Args:
         text: the ``--metric`` option.
         kinds: what each output is.
         reference: the float model's answers, in its order.
+        inputs: raw samples, by name.
 
     Raises:
         DatasetError: labels that no output fits.
         ConfigError: a metric that suits no output, or an output that is not there.
     """
     told = tuple(kinds.values())
+    shapes = {name: tuple(array.shape) for name, array in (inputs or {}).items()}
     if text is not None and user.is_file(text):
         path, _, function = text.rpartition(":")
         return Choice(kind=USER, name=f"{Path(path).name}:{function}", function=text, kinds=told)
     if text is not None:
         kind, _, output = text.partition(":")
-        return _known(kind, output or None, kinds, reference, labels)
-    if labels is not None:
-        return _known(_with_labels(kinds, reference, labels), None, kinds, reference, labels)
-    return _known(_without_labels(kinds), None, kinds, reference, labels)
+        return _known(kind, output or None, kinds, reference, labels, shapes)
+    kind = _without_labels(kinds) if labels is None else _with_labels(kinds, reference, labels)
+    return _known(kind, None, kinds, reference, labels, shapes)
 
 
 def _with_labels(kinds: Mapping[str, Seen], reference: Mapping[str, Array], labels: Any) -> str:
@@ -155,7 +159,14 @@ def _with_labels(kinds: Mapping[str, Seen], reference: Mapping[str, Array], labe
     numbers = isinstance(labels, np.ndarray) and labels.dtype.kind == "f"
     if numbers and any(seen.kind in _SINGLE and reference[n].size == labels.size for n, seen in kinds.items()):
         return "r2"
+    for kind in _BY_LABELS:
+        if any(find(kind, where=WHERE).suits(seen, reference[name], labels) for name, seen in kinds.items()):
+            return kind
     raise _misfit(kinds, reference, labels)
+
+
+_BY_LABELS = ("map", "miou", "multilabel-f1", "cer")
+"""What labels that are no classes may be of, in this order."""
 
 
 def _misfit(kinds: Mapping[str, Seen], reference: Mapping[str, Array], labels: Any) -> Exception:
@@ -187,12 +198,19 @@ def _without_labels(kinds: Mapping[str, Seen]) -> str:
 
 
 def _known(
-    kind: str, output: str | None, kinds: Mapping[str, Seen], reference: Mapping[str, Array], labels: Any | None
+    kind: str,
+    output: str | None,
+    kinds: Mapping[str, Seen],
+    reference: Mapping[str, Array],
+    labels: Any | None,
+    inputs: Mapping[str, tuple[int, ...]],
 ) -> Choice:
     metric = find(kind, where=WHERE)
     if metric.needs_labels and labels is None:
         raise ConfigError(
-            f"{kind} needs labels, the evaluation set has none", where=WHERE, remedy="Store them as `label`"
+            f"{kind} needs labels, the evaluation set has none",
+            where=WHERE,
+            remedy="Store them as `label`, or give --annotations",
         )
     if output is not None and output not in kinds:
         raise ConfigError(f"the model has no output {output!r}", where=WHERE, remedy=f"It has {', '.join(kinds)}")
@@ -208,12 +226,13 @@ def _known(
                 where=WHERE,
                 remedy=f"Name the output: --metric {kind}:{next(iter(kinds))}",
             )
-    metric(chosen, kinds).check(reference, labels, where="evaluation")
+    metric(chosen, kinds, inputs).check(reference, labels, where="evaluation")
     return Choice(
         kind=kind,
         name=kind if output is None else f"{kind}:{output}",
         output=chosen,
         kinds=tuple(kinds.values()),
+        inputs=dict(inputs),
         direction=metric.direction,
         unit=metric.unit,
     )

@@ -37,7 +37,7 @@ class Head(str, enum.Enum):
     """
 
     ANCHOR_FREE = "anchor-free"  # one output [N, 4 + C, A]: centre x, centre y, width, height; C probabilities
-    OBJECTNESS = "objectness"  # one output [N, A, 5 + C]: the same, and the probability of any object before the classes
+    OBJECTNESS = "objectness"  # one output [N, A, 5 + C]: the same, with the probability of any object in between
     SSD = "ssd"  # boxes [N, A, 4] as corners x1, y1, x2, y2, and scores [N, A, 1 + C]
     FINAL = "final"  # after suppression: boxes [N, D, 4] as y1, x1, y2, x2, classes [N, D], scores [N, D]
 
@@ -69,7 +69,7 @@ def head_of(outputs: Mapping[str, Array]) -> Head:
     shapes = {name: array.shape for name, array in outputs.items()}
     if len(outputs) == 1:
         ((_, shape),) = shapes.items()
-        if len(shape) == 3 and _BOX < min(shape[1:]):
+        if len(shape) == 3 and min(shape[1:]) > _BOX:
             return Head.ANCHOR_FREE if shape[1] < shape[2] else Head.OBJECTNESS
     else:
         if _ssd_names(outputs) is not None:
@@ -149,13 +149,14 @@ def suppress(
 
 
 def iou(left: Array, right: Array) -> Array:
-    """Intersection over union of each of ``left`` ``[L, 4]`` with each of ``right`` ``[R, 4]`` (x1, y1, x2, y2): ``[L, R]``;
-    0 where a box has no area."""
+    """Intersection over union of each of ``left`` ``[L, 4]`` with each of ``right`` ``[R, 4]``, as x1, y1, x2, y2:
+    ``[L, R]``; 0 where a box has no area."""
     low = np.maximum(left[:, None, :2], right[None, :, :2])
     high = np.minimum(left[:, None, 2:], right[None, :, 2:])
     shared = np.prod(np.clip(high - low, 0, None), axis=2)
     union = _area(left)[:, None] + _area(right)[None, :] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    overlap: Array = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return overlap
 
 
 def _area(boxes: Array) -> Array:

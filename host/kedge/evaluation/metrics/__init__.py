@@ -14,7 +14,7 @@ from kedge_protocol.errors import ConfigError
 
 __all__ = ["Direction", "Metric", "find", "known"]
 
-_MODULES = ("classes", "likeness")
+_MODULES = ("classes", "likeness", "classification", "regression", "segmentation", "text", "detection")
 """Modules of this package; each has ``METRICS``, a tuple of classes."""
 
 

@@ -169,7 +169,7 @@ def _area(scores: Array, positive: Array) -> float | None:
     if not np.isfinite(scores).all():
         return _HALF
     # The Mann-Whitney statistic by mean ranks: equal scores share theirs.
-    values, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     ranks = (last - (counts - 1) / 2)[inverse]
     return float((ranks[yes].sum() - ahead * (ahead + 1) / 2) / (ahead * behind))

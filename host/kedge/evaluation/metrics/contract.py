@@ -32,6 +32,7 @@ class Metric(abc.ABC):
     Args:
         output: the output that is judged; None where there is only the whole model to judge (see :attr:`whole`).
         kinds: what each output of the model is, by name, in the model's order.
+        inputs: shape of each input's raw samples, by name, first axis the sample.
 
     Attributes:
         name: as ``--metric`` and the report have it.
@@ -50,9 +51,12 @@ class Metric(abc.ABC):
     whole: ClassVar[bool] = False
     span: ClassVar[float | None] = 1.0
 
-    def __init__(self, output: str | None, kinds: Mapping[str, Seen]) -> None:
+    def __init__(
+        self, output: str | None, kinds: Mapping[str, Seen], inputs: Mapping[str, tuple[int, ...]] | None = None
+    ) -> None:
         self.output = output
         self.kinds = kinds
+        self.inputs = inputs or {}
 
     @classmethod
     def suits(cls, seen: Seen, reference: Array, labels: Any | None) -> bool:

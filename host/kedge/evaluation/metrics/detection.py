@@ -52,10 +52,11 @@ class MeanAveragePrecision(Metric):
         """Boxes as labels, and outputs that decode."""
         _pycocotools()
         if not is_boxes(labels):
+            have = "x".join(map(str, np.asarray(labels).shape))
             raise DatasetError(
-                f"label has shape {'x'.join(map(str, np.shape(labels)))}, boxes (NxMx{FIELDS}) were expected",
+                f"label has shape {have}, boxes (NxMx{FIELDS}) were expected",
                 where=where,
-                remedy="Give COCO JSON or a folder of YOLO text files with --labels",
+                remedy="Give COCO JSON or a folder of YOLO text files with --annotations",
             )
         try:
             boxes.head_of(reference)

@@ -15,6 +15,7 @@ from kedge_protocol.errors import ConfigError, DatasetError
 Array = npt.NDArray[Any]
 
 _DECIBEL = 10.0
+_WRONG = float(np.finfo(np.float32).max)
 _SILENT = 200.0
 """Decibels that stand for no error at all: beyond what float64 can tell."""
 
@@ -46,7 +47,7 @@ class _Numbers(Metric):
     def got(self, outputs: Mapping[str, Array]) -> Array:
         """N x numbers: the answers; what is not finite is infinitely wrong."""
         array = np.asarray(outputs[self.output or ""], dtype=np.float64)
-        return np.nan_to_num(array.reshape(len(array), -1), nan=np.finfo(np.float32).max)
+        return np.nan_to_num(array.reshape(len(array), -1), nan=_WRONG)
 
 
 class Mae(_Numbers):
@@ -117,7 +118,7 @@ class Sqnr(Metric):
             len(reference[self.output or ""]), -1
         )
         got = np.asarray(outputs[self.output or ""], dtype=np.float64).reshape(wanted.shape)
-        error = np.nan_to_num(got - wanted, nan=np.finfo(np.float32).max)
+        error = np.nan_to_num(got - wanted, nan=_WRONG)
         return np.stack([(wanted**2).sum(axis=1), (error**2).sum(axis=1)], axis=1)
 
     def aggregate(self, rows: Array) -> float:

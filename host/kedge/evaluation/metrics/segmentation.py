@@ -38,7 +38,7 @@ class MeanIou(Metric):
         if axis is None or masks.dtype.kind not in "iu":
             have, want = ("x".join(map(str, shape)) for shape in (masks.shape, array.shape))
             raise DatasetError(
-                f"label has dtype {masks.dtype} and shape {have}, masks of whole numbers for scores of {want} were expected",
+                f"label has dtype {masks.dtype} and shape {have}; scores of {want} need masks of whole numbers",
                 where=where,
             )
         used, classes = masks[masks != IGNORED], max(2, array.shape[axis])

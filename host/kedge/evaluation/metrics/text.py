@@ -21,9 +21,9 @@ class _ErrorRate(Metric):
     """Edits (insertions, deletions, substitutions) that turn the answer into the label, over the label's length; jiwer
     counts them.
 
-    The output is a text for each sample, or CTC scores NxTxC (the best class of each step; repetitions and blanks, class
-    0, go; Graves et al., 2006). Class numbers are compared as characters: the labels are then texts of a data set that
-    has the classes' alphabet, or rows of class numbers, padded with 0.
+    The output is a text for each sample, or CTC scores NxTxC (the best class of each step; repetitions and blanks,
+    which are class 0, go; Graves et al., 2006). The labels are texts, or for CTC scores rows of class numbers, padded
+    with 0.
     """
 
     direction = Direction.LOWER
