@@ -40,6 +40,7 @@ def fleet(tmp_path: Path, layout: Layout) -> Iterator[FleetService]:
         made.publish(layout.path)
         made.device_add("pi", "rpi4")
         made.device_add("other", "rpi4")
+        made.rollout_start("tiny:1.0")
         yield made
 
 
@@ -195,7 +196,7 @@ def test_a_rollout_says_what_each_device_was_sent_for_it(
         agent.fetch(bundle.digest, [0])
 
         def pulled() -> dict[str, int]:
-            return {one.device: one.bytes_pulled for one in fleet.rollout_status().devices}
+            return {one.device: one.bytes_sent for one in fleet.rollout_status().devices}
 
         wait_for(lambda: pulled() == {"pi": 3 * BLOCK_SIZE + len(bundle.raw), "other": 0})
 
@@ -210,6 +211,7 @@ def test_a_release_published_while_the_controller_runs_is_served(
         wait_for(lambda: agent.answers)
         assert agent.answers[-1][1].status is BlockStatus.NOT_FOUND
         fleet.publish(late.path)
+        fleet.rollout_start("tiny:2.0")
         deadline = time.monotonic() + 20
         while agent.answers[-1][1].status is not BlockStatus.OK:
             assert time.monotonic() < deadline

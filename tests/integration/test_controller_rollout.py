@@ -22,7 +22,7 @@ from kedge.cli.main import main
 from kedge.fleet.results import DeviceRollout, Progress
 from kedge.fleet.service import FleetService
 from kedge_protocol import codec, topics
-from kedge_protocol.blocks import MAX_MESSAGE_BYTES
+from kedge_protocol.blocks import MAX_MESSAGE_BYTES, BlockStatus
 from kedge_protocol.bundle.layout import Layout
 from kedge_protocol.messages import ModelState, ReportedModel, Status
 
@@ -264,6 +264,8 @@ def test_a_device_that_nobody_added_is_noted_once_and_not_served(
 ) -> None:
     model = Layout(layouts["1.0"]).bundle("rpi4").files["model.onnx"].digest
     with ScriptedAgent("stranger", mosquitto.port) as stranger, ScriptedAgent("pi", mosquitto.port) as known:
+        fleet.rollout_start("tiny:1.0")
+        wait_for(lambda: known.desired)
         for _ in range(5):
             stranger.birth()
             stranger.report(0)
@@ -277,6 +279,43 @@ def test_a_device_that_nobody_added_is_noted_once_and_not_served(
         fleet.rollout_start("tiny:1.0")
         wait_for(lambda: stranger.desired)
         stranger.fetch(model, [0])
+
+
+def test_a_device_gets_the_blobs_of_its_own_bundles_and_no_others(
+    fleet: FleetService, controller: ControllerProcess, mosquitto: Mosquitto, layouts: dict[str, Path]
+) -> None:
+    models = {version: Layout(layouts[version]).bundle("rpi4").files["model.onnx"].digest for version in layouts}
+    fleet.device_add("other", "rpi4", {"site": "x"})
+    fleet.rollout_start("tiny:1.0", {"site": "x"})
+    with ScriptedAgent("pi", mosquitto.port) as agent, ScriptedAgent("other", mosquitto.port) as wanted:
+        wait_for(lambda: wanted.desired)
+        wanted.fetch(models["1.0"], [0])
+        for version in ("1.0", "2.0"):
+            agent.ask(models[version], [0])
+        wait_for(lambda: len(agent.answers) == 2)
+        assert {answer.status for _, answer in agent.answers} == {BlockStatus.NOT_FOUND}
+        # What it says that it runs, or works towards, it may repair.
+        agent.report(0, {"tiny": serving(digest_of(layouts, "2.0"))})
+        wait_for(lambda: fleet.device("pi").device.reported)
+        agent.fetch(models["2.0"], [0])
+        agent.ask(models["1.0"], [0])
+        wait_for(lambda: [answer.status for _, answer in agent.answers].count(BlockStatus.NOT_FOUND) == 3)
+
+
+def test_a_device_added_again_while_the_controller_was_away_is_told_nothing_old(
+    fleet: FleetService, controller: ControllerProcess, mosquitto: Mosquitto
+) -> None:
+    fleet.rollout_start("tiny:1.0")
+    wait_for(lambda: retained(mosquitto.port, topics.desired("pi")))
+    assert controller.terminate() == 0
+    fleet.device_remove("pi")
+    fleet.device_add("pi", "rpi4")
+    controller.start()
+    wait_for(lambda: retained(mosquitto.port, topics.desired("pi")) is None)
+    with ScriptedAgent("pi", mosquitto.port, boot="fresh") as agent:
+        agent.birth()
+        wait_for(lambda: fleet.device("pi").device.online)
+        assert agent.desired == []
 
 
 def test_broken_messages_are_dropped_and_the_rest_goes_on(

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kedge.fleet import database, tables
+from kedge.fleet import database
 from kedge.fleet.ledger import Ledger
 from kedge.fleet.service import FleetService
 from kedge_protocol.errors import StorageError
@@ -40,8 +40,8 @@ class LedgerMachine(RuleBasedStateMachine):
         for name in ("one", "two"):
             self.fleet.device_add(name, "rpi4")
         with self.fleet.database.read() as session:
-            for device in session.query(tables.Device):
-                self.numbers[device.name] = device.id
+            for row in session.rows("SELECT id, name FROM device"):
+                self.numbers[row["name"]] = row["id"]
         self.ledger = Ledger(self.fleet.database)
         self.served: dict[tuple[str, str], list[int]] = {key: [] for key in KEYS}
         self.again = dict.fromkeys(KEYS, 0)

@@ -6,27 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.fleet.progress import judge
+from kedge.fleet.progress import Standing, Told, judge
 from kedge.fleet.results import Progress
-from kedge_protocol.messages import Failure, ModelState, Reported, ReportedModel
+from kedge_protocol.messages import Failure, ModelState, ReportedModel
 
 WANTED, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 digests = st.sampled_from([None, WANTED, OTHER])
 
 
-def reported(version: int, models: dict[str, ReportedModel]) -> Reported:
-    return Reported(
-        boot_id="b",
-        seq=1,
-        target="t",
-        agent_version="0",
-        architecture="x",
-        python="3",
-        runtimes={},
-        free_bytes=0,
-        desired_version=version,
-        models=models,
-    )
+def standing_of(
+    model: ReportedModel | None, *, told: int | None, asked: int, wanted: str | None = WANTED, online: bool = True
+) -> Standing:
+    return judge(wanted=wanted, version=asked, told=Told(told, model, online))
 
 
 models = st.builds(
@@ -45,7 +36,7 @@ models = st.builds(
 def test_done_needs_this_digest_serving_proved_for_this_version_or_later(
     model: ReportedModel, version: int, asked: int, online: bool
 ) -> None:
-    standing = judge(model="m", wanted=WANTED, version=asked, reported=reported(version, {"m": model}), online=online)
+    standing = standing_of(model, told=version, asked=asked, online=online)
     proof = model.state is ModelState.SERVING and model.digest == WANTED and model.proved and version >= asked
     assert (standing.progress is Progress.DONE) == proof
     if standing.progress is Progress.FAILED:
@@ -55,10 +46,20 @@ def test_done_needs_this_digest_serving_proved_for_this_version_or_later(
         assert model.failure.reason in standing.detail
 
 
-@given(models=st.dictionaries(st.sampled_from(["other", "third"]), models), online=st.booleans())
-def test_another_models_proof_counts_for_nothing(models: dict[str, ReportedModel], online: bool) -> None:
-    standing = judge(model="m", wanted=WANTED, version=1, reported=reported(9, models), online=online)
+@given(version=st.integers(1, 5), online=st.booleans())
+def test_a_device_that_does_not_speak_of_the_model_is_not_done(version: int, online: bool) -> None:
+    standing = standing_of(None, told=version, asked=1, online=online)
     assert standing.progress is (Progress.PENDING if online else Progress.OFFLINE)
+
+
+@given(model=st.none() | models, told=st.none() | st.integers(0, 5), asked=st.integers(1, 5), wanted=digests)
+def test_nothing_is_pending_or_away_without_a_word_why(
+    model: ReportedModel | None, told: int | None, asked: int, wanted: str | None
+) -> None:
+    for online in (True, False):
+        standing = standing_of(model, told=told, asked=asked, wanted=wanted, online=online)
+        if standing.progress in (Progress.PENDING, Progress.OFFLINE, Progress.FAILED):
+            assert standing.detail
 
 
 @pytest.mark.parametrize(
@@ -72,23 +73,22 @@ def test_another_models_proof_counts_for_nothing(models: dict[str, ReportedModel
 )
 def test_what_a_device_is_at_is_shown(state: ModelState, progress: Progress) -> None:
     model = ReportedModel(state=state, desired=WANTED, digest=OTHER, blocks_done=3, blocks_total=9, detail="so")
-    standing = judge(model="m", wanted=WANTED, version=2, reported=reported(2, {"m": model}), online=True)
+    standing = standing_of(model, told=2, asked=2)
     assert (standing.progress, standing.serving, standing.blocks_done, standing.detail) == (progress, OTHER, 3, "so")
-    before = judge(model="m", wanted=WANTED, version=3, reported=reported(2, {"m": model}), online=True)
+    before = standing_of(model, told=2, asked=3)
     assert before.progress is Progress.PENDING
 
 
 def test_a_model_taken_away_is_done_when_the_device_says_that_it_is_gone() -> None:
     serving = ReportedModel(state=ModelState.SERVING, desired=OTHER, digest=OTHER, proved=True)
-    for version, models, progress in (
-        (2, {}, Progress.DONE),
-        (1, {}, Progress.PENDING),
-        (2, {"m": serving}, Progress.PENDING),
+    for version, model, progress in (
+        (2, None, Progress.DONE),
+        (1, None, Progress.PENDING),
+        (2, serving, Progress.PENDING),
     ):
-        standing = judge(model="m", wanted=None, version=2, reported=reported(version, models), online=True)
-        assert standing.progress is progress
+        assert standing_of(model, told=version, asked=2, wanted=None).progress is progress
 
 
 def test_a_device_never_heard_of_is_offline() -> None:
-    standing = judge(model="m", wanted=WANTED, version=1, reported=None, online=False)
+    standing = standing_of(None, told=None, asked=1, online=False)
     assert (standing.progress, standing.detail) == (Progress.OFFLINE, "it was never heard of")

@@ -42,7 +42,8 @@ def fleet(tmp_path: Path, layouts: dict[str, Path]) -> FleetService:
 
 
 def wishes(fleet: FleetService) -> dict[str, Desired | None]:
-    found = Records(fleet.database).wishes()
+    records = Records(fleet.database)
+    found = records.wishes(list(records.roster().versions))
     return {wish.device: codec.decode(wish.payload, Desired, where="wish") if wish.payload else None for wish in found}
 
 
@@ -101,7 +102,8 @@ def test_each_device_is_to_have_the_bundle_of_its_target(fleet: FleetService, la
     assert started.skipped == {}
     assert [one.device for one in started.rollout.devices] == ["a", "b"]
     found = wishes(fleet)
-    assert set(found) == {"a", "b"}
+    assert set(found) == {"a", "b", "c"}
+    assert found["c"] is None
     for name, target in (("a", "rpi4"), ("b", "generic-cpu")):
         wanted = found[name]
         assert wanted is not None
@@ -146,18 +148,20 @@ def test_a_newer_rollout_of_a_model_supersedes_the_older_and_leaves_other_models
     first = fleet.rollout_start("tiny:1.0").rollout
     other = fleet.rollout_start("other:1.0").rollout
     second = fleet.rollout_start("tiny:2.0", {"site": "x"}).rollout
-    assert fleet.rollout_status(first.id).state == "superseded"
-    assert fleet.rollout_status(other.id).state == "active"
     # What the newer one does not touch still stands.
+    assert fleet.rollout_status(first.id).state == "active"
+    assert fleet.rollout_status(other.id).state == "active"
     assert [one.progress for one in fleet.rollout_status(first.id).devices] == [Progress.SUPERSEDED, Progress.OFFLINE]
     assert fleet.device("a").device.desired == {
         "tiny": bundle(layouts, "2.0"),
         "other": bundle(layouts, "other"),
     }
     assert fleet.device("b").device.desired["tiny"] == bundle(layouts, "1.0")
-    with pytest.raises(FleetError, match="superseded"):
-        fleet.rollout_revert(first.id)
     assert second.devices[0].previous == bundle(layouts, "1.0")
+    fleet.rollout_start("tiny:2.0")
+    assert fleet.rollout_status(first.id).state == "superseded"
+    with pytest.raises(FleetError, match="superseded on all its devices"):
+        fleet.rollout_revert(first.id)
 
 
 def test_revert_brings_back_what_each_device_had(fleet: FleetService, layouts: dict[str, Path]) -> None:
@@ -186,8 +190,8 @@ def test_a_device_added_again_goes_on_above_its_old_version(fleet: FleetService)
     fleet.device_remove("a")
     assert wishes(fleet) == {"a": None}
     fleet.device_add("a", "generic-cpu")
-    # Nothing is wanted of it until a rollout: what it has it keeps.
-    assert wishes(fleet) == {}
+    # Nothing is wanted of it until a rollout: what it has it keeps, and what the broker may retain is cleared.
+    assert wishes(fleet) == {"a": None}
     fleet.rollout_start("tiny:1.0")
     assert fleet.device("a").device.desired_version > before
 

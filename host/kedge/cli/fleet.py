@@ -276,7 +276,7 @@ def _show_rollout(status: RolloutStatus) -> None:
         if one.progress is Progress.FETCHING and one.blocks_total:
             progress = f"{progress} {one.blocks_done}/{one.blocks_total}"
         digests = [digest[7:19] if digest else "none" for digest in (one.digest, one.serving)]
-        rows.append((one.device, one.target, progress, *digests, _size(one.bytes_pulled), one.detail))
+        rows.append((one.device, one.target, progress, *digests, _size(one.bytes_sent), one.detail))
     table(("device", "target", "progress", "wanted", "serves", "pulled", "detail"), rows)
 
 

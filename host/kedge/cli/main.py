@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command → where it is, and its line in ``kedge --help``."""
 
-_EXTRAS = {"sqlalchemy": "fleet", "amqtt": "fleet", "rich": "host"}
+_EXTRAS = {"amqtt": "fleet", "rich": "host"}
 
 
 class LazyGroup(click.Group):

@@ -6,7 +6,8 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from kedge.fleet.inbox import SeldomLog
@@ -49,6 +50,15 @@ class Outlet(Protocol):
         """Wait until fewer bytes than ``below`` wait for the socket."""
 
 
+@dataclass(frozen=True)
+class Client:
+    """A device that is served: its number in the database, the bundles that it is to have, and those in its report."""
+
+    number: int
+    desired: frozenset[str]
+    reported: Callable[[], frozenset[str]]
+
+
 class BlockServer:
     """Requests come on the connection's thread (:meth:`request`); one thread of its own reads and sends.
 
@@ -62,17 +72,20 @@ class BlockServer:
         self._repository = repository
         self._ledger = ledger
         self._outlet = outlet
-        self._devices: Mapping[str, int] = {}
+        self._clients: Mapping[str, Client] = {}
         self._blobs: Mapping[str, int] = {}
+        self._bundles: Mapping[str, frozenset[str]] = {}
         self._turns = Turns()
         self._open: OrderedDict[tuple[str, BlobKind], int] = OrderedDict()
         self._seldom = SeldomLog()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="blocks", daemon=True)
 
-    def know(self, devices: Mapping[str, int], blobs: Mapping[str, int]) -> None:
-        """Whom to serve (device → its number) and with what (blob → its bytes)."""
-        self._devices, self._blobs = devices, blobs
+    def know(
+        self, clients: Mapping[str, Client], blobs: Mapping[str, int], bundles: Mapping[str, frozenset[str]]
+    ) -> None:
+        """Whom to serve (by name) and with what: blob → its bytes, bundle → its blobs."""
+        self._clients, self._blobs, self._bundles = clients, blobs, bundles
 
     def start(self) -> None:
         """Begin to send."""
@@ -95,8 +108,8 @@ class BlockServer:
         Raises:
             MessageError: it is none, or it has no ``rid`` to answer to.
         """
-        number = self._devices.get(device)
-        if number is None:
+        client = self._clients.get(device)
+        if client is None:
             return
         where = f"request of {device}"
         if not rid:
@@ -107,6 +120,10 @@ class BlockServer:
         if size is None:
             self._refuse(device, rid, request.blocks, BlockStatus.NOT_FOUND, "no published bundle has this blob")
             return
+        if not self._may_have(client, request.digest):
+            reason = "it is of no bundle that this device is to have or reported"
+            self._refuse(device, rid, request.blocks, BlockStatus.NOT_FOUND, reason)
+            return
         count = block_count(_size_of(request.kind, size))
         if len(request.blocks) > MAX_BLOCKS_A_REQUEST or any(not 0 <= index < count for index in request.blocks):
             reason = f"there are blocks 0 to {count - 1}, {MAX_BLOCKS_A_REQUEST} a request"
@@ -114,10 +131,16 @@ class BlockServer:
             return
         have &= (1 << count) - 1
         if have:
-            self._ledger.told((number, request.digest, request.kind), have)
+            self._ledger.told((client.number, request.digest, request.kind), have)
         full = self._turns.ask(device, rid, request.boot_id, request.digest, request.kind, request.blocks, have)
         if full:
             self._refuse(device, rid, full, BlockStatus.BUSY, "too many blocks wait for this device")
+
+    def _may_have(self, client: Client, blob: str) -> bool:
+        none: frozenset[str] = frozenset()
+        return any(
+            blob in self._bundles.get(bundle, none) for told in (client.desired, client.reported()) for bundle in told
+        )
 
     def _refuse(self, device: str, rid: str, indices: list[int], status: BlockStatus, reason: str) -> None:
         self._seldom.warning(f"{device} {status}", "%s: %s: %s", device, status.name, reason)
@@ -144,8 +167,8 @@ class BlockServer:
         self._close_files()
 
     def _send(self, job: Job) -> None:
-        number, size = self._devices.get(job.device), self._blobs.get(job.digest)
-        if number is None or size is None:
+        client, size = self._clients.get(job.device), self._blobs.get(job.digest)
+        if client is None or size is None:
             return
         length = block_length(_size_of(job.kind, size), job.index)
         topic = topics.block(job.device, job.rid)
@@ -158,7 +181,7 @@ class BlockServer:
             reason = b"the controller cannot read this block"
             self._outlet.publish(topic, encode_answer(job.index, reason, BlockStatus.REFUSED))
             return
-        key = (number, job.digest, job.kind)
+        key = (client.number, job.digest, job.kind)
         again = self._ledger.finished(key, job.index)
         if self._outlet.publish(topic, encode_answer(job.index, payload)):
             self._ledger.served(key, job.index, length, again=again)

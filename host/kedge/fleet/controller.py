@@ -16,10 +16,11 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from kedge.fleet.blockserver import BlockServer
+from kedge.fleet.blockserver import BlockServer, Client
 from kedge.fleet.database import Database, state_folder
 from kedge.fleet.embedded import EmbeddedBroker
 from kedge.fleet.inbox import Inbox, SeldomLog
@@ -29,13 +30,17 @@ from kedge.options import Option
 from kedge.repository.store import Repository
 from kedge_protocol import codec, topics
 from kedge_protocol.errors import ConfigError, FleetError, KedgeError, MessageError, StorageError
-from kedge_protocol.messages import Status
+from kedge_protocol.messages import Command, Status
 from kedge_protocol.mqtt import Backoff, Broker, Connection, parse_broker
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
-"""Between two looks at the database."""
+"""Between two rounds; what came between is written in one transaction."""
+LOOK_SECONDS = 10.0
+"""Between two looks at the database that no verb asked for: one may have died before it could."""
+PUBLISHED_AT_ONCE = 256
+"""Desired states that are read and published together."""
 FLUSH_SECONDS = 0.5
 """Between two writes of the count of blocks; what a killed controller can lose of it."""
 REMIND_SECONDS = 30.0
@@ -159,7 +164,10 @@ class Controller:
         self._blocks = BlockServer(Repository(state), self._ledger, self._connection)
         self._seldom = SeldomLog()
         self._changes = -1
-        self._published: dict[str, tuple[int, bool]] = {}
+        self._wakened = -1
+        self._looked = 0.0
+        self._wanted: dict[str, int | None] = {}
+        self._published: dict[str, int | None] = {}
         self._unpublished = False
         self._new_session = threading.Event()
         self._flushed = self._reminded = time.monotonic()
@@ -216,14 +224,28 @@ class Controller:
             self._inbox.written()
 
     def _read_changes(self) -> None:
-        changes = self.database.changes()
-        if changes == self._changes:
+        """Look at the database where a verb said that it has changed, and seldom without a word."""
+        wakened, now = self.database.wakened(), time.monotonic()
+        if wakened == self._wakened and now - self._looked < LOOK_SECONDS:
             return
-        roster = self._records.roster()
+        if self.database.changes() != self._changes:
+            self._read_roster()
+        self._wakened, self._looked = wakened, now
+
+    def _read_roster(self) -> None:
+        before = self._inbox.known()
+        roster = self._records.roster(known=before)
         self._inbox.know(roster.memories)
-        self._ledger.keep(roster.devices.values())
-        self._blocks.know(roster.devices, roster.blobs)
-        self._changes = changes
+        # What is known of a device that was removed and added again is not its own.
+        self._ledger.keep({one.number for name, one in roster.memories.items() if before.get(name) is one})
+        none: frozenset[str] = frozenset()
+        clients = {
+            name: Client(memory.number, roster.desired.get(name, none), partial(getattr, memory, "bundles"))
+            for name, memory in roster.memories.items()
+        }
+        self._blocks.know(clients, roster.blobs, roster.bundles)
+        self._wanted = roster.versions
+        self._changes = roster.changes
         self._unpublished = True
 
     def _publish(self) -> None:
@@ -231,28 +253,50 @@ class Controller:
             self._new_session.clear()
             self._published.clear()
             self._unpublished = True
-        remind = time.monotonic() - self._reminded >= REMIND_SECONDS
-        if remind:
-            self._reminded = time.monotonic()
-        if not self._connection.connected or not (self._unpublished or remind):
+        if not self._connection.connected:
             return
-        self._unpublished = False
-        for wish in self._records.wishes():
-            # A removed device keeps its version.
-            state = (wish.version, bool(wish.payload))
-            if self._published.get(wish.device) == state and not (remind and wish.lagging):
-                continue
-            try:
-                taken = self._connection.publish(topics.desired(wish.device), wish.payload, qos=1, retain=True)
-            except MessageError as error:
-                self._seldom.warning(
-                    f"desired {wish.device}", "%s is not told what it shall run: %s", wish.device, error
-                )
-                taken = True
-            if not taken:
-                self._unpublished = True  # the queue is full: the rest goes in the next round
-                return
-            self._published[wish.device] = state
+        self._remind()
+        if self._unpublished:
+            due = [name for name, version in self._wanted.items() if self._published.get(name, -1) != version]
+            self._unpublished = not self._publish_all(due) or not self._send_errands()
+
+    def _remind(self) -> None:
+        """Tell devices that are there and do not answer once more what they shall run."""
+        if time.monotonic() - self._reminded >= REMIND_SECONDS:
+            self._reminded = time.monotonic()
+            for name in self._records.lagging():
+                self._published.pop(name, None)
+                self._unpublished = True
+
+    def _publish_all(self, due: list[str]) -> bool:
+        """Publish what these devices shall run; False where the queue was full: the rest goes in the next round."""
+        for start in range(0, len(due), PUBLISHED_AT_ONCE):
+            for wish in self._records.wishes(due[start : start + PUBLISHED_AT_ONCE]):
+                if not self._tell(topics.desired(wish.device), wish.payload, wish.device, retain=True):
+                    return False
+                self._published[wish.device] = self._wanted[wish.device]
+        return True
+
+    def _tell(self, topic: str, payload: bytes, device: str, *, retain: bool) -> bool:
+        """Publish; False where the queue is full. What can never be sent is dropped with a word in the log."""
+        try:
+            return self._connection.publish(topic, payload, qos=1, retain=retain)
+        except MessageError as error:
+            self._seldom.warning(topic, "%s is not told what it shall do: %s", device, error)
+            return True
+
+    def _send_errands(self) -> bool:
+        errands = self._records.errands()
+        sent = []
+        for errand in errands:
+            command = Command(cid=errand.cid, verb=errand.verb)
+            if self._tell(
+                topics.command(errand.device, errand.cid), codec.encode(command), errand.device, retain=False
+            ):
+                sent.append(errand.cid)
+        if sent:
+            self._records.sent(sent)
+        return len(sent) == len(errands)
 
     # The connection's thread.
 

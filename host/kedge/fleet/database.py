@@ -1,4 +1,8 @@
-"""The state folder and its database: SQLite with a write-ahead log, shared by the command line and the controller."""
+"""The state folder and its database: SQLite with a write-ahead log, shared by the command line and the controller.
+
+SQL is written by hand on the standard library's driver: a library of objects above it cost each command more than all
+its work, and each message thirty times its statement (decision 018).
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,27 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, select
-from sqlalchemy.exc import DatabaseError, OperationalError
-from sqlalchemy.orm import Session
-
-from kedge.fleet.tables import SCHEMA_VERSION, Base, Meta
+from kedge.fleet import schema
+from kedge_protocol import codec
 from kedge_protocol.errors import FleetError, StorageError
+from kedge_protocol.messages import Reported
 
 BUSY_SECONDS = 15.0
 """How long a process waits for another's write."""
+WAKE = "fleet.wake"
+"""A file beside the database, touched after each change that the controller must act upon: it need not ask."""
+PARAMETERS = 900
+"""Values that one statement takes; SQLite's own limit was 999 for long."""
 
-_BEFORE_LATENCIES = 1
+Row = sqlite3.Row
+Values = Sequence[Any] | dict[str, Any]
 
 
 def state_folder(given: Path | None = None) -> Path:
@@ -37,6 +46,52 @@ def state_folder(given: Path | None = None) -> Path:
     return (Path(home) if home else Path.home() / ".local" / "share") / "kedge" / "fleet"
 
 
+class Session:
+    """One transaction; rows are read by column name.
+
+    Attributes:
+        changed: whether the controller has something to do once this is committed, see :func:`note_change`.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.changed = False
+
+    def rows(self, sql: str, values: Values = ()) -> list[Row]:
+        """All rows of a query."""
+        return self._connection.execute(sql, values).fetchall()
+
+    def row(self, sql: str, values: Values = ()) -> Row | None:
+        """The first row of a query."""
+        found: Row | None = self._connection.execute(sql, values).fetchone()
+        return found
+
+    def value(self, sql: str, values: Values = ()) -> Any:
+        """The first column of the first row; None without one."""
+        found = self._connection.execute(sql, values).fetchone()
+        return None if found is None else found[0]
+
+    def run(self, sql: str, values: Values = ()) -> int:
+        """A statement that writes; how many rows it changed."""
+        return self._connection.execute(sql, values).rowcount
+
+    def insert(self, sql: str, values: Values = ()) -> int:
+        """An ``INSERT``; the row's number."""
+        return int(self._connection.execute(sql, values).lastrowid or 0)
+
+    def run_many(self, sql: str, values: Iterable[Values]) -> None:
+        """The same statement for each of many."""
+        self._connection.executemany(sql, values)
+
+    def where_in(self, sql: str, values: Sequence[Any]) -> list[Row]:
+        """A query whose ``{}`` stands for a list of any length."""
+        found = []
+        for start in range(0, len(values), PARAMETERS):
+            some = values[start : start + PARAMETERS]
+            found += self.rows(sql.format(f"({','.join('?' * len(some))})"), some)
+        return found
+
+
 class Database:
     """The database of a state folder, made where it is not there. Safe to use from several threads.
 
@@ -47,77 +102,176 @@ class Database:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "fleet.db"
+        self._wake = folder / WAKE
+        self._idle: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(
                 f"cannot be made: {error.strerror}", where=str(folder), remedy="Choose another --state"
             ) from error
-        self._engine = create_engine(f"sqlite:///{self.path}", connect_args={"timeout": BUSY_SECONDS})
-        event.listen(self._engine, "connect", _on_connect)
-        event.listen(self._engine, "begin", _on_begin)
-        # A new database is put into write-ahead mode once; who comes at that moment would be told "locked" at once.
-        with _alone(folder / "fleet.lock"):
-            self._prepare()
+        if not self._is_prepared():
+            # A new database is put into write-ahead mode once; who comes then would be told "locked" at once.
+            with alone(folder / "fleet.lock"):
+                self._prepare()
+
+    def _is_prepared(self) -> bool:
+        """Whether it is there and of this version: nobody waits for a writer to learn that."""
+        if not self.path.is_file() or not self.path.stat().st_size:
+            return False
+        with self._translated(), self._connection() as connection:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+        return (version, mode) == (schema.VERSION, "wal")
 
     def _prepare(self) -> None:
-        with self.write() as session:
-            connection = session.connection()
-            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-            if version not in (0, _BEFORE_LATENCIES, SCHEMA_VERSION):
+        with self._translated(), self._connection() as connection:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > schema.VERSION:
                 raise FleetError(
-                    f"its schema is version {version}, this Kedge reads {SCHEMA_VERSION}",
+                    f"its schema is version {version}, this Kedge reads {schema.VERSION}",
                     where=str(self.path),
                     remedy="Use the version of Kedge that wrote it, or another --state",
                 )
-            if version != SCHEMA_VERSION:
-                # Of an earlier version only tables are missing.
-                Base.metadata.create_all(connection)
-            if version == 0:
-                session.add(Meta(key="client_id", value=f"kedge-controller-{uuid.uuid4().hex[:12]}"))
-                session.add(Meta(key="changes", value="0"))
-                session.flush()
-            if version != SCHEMA_VERSION:
-                connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute("PRAGMA journal_mode = WAL")
+        if version == schema.VERSION:
+            return
+        with self.write() as session:
+            if version:
+                _bring_up(session)
+            _run_script(session, schema.TABLES)
+            if not version:
+                client = f"kedge-controller-{uuid.uuid4().hex[:12]}"
+                session.run_many("INSERT INTO meta VALUES (?, ?)", [("client_id", client), ("changes", "0")])
+            session.run(f"PRAGMA user_version = {schema.VERSION}")
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that sees one state and writes nothing."""
-        with self._translated(), Session(self._engine) as session:
-            yield session
+        """A session that sees one state, writes nothing and waits for nobody."""
+        with self._translated(), self._connection() as connection:
+            connection.execute("BEGIN")
+            try:
+                yield Session(connection)
+            finally:
+                connection.rollback()
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Session]:
         """A session that holds the write lock from its beginning and is committed when the block ends well."""
-        with self._translated(), Session(self._engine.execution_options(kedge_write=True)) as session, session.begin():
-            yield session
+        with self._translated(), self._connection() as connection:
+            # A transaction that read first cannot wait for the write lock: SQLite fails it at once.
+            connection.execute("BEGIN IMMEDIATE")
+            session = Session(connection)
+            try:
+                yield session
+                connection.commit()
+            except BaseException:
+                connection.rollback()
+                raise
+        if session.changed:
+            self._touch()
+
+    def _touch(self) -> None:
+        now = time.time_ns()
+        # Where it cannot be done: the controller asks by itself too, seldom.
+        with contextlib.suppress(OSError):
+            self._wake.touch()
+            os.utime(self._wake, ns=(now, now))
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            connection = _connected(self.path)
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        with self._lock:
+            self._idle.append(connection)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except OperationalError as error:
-            raise StorageError(
-                f"the database does not answer: {error.orig}",
+        except sqlite3.OperationalError as error:
+            raise self._trouble(error) from error
+        except sqlite3.DatabaseError as error:
+            raise FleetError(f"is not a sound database: {error}", where=str(self.path)) from error
+
+    def _trouble(self, error: sqlite3.OperationalError) -> StorageError:
+        if "locked" in str(error):
+            return StorageError(
+                f"the database is locked: another command of Kedge, or its controller, has been writing for"
+                f" {BUSY_SECONDS:.0f} s",
                 where=str(self.path),
-                remedy="Check the disk's space and the folder's rights; is another process holding it?",
-            ) from error
-        except DatabaseError as error:
-            raise FleetError(f"is not a sound database: {error.orig}", where=str(self.path)) from error
+                remedy="Try again when it is done; a process that hangs can be found with: fuser " + str(self.path),
+            )
+        return StorageError(
+            f"the database does not answer: {error}",
+            where=str(self.path),
+            remedy="Check the disk's space and the folder's rights",
+        )
 
     def changes(self) -> int:
-        """A number that grows when the controller has something to do; cheap."""
+        """A number that grows when the controller has something to do."""
         with self.read() as session:
-            return int(session.execute(select(Meta.value).where(Meta.key == "changes")).scalar_one())
+            return int(meta(session, "changes"))
+
+    def wakened(self) -> int:
+        """When the database was last changed in what the controller acts upon (ns); 0 for never. Asks no database."""
+        try:
+            return self._wake.stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def close(self) -> None:
         """Give the file back."""
-        self._engine.dispose()
+        with self._lock:
+            while self._idle:
+                self._idle.pop().close()
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
+    try:
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _run_script(session: Session, script: str) -> None:
+    """Statement by statement, so that all are of one transaction."""
+    for statement in script.split(";"):
+        if statement.strip():
+            session.run(statement)
+
+
+def _bring_up(session: Session) -> None:
+    """An older database to this version."""
+    from kedge.fleet.reports import note
+
+    _run_script(session, schema.NEW_COLUMNS)
+    _run_script(session, schema.TABLES)
+    _run_script(session, schema.SUPERSEDE)
+    for row in session.rows("SELECT device_id, reported FROM device_state WHERE reported IS NOT NULL"):
+        note(session, row["device_id"], codec.decode(row["reported"], Reported, where="an earlier report"))
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; it goes with the process that holds it."""
+def alone(path: Path) -> Iterator[None]:
+    """Hold a lock between processes; it goes with the process that holds it.
+
+    Raises:
+        StorageError: the file cannot be made.
+    """
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
@@ -131,26 +285,10 @@ def _alone(path: Path) -> Iterator[None]:
 
 def note_change(session: Session) -> None:
     """Wake the controller when this session is committed."""
-    row = session.get_one(Meta, "changes")
-    row.value = str(int(row.value) + 1)
+    session.run("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'changes'")
+    session.changed = True
 
 
 def meta(session: Session, key: str) -> str:
     """A single value."""
-    return session.get_one(Meta, key).value
-
-
-def _on_connect(connection: sqlite3.Connection, _: Any) -> None:
-    # The driver's own transactions begin too late (at the first write) and break snapshots; see _on_begin.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = NORMAL")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
-
-
-def _on_begin(connection: Connection) -> None:
-    # A transaction that read first cannot wait for the write lock: SQLite fails it at once.
-    writes = connection.get_execution_options().get("kedge_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    return str(session.value("SELECT value FROM meta WHERE key = ?", (key,)))

@@ -1,146 +1,226 @@
-"""Devices in the database: adding, selecting, viewing, removing."""
+"""Devices in the database: adding, editing, selecting, viewing, removing."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from sqlalchemy import delete, select
-from sqlalchemy.orm import Session
-
-from kedge.fleet import tables
-from kedge.fleet.database import note_change
-from kedge.fleet.results import DeviceView, Measurement, TransferView
+from kedge.fleet import schema
+from kedge.fleet.database import Row, Session, note_change
+from kedge.fleet.results import DeviceLine, DeviceView, Measurement, TransferView
 from kedge_protocol import codec
-from kedge_protocol.errors import FleetError
-from kedge_protocol.messages import Reported, Telemetry
+from kedge_protocol.errors import ConfigError, FleetError
+from kedge_protocol.messages import Desired, Reported, Telemetry
 from kedge_protocol.topics import checked_name
-from kedge_targets import target as targets
+
+TELEMETRY_SHOWN = 60
+"""Telemetry messages that are told of a device; as many lie there at least, once they came."""
+
+_DEVICES = """
+SELECT device.id, name, target, labels, desired_version, online, seen_at, told_target, {extra}
+FROM device LEFT JOIN device_state ON device_state.device_id = device.id
+WHERE NOT removed {condition} ORDER BY name
+"""
 
 
-def add(session: Session, name: str, target: str, labels: Mapping[str, str]) -> tables.Device:
-    """See :meth:`kedge.fleet.service.FleetService.device_add`."""
+def add(session: Session, name: str, target: str, labels: Mapping[str, str]) -> int:
+    """See :meth:`kedge.fleet.service.FleetService.device_add`; the device's number."""
+    from kedge_targets import target as targets
+
     checked_name(name, "device name")
+    _check_labels(labels)
+    found = targets.find(target)
+    known = session.row("SELECT id, target, removed FROM device WHERE name = ?", (name,))
+    if known is not None and not known["removed"]:
+        raise FleetError(
+            f"there is a device {name!r} already (target {known['target']})",
+            remedy=f"Choose another name, or remove it first: kedge device remove {name}",
+        )
+    values = (found.name, json.dumps(dict(labels)), time.time())
+    note_change(session)
+    if known is None:
+        return session.insert(
+            "INSERT INTO device (target, labels, added_at, name, desired_version, managed, removed)"
+            " VALUES (?, ?, ?, ?, 0, 0, 0)",
+            (*values, name),
+        )
+    session.run(
+        "UPDATE device SET target = ?, labels = ?, added_at = ?, removed = 0 WHERE id = ?", (*values, known["id"])
+    )
+    return int(known["id"])
+
+
+def _check_labels(labels: Mapping[str, str]) -> None:
     for key, value in labels.items():
         checked_name(key, "label")
         checked_name(value, f"value of the label {key}")
-    found = targets.find(target)
-    device = session.scalars(select(tables.Device).where(tables.Device.name == name)).one_or_none()
-    if device is not None and not device.removed:
-        raise FleetError(
-            f"there is a device {name!r} already (target {device.target})",
-            remedy=f"Choose another name, or remove it first: kedge device remove {name}",
-        )
-    if device is None:
-        device = tables.Device(name=name, desired_version=0)
-        session.add(device)
-    device.target, device.labels, device.added_at, device.removed = found.name, dict(labels), time.time(), False
-    note_change(session)
-    session.flush()
-    return device
 
 
-def find(session: Session, name: str) -> tables.Device:
-    """The device of this name.
+def edit(session: Session, name: str, labels: Mapping[str, str], without: Collection[str]) -> None:
+    """See :meth:`kedge.fleet.service.FleetService.device_edit`."""
+    _check_labels(labels)
+    number = find(session, name)
+    now = json.loads(session.value("SELECT labels FROM device WHERE id = ?", (number,)))
+    if missing := [key for key in without if key not in now]:
+        raise ConfigError(f"{name} has no label {missing[0]!r}", remedy=f"It has: {', '.join(sorted(now)) or 'none'}")
+    if both := sorted(labels.keys() & set(without)):
+        raise ConfigError(f"the label {both[0]!r} is to be set and to be removed")
+    kept = {key: value for key, value in now.items() if key not in without}
+    session.run("UPDATE device SET labels = ? WHERE id = ?", (json.dumps(kept | dict(labels)), number))
+
+
+def find(session: Session, name: str) -> int:
+    """The number of the device of this name.
 
     Raises:
         FleetError: there is none; the message names those there are.
     """
-    query = select(tables.Device).where(tables.Device.name == name, tables.Device.removed.is_(False))
-    device = session.scalars(query).one_or_none()
-    if device is None:
-        there = [known.name for known in selected(session, {})]
+    number = session.value("SELECT id FROM device WHERE name = ? AND NOT removed", (name,))
+    if number is None:
+        there = [
+            row["name"] for row in session.rows("SELECT name FROM device WHERE NOT removed ORDER BY name LIMIT 11")
+        ]
         shown = ", ".join(there[:10]) + (", …" if len(there) > 10 else "")
         raise FleetError(f"there is no device {name!r}", remedy=f"Known are: {shown or 'none'}; see kedge device add")
-    return device
+    return int(number)
 
 
-def selected(session: Session, select_by: Mapping[str, str]) -> list[tables.Device]:
-    """Devices that carry all these labels, by name."""
-    query = select(tables.Device).where(tables.Device.removed.is_(False)).order_by(tables.Device.name)
+def selected(session: Session, select_by: Mapping[str, str], *, extra: str = "NULL") -> list[Row]:
+    """Devices that carry all these labels, by name; ``extra`` is one more column."""
+    rows = session.rows(_DEVICES.format(extra=extra, condition=""))
+    if not select_by:
+        return rows
     wanted = select_by.items()
-    return [device for device in session.scalars(query) if wanted <= device.labels.items()]
+    return [row for row in rows if wanted <= json.loads(row["labels"]).items()]
 
 
 def remove(session: Session, name: str) -> None:
-    """Forget a device but for its name and version (see :class:`kedge.fleet.tables.Device`)."""
-    device = find(session, name)
-    for table in (tables.Telemetry, tables.Transfer, tables.RolloutDevice, tables.Latency):
-        session.execute(delete(table).where(table.device_id == device.id))
-    device.desired.clear()
-    device.state = None
-    device.removed, device.managed = True, False
+    """Forget a device but for its name and version (see :mod:`kedge.fleet.schema`)."""
+    number = find(session, name)
+    for table in schema.PER_DEVICE:
+        session.run(f"DELETE FROM {table} WHERE device_id = ?", (number,))
+    session.run("UPDATE device SET removed = 1, managed = 0 WHERE id = ?", (number,))
     note_change(session)
 
 
-def reported_of(device: tables.Device) -> Reported | None:
-    """The device's last report."""
-    if device.state is None or device.state.reported is None:
-        return None
-    return codec.decode(device.state.reported, Reported, where=f"report of {device.name}")
+def lines(session: Session, rows: Sequence[Row]) -> tuple[DeviceLine, ...]:
+    """These rows of :func:`selected` (``extra``: whether it reported) for a list."""
+    serves: dict[int, dict[str, str]] = {}
+    query = """
+        SELECT device_id, model, version FROM reported_model
+        WHERE digest IS NOT NULL AND device_id IN {} ORDER BY model
+    """
+    for row in session.where_in(query, [row["id"] for row in rows]):
+        serves.setdefault(row["device_id"], {})[row["model"]] = row["version"] or ""
+    return tuple(
+        DeviceLine(
+            name=row["name"],
+            target=row["target"],
+            labels=json.loads(row["labels"]),
+            online=bool(row["online"]),
+            seen_at=row["seen_at"] or 0.0,
+            heard=bool(row[8]),
+            serves=serves.get(row["id"], {}),
+            told_target=told_target(row),
+        )
+        for row in rows
+    )
 
 
-def view(device: tables.Device) -> DeviceView:
-    """The device for those who ask."""
-    state = device.state
+def told_target(row: Row) -> str | None:
+    """The target that the device said it is, where that is another."""
+    told: str | None = row["told_target"]
+    return None if told == row["target"] else told
+
+
+def views(session: Session, rows: Sequence[Row]) -> tuple[DeviceView, ...]:
+    """These rows of :func:`selected` (``extra``: the report) with all that is known of each."""
+    desired: dict[int, dict[str, str]] = {}
+    query = "SELECT device_id, model, digest FROM desired_model WHERE device_id IN {} ORDER BY model"
+    for row in session.where_in(query, [row["id"] for row in rows]):
+        desired.setdefault(row["device_id"], {})[row["model"]] = row["digest"]
+    return tuple(_view(row, desired.get(row["id"], {})) for row in rows)
+
+
+def view(session: Session, number: int) -> DeviceView:
+    """One device for those who ask."""
+    query = _DEVICES.format(extra="reported", condition="AND device.id = ?")
+    return views(session, session.rows(query, (number,)))[0]
+
+
+def _view(row: Row, desired: dict[str, str]) -> DeviceView:
+    reported = None if row[8] is None else codec.decode(row[8], Reported, where=f"report of {row['name']}")
     return DeviceView(
-        name=device.name,
-        target=device.target,
-        labels=dict(device.labels),
-        online=state is not None and state.online,
-        seen_at=0.0 if state is None else state.seen_at,
-        desired_version=device.desired_version,
-        desired={row.model: row.digest for row in sorted(device.desired, key=lambda row: row.model)},
-        reported=reported_of(device),
+        name=row["name"],
+        target=row["target"],
+        labels=json.loads(row["labels"]),
+        online=bool(row["online"]),
+        seen_at=row["seen_at"] or 0.0,
+        desired_version=row["desired_version"],
+        desired=desired,
+        reported=reported,
+        told_target=told_target(row),
     )
 
 
-def transfers(session: Session, device: tables.Device) -> tuple[TransferView, ...]:
+def desired_state(session: Session, number: int, version: int) -> Desired:
+    """The desired state of a device."""
+    rows = session.rows("SELECT model, digest, size FROM desired_model WHERE device_id = ?", (number,))
+    return Desired(
+        version=version,
+        models={row["model"]: row["digest"] for row in rows},
+        sizes={row["digest"]: row["size"] for row in rows},
+    )
+
+
+def transfers(session: Session, number: int) -> tuple[TransferView, ...]:
     """What the device was sent, by blob."""
-    query = (
-        select(tables.Transfer, tables.Blob.size)
-        .outerjoin(tables.Blob, tables.Blob.digest == tables.Transfer.digest)
-        .where(tables.Transfer.device_id == device.id)
-        .order_by(tables.Transfer.digest, tables.Transfer.kind)
-    )
+    query = """
+        SELECT transfer.*, blob.size FROM transfer LEFT JOIN blob ON blob.digest = transfer.digest
+        WHERE device_id = ? ORDER BY transfer.digest, kind
+    """
     return tuple(
         TransferView(
-            digest=row.digest,
-            kind=row.kind,
-            size=size or 0,
-            blocks_served=row.blocks_served,
-            blocks_distinct=int.from_bytes(row.served, "little").bit_count(),
-            finished_served_again=row.finished_served_again,
-            bytes_served=row.bytes_served,
+            digest=row["digest"],
+            kind=row["kind"],
+            size=row["size"] or 0,
+            blocks_served=row["blocks_served"],
+            blocks_distinct=int.from_bytes(row["served"], "little").bit_count(),
+            finished_served_again=row["finished_served_again"],
+            bytes_served=row["bytes_served"],
         )
-        for row, size in session.execute(query)
+        for row in session.rows(query, (number,))
     )
 
 
 def latencies(session: Session, target: str | None) -> tuple[Measurement, ...]:
     """What devices measured, by device, then by time."""
-    query = (
-        select(tables.Latency, tables.Device.name).join(tables.Device).order_by(tables.Device.name, tables.Latency.at)
-    )
-    if target is not None:
-        query = query.where(tables.Latency.target == target)
+    query = """
+        SELECT name, latency.target, bundle, files, p50_ms, p95_ms, calls, at
+        FROM latency JOIN device ON device.id = device_id
+        WHERE :target IS NULL OR latency.target = :target ORDER BY name, at
+    """
     return tuple(
         Measurement(
-            device=name,
-            target=row.target,
-            bundle=row.bundle,
-            files=row.files,
-            p50_ms=row.p50_ms,
-            p95_ms=row.p95_ms,
-            calls=row.calls,
-            at=row.at,
+            device=row["name"],
+            target=row["target"],
+            bundle=row["bundle"],
+            files=row["files"],
+            p50_ms=row["p50_ms"],
+            p95_ms=row["p95_ms"],
+            calls=row["calls"],
+            at=row["at"],
         )
-        for row, name in session.execute(query)
+        for row in session.rows(query, {"target": target})
     )
 
 
-def telemetry(session: Session, device: tables.Device) -> tuple[Telemetry, ...]:
-    """The device's telemetry that is kept, oldest first."""
-    query = select(tables.Telemetry).where(tables.Telemetry.device_id == device.id).order_by(tables.Telemetry.id)
-    where = f"telemetry of {device.name}"
-    return tuple(codec.decode(row.document, Telemetry, where=where) for row in session.scalars(query))
+def telemetry(session: Session, number: int) -> tuple[Telemetry, ...]:
+    """The device's latest telemetry, oldest first."""
+    query = "SELECT document FROM telemetry WHERE device_id = ? ORDER BY id DESC LIMIT ?"
+    return tuple(_read(row["document"] for row in reversed(session.rows(query, (number, TELEMETRY_SHOWN)))))
+
+
+def _read(documents: Iterable[bytes]) -> Iterable[Telemetry]:
+    return (codec.decode(raw, Telemetry, where="telemetry") for raw in documents)

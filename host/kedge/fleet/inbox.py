@@ -10,12 +10,13 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kedge.fleet.presence import Presence, after_status, after_word
 from kedge_protocol import codec, digest, topics
 from kedge_protocol.errors import KedgeError, MessageError
-from kedge_protocol.messages import Ack, Latency, RefusedDesired, Reported, Status, Telemetry
+from kedge_protocol.messages import Ack, Latency, Reported, Status, Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ MAX_BOOT_ID = 128
 """Characters."""
 TELEMETRY_A_ROUND = 8
 """Telemetry messages of one device that one round keeps."""
+SEEN_SECONDS = 60.0
+"""A device that only sends telemetry is noted as seen this often, not with each message."""
 
 
 class SeldomLog:
@@ -53,21 +56,39 @@ class SeldomLog:
 
 @dataclass
 class Memory:
-    """What is known of one device; ``report`` orders reports: boot and number."""
+    """What is known of one device.
 
+    Attributes:
+        number, added_at: of its row; another device of the same name has others.
+        report: orders reports: boot and number.
+        seen_at, noted_at: its last word, and that which the database knows of.
+        bundles: in its last report: wanted, serving, kept.
+    """
+
+    number: int = 0
+    added_at: float = 0.0
     presence: Presence = field(default_factory=Presence)
     report: tuple[str, int] = ("", -1)
     seen_at: float = 0.0
+    noted_at: float = 0.0
+    bundles: frozenset[str] = frozenset()
 
 
 @dataclass
 class Change:
-    """What a round found out about one device; None where nothing."""
+    """What a round found out about one device.
+
+    Attributes:
+        touched: whether its presence, or when it was seen, is to be written.
+        reported, view: its newest report, as it came and as it reads; None without one.
+        telemetry: when each message came, and the message.
+    """
 
     memory: Memory
+    touched: bool = False
     reported: bytes | None = None
-    desired_version: int = 0
-    refused: RefusedDesired | None = None
+    view: Reported | None = None
+    acks: list[Ack] = field(default_factory=list)
     telemetry: list[tuple[float, bytes]] = field(default_factory=list)
     latencies: dict[str, Latency] = field(default_factory=dict)
 
@@ -94,10 +115,18 @@ class Inbox:
         with self._lock:
             self._waiting.append(None)
 
+    def known(self) -> dict[str, Memory]:
+        """The devices that are served."""
+        return self._memory
+
     def know(self, devices: dict[str, Memory]) -> None:
         """The devices that are served; what is known of one already is kept."""
-        self._memory = {name: self._memory.get(name, memory) for name, memory in devices.items()}
-        self._changes = {name: change for name, change in self._changes.items() if name in devices}
+        for name, memory in devices.items():
+            known = self._memory.get(name)
+            if known is not None and (known.number, known.added_at) == (memory.number, memory.added_at):
+                devices[name] = known
+        self._memory = devices
+        self._changes = {name: change for name, change in self._changes.items() if devices.get(name) is change.memory}
         self._strangers -= devices.keys()
 
     def digest(self) -> dict[str, Change]:
@@ -126,7 +155,7 @@ class Inbox:
             if memory.presence.online:
                 known = memory.presence
                 memory.presence = Presence(False, known.boot_id, known.session)
-                self._change(name, memory)
+                self._change(name, memory).touched = True
 
     def _change(self, name: str, memory: Memory) -> Change:
         return self._changes.setdefault(name, Change(memory))
@@ -149,6 +178,7 @@ class Inbox:
             self._telemetry(topic.device, memory, codec.decode(payload, Telemetry, where=raw_topic), payload)
         elif topic.kind == "ack":
             ack = codec.decode(payload, Ack, where=raw_topic)
+            self._change(topic.device, memory).acks.append(ack)
             log.info("%s: command %s %s %s", topic.device, ack.cid, "done" if ack.ok else "failed", ack.detail)
 
     def _note_stranger(self, device: str) -> None:
@@ -161,7 +191,7 @@ class Inbox:
         before, memory.presence = memory.presence, after_status(memory.presence, status)
         if memory.presence != before:
             memory.seen_at = time.time()
-            self._change(name, memory)
+            self._change(name, memory).touched = True
             if before.online != memory.presence.online:
                 log.info("%s is %s", name, "there" if memory.presence.online else "away")
 
@@ -177,10 +207,9 @@ class Inbox:
         if retained and boot == memory.presence.boot_id != reported.boot_id and boot:
             return
         memory.report = (reported.boot_id, reported.seq)
+        memory.bundles = frozenset(_bundles(reported))
         change = self._change(name, memory)
-        change.reported = payload
-        change.desired_version = reported.desired_version
-        change.refused = reported.refused
+        change.touched, change.reported, change.view = True, payload, reported
         for model in reported.models.values():
             if model.latency is not None and _sound(model.latency):
                 change.latencies[model.latency.bundle] = model.latency
@@ -193,9 +222,17 @@ class Inbox:
         del kept[:-TELEMETRY_A_ROUND]
 
     def _word(self, name: str, memory: Memory, boot_id: str) -> None:
-        memory.presence = after_word(memory.presence, boot_id)
+        before, memory.presence = memory.presence, after_word(memory.presence, boot_id)
         memory.seen_at = time.time()
-        self._change(name, memory)
+        if memory.presence != before or memory.seen_at - memory.noted_at > SEEN_SECONDS:
+            self._change(name, memory).touched = True
+
+
+def _bundles(reported: Reported) -> Iterator[str]:
+    for model in reported.models.values():
+        for bundle in (model.desired, model.digest, model.previous):
+            if bundle:
+                yield bundle
 
 
 def check_text(payload: bytes, *, where: str) -> None:

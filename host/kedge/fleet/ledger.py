@@ -10,15 +10,20 @@ import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import select
-from sqlalchemy.dialects.sqlite import insert
-
-from kedge.fleet import tables
 from kedge.fleet.database import Database
 from kedge_protocol.messages import BlobKind
 
-MAX_CLEAN = 4096
+MAX_CLEAN = 16_384
 """Entries kept in memory that are written already."""
+
+_WRITE = """
+INSERT INTO transfer
+SELECT :device_id, :digest, :kind, :served, :have, :blocks_served, :finished_served_again, :bytes_served
+WHERE EXISTS (SELECT 1 FROM device WHERE id = :device_id AND NOT removed)
+ON CONFLICT (device_id, digest, kind) DO UPDATE SET
+    served = excluded.served, have = excluded.have, blocks_served = excluded.blocks_served,
+    finished_served_again = excluded.finished_served_again, bytes_served = excluded.bytes_served
+"""
 
 Key = tuple[int, str, BlobKind]
 """Device's number, blob's digest, kind."""
@@ -42,13 +47,14 @@ class Ledger:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._entries: dict[Key, Entry] = {}
+        self._loaded: dict[int, None] = {}
         self._lock = threading.Lock()
 
     def told(self, key: Key, have: int) -> None:
         """The device said that it has these blocks."""
-        loaded = self._entry(key)
         with self._lock:
-            entry = self._entries.setdefault(key, loaded)
+            self._load(key[0])
+            entry = self._entries.setdefault(key, Entry())
             if have & ~entry.have:
                 entry.have |= have
                 entry.dirty = True
@@ -56,46 +62,45 @@ class Ledger:
     def finished(self, key: Key, index: int) -> bool:
         """Whether the device has said by now that it has this block. To be asked before the block is handed over: its
         answer may come before the handing over is noted."""
-        loaded = self._entry(key)
         with self._lock:
-            return bool(self._entries.setdefault(key, loaded).have >> index & 1)
+            self._load(key[0])
+            entry = self._entries.get(key)
+            return entry is not None and bool(entry.have >> index & 1)
 
     def served(self, key: Key, index: int, size: int, *, again: bool) -> None:
         """One block of ``size`` bytes was handed to the broker; ``again`` if it was :meth:`finished` before."""
-        loaded = self._entry(key)
         with self._lock:
-            entry = self._entries.setdefault(key, loaded)
+            self._load(key[0])
+            entry = self._entries.setdefault(key, Entry())
             entry.blocks_served += 1
             entry.bytes_served += size
             entry.served |= 1 << index
             entry.finished_served_again += again
             entry.dirty = True
 
-    def _entry(self, key: Key) -> Entry:
-        with self._lock:
-            entry = self._entries.get(key)
-        if entry is not None:
-            return entry
-        return self._load(key)
-
-    def _load(self, key: Key) -> Entry:
-        device_id, digest, kind = key
+    def _load(self, device_id: int) -> None:
+        """All that is known of a device, once: a statement for each of its blobs would cost more than the blocks. Under
+        the lock, so that nothing is forgotten between the look and the count."""
+        if device_id in self._loaded:
+            return
         with self._database.read() as session:
-            row = session.get(tables.Transfer, (device_id, digest, kind.value))
-            if row is None:
-                return Entry()
-            return Entry(
-                served=int.from_bytes(row.served, "little"),
-                have=int.from_bytes(row.have, "little"),
-                blocks_served=row.blocks_served,
-                finished_served_again=row.finished_served_again,
-                bytes_served=row.bytes_served,
+            rows = session.rows("SELECT * FROM transfer WHERE device_id = ?", (device_id,))
+        self._loaded[device_id] = None
+        for row in rows:
+            self._entries[device_id, row["digest"], BlobKind(row["kind"])] = Entry(
+                served=int.from_bytes(row["served"], "little"),
+                have=int.from_bytes(row["have"], "little"),
+                blocks_served=row["blocks_served"],
+                finished_served_again=row["finished_served_again"],
+                bytes_served=row["bytes_served"],
             )
 
     def keep(self, devices: Collection[int]) -> None:
         """Forget devices that are not among these numbers."""
+        kept = set(devices)
         with self._lock:
-            self._entries = {key: entry for key, entry in self._entries.items() if key[0] in devices}
+            self._entries = {key: entry for key, entry in self._entries.items() if key[0] in kept}
+            self._loaded = {number: None for number in self._loaded if number in kept}
 
     def flush(self) -> None:
         """Write what changed. On an error it stays marked as changed.
@@ -120,23 +125,28 @@ class Ledger:
         self._forget_oldest()
 
     def _write(self, rows: list[dict[str, object]]) -> None:
-        statement = insert(tables.Transfer)
-        keys = ("device_id", "digest", "kind")
-        statement = statement.on_conflict_do_update(
-            index_elements=keys, set_={name: statement.excluded[name] for name in rows[0] if name not in keys}
-        )
+        # A device that was removed meanwhile takes its counts with it.
         with self._database.write() as session:
-            # A device that was removed meanwhile takes its counts with it.
-            there = set(session.scalars(select(tables.Device.id).where(tables.Device.removed.is_(False))))
-            kept = [row for row in rows if row["device_id"] in there]
-            if kept:
-                session.execute(statement, kept)
+            session.run_many(_WRITE, rows)
 
     def _forget_oldest(self) -> None:
+        """Forget whole devices, those first that were served first, until few enough entries are left."""
         with self._lock:
             excess = len(self._entries) - MAX_CLEAN
-            for key in [key for key, entry in self._entries.items() if not entry.dirty][: max(0, excess)]:
-                del self._entries[key]
+            if excess <= 0:
+                return
+            of: dict[int, list[Key]] = {}
+            for key in self._entries:
+                of.setdefault(key[0], []).append(key)
+            for number in list(self._loaded):
+                keys = of.get(number, [])
+                if excess <= 0:
+                    return
+                if not any(self._entries[key].dirty for key in keys):
+                    excess -= len(keys)
+                    del self._loaded[number]
+                    for key in keys:
+                        del self._entries[key]
 
 
 def _row(key: Key, entry: Entry) -> dict[str, object]:

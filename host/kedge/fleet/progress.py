@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kedge.fleet.results import Progress
-from kedge_protocol.messages import DesiredRefusal, ModelState, Reported
+from kedge_protocol.messages import DesiredRefusal, ModelState, RefusedDesired, ReportedModel
 
 
 @dataclass(frozen=True)
@@ -23,27 +23,27 @@ class Standing:
     blocks_total: int = 0
 
 
-def contradiction(reported: Reported | None, version: int, content: str) -> str | None:
+def contradiction(answered: int | None, refused: RefusedDesired | None, version: int, content: str) -> str | None:
     """What stands between this controller and a device and will not end by itself, in words.
 
     Args:
-        reported: the device's last report.
+        answered: desired version in the device's last report; None before its first.
+        refused: what that report says of a desired state that was not taken.
         version: desired version that the device is given now, after all outbidding.
         content: of that desired state, see :attr:`kedge_protocol.messages.Desired.content`.
     """
-    if reported is None:
+    if answered is None:
         return None
-    if reported.desired_version > version:
+    if answered > version:
         return (
-            f"it answers desired version {reported.desired_version}, this controller gave {version}: another controller"
+            f"it answers desired version {answered}, this controller gave {version}: another controller"
             " speaks to it. Stop that one and roll out again"
         )
-    refused = reported.refused
     if refused is None or (refused.version, refused.came) != (version, content):
         return None
     if refused.reason is DesiredRefusal.JUMP:
         return (
-            f"it refuses desired version {version}, which is too far above its own {reported.desired_version}. "
+            f"it refuses desired version {version}, which is too far above its own {answered}. "
             "Remove its agent.json and start it anew"
         )
     return (
@@ -52,38 +52,86 @@ def contradiction(reported: Reported | None, version: int, content: str) -> str 
     )
 
 
-def judge(*, model: str, wanted: str | None, version: int, reported: Reported | None, online: bool) -> Standing:
+@dataclass(frozen=True)
+class Told:
+    """What a device said last, as far as one model goes.
+
+    Attributes:
+        version: the desired version that it answered; None before its first report.
+        model: where it said that the model stands; None where it did not speak of it.
+        online: its presence.
+    """
+
+    version: int | None
+    model: ReportedModel | None
+    online: bool
+
+
+def judge(*, wanted: str | None, version: int, told: Told) -> Standing:
     """Where a device stands.
 
     Args:
-        model: its name.
         wanted: bundle digest; None where the model is to be taken away.
         version: desired version that first asked for it.
-        reported: the device's last report.
-        online: its presence.
+        told: what it said.
     """
-    known = None if reported is None else reported.models.get(model)
-    serving = None if known is None else known.digest
-    answers = reported is not None and reported.desired_version >= version
-    if wanted is None:
-        if answers and serving is None:
-            return Standing(Progress.DONE)
-        return Standing(Progress.PENDING if online else Progress.OFFLINE, serving=serving)
-    if answers and known is not None:
-        if known.state is ModelState.SERVING and serving == wanted and known.proved:
-            return Standing(Progress.DONE, known.detail or "", serving)
-        failure = known.failure
-        if known.state is ModelState.FAILED and failure is not None and failure.digest == wanted:
-            return Standing(Progress.FAILED, f"{failure.stage}: {failure.reason}", serving)
-    if not online:
-        detail = "it was never heard of" if reported is None else "it is away"
+    model = told.model
+    serving = None if model is None else model.digest
+    answers = told.version is not None and told.version >= version
+    if answers and _is_reached(wanted, model):
+        return Standing(Progress.DONE, "" if model is None else model.detail or "", serving)
+    failure = None if model is None else model.failure
+    is_failed = model is not None and model.state is ModelState.FAILED
+    if answers and is_failed and failure is not None and failure.digest == wanted:
+        return Standing(Progress.FAILED, f"{failure.stage}: {failure.reason}", serving)
+    if not told.online:
+        detail = "it was never heard of" if told.version is None else "it is away"
         return Standing(Progress.OFFLINE, detail, serving)
     if not answers:
-        return Standing(Progress.PENDING, "it has not answered yet", serving)
-    if known is None or known.desired != wanted:
-        return Standing(Progress.PENDING, "", serving)
-    if known.state is ModelState.FETCHING:
-        return Standing(Progress.FETCHING, known.detail or "", serving, known.blocks_done, known.blocks_total)
-    if known.state in (ModelState.PROVING, ModelState.SWITCHING):
-        return Standing(Progress.PROVING, known.detail or "", serving, known.blocks_done, known.blocks_total)
-    return Standing(Progress.PENDING, known.detail or "", serving, known.blocks_done, known.blocks_total)
+        return Standing(Progress.PENDING, _unanswered(version, told.version), serving)
+    if model is None or wanted is None or model.desired != wanted:
+        return Standing(Progress.PENDING, _elsewhere(wanted, model), serving)
+    progress = _UNDER_WAY.get(model.state, Progress.PENDING)
+    detail = model.detail or ("" if progress is not Progress.PENDING else _waiting(wanted, model))
+    return Standing(progress, detail, serving, model.blocks_done, model.blocks_total)
+
+
+_UNDER_WAY = {
+    ModelState.FETCHING: Progress.FETCHING,
+    ModelState.PROVING: Progress.PROVING,
+    ModelState.SWITCHING: Progress.PROVING,
+}
+
+
+def _is_reached(wanted: str | None, model: ReportedModel | None) -> bool:
+    if wanted is None:
+        return model is None or model.digest is None
+    return model is not None and model.state is ModelState.SERVING and model.digest == wanted and model.proved
+
+
+def _unanswered(version: int, answered: int | None) -> str:
+    if answered is None:
+        return f"it is there, and has not reported yet (desired version {version})"
+    return f"it has not answered desired version {version} yet, only {answered}"
+
+
+def _elsewhere(wanted: str | None, model: ReportedModel | None) -> str:
+    if wanted is None:
+        return "it still serves the model"
+    if model is None:
+        return "it answered, and does not speak of this model"
+    return f"it works towards another bundle ({_short(model.desired)})"
+
+
+def _waiting(wanted: str, model: ReportedModel) -> str:
+    if model.state is ModelState.SERVING and model.digest == wanted:
+        return "it serves the bundle without having proved it"
+    if model.state is ModelState.SERVING:
+        return f"it serves another bundle ({_short(model.digest)})"
+    if model.state is ModelState.FAILED:
+        return "it failed, and does not say with which bundle"
+    return "it has not begun yet"
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else digest[7:19]

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
-
-from kedge.fleet import tables
-from kedge.fleet.database import note_change
+from kedge.fleet.database import Row, Session, note_change
 from kedge.fleet.results import BundleView, ReleaseView
 from kedge.repository.store import StoredBundle, StoredRelease
 from kedge_protocol.errors import FleetError
 
 
-def by_name(session: Session, name: str, version: str) -> tables.Release | None:
+def by_name(session: Session, name: str, version: str) -> Row | None:
     """The release of this name and version."""
-    query = select(tables.Release).where(tables.Release.name == name, tables.Release.version == version)
-    return session.scalars(query).one_or_none()
+    return session.row("SELECT * FROM release WHERE name = ? AND version = ?", (name, version))
 
 
-def find(session: Session, reference: str) -> tables.Release:
+def find(session: Session, reference: str) -> Row:
     """The release ``NAME:VERSION``.
 
     Raises:
@@ -31,92 +27,128 @@ def find(session: Session, reference: str) -> tables.Release:
         raise FleetError(f"{reference!r} is not a release", remedy="Give NAME:VERSION, such as digits:1.0")
     release = by_name(session, name, version)
     if release is None:
-        there = [f"{row.name}:{row.version}" for row in everything(session)]
-        raise FleetError(
-            f"there is no release {reference}", remedy=f"Published are: {', '.join(there[-10:]) or 'none'}"
-        )
+        latest = session.rows("SELECT name, version FROM release ORDER BY id DESC LIMIT 10")
+        there = [f"{row['name']}:{row['version']}" for row in reversed(latest)]
+        raise FleetError(f"there is no release {reference}", remedy=f"Published are: {', '.join(there) or 'none'}")
     return release
 
 
-def everything(session: Session) -> list[tables.Release]:
-    """All releases, oldest first."""
-    return list(session.scalars(select(tables.Release).order_by(tables.Release.id)))
-
-
-def refuse_conflict(session: Session, name: str, version: str, digest: str) -> tables.Release | None:
+def refuse_conflict(session: Session, name: str, version: str, digest: str) -> Row | None:
     """The same release if it is there already.
 
     Raises:
         FleetError: the name and version are taken by another release.
     """
     known = by_name(session, name, version)
-    if known is not None and known.digest != digest:
+    if known is not None and known["digest"] != digest:
         raise FleetError(
-            f"{name}:{version} was published already with digest {known.digest}; this one has {digest}",
+            f"{name}:{version} was published already with digest {known['digest']}; this one has {digest}",
             remedy="A published version never changes: compile with another --version",
         )
     return known
 
 
-def record(session: Session, stored: StoredRelease) -> tables.Release:
-    """Write down a release whose blobs are in the repository."""
-    release = tables.Release(
-        name=stored.name, version=stored.version, digest=stored.digest, published_at=time.time(), bundles=[]
+def record(session: Session, stored: StoredRelease) -> int:
+    """Write down a release whose blobs are in the repository; its number."""
+    number = session.insert(
+        "INSERT INTO release (name, version, digest, published_at) VALUES (?, ?, ?, ?)",
+        (stored.name, stored.version, stored.digest, time.time()),
     )
     for target, bundle in sorted(stored.bundles.items()):
-        release.bundles.append(_bundle_row(session, target, bundle))
-    session.add(release)
+        _record_bundle(session, number, target, bundle)
     note_change(session)
-    session.flush()
-    return release
+    return number
 
 
-def _bundle_row(session: Session, target: str, stored: StoredBundle) -> tables.Bundle:
+def _record_bundle(session: Session, release: int, target: str, stored: StoredBundle) -> None:
     bundle = stored.bundle
-    digests = dict.fromkeys(blob.digest for blob in stored.blobs)
-    for blob in stored.blobs:
-        session.merge(tables.Blob(digest=blob.digest, size=blob.size))
-    return tables.Bundle(
-        target=target,
-        digest=bundle.digest,
-        size=len(bundle.raw),
-        backend=bundle.config.backend,
-        precision=bundle.config.precision,
-        blobs=[tables.BundleBlob(digest=digest) for digest in digests],
+    number = session.insert(
+        "INSERT INTO bundle (release_id, target, digest, size, backend, precision) VALUES (?, ?, ?, ?, ?, ?)",
+        (release, target, bundle.digest, len(bundle.raw), bundle.config.backend, bundle.config.precision),
     )
+    blobs = {blob.digest: blob.size for blob in stored.blobs}
+    session.run_many("INSERT INTO blob VALUES (?, ?) ON CONFLICT (digest) DO NOTHING", list(blobs.items()))
+    session.run_many("INSERT INTO bundle_blob VALUES (?, ?)", [(number, digest) for digest in blobs])
 
 
-def version_of(session: Session, bundle_digest: str) -> str:
-    """The version of the release that a bundle belongs to, or the digest's beginning."""
-    query = select(tables.Bundle).where(tables.Bundle.digest == bundle_digest).limit(1)
-    bundle = session.scalars(query).one_or_none()
-    return bundle_digest[:19] if bundle is None else bundle.release.version
+def remove(session: Session, release: Row) -> None:
+    """Forget a release. Blobs that nothing else needs are forgotten by :func:`forget_blobs`.
+
+    Raises:
+        FleetError: a device is to have one of its bundles.
+    """
+    query = """
+        SELECT DISTINCT name FROM desired_model
+        JOIN bundle ON bundle.digest = desired_model.digest JOIN device ON device.id = device_id
+        WHERE release_id = :release AND NOT EXISTS (
+            SELECT 1 FROM bundle AS same WHERE same.digest = bundle.digest AND same.release_id <> :release
+        ) ORDER BY name
+    """
+    users = [row["name"] for row in session.rows(query, {"release": release["id"]})]
+    reference = f"{release['name']}:{release['version']}"
+    if users:
+        shown = ", ".join(users[:5]) + (f" and {len(users) - 5} more" if len(users) > 5 else "")
+        raise FleetError(
+            f"{reference} cannot be removed: {len(users)} device{'s' * (len(users) != 1)} shall run it ({shown})",
+            remedy="Roll out another release to them first, or revert",
+        )
+    of_release = "(SELECT id FROM bundle WHERE release_id = ?)"
+    session.run(f"DELETE FROM bundle_blob WHERE bundle_id IN {of_release}", (release["id"],))
+    session.run("DELETE FROM bundle WHERE release_id = ?", (release["id"],))
+    session.run("DELETE FROM release WHERE id = ?", (release["id"],))
+    note_change(session)
 
 
-def view(session: Session, release: tables.Release) -> ReleaseView:
-    """The release for those who ask."""
+def forget_blobs(session: Session) -> None:
+    """Delete what the database knows of blobs that are of no bundle."""
+    session.run("DELETE FROM blob WHERE NOT EXISTS (SELECT 1 FROM bundle_blob WHERE bundle_blob.digest = blob.digest)")
+
+
+def blobs(session: Session) -> set[str]:
+    """All blobs that are published."""
+    return {row["digest"] for row in session.rows("SELECT digest FROM blob")}
+
+
+def versions(session: Session, digests: Sequence[str]) -> list[str]:
+    """The versions of the releases that these bundles belong to, or a digest's beginning."""
+    query = (
+        "SELECT bundle.digest, version FROM bundle JOIN release ON release.id = release_id WHERE bundle.digest IN {}"
+    )
+    known = {row["digest"]: row["version"] for row in session.where_in(query, digests)}
+    return sorted({known.get(digest, digest[:19]) for digest in digests})
+
+
+def views(session: Session, release: int | None = None) -> tuple[ReleaseView, ...]:
+    """All releases, oldest first, or one."""
+    query = """
+        SELECT release.id, name, version, release.digest AS release_digest, published_at, target,
+               bundle.digest, backend, precision,
+               (SELECT coalesce(sum(blob.size), 0) FROM bundle_blob JOIN blob ON blob.digest = bundle_blob.digest
+                WHERE bundle_id = bundle.id) AS total
+        FROM release LEFT JOIN bundle ON bundle.release_id = release.id
+        WHERE :release IS NULL OR release.id = :release ORDER BY release.id, target
+    """
+    found: dict[int, list[Row]] = {}
+    for row in session.rows(query, {"release": release}):
+        found.setdefault(row["id"], []).append(row)
+    return tuple(_view(rows) for rows in found.values())
+
+
+def _view(rows: list[Row]) -> ReleaseView:
     return ReleaseView(
-        name=release.name,
-        version=release.version,
-        digest=release.digest,
-        published_at=release.published_at,
+        name=rows[0]["name"],
+        version=rows[0]["version"],
+        digest=rows[0]["release_digest"],
+        published_at=rows[0]["published_at"],
         bundles=tuple(
             BundleView(
-                target=bundle.target,
-                digest=bundle.digest,
-                backend=bundle.backend,
-                precision=bundle.precision,
-                total_bytes=_total(session, bundle),
+                target=row["target"],
+                digest=row["digest"],
+                backend=row["backend"],
+                precision=row["precision"],
+                total_bytes=row["total"],
             )
-            for bundle in release.bundles
+            for row in rows
+            if row["target"] is not None
         ),
     )
-
-
-def _total(session: Session, bundle: tables.Bundle) -> int:
-    query = (
-        select(func.coalesce(func.sum(tables.Blob.size), 0))
-        .join(tables.BundleBlob, tables.BundleBlob.digest == tables.Blob.digest)
-        .where(tables.BundleBlob.bundle_id == bundle.id)
-    )
-    return int(session.scalars(query).one())

@@ -17,6 +17,7 @@ class DeviceView:
         seen_at: when the controller last heard of it (seconds since 1970), 0 for never.
         desired_version, desired: what it shall run: model name → bundle digest.
         reported: what it said last; None before its first word.
+        told_target: the target that it said it is, where that is not the one it was added with; else None.
     """
 
     name: str
@@ -27,6 +28,58 @@ class DeviceView:
     desired_version: int = 0
     desired: dict[str, str] = field(default_factory=dict)
     reported: Reported | None = None
+    told_target: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceLine:
+    """A device in a list.
+
+    Attributes:
+        online, seen_at, told_target: as of :class:`DeviceView`.
+        heard: whether it ever reported.
+        serves: model name → version of what it serves; empty text for a version that it does not know.
+    """
+
+    name: str
+    target: str
+    labels: dict[str, str]
+    online: bool
+    seen_at: float
+    heard: bool
+    serves: dict[str, str]
+    told_target: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceList:
+    """Devices that carry the labels that were asked for.
+
+    Attributes:
+        total, online: how many there are in all, and how many of them are there.
+        devices: the part that was asked for, by name.
+    """
+
+    total: int
+    online: int
+    devices: tuple[DeviceLine, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A command that was put down for a device.
+
+    Attributes:
+        sent: whether the controller sent it.
+        ok, detail: the device's answer; ``ok`` is None while there is none.
+    """
+
+    device: str
+    cid: str
+    verb: str
+    sent: bool
+    ok: bool | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +171,15 @@ class ReleaseView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReleaseRemoved:
+    """A release that was removed, and the blobs that nothing else needs any more."""
+
+    release: ReleaseView
+    blobs_removed: int
+    bytes_removed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Published:
     """The outcome of a publication; ``new`` is False where the same release was there already."""
 
@@ -150,7 +212,9 @@ class DeviceRollout:
         previous: what it was to have before.
         detail: reason of a failure, or what is waited for.
         blocks_done, blocks_total: of the download, as the device said.
-        bytes_pulled: payload bytes sent to it of this bundle's blobs since the rollout began.
+        bytes_sent: payload bytes handed to the broker for it, of this bundle's blobs, since the rollout began.
+        bytes_received: payload bytes that came, as the device said; 0 where it last spoke of another bundle.
+        told_target: as of :class:`DeviceView`.
     """
 
     device: str
@@ -163,18 +227,21 @@ class DeviceRollout:
     detail: str = ""
     blocks_done: int = 0
     blocks_total: int = 0
-    bytes_pulled: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    told_target: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutStatus:
-    """A rollout.
+class RolloutSummary:
+    """A rollout in a list.
 
     Attributes:
         version: of the release; of a revert, the versions that it goes back to.
         kind: ``start`` or ``revert``.
-        state: ``active``, or ``superseded`` by a newer rollout of the same model.
-        done: whether every device proved and serves what is wanted.
+        state: ``active``, or ``superseded`` once newer rollouts of the same model took each of its devices over.
+        done: whether every device that is still its own proved and serves what is wanted; never of a superseded one.
+        counts: how many devices stand where (the values of :class:`Progress`); all of them, whatever a filter shows.
     """
 
     id: int
@@ -185,6 +252,19 @@ class RolloutStatus:
     started_at: float
     selected: dict[str, str]
     done: bool
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutStatus(RolloutSummary):
+    """A rollout with its devices.
+
+    Attributes:
+        matching: how many devices the filter lets through.
+        devices: those of them that were asked for, by name.
+    """
+
+    matching: int
     devices: tuple[DeviceRollout, ...]
 
 

@@ -1,23 +1,53 @@
-"""Rollouts in the database: begin, judge, revert."""
+"""Rollouts in the database: begin and revert. Where they stand: :mod:`kedge.fleet.standing`.
+
+A rollout owns its devices until a newer rollout of the same model takes some of them over: those parts are superseded,
+the others are not. All is written by few statements, whatever the number of devices, so that the write lock is short.
+"""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
-
-from kedge.fleet import devices, releases, tables
-from kedge.fleet.database import note_change
-from kedge.fleet.progress import Standing, contradiction, judge
-from kedge.fleet.results import DeviceRollout, Progress, RolloutStatus
+from kedge.fleet import devices, releases
+from kedge.fleet.database import Row, Session, note_change
 from kedge_protocol.errors import FleetError
-from kedge_protocol.messages import MAX_VERSION_STEP, Desired
+from kedge_protocol.messages import MAX_VERSION_STEP
 
 ACTIVE, SUPERSEDED = "active", "superseded"
 START, REVERT = "start", "revert"
+
+_PART = """
+INSERT INTO rollout_device
+(rollout_id, device_id, digest, previous, previous_size, desired_version, bytes_before)
+VALUES (:rollout, :device, :digest, :previous, :previous_size, :version, :bytes_before)
+"""
+_DESIRED = """
+INSERT INTO desired_model (device_id, model, digest, size) VALUES (:device, :model, :digest, :size)
+ON CONFLICT (device_id, model) DO UPDATE SET digest = excluded.digest, size = excluded.size
+"""
+_SUPERSEDE_PARTS = """
+UPDATE rollout_device SET superseded_by = :rollout
+WHERE superseded_by IS NULL AND rollout_id <> :rollout
+  AND rollout_id IN (SELECT id FROM rollout WHERE model = :model)
+  AND device_id IN (SELECT device_id FROM rollout_device WHERE rollout_id = :rollout)
+"""
+_SUPERSEDE_ROLLOUTS = """
+UPDATE rollout SET state = 'superseded'
+WHERE model = :model AND state = 'active' AND id <> :rollout AND NOT EXISTS (
+    SELECT 1 FROM rollout_device WHERE rollout_id = rollout.id AND superseded_by IS NULL
+)
+"""
+_BYTES = """
+SELECT device_id, needed.bundle, sum(bytes_served) AS bytes FROM transfer
+JOIN (
+    SELECT DISTINCT bundle.digest AS bundle, bundle_blob.digest AS blob
+    FROM bundle JOIN bundle_blob ON bundle_id = bundle.id WHERE bundle.digest IN {}
+) AS needed ON needed.blob = transfer.digest
+GROUP BY device_id, needed.bundle
+"""
 
 
 @dataclass(frozen=True)
@@ -28,8 +58,20 @@ class Wanted:
     size: int
 
 
-def start(session: Session, reference: str, select_by: Mapping[str, str]) -> tuple[tables.Rollout, dict[str, str]]:
-    """See :meth:`kedge.fleet.service.FleetService.rollout_start`."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A rollout to be: its row's values, and what is wanted of each device (by number; None takes the model away)."""
+
+    model: str
+    version: str
+    kind: str
+    selected: str
+    parts: Mapping[int, Wanted | None]
+    reverts: int | None = None
+
+
+def start(session: Session, reference: str, select_by: Mapping[str, str]) -> tuple[int, dict[str, str]]:
+    """See :meth:`kedge.fleet.service.FleetService.rollout_start`; the rollout's number, and who is left out why."""
     release = releases.find(session, reference)
     chosen = devices.selected(session, select_by)
     if not chosen:
@@ -38,163 +80,140 @@ def start(session: Session, reference: str, select_by: Mapping[str, str]) -> tup
             f"no device has the labels {labels}" if labels else "there is no device",
             remedy="See kedge device list",
         )
-    bundles = {bundle.target: Wanted(bundle.digest, bundle.size) for bundle in release.bundles}
-    parts = {device: bundles[device.target] for device in chosen if device.target in bundles}
+    rows = session.rows("SELECT target, digest, size FROM bundle WHERE release_id = ?", (release["id"],))
+    bundles = {row["target"]: Wanted(row["digest"], row["size"]) for row in rows}
+    parts = {row["id"]: bundles[row["target"]] for row in chosen if row["target"] in bundles}
     skipped = {
-        device.name: f"{reference} has no bundle for its target {device.target}"
-        for device in chosen
-        if device not in parts
+        row["name"]: f"{reference} has no bundle for its target {row['target']}"
+        for row in chosen
+        if row["target"] not in bundles
     }
     if not parts:
         raise FleetError(
             f"{reference} has no bundle for any selected device",
-            remedy=f"Selected are targets {', '.join(sorted({d.target for d in chosen}))}, the release has"
+            remedy=f"Selected are targets {', '.join(sorted({row['target'] for row in chosen}))}, the release has"
             f" {', '.join(sorted(bundles))}; compile it for them and publish it under another version",
         )
-    rollout = tables.Rollout(model=release.name, version=release.version, kind=START, selected=dict(select_by))
-    _begin(session, rollout, dict(parts))
-    return rollout, skipped
+    plan = Plan(
+        model=release["name"],
+        version=release["version"],
+        kind=START,
+        selected=json.dumps(dict(select_by)),
+        parts=parts,
+    )
+    return _begin(session, plan), skipped
 
 
-def revert(session: Session, rollout_id: int | None) -> tables.Rollout:
-    """See :meth:`kedge.fleet.service.FleetService.rollout_revert`."""
+def revert(session: Session, rollout_id: int | None) -> int:
+    """See :meth:`kedge.fleet.service.FleetService.rollout_revert`; the new rollout's number."""
     old = find(session, rollout_id)
-    if old.state != ACTIVE:
+    rows = session.rows("SELECT * FROM rollout_device WHERE rollout_id = ?", (old["id"],))
+    if not rows:
+        raise FleetError(f"rollout {old['id']} has no devices any more, there is nothing to revert")
+    own = [row for row in rows if row["superseded_by"] is None]
+    if not own:
+        newer = sorted({row["superseded_by"] for row in rows})
         raise FleetError(
-            f"rollout {old.id} of {old.model} was superseded", remedy="Only a model's latest rollout can be reverted"
+            f"rollout {old['id']} of {old['model']} was superseded on all its devices",
+            remedy=f"Revert what took them over: rollout {', '.join(map(str, newer))}",
         )
     parts = {
-        part.device: None if part.previous is None else Wanted(part.previous, part.previous_size)
-        for part in old.devices
+        row["device_id"]: None if row["previous"] is None else Wanted(row["previous"], row["previous_size"])
+        for row in own
     }
-    if not parts:
-        raise FleetError(f"rollout {old.id} has no devices any more, there is nothing to revert")
-    versions = sorted({releases.version_of(session, wanted.digest) for wanted in parts.values() if wanted})
-    rollout = tables.Rollout(
-        model=old.model, version=", ".join(versions) or "none", kind=REVERT, selected=old.selected, reverts=old.id
+    digests = sorted({wanted.digest for wanted in parts.values() if wanted})
+    _check_published(session, digests)
+    plan = Plan(
+        model=old["model"],
+        version=", ".join(releases.versions(session, digests)) or "none",
+        kind=REVERT,
+        selected=old["selected"],
+        parts=parts,
+        reverts=old["id"],
     )
-    _begin(session, rollout, parts)
-    return rollout
+    return _begin(session, plan)
 
 
-def _begin(session: Session, rollout: tables.Rollout, parts: Mapping[tables.Device, Wanted | None]) -> None:
-    """Write what the devices shall run, remember what it replaces, supersede what was under way."""
-    older = select(tables.Rollout).where(tables.Rollout.model == rollout.model, tables.Rollout.state == ACTIVE)
-    for row in session.scalars(older):
-        row.state = SUPERSEDED
-    rollout.state, rollout.started_at = ACTIVE, time.time()
-    for device, wanted in parts.items():
-        before = next((row for row in device.desired if row.model == rollout.model), None)
-        previous, size = (None, 0) if before is None else (before.digest, before.size)
-        device.managed = True
-        device.desired_version = next_version(device)
-        if wanted is None:
-            device.desired = [row for row in device.desired if row.model != rollout.model]
-        elif before is None:
-            device.desired.append(tables.DesiredModel(model=rollout.model, digest=wanted.digest, size=wanted.size))
-        else:
-            before.digest, before.size = wanted.digest, wanted.size
-        rollout.devices.append(
-            tables.RolloutDevice(
-                device=device,
-                digest=None if wanted is None else wanted.digest,
-                previous=previous,
-                previous_size=size,
-                desired_version=device.desired_version,
-                bytes_before=0 if wanted is None else _bytes_of(session, device, wanted.digest),
-            )
+def _check_published(session: Session, digests: Sequence[str]) -> None:
+    there = {row["digest"] for row in session.where_in("SELECT digest FROM bundle WHERE digest IN {}", digests)}
+    if missing := [digest for digest in digests if digest not in there]:
+        raise FleetError(
+            f"the release with the bundle {missing[0]} was removed, it cannot be brought back",
+            remedy="Publish it again, or roll out another release",
         )
-    session.add(rollout)
+
+
+def _begin(session: Session, plan: Plan) -> int:
+    """Write what the devices shall run, remember what it replaces, supersede what it takes over."""
+    number = session.insert(
+        "INSERT INTO rollout (model, version, kind, state, started_at, selected, reverts) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (plan.model, plan.version, plan.kind, ACTIVE, time.time(), plan.selected, plan.reverts),
+    )
+    rows = _rows(session, number, plan)
+    session.run_many("UPDATE device SET managed = 1, desired_version = :version WHERE id = :device", rows)
+    session.run_many(_DESIRED, [row for row in rows if row["digest"] is not None])
+    taken = [row for row in rows if row["digest"] is None]
+    session.run_many("DELETE FROM desired_model WHERE device_id = :device AND model = :model", taken)
+    session.run_many(_PART, rows)
+    session.run(_SUPERSEDE_PARTS, {"rollout": number, "model": plan.model})
+    session.run(_SUPERSEDE_ROLLOUTS, {"rollout": number, "model": plan.model})
     note_change(session)
-    session.flush()
+    return number
 
 
-def next_version(device: tables.Device) -> int:
+def _rows(session: Session, rollout: int, plan: Plan) -> list[dict[str, object]]:
+    query = "SELECT device_id, digest, size FROM desired_model WHERE model = ?"
+    before = {row["device_id"]: row for row in session.rows(query, (plan.model,))}
+    query = """
+        SELECT device.id, desired_version, coalesce(answered_version, 0) AS answered
+        FROM device LEFT JOIN device_state ON device_state.device_id = device.id
+    """
+    versions = {row["id"]: next_version(row["desired_version"], row["answered"]) for row in session.rows(query)}
+    sent = bytes_sent(session, sorted({wanted.digest for wanted in plan.parts.values() if wanted}))
+    rows = []
+    for device, wanted in plan.parts.items():
+        previous = before.get(device)
+        rows.append(
+            {
+                "rollout": rollout,
+                "device": device,
+                "model": plan.model,
+                "digest": None if wanted is None else wanted.digest,
+                "size": 0 if wanted is None else wanted.size,
+                "previous": None if previous is None else previous["digest"],
+                "previous_size": 0 if previous is None else previous["size"],
+                "version": versions[device],
+                "bytes_before": 0 if wanted is None else sent.get((device, wanted.digest), 0),
+            }
+        )
+    return rows
+
+
+def next_version(ours: int, answered: int) -> int:
     """A desired version that the device heeds: above ours and above what it answered, where that can be true."""
-    answered = 0 if device.state is None else device.state.answered_version
-    ours = device.desired_version
     return (max(ours, answered) if answered <= ours + MAX_VERSION_STEP else ours) + 1
 
 
-def find(session: Session, rollout_id: int | None) -> tables.Rollout:
+def bytes_sent(session: Session, bundles: Sequence[str]) -> dict[tuple[int, str], int]:
+    """Payload bytes that each device was ever sent of these bundles' blobs and their maps, by its number and bundle."""
+    return {(row["device_id"], row["bundle"]): row["bytes"] for row in session.where_in(_BYTES, bundles)}
+
+
+def find(session: Session, rollout_id: int | None) -> Row:
     """A rollout by number, or the latest.
 
     Raises:
         FleetError: there is none.
     """
     if rollout_id is None:
-        latest = session.scalars(select(tables.Rollout).order_by(tables.Rollout.id.desc()).limit(1)).one_or_none()
+        latest = session.row("SELECT * FROM rollout ORDER BY id DESC LIMIT 1")
         if latest is None:
             raise FleetError("there is no rollout", remedy="Begin one: kedge rollout start NAME:VERSION")
         return latest
-    found = session.get(tables.Rollout, rollout_id)
+    # SQLite cannot be asked for a number of more than 63 bits.
+    found = None
+    if 0 < rollout_id < 1 << 63:
+        found = session.row("SELECT * FROM rollout WHERE id = ?", (rollout_id,))
     if found is None:
-        raise FleetError(f"there is no rollout {rollout_id}")
+        raise FleetError(f"there is no rollout {rollout_id}", remedy="See kedge rollout list")
     return found
-
-
-def status(session: Session, rollout: tables.Rollout) -> RolloutStatus:
-    """The rollout with the judgement on each device."""
-    parts = sorted(rollout.devices, key=lambda part: part.device.name)
-    judged = tuple(_judged(session, rollout, part) for part in parts)
-    return RolloutStatus(
-        id=rollout.id,
-        model=rollout.model,
-        version=rollout.version,
-        kind=rollout.kind,
-        state=rollout.state,
-        started_at=rollout.started_at,
-        selected=dict(rollout.selected),
-        done=bool(judged) and all(device.progress is Progress.DONE for device in judged),
-        devices=judged,
-    )
-
-
-def is_settled(status: RolloutStatus) -> bool:
-    """Whether waiting longer can bring nothing: superseded, or every device done, failed or superseded."""
-    final = (Progress.DONE, Progress.FAILED, Progress.SUPERSEDED, Progress.CONFLICT)
-    return status.state == SUPERSEDED or all(device.progress in final for device in status.devices)
-
-
-def _judged(session: Session, rollout: tables.Rollout, part: tables.RolloutDevice) -> DeviceRollout:
-    device = part.device
-    reported = devices.reported_of(device)
-    standing = judge(
-        model=rollout.model,
-        wanted=part.digest,
-        version=part.desired_version,
-        reported=reported,
-        online=device.state is not None and device.state.online,
-    )
-    wish = Desired(version=device.desired_version, models={row.model: row.digest for row in device.desired}, sizes={})
-    trouble = contradiction(reported, wish.version, wish.content)
-    if trouble is not None:
-        standing = Standing(Progress.CONFLICT, trouble, standing.serving)
-    now = next((row.digest for row in device.desired if row.model == rollout.model), None)
-    pulled = 0 if part.digest is None else _bytes_of(session, device, part.digest) - part.bytes_before
-    return DeviceRollout(
-        device=device.name,
-        target=device.target,
-        progress=standing.progress if now == part.digest else Progress.SUPERSEDED,
-        digest=part.digest,
-        serving=standing.serving,
-        previous=part.previous,
-        desired_version=part.desired_version,
-        detail=standing.detail,
-        blocks_done=standing.blocks_done,
-        blocks_total=standing.blocks_total,
-        bytes_pulled=pulled,
-    )
-
-
-def _bytes_of(session: Session, device: tables.Device, bundle_digest: str) -> int:
-    """Payload bytes that the device was ever sent of a bundle's blobs and their maps."""
-    blobs = (
-        select(tables.BundleBlob.digest)
-        .join(tables.Bundle, tables.Bundle.id == tables.BundleBlob.bundle_id)
-        .where(tables.Bundle.digest == bundle_digest)
-    )
-    query = select(func.coalesce(func.sum(tables.Transfer.bytes_served), 0)).where(
-        tables.Transfer.device_id == device.id, tables.Transfer.digest.in_(blobs)
-    )
-    return int(session.scalars(query).one())

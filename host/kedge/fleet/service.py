@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from kedge.fleet import devices, kit, releases, rollouts
-from kedge.fleet.database import Database, state_folder
+from kedge.fleet import commands, devices, kit, releases, rollouts, standing
+from kedge.fleet.database import Database, alone, note_change, state_folder
 from kedge.fleet.results import (
+    Asked,
     DeviceDetail,
+    DeviceList,
     DeviceView,
     Measurements,
     Published,
+    ReleaseRemoved,
     ReleaseView,
     RolloutStarted,
     RolloutStatus,
+    RolloutSummary,
     TransferView,
 )
+from kedge.fleet.standing import Shown
 from kedge.repository.store import Repository
 from kedge_protocol.bundle.layout import Layout
+
+WAIT_SECONDS = 0.25
+"""Between two looks, at least, while somebody waits."""
+REPOSITORY_LOCK = "repository.lock"
 
 
 class FleetService:
@@ -76,15 +85,46 @@ class FleetService:
         options = options or kit.KitOptions()
         options.check()
         with self.database.write() as session:
-            added = devices.view(devices.add(session, name, target, labels or {}))
+            added = devices.view(session, devices.add(session, name, target, labels or {}))
             if options.kit is not None:
                 kit.write(name, target, options)
             return added
 
+    def device_edit(
+        self, name: str, labels: Mapping[str, str] | None = None, without: Collection[str] = ()
+    ) -> DeviceView:
+        """Change a device's labels. What it shall run stays as it is: labels count when a rollout begins.
+
+        Args:
+            labels: set, beside those it has.
+            without: keys of labels that are removed.
+
+        Raises:
+            FleetError: there is no such device.
+            ConfigError: a label that cannot be used, or one to be removed that it has not.
+        """
+        with self.database.write() as session:
+            devices.edit(session, name, labels or {}, without)
+            return devices.view(session, devices.find(session, name))
+
     def devices(self, select: Mapping[str, str] | None = None) -> tuple[DeviceView, ...]:
-        """All devices that carry these labels, by name."""
+        """All devices that carry these labels, by name, with all that is known of each."""
         with self.database.read() as session:
-            return tuple(devices.view(device) for device in devices.selected(session, select or {}))
+            return devices.views(session, devices.selected(session, select or {}, extra="reported"))
+
+    def device_list(
+        self, select: Mapping[str, str] | None = None, *, limit: int | None = None, offset: int = 0
+    ) -> DeviceList:
+        """The devices that carry these labels, by name, counted and in short.
+
+        Args:
+            limit, offset: so many of them, after so many; None for all.
+        """
+        with self.database.read() as session:
+            rows = devices.selected(session, select or {}, extra="reported IS NOT NULL")
+            page = rows[offset : None if limit is None else offset + limit]
+            online = sum(bool(row["online"]) for row in rows)
+            return DeviceList(total=len(rows), online=online, devices=devices.lines(session, page))
 
     def device(self, name: str) -> DeviceDetail:
         """One device with its transfers and its latest telemetry.
@@ -93,12 +133,33 @@ class FleetService:
             FleetError: there is none.
         """
         with self.database.read() as session:
-            device = devices.find(session, name)
+            number = devices.find(session, name)
             return DeviceDetail(
-                device=devices.view(device),
-                transfers=devices.transfers(session, device),
-                telemetry=devices.telemetry(session, device),
+                device=devices.view(session, number),
+                transfers=devices.transfers(session, number),
+                telemetry=devices.telemetry(session, number),
             )
+
+    def device_report(self, name: str, *, wait: float = 0.0) -> Asked:
+        """Ask a device to report anew.
+
+        Args:
+            wait: seconds to wait for its answer.
+
+        Raises:
+            FleetError: there is no such device.
+        """
+        with self.database.write() as session:
+            cid = commands.ask(session, devices.find(session, name), "report")
+            note_change(session)
+        deadline = time.monotonic() + wait
+        while True:
+            with self.database.read() as session:
+                asked = commands.view(session, cid)
+            left = deadline - time.monotonic()
+            if asked.ok is not None or left <= 0:
+                return asked
+            time.sleep(min(WAIT_SECONDS, left))
 
     def device_remove(self, name: str) -> None:
         """Forget a device; its retained desired state is cleared at the broker. What it serves it goes on serving.
@@ -110,7 +171,7 @@ class FleetService:
             devices.remove(session, name)
 
     def latencies(self, target: str | None = None) -> Measurements:
-        """What devices measured when they proved their bundles: for each device and bundle its latest proof.
+        """What a call of each bundle took on the devices that proved it, by device.
 
         Args:
             target: only of devices of this target (its name).
@@ -131,7 +192,7 @@ class FleetService:
 
     def publish(self, layout: Path) -> Published:
         """Take a release in: every blob is checked by digest and copied, its block map written and checked against the
-        manifest. Publishing the same release again changes nothing.
+        manifest. Publishing the same release again changes nothing, but brings back blobs that are missing.
 
         Args:
             layout: the folder that ``kedge compile -o`` wrote.
@@ -146,27 +207,51 @@ class FleetService:
         found = opened.release()
         with self.database.read() as session:
             releases.refuse_conflict(session, found.name, found.version, found.digest)
-        stored = self.repository.add(opened)
-        added = {blob.digest: blob.size for item in stored.bundles.values() for blob in item.blobs if blob.added}
-        with self.database.write() as session:
-            known = releases.refuse_conflict(session, stored.name, stored.version, stored.digest)
-            release = known or releases.record(session, stored)
-            return Published(
-                release=releases.view(session, release),
-                new=known is None,
-                blobs_added=len(added),
-                bytes_added=sum(added.values()),
-            )
+        # A release that is removed meanwhile must not take a blob along that is found here to be there already.
+        with alone(self.state / REPOSITORY_LOCK):
+            stored = self.repository.add(opened)
+            added = {blob.digest: blob.size for item in stored.bundles.values() for blob in item.blobs if blob.added}
+            with self.database.write() as session:
+                known = releases.refuse_conflict(session, stored.name, stored.version, stored.digest)
+                number = releases.record(session, stored) if known is None else known["id"]
+                return Published(
+                    release=releases.views(session, number)[0],
+                    new=known is None,
+                    blobs_added=len(added),
+                    bytes_added=sum(added.values()),
+                )
 
     def releases(self) -> tuple[ReleaseView, ...]:
         """All published releases, oldest first."""
         with self.database.read() as session:
-            return tuple(releases.view(session, release) for release in releases.everything(session))
+            return releases.views(session)
+
+    def release_remove(self, reference: str) -> ReleaseRemoved:
+        """Forget a release, and delete the blobs that no other release needs. Devices that serve it go on serving it.
+
+        Args:
+            reference: ``NAME:VERSION``.
+
+        Raises:
+            FleetError: no such release, or a device shall run it.
+            StorageError: a blob cannot be deleted.
+        """
+        with alone(self.state / REPOSITORY_LOCK):
+            with self.database.write() as session:
+                release = releases.find(session, reference)
+                view = releases.views(session, release["id"])[0]
+                releases.remove(session, release)
+                releases.forget_blobs(session)
+            with self.database.read() as session:
+                kept = releases.blobs(session)
+            removed = self.repository.collect(kept)
+        return ReleaseRemoved(release=view, blobs_removed=len(removed), bytes_removed=sum(removed.values()))
 
     # Rollouts.
 
     def rollout_start(self, reference: str, select: Mapping[str, str] | None = None) -> RolloutStarted:
-        """Want a release on all selected devices at once. A rollout of the same model that is under way is superseded.
+        """Want a release on all selected devices at once. Rollouts of the same model that are under way are superseded
+        on these devices, and go on on others.
 
         Args:
             reference: ``NAME:VERSION``.
@@ -179,15 +264,18 @@ class FleetService:
             FleetError: no such release, no such device, or no bundle for any of them.
         """
         with self.database.write() as session:
-            rollout, skipped = rollouts.start(session, reference, select or {})
-            return RolloutStarted(rollout=rollouts.status(session, rollout), skipped=skipped)
+            number, skipped = rollouts.start(session, reference, select or {})
+        return RolloutStarted(rollout=self.rollout_status(number), skipped=skipped)
 
-    def rollout_status(self, rollout: int | None = None, *, wait: float = 0.0) -> RolloutStatus:
+    def rollout_status(
+        self, rollout: int | None = None, *, wait: float = 0.0, shown: Shown | None = None
+    ) -> RolloutStatus:
         """A rollout with each device's standing.
 
         Args:
             rollout: its number; None for the latest.
             wait: seconds to wait until it is superseded or every device is done or has failed.
+            shown: which of its devices to tell; None for all.
 
         Raises:
             FleetError: there is none.
@@ -195,22 +283,36 @@ class FleetService:
         deadline = time.monotonic() + wait
         number = rollout
         while True:
+            since = time.monotonic()
             with self.database.read() as session:
-                status = rollouts.status(session, rollouts.find(session, number))
+                status = standing.status(session, rollouts.find(session, number), shown or Shown())
             number = status.id
             left = deadline - time.monotonic()
-            if rollouts.is_settled(status) or left <= 0:
+            if standing.is_settled(status) or left <= 0:
                 return status
-            time.sleep(min(0.25, left))
+            # A look at a large fleet costs something: most of the time is spent waiting.
+            time.sleep(min(max(WAIT_SECONDS, 10 * (time.monotonic() - since)), left))
+
+    def rollouts(self, *, limit: int | None = None) -> tuple[RolloutSummary, ...]:
+        """Rollouts with their counts, newest first.
+
+        Args:
+            limit: so many; None for all.
+        """
+        with self.database.read() as session:
+            rows = session.rows("SELECT * FROM rollout ORDER BY id DESC LIMIT ?", (-1 if limit is None else limit,))
+            return tuple(standing.summary(session, row) for row in rows)
 
     def rollout_revert(self, rollout: int | None = None) -> RolloutStatus:
-        """Want again what each device was to have before a rollout; itself a rollout, which can be reverted.
+        """Want again what each device was to have before a rollout, on those devices that no newer rollout took over;
+        itself a rollout, which can be reverted.
 
         Args:
             rollout: its number; None for the latest.
 
         Raises:
-            FleetError: there is none, or it was superseded.
+            FleetError: there is none, or it was superseded on every device, or what it would bring back was removed.
         """
         with self.database.write() as session:
-            return rollouts.status(session, rollouts.revert(session, rollout))
+            number = rollouts.revert(session, rollout)
+        return self.rollout_status(number)

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -71,6 +71,36 @@ class Repository:
     def map_path(self, blob_digest: str) -> Path:
         """Where a blob's map lies; not checked to exist."""
         return self.path / "maps" / digest.hex_of(blob_digest)
+
+    def collect(self, kept: Collection[str]) -> dict[str, int]:
+        """Delete every blob and map but those of ``kept``, what broken publications left too. Nobody may add meanwhile.
+
+        Returns:
+            The deleted blobs and their bytes.
+
+        Raises:
+            StorageError: one cannot be deleted.
+        """
+        names = {digest.hex_of(one) for one in kept}
+        removed = {}
+        with _storage_errors(self.path):
+            for path in (self.path / "blobs" / "sha256").glob("*"):
+                if path.name not in names:
+                    removed[f"sha256:{path.name}"] = path.stat().st_size
+                    path.unlink()
+            for path in (self.path / "maps").glob("*"):
+                if path.name not in names:
+                    path.unlink()
+        return removed
+
+    def missing(self, blobs: Mapping[str, int]) -> list[str]:
+        """Those of these blobs (digest → bytes) that are not there in full."""
+        found = []
+        for blob, size in blobs.items():
+            path = self.blob_path(blob)
+            if not path.is_file() or path.stat().st_size != size:
+                found.append(blob)
+        return found
 
     def add(self, layout: Layout) -> StoredRelease:
         """Take in the one release of a layout, every blob checked on the way. Doing it again changes nothing.

@@ -1,0 +1,75 @@
+"""A device's report in the database: taken apart when it comes, so that nobody who asks has to read it again."""
+
+from __future__ import annotations
+
+import time
+
+from kedge.fleet.database import Session
+from kedge_protocol.messages import Latency, Reported, ReportedModel
+
+_MODEL = """
+INSERT OR REPLACE INTO reported_model VALUES
+(:device_id, :model, :state, :desired, :digest, :version, :previous, :proved, :blocks_done, :blocks_total,
+ :bytes_received, :failure_digest, :failure_stage, :failure_reason, :detail)
+"""
+_TOLD = """
+UPDATE device_state
+SET told_target = ?, refused_version = ?, refused_reason = ?, refused_came = ?, refused_held = ? WHERE device_id = ?
+"""
+_LATENCY = """
+INSERT INTO latency (device_id, bundle, files, target, p50_ms, p95_ms, calls, at)
+SELECT :device_id, :bundle, :files, target, :p50_ms, :p95_ms, :calls, :at FROM device WHERE id = :device_id
+ON CONFLICT (device_id, bundle) DO UPDATE SET files = excluded.files, target = excluded.target,
+    p50_ms = excluded.p50_ms, p95_ms = excluded.p95_ms, calls = excluded.calls, at = excluded.at
+WHERE (files, p50_ms, p95_ms, calls) <> (excluded.files, excluded.p50_ms, excluded.p95_ms, excluded.calls)
+"""
+
+
+def note(session: Session, device_id: int, reported: Reported) -> None:
+    """Write down what a device is and where its models stand."""
+    refused = reported.refused
+    told = (None,) * 4 if refused is None else (refused.version, refused.reason.value, refused.came, refused.held)
+    session.run(_TOLD, (reported.target, *told, device_id))
+    session.run("DELETE FROM reported_model WHERE device_id = ?", (device_id,))
+    if reported.models:
+        session.run_many(_MODEL, [_row(device_id, name, model) for name, model in reported.models.items()])
+
+
+def _row(device_id: int, name: str, model: ReportedModel) -> dict[str, object]:
+    failure = model.failure
+    return {
+        "device_id": device_id,
+        "model": name,
+        "state": model.state.value,
+        "desired": model.desired,
+        "digest": model.digest,
+        "version": model.version,
+        "previous": model.previous,
+        "proved": model.proved,
+        "blocks_done": _bounded(model.blocks_done),
+        "blocks_total": _bounded(model.blocks_total),
+        "bytes_received": _bounded(model.bytes_received),
+        "failure_digest": None if failure is None else failure.digest,
+        "failure_stage": None if failure is None else failure.stage,
+        "failure_reason": None if failure is None else failure.reason,
+        "detail": model.detail,
+    }
+
+
+def _bounded(count: int) -> int:
+    """JSON knows larger numbers than the database."""
+    return max(0, min(count, 1 << 53))
+
+
+def note_latency(session: Session, device_id: int, latency: Latency) -> None:
+    """Write down a measurement; every report repeats it, so what is known already is left as it is."""
+    values = {
+        "device_id": device_id,
+        "bundle": latency.bundle,
+        "files": latency.files,
+        "p50_ms": latency.p50_ms,
+        "p95_ms": latency.p95_ms,
+        "calls": latency.calls,
+        "at": time.time(),
+    }
+    session.run(_LATENCY, values)

@@ -1,0 +1,215 @@
+"""The tables of the state database, in SQL, and the way from older ones.
+
+Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strings.
+
+- ``meta``: single values: ``client_id`` (the controller's name at the broker) and ``changes``, which grows with every
+  change that the controller must act upon.
+- ``device``: ``managed`` once a rollout wanted something of it: before, nothing is published for it, and what it has it
+  keeps. A removed one keeps its row: its ``desired_version`` must never fall, and its retained desired state must be
+  cleared at the broker.
+- ``desired_model``: one model that a device shall run; ``size`` is of the manifest in bytes.
+- ``device_state``: what a device said last; ``reported`` is the message as it came, ``told_target`` the target in it,
+  ``refused_…`` the desired state that it did not take.
+- ``reported_model``: the models of that message, taken apart, so that a rollout is judged without reading messages.
+- ``telemetry``: a short history; ``document`` is the message as it came.
+- ``latency``: what one call of a bundle took on a device when it proved it there, in milliseconds; the latest proof's.
+  ``target`` is the device's at that time, ``files`` the digest of the file that the runtime opens.
+- ``release``, ``bundle``: what is published; a bundle's ``digest`` and ``size`` are of its manifest.
+- ``blob``, ``bundle_blob``: what devices may ask for; a bundle's manifest and configuration are among its blobs.
+- ``rollout``: ``state`` is ``active``, or ``superseded`` once each of its devices was taken over by a newer one.
+- ``rollout_device``: a device's part. ``digest`` is NULL where the model is taken away; ``previous`` is what the device
+  was to have before, NULL for nothing; ``bytes_before`` is what it had been sent of the bundle's blobs;
+  ``superseded_by`` is the newer rollout that wants something else of it.
+- ``transfer``: what one device was sent of one blob (``kind`` ``blob``) or of its map (``map``). ``served`` and
+  ``have`` are bitmaps: blocks served ever, and blocks that the device ever said it had finished.
+- ``command``: something to ask of a device once, and its answer.
+"""
+
+from __future__ import annotations
+
+VERSION = 3
+"""Stored as SQLite's ``user_version``. 2 has ``latency`` more than 1; 3 has ``reported_model``, ``command`` and the
+columns ``told_target``, ``refused_…`` and ``superseded_by`` more than 2."""
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS meta (
+    key VARCHAR NOT NULL PRIMARY KEY,
+    value VARCHAR NOT NULL
+);
+CREATE TABLE IF NOT EXISTS device (
+    id INTEGER NOT NULL PRIMARY KEY,
+    name VARCHAR NOT NULL UNIQUE,
+    target VARCHAR NOT NULL,
+    labels JSON NOT NULL,
+    added_at DOUBLE NOT NULL,
+    desired_version INTEGER NOT NULL,
+    managed BOOLEAN NOT NULL,
+    removed BOOLEAN NOT NULL
+);
+CREATE TABLE IF NOT EXISTS desired_model (
+    device_id INTEGER NOT NULL REFERENCES device (id),
+    model VARCHAR NOT NULL,
+    digest VARCHAR NOT NULL,
+    size INTEGER NOT NULL,
+    PRIMARY KEY (device_id, model)
+);
+CREATE TABLE IF NOT EXISTS device_state (
+    device_id INTEGER NOT NULL PRIMARY KEY REFERENCES device (id),
+    online BOOLEAN NOT NULL,
+    boot_id VARCHAR NOT NULL,
+    session INTEGER NOT NULL,
+    seen_at DOUBLE NOT NULL,
+    reported BLOB,
+    reported_boot_id VARCHAR NOT NULL,
+    reported_seq INTEGER NOT NULL,
+    answered_version INTEGER NOT NULL,
+    told_target VARCHAR,
+    refused_version INTEGER,
+    refused_reason VARCHAR,
+    refused_came VARCHAR,
+    refused_held VARCHAR
+);
+CREATE TABLE IF NOT EXISTS reported_model (
+    device_id INTEGER NOT NULL REFERENCES device (id),
+    model VARCHAR NOT NULL,
+    state VARCHAR NOT NULL,
+    desired VARCHAR,
+    digest VARCHAR,
+    version VARCHAR,
+    previous VARCHAR,
+    proved BOOLEAN NOT NULL,
+    blocks_done INTEGER NOT NULL,
+    blocks_total INTEGER NOT NULL,
+    bytes_received INTEGER NOT NULL,
+    failure_digest VARCHAR,
+    failure_stage VARCHAR,
+    failure_reason VARCHAR,
+    detail VARCHAR,
+    PRIMARY KEY (device_id, model)
+);
+CREATE TABLE IF NOT EXISTS telemetry (
+    id INTEGER NOT NULL PRIMARY KEY,
+    device_id INTEGER NOT NULL REFERENCES device (id),
+    at DOUBLE NOT NULL,
+    document BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS ix_telemetry_device_id ON telemetry (device_id);
+CREATE TABLE IF NOT EXISTS latency (
+    device_id INTEGER NOT NULL REFERENCES device (id),
+    bundle VARCHAR NOT NULL,
+    files VARCHAR NOT NULL,
+    target VARCHAR NOT NULL,
+    p50_ms DOUBLE NOT NULL,
+    p95_ms DOUBLE NOT NULL,
+    calls INTEGER NOT NULL,
+    at DOUBLE NOT NULL,
+    PRIMARY KEY (device_id, bundle)
+);
+CREATE TABLE IF NOT EXISTS release (
+    id INTEGER NOT NULL PRIMARY KEY,
+    name VARCHAR NOT NULL,
+    version VARCHAR NOT NULL,
+    digest VARCHAR NOT NULL,
+    published_at DOUBLE NOT NULL,
+    UNIQUE (name, version)
+);
+CREATE TABLE IF NOT EXISTS bundle (
+    id INTEGER NOT NULL PRIMARY KEY,
+    release_id INTEGER NOT NULL REFERENCES release (id),
+    target VARCHAR NOT NULL,
+    digest VARCHAR NOT NULL,
+    size INTEGER NOT NULL,
+    backend VARCHAR NOT NULL,
+    precision VARCHAR NOT NULL,
+    UNIQUE (release_id, target)
+);
+CREATE INDEX IF NOT EXISTS ix_bundle_digest ON bundle (digest);
+CREATE TABLE IF NOT EXISTS blob (
+    digest VARCHAR NOT NULL PRIMARY KEY,
+    size INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS bundle_blob (
+    bundle_id INTEGER NOT NULL REFERENCES bundle (id),
+    digest VARCHAR NOT NULL REFERENCES blob (digest),
+    PRIMARY KEY (bundle_id, digest)
+);
+CREATE TABLE IF NOT EXISTS rollout (
+    id INTEGER NOT NULL PRIMARY KEY,
+    model VARCHAR NOT NULL,
+    version VARCHAR NOT NULL,
+    kind VARCHAR NOT NULL,
+    state VARCHAR NOT NULL,
+    started_at DOUBLE NOT NULL,
+    selected JSON NOT NULL,
+    reverts INTEGER REFERENCES rollout (id)
+);
+CREATE INDEX IF NOT EXISTS ix_rollout_model ON rollout (model);
+CREATE TABLE IF NOT EXISTS rollout_device (
+    rollout_id INTEGER NOT NULL REFERENCES rollout (id),
+    device_id INTEGER NOT NULL REFERENCES device (id),
+    digest VARCHAR,
+    previous VARCHAR,
+    previous_size INTEGER NOT NULL,
+    desired_version INTEGER NOT NULL,
+    bytes_before INTEGER NOT NULL,
+    superseded_by INTEGER REFERENCES rollout (id),
+    PRIMARY KEY (rollout_id, device_id)
+);
+CREATE INDEX IF NOT EXISTS ix_rollout_device_device_id ON rollout_device (device_id);
+CREATE TABLE IF NOT EXISTS transfer (
+    device_id INTEGER NOT NULL REFERENCES device (id),
+    digest VARCHAR NOT NULL,
+    kind VARCHAR NOT NULL,
+    served BLOB NOT NULL,
+    have BLOB NOT NULL,
+    blocks_served INTEGER NOT NULL,
+    finished_served_again INTEGER NOT NULL,
+    bytes_served INTEGER NOT NULL,
+    PRIMARY KEY (device_id, digest, kind)
+);
+CREATE TABLE IF NOT EXISTS command (
+    cid VARCHAR NOT NULL PRIMARY KEY,
+    device_id INTEGER NOT NULL REFERENCES device (id),
+    verb VARCHAR NOT NULL,
+    asked_at DOUBLE NOT NULL,
+    sent_at DOUBLE,
+    answered_at DOUBLE,
+    ok BOOLEAN,
+    detail VARCHAR
+);
+"""
+
+NEW_COLUMNS = """
+ALTER TABLE device_state ADD COLUMN told_target VARCHAR;
+ALTER TABLE device_state ADD COLUMN refused_version INTEGER;
+ALTER TABLE device_state ADD COLUMN refused_reason VARCHAR;
+ALTER TABLE device_state ADD COLUMN refused_came VARCHAR;
+ALTER TABLE device_state ADD COLUMN refused_held VARCHAR;
+ALTER TABLE rollout_device ADD COLUMN superseded_by INTEGER REFERENCES rollout (id);
+"""
+"""What version 3 adds to tables of versions 1 and 2."""
+
+SUPERSEDE = """
+UPDATE rollout_device SET superseded_by = (
+    SELECT min(later.rollout_id) FROM rollout_device AS later
+    JOIN rollout AS newer ON newer.id = later.rollout_id
+    WHERE later.device_id = rollout_device.device_id AND later.rollout_id > rollout_device.rollout_id
+      AND newer.model = (SELECT model FROM rollout WHERE id = rollout_device.rollout_id)
+);
+UPDATE rollout SET state = CASE WHEN EXISTS (
+    SELECT 1 FROM rollout_device AS part WHERE part.rollout_id = rollout.id AND part.superseded_by IS NULL
+) THEN 'active' ELSE 'superseded' END;
+"""
+"""What older versions knew of a rollout as a whole, told of each of its devices."""
+
+PER_DEVICE = (
+    "telemetry",
+    "transfer",
+    "rollout_device",
+    "latency",
+    "desired_model",
+    "reported_model",
+    "device_state",
+    "command",
+)
+"""Tables whose rows go with their device."""
