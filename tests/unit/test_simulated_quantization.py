@@ -252,15 +252,12 @@ def test_the_simulation_is_what_onnx_runtime_makes(tmp_path: Path) -> None:
     simulated = fakequant.inserted(model, plan, found)
     made = quants(simulated)
     real = onnx.load(str(lowered.files[lowered.entry]))
-    # The packed file has short names; the quantizer's own, which it is made from, still has those of the graph.
-    named = onnx.load(str(tmp_path / "work" / "quantized.onnx"))
-    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in named.graph.initializer}
-    packed = {tensor.name: numpy_helper.to_array(tensor).tobytes() for tensor in real.graph.initializer}
-    assert set(packed.values()) <= {value.tobytes() for value in stored.values()}
-    assert all(stored[f"{name}_scale"].tobytes() in packed.values() for name in ("image", "r1", "r2", "w1", "w2", "w3"))
+    # The packed file has short names: numbers are told by what they are.
+    packed = {(tensor.data_type, numpy_helper.to_array(tensor).tobytes()) for tensor in real.graph.initializer}
     for name in ("image", "r1", "r2", "w1", "w2", "w3"):
-        np.testing.assert_array_equal(stored[f"{name}_scale"].ravel(), made[name]["scale"].ravel(), err_msg=name)
-        assert int(stored[f"{name}_zero_point"].ravel()[0]) == int(made[name]["zero"])
+        scale, zero = made[name]["scale"].astype(np.float32), np.uint8(made[name]["zero"])
+        assert (TensorProto.FLOAT, scale.tobytes()) in packed, name
+        assert scale.size > 1 or (TensorProto.UINT8, zero.tobytes()) in packed, name
     values = images(64, seed=5)
     # Node by node: the kernels of a processor without VNNI would saturate here.
     options = library.load().SessionOptions()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kedge_targets.graph import library, opsets, ordering, passes, plans, reading, tracing
+from kedge_targets.graph import library, nodes, normalizing, opsets, ordering, plans, reading, tracing
 from kedge_targets.numerics import Plan, Precision
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ def prepared(model: onnx.ModelProto, path: Path, *, quantized: bool) -> onnx.Mod
     settings.optimized_model_filepath = str(path)
     library.try_to_load(model.SerializeToString(), settings, where=path.name)
     made = onnx.load_model(str(path))
-    passes.flatten_biases(made)
+    normalizing.plain_gemms(made)
+    if quantized:
+        normalizing.split_biases(made)
+    nodes.name_nodes(made)
     return reading.infer_shapes(made, where=path.name)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import MissingDependencyError, ModelError
-from kedge_targets.graph import library, nodes, qonnx
+from kedge_targets.graph import library, nodes, normalizing, qonnx
 
 if TYPE_CHECKING:
     import onnx
@@ -69,11 +69,25 @@ def load(path: Path) -> onnx.ModelProto:
     if not model.graph.node or not model.opset_import:
         raise _not_onnx(path)
     _load_external(model, path)
+    normalizing.name_opsets_once(model)
     check_versions(model, where=str(path))
+    model = _inlined(model, path)
     nodes.name_nodes(model)
     qonnx.normalize(model)
     _fix_constants(model)
+    normalizing.plain_gemms(model)
     return model
+
+
+def _inlined(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    try:
+        return normalizing.without_functions(model)
+    except Exception as error:  # the inliner raises whatever its C++ half throws
+        raise ModelError(
+            f"its own functions cannot be written out: {_one_line(error)}",
+            where=str(path),
+            remedy="Export the model without functions of its own",
+        ) from error
 
 
 def _fix_constants(model: onnx.ModelProto) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from kedge_targets.graph import dead
+
 if TYPE_CHECKING:
     import onnx
 
@@ -30,7 +32,8 @@ class Wiring:
     Attributes:
         maker: tensor → node.
         readers: tensor → (node, index of its input), in the graph's order.
-        outputs: names of the graph's outputs.
+        outputs: tensors that must keep their names and values: the graph's outputs, and what graphs within it (branches
+            of If, bodies of Loop and Scan) take from outside.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -46,6 +49,8 @@ class Wiring:
             for index, tensor in enumerate(node.input):
                 if tensor:
                     self.readers[tensor].append((node, index))
+            if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+                self.outputs |= dead.inputs_of(node) - set(node.input)
         self._values: dict[str, Array | None] = {}
 
     def constant(self, tensor: str) -> Array | None:

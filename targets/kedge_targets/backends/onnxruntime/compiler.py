@@ -182,8 +182,9 @@ def _lower(
             notes = (f"{len(apart)} products of two activations (attention) stay in float: integers are no faster",)
         must = {*kept, *tracing.followed(apart, given, prepared), *attention.before_softmax(prepared)}
         floating = islands.extended(prepared, must, integers.INTEGER_OPERATORS)
-        made, seconds["quantize"], used = integers.static(prepared, plan, how, floating, calibration, workdir)
-        islands.free_inputs(made, set(floating))
+        start = time.perf_counter()
+        made, _ = integers.static(prepared, plan, how, floating, calibration)
+        seconds["quantize"], used = time.perf_counter() - start, calibration.samples
         islands.pick_before_reading_back(made)
         products.without_masks(made)
         products.with_biases(made)

@@ -1,16 +1,16 @@
-"""ONNX Runtime's quantizer: int8 with ranges of activations from calibration, or found in each call."""
+"""int8 for ONNX Runtime: with ranges of activations from calibration, or found in each call."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import LoweringError
-from kedge_targets.contract import Array, Calibration
-from kedge_targets.graph import batch, passes, ranges
-from kedge_targets.graph.samples import Samples
-from kedge_targets.numerics import Granularity, Plan, QuantizedType, RangeMethod
+from kedge_targets.contract import Calibration
+from kedge_targets.graph import passes, places, qdq, ranges
+from kedge_targets.graph.places import Places
+from kedge_targets.numerics import Plan, QuantizedType
 
 if TYPE_CHECKING:
     import onnx
@@ -30,64 +30,25 @@ ConvInteger is slower than a convolution in float."""
 
 
 def static(
-    prepared: onnx.ModelProto,
-    plan: Plan,
-    how: QuantizedType,
-    excluded: list[str],
-    calibration: Calibration,
-    workdir: Path,
-) -> tuple[onnx.ModelProto, float, int]:
-    """The prepared graph with QuantizeLinear and DequantizeLinear around its integer layers.
+    prepared: onnx.ModelProto, plan: Plan, how: QuantizedType, floating: list[str], calibration: Calibration
+) -> tuple[onnx.ModelProto, Places]:
+    """The prepared graph with QuantizeLinear and DequantizeLinear around its integer layers, and what they are.
 
     Args:
-        excluded: names of nodes that stay in float.
-        workdir: for files on the way.
-
-    Returns:
-        The graph, seconds, calibration samples used.
+        floating: names of nodes that stay in float.
     """
-    import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
-
-    types = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
-    start = time.perf_counter()
-    fixed = dict(plan.ranges)
-    every = Samples(calibration, batch.size(prepared))
-    samples: Samples | _First = every
-    used = None
-    if plan.range_method is not RangeMethod.MIN_MAX:
-        fixed = _observed(prepared, plan, how, excluded, calibration) | fixed
-        used = calibration.samples
-        # Every range is known: the quantizer's own search shall cost nothing.
-        samples = _First(every)
-    add_pre_process_metadata(prepared)
-    source, made = workdir / "prepared.onnx", workdir / "quantized.onnx"
-    onnx.save_model(prepared, str(source))
-    quantize_static(
-        source,
-        made,
-        samples,
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=list(INTEGER_OPERATORS),
-        per_channel=how.granularity is Granularity.PER_CHANNEL,
-        reduce_range=how.reduced_range,
-        activation_type=types[how.activation],
-        weight_type=types[how.weight],
-        nodes_to_exclude=excluded,
-        # Of its methods the one that holds nothing in memory, and that every graph stands: histograms burst on a
-        # mask's minus infinity. The other methods are Kedge's own.
-        calibrate_method=CalibrationMethod.MinMax,
-        extra_options={
-            "ActivationSymmetric": how.symmetric_activation,
-            "WeightSymmetric": how.weight == "int8",
-            "TensorQuantOverrides": _overrides(prepared, fixed),
-        },
+    where = places.placed(prepared, INTEGER_OPERATORS, floating)
+    names = qdq.wanted(prepared, where)
+    fixed = {name: plan.ranges[name] for name in names if name in plan.ranges}
+    found = ranges.observe(
+        prepared,
+        calibration,
+        [name for name in names if name not in fixed],
+        method=plan.range_method,
+        percentile=plan.percentile,
+        symmetric=how.symmetric_activation,
     )
-    seconds = time.perf_counter() - start
-    quantized = onnx.load_model(str(made))
-    passes.free_answers(quantized)
-    return quantized, seconds, samples.used if used is None else used
+    return qdq.written(prepared, where, found | fixed, qdq.Form(how=how)), where
 
 
 def dynamic(
@@ -128,70 +89,3 @@ def dynamic(
             remedy="Take int8 with calibration; only products with a constant matrix (MatMul, Gemm) have this form",
         )
     return quantized, seconds
-
-
-def _observed(
-    prepared: onnx.ModelProto, plan: Plan, how: QuantizedType, excluded: list[str], calibration: Calibration
-) -> dict[str, tuple[float, float]]:
-    """Ranges of all activations that the quantizer will ask for, by the plan's method."""
-    constants = {tensor.name for tensor in prepared.graph.initializer}
-    floats = _floats(prepared)
-    wanted = {
-        tensor: None
-        for node in prepared.graph.node
-        if node.op_type in INTEGER_OPERATORS and node.name not in set(excluded)
-        for tensor in (*node.input, *node.output)
-        if tensor in floats and tensor not in constants
-    }
-    return ranges.observe(
-        prepared,
-        calibration,
-        list(wanted),
-        method=plan.range_method,
-        percentile=plan.percentile,
-        symmetric=how.symmetric_activation,
-    )
-
-
-def _floats(model: onnx.ModelProto) -> set[str]:
-    """Names of the tensors that are known to be float32."""
-    import onnx
-
-    values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
-    return {value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
-
-
-def _overrides(prepared: onnx.ModelProto, fixed: dict[str, tuple[float, float]]) -> dict[str, list[dict[str, Any]]]:
-    """Ranges as the quantizer takes them. A Relu or Clip that only cuts off is left out of the integer graph, so what
-    goes in has the range of what comes out."""
-    import numpy as np
-
-    readers: dict[str, int] = {}
-    for node in prepared.graph.node:
-        for tensor in node.input:
-            readers[tensor] = readers.get(tensor, 0) + 1
-    decided = dict(fixed)
-    for node in prepared.graph.node:
-        cut = node.op_type in ("Relu", "Clip") and node.output[0] in fixed
-        if cut and readers[node.input[0]] == 1:
-            decided[node.input[0]] = fixed[node.output[0]]
-    known = {tensor for node in prepared.graph.node for tensor in (*node.input, *node.output)}
-    known -= {tensor.name for tensor in prepared.graph.initializer}
-    return {
-        name: [{"rmin": np.array(low, np.float32), "rmax": np.array(high, np.float32)}]
-        for name, (low, high) in decided.items()
-        if name in known
-    }
-
-
-class _First:
-    """The first batch of some."""
-
-    def __init__(self, samples: Samples) -> None:
-        self._batch: dict[str, Array] | None = samples.get_next()
-        self.used = 0
-
-    def get_next(self) -> dict[str, Array] | None:
-        """What ``CalibrationDataReader`` asks for."""
-        batch, self._batch = self._batch, None
-        return batch

@@ -19,7 +19,6 @@ from kedge_targets import contract, toolchain
 from kedge_targets.backends.tensorrt import checking, operators, profiles, quantization, recipe
 from kedge_targets.contract import Calibration, Lowered
 from kedge_targets.graph import batch, counting, library, nodes, opsets, plans, preparing, reading, signature, writing
-from kedge_targets.graph.samples import Samples
 from kedge_targets.numbers import Numbers
 from kedge_targets.numerics import Numerics, Plan, Precision, QuantizedType
 from kedge_targets.target import Target
@@ -142,14 +141,13 @@ def _lower(
     watched = profiles.Watched(calibration)
     # The converter to float16 works in place, the quantizer on a file: the graph is copied for the first.
     if leading is Precision.INT8:
-        samples = Samples(watched, batch.size(ready.prepared))
         excluded = preparing.not_of(Precision.INT8, plan, ready.given, ready.prepared)
         half = _halved(ready, _kept_float(plan, ready))
-        made, seconds["quantize"] = quantization.quantized(ready.prepared, excluded, samples, workdir)
+        made, seconds["quantize"] = quantization.quantized(ready.prepared, excluded, watched)
         notes += quantization.notes(made)
         writing.strip(made)
         files[recipe.INT8] = _saved(made, recipe.INT8, workdir)
-        used = samples.used
+        used = calibration.samples
     else:
         half = _halved(ready, preparing.not_of(Precision.FLOAT16, plan, ready.given, ready.prepared))
     # ONNX Runtime, which serves where TensorRT cannot, needs the inferred shapes of a float16 transformer.

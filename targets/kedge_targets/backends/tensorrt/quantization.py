@@ -1,4 +1,4 @@
-"""Explicit QDQ as TensorRT wants it, made by ONNX Runtime's quantizer.
+"""Explicit QDQ as TensorRT wants it.
 
 TensorRT fuses a weighted layer with what follows it (Relu, Add, ...) up to the next QuantizeLinear. So only the inputs
 of weighted layers are quantized, and of a sum the branch that is not fused into it (NVIDIA, TensorRT documentation,
@@ -8,11 +8,10 @@ of weighted layers are quantized, and of a sum the branch that is not fused into
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kedge_targets.graph import attention
-from kedge_targets.graph.samples import Samples
+from kedge_targets.contract import Calibration
+from kedge_targets.graph import attention, places, qdq, ranges
 from kedge_targets.numerics import Granularity, QuantizedType
 
 if TYPE_CHECKING:
@@ -22,6 +21,10 @@ SYMMETRIC = QuantizedType(
     activation="int8", weight="int8", symmetric_activation=True, granularity=Granularity.PER_CHANNEL
 )
 """The one way of int8 that TensorRT takes: zero-points are 0 (operators.md, ``x_zero_point must be zero``)."""
+
+FORM = qdq.Form(how=SYMMETRIC, answers=False, stored=False, biases=False, everywhere=True)
+"""The parser refuses biases of integers ("DequantizeLinear: input has type Int32"); that of TensorRT 8 takes no int8
+weights, so they lie in float before their pair."""
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
@@ -37,47 +40,20 @@ _FUSED = frozenset({
 
 
 def quantized(
-    prepared: onnx.ModelProto, excluded: list[str], samples: Samples, workdir: Path
+    prepared: onnx.ModelProto, excluded: list[str], calibration: Calibration
 ) -> tuple[onnx.ModelProto, float]:
-    """The prepared graph with Q/DQ pairs, and the seconds that calibration took.
+    """The prepared graph with Q/DQ pairs, and the seconds that it took.
 
     Args:
         excluded: nodes that stay in float.
     """
-    import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
-
-    add_pre_process_metadata(prepared)
-    source, made = workdir / "prepared.onnx", workdir / "quantized.onnx"
-    onnx.save_model(prepared, str(source))
-    kinds = [*WEIGHTED, _SUM]
     start = time.perf_counter()
-    quantize_static(
-        source,
-        made,
-        samples,
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=kinds,
-        per_channel=True,
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=sorted({*excluded, *attention.before_softmax(prepared), *_other_sums(prepared)}),
-        calibrate_method=CalibrationMethod.MinMax,
-        extra_options={
-            "ActivationSymmetric": True,
-            "WeightSymmetric": True,
-            # What the parser refuses: "DequantizeLinear: input has type Int32".
-            "QuantizeBias": False,
-            # Weights in float before their pair: the parser of TensorRT 8 takes no int8 weights.
-            "AddQDQPairToWeight": True,
-            "OpTypesToExcludeOutputQuantization": kinds,
-        },
-    )
-    seconds = time.perf_counter() - start
-    model = onnx.load_model(str(made))
-    free_sums(model)
-    return model, seconds
+    floating = {*excluded, *attention.before_softmax(prepared), *_other_sums(prepared)}
+    where = places.placed(prepared, {*WEIGHTED, _SUM}, floating, answers=False)
+    found = ranges.observe(prepared, calibration, qdq.wanted(prepared, where), symmetric=True)
+    made = qdq.written(prepared, where, found, FORM)
+    free_sums(made)
+    return made, time.perf_counter() - start
 
 
 def _other_sums(model: onnx.ModelProto) -> list[str]:

@@ -1,0 +1,131 @@
+"""Forms of a graph that mean the same, brought to the one that everything behind the reading knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge_targets.graph import dead
+from kedge_targets.graph.names import Names
+from kedge_targets.graph.wiring import Wiring
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = npt.NDArray[Any]
+
+
+def name_opsets_once(model: onnx.ModelProto) -> None:
+    """Import each domain once, in place, with the highest version that is given: skl2onnx names the default domain
+    twice, and its other name is ``ai.onnx``."""
+    versions: dict[str, int] = {}
+    for opset in model.opset_import:
+        domain = "" if opset.domain == "ai.onnx" else opset.domain
+        versions[domain] = max(versions.get(domain, 0), opset.version)
+    if len(versions) == len(model.opset_import):
+        return
+    from onnx import helper
+
+    del model.opset_import[:]
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in versions.items())
+
+
+def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its own functions written out where they are called; the given one where it has none."""
+    if not model.functions:
+        return model
+    from onnx import inliner
+
+    made: onnx.ModelProto = inliner.inline_local_functions(model, convert_version=False)
+    # A function of another opset than the model's is left where it is unless it is converted.
+    return inliner.inline_local_functions(model, convert_version=True) if made.functions else made
+
+
+def plain_gemms(model: onnx.ModelProto) -> None:
+    """Let the factors of each Gemm be 1 and its bias a vector, in place, where its constants can take them in."""
+    wiring = Wiring(model)
+    names = Names(model)
+    changed = False
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and node.domain in ("", "ai.onnx"):
+            changed |= _plain(model, node, wiring, names)
+    if changed:
+        dead.removed(model)
+
+
+def split_biases(model: onnx.ModelProto) -> None:
+    """Let each Gemm whose bias is no constant vector add it in a node of its own, in place."""
+    from onnx import helper
+
+    wiring = Wiring(model)
+    names = Names(model)
+    made: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        made.append(node)
+        bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""
+        value = wiring.constant(bias) if bias else None
+        if not bias or (value is not None and value.ndim == 1):
+            continue
+        how = {attribute.name: attribute.f for attribute in node.attribute}
+        del node.input[2:]
+        answer, product = node.output[0], names.fresh(f"{node.output[0]}_product")
+        node.output[0] = product
+        if (beta := how.get("beta", 1.0)) != 1.0:
+            scaled, factor = names.fresh(f"{bias}_scaled"), names.fresh(f"{bias}_factor")
+            model.graph.initializer.append(_tensor(np.float32(beta), factor))
+            made.append(helper.make_node("Mul", [bias, factor], [scaled], name=names.fresh_node(f"{node.name}_beta")))
+            bias = scaled
+        made.append(helper.make_node("Add", [product, bias], [answer], name=names.fresh_node(f"{node.name}_bias")))
+        _drop(node, "beta")
+    del model.graph.node[:]
+    model.graph.node.extend(made)
+
+
+def _plain(model: onnx.ModelProto, node: onnx.NodeProto, wiring: Wiring, names: Names) -> bool:
+    how = {attribute.name: attribute for attribute in node.attribute}
+    alpha = how["alpha"].f if "alpha" in how else 1.0
+    beta = how["beta"].f if "beta" in how else 1.0
+    changed = False
+    weight = wiring.constant(node.input[1])
+    if alpha != 1.0 and weight is not None and weight.dtype.kind == "f":
+        node.input[1] = _stored(model, names, node.input[1], weight * weight.dtype.type(alpha))
+        _drop(node, "alpha")
+        changed = True
+    bias = wiring.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if bias is None or bias.dtype.kind != "f":
+        return changed
+    columns = 0 if weight is None or weight.ndim != 2 else weight.shape[0 if _turned(how) else 1]
+    # One number, or one row: what is a column or a whole matrix is no vector of the columns'.
+    row = columns > 0 and bias.shape != (columns,) and bias.shape in ((), (1,), (1, 1), (1, columns))
+    if beta == 1.0 and not row:
+        return changed
+    value = bias * bias.dtype.type(beta)
+    if row:
+        value = np.broadcast_to(value.reshape(-1), (columns,))
+    node.input[2] = _stored(model, names, node.input[2], value)
+    _drop(node, "beta")
+    return True
+
+
+def _turned(how: dict[str, onnx.AttributeProto]) -> bool:
+    return "transB" in how and bool(how["transB"].i)
+
+
+def _drop(node: onnx.NodeProto, name: str) -> None:
+    kept = [attribute for attribute in node.attribute if attribute.name != name]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def _stored(model: onnx.ModelProto, names: Names, base: str, value: Array) -> str:
+    name = names.fresh(f"{base}_plain")
+    model.graph.initializer.append(_tensor(value, name))
+    return name
+
+
+def _tensor(value: Any, name: str) -> onnx.TensorProto:
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(np.asarray(value, order="C"), name)
