@@ -43,7 +43,7 @@ def extended(model: onnx.ModelProto, floating: Collection[str], integer_operator
             found.add(node.name)
     for node in model.graph.node:
         maker = wiring.maker.get(node.input[0]) if node.input else None
-        if node.op_type not in MOVING or node.name in must or maker is None or maker.name in found:
+        if node.op_type not in MOVING - _ROUNDING or node.name in must or maker is None or maker.name in found:
             continue
         # Integers are there, and moving them is exact and moves a quarter of the bytes.
         if maker.op_type not in ANSWERS_IN_FLOAT and not _weighted_gather(maker, wiring):

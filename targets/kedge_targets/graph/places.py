@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 CUTTING = frozenset({"Relu", "Clip"})
 MOVING = frozenset({
-    "ArgMax", "DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Resize", "Slice", "SpaceToDepth",
+    "ArgMax", "AveragePool", "DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Resize", "Slice", "SpaceToDepth",
     "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
-"""They pick or move values, so what comes out has the scale of what goes in."""
+"""They pick, move or average values, so what comes out has the scale of what goes in."""
 ANSWERS_IN_FLOAT = frozenset({"Gemm", "MatMul"})
 """Their kernels hand sums over in float where nobody wants integers."""
 
