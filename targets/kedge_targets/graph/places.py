@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 CUTTING = frozenset({"Relu", "Clip"})
 MOVING = frozenset({
-    "ArgMax", "AveragePool", "DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Resize", "Slice", "SpaceToDepth",
-    "Split", "Squeeze", "Transpose", "Unsqueeze",
+    "ArgMax", "AveragePool", "DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Resize", "Slice",
+    "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
 """They pick, move or average values, so what comes out has the scale of what goes in."""
 ANSWERS_IN_FLOAT = frozenset({"Gemm", "MatMul"})
