@@ -70,6 +70,8 @@ class LimitsTable:
     """``[limits]``: see :class:`kedge_agent.update.settings.Settings`.
 
     Attributes:
+        serve_seconds: deadline of the serving process to load a bundle; a call that takes three times as long has hung.
+        hang_seconds: without a sign of life of the serving process before it is killed and started again.
         prove_seconds: deadline of the golden vectors.
         prepare_seconds: deadline of what a backend builds on the device before them.
         prove_mib: memory limit of the worker that runs them; 0 for none.
@@ -80,6 +82,7 @@ class LimitsTable:
     window: int = 16
     silence_seconds: float = 20.0
     serve_seconds: float = 60.0
+    hang_seconds: float = 30.0
     prove_seconds: float = 120.0
     prepare_seconds: float = 3600.0
     prove_mib: int = 0
@@ -111,6 +114,7 @@ class AgentConfig:
     Attributes:
         name, target: of the device; ``distributions``: runtimes that are looked for and reported.
         listen: of the serving process; None where it is off.
+        hang_seconds: without a sign of life of it before it is killed.
         telemetry_interval: seconds; 0 for none.
     """
 
@@ -120,6 +124,7 @@ class AgentConfig:
     broker: Broker
     state: Path
     listen: str | None = "127.0.0.1:8080"
+    hang_seconds: float = 30.0
     update: Settings = field(default_factory=Settings)
     proof: ProofLimits = field(default_factory=ProofLimits)
     telemetry_interval: float = 5.0
@@ -153,6 +158,8 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
         raise ConfigError(f"telemetry.interval is {interval} s", remedy="Use 0 (off), or 0.2 to 86400")
     if limits.prove_seconds <= 0 or limits.prepare_seconds <= 0 or limits.prove_mib < 0 or limits.reserve_mib < 0:
         raise ConfigError("limits must not be negative")
+    if not 2 <= limits.hang_seconds <= MAX_SECONDS:
+        raise ConfigError(f"limits.hang_seconds is {limits.hang_seconds} s", remedy=f"Use 2 to {MAX_SECONDS:g}")
     target, distributions = _target(file.device.target, folder)
     return AgentConfig(
         name=checked_name(file.device.name, "device name"),
@@ -161,6 +168,7 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
         broker=_broker(file.broker, folder),
         state=folder / file.state.path if file.state.path else default_state(),
         listen=_listen(file.serve.listen) if file.serve.enabled else None,
+        hang_seconds=limits.hang_seconds,
         update=Settings(
             window=limits.window,
             silence=limits.silence_seconds,

@@ -45,7 +45,7 @@ class Daemon:
         clock: a steady clock, in seconds.
 
     Raises:
-        StorageError: the state folder is not writable, or another agent has it.
+        StorageError: another agent has the state folder, or there is none and it cannot be made.
     """
 
     def __init__(self, config: AgentConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,8 +73,11 @@ class Daemon:
         """Events are handled and their actions done one at a time, in whatever thread they come."""
         installed = {}
         for folder in model_folders(config.state):
-            folder.bump()
-            folder.prune()
+            try:
+                folder.bump()
+                folder.prune()
+            except OSError as error:
+                log.error("%s cannot be written: %s", folder.path, error.strerror or error)
             installed[folder.name] = installed_of(folder)
         self._machine = Machine(
             target=config.target,
@@ -94,8 +97,8 @@ class Daemon:
             report=self._report,
             remember=self._write_memory,
         )
-        self._child = ServingChild(config.state, config.listen) if config.listen else None
-        self._watch = ServingWatch(config.state, served_by_child=self._child is not None)
+        self._child = _serving_child(config)
+        self._watch = ServingWatch(config.state, None if self._child is None else self._child.said)
         self._meter = Meter(config.state, self._boot_id, clock())
         self._telemetry_at = clock() + FIRST_TELEMETRY
 
@@ -111,15 +114,21 @@ class Daemon:
         notify("READY=1")
         try:
             while not self._stopping.wait(TICK):
-                self._tick(self._clock())
-                notify("WATCHDOG=1")
+                try:
+                    self._tick(self._clock())
+                except Exception:
+                    # What serves goes on. An error that stays is the watchdog's matter.
+                    log.exception("a round failed")
+                else:
+                    notify("WATCHDOG=1")
         finally:
             notify("STOPPING=1")
             self._link.stop()
             if self._child is not None:
                 self._child.stop()
             self._performer.close()
-            os.close(self._lock_handle)
+            if self._lock_handle is not None:
+                os.close(self._lock_handle)
 
     def stop(self) -> None:
         """End :meth:`run` soon; from any thread or a signal's handler."""
@@ -144,7 +153,8 @@ class Daemon:
 
     def _tick(self, now: float) -> None:
         if self._child is not None and self._child.poll(now):
-            self._watch.child_died(self._child.deaths, self._child.last_words)
+            self._watch.forget_all()
+            self.post(events.ServingDied(self._child.last_words, self._child.came_up))
         for event in self._watch.look():
             self.post(event)
         self.post(events.Tick())
@@ -180,14 +190,23 @@ class Daemon:
                 architecture=system.architecture(),
                 python=platform.python_version(),
                 runtimes=self._runtimes,
-                free_bytes=self._store.free_bytes(),
+                free_bytes=self._free_bytes(),
                 desired_version=self._machine.desired_version,
                 models=models,
                 endpoint=None if self._config.listen is None else f"http://{self._config.listen}",
                 refused=self._machine.refused,
+                serving_restarts=self._machine.serving_restarts,
                 at=time.time(),
             )
         )
+
+    def _free_bytes(self) -> int:
+        """For the report, which must not fail for it."""
+        try:
+            return self._store.free_bytes()
+        except OSError as error:
+            log.warning("the free space cannot be read: %s", error.strerror or error)
+            return 0
 
     def _log(self, models: dict[str, ReportedModel]) -> None:
         """One line for each change of a model's state, and for a desired state that could not be taken."""
@@ -222,3 +241,11 @@ class Daemon:
     def _write_memory(self, content: actions.Memory) -> None:
         self._memory = content
         memory.write(self._config.state, memory.AgentFile(boots=self._boots, memory=content))
+
+
+def _serving_child(config: AgentConfig) -> ServingChild | None:
+    if config.listen is None:
+        return None
+    # What takes three times as long as a load may take is not slow, it hangs.
+    call_seconds = 3 * config.update.serve_deadline
+    return ServingChild(config.state, config.listen, hang_seconds=config.hang_seconds, call_seconds=call_seconds)

@@ -33,20 +33,13 @@ class AgentFile:
 
 
 def read(state: Path) -> AgentFile:
-    """The file, or an empty one where it is missing or damaged: the broker has the desired state too.
-
-    Raises:
-        StorageError: it is there and cannot be read.
-    """
+    """The file, or an empty one where it is missing, damaged or not readable: the broker has the desired state too."""
     path = state / "agent.json"
-    with storage_errors(path):
-        try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
-            return AgentFile()
     try:
-        return codec.decode(raw, AgentFile, where=str(path))
-    except MessageError as error:
+        return codec.decode(path.read_bytes(), AgentFile, where=str(path))
+    except FileNotFoundError:
+        return AgentFile()
+    except (OSError, MessageError) as error:
         log.warning("%s; starting without it", error)
         return AgentFile()
 
@@ -62,19 +55,20 @@ def write(state: Path, content: AgentFile) -> None:
         write_whole(path, codec.encode(content), mode=0o600)
 
 
-def lock(state: Path) -> int:
+def lock(state: Path) -> int | None:
     """Take the state folder for this process, until it ends in whatever way.
 
     Returns:
-        The lock's file descriptor.
+        The lock's file descriptor; None where there is no lock file and none can be made.
 
     Raises:
-        StorageError: another agent has it, or the folder cannot be made.
+        StorageError: another agent has it, or there is no folder with models and none can be made.
     """
     path = state / "agent.lock"
     with storage_errors(path):
-        state.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = _lock_file(path)
+        if handle is None:
+            return None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -89,3 +83,19 @@ def lock(state: Path) -> int:
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
     return handle
+
+
+def _lock_file(path: Path) -> int | None:
+    """Open it. A disk that is full or read-only is no reason to stay away where models are installed: they still
+    serve, and ``flock`` needs no right to write."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if not (path.parent / "models").is_dir():
+            raise
+        log.error("%s cannot be written: %s; what is installed is served all the same", path.parent, error.strerror)
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from kedge_agent import frugal, slots
 from kedge_agent.model import Model
+from kedge_protocol import codec
 from kedge_protocol.errors import KedgeError
 
 log = logging.getLogger("kedge.serving")
@@ -24,7 +27,8 @@ class Entry:
         generation: that was looked at last.
         model: None where nothing could be loaded.
         error: why the bundle that is installed now does not serve; an older one may serve still.
-        untold: what is to be written to ``serving.json`` and could not be yet.
+        untold: what is to be told to the agent and could not be yet.
+        unwritten: what is to be written to ``serving.json`` and could not be yet.
     """
 
     folder: slots.ModelFolder
@@ -32,6 +36,7 @@ class Entry:
     model: Model | None = None
     error: str | None = None
     untold: slots.Serving | None = None
+    unwritten: slots.Serving | None = None
 
 
 class ServedModels:
@@ -39,10 +44,14 @@ class ServedModels:
 
     Args:
         state: the agent's state folder.
+        tell: told what was loaded of a model; returns whether the agent heard.
     """
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, tell: Callable[[str, slots.Serving], bool] = lambda *_: True) -> None:
         self.state = state
+        self.scanning_since: float | None = None
+        """Steady clock at the beginning of the scan under way; a load may hang in it."""
+        self._tell = tell
         self._entries: dict[str, Entry] = {}
         self.scanned = False
 
@@ -57,11 +66,13 @@ class ServedModels:
     def watch(self, stop: threading.Event, *, period: float = 0.5) -> None:
         """Scan every ``period`` seconds until ``stop`` is set."""
         while not stop.is_set():
+            self.scanning_since = time.monotonic()
             try:
                 self.scan()
             except Exception:
                 # One bad look at the disk must not end the watch.
                 log.exception("the models folder could not be scanned")
+            self.scanning_since = None
             stop.wait(period)
 
     def scan(self) -> None:
@@ -91,17 +102,26 @@ class ServedModels:
             entry.untold = slots.Serving(
                 digest=slot.digest,
                 pid=os.getpid(),
-                error=entry.error,
-                detail=None if model is None else model.detail or None,
+                error=None if entry.error is None else codec.sayable(entry.error),
+                detail=None if model is None else codec.sayable(model.detail) or None,
                 figures={} if model is None else dict(model.figures),
             )
+            entry.unwritten = entry.untold
+            self._write(entry, log.error)
             self._entries[name] = entry
-        if entry is not None and entry.untold is not None:
-            try:
-                folder.write_serving(entry.untold)
-                entry.untold = None
-            except KedgeError as error:
-                log.error("%s", error)
+        if entry is not None and entry.untold is not None and self._tell(name, entry.untold):
+            entry.untold = None
+        if entry is not None and entry.unwritten is not None:
+            self._write(entry, log.debug)
+
+    @staticmethod
+    def _write(entry: Entry, complain: Callable[..., None]) -> None:
+        try:
+            if entry.unwritten is not None:
+                entry.folder.write_serving(entry.unwritten)
+            entry.unwritten = None
+        except KedgeError as error:
+            complain("%s", error)
 
     def _load(self, entry: Entry) -> None:
         entry.error = None

@@ -21,11 +21,12 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedge_agent import frugal, http1
+from kedge_agent.serving_word import Mouth, Word
 from kedge_protocol.errors import ConfigError, KedgeError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kedge.serving")
 
 _DRAIN_SECONDS = 2.0
+_BEAT_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,12 +47,14 @@ class Settings:
         connections: open at once; one more is refused with 503.
         idle_seconds: a connection without a request is closed after.
         max_body_bytes: a larger request is refused with 413. Its numbers take up to 20 times as much memory.
+        call_seconds: a call, or a load, that takes longer has hung: no sign of life is given any more.
     """
 
     listen: str = "127.0.0.1:8080"
     connections: int = 32
     idle_seconds: float = 30.0
     max_body_bytes: int = 16 << 20
+    call_seconds: float = 180.0
 
 
 def parse_address(listen: str) -> tuple[str, int]:
@@ -82,6 +86,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     Args:
         door: answers the requests.
         settings: see there.
+        beat: gives a sign of life; called about once a second by the thread that takes connections.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -92,9 +97,13 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     allow_reuse_address = True
     request_queue_size = 64
 
-    def __init__(self, door: Door, settings: Settings) -> None:
+    def __init__(self, door: Door, settings: Settings, beat: Callable[[], None] = lambda: None) -> None:
         self.door = door
         self.settings = settings
+        self.calls: dict[int, float] = {}
+        """Thread → when its call began (steady clock)."""
+        self._beat = beat
+        self._beat_at = 0.0
         self._free = threading.BoundedSemaphore(settings.connections)
         host, port = parse_address(settings.listen)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -137,6 +146,15 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         finally:
             self._free.release()
 
+    def service_actions(self) -> None:
+        """Between two connections, and at least twice a second."""
+        now = time.monotonic()
+        if now - self._beat_at >= _BEAT_SECONDS:
+            self._beat_at = now
+            oldest = min(list(self.calls.values()), default=now)
+            if now - oldest <= self.settings.call_seconds:
+                self._beat()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no error of ours."""
         error = sys.exc_info()[1]
@@ -176,7 +194,11 @@ class _Connection(socketserver.StreamRequestHandler):
         body = self.rfile.read(length)
         if len(body) != length:
             return False
-        found = self.server.door.answer(head.method, head.path, body)
+        self.server.calls[threading.get_ident()] = time.monotonic()
+        try:
+            found = self.server.door.answer(head.method, head.path, body)
+        finally:
+            del self.server.calls[threading.get_ident()]
         try:
             encoded = found.encode()
         except ValueError:
@@ -198,8 +220,11 @@ class _Connection(socketserver.StreamRequestHandler):
                 pass
 
 
-def serve(state: Path, settings: Settings) -> None:
+def serve(state: Path, settings: Settings, tell: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
+
+    Args:
+        tell: file descriptor of the pipe to the agent, see :mod:`kedge_agent.serving_word`.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -210,8 +235,16 @@ def serve(state: Path, settings: Settings) -> None:
     from kedge_agent.oip import Door
     from kedge_agent.served import ServedModels
 
-    models = ServedModels(state)
-    with Server(Door(models), settings) as server:
+    mouth = Mouth(tell)
+    models = ServedModels(state, lambda name, serving: mouth.tell(Word(model=name, serving=serving)))
+
+    def beat() -> None:
+        since = models.scanning_since
+        if since is None or time.monotonic() - since <= settings.call_seconds:
+            mouth.tell(Word())
+
+    with Server(Door(models), settings, beat) as server:
+        beat()
         log.info("listening on %s", server.endpoint)
         stop = threading.Event()
 
@@ -238,11 +271,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max-body-bytes", type=int, default=Settings.max_body_bytes, help="of a request (default: %(default)s)"
     )
+    parser.add_argument(
+        "--call-seconds",
+        type=float,
+        default=Settings.call_seconds,
+        help="a longer call has hung (default: %(default)s)",
+    )
+    parser.add_argument("--tell", type=int, help="file descriptor of the pipe to the agent")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        settings = Settings(listen=given.listen, max_body_bytes=given.max_body_bytes)
-        serve(given.state, settings)
+        settings = Settings(listen=given.listen, max_body_bytes=given.max_body_bytes, call_seconds=given.call_seconds)
+        serve(given.state, settings, given.tell)
     except KedgeError as error:
         log.error("%s", error)
         return 2

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import threading
@@ -29,6 +30,8 @@ from kedge_protocol.bundle.layout import Bundle
 from kedge_protocol.errors import DigestMismatchError, KedgeError
 from kedge_protocol.messages import bit_is_set
 
+log = logging.getLogger(__name__)
+
 _CHUNK = 1 << 20
 
 
@@ -36,10 +39,7 @@ class Store:
     """The blobs of one device. One thread at a time; :meth:`write` may come from another.
 
     Args:
-        state: the agent's state folder.
-
-    Raises:
-        StorageError: the folders cannot be made.
+        state: the agent's state folder. Where its folders cannot be made, whatever needs them says so.
     """
 
     def __init__(self, state: Path) -> None:
@@ -50,9 +50,11 @@ class Store:
         self._files: dict[str, int] = {}
         # A file descriptor must not be closed, and perhaps given to another file, in the middle of a write.
         self._writing = threading.Lock()
-        with storage_errors(state):
-            for folder in (self._blobs, self._maps, self._partial):
+        for folder in (self._blobs, self._maps, self._partial):
+            try:
                 folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                log.error("%s cannot be made: %s", folder, error.strerror)
 
     def blob_path(self, digest: str) -> Path:
         """Where a complete blob lies; not checked to exist."""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from kedge_protocol.errors import MessageError
 from kedge_protocol.views import named, structure, unstructure
 
-__all__ = ["MAX_DOCUMENT_BYTES", "decode", "encode", "loads", "named", "structure", "unstructure"]
+__all__ = ["MAX_DOCUMENT_BYTES", "decode", "encode", "loads", "named", "sayable", "structure", "unstructure"]
 
 T = TypeVar("T")
 
@@ -29,6 +29,11 @@ def encode(value: Any) -> bytes:
     digests. Never used on what was received."""
     plain = unstructure(value)
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sayable(text: str) -> str:
+    """``text`` with what UTF-8 cannot say (half a surrogate pair, as in the names of some files) written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def loads(raw: bytes, *, where: str) -> Any:

@@ -145,6 +145,7 @@ class Reported:
 
     Attributes:
         refused: the latest desired state, if it was not taken.
+        serving_restarts: how often the serving process died, or hung and was killed, since this boot.
     """
 
     boot_id: str
@@ -159,6 +160,7 @@ class Reported:
     models: dict[str, ReportedModel] = field(default_factory=dict)
     endpoint: str | None = None
     refused: RefusedDesired | None = None
+    serving_restarts: int = 0
     at: float = 0.0
 
 

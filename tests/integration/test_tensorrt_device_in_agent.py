@@ -56,7 +56,7 @@ def test_the_serving_process_reports_what_it_runs(gpu: Device, installed: ModelF
     state = gpu.cache.parent
     models = ServedModels(state)
     models.scan()
-    [said] = ServingWatch(state, served_by_child=True).look()
+    [said] = ServingWatch(state, lambda name: ModelFolder(state, name).serving()).look()
     assert said.error is None
     assert said.detail is not None
     assert said.detail.startswith("TensorRT 10.3.0 on Orin")
@@ -72,7 +72,7 @@ def test_a_device_that_fell_back_says_so_everywhere(
     assert detail is not None
     assert detail.startswith("fell back to ONNX Runtime")
     ServedModels(state).scan()
-    [said] = ServingWatch(state, served_by_child=True).look()
+    [said] = ServingWatch(state, lambda name: ModelFolder(state, name).serving()).look()
     assert said.detail == detail
     assert "fell back to ONNX Runtime" in overview(state)
     with Model("small", state=state) as model:

@@ -257,7 +257,7 @@ class World:
             seed=self.boots,
             now=self.now,
         )
-        self.watch = ServingWatch(self.state, served_by_child=False)
+        self.watch = ServingWatch(self.state, None)
         self._perform(self.machine.start(self.now))
 
     def crash(self) -> None:

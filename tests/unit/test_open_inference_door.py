@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.support.installed import install
 
 from kedge_agent.oip import DATATYPES, Door
 from kedge_agent.served import ServedModels
+from kedge_agent.serving import Server, Settings
 
 pytestmark = pytest.mark.device
 
@@ -197,3 +199,21 @@ def test_a_result_that_json_cannot_say_is_not_sent_as_if_it_could(door: Door, va
     assert answer.status == 200
     with pytest.raises(ValueError, match="JSON"):
         answer.encode()
+
+
+def test_a_call_that_hangs_ends_the_signs_of_life(tmp_path: Path) -> None:
+    beats: list[float] = []
+    settings = Settings(listen="127.0.0.1:0", call_seconds=100.0)
+    with Server(Door(ServedModels(tmp_path)), settings, lambda: beats.append(1.0)) as server:
+        server.service_actions()
+        assert len(beats) == 1
+        server.service_actions()
+        assert len(beats) == 1  # about one a second
+        server.calls[1] = time.monotonic() - 99.0
+        server._beat_at = 0.0
+        server.service_actions()
+        assert len(beats) == 2
+        server.calls[2] = time.monotonic() - 101.0
+        server._beat_at = 0.0
+        server.service_actions()
+        assert len(beats) == 2

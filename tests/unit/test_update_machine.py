@@ -804,3 +804,114 @@ def test_a_removal_that_failed_is_tried_again(world: World, monkeypatch: pytest.
     for _ in range(200):
         world.tick(1.0)
     assert len([action for action in world.log if isinstance(action, actions.Remove)]) == removals
+
+
+def died(world: World, times: int, *, came_up: bool = True) -> None:
+    for _ in range(times):
+        world.post(events.ServingDied("was killed by SIGSEGV", came_up))
+        world.tick(2.0)
+
+
+@pytest.fixture
+def two_releases(world: World) -> tuple[Release, Release]:
+    """The second serves, the first is kept for a roll-back."""
+    first = world.controller.add(make_release({"model.bin": data(1, 2)}))
+    second = world.controller.add(make_release({"model.bin": data(2, 2)}, version="2.0"))
+    world.connect()
+    for version, release in enumerate((first, second), start=1):
+        world.desire(version, release)
+        world.settle()
+        serving(world, release)
+        if release is first:
+            world.tick(700.0)
+    return first, second
+
+
+def test_a_serving_process_that_dies_now_and_then_is_counted_and_no_more(
+    world: World, two_releases: tuple[Release, Release]
+) -> None:
+    for _ in range(5):
+        died(world, 2)
+        world.tick(700.0)
+    serving(world, two_releases[1])
+    assert world.machine.serving_restarts == 10
+
+
+def test_a_crash_loop_soon_after_a_switch_is_rolled_back(world: World, two_releases: tuple[Release, Release]) -> None:
+    first, second = two_releases
+    died(world, 2)
+    serving(world, second)
+    died(world, 1)
+    world.settle()
+    model = world.models["digits"]
+    assert (model.state, model.digest) == (ModelState.FAILED, first.digest)
+    assert failure_of(world)[0] == "serve"
+    assert "died 3 times within 600 s; the last time it was killed by SIGSEGV" in failure_of(world)[1]
+    assert world.machine.serving_restarts == 3
+    for _ in range(20):
+        world.tick(100.0)
+    assert world.models["digits"].digest == first.digest
+    # The operator may insist.
+    world.desire(3, second)
+    world.settle()
+    serving(world, second)
+
+
+def test_probation_outlives_a_restart_and_ends_with_time(world: World, two_releases: tuple[Release, Release]) -> None:
+    first, second = two_releases
+    world.crash()
+    world.connect()
+    world.settle()
+    assert memory.read(world.state).memory.probation == {"digits": second.digest}
+    world.tick(500.0)
+    died(world, 1)
+    world.tick(300.0)
+    assert memory.read(world.state).memory.probation
+    world.tick(400.0)
+    world.run_disk()
+    assert not memory.read(world.state).memory.probation
+    died(world, 3)
+    world.settle()
+    model = world.models["digits"]
+    assert (model.state, model.digest, model.previous) == (ModelState.FAILED, second.digest, first.digest)
+    # That it serves between two deaths is no recovery; that it does not die any more is.
+    for wait, state in ((2.0, ModelState.FAILED), (700.0, ModelState.SERVING)):
+        world.watch.forget_all()
+        world.tick(wait)
+        assert world.models["digits"].state is state
+    serving(world, second)
+
+
+def test_a_first_bundle_in_a_crash_loop_stays_and_is_called_failed(world: World) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 2)}))
+    world.connect()
+    world.desire(1, release)
+    world.settle()
+    died(world, 3)
+    world.settle()
+    model = world.models["digits"]
+    assert (model.state, model.digest) == (ModelState.FAILED, release.digest)
+
+
+def test_a_serving_process_that_never_comes_up_is_no_bundles_fault(
+    world: World, two_releases: tuple[Release, Release]
+) -> None:
+    died(world, 5, came_up=False)
+    world.settle()
+    model = world.models["digits"]
+    assert (model.state, model.digest) == (ModelState.FAILED, two_releases[1].digest)
+
+
+def test_only_the_model_that_was_switched_lately_is_blamed(world: World) -> None:
+    old = world.controller.add(make_release({"m": data(1, 1)}, name="old"))
+    young = [world.controller.add(make_release({"m": data(n, 1)}, name="young", version=str(n))) for n in (2, 3)]
+    world.connect()
+    for version, release in enumerate(young, start=1):
+        world.desire(version, old, release, names=("old", "young"))
+        world.settle()
+        if version == 1:
+            world.tick(700.0)
+    died(world, 3)
+    world.settle()
+    serving(world, old, "old")
+    assert world.models["young"].digest == young[0].digest

@@ -141,12 +141,14 @@ class Memory:
         refused: by model name.
         served: model name → digest that was seen serving on this device since it was switched to.
         latencies: model name → what its served bundle took when it was proved.
+        probation: model name → digest that was switched to and has not served for long yet.
     """
 
     desired: str = ""
     refused: dict[str, Refusal] = field(default_factory=dict)
     served: dict[str, str] = field(default_factory=dict)
     latencies: dict[str, Latency] = field(default_factory=dict)
+    probation: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,19 @@ class Served:
     detail: str | None = None
 
 
+@dataclass(frozen=True)
+class ServingDied:
+    """The serving child died, or hung and was killed.
+
+    Attributes:
+        reason: its last words.
+        came_up: whether it had begun to serve at all; else no bundle is to blame.
+    """
+
+    reason: str
+    came_up: bool = True
+
+
 Event = (
     Connected
     | Disconnected
@@ -184,4 +197,5 @@ Event = (
     | Proved
     | Switched
     | Served
+    | ServingDied
 )

@@ -9,8 +9,10 @@ from typing import Any
 
 from kedge_agent.update import actions, events
 from kedge_agent.update.actions import Action, Memory, Refusal
+from kedge_agent.update.crashes import Crashes
 from kedge_agent.update.fetch import Fetches, Outcome
 from kedge_agent.update.model import Desk, ModelUpdate, Step
+from kedge_agent.update.report import reported_model
 from kedge_agent.update.settings import Settings
 from kedge_agent.update.traffic import Traffic
 from kedge_protocol import codec, digest
@@ -20,7 +22,6 @@ from kedge_protocol.messages import (
     Desired,
     DesiredRefusal,
     Failure,
-    ModelState,
     RefusedDesired,
     ReportedModel,
 )
@@ -73,6 +74,7 @@ class Machine:
         self._reported_at = now
         self._garbage = False
         settings = settings or Settings()
+        self._crashes = Crashes(settings.crashes, settings.crash_window)
         self._traffic = Traffic(boot_id, settings, random.Random(seed))
         self._fetches = Fetches(self._traffic, self._emit)
         self._desk = Desk(
@@ -83,6 +85,7 @@ class Machine:
             changed=self._note_change,
             failed=self._note_failure,
             served=self._note_served,
+            switched=self._note_switched,
             make_room=self._collect,
             now=now,
             disk_at=now,
@@ -107,6 +110,7 @@ class Machine:
             events.Proved: lambda event: self._tell(event, ModelUpdate.proved),
             events.Switched: self._switched,
             events.Served: self._served,
+            events.ServingDied: self._serving_died,
         }
 
     @property
@@ -150,7 +154,16 @@ class Machine:
 
     def reported(self) -> dict[str, ReportedModel]:
         """Each model as it stands."""
-        return {name: self._reported_model(name, update) for name, update in sorted(self._models.items())}
+        latencies, now = self._memory.latencies, self._desk.now
+        return {
+            name: reported_model(update, self._fetches, latencies.get(name), now)
+            for name, update in sorted(self._models.items())
+        }
+
+    @property
+    def serving_restarts(self) -> int:
+        """How often the serving process died or hung since the agent's start."""
+        return self._crashes.total
 
     # Events.
 
@@ -179,6 +192,7 @@ class Machine:
             refused={},
             served={name: seen for name, seen in self._memory.served.items() if name in desired.models},
             latencies={name: one for name, one in self._memory.latencies.items() if name in desired.models},
+            probation={name: one for name, one in self._memory.probation.items() if name in desired.models},
         )
         self._emit(actions.Remember(self._memory))
         self._work_towards(desired, restored=False)
@@ -197,6 +211,9 @@ class Machine:
                 self._remove(name)
         for name, update in list(self._models.items()):
             update.tick(confirmed=self._is_confirmed(name))
+            if self._on_probation(update) and update.step is Step.DONE and self._has_lasted(update):
+                probation = {other: one for other, one in self._memory.probation.items() if other != name}
+                self._keep(replace(self._memory, probation=probation))
 
     def _tell(self, event: Any, method: Callable[[ModelUpdate, Any], None]) -> None:
         update = self._models.get(event.model)
@@ -213,7 +230,37 @@ class Machine:
     def _served(self, event: events.Served) -> None:
         update = self._models.get(event.model)
         if update is not None:
-            update.served(event, confirmed=self._is_confirmed(event.model))
+            crashing = self._crashes.looping(self._desk.now)
+            update.served(event, confirmed=self._is_confirmed(event.model), crashing=crashing)
+
+    def _serving_died(self, event: events.ServingDied) -> None:
+        """One death is a restart and no more. A crash loop is blamed on what was switched to lately: it is rolled back
+        if there is something to go back to, or if it never served. Else every model is called failed until the loop
+        ends, and stays."""
+        crashes, now = self._crashes, self._desk.now
+        crashes.note(now, came_up=event.came_up)
+        self._changed = True
+        if not crashes.looping(now):
+            return
+        count = crashes.lately(now)
+        reason = f"the serving process died {count} times within {crashes.window:g} s; the last time it {event.reason}"
+        blamed = [update for update in self._models.values() if crashes.began(now) and self._can_be_blamed(update)]
+        for update in blamed or list(self._models.values()):
+            update.crashed(reason, roll_back=bool(blamed))
+        if blamed:
+            crashes.forget()
+
+    def _can_be_blamed(self, update: ModelUpdate) -> bool:
+        if not self._on_probation(update) or update.step not in (Step.SERVE, Step.DONE):
+            return False
+        return update.installed.previous is not None or not self._is_confirmed(update.name)
+
+    def _on_probation(self, update: ModelUpdate) -> bool:
+        return self._memory.probation.get(update.name) == update.digest
+
+    def _has_lasted(self, update: ModelUpdate) -> bool:
+        crashes, now = self._crashes, self._desk.now
+        return now - update.since > crashes.window and not crashes.lately(now)
 
     # What follows.
 
@@ -310,8 +357,7 @@ class Machine:
     def _note_failure(self, update: ModelUpdate, failure: Failure) -> None:
         self._garbage = True
         refusal = Refusal(version=self.desired_version, failure=failure)
-        self._memory = replace(self._memory, refused={**self._memory.refused, update.name: refusal})
-        self._emit(actions.Remember(self._memory))
+        self._keep(replace(self._memory, refused={**self._memory.refused, update.name: refusal}))
 
     def _note_served(self, update: ModelUpdate) -> None:
         self._garbage = True
@@ -319,10 +365,15 @@ class Machine:
         served = {**self._memory.served, update.name: update.digest}
         measured = {} if update.latency is None else {update.name: update.latency}
         latencies = {**self._memory.latencies, **measured}
-        memory = replace(self._memory, refused=refused, served=served, latencies=latencies)
-        if memory != self._memory:
-            self._memory = memory
-            self._emit(actions.Remember(self._memory))
+        self._keep(replace(self._memory, refused=refused, served=served, latencies=latencies))
+
+    def _note_switched(self, update: ModelUpdate) -> None:
+        self._keep(replace(self._memory, probation={**self._memory.probation, update.name: update.digest}))
+
+    def _keep(self, content: Memory) -> None:
+        if content != self._memory:
+            self._memory = content
+            self._emit(actions.Remember(content))
 
     def _finish(self) -> list[Action]:
         while self._fetches.outcomes:
@@ -348,40 +399,3 @@ class Machine:
             update = self._models.get(name)
             if update is not None:
                 update.fetched(outcome)
-
-    def _reported_model(self, name: str, update: ModelUpdate) -> ReportedModel:
-        state, detail = update.step.value
-        detail = update.detail or detail
-        if update.step.fetching:
-            waiting = self._waits_for(name)
-            state, detail = (ModelState.WAITING, waiting) if waiting else (state, self._fetching(name) or detail)
-        there = update.installed
-        latency = self._memory.latencies.get(name)
-        return ReportedModel(
-            state=state,
-            desired=update.digest,
-            digest=there.current,
-            version=there.version,
-            previous=there.previous,
-            # Only a bundle whose golden vectors held here becomes current.
-            proved=there.current is not None,
-            blocks_done=update.blocks_done,
-            blocks_total=update.blocks_total,
-            bytes_received=update.received,
-            failure=update.failure,
-            detail=detail,
-            latency=latency if latency is not None and latency.bundle == there.current else None,
-        )
-
-    def _waits_for(self, name: str) -> str | None:
-        if not self._traffic.ready:
-            return "the controller is away"
-        if self._traffic.silent:
-            return "the controller does not answer; asked again"
-        transfers = [fetch.transfer for fetch in self._fetches.of(name) if fetch.transfer is not None]
-        if transfers and all(transfer.paused_until > self._desk.now for transfer in transfers):
-            return "the controller is busy"
-        return None
-
-    def _fetching(self, name: str) -> str | None:
-        return ", ".join(sorted({fetch.stage.value for fetch in self._fetches.of(name)})) or None

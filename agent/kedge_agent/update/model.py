@@ -10,6 +10,7 @@ from typing import TypeVar
 from kedge_agent.update import actions, compatibility, events
 from kedge_agent.update.fetch import Fetches, Outcome
 from kedge_agent.update.settings import Settings
+from kedge_protocol import codec
 from kedge_protocol.blocks import BLOCK_SIZE, block_count
 from kedge_protocol.bundle import oci
 from kedge_protocol.bundle.layout import Bundle, parse_bundle, parse_manifest
@@ -52,6 +53,7 @@ class Desk:
         emit: takes an action.
         changed: is called when a model's reported state changed.
         failed, served: are called when a model's update ended (for the memory).
+        switched: is called when a bundle became current.
         make_room: emits the removal of all that neither slots nor updates need.
         disk_at, proofs_at: when the threads that do this work were heard last.
     """
@@ -63,6 +65,7 @@ class Desk:
     changed: Callable[[], None]
     failed: Callable[[ModelUpdate, Failure], None]
     served: Callable[[ModelUpdate], None]
+    switched: Callable[[ModelUpdate], None]
     make_room: Callable[[], None]
     now: float = 0.0
     disk_at: float = 0.0
@@ -197,22 +200,25 @@ class ModelUpdate:
         elif self.step is Step.SWITCH or (late and event.error is None and current == self.digest):
             self.failure = None
             self._go(Step.SERVE)
+            self._desk.switched(self)
         elif self.step in (Step.SERVE, Step.DONE) and current != self.digest:
             # An earlier switch was still under way when this update began.
             self._go(Step.MANIFEST)
             self.start()
         self._desk.changed()
 
-    def served(self, event: events.Served, *, confirmed: bool) -> None:
+    def served(self, event: events.Served, *, confirmed: bool, crashing: bool = False) -> None:
         """The serving process spoke of the current bundle.
 
         Args:
             confirmed: this digest was seen serving before, so an error now is no reason to go back.
+            crashing: the process dies again and again: that it serves just now is no recovery.
         """
         if event.digest != self.digest or self.installed.current != self.digest:
             return
         if event.error is None:
-            if self.step is Step.SERVE or (self.step is Step.FAILED and self.failure and self.failure.stage == "serve"):
+            fell = self.step is Step.FAILED and self.failure is not None and self.failure.stage == "serve"
+            if self.step is Step.SERVE or (fell and not crashing):
                 self.failure = None
                 self._go(Step.DONE)
                 self._desk.served(self)
@@ -250,12 +256,18 @@ class ModelUpdate:
             return "switch"
         return "fetch" if self.step.fetching else "check"
 
+    def crashed(self, reason: str, *, roll_back: bool) -> None:
+        """The serving process died too often while this bundle was current."""
+        if self.step in (Step.SERVE, Step.DONE):
+            self.fail("serve", reason)
+            if roll_back:
+                self._desk.emit(actions.RollBack(self.name))
+
     def fail(self, stage: str, reason: str) -> None:
         """The wanted bundle is refused; what served before goes on serving."""
         self.stop()
         # What a foreign error says may hold what UTF-8 cannot (a file's name).
-        sayable = reason.encode("utf-8", "backslashreplace").decode()
-        self.failure = Failure(digest=self.digest, stage=stage, reason=sayable)
+        self.failure = Failure(digest=self.digest, stage=stage, reason=codec.sayable(reason))
         self._go(Step.FAILED)
         self._desk.failed(self, self.failure)
 

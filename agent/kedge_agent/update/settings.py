@@ -18,6 +18,8 @@ class Settings:
         window: blocks asked for and not yet answered, over all downloads (1 to 256).
         silence: seconds without any answer before asking again; grows with each vain try, with jitter.
         serve_deadline: seconds that the serving child has to load a new bundle.
+        crashes: deaths of the serving child within ``crash_window`` seconds that are a crash loop (2 to 1000): a bundle
+            that was switched to within that time is rolled back.
         disk_deadline: seconds without a word of the disk's thread after which a step that waits for it has failed.
         prove_deadline: the same for golden vectors, with what a backend builds before them.
         fetch_deadline: seconds without a new block from a controller that is there.
@@ -28,6 +30,8 @@ class Settings:
     window: int = 16
     silence: float = 20.0
     serve_deadline: float = 60.0
+    crashes: int = 3
+    crash_window: float = 600.0
     disk_deadline: float = 1800.0
     prove_deadline: float = 3900.0
     fetch_deadline: float = 86400.0
@@ -39,6 +43,8 @@ class Settings:
             raise ConfigError(f"a window of {self.window} blocks", remedy="Use 1 to 256")
         if self.bytes_per_second < 0:
             raise ConfigError(f"a rate of {self.bytes_per_second} bytes a second", remedy="Use 0 for no limit, or more")
-        for name in ("silence", "serve_deadline", "disk_deadline", "prove_deadline", "fetch_deadline"):
+        if not 2 <= self.crashes <= 1000:
+            raise ConfigError(f"{self.crashes} crashes", remedy="Use 2 to 1000")
+        for name in ("silence", "serve_deadline", "crash_window", "disk_deadline", "prove_deadline", "fetch_deadline"):
             if not 0.1 <= getattr(self, name) <= MAX_SECONDS:
                 raise ConfigError(f"{name} is {getattr(self, name)} s", remedy=f"Use 0.1 to {MAX_SECONDS:g}")

@@ -1,0 +1,54 @@
+"""A model's update as it is reported."""
+
+from __future__ import annotations
+
+from kedge_agent.update.fetch import Fetches
+from kedge_agent.update.model import ModelUpdate
+from kedge_protocol.messages import Latency, ModelState, ReportedModel
+
+
+def reported_model(update: ModelUpdate, fetches: Fetches, latency: Latency | None, now: float) -> ReportedModel:
+    """How one model stands.
+
+    Args:
+        fetches: what is under way.
+        latency: what is remembered of the model's calls.
+        now: seconds of the steady clock.
+    """
+    state, detail = update.step.value
+    detail = update.detail or detail
+    if update.step.fetching:
+        waiting = _waits_for(update.name, fetches, now)
+        state, detail = (ModelState.WAITING, waiting) if waiting else (state, _fetching(update.name, fetches) or detail)
+    there = update.installed
+    return ReportedModel(
+        state=state,
+        desired=update.digest,
+        digest=there.current,
+        version=there.version,
+        previous=there.previous,
+        # Only a bundle whose golden vectors held here becomes current.
+        proved=there.current is not None,
+        blocks_done=update.blocks_done,
+        blocks_total=update.blocks_total,
+        bytes_received=update.received,
+        failure=update.failure,
+        detail=detail,
+        latency=latency if latency is not None and latency.bundle == there.current else None,
+    )
+
+
+def _waits_for(name: str, fetches: Fetches, now: float) -> str | None:
+    traffic = fetches.traffic
+    if not traffic.ready:
+        return "the controller is away"
+    if traffic.silent:
+        return "the controller does not answer; asked again"
+    transfers = [fetch.transfer for fetch in fetches.of(name) if fetch.transfer is not None]
+    if transfers and all(transfer.paused_until > now for transfer in transfers):
+        return "the controller is busy"
+    return None
+
+
+def _fetching(name: str, fetches: Fetches) -> str | None:
+    return ", ".join(sorted({fetch.stage.value for fetch in fetches.of(name)})) or None
