@@ -6,7 +6,8 @@ a first pass finds the least and the greatest value, a second one (where the met
 
 What is no number of the model's own is left out: infinities, values as good as infinite (from 1e30 on), and, in tensors
 that go into a Softmax by element-wise operators alone, values below -5000: attention masks add -10000 or less there.
-Exact zeros count for the percentile, but not for the other searches: 0 is met exactly by every scale.
+Exact zeros count for the percentile, but not for the other searches: 0 is met exactly by every scale. What only goes
+into a SiLU or its like begins where that begins to answer (:mod:`kedge_targets.graph.gates`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import DatasetError, ModelError
-from kedge_targets.graph import attention, batch, clipping, library, signature
+from kedge_targets.graph import attention, batch, clipping, gates, library, signature
 from kedge_targets.numerics import RangeMethod
 
 if TYPE_CHECKING:
@@ -131,15 +132,19 @@ def observe(
         TypeError: an iterator where two passes are needed.
     """
     found = histograms(model, samples, tensors, counts=method is not RangeMethod.MIN_MAX, progress=progress)
-    return {
-        name: found[name].range(
-            method=method,
-            percentile=percentile,
-            bits=bits if isinstance(bits, int) else bits.get(name, 8),
-            symmetric=symmetric if isinstance(symmetric, bool) else name in symmetric,
-        )
-        for name in tensors
-    }
+    flat = gates.gates(model)
+    made = {}
+    for name in tensors:
+        width = bits if isinstance(bits, int) else bits.get(name, 8)
+        mirrored = symmetric if isinstance(symmetric, bool) else name in symmetric
+        low, high = found[name].range(method=method, percentile=percentile, bits=width, symmetric=mirrored)
+        if name in flat:
+            low = gates.least(max(low, found[name].low), high, flat[name], levels=2**width - 1)
+            if mirrored:
+                high = max(-low, min(high, found[name].high))
+                low = -high
+        made[name] = low, high
+    return made
 
 
 def histograms(
