@@ -21,6 +21,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from kedge_protocol import tls
 from kedge_protocol.blocks import MAX_MESSAGE_BYTES
 from kedge_protocol.broker import Broker, parse_broker
 from kedge_protocol.errors import BrokerError, ConfigError, MessageError
@@ -83,6 +84,14 @@ class _RefusedError(Exception):
 
 class _WrongProtocolError(Exception):
     """The broker does not speak this version of MQTT, or closed without an answer."""
+
+
+def _tried_both(broker: Broker) -> str:
+    """What may be wrong where neither version of MQTT is answered."""
+    hint = (
+        "is it an MQTT broker?" if broker.tls else "does it want TLS on this port (mqtts://), or is it no MQTT broker?"
+    )
+    return f"MQTT 5 and 3.1.1; {hint}"
 
 
 class Connection:
@@ -245,10 +254,13 @@ class Connection:
                 v5 = tried is MQTTProtocolVersion.MQTTv5
                 self._protocol = MQTTProtocolVersion.MQTTv311 if v5 else MQTTProtocolVersion.MQTTv5
                 if v5:
-                    log.info("%s does not take MQTT 5 (%s), trying 3.1.1", self.broker.url, error)
+                    log.info("%s: %s with MQTT 5, trying 3.1.1", self.broker.url, error)
                     continue
-            except (BrokerError, ConfigError, OSError, _RefusedError) as error:
+                self.problem += f" with {_tried_both(self.broker)}"
+            except (BrokerError, ConfigError, _RefusedError) as error:
                 self.problem = str(error)
+            except OSError as error:
+                self.problem = tls.explained(error, self.broker)
             except Exception as error:
                 # paho raises on packets that it cannot read; the thread must outlive them.
                 log.exception("the connection to %s failed", self.broker.url)
@@ -293,6 +305,8 @@ class Connection:
             if self._stopping.is_set() and (ended or not self._ready.is_set()):
                 return
             if ended and not self._answered:
+                if trouble := tls.alert_of(self.broker):
+                    raise BrokerError(trouble)
                 raise _WrongProtocolError("the broker closed the connection without an answer")
             if ended:
                 raise BrokerError(f"the connection was lost ({paho.error_string(code)})", where=self.broker.url)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.fleet.controller import ControllerOptions
 from kedge.fleet.embedded import EmbeddedBroker, parse_listen
+from kedge.fleet.options import ControllerOptions
 from kedge_protocol.errors import ConfigError
 from kedge_protocol.mqtt import Backoff, parse_broker
 

@@ -18,10 +18,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("kedge.cli.inspect:inspect_command", "Show what a release holds."),
     "target": ("kedge.cli.target:target", "The kinds of device that Kedge knows."),
     "toolchain": ("kedge.cli.toolchain:toolchain", "Install vendors' stacks in environments of their own."),
-    "controller": ("kedge.cli.fleet:controller", "Run the controller of a fleet."),
-    "device": ("kedge.cli.fleet:device", "The devices of a fleet."),
-    "publish": ("kedge.cli.fleet:publish", "Hand a release to the controller."),
-    "rollout": ("kedge.cli.fleet:rollout", "Bring a release to devices."),
+    "controller": ("kedge.cli.controller:controller", "Run the controller of a fleet."),
+    "device": ("kedge.cli.device:device", "The devices of a fleet."),
+    "publish": ("kedge.cli.release:publish", "Hand a release to the controller."),
+    "release": ("kedge.cli.release:release", "The published releases."),
+    "rollout": ("kedge.cli.rollout:rollout", "Bring a release to devices."),
 }
 """Command → where it is, and its line in ``kedge --help``."""
 

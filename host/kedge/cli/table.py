@@ -10,6 +10,8 @@ import click
 
 def printable(text: str) -> str:
     """``text`` without what would steer a terminal."""
+    if text.isprintable():
+        return text
     return "".join(character if character.isprintable() else " " for character in text)
 
 

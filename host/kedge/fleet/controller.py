@@ -7,31 +7,28 @@ what is new, and after every connection publishes everything, for a broker may h
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
-import os
 import signal
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 from kedge.fleet.blockserver import BlockServer, Client
 from kedge.fleet.database import Database, state_folder
 from kedge.fleet.embedded import EmbeddedBroker
 from kedge.fleet.inbox import Inbox, SeldomLog
 from kedge.fleet.ledger import Ledger
+from kedge.fleet.locks import only_controller
+from kedge.fleet.options import ControllerOptions
 from kedge.fleet.records import Records
-from kedge.options import Option
 from kedge.repository.store import Repository
 from kedge_protocol import codec, topics
-from kedge_protocol.errors import ConfigError, FleetError, KedgeError, MessageError, StorageError
+from kedge_protocol.errors import KedgeError, MessageError
 from kedge_protocol.messages import Command, Status
-from kedge_protocol.mqtt import Backoff, Broker, Connection, parse_broker
+from kedge_protocol.mqtt import Backoff, Broker, Connection
 
 log = logging.getLogger(__name__)
 
@@ -45,43 +42,6 @@ FLUSH_SECONDS = 0.5
 """Between two writes of the count of blocks; what a killed controller can lose of it."""
 REMIND_SECONDS = 30.0
 """A device that is there and has not answered its desired state is told again after this."""
-DEFAULT_LISTEN = "127.0.0.1:1883"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ControllerOptions:
-    """How a controller runs."""
-
-    broker: Annotated[str | None, Option("The broker: mqtt://HOST:PORT, or mqtts://HOST:PORT with TLS.")] = None
-    embedded: Annotated[bool, Option("Run a broker in this process (about two hundred devices).")] = False
-    listen: Annotated[str, Option("Where the embedded broker listens.", metavar="HOST:PORT")] = DEFAULT_LISTEN
-    ca: Annotated[Path | None, Option("PEM file of the authority that signed the broker's certificate.")] = None
-    cert: Annotated[Path | None, Option("PEM file of the controller's certificate.")] = None
-    key: Annotated[Path | None, Option("PEM file of the certificate's key.")] = None
-    username: Annotated[str | None, Option("User name at the broker.")] = None
-    password_file: Annotated[Path | None, Option("File whose first line is the password.")] = None
-
-    def parsed(self) -> Broker:
-        """The broker that these options name.
-
-        Raises:
-            ConfigError: none or two brokers are named, or an option does not fit.
-        """
-        if self.embedded == (self.broker is not None):
-            raise ConfigError("give either --broker or --embedded")
-        password = None if self.password_file is None else _first_line(self.password_file)
-        url = self.broker or EmbeddedBroker(self.listen).url
-        return parse_broker(url, ca=self.ca, cert=self.cert, key=self.key, username=self.username, password=password)
-
-
-def _first_line(path: Path) -> str:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the password cannot be read: {error}", where=str(path)) from error
-    if not lines or not lines[0]:
-        raise ConfigError("the first line is empty, a password was expected", where=str(path))
-    return lines[0]
 
 
 def run(state: Path | None, options: ControllerOptions) -> None:
@@ -141,7 +101,8 @@ class Controller:
     def __init__(self, state: Path, broker: Broker, *, backoff: Backoff | None = None) -> None:
         self.state = state
         self.database = Database(state)
-        self._lock = _lock(state / "controller.lock")
+        self._folder = contextlib.ExitStack()
+        self._folder.enter_context(only_controller(state))
         self._records = Records(self.database)
         self._inbox = Inbox()
         self._ledger = Ledger(self.database)
@@ -200,7 +161,7 @@ class Controller:
             log.error("what devices said last could not be written: %s", error)
         finally:
             self.database.close()
-            os.close(self._lock)
+            self._folder.close()
 
     # The controller's thread.
 
@@ -345,21 +306,3 @@ def _taken_apart(topic: str) -> tuple[str, str, str]:
     """Device, kind, tail of a topic that a subscription let through; cheap, for it is done for each request."""
     parts = [*topic.split("/"), "", "", "", "", ""]
     return parts[3], parts[4], parts[5]
-
-
-def _lock(path: Path) -> int:
-    """Hold a lock file; the system frees it with the process, however that ends."""
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StorageError(f"cannot be written: {error.strerror}", where=str(path)) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise FleetError(
-            "another controller runs on this state folder",
-            where=str(path.parent),
-            remedy="Stop it first, or give this one its own --state",
-        ) from error
-    return handle

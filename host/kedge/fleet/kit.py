@@ -13,9 +13,8 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from kedge.options import Option
+from kedge.fleet.options import KitOptions
 from kedge_protocol.broker import parse_broker
 from kedge_protocol.errors import ConfigError, StorageError
 from kedge_protocol.topics import checked_name
@@ -27,6 +26,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+__all__ = ["KitOptions", "Member", "archive", "filled", "members", "write"]
+
 _AGENT = "etc/kedge/agent.toml"
 _CA, _CERT, _KEY, _PASSWORD = "ca.pem", "cert.pem", "key.pem", "password"
 _BOARD = "board.toml"
@@ -35,34 +36,6 @@ _LARGEST_SECRET = 1 << 20
 
 _TABLE = re.compile(r"\[([a-z]+)\]\s*")
 _LINE = re.compile(r"([a-z_]+) = (\"[^\"\\]*\")( *)(#.*)?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class KitOptions:
-    """What a kit is filled with.
-
-    Attributes:
-        kit: the file that is made; None makes none, and then nothing else may be given.
-    """
-
-    kit: Annotated[
-        Path | None, Option("Write what makes the board ready, credentials included.", metavar="OUT.tar.gz")
-    ] = None
-    broker: Annotated[str | None, Option("Kit: the broker as the device reaches it, mqtts://HOST:PORT.")] = None
-    ca: Annotated[Path | None, Option("Kit: PEM file of the authority that signed the broker's certificate.")] = None
-    cert: Annotated[Path | None, Option("Kit: PEM file of the device's certificate.")] = None
-    key: Annotated[Path | None, Option("Kit: PEM file of the certificate's key.")] = None
-    username: Annotated[str | None, Option("Kit: user name at the broker [the device's name].")] = None
-    password_file: Annotated[Path | None, Option("Kit: file whose first line is the device's password.")] = None
-    like: Annotated[
-        str | None, Option("Kit: the known target whose files a board of your own takes.", metavar="TARGET")
-    ] = None
-
-    def check(self) -> None:
-        """Raises :class:`ConfigError` where something is given that would go into a kit, and no kit is asked for."""
-        given = {name: value for name, value in vars(self).items() if name != "kit" and value is not None}
-        if self.kit is None and given:
-            raise ConfigError(f"--{next(iter(given)).replace('_', '-')} is of use in a kit only", remedy="Give --kit")
 
 
 @dataclass(frozen=True)

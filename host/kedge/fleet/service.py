@@ -6,8 +6,9 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from kedge.fleet import commands, devices, kit, releases, rollouts, standing
+from kedge.fleet import commands, devices, releases, rollouts, standing
 from kedge.fleet.database import Database, alone, note_change, state_folder
+from kedge.fleet.options import KitOptions
 from kedge.fleet.results import (
     Asked,
     DeviceDetail,
@@ -65,7 +66,7 @@ class FleetService:
         target: str,
         labels: Mapping[str, str] | None = None,
         *,
-        options: kit.KitOptions | None = None,
+        options: KitOptions | None = None,
     ) -> DeviceView:
         """Make a device known. It is served from then on; nothing changes on it before a rollout.
 
@@ -82,11 +83,13 @@ class FleetService:
             ConfigError: a name, a label or a credential that cannot be used.
             StorageError: the kit cannot be written.
         """
-        options = options or kit.KitOptions()
+        options = options or KitOptions()
         options.check()
         with self.database.write() as session:
             added = devices.view(session, devices.add(session, name, target, labels or {}))
             if options.kit is not None:
+                from kedge.fleet import kit
+
                 kit.write(name, target, options)
             return added
 

@@ -1,0 +1,63 @@
+"""``kedge controller``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kedge.cli.fleet import json_option, show, size_text, state_option
+from kedge.fleet.options import ControllerOptions
+from kedge.options import command_line, made
+
+
+@click.group()
+def controller() -> None:
+    """Run the controller of a fleet, back its state up, restore it."""
+
+
+@controller.command("run")
+@state_option
+@command_line(ControllerOptions)
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def controller_run(state: Path | None, verbose: bool, **values: Any) -> None:
+    """Run until SIGTERM: publish what is wanted, send blocks, note what devices say."""
+    from kedge.fleet.controller import run
+
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    run(state, made(ControllerOptions, values))
+
+
+@controller.command("backup")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@state_option
+@json_option
+def controller_backup(file: Path, state: Path | None, as_json: bool) -> None:
+    """Write the state database to FILE, whole and as of one moment, while the controller runs.
+
+    Published blobs are files that never change: copy the folders `blobs` and `maps` of the state folder too, or publish
+    the releases again after a restore.
+    """
+    from kedge.fleet import backup
+
+    saved = backup.save(file, state)
+    show(saved, as_json, f"wrote {saved.file} ({size_text(saved.bytes)}): {saved.devices} devices")
+
+
+@controller.command("restore")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--force", is_flag=True, help="Replace the database that is there; it is kept as fleet.db.before.")
+@state_option
+@json_option
+def controller_restore(file: Path, force: bool, state: Path | None, as_json: bool) -> None:
+    """Make the state database what FILE, written by `kedge controller backup`, says. No controller may run."""
+    from kedge.fleet import backup
+
+    restored = backup.restore(file, state, force=force)
+    for name in restored.incomplete:
+        click.echo(f"blobs of {name} are missing: publish it again", err=True)
+    show(restored, as_json, f"restored {restored.devices} devices from {restored.file}")

@@ -1,0 +1,68 @@
+"""``kedge publish`` and ``kedge release``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from kedge.cli.fleet import ago, json_option, show, show_json, size_text, state_option
+from kedge.cli.table import table
+from kedge.fleet.service import FleetService
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@state_option
+@json_option
+def publish(out: Path, state: Path | None, as_json: bool) -> None:
+    """Hand the release in the folder OUT to the controller."""
+    with FleetService(state) as fleet:
+        done = fleet.publish(out)
+    name = f"{done.release.name}:{done.release.version}"
+    what = f"{done.blobs_added} new blobs, {size_text(done.bytes_added)}" if done.new else "it was there already"
+    show(done, as_json, f"published {name} for {', '.join(b.target for b in done.release.bundles)} ({what})")
+
+
+@click.group()
+def release() -> None:
+    """The published releases."""
+
+
+@release.command("list")
+@state_option
+@json_option
+def release_list(state: Path | None, as_json: bool) -> None:
+    """Show the published releases, oldest first."""
+    with FleetService(state) as fleet:
+        found = fleet.releases()
+    if as_json:
+        show_json(found)
+        return
+    rows = [
+        (
+            f"{one.name}:{one.version}",
+            ago(time.time() - one.published_at) + " ago",
+            bundle.target,
+            bundle.backend,
+            bundle.precision,
+            size_text(bundle.total_bytes),
+            bundle.digest[7:19],
+        )
+        for one in found
+        for bundle in one.bundles
+    ]
+    table(("release", "published", "target", "backend", "precision", "size", "bundle"), rows)
+
+
+@release.command("remove")
+@click.argument("release", metavar="NAME:VERSION")
+@state_option
+@json_option
+def release_remove(release: str, state: Path | None, as_json: bool) -> None:
+    """Forget the release NAME:VERSION and delete the blobs that no other needs. Refused while a device shall run it."""
+    with FleetService(state) as fleet:
+        done = fleet.release_remove(release)
+    freed = f"{done.blobs_removed} blobs, {size_text(done.bytes_removed)}"
+    show(done, as_json, f"removed {release} ({freed} freed)")

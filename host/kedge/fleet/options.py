@@ -1,0 +1,82 @@
+"""What the commands of the fleet can be told; light, for every one of them reads it to know its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from kedge.options import Option
+from kedge_protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kedge_protocol.broker import Broker
+
+DEFAULT_LISTEN = "127.0.0.1:1883"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControllerOptions:
+    """How a controller runs."""
+
+    broker: Annotated[str | None, Option("The broker: mqtt://HOST:PORT, or mqtts://HOST:PORT with TLS.")] = None
+    embedded: Annotated[bool, Option("Run a broker in this process (about two hundred devices).")] = False
+    listen: Annotated[str, Option("Where the embedded broker listens.", metavar="HOST:PORT")] = DEFAULT_LISTEN
+    ca: Annotated[Path | None, Option("PEM file of the authority that signed the broker's certificate.")] = None
+    cert: Annotated[Path | None, Option("PEM file of the controller's certificate.")] = None
+    key: Annotated[Path | None, Option("PEM file of the certificate's key.")] = None
+    username: Annotated[str | None, Option("User name at the broker.")] = None
+    password_file: Annotated[Path | None, Option("File whose first line is the password.")] = None
+
+    def parsed(self) -> Broker:
+        """The broker that these options name.
+
+        Raises:
+            ConfigError: none or two brokers are named, or an option does not fit.
+        """
+        if self.embedded == (self.broker is not None):
+            raise ConfigError("give either --broker or --embedded")
+        password = None if self.password_file is None else _first_line(self.password_file)
+        from kedge.fleet.embedded import EmbeddedBroker
+        from kedge_protocol.broker import parse_broker
+
+        url = self.broker or EmbeddedBroker(self.listen).url
+        return parse_broker(url, ca=self.ca, cert=self.cert, key=self.key, username=self.username, password=password)
+
+
+def _first_line(path: Path) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the password cannot be read: {error}", where=str(path)) from error
+    if not lines or not lines[0]:
+        raise ConfigError("the first line is empty, a password was expected", where=str(path))
+    return lines[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KitOptions:
+    """What a kit is filled with.
+
+    Attributes:
+        kit: the file that is made; None makes none, and then nothing else may be given.
+    """
+
+    kit: Annotated[
+        Path | None, Option("Write what makes the board ready, credentials included.", metavar="OUT.tar.gz")
+    ] = None
+    broker: Annotated[str | None, Option("Kit: the broker as the device reaches it, mqtts://HOST:PORT.")] = None
+    ca: Annotated[Path | None, Option("Kit: PEM file of the authority that signed the broker's certificate.")] = None
+    cert: Annotated[Path | None, Option("Kit: PEM file of the device's certificate.")] = None
+    key: Annotated[Path | None, Option("Kit: PEM file of the certificate's key.")] = None
+    username: Annotated[str | None, Option("Kit: user name at the broker [the device's name].")] = None
+    password_file: Annotated[Path | None, Option("Kit: file whose first line is the device's password.")] = None
+    like: Annotated[
+        str | None, Option("Kit: the known target whose files a board of your own takes.", metavar="TARGET")
+    ] = None
+
+    def check(self) -> None:
+        """Raises :class:`ConfigError` where something is given that would go into a kit, and no kit is asked for."""
+        given = {name: value for name, value in vars(self).items() if name != "kit" and value is not None}
+        if self.kit is None and given:
+            raise ConfigError(f"--{next(iter(given)).replace('_', '-')} is of use in a kit only", remedy="Give --kit")
