@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto
+from tests.support import other_processor
 from tests.support.lowering import checked_copy, executor, lower
 from tests.support.odd_graphs import ODD, Odd, Samples
 
@@ -32,9 +33,10 @@ def noise(odd: Odd, target: str, folder: Path) -> dict[str, float]:
     return {name: sqnr_db(expected[name], made[name]) for name in names}
 
 
+@pytest.mark.parametrize("target", ["generic-cpu", "intel-cpu"])
 @pytest.mark.parametrize("name", ODD)
-def test_every_output_is_right_on_generic_cpu(name: str, tmp_path: Path) -> None:
-    found = noise(ODD[name](), "generic-cpu", tmp_path)
+def test_every_output_is_right(name: str, target: str, tmp_path: Path) -> None:
+    found = noise(ODD[name](), target, tmp_path)
     assert min(found.values()) > HEALTHY, found
 
 
@@ -64,3 +66,15 @@ def test_weights_that_are_stored_small_become_integers(name: str, tmp_path: Path
     made = onnx.load(lowered.files[lowered.entry])
     kinds = {one.data_type for one in made.graph.initializer if np.prod(one.dims) > 100}
     assert kinds == {TensorProto.INT8}
+
+
+@pytest.mark.needs(other_processor.QEMU)
+def test_a_convolution_without_bias_answers_without_vnni_too(tmp_path: Path) -> None:
+    odd = ODD["own function"]()
+    path = tmp_path / "model.onnx"
+    onnx.save(odd.model, path)
+    lowered = lower("intel-cpu", checked_copy(path, tmp_path), Precision.INT8, Samples(odd, 8), tmp_path / "out")
+    fresh = odd.samples(3, seed=9)
+    expected = onnxruntime.InferenceSession(str(path)).run(None, {"x": fresh})[0]
+    (there,) = other_processor.on_haswell("openvino", [(lowered.files[lowered.entry], fresh)], tmp_path)
+    assert sqnr_db(expected, there) > HEALTHY

@@ -293,6 +293,23 @@ def boxes_beside_scores() -> Odd:
     )
 
 
+def doubles() -> Odd:
+    """A product in float64 between two in float32."""
+    return odd(
+        [
+            node("MatMul", ["x", "a"], ["h"]),
+            node("Cast", ["h"], ["d"], to=TensorProto.DOUBLE),
+            node("MatMul", ["d", "b"], ["e"]),
+            node("Tanh", ["e"], ["t"]),
+            node("Cast", ["t"], ["f"], to=TensorProto.FLOAT),
+            node("MatMul", ["f", "a"], ["y"]),
+        ],
+        {"y": _ROW},
+        {"a": random(8, 8), "b": random(8, 8).astype(np.float64)},
+        shape=_ROW,
+    )
+
+
 ODD: dict[str, Callable[[], Odd]] = {
     "alpha and beta": lambda: gemm(random(8), alpha=0.5, beta=2.0),
     "bias is one number": lambda: gemm(np.float32(0.7)),
@@ -311,6 +328,7 @@ ODD: dict[str, Callable[[], Odd]] = {
     "weights of float16": lambda: stored_small("float16"),
     "weights of int8, multiplied": lambda: stored_small("product"),
     "weights of int8, read back": lambda: stored_small("read back"),
+    "doubles": doubles,
     "dead channels": dead_channels,
     "boxes beside scores": boxes_beside_scores,
 }

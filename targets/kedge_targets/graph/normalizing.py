@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_targets.graph import dead
+from kedge_targets.graph import dead, layers, nodes
 from kedge_targets.graph.names import Names
 from kedge_targets.graph.wiring import Wiring
 
@@ -49,7 +49,7 @@ def plain_gemms(model: onnx.ModelProto) -> None:
     names = Names(model)
     changed = False
     for node in model.graph.node:
-        if node.op_type == "Gemm" and node.domain in ("", "ai.onnx"):
+        if node.op_type == "Gemm" and node.domain in ("", nodes.DEFAULT_DOMAIN):
             changed |= _plain(model, node, wiring, names)
     if changed:
         dead.removed(model)
@@ -129,3 +129,78 @@ def _tensor(value: Any, name: str) -> onnx.TensorProto:
     from onnx import numpy_helper
 
     return numpy_helper.from_array(np.asarray(value, order="C"), name)
+
+
+def split_shared_weights(model: onnx.ModelProto) -> None:
+    """Give a weight that layers use along different axes to each axis as a copy of its own, in place: scales for each
+    output channel lie along one of them."""
+    wiring, names = Wiring(model), Names(model)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    by_name = {node.name: node for node in model.graph.node}
+    taken: dict[tuple[str, int | None], str] = {}
+    first: dict[str, int | None] = {}
+    for layer in layers.layers(model, wiring):
+        name = layer.weight
+        if name is None or name not in stored or first.setdefault(name, layer.axis) == layer.axis:
+            continue
+        key = (name, layer.axis)
+        if key not in taken:
+            taken[key] = names.fresh(f"{name}_along_{layer.axis}")
+            copy = model.graph.initializer.add()
+            copy.CopyFrom(stored[name])
+            copy.name = taken[key]
+        by_name[layer.name].input[layer.weight_input] = taken[key]
+
+
+def single_precision(model: onnx.ModelProto) -> None:
+    """Let everything between inputs and outputs that is float64 be float32, in place. A model with operators outside
+    ONNX's own, or with nested graphs, stays as it is."""
+    from onnx import TensorProto, helper
+
+    double = TensorProto.DOUBLE
+    tensors = [tensor for tensor in model.graph.initializer if tensor.data_type == double]
+    ends = [one for one in (*model.graph.input, *model.graph.output) if one.type.tensor_type.elem_type == double]
+    every = list(nodes.graphs(model.graph))
+    plain = len(every) == 1 and all(node.domain in ("", nodes.DEFAULT_DOMAIN) for node in model.graph.node)
+    if not plain or not (tensors or ends):
+        return
+    names = Names(model)
+    for tensor in tensors:
+        tensor.CopyFrom(_tensor(_array(tensor).astype(np.float32), tensor.name))
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "value" and attribute.HasField("t") and attribute.t.data_type == double:
+                attribute.t.CopyFrom(_tensor(_array(attribute.t).astype(np.float32), attribute.t.name))
+            if attribute.name in ("to", "dtype") and attribute.i == double:
+                attribute.i = TensorProto.FLOAT
+    before, behind = [], []
+    given = {value.name for value in model.graph.input}
+    for value in model.graph.input:
+        if value.type.tensor_type.elem_type == double:
+            single = names.fresh(f"{value.name}_single")
+            _rename(model, value.name, single, inputs=True)
+            before.append(helper.make_node("Cast", [value.name], [single], name=names.fresh_node(single), to=1))
+    for value in model.graph.output:
+        if value.type.tensor_type.elem_type == double and value.name not in given:
+            single = names.fresh(f"{value.name}_single")
+            _rename(model, value.name, single, inputs=False)
+            behind.append(helper.make_node("Cast", [single], [value.name], name=names.fresh_node(single), to=double))
+    arranged = [*before, *model.graph.node, *behind]
+    del model.graph.node[:]
+    model.graph.node.extend(arranged)
+    del model.graph.value_info[:]
+
+
+def _rename(model: onnx.ModelProto, old: str, new: str, *, inputs: bool) -> None:
+    """In what nodes read, and in what they make too unless it is an input's name."""
+    for node in model.graph.node:
+        for ends in (node.input,) if inputs else (node.input, node.output):
+            for index, name in enumerate(ends):
+                if name == old:
+                    ends[index] = new
+
+
+def _array(tensor: onnx.TensorProto) -> Array:
+    from onnx import numpy_helper
+
+    return np.asarray(numpy_helper.to_array(tensor))

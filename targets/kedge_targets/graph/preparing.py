@@ -31,7 +31,10 @@ def prepared(model: onnx.ModelProto, path: Path, *, quantized: bool) -> onnx.Mod
 
     onnxruntime = library.load()
     if quantized:
-        model = opsets.at_least(model, QDQ_OPSET, where=path.name)
+        single = type(model)()
+        single.CopyFrom(opsets.at_least(model, QDQ_OPSET, where=path.name))
+        normalizing.single_precision(single)
+        model = single
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
     # "Basic" is the level that holds for every processor; above it nodes are made for this one.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verified
 from kedge_protocol.errors import ConfigError, KedgeError, LoweringError, TargetError, UnsupportedOperatorError
 from kedge_targets import contract
-from kedge_targets.backends.openvino import counting, devices, library, representation
+from kedge_targets.backends.openvino import counting, devices, library, preparing, representation
 from kedge_targets.backends.openvino.runtime import reason_of
 from kedge_targets.contract import Array, Calibration, Lowered
 from kedge_targets.graph import attention, batch, nodes, plans, reading, signature, sizes, writing
@@ -123,11 +123,13 @@ def _lower(
     if not wanted.on_cpu and batch.size(given) is None:
         # An NPU takes fixed shapes only, and a GPU compiles each size anew.
         given = batch.fixed(given, 1)
+    precision = plans.leading(plan)
+    if precision is Precision.INT8:
+        given = preparing.for_integers(given)
     if given is not read:
-        graph = workdir / "fixed.onnx"
+        graph = workdir / "prepared.onnx"
         writing.save(given, graph)
     model = _read(openvino, graph, given)
-    precision = plans.leading(plan)
     tools = {"openvino": openvino.__version__.split("-")[0]}
     seconds: dict[str, float] = {}
     used = 0
@@ -264,7 +266,8 @@ def _quantized(
             subset_size=samples.batches,
             model_type=nncf.ModelType.TRANSFORMER if options.get("model_type") == "transformer" else None,
             ignored_scope=nncf.IgnoredScope(names=ignored) if ignored else None,
-            fast_bias_correction=False,
+            # The one that runs through branches; whether biases are corrected is said below.
+            fast_bias_correction=any(one.get_type_name() == "If" for one in model.get_ops()),
             advanced_parameters=AdvancedQuantizationParameters(
                 overflow_fix=OverflowFix.ENABLE if how.reduced_range else OverflowFix.DISABLE,
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,

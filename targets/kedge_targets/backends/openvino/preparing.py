@@ -1,0 +1,52 @@
+"""A graph made ready for NNCF and for what OpenVINO's plugins make of integers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kedge_targets.graph import normalizing
+from kedge_targets.graph.names import Names
+from kedge_targets.graph.wiring import Wiring
+
+if TYPE_CHECKING:
+    import onnx
+
+_NEXT_TO_NOTHING = np.float32(1e-30)
+"""Not 0, which is optimized away, and no subnormal number, which may be flushed to 0."""
+
+
+def for_integers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that answers the same, in the form that comes through quantization: float32 for float64, a weight for each
+    axis along which it is used, a bias for each convolution."""
+    import onnx
+
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    normalizing.single_precision(made)
+    normalizing.split_shared_weights(made)
+    _give_biases(made)
+    return made
+
+
+def _give_biases(model: onnx.ModelProto) -> None:
+    """The CPU plugin (2026.4) answers zeros where a convolution without bias is read by two others in integers, as in
+    ``x sigmoid(x)``; with a bias it does not."""
+    from onnx import numpy_helper
+
+    wiring, names = Wiring(model), Names(model)
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose"):
+            continue
+        bias = wiring.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        weight = wiring.constant(node.input[1])
+        given = len(node.input) > 2 and bool(node.input[2])
+        if weight is None or weight.dtype != np.float32 or (given and (bias is None or bias.any())):
+            continue
+        groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+        channels = weight.shape[0] if node.op_type == "Conv" else weight.shape[1] * groups
+        name = names.fresh(f"{node.name}_bias")
+        model.graph.initializer.append(numpy_helper.from_array(np.full(channels, _NEXT_TO_NOTHING), name))
+        del node.input[2:]
+        node.input.append(name)
