@@ -13,11 +13,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.support.lowering import classifier, images
 
+from kedge.compression import explosion
 from kedge.compression.equalization import Weights, fold_batch_normalization, joints
 from kedge.compression.step import Context
 from kedge.compression.steps.correct_bias import CorrectBias, CorrectBiasOptions
 from kedge.compression.steps.equalize import Equalize, EqualizeOptions
-from kedge_protocol.errors import ConfigError, KedgeError
+from kedge_protocol.errors import ConfigError, KedgeError, StepError
 from kedge_targets.graph import fakequant, library, qonnx, weight_forms
 from kedge_targets.numerics import Plan, Precision
 
@@ -263,3 +264,39 @@ def test_samples_that_the_graph_does_not_take(tmp_path: Path, step: Any) -> None
     model = classifier()
     with pytest.raises(KedgeError):
         step.apply(model, context(model, np.zeros((2, 3, 8, 9), np.float32), tmp_path))
+
+
+def test_dead_channels_are_left_alone(tmp_path: Path) -> None:
+    """Training leaves channels with weights of 1e-30, which only their bias moves: no factor is theirs."""
+    model = uneven()
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, rows in (("w1", [1, 4]), ("w2", [2, 5]), ("w3", [3, 9])):
+        weight = numpy_helper.to_array(tensors[name]).copy()
+        weight[rows] *= 1e-30
+        tensors[name].CopyFrom(numpy_helper.from_array(weight, name))
+    values = images(16)
+    made = Equalize(EqualizeOptions()).apply(model, context(model, values, tmp_path))
+    feed = {"image": images(8, seed=3)}
+    np.testing.assert_allclose(run(made, feed), run(model, feed), rtol=1e-3, atol=1e-4)
+    assert max(float(np.abs(numpy_helper.to_array(one)).max()) for one in made.graph.initializer) < 1e4
+    plan = Plan(default=Precision.INT8)
+    wanted = run(model, feed)
+
+    def noise(graph: onnx.ModelProto) -> float:
+        return float(np.square(run(simulated(graph, values, plan), feed) - wanted).sum())
+
+    assert noise(made) <= 1.2 * noise(model)
+
+
+def test_a_step_that_makes_a_range_explode_is_refused(tmp_path: Path) -> None:
+    model = onnx.shape_inference.infer_shapes(uneven())
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    bias = next(tensor for tensor in made.graph.initializer if tensor.name == "b3")
+    value = numpy_helper.to_array(bias).copy()
+    value[3] = 9e16
+    bias.CopyFrom(numpy_helper.from_array(value, "b3"))
+    samples = context(model, images(8), tmp_path)
+    explosion.check(model, model, samples, where="step")
+    with pytest.raises(StepError, match=r"'c3' \(node 'point'\) explode.* 9e\+16"):
+        explosion.check(model, made, samples, where="step")

@@ -11,6 +11,7 @@ import numpy as np
 from kedge.compiler import exchange as compiling
 from kedge.compiler import tasks as measuring
 from kedge.compiler.samples import Prepared, Samples
+from kedge.compression import explosion
 from kedge.compression.candidate import StepChoice
 from kedge.compression.exchange import ScoreAnswer, ScoreRequest, SensitivityRequest, StepAnswer, StepRequest
 from kedge.compression.sensitivity import Sensitivity
@@ -43,8 +44,9 @@ def apply_step(request: StepRequest, progress: Progress) -> StepAnswer:
         progress=progress,
     )
     began = time.perf_counter()
+    given = reading.load(Path(request.graph))
     try:
-        made = step.apply(reading.load(Path(request.graph)), context)
+        made = step.apply(given, context)
     except KedgeError:
         raise
     except Exception as error:  # a step may be a third party's
@@ -52,7 +54,9 @@ def apply_step(request: StepRequest, progress: Progress) -> StepAnswer:
             f"step {request.use!r} failed: {type(error).__name__}: {error}", where=_line_of(error)
         ) from error
     seconds = time.perf_counter() - began
-    writing.save(reading.infer_shapes(made, where=f"after step {request.use!r}"), Path(request.made))
+    made = reading.infer_shapes(made, where=f"after step {request.use!r}")
+    explosion.check(reading.infer_shapes(given, where="graph"), made, context, where=f"step {request.use!r}")
+    writing.save(made, Path(request.made))
     return StepAnswer(
         notes=tuple(context.notes),
         figures={name: float(value) for name, value in context.figures.items()},

@@ -22,14 +22,17 @@ Array = npt.NDArray[Any]
 
 _SETTLED = 1e-3
 _FLOOR = 1e-3
-"""Of the largest channel: a channel below it is treated as one of this size."""
+"""Of the largest channel: a channel below it is treated as one of this size, or left alone where weights are evened
+out: training leaves channels with weights of 1e-30 behind, which only their bias moves."""
+_GROWTH = 4.0
+"""Times by which the largest channel of an activation may grow against the mean of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EqualizeOptions:
     """What is evened out, and how far."""
 
-    weights: Annotated[bool, Option("Even out the weights of layers that follow each other, without data.")] = True
+    weights: Annotated[bool, Option("Even out the weights of layers that follow each other.")] = True
     activations: Annotated[bool, Option("Move outliers of activations into the weights behind them.")] = True
     strength: Annotated[float, Option("How much of an activation's spread moves into the weights, from 0 to 1.")] = 0.7
     spread: Annotated[float, Option("Largest over median channel from which an activation is treated.")] = 3.0
@@ -59,7 +62,7 @@ class Equalize(Step[EqualizeOptions]):
         made = onnx.ModelProto()
         made.CopyFrom(model)
         folded = equalization.fold_batch_normalization(made)
-        evened = self._even_weights(made) if self.options.weights else 0
+        evened = self._even_weights(made, context) if self.options.weights else 0
         moved, added = self._move_outliers(made, context) if self.options.activations else (0, 0)
         parts = [
             f"{folded} batch normalizations folded" if folded else "",
@@ -71,14 +74,31 @@ class Equalize(Step[EqualizeOptions]):
         context.figures |= {"equalize.joints": evened, "equalize.activations": moved, "equalize.multiplications": added}
         return made
 
-    def _even_weights(self, model: onnx.ModelProto) -> int:
+    def _even_weights(self, model: onnx.ModelProto, context: Context) -> int:
+        """How many joints were treated. One whose activation would become harder to round stays as it was."""
         weights = Weights(model)
         pairs = [joint for joint in equalization.joints(model, weights) if joint.first is not None]
+        if not pairs:
+            return 0
+        watched = {joint.activation: joint.axis for joint in pairs}
+        seen = observing.largest(model, watched, context, limit=self.options.samples, where=self.name)
+        factors = {joint.activation: np.ones(joint.channels) for joint in pairs}
         for _ in range(self.options.rounds):
-            furthest = max((_even(joint, weights) for joint in pairs), default=0.0)
+            furthest = 0.0
+            for joint in pairs:
+                moved = _factors(joint, weights)
+                _scale(joint, weights, moved)
+                factors[joint.activation] *= moved
+                furthest = max(furthest, float(np.abs(moved - 1).max()))
             if furthest < _SETTLED:
                 break
-        return len(pairs)
+        undone = 0
+        for joint in pairs:
+            sizes, moved = seen[joint.activation].astype(np.float64), factors[joint.activation]
+            if _outlier(sizes / moved) > max(_GROWTH * _outlier(sizes), self.options.spread):
+                _scale(joint, weights, 1 / moved)
+                undone += 1
+        return len(pairs) - undone
 
     def _move_outliers(self, model: onnx.ModelProto, context: Context) -> tuple[int, int]:
         """How many activations were treated, and how many multiplications added."""
@@ -134,22 +154,30 @@ def _behind(joint: Joint, weights: Weights) -> Array:
     return largest
 
 
-def _even(joint: Joint, weights: Weights) -> float:
-    """Give the weights before and behind a joint the same range in each channel; how far they were apart."""
-    if joint.first is None:
-        return 0.0
-    value = weights.own(joint.first[0])
-    if value is None:
-        return 0.0
+def _factors(joint: Joint, weights: Weights) -> Array:
+    """What gives the weights before and behind a joint the same range in each channel."""
+    factors = np.ones(joint.channels)
+    value = None if joint.first is None else weights.own(joint.first[0])
+    if joint.first is None or value is None:
+        return factors
     before, behind = equalization.ranges_along(value, joint.first[1]), _behind(joint, weights)
-    alive = (before > 0) & (behind > 0)
-    factors = np.ones_like(before)
-    factors[alive] = np.sqrt(before[alive] / behind[alive])
+    alive = (before > _FLOOR * before.max()) & (behind > _FLOOR * behind.max())
+    factors[alive] = np.sqrt(before[alive].astype(np.float64) / behind[alive])
+    return factors
+
+
+def _scale(joint: Joint, weights: Weights, factors: Array) -> None:
+    """Divide before a joint, multiply behind it."""
     for name, axis in joint.absorbing:
         weights.multiply(name, axis, 1 / factors)
     for reader in joint.readers:
         weights.multiply(reader.weight, reader.axis, factors)
-    return float(np.abs(factors - 1).max())
+
+
+def _outlier(sizes: Array) -> float:
+    """The largest of the channels' sizes against their mean."""
+    mean = float(sizes.mean())
+    return float(sizes.max()) / mean if mean > 0 else 1.0
 
 
 def _balanced(sizes: Array, behind: Array, strength: float) -> Array:
