@@ -15,6 +15,7 @@ BIN     := $(VENV)/bin
 HOST    := $(VENV)/.installed
 DEVICE  := .venv-device/.installed
 LEGACY  := .venv-legacy/.installed
+PROJECTS := agent/pyproject.toml agent/hatch_build.py host/pyproject.toml
 LOCKS   := $(wildcard targets/kedge_targets/backends/*/toolchain/requirements.txt)
 
 # Loopback only, and no vendor's telemetry.
@@ -22,34 +23,35 @@ export KEDGE_ROOT := $(CURDIR)
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-host test-device campaign zoo check bench format golden clean setup toolchains
+.PHONY: help demo test test-host test-device campaign zoo check dist bench format golden clean setup toolchains
 
 help:
 	@echo "make demo    the main job, shown: train, compile, roll out to three agents (KEEP=1 leaves it running)"
 	@echo "make test    all tests (ARGS='-k name' picks some)"
 	@echo "make campaign  the long proofs (hours); make zoo: foreign models, in environments of their own"
 	@echo "make check   ruff, mypy, import contracts"
+	@echo "make dist    the wheels of both distributions, in dist/"
 	@echo "make bench   speed and memory as ratios against named baselines"
 
-$(HOST): pyproject.toml constraints/host.txt constraints/proofs.txt
+$(HOST): $(PROJECTS) constraints/host.txt constraints/proofs.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kedge: compiling needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/host.txt -e '.[host,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/host.txt -e ./agent -e './host[host,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints/proofs.txt
 	@touch $@
 
-$(DEVICE): pyproject.toml constraints/device.txt constraints/proofs.txt
+$(DEVICE): $(PROJECTS) constraints/device.txt constraints/proofs.txt
 	@test -x .venv-device/bin/python || $(PYTHON_DEVICE) -m venv .venv-device
 	.venv-device/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/device.txt \
-	  -e '.[tflite,onnxruntime]' pytest pytest-timeout hypothesis onnx bitstring matplotlib
+	  -e './agent[tflite,onnxruntime]' pytest pytest-timeout hypothesis onnx bitstring matplotlib
 	.venv-device/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  $$(grep -E '^(finn-plus-driver|qonnx)==' constraints/proofs.txt)
 	@touch $@
 
-$(LEGACY): pyproject.toml constraints/device-legacy.txt
+$(LEGACY): $(PROJECTS) constraints/device-legacy.txt
 	@test -x .venv-legacy/bin/python || $(PYTHON_LEGACY) -m venv .venv-legacy
 	.venv-legacy/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/device-legacy.txt \
-	  -e '.[tflite-legacy]'
+	  -e './agent[tflite-legacy]'
 	@touch $@
 
 # The tests want every toolchain; one that cannot be had here (its Python is missing) says so, and its tests skip aloud.
@@ -93,6 +95,12 @@ check: $(HOST)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# One tree, one version, two wheels: the host's and the device's.
+dist: $(HOST)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist agent
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist host
 
 bench: setup
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("kedge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kedge")
 
-pytest_plugins = ["tests.support.brokers"]
+pytest_plugins = ["tests.support.brokers", "tests.support.distributions"]
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("KEDGE_SHARED", ROOT.parent / "shared")) / "data"

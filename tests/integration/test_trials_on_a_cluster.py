@@ -12,7 +12,7 @@ from tests.support.compiling import Inputs, small_inputs
 import kedge
 from kedge_protocol.errors import BudgetError, ConfigError
 
-distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'kedge[cluster]'")
+distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'kedge-host[cluster]'")
 
 
 @pytest.fixture(scope="module")

@@ -57,9 +57,9 @@ def test_no_backend_is_named_outside_its_folder(package: str) -> None:
     "source",
     [
         'if backend == "tflite":\n    pass',
-        'x = f"pip install kedge[{1}] onnxruntime"',
+        'x = f"pip install kedge-agent[{1}] onnxruntime"',
         'x = {"openvino": 1}',
-        'raise ValueError("install kedge[tflite] first.")',
+        'raise ValueError("install kedge-agent[tflite] first.")',
         'x = "kedge_targets/backends/openvino/compiler.py"',
     ],
 )

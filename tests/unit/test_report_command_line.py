@@ -69,7 +69,7 @@ def test_without_the_compile_extra_compile_says_how_to_get_it(tmp_path: Path) ->
     done = python(WITHOUT.format(hidden=hidden, arguments=arguments))
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        "error: compiling needs onnx, jinja2, rich. Install it: pip install 'kedge[compile]'"
+        'error: compiling needs onnx, jinja2, rich. Install it: pip install "kedge-host[compile]"'
     )
 
 

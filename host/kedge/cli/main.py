@@ -11,6 +11,7 @@ import click
 
 from kedge_protocol import __version__
 from kedge_protocol.errors import KedgeError, MissingDependencyError
+from kedge_protocol.packages import pip_install
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "compile": ("kedge.cli.compile:compile_command", "Compile a trained model for one or more targets."),
@@ -53,7 +54,7 @@ class LazyGroup(click.Group):
                 raise
             raise MissingDependencyError(
                 f"`kedge {cmd_name}` needs {missing}",
-                remedy=f"Install it: pip install 'kedge[{_EXTRAS.get(missing, 'host')}]'",
+                remedy=f"Install it: {pip_install(_EXTRAS.get(missing, 'host'))}",
             ) from error
         return command
 

@@ -21,6 +21,7 @@ from kedge_protocol.errors import (
     MissingDependencyError,
     TargetError,
 )
+from kedge_protocol.packages import pip_install
 from kedge_protocol.topics import checked_name
 from kedge_targets import registry
 from kedge_targets import target as targets
@@ -121,7 +122,7 @@ def check_environment() -> None:
     missing = [name for name in _MODULES if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependencyError(
-            f"compiling needs {', '.join(missing)}", remedy="Install it: pip install 'kedge[compile]'"
+            f"compiling needs {', '.join(missing)}", remedy=f"Install it: {pip_install('compile')}"
         )
 
 

@@ -29,6 +29,7 @@ from kedge.compression.latency import Record
 from kedge_protocol import __version__, codec, digest, errors
 from kedge_protocol.bundle.config import Preprocess
 from kedge_protocol.errors import ConfigError, KedgeError, MissingDependencyError, WorkerError
+from kedge_protocol.packages import pip_install
 from kedge_targets.numerics import Plan
 from kedge_targets.target import Target
 from kedge_targets.worker import Worker
@@ -97,7 +98,7 @@ class Cluster:
             from distributed import Client
         except ImportError as error:
             raise MissingDependencyError(
-                "--scheduler needs Dask", remedy="Install it: pip install 'kedge[cluster]'"
+                "--scheduler needs Dask", remedy=f"Install it: {pip_install('cluster')}"
             ) from error
         where = f"--scheduler {self._address}"
         try:

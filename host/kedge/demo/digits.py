@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import MissingDependencyError
+from kedge_protocol.packages import pip_install
 
 Array = npt.NDArray[Any]
 
@@ -39,7 +40,7 @@ def load() -> Digits:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise MissingDependencyError("the demo needs scikit-learn", remedy='pip install "kedge[host,dev]"') from error
+        raise MissingDependencyError("the demo needs scikit-learn", remedy=pip_install("host,dev")) from error
     data = load_digits()
     order = np.random.default_rng(SEED).permutation(len(data.target))
     images = data.images.astype(np.float32)[:, None][order]

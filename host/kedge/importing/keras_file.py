@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from kedge_protocol.errors import MissingDependencyError, ModelError
+from kedge_protocol.packages import pip_install
 
 ENGINE = "torch"
 
@@ -36,7 +37,7 @@ def load() -> Any:
         import keras
     except ImportError as error:
         raise MissingDependencyError(
-            f"reading .keras files needs Keras 3: {error}", remedy='Install it with pip install "kedge[keras]"'
+            f"reading .keras files needs Keras 3: {error}", remedy=f"Install it with {pip_install('keras')}"
         ) from error
     if keras.backend.backend() != ENGINE:
         raise MissingDependencyError(

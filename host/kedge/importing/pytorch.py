@@ -19,6 +19,7 @@ import torch
 
 from kedge.importing import axes
 from kedge_protocol.errors import MissingDependencyError, ModelError, UnsupportedOperatorError
+from kedge_protocol.packages import pip_install
 
 OPSET = 20
 """Taken by every toolchain (`docs/decisions/011-importing-models.md`)."""
@@ -208,7 +209,7 @@ def to_onnx(
             written.save(str(path))
     except ImportError as error:
         raise MissingDependencyError(
-            f"exporting to ONNX needs {error.name}", remedy='Install it with pip install "kedge[compile]"'
+            f"exporting to ONNX needs {error.name}", remedy=f"Install it with {pip_install('compile')}"
         ) from error
     except Exception as error:
         raise _refused(error, where) from error

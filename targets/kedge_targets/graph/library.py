@@ -12,13 +12,15 @@ import re
 from typing import Any
 
 from kedge_protocol.errors import MissingDependencyError, ModelError, UnsupportedOperatorError
+from kedge_protocol.packages import HOST, pip_install
 
 
-def load(extra: str = "compile") -> Any:
+def load(extra: str = "compile", *, of: str = HOST) -> Any:
     """The package ``onnxruntime``.
 
     Args:
-        extra: of Kedge, that the user should install where it is missing.
+        extra: what the user should install where it is missing.
+        of: the distribution whose extra it is.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -29,7 +31,7 @@ def load(extra: str = "compile") -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             f"ONNX Runtime cannot be loaded: {error}",
-            remedy=f'Install it with pip install "kedge[{extra}]"',
+            remedy=f"Install it with {pip_install(extra, of=of)}",
         ) from error
     return onnxruntime
 

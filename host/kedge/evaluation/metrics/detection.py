@@ -13,6 +13,7 @@ import numpy.typing as npt
 from kedge.evaluation.kinds import Seen
 from kedge.evaluation.metrics.contract import Metric
 from kedge_protocol.errors import ConfigError, DatasetError, InputError, MissingDependencyError
+from kedge_protocol.packages import pip_install
 from kedge_targets.pipeline import boxes
 from kedge_targets.pipeline.boxes import Detections
 
@@ -192,7 +193,7 @@ def _pycocotools() -> tuple[Any, Any]:
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
         raise MissingDependencyError(
-            "mAP needs pycocotools", where="--metric", remedy="pip install 'kedge[metrics]'"
+            "mAP needs pycocotools", where="--metric", remedy=pip_install("metrics")
         ) from error
     return COCO, COCOeval
 

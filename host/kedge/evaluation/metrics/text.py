@@ -11,6 +11,7 @@ import numpy.typing as npt
 from kedge.evaluation.kinds import Seen
 from kedge.evaluation.metrics.contract import Direction, Metric
 from kedge_protocol.errors import DatasetError, MissingDependencyError
+from kedge_protocol.packages import pip_install
 
 Array = npt.NDArray[Any]
 
@@ -100,13 +101,8 @@ def _jiwer() -> Any:
     try:
         import jiwer
     except ImportError as error:
-        raise MissingDependencyError("error rates of texts need jiwer", remedy=remedy("metrics")) from error
+        raise MissingDependencyError("error rates of texts need jiwer", remedy=pip_install("metrics")) from error
     return jiwer
-
-
-def remedy(extra: str) -> str:
-    """What to install."""
-    return f"pip install 'kedge[{extra}]'"
 
 
 METRICS = (CharacterErrorRate, WordErrorRate)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedge_protocol.bundle.config import FileTensor, RuntimeRequirement, TensorSpec, Verified
 from kedge_protocol.errors import LoweringError, MissingDependencyError, TargetError
+from kedge_protocol.packages import pip_install
 from kedge_targets import contract, toolchain
 from kedge_targets.backends.finn import (
     bitfile,
@@ -83,7 +84,7 @@ class Compiler(contract.Compiler):
         from importlib.util import find_spec
 
         if find_spec("onnx") is None:
-            return 'onnx is missing: pip install "kedge[compile]"'
+            return f"onnx is missing: {pip_install('compile')}"
         try:
             library.load()
             toolchain.find(building.NAME)

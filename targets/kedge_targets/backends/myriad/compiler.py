@@ -18,6 +18,7 @@ from kedge_protocol.errors import (
     TargetError,
     UnsupportedOperatorError,
 )
+from kedge_protocol.packages import pip_install
 from kedge_targets import contract, toolchain
 from kedge_targets.backends.myriad import blobs, camera, downgrade, processor, representation
 from kedge_targets.backends.myriad.origins import Origins
@@ -61,7 +62,7 @@ class Compiler(contract.Compiler):
         needed = ("onnx", *Representation.distributions)
         absent = [name for name in needed if find_spec(name) is None]
         if absent:
-            return f'{absent[0]} is missing: pip install "kedge[compile]"'
+            return f"{absent[0]} is missing: {pip_install('compile')}"
         try:
             toolchain.find(blobs.NAME)
         except MissingDependencyError as error:

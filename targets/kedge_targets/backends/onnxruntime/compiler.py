@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedge_protocol.bundle.config import RuntimeRequirement, Verified
 from kedge_protocol.errors import KedgeError, LoweringError, TargetError
+from kedge_protocol.packages import pip_install
 from kedge_targets import contract
 from kedge_targets.backends.onnxruntime import gelu, integers, products
 from kedge_targets.contract import Calibration, Lowered
@@ -105,7 +106,7 @@ class Compiler(contract.Compiler):
         from importlib.util import find_spec
 
         absent = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
-        return f'{absent[0]} is missing: pip install "kedge[compile]"' if absent else None
+        return f"{absent[0]} is missing: {pip_install('compile')}" if absent else None
 
     def verification(self, target: Target) -> Verified:
         """See :meth:`kedge_targets.contract.Compiler.verification`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kedge_protocol.errors import ConfigError, InputError, VerificationError
+from kedge_protocol.packages import AGENT
 from kedge_targets import contract
 from kedge_targets.contract import Array
 from kedge_targets.graph import library
@@ -42,7 +43,7 @@ class Runtime(contract.Runtime):
 
     def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> Session:
         """See :meth:`kedge_targets.contract.Runtime.load`."""
-        onnxruntime = library.load("onnxruntime")
+        onnxruntime = library.load("onnxruntime", of=AGENT)
         settings = _settings(onnxruntime, options, kernel_set or FUSED)
         try:
             session = onnxruntime.InferenceSession(str(entry), settings, providers=["CPUExecutionProvider"])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verified
 from kedge_protocol.errors import ConfigError, KedgeError, LoweringError, TargetError, UnsupportedOperatorError
+from kedge_protocol.packages import pip_install
 from kedge_targets import contract
 from kedge_targets.backends.openvino import counting, devices, library, preparing, representation
 from kedge_targets.backends.openvino.runtime import reason_of
@@ -65,7 +66,7 @@ class Compiler(contract.Compiler):
         from importlib.util import find_spec
 
         absent = [name for name in ("onnx", "openvino", "nncf") if find_spec(name) is None]
-        return f'{absent[0]} is missing: pip install "kedge[compile]"' if absent else None
+        return f"{absent[0]} is missing: {pip_install('compile')}" if absent else None
 
     def verification(self, target: Target) -> Verified:
         """See :meth:`kedge_targets.contract.Compiler.verification`. A file for a GPU or an NPU is run on the CPU here,

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kedge_protocol.errors import MissingDependencyError
+from kedge_protocol.packages import AGENT, pip_install
 
 TELEMETRY = "openvino_telemetry"
 
@@ -49,6 +50,6 @@ def load() -> Any:
             import openvino
     except ImportError as error:
         raise MissingDependencyError(
-            f"OpenVINO cannot be loaded: {error}", remedy='Install it with pip install "kedge[openvino]"'
+            f"OpenVINO cannot be loaded: {error}", remedy=f"Install it with {pip_install('openvino', of=AGENT)}"
         ) from error
     return openvino

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import MissingDependencyError
+from kedge_protocol.packages import pip_install
 
 if TYPE_CHECKING:
     import onnx
@@ -28,7 +29,7 @@ def of(graph: Path) -> bytes:
         import onnx
     except ImportError as error:
         raise MissingDependencyError(
-            f"onnx cannot be loaded: {error}", remedy='Install it with pip install "kedge[compile]"'
+            f"onnx cannot be loaded: {error}", remedy=f"Install it with {pip_install('compile')}"
         ) from error
     model = onnx.load(graph)
     for number, tensor in enumerate(model.graph.initializer):

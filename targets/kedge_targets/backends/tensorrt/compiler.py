@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verified
 from kedge_protocol.errors import KedgeError, LoweringError, MissingDependencyError, TargetError
+from kedge_protocol.packages import pip_install
 from kedge_targets import contract, toolchain
 from kedge_targets.backends.tensorrt import checking, operators, profiles, quantization, recipe
 from kedge_targets.contract import Calibration, Lowered
@@ -63,7 +64,7 @@ class Compiler(contract.Compiler):
         from importlib.util import find_spec
 
         if find_spec("onnx") is None:
-            return 'onnx is missing: pip install "kedge[compile]"'
+            return f"onnx is missing: {pip_install('compile')}"
         try:
             library.load()
             toolchain.find(checking.NAME)

@@ -19,6 +19,7 @@ from kedge_protocol.errors import (
     StorageError,
     TargetError,
 )
+from kedge_protocol.packages import pip_install
 from kedge_targets import contract, toolchain
 from kedge_targets.backends.tflite import axes, conversion, counting, prepare
 from kedge_targets.backends.tflite.conversion import Converted, ConvertedTensor, ConvertRequest
@@ -65,7 +66,7 @@ class Compiler(contract.Compiler):
     def missing(self) -> str | None:
         """See :meth:`kedge_targets.contract.Compiler.missing`."""
         if importlib.util.find_spec("onnx") is None:
-            return 'onnx is missing: pip install "kedge[compile]"'
+            return f"onnx is missing: {pip_install('compile')}"
         try:
             library.load()
             Runtime().check()

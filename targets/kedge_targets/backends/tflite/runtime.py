@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kedge_protocol.errors import ConfigError, InputError, MissingDependencyError, VerificationError
+from kedge_protocol.packages import AGENT, pip_install
 from kedge_targets import contract
 from kedge_targets.contract import Array
 
@@ -96,7 +97,8 @@ def _library() -> Any:
             reasons.append(str(error))
     raise MissingDependencyError(
         f"LiteRT cannot be loaded: {'; '.join(reasons)}",
-        remedy='Install it with pip install "kedge[tflite]", on old boards pip install "kedge[tflite-legacy]"',
+        remedy=f"Install it with {pip_install('tflite', of=AGENT)}, on old boards with "
+        f"{pip_install('tflite-legacy', of=AGENT)}",
     )
 
 
