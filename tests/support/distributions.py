@@ -46,11 +46,13 @@ class Environment:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
+        run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
         self.bin = folder / "venv" / "bin"
 
     def pip(self, *arguments: str | Path) -> str:
-        return run(self.bin / "python", "-m", "pip", "--disable-pip-version-check", *arguments, cwd=self.folder).stdout
+        """This Python's pip, at work on that environment."""
+        command = (sys.executable, "-m", "pip", "--python", self.bin / "python", "--disable-pip-version-check")
+        return run(*command, *arguments, cwd=self.folder).stdout
 
     def install(self, *requirements: str | Path, constraints: str) -> None:
         """Install with one of the README's sets of versions; what is installed must fit together."""
