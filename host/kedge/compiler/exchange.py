@@ -11,6 +11,7 @@ from typing import Any
 
 from kedge.compiler.dataset import Data
 from kedge.evaluation import metric
+from kedge.evaluation.outputs import OutputFigures
 from kedge_protocol.bundle.config import Preprocess, RuntimeRequirement, TensorSpec, Verified
 from kedge_targets.contract import Estimate
 from kedge_targets.executor import Executor
@@ -161,6 +162,7 @@ class EvaluateAnswer:
     seconds: float
     runtime: str
     agreement: float | None = None
+    outputs: tuple[OutputFigures, ...] = ()
 
     @property
     def value(self) -> float:

@@ -11,10 +11,11 @@ from kedge.compiler import exchange
 from kedge.compiler.dataset import Data
 from kedge.compiler.model import Model
 from kedge.compiler.options import CompileOptions
-from kedge.compression.budget import Budget
+from kedge.compression.budget import ACCURACY, Budget
 from kedge.compression.candidate import Candidate
 from kedge.compression.exchange import StepEntry
 from kedge.compression.latency import Record, TargetLatency
+from kedge.evaluation.outputs import OutputFigures
 from kedge_protocol.bundle.config import Preprocess
 from kedge_protocol.errors import KedgeError
 from kedge_targets.numerics import Plan
@@ -53,6 +54,7 @@ class Attempt:
     value: float | None = None
     drop: float | None = None
     agreement: float | None = None
+    outputs: tuple[OutputFigures, ...] = ()
     size_bytes: int | None = None
     weights_in_integers: float | None = None
     macs_in_integers: float | None = None
@@ -117,7 +119,7 @@ class Outcome:
     @property
     def holds_accuracy(self) -> bool:
         """Whether it keeps the accuracy, whatever it weighs."""
-        return self.measured and not self.over.keys() & {"drop", "agreement"}
+        return self.measured and not self.over.keys() & ACCURACY
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ from kedge.compiler.exchange import (
 )
 from kedge.compiler.samples import NpyWriter, Prepared, Samples, prepared
 from kedge.evaluation import decisions, kinds, metric
+from kedge.evaluation import outputs as outputs_judged
 from kedge_protocol import golden
 from kedge_protocol.bundle.config import Preprocess, TensorSpec
 from kedge_protocol.errors import KedgeError, ModelError, StorageError
@@ -203,6 +204,7 @@ def evaluate(request: EvaluateRequest, progress: Progress) -> EvaluateAnswer:
     return EvaluateAnswer(
         score=metric.score(request.choice, opened, wanted, samples.arrays, samples.label),
         agreement=decisions.agreement(request.choice.seen, opened, wanted),
+        outputs=outputs_judged.judge(request.choice.seen, opened, wanted),
         memory_bytes=grown,
         seconds=time.perf_counter() - began,
         runtime=_runtime_version(request.program.backend),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kedge_protocol.errors import ConfigError
@@ -11,6 +12,8 @@ from kedge_protocol.errors import ConfigError
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>x|%|[kMG]i?B?|B)?", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _PERCENT = 100
+ACCURACY = frozenset({"drop", "agreement", "output"})
+"""What of a budget is about the answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +33,20 @@ class Budget:
     min_agreement: float | None = None
 
     def excess(
-        self, *, drop: float, size: int, latency: float | None, agreement: float | None = None
+        self,
+        *,
+        drop: float,
+        size: int,
+        latency: float | None,
+        agreement: float | None = None,
+        lost: Sequence[str] = (),
     ) -> dict[str, float]:
         """What is over the budget: name → how much, as a share of what is allowed (drop and agreement: in hundredths,
         since nothing may be allowed). Empty where the promise is kept. What has no answers to compare (``agreement``
-        None) agrees."""
+        None) agrees. Each output that is lost (:mod:`kedge.evaluation.floors`) counts as everything."""
         over: dict[str, float] = {}
+        if lost:
+            over["output"] = float(len(lost) * _PERCENT)
         if not drop <= self.max_drop:
             over["drop"] = (drop - self.max_drop) * _PERCENT if math.isfinite(drop) else math.inf
         if self.min_agreement is not None and agreement is not None and agreement < self.min_agreement:
@@ -46,10 +57,18 @@ class Budget:
             over["latency"] = latency / self.max_latency - 1
         return over
 
-    def said(self, *, drop: float, size: int, latency: float | None, agreement: float | None = None) -> str:
+    def said(
+        self,
+        *,
+        drop: float,
+        size: int,
+        latency: float | None,
+        agreement: float | None = None,
+        lost: Sequence[str] = (),
+    ) -> str:
         """What is over the budget, in words; empty where the promise is kept."""
         over = self.excess(drop=drop, size=size, latency=latency, agreement=agreement)
-        words = []
+        words = list(lost)
         if "drop" in over:
             words.append(f"dropped by {drop:.4g}, allowed are {self.max_drop:g}")
         if "agreement" in over:

@@ -26,6 +26,7 @@ class Point:
         size: bytes of the files.
         latency: milliseconds (p50); None where it was not measured.
         agreement: with the float model's answers; None where there are none to compare.
+        lost: the outputs below the floor, and why, in words.
     """
 
     key: str
@@ -33,11 +34,12 @@ class Point:
     size: int
     latency: float | None
     agreement: float | None = None
+    lost: tuple[str, ...] = ()
 
 
 def excess(one: Point, budget: Budget) -> dict[str, float]:
     """See :meth:`kedge.compression.budget.Budget.excess`."""
-    return budget.excess(drop=one.drop, size=one.size, latency=one.latency, agreement=one.agreement)
+    return budget.excess(drop=one.drop, size=one.size, latency=one.latency, agreement=one.agreement, lost=one.lost)
 
 
 def _grade(latency: float | None) -> float:

@@ -151,7 +151,7 @@ class Search:
         point = _point(outcome)
         outcome.over = pareto.excess(point, self._job.budget)
         attempt.reason = self._job.budget.said(
-            drop=point.drop, size=point.size, latency=point.latency, agreement=point.agreement
+            drop=point.drop, size=point.size, latency=point.latency, agreement=point.agreement, lost=point.lost
         )
 
     def _decided(self) -> Compiled | Failed:
@@ -222,6 +222,8 @@ class Search:
 
     def _remedy(self, best: Outcome) -> str:
         ways = []
+        if "output" in best.over:
+            ways.append("give calibration samples like those of the evaluation")
         if "drop" in best.over:
             ways.append("allow more with --max-drop, or give more calibration samples")
         elif "agreement" in best.over:
@@ -248,6 +250,7 @@ def _point(outcome: Outcome) -> pareto.Point:
         size=attempt.size_bytes or 0,
         latency=None if latency is None else latency.p50,
         agreement=attempt.agreement,
+        lost=tuple(f"output {one.name!r} is lost: {one.lost}" for one in attempt.outputs if one.lost),
     )
 
 

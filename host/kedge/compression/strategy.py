@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 from kedge.compiler.model import Model
 from kedge.compiler.result import Outcome
+from kedge.compression.budget import ACCURACY
 from kedge.compression.candidate import Candidate, StepChoice
 from kedge.compression.effort import Effort
 from kedge.compression.sensitivity import Sensitivity
@@ -203,9 +204,7 @@ class Strategy:
         near = [
             one
             for one in plain
-            if one.measured
-            and one.candidate.plan.default.weight_bits < 8
-            and (set(one.over) <= {"drop", "agreement"} or high)
+            if one.measured and one.candidate.plan.default.weight_bits < 8 and (set(one.over) <= ACCURACY or high)
         ]
         near = [one for one in near if not one.holds_accuracy]
         near.sort(key=lambda one: one.attempt.drop or 0.0)
@@ -304,7 +303,7 @@ def _trains(candidate: Candidate) -> bool:
 def _least_drop(outcomes: Sequence[Outcome]) -> Outcome:
     """The one that lost least; the first where none could be measured."""
     measured = [one for one in outcomes if one.measured and one.attempt.drop is not None]
-    return min(measured, key=lambda one: one.attempt.drop or 0.0, default=outcomes[0])
+    return min(measured, key=lambda one: ("output" in one.over, one.attempt.drop or 0.0), default=outcomes[0])
 
 
 def _ranking(sensitivity: Sensitivity | None, precision: Precision) -> dict[str, str]:

@@ -115,6 +115,7 @@ def _run(outcome: Outcome, target: Target, job: Job, call: Call) -> None:
     )
     attempt.seconds["evaluate"] = evaluation.seconds
     attempt.value, attempt.agreement = evaluation.value, evaluation.agreement
+    attempt.outputs = evaluation.outputs
     attempt.drop = reference.choice.drop(reference.value, evaluation.value)
 
 

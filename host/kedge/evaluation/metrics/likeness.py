@@ -33,7 +33,7 @@ class Cosine(Metric):
         """N x groups."""
         names = [self.output] if self.output is not None else self._judged(reference)
         columns = [
-            _alike(outputs[name], reference[name], group)
+            cosines(outputs[name], reference[name], group)
             for name in names
             for group in groups.of(reference[name], bounded=self.kinds[name].bounded)
         ]
@@ -79,9 +79,12 @@ class R2(Metric):
         return round(float(1 - error / variance), 9) if variance > 1e-12 * max(square, 1e-30) else 0.0
 
 
-def _alike(output: Array, reference: Array, group: groups.Group) -> Array:
-    """N: the cosine of each sample. Two zero vectors are alike (1); a zero vector and another are not (0), and neither
-    is what is not finite where the float model is."""
+def cosines(output: Array, reference: Array, group: groups.Group) -> Array:
+    """N: the cosine of each sample's part of an output, or what stands for it where that is one number.
+
+    Two zero vectors are alike (1); a zero vector and another are not (0), and neither is what is not finite where the
+    float model is.
+    """
     count = len(reference)
     found = np.empty(count, dtype=np.float64)
     wanted_all = group.of(reference)
@@ -96,7 +99,7 @@ def _alike(output: Array, reference: Array, group: groups.Group) -> Array:
         wanted, got = np.where(usable, wanted, 0.0), np.where(usable, got, 0.0)
         broken = ~np.isfinite(got).all(axis=1)
         got = np.where(np.isfinite(got), got, 0.0)
-        part = _numbers(got, wanted, scale) if scale else _cosines(got, wanted)
+        part = _numbers(got, wanted, scale) if scale else _angles(got, wanted)
         found[start : start + _ROWS] = np.where(broken, 0.0, part)
     return found
 
@@ -105,7 +108,7 @@ def _numbers(got: Array, wanted: Array, scale: float) -> Array:
     return np.asarray(1.0 - ((got - wanted) ** 2)[:, 0] / scale)
 
 
-def _cosines(got: Array, wanted: Array) -> Array:
+def _angles(got: Array, wanted: Array) -> Array:
     dot = np.einsum("ij,ij->i", got, wanted)
     left, right = np.einsum("ij,ij->i", got, got), np.einsum("ij,ij->i", wanted, wanted)
     product = np.sqrt(left * right)
