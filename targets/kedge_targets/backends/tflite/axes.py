@@ -23,6 +23,7 @@ Array = npt.NDArray[Any]
 Permutation = tuple[int, ...]
 
 _CLOSE = 1e-4  # so close that no better is looked for
+_SMALL = 1e-3  # what lies in 0..1 is compared as if it were no smaller than this
 _MOST_RUNS = 256
 _CHANNELS_LAST = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
@@ -35,11 +36,15 @@ class Match:
         inputs: for each input of the model ``file = model.transpose(permutation)``.
         outputs: for each output of the model its position in the file and the permutation, likewise.
         error: root mean square of the difference, relative to the reference's; of the worst output.
+        off: likewise, but probabilities near 0 are compared with what is no longer small for a probability.
+        worst: the output that is ``off`` most.
     """
 
     inputs: tuple[Permutation, ...]
     outputs: tuple[tuple[int, Permutation], ...]
     error: float
+    off: float = 0.0
+    worst: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,12 @@ def permutations(model: Sequence[int], file: Sequence[int]) -> list[Permutation]
 
 
 def match(
-    session: Session, file_inputs: Sequence[Sequence[int]], order: Sequence[int], probes: Sequence[Probe]
+    session: Session,
+    file_inputs: Sequence[Sequence[int]],
+    order: Sequence[int],
+    probes: Sequence[Probe],
+    *,
+    bounded: Sequence[bool] = (),
 ) -> Match | None:
     """The best match, or None where no order of axes fits the shapes.
 
@@ -78,6 +88,7 @@ def match(
         file_inputs: shapes of the file's inputs, in the file's order.
         order: for each input of the model its position in the file.
         probes: runs of the ONNX graph.
+        bounded: of each output, whether it lies in 0..1 by its making.
     """
     choices = [
         permutations(array.shape, file_inputs[position])
@@ -85,7 +96,7 @@ def match(
     ]
     best: Match | None = None
     for chosen in itertools.islice(itertools.product(*choices), _MOST_RUNS):
-        found = _tried(session, chosen, order, probes)
+        found = _tried(session, chosen, order, probes, bounded)
         if found is not None and (best is None or found.error < best.error):
             best = found
         if best is not None and best.error < _CLOSE:
@@ -94,7 +105,11 @@ def match(
 
 
 def _tried(
-    session: Session, chosen: Sequence[Permutation], order: Sequence[int], probes: Sequence[Probe]
+    session: Session,
+    chosen: Sequence[Permutation],
+    order: Sequence[int],
+    probes: Sequence[Probe],
+    bounded: Sequence[bool],
 ) -> Match | None:
     answers = []
     for probe in probes:
@@ -103,7 +118,7 @@ def _tried(
             given[position] = np.ascontiguousarray(array.transpose(permutation))
         answers.append(session.run(given))
     outputs: list[tuple[int, Permutation]] = []
-    worst = 0.0
+    errors, offs = [], []
     for index in range(len(probes[0].outputs)):
         options = [
             (_error(probes, answers, index, position, permutation), position, permutation)
@@ -115,18 +130,27 @@ def _tried(
             return None
         error, position, permutation = min(options, key=lambda option: option[0])
         outputs.append((position, permutation))
-        worst = max(worst, error)
-    return Match(tuple(chosen), tuple(outputs), worst)
+        floor = _SMALL if index < len(bounded) and bounded[index] else 0.0
+        errors.append(error)
+        offs.append(_error(probes, answers, index, position, permutation, floor=floor))
+    off = max(offs, default=0.0)
+    return Match(tuple(chosen), tuple(outputs), max(errors, default=0.0), off, offs.index(off) if offs else 0)
 
 
 def _error(
-    probes: Sequence[Probe], answers: Sequence[Sequence[Array]], index: int, position: int, permutation: Permutation
+    probes: Sequence[Probe],
+    answers: Sequence[Sequence[Array]],
+    index: int,
+    position: int,
+    permutation: Permutation,
+    *,
+    floor: float = 0.0,
 ) -> float:
     worst = 0.0
     for probe, answer in zip(probes, answers, strict=True):
         expected = probe.outputs[index].transpose(permutation).astype(np.float64)
         got = answer[position].astype(np.float64)
-        scale = math.sqrt(float(np.mean(expected**2))) or 1.0
+        scale = max(math.sqrt(float(np.mean(expected**2))), floor) or 1.0
         error = math.sqrt(float(np.mean((got - expected) ** 2))) / scale
         worst = max(worst, error if math.isfinite(error) else math.inf)
     return worst

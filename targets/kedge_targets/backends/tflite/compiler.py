@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +20,12 @@ from kedge_protocol.errors import (
 )
 from kedge_protocol.packages import pip_install
 from kedge_targets import contract, toolchain
-from kedge_targets.backends.tflite import axes, conversion, counting, prepare
+from kedge_targets.backends.tflite import conversion, counting, floatfile
 from kedge_targets.backends.tflite.conversion import Converted, ConvertedTensor, ConvertRequest
-from kedge_targets.backends.tflite.runtime import BUILTIN, Runtime
+from kedge_targets.backends.tflite.floatfile import FloatFile
+from kedge_targets.backends.tflite.runtime import Runtime
 from kedge_targets.contract import Calibration, Lowered
-from kedge_targets.graph import batch, library, reading, signature, sizes, writing
+from kedge_targets.graph import batch, library, plans, reading, signature, sizes
 from kedge_targets.numbers import Numbers
 from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
 from kedge_targets.target import Target
@@ -42,8 +42,8 @@ _QUANTIZED = QuantizedType(
 )
 _RUNTIMES = (("ai-edge-litert", "2.1"), ("tflite-runtime", "2.14.0"))
 _KNOWN_OPTIONS = frozenset({"threads"})
-_REAL_PROBES = 2
-_AGREES = 0.01  # relative error of the float file against the ONNX graph; a wrong order of axes is far beyond
+_NAMED = 6
+_COARSE = 20.0  # dB of an output, below which the report says so
 
 
 class Compiler(contract.Compiler):
@@ -59,7 +59,7 @@ class Compiler(contract.Compiler):
         return Numerics(
             precisions=(Precision.INT8, Precision.INT8_DYNAMIC, Precision.FLOAT16, Precision.FLOAT32),
             quantized=(_QUANTIZED,),
-            mixed=False,
+            mixed=True,
             layouts=("NHWC",),
         )
 
@@ -94,18 +94,23 @@ class Compiler(contract.Compiler):
         workdir: Path,
     ) -> Lowered:
         """See :meth:`kedge_targets.contract.Compiler.lower`."""
-        _check(plan, options, target)
-        if plan.default is Precision.INT8 and not calibration.samples:
+        precision = plans.leading(plan)
+        _check(plan, precision, options, target)
+        if precision is Precision.INT8 and not calibration.samples:
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         toolchain.find(conversion.NAME)
         conversion.start()
         begun = time.perf_counter()
-        model, fixed = sizes.settled(reading.load(graph), calibration, device="TFLite")
-        float_file = _float_file(model, calibration, workdir)
+        given = reading.load(graph)
+        model, fixed = sizes.settled(given, calibration, device="TFLite")
+        layers = plans.others(plan, given, precision) if plan.layers else []
+        float_file = floatfile.made(model, calibration, workdir)
         seconds = {"float": time.perf_counter() - begun}
         begun = time.perf_counter()
-        made, file = _final_file(float_file, plan.default, calibration, workdir)
-        seconds["quantize" if plan.default is Precision.INT8 else "convert"] = time.perf_counter() - begun
+        floating = float_file.nodes_of(layers, model)
+        made, file = _final_file(float_file, precision, floating, calibration, workdir)
+        seconds["quantize" if precision is Precision.INT8 else "convert"] = time.perf_counter() - begun
+        besides = float_file.layers_of(made.floating, model)
         inputs, outputs = _specs(model, float_file, made)
         return Lowered(
             files={ENTRY: file},
@@ -117,8 +122,9 @@ class Compiler(contract.Compiler):
             tools=conversion.versions(),
             runtime_options={name: options[name] for name in ("threads",) if name in options},
             seconds=seconds | made.seconds,
-            notes=(*fixed, *_notes(made, plan.default)),
+            notes=(*fixed, *_notes(made, precision, besides), *_coarse(model, float_file, made)),
             calibration_samples=made.samples,
+            floating=tuple(name for name in besides if name not in layers),
         )
 
     def numbers(self, files: Mapping[str, Path], shapes: Mapping[str, Sequence[int]]) -> Numbers | None:
@@ -126,111 +132,25 @@ class Compiler(contract.Compiler):
         return counting.numbers(files[ENTRY])
 
 
-@dataclass(frozen=True)
-class _FloatFile:
-    """The graph in float, with how its axes belong to the model's."""
-
-    graph: Path
-    keep: list[str]
-    file: Path
-    made: Converted
-    match: axes.Match
-    batch: int
-
-
-def _check(plan: Plan, options: Mapping[str, Any], target: Target) -> None:
+def _check(plan: Plan, precision: Precision, options: Mapping[str, Any], target: Target) -> None:
     if unknown := sorted(set(options) - _KNOWN_OPTIONS):
         raise TargetError(
             f"unknown option {unknown[0]!r}",
             where=f"target {target.name!r}",
             remedy=f"Known are {sorted(_KNOWN_OPTIONS)}",
         )
-    if any(precision is not plan.default for precision in plan.layers.values()):
-        raise LoweringError("TensorFlow's converter gives all layers one precision", where=f"target {target.name!r}")
-    if plan.default is Precision.INT8 and plan.quantized not in (None, _QUANTIZED):
+    if precision is not Precision.INT8 and len(plan.precisions) > 1:
+        raise LoweringError(
+            f"TensorFlow's converter gives all layers one precision beside {precision.value}",
+            where=f"target {target.name!r}",
+            remedy="Leave single layers in float beside int8 alone",
+        )
+    if precision is Precision.INT8 and plan.quantized not in (None, _QUANTIZED):
         raise LoweringError(f"cannot quantize so: {plan.quantized}", where=f"target {target.name!r}")
 
 
-def _float_file(model: onnx.ModelProto, calibration: Calibration, workdir: Path) -> _FloatFile:
-    """The float file and its axes.
-
-    onnx2tf guesses where axes went by their sizes, and where sizes repeat it may guess wrong. What it made is compared
-    with the ONNX graph; where they differ, it gets the graph in another form: not folded, with all its inputs left as
-    they are, with none.
-    """
-    probes = _probes(model, calibration)
-    first_error: LoweringError | None = None
-    for graph, keep in _attempts(model, workdir):
-        try:
-            return _matched(graph, keep, workdir / "float32.tflite", probes)
-        except LoweringError as error:
-            first_error = first_error or error
-    raise first_error or LoweringError("there is no way to convert the graph")
-
-
-def _attempts(model: onnx.ModelProto, workdir: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Graphs to convert, each with the inputs whose axes must stay; the likeliest to be right first."""
-    folded, graph = prepare.prepared(model), workdir / "folded.onnx"
-    writing.save(folded, graph)
-    keep = prepare.kept_inputs(folded)
-    yield graph, keep
-    plain = prepare.prepared(model, fold=False)
-    writing.save(plain, workdir / "plain.onnx")
-    yield workdir / "plain.onnx", prepare.kept_inputs(plain)
-    every = [info.name for info in signature.inputs(folded)]
-    for other in (every, []):
-        if other != keep:
-            yield graph, other
-
-
-def _matched(graph: Path, keep: list[str], file: Path, probes: list[axes.Probe]) -> _FloatFile:
-    request = ConvertRequest(graph=str(graph), keep=keep, precision=Precision.FLOAT32.value, file=str(file))
-    made = conversion.convert(request)
-    session = Runtime().load(file, {}, kernel_set=BUILTIN)
-    try:
-        found = axes.match(session, [tensor.shape for tensor in made.inputs], made.input_order, probes)
-    finally:
-        session.close()
-    if found is None or found.error > _AGREES:
-        how = "no order of axes fits" if found is None else f"the best order of axes is {found.error:.2g} off"
-        raise LoweringError(
-            f"the converted float model does not compute what the ONNX graph computes: {how}",
-            where=graph.name,
-            remedy="Choose a target with another backend for this model",
-        )
-    return _FloatFile(graph, keep, file, made, found, int(probes[0].inputs[0].shape[0]) if probes[0].inputs else 1)
-
-
-def _probes(model: onnx.ModelProto, calibration: Calibration) -> list[axes.Probe]:
-    """Runs of the ONNX graph itself: on real samples, and on noise like them."""
-    onnxruntime = library.load()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        reference = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the library's errors have no common base but Exception
-        raise LoweringError(f"ONNX Runtime cannot load the graph: {error}") from error
-    given = signature.inputs(model)
-    names = [info.name for info in signature.outputs(model)]
-    samples: list[dict[str, Array]] = []
-    for sample in batch.grouped(iter(calibration), batch.size(model)):
-        samples.append({info.name: np.asarray(sample[info.name], dtype=info.dtype) for info in given})
-        if len(samples) == _REAL_PROBES:
-            break
-    if not samples:
-        samples = [axes.made_up(given)]
-    probes = []
-    for sample in [*samples, axes.noise_like(samples[0], seed=0)]:
-        outputs = reference.run(names, sample)
-        if all(np.isfinite(output).all() for output in outputs if output.dtype.kind == "f"):
-            probes.append(axes.Probe([sample[info.name] for info in given], outputs))
-    if not probes:
-        raise LoweringError("the model answers NaN or infinity to its own calibration samples")
-    return probes
-
-
 def _final_file(
-    found: _FloatFile, precision: Precision, calibration: Calibration, workdir: Path
+    found: FloatFile, precision: Precision, floating: list[str], calibration: Calibration, workdir: Path
 ) -> tuple[Converted, Path]:
     file = workdir / ENTRY
     if precision is Precision.FLOAT32:
@@ -249,6 +169,8 @@ def _final_file(
             calibration=[str(path) for path in paths],
             samples=samples,
             group=found.batch,
+            orders=[list(order) for order in found.match.inputs],
+            floating=floating,
         )
         return conversion.convert(request), file
     finally:
@@ -256,7 +178,7 @@ def _final_file(
             path.unlink(missing_ok=True)
 
 
-def _write_calibration(found: _FloatFile, calibration: Calibration, paths: Sequence[Path]) -> int:
+def _write_calibration(found: FloatFile, calibration: Calibration, paths: Sequence[Path]) -> int:
     """Write the samples in the file's layout, one array for each input of the file, in its order; one sample in
     memory at a time. Returns how many there are."""
     tensors = found.made.inputs
@@ -287,10 +209,8 @@ def _write_calibration(found: _FloatFile, calibration: Calibration, paths: Seque
     return groups * found.batch
 
 
-def _in_layout(
-    found: _FloatFile, calibration: Calibration, tensors: Sequence[ConvertedTensor]
-) -> Iterator[list[Array]]:
-    names = [info.name for info in signature.inputs(reading.load(found.graph))]
+def _in_layout(found: FloatFile, calibration: Calibration, tensors: Sequence[ConvertedTensor]) -> Iterator[list[Array]]:
+    names = [info.name for info in signature.inputs(found.prepared)]
     at = [found.made.input_order.index(position) for position in range(len(tensors))]
     for sample in batch.grouped(iter(calibration), found.batch):
         yield [
@@ -302,7 +222,7 @@ def _in_layout(
 
 
 def _specs(
-    model: onnx.ModelProto, found: _FloatFile, made: Converted
+    model: onnx.ModelProto, found: FloatFile, made: Converted
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """The model's tensors with what the file really has. The float file's tensors, whose axes are known, are found
     in the final one by name."""
@@ -359,8 +279,28 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
-def _notes(made: Converted, precision: Precision) -> tuple[str, ...]:
+def _notes(made: Converted, precision: Precision, besides: Sequence[str]) -> tuple[str, ...]:
     if precision is not Precision.INT8 or not made.float_operators:
         return ()
     kinds = ", ".join(sorted(set(made.float_operators)))
-    return (f"{len(made.float_operators)} of {made.operators} operators stay in float: {kinds}",)
+    found = [f"{len(made.float_operators)} of {made.operators} operators stay in float: {kinds}"]
+    if made.floating:
+        names = ", ".join(besides[:_NAMED]) + (" …" if len(besides) > _NAMED else "")
+        found.append(f"kept in float because one scale would not do for all that share it: {names}")
+    return tuple(found)
+
+
+def _coarse(model: onnx.ModelProto, found: FloatFile, made: Converted) -> tuple[str, ...]:
+    """Outputs of int8 that are far from float on calibration samples."""
+    if not made.decibels:
+        return ()
+    at = {tensor.name: index for index, tensor in enumerate(made.outputs)}
+    notes = []
+    for info, (position, _) in zip(signature.outputs(model), found.match.outputs, strict=True):
+        decibels = made.decibels[_same(found.made.outputs[position], at)]
+        if decibels is not None and decibels < _COARSE:
+            notes.append(
+                f"output {info.name!r} is coarse in int8: {decibels:.1f} dB against float on calibration samples, "
+                f"{_COARSE:.0f} are usual; keep the layers in float that suffer most"
+            )
+    return tuple(notes)

@@ -36,6 +36,8 @@ class ConvertRequest:
     calibration: list[str] = field(default_factory=list)
     samples: int = 0
     group: int = 1
+    orders: list[list[int]] = field(default_factory=list)
+    floating: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,9 @@ class Converted:
         minimum_runtime: the oldest runtime that has all the operators' versions, as TensorFlow says; empty where it
             does not.
         seconds: spans: ``graph`` (ONNX to TensorFlow), ``convert`` (TensorFlow to the file).
+        floating: of int8, nodes of the graph that stay in float though nobody asked for it.
+        decibels: of int8, each output's signal-to-noise ratio against the float file on calibration samples, in the
+            file's order; None of integers.
     """
 
     inputs: tuple[ConvertedTensor, ...]
@@ -72,6 +77,8 @@ class Converted:
     float_operators: tuple[str, ...]
     minimum_runtime: str
     seconds: dict[str, float]
+    floating: tuple[str, ...] = ()
+    decibels: tuple[float | None, ...] = ()
 
 
 _lock = threading.Lock()

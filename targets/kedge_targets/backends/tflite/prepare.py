@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 _TO_CHANNELS_FIRST = {3: (0, 2, 1), 4: (0, 3, 1, 2), 5: (0, 4, 1, 2, 3)}
 _TO_CHANNELS_LAST = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
+
+_PLAIN = re.compile(r"[A-Za-z0-9./][A-Za-z0-9_./-]*")
 
 
 def prepared(model: onnx.ModelProto, *, fold: bool = True) -> onnx.ModelProto:
@@ -37,6 +40,51 @@ def prepared(model: onnx.ModelProto, *, fold: bool = True) -> onnx.ModelProto:
     made = reading.infer_shapes(made, where="the prepared graph")
     nodes.name_nodes(made)
     return made
+
+
+def with_plain_names(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """A copy in which every name is one that TensorFlow takes for a scope's (no spaces, no accents, no colons), and
+    new → old of the nodes whose names were changed."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    names = _Plain({node.name for node in graph.node})
+    for node in graph.node:
+        node.name = names(node.name)
+    tensors = _Plain(
+        {name for node in graph.node for name in (*node.input, *node.output)}
+        | {value.name for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info)}
+    )
+    for node in graph.node:
+        for given in (node.input, node.output):
+            for index, name in enumerate(given):
+                given[index] = tensors(name)
+    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        value.name = tensors(value.name)
+    return copy, {new: old for old, new in names.changed.items()}
+
+
+class _Plain:
+    """Plain names for names."""
+
+    def __init__(self, taken: set[str]) -> None:
+        self._taken = set(taken)
+        self.changed: dict[str, str] = {}
+
+    def __call__(self, name: str) -> str:
+        if _PLAIN.fullmatch(name) or not name:
+            return name
+        if name not in self.changed:
+            base = re.sub(r"[^A-Za-z0-9_./]", "_", name).lstrip("_") or "renamed"
+            new, count = base, 1
+            while new in self._taken:
+                count += 1
+                new = f"{base}_{count}"
+            self._taken.add(new)
+            self.changed[name] = new
+        return self.changed[name]
 
 
 def kept_inputs(model: onnx.ModelProto) -> list[str]:

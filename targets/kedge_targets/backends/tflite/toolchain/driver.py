@@ -6,12 +6,14 @@ and one answer to the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
 ``version``
     ``{}`` → ``{"python", "packages"}``
 ``convert``
-    ``{"graph", "keep", "precision", "file", "calibration", "samples", "group"}`` → ``{"inputs", "outputs",
-    "input_order", "samples", "operators", "float_operators", "minimum_runtime", "seconds"}``. ``graph`` is an ONNX
-    file with fixed shapes, ``keep`` the inputs whose axes must stay, ``precision`` ``float32``, ``float16``,
-    ``int8-dynamic`` or ``int8``; for the last ``calibration`` names for each input an ``.npy`` of samples in the
-    file's layout and ``group`` is the batch. The graph is turned into a TensorFlow model once and kept for further
-    calls.
+    ``{"graph", "keep", "precision", "file", "calibration", "samples", "group", "orders", "floating"}`` →
+    ``{"inputs", "outputs", "input_order", "samples", "operators", "float_operators", "minimum_runtime", "seconds",
+    "floating", "decibels"}``. ``graph`` is an ONNX file with fixed shapes, ``keep`` the inputs whose axes must stay,
+    ``precision`` ``float32``, ``float16``, ``int8-dynamic`` or ``int8``. For the last ``calibration`` names for each
+    input an ``.npy`` of samples in the file's layout, ``group`` is the batch, ``orders`` says of each input of the
+    graph how its axes were permuted for the file, and ``floating`` names nodes of the graph that stay in float; back
+    come the nodes that stay in float besides, and what each output's dB is against the float file on calibration
+    samples. The graph is turned into a TensorFlow model once, calibrated once, and kept for further calls.
 ``read``
     ``{"model", "graph"}`` → ``{"notes", "packages"}``. ``model`` is a SavedModel's folder or a float ``.tflite``,
     ``graph`` the ONNX file to write; see ``reading.py`` beside.
@@ -57,8 +59,12 @@ class Driver:
         self._answers = answers
         self._key = None
         self._model = None
+        self._raw = b""
         self._float = {}  # precision → file of the model that is kept, where no calibration enters
         self._seconds = 0.0
+        self._calibration = None  # what the quantizer was calibrated on
+        self._quantizer = None
+        self._matching = None
 
     def send(self, kind, value):
         self._answers.write(json.dumps({kind: value}).encode() + b"\n")
@@ -81,22 +87,92 @@ class Driver:
         """Make one .tflite."""
         model = self._model_of(Path(request["graph"]), request["keep"])
         begun = time.perf_counter()
-        used = [0]
-        content = self._float.get(request["precision"])
-        if content is None:
+        if request["precision"] == "int8":
+            content, more = self._static(model, request)
+        else:
+            content, more = self._content(model, request["precision"]), {"samples": 0}
+        Path(request["file"]).write_bytes(content)
+        seconds = {"graph": self._seconds, "convert": time.perf_counter() - begun}
+        return {**_described(content, self._content(model, "float32")), **more, "seconds": seconds}
+
+    def _content(self, model, precision):
+        """The file of a precision that no calibration enters."""
+        if precision not in self._float:
             self.progress("converting", 0, 0)
             converter = _converter(model)
-            _set_precision(converter, request, model, used, self.progress)
+            _set_precision(converter, precision)
             try:
-                content = converter.convert()
+                self._float[precision] = converter.convert()
             except Exception as error:
                 traceback.print_exc()
                 raise _converter_refused(error) from error
-            if request["precision"] != "int8":
-                self._float[request["precision"]] = content
-        Path(request["file"]).write_bytes(content)
-        seconds = {"graph": self._seconds, "convert": time.perf_counter() - begun}
-        return {**_described(content), "samples": used[0], "seconds": seconds}
+        return self._float[precision]
+
+    def _static(self, model, request):
+        """Int8, and what the answer says of it."""
+        import matching
+        import quantizing
+
+        content = self._content(model, "float32")
+        calibration = _digest(request["calibration"])
+        try:
+            if self._quantizer is None or self._calibration != calibration:
+                self._matching = self._quantizer = None
+                self._quantizer = quantizing.Quantizer(content, lambda: _samples(request, self.progress))
+                self._calibration = calibration
+            # The files' names change from call to call.
+            self._quantizer.groups = lambda: _samples(request, _silent)
+            asked = set()
+            if request["floating"]:
+                asked = self._operators(matching, content, request)
+            made, floating, decibels = self._quantizer.quantized(asked)
+            besides = self._nodes(matching, content, request, floating - asked) if floating - asked else []
+        except RefusedError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            raise _converter_refused(error) from error
+        return made, {"samples": request["samples"], "floating": besides, "decibels": decibels}
+
+    def _matched(self, matching, content, request):
+        """The graph beside its float file, both run on the first samples."""
+        import numpy
+        import onnx
+
+        if self._matching is None:
+            given = next(_samples(request, _silent))
+            names = [item["name"] for item in _interpreter(content).get_input_details()]
+            graph = onnx.load_from_string(self._raw)
+            feed = {}
+            for value, at, order in zip(graph.graph.input, _input_order(names), request["orders"], strict=True):
+                feed[value.name] = numpy.ascontiguousarray(given[at].transpose(numpy.argsort(order)))
+            self._matching = matching.Matching(graph, feed, content, given)
+        return self._matching
+
+    def _operators(self, matching, content, request):
+        """Indices of the operators that do the work of the nodes that are to stay in float."""
+        found = self._matched(matching, content, request)
+        nodes = {node.name: node for node in found.graph.graph.node}
+        operators = set()
+        for name in request["floating"]:
+            mine = found.operators(nodes[name])
+            if not mine:
+                raise RefusedError(
+                    "LoweringError",
+                    "the layer cannot be told from others in the converted file, so it cannot stay in float alone",
+                    where=f"node {name!r}",
+                    remedy="Leave it out of the plan's layers, or keep the layer before or behind it in float as well",
+                )
+            operators |= mine
+        return operators
+
+    def _nodes(self, matching, content, request, operators):
+        """Names of the graph's nodes that these operators belong to; for people, so nothing fails for want of them."""
+        try:
+            return self._matched(matching, content, request).nodes(operators)
+        except Exception:  # noqa: BLE001 -- a file without these names is better than none
+            traceback.print_exc()
+            return []
 
     def read(self, request):
         """Turn a model of TensorFlow's into an ONNX graph."""
@@ -119,8 +195,9 @@ class Driver:
             begun = time.perf_counter()
             self._key = self._model = None
             self._float = {}
+            self._quantizer = self._matching = self._calibration = None
             self._model = _from_onnx(raw, keep)
-            self._key = key
+            self._key, self._raw = key, raw
             self._seconds = time.perf_counter() - begun
         return self._model
 
@@ -197,41 +274,44 @@ def _converter(model):
     return tf.lite.TFLiteConverter.from_concrete_functions([function], model)
 
 
-def _set_precision(converter, request, model, used, progress):
-    """Tell the converter what numbers to use; ``used`` is a list whose one item counts the samples it takes."""
+def _set_precision(converter, precision):
+    """Tell the converter what numbers to use."""
     import tensorflow as tf
 
-    if request["precision"] == "float16":
+    if precision == "float16":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
-    elif request["precision"] == "int8-dynamic":
+    elif precision == "int8-dynamic":
         # Without samples it stores weights of 8 bits, and kernels find the range of what they multiply in each call.
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    elif request["precision"] == "int8":
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: _samples(request, used, progress)
-        # What has no int8 kernel stays in float; the answer says how much that is.
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
-        if all(tensor.dtype.is_floating for tensor in model.inputs):
-            converter.inference_input_type = tf.int8
-        if all(tensor.dtype.is_floating for tensor in model.outputs):
-            converter.inference_output_type = tf.int8
-    elif request["precision"] != "float32":
-        raise RefusedError("LoweringError", f"unknown precision {request['precision']!r}")
+    elif precision != "float32":
+        raise RefusedError("LoweringError", f"unknown precision {precision!r}")
 
 
-def _samples(request, used, progress):
+def _samples(request, progress):
     """The representative set, read as it is used."""
     import numpy
 
     arrays = [numpy.load(path, mmap_mode="r") for path in request["calibration"]]
     group = request["group"]
     total = request["samples"]
-    used[0] = 0
     for start in range(0, total - group + 1, group):
         yield [numpy.ascontiguousarray(array[start : start + group]) for array in arrays]
-        used[0] += group
-        progress("calibrating", used[0], total)
+        progress("calibrating", start + group, total)
+
+
+def _silent(what, done, total):
+    """Nobody listens."""
+
+
+def _digest(paths):
+    """Of all the files' bytes."""
+    found = hashlib.sha256()
+    for path in paths:
+        with Path(path).open("rb") as file:
+            while chunk := file.read(1 << 22):
+                found.update(chunk)
+    return found.hexdigest()
 
 
 def _converter_refused(error):
@@ -247,8 +327,7 @@ def _converter_refused(error):
     return RefusedError(kind, f"TensorFlow cannot convert the model: {_one_line(error)}")
 
 
-def _described(content):
-    """What the file really has."""
+def _interpreter(content):
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     interpreter = Interpreter(
@@ -256,6 +335,12 @@ def _described(content):
         experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     )
     interpreter.allocate_tensors()
+    return interpreter
+
+
+def _described(content, float_content):
+    """What the file really has. Operators that stayed in float are as old as in the float file."""
+    interpreter = _interpreter(content)
     details = {item["index"]: item for item in interpreter.get_tensor_details()}
     operators = [item for item in interpreter._get_ops_details() if item["op_name"] not in ("QUANTIZE", "DEQUANTIZE")]
     in_float = [
@@ -266,7 +351,7 @@ def _described(content):
     names = [item["name"] for item in interpreter.get_input_details()]
     return {
         "input_order": _input_order(names),
-        "minimum_runtime": _minimum_runtime(content),
+        "minimum_runtime": max(_minimum_runtime(content), _minimum_runtime(float_content), key=_version),
         "inputs": [_tensor(item) for item in interpreter.get_input_details()],
         "outputs": [_tensor(item) for item in interpreter.get_output_details()],
         "operators": len(operators),
@@ -289,6 +374,10 @@ def _minimum_runtime(content):
         if item.name == b"min_runtime_version":
             return bytes(model.buffers[item.buffer].data).rstrip(b"\0").decode(errors="replace")
     return ""
+
+
+def _version(text):
+    return [int(part) for part in text.split(".") if part.isdigit()]
 
 
 def _tensor(item):

@@ -1,0 +1,146 @@
+"""Which operators of a float ``.tflite`` do the work of which nodes of the ONNX graph that it was made of.
+
+Converters keep no names, they fuse and split; so both are run on the same sample, and tensors that hold the same
+numbers, in whatever order of axes, are the same tensor.
+"""
+
+import flatbuffer
+import numpy
+
+_NEAR = 1e-3  # of a tensor's root mean square
+
+
+class Matching:
+    """The two graphs side by side.
+
+    Args:
+        graph: the ONNX model.
+        feed: its inputs, by name.
+        content: the float file.
+        given: the same inputs in the file's order and layout.
+    """
+
+    def __init__(self, graph, feed, content, given):
+        self.graph = graph
+        self._wiring = flatbuffer.Wiring(flatbuffer.parsed(content))
+        self._made = {tensor: node for node in graph.graph.node for tensor in node.output if tensor}
+        self._readers = {}
+        for node in graph.graph.node:
+            for tensor in node.input:
+                self._readers.setdefault(tensor, []).append(node)
+        theirs = _of_onnx(graph, feed)
+        mine = _of_file(content, given, self._wiring)
+        by_size = {}
+        for tensor, (size, one) in mine.items():
+            by_size.setdefault(size, []).append((tensor, one))
+        self._tensors = {
+            name: [tensor for tensor, other in by_size.get(size, ()) if _same(one, other)]
+            for name, (size, one) in theirs.items()
+        }
+
+    def operators(self, node):
+        """Indices of the operators that do a node's work; empty where none can be told from the others."""
+        before = self._before(node)
+        ends = {tensor for name in self._next(node) for tensor in self._first(name, before)}
+        known = {tensor for name in before for tensor in self._tensors.get(name, ())}
+        found, pending = set(), list(ends)
+        while pending:
+            at = self._wiring.maker.get(pending.pop())
+            if at is None or at in found:
+                continue
+            found.add(at)
+            pending += [one for one in self._wiring.inputs[at] if one not in known and not self._wiring.constant(one)]
+        return found
+
+    def nodes(self, operators):
+        """Names of the graph's nodes whose work these operators do, in the graph's order."""
+        found = []
+        for node in self.graph.graph.node:
+            mine = self.operators(node)
+            if mine and mine <= operators:
+                found.append(node.name)
+        return found
+
+    def _before(self, node):
+        """All tensors that a node depends on."""
+        found, pending = set(), [name for name in node.input if name]
+        while pending:
+            name = pending.pop()
+            if name in found:
+                continue
+            found.add(name)
+            if name in self._made:
+                pending += [one for one in self._made[name].input if one]
+        return found
+
+    def _next(self, node):
+        """The node's outputs, or the nearest tensors behind them that the file has too."""
+        found, pending, seen = [], list(node.output), set()
+        while pending:
+            name = pending.pop(0)
+            if not name or name in seen:
+                continue
+            seen.add(name)
+            if self._tensors.get(name):
+                found.append(name)
+            else:
+                pending += [one for reader in self._readers.get(name, ()) for one in reader.output]
+        return found
+
+    def _first(self, name, before):
+        """The tensor of the file that comes first of those that hold these numbers, and that is nothing that the node
+        reads."""
+        read = {tensor for one in before for tensor in self._tensors.get(one, ())}
+        fresh = [tensor for tensor in self._tensors[name] if tensor not in read and tensor in self._wiring.maker]
+        return sorted(fresh, key=lambda tensor: self._wiring.maker[tensor])[:1]
+
+
+def _of_onnx(graph, feed):
+    """Fingerprints of all tensors that are floats and not constant."""
+    import onnx
+    import onnxruntime
+
+    wider = onnx.ModelProto()
+    wider.CopyFrom(graph)
+    have = {value.name for value in wider.graph.output}
+    names = [name for node in graph.graph.node for name in node.output if name]
+    wider.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in have)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(wider.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    made = zip(names, session.run(names, feed), strict=True)
+    return {name: _print(array) for name, array in (*feed.items(), *made) if array.dtype.kind == "f" and array.size}
+
+
+def _of_file(content, given, wiring):
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        model_content=content,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        experimental_preserve_all_tensors=True,
+    )
+    interpreter.allocate_tensors()
+    for detail, array in zip(interpreter.get_input_details(), given, strict=True):
+        interpreter.set_tensor(detail["index"], array)
+    interpreter.invoke()
+    found = {}
+    for tensor in (*wiring.given, *wiring.maker):
+        if flatbuffer.kind_of(wiring.graph.tensors[tensor]) == "float32":
+            array = interpreter.get_tensor(tensor)
+            if array.size:
+                found[tensor] = _print(array)
+    return found
+
+
+def _print(array):
+    """What does not depend on the order of the axes: how many numbers, and five of their statistics."""
+    flat = numpy.nan_to_num(array.reshape(-1).astype(numpy.float64), posinf=1e30, neginf=-1e30)
+    return flat.size, numpy.array(
+        [numpy.sqrt((flat**2).mean()), flat.mean(), numpy.abs(flat).mean(), flat.min(), flat.max()]
+    )
+
+
+def _same(first, second):
+    return bool((numpy.abs(first - second) <= _NEAR * max(first[0], 1e-12)).all())

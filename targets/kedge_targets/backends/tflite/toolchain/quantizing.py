@@ -1,0 +1,294 @@
+"""Int8 by TFLite's own quantizer, with single operators left in float; a file is checked against the float one."""
+
+import flatbuffer
+import numpy
+
+FLOOR = 20.0
+"""dB of an output against the float file's; below it, something is wrong and not merely coarse."""
+
+_WORTH = 1.0  # dB that a further operator in float must bring
+_COMPARED = 8  # groups of samples
+_ROUNDS = 4
+_UNLIKE = 4.0  # of two ranges: a step for the one is coarse for the other
+_ARITHMETIC = 64  # a convolution of no more weights than this is arithmetic (the mean of a distribution), no layer
+_SHARE = 0.1  # of all weights' bytes, that may be kept in float without being asked
+_FREE = 16384  # bytes, likewise
+_CUT = 0.02  # of a range
+_CLIPS = frozenset({"MINIMUM", "MAXIMUM"})
+_WEIGHTED = {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1, "TRANSPOSE_CONV": 1, "CONV_3D": 1,
+             "BATCH_MATMUL": 1}  # fmt: skip
+_ONE_SCALE = _CLIPS | {
+    "BATCH_TO_SPACE_ND", "BROADCAST_TO", "CONCATENATION", "DEPTH_TO_SPACE", "EXPAND_DIMS", "GATHER", "GATHER_ND",
+    "MAX_POOL_2D", "MIRROR_PAD", "PACK", "PAD", "PADV2", "REDUCE_MAX", "REDUCE_MIN", "RESHAPE", "RESIZE_BILINEAR",
+    "RESIZE_NEAREST_NEIGHBOR", "REVERSE_V2", "SELECT", "SELECT_V2", "SLICE", "SPACE_TO_BATCH_ND", "SPACE_TO_DEPTH",
+    "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "TILE", "TRANSPOSE", "UNPACK",
+}  # fmt: skip
+"""Operators whose inputs and outputs the quantizer gives one scale."""
+
+
+class Quantizer:
+    """A float file and what calibration saw in it; of these files are made in milliseconds.
+
+    Args:
+        content: the float file.
+        groups: a function that gives an iterator over groups of samples, each a list of arrays in the file's layout.
+    """
+
+    def __init__(self, content, groups):
+        from tensorflow.lite.python.optimize import calibrator
+
+        self._float = content
+        self.groups = groups
+        extended = calibrator.add_intermediate_tensors(content)
+        self._calibrated = calibrator.Calibrator(extended, [], []).calibrate(groups)
+        model = flatbuffer.parsed(self._calibrated)
+        self.wiring = flatbuffer.Wiring(model)
+        self._ranges = {
+            tensor.name: found
+            for tensor in model.subgraphs[0].tensors
+            if (found := flatbuffer.range_of(tensor)) is not None
+        }
+        self._wanted = None
+
+    def quantized(self, asked):
+        """The file with the operators ``asked`` (indices in the float file) in float; then all that are in float, and
+        each output's dB (None where it is no float)."""
+        floating = set(asked) | self._separate_clips() | self._unlike_tails()
+        content, floating = self._without_cut_ranges(floating)
+        found = self._compared(content)
+        allowed = max(_FREE, _SHARE * self._weights(self._all()))
+        best = (content, floating, found)
+        for more in self._further(found):
+            if _worst(best[2]) >= FLOOR:
+                break
+            wider = floating | more
+            if wider == floating or self._weights(wider - set(asked)) > allowed:
+                continue
+            other, wider = self._without_cut_ranges(wider)
+            better = self._compared(other)
+            if _total(better) >= _total(best[2]) + _WORTH:
+                best = (other, wider, better)
+        return best
+
+    def _further(self, found):
+        """What to keep in float where an output is too bad, cheapest first: what lies between the last layers and it,
+        the first layers, the last layers."""
+        bad = self._bad(found)
+        behind = set().union(*(self._tail(tensor) for tensor in bad))
+        last = set().union(*(self._ends(tensor) for tensor in bad))
+        head = self._head()
+        return [behind, head, behind | head, behind | last, behind | last | head]
+
+    def _bad(self, found):
+        return [
+            tensor for tensor, one in zip(self.wiring.answers, found, strict=True) if one is not None and one < FLOOR
+        ]
+
+    def _all(self):
+        return set(range(len(self.wiring.names)))
+
+    def _made(self, floating):
+        """The file, integers at its ends where integers are behind them."""
+        from tensorflow.lite.python.convert import mlir_quantize
+
+        hidden, kept = flatbuffer.hidden(self._calibrated, sorted(floating))
+        model = flatbuffer.parsed(mlir_quantize(hidden))
+        found = flatbuffer.brought_back(model, kept)
+        if found != len(kept):
+            raise RuntimeError(f"of {len(kept)} operators that were to stay in float {found} are left")
+        flatbuffer.without_rounding_at_the_ends(model)
+        return flatbuffer.packed(model)
+
+    def _without_cut_ranges(self, floating):
+        """The file, with the operators in float too whose neighbours would have to share too narrow a range."""
+        content = self._made(floating)
+        for _ in range(_ROUNDS):
+            more = self._narrowing(content) - floating
+            if not more:
+                break
+            floating = floating | more
+            content = self._made(floating)
+        return content, floating
+
+    def _narrowing(self, content):
+        """Operators that give a tensor a range narrower than what calibration saw, and that another reader needs."""
+        found = set()
+        holds = {}
+        for tensor in flatbuffer.parsed(content).subgraphs[0].tensors:
+            held = flatbuffer.represented(tensor)
+            if held is not None:
+                holds.setdefault(tensor.name, held)
+        for index, tensor in enumerate(self.wiring.graph.tensors):
+            seen, held = self._ranges.get(tensor.name), holds.get(tensor.name)
+            if seen is None or held is None or not _cut(seen, held):
+                continue
+            readers = self.wiring.readers.get(index, [])
+            if index not in self.wiring.answers and all(self._clips(at) for at in readers):
+                continue
+            near = [*readers, *([self.wiring.maker[index]] if index in self.wiring.maker else [])]
+            found |= {at for at in near if self.wiring.names[at] in _ONE_SCALE}
+        return found
+
+    def _clips(self, at):
+        return self.wiring.names[at] in _CLIPS and any(self.wiring.constant(one) for one in self.wiring.inputs[at])
+
+    def _separate_clips(self):
+        """Clips (MINIMUM, MAXIMUM) of a tensor that others read too: the quantizer would clip it for all of them."""
+        wiring = self.wiring
+        found = set()
+        for at in self._all():
+            sources = [one for one in wiring.inputs[at] if not wiring.constant(one)]
+            if not any(len(wiring.readers[one]) > 1 or one in wiring.answers for one in sources):
+                continue
+            while at not in found and self._clips(at):
+                found.add(at)
+                # The other half of the same clip.
+                behind = wiring.readers.get(wiring.outputs[at][0], [])
+                if len(behind) == 1:
+                    at = behind[0]  # noqa: PLW2901 -- the chain is followed from here
+        return found
+
+    def _unlike_tails(self):
+        """What lies behind the last layers, of each output that puts unlike ranges together (boxes beside scores)."""
+        found = set()
+        for tensor in self.wiring.answers:
+            tail = self._tail(tensor)
+            if any(self._joins_unlike(at) for at in tail):
+                found |= tail
+        return found
+
+    def _joins_unlike(self, at):
+        if self.wiring.names[at] not in ("CONCATENATION", "PACK"):
+            return False
+        widths = []
+        for tensor in self.wiring.inputs[at]:
+            seen = self._ranges.get(self.wiring.graph.tensors[tensor].name)
+            if seen is not None and not self.wiring.constant(tensor):
+                widths.append(max(seen[1], 0.0) - min(seen[0], 0.0))
+        return len(widths) > 1 and max(widths) > _UNLIKE * min(widths)
+
+    def _tail(self, tensor):
+        """Operators between the last layers and a tensor."""
+        found, pending = set(), [tensor]
+        while pending:
+            at = self.wiring.maker.get(pending.pop())
+            if at is not None and at not in found and not self._is_layer(at):
+                found.add(at)
+                pending += self.wiring.inputs[at]
+        return found
+
+    def _ends(self, tensor):
+        """The layers that the tail of a tensor reads."""
+        tail = self._tail(tensor)
+        read = {one for at in tail for one in self.wiring.inputs[at]} | {tensor}
+        makers = {self.wiring.maker[one] for one in read if one in self.wiring.maker}
+        return {at for at in makers if self._is_layer(at)}
+
+    def _head(self):
+        """The first layers, and what lies before them and directly behind them."""
+        found, pending = set(), list(self.wiring.given)
+        while pending:
+            for at in self.wiring.readers.get(pending.pop(), []):
+                if at not in found:
+                    found.add(at)
+                    pending += [] if self._is_layer(at) else self.wiring.outputs[at]
+        return found
+
+    def _is_layer(self, at):
+        """Whether it multiplies by weights, or two activations."""
+        weight = _WEIGHTED.get(self.wiring.names[at])
+        if weight is None:
+            return False
+        tensor = self.wiring.inputs[at][weight]
+        return not self.wiring.constant(tensor) or self.wiring.size_of(tensor) > _ARITHMETIC
+
+    def _weights(self, operators):
+        tensors = {one for at in operators for one in self.wiring.inputs[at] if self.wiring.constant(one)}
+        return sum(self.wiring.bytes_of(one) for one in tensors)
+
+    def _compared(self, content):
+        """dB of each output against the float file, over some samples, the worse of LiteRT's two sets of kernels."""
+        if self._wanted is None:
+            self._wanted = [_answers(self._float, group) for group in self._some()]
+        worst = None
+        for fast in (True, False):
+            run = _Run(content, fast)
+            got = [run(group) for group in self._some()]
+            found = [
+                _decibels(wanted, mine) for wanted, mine in zip(_by_output(self._wanted), _by_output(got), strict=True)
+            ]
+            worst = found if worst is None else [_lower(*pair) for pair in zip(worst, found, strict=True)]
+        return worst
+
+    def _some(self):
+        for index, group in enumerate(self.groups()):
+            if index == _COMPARED:
+                return
+            yield group
+
+
+class _Run:
+    """A file in LiteRT, which takes and gives floats."""
+
+    def __init__(self, content, fast):
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        kind = OpResolverType.AUTO if fast else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        self._interpreter = Interpreter(model_content=content, experimental_op_resolver_type=kind)
+        self._interpreter.allocate_tensors()
+        self._given = self._interpreter.get_input_details()
+        self._made = self._interpreter.get_output_details()
+
+    def __call__(self, group):
+        for detail, array in zip(self._given, group, strict=True):
+            scale, zero = detail["quantization"]
+            if detail["dtype"] is numpy.int8 and array.dtype.kind == "f":
+                array = numpy.clip(numpy.round(array / scale) + zero, -128, 127).astype(numpy.int8)
+            self._interpreter.set_tensor(detail["index"], array)
+        self._interpreter.invoke()
+        return [self._read(detail) for detail in self._made]
+
+    def _read(self, detail):
+        array = self._interpreter.get_tensor(detail["index"])
+        scale, zero = detail["quantization"]
+        return (array.astype(numpy.float32) - zero) * scale if array.dtype == numpy.int8 and scale else array
+
+
+def _by_output(answers):
+    return list(zip(*answers, strict=True))
+
+
+def _answers(content, group):
+    return _Run(content, True)(group)
+
+
+def _decibels(wanted, got):
+    """Signal-to-noise ratio of one output over groups; None of integers."""
+    if wanted[0].dtype.kind != "f":
+        return None
+    wanted = numpy.concatenate([one.reshape(-1) for one in wanted]).astype(numpy.float64)
+    got = numpy.concatenate([one.reshape(-1) for one in got]).astype(numpy.float64)
+    seen = numpy.isfinite(wanted)
+    if not numpy.isfinite(got[seen]).all():
+        return -200.0
+    noise = float(((wanted - got)[seen] ** 2).sum())
+    signal = float((wanted[seen] ** 2).sum())
+    return 200.0 if noise == 0 else float(numpy.clip(10 * numpy.log10(max(signal, 1e-300) / noise), -200, 200))
+
+
+def _lower(first, second):
+    return None if first is None else min(first, second)
+
+
+def _worst(found):
+    return min((one for one in found if one is not None), default=FLOOR)
+
+
+def _total(found):
+    """What is to become better: how far the outputs lie below the floor."""
+    return sum(min(one, FLOOR) for one in found if one is not None)
+
+
+def _cut(seen, held):
+    width = max(seen[1], 0.0) - min(seen[0], 0.0)
+    return seen[0] < held[0] - _CUT * width or seen[1] > held[1] + _CUT * width
