@@ -145,7 +145,7 @@ class Quantizer:
                 # The other half of the same clip.
                 behind = wiring.readers.get(wiring.outputs[at][0], [])
                 if len(behind) == 1:
-                    at = behind[0]  # noqa: PLW2901 -- the chain is followed from here
+                    at = behind[0]
         return found
 
     def _unlike_tails(self):
