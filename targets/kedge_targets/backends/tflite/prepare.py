@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import LoweringError
-from kedge_targets.backends.tflite import gelu, norms
-from kedge_targets.graph import attention, batch, library, nodes, reading, signature, writing
+from kedge_targets.backends.tflite import gelu, norms, pooling, recurrent
+from kedge_targets.graph import attention, batch, library, nodes, opsets, reading, signature, writing
 
 if TYPE_CHECKING:
     import onnx
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _TO_CHANNELS_FIRST = {3: (0, 2, 1), 4: (0, 3, 1, 2), 5: (0, 4, 1, 2, 3)}
 _TO_CHANNELS_LAST = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
+_OPSET = 13  # below it, axes and bounds are attributes that what is done here does not know
 _PLAIN = re.compile(r"[A-Za-z0-9./][A-Za-z0-9_./-]*")
 
 
@@ -27,7 +28,7 @@ def prepared(model: onnx.ModelProto, *, fold: bool = True) -> onnx.ModelProto:
         model: the trained model's graph, with no other axis than the batch free.
         fold: let ONNX Runtime fold constants and shapes first.
     """
-    fixed = batch.fixed(model, batch.size(model) or 1)
+    fixed = batch.fixed(opsets.at_least(model, _OPSET, where="the graph"), batch.size(model) or 1)
     nodes.name_nodes(fixed)
     made = _folded(fixed) if fold else fixed
     writing.strip(made)
@@ -37,6 +38,9 @@ def prepared(model: onnx.ModelProto, *, fold: bool = True) -> onnx.ModelProto:
     attention.bound_masks(made)
     gelu.fuse(made)
     norms.spell_out(made)
+    made = reading.infer_shapes(made, where="the prepared graph")
+    recurrent.unroll(made)
+    pooling.spell_out_pads(made)
     made = reading.infer_shapes(made, where="the prepared graph")
     nodes.name_nodes(made)
     return made
