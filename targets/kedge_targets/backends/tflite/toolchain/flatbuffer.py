@@ -126,8 +126,9 @@ def brought_back(model, kept):
         operator.opcodeIndex = len(model.operatorCodes)
         model.operatorCodes.append(code)
         found += 1
-    used = sorted({operator.opcodeIndex for operator in graph.operators})
-    for operator in graph.operators:
+    every = [operator for one in model.subgraphs for operator in one.operators or ()]
+    used = sorted({operator.opcodeIndex for operator in every})
+    for operator in every:
         operator.opcodeIndex = used.index(operator.opcodeIndex)
     model.operatorCodes = [model.operatorCodes[index] for index in used]
     return found
