@@ -108,7 +108,7 @@ class _Subgraph:
         """The tensor that this one is read back from (float16 weights are stored behind DEQUANTIZE)."""
         for name, inputs, outputs in self._steps:
             if name == "DEQUANTIZE" and outputs[0] == index:
-                return inputs[0]
+                return int(inputs[0])
         return index
 
     def _constant(self, index: int) -> bool:
