@@ -28,7 +28,7 @@ from kedge_agent.update import actions, events
 from kedge_agent.update.machine import Machine
 from kedge_protocol import __version__
 from kedge_protocol.errors import StorageError
-from kedge_protocol.messages import Reported, ReportedModel
+from kedge_protocol.messages import ModelState, Reported, ReportedModel
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +215,8 @@ class Daemon:
             log.warning("the desired state was not taken: %s", problem)
         self._problem = problem
         for name, model in models.items():
-            told = (model.state, model.desired, model.failure)
+            waits = model.detail if model.state is ModelState.WAITING else None
+            told = (model.state, model.desired, model.failure, waits)
             if self._told.get(name) == told:
                 continue
             self._told[name] = told
@@ -223,8 +224,14 @@ class Daemon:
                 failure = model.failure
                 log.error("%s: %s failed at %s: %s", name, failure.digest[:19], failure.stage, failure.reason)
             else:
-                log.info(
-                    "%s: %s %s%s", name, model.state.value, model.desired, f" ({model.detail})" * bool(model.detail)
+                level = logging.INFO if waits is None else logging.WARNING
+                log.log(
+                    level,
+                    "%s: %s %s%s",
+                    name,
+                    model.state.value,
+                    model.desired,
+                    f" ({model.detail})" * bool(model.detail),
                 )
         for name in self._told.keys() - models.keys():
             del self._told[name]

@@ -46,6 +46,8 @@ STABLE_SECONDS = 5.0
 """A connection that held this long starts the back-off anew."""
 
 _EARLY_MESSAGES = 10_000
+_OVERHEAD = 512
+"""Bytes of a packet beside its payload: header, topic, properties."""
 
 
 class Backoff:
@@ -145,6 +147,7 @@ class Connection:
         self._client: paho.Client | None = None
         self._pending: set[int] = set()
         self._failure: Exception | None = None
+        self._most: int | None = None
         self._answered = False
         self._early: deque[tuple[str, bytes, bool]] = deque(maxlen=_EARLY_MESSAGES)
         self._unsent: deque[tuple[paho.MQTTMessageInfo, int]] = deque()
@@ -186,11 +189,17 @@ class Connection:
             only an answer of the other side is.
 
         Raises:
-            MessageError: the payload is over 96 KiB. (Brokers drop such a message and acknowledge it, or drop the
-                client.)
+            MessageError: the payload is over 96 KiB, or over what this broker takes. (Brokers drop such a message and
+                acknowledge it, or drop the client.)
         """
         if len(payload) > MAX_MESSAGE_BYTES:
             raise MessageError(f"{len(payload)} bytes are over the limit of {MAX_MESSAGE_BYTES}", where=topic)
+        if self._most is not None and len(payload) + len(topic) + _OVERHEAD > self._most:
+            raise MessageError(
+                f"{len(payload)} bytes are more than the broker takes ({self._most})",
+                where=topic,
+                remedy="Raise its limit (mosquitto: max_packet_size)",
+            )
         client = self._client
         if client is None or not self._ready.is_set():
             return False
@@ -345,7 +354,7 @@ class Connection:
         return client
 
     def _connected(
-        self, client: paho.Client, _: object, __: object, reason: ReasonCode, ___: Properties | None
+        self, client: paho.Client, _: object, __: object, reason: ReasonCode, properties: Properties | None
     ) -> None:
         self._answered = True
         if reason.is_failure:
@@ -353,6 +362,14 @@ class Connection:
             kind = _WrongProtocolError if wrong else _RefusedError
             self._failure = kind(f"the broker refuses: {reason}")
             return
+        self._most = getattr(properties, "MaximumPacketSize", None)
+        if self._most is not None and self._most < MAX_MESSAGE_BYTES + _OVERHEAD:
+            log.error(
+                "%s takes no packets over %d bytes; Kedge sends up to %d: raise its limit (mosquitto: max_packet_size)",
+                self.broker.url,
+                self._most,
+                MAX_MESSAGE_BYTES + _OVERHEAD,
+            )
         self._pending.clear()
         for pattern, qos in self._subscriptions:
             code, mid = client.subscribe(pattern, qos=qos)

@@ -142,6 +142,7 @@ class Memory:
         served: model name → digest that was seen serving on this device since it was switched to.
         latencies: model name → what its served bundle took when it was proved.
         probation: model name → digest that was switched to and has not served for long yet.
+        received: bundle's digest → payload bytes that came for it.
     """
 
     desired: str = ""
@@ -149,6 +150,7 @@ class Memory:
     served: dict[str, str] = field(default_factory=dict)
     latencies: dict[str, Latency] = field(default_factory=dict)
     probation: dict[str, str] = field(default_factory=dict)
+    received: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

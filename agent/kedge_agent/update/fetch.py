@@ -141,7 +141,7 @@ class Fetches:
 
     def block(self, rid: str, answer: BlockAnswer, now: float) -> Fetch | None:
         """One answer came; the fetch it belongs to where it brought something new."""
-        transfer = self.traffic.answered(rid, now)
+        transfer = self.traffic.answered(rid, answer, now)
         fetch = self._fetches.get(transfer.digest) if transfer is not None else None
         if transfer is None or fetch is None:
             return None

@@ -31,6 +31,8 @@ PROGRESS_INTERVAL = 1.0
 """Seconds between two reports that tell of nothing but progress."""
 MAX_VERSION = 1 << 52
 """A remembered desired version above it was a mistake: no controller counts so far."""
+RECEIVED_INTERVAL = 5.0
+"""Seconds between two writes of how much was received; what a crash can cost of that count."""
 REMOVE_AGAIN = 60.0
 """Seconds before a removal that failed is tried again."""
 _FROM_DISK = (events.BlobOpened, events.BlobStored, events.WriteFailed, events.Measured, events.Assembled,
@@ -71,7 +73,8 @@ class Machine:
         self._actions: list[Action] = []
         self._changed = True
         self._progress = False
-        self._reported_at = now
+        self._reported_at = self._kept_at = now
+        self._vain = 0
         self._garbage = False
         settings = settings or Settings()
         self._crashes = Crashes(settings.crashes, settings.crash_window)
@@ -131,7 +134,7 @@ class Machine:
         else:
             for name, there in self._installed.items():
                 if there.current is not None:
-                    self._begin(name, there.current, None)
+                    self._new(name, there.current, None, restored=True).start()
         return self._finish()
 
     def handle(self, event: events.Event, now: float) -> list[Action]:
@@ -204,6 +207,8 @@ class Machine:
                 self._models[name].received += len(event.answer.payload)
                 self._models[name].progress_at = self._desk.now
             self._progress = True
+            if self._desk.now - self._kept_at > RECEIVED_INTERVAL:
+                self._keep(self._memory)
 
     def _tick(self) -> None:
         for name, at in self._removing.items():
@@ -331,18 +336,17 @@ class Machine:
                 update.stop()
             refusal = self._memory.refused.get(name) if restored else None
             if refusal is not None and (refusal.version, refusal.failure.digest) == (desired.version, wanted):
-                self._new(name, wanted, None).restore(refusal.failure)
+                self._new(name, wanted, None, restored=True).restore(refusal.failure)
             else:
-                self._begin(name, wanted, desired.sizes.get(wanted))
+                self._new(name, wanted, desired.sizes.get(wanted), restored=restored).start()
         self._changed = True
 
-    def _new(self, name: str, wanted: str, size: int | None) -> ModelUpdate:
+    def _new(self, name: str, wanted: str, size: int | None, *, restored: bool) -> ModelUpdate:
         installed = self._installed.get(name, events.Installed())
-        self._models[name] = ModelUpdate(self._desk, name, wanted, size, installed)
-        return self._models[name]
-
-    def _begin(self, name: str, wanted: str, size: int | None) -> None:
-        self._new(name, wanted, size).start()
+        self._models[name] = update = ModelUpdate(self._desk, name, wanted, size, installed)
+        if restored:
+            update.received = self._memory.received.get(wanted, 0)
+        return update
 
     def _is_confirmed(self, name: str) -> bool:
         update = self._models.get(name)
@@ -371,6 +375,8 @@ class Machine:
         self._keep(replace(self._memory, probation={**self._memory.probation, update.name: update.digest}))
 
     def _keep(self, content: Memory) -> None:
+        self._kept_at = self._desk.now
+        content = replace(content, received={one.digest: one.received for one in self._models.values()})
         if content != self._memory:
             self._memory = content
             self._emit(actions.Remember(content))
@@ -379,6 +385,9 @@ class Machine:
         while self._fetches.outcomes:
             self._deliver(self._fetches.outcomes.pop(0))
         self._actions.extend(self._traffic.asks(self._desk.now))
+        if self._vain != self._traffic.vain:
+            self._vain = self._traffic.vain
+            self._changed = True
         if self._garbage and self.settled:
             self._garbage = False
             self._collect()

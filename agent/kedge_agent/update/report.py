@@ -42,7 +42,12 @@ def _waits_for(name: str, fetches: Fetches, now: float) -> str | None:
     traffic = fetches.traffic
     if not traffic.ready:
         return "the controller is away"
-    if traffic.silent:
+    if traffic.cut_off:
+        return (
+            "small answers come and whole blocks do not; asked again. A broker that takes no messages of 66 KB drops"
+            " them (mosquitto: message_size_limit, max_packet_size)"
+        )
+    if traffic.vain:
         return "the controller does not answer; asked again"
     transfers = [fetch.transfer for fetch in fetches.of(name) if fetch.transfer is not None]
     if transfers and all(transfer.paused_until > now for transfer in transfers):

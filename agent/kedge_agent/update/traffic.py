@@ -2,18 +2,21 @@
 
 An answer can be lost only with a connection: ours, the controller's or the broker's. So what is outstanding is asked
 for again when our connection is new, when the controller's status shows another boot or session, and else only after
-a long silence that grows with each vain try: a fleet must not attack its own server.
+a long silence that grows with each vain try, and with what a block takes on a slow link: a fleet must not attack its
+own server, and a slow link must not carry anything twice.
 """
 
 from __future__ import annotations
 
 import random
 import sys
+from dataclasses import dataclass
 
 from kedge_agent.update.actions import Ask
+from kedge_agent.update.pace import Pace
 from kedge_agent.update.settings import Settings
 from kedge_agent.update.transfer import Transfer
-from kedge_protocol.blocks import BLOCK_SIZE
+from kedge_protocol.blocks import BLOCK_SIZE, BlockAnswer, BlockStatus
 from kedge_protocol.messages import Status
 
 MAX_SILENCE = 600.0
@@ -50,6 +53,15 @@ class Allowance:
         self._tokens -= blocks if self._rate else 0
 
 
+@dataclass
+class _Asked:
+    """A request under way: of what, since when, and which of its blocks have not been answered."""
+
+    transfer: Transfer
+    at: float
+    left: set[int]
+
+
 class Traffic:
     """Requests and answers of all transfers.
 
@@ -60,14 +72,18 @@ class Traffic:
     """
 
     def __init__(self, boot_id: str, settings: Settings, chance: random.Random) -> None:
-        self.silent = False
+        self.vain = 0
+        """How often in a row what was asked for did not come, although the controller is there."""
+        self._small_came = self._whole_came = False
         self._boot_id = boot_id
         self._settings = settings
         self._chance = chance
         self._connected = False
         self._controller: tuple[str, int] | None = None
         self._transfers: list[Transfer] = []
-        self._asked_by: dict[str, Transfer] = {}
+        self._asked: dict[str, _Asked] = {}
+        self._now = 0.0
+        self._pace = Pace(settings.window)
         self._requests = 0
         self._heard_at = 0.0
         self._patience = settings.silence
@@ -106,16 +122,30 @@ class Traffic:
     def drop(self, transfer: Transfer) -> None:
         """Ask no more for it; answers still under way are ignored."""
         self._transfers = [other for other in self._transfers if other is not transfer]
-        self._asked_by = {rid: other for rid, other in self._asked_by.items() if other is not transfer}
+        self._asked = {rid: other for rid, other in self._asked.items() if other.transfer is not transfer}
 
-    def answered(self, rid: str, now: float) -> Transfer | None:
+    @property
+    def cut_off(self) -> bool:
+        """Whether small answers come on this connection and whole blocks do not."""
+        return self.vain > 1 and self._small_came and not self._whole_came
+
+    def answered(self, rid: str, answer: BlockAnswer, now: float) -> Transfer | None:
         """The transfer that request ``rid`` belongs to; None for a request that nobody here remembers."""
-        transfer = self._asked_by.get(rid)
-        if transfer is not None:
-            self._heard_at = now
-            self._patience = self._settings.silence
-            self.silent = False
-        return transfer
+        asked = self._asked.get(rid)
+        if asked is None:
+            return None
+        if len(answer.payload) == BLOCK_SIZE:
+            self._whole_came = True
+            self._pace.arrived(asked.at, now)
+        elif answer.status is BlockStatus.OK:
+            self._small_came = True
+        asked.left.discard(answer.index)
+        if not asked.left:
+            del self._asked[rid]
+        self._heard_at = now
+        self._patience = self._pace.patience(self._settings.silence)
+        self.vain = 0
+        return asked.transfer
 
     def busy(self, transfer: Transfer, index: int, now: float) -> None:
         """The controller said "not now" for one block: the transfer rests, longer each time."""
@@ -127,19 +157,21 @@ class Traffic:
 
     def asks(self, now: float) -> list[Ask]:
         """The requests to send now."""
+        self._now = now
         if not self.ready or not self._transfers:
             return []
         outstanding = sum(len(transfer.asked) for transfer in self._transfers)
         if outstanding and now - self._heard_at > self._patience:
-            self.silent = True
+            self.vain += 1
+            self._pace.lost(now)
             grown = min(MAX_SILENCE, self._patience * 2)
             self._patience = grown * self._chance.uniform(0.75, 1.25)
             self._heard_at = now
             for transfer in self._transfers:
                 transfer.forget_asked()
             outstanding = 0
-        free = min(self._settings.window - outstanding, self._allowance.blocks(now))
-        batch = max(1, self._settings.window // 2)
+        free = min(self._pace.window - outstanding, self._allowance.blocks(now))
+        batch = max(1, self._pace.window // 2)
         if not outstanding:
             self._heard_at = now
         made: list[Ask] = []
@@ -153,15 +185,18 @@ class Traffic:
                     break
                 free -= len(taken)
                 self._allowance.spend(len(taken))
-                self._asked_by[rid] = transfer
+                self._asked[rid] = _Asked(transfer, now, set(taken))
                 made.append(Ask(rid, transfer.request(taken, self._boot_id)))
         if len(self._transfers) > 1:
             self._transfers.append(self._transfers.pop(0))
         return made
 
     def _ask_anew(self) -> None:
-        self._patience = self._settings.silence
-        self.silent = False
+        self._patience = self._pace.patience(self._settings.silence)
+        self.vain = 0
+        self._small_came = self._whole_came = False
+        if any(transfer.asked for transfer in self._transfers):
+            self._pace.lost(self._now)
         for transfer in self._transfers:
             transfer.forget_asked()
             transfer.paused_until = 0.0

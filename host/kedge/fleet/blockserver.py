@@ -183,7 +183,13 @@ class BlockServer:
             return
         key = (client.number, job.digest, job.kind)
         again = self._ledger.finished(key, job.index)
-        if self._outlet.publish(topic, encode_answer(job.index, payload)):
+        try:
+            taken = self._outlet.publish(topic, encode_answer(job.index, payload))
+        except MessageError as error:
+            self._seldom.warning("size", "a block cannot be sent: %s", error)
+            self._outlet.publish(topic, encode_answer(job.index, str(error).encode(), BlockStatus.REFUSED))
+            return
+        if taken:
             self._ledger.served(key, job.index, length, again=again)
 
     def _file(self, job: Job) -> int:
