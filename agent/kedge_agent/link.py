@@ -150,7 +150,9 @@ class Link:
             elif topic == topics.CONTROLLER_STATUS:
                 self._post(events.ControllerSeen(codec.decode(payload, Status, where=topic)))
             elif topic == topics.desired(self._name):
-                self._post(events.DesiredArrived(payload))
+                # Empty: nothing is wanted of this device any more, and what it has it keeps.
+                if payload:
+                    self._post(events.DesiredArrived(payload))
             elif topic == topics.status(self._name):
                 self._own_status(codec.decode(payload, Status, where=topic))
             elif not retained:

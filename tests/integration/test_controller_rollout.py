@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +25,7 @@ from kedge.fleet.service import FleetService
 from kedge_protocol import codec, topics
 from kedge_protocol.blocks import MAX_MESSAGE_BYTES, BlockStatus
 from kedge_protocol.bundle.layout import Layout
-from kedge_protocol.messages import ModelState, ReportedModel, Status
+from kedge_protocol.messages import Ack, Command, ModelState, ReportedModel, Status
 
 __all__ = ["mosquitto"]
 
@@ -375,6 +376,91 @@ def test_a_late_will_of_the_controller_does_not_stand(
         wait_for(lambda: any(not status.online for status in agent.statuses))
         wait_for(lambda: agent.statuses[-1].online)
         assert agent.statuses[-1].boot_id == boot
+
+
+def test_a_device_is_asked_to_report_and_its_answer_is_told(
+    fleet: FleetService, controller: ControllerProcess, mosquitto: Mosquitto
+) -> None:
+    with ScriptedAgent("pi", mosquitto.port) as agent:
+        agent.birth()
+        commands: list[Command] = []
+
+        def obey(_: object, __: object, message: paho.MQTTMessage) -> None:
+            command = codec.decode(message.payload, Command, where="command")
+            commands.append(command)
+            agent.report(0)
+            agent.say(f"ack/{command.cid}", codec.encode(Ack(cid=command.cid, ok=True)))
+
+        agent.client.message_callback_add(topics.command("pi", "+"), obey)
+        subscribed = threading.Event()
+        agent.client.on_subscribe = lambda *_: subscribed.set()
+        agent.client.subscribe(topics.command("pi", "+"), 1)
+        assert subscribed.wait(20)
+        asked = fleet.device_report("pi", wait=20)
+        assert (asked.sent, asked.ok) == (True, True)
+        assert [(one.cid, one.verb) for one in commands] == [(asked.cid, "report")]
+        wait_for(lambda: fleet.device("pi").device.reported)
+        # Once done, it is not sent again to whoever comes back.
+        mosquitto.kill()
+        mosquitto.start()
+        wait_for(lambda: agent.statuses[-1].session > agent.statuses[0].session)
+        assert len(commands) == 1
+    controller.terminate()
+    silent = fleet.device_report("pi")
+    assert (silent.sent, silent.ok) == (False, None)
+
+
+def test_a_device_of_another_target_than_it_was_added_with_says_so(
+    fleet: FleetService, controller: ControllerProcess, mosquitto: Mosquitto, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet.rollout_start("tiny:1.0")
+    with ScriptedAgent("pi", mosquitto.port) as agent:
+        agent.birth()
+        agent.report(0, target="jetson-thor")
+        wait_for(lambda: fleet.device("pi").device.told_target == "jetson-thor")
+        assert standing(fleet).told_target == "jetson-thor"
+        for arguments in (["device", "list"], ["device", "show", "pi"], ["rollout", "status"]):
+            with pytest.raises(SystemExit):
+                main([*arguments, "--state", str(fleet.state)])
+            assert "rpi4 (says jetson-thor)" in capsys.readouterr().out
+        agent.report(0, target="rpi4")
+        wait_for(lambda: fleet.device("pi").device.told_target is None)
+
+
+def test_what_was_sent_and_what_the_device_received_are_told_apart(
+    fleet: FleetService, controller: ControllerProcess, mosquitto: Mosquitto, layouts: dict[str, Path]
+) -> None:
+    wanted = digest_of(layouts, "1.0")
+    fleet.rollout_start("tiny:1.0")
+    with ScriptedAgent("pi", mosquitto.port) as agent:
+        agent.birth()
+        wait_for(lambda: agent.desired)
+        agent.fetch(wanted, [0])
+        size = Layout(layouts["1.0"]).blob_path(wanted).stat().st_size
+        wait_for(lambda: standing(fleet).bytes_sent == size)
+        assert standing(fleet).bytes_received == 0
+        fetching = ReportedModel(state=ModelState.FETCHING, desired=wanted, bytes_received=7)
+        agent.report(agent.desired[-1].version, {"tiny": fetching})
+        wait_for(lambda: standing(fleet).bytes_received == 7)
+        fleet.rollout_start("tiny:2.0")
+        # Of the new bundle nothing came yet.
+        assert (standing(fleet).bytes_sent, standing(fleet).bytes_received) == (0, 0)
+
+
+def test_telemetry_alone_keeps_a_device_seen_without_a_write_for_each(
+    fleet: FleetService, controller: ControllerProcess, mosquitto: Mosquitto
+) -> None:
+    with ScriptedAgent("pi", mosquitto.port) as agent:
+        agent.telemetry(1)
+        wait_for(lambda: fleet.device("pi").device.online)
+        seen = fleet.device("pi").device.seen_at
+        agent.telemetry(2)
+        wait_for(lambda: len(fleet.device("pi").telemetry) == 2)
+        assert fleet.device("pi").device.seen_at == seen
+        agent.birth()
+        agent.lose()
+        wait_for(lambda: not fleet.device("pi").device.online)
+        assert fleet.device("pi").device.seen_at > seen
 
 
 def test_a_device_that_was_told_more_by_a_lost_database_is_spoken_to_above_that(

@@ -78,6 +78,54 @@ def test_the_way_from_a_device_to_a_rollout_and_back(kedge: Run, tmp_path: Path)
     assert [one["name"] for one in as_json(kedge("device", "list", "--json"))] == ["cam"]
 
 
+def test_counts_come_first_and_lists_are_filtered_paged_and_told_of(kedge: Run, tmp_path: Path) -> None:
+    out = make_bundle(tmp_path, target="rpi4")
+    kedge("publish", str(out))
+    for number in range(6):
+        kedge("device", "add", f"d{number}", "--target", "rpi4", "--label", f"half={number % 2}")
+    kedge("rollout", "start", "tiny:1.0")
+    kedge("rollout", "start", "tiny:1.0", "--select", "half=1")
+    shown = kedge("rollout", "status", "1", "--limit", "2")
+    head, counts, *rows = shown.stdout.splitlines()
+    assert head == "rollout 1: tiny:1.0 (start, active)"
+    assert counts == "6 devices: 3 offline, 3 superseded"
+    assert [row.split()[0] for row in rows] == ["device", "d0", "d1"]
+    assert "1 to 2 of 6" in shown.stderr
+    only = kedge("rollout", "status", "1", "--only", "superseded").stdout
+    assert "rollout 2 took it over" in only
+    assert "d0" not in only
+    assert [
+        one["device"] for one in as_json(kedge("rollout", "status", "1", "--select", "half=0", "--json"))["devices"]
+    ]
+    kedge("rollout", "start", "tiny:1.0", "--select", "half=0")
+    # Whatever its devices serve: it is not done any more.
+    assert "(start, superseded)" in kedge("rollout", "status", "1").stdout
+    listed = kedge("rollout", "list").stdout.splitlines()
+    assert [row.split()[0] for row in listed] == ["rollout", "3", "2", "1"]
+    assert "3 devices: 3 offline" in listed[1]
+    devices = kedge("device", "list", "--limit", "2", "--offset", "2")
+    assert [row.split()[0] for row in devices.stdout.splitlines()] == ["device", "d2", "d3"]
+    assert "6 devices, 0 online" in devices.stderr
+
+
+def test_labels_releases_and_backups_by_command(kedge: Run, tmp_path: Path) -> None:
+    kedge("publish", str(make_bundle(tmp_path, target="rpi4")))
+    kedge("device", "add", "pi", "--target", "rpi4", "--label", "site=x")
+    assert "site=y" in kedge("device", "edit", "pi", "--label", "site=y").stdout
+    assert kedge("device", "edit", "pi", ok=False).returncode == 2
+    assert "tiny:1.0" in kedge("release", "list").stdout
+    saved = tmp_path / "saved.db"
+    assert "1 device" in kedge("controller", "backup", str(saved)).stdout
+    assert "removed tiny:1.0" in kedge("release", "remove", "tiny:1.0").stdout
+    assert as_json(kedge("release", "list", "--json")) == []
+    assert "--force" in kedge("controller", "restore", str(saved), ok=False).stderr
+    again = kedge("controller", "restore", str(saved), "--force")
+    assert "blobs of tiny:1.0 are missing: publish it again" in again.stderr
+    assert as_json(kedge("release", "list", "--json"))[0]["name"] == "tiny"
+    report = kedge("device", "report", "pi", "--wait", "0", ok=False)
+    assert (report.returncode, "no controller sent it" in report.stdout) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
@@ -88,6 +136,16 @@ def test_the_way_from_a_device_to_a_rollout_and_back(kedge: Run, tmp_path: Path)
         (("rollout", "start", "tiny:1.0"), 1, "no release tiny:1.0"),
         (("rollout", "status"), 1, "no rollout"),
         (("rollout", "status", "--wait", "-1"), 2, "--wait"),
+        (("rollout", "status", "99999999999999999999"), 1, "no rollout 99999999999999999999"),
+        (("rollout", "revert", "99999999999999999999"), 1, "no rollout 99999999999999999999"),
+        (("rollout", "status", "--limit", "99999999999999999999"), 2, "--limit"),
+        (("rollout", "list", "--limit", "99999999999999999999"), 2, "--limit"),
+        (("rollout", "status", "--only", "asleep"), 2, "--only"),
+        (("release", "remove", "tiny:1.0"), 1, "no release tiny:1.0"),
+        (("release", "remove", "tiny"), 1, "NAME:VERSION"),
+        (("device", "edit", "pi", "--label", "a=b"), 1, "no device 'pi'"),
+        (("device", "report", "pi"), 1, "no device 'pi'"),
+        (("controller", "restore", "none.db"), 1, "no such file"),
         (("publish", "."), 1, "not an OCI image layout"),
         (("controller", "run"), 1, "either --broker or --embedded"),
         (("controller", "run", "--broker", "broker"), 1, "not a broker's address"),

@@ -15,6 +15,7 @@ from kedge.fleet.database import state_folder
 from kedge.fleet.records import Records
 from kedge.fleet.results import Progress
 from kedge.fleet.service import FleetService
+from kedge.fleet.standing import Shown
 from kedge_protocol import codec
 from kedge_protocol.bundle.layout import Layout
 from kedge_protocol.errors import ConfigError, FleetError, StorageError, TargetError
@@ -162,6 +163,121 @@ def test_a_newer_rollout_of_a_model_supersedes_the_older_and_leaves_other_models
     assert fleet.rollout_status(first.id).state == "superseded"
     with pytest.raises(FleetError, match="superseded on all its devices"):
         fleet.rollout_revert(first.id)
+
+
+def test_rollouts_by_label_own_their_devices_and_revert_takes_back_only_those(
+    fleet: FleetService, layouts: dict[str, Path]
+) -> None:
+    one, two = bundle(layouts, "1.0"), bundle(layouts, "2.0")
+    fleet.device_add("a", "rpi4", {"site": "x"})
+    fleet.device_add("b", "rpi4", {"site": "y"})
+    both = fleet.rollout_start("tiny:1.0").rollout
+    only_a = fleet.rollout_start("tiny:2.0", {"site": "x"}).rollout
+    only_b = fleet.rollout_start("tiny:2.0", {"site": "y"}).rollout
+    # The two of 2.0 have no device in common: neither ends the other.
+    assert [fleet.rollout_status(one.id).state for one in (both, only_a, only_b)] == ["superseded", "active", "active"]
+    assert not fleet.rollout_status(both.id).done
+    fleet.rollout_revert(only_a.id)
+    assert {one.name: one.desired["tiny"] for one in fleet.devices()} == {"a": one, "b": two}
+    # What was reverted owns nothing any more; the other still does.
+    with pytest.raises(FleetError, match=r"superseded on all its devices.*rollout 4"):
+        fleet.rollout_revert(only_a.id)
+    fleet.rollout_revert(only_b.id)
+    assert {one.desired["tiny"] for one in fleet.devices()} == {one}
+
+
+def test_revert_leaves_the_devices_alone_that_a_newer_rollout_took_over(
+    fleet: FleetService, layouts: dict[str, Path]
+) -> None:
+    fleet.device_add("a", "rpi4", {"site": "x"})
+    fleet.device_add("b", "rpi4")
+    first = fleet.rollout_start("tiny:1.0").rollout
+    fleet.rollout_start("tiny:2.0", {"site": "x"})
+    back = fleet.rollout_revert(first.id)
+    assert [one.device for one in back.devices] == ["b"]
+    assert {one.name: one.desired.get("tiny") for one in fleet.devices()} == {"a": bundle(layouts, "2.0"), "b": None}
+
+
+def test_rollouts_are_counted_filtered_and_paged(fleet: FleetService) -> None:
+    for number in range(7):
+        fleet.device_add(f"d{number}", "rpi4", {"half": str(number % 2)})
+    started = fleet.rollout_start("tiny:1.0").rollout
+    fleet.rollout_start("tiny:2.0", {"half": "1"})
+    whole = fleet.rollout_status(started.id)
+    assert whole.counts == {"offline": 4, "superseded": 3}
+    assert (whole.matching, len(whole.devices)) == (7, 7)
+    page = fleet.rollout_status(
+        started.id, shown=Shown(progress=frozenset({Progress.OFFLINE}), select={"half": "0"}, limit=2, offset=1)
+    )
+    assert page.counts == whole.counts
+    assert page.matching == 4
+    assert [one.device for one in page.devices] == ["d2", "d4"]
+    assert [one.id for one in fleet.rollouts()] == [2, 1]
+    assert [one.counts for one in fleet.rollouts(limit=1)] == [{"offline": 3}]
+    for number in (0, -1, 3, 99999999999999999999):
+        with pytest.raises(FleetError, match=f"no rollout {number}"):
+            fleet.rollout_status(number)
+    listed = fleet.device_list({"half": "0"}, limit=2, offset=2)
+    assert (listed.total, listed.online, [one.name for one in listed.devices]) == (4, 0, ["d4", "d6"])
+
+
+def test_labels_are_edited_and_what_shall_run_stays(fleet: FleetService) -> None:
+    fleet.device_add("a", "rpi4", {"site": "x", "floor": "1"})
+    fleet.rollout_start("tiny:1.0", {"site": "x"})
+    edited = fleet.device_edit("a", {"site": "y", "rack": "3"}, ["floor"])
+    assert edited.labels == {"site": "y", "rack": "3"}
+    assert fleet.device("a").device.desired == edited.desired != {}
+    with pytest.raises(FleetError, match="site=x"):
+        fleet.rollout_start("tiny:1.0", {"site": "x"})
+    with pytest.raises(ConfigError, match=r"no label 'floor'.*rack, site"):
+        fleet.device_edit("a", {}, ["floor"])
+    with pytest.raises(ConfigError, match="to be set and to be removed"):
+        fleet.device_edit("a", {"site": "z"}, ["site"])
+    with pytest.raises(ConfigError, match="label"):
+        fleet.device_edit("a", {"site": "b erlin"})
+    with pytest.raises(FleetError, match="no device 'b'"):
+        fleet.device_edit("b", {"site": "z"})
+    assert fleet.device("a").device.labels == edited.labels
+
+
+def blobs_of(fleet: FleetService) -> set[str]:
+    folders = (fleet.state / "blobs" / "sha256", fleet.state / "maps")
+    return {f"sha256:{path.name}" for folder in folders if folder.is_dir() for path in folder.iterdir()}
+
+
+def test_a_removed_release_takes_the_blobs_that_nothing_else_needs(
+    fleet: FleetService, layouts: dict[str, Path]
+) -> None:
+    whole = blobs_of(fleet)
+    stray = fleet.state / "blobs" / "sha256" / ("f" * 64)
+    stray.write_bytes(b"of a publication that was broken off")
+    shared = {one.digest for one in Layout(layouts["1.0"]).bundle("rpi4").manifest.layers}
+    shared &= {one.digest for one in Layout(layouts["2.0"]).bundle("rpi4").manifest.layers}
+    done = fleet.release_remove("tiny:1.0")
+    assert done.release.version == "1.0"
+    assert not stray.exists()
+    assert [f"{one.name}:{one.version}" for one in fleet.releases()] == ["tiny:2.0", "other:1.0"]
+    left = blobs_of(fleet)
+    assert bundle(layouts, "1.0") not in left
+    assert {bundle(layouts, "2.0"), bundle(layouts, "other")} | shared <= left
+    assert done.bytes_removed > 0
+    with pytest.raises(FleetError, match=r"no release tiny:1\.0"):
+        fleet.release_remove("tiny:1.0")
+    # What was removed may be published again, whole.
+    assert fleet.publish(layouts["1.0"]).new
+    assert blobs_of(fleet) == whole
+
+
+def test_a_release_that_a_device_shall_run_stays_and_one_that_revert_needs_is_named(fleet: FleetService) -> None:
+    fleet.device_add("a", "rpi4")
+    fleet.rollout_start("tiny:1.0")
+    with pytest.raises(FleetError, match=r"1 device shall run it \(a\)"):
+        fleet.release_remove("tiny:1.0")
+    fleet.rollout_start("tiny:2.0")
+    fleet.release_remove("tiny:1.0")
+    with pytest.raises(FleetError, match="was removed, it cannot be brought back"):
+        fleet.rollout_revert()
+    assert fleet.device("a").device.desired
 
 
 def test_revert_brings_back_what_each_device_had(fleet: FleetService, layouts: dict[str, Path]) -> None:

@@ -11,6 +11,8 @@ import click
 
 from kedge.cli.table import printable
 
+MAX_ROWS = 10**9
+
 state_option = click.option(
     "--state",
     type=click.Path(path_type=Path, file_okay=False),
@@ -38,10 +40,13 @@ select_option = click.option(
     help="Only devices with this label; repeat for and.",
 )
 limit_option = click.option(
-    "--limit", type=click.IntRange(min=1), metavar="N", help="Show so many at most [all in a pipe, 50 in a terminal]."
+    "--limit",
+    type=click.IntRange(1, MAX_ROWS),
+    metavar="N",
+    help="Show so many at most [all in a pipe, 50 in a terminal].",
 )
 offset_option = click.option(
-    "--offset", type=click.IntRange(min=0), default=0, metavar="N", help="Leave out so many before."
+    "--offset", type=click.IntRange(0, MAX_ROWS), default=0, metavar="N", help="Leave out so many before."
 )
 
 _SHOWN_IN_A_TERMINAL = 50

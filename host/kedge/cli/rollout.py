@@ -41,7 +41,9 @@ _NAMED = 20
 
 
 @rollout.command("list")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="So many.")
+@click.option(
+    "--limit", type=click.IntRange(1, shared.MAX_ROWS), default=20, show_default=True, metavar="N", help="So many."
+)
 @state_option
 @json_option
 def rollout_list(limit: int, state: Path | None, as_json: bool) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from kedge.fleet import schema
 from kedge_protocol import codec
-from kedge_protocol.errors import FleetError, StorageError
+from kedge_protocol.errors import FleetError, MessageError, StorageError
 from kedge_protocol.messages import Reported
 
 BUSY_SECONDS = 15.0
@@ -262,7 +262,9 @@ def _bring_up(session: Session) -> None:
     _run_script(session, schema.TABLES)
     _run_script(session, schema.SUPERSEDE)
     for row in session.rows("SELECT device_id, reported FROM device_state WHERE reported IS NOT NULL"):
-        note(session, row["device_id"], codec.decode(row["reported"], Reported, where="an earlier report"))
+        # One that this Kedge cannot read is read when the device reports anew.
+        with contextlib.suppress(MessageError):
+            note(session, row["device_id"], codec.decode(row["reported"], Reported, where="an earlier report"))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,104 @@
+"""A database that an earlier Kedge wrote is brought up on opening, with what it knew."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from kedge.fleet import schema
+from kedge.fleet.service import FleetService
+from kedge_protocol import codec
+from kedge_protocol.errors import FleetError, StorageError
+from kedge_protocol.messages import Failure, ModelState, Reported, ReportedModel
+
+ONE, TWO = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+
+
+def reported() -> bytes:
+    failure = Failure(digest=TWO, stage="prove", reason="no")
+    model = ReportedModel(state=ModelState.FAILED, desired=TWO, digest=ONE, version="1.0", proved=True, failure=failure)
+    return codec.encode(
+        Reported(
+            boot_id="b",
+            seq=3,
+            target="rpi5",
+            agent_version="0",
+            architecture="x",
+            python="3",
+            runtimes={},
+            free_bytes=0,
+            desired_version=2,
+            models={"tiny": model},
+        )
+    )
+
+
+def older(path: Path, version: int) -> None:
+    """A database of an earlier version: today's tables without what came later."""
+    path.parent.mkdir(exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(schema.TABLES)
+        for table in ("reported_model", "command", *(("latency",) if version == 1 else ())):
+            connection.execute(f"DROP TABLE {table}")
+        for column in ("told_target", "refused_version", "refused_reason", "refused_came", "refused_held"):
+            connection.execute(f"ALTER TABLE device_state DROP COLUMN {column}")
+        connection.execute("ALTER TABLE rollout_device DROP COLUMN superseded_by")
+        connection.executescript(
+            """
+            INSERT INTO meta VALUES ('client_id', 'kedge-controller-old'), ('changes', '7');
+            INSERT INTO device VALUES (1, 'a', 'rpi4', '{"site": "x"}', 1.0, 2, 1, 0);
+            INSERT INTO device VALUES (2, 'b', 'rpi4', '{}', 1.0, 1, 1, 0);
+            INSERT INTO release VALUES (1, 'tiny', '1.0', 'sha256:r', 1.0);
+            INSERT INTO rollout VALUES (1, 'tiny', '1.0', 'start', 'superseded', 1.0, '{}', NULL),
+                (2, 'tiny', '2.0', 'start', 'active', 2.0, '{"site": "x"}', NULL);
+            """
+        )
+        connection.executemany("INSERT INTO desired_model VALUES (?, 'tiny', ?, 10)", [(1, TWO), (2, ONE)])
+        parts = [(1, 1, ONE, None, 1), (1, 2, ONE, None, 1), (2, 1, TWO, ONE, 2)]
+        connection.executemany("INSERT INTO rollout_device VALUES (?, ?, ?, ?, 10, ?, 0)", parts)
+        connection.execute("INSERT INTO device_state VALUES (1, 0, 'b', 1, 5.0, ?, 'b', 3, 2)", (reported(),))
+        connection.execute(f"PRAGMA user_version = {version}")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_database_keeps_its_fleet_and_tells_rollouts_by_device(tmp_path: Path, version: int) -> None:
+    older(tmp_path / "fleet.db", version)
+    with FleetService(tmp_path) as fleet:
+        assert {one.name: one.told_target for one in fleet.devices()} == {"a": "rpi5", "b": None}
+        (line, _) = fleet.device_list().devices
+        assert (line.serves, line.labels) == ({"tiny": "1.0"}, {"site": "x"})
+        assert fleet.rollout_status(2).counts == {"failed": 1}
+        first = fleet.rollout_status(1)
+        assert (first.state, first.counts) == ("active", {"offline": 1, "superseded": 1})
+        assert fleet.latencies().measurements == ()
+    with FleetService(tmp_path) as again:
+        assert again.database.changes() == 7
+
+
+def test_a_way_up_that_fails_leaves_the_older_database_as_it_was(tmp_path: Path) -> None:
+    older(tmp_path / "fleet.db", 2)
+    with contextlib.closing(sqlite3.connect(tmp_path / "fleet.db", isolation_level=None)) as connection:
+        connection.execute("ALTER TABLE rollout_device ADD COLUMN superseded_by INTEGER")
+    with pytest.raises(StorageError, match="duplicate column"):
+        FleetService(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "fleet.db")) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == 2
+        assert "told_target" not in str(connection.execute("SELECT sql FROM sqlite_master").fetchall())
+
+
+def test_a_report_that_cannot_be_read_any_more_does_not_keep_the_fleet_out(tmp_path: Path) -> None:
+    older(tmp_path / "fleet.db", 2)
+    with contextlib.closing(sqlite3.connect(tmp_path / "fleet.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE device_state SET reported = X'5B'")
+    with FleetService(tmp_path) as fleet:
+        assert fleet.device_list().total == 2
+
+
+def test_a_newer_database_is_left_alone(tmp_path: Path) -> None:
+    older(tmp_path / "fleet.db", schema.VERSION + 1)
+    with pytest.raises(FleetError, match="its schema is version"):
+        FleetService(tmp_path)
