@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kedge.cli.fleet import json_option, show, size_text, state_option
+from kedge.cli.fleet import devices_text, json_option, show, size_text, state_option
 from kedge.fleet.options import ControllerOptions
 from kedge.options import command_line, made
 
@@ -45,7 +45,7 @@ def controller_backup(file: Path, state: Path | None, as_json: bool) -> None:
     from kedge.fleet import backup
 
     saved = backup.save(file, state)
-    show(saved, as_json, f"wrote {saved.file} ({size_text(saved.bytes)}): {saved.devices} device{'s' * (saved.devices != 1)}")
+    show(saved, as_json, f"wrote {saved.file} ({size_text(saved.bytes)}): {devices_text(saved.devices)}")
 
 
 @controller.command("restore")
@@ -60,4 +60,4 @@ def controller_restore(file: Path, force: bool, state: Path | None, as_json: boo
     restored = backup.restore(file, state, force=force)
     for name in restored.incomplete:
         click.echo(f"blobs of {name} are missing: publish it again", err=True)
-    show(restored, as_json, f"restored {restored.devices} device{'s' * (restored.devices != 1)} from {restored.file}")
+    show(restored, as_json, f"restored {devices_text(restored.devices)} from {restored.file}")

@@ -77,7 +77,7 @@ def device_list(select: dict[str, str], limit: int | None, offset: int, state: P
         for one in found.devices
     ]
     table(("device", "target", "labels", "presence", "serves"), rows)
-    click.echo(f"{found.total} device{'s' * (found.total != 1)}, {found.online} online", err=True)
+    click.echo(f"{shared.devices_text(found.total)}, {found.online} online", err=True)
     shared.say_rest(len(rows), offset, found.total)
 
 

@@ -65,6 +65,11 @@ def say_rest(shown: int, offset: int, total: int) -> None:
         click.echo(f"{offset + 1} to {offset + shown} of {total}; more: --limit, --offset, or filters", err=True)
 
 
+def devices_text(count: int) -> str:
+    """``1 device``, ``2 devices``."""
+    return f"{count} device{'s' * (count != 1)}"
+
+
 def labels_text(labels: dict[str, str]) -> str:
     """Labels in a cell."""
     return " ".join(f"{key}={value}" for key, value in sorted(labels.items())) or "-"

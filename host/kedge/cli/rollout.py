@@ -34,7 +34,7 @@ def rollout_start(release: str, select: dict[str, str], state: Path | None, as_j
     if (more := len(started.skipped) - _NAMED) > 0:
         click.echo(f"left out {more} more: --json names all", err=True)
     count = started.rollout.matching
-    show(started, as_json, f"rollout {started.rollout.id}: {release} to {count} device{'s' * (count != 1)}")
+    show(started, as_json, f"rollout {started.rollout.id}: {release} to {shared.devices_text(count)}")
 
 
 _NAMED = 20
@@ -118,7 +118,11 @@ def rollout_revert(number: int | None, state: Path | None, as_json: bool) -> Non
     device over."""
     with FleetService(state) as fleet:
         status = fleet.rollout_revert(number)
-    show(status, as_json, f"rollout {status.id}: {status.model} back to {status.version} on {status.matching} devices")
+    show(
+        status,
+        as_json,
+        f"rollout {status.id}: {status.model} back to {status.version} on {shared.devices_text(status.matching)}",
+    )
 
 
 def _show(status: RolloutStatus, offset: int) -> None:
@@ -147,4 +151,4 @@ def _state(one: RolloutSummary) -> str:
 def _counts(one: RolloutSummary) -> str:
     total = sum(one.counts.values())
     counts = ", ".join(f"{count} {name}" for name, count in one.counts.items())
-    return f"{total} device{'s' * (total != 1)}: {counts}" if total else "no devices"
+    return f"{shared.devices_text(total)}: {counts}" if total else "no devices"
