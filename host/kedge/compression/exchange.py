@@ -8,6 +8,9 @@ from typing import Any
 from kedge.compiler.dataset import Data
 from kedge.compiler.exchange import Latency
 from kedge.evaluation import metric
+from kedge.evaluation.changes import Change
+from kedge.evaluation.kinds import Seen
+from kedge.evaluation.preview import Preview
 from kedge_protocol.bundle.config import Preprocess
 from kedge_targets.graph.signature import TensorInfo
 from kedge_targets.numerics import Plan, Precision, QuantizedType
@@ -93,6 +96,48 @@ class StepEntry:
     seconds: float
     figures: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangesRequest:
+    """Find the evaluation samples that a bundle changed most; see :mod:`kedge.evaluation.changes`.
+
+    Attributes:
+        outputs: output name → ``.npy`` file, of the bundle; ``reference`` of the float model.
+        kinds: what each output is.
+        precision: of the layers that are quantized, to say which moves a sample; None where none is.
+        floating: layers that are left in float.
+        seconds: about, for that.
+    """
+
+    graph: str
+    inputs: tuple[TensorInfo, ...]
+    calibration: Data
+    evaluation: Data
+    preprocess: dict[str, Preprocess]
+    outputs: dict[str, str]
+    reference: dict[str, str]
+    kinds: tuple[Seen, ...]
+    precision: Precision | None
+    quantized: QuantizedType | None
+    floating: tuple[str, ...] = ()
+    seconds: float = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownChange:
+    """A sample that changed, and what it looks like."""
+
+    change: Change
+    previews: tuple[Preview, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangesAnswer:
+    """The samples, those that changed most first; ``note`` says why no layers are named, where none are."""
+
+    changes: tuple[ShownChange, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

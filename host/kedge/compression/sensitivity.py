@@ -115,8 +115,8 @@ def measure(
     """
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="kedge-") as scratch:
-        run = _Run(model, precisions, quantized, group_size, asymmetric_weights, seed, Path(scratch))
-    limited = _Limited(samples, limit_samples)
+        run = Run(model, precisions, quantized, group_size, asymmetric_weights, seed, Path(scratch))
+    limited = Limited(samples, limit_samples)
     run.begin(limited, labels, choice)
     run.observe(limited, seconds=_FOR_RANGES * (end - time.monotonic()))
     return run.measure(limited, labels, end=end, progress=progress or _unheard)
@@ -126,16 +126,16 @@ def _unheard(what: str, done: int, total: int) -> None:
     """Progress that nobody hears."""
 
 
-class _Limited:
+class Limited:
     """The first samples; iterating gives small batches."""
 
     def __init__(self, samples: SampleSet, limit: int) -> None:
         self._samples = samples
         self.samples = min(samples.samples, limit)
 
-    def first(self, count: int) -> _Limited:
+    def first(self, count: int) -> Limited:
         """Of these the first."""
-        return _Limited(self._samples, min(self.samples, count))
+        return Limited(self._samples, min(self.samples, count))
 
     def batches(self, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
         """Index of the first sample, and the arrays."""
@@ -193,7 +193,10 @@ class _Sums:
             self.figures.setdefault(key, _Figures()).add(figures)
 
 
-class _Run:
+class Run:
+    """One graph whose layers are altered one at a time; :func:`measure` and
+    :mod:`kedge.compression.layer_attribution` say what for."""
+
     def __init__(
         self,
         model: onnx.ModelProto,
@@ -242,7 +245,7 @@ class _Run:
             seed=seed,
         )
 
-    def begin(self, samples: _Limited, labels: Array | None, choice: metric.Choice | None) -> None:
+    def begin(self, samples: Limited, labels: Array | None, choice: metric.Choice | None) -> None:
         """Run one sample, to see how long that takes and what the outputs are."""
         if not samples.samples:
             raise DatasetError(
@@ -276,7 +279,7 @@ class _Run:
             kind="top1" if known else "agreement", name="", output=named, kinds=tuple(self._kinds.values())
         )
 
-    def observe(self, samples: _Limited, *, seconds: float) -> None:
+    def observe(self, samples: Limited, *, seconds: float) -> None:
         """Find the ranges of activations, on as many samples as there is time for."""
         passes = self._alteration.passes
         if not passes:
@@ -287,7 +290,7 @@ class _Run:
         self._alteration.observe(samples.first(affordable))
 
     def measure(
-        self, samples: _Limited, labels: Array | None, *, end: float, progress: Callable[[str, int, int], None]
+        self, samples: Limited, labels: Array | None, *, end: float, progress: Callable[[str, int, int], None]
     ) -> Sensitivity:
         wanted = [(name, layer, precision) for name, layer in self._layers for precision in self._alteration.of(layer)]
         size = self._size(len(wanted), end - time.monotonic())
@@ -332,6 +335,20 @@ class _Run:
                 for group in groups.of(clean[name], bounded=self._kinds[name].bounded)
             ]
         return _Part(self._segments, self._alteration, feeds, clean, labels, self._choice, self._groups)
+
+    def errors(self, feeds: dict[str, Array], precision: Precision, *, end: float) -> Iterator[tuple[str, Array]]:
+        """Each layer altered alone, until ``end``: its name, and the error of each sample in the group of channels
+        where it is largest, as noise over signal.
+
+        Args:
+            feeds: the samples, as the model takes them.
+        """
+        part = self._part(feeds, None)
+        for name, layer in self._layers:
+            if time.monotonic() > end:
+                return
+            if precision in self._alteration.of(layer):
+                yield name, part.errors(layer, precision)
 
     def _told(self, sums: _Sums) -> Sensitivity:
         told = []
@@ -394,6 +411,18 @@ class _Part:
                 ]
             )
         self.sums.figures[name, precision] = _Figures(signal=self._signal, noise=noise, value=self._score(outputs))
+
+    def errors(self, layer: Layer, precision: Precision) -> Array:
+        """N: see :meth:`Run.errors`."""
+        changes, half = self._alteration.changes(layer, precision, self._clean)
+        outputs = self._segments.changed(layer, self._clean, changes, half=half)
+        found = np.zeros(self._count)
+        for value, wanted in zip(self._numbers(outputs), self._numbers(self._reference), strict=True):
+            with np.errstate(invalid="ignore", over="ignore"):
+                noise = np.square(np.subtract(value, wanted, dtype=np.float64)).reshape(self._count, -1).mean(axis=1)
+            signal = float(np.square(wanted, dtype=np.float64).mean()) or 1.0
+            found = np.maximum(found, np.nan_to_num(noise / signal, nan=np.inf))
+        return found
 
     def _numbers(self, outputs: dict[str, Array]) -> list[Array]:
         return [group.of(outputs[name]) for name, group in self._groups]

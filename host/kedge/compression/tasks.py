@@ -4,20 +4,34 @@ needs."""
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kedge.compiler import exchange as compiling
 from kedge.compiler import tasks as measuring
-from kedge.compiler.samples import Prepared, Samples
+from kedge.compiler.samples import Prepared, Samples, prepared
 from kedge.compression import explosion
 from kedge.compression.candidate import StepChoice
-from kedge.compression.exchange import ScoreAnswer, ScoreRequest, SensitivityRequest, StepAnswer, StepRequest
+from kedge.compression.exchange import (
+    ChangesAnswer,
+    ChangesRequest,
+    ScoreAnswer,
+    ScoreRequest,
+    SensitivityRequest,
+    ShownChange,
+    StepAnswer,
+    StepRequest,
+)
 from kedge.compression.sensitivity import Sensitivity
 from kedge.compression.step import Context
 from kedge_protocol.errors import KedgeError, StepError
 from kedge_targets.worker import Progress
+
+Array = npt.NDArray[Any]
 
 
 def apply_step(request: StepRequest, progress: Progress) -> StepAnswer:
@@ -121,4 +135,52 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> Sensitivity:
         limit_samples=request.samples,
         seconds=request.seconds,
         progress=progress,
+    )
+
+
+def changes(request: ChangesRequest, progress: Progress) -> ChangesAnswer:
+    """The evaluation samples that a bundle changed most, each with the layer that moves it most."""
+    from kedge.compiler.dataset import open_array
+    from kedge.evaluation import changes as finding
+    from kedge.evaluation import preview
+
+    outputs, reference = (
+        {name: open_array(Path(path), name=name, where=path) for name, path in files.items()}
+        for files in (request.outputs, request.reference)
+    )
+    found = finding.largest({one.name: one for one in request.kinds}, outputs, reference)
+    samples = Samples(request.evaluation)
+    picked = [samples.picked([one.sample]) for one in found]
+    layers: list[str | None] = [None] * len(found)
+    note = ""
+    try:
+        layers = _moving(request, picked)
+    except KedgeError as error:
+        note = f"which layer moves a sample could not be measured: {str(error).splitlines()[0]}"
+    return ChangesAnswer(
+        changes=tuple(
+            ShownChange(
+                change=replace(one, layer=layer),
+                previews=preview.of({name: array[0] for name, array in raw.items()}),
+            )
+            for one, raw, layer in zip(found, picked, layers, strict=True)
+        ),
+        note=note,
+    )
+
+
+def _moving(request: ChangesRequest, picked: list[dict[str, Array]]) -> list[str | None]:
+    if request.precision is None or not picked:
+        return [None] * len(picked)
+    from kedge.compression.layer_attribution import most_altering
+    from kedge_targets.graph import reading
+
+    return most_altering(
+        reading.load(Path(request.graph)),
+        Prepared(Samples(request.calibration), request.inputs, request.preprocess),
+        [prepared(raw, request.inputs, request.preprocess) for raw in picked],
+        request.precision,
+        quantized=request.quantized,
+        floating=request.floating,
+        seconds=request.seconds,
     )
