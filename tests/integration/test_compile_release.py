@@ -209,6 +209,7 @@ def test_labels_are_in_the_bundle(inputs: Inputs) -> None:
 
 def test_force_replaces_out(inputs: Inputs) -> None:
     inputs.out.mkdir()
+    (inputs.out / "oci-layout").touch()
     (inputs.out / "old.txt").touch()
     compiled(inputs, force=True)
     assert not (inputs.out / "old.txt").exists()

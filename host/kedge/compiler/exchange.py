@@ -155,6 +155,7 @@ class EvaluateAnswer:
 
     Attributes:
         agreement: share of the samples whose answers are the float model's; None where no output has answers.
+        files: output name → ``.npy`` file of its answers, where the worker ran.
     """
 
     score: metric.Score
@@ -163,6 +164,7 @@ class EvaluateAnswer:
     runtime: str
     agreement: float | None = None
     outputs: tuple[OutputFigures, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def value(self) -> float:

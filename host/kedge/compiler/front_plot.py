@@ -33,7 +33,11 @@ class Dot:
 
 @dataclass(frozen=True)
 class Plot:
-    """One target's dots, and the ends of the axes in words."""
+    """One target's dots, and the ends of the axes in words.
+
+    Attributes:
+        beyond: candidates that drop more than the axis shows; they lie on its end.
+    """
 
     target: str
     dots: tuple[Dot, ...]
@@ -41,6 +45,7 @@ class Plot:
     most_size: str
     least_drop: str
     most_drop: str
+    beyond: int = 0
 
 
 def plot(target: str, attempts: Sequence[Attempt]) -> Plot | None:
@@ -74,6 +79,7 @@ def plot(target: str, attempts: Sequence[Attempt]) -> Plot | None:
         f"{max(s for _, _, s in measured)} B",
         f"{low:.3g}",
         f"{high:.3g}",
+        sum(drop > high for _, drop, _ in measured),
     )
 
 

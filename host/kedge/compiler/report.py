@@ -13,7 +13,7 @@ from kedge.compiler import exchange
 from kedge.compiler.pack import Source
 from kedge.compiler.result import KEPT, Attempt, Compiled, Failed
 from kedge.compression.candidate import Candidate
-from kedge.compression.exchange import StepEntry
+from kedge.compression.exchange import ChangesAnswer, StepEntry
 from kedge.compression.latency import TargetLatency
 from kedge.compression.sensitivity import Sensitivity
 from kedge_protocol import __version__, codec
@@ -81,6 +81,7 @@ class BundleEntry:
         steps: over the float graph, with what each cost in accuracy and won in bytes and milliseconds.
         layers: those that do not have the precision of the rest.
         over: what of the budget it does not keep; empty in a release.
+        changes: the evaluation samples that it moved most, beside the float model's answers.
         attempts: all that was tried; the last one was taken.
     """
 
@@ -111,6 +112,7 @@ class BundleEntry:
     over: str = ""
     tools: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    changes: ChangesAnswer = field(default_factory=ChangesAnswer)
     attempts: list[Attempt] = field(default_factory=list)
 
 
@@ -255,6 +257,7 @@ def _bundle(compiled: Compiled, digest: str, source: Source) -> BundleEntry:
         golden=compiled.golden,
         tools=compiled.lowered.tools,
         notes=compiled.lowered.notes,
+        changes=compiled.changes,
         attempts=compiled.attempts,
     )
 

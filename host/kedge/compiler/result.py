@@ -13,7 +13,7 @@ from kedge.compiler.model import Model
 from kedge.compiler.options import CompileOptions
 from kedge.compression.budget import ACCURACY, Budget
 from kedge.compression.candidate import Candidate
-from kedge.compression.exchange import StepEntry
+from kedge.compression.exchange import ChangesAnswer, StepEntry
 from kedge.compression.latency import Record, TargetLatency
 from kedge.evaluation.outputs import OutputFigures
 from kedge_protocol.bundle.config import Preprocess
@@ -129,6 +129,7 @@ class Compiled:
     Attributes:
         attempts: all that was tried; the one that was taken is last.
         over: what of the budget it does not keep, in words; empty for what goes into OUT.
+        changes: the evaluation samples that it moved most.
     """
 
     target: Target
@@ -140,6 +141,7 @@ class Compiled:
     golden_file: Path
     attempts: list[Attempt]
     over: str = ""
+    changes: ChangesAnswer = field(default_factory=ChangesAnswer)
 
     @property
     def precision(self) -> str:

@@ -208,6 +208,7 @@ def evaluate(request: EvaluateRequest, progress: Progress) -> EvaluateAnswer:
         memory_bytes=grown,
         seconds=time.perf_counter() - began,
         runtime=_runtime_version(request.program.backend),
+        files=outputs,
     )
 
 

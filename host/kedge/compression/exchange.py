@@ -118,8 +118,8 @@ class ChangesRequest:
     outputs: dict[str, str]
     reference: dict[str, str]
     kinds: tuple[Seen, ...]
-    precision: Precision | None
-    quantized: QuantizedType | None
+    precision: Precision | None = None
+    quantized: QuantizedType | None = None
     floating: tuple[str, ...] = ()
     seconds: float = 8.0
 
@@ -136,7 +136,7 @@ class ShownChange:
 class ChangesAnswer:
     """The samples, those that changed most first; ``note`` says why no layers are named, where none are."""
 
-    changes: tuple[ShownChange, ...]
+    changes: tuple[ShownChange, ...] = ()
     note: str = ""
 
 
@@ -149,7 +149,7 @@ class SensitivityRequest:
     calibration: Data
     preprocess: dict[str, Preprocess]
     precisions: tuple[Precision, ...]
-    quantized: QuantizedType | None
+    quantized: QuantizedType | None = None
     samples: int
     seconds: float
     choice: metric.Choice | None = None

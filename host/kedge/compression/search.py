@@ -15,6 +15,7 @@ from kedge.compiler.result import KEPT, Attempt, Compiled, Failed, Job, Outcome
 from kedge.compression import pareto, recipe
 from kedge.compression.candidate import Candidate
 from kedge.compression.crew import Crew, Trials
+from kedge.compression.exchange import ChangesAnswer, ChangesRequest
 from kedge.compression.latency import HOST, Book, Measurement
 from kedge.compression.sensitivity import Sensitivity
 from kedge.compression.strategy import Batches, Strategy
@@ -199,6 +200,36 @@ class Search:
             golden_file=golden_file,
             attempts=[*others, taken.attempt],
             over=over,
+            changes=self._changes(taken, lowered, evaluation),
+        )
+
+    def _changes(
+        self, taken: Outcome, lowered: exchange.LowerAnswer, evaluation: exchange.EvaluateAnswer
+    ) -> ChangesAnswer:
+        """The samples that it moved most; for the report alone."""
+        job = self._job
+        reference = job.reference.result()
+        if not all(Path(file).is_file() for file in evaluation.files.values()):
+            return ChangesAnswer(note="its answers lie on another machine")
+        schemes = registry.compiler(taken.candidate.backend.name).quantized_for(self._target)
+        floating = (name for name, precision in taken.plan.layers.items() if not precision.quantized)
+        return self._crew.first.call(
+            "kedge.compression.tasks:changes",
+            ChangesRequest(
+                graph=job.model.graph,
+                inputs=job.model.inputs,
+                calibration=job.calibration,
+                evaluation=job.evaluation,
+                preprocess=job.preprocess,
+                outputs=evaluation.files,
+                reference=reference.outputs,
+                kinds=reference.choice.kinds,
+                precision=taken.plan.default if taken.plan.default.quantized and not job.model.quantized else None,
+                quantized=schemes[0] if schemes else None,
+                floating=(*floating, *lowered.floating),
+            ),
+            ChangesAnswer,
+            deadline=job.options.deadline,
         )
 
     def _failed(self, points: Sequence[pareto.Point]) -> Failed:

@@ -34,8 +34,8 @@ class OutputChange:
     name: str
     before: str
     after: str
-    same: float | None
     error: float
+    same: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
