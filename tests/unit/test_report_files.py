@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import html.parser
 import json
+import re
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kedge.compiler import exchange, report
 from kedge.compiler.report_html import plots, readable_bytes, render
 from kedge.compiler.result import Attempt
+from kedge.compression.exchange import ChangesAnswer, ShownChange
+from kedge.evaluation import preview
+from kedge.evaluation.changes import Change, OutputChange
 
 LATENCY = exchange.Latency(p50=1.5, p95=2.5)
 GOLDEN = exchange.GoldenAnswer(samples=16, kernel_sets=("one", "two"), tolerances={"y": [0.1, 0.01]})
@@ -92,7 +99,11 @@ class Sources(html.parser.HTMLParser):
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [f"{tag} {name}" for name, _ in attrs if name in ("src", "href", "srcset", "data")]
+        self.found += [
+            f"{tag} {name}"
+            for name, value in attrs
+            if name in ("src", "href", "srcset", "data") and not (value or "").startswith("data:image/png;base64,")
+        ]
         self.found += [tag] if tag in ("script", "link", "iframe") else []
 
 
@@ -103,6 +114,69 @@ def test_the_page_loads_nothing() -> None:
     assert sources.found == []
     assert "url(" not in page
     assert "@import" not in page
+
+
+def changed() -> report.Report:
+    """A report whose bundle moved two samples: a picture, and a sound with a text."""
+    before = OutputChange(name="scores", before="1 (0.9)", after="2 (0.5), 1 (<0.4)", same=0.0, error=0.7)
+    picture = preview.of({"image": np.zeros((16, 16, 3), dtype=np.uint8)})
+    sound = preview.of({"wave": np.sin(np.arange(4000.0)), "words": np.asarray(["<b>yes</b>"])})
+    made = sample()
+    answer = ChangesAnswer(
+        changes=(
+            ShownChange(change=Change(sample=3, outputs=(before,), layer="conv/1"), previews=picture),
+            ShownChange(change=Change(sample=5, outputs=(dataclasses.replace(before, same=1.0),)), previews=sound),
+        ),
+        note="the time was up",
+    )
+    return dataclasses.replace(made, bundles=[dataclasses.replace(made.bundles[0], changes=answer)])
+
+
+def test_the_page_shows_the_samples_that_changed_most(tmp_path: Path) -> None:
+    page = render(changed())
+    sources = Sources()
+    sources.feed(page)
+    assert sources.found == []
+    for text in (
+        "sample 3",
+        "another answer",
+        "1 (0.9)",
+        "conv/1",
+        "the time was up",
+        "data:image/png",
+        "&lt;b&gt;yes",
+    ):
+        assert text in page
+    assert page.count("another answer") == 1
+    report.write(changed(), tmp_path)
+    assert report.read(tmp_path) == changed()
+
+
+@pytest.mark.needs("chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_fits_a_desk_and_a_telephone(tmp_path: Path, width: int) -> None:
+    made = changed()
+    bundle = dataclasses.replace(
+        made.bundles[0], target="a-target-of-a-rather-long-name", label="split-outliers + equalize + int8, mixed"
+    )
+    long = dataclasses.replace(made.model, file="a_file_whose_name_has_no_place_to_break_" * 3 + ".onnx")
+    page = render(dataclasses.replace(made, model=long, bundles=[bundle] * 2))
+    # A frame of that width: headless Chromium makes no window below 500 pixels. Tables scroll in a box of their own.
+    frame = (
+        f"<title></title><iframe width={width} height=3000 srcdoc='{html.escape(page)}' onload=\"const d = "
+        "this.contentDocument, w = this.contentWindow.innerWidth; document.title = w + ': ' + "
+        "[...d.querySelectorAll('body > *')].filter(e => e.getBoundingClientRect().right > w || "
+        "(e.scrollWidth > e.clientWidth + 1 && e.className != 'scroll')).map(e => e.outerHTML.slice(0, 80)).join()\">"
+    )
+    file = tmp_path / "frame.html"
+    file.write_text(frame, encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --dump-dom"
+    command = ["chromium", *flags.split(), f"--user-data-dir={tmp_path}/profile", "--window-size=1400,3200"]
+    done = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    title = html.unescape(done.stdout.partition("<title>")[2].partition("</title>")[0])
+    assert re.fullmatch(r"(\d+): ", title), title
+    assert int(title.split(":")[0]) in range(width - 20, width + 1)
 
 
 def test_the_page_says_what_the_report_says() -> None:
