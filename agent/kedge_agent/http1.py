@@ -7,11 +7,16 @@ an agent that has 60.
 from __future__ import annotations
 
 import re
+import socket
+import time
 from dataclasses import dataclass
-from io import BufferedIOBase
+from io import BufferedIOBase, RawIOBase
+from typing import Any
 
 _MAX_LINE = 16 << 10
 _MAX_FIELDS = 100
+_MAX_HEAD = 64 << 10
+"""Bytes of a whole head, the request line included."""
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,16}) ([!-~]{1,8192}) HTTP/1\.([01])\Z")
 _FIELD_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 
@@ -79,6 +84,40 @@ class Head:
         return int(text)
 
 
+class Source(RawIOBase):
+    """What a client sends. Each wait is bound, and so is the whole of a head or a body: a byte now and then must not
+    hold a connection for ever.
+
+    Args:
+        connection: to read from.
+        idle: seconds that one wait may last.
+    """
+
+    def __init__(self, connection: socket.socket, idle: float) -> None:
+        self._connection = connection
+        self._idle = idle
+        self._allowed = 0.0
+        self._until: float | None = None
+
+    def within(self, seconds: float) -> None:
+        """What is read from here on must come within so many seconds of its first byte."""
+        self._allowed, self._until = seconds, None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Raises TimeoutError where the client takes too long."""
+        left = self._idle if self._until is None else self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the request takes too long")
+        self._connection.settimeout(min(self._idle, left))
+        got = self._connection.recv_into(buffer)
+        if self._until is None:
+            self._until = time.monotonic() + self._allowed
+        return got
+
+
 def read_head(stream: BufferedIOBase) -> Head | None:
     """Read up to the empty line.
 
@@ -99,16 +138,22 @@ def read_head(stream: BufferedIOBase) -> Head | None:
         raise RefusedError(400, "not a request of HTTP/1.1")
     method, path, minor = (part.decode("ascii") for part in match.groups())
     fields: dict[str, str] = {}
+    count, size = 0, len(line)
     while line := _line(stream):
+        count, size = count + 1, size + len(line)
+        if count > _MAX_FIELDS:
+            raise RefusedError(431, "too many header fields")
+        if size > _MAX_HEAD:
+            raise RefusedError(431, "the head is too long")
         name, colon, value = line.partition(b":")
         if not colon or not _FIELD_NAME.match(name):
             raise RefusedError(400, "a header field is malformed")
         key, text = name.decode("ascii").lower(), value.strip(b" \t").decode("latin-1")
         if key == "content-length" and fields.get(key, text) != text:
             raise RefusedError(400, "two lengths are given")
-        fields[key] = text
-        if len(fields) > _MAX_FIELDS:
-            raise RefusedError(431, "too many header fields")
+        repeated = key in fields and key != "content-length"
+        # RFC 9110, section 5.2: fields of one name are one field.
+        fields[key] = f"{fields[key]}, {text}" if repeated else text
     if line is None:
         return None
     options = {option.strip().lower() for option in fields.get("connection", "").split(",")}
@@ -124,12 +169,12 @@ def _line(stream: BufferedIOBase) -> bytes | None:
     return line[:-1].removesuffix(b"\r")
 
 
-def answer(status: int, body: bytes, *, keep_alive: bool) -> bytes:
-    """The bytes of a whole answer with a JSON body."""
+def answer(status: int, body: bytes, *, keep_alive: bool, head_only: bool = False) -> bytes:
+    """The bytes of a whole answer with a JSON body; of its head alone for a HEAD (RFC 9110, section 9.3.2)."""
     head = (
         f"HTTP/1.1 {status} {REASONS.get(status, 'Error')}\r\n"
         "Content-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n"
         f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
     )
-    return head.encode("ascii") + body
+    return head.encode("ascii") + (b"" if head_only else body)

@@ -63,7 +63,7 @@ class Model:
         self._reloading = threading.Lock()
         self._failure: Exception | None = None
         self._failed_loads = 0
-        self._loaded: _Loaded | None
+        self._loaded: Loaded | None
         if target is not None:
             if state is not None:
                 raise InputError("a release folder has no state folder", remedy="Leave out `state` or `target`")
@@ -87,23 +87,22 @@ class Model:
         Raises:
             InputError: a missing or unknown input, a wrong shape or dtype; or the model was closed.
         """
+        return self.loaded()(array, named)
+
+    def loaded(self) -> Loaded:
+        """The bundle that answers now, to be called and asked about itself: what it says belongs to what it computes,
+        whatever is switched to meanwhile.
+
+        Raises:
+            InputError: the model was closed.
+        """
         generation = self._generation
         if generation is not None and generation[0] != self._seen:
             self._reload_in_background()
         loaded = self._loaded
         if loaded is None:
             raise InputError("the model was closed")
-        counter = loaded.counter
-        if counter is None:
-            return loaded.answer(array, named)
-        start = perf_counter_ns()
-        try:
-            result = loaded.answer(array, named)
-        except BaseException:
-            counter.error()
-            raise
-        counter.record(perf_counter_ns() - start)
-        return result
+        return loaded
 
     @property
     def digest(self) -> str:
@@ -235,7 +234,7 @@ class Model:
             self._loaded.counter.error()
 
 
-class _Loaded:
+class Loaded:
     """One bundle, ready for calls. It is let go when the last call that uses it has ended."""
 
     def __init__(self, bundle: Bundle, executor: Executor, counter: Counter | None) -> None:
@@ -250,8 +249,21 @@ class _Loaded:
         self._names = [spec.name for spec in bundle.config.outputs]
         weakref.finalize(self, _release, executor, counter).atexit = False
 
-    def answer(self, given: Any, named: Mapping[str, Any]) -> Any:
-        """See :meth:`Model.__call__`."""
+    def __call__(self, given: Any, named: Mapping[str, Any]) -> Any:
+        """Answer one call, and count it; see :meth:`Model.__call__`."""
+        counter = self.counter
+        if counter is None:
+            return self._answer(given, named)
+        start = perf_counter_ns()
+        try:
+            result = self._answer(given, named)
+        except BaseException:
+            counter.error()
+            raise
+        counter.record(perf_counter_ns() - start)
+        return result
+
+    def _answer(self, given: Any, named: Mapping[str, Any]) -> Any:
         if not named and self._only is not None and given is not None and not isinstance(given, Mapping):
             spec, rank, run = self._only
             array = tensors.as_array(given, spec)
@@ -308,7 +320,7 @@ def _mapped(path: Path) -> memoryview:
         ) from error
 
 
-def _load_slot(folder: slots.ModelFolder, generation: int) -> _Loaded:
+def _load_slot(folder: slots.ModelFolder, generation: int) -> Loaded:
     for attempt in range(_LOAD_ATTEMPTS):
         slot = folder.current()
         if slot is None:
@@ -327,11 +339,11 @@ def _load_slot(folder: slots.ModelFolder, generation: int) -> _Loaded:
                     remedy="Let this user read the agent's state folder",
                 ) from error
             raise
-        return _Loaded(bundle, executor, open_counter(folder.counters, digest=bundle.digest, generation=generation))
+        return Loaded(bundle, executor, open_counter(folder.counters, digest=bundle.digest, generation=generation))
     raise StorageError("changes faster than it can be loaded", where=str(folder.path))
 
 
-def _load_release(path: Path, target: str) -> _Loaded:
+def _load_release(path: Path, target: str) -> Loaded:
     layout = Layout(path)
     bundle = layout.bundle(target)
     # Blobs have no file names and some runtimes look for a file beside another by name. A runtime keeps open what it
@@ -344,7 +356,7 @@ def _load_release(path: Path, target: str) -> _Loaded:
             except OSError as error:
                 raise BundleError(f"blob {layer.digest}: {error.strerror}", where=str(path)) from error
             digest.verify_file(copy, layer.digest)
-        return _Loaded(bundle, Executor.of(Path(scratch), bundle.config), None)
+        return Loaded(bundle, Executor.of(Path(scratch), bundle.config), None)
 
 
 def _link_or_copy(source: Path, copy: Path) -> None:

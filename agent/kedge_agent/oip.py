@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 import kedge_protocol
-from kedge_agent.model import Model
+from kedge_agent.model import Loaded
 from kedge_agent.served import Entry, ServedModels
-from kedge_protocol.bundle.config import TensorSpec
+from kedge_protocol.bundle.config import BundleConfig, TensorSpec
+from kedge_protocol.bundle.layout import Bundle
 from kedge_protocol.errors import InputError, KedgeError
 
 Array = npt.NDArray[Any]
@@ -121,25 +122,30 @@ class Door:
         model = entry.model
         if model is None:
             return refusal(503, f"the model {name!r} is not ready: {entry.error}")
+        try:
+            loaded = model.loaded()
+        except InputError as error:
+            return refusal(503, f"the model {name!r} is not ready: {error}")  # it was removed meanwhile
         if rest[:1] == ["versions"] and len(rest) > 1:
-            if rest[1] != model.version:
-                return refusal(404, f"version {rest[1][:80]!r} does not serve; {model.version!r} does")
+            version = loaded.bundle.config.version
+            if rest[1] != version:
+                return refusal(404, f"version {rest[1][:80]!r} does not serve; {version!r} does")
             rest = rest[2:]
         if rest == ["infer"]:
-            return self._infer(name, model, body) if method == "POST" else refusal(405, "infer takes a POST")
+            return self._infer(name, loaded, body) if method == "POST" else refusal(405, "infer takes a POST")
         if rest not in ([], ["ready"]):
             return refusal(404, f"unknown path below the model {name!r}")
         if method != "GET":
             return refusal(405, f"{method} is not for this path")
-        return Answer(200, {"name": name, "ready": True}) if rest else _metadata(name, entry, model)
+        return Answer(200, {"name": name, "ready": True}) if rest else _metadata(name, entry, loaded.bundle)
 
-    def _infer(self, name: str, model: Model, body: bytes) -> Answer:
+    def _infer(self, name: str, loaded: Loaded, body: bytes) -> Answer:
+        config = loaded.bundle.config
         try:
             request = _parsed(body)
-            wanted = _wanted(request, model)
+            wanted = _wanted(request, config)
             inputs = _inputs(request)
-            version = model.version
-            result = model(inputs)
+            result = loaded(inputs, {})
         except InputError as error:
             return refusal(400, str(error))
         except KedgeError as error:
@@ -149,24 +155,25 @@ class Door:
             # Whatever a runtime may raise: one call fails, the server goes on.
             log.exception("%s: a call failed", name)
             return refusal(500, f"{type(error).__name__}: {error}")
-        outputs = result if isinstance(result, dict) else {model.outputs[0].name: result}
+        outputs = result if isinstance(result, dict) else {config.outputs[0].name: result}
         tensors = [_tensor(output, outputs[output]) for output in wanted or outputs]
-        answer: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": tensors}
+        answer: dict[str, Any] = {"model_name": name, "model_version": config.version, "outputs": tensors}
         if isinstance(request.get("id"), str):
             answer["id"] = request["id"]
         return Answer(200, answer)
 
 
-def _metadata(name: str, entry: Entry, model: Model) -> Answer:
+def _metadata(name: str, entry: Entry, bundle: Bundle) -> Answer:
+    config = bundle.config
     return Answer(
         200,
         {
             "name": name,
-            "versions": [model.version],
-            "platform": f"kedge_{model.config.backend}",
-            "inputs": [_described(spec) for spec in model.inputs],
-            "outputs": [_described(spec) for spec in model.outputs],
-            "parameters": {"digest": model.digest, "labels": list(model.labels), "failure": entry.error},
+            "versions": [config.version],
+            "platform": f"kedge_{config.backend}",
+            "inputs": [_described(spec) for spec in config.inputs],
+            "outputs": [_described(spec) for spec in config.outputs],
+            "parameters": {"digest": bundle.digest, "labels": list(config.labels), "failure": entry.error},
         },
     )
 
@@ -190,9 +197,9 @@ def _parsed(body: bytes) -> dict[str, Any]:
     return request
 
 
-def _wanted(request: dict[str, Any], model: Model) -> list[str]:
+def _wanted(request: dict[str, Any], config: BundleConfig) -> list[str]:
     asked = request.get("outputs", [])
-    known = [spec.name for spec in model.outputs]
+    known = [spec.name for spec in config.outputs]
     if not isinstance(asked, list) or not all(isinstance(item, dict) for item in asked):
         raise InputError("'outputs' is not a list of objects")
     names = [item.get("name") for item in asked]
@@ -237,6 +244,11 @@ def _array(item: dict[str, Any], *, where: str) -> Array:
     if values.ndim > 1 and list(values.shape) != shape:
         raise InputError(f"'data' is nested as {list(values.shape)}, the shape is {shape}", where=where)
     allowed = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}[dtype.kind]
+    if values.dtype.kind == "O" or (dtype.kind in "iu" and values.dtype.kind == "f"):
+        try:
+            values = _exact(data, values, dtype.kind)
+        except OverflowError as error:
+            raise InputError(f"'data' is out of the range of {datatype}", where=where) from error
     if values.size and values.dtype.kind not in allowed:
         raise InputError(f"'data' is not of datatype {datatype}", where=where)
     if dtype.kind in "iu" and values.size:
@@ -245,6 +257,24 @@ def _array(item: dict[str, Any], *, where: str) -> Array:
             raise InputError(f"'data' is out of the range of {datatype}", where=where)
     with np.errstate(over="ignore"):
         return values.astype(dtype).reshape(shape)
+
+
+def _exact(data: list[Any], values: Array, kind: str) -> Array:
+    """Numbers for which numpy takes another kind of type: it makes floats of integers that no one of its types holds
+    together (1 and 2**63), and objects of those beyond 64 bits.
+
+    Raises:
+        OverflowError: they are in no type's range.
+    """
+    exact = np.array(data, dtype=object)
+    types = {type(number) for number in exact.flat}
+    if kind == "f":
+        return exact.astype("float64") if types <= {int, float} else values
+    if types != {int}:
+        return values
+    if not all(0 <= number < 1 << 64 for number in exact.flat):
+        raise OverflowError
+    return exact.astype("uint64")
 
 
 def _tensor(name: str, array: Array) -> dict[str, Any]:

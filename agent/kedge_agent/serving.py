@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -46,6 +47,7 @@ class Settings:
         listen: ``host:port``; port 0 takes a free one.
         connections: open at once; one more is refused with 503.
         idle_seconds: a connection without a request is closed after.
+        head_seconds, body_seconds: that a request's head and body may take from their first byte on.
         max_body_bytes: a larger request is refused with 413. Its numbers take up to 20 times as much memory.
         call_seconds: a call, or a load, that takes longer has hung: no sign of life is given any more.
     """
@@ -53,6 +55,8 @@ class Settings:
     listen: str = "127.0.0.1:8080"
     connections: int = 32
     idle_seconds: float = 30.0
+    head_seconds: float = 30.0
+    body_seconds: float = 300.0
     max_body_bytes: int = 16 << 20
     call_seconds: float = 180.0
 
@@ -169,10 +173,12 @@ class _Connection(socketserver.StreamRequestHandler):
 
     server: Server
     disable_nagle_algorithm = True
+    _head_only = False
 
     def setup(self) -> None:
         super().setup()
-        self.connection.settimeout(self.server.settings.idle_seconds)
+        self._source = http1.Source(self.connection, self.server.settings.idle_seconds)
+        self.rfile = io.BufferedReader(self._source)
 
     def handle(self) -> None:
         """Until the client wants no more, is silent for too long, or sends what is no request."""
@@ -185,18 +191,23 @@ class _Connection(socketserver.StreamRequestHandler):
 
     def _one(self) -> bool:
         """Whether another request may follow."""
+        self._head_only = False
+        self._source.within(self.server.settings.head_seconds)
         head = http1.read_head(self.rfile)
         if head is None:
             return False
+        self._head_only = head.method == "HEAD"
         length = head.body_length(self.server.settings.max_body_bytes)
         if length and head.fields.get("expect", "").lower() == "100-continue":
             self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._source.within(self.server.settings.body_seconds)
         body = self.rfile.read(length)
         if len(body) != length:
             return False
         self.server.calls[threading.get_ident()] = time.monotonic()
         try:
-            found = self.server.door.answer(head.method, head.path, body)
+            method = "GET" if self._head_only else head.method
+            found = self.server.door.answer(method, head.path, body)
         finally:
             del self.server.calls[threading.get_ident()]
         try:
@@ -208,7 +219,8 @@ class _Connection(socketserver.StreamRequestHandler):
         return head.keep_alive
 
     def _send(self, status: int, body: bytes, *, keep_alive: bool) -> None:
-        self.connection.sendall(http1.answer(status, body, keep_alive=keep_alive))
+        self.connection.settimeout(self.server.settings.idle_seconds)
+        self.connection.sendall(http1.answer(status, body, keep_alive=keep_alive, head_only=self._head_only))
 
     def _drain(self) -> None:
         """Take what the client is still sending, for a while: closed at once, it would not see the answer."""

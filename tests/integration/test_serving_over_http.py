@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import re
 import signal
@@ -20,6 +21,7 @@ import pytest
 from tests.support.bundles import make_bundle, make_tflite_bundle, samples
 from tests.support.installed import install
 
+from kedge_agent import http1
 from kedge_agent.counters import collect
 from kedge_agent.slots import ModelFolder
 
@@ -298,3 +300,65 @@ def test_the_child_stays_lean_with_a_model_loaded_and_called(
     found = re.search(r"RssAnon:\s+(\d+) kB", status)
     assert found is not None
     assert int(found[1]) < 32 * 1024
+
+
+def raw(child: Child, data: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", child.port), timeout=30)
+    connection.sendall(data)
+    return connection
+
+
+def test_a_head_request_has_the_head_alone_on_a_connection_that_stays(start: Callable[..., Child]) -> None:
+    child = start()
+    paths = {"/v2": 200, "/v2/health/live": 200, "/v2/models/none": 404, "/nowhere": 404}
+    connection = child.connect()
+    for path, status in paths.items():
+        connection.request("HEAD", path)
+        head = connection.getresponse()
+        assert (head.status, head.read()) == (status, b"")
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        assert (answer.status, len(answer.read())) == (status, int(head.headers["Content-Length"]))
+    with raw(child, b"HEAD /v2 HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n") as refused:
+        assert refused.makefile("rb").read().endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("line", [b"A: b\r\n", b"A: " + b"b" * 900 + b"\r\n", b"Connection: keep-alive\r\n"])
+def test_a_head_is_bound_in_fields_and_bytes(start: Callable[..., Child], line: bytes) -> None:
+    child = start()
+    count = 101 if len(line) < 900 else 80
+    with raw(child, b"GET /v2 HTTP/1.1\r\n" + line * count + b"\r\n") as connection:
+        assert connection.makefile("rb").readline().startswith(b"HTTP/1.1 431 ")
+    with raw(child, b"GET /v2 HTTP/1.1\r\n" + line * 60 + b"Connection: close\r\n\r\n") as connection:
+        assert connection.makefile("rb").readline().startswith(b"HTTP/1.1 200 ")
+
+
+def test_fields_of_one_name_are_one_field() -> None:
+    lines = ("GET / HTTP/1.1", "Connection: x", "A: 1", "Connection: close", "A: 2", *["Content-Length: 0"] * 2, "", "")
+    head = http1.read_head(io.BytesIO("\r\n".join(lines).encode()))
+    assert head is not None
+    assert (head.fields["a"], head.keep_alive, head.body_length(10)) == ("1, 2", False, 0)
+
+
+def test_a_client_that_trickles_is_let_go_after_a_time() -> None:
+    """A byte now and then is within each single wait, and not within the bound for the whole."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        source = http1.Source(ours, idle=30.0)
+        source.within(0.2)
+        reader = io.BufferedReader(source)
+        stop = threading.Event()
+
+        def trickle() -> None:
+            while not stop.wait(0.02):
+                theirs.sendall(b"x")
+
+        sender = threading.Thread(target=trickle)
+        sender.start()
+        with pytest.raises(TimeoutError):
+            http1.read_head(reader)
+        stop.set()
+        sender.join()
+        source.within(30.0)
+        theirs.sendall(b"y")
+        assert source.readinto(bytearray(1)) == 1

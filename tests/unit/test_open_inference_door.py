@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from tests.support.bundles import CLASSES, make_bundle, samples
 from tests.support.installed import install
 
-from kedge_agent.oip import DATATYPES, Door
+from kedge_agent.model import Loaded
+from kedge_agent.oip import DATATYPES, Door, _array
 from kedge_agent.served import ServedModels
 from kedge_agent.serving import Server, Settings
+from kedge_protocol.errors import InputError
 
 pytestmark = pytest.mark.device
 
@@ -217,3 +219,71 @@ def test_a_call_that_hangs_ends_the_signs_of_life(tmp_path: Path) -> None:
         server._beat_at = 0.0
         server.service_actions()
         assert len(beats) == 2
+
+
+TOP = (1 << 64) - 1
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data"),
+    [
+        ("UINT64", [1 << 63]),
+        ("UINT64", [1, 1 << 63]),
+        ("UINT64", [0, TOP]),
+        ("UINT64", [[1, TOP], [(1 << 63) - 1, (1 << 63) + 1]]),
+        ("INT64", [-(1 << 63), (1 << 63) - 1]),
+        ("FP64", [1 << 63, 1.5]),
+        ("FP64", [1 << 80]),
+    ],
+)
+def test_whole_numbers_are_taken_exactly_up_to_the_datatypes_ends(datatype: str, data: list[Any]) -> None:
+    wanted = np.array(data, dtype=object)
+    found = _array({"datatype": datatype, "shape": list(wanted.shape), "data": data}, where="x")
+    assert found.dtype == DATATYPES[datatype]
+    assert found.tolist() == (wanted.tolist() if datatype != "FP64" else wanted.astype("float64").tolist())
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data", "words"),
+    [
+        ("UINT64", [-1, 1 << 63], "out of the range"),
+        ("UINT64", [1 << 64], "out of the range"),
+        ("INT64", [1, 1 << 63], "out of the range"),
+        ("INT64", [-(1 << 63) - 1], "out of the range"),
+        ("UINT64", [1.0, 1 << 63], "not of datatype"),
+        ("UINT8", [1.5], "not of datatype"),
+        ("FP64", [10**400], "out of the range"),
+        ("FP64", [None, 1 << 80], "not of datatype"),
+        ("BOOL", [1 << 80], "not of datatype|out of the range"),
+    ],
+)
+def test_numbers_beyond_them_are_refused(datatype: str, data: list[Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        _array({"datatype": datatype, "shape": [len(data)], "data": data}, where="x")
+
+
+def test_the_label_of_an_answer_is_of_the_bundle_that_computed_it(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    install(state, make_bundle(tmp_path, version="1.0"))
+    models = ServedModels(state)
+    models.scan()
+    entry = models.get("tiny")
+    assert entry is not None
+    assert entry.model is not None
+    model = entry.model
+    old = model(samples(2))
+    install(state, make_bundle(tmp_path, version="2.0", seed=5))
+    take = model.loaded
+
+    def switched_amid_the_request() -> Loaded:
+        loaded = take()
+        model.refresh()
+        return loaded
+
+    model.loaded = switched_amid_the_request  # type: ignore[method-assign]
+    answer = Door(models).answer("POST", "/v2/models/tiny/infer", _body())
+    assert model.version == "2.0"
+    assert answer.body["model_version"] == "1.0"
+    np.testing.assert_array_equal(answer.body["outputs"][0]["data"], old.ravel())
+    told = Door(models).answer("GET", "/v2/models/tiny").body
+    assert told["versions"] == ["2.0"]
