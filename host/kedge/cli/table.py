@@ -30,5 +30,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         Console().print(shown)
         return
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    for row in (head, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *rows))
+    # At once: each echo is a write of its own.
+    click.echo("\n".join(lines))
