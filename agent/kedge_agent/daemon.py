@@ -18,6 +18,7 @@ from kedge_agent import frugal, memory, system
 from kedge_agent.child import ServingChild
 from kedge_agent.config import AgentConfig
 from kedge_agent.link import Link
+from kedge_agent.namesake import Namesake
 from kedge_agent.notify import notify
 from kedge_agent.perform import Performer, installed_of, installed_runtimes
 from kedge_agent.serving_watch import ServingWatch
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 TICK = 0.25
 """Seconds between two looks at the clock, the child and what it says."""
 FIRST_TELEMETRY = 1.0
+_BOOTS_KEPT = 16
 
 
 class Daemon:
@@ -56,15 +58,16 @@ class Daemon:
         self._lock_handle = memory.lock(config.state)
         self._store = Store(config.state)
         before = memory.read(config.state)
-        self._boots = before.boots + 1
+        self._boot_id = secrets.token_hex(6)
+        self._boots, self._boot_ids = before.boots + 1, [*before.boot_ids, self._boot_id][-_BOOTS_KEPT:]
         self._memory = before.memory
         try:
             self._write_memory(before.memory)
         except StorageError as error:
             # A full disk is no reason to stay away: what is installed still serves.
             log.error("the agent's memory cannot be written: %s", error)
-        self._boot_id = secrets.token_hex(6)
         self._seq = 0
+        self._unheard_seconds = 0.0
         self._busy = False
         self._problem: str | None = None
         self._told: dict[str, tuple[object, ...]] = {}
@@ -88,7 +91,16 @@ class Daemon:
             seed=secrets.randbits(32),
             now=clock(),
         )
-        self._link = Link(config.broker, config.name, self._boot_id, post=self.post, command=self._command)
+        self._namesake = Namesake(self._boot_id, before.boot_ids)
+        self._link = Link(
+            config.broker,
+            config.name,
+            self._boot_id,
+            post=self.post,
+            command=self._command,
+            namesake=self._namesake,
+            noticed=self._report_anew,
+        )
         self._performer = Performer(
             self._store,
             config.proof,
@@ -169,10 +181,16 @@ class Daemon:
     def _send_telemetry(self, now: float) -> None:
         with self._turn:
             digests = {name: model.digest for name, model in self._machine.reported().items()}
+            heard = self._machine.controller_is_there
+        if not self._link.connection.connected:
+            self._meter.fold(digests)  # the interval goes on until somebody can be told
+            return
         child = self._child.pid if self._child is not None else None
         pids = [os.getpid()] if child is None else [os.getpid(), child]
         try:
-            self._link.telemetry(self._meter.measure(digests, pids, self._store.free_bytes(), now))
+            measured = self._meter.measure(digests, pids, self._store.free_bytes(), now)
+            self._unheard_seconds += 0.0 if heard else measured.interval
+            self._link.telemetry(measured)
         except OSError as error:
             log.warning("no telemetry: %s", error)
 
@@ -196,6 +214,8 @@ class Daemon:
                 endpoint=None if self._config.listen is None else f"http://{self._config.listen}",
                 refused=self._machine.refused,
                 serving_restarts=self._machine.serving_restarts,
+                namesake=self._namesake.boot,
+                unheard_seconds=round(self._unheard_seconds, 1),
                 at=time.time(),
             )
         )
@@ -241,13 +261,16 @@ class Daemon:
         """Do a command; None where it is done, else why not."""
         if verb != "report":
             return f"unknown verb {verb!r}"
+        self._report_anew()
+        return None
+
+    def _report_anew(self) -> None:
         with self._turn:
             self._report()
-        return None
 
     def _write_memory(self, content: actions.Memory) -> None:
         self._memory = content
-        memory.write(self._config.state, memory.AgentFile(boots=self._boots, memory=content))
+        memory.write(self._config.state, memory.AgentFile(boots=self._boots, boot_ids=self._boot_ids, memory=content))
 
 
 def _serving_child(config: AgentConfig) -> ServingChild | None:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
+from kedge_agent.namesake import Namesake
 from kedge_agent.update import actions, events
 from kedge_protocol import codec, topics
 from kedge_protocol.blocks import MAX_MESSAGE_BYTES, decode_answer
@@ -34,6 +35,8 @@ class Link:
         boot_id: of this start.
         post: takes events for the update machine.
         command: does a verb; returns why not, or None.
+        namesake: notices another device of this name.
+        noticed: is called when it did, or when that one is gone.
     """
 
     def __init__(
@@ -44,11 +47,15 @@ class Link:
         *,
         post: Callable[[events.Event], None],
         command: Callable[[str], str | None],
+        namesake: Namesake | None = None,
+        noticed: Callable[[], None] = lambda: None,
     ) -> None:
         self._name = name
         self._boot_id = boot_id
         self._post = post
         self._command = command
+        self._namesake = namesake or Namesake(boot_id)
+        self._noticed = noticed
         self._answers = topics.block(name, "")
         self._done: OrderedDict[str, Ack] = OrderedDict()
         self._session = 0
@@ -101,7 +108,7 @@ class Link:
             log.error("the reported state cannot be sent: %s", error)
 
     def telemetry(self, message: Telemetry) -> None:
-        """Publish telemetry; it is dropped while there is no connection."""
+        """Publish telemetry; only with a connection."""
         try:
             self.connection.publish(topics.telemetry(self._name, "metrics"), codec.encode(message))
         except MessageError as error:
@@ -114,6 +121,9 @@ class Link:
         Args:
             now: seconds of a steady clock.
         """
+        if self._namesake.watch(now):
+            log.info("the other device named %s is gone", self._name)
+            self._noticed()
         if not self._unheard:
             self._echo_due = None
         elif self._echo_due is None:
@@ -165,6 +175,13 @@ class Link:
 
     def _own_status(self, status: Status) -> None:
         self._unheard = False
+        if self._namesake.heard(status.boot_id):
+            log.error(
+                "another device uses the name %s (boot %s): they throw each other off the broker. Rename one",
+                self._name,
+                status.boot_id,
+            )
+            self._noticed()
         # The will of an earlier connection may come after this one's birth: the device must not look dead for it.
         if not status.online and not self._stopping:
             log.info("a late will called this device offline; saying that it is online")

@@ -25,10 +25,12 @@ class AgentFile:
 
     Attributes:
         boots: starts of the agent so far.
+        boot_ids: of the latest of them.
         memory: of the update machine.
     """
 
     boots: int = 0
+    boot_ids: list[str] = field(default_factory=list)
     memory: Memory = field(default_factory=Memory)
 
 

@@ -58,6 +58,11 @@ class Meter:
             at=time.time(),
         )
 
+    def fold(self, models: Iterable[str]) -> None:
+        """Sum up what processes that are gone have counted; the interval goes on."""
+        for name in models:
+            counters.collect(ModelFolder(self._state, name).counters)
+
     def _board(self) -> BoardTelemetry | None:
         found = jetson.look(self._root)
         if found is None:

@@ -146,6 +146,8 @@ class Reported:
     Attributes:
         refused: the latest desired state, if it was not taken.
         serving_restarts: how often the serving process died, or hung and was killed, since this boot.
+        namesake: boot of another device that uses this name; they throw each other off the broker.
+        unheard_seconds: of telemetry since this boot that was sent while no controller was there.
     """
 
     boot_id: str
@@ -161,6 +163,8 @@ class Reported:
     endpoint: str | None = None
     refused: RefusedDesired | None = None
     serving_restarts: int = 0
+    namesake: str | None = None
+    unheard_seconds: float = 0.0
     at: float = 0.0
 
 

@@ -185,3 +185,31 @@ def test_a_broker_that_forbids_its_topics_is_named_in_the_log(tmp_path: Path, mo
     finally:
         link.stop()
         broker.kill()
+
+
+def test_telemetry_of_a_time_without_a_controller_or_a_connection_is_accounted_for(
+    agent: AgentProcess, ear: Ear, mosquitto: Mosquitto
+) -> None:
+    def reported() -> Reported:
+        return codec.decode(ear.of(topics.reported("dev"))[-1], Reported, where="r")
+
+    def ask_for_a_report() -> None:
+        ear.say(
+            topics.command("dev", f"c{len(ear.heard)}"), codec.encode(Command(cid=f"c{len(ear.heard)}", verb="report"))
+        )
+
+    count = len(ear.of(topics.telemetry("dev", "metrics")))
+    wait_for(lambda: len(ear.of(topics.telemetry("dev", "metrics"))) >= count + 3, what="telemetry")
+    ask_for_a_report()
+    wait_for(lambda: reported().unheard_seconds > 1.0, what="the time that no controller heard of")
+    online = Status(online=True, boot_id="controller", session=1)
+    ear.say(topics.CONTROLLER_STATUS, codec.encode(online), retain=True)
+    before = reported().seq
+    wait_for(lambda: reported().seq > before, what="a report to the controller")
+    unheard = reported().unheard_seconds
+    count = len(ear.of(topics.telemetry("dev", "metrics")))
+    wait_for(lambda: len(ear.of(topics.telemetry("dev", "metrics"))) >= count + 3, what="telemetry")
+    ask_for_a_report()
+    before = reported().seq
+    wait_for(lambda: reported().seq > before, what="another report")
+    assert reported().unheard_seconds == pytest.approx(unheard, abs=0.6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import paho.mqtt.client as paho
@@ -111,6 +112,20 @@ def test_two_controllers_in_turn_come_to_an_end(fleet: FleetService, mosquitto: 
         versions = [one.device("dev").device.desired_version for one in services]
         assert max(versions) <= 4
         assert loser.device("dev").device.desired_version < winner.device("dev").device.desired_version
+
+
+def test_two_devices_of_one_name_are_a_named_state(fleet: FleetService, mosquitto: Mosquitto, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        agents = []
+        for name in ("one", "other"):
+            (tmp_path / name).mkdir()
+            agents.append(stack.enter_context(AgentProcess(tmp_path / name, mosquitto.url, serve=False)).start())
+        fleet.rollout_start("tiny:1.0")
+        wait_for(lambda: standing(fleet).progress is Progress.CONFLICT, 60, what="a named state")
+        assert "two devices use this name" in standing(fleet).detail
+        wait_for(
+            lambda: any("another device uses the name dev" in one.text() for one in agents), what="a line in a log"
+        )
 
 
 def test_the_documented_access_rules_let_a_device_speak_and_not_command_itself(tmp_path: Path) -> None:

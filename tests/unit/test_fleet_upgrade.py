@@ -44,7 +44,8 @@ def older(path: Path, version: int) -> None:
         connection.executescript(schema.TABLES)
         for table in ("reported_model", "command", *(("latency",) if version == 1 else ())):
             connection.execute(f"DROP TABLE {table}")
-        for column in ("told_target", "refused_version", "refused_reason", "refused_came", "refused_held"):
+        refused = ("refused_version", "refused_reason", "refused_came", "refused_held")
+        for column in ("told_target", "namesake", *refused):
             connection.execute(f"ALTER TABLE device_state DROP COLUMN {column}")
         connection.execute("ALTER TABLE rollout_device DROP COLUMN superseded_by")
         connection.executescript(

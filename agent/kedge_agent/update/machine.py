@@ -122,6 +122,11 @@ class Machine:
         return 0 if self._desired is None else self._desired.version
 
     @property
+    def controller_is_there(self) -> bool:
+        """Whether this device is connected and a controller says that it is."""
+        return self._traffic.ready
+
+    @property
     def settled(self) -> bool:
         """Whether every model has reached its end, good or bad."""
         return all(update.step.ended for update in self._models.values())

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from kedge.fleet.results import Progress
 from kedge_protocol.messages import DesiredRefusal, ModelState, RefusedDesired, ReportedModel
 
+NAMESAKE = "two devices use this name and throw each other off the broker: give one of them another"
+
 
 @dataclass(frozen=True)
 class Standing:

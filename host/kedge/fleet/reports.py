@@ -14,7 +14,8 @@ INSERT OR REPLACE INTO reported_model VALUES
 """
 _TOLD = """
 UPDATE device_state
-SET told_target = ?, refused_version = ?, refused_reason = ?, refused_came = ?, refused_held = ? WHERE device_id = ?
+SET told_target = ?, namesake = ?, refused_version = ?, refused_reason = ?, refused_came = ?, refused_held = ?
+WHERE device_id = ?
 """
 _LATENCY = """
 INSERT INTO latency (device_id, bundle, files, target, p50_ms, p95_ms, calls, at)
@@ -29,7 +30,7 @@ def note(session: Session, device_id: int, reported: Reported) -> None:
     """Write down what a device is and where its models stand."""
     refused = reported.refused
     told = (None,) * 4 if refused is None else (refused.version, refused.reason.value, refused.came, refused.held)
-    session.run(_TOLD, (reported.target, *told, device_id))
+    session.run(_TOLD, (reported.target, reported.namesake, *told, device_id))
     session.run("DELETE FROM reported_model WHERE device_id = ?", (device_id,))
     if reported.models:
         session.run_many(_MODEL, [_row(device_id, name, model) for name, model in reported.models.items()])

@@ -9,7 +9,7 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
   cleared at the broker.
 - ``desired_model``: one model that a device shall run; ``size`` is of the manifest in bytes.
 - ``device_state``: what a device said last; ``reported`` is the message as it came, ``told_target`` the target in it,
-  ``refused_…`` the desired state that it did not take.
+  ``refused_…`` the desired state that it did not take, ``namesake`` the boot of another device of its name.
 - ``reported_model``: the models of that message, taken apart, so that a rollout is judged without reading messages.
 - ``telemetry``: a short history; ``document`` is the message as it came.
 - ``latency``: what one call of a bundle took on a device when it proved it there, in milliseconds; the latest proof's.
@@ -29,7 +29,7 @@ from __future__ import annotations
 
 VERSION = 3
 """Stored as SQLite's ``user_version``. 2 has ``latency`` more than 1; 3 has ``reported_model``, ``command`` and the
-columns ``told_target``, ``refused_…`` and ``superseded_by`` more than 2."""
+columns ``told_target``, ``refused_…``, ``namesake`` and ``superseded_by`` more than 2."""
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (
@@ -67,7 +67,8 @@ CREATE TABLE IF NOT EXISTS device_state (
     refused_version INTEGER,
     refused_reason VARCHAR,
     refused_came VARCHAR,
-    refused_held VARCHAR
+    refused_held VARCHAR,
+    namesake VARCHAR
 );
 CREATE TABLE IF NOT EXISTS reported_model (
     device_id INTEGER NOT NULL REFERENCES device (id),
@@ -185,6 +186,7 @@ ALTER TABLE device_state ADD COLUMN refused_version INTEGER;
 ALTER TABLE device_state ADD COLUMN refused_reason VARCHAR;
 ALTER TABLE device_state ADD COLUMN refused_came VARCHAR;
 ALTER TABLE device_state ADD COLUMN refused_held VARCHAR;
+ALTER TABLE device_state ADD COLUMN namesake VARCHAR;
 ALTER TABLE rollout_device ADD COLUMN superseded_by INTEGER REFERENCES rollout (id);
 """
 """What version 3 adds to tables of versions 1 and 2."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from kedge.fleet import devices
 from kedge.fleet.database import Row, Session
-from kedge.fleet.progress import Standing, Told, contradiction, judge
+from kedge.fleet.progress import NAMESAKE, Standing, Told, contradiction, judge
 from kedge.fleet.results import DeviceRollout, Progress, RolloutStatus, RolloutSummary
 from kedge.fleet.rollouts import ACTIVE, bytes_sent
 from kedge_protocol.messages import DesiredRefusal, Failure, ModelState, RefusedDesired, ReportedModel
@@ -17,7 +17,7 @@ from kedge_protocol.messages import DesiredRefusal, Failure, ModelState, Refused
 _PARTS = """
 SELECT device.id, name, target, labels, part.digest AS wanted, part.previous, part.desired_version, bytes_before,
        superseded_by, online, told_target, device.desired_version AS version_now,
-       refused_version, refused_reason, refused_came, refused_held,
+       refused_version, refused_reason, refused_came, refused_held, namesake,
        CASE WHEN reported IS NULL THEN NULL ELSE answered_version END AS answered,
        told.state, told.desired, told.digest, told.version, told.proved, blocks_done, blocks_total, bytes_received,
        failure_digest, failure_stage, failure_reason, detail
@@ -98,7 +98,7 @@ def _judged(session: Session, row: Row) -> Standing:
     standing = judge(wanted=row["wanted"], version=row["desired_version"], told=told)
     if row["superseded_by"] is not None:
         return Standing(Progress.SUPERSEDED, f"rollout {row['superseded_by']} took it over", standing.serving)
-    trouble = contradiction(row["answered"], *_refused(session, row))
+    trouble = NAMESAKE if row["namesake"] is not None else contradiction(row["answered"], *_refused(session, row))
     return standing if trouble is None else Standing(Progress.CONFLICT, trouble, standing.serving)
 
 
