@@ -107,6 +107,25 @@ def test_where_the_usual_precision_holds_nothing_else_is_tried() -> None:
         assert labels(tried(lambda c: (0.0, 300, 1.0), effort=effort)) == ["int8"]
 
 
+ENDS = (("layer0", "layer9"), ("layer0", "layer1", "layer9"), ("layer0", "layer1", "layer2", "layer9"))
+
+
+def test_both_ends_of_the_graph_are_tried_in_float_before_single_layers() -> None:
+    def answer(candidate: Candidate) -> tuple[float, int, float]:
+        return (0.0 if len(candidate.plan.layers) == 3 else 0.5), 300, 1.0
+
+    seen = tried(answer, ends=ENDS)
+    floats = [tuple(candidate.plan.layers) for candidate, _ in seen if candidate.plan.layers]
+    assert set(floats) == set(ENDS[:2])
+    assert seen[-1][1].holds or seen[-2][1].holds
+
+
+def test_where_the_ends_do_not_suffice_single_layers_follow() -> None:
+    seen = tried(lambda c: (0.0 if "layer4" in c.plan.layers else 0.5, 300, 1.0), ends=ENDS)
+    assert set(ENDS) <= {tuple(candidate.plan.layers) for candidate, _ in seen}
+    assert any(outcome.holds for _, outcome in seen)
+
+
 def test_answers_that_changed_are_repaired_like_a_drop() -> None:
     # The best metric is not the one that agrees: what keeps the whole promise wins.
     def answer(candidate: Candidate) -> tuple[float, int, float]:

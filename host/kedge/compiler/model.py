@@ -50,6 +50,7 @@ class Model:
             that has QONNX's nodes.
         quantized: whether it has.
         attention: names of the products of two activations in attention, in the graph's order.
+        ends: sets of nodes at both ends of the graph, from small to large: :func:`kedge_targets.graph.ends.ends`.
     """
 
     graph: str
@@ -62,6 +63,7 @@ class Model:
     reference: str
     quantized: bool = False
     attention: tuple[str, ...] = ()
+    ends: tuple[tuple[str, ...], ...] = ()
 
     @property
     def batch(self) -> int:
@@ -77,7 +79,7 @@ def prepare(request: PrepareRequest, progress: Progress) -> Model:
         UnsupportedOperatorError: an operator of no known opset.
         StorageError: no space for the copy.
     """
-    from kedge_targets.graph import attention, batch, qonnx, reading, signature, writing
+    from kedge_targets.graph import attention, batch, ends, qonnx, reading, signature, writing
 
     path = Path(request.model)
     model = reading.read(path)
@@ -107,6 +109,7 @@ def prepare(request: PrepareRequest, progress: Progress) -> Model:
         reference=reference,
         quantized=quantized,
         attention=tuple(attention.products(model)),
+        ends=() if quantized else tuple(ends.ends(model)),
     )
 
 

@@ -109,7 +109,9 @@ class Strategy:
         if best.holds_accuracy and self._effort is not Effort.HIGH:
             return best, True
         if self._numerics.mixed:
-            seen += yield from self._mixed(best)
+            seen += yield from self._ended(best)
+            if not any(one.holds_accuracy for one in seen) or self._effort is Effort.HIGH:
+                seen += yield from self._mixed(best)
         held = any(one.holds_accuracy for one in seen)
         if not held or self._effort is Effort.HIGH:
             why = "quantization-aware fine-tuning from the float model's own answers"
@@ -137,6 +139,20 @@ class Strategy:
             dynamic = self._plan(Precision.INT8_DYNAMIC)
             made.append(self._candidate(dynamic, why="activations in ranges of each call"))
         return made
+
+    def _ended(self, best: Outcome) -> Generator[list[Candidate], list[Outcome], list[Outcome]]:
+        """Both ends of the graph in float, more and more of them: with plain ranges, and as the best so far has it."""
+        seen: list[Outcome] = []
+        ways = [(self._plan(Precision.INT8), ())]
+        if best.candidate.plan.default is Precision.INT8 and not best.candidate.plan.layers:
+            ways.append((best.candidate.plan, best.candidate.steps))
+        for names in self._model.ends:
+            reasons = dict.fromkeys(names, "at an end of the graph: few weights, wide ranges")
+            outcomes = yield [self._floating(plan, steps, names, reasons) for plan, steps in ways]
+            seen += outcomes
+            if any(one.holds_accuracy for one in outcomes):
+                break
+        return seen
 
     def _mixed(self, base: Outcome) -> Generator[list[Candidate], list[Outcome], list[Outcome]]:
         """The fewest layers in float that keep the accuracy: attention first where there is any, then by
