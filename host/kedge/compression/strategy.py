@@ -143,7 +143,7 @@ class Strategy:
     def _ended(self, best: Outcome) -> Generator[list[Candidate], list[Outcome], list[Outcome]]:
         """Both ends of the graph in float, more and more of them: with plain ranges, and as the best so far has it."""
         seen: list[Outcome] = []
-        ways = [(self._plan(Precision.INT8), ())]
+        ways: list[tuple[Plan, tuple[StepChoice, ...]]] = [(self._plan(Precision.INT8), ())]
         if best.candidate.plan.default is Precision.INT8 and not best.candidate.plan.layers:
             ways.append((best.candidate.plan, best.candidate.steps))
         for names in self._model.ends:
