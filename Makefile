@@ -23,7 +23,7 @@ export KEDGE_ROOT := $(CURDIR)
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-host test-device campaign zoo check dist bench format golden clean setup toolchains
+.PHONY: help demo test test-host test-device campaign zoo check dist locks bench format golden clean setup toolchains
 
 help:
 	@echo "make demo    the main job, shown: train, compile, roll out to three agents (KEEP=1 leaves it running)"
@@ -101,6 +101,10 @@ dist: $(HOST)
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist agent
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist host
+
+# The boards' Python packages, with hashes: resolved anew from firmware-configs/**/pip.in; look at the difference.
+locks: $(HOST)
+	$(BIN)/python tools/lock_kits.py
 
 bench: setup
 	$(BIN)/python -m benchmarks $(ARGS)

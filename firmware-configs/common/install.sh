@@ -4,7 +4,8 @@
 #   sudo sh install.sh               on the board; may be run again
 #   sudo sh install.sh --root DIR    into the root of an image: files, user and service only, nothing is fetched
 #
-# pip's settings hold here too: PIP_FIND_LINKS=/media/usb for wheels on a stick, PIP_CONSTRAINT=device.txt for versions.
+# Kedge's own wheel is in wheels/; of Python packages nothing is installed but that and what the lock for this release and
+# architecture names, each with its hash. pip's settings hold here too: PIP_FIND_LINKS=/media/usb for wheels on a stick.
 set -eu
 cd "$(dirname "$0")"
 
@@ -36,6 +37,9 @@ if [ -z "$root" ]; then
   release=$(. /etc/os-release && echo "$ID-${VERSION_ID-}")
   lists="packages/$release"
   [ -d "$lists" ] || fail "this is $release; the kit holds for: $(cd packages && echo */)"
+  architecture=$(dpkg --print-architecture)
+  lock="$lists/lock-$architecture.txt"
+  [ -f "$lock" ] || fail "this is $architecture; the kit holds for: $(cd "$lists" && echo lock-*.txt)"
   echo "packages of $release"
   apt-get update -qq
   # shellcheck disable=SC2046
@@ -43,7 +47,13 @@ if [ -z "$root" ]; then
   echo "environment in /opt/kedge"
   # shellcheck disable=SC2046
   [ -x /opt/kedge/bin/python ] || python3 -m venv $(listed "$(list_of venv-options.txt)") /opt/kedge
-  /opt/kedge/bin/python -m pip install --quiet --disable-pip-version-check -r "$(list_of pip.txt)"
+  set -- --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes
+  /opt/kedge/bin/python -m pip install "$@" -r "$lock"
+  # Anew each time: another kit's wheel may have the same version.
+  /opt/kedge/bin/python -m pip install "$@" --no-index --force-reinstall -r packages/kedge.txt
+  /opt/kedge/bin/python -c 'import numpy, sys; import cryptography.hazmat.primitives.ciphers.aead
+sys.exit(tuple(map(int, numpy.__version__.split(".")[:2])) < (1, 23))' ||
+    fail "numpy 1.23 or newer and cffi are missing; what must come from the board's image stands in $lock"
 fi
 
 echo "files"

@@ -74,7 +74,7 @@ def layers(target: str) -> tuple[Path, ...]:
 
 def files(target: str) -> dict[str, Path]:
     """Path within a kit → file, of one target: what lies below ``root/`` by the path it is installed at, all else as it
-    lies; a later folder's file counts.
+    lies; a later folder's file counts. What locks are made from (``pip.in``) stays here.
 
     Raises:
         TargetError: see :func:`layers`.
@@ -85,7 +85,11 @@ def files(target: str) -> dict[str, Path]:
         for path in sorted(layer.rglob("*")):
             inner = path.relative_to(layer)
             # A folder within a folder may be a layer of its own, of this target or of another.
-            if path.is_file() and inner.parts[0] in ("root", "packages", "agent.toml", "README.md", "install.sh"):
+            if (
+                path.is_file()
+                and path.suffix != ".in"
+                and inner.parts[0] in ("root", "packages", "agent.toml", "README.md", "install.sh")
+            ):
                 parts = inner.parts[1:] if inner.parts[0] == "root" else inner.parts
                 found["/".join(parts)] = path
     return found

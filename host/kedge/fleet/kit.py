@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import io
 import os
 import re
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kedge.fleet import agent_wheel
 from kedge.fleet.options import KitOptions
 from kedge_protocol.broker import parse_broker
 from kedge_protocol.errors import ConfigError, StorageError
@@ -50,7 +52,7 @@ def write(name: str, target: str, options: KitOptions) -> None:
     """Make the kit of a device: ``options.kit``, a .tar.gz that only its owner may read, in place of what was there.
 
     The same device with the same options gives the same bytes. Paths within are those at which files are installed;
-    ``README.md``, ``install.sh`` and ``packages/`` lie beside. Passwords and keys have mode 0600.
+    ``README.md``, ``install.sh``, ``packages/`` and ``wheels/`` lie beside. Passwords and keys have mode 0600.
 
     Args:
         name: of the device.
@@ -60,6 +62,7 @@ def write(name: str, target: str, options: KitOptions) -> None:
         ConfigError: a name, address or credential that cannot be used, or no kit was asked for.
         TargetError: unknown target, or one that nothing makes ready.
         StorageError: the file cannot be written.
+        MissingDependencyError: the agent's distribution is not installed here.
     """
     if options.kit is None:
         raise ConfigError("no file was given for the kit", remedy="Give --kit OUT.tar.gz")
@@ -90,8 +93,16 @@ def members(name: str, target: str, options: KitOptions) -> dict[str, Member]:
     if own:
         made[f"etc/kedge/{_BOARD}"] = _member(Path(target).read_bytes())
     made[_AGENT] = _member(filled(settings, values).encode())
+    made |= _own_package()
     made["README.md"] = _member((_heading(name, found.name, options) + readme).encode())
     return dict(sorted((made | credentials).items()))
+
+
+def _own_package() -> dict[str, Member]:
+    """Kedge's own wheel, and the line by which pip takes it and no other."""
+    name, content = agent_wheel.build()
+    line = f"./wheels/{name} --hash=sha256:{hashlib.sha256(content).hexdigest()}\n"
+    return {f"wheels/{name}": _member(content), "packages/kedge.txt": _member(line.encode())}
 
 
 def archive(files: Mapping[str, Member]) -> bytes:
