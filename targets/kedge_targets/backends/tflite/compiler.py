@@ -20,7 +20,7 @@ from kedge_protocol.errors import (
 )
 from kedge_protocol.packages import pip_install
 from kedge_targets import contract, toolchain
-from kedge_targets.backends.tflite import conversion, counting, floatfile
+from kedge_targets.backends.tflite import conversion, counting, dequantized, floatfile
 from kedge_targets.backends.tflite.conversion import Converted, ConvertedTensor, ConvertRequest
 from kedge_targets.backends.tflite.floatfile import FloatFile
 from kedge_targets.backends.tflite.runtime import Runtime
@@ -103,6 +103,7 @@ class Compiler(contract.Compiler):
         begun = time.perf_counter()
         given = reading.load(graph)
         model, fixed = sizes.settled(given, calibration, device="TFLite")
+        model, taken = dequantized.restored(model)
         layers = plans.others(plan, given, precision) if plan.layers else []
         float_file = floatfile.made(model, calibration, workdir)
         seconds = {"float": time.perf_counter() - begun}
@@ -122,7 +123,7 @@ class Compiler(contract.Compiler):
             tools=conversion.versions(),
             runtime_options={name: options[name] for name in ("threads",) if name in options},
             seconds=seconds | made.seconds,
-            notes=(*fixed, *_notes(made, precision, besides), *_coarse(model, float_file, made)),
+            notes=(*fixed, *taken, *_notes(made, precision, besides), *_coarse(model, float_file, made)),
             calibration_samples=made.samples,
             floating=tuple(name for name in besides if name not in layers),
         )

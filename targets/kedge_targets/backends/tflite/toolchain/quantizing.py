@@ -10,7 +10,7 @@ _WORTH = 1.0  # dB that a further operator in float must bring
 _COMPARED = 8  # groups of samples
 _ROUNDS = 4
 _UNLIKE = 4.0  # of two ranges: a step for the one is coarse for the other
-_ARITHMETIC = 64  # a convolution of no more weights than this is arithmetic (the mean of a distribution), no layer
+_ARITHMETIC = 64  # a convolution to one channel of no more weights than this is arithmetic (a mean), no layer
 _SHARE = 0.1  # of all weights' bytes, that may be kept in float without being asked
 _FREE = 16384  # bytes, likewise
 _CUT = 0.02  # of a range
@@ -200,7 +200,9 @@ class Quantizer:
         if weight is None:
             return False
         tensor = self.wiring.inputs[at][weight]
-        return not self.wiring.constant(tensor) or self.wiring.size_of(tensor) > _ARITHMETIC
+        if not self.wiring.constant(tensor):
+            return True
+        return self.wiring.size_of(tensor) > _ARITHMETIC or int(self.wiring.graph.tensors[tensor].shape[0]) != 1
 
     def _weights(self, operators):
         tensors = {one for at in operators for one in self.wiring.inputs[at] if self.wiring.constant(one)}

@@ -1,0 +1,178 @@
+"""Int8 of graphs of odd kinds: every output stays what it is, by both kernel sets, and what stays in float is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import helper
+from tests.support import lowering, tflite_graphs
+
+from kedge_protocol.errors import LoweringError, UnsupportedOperatorError
+from kedge_targets.backends.tflite import counting
+from kedge_targets.contract import Lowered
+from kedge_targets.graph import library
+from kedge_targets.numerics import Plan, Precision
+
+Array = npt.NDArray[Any]
+
+pytestmark = pytest.mark.usefixtures("tflite_toolchain")
+
+HEALTHY = 25.0  # dB
+
+
+class Samples:
+    """Calibration of any number of inputs."""
+
+    def __init__(self, samples: list[dict[str, Array]]) -> None:
+        self._samples = samples
+        self.samples = len(samples)
+
+    def __iter__(self) -> Any:
+        return iter(self._samples)
+
+
+def lower(model: onnx.ModelProto, folder: Path, **layers: Precision) -> Lowered:
+    folder.mkdir()
+    path = folder.parent / f"{folder.name}.onnx"
+    onnx.save(model, path)
+    plan = Plan(default=Precision.INT8, layers=layers)
+    return lowering.lower("rpi4", path, plan, Samples(tflite_graphs.samples(model, 32)), folder)
+
+
+def judged(model: onnx.ModelProto, lowered: Lowered) -> dict[str, float]:
+    """Each output's dB on fresh samples, by the worse of the kernel sets."""
+    names = [value.name for value in model.graph.output]
+    session = library.load().InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = dict.fromkeys(names, 200.0)
+    fresh = tflite_graphs.samples(model, 8, seed=100)
+    wanted = [np.concatenate(parts) for parts in zip(*(session.run(names, one) for one in fresh), strict=True)]
+    for kernels in ("xnnpack", "builtin"):
+        executor = lowering.executor("rpi4", lowered, kernels)
+        answers = [executor(one) for one in fresh]
+        executor.close()
+        for name, reference in zip(names, wanted, strict=True):
+            got = np.concatenate([answer[name] for answer in answers])
+            found[name] = min(found[name], tflite_graphs.decibels(reference, got))
+    return found
+
+
+@pytest.fixture(scope="module")
+def odd() -> onnx.ModelProto:
+    return tflite_graphs.odd()
+
+
+@pytest.fixture(scope="module")
+def odd_int8(odd: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> Lowered:
+    return lower(odd, tmp_path_factory.mktemp("odd") / "int8")
+
+
+@pytest.fixture(scope="module")
+def odd_decibels(odd: onnx.ModelProto, odd_int8: Lowered) -> dict[str, float]:
+    return judged(odd, odd_int8)
+
+
+@pytest.mark.parametrize(
+    "output", ["first conv", "pooled", "edges", "behind clip", "beside clip", "detections", "large part"]
+)
+def test_every_output_stays_what_it_is(odd_decibels: dict[str, float], output: str) -> None:
+    assert odd_decibels[output] > HEALTHY
+
+
+def test_scores_are_not_lost_beside_boxes(odd: onnx.ModelProto, odd_int8: Lowered) -> None:
+    session = library.load().InferenceSession(odd.SerializeToString(), providers=["CPUExecutionProvider"])
+    executor = lowering.executor("rpi4", odd_int8)
+    wanted, got = [], []
+    for sample in tflite_graphs.samples(odd, 8, seed=100):
+        wanted.append(session.run(["detections"], sample)[0][:, 4:])
+        got.append(executor(sample)["detections"][:, 4:])
+    executor.close()
+    assert tflite_graphs.decibels(np.concatenate(wanted), np.concatenate(got)) > 20
+
+
+def test_what_stays_in_float_is_named_as_the_model_names_it(odd_int8: Lowered) -> None:
+    assert {"scores", "boxes", "detections", "clip"} <= set(odd_int8.floating)
+    assert any("kept in float" in note and "clip" in note for note in odd_int8.notes)
+    assert not {"layer 1", "layer 2", "layer 3"} & set(odd_int8.floating)
+
+
+def test_outputs_without_integers_leave_in_float(odd_int8: Lowered) -> None:
+    dtypes = {spec.name: spec.file.dtype for spec in odd_int8.outputs if spec.file is not None}
+    assert dtypes["detections"] == "float32"
+    assert dtypes["beside clip"] == "int8"
+
+
+def test_a_layer_of_the_plan_stays_in_float(odd: onnx.ModelProto, odd_int8: Lowered, tmp_path: Path) -> None:
+    mixed = lower(odd, tmp_path / "mixed", **{"layer 2": Precision.FLOAT32})
+    before, after = (counting.numbers(one.files[one.entry]) for one in (odd_int8, mixed))
+    # 8 x 4 x 3 x 3 weights at 64 places.
+    assert before.integer_macs - after.integer_macs == 8 * 4 * 9 * 64
+    assert after.integer_macs > 0
+    assert judged(odd, mixed)["behind clip"] > judged(odd, odd_int8)["behind clip"]
+
+
+def test_equal_plans_give_equal_files(odd: onnx.ModelProto, odd_int8: Lowered, tmp_path: Path) -> None:
+    again = lower(odd, tmp_path / "again")
+    assert lowering.content(again) == lowering.content(odd_int8)
+
+
+def test_a_layer_that_is_not_there_is_refused(odd: onnx.ModelProto, tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match="layer 9"):
+        lower(odd, tmp_path / "x", **{"layer 9": Precision.FLOAT32})
+
+
+def test_recurrent_layers_run_step_by_step(tmp_path: Path) -> None:
+    model = tflite_graphs.recurrent()
+    lowered = lower(model, tmp_path / "int8")
+    assert judged(model, lowered)["scores"] > 20
+
+
+def test_an_outlier_keeps_the_layer_that_reads_it_in_float(tmp_path: Path) -> None:
+    model = tflite_graphs.outlier()
+    lowered = lower(model, tmp_path / "int8")
+    assert "first" in lowered.floating
+    assert judged(model, lowered)["p"] > HEALTHY
+
+
+def test_an_old_opset_is_taken(tmp_path: Path) -> None:
+    model = tflite_graphs.old()
+    assert judged(model, lower(model, tmp_path / "int8"))["y"] > HEALTHY
+
+
+def test_a_quantized_file_is_quantized_once(tmp_path: Path) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    given = tflite_graphs.old()
+    onnx.save(onnx.version_converter.convert_version(given, 17), tmp_path / "float.onnx")
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        rows = iter(tflite_graphs.samples(given, 16))
+
+        def get_next(self) -> Any:
+            return next(self.rows, None)
+
+    quantize_static(str(tmp_path / "float.onnx"), str(tmp_path / "qdq.onnx"), Reader())
+    model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "qdq.onnx"))
+    lowered = lower(model, tmp_path / "int8")
+    assert judged(model, lowered)["y"] > HEALTHY
+    assert any("quantized already" in note for note in lowered.notes)
+    assert counting.numbers(lowered.files[lowered.entry]).integer_macs > 0
+
+
+def test_an_operator_on_integers_is_refused_by_name(tmp_path: Path) -> None:
+    stored = tflite_graphs.Stored(1)
+    scale, zero = stored.value("s", np.float32(0.1)), stored.value("z", np.uint8(0))
+    weight = stored.value("w", np.ones((16, 4), np.uint8))
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", scale, zero], ["q"], name="down"),
+        helper.make_node("QLinearMatMul", ["q", scale, zero, weight, scale, zero, scale, zero], ["m"], name="the sum"),
+        helper.make_node("DequantizeLinear", ["m", scale, zero], ["y"], name="up"),
+    ]
+    model = tflite_graphs.model(nodes, {"x": ["N", 16]}, ["y"], stored)
+    with pytest.raises(UnsupportedOperatorError, match="the sum") as caught:
+        lower(model, tmp_path / "int8")
+    assert "QDQ" in str(caught.value.remedy)
