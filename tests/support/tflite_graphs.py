@@ -78,7 +78,7 @@ def odd() -> onnx.ModelProto:
 
 
 def recurrent() -> onnx.ModelProto:
-    """A word of six letters (N x 6 x 5): GRU, then LSTM both ways, then three scores."""
+    """A word of three letters (N x 3 x 5): GRU, then LSTM both ways, then three scores."""
     stored = Stored(4)
     node = helper.make_node
     nodes = [
@@ -92,7 +92,7 @@ def recurrent() -> onnx.ModelProto:
         node("Flatten", ["sample first"], ["features"], name="flatten"),
         node("MatMul", ["features", stored.weight("wo", 16, 3, scale=2.0)], ["scores"], name="head"),
     ]  # fmt: skip
-    return model(nodes, {"letters": ["N", 6, 5]}, ["scores"], stored)
+    return model(nodes, {"letters": ["N", 3, 5]}, ["scores"], stored)
 
 
 def outlier() -> onnx.ModelProto:
