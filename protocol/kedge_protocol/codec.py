@@ -36,8 +36,11 @@ def sayable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def loads(raw: bytes, *, where: str) -> Any:
+def loads(raw: bytes, *, where: str, finite: bool = True) -> Any:
     """Parse JSON bytes.
+
+    Args:
+        finite: refuse NaN and Infinity; a worker may have measured them.
 
     Raises:
         MessageError: not JSON as RFC 8259 has it (UTF-8, no NaN, no Infinity), a number beyond a double's range, half a
@@ -47,7 +50,7 @@ def loads(raw: bytes, *, where: str) -> Any:
         raise MessageError(f"a document of {len(raw)} bytes is over the limit", where=where)
     try:
         text = raw.decode()
-        value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite) if finite else json.loads(text)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -215,7 +215,7 @@ class Worker:
             self._fail(WorkerError, f"answered more than {codec.MAX_DOCUMENT_BYTES} bytes")
         while b"\n" in self._buffer:
             line, _, self._buffer = self._buffer.partition(b"\n")
-            message = codec.loads(line, where=f"answer of worker {self.name!r}")
+            message = codec.loads(line, where=f"answer of worker {self.name!r}", finite=False)
             if not isinstance(message, dict) or not message.keys() & {"progress", "answer", "error"}:
                 self._fail(WorkerError, f"answered what is no answer: {line[:80]!r}")
             yield message
