@@ -39,7 +39,10 @@ class Store:
     """The blobs of one device. One thread at a time; :meth:`write` may come from another.
 
     Args:
-        state: the agent's state folder. Where its folders cannot be made, whatever needs them says so.
+        state: the agent's state folder. Where it is there and takes nothing, whatever needs to write says so.
+
+    Raises:
+        StorageError: there is none and it cannot be made.
     """
 
     def __init__(self, state: Path) -> None:
@@ -54,6 +57,9 @@ class Store:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
+                if not state.is_dir():
+                    with storage_errors(state):
+                        raise
                 log.error("%s cannot be made: %s", folder, error.strerror)
 
     def blob_path(self, digest: str) -> Path:

@@ -187,7 +187,7 @@ def test_a_broker_that_forbids_its_topics_is_named_in_the_log(tmp_path: Path, mo
         broker.kill()
 
 
-def test_telemetry_of_a_time_without_a_controller_or_a_connection_is_accounted_for(
+def test_telemetry_of_a_time_without_a_controller_is_accounted_for(
     agent: AgentProcess, ear: Ear, mosquitto: Mosquitto
 ) -> None:
     def reported() -> Reported:
