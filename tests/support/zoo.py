@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -122,13 +121,16 @@ def _minilm(scratch: Path) -> Foreign:
 
 
 def _bytes(count: int, seed: int) -> Feeds:
-    """Beginnings and ends of files of Python's library and of installed packages, as magika takes them."""
-    roots = [Path(sysconfig.get_paths()["stdlib"]), Path(sys.prefix) / "lib"]
-    kinds = (".py", ".json", ".toml", ".txt", ".c", ".h", ".so", ".html", ".js", ".css", ".pyc", ".png", ".md", ".sh")
-    by_kind = {kind: sorted(path for root in roots for path in root.rglob(f"*{kind}"))[:4000] for kind in kinds}
+    """Beginnings and ends of files of Python's library, of numpy and of ONNX Runtime, as magika takes them."""
+    roots = [Path(sysconfig.get_paths()["stdlib"]), Path(np.__file__).parent, Path(onnxruntime.__file__).parent]
+    by_kind: dict[str, list[Path]] = {}
+    for root in roots:
+        for path in sorted(root.glob("**/*.*")):
+            if "site-packages" not in path.relative_to(root).parts and path.is_file():
+                by_kind.setdefault(path.suffix, []).append(path)
     rng = np.random.default_rng(seed)
     rows = np.full((count, 2048), 256, np.int32)
-    full = [paths for paths in by_kind.values() if len(paths) > 10]
+    full = [paths for _, paths in sorted(by_kind.items()) if len(paths) > 16]
     for row in range(count):
         paths = full[row % len(full)]
         # Seeds take turns, so that no file is in two of them.

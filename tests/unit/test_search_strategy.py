@@ -120,6 +120,17 @@ def test_both_ends_of_the_graph_are_tried_in_float_before_single_layers() -> Non
     assert seen[-1][1].holds or seen[-2][1].holds
 
 
+def test_what_is_far_off_tries_the_ends_first() -> None:
+    seen = tried(lambda c: (0.0 if c.plan.layers else 0.5, 300, 1.0), ends=ENDS)
+    assert [tuple(candidate.plan.layers) for candidate, _ in seen] == [(), ENDS[0]]
+
+
+def test_what_is_nearly_good_tries_other_ranges_first() -> None:
+    seen = tried(lambda c: (0.0 if c.plan.layers else 0.03, 300, 1.0), ends=ENDS)
+    assert len(seen) > 4
+    assert not seen[1][0].plan.layers
+
+
 def test_where_the_ends_do_not_suffice_single_layers_follow() -> None:
     seen = tried(lambda c: (0.0 if "layer4" in c.plan.layers else 0.5, 300, 1.0), ends=ENDS)
     assert set(ENDS) <= {tuple(candidate.plan.layers) for candidate, _ in seen}

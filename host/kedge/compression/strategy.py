@@ -26,6 +26,9 @@ _SMALL_WEIGHTS = (Precision.INT4, Precision.CODEBOOK4, Precision.LOG4, Precision
 _RATIOS = (0.25, 0.5, 0.7)
 """Shares of channels that are pruned, one after the other."""
 _HEAD_RATIOS = (0.25, 0.5)
+_USUAL = "the usual precision of this backend"
+_FAR = 5.0
+"""Hundredths over the budget."""
 _REPAIR = StepChoice(use="distil")
 _FINE_TUNE = StepChoice(use="fine-tune")
 
@@ -59,7 +62,7 @@ class Strategy:
             yield [self._candidate(self._plan(Precision.W8A8), why="the model is quantized already: taken as it is")]
             return
         usual = self._usual()
-        (first,) = yield [self._candidate(self._plan(usual), why="the usual precision of this backend")]
+        (first,) = yield [self._candidate(self._plan(usual), why=_USUAL)]
         if isinstance(first.error, UnsupportedOperatorError):
             return
         if usual.family is Family.FABRIC:
@@ -104,7 +107,14 @@ class Strategy:
     def _repaired(self, first: Outcome) -> Generator[list[Candidate], list[Outcome], tuple[Outcome, bool]]:
         """Static int8 brought back: other ranges, equalization, bias correction; then layers in float; then training.
         Returns the best, and whether anything holds the accuracy."""
-        seen = [first, *(yield self._variants())]
+        seen = [first]
+        if self._numerics.mixed and max(first.over.get("drop", 0.0), first.over.get("output", 0.0)) > _FAR:
+            # No change of ranges makes good so much: more likely an end of the graph is rounded that must not be.
+            seen += yield from self._ended(first)
+            held = [one for one in seen if one.holds_accuracy]
+            if held and self._effort is not Effort.HIGH:
+                return held[0], True
+        seen += yield self._variants()
         best = _least_drop([one for one in seen if one.holds_accuracy] or seen)
         if best.holds_accuracy and self._effort is not Effort.HIGH:
             return best, True
@@ -144,8 +154,9 @@ class Strategy:
         """Both ends of the graph in float, more and more of them: with plain ranges, and as the best so far has it."""
         seen: list[Outcome] = []
         ways: list[tuple[Plan, tuple[StepChoice, ...]]] = [(self._plan(Precision.INT8), ())]
-        if best.candidate.plan.default is Precision.INT8 and not best.candidate.plan.layers:
-            ways.append((best.candidate.plan, best.candidate.steps))
+        other = best.candidate
+        if other.why != _USUAL and other.plan.default is Precision.INT8 and not other.plan.layers:
+            ways.append((other.plan, other.steps))
         for names in self._model.ends:
             reasons = dict.fromkeys(names, "at an end of the graph: few weights, wide ranges")
             outcomes = yield [self._floating(plan, steps, names, reasons) for plan, steps in ways]
