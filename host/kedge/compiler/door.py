@@ -25,6 +25,7 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
     out: str | os.PathLike[str],
     max_drop: float = 0.01,
     min_agreement: float | None = None,
+    confidence: float | None = None,
     max_size: str | int | None = None,
     max_latency: float | None = None,
     effort: str = "normal",
@@ -65,6 +66,8 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
         out: the folder that is made.
         max_drop: how much lower than the float model's the metric may be.
         min_agreement: share of the evaluation samples that must get the float model's own answer, right or wrong.
+        confidence: how surely the drop must be shown to be within ``max_drop`` (0.95): the end of its interval decides.
+            None: the measured drop itself does.
         max_size: of the files, ``200k``, ``1.5MB`` or ``0.3x`` of the model's file; a number is bytes.
         max_latency: milliseconds of one call with one sample on the target; where the target is not this machine, see
             ``latencies``.
@@ -114,6 +117,7 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
         out=Path(out),
         max_drop=max_drop,
         min_agreement=min_agreement,
+        confidence=confidence,
         max_size=None if max_size is None else str(max_size),
         max_latency=max_latency,
         effort=_effort(effort),

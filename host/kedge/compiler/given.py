@@ -75,6 +75,7 @@ class Asked:
             max_size=None if size is None else budget.size_bytes(size, of=float_bytes, where="--max-size"),
             max_latency=self.options.max_latency,
             min_agreement=self.options.min_agreement,
+            confidence=self.options.confidence,
         )
 
 
@@ -158,6 +159,10 @@ def _check(options: CompileOptions) -> None:
     if options.min_agreement is not None and not 0 <= options.min_agreement <= 1:
         raise ConfigError(
             f"{options.min_agreement} is no share", where="--min-agreement", remedy="Give a number from 0 to 1"
+        )
+    if options.confidence is not None and not 0.5 <= options.confidence < 1:
+        raise ConfigError(
+            f"{options.confidence} is no confidence", where="--confidence", remedy="Give a number from 0.5 to below 1"
         )
     if options.max_size is not None:
         budget.size_bytes(options.max_size, of=1 << 20, where="--max-size")

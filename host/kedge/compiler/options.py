@@ -35,6 +35,13 @@ class CompileOptions:
         float | None,
         Option("Share of the samples that must get the float model's own answer, right or wrong, from 0 to 1."),
     ] = None
+    confidence: Annotated[
+        float | None,
+        Option(
+            "Take what is shown to keep --max-drop this surely, e.g. 0.95: the end of the drop's interval decides; by "
+            "default the measured drop itself does."
+        ),
+    ] = None
     max_size: Annotated[
         str | None,
         Option("What the files may weigh: 200k, 1.5MB, 300KiB, or a share of the model's file, 0.3x.", metavar="SIZE"),

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kedge.compiler import exchange
+from kedge.compiler import exchange, promise
 from kedge.compiler.pack import Source
 from kedge.compiler.result import KEPT, Attempt, Compiled, Failed
 from kedge.compression.candidate import Candidate
 from kedge.compression.exchange import ChangesAnswer, StepEntry
 from kedge.compression.latency import TargetLatency
 from kedge.compression.sensitivity import Sensitivity
+from kedge.evaluation.intervals import Interval
+from kedge.evaluation.outputs import OutputFigures
 from kedge_protocol import __version__, codec
 from kedge_targets.contract import Estimate
 from kedge_targets.numerics import Precision
@@ -53,6 +55,7 @@ class BudgetEntry:
     max_size: int | None = None
     max_latency: float | None = None
     min_agreement: float | None = None
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,12 @@ class BundleEntry:
         precision: the name that is true of the files: ``mixed`` where an integer name is not.
         weights_in_integers, macs_in_integers: shares of the weight bytes and of the multiply-accumulates, counted in
             the files; None where there are none, or the backend cannot count them.
-        drop: reference minus value.
+        value, drop: of the metric, and how much worse than the float model's that is; where the search chose, on
+            samples that the choice did not see (``measured_on_samples``).
+        interval: of the drop; ``shown`` whether the budget holds all of it, ``promise`` that in words.
+        agreement: share of samples whose answers are the float model's; None where no output has answers, and why not
+            (``no_agreement``).
+        outputs: every output's figures, on all samples.
         size_bytes: of the files that the device needs (golden vectors not counted).
         size_ratio: of that to the model's file.
         memory_bytes: the process's growth on load and first call, as measured here.
@@ -101,6 +109,12 @@ class BundleEntry:
     memory_bytes: int
     golden: exchange.GoldenAnswer
     agreement: float | None = None
+    no_agreement: str = ""
+    interval: Interval | None = None
+    shown: bool | None = None
+    promise: str = ""
+    measured_on_samples: str = ""
+    outputs: tuple[OutputFigures, ...] = ()
     weights_in_integers: float | None = None
     macs_in_integers: float | None = None
     target_latency: TargetLatency | None = None
@@ -131,7 +145,8 @@ class Report:
     """Everything that a compilation told.
 
     Attributes:
-        metric: ``top1``, ``agreement``, ``cosine`` or the user's ``file.py:function``.
+        metric: a known one (:mod:`kedge.evaluation.metrics`), with its output where the user named one; or the user's
+            ``file.py:function``. ``direction`` is the better one, ``unit`` of its values.
         notes: on how the model was imported.
         sensitivity: what each layer suffers alone, measured on calibration samples.
         seconds: wall-clock spans of the whole command.
@@ -146,6 +161,8 @@ class Report:
     warnings: list[str]
     tools: dict[str, str]
     seconds: dict[str, float]
+    direction: str = ""
+    unit: str = ""
     effort: str = ""
     budget: BudgetEntry | None = None
     notes: tuple[str, ...] = ()
@@ -205,12 +222,15 @@ def of(told: Told, source: Source, compiled: list[Compiled], digests: list[str],
         warnings=told.warnings + [text for one in compiled for text in _fallbacks(one)],
         tools={**source.tools, **reference.tools, "kedge": __version__, "python": platform.python_version()},
         seconds=told.seconds,
+        direction=reference.choice.direction.value,
+        unit=reference.choice.unit,
         effort=options.effort.value,
         budget=BudgetEntry(
             max_drop=source.budget.max_drop,
             max_size=source.budget.max_size,
             max_latency=source.budget.max_latency,
             min_agreement=source.budget.min_agreement,
+            confidence=source.budget.confidence,
         ),
         notes=told.notes,
         sensitivity=told.sensitivity,
@@ -218,15 +238,25 @@ def of(told: Told, source: Source, compiled: list[Compiled], digests: list[str],
 
 
 def _bundle(compiled: Compiled, digest: str, source: Source) -> BundleEntry:
-    attempt, evaluation = compiled.attempt, compiled.evaluation
+    attempt, evaluation, unseen = compiled.attempt, compiled.evaluation, compiled.unseen
+    choice = source.reference.choice
+    value = evaluation.value if unseen is None else unseen.value
+    drop = choice.drop(source.reference.value, value)
+    interval = attempt.interval if unseen is None or unseen.interval is None else unseen.interval
     size = attempt.size_bytes or 0
     return BundleEntry(
         target=compiled.target.name,
         backend=compiled.candidate.backend.name,
         precision=compiled.precision,
-        value=evaluation.value,
-        drop=source.reference.choice.drop(source.reference.value, evaluation.value),
+        value=value,
+        drop=drop,
+        interval=interval,
+        shown=promise.shown(drop, interval, source.budget),
+        promise=promise.words(drop, interval, source.budget),
+        measured_on_samples=promise.samples(unseen, source.evaluation_samples),
+        outputs=evaluation.outputs,
         agreement=evaluation.agreement,
+        no_agreement="" if evaluation.agreement is not None else promise.no_agreement(choice.kinds),
         weights_in_integers=attempt.weights_in_integers,
         macs_in_integers=attempt.macs_in_integers,
         size_bytes=size,

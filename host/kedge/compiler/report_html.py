@@ -9,6 +9,7 @@ from pathlib import Path
 from kedge.compiler import front_plot, resource_plot
 from kedge.compiler.report import Report
 from kedge.compiler.result import Attempt
+from kedge.evaluation.outputs import EXACT_DB
 
 _FOLDER = Path(__file__).parent
 _COLOURS = {"int8": "#2563eb", "float16": "#0d9488", "float32": "#a16207", "reference": "#6b7280"}
@@ -51,6 +52,8 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["bytes"] = readable_bytes
+    environment.filters["db"] = readable_db
+    environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.4f}"
     return environment.get_template("report.html.j2").render(
         report=report,
         plots=plots(report),
@@ -132,6 +135,13 @@ def _plot(
         for index, (label, value, kind, faded) in enumerate(rows)
     )
     return Plot(title, bars, len(bars) * _ROW)
+
+
+def readable_db(value: float | None) -> str:
+    """``31.4 dB``; what is exact, and what has no meaning, in words."""
+    if value is None:
+        return "–"
+    return "exact" if value >= EXACT_DB else f"{value:.1f} dB"
 
 
 def readable_bytes(count: float) -> str:

@@ -13,8 +13,10 @@ from kedge.compiler.model import Model
 from kedge.compiler.options import CompileOptions
 from kedge.compression.budget import ACCURACY, Budget
 from kedge.compression.candidate import Candidate
+from kedge.compression.crossfit import Unseen
 from kedge.compression.exchange import ChangesAnswer, StepEntry
 from kedge.compression.latency import Record, TargetLatency
+from kedge.evaluation.intervals import Interval
 from kedge.evaluation.outputs import OutputFigures
 from kedge_protocol.bundle.config import Preprocess
 from kedge_protocol.errors import KedgeError
@@ -37,6 +39,8 @@ class Attempt:
         precision: the name that is true of the files (:func:`kedge_targets.numbers.true_name`).
         label: the whole way in words, steps and all.
         why: it was tried.
+        outputs: figures of every output.
+        interval: of the drop.
         drop: reference minus value.
         weights_in_integers, macs_in_integers: shares of the weight bytes and of the multiply-accumulates, counted in
             the files.
@@ -55,6 +59,7 @@ class Attempt:
     drop: float | None = None
     agreement: float | None = None
     outputs: tuple[OutputFigures, ...] = ()
+    interval: Interval | None = None
     size_bytes: int | None = None
     weights_in_integers: float | None = None
     macs_in_integers: float | None = None
@@ -130,6 +135,7 @@ class Compiled:
         attempts: all that was tried; the one that was taken is last.
         over: what of the budget it does not keep, in words; empty for what goes into OUT.
         changes: the evaluation samples that it moved most.
+        unseen: its figure on samples that the choice did not see; None where there was no choice.
     """
 
     target: Target
@@ -142,6 +148,7 @@ class Compiled:
     attempts: list[Attempt]
     over: str = ""
     changes: ChangesAnswer = field(default_factory=ChangesAnswer)
+    unseen: Unseen | None = None
 
     @property
     def precision(self) -> str:

@@ -23,6 +23,8 @@ class Budget:
     Attributes:
         max_drop: how much lower than the float model's the metric may be.
         min_agreement: share of the samples that must get the float model's own answer, right or wrong.
+        confidence: with which the drop must be shown to be kept: the end of its interval decides; None where the drop
+            itself does.
         max_size: bytes of the files that the device needs.
         max_latency: milliseconds of one call with one sample (p50) on the target.
     """
@@ -31,6 +33,7 @@ class Budget:
     max_size: int | None = None
     max_latency: float | None = None
     min_agreement: float | None = None
+    confidence: float | None = None
 
     def excess(
         self,
@@ -40,10 +43,17 @@ class Budget:
         latency: float | None,
         agreement: float | None = None,
         lost: Sequence[str] = (),
+        upper: float | None = None,
     ) -> dict[str, float]:
         """What is over the budget: name → how much, as a share of what is allowed (drop and agreement: in hundredths,
         since nothing may be allowed). Empty where the promise is kept. What has no answers to compare (``agreement``
-        None) agrees. Each output that is lost (:mod:`kedge.evaluation.floors`) counts as everything."""
+        None) agrees. Each output that is lost (:mod:`kedge.evaluation.floors`) counts as everything.
+
+        Args:
+            upper: the upper end of the drop's interval, None where it has none: with ``confidence`` that decides.
+        """
+        if self.confidence is not None:
+            drop = math.inf if upper is None else max(drop, upper)
         over: dict[str, float] = {}
         if lost:
             over["output"] = float(len(lost) * _PERCENT)
@@ -65,19 +75,28 @@ class Budget:
         latency: float | None,
         agreement: float | None = None,
         lost: Sequence[str] = (),
+        upper: float | None = None,
     ) -> str:
         """What is over the budget, in words; empty where the promise is kept."""
-        over = self.excess(drop=drop, size=size, latency=latency, agreement=agreement)
-        words = list(lost)
+        over = self.excess(drop=drop, size=size, latency=latency, agreement=agreement, upper=upper)
+        words = []
         if "drop" in over:
-            words.append(f"dropped by {drop:.4g}, allowed are {self.max_drop:g}")
+            words.append(self._dropped(drop, upper))
         if "agreement" in over:
             words.append(f"agrees with the float model on {agreement:.4g}, wanted are {self.min_agreement:g}")
+        words += lost
         if "size" in over:
             words.append(f"takes {size} bytes, allowed are {self.max_size}")
         if "latency" in over:
             words.append(f"takes {latency:.3g} ms, allowed are {self.max_latency:g}")
         return "; ".join(words)
+
+    def _dropped(self, drop: float, upper: float | None) -> str:
+        if self.confidence is None or not drop <= self.max_drop:
+            return f"dropped by {drop:.4g}, allowed are {self.max_drop:g}"
+        if upper is None:
+            return f"dropped by {drop:.4g}; the metric has no interval, which --confidence needs"
+        return f"dropped by {drop:.4g}, and {self.confidence:g} sure is only {upper:.4g}, allowed are {self.max_drop:g}"
 
 
 def size_bytes(text: str, *, of: int, where: str) -> int:

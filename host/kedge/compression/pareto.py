@@ -26,6 +26,7 @@ class Point:
         size: bytes of the files.
         latency: milliseconds (p50); None where it was not measured.
         agreement: with the float model's answers; None where there are none to compare.
+        upper: end of the drop's interval; None where it has none.
         lost: the outputs below the floor, and why, in words.
     """
 
@@ -35,11 +36,14 @@ class Point:
     latency: float | None
     agreement: float | None = None
     lost: tuple[str, ...] = ()
+    upper: float | None = None
 
 
 def excess(one: Point, budget: Budget) -> dict[str, float]:
     """See :meth:`kedge.compression.budget.Budget.excess`."""
-    return budget.excess(drop=one.drop, size=one.size, latency=one.latency, agreement=one.agreement, lost=one.lost)
+    return budget.excess(
+        drop=one.drop, size=one.size, latency=one.latency, agreement=one.agreement, lost=one.lost, upper=one.upper
+    )
 
 
 def _grade(latency: float | None) -> float:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kedge.compiler import exchange
 from kedge.compiler.result import KEPT, Attempt, Compiled, Failed, Job, Outcome
-from kedge.compression import pareto, recipe
+from kedge.compression import crossfit, pareto, recipe
 from kedge.compression.candidate import Candidate
 from kedge.compression.crew import Crew, Trials
 from kedge.compression.exchange import ChangesAnswer, ChangesRequest
@@ -20,6 +20,7 @@ from kedge.compression.latency import HOST, Book, Measurement
 from kedge.compression.sensitivity import Sensitivity
 from kedge.compression.strategy import Batches, Strategy
 from kedge.evaluation import user
+from kedge.evaluation.intervals import CONFIDENCE
 from kedge_protocol import digest
 from kedge_protocol.errors import (
     BudgetError,
@@ -152,7 +153,12 @@ class Search:
         point = _point(outcome)
         outcome.over = pareto.excess(point, self._job.budget)
         attempt.reason = self._job.budget.said(
-            drop=point.drop, size=point.size, latency=point.latency, agreement=point.agreement, lost=point.lost
+            drop=point.drop,
+            size=point.size,
+            latency=point.latency,
+            agreement=point.agreement,
+            lost=point.lost,
+            upper=point.upper,
         )
 
     def _decided(self) -> Compiled | Failed:
@@ -160,16 +166,50 @@ class Search:
         on_front = {id(point) for point in pareto.front(points)}
         for point, outcome in zip(points, self._outcomes, strict=True):
             outcome.attempt.front = id(point) in on_front
-        chosen = pareto.choose(points, self._job.budget)
-        if chosen is not None:
-            taken = next(one for point, one in zip(points, self._outcomes, strict=True) if point is chosen)
-            for one in self._outcomes:
-                if one is not taken and not one.attempt.reason:
-                    one.attempt.reason = KEPT
-            return self._compiled(taken)
+        left = dict(zip(points, self._outcomes, strict=True))
+        while (chosen := pareto.choose(list(left), self._job.budget)) is not None:
+            taken = left[chosen]
+            unseen = self._unseen(taken, left)
+            over = "" if unseen is None else self._over_unseen(unseen, chosen)
+            if not over:
+                for one in self._outcomes:
+                    if one is not taken and not one.attempt.reason:
+                        one.attempt.reason = KEPT
+                return self._compiled(taken, unseen=unseen)
+            taken.attempt.reason = over
+            taken.over = {"drop": 0.0}
+            del left[chosen]
         return self._failed(points)
 
-    def _compiled(self, taken: Outcome, over: str = "") -> Compiled:
+    def _unseen(self, taken: Outcome, left: Mapping[pareto.Point, Outcome]) -> crossfit.Unseen | None:
+        """The figure of the choice on samples that it did not see; None where there was no choice."""
+        reference = self._job.reference.result()
+        measured = {
+            id(one): crossfit.Measured(point=point, score=one.evaluation.score)
+            for point, one in left.items()
+            if one.evaluation is not None
+        }
+        return crossfit.fitted(
+            measured[id(taken)],
+            list(measured.values()),
+            reference=reference.score,
+            choice=reference.choice,
+            budget=self._job.budget,
+            confidence=self._job.budget.confidence or CONFIDENCE,
+        )
+
+    def _over_unseen(self, unseen: crossfit.Unseen, chosen: pareto.Point) -> str:
+        """What of the budget the choice does not keep on samples that it did not see, in words."""
+        said = self._job.budget.said(
+            drop=unseen.drop,
+            size=chosen.size,
+            latency=chosen.latency,
+            agreement=chosen.agreement,
+            upper=chosen.upper if unseen.interval is None else unseen.interval.high,
+        )
+        return said and f"on samples that the choice did not see, {said}"
+
+    def _compiled(self, taken: Outcome, over: str = "", unseen: crossfit.Unseen | None = None) -> Compiled:
         lowered, program, evaluation = taken.lowered, taken.program, taken.evaluation
         if lowered is None or program is None or evaluation is None:
             raise CompileError("a candidate without files was chosen", where=f"target {self._target.name}")
@@ -200,6 +240,7 @@ class Search:
             golden_file=golden_file,
             attempts=[*others, taken.attempt],
             over=over,
+            unseen=unseen,
             changes=self._changes(taken, lowered, evaluation),
         )
 
@@ -281,6 +322,7 @@ def _point(outcome: Outcome) -> pareto.Point:
         size=attempt.size_bytes or 0,
         latency=None if latency is None else latency.p50,
         agreement=attempt.agreement,
+        upper=None if attempt.interval is None else attempt.interval.high,
         lost=tuple(f"output {one.name!r} is lost: {one.lost}" for one in attempt.outputs if one.lost),
     )
 

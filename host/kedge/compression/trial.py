@@ -16,6 +16,7 @@ from kedge.compiler import exchange
 from kedge.compiler.result import Attempt, Job, Outcome
 from kedge.compression.candidate import Candidate, StepChoice
 from kedge.compression.exchange import ScoreAnswer, ScoreRequest, StepAnswer, StepEntry, StepRequest
+from kedge.evaluation import intervals
 from kedge_protocol import codec
 from kedge_protocol.errors import KedgeError
 from kedge_targets import registry
@@ -117,6 +118,9 @@ def _run(outcome: Outcome, target: Target, job: Job, call: Call) -> None:
     attempt.value, attempt.agreement = evaluation.value, evaluation.agreement
     attempt.outputs = evaluation.outputs
     attempt.drop = reference.choice.drop(reference.value, evaluation.value)
+    attempt.interval = intervals.of_drop(
+        reference.choice, reference.score, evaluation.score, job.budget.confidence or intervals.CONFIDENCE
+    )
 
 
 def _name(outcome: Outcome, lowered: exchange.LowerAnswer) -> None:

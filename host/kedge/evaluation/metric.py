@@ -80,12 +80,14 @@ class Score:
     """A value, and what its error bar is made of.
 
     Attributes:
+        samples: that it is of.
         rows: what each sample contributes; None where the metric has no such form.
         again: the value on each of :func:`kedge.evaluation.resampling.indices`, where there are no rows and that takes
             little time; empty otherwise. NaN where it has none.
     """
 
     value: float
+    samples: int = 0
     rows: Rows | None = None
     again: tuple[float | None, ...] = ()
 
@@ -261,14 +263,14 @@ def score(
     metric = choice.metric()
     rows = metric.per_sample(outputs, reference, labels)
     if rows is not None:
-        return Score(value=metric.aggregate(rows), rows=Rows.of(rows))
+        return Score(value=metric.aggregate(rows), samples=len(rows), rows=Rows.of(rows))
 
     def value(picked: Array) -> float:
         return metric.value(_picked(outputs, picked), _picked(reference, picked), _rows(labels, picked))
 
     began = time.monotonic()
     whole = metric.value(outputs, reference, labels)
-    return Score(value=whole, again=_again(value, whole, outputs, time.monotonic() - began))
+    return Score(value=whole, samples=_count(outputs), again=_again(value, whole, outputs, time.monotonic() - began))
 
 
 def _users(choice: Choice, outputs: Mapping[str, Array], inputs: Mapping[str, Array], labels: Any) -> Score:
@@ -276,7 +278,7 @@ def _users(choice: Choice, outputs: Mapping[str, Array], inputs: Mapping[str, Ar
     began = time.monotonic()
     made = user.call(function, outputs, inputs, labels, name=choice.name)
     if made.ndim:
-        return Score(value=float(np.mean(made)), rows=Rows.of(made))
+        return Score(value=float(np.mean(made)), samples=len(made), rows=Rows.of(made))
 
     def value(picked: Array) -> float:
         return float(
@@ -286,7 +288,7 @@ def _users(choice: Choice, outputs: Mapping[str, Array], inputs: Mapping[str, Ar
         )
 
     whole = float(made)
-    return Score(value=whole, again=_again(value, whole, outputs, time.monotonic() - began))
+    return Score(value=whole, samples=_count(outputs), again=_again(value, whole, outputs, time.monotonic() - began))
 
 
 def _again(
@@ -295,7 +297,7 @@ def _again(
     """The value on every resample; none at all where that would take long, or where it fails on some samples."""
     if seconds > _SECONDS or sum(array.nbytes for array in outputs.values()) > _BYTES:
         return ()
-    count = len(next(iter(outputs.values())))
+    count = _count(outputs)
     turned = _tried(value, np.arange(count)[::-1])
     if turned is None or not np.isclose(turned, whole, rtol=1e-6, atol=1e-12):
         return ()  # it knows its samples by their places
@@ -308,6 +310,10 @@ def _tried(value: Callable[[Array], float], picked: Array) -> float | None:
     except (ConfigError, ArithmeticError, ValueError):
         return None
     return made if np.isfinite(made) else None
+
+
+def _count(arrays: Mapping[str, Array]) -> int:
+    return len(next(iter(arrays.values())))
 
 
 def _picked(arrays: Mapping[str, Array], picked: Array) -> dict[str, Array]:

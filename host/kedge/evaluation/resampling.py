@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ CALLS = 100
 """Where the metric has to be called on each."""
 FOLDS = 5
 _SEED = 20261128
+_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +50,24 @@ def indices(count: int) -> list[Array]:
     return [*drawn, *outside, *parts]
 
 
-def draws(count: int, number: int) -> list[Array]:
-    """Samples drawn with replacement, the same for the same numbers."""
+def draws(count: int, number: int) -> Iterator[Array]:
+    """Samples drawn with replacement, the same for the same numbers: ``number`` rows of ``count`` indices."""
     generator = np.random.default_rng(_SEED)
-    return [generator.integers(0, count, count) for _ in range(number)]
+    at_once = max(1, min(number, _AT_ONCE // count))
+    for start in range(0, number, at_once):
+        yield from generator.integers(0, count, (min(at_once, number - start), count), dtype=np.int32)
+
+
+def drawn_means(values: Array, number: int) -> Array:
+    """Means of :func:`draws` of one number for each sample."""
+    generator, count = np.random.default_rng(_SEED), len(values)
+    at_once = max(1, min(number, _AT_ONCE // count))
+    return np.concatenate(
+        [
+            values[generator.integers(0, count, (min(at_once, number - start), count), dtype=np.int32)].mean(axis=1)
+            for start in range(0, number, at_once)
+        ]
+    )
 
 
 def folds(count: int) -> list[Array]:
