@@ -226,6 +226,19 @@ def test_presence_survives_late_wills(fleet: FleetService, controller: Controlle
             wait_for(lambda: not online())
 
 
+def test_a_device_that_went_while_no_controller_was_there_is_not_called_online(
+    fleet: FleetService, controller: ControllerProcess, mosquitto: Mosquitto
+) -> None:
+    with ScriptedAgent("pi", mosquitto.port) as agent:
+        agent.birth()
+        wait_for(lambda: fleet.device("pi").device.online)
+        controller.kill()
+        agent.lose()
+        wait_for(lambda: b'"online":false' in (retained(mosquitto.port, topics.status("pi")) or b""))
+        controller.start()
+        wait_for(lambda: not fleet.device("pi").device.online)
+
+
 def test_what_was_reported_before_is_not_believed_after(
     fleet: FleetService, controller: ControllerProcess, mosquitto: Mosquitto, layouts: dict[str, Path]
 ) -> None:

@@ -105,7 +105,12 @@ def test_a_restored_database_names_the_releases_whose_blobs_are_missing(
     backup.save(file, fleet.state)
     assert backup.restore(file, tmp_path / "other").incomplete == ("tiny:1.0",)
     with FleetService(tmp_path / "other") as again:
+        # Devices would ask for what is not there.
+        with pytest.raises(StorageError, match="Publish the release again"):
+            again.rollout_start("tiny:1.0")
+        assert len(again.rollouts()) == 1
         assert not again.publish(layout).new
+        again.rollout_start("tiny:1.0")
     assert backup.restore(file, tmp_path / "other", force=True).incomplete == ()
 
 

@@ -15,13 +15,16 @@ from typing import Any
 import pytest
 from tests.support.bundles import make_bundle
 
+from kedge.fleet import controller as controllers
 from kedge.fleet import database
+from kedge.fleet.controller import Controller
 from kedge.fleet.inbox import Inbox
 from kedge.fleet.ledger import Ledger
 from kedge.fleet.records import Records
 from kedge.fleet.service import FleetService
 from kedge.fleet.standing import Shown
 from kedge_protocol import codec, topics
+from kedge_protocol.broker import parse_broker
 from kedge_protocol.errors import StorageError
 from kedge_protocol.messages import BlobKind, ModelState, Reported, ReportedModel, Status
 
@@ -195,6 +198,28 @@ def test_a_verb_wakes_the_controller_without_a_question(tmp_path: Path, layout: 
         fleet.devices()
         fleet.rollout_status()
         assert fleet.database.wakened() == after
+
+
+def test_a_controller_with_nothing_to_do_asks_nothing_and_finds_what_no_verb_told_it(
+    tmp_path: Path, layout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database.sqlite3, "connect", partial(sqlite3.connect, factory=Counting))
+    with (
+        fleet_of(tmp_path, layout, 10) as fleet,
+        Controller(fleet.state, parse_broker("mqtt://127.0.0.1:1")) as controller,
+    ):
+        controller.tick()
+        assert counted(lambda: [controller.tick() for _ in range(50)]) == 0
+        fleet.device_add("told", "rpi4")
+        assert counted(controller.tick) > 0
+        assert counted(controller.tick) == 0
+        # A verb that died between its commit and its word.
+        with fleet.database.write() as session:
+            database.note_change(session)
+            session.changed = False
+        assert counted(controller.tick) == 0
+        monkeypatch.setattr(controllers, "LOOK_SECONDS", 0.0)
+        assert counted(controller.tick) > 0
 
 
 def test_commands_of_the_fleet_load_nothing_heavy(tmp_path: Path) -> None:

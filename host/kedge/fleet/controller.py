@@ -141,6 +141,7 @@ class Controller:
 
     def start(self) -> None:
         """Connect, and begin to serve."""
+        self._records.nobody_is_there()
         self._read_changes()
         self._blocks.start()
         self._connection.start()

@@ -95,6 +95,11 @@ class Records:
         with self._database.read() as session:
             return meta(session, "client_id")
 
+    def nobody_is_there(self) -> None:
+        """What a controller that was killed left behind says nothing of who is there now; retained states will tell."""
+        with self._database.write() as session:
+            session.run("UPDATE device_state SET online = 0 WHERE online")
+
     def roster(self, *, known: Collection[str] = ()) -> Roster:
         """Devices and blobs as they are now.
 

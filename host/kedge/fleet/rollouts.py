@@ -199,6 +199,16 @@ def bytes_sent(session: Session, bundles: Sequence[str]) -> dict[tuple[int, str]
     return {(row["device_id"], row["bundle"]): row["bytes"] for row in session.where_in(_BYTES, bundles)}
 
 
+def blobs(session: Session, rollout: int) -> dict[str, int]:
+    """All blobs of the bundles that a rollout wants, and their bytes."""
+    query = """
+        SELECT DISTINCT blob.digest, blob.size FROM bundle
+        JOIN bundle_blob ON bundle_id = bundle.id JOIN blob ON blob.digest = bundle_blob.digest
+        WHERE bundle.digest IN (SELECT DISTINCT digest FROM rollout_device WHERE rollout_id = ?)
+    """
+    return {row["digest"]: row["size"] for row in session.rows(query, (rollout,))}
+
+
 def find(session: Session, rollout_id: int | None) -> Row:
     """A rollout by number, or the latest.
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from kedge.fleet import commands, devices, releases, rollouts, standing
-from kedge.fleet.database import Database, alone, note_change, state_folder
+from kedge.fleet.database import Database, Session, alone, note_change, state_folder
 from kedge.fleet.options import KitOptions
 from kedge.fleet.results import (
     Asked,
@@ -26,6 +26,7 @@ from kedge.fleet.results import (
 from kedge.fleet.standing import Shown
 from kedge.repository.store import Repository
 from kedge_protocol.bundle.layout import Layout
+from kedge_protocol.errors import StorageError
 
 WAIT_SECONDS = 0.25
 """Between two looks, at least, while somebody waits."""
@@ -265,9 +266,11 @@ class FleetService:
 
         Raises:
             FleetError: no such release, no such device, or no bundle for any of them.
+            StorageError: a blob of the release is not there, as after a restore.
         """
         with self.database.write() as session:
             number, skipped = rollouts.start(session, reference, select or {})
+            self._check_blobs(session, number)
         return RolloutStarted(rollout=self.rollout_status(number), skipped=skipped)
 
     def rollout_status(
@@ -315,7 +318,18 @@ class FleetService:
 
         Raises:
             FleetError: there is none, or it was superseded on every device, or what it would bring back was removed.
+            StorageError: a blob of what it would bring back is not there, as after a restore.
         """
         with self.database.write() as session:
             number = rollouts.revert(session, rollout)
+            self._check_blobs(session, number)
         return self.rollout_status(number)
+
+    def _check_blobs(self, session: Session, rollout: int) -> None:
+        """Devices would ask in vain, one and all."""
+        if missing := self.repository.missing(rollouts.blobs(session, rollout)):
+            raise StorageError(
+                f"{len(missing)} of the blobs that devices would pull are not there, such as {missing[0]}",
+                where=str(self.repository.blob_path(missing[0])),
+                remedy="Publish the release again: kedge publish OUT",
+            )
