@@ -212,7 +212,7 @@ class Daemon:
                 desired_version=self._machine.desired_version,
                 models=models,
                 endpoint=None if self._config.listen is None else f"http://{self._config.listen}",
-                refused=self._machine.refused,
+                refused=self._machine.wishes.refused,
                 serving_restarts=self._machine.serving_restarts,
                 namesake=self._namesake.boot,
                 unheard_seconds=round(self._unheard_seconds, 1),
@@ -230,7 +230,7 @@ class Daemon:
 
     def _log(self, models: dict[str, ReportedModel]) -> None:
         """One line for each change of a model's state, and for a desired state that could not be taken."""
-        problem = self._machine.problem
+        problem = self._machine.wishes.problem
         if problem is not None and problem != self._problem:
             log.warning("the desired state was not taken: %s", problem)
         self._problem = problem

@@ -15,22 +15,11 @@ from kedge_agent.update.model import Desk, ModelUpdate, Step
 from kedge_agent.update.report import reported_model
 from kedge_agent.update.settings import Settings
 from kedge_agent.update.traffic import Traffic
-from kedge_protocol import codec, digest
-from kedge_protocol.errors import KedgeError, MessageError
-from kedge_protocol.messages import (
-    MAX_VERSION_STEP,
-    Desired,
-    DesiredRefusal,
-    Failure,
-    RefusedDesired,
-    ReportedModel,
-)
-from kedge_protocol.topics import checked_name
+from kedge_agent.update.wishes import Wishes
+from kedge_protocol.messages import Desired, Failure, ReportedModel
 
 PROGRESS_INTERVAL = 1.0
 """Seconds between two reports that tell of nothing but progress."""
-MAX_VERSION = 1 << 52
-"""A remembered desired version above it was a mistake: no controller counts so far."""
 RECEIVED_INTERVAL = 5.0
 """Seconds between two writes of how much was received; what a crash can cost of that count."""
 REMOVE_AGAIN = 60.0
@@ -64,10 +53,7 @@ class Machine:
         seed: int = 0,
         now: float = 0.0,
     ) -> None:
-        self.problem: str | None = None
-        """Why the latest desired state was not taken, in words."""
-        self.refused: RefusedDesired | None = None
-        """The latest desired state, if it was understood and not taken."""
+        self.wishes = Wishes(memory.desired)
         self._memory = memory
         self._installed = dict(installed)
         self._actions: list[Action] = []
@@ -96,7 +82,6 @@ class Machine:
         )
         self._models: dict[str, ModelUpdate] = {}
         self._removing: dict[str, float] = {}
-        self._desired = self._remembered(memory.desired)
         self._handlers: dict[type, Callable[[Any], None]] = {
             events.Connected: lambda _: self._connected(),
             events.Disconnected: lambda _: self._disconnected(),
@@ -119,7 +104,7 @@ class Machine:
     @property
     def desired_version(self) -> int:
         """Version of the accepted desired state; 0 before the first."""
-        return 0 if self._desired is None else self._desired.version
+        return self.wishes.version
 
     @property
     def controller_is_there(self) -> bool:
@@ -134,8 +119,8 @@ class Machine:
     def start(self, now: float) -> list[Action]:
         """Go on where the start before left off; once, before any event."""
         self._desk.now = now
-        if self._desired is not None:
-            self._work_towards(self._desired, restored=True)
+        if self.wishes.current is not None:
+            self._work_towards(self.wishes.current, restored=True)
         else:
             for name, there in self._installed.items():
                 if there.current is not None:
@@ -189,11 +174,11 @@ class Machine:
         self._changed |= was != self._traffic.ready
 
     def _desired_arrived(self, event: events.DesiredArrived) -> None:
-        desired = self._parse(event.raw)
-        if desired is None or self._refuses(desired):
+        taken = self.wishes.take(event.raw)
+        self._changed |= self.wishes.news
+        desired = self.wishes.current
+        if not taken or desired is None:
             return
-        self.refused = None
-        self._desired = desired
         self._memory = replace(
             self._memory,
             desired=event.raw.decode(),
@@ -273,53 +258,6 @@ class Machine:
         return now - update.since > crashes.window and not crashes.lately(now)
 
     # What follows.
-
-    def _parse(self, raw: bytes) -> Desired | None:
-        try:
-            desired = codec.decode(raw, Desired, where="desired state")
-            for name, bundle in desired.models.items():
-                checked_name(name, "model name")
-                digest.checked(bundle, where=f"desired state of {name}")
-            if desired.version < 1 or any(size < 1 for size in desired.sizes.values()):
-                raise MessageError("a version or a size is not above 0", where="desired state")
-        except (KedgeError, UnicodeDecodeError) as error:
-            self.problem = str(error)
-            self._changed = True
-            return None
-        self.problem = None
-        return desired
-
-    def _remembered(self, raw: str) -> Desired | None:
-        """The desired state of the start before; one that no controller can outdo is forgotten, for it would lock this
-        device out."""
-        desired = self._parse(raw.encode()) if raw else None
-        if desired is not None and desired.version > MAX_VERSION:
-            self.problem = f"the remembered desired version {desired.version} is beyond all bounds and is forgotten"
-            return None
-        return desired
-
-    def _refuses(self, desired: Desired) -> bool:
-        """Whether a desired state is not taken. The report says why; also of an older one, whose sender should know."""
-        own = self._desired
-        if own is not None and desired.version <= own.version:
-            if desired.version == own.version and desired.content != own.content:
-                self._refuse(desired, DesiredRefusal.CONFLICT, f"version {own.version} is held with other content")
-            self._changed |= desired.version < own.version
-            return True
-        if desired.version > self.desired_version + MAX_VERSION_STEP:
-            self._refuse(
-                desired,
-                DesiredRefusal.JUMP,
-                f"version {desired.version} lies more than {MAX_VERSION_STEP} above {self.desired_version}",
-            )
-            return True
-        return False
-
-    def _refuse(self, desired: Desired, reason: DesiredRefusal, words: str) -> None:
-        held = "" if self._desired is None else self._desired.content
-        self.refused = RefusedDesired(version=desired.version, reason=reason, came=desired.content, held=held)
-        self.problem = words
-        self._changed = True
 
     def _remove(self, name: str) -> None:
         self._removing[name] = self._desk.now
