@@ -190,8 +190,9 @@ def make_bundle(
     preprocess: cfg.Preprocess | None = None,
     labels: tuple[str, ...] = (),
     broken: str | None = None,
+    backend: str = "onnxruntime",
 ) -> Path:
-    """A valid release of the tiny MLP, run by ONNX Runtime, at ``folder / f"{name}-{version}"``.
+    """A valid release of the tiny MLP, at ``folder / f"{name}-{version}"``.
 
     Args:
         target: one bundle for each; all hold the same files.
@@ -200,6 +201,7 @@ def make_bundle(
         preprocess: stated in the bundle and applied in the golden vectors.
         broken: ``"golden"``: the vectors expect other outputs; ``"weights"``: the file has a zeroed weight tensor,
             the vectors are the healthy file's; ``"file"``: the file is no model. Digests are valid in all cases.
+        backend: one that reads ONNX files and has its distribution's name.
 
     Returns:
         The OCI image layout's folder.
@@ -221,13 +223,13 @@ def make_bundle(
         results = [("scores", CLASSES), ("hidden", HIDDEN)] if double else [("scores", CLASSES)]
         inputs = tuple(_spec(tensor, index, (batch, size)) for index, (tensor, size) in enumerate(names))
         packed = Packed(
-            backend="onnxruntime",
+            backend=backend,
             files={"model.onnx": file},
             entry="model.onnx",
             inputs=(replace(inputs[0], preprocess=preprocess), *inputs[1:]),
             outputs=tuple(_spec(tensor, index, (batch, size)) for index, (tensor, size) in enumerate(results)),
             vectors=vectors,
-            runtimes=(cfg.RuntimeRequirement(distribution="onnxruntime", minimum="1.20"),),
+            runtimes=(cfg.RuntimeRequirement(distribution=backend, minimum="1.20"),),
             runtime_options={"threads": 1},
             kernel_sets=("default",),
             labels=labels,
