@@ -90,6 +90,7 @@ def test_what_a_small_extra_is_for_can_be_loaded(wheels: Wheels, tmp_path: Path,
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(3000)  # gigabytes are installed
 @pytest.mark.parametrize("extra", ["compile", "host"])
 def test_a_pytorch_model_is_compiled(wheels: Wheels, tmp_path: Path, extra: str) -> None:
     environment = Environment(tmp_path)
