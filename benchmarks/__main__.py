@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.harness import ROOT, Result, save, table
 
-ROOMS = ("compiling", "calling", "pulling", "memory", "fabric", "minilm", "pruning", "olive", "fleet")
+ROOMS = ("compiling", "calling", "pulling", "memory", "fabric", "minilm", "pruning", "olive", "peers", "fleet")
 
 
 def main() -> int:

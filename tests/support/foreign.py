@@ -12,8 +12,15 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-VERSIONS = {"nudenet": "3.4.2", "magika": "1.0.3", "rapidocr": "3.10.0", "scikit-image": "0.26.0"}
-"""scikit-image is fetched for its photos alone."""
+VERSIONS = {
+    "nudenet": "3.4.2",
+    "magika": "1.0.3",
+    "rapidocr": "3.10.0",
+    "scikit-image": "0.26.0",
+    "ai-edge-quantizer": "0.10.0",
+    "immutabledict": "4.3.1",
+}
+"""scikit-image is fetched for its photos alone, ai-edge-quantizer (with immutabledict) as a peer of the benchmark."""
 
 
 def folder() -> Path:

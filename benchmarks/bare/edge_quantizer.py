@@ -1,0 +1,27 @@
+"""Bare process: ai-edge-quantizer on a float .tflite, as its guide has it; prints the seconds of one attempt.
+
+Run as ``python edge_quantizer.py FLOAT.tflite CALIBRATION.npz OUT.tflite``; imports nothing of Kedge.
+"""
+
+import sys
+import time
+
+import numpy as np
+
+
+def main() -> None:
+    source, calibration, out = sys.argv[1:4]
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_quantizer import quantizer, recipe
+
+    signatures = Interpreter(source).get_signature_list()
+    name, given = next(iter(signatures.items()))
+    samples = next(iter(np.load(calibration).values())).astype(np.float32)
+    start = time.perf_counter()
+    made = quantizer.Quantizer(source, recipe.static_wi8_ai8())
+    found = made.calibrate({name: [{given["inputs"][0]: row[None]} for row in samples]})
+    made.quantize(found).export_model(out, overwrite=True)
+    print(time.perf_counter() - start)
+
+
+main()
