@@ -117,6 +117,10 @@ class Compiler(abc.ABC):
     requirements: frozenset[str] = frozenset()
     """Options of :meth:`lower` that a user may give for one compilation, over the target's own (``target_fps``)."""
 
+    reference: bool = False
+    """Whether its float32 is what the host runs the float model with, so that nothing need be lowered to compare with
+    float."""
+
     @property
     @abc.abstractmethod
     def numerics(self) -> Numerics:

@@ -131,7 +131,9 @@ def test_float32_is_taken_where_nothing_smaller_holds_and_the_report_says_so(
     assert [attempt["precision"] for attempt in entry["attempts"]] == ["int8", "float16", "float32"]
     assert entry["attempts"][0]["reason"].startswith("dropped by")
     assert entry["calibration_samples"] == 0
-    assert "float32 was taken" in capsys.readouterr().out
+    # The report says what was tried; to look is the search's work and no reason to warn.
+    assert report["warnings"] == []
+    assert "warning" not in capsys.readouterr().out
     config = Layout(inputs.out).bundle("generic-cpu").config
     assert config.precision == "float32"
     assert config.provenance.calibration_digest is None

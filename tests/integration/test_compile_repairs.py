@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.compiling import Inputs, kedge, small_inputs
+from tests.support.compiling import Inputs, kedge, small_inputs, without_progress
 
 from kedge_protocol.bundle.layout import Layout
 
@@ -118,7 +118,7 @@ def test_a_loss_that_leaves_the_numbers_is_one_clear_error_that_names_the_step(i
     (tmp_path / "mine.py").write_text(LOSS.replace("FACTOR", "(outputs['scores'].sum() * 1e38 * 1e38)"))
     done = kedge(training(inputs, step="distil:steps=50", loss=f"{tmp_path / 'mine.py'}:loss"))
     assert done.returncode == 1
-    (said,) = done.stderr.strip().splitlines()
+    (said,) = without_progress(done.stderr)
     assert said.startswith("error: ")
     assert "the loss is" in said or "the loss was" in said
     assert "distil" in said
@@ -150,7 +150,7 @@ def test_a_budget_that_cannot_be_kept_says_how_near_it_came_and_keeps_that(input
     (taken / "thesis.txt").write_text("years of work")
     done = kedge(inputs.arguments(max_size="10", effort="quick"))
     assert done.returncode == 1
-    (said,) = done.stderr.strip().splitlines()
+    (said,) = without_progress(done.stderr)
     assert "keeps the budget" in said
     assert "allowed are 10" in said
     assert (taken / "thesis.txt").read_text() == "years of work"
@@ -177,7 +177,7 @@ def test_an_unknown_key_of_a_recipe_is_named_with_its_place(inputs: Inputs, tmp_
     recipe.write_text('schema = 1\nstep = [{ use = "distil", temprature = 3.0 }]\n')
     done = kedge([*inputs.arguments(), "--recipe", str(recipe)])
     assert done.returncode == 1
-    (said,) = done.stderr.strip().splitlines()
+    (said,) = without_progress(done.stderr)
     assert "temprature" in said
     assert "temperature" in said
     assert str(recipe) in said

@@ -74,6 +74,11 @@ def small_inputs(folder: Path, *, seed: int = 0) -> Inputs:
     return Inputs(model, calibration, evaluation, folder / "OUT")
 
 
+def without_progress(stderr: str) -> list[str]:
+    """What a command said beside how far it was; lines of progress are indented."""
+    return [line for line in stderr.splitlines() if line.strip() and not line.startswith(" ")]
+
+
 def kedge(arguments: Sequence[str], *, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run ``kedge`` in a process of its own."""
     return subprocess.run(

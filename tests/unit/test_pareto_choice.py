@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kedge.compiler.racing import Pace
 from kedge.compression.budget import Budget
-from kedge.compression.pareto import Point, choose, front, nearest
+from kedge.compression.pareto import Point, choose, finalists, front, nearest
 
 points = st.lists(
     st.builds(
@@ -42,6 +43,47 @@ def test_latencies_within_a_tenth_do_not_decide() -> None:
     slow, quick = point("first", 0.0, 100, 1.02), point("second", 0.0, 100, 0.99)
     assert choose([slow, quick], Budget(max_drop=0.1)) is slow
     assert choose([quick, slow], Budget(max_drop=0.1)) is quick
+
+
+def paced(key: str, size: int, ratio: float, spread: float = 0.02, drop: float = 0.0) -> Point:
+    pace = Pace(ratio=ratio, low=ratio * (1 - spread), high=ratio * (1 + spread))
+    return Point(key=key, drop=drop, size=size, latency=ratio, pace=pace)
+
+
+def test_of_those_whose_spreads_overlap_the_smaller_is_taken_then_the_earlier() -> None:
+    budget = Budget(max_drop=0.1)
+    large, small = paced("large", 1000, 0.50, 0.2), paced("small", 700, 0.60, 0.2)
+    assert choose([large, small], budget) is choose([small, large], budget) is small
+    first, second = paced("first", 700, 0.52), paced("second", 700, 0.5)
+    assert choose([first, second], budget) is first
+    assert choose([second, first], budget) is second
+    assert choose([paced("large", 1000, 0.3), small], budget).key == "large"  # type: ignore[union-attr]
+
+
+def test_of_the_same_size_and_pace_the_one_that_lost_less_is_taken() -> None:
+    worse, better = paced("worse", 700, 0.5, drop=0.009), paced("better", 705, 0.51, drop=0.001)
+    assert choose([worse, better], Budget(max_drop=0.01)) is better
+    assert choose([worse, paced("larger", 800, 0.5)], Budget(max_drop=0.01)) is worse
+
+
+def test_only_what_is_not_sure_is_measured_again() -> None:
+    budget = Budget(max_drop=0.1)
+    sure = [paced("small", 300, 0.5), paced("float", 1000, 1.0)]
+    assert finalists(sure, budget) == [sure[0]]
+    unsure = [*sure, paced("other", 310, 0.5)]
+    assert {one.key for one in finalists(unsure, budget)} == {"small", "other"}
+    assert finalists([*unsure, point("unknown", 0.0, 300)], budget) == []
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.floats(0.3, 3.0), st.floats(0.0, 0.3)), min_size=1, max_size=8))
+def test_nothing_that_is_as_small_is_surely_faster_than_the_choice(drawn: list[tuple[int, float, float]]) -> None:
+    given_points = [paced(str(i), 100 * size, ratio, spread) for i, (size, ratio, spread) in enumerate(drawn)]
+    chosen = choose(given_points, Budget(max_drop=0.1))
+    assert chosen is not None
+    assert chosen.pace is not None
+    for one in given_points:
+        assert one.pace is not None
+        assert not (one.size <= chosen.size and one.pace.beside(chosen.pace).faster)
 
 
 def test_equal_points_are_on_the_front_once() -> None:

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from kedge.compiler.exchange import EvaluateAnswer
 from kedge.compiler.model import Model
+from kedge.compiler.racing import Latency, Pace
 from kedge.compiler.result import Attempt, Outcome
 from kedge.compression.budget import Budget
 from kedge.compression.candidate import Candidate
 from kedge.compression.effort import Effort
+from kedge.compression.latency import TargetLatency
 from kedge.compression.sensitivity import LayerSensitivity, Sensitivity
 from kedge.compression.strategy import Strategy
 from kedge.evaluation.metric import Score
@@ -64,19 +66,32 @@ def tried(
     device: Target | None = None,
     sensitivity: Sensitivity | None = SENSITIVITY,
     agrees: Callable[[Candidate], float] | None = None,
+    paces: Callable[[Candidate], float] | None = None,
+    names: Callable[[Candidate], str] | None = None,
     **of_model: object,
 ) -> list[tuple[Candidate, Outcome]]:
     """Everything that a strategy asks for, with the outcomes that it is told."""
     device = device or target.find("generic-cpu")
     budget = budget or Budget(max_drop=0.01)
     choice = device.backends[0]
-    strategy = Strategy(choice, registry.compiler(choice.name), device, model(**of_model), effort, lambda: sensitivity)
+    compiler = registry.compiler(choice.name)
+    strategy = Strategy(choice, compiler, device, model(**of_model), effort, lambda: sensitivity, budget=budget)
     batches = strategy.run()
     seen = []
     try:
         asked = next(batches)
         while True:
             outcomes = [told(one, answer, budget, agrees) for one in asked]
+            for outcome in outcomes:
+                if names is not None:
+                    outcome.attempt.precision = names(outcome.candidate)
+                if paces is not None:
+                    ratio = paces(outcome.candidate)
+                    pace = Pace(ratio=ratio, low=ratio * 0.97, high=ratio * 1.03)
+                    outcome.attempt.latency_ms = Latency(p50=2 * ratio, p95=2 * ratio)
+                    outcome.attempt.target_latency = TargetLatency(
+                        p50=2 * ratio, source="measured here", estimated=device.name == "rpi4", pace=pace
+                    )
             seen += list(zip(asked, outcomes, strict=True))
             assert len(seen) < 200
             asked = batches.send(outcomes)
@@ -135,6 +150,53 @@ def test_where_the_ends_do_not_suffice_single_layers_follow() -> None:
     seen = tried(lambda c: (0.0 if "layer4" in c.plan.layers else 0.5, 300, 1.0), ends=ENDS)
     assert set(ENDS) <= {tuple(candidate.plan.layers) for candidate, _ in seen}
     assert any(outcome.holds for _, outcome in seen)
+
+
+@pytest.mark.parametrize("effort", [Effort.QUICK, Effort.NORMAL])
+def test_what_is_slower_than_float_is_not_the_last_word(effort: Effort) -> None:
+    seen = tried(lambda c: (0.0, 300, 1.0), effort=effort, paces=lambda c: 1.5 if c.plan.quantizes else 1.0)
+    assert labels(seen) == ["int8", "float32", "float16", "codebook8"]
+
+
+def test_who_wants_bytes_gets_them_however_slow() -> None:
+    budget = Budget(max_drop=0.01, max_size=1000)
+    assert labels(tried(lambda c: (0.0, 300, 1.0), budget=budget, paces=lambda c: 1.5)) == ["int8"]
+
+
+def test_a_hosts_figure_says_nothing_of_another_processor() -> None:
+    rpi4 = target.find("rpi4")
+    assert labels(tried(lambda c: (0.0, 300, 1.0), device=rpi4, paces=lambda c: 1.5)) == ["int8"]
+
+
+@pytest.mark.parametrize(("pace", "floats"), [(0.4, []), (0.9, ["float32"]), (1.4, ["float32"])])
+def test_another_runtimes_float_is_tried_where_int8_is_not_far_ahead(pace: float, floats: list[str]) -> None:
+    # Beside the float model by ONNX Runtime it says little: this runtime's float may be the faster one.
+    device = target.find("intel-cpu")
+    seen = tried(lambda c: (0.0, 300, 1.0), device=device, paces=lambda c: pace)
+    assert labels(seen) == ["int8", *floats]
+
+
+def test_float_of_the_same_runtime_that_is_faster_brings_half_the_bytes_too() -> None:
+    device = target.find("intel-cpu")
+    seen = tried(lambda c: (0.0, 300, 1.0), device=device, paces=lambda c: 0.9 if c.plan.quantizes else 0.5)
+    assert labels(seen) == ["int8", "float32", "float16"]
+
+
+def test_a_name_that_is_not_true_does_not_end_the_search() -> None:
+    def names(candidate: Candidate) -> str:
+        return "mixed" if candidate.plan.quantizes else candidate.plan.default.value
+
+    assert labels(tried(lambda c: (0.0, 300, 1.0), names=names)) == ["int8", "float16", "float32"]
+
+
+def test_where_the_budget_is_barely_kept_cheap_steps_are_tried_and_no_more() -> None:
+    seen = tried(lambda c: (0.009, 300, 1.0))
+    assert labels(seen) == ["int8", "equalize + int8", "equalize + correct-bias + int8", "int8 (mse)"]
+    assert labels(tried(lambda c: (0.004, 300, 1.0))) == ["int8"]
+    answers = Budget(max_drop=0.01, min_agreement=0.9)
+    assert len(tried(lambda c: (0.0, 300, 1.0), budget=answers, agrees=lambda c: 0.92)) == 4
+    assert len(tried(lambda c: (0.0, 300, 1.0), budget=answers, agrees=lambda c: 0.97)) == 1
+    assert labels(tried(lambda c: (0.009, 300, 1.0), effort=Effort.QUICK)) == ["int8"]
 
 
 def test_answers_that_changed_are_repaired_like_a_drop() -> None:

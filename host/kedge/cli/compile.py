@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from kedge.cli import progress
 from kedge.compiler.given import check_environment
 from kedge.compiler.options import CompileOptions
-from kedge.compiler.result import Tell
 from kedge.compiler.service import run
 from kedge.options import command_line, made
 
@@ -35,36 +33,10 @@ def compile_command(model: str, **values: Any) -> int:
     Exit status: 0 where every target has its bundle, 3 where some failed (the others are written), 1 on an error.
     """
     check_environment()  # before anything of the extra is imported
-    with _progress() as tell:
+    with progress.shown() as tell:
         release = run(model, made(CompileOptions, values), tell=tell)
     _show(release)
     return SOME_FAILED if release.failures else 0
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Tell]:
-    """One bar for each target on a terminal; silence elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.fields[who]:<16}"), TextColumn("{task.description:<22}"), BarColumn())
-    with Progress(
-        *columns,
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bars:
-        rows: dict[str, TaskID] = {}
-
-        def tell(who: str, what: str, done: int, total: int) -> None:
-            if who not in rows:
-                rows[who] = bars.add_task(what, who=who, total=None)
-            bars.update(rows[who], description=what, completed=done, total=total or None)
-
-        yield tell
 
 
 def _show(release: Release) -> None:
@@ -81,7 +53,7 @@ def _show(release: Release) -> None:
     table = Table(title=f"{release.name} {release.version}: {metric} of the float model {report.reference.value:.4f}")
     for column in ("target", "backend", "how"):
         table.add_column(column)
-    for column in (metric, "drop", "size ×", "p50 ms"):
+    for column in (metric, "drop", "size ×", "int %", "p50 ms"):
         table.add_column(column, justify="right")
     table.add_column("verified")
     table.add_column("digest")
@@ -90,6 +62,9 @@ def _show(release: Release) -> None:
     for failure in report.failures:
         table.add_row(failure.target, "", "failed")
     console.print(table)
+    for bundle in report.bundles:
+        for remark in bundle.remarks:
+            console.print(f"{bundle.target}: {remark}", soft_wrap=True, markup=False)
     for warning in report.warnings:
         console.print(f"warning: {warning}", soft_wrap=True, markup=False)
     for failure in report.failures:
@@ -106,6 +81,14 @@ def _latency(bundle: BundleEntry) -> str:
     return f"{'~' if known.estimated else ''}{known.p50:.3g}"
 
 
+def _integers(bundle: BundleEntry) -> str:
+    """Shares of the weight bytes and of the multiply-accumulates in integers; empty where nobody counted."""
+    shares = (bundle.weights_in_integers, bundle.macs_in_integers)
+    if shares == (None, None):
+        return ""
+    return "/".join("–" if share is None else f"{100 * share:.0f}" for share in shares)
+
+
 def _cells(bundle: BundleEntry) -> tuple[str, ...]:
     return (
         bundle.target,
@@ -114,6 +97,7 @@ def _cells(bundle: BundleEntry) -> tuple[str, ...]:
         f"{bundle.value:.4f}",
         f"{bundle.drop:.4f}",
         f"{bundle.size_ratio:.2f}",
+        _integers(bundle),
         _latency(bundle),
         bundle.verified,
         bundle.digest[:19],

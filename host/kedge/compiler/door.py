@@ -29,6 +29,7 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
     max_size: str | int | None = None,
     max_latency: float | None = None,
     effort: str = "normal",
+    time_limit: float | None = None,
     recipe: str | os.PathLike[str] | None = None,
     step: Sequence[str] = (),
     quantize: str | None = None,
@@ -73,6 +74,8 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
             ``latencies``.
         effort: ``quick`` (the usual precision, else float), ``normal`` (where that does not keep the budget: other
             ranges, equalization, mixed precision, fine-tuning, pruning, cheapest first), ``high`` (the whole front).
+        time_limit: seconds after which the search begins no other candidate and takes the best so far; each target's
+            first is tried in any case. By default 1800 with effort ``normal``, 600 with ``quick``, none with ``high``.
         recipe: a ``recipe.toml``, done instead of a search.
         step, quantize: the same in short, ``("prune-channels:ratio=0.5", "distil")``, ``"precision=int8"``.
         preprocess: ``scale=1/255,mean=0.5,std=0.5``, per channel with colons, for several inputs one text each,
@@ -121,6 +124,7 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
         max_size=None if max_size is None else str(max_size),
         max_latency=max_latency,
         effort=_effort(effort),
+        time_limit=time_limit,
         recipe=_path(recipe),
         step=_several(step),
         quantize=quantize,

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kedge.compiler.dataset import Data
+from kedge.compiler.racing import Latency as Latency
+from kedge.compiler.racing import Pace
 from kedge.evaluation import metric
 from kedge.evaluation.outputs import OutputFigures
 from kedge_protocol.bundle.config import Preprocess, RuntimeRequirement, TensorSpec, Verified
@@ -67,14 +69,6 @@ class ReferenceAnswer:
     def value(self) -> float:
         """The metric's."""
         return self.score.value
-
-
-@dataclass(frozen=True, kw_only=True)
-class Latency:
-    """Of one call with one sample, in milliseconds."""
-
-    p50: float
-    p95: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,14 +187,6 @@ class GoldenAnswer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyRequest:
-    """Measure the latency of a lowered model on one sample."""
-
-    program: Program
-    data: Data
-
-
-@dataclass(frozen=True, kw_only=True)
 class ReferenceLatencyRequest:
     """Measure the latency of the float model on one sample."""
 
@@ -208,3 +194,24 @@ class ReferenceLatencyRequest:
     inputs: tuple[TensorInfo, ...]
     data: Data
     preprocess: dict[str, Preprocess]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceRequest:
+    """Measure lowered models on one sample, in turns with the float model.
+
+    Attributes:
+        seconds: that the race may take, about.
+    """
+
+    programs: tuple[Program, ...]
+    reference: ReferenceLatencyRequest
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceAnswer:
+    """Of each program its latency, and its pace beside the float model."""
+
+    latencies: tuple[Latency, ...]
+    paces: tuple[Pace, ...]

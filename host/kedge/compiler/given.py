@@ -168,6 +168,7 @@ def _check(options: CompileOptions) -> None:
         budget.size_bytes(options.max_size, of=1 << 20, where="--max-size")
     for value, flag, what, remedy in (
         (options.deadline, "--deadline", "time", "Give seconds"),
+        (options.time_limit, "--time-limit", "time", "Give seconds"),
         (options.max_latency, "--max-latency", "time", "Give milliseconds"),
         (options.memory_limit, "--memory-limit", "memory", "Give MiB"),
         (options.jobs, "--jobs", "number of trials", "Give 1 or more"),

@@ -52,6 +52,14 @@ class CompileOptions:
     effort: Annotated[
         Effort, Option("How long to look: the usual precision only, what repairs it, or the whole front.")
     ] = Effort.NORMAL
+    time_limit: Annotated[
+        float | None,
+        Option(
+            "Seconds after which the search begins no other candidate and takes the best so far; by default 1800 with "
+            "effort normal, 600 with quick, none with high.",
+            metavar="SECONDS",
+        ),
+    ] = None
     recipe: Annotated[
         Path | None, Option("Do what a recipe.toml says instead of searching.", metavar="RECIPE.toml")
     ] = None

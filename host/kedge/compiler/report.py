@@ -11,7 +11,7 @@ from typing import Any
 
 from kedge.compiler import exchange, promise
 from kedge.compiler.pack import Source
-from kedge.compiler.result import KEPT, Attempt, Compiled, Failed
+from kedge.compiler.result import Attempt, Compiled, Failed
 from kedge.compression.candidate import Candidate
 from kedge.compression.exchange import ChangesAnswer, StepEntry
 from kedge.compression.latency import TargetLatency
@@ -90,6 +90,8 @@ class BundleEntry:
         layers: those that do not have the precision of the rest.
         over: what of the budget it does not keep; empty in a release.
         changes: the evaluation samples that it moved most, beside the float model's answers.
+        remarks: what must be known of its latency: whose it is, whether it is slower than float, whether the ranking is
+            sure.
         attempts: all that was tried; the last one was taken.
     """
 
@@ -124,6 +126,7 @@ class BundleEntry:
     layers: tuple[LayerEntry, ...] = ()
     estimate: Estimate | None = None
     over: str = ""
+    remarks: tuple[str, ...] = ()
     tools: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     changes: ChangesAnswer = field(default_factory=ChangesAnswer)
@@ -219,7 +222,7 @@ def of(told: Told, source: Source, compiled: list[Compiled], digests: list[str],
             )
             for one in failed
         ],
-        warnings=told.warnings + [text for one in compiled for text in _fallbacks(one)],
+        warnings=told.warnings + [text for one in compiled for text in _concerns(one)],
         tools={**source.tools, **reference.tools, "kedge": __version__, "python": platform.python_version()},
         seconds=told.seconds,
         direction=reference.choice.direction.value,
@@ -278,6 +281,7 @@ def _bundle(compiled: Compiled, digest: str, source: Source) -> BundleEntry:
         ),
         estimate=compiled.lowered.estimate,
         over=compiled.over,
+        remarks=attempt.remarks,
         verified=compiled.lowered.verified.value,
         digest=digest,
         calibration_samples=compiled.lowered.calibration_samples,
@@ -299,15 +303,15 @@ def _why(candidate: Candidate, layer: str) -> str:
     return "made so by the steps " + ", ".join(step.use for step in candidate.steps)
 
 
-def _fallbacks(compiled: Compiled) -> list[str]:
-    """One warning for each attempt that does not keep the budget, or failed; and what is only estimated of it."""
+def _concerns(compiled: Compiled) -> list[str]:
+    """What the user must know. What a search tries and leaves is its work, and no warning; a backend that could not
+    try anything is."""
     attempt = compiled.attempt
     taken = f"{attempt.backend} {attempt.label or attempt.precision} was taken"
     found = [
-        f"{compiled.target.name}: {tried}: {a.reason.splitlines()[0]}; {taken}"
+        f"{compiled.target.name}: {a.reason.splitlines()[0]}; {taken}"
         for a in compiled.attempts[:-1]
-        for tried in [f"{a.backend} {a.label or a.precision}".strip()]
-        if a.reason != KEPT
+        if a.backend != attempt.backend and not a.label
     ]
     if compiled.over:
         found.append(f"{compiled.target.name}: the budget is not kept: {compiled.over}")

@@ -54,6 +54,7 @@ def render(report: Report) -> str:
     environment.filters["bytes"] = readable_bytes
     environment.filters["db"] = readable_db
     environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.4f}"
+    environment.filters["share"] = readable_share
     return environment.get_template("report.html.j2").render(
         report=report,
         plots=plots(report),
@@ -142,6 +143,11 @@ def readable_db(value: float | None) -> str:
     if value is None:
         return "–"
     return "exact" if value >= EXACT_DB else f"{value:.1f} dB"
+
+
+def readable_share(share: float | None) -> str:
+    """``98 %``; a dash where there is none."""
+    return "–" if share is None else f"{100 * share:.0f} %"
 
 
 def readable_bytes(count: float) -> str:

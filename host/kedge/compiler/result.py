@@ -11,8 +11,10 @@ from kedge.compiler import exchange
 from kedge.compiler.dataset import Data
 from kedge.compiler.model import Model
 from kedge.compiler.options import CompileOptions
+from kedge.compiler.racing import Pace
 from kedge.compression.budget import ACCURACY, Budget
 from kedge.compression.candidate import Candidate
+from kedge.compression.clock import Clock
 from kedge.compression.crossfit import Unseen
 from kedge.compression.exchange import ChangesAnswer, StepEntry
 from kedge.compression.latency import Record, TargetLatency
@@ -20,7 +22,7 @@ from kedge.evaluation.intervals import Interval
 from kedge.evaluation.outputs import OutputFigures
 from kedge_protocol.bundle.config import Preprocess
 from kedge_protocol.errors import KedgeError
-from kedge_targets.numerics import Plan
+from kedge_targets.numerics import Plan, Precision
 from kedge_targets.target import Target
 
 Tell = Callable[[str, str, int, int], None]
@@ -29,6 +31,7 @@ Tell = Callable[[str, str, int, int], None]
 
 KEPT = "keeps the budget; another is smaller or faster"
 """The reason why an attempt was not taken that could have been."""
+SLOWER = "keeps the budget, but is slower than float; --max-size takes it for its bytes"
 
 
 @dataclass(kw_only=True)
@@ -48,6 +51,7 @@ class Attempt:
         seconds: by span.
         latency_ms: on the host; ``target_latency`` on the target.
         front: whether no other attempt is as good in metric, bytes and latency.
+        remarks: what must be known of its latency: whose it is, whether it is slower than float.
         reason: why it was not taken, empty for the one that was.
     """
 
@@ -69,6 +73,7 @@ class Attempt:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     front: bool = False
+    remarks: tuple[str, ...] = ()
     reason: str = ""
 
 
@@ -87,6 +92,12 @@ class Job:
     seed: int
     scratch: Path
     tell: Tell
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def deadline(self) -> float:
+        """Seconds that one step of a trial may take."""
+        return self.options.deadline if self.clock.lenient else max(1.0, min(self.options.deadline, self.clock.left))
 
 
 @dataclass(kw_only=True)
@@ -97,7 +108,6 @@ class Outcome:
         plan: the candidate's, with the ranges that its steps decided.
         lowered, program, evaluation: None where it did not get so far.
         error: what stopped it.
-        named_truly: whether the files are of the precision that was asked for.
     """
 
     candidate: Candidate
@@ -108,13 +118,35 @@ class Outcome:
     program: exchange.Program | None = None
     evaluation: exchange.EvaluateAnswer | None = None
     error: KedgeError | None = None
-    named_truly: bool = True
     over: dict[str, float] = field(default_factory=dict)
 
     @property
     def measured(self) -> bool:
         """Whether there are files, and figures of them."""
         return self.error is None and self.evaluation is not None
+
+    @property
+    def named_truly(self) -> bool:
+        """Whether the files are of the precision that was asked for, or of one that the graph itself decided."""
+        decided = "" if self.lowered is None else self.lowered.precision
+        return not self.measured or self.attempt.precision in (self.asked.value, decided)
+
+    @property
+    def asked(self) -> Precision:
+        """The smallest precision of the plan."""
+        return next(one for one in Precision if one in self.candidate.plan.precisions)
+
+    @property
+    def pace(self) -> Pace | None:
+        """Beside the float model by ONNX Runtime; None where nothing was measured on the target itself."""
+        latency = self.attempt.target_latency
+        return None if latency is None or latency.estimated else latency.pace
+
+    @property
+    def quiet(self) -> float:
+        """Milliseconds of a call on this host when it does nothing else; 0 where nobody knows."""
+        latency = self.attempt.latency_ms
+        return 0.0 if latency is None else latency.least or latency.p50
 
     @property
     def holds(self) -> bool:

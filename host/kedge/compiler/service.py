@@ -25,6 +25,7 @@ from kedge.compiler.options import CompileOptions
 from kedge.compiler.release import Release
 from kedge.compiler.result import Compiled, Failed, Job, Tell
 from kedge.compression import sensing
+from kedge.compression.clock import Clock
 from kedge.compression.crew import Crew, Trials
 from kedge.compression.effort import Effort
 from kedge.compression.latency import Measurement
@@ -100,6 +101,7 @@ class _Compilation:
         self._scratch = scratch
         self._tell = tell
         self._began = time.perf_counter()
+        self._clock = Clock.of(asked.options.effort, asked.options.time_limit)
         self._seconds: dict[str, float] = {}
         self._measurements: list[Measurement] = []
 
@@ -129,6 +131,7 @@ class _Compilation:
                 seed=self._asked.seed,
                 scratch=self._scratch,
                 tell=self._tell,
+                clock=self._clock,
             )
             sensitivity = sensing.Sensing(job, targets, floating, pool)
             if self._options.effort is not Effort.QUICK:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.compiler import golden as choosing
+from kedge.compiler import racing
 from kedge.compiler.dataset import open_array
 from kedge.compiler.exchange import (
     Done,
@@ -26,9 +28,10 @@ from kedge.compiler.exchange import (
     GoldenAnswer,
     GoldenRequest,
     Latency,
-    LatencyRequest,
     LowerAnswer,
     LowerRequest,
+    RaceAnswer,
+    RaceRequest,
     ReferenceAnswer,
     ReferenceLatencyRequest,
     ReferenceRequest,
@@ -42,15 +45,14 @@ from kedge_protocol.bundle.config import Preprocess, TensorSpec
 from kedge_protocol.errors import KedgeError, ModelError, StorageError
 from kedge_targets import registry
 from kedge_targets.contract import Compiler, Lowered
+from kedge_targets.executor import Executor
 from kedge_targets.graph import library
 from kedge_targets.numbers import Numbers
 from kedge_targets.worker import Progress
 
 Array = npt.NDArray[Any]
 
-_LATENCY_CALLS = 50
 _LATENCY_SECONDS = 0.5
-_WARM_CALLS = 3
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
@@ -256,21 +258,33 @@ def make_golden(request: GoldenRequest, progress: Progress) -> GoldenAnswer:
     )
 
 
-def latency(request: LatencyRequest, progress: Progress) -> Latency:
-    """Measure one call with one raw sample, preprocessing and quantization included."""
-    executor = request.program.open()
-    sample = Samples(request.data).picked([0])
+def race(request: RaceRequest, progress: Progress) -> RaceAnswer:
+    """Measure calls with one raw sample, preprocessing and quantization included, in turns with the float model."""
+    sample = Samples(request.reference.data).picked([0])
+    executors: list[Executor] = []
     try:
-        return _timed(lambda: executor(sample))
+        for program in request.programs:
+            executors.append(program.open())
+        calls = [functools.partial(executor, sample) for executor in executors]
+        turns = racing.race([_float_call(request.reference), *calls], seconds=request.seconds)
     finally:
-        executor.close()
+        for executor in executors:
+            executor.close()
+    return RaceAnswer(
+        latencies=tuple(one.latency for one in turns[1:]), paces=tuple(one.pace(turns[0]) for one in turns[1:])
+    )
 
 
 def reference_latency(request: ReferenceLatencyRequest, progress: Progress) -> Latency:
-    """The same of the float model with ONNX Runtime."""
+    """Measure the float model alone, with ONNX Runtime."""
+    (turns,) = racing.race([_float_call(request)], seconds=_LATENCY_SECONDS)
+    return turns.latency
+
+
+def _float_call(request: ReferenceLatencyRequest) -> Callable[[], object]:
     raw = Samples(request.data).picked([0])
     run = _float_model(request.model)
-    return _timed(lambda: run(None, prepared(raw, request.inputs, request.preprocess)))
+    return lambda: run(None, prepared(raw, request.inputs, request.preprocess))
 
 
 class _Counted:
@@ -344,19 +358,6 @@ def _opened(outputs: Mapping[str, str]) -> dict[str, Array]:
 
 def _with_preprocess(spec: TensorSpec, layouts: Mapping[str, str | None], how: Mapping[str, Preprocess]) -> TensorSpec:
     return replace(spec, preprocess=how.get(spec.name), layout=layouts[spec.name])
-
-
-def _timed(call: Callable[[], object]) -> Latency:
-    for _ in range(_WARM_CALLS):
-        call()
-    taken: list[float] = []
-    until = time.perf_counter() + _LATENCY_SECONDS
-    while len(taken) < _LATENCY_CALLS and (not taken or time.perf_counter() < until):
-        began = time.perf_counter()
-        call()
-        taken.append((time.perf_counter() - began) * 1000.0)
-    p50, p95 = np.percentile(taken, [50, 95])
-    return Latency(p50=round(float(p50), 4), p95=round(float(p95), 4))
 
 
 def _resident() -> int:

@@ -13,6 +13,11 @@ class Effort(str, enum.Enum):
     HIGH = "high"  # the whole front: small weights, pruning, fine-tuning, whether needed or not
 
     @property
+    def seconds(self) -> float:
+        """That the search for all targets may take, unless the user says otherwise: no candidate is begun after it."""
+        return {Effort.QUICK: 600.0, Effort.NORMAL: 1800.0, Effort.HIGH: float("inf")}[self]
+
+    @property
     def sensitivity_seconds(self) -> float:
         """That measuring the sensitivity of layers may take."""
         return {Effort.QUICK: 0.0, Effort.NORMAL: 20.0, Effort.HIGH: 120.0}[self]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kedge.compiler.racing import Pace
 from kedge_protocol import codec
 from kedge_protocol.bundle.config import Verified
 from kedge_protocol.errors import ConfigError, MessageError
@@ -27,6 +28,7 @@ class Measurement:
     Attributes:
         files: digest of the file that the runtime opens.
         bundle: digest of the bundle, where it is known.
+        pace: beside the float model by ONNX Runtime on the same device, where both were measured in turns.
     """
 
     device: str
@@ -35,6 +37,7 @@ class Measurement:
     p50_ms: float
     p95_ms: float
     bundle: str | None = None
+    pace: Pace | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +55,13 @@ class TargetLatency:
         p50: milliseconds.
         source: who says so, in words.
         estimated: nothing measured these files on such a device.
+        pace: beside the float model by ONNX Runtime, measured in turns on the host; None where another measured.
     """
 
     p50: float
     source: str
     estimated: bool
+    pace: Pace | None = None
 
 
 def read(path: Path) -> Record:
@@ -94,7 +99,19 @@ class Book:
         """Tell what the host took for files, so that the device's measurement of the same gives a ratio."""
         self._pairs += [(one, host_p50) for one in self._known.get(files, ()) if one.device != HOST]
 
-    def of(self, files: str, host_p50: float, verified: Verified, estimate: Estimate | None) -> TargetLatency:
+    def knows(self, files: str) -> bool:
+        """Whether the record has these files."""
+        return files in self._known
+
+    def of(
+        self,
+        files: str,
+        host_p50: float,
+        verified: Verified,
+        estimate: Estimate | None,
+        *,
+        pace: Pace | None = None,
+    ) -> TargetLatency:
         """What these files take on the target.
 
         Args:
@@ -102,15 +119,18 @@ class Book:
             host_p50: milliseconds here.
             verified: how far the host could prove the files.
             estimate: of the vendor's tools.
+            pace: on the host.
         """
         if found := self._known.get(files):
             devices = sorted({one.device for one in found})
             source = "recorded in an earlier search" if devices == [HOST] else f"measured by {', '.join(devices)}"
-            return TargetLatency(p50=statistics.median(o.p50_ms for o in found), source=source, estimated=False)
+            recorded = next((one.pace for one in found if devices == [HOST]), None)
+            p50 = statistics.median(one.p50_ms for one in found)
+            return TargetLatency(p50=p50, source=source, estimated=False, pace=recorded)
         if estimate is not None:
             return TargetLatency(p50=estimate.latency_ms, source=f"estimated by {estimate.source}", estimated=True)
         if verified is Verified.EXECUTED and self._target.processor.architecture == platform.machine():
-            return TargetLatency(p50=host_p50, source="measured here", estimated=False)
+            return TargetLatency(p50=host_p50, source="measured here", estimated=False, pace=pace)
         if self._pairs:
             ratio = statistics.median(one.p50_ms / max(host, 1e-9) for one, host in self._pairs)
             devices = sorted({one.device for one, _ in self._pairs})
@@ -118,8 +138,10 @@ class Book:
                 p50=host_p50 * ratio,
                 source=f"estimated: {ratio:.3g} times the host's, as other files on {', '.join(devices)}",
                 estimated=True,
+                pace=pace,
             )
-        return TargetLatency(p50=host_p50, source="estimated: the host's own time", estimated=True)
+        source = f"estimated: this host's own time ({platform.machine()})"
+        return TargetLatency(p50=host_p50, source=source, estimated=True, pace=pace)
 
 
 def written(measurements: Sequence[Measurement]) -> str:

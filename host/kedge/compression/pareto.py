@@ -6,12 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kedge.compiler.racing import Pace
 from kedge.compression.budget import Budget
 
 _LATENCY_STEP = math.log(1.10)
 """Latencies are compared in steps of a tenth: less than that is the machine's mood, and would make choices that nobody
 can repeat."""
 
+_SAME_SIZE = 0.02
+"""Files that differ by less are of the same size."""
+
+_CLOSE = math.log(1.3)
+_MOST_FINALISTS = 4
 _UNKNOWN = 50.0
 """Logarithm of a latency that nobody knows: beyond any that is known."""
 
@@ -25,6 +31,7 @@ class Point:
         drop: of the metric, against the float model.
         size: bytes of the files.
         latency: milliseconds (p50); None where it was not measured.
+        pace: beside the float model, where it was measured in turns with it.
         agreement: with the float model's answers; None where there are none to compare.
         upper: end of the drop's interval; None where it has none.
         lost: the outputs below the floor, and why, in words.
@@ -37,6 +44,7 @@ class Point:
     agreement: float | None = None
     lost: tuple[str, ...] = ()
     upper: float | None = None
+    pace: Pace | None = None
 
 
 def excess(one: Point, budget: Budget) -> dict[str, float]:
@@ -72,21 +80,53 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def choose(points: Sequence[Point], budget: Budget) -> Point | None:
-    """The smallest and fastest that keeps the budget: least product of bytes and (graded) milliseconds; of equals the
-    one with the smaller drop, then the smaller file, then the first. None where none keeps it."""
+    """The smallest and fastest that keeps the budget; None where none keeps it.
+
+    That is the least product of bytes and milliseconds. Where nobody can say which of two is faster the smaller one is
+    taken; of as good as equal sizes the one with the smaller drop, then the earlier. So a new measurement chooses
+    otherwise only among candidates whose spreads overlap.
+    """
     holding = [one for one in points if not excess(one, budget)]
     if not holding:
         return None
+    paced = all(one.pace is not None for one in holding)
+    best = min(holding, key=lambda one: _cost(one, paced))
+    rivals = [one for one in holding if _alike(one, best, paced)]
+    smallest = min(one.size for one in rivals)
+    same = [one for one in rivals if one.size <= smallest * (1 + _SAME_SIZE)]
+    # Two of them may both be as fast as the best one, and yet one surely faster than the other.
+    undefeated = [one for one in same if not any(_faster(other, one) for other in same)]
+    return min(undefeated or same, key=lambda one: one.drop)
 
-    def cost(one: Point) -> tuple[float, float, int]:
-        graded = _grade(one.latency)
-        return (
-            (math.log(max(one.size, 1)) + (graded * _LATENCY_STEP if math.isfinite(graded) else 50.0)),
-            one.drop,
-            one.size,
-        )
 
-    return min(holding, key=cost)
+def finalists(points: Sequence[Point], budget: Budget) -> list[Point]:
+    """Those among which the choice is not sure, the likeliest first: as fast as the best one, as far as is known, or
+    nearly as good. One alone where it is sure."""
+    holding = [one for one in points if not excess(one, budget)]
+    if not holding or any(one.pace is None for one in holding):
+        return []
+    best = min(holding, key=lambda one: _cost(one, True))
+    close = [one for one in holding if _alike(one, best, True) or _cost(one, True) < _cost(best, True) + _CLOSE]
+    return sorted(close, key=lambda one: _cost(one, True))[:_MOST_FINALISTS]
+
+
+def _cost(one: Point, paced: bool) -> float:
+    """Logarithm of bytes times milliseconds."""
+    if paced and one.pace is not None:
+        return math.log(max(one.size, 1)) + math.log(max(one.pace.ratio, 1e-9))
+    graded = _grade(one.latency)
+    return math.log(max(one.size, 1)) + (graded * _LATENCY_STEP if math.isfinite(graded) else _UNKNOWN)
+
+
+def _faster(one: Point, other: Point) -> bool:
+    return one.pace is not None and other.pace is not None and one.pace.beside(other.pace).faster
+
+
+def _alike(one: Point, other: Point, paced: bool) -> bool:
+    """Whether nobody can say which is faster."""
+    if paced and one.pace is not None and other.pace is not None:
+        return one.pace.overlaps(other.pace)
+    return _grade(one.latency) == _grade(other.latency)
 
 
 def nearest(points: Sequence[Point], budget: Budget) -> Point | None:

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from kedge.compiler import exchange
-from kedge.compiler.result import KEPT, Attempt, Compiled, Failed, Job, Outcome
+from kedge.compiler.result import KEPT, SLOWER, Attempt, Compiled, Failed, Job, Outcome
 from kedge.compression import crossfit, pareto, recipe
 from kedge.compression.candidate import Candidate
 from kedge.compression.crew import Crew, Trials
 from kedge.compression.exchange import ChangesAnswer, ChangesRequest
-from kedge.compression.latency import HOST, Book, Measurement
+from kedge.compression.latency import Measurement
 from kedge.compression.sensitivity import Sensitivity
+from kedge.compression.stopwatch import Stopwatch
 from kedge.compression.strategy import Batches, Strategy
 from kedge.evaluation import user
 from kedge.evaluation.intervals import CONFIDENCE
-from kedge_protocol import digest
 from kedge_protocol.errors import (
     BudgetError,
     CompileError,
@@ -64,13 +64,17 @@ class Search:
         self._trials: Trials = trials or crew
         self._sensitivity = sensitivity
         self._section = section
-        self._book = Book(target, job.record.measurements)
+        self._stopwatch = Stopwatch(target, job, crew.first.call)
         self._attempts: list[Attempt] = []
         self._errors: list[KedgeError] = []
         self._outcomes: list[Outcome] = []
         self._folders = 0
-        self.measurements: list[Measurement] = []
+        self._ended = ""
+
+    @property
+    def measurements(self) -> list[Measurement]:
         """Latencies that were measured on the host, for the record."""
+        return self._stopwatch.measurements
 
     def run(self) -> Compiled | Failed:
         """Search.
@@ -85,18 +89,25 @@ class Search:
                 self._backend(asked.backend, _only(asked))
             else:
                 for choice in self._target.backends:
-                    compiler = registry.compiler(choice.name)
-                    job = self._job
-                    strategy = Strategy(
-                        choice, compiler, self._target, job.model, job.options.effort, self._sensitivity
-                    )
-                    self._backend(choice, strategy.run())
-                    if any(one.holds for one in self._outcomes):
+                    self._backend(choice, self._strategy(choice).run())
+                    if any(one.holds for one in self._outcomes) or self._ended:
                         break
             return self._decided()
         except (ConfigError, TargetError) as error:
             _reraise_if_not_the_targets(error, self._job)
             return Failed(target=self._target, error=error, attempts=self._attempts)
+
+    def _strategy(self, choice: BackendChoice) -> Strategy:
+        job = self._job
+        return Strategy(
+            choice,
+            registry.compiler(choice.name),
+            self._target,
+            job.model,
+            job.options.effort,
+            self._sensitivity,
+            budget=job.budget,
+        )
 
     def _backend(self, choice: BackendChoice, batches: Batches) -> None:
         missing = registry.compiler(choice.name).missing()
@@ -105,13 +116,17 @@ class Search:
             self._attempts.append(Attempt(backend=choice.name, precision="", reason=str(self._errors[-1])))
             return
         done: dict[str, Outcome] = {}
+        self._job.clock.lenient = not self._attempts
         try:
             asked = next(batches)
             while True:
                 fresh = {one.key: one for one in asked if one.key not in done}
+                if fresh and self._late():
+                    return
                 if fresh:
                     outcomes = self._trials.run(list(fresh.values()), [self._folder() for _ in fresh])
                     done |= dict(zip(fresh, outcomes, strict=True))
+                    self._job.clock.lenient = False
                     for outcome in outcomes:
                         self._judge(outcome)
                     if any(isinstance(one.error, _FINAL) for one in outcomes):
@@ -119,6 +134,13 @@ class Search:
                 asked = batches.send([done[one.key] for one in asked])
         except StopIteration:
             return
+
+    def _late(self) -> bool:
+        """Whether the time is up; the first candidate is tried however late it is."""
+        clock = self._job.clock
+        if self._attempts and clock.late:
+            self._ended = f"the search ended after {clock.limit:g} s ({clock.said}): {len(self._attempts)} were tried"
+        return bool(self._ended)
 
     def _folder(self) -> Path:
         self._folders += 1
@@ -136,20 +158,7 @@ class Search:
         if lowered is None or program is None or attempt.drop is None or attempt.size_bytes is None:
             raise CompileError(f"a trial ended without figures: {attempt.label}", where=f"target {self._target.name}")
         self._outcomes.append(outcome)
-        measured = attempt.latency_ms = self._crew.first.call(
-            "kedge.compiler.tasks:latency",
-            exchange.LatencyRequest(program=program, data=self._job.evaluation),
-            exchange.Latency,
-            deadline=self._job.options.deadline,
-        )
-        files = digest.of_file(Path(program.folder) / program.entry)
-        self._book.seen(files, measured.p50)
-        latency = attempt.target_latency = self._book.of(files, measured.p50, lowered.verified, lowered.estimate)
-        if not latency.estimated:
-            p95 = measured.p95 if latency.p50 == measured.p50 else latency.p50
-            self.measurements.append(
-                Measurement(device=HOST, target=self._target.name, files=files, p50_ms=latency.p50, p95_ms=p95)
-            )
+        self._stopwatch.first(outcome)
         point = _point(outcome)
         outcome.over = pareto.excess(point, self._job.budget)
         attempt.reason = self._job.budget.said(
@@ -162,24 +171,52 @@ class Search:
         )
 
     def _decided(self) -> Compiled | Failed:
+        budget = self._job.budget
+        close = {point.key for point in pareto.finalists([_point(one) for one in self._outcomes], budget)}
+        if len(close) > 1:
+            self._stopwatch.again([one for one in self._outcomes if one.candidate.key in close])
         points = [_point(one) for one in self._outcomes]
         on_front = {id(point) for point in pareto.front(points)}
         for point, outcome in zip(points, self._outcomes, strict=True):
             outcome.attempt.front = id(point) in on_front
+            outcome.attempt.remarks = self._stopwatch.remarks(outcome)
+        slow = {id(one) for one in self._outcomes if budget.max_size is None and self._stopwatch.slower(one)}
         left = dict(zip(points, self._outcomes, strict=True))
-        while (chosen := pareto.choose(list(left), self._job.budget)) is not None:
+        while (chosen := self._best(left, slow)) is not None:
             taken = left[chosen]
-            unseen = self._unseen(taken, left)
+            rivals = {point: one for point, one in left.items() if (id(one) in slow) == (id(taken) in slow)}
+            unseen = self._unseen(taken, rivals)
             over = "" if unseen is None else self._over_unseen(unseen, chosen)
             if not over:
                 for one in self._outcomes:
                     if one is not taken and not one.attempt.reason:
-                        one.attempt.reason = KEPT
+                        one.attempt.reason = SLOWER if id(one) in slow else KEPT
+                taken.attempt.remarks += self._unsure(taken, slow)
                 return self._compiled(taken, unseen=unseen)
             taken.attempt.reason = over
             taken.over = {"drop": 0.0}
             del left[chosen]
         return self._failed(points)
+
+    def _best(self, left: Mapping[pareto.Point, Outcome], slow: Collection[int]) -> pareto.Point | None:
+        """What is chosen of these; what is slower than float only where nothing else keeps the budget."""
+        budget = self._job.budget
+        quick = [point for point, one in left.items() if id(one) not in slow]
+        return pareto.choose(quick, budget) or pareto.choose(list(left), budget)
+
+    def _unsure(self, taken: Outcome, slow: Collection[int]) -> tuple[str, ...]:
+        """Whether the ranking is not sure, and whether the time ended the search, in words."""
+        pace = _point(taken).pace
+        rivals = [
+            one.candidate.label
+            for one in self._outcomes
+            if one is not taken and one.holds and id(one) not in slow and pace is not None
+            if (other := _point(one).pace) is not None and pace.overlaps(other)
+        ]
+        said = (
+            f"which of {taken.candidate.label} and {', '.join(rivals)} is faster is not sure; the smaller one was taken"
+        )
+        return (*((said,) if rivals else ()), *((self._ended,) if self._ended else ()))
 
     def _unseen(self, taken: Outcome, left: Mapping[pareto.Point, Outcome]) -> crossfit.Unseen | None:
         """The figure of the choice on samples that it did not see; None where there was no choice."""
@@ -302,7 +339,9 @@ class Search:
             ways.append("allow less with --min-agreement, or give more calibration samples")
         if best.over.keys() & {"size", "latency"}:
             ways.append("allow more with --max-size or --max-latency, or take a smaller model")
-        if self._job.options.effort.value != "high" and self._section is None:
+        if self._ended:
+            ways.append("give the search more with --time-limit")
+        elif self._job.options.effort.value != "high" and self._section is None:
             ways.append("search on with --effort high")
         text = "; ".join(ways)
         return text[:1].upper() + text[1:]
@@ -324,6 +363,7 @@ def _point(outcome: Outcome) -> pareto.Point:
         agreement=attempt.agreement,
         upper=None if attempt.interval is None else attempt.interval.high,
         lost=tuple(f"output {one.name!r} is lost: {one.lost}" for one in attempt.outputs if one.lost),
+        pace=None if latency is None else latency.pace,
     )
 
 

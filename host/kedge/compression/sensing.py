@@ -63,7 +63,7 @@ class Sensing:
                     precisions=self._precisions,
                     quantized=self._way,
                     samples=effort.sensitivity_samples,
-                    seconds=effort.sensitivity_seconds,
+                    seconds=max(1.0, min(effort.sensitivity_seconds, job.clock.left)),
                     choice=choice,
                 ),
                 Sensitivity,

@@ -7,11 +7,13 @@ the same wherever trials run, and tested by itself.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 from kedge.compiler.model import Model
+from kedge.compiler.racing import NOTICED_MS
 from kedge.compiler.result import Outcome
-from kedge.compression.budget import ACCURACY
+from kedge.compression.budget import ACCURACY, Budget
 from kedge.compression.candidate import Candidate, StepChoice
 from kedge.compression.effort import Effort
 from kedge.compression.sensitivity import Sensitivity
@@ -29,6 +31,10 @@ _HEAD_RATIOS = (0.25, 0.5)
 _USUAL = "the usual precision of this backend"
 _FAR = 5.0
 """Hundredths over the budget."""
+_CLEARLY = 0.6
+"""A pace beside the float model by ONNX Runtime that no other runtime's float reaches, as a rule."""
+_BESIDE = "what is smaller may be slower than float"
+_UNTRUE = "the usual precision is not what the file's numbers are"
 _REPAIR = StepChoice(use="distil")
 _FINE_TUNE = StepChoice(use="fine-tune")
 
@@ -38,6 +44,7 @@ class Strategy:
 
     Args:
         sensitivity: measures it when it is first needed; None where it cannot be measured.
+        budget: what is to be kept; outcomes say whether it is.
     """
 
     def __init__(
@@ -48,6 +55,8 @@ class Strategy:
         model: Model,
         effort: Effort,
         sensitivity: Callable[[], Sensitivity | None],
+        *,
+        budget: Budget | None = None,
     ) -> None:
         self._choice = choice
         self._numerics = compiler.numerics
@@ -55,9 +64,24 @@ class Strategy:
         self._model = model
         self._effort = effort
         self._sensitivity = sensitivity
+        self._budget = budget or Budget(max_drop=0.0)
+        self._reference = compiler.reference
 
     def run(self) -> Batches:
-        """All that is to be tried."""
+        """All that is to be tried; where that is not faster than float, float at last."""
+        seen: list[Outcome] = []
+        batches = self._tried()
+        asked = next(batches)
+        while True:
+            outcomes = yield asked
+            seen += outcomes
+            try:
+                asked = batches.send(outcomes)
+            except StopIteration:
+                break
+        yield from self._beside(seen)
+
+    def _tried(self) -> Batches:
         if self._model.quantized and self._numerics.quantized_graphs:
             yield [self._candidate(self._plan(Precision.W8A8), why="the model is quantized already: taken as it is")]
             return
@@ -65,13 +89,43 @@ class Strategy:
         (first,) = yield [self._candidate(self._plan(usual), why=_USUAL)]
         if isinstance(first.error, UnsupportedOperatorError):
             return
-        if usual.family is Family.FABRIC:
+        if first.holds and not first.named_truly:
+            # A name that is not true wins nothing: what is truly so is tried beside it.
+            yield [self._candidate(self._plan(one), why=_UNTRUE) for one in self._floats()]
+        elif usual.family is Family.FABRIC:
             yield from self._fabric(first)
         elif self._effort is Effort.QUICK:
             if not first.holds:
                 yield from self._larger(usual)
         else:
             yield from self._deeper(first, usual)
+
+    def _floats(self) -> list[Precision]:
+        return [one for one in (Precision.FLOAT16, Precision.FLOAT32) if one in self._numerics.precisions]
+
+    def _beside(self, seen: Sequence[Outcome]) -> Batches:
+        """Float, where what holds may be slower on the target and its bytes alone were not what the user wants; and
+        where it surely is slower, what is small and computes in float too."""
+        holding = [one for one in seen if one.holds and one.pace is not None]
+        tried = {one.candidate.plan.default for one in seen}
+        if not holding or self._budget.max_size is not None or Precision.FLOAT32 in tried:
+            return
+        quickest = min(holding, key=lambda one: one.pace.high if one.pace is not None else math.inf)
+        if not self._maybe_slower(quickest):
+            return
+        (floating,) = yield [self._candidate(self._plan(Precision.FLOAT32), why=_BESIDE)]
+        if quickest.pace is not None and floating.pace is not None:
+            pace = quickest.pace.beside(floating.pace)
+            if pace.noticed(quickest.quiet):
+                small = [one for one in (Precision.FLOAT16, Precision.CODEBOOK8) if one in self._numerics.precisions]
+                yield [self._candidate(self._plan(one), why="small, and computed in float") for one in small]
+
+    def _maybe_slower(self, one: Outcome) -> bool:
+        """Whether float may be faster by as much as anyone would notice: where the host's float is the backend's own
+        that was measured, else all but what is far ahead may be."""
+        if one.pace is None or Precision.FLOAT32 not in self._numerics.precisions:
+            return False
+        return one.pace.noticed(one.quiet) if self._reference else one.pace.high > _CLEARLY and one.quiet > NOTICED_MS
 
     def _usual(self) -> Precision:
         """What is tried first: on programmable logic 4 bits, elsewhere static int8, else the smallest float."""
@@ -94,6 +148,8 @@ class Strategy:
     def _deeper(self, first: Outcome, usual: Precision) -> Batches:
         high = self._effort is Effort.HIGH
         if first.holds and not high:
+            if self._barely(first) and usual.family is Family.STATIC:
+                yield self._cheap()
             return
         base, kept = first, first.holds_accuracy
         if usual.family is Family.STATIC and (high or not kept):
@@ -104,6 +160,15 @@ class Strategy:
         if high or (kept and over & {"size", "latency"}):
             yield from self._smaller(base, size=high or "size" in over, latency=high or "latency" in over)
 
+    def _barely(self, one: Outcome) -> bool:
+        """Whether most of what the budget allows is used up."""
+        budget, attempt = self._budget, one.attempt
+        if budget.max_drop > 0 and attempt.drop is not None and attempt.drop > budget.max_drop / 2:
+            return True
+        if budget.min_agreement is None or attempt.agreement is None:
+            return False
+        return 1 - attempt.agreement > (1 - budget.min_agreement) / 2
+
     def _repaired(self, first: Outcome) -> Generator[list[Candidate], list[Outcome], tuple[Outcome, bool]]:
         """Static int8 brought back: other ranges, equalization, bias correction; then layers in float; then training.
         Returns the best, and whether anything holds the accuracy."""
@@ -111,9 +176,9 @@ class Strategy:
         if self._numerics.mixed and max(first.over.get("drop", 0.0), first.over.get("output", 0.0)) > _FAR:
             # No change of ranges makes good so much: more likely an end of the graph is rounded that must not be.
             seen += yield from self._ended(first)
-            held = [one for one in seen if one.holds_accuracy]
-            if held and self._effort is not Effort.HIGH:
-                return held[0], True
+            enough = [one for one in seen if one.holds_accuracy]
+            if enough and self._effort is not Effort.HIGH:
+                return enough[0], True
         seen += yield self._variants()
         best = _least_drop([one for one in seen if one.holds_accuracy] or seen)
         if best.holds_accuracy and self._effort is not Effort.HIGH:
@@ -130,6 +195,18 @@ class Strategy:
             held = any(one.holds_accuracy for one in seen)
         holding = [one for one in seen if one.holds_accuracy]
         return (holding[0] if holding else _least_drop(seen)), held
+
+    def _cheap(self) -> list[Candidate]:
+        """The likeliest to do better at the same cost on the device."""
+        plan, why = self._plan(Precision.INT8), "the first keeps the budget barely"
+        equalize = StepChoice(use="equalize")
+        made = [
+            self._candidate(plan, (equalize,), why=why),
+            self._candidate(plan, (equalize, StepChoice(use="correct-bias")), why=why),
+        ]
+        if RangeMethod.MSE in self._numerics.range_methods:
+            made.append(self._candidate(dataclasses.replace(plan, range_method=RangeMethod.MSE), why=why))
+        return made
 
     def _variants(self) -> list[Candidate]:
         """What is cheap: nothing is trained, every layer stays int8."""

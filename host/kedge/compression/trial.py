@@ -91,7 +91,7 @@ def _run(outcome: Outcome, target: Target, job: Job, call: Call) -> None:
             workdir=str(files),
         ),
         exchange.LowerAnswer,
-        deadline=job.options.deadline,
+        deadline=job.deadline,
         on_progress=progress,
     )
     attempt.seconds = {"lower": time.perf_counter() - began, **lowered.seconds}
@@ -111,7 +111,7 @@ def _run(outcome: Outcome, target: Target, job: Job, call: Call) -> None:
             folder=str(folder / "outputs"),
         ),
         exchange.EvaluateAnswer,
-        deadline=job.options.deadline,
+        deadline=job.deadline,
         on_progress=progress,
     )
     attempt.seconds["evaluate"] = evaluation.seconds
@@ -132,10 +132,8 @@ def _name(outcome: Outcome, lowered: exchange.LowerAnswer) -> None:
         attempt.precision = lowered.precision
         attempt.label = " + ".join([*(step.said for step in candidate.steps), lowered.precision])
         return
-    asked = next(one for one in Precision if one in candidate.plan.precisions)
-    attempt.precision = true_name(asked, numbers)
-    outcome.named_truly = attempt.precision == asked.value
-    if not outcome.named_truly:
+    attempt.precision = true_name(outcome.asked, numbers)
+    if attempt.precision != outcome.asked.value:
         attempt.label = f"{attempt.precision}, asked for {candidate.label}"
 
 
@@ -218,7 +216,7 @@ def _step(
             loss=job.options.loss_function,
         ),
         StepAnswer,
-        deadline=job.options.deadline,
+        deadline=job.deadline,
         on_progress=lambda what, done, total: progress(f"{choice.use} {what}", done, total),
     )
     reference = job.reference.result()
@@ -236,7 +234,7 @@ def _step(
             folder=str(folder / "score"),
         ),
         ScoreAnswer,
-        deadline=job.options.deadline,
+        deadline=job.deadline,
     )
     entry = StepEntry(
         use=choice.use,

@@ -83,6 +83,8 @@ class Compiler(contract.Compiler):
         threads, spin: see :class:`kedge_targets.backends.onnxruntime.runtime.Runtime`.
     """
 
+    reference = True
+
     @property
     def numerics(self) -> Numerics:
         """See :meth:`kedge_targets.contract.Compiler.numerics`."""
