@@ -16,16 +16,17 @@ import pytest
 from tests.support.bundles import make_bundle
 
 from kedge.fleet import controller as controllers
-from kedge.fleet import database
+from kedge.fleet import database, kit
 from kedge.fleet.controller import Controller
 from kedge.fleet.inbox import Inbox
 from kedge.fleet.ledger import Ledger
+from kedge.fleet.options import KitOptions
 from kedge.fleet.records import Records
 from kedge.fleet.service import FleetService
 from kedge.fleet.standing import Shown
 from kedge_protocol import codec, topics
 from kedge_protocol.broker import parse_broker
-from kedge_protocol.errors import StorageError
+from kedge_protocol.errors import FleetError, StorageError
 from kedge_protocol.messages import BlobKind, ModelState, Reported, ReportedModel, Status
 
 SIZES = (10, 1000)
@@ -187,6 +188,24 @@ def test_a_lock_that_is_held_too_long_is_told_as_kedges_own(
         with pytest.raises(StorageError, match="another command of Kedge, or its controller"):
             fleet.device_add("x", "rpi4")
         other.close()
+
+
+def test_nobody_waits_while_a_kit_is_made(tmp_path: Path, layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    made: list[Path] = []
+
+    def slow(name: str, target: str, options: KitOptions) -> None:
+        with FleetService(tmp_path / "1") as other:
+            other.device_add("meanwhile", "rpi4")
+        made.append(options.kit or Path())
+
+    with fleet_of(tmp_path, layout, 1) as fleet:
+        monkeypatch.setattr(kit, "write", slow)
+        fleet.device_add("pi", "rpi4", options=KitOptions(kit=tmp_path / "kit.tar.gz"))
+        assert {"pi", "meanwhile"} <= {one.name for one in fleet.devices()}
+        with pytest.raises(FleetError, match="already"):
+            fleet.device_add("pi", "rpi4", options=KitOptions(kit=tmp_path / "other.tar.gz"))
+        assert made == [tmp_path / "kit.tar.gz"]
 
 
 def test_a_verb_wakes_the_controller_without_a_question(tmp_path: Path, layout: Path) -> None:

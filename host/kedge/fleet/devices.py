@@ -24,31 +24,35 @@ WHERE NOT removed {condition} ORDER BY name
 """
 
 
-def add(session: Session, name: str, target: str, labels: Mapping[str, str]) -> int:
-    """See :meth:`kedge.fleet.service.FleetService.device_add`; the device's number."""
+def check_new(session: Session, name: str, target: str, labels: Mapping[str, str]) -> str:
+    """The name of the target, if such a device can be added; see
+    :meth:`kedge.fleet.service.FleetService.device_add` for what it raises."""
     from kedge_targets import target as targets
 
     checked_name(name, "device name")
     _check_labels(labels)
     found = targets.find(target)
-    known = session.row("SELECT id, target, removed FROM device WHERE name = ?", (name,))
-    if known is not None and not known["removed"]:
+    known = session.row("SELECT target FROM device WHERE name = ? AND NOT removed", (name,))
+    if known is not None:
         raise FleetError(
             f"there is a device {name!r} already (target {known['target']})",
             remedy=f"Choose another name, or remove it first: kedge device remove {name}",
         )
-    values = (found.name, json.dumps(dict(labels)), time.time())
+    return found.name
+
+
+def add(session: Session, name: str, target: str, labels: Mapping[str, str]) -> int:
+    """See :meth:`kedge.fleet.service.FleetService.device_add`; the device's number."""
+    values = (check_new(session, name, target, labels), json.dumps(dict(labels)), time.time(), name)
     note_change(session)
-    if known is None:
-        return session.insert(
+    # The row of a removed device of this name goes on: its desired version must never fall.
+    if session.run("UPDATE device SET target = ?, labels = ?, added_at = ?, removed = 0 WHERE name = ?", values) == 0:
+        session.run(
             "INSERT INTO device (target, labels, added_at, name, desired_version, managed, removed)"
             " VALUES (?, ?, ?, ?, 0, 0, 0)",
-            (*values, name),
+            values,
         )
-    session.run(
-        "UPDATE device SET target = ?, labels = ?, added_at = ?, removed = 0 WHERE id = ?", (*values, known["id"])
-    )
-    return int(known["id"])
+    return find(session, name)
 
 
 def _check_labels(labels: Mapping[str, str]) -> None:

@@ -86,13 +86,15 @@ class FleetService:
         """
         options = options or KitOptions()
         options.check()
-        with self.database.write() as session:
-            added = devices.view(session, devices.add(session, name, target, labels or {}))
-            if options.kit is not None:
-                from kedge.fleet import kit
+        if options.kit is not None:
+            from kedge.fleet import kit
 
-                kit.write(name, target, options)
-            return added
+            # A kit takes its time: nobody has to wait for it, and where it fails nothing is added.
+            with self.database.read() as session:
+                devices.check_new(session, name, target, labels or {})
+            kit.write(name, target, options)
+        with self.database.write() as session:
+            return devices.view(session, devices.add(session, name, target, labels or {}))
 
     def device_edit(
         self, name: str, labels: Mapping[str, str] | None = None, without: Collection[str] = ()
