@@ -1,0 +1,85 @@
+"""A detector of our own training, YOLO-like: int8 keeps its mean average precision on three targets, counted by
+pycocotools on a decoding that is not Kedge's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import pytest
+from tests.support import detections, own_detector, zoo
+from tests.support.detections import Found, Precisions
+
+import kedge
+import kedge_agent
+
+Array = npt.NDArray[Any]
+
+TARGETS = ("generic-cpu", "intel-cpu", "rpi4")
+_AT_ONCE = 16
+
+pytestmark = [pytest.mark.zoo, pytest.mark.timeout(7200)]
+
+
+@pytest.fixture(scope="module")
+def judged() -> tuple[Array, list[Found]]:
+    return own_detector.judged()
+
+
+@pytest.fixture(scope="module")
+def reference(judged: tuple[Array, list[Found]]) -> Precisions:
+    pictures, truth = judged
+    session = onnxruntime.InferenceSession(str(own_detector.trained()), providers=["CPUExecutionProvider"])
+    starts = range(0, len(pictures), _AT_ONCE)
+    outputs = [session.run(None, {"images": pictures[start : start + _AT_ONCE]})[0] for start in starts]
+    return own_detector.precisions(np.concatenate(outputs), truth)
+
+
+def test_the_float_model_is_neither_hopeless_nor_perfect(
+    judged: tuple[Array, list[Found]], reference: Precisions
+) -> None:
+    pictures, truth = judged
+    assert len(pictures) >= 500
+    assert sum(len(one.boxes) for one in truth) >= 2000
+    assert 0.45 <= reference.mean() <= 0.85
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_int8_keeps_the_mean_average_precision(
+    target: str, judged: tuple[Array, list[Found]], reference: Precisions, tmp_path: Path
+) -> None:
+    pictures, truth = judged
+    np.savez(tmp_path / "calibration.npz", images=own_detector.calibration(96))
+    np.savez(tmp_path / "evaluation.npz", images=own_detector.calibration(224)[96:])
+    out = tmp_path / "OUT"
+    kedge.compile(
+        own_detector.trained(),
+        name="own",
+        version="1",
+        targets=[target],
+        calibration=tmp_path / "calibration.npz",
+        evaluation=tmp_path / "evaluation.npz",
+        out=out,
+    )
+    model = kedge_agent.Model(out, target=target)
+    outputs = np.concatenate([np.asarray(model(picture[None])).reshape(1, 4 + own_detector.CLASSES, -1)
+                              for picture in pictures])  # fmt: skip
+    loss, low, high = detections.paired_interval(reference, own_detector.precisions(outputs, truth))
+    line = json.loads((out / "report.json").read_text())["bundles"][0]
+    zoo.keep(
+        {
+            "model": "own detector, mAP 50-95",
+            "target": target,
+            "label": line["label"],
+            "float": reference.mean(),
+            "loss": loss,
+            "interval": [low, high],
+            "size": line["size_ratio"],
+        }
+    )
+    assert line["precision"] in ("int8", "mixed")
+    assert loss <= 0.005
