@@ -15,7 +15,7 @@ from kedge.compression.budget import Budget
 from kedge.evaluation import intervals, resampling
 from kedge.evaluation.kinds import OutputKind, Seen
 from kedge.evaluation.metric import USER, Choice, Score
-from kedge.evaluation.metrics import Direction
+from kedge.evaluation.metrics import Direction, Metric
 from kedge.evaluation.resampling import Rows
 
 Array = npt.NDArray[Any]
@@ -116,6 +116,26 @@ def test_what_could_not_be_computed_on_drawn_samples_has_no_interval() -> None:
     assert found is not None
     assert (found.low, found.high) == (pytest.approx(0.1), pytest.approx(0.1))
     assert "no interval" in promise.words(0.0, None, Budget(max_drop=0.01))
+
+
+def test_a_metric_that_some_draws_do_not_have_is_bootstrapped_on_the_others() -> None:
+    class Rare(Metric):
+        name = "rare"
+
+        def per_sample(self, outputs: Any, reference: Any, labels: Any) -> None:
+            return None
+
+        def aggregate(self, rows: Array) -> float:
+            drawn = rows[rows[:, 1] > 0, 0]
+            return float(drawn.mean()) if len(drawn) else float("nan")
+
+    rows = np.stack([np.linspace(0, 1, 30), np.arange(30) < 1], axis=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kedge.evaluation.metric.find", lambda name, where: Rare)
+        found = intervals.of_drop(Choice(kind="rare", name="rare"), score(rows), score(rows + [0.5, 0]))
+    assert found is not None
+    assert (found.low, found.high) == (pytest.approx(-0.5), pytest.approx(-0.5))
+    assert 50 <= int(found.method.split()[-2]) < 900
 
 
 def test_with_a_confidence_the_end_of_the_interval_decides() -> None:

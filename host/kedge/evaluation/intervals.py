@@ -9,6 +9,7 @@ replacement, the same for both models.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -20,11 +21,14 @@ import numpy.typing as npt
 from kedge.evaluation import resampling
 from kedge.evaluation.metric import USER, Choice, Score
 from kedge.evaluation.metrics import Metric
+from kedge_protocol.errors import KedgeError
 
 Array = npt.NDArray[Any]
 
 CONFIDENCE = 0.95
 _LEAST_CALLS = 50
+_QUICK, _SLOW = 0.002, 0.1
+"""Seconds of one aggregation."""
 _MOST_NEEDED = 10_000_000
 
 
@@ -172,27 +176,50 @@ def _needed_pairs(lost: int, won: int, count: int, allowed: float, confidence: f
     return math.ceil(high)
 
 
-def _bootstrapped(choice: Choice, wanted: Array, got: Array, confidence: float) -> Interval:
+def _bootstrapped(choice: Choice, wanted: Array, got: Array, confidence: float) -> Interval | None:
     count = len(wanted)
     metric = None if choice.kind == USER else choice.metric()
     if metric is None or type(metric).aggregate is Metric.aggregate:
         apart = (wanted - got).reshape(count, -1).mean(axis=1)
         drops = choice.drop(1.0, 0.0) * resampling.drawn_means(apart, resampling.DRAWS)
     else:
-        drops = np.array(
-            [
-                choice.drop(metric.aggregate(wanted[draw]), metric.aggregate(got[draw]))
-                for draw in resampling.draws(count, resampling.DRAWS)
-            ]
-        )
+        drops = _aggregated(choice, metric, wanted, got)
+    drops = drops[np.isfinite(drops)]
+    if len(drops) < _LEAST_CALLS:
+        return None
     low, high = _ends(drops, count, confidence)
     if metric is not None and metric.span is not None and np.array_equal(wanted, got):
         # No sample differs, and yet one in so many may.
         unseen = metric.span * tango(0, 0, count, confidence)[1]
         low, high = low - unseen, high + unseen
     return Interval(
-        low=round(low, 9), high=round(high, 9), confidence=confidence, method="paired bootstrap", samples=count
+        low=round(low, 9),
+        high=round(high, 9),
+        confidence=confidence,
+        method=f"paired bootstrap of {len(drops)} draws",
+        samples=count,
     )
+
+
+def _aggregated(choice: Choice, metric: Metric, wanted: Array, got: Array) -> Array:
+    """Drops on drawn samples: fewer draws where one takes long, none where it takes very long; NaN where one cannot be
+    had, as of a class that was not drawn."""
+    took = math.inf
+    for _ in range(3):  # the first is often slow
+        began = time.monotonic()
+        metric.aggregate(got)
+        took = min(took, time.monotonic() - began)
+    if took > _SLOW:
+        return np.zeros(0)
+    number = resampling.DRAWS if took < _QUICK else resampling.CALLS
+    found = []
+    with np.errstate(all="ignore"):
+        for draw in resampling.draws(len(wanted), number):
+            try:
+                found.append(choice.drop(metric.aggregate(wanted[draw]), metric.aggregate(got[draw])))
+            except (ArithmeticError, ValueError, KedgeError):
+                found.append(math.nan)
+    return np.array(found)
 
 
 def _of_calls(choice: Choice, reference: Score, score: Score, confidence: float) -> Interval | None:
