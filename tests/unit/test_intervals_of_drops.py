@@ -132,7 +132,7 @@ def test_a_metric_that_some_draws_do_not_have_is_bootstrapped_on_the_others() ->
     rows = np.stack([np.linspace(0, 1, 30), np.arange(30) < 1], axis=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kedge.evaluation.metric.find", lambda name, where: Rare)
-        found = intervals.of_drop(Choice(kind="rare", name="rare"), score(rows), score(rows + [0.5, 0]))
+        found = intervals.of_drop(Choice(kind="rare", name="rare"), score(rows), score(rows + np.array([0.5, 0.0])))
     assert found is not None
     assert (found.low, found.high) == (pytest.approx(-0.5), pytest.approx(-0.5))
     assert 50 <= int(found.method.split()[-2]) < 900

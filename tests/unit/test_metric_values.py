@@ -100,6 +100,12 @@ def test_the_user_may_say_what_has_answers() -> None:
     assert asked["y"].kind is OutputKind.CLASSES
 
 
+def test_where_nothing_has_answers_none_can_be_asked_to_agree() -> None:
+    with pytest.raises(ConfigError, match=r"no output has answers.*y is number"):
+        decisions.check_asked(seen({"y": LOGITS[:, :1]}, asked=True))
+    decisions.check_asked(seen({"y": LOGITS}, asked=True))
+
+
 def test_an_unknown_metric_or_output_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"no metric 'top2'.*Known are agreement, .*top1"):
         metric.check("top2")

@@ -63,6 +63,7 @@ def _show(release: Release) -> None:
         table.add_row(failure.target, "", "failed")
     console.print(table)
     for bundle in report.bundles:
+        console.print(f"{bundle.target}: drop {_ends(bundle)}{bundle.promise}", soft_wrap=True, markup=False)
         for remark in bundle.remarks:
             console.print(f"{bundle.target}: {remark}", soft_wrap=True, markup=False)
     for warning in report.warnings:
@@ -71,6 +72,11 @@ def _show(release: Release) -> None:
         click.echo(f"error: {failure.target}: {failure.error}", err=True)
     console.print(f"{release.path}: release {release.digest}", soft_wrap=True, markup=False)
     console.print(f"{release.path / 'report.html'}", soft_wrap=True, markup=False)
+
+
+def _ends(bundle: BundleEntry) -> str:
+    """``-0.0012 to 0.0051, ``; nothing where there is no interval."""
+    return "" if bundle.interval is None else f"{bundle.interval.low:.4f} to {bundle.interval.high:.4f}, "
 
 
 def _latency(bundle: BundleEntry) -> str:

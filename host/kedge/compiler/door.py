@@ -65,7 +65,7 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
             its name (or ``input`` where there is one), first axis samples.
         evaluation: at least 8 other samples, likewise, with ``label`` where there are labels.
         out: the folder that is made.
-        max_drop: how much lower than the float model's the metric may be.
+        max_drop: how much worse than the float model's the metric may be.
         min_agreement: share of the evaluation samples that must get the float model's own answer, right or wrong.
         confidence: how surely the drop must be shown to be within ``max_drop`` (0.95): the end of its interval decides.
             None: the measured drop itself does.

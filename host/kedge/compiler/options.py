@@ -30,7 +30,7 @@ class CompileOptions:
         Path, Option("Samples for evaluation, none of them in the calibration; with `label` if there are.")
     ]
     out: Annotated[Path, Option("The release's folder; it appears whole or not at all.", short="-o", metavar="OUT")]
-    max_drop: Annotated[float, Option("How much lower than the float model's the metric may be.")] = 0.01
+    max_drop: Annotated[float, Option("How much worse than the float model's the metric may be.")] = 0.01
     min_agreement: Annotated[
         float | None,
         Option("Share of the samples that must get the float model's own answer, right or wrong, from 0 to 1."),

@@ -98,6 +98,8 @@ def _chosen(request: ReferenceRequest, reference: Mapping[str, Array], samples: 
         named=metric.named_output(request.metric),
         asked=request.min_agreement,
     )
+    if request.min_agreement:
+        decisions.check_asked(seen)
     return metric.choose(request.metric, kinds=seen, reference=reference, labels=samples.label, inputs=samples.arrays)
 
 

@@ -21,7 +21,7 @@ class Budget:
     """What a bundle may cost.
 
     Attributes:
-        max_drop: how much lower than the float model's the metric may be.
+        max_drop: how much worse than the float model's the metric may be.
         min_agreement: share of the samples that must get the float model's own answer, right or wrong.
         confidence: with which the drop must be shown to be kept: the end of its interval decides; None where the drop
             itself does.

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.evaluation.kinds import OutputKind, Seen
+from kedge_protocol.errors import ConfigError
 
 Array = npt.NDArray[Any]
 
@@ -51,6 +52,21 @@ def answering(kinds: Mapping[str, Seen]) -> list[str]:
     """The outputs that have answers: class scores and probabilities; where there are none, integers."""
     named = [name for name, seen in kinds.items() if seen.kind in ANSWERS]
     return named or [name for name, seen in kinds.items() if seen.kind is OutputKind.INTEGERS]
+
+
+def check_asked(kinds: Mapping[str, Seen]) -> None:
+    """Check that there are answers to agree on, where the user asks for it.
+
+    Raises:
+        ConfigError: no output has any.
+    """
+    if not answering(kinds):
+        told = "; ".join(f"{name} is {seen.kind.value}, {seen.why}" for name, seen in kinds.items())
+        raise ConfigError(
+            f"no output has answers that could agree: {told}",
+            where="--min-agreement",
+            remedy="Leave it out, or say which output has class scores: --metric agreement:OUTPUT",
+        )
 
 
 def shares(right: Any) -> Array:

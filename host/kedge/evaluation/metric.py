@@ -83,7 +83,7 @@ class Score:
         samples: that it is of.
         rows: what each sample contributes; None where the metric has no such form.
         again: the value on each of :func:`kedge.evaluation.resampling.indices`, where there are no rows and that takes
-            little time; empty otherwise. NaN where it has none.
+            little time; empty otherwise. None where it has no value.
     """
 
     value: float
