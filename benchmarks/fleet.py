@@ -30,7 +30,7 @@ from kedge.fleet.service import FleetService
 from kedge_protocol.bundle.layout import Layout
 
 SIZES = tuple(int(size) for size in os.environ.get("KEDGE_FLEET_SIZES", "100,300,1000,3000").split(","))
-EMBEDDED = 200
+EMBEDDED = 100
 """Devices on the embedded broker."""
 TELEMETRY_SECONDS = 5.0
 IDLE_SECONDS = 20.0

@@ -39,7 +39,7 @@ from kedge_protocol.messages import (
 )
 
 ASK_AGAIN_SECONDS = 3.0
-"""An answer that did not come by then is asked for again."""
+"""An answer that did not come by then is asked for again; then twice as long, and so on."""
 RECONNECT_SECONDS = (0.3, 1.5)
 """Between two attempts, drawn from here."""
 BLOCKS_A_REQUEST = 64
@@ -54,7 +54,7 @@ class Pull:
     digest: str
     size: int
     blocks: dict[int, bytes] = field(default_factory=dict)
-    rid: str = ""
+    rids: list[str] = field(default_factory=list)
 
     @property
     def missing(self) -> list[int]:
@@ -196,7 +196,7 @@ class ScriptedDevice:
 
     def _block_came(self, rid: str, payload: bytes) -> None:
         answer = decode_answer(payload)
-        pull = next((one for one in self._pulls if one.rid == rid), None)
+        pull = next((one for one in self._pulls if rid in one.rids), None)
         if pull is None:
             return
         if answer.reason:
@@ -230,15 +230,17 @@ class ScriptedDevice:
             self._ask(self._pulls[0])
 
     def _ask(self, pull: Pull) -> None:
-        pull.rid = f"{self.boot}-{next(self._numbers)}"
+        rid = f"{self.boot}-{next(self._numbers)}"
+        pull.rids.append(rid)
         request = BlockRequest(
             digest=pull.digest, kind=BlobKind.BLOB, blocks=pull.missing[:BLOCKS_A_REQUEST], boot_id=self.boot
         )
-        self._publish(topics.request(self.name, pull.rid), codec.encode(request))
-        self.fleet.later(ASK_AGAIN_SECONDS, lambda rid=pull.rid: self._ask_again(pull, rid))
+        self._publish(topics.request(self.name, rid), codec.encode(request))
+        # A slow controller must not be made slower: patience grows with each time.
+        self.fleet.later(ASK_AGAIN_SECONDS * 2 ** min(len(pull.rids) - 1, 4), lambda: self._ask_again(pull, rid))
 
     def _ask_again(self, pull: Pull, rid: str) -> None:
-        if pull in self._pulls and pull.rid == rid:
+        if pull in self._pulls and pull.rids[-1] == rid:
             self._ask(pull)
 
     def report(self, state: ModelState | None = None) -> None:
