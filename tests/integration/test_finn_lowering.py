@@ -22,7 +22,7 @@ from kedge_targets import contract, registry
 from kedge_targets.backends.finn import capacity, exchange, synthesis
 from kedge_targets.backends.finn.simulator import Simulator
 from kedge_targets.contract import Lowered
-from kedge_targets.graph import writing
+from kedge_targets.graph import library, qonnx, writing
 from kedge_targets.numerics import Plan, Precision, RangeMethod
 
 Array = npt.NDArray[Any]
@@ -218,3 +218,28 @@ def test_without_the_toolchain_the_command_is_told_and_a_bundle_still_simulates(
         lower(few_bits.network(), tmp_path)
     samples = np.random.default_rng(6).random((4, 1, 8, 8), dtype=np.float32)
     assert Simulator(exchange.read(lowered.files[lowered.entry])).run([samples])[0].shape == (4, 10)
+
+
+def test_an_input_quantizer_of_16_bits_goes_to_the_processor(tmp_path: Path) -> None:
+    model = few_bits.network(input_bits=16)
+    for node in model.graph.node:
+        # As published files have it.
+        node.domain = ""
+    made = lower(model, tmp_path)
+    (spec,) = made.inputs
+    assert spec.dtype == "float32"
+    assert spec.file is not None
+    assert (spec.file.dtype, spec.file.zero_point) == ("uint16", 0)
+    assert spec.file.scale == pytest.approx(1 / 65535)
+    assert any("on the processor" in note and "16 bits" in note for note in made.notes)
+    samples = np.random.default_rng(3).random((32, 1, 8, 8), dtype=np.float32)
+    executor = lowering.executor("pynq-z2", made)
+    got = np.concatenate([executor({"image": one[None]})[made.outputs[0].name] for one in samples])
+    executor.close()
+    session = library.load().InferenceSession(
+        qonnx.expanded(few_bits.network(input_bits=16)).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    wanted = np.concatenate([session.run(None, {"image": one[None]})[0] for one in samples])
+    # A sum in the middle of two steps may fall to either side.
+    assert (got.argmax(axis=1) == wanted.argmax(axis=1)).mean() >= 0.95
+    assert np.median(np.abs(got - wanted)) < 1e-5

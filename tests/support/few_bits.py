@@ -100,11 +100,12 @@ def network(
     average: bool = False,
     depthwise: bool = False,
     bare: bool = False,
+    input_bits: int = 8,
     seed: int = 0,
 ) -> onnx.ModelProto:
     """Two convolutions and two matrices on one channel of ``size`` x ``size`` (values 0 to 1), ten answers."""
     make = Builder(seed)
-    x = make.quant("image", 1 / 255, 8, signed=0) if quantized_input else "image"
+    x = make.quant("image", 1 / (2**input_bits - 1), input_bits, signed=0) if quantized_input else "image"
     x = make.relu(make.conv(x, bits, (8, 1, 3, 3), name="first", bare=bare, pads=[1, 1, 1, 1]), bits)
     x = make.pool(x)
     if depthwise:

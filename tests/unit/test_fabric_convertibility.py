@@ -192,7 +192,12 @@ def test_what_finn_leaves_outside_is_listed_or_refused() -> None:
     assert "TopK" in note
     with pytest.raises(LoweringError, match="MatMul_0") as caught:
         convertibility.judge([turn, Outside(name="MatMul_0", operator="MatMul", place="before", weights=1)])
-    assert "Quantize the input" in str(caught.value)
+    assert "quantize the model's input" in str(caught.value)
+    with pytest.raises(LoweringError, match="and 1 more") as caught:
+        convertibility.judge(
+            [Outside(name=name, operator="Mul", place="between", weights=1) for name in ("Mul_3", "Mul_7")]
+        )
+    assert "behind the last scaling" in str(caught.value)
     with pytest.raises(LoweringError, match="between"):
         convertibility.judge([Outside(name="Transpose_1", operator="Transpose", place="between", weights=0)])
 

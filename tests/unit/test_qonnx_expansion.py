@@ -215,3 +215,15 @@ def test_an_unknown_operator_of_qonnx_is_refused_on_reading(tmp_path: Path) -> N
     onnx.save(one_node("FloatQuant", {"s": 1}), path)
     with pytest.raises(UnsupportedOperatorError, match=r"node 'the_node'.*'FloatQuant'"):
         reading.read(path)
+
+
+def test_nodes_in_the_standard_domain_are_known(tmp_path: Path) -> None:
+    ours = {"scale": 0.5, "zero": 0.0, "bits": 4.0}
+    published = one_node("Quant", ours, domain="", opset=13, signed=1, narrow=0, rounding_mode="ROUND")
+    path = tmp_path / "published.onnx"
+    path.write_bytes(published.SerializeToString())
+    model = reading.load(path)
+    assert {node.domain for node in model.graph.node} == {qonnx.DOMAIN}
+    assert opsets.version(model) == 13
+    values = np.array([[-9.0, -0.2, 0.3, 9.0]], F32)
+    np.testing.assert_array_equal(run(model, values), [[-4.0, 0.0, 0.5, 3.5]])

@@ -11,12 +11,14 @@ DOMAIN = "qonnx.custom_op.general"
 VERSION = 1
 DOMAINS = frozenset({DOMAIN, "onnx.brevitas", "finn.custom_op.general"})
 """The domain, and those that earlier exporters wrote."""
+_STANDARD = frozenset({"", "ai.onnx"})
+"""Published files name the standard's own domain too, which has none of these operators."""
 OPERATORS = frozenset({"Quant", "IntQuant", "BipolarQuant", "Trunc", "MultiThreshold"})
 
 
 def is_ours(node: onnx.NodeProto) -> bool:
     """Whether a node is one of :data:`OPERATORS`."""
-    return node.domain in DOMAINS and node.op_type in OPERATORS
+    return node.domain in DOMAINS | _STANDARD and node.op_type in OPERATORS
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:

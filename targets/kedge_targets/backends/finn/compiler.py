@@ -31,6 +31,7 @@ from kedge_targets.backends.finn import (
     synthesis,
 )
 from kedge_targets.backends.finn.building import Built, Cost, HardwareLayer
+from kedge_targets.backends.finn.wide_inputs import WideInput
 from kedge_targets.contract import Calibration, Estimate, LayerCost, Lowered
 from kedge_targets.graph import library, signature, writing
 from kedge_targets.numerics import Numerics, Plan, Precision, QuantizedType, RangeMethod
@@ -120,6 +121,7 @@ class Compiler(contract.Compiler):
         title = synthesis.MODEL
         writing.strip(ready.model, keep_shapes=True)
         writing.save(ready.model, workdir / title)
+        settings = settings.with_input(ready.wide)
         built = building.build(settings.request(workdir / title, workdir / "build", ready.model))
         notes = [*ready.notes, *convertibility.judge(built.outside)]
         named = _named(built, convertibility.weighted(ready.model))
@@ -130,7 +132,7 @@ class Compiler(contract.Compiler):
         return Lowered(
             files=files,
             entry=exchange.GRAPH,
-            inputs=_specs(signature.inputs(ready.given), streamlined.graph.input),
+            inputs=_specs(signature.inputs(ready.given), streamlined.graph.input, ready.wide),
             outputs=_specs(signature.outputs(ready.given), streamlined.graph.output),
             runtimes=tuple(RuntimeRequirement(distribution=name, minimum=minimum) for name, minimum in _RUNTIMES),
             verified=Verified.SIMULATED,
@@ -194,6 +196,10 @@ class _Settings:
     @property
     def limits(self) -> dict[str, float]:
         return self.chip.limits(self.max_utilization)
+
+    def with_input(self, wide: WideInput | None) -> _Settings:
+        """The same for a fabric that is given the integers of a wide quantizer."""
+        return self if wide is None else dataclasses.replace(self, input_datatype=wide.datatype)
 
     def request(self, graph: Path, folder: Path, model: onnx.ModelProto) -> building.BuildRequest:
         folder.mkdir()
@@ -283,12 +289,16 @@ def _for_vivado(built: Built, settings: _Settings, workdir: Path) -> dict[str, P
     )
 
 
-def _specs(given: list[signature.TensorInfo], in_file: Sequence[Any]) -> tuple[TensorSpec, ...]:
+def _specs(
+    given: list[signature.TensorInfo], in_file: Sequence[Any], wide: WideInput | None = None
+) -> tuple[TensorSpec, ...]:
     """The model's tensors; the simulator takes any number of samples at once."""
     made = []
     for index, (info, value) in enumerate(zip(given, in_file, strict=True)):
         sizes = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
         file = FileTensor(name=value.name, index=index, shape=(None, *sizes[1:]), dtype="float32")
+        if wide is not None:
+            file = dataclasses.replace(file, dtype=wide.dtype, scale=wide.scale, zero_point=0)
         made.append(TensorSpec(name=info.name, shape=info.shape, dtype=info.dtype, layout=info.layout, file=file))
     return tuple(made)
 

@@ -48,6 +48,30 @@ _REMEDIES = {
     "ArgMax": "Leave it out: the application takes the largest answer itself",
 }
 
+_SCALED = (
+    "It is a scale or a bias that no quantizer behind it could take in: put a quantizer behind the last scaling "
+    "(batch normalization, Mul, Add) of each layer, with one scale for the whole tensor"
+)
+_OUTSIDE = {
+    "Mul": _SCALED,
+    "Add": _SCALED,
+    "Sub": _SCALED,
+    "Div": _SCALED,
+    "Quant": "It has too many levels for thresholds: quantize to 1 to 8 bits there",
+    "MatMul": "Its input is not of integers: quantize the model's input and every activation before it",
+    "Im2Col": "Its convolution's input is not of integers: quantize the model's input and every activation before it",
+    "Conv": "Its input is not of integers: quantize the model's input and every activation before it",
+    "MultiThreshold": "Its thresholds fit no unit: quantize to fewer bits there, and keep channels last or first alike",
+    "Reshape": "Flatten just before the first matrix and nowhere else",
+    "Flatten": "Flatten just before the first matrix and nowhere else",
+    "MaxPool": "Pool integers: put the quantizer before it",
+}
+"""What is left outside → what the user can change."""
+_OUTSIDE_ELSE = (
+    "Quantize the input and every activation, keep to the layers that docs/fpga.md lists, or choose a target with "
+    "another backend"
+)
+
 
 def check(model: onnx.ModelProto, *, input_type: str | None = None) -> None:
     """Check a quantized graph (:func:`kedge_targets.backends.finn.graphs.completed` before).
@@ -142,6 +166,8 @@ class _Check:
         if operator in _LAYERS:
             self._layer(node, held)
             return REAL
+        if held == INTEGERS and operator == "Mul" and node.input[0] in self._given and self._scalar(node):
+            return INTEGERS  # one scale for the integers that come in, which moves behind the first layer
         if operator in _SCALING or operator == "BatchNormalization":
             return GIVEN if held == GIVEN else REAL
         if operator in _MOVES:
@@ -161,6 +187,10 @@ class _Check:
             f"FINN brings no {operator} into the fabric",
             _REMEDIES.get(operator, f"Export the model without it, {_OTHER}"),
         )
+
+    def _scalar(self, node: onnx.NodeProto) -> bool:
+        value = self._wiring.constant(node.input[1])
+        return value is not None and value.size == 1
 
     def _followed(self, node: onnx.NodeProto) -> None:
         """A Relu becomes part of the quantizer behind it."""
@@ -193,7 +223,8 @@ class _Check:
             raise _refused(
                 node,
                 f"quantizes to {np.unique(bits).tolist()} bits",
-                f"Use 1 to {_MAX_BITS} bits: FINN gives each step of more bits a threshold of its own",
+                f"Use 1 to {_MAX_BITS} bits: FINN gives each step of more bits a threshold of its own; at the input "
+                "also 16, which the processor does (one scale, no zero-point, ROUND, not narrow)",
             )
         rounding = graphs.attributes_of(node).get("rounding_mode", b"ROUND").decode()
         if rounding != "ROUND":
@@ -307,11 +338,11 @@ def judge(outside: Sequence[Outside]) -> list[str]:
     if strange:
         node = strange[0]
         place = "between two parts of" if node.place == "between" else node.place
+        others = f", and {len(strange) - 1} more" if len(strange) > 1 else ""
         raise LoweringError(
-            f"FINN found no hardware layer for it: it stays {place} the fabric",
+            f"FINN found no hardware layer for it{others}: it stays {place} the fabric, which must be one piece",
             where=f"node {node.name!r} ({node.operator}) of the streamlined graph",
-            remedy="Quantize the input and every activation, keep to the layers that docs/fpga.md lists, "
-            "or choose a target with another backend",
+            remedy=_OUTSIDE.get(node.operator, _OUTSIDE_ELSE),
         )
     if not outside:
         return ["the whole network is in the fabric"]

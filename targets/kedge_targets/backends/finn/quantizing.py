@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import LoweringError, UnsupportedOperatorError
-from kedge_targets.backends.finn import convertibility, graphs
+from kedge_targets.backends.finn import convertibility, graphs, wide_inputs
+from kedge_targets.backends.finn.wide_inputs import WideInput
 from kedge_targets.contract import Array, Calibration
 from kedge_targets.graph import fakequant, preparing, qonnx_nodes, reading, signature, tracing
 from kedge_targets.numerics import Family, Plan, Precision
@@ -28,6 +29,7 @@ class Quantized:
         samples: of the calibration, really used.
         notes: what was changed.
         taken: whether it was quantized already.
+        wide: what the processor does with the input, where its quantizer is too wide for the fabric.
     """
 
     model: onnx.ModelProto
@@ -35,6 +37,7 @@ class Quantized:
     samples: int
     notes: tuple[str, ...]
     taken: bool
+    wide: WideInput | None = None
 
 
 def quantized(
@@ -56,9 +59,12 @@ def quantized(
     if qonnx_nodes.is_quantized(given):
         model = graphs.single(given)
         graphs.folded(model)
+        wide = wide_inputs.taken_out(model) if input_type is None else None
         notes = _arranged(model)
-        convertibility.check(model, input_type=input_type)
-        return Quantized(model=model, given=given, samples=0, notes=notes, taken=True)
+        convertibility.check(model, input_type=wide.datatype if wide is not None else input_type)
+        if wide is not None:
+            notes = (*notes, wide.note)
+        return Quantized(model=model, given=given, samples=0, notes=notes, taken=True, wide=wide)
     _check_plan(plan)
     prepared = preparing.prepared(graphs.single(given), workdir / "prepared.onnx", quantized=True)
     graphs.without_identities(prepared)
