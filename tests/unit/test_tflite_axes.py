@@ -66,7 +66,7 @@ def test_noise_keeps_integers_in_their_range() -> None:
     assert len(set(made["x"].ravel())) == 4
 
 
-class _Answers:
+class _Answers(Session):
     """A session whose one output is given."""
 
     def __init__(self, answer: Array) -> None:
@@ -75,21 +75,18 @@ class _Answers:
     def run(self, inputs: list[Array]) -> list[Array]:
         return [self._answer]
 
-    def close(self) -> None:
-        """Nothing to free."""
-
 
 def test_a_confident_probability_is_not_judged_by_its_last_digits() -> None:
     expected, got = np.array([[1e-9, 3e-8]], np.float32), np.array([[0.0, 5e-8]], np.float32)
     probes = [axes.Probe([np.zeros((1, 2), np.float32)], [expected])]
-    session: Any = _Answers(got)
+    session = _Answers(got)
     plain = axes.match(session, [(1, 2)], [0], probes)
     bounded = axes.match(session, [(1, 2)], [0], probes, bounded=[True])
     assert plain is not None
     assert bounded is not None
     assert plain.off > 0.1
     assert bounded.off < 1e-3
-    wrong: Any = _Answers(np.array([[0.4, 5e-8]], np.float32))
+    wrong = _Answers(np.array([[0.4, 5e-8]], np.float32))
     found = axes.match(wrong, [(1, 2)], [0], probes, bounded=[True])
     assert found is not None
     assert found.off > 1
