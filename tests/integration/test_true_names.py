@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.support.lowering import Calibration, lower
 from tests.support.networks import graph
 
+from kedge import compile as compile_model
 from kedge_targets import registry, target
 from kedge_targets.graph import counting, writing
 from kedge_targets.numbers import MIXED, Numbers, true_name
@@ -177,6 +178,41 @@ def test_a_tree_is_called_float32_whatever_was_asked_for() -> None:
     assert numbers == Numbers()
     for precision in (Precision.INT8, Precision.INT8_DYNAMIC, Precision.FLOAT16, Precision.INT4):
         assert true_name(precision, numbers) == "float32"
+
+
+def test_a_forest_costs_few_attempts_and_is_float32(tmp_path: Path) -> None:
+    node = helper.make_node(
+        "TreeEnsembleClassifier", ["x"], ["label", "probabilities"], domain="ai.onnx.ml", class_ids=[0, 1, 0, 1],
+        class_nodeids=[1, 1, 2, 2], class_treeids=[0] * 4, class_weights=[0.9, 0.1, 0.2, 0.8], nodes_nodeids=[0, 1, 2],
+        classlabels_int64s=[0, 1], nodes_falsenodeids=[2, 0, 0], nodes_featureids=[1, 0, 0], nodes_treeids=[0] * 3,
+        nodes_modes=["BRANCH_LEQ", "LEAF", "LEAF"], nodes_truenodeids=[1, 0, 0], nodes_values=[0.1, 0.0, 0.0],
+        post_transform="NONE",
+    )  # fmt: skip
+    value = helper.make_tensor_value_info
+    made = helper.make_graph(
+        [node], "g", [value("x", TensorProto.FLOAT, ["N", 8])], [value("probabilities", TensorProto.FLOAT, ["N", 2])]
+    )
+    opsets = [helper.make_opsetid("ai.onnx.ml", 1), helper.make_opsetid("", 17)]
+    writing.save(helper.make_model(made, opset_imports=opsets, ir_version=8), tmp_path / "trees.onnx")
+    x = RNG.standard_normal((64, 8)).astype(np.float32)
+    np.savez(tmp_path / "calibration.npz", x=x[:32])
+    np.savez(tmp_path / "evaluation.npz", x=x[32:], label=(x[32:, 1] > 0.1).astype(np.int64))
+    report = compile_model(
+        tmp_path / "trees.onnx",
+        name="trees",
+        version="1",
+        targets=["generic-cpu"],
+        calibration=tmp_path / "calibration.npz",
+        evaluation=tmp_path / "evaluation.npz",
+        out=tmp_path / "OUT",
+    ).report
+    assert report is not None
+    (bundle,) = report.bundles
+    assert bundle.precision == "float32"
+    assert (bundle.value, bundle.drop) == (1.0, 0.0)
+    assert bundle.size_ratio < 1.2
+    assert len(bundle.attempts) <= 3
+    assert report.time_limit == 1800
 
 
 def test_a_large_table_that_is_only_added_is_a_weight() -> None:

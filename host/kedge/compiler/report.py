@@ -4,6 +4,7 @@ layout and are part of no digest."""
 from __future__ import annotations
 
 import json
+import math
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from kedge.compiler import exchange, promise
 from kedge.compiler.pack import Source
 from kedge.compiler.result import Attempt, Compiled, Failed
 from kedge.compression.candidate import Candidate
+from kedge.compression.clock import Clock
 from kedge.compression.exchange import ChangesAnswer, StepEntry
 from kedge.compression.latency import TargetLatency
 from kedge.compression.sensitivity import Sensitivity
@@ -153,6 +155,7 @@ class Report:
         notes: on how the model was imported.
         sensitivity: what each layer suffers alone, measured on calibration samples.
         seconds: wall-clock spans of the whole command.
+        time_limit: seconds after which the search began no other candidate; None without one.
     """
 
     model: ModelEntry
@@ -167,6 +170,7 @@ class Report:
     direction: str = ""
     unit: str = ""
     effort: str = ""
+    time_limit: float | None = None
     budget: BudgetEntry | None = None
     notes: tuple[str, ...] = ()
     sensitivity: Sensitivity | None = None
@@ -228,6 +232,7 @@ def of(told: Told, source: Source, compiled: list[Compiled], digests: list[str],
         direction=reference.choice.direction.value,
         unit=reference.choice.unit,
         effort=options.effort.value,
+        time_limit=limit if math.isfinite(limit := Clock.of(options.effort, options.time_limit).limit) else None,
         budget=BudgetEntry(
             max_drop=source.budget.max_drop,
             max_size=source.budget.max_size,
