@@ -79,8 +79,8 @@ def made(model: onnx.ModelProto, calibration: Calibration, workdir: Path) -> Flo
     """The float file and its axes.
 
     onnx2tf guesses where axes went by their sizes, and where sizes repeat it may guess wrong. What it made is compared
-    with the ONNX graph; where they differ, it gets the graph in another form: not folded, with all its inputs left as
-    they are, with none.
+    with the ONNX graph; where they differ, it gets the graph in another form: not folded, with norms written out, with
+    all its inputs left as they are, with none.
 
     Raises:
         UnsupportedOperatorError: names the operator and its node.
@@ -111,6 +111,8 @@ def _attempts(model: onnx.ModelProto, workdir: Path) -> Iterator[_Attempt]:
     folded = _attempt(prepare.prepared(model), workdir / "folded.onnx")
     yield folded
     yield _attempt(prepare.prepared(model, fold=False), workdir / "plain.onnx")
+    if any(node.op_type == "LayerNormalization" for node in folded.prepared.graph.node):
+        yield _attempt(prepare.prepared(model, plain_norms=True), workdir / "norms.onnx")
     every = [info.name for info in signature.inputs(folded.prepared)]
     plain = {old: new for new, old in folded.names.items()}
     for other in ([plain.get(name, name) for name in every], []):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kedge_targets.graph import opsets
+
 if TYPE_CHECKING:
     import onnx
 
+_AXES_AS_INPUT = 18  # the opset from which ReduceMean takes its axes as an input
 _NORMS = frozenset({"ReduceL1", "ReduceL2"})
 
 
@@ -33,3 +36,59 @@ def spell_out(model: onnx.ModelProto) -> None:
         node.input[0] = each
     del model.graph.node[:]
     model.graph.node.extend(made)
+
+
+def spell_out_layers(model: onnx.ModelProto) -> None:
+    """Replace each LayerNormalization by its definition (ONNX operators, LayerNormalization), in place: onnx2tf fails
+    on some of them. Shapes must have been inferred; a node whose mean or deviation is read stays."""
+    from onnx import helper
+
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+    made: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        rank = ranks.get(node.input[0]) if node.input else None
+        alone = sum(bool(name) for name in node.output) == 1
+        if node.op_type != "LayerNormalization" or node.domain not in ("", "ai.onnx") or rank is None or not alone:
+            made.append(node)
+            continue
+        given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        made += _layer(model, node, list(range(int(given.get("axis", -1)) % rank, rank)), given.get("epsilon", 1e-5))
+    del model.graph.node[:]
+    model.graph.node.extend(made)
+
+
+def _layer(model: onnx.ModelProto, node: onnx.NodeProto, axes: list[int], epsilon: float) -> list[onnx.NodeProto]:
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    made: list[onnx.NodeProto] = []
+    base = node.output[0]
+
+    def add(operator: str, inputs: list[str], what: str, answer: str = "", **attributes: object) -> str:
+        answer = answer or f"{base}_{what}"
+        made.append(helper.make_node(operator, inputs, [answer], name=f"{node.name}_{what}", **attributes))
+        return answer
+
+    def stored(what: str, value: object, dtype: type) -> str:
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, dtype), f"{base}_{what}"))
+        return f"{base}_{what}"
+
+    def mean(source: str, what: str) -> str:
+        if opsets.version(model) >= _AXES_AS_INPUT:
+            return add("ReduceMean", [source, stored(f"{what}_axes", axes, np.int64)], what, keepdims=1)
+        return add("ReduceMean", [source], what, keepdims=1, axes=axes)
+
+    centred = add("Sub", [node.input[0], mean(node.input[0], "mean")], "centred")
+    variance = mean(add("Mul", [centred, centred], "squared"), "variance")
+    kept = add("Add", [variance, stored("epsilon", epsilon, np.float32)], "kept")
+    answer = add("Div", [centred, add("Sqrt", [kept], "deviation")], "even")
+    answer = add("Mul", [answer, node.input[1]], "scaled")
+    if len(node.input) > 2 and node.input[2]:
+        add("Add", [answer, node.input[2]], "moved")
+    made[-1].output[0] = base
+    made[-1].name = node.name
+    return made

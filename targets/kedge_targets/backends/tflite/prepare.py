@@ -21,12 +21,13 @@ _OPSET = 13  # below it, axes and bounds are attributes that what is done here d
 _PLAIN = re.compile(r"[A-Za-z0-9./][A-Za-z0-9_./-]*")
 
 
-def prepared(model: onnx.ModelProto, *, fold: bool = True) -> onnx.ModelProto:
+def prepared(model: onnx.ModelProto, *, fold: bool = True, plain_norms: bool = False) -> onnx.ModelProto:
     """A copy of ``model`` for the converter. A free batch becomes 1.
 
     Args:
         model: the trained model's graph, with no other axis than the batch free.
         fold: let ONNX Runtime fold constants and shapes first.
+        plain_norms: write each LayerNormalization out.
     """
     fixed = batch.fixed(opsets.at_least(model, _OPSET, where="the graph"), batch.size(model) or 1)
     nodes.name_nodes(fixed)
@@ -40,6 +41,8 @@ def prepared(model: onnx.ModelProto, *, fold: bool = True) -> onnx.ModelProto:
     norms.spell_out(made)
     made = reading.infer_shapes(made, where="the prepared graph")
     recurrent.unroll(made)
+    if plain_norms:
+        norms.spell_out_layers(made)
     pooling.spell_out_pads(made)
     made = reading.infer_shapes(made, where="the prepared graph")
     nodes.name_nodes(made)

@@ -41,6 +41,8 @@ CONTRIBUTED = {("com.microsoft", "Gelu")}
 # No operator of TFLite: onnx2tf builds it of others.
 PSEUDO = ["erf"]
 
+_LONGEST = 240  # characters of a vendor's message
+
 _NO_ANSWER = "KEDGE_ANSWER_FD is not set: this program is run by Kedge's worker"
 
 
@@ -235,10 +237,12 @@ def _from_onnx(raw, keep):
     except BaseException as error:  # it also leaves by sys.exit()
         traceback.print_exc()
         node = getattr(error, "onnx_op_name", None)
+        kinds = {each.name: each.op_type for each in model.graph.node}
         raise RefusedError(
             "LoweringError",
-            f"onnx2tf cannot convert the graph: {_one_line(error)}",
+            f"onnx2tf cannot convert {kinds.get(node, 'the graph')}: {_one_line(error)}",
             where=f"node {node!r}" if node else None,
+            remedy="Export the model with other operators in its place, or choose a target with another backend",
         ) from error
     if len(made.inputs) != len(model.graph.input) or len(made.outputs) != len(model.graph.output):
         raise RefusedError(
@@ -392,8 +396,11 @@ def _tensor(item):
 
 
 def _one_line(error):
+    """The vendor's own words, without the tables of numbers and the call stacks among them."""
     lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
-    return " ".join(lines)[:600]
+    text = re.split(r"\s\S*:\d+:\d+: note: |\scalled from|\snote: loc", " ".join(lines))[0]
+    text = re.sub(r"[\[({](?:[\s\d.,;eE+\-\[\](){}]|nan|inf){24,}[\])}]", "[…]", text)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST].rsplit(' ', 1)[0]} …"
 
 
 def main():
