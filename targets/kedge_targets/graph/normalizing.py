@@ -204,3 +204,39 @@ def _array(tensor: onnx.TensorProto) -> Array:
     from onnx import numpy_helper
 
     return np.asarray(numpy_helper.to_array(tensor))
+
+
+_FOLDABLE = frozenset({"Cast", "DequantizeLinear", "Mul", "Add", "Sub", "Div", "Transpose", "Identity"})
+
+
+def fold_stored_weights(model: onnx.ModelProto) -> None:
+    """Store as float32, in place, what is computed of constants alone: weights that lie in the file as float16 behind a
+    Cast, or as integers behind DequantizeLinear, or Cast and Mul."""
+    from onnx.reference import ReferenceEvaluator
+
+    wiring = Wiring(model)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    values: dict[str, Array] = {}
+
+    def value(name: str) -> Array | None:
+        if name not in values:
+            found = _array(stored[name]) if name in stored else wiring.constant(name)
+            if found is None:
+                return None
+            values[name] = found
+        return values[name]
+
+    gone = []
+    for node in model.graph.node:
+        inputs = [name for name in node.input if name]
+        given = [value(name) for name in inputs] if node.op_type in _FOLDABLE and inputs else [None]
+        if any(one is None for one in given) or node.output[0] in wiring.outputs:
+            continue
+        (made,) = ReferenceEvaluator(node).run(None, dict(zip(inputs, given, strict=True)))
+        values[node.output[0]] = np.asarray(made)
+        model.graph.initializer.append(_tensor(made, node.output[0]))
+        gone.append(node)
+    for node in gone:
+        model.graph.node.remove(node)
+    if gone:
+        dead.removed(model)

@@ -23,6 +23,7 @@ from kedge_targets.graph import (
     compensation,
     counting,
     expansions,
+    guard,
     islands,
     layers,
     library,
@@ -184,10 +185,13 @@ def _lower(
         if apart:
             notes = (f"{len(apart)} products of two activations (attention) stay in float: integers are no faster",)
         must = {*kept, *tracing.followed(apart, given, prepared), *attention.before_softmax(prepared)}
-        floating = islands.extended(prepared, must, integers.INTEGER_OPERATORS)
         start = time.perf_counter()
-        made, _ = integers.static(prepared, plan, how, floating, calibration)
+        static = integers.static(prepared, plan, how, must, calibration)
         seconds["quantize"], used = time.perf_counter() - start, calibration.samples
+        made = static.model
+        if static.kept:
+            notes += (guard.note(static.kept, static.weak),)
+            apart += tuple(one.name for one in layers.layers(given) if one.name in static.kept)
         islands.pick_before_reading_back(made)
         products.without_masks(made)
         products.with_biases(made)

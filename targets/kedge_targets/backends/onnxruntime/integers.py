@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import LoweringError
 from kedge_targets.contract import Calibration
-from kedge_targets.graph import passes, places, qdq, ranges
-from kedge_targets.graph.places import Places
+from kedge_targets.graph import guard, islands, passes, places, qdq, ranges
 from kedge_targets.numerics import Plan, QuantizedType
 
 if TYPE_CHECKING:
@@ -29,26 +30,49 @@ DYNAMIC_OPERATORS = ("Gather", "MatMul")
 ConvInteger is slower than a convolution in float."""
 
 
+@dataclass(frozen=True)
+class Static:
+    """A graph of integers.
+
+    Attributes:
+        model: with QuantizeLinear and DequantizeLinear around its integer layers.
+        kept: nodes that stay in float because an output would not hold.
+        weak: the outputs that would not → dB with these nodes in integers.
+    """
+
+    model: onnx.ModelProto
+    kept: tuple[str, ...]
+    weak: dict[str, float]
+
+
 def static(
-    prepared: onnx.ModelProto, plan: Plan, how: QuantizedType, floating: list[str], calibration: Calibration
-) -> tuple[onnx.ModelProto, Places]:
-    """The prepared graph with QuantizeLinear and DequantizeLinear around its integer layers, and what they are.
+    prepared: onnx.ModelProto, plan: Plan, how: QuantizedType, must: Collection[str], calibration: Calibration
+) -> Static:
+    """The prepared graph with integers in the ranges that calibration saw.
 
     Args:
-        floating: names of nodes that stay in float.
+        must: names of nodes that stay in float.
     """
-    where = places.placed(prepared, INTEGER_OPERATORS, floating)
-    names = qdq.wanted(prepared, where)
-    fixed = {name: plan.ranges[name] for name in names if name in plan.ranges}
-    found = ranges.observe(
-        prepared,
-        calibration,
-        [name for name in names if name not in fixed],
-        method=plan.range_method,
-        percentile=plan.percentile,
-        symmetric=how.symmetric_activation,
-    )
-    return qdq.written(prepared, where, found | fixed, qdq.Form(how=how)), where
+    found: dict[str, tuple[float, float]] = dict(plan.ranges)
+
+    def made(more: Collection[str]) -> onnx.ModelProto:
+        floating = islands.extended(prepared, {*must, *more}, INTEGER_OPERATORS)
+        where = places.placed(prepared, INTEGER_OPERATORS, floating)
+        missing = [name for name in qdq.wanted(prepared, where) if name not in found]
+        if missing:
+            found.update(
+                ranges.observe(
+                    prepared,
+                    calibration,
+                    missing,
+                    method=plan.range_method,
+                    percentile=plan.percentile,
+                    symmetric=how.symmetric_activation,
+                )
+            )
+        return qdq.written(prepared, where, found, qdq.Form(how=how))
+
+    return Static(*guard.guarded(prepared, guard.few(prepared, calibration), made))
 
 
 def dynamic(

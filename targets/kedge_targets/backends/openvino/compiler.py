@@ -35,6 +35,9 @@ _SYMMETRIC = QuantizedType(
 _KNOWN_OPTIONS = frozenset({*devices.KNOWN_OPTIONS, "model_type", "bias_correction"})
 _MODEL_TYPES = ("any", "transformer")
 
+_UNREAD_ROUNDED = frozenset({"GRU"})
+"""The CPU plugin (2026.4) refuses their weights in integers: "expects Constant for port 3"."""
+
 _UNREAD = re.compile(r"(?:No conversion rule found for operations|Conversion is failed for): *([^\n]+)")
 
 _FIRST_RUNTIME = "2025.0"
@@ -138,7 +141,8 @@ def _lower(
         if not calibration.samples:
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         samples = _Samples(calibration, batch.size(given))
-        ignored = _ignored(model, plans.others(plan, given, precision) + attention.before_softmax(given))
+        unread = [node.name for node in given.graph.node if node.op_type in _UNREAD_ROUNDED]
+        ignored = _ignored(model, plans.others(plan, given, precision) + attention.before_softmax(given) + unread)
         usual = "transformer" if attention.products(given) else "any"
         options = {"model_type": usual, **options}
         model, seconds["quantize"], tools["nncf"] = _quantized(model, how, ignored, samples, options, wanted.kind)

@@ -19,20 +19,22 @@ _NEXT_TO_NOTHING = np.float32(1e-30)
 
 def for_integers(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy that answers the same, in the form that comes through quantization: float32 for float64, a weight for each
-    axis along which it is used, a bias for each convolution."""
+    axis along which it is used, a bias for each convolution and each product that two others read."""
     import onnx
 
     made = onnx.ModelProto()
     made.CopyFrom(model)
     normalizing.single_precision(made)
+    normalizing.fold_stored_weights(made)
     normalizing.split_shared_weights(made)
     _give_biases(made)
+    _give_products_biases(made)
     return made
 
 
 def _give_biases(model: onnx.ModelProto) -> None:
-    """The CPU plugin (2026.4) answers zeros where a convolution without bias is read by two others in integers, as in
-    ``x sigmoid(x)``; with a bias it does not."""
+    """The CPU plugin (2026.4) answers wrongly, often zeros, where a convolution without bias is read by two others in
+    integers, as in ``x sigmoid(x)``; with a bias it does not."""
     from onnx import numpy_helper
 
     wiring, names = Wiring(model), Names(model)
@@ -50,3 +52,26 @@ def _give_biases(model: onnx.ModelProto) -> None:
         model.graph.initializer.append(numpy_helper.from_array(np.full(channels, _NEXT_TO_NOTHING), name))
         del node.input[2:]
         node.input.append(name)
+
+
+def _give_products_biases(model: onnx.ModelProto) -> None:
+    """The same of products with a matrix, whose bias is an Add of its own."""
+    from onnx import helper, numpy_helper
+
+    wiring, names = Wiring(model), Names(model)
+    made: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        made.append(node)
+        bare = node.op_type == "MatMul" or (node.op_type == "Gemm" and len(node.input) < 3)
+        weight = wiring.constant(node.input[1]) if bare else None
+        answer = node.output[0]
+        if weight is None or weight.dtype != np.float32 or weight.ndim < 2:
+            continue
+        if len(wiring.readers[answer]) + (answer in wiring.outputs) < 2:
+            continue
+        product, bias = names.fresh(f"{answer}_product"), names.fresh(f"{node.name}_bias")
+        model.graph.initializer.append(numpy_helper.from_array(np.full(1, _NEXT_TO_NOTHING), bias))
+        node.output[0] = product
+        made.append(helper.make_node("Add", [product, bias], [answer], name=names.fresh_node(bias)))
+    del model.graph.node[:]
+    model.graph.node.extend(made)

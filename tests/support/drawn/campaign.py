@@ -1,0 +1,147 @@
+"""int8 of many drawn graphs on one target: ``python -m tests.support.drawn.campaign TARGET COUNT [SEED]``.
+
+Float ONNX Runtime says what is right. What it runs must be lowered, but for few, and each output is held against it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from kedge_protocol.errors import KedgeError
+from kedge_targets import registry, target
+from kedge_targets.graph.rounding import sqnr_db
+from kedge_targets.numerics import Precision
+from tests.support import drawn
+from tests.support.drawn.drawing import Graph
+from tests.support.lowering import checked_copy, executor, lower
+
+HEALTHY = 20.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one graph.
+
+    Attributes:
+        noise: output → dB on fresh samples; 0 dB is an answer of zeros.
+        share: of the multiply-accumulates in integers; None of a graph that has none.
+        kept: whether layers stay in float for it, and it is said.
+        refused: why it was not lowered, and by which of its operators.
+        broken: what was neither a refusal nor an answer.
+    """
+
+    seed: int
+    noise: dict[str, float] = field(default_factory=dict)
+    share: float | None = None
+    kept: bool = False
+    refused: str = ""
+    broken: str = ""
+
+    @property
+    def worst(self) -> float:
+        """dB of the worst output."""
+        return min(self.noise.values(), default=float("inf"))
+
+
+def outcome(graph: Graph, name: str, folder: Path) -> Outcome | None:
+    """None where float ONNX Runtime does not run the graph, or a fresh sample makes no finite answer."""
+    path = folder / "model.onnx"
+    onnx.save(graph.model, path)
+    fixed = graph.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    fresh = graph.feed(1 if fixed else 4, 2)
+    try:
+        session = onnxruntime.InferenceSession(str(path), _quiet(), providers=["CPUExecutionProvider"])
+        names = [one.name for one in session.get_outputs()]
+        expected = dict(zip(names, session.run(None, fresh), strict=True))
+    except Exception:  # noqa: BLE001 -- whatever the library raises: such a graph is nobody's
+        return None
+    if not all(np.isfinite(value).all() for value in expected.values()):
+        return None
+    compiler = registry.compiler(target.find(name).backends[0].name)
+    try:
+        lowered = lower(name, checked_copy(path, folder), Precision.INT8, graph, folder / "out")
+        made = executor(name, lowered)(fresh)
+    except KedgeError as error:
+        return Outcome(graph.seed, refused=str(error))
+    except Exception as error:  # noqa: BLE001 -- a fault, to be listed like one
+        return Outcome(graph.seed, broken=f"{type(error).__name__}: {error}")
+    numbers = compiler.numbers(lowered.files, {one: (1, *shape) for one, shape in graph.inputs.items()})
+    share = None if numbers is None or not numbers.macs else numbers.integer_macs / numbers.macs
+    return Outcome(graph.seed, {one: _noise(expected[one], made[one]) for one in names}, share, bool(lowered.floating))
+
+
+def _noise(expected: Any, made: Any) -> float:
+    if expected.shape != made.shape:
+        return float("-inf")
+    if not np.any(expected) and np.abs(made).max(initial=0.0) < 1e-3:
+        return float("inf")
+    return sqnr_db(expected, made)
+
+
+def _quiet() -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return options
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of many graphs on one target."""
+
+    ran: int
+    noisy: list[Outcome]
+    broken: list[Outcome]
+    refused: list[Outcome]
+    shares: list[float]
+    kept: int
+
+    @property
+    def refused_share(self) -> float:
+        """Of the graphs that float ONNX Runtime runs."""
+        return len(self.refused) / max(1, self.ran)
+
+    def text(self) -> str:
+        """For people."""
+        median, tenth = np.percentile(self.shares, [50, 10]) if self.shares else (0.0, 0.0)
+        lines = [
+            f"{self.ran} graphs ran; {len(self.refused)} refused, {len(self.noisy)} below {HEALTHY:.0f} dB, "
+            f"{len(self.broken)} broken, {self.kept} with layers in float; "
+            f"MACs in integers: median {median:.2f}, 10th percentile {tenth:.2f}"
+        ]
+        reasons = Counter(one.refused[:160] for one in self.refused)
+        lines += [f"  refused {count}: {why}" for why, count in reasons.most_common(20)]
+        lines += [f"  broken, seed {one.seed}: {one.broken[:300]}" for one in self.broken]
+        lines += [f"  seed {one.seed}: { ({k: round(v, 1) for k, v in one.noise.items()}) }" for one in self.noisy]
+        return "\n".join(lines)
+
+
+def campaign(name: str, seeds: Iterable[int]) -> Summary:
+    """Lower all of them and hold them against float."""
+    outcomes = []
+    for seed in seeds:
+        with tempfile.TemporaryDirectory(prefix="drawn-") as folder:
+            one = outcome(drawn.graph(seed), name, Path(folder))
+        if one is not None:
+            outcomes.append(one)
+    return Summary(
+        ran=len(outcomes),
+        noisy=[one for one in outcomes if one.worst < HEALTHY],
+        kept=sum(one.kept for one in outcomes),
+        broken=[one for one in outcomes if one.broken],
+        refused=[one for one in outcomes if one.refused],
+        shares=[one.share for one in outcomes if one.share is not None],
+    )
+
+
+if __name__ == "__main__":
+    start = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    print(campaign(sys.argv[1], range(start, start + int(sys.argv[2]))).text())
