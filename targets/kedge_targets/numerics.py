@@ -155,6 +155,8 @@ class Plan:
             rest. Names that the backend's own form of the graph has not are left out.
         group_size: weights that share one scale, for weights of 4 bits.
         asymmetric_weights: with a zero-point for each group, for ``int4``.
+        guard: the backend may leave further layers in float where an output would not hold otherwise
+            (:mod:`kedge_targets.graph.guard`); a search finds out for itself.
     """
 
     default: Precision
@@ -165,6 +167,7 @@ class Plan:
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     group_size: int = 32
     asymmetric_weights: bool = True
+    guard: bool = False
 
     @property
     def precisions(self) -> frozenset[Precision]:

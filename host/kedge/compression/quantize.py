@@ -33,6 +33,7 @@ class Quantize:
     percentile: Annotated[float, Option("Of all values that a range holds, for range_method percentile.")] = 99.99
     group_size: Annotated[int, Option("Weights that share one scale, for weights of 4 bits.")] = 32
     asymmetric_weights: Annotated[bool, Option("A zero-point for each group, for int4.")] = True
+    guard: Annotated[bool, Option("Leave layers in float, and say so, where int8 loses an output (20 dB).")] = True
 
     def plan(self, compiler: Compiler, target: Target) -> Plan:
         """The plan that a backend of this target can carry.
@@ -73,6 +74,7 @@ class Quantize:
             percentile=self.percentile,
             group_size=self.group_size,
             asymmetric_weights=self.asymmetric_weights,
+            guard=self.guard,
         )
 
     def _static(self) -> bool:
@@ -138,4 +140,5 @@ def of_plan(plan: Plan, ways: tuple[QuantizedType, ...]) -> Quantize:
         percentile=plan.percentile,
         group_size=plan.group_size,
         asymmetric_weights=plan.asymmetric_weights,
+        guard=plan.guard,
     )

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_targets.graph import batch, dead, library, rounding
-from kedge_targets.graph.places import floats
+from kedge_targets.graph import batch, dead, library, qdq, ranges, rounding
+from kedge_targets.graph.places import CUTTING, MOVING, WEIGHTED, floats, placed
 from kedge_targets.graph.wiring import Wiring
+from kedge_targets.numerics import Granularity, QuantizedType
 
 if TYPE_CHECKING:
     import onnx
@@ -87,12 +88,25 @@ def guarded(
     first = found = weak(reference, answers(made, feeds, outputs))
     order: list[str] = []
     kept: tuple[str, ...] = ()
-    while found and len(kept) < len(order or [""]):
-        order = order or noisiest(model, made, feeds, list(found))
+    if found:
+        order = noisiest(model, made, feeds, list(found))
+    while found and len(kept) < len(order):
         kept = tuple(order[: max(1, 2 * len(kept))])
         made = make(kept)
         found = weak(reference, answers(made, feeds, outputs))
     return made, kept, first
+
+
+def simulated(model: onnx.ModelProto, calibration: Iterable[dict[str, Array]]) -> onnx.ModelProto:
+    """The graph as integers of 8 bits make it, whatever runtime will: for backends whose own files do not show what
+    happens in between."""
+    operators = WEIGHTED | MOVING | CUTTING | {"Add", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"}
+    where = placed(model, operators, ())
+    found = ranges.observe(model, calibration, qdq.wanted(model, where))
+    how = QuantizedType(
+        activation="uint8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_CHANNEL
+    )
+    return qdq.written(model, where, found, qdq.Form(how=how))
 
 
 def note(kept: Sequence[str], weak_outputs: Mapping[str, float]) -> str:

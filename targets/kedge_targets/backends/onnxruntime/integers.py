@@ -72,6 +72,8 @@ def static(
             )
         return qdq.written(prepared, where, found, qdq.Form(how=how))
 
+    if not plan.guard:
+        return Static(made(()), (), {})
     return Static(*guard.guarded(prepared, guard.few(prepared, calibration), made))
 
 

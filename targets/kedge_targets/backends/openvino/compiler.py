@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verified
 from kedge_protocol.errors import ConfigError, KedgeError, LoweringError, TargetError, UnsupportedOperatorError
 from kedge_protocol.packages import pip_install
@@ -19,7 +21,7 @@ from kedge_targets import contract
 from kedge_targets.backends.openvino import counting, devices, library, preparing, representation
 from kedge_targets.backends.openvino.runtime import reason_of
 from kedge_targets.contract import Array, Calibration, Lowered
-from kedge_targets.graph import attention, batch, nodes, plans, reading, signature, sizes, writing
+from kedge_targets.graph import attention, batch, guard, layers, nodes, plans, reading, signature, sizes, writing
 from kedge_targets.numbers import Numbers
 from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
 from kedge_targets.saturation import FULL_RANGE, SEVEN_BITS, may_saturate
@@ -129,7 +131,7 @@ def _lower(
         given = batch.fixed(given, 1)
     precision = plans.leading(plan)
     if precision is Precision.INT8:
-        given = preparing.for_integers(given)
+        given = reading.infer_shapes(preparing.for_integers(given), where=graph.name)
     if given is not read:
         graph = workdir / "prepared.onnx"
         writing.save(given, graph)
@@ -137,16 +139,20 @@ def _lower(
     tools = {"openvino": openvino.__version__.split("-")[0]}
     seconds: dict[str, float] = {}
     used = 0
+    apart: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
     if precision is Precision.INT8:
         if not calibration.samples:
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
-        samples = _Samples(calibration, batch.size(given))
-        unread = [node.name for node in given.graph.node if node.op_type in _UNREAD_ROUNDED]
-        ignored = _ignored(model, plans.others(plan, given, precision) + attention.before_softmax(given) + unread)
         usual = "transformer" if attention.products(given) else "any"
-        options = {"model_type": usual, **options}
-        model, seconds["quantize"], tools["nncf"] = _quantized(model, how, ignored, samples, options, wanted.kind)
-        used = samples.used
+        making = _Making(openvino, graph, given, calibration, how, {"model_type": usual, **options}, wanted.kind)
+        unread = [node.name for node in given.graph.node if node.op_type in _UNREAD_ROUNDED]
+        must = [*plans.others(plan, given, precision), *attention.before_softmax(given), *unread]
+        model, kept_in_float, weak = making.guarded(must) if plan.guard else (making.made(must), (), {})
+        seconds["quantize"], tools["nncf"], used = making.seconds, making.version, making.used
+        if kept_in_float:
+            apart = tuple(one.name for one in layers.layers(read) if one.name in kept_in_float)
+            said = (guard.note(kept_in_float, weak),)
     elif others := plans.others(plan, given, precision):
         raise LoweringError(
             f"OpenVINO cannot keep single layers in another precision than {precision.value}",
@@ -165,8 +171,9 @@ def _lower(
         tools=tools,
         runtime_options=_of_runtime(options),
         seconds=seconds,
-        notes=(*fixed, *_elsewhere(wanted)),
+        notes=(*fixed, *said, *_elsewhere(wanted)),
         calibration_samples=used,
+        floating=apart,
     )
 
 
@@ -239,6 +246,61 @@ def _ignored(model: Any, names: list[str]) -> list[str]:
         for name in (operation.get_friendly_name() for operation in model.get_ordered_ops())
         if name in wanted or any(name.startswith(f"{node}/") for node in wanted)
     ]
+
+
+class _Making:
+    """A graph quantized by NNCF, anew where an output does not hold."""
+
+    def __init__(
+        self,
+        openvino: Any,
+        graph: Path,
+        given: onnx.ModelProto,
+        calibration: Calibration,
+        how: QuantizedType,
+        options: Mapping[str, Any],
+        kind: str,
+    ) -> None:
+        self._openvino, self._graph, self._given, self._calibration = openvino, graph, given, calibration
+        self._how, self._options, self._kind = how, options, kind
+        self.seconds, self.version, self.used = 0.0, "", 0
+
+    def guarded(self, must: list[str]) -> tuple[Any, tuple[str, ...], dict[str, float]]:
+        """The model, the nodes that stay in float for an output's sake, and the outputs that were weak without."""
+        feeds = guard.few(self._given, self._calibration)
+        outputs = [info.name for info in signature.outputs(self._given)]
+        reference = guard.answers(self._given, feeds, outputs)
+        model = self.made(must)
+        found = first = guard.weak(reference, self._answers(model, feeds, outputs))
+        kept: tuple[str, ...] = ()
+        order: list[str] = []
+        if found:
+            simulated = guard.simulated(self._given, self._calibration)
+            order = guard.noisiest(self._given, simulated, feeds, list(found))
+        while found and len(kept) < len(order):
+            kept = tuple(order[: max(1, 2 * len(kept))])
+            model = self.made([*must, *kept])
+            found = guard.weak(reference, self._answers(model, feeds, outputs))
+        return model, kept, first
+
+    def made(self, floating: list[str]) -> Any:
+        """The model with these nodes in float."""
+        model = _read(self._openvino, self._graph, self._given)
+        samples = _Samples(self._calibration, batch.size(self._given))
+        ignored = _ignored(model, floating)
+        made, seconds, self.version = _quantized(model, self._how, ignored, samples, self._options, self._kind)
+        self.seconds += seconds
+        self.used = samples.used
+        return made
+
+    def _answers(self, model: Any, feeds: Sequence[Mapping[str, Array]], outputs: list[str]) -> list[dict[str, Array]]:
+        compiled = self._openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        names = [info.name for info in signature.inputs(self._given)]
+        made = []
+        for feed in feeds:
+            answers = compiled([feed[name] for name in names])
+            made.append(dict(zip(outputs, (np.array(answers[index]) for index in range(len(outputs))), strict=True)))
+        return made
 
 
 def _quantized(

@@ -25,6 +25,7 @@ def for_integers(model: onnx.ModelProto) -> onnx.ModelProto:
     made = onnx.ModelProto()
     made.CopyFrom(model)
     normalizing.single_precision(made)
+    _convolve_averages(made)
     normalizing.fold_stored_weights(made)
     normalizing.split_shared_weights(made)
     _give_biases(made)
@@ -75,3 +76,28 @@ def _give_products_biases(model: onnx.ModelProto) -> None:
         made.append(helper.make_node("Add", [product, bias], [answer], name=names.fresh_node(bias)))
     del model.graph.node[:]
     model.graph.node.extend(made)
+
+
+def _convolve_averages(model: onnx.ModelProto) -> None:
+    """In integers the plugin counts the border of an AveragePool (``count_include_pad``) as the integer 0, which stands
+    for the lowest value. A Pad before it is fused into it again; a convolution with equal weights is not."""
+    from onnx import helper, numpy_helper
+
+    names = Names(model)
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*model.graph.value_info, *model.graph.input)}
+    for node in model.graph.node:
+        how = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        counted = node.op_type == "AveragePool" and how.get("count_include_pad", 0) and any(how.get("pads", ()))
+        dims = shapes.get(node.input[0], ()) if counted else ()
+        if len(dims) < 3 or dims[1].dim_value < 1 or how.get("ceil_mode", 0):
+            continue
+        channels, kernel = dims[1].dim_value, how["kernel_shape"]
+        weight = names.fresh(f"{node.name}_weight")
+        value = np.full((channels, 1, *kernel), 1.0 / np.prod(kernel), np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, weight))
+        kept = {name: how[name] for name in ("kernel_shape", "pads", "strides", "dilations") if name in how}
+        node.CopyFrom(
+            helper.make_node(
+                "Conv", [node.input[0], weight], list(node.output), name=node.name, group=channels, **kept
+            )
+        )
