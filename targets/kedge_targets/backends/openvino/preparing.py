@@ -88,7 +88,7 @@ def _convolve_averages(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         how = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         counted = node.op_type == "AveragePool" and how.get("count_include_pad", 0) and any(how.get("pads", ()))
-        dims = shapes.get(node.input[0], ()) if counted else ()
+        dims = list(shapes[node.input[0]]) if counted and node.input[0] in shapes else []
         if len(dims) < 3 or dims[1].dim_value < 1 or how.get("ceil_mode", 0):
             continue
         channels, kernel = dims[1].dim_value, how["kernel_shape"]
@@ -97,7 +97,5 @@ def _convolve_averages(model: onnx.ModelProto) -> None:
         model.graph.initializer.append(numpy_helper.from_array(value, weight))
         kept = {name: how[name] for name in ("kernel_shape", "pads", "strides", "dilations") if name in how}
         node.CopyFrom(
-            helper.make_node(
-                "Conv", [node.input[0], weight], list(node.output), name=node.name, group=channels, **kept
-            )
+            helper.make_node("Conv", [node.input[0], weight], list(node.output), name=node.name, group=channels, **kept)
         )

@@ -1,0 +1,57 @@
+"""int8 without a search of random small graphs of the operators in use: what is lowered answers, and little is refused.
+
+The seed is KEDGE_DRAWN_SEED, the number of graphs of the long proof KEDGE_DRAWN_GRAPHS."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tests.support import drawn
+from tests.support.drawn.campaign import campaign
+
+SEED = int(os.environ.get("KEDGE_DRAWN_SEED", "0"))
+GRAPHS = int(os.environ.get("KEDGE_DRAWN_GRAPHS", "2000"))
+OF_ZOO = frozenset({
+    "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose", "Div",
+    "Einsum", "Erf", "Expand", "Flatten", "GRU", "Gather", "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish",
+    "LSTM", "LayerNormalization", "LeakyRelu", "MatMul", "MaxPool", "Mul", "PRelu", "Pad", "Pow", "ReduceMax",
+    "ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze",
+    "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
+})  # fmt: skip
+"""Of nudenet's YOLOv8n, magika, rapidocr and MiniLM."""
+_FEW_BITS = frozenset({"Quant", "BipolarQuant"})
+
+
+@pytest.mark.parametrize(("target", "count"), [("generic-cpu", 30), ("intel-cpu", 15)])
+def test_every_output_holds_or_its_layers_stay_in_float(target: str, count: int) -> None:
+    found = campaign(target, range(SEED, SEED + count))
+    assert not [*found.noisy, *found.broken], found.text()
+    assert len(found.refused) <= 1, found.text()
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("target", ["generic-cpu", "intel-cpu", "rpi4"])
+def test_thousands_of_graphs(target: str) -> None:
+    found = campaign(target, range(SEED, SEED + GRAPHS))
+    print(found.text())
+    assert not [*found.noisy, *found.broken], found.text()
+    assert found.refused_share <= 0.03, found.text()
+    median, tenth = np.percentile(found.shares, [50, 10])
+    assert median >= 0.8, found.text()
+    assert tenth >= 0.5, found.text()
+
+
+@pytest.mark.shared_data
+def test_the_operators_of_real_models_are_drawn_with_their_attributes(shared_data: Path) -> None:
+    covered = drawn.coverage(drawn.graph(seed) for seed in range(SEED, SEED + 400))
+    print({name: sorted(attributes) for name, attributes in sorted(covered.items())})
+    assert covered.keys() >= OF_ZOO
+    for path in sorted((shared_data / "models").glob("*.onnx")):
+        for node in onnx.load(path).graph.node:
+            if node.op_type not in _FEW_BITS and node.op_type != "Unsqueeze":
+                missing = {attribute.name for attribute in node.attribute} - covered[node.op_type]
+                assert not missing, f"{path.name}: {node.op_type} {missing}"
