@@ -19,8 +19,8 @@ OF_ZOO = frozenset({
     "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose", "Div",
     "Einsum", "Erf", "Expand", "Flatten", "GRU", "Gather", "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish",
     "LSTM", "LayerNormalization", "LeakyRelu", "MatMul", "MaxPool", "Mul", "PRelu", "Pad", "Pow", "ReduceMax",
-    "ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze",
-    "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
+    "ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt",
+    "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
 })  # fmt: skip
 """Of nudenet's YOLOv8n, magika, rapidocr and MiniLM."""
 _FEW_BITS = frozenset({"Quant", "BipolarQuant"})
