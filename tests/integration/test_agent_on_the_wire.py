@@ -29,9 +29,9 @@ pytestmark = [pytest.mark.needs("mosquitto"), pytest.mark.device]
 class Ear:
     """Hears everything of one device, and may speak."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, name: str = "ear") -> None:
         self.heard: list[tuple[str, bytes, bool]] = []
-        self.client = paho.Client(CallbackAPIVersion.VERSION2, client_id="ear")
+        self.client = paho.Client(CallbackAPIVersion.VERSION2, client_id=name)
         ready = threading.Event()
         self.client.on_subscribe = lambda *_: ready.set()
         self.client.on_message = lambda _, __, m: self.heard.append((m.topic, m.payload, m.retain))
@@ -213,3 +213,23 @@ def test_telemetry_of_a_time_without_a_controller_is_accounted_for(
     before = reported().seq
     wait_for(lambda: reported().seq > before, what="another report")
     assert reported().unheard_seconds == pytest.approx(unheard, abs=0.6)
+
+
+def test_what_is_measured_without_a_connection_is_told_afterwards(
+    agent: AgentProcess, ear: Ear, mosquitto: Mosquitto
+) -> None:
+    topic = topics.telemetry("dev", "metrics")
+    wait_for(lambda: ear.of(topic), what="telemetry")
+    mosquitto.kill()
+    before = codec.decode(ear.of(topic)[-1], Telemetry, where="t")
+    wait_for(lambda: agent.text().count("no connection to") >= 4, what="an agent that was cut off for a while")
+    mosquitto.start()
+    later = Ear(mosquitto.port, "later")
+    try:
+        wait_for(lambda: later.of(topic), what="telemetry again")
+        after = codec.decode(later.of(topic)[0], Telemetry, where="t")
+        # One long interval, no lost ones: only what was on its way when the broker died.
+        assert after.interval > 1.0
+        assert after.seq <= before.seq + 2
+    finally:
+        later.client.loop_stop()
