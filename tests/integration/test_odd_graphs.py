@@ -78,3 +78,19 @@ def test_a_convolution_without_bias_answers_without_vnni_too(tmp_path: Path) -> 
     expected = onnxruntime.InferenceSession(str(path)).run(None, {"x": fresh})[0]
     (there,) = other_processor.on_haswell("openvino", [(lowered.files[lowered.entry], fresh)], tmp_path)
     assert sqnr_db(expected, there) > HEALTHY
+
+
+@pytest.mark.parametrize("target", ["generic-cpu", "intel-cpu"])
+def test_a_file_that_is_quantized_already_is_not_quantized_twice(target: str, tmp_path: Path) -> None:
+    odd = ODD["answers on the way"]()
+    path = tmp_path / "model.onnx"
+    onnx.save(odd.model, path)
+    first = lower("generic-cpu", checked_copy(path, tmp_path), Precision.INT8, Samples(odd, 32), tmp_path / "first")
+    quantized = first.files[first.entry]
+    again = lower(target, checked_copy(quantized, tmp_path), Precision.INT8, Samples(odd, 32), tmp_path / "again")
+    assert any("quantized already" in note for note in again.notes)
+    fresh = odd.samples(3, seed=9)
+    expected = onnxruntime.InferenceSession(str(quantized)).run(None, {odd.input: fresh})[0]
+    assert sqnr_db(expected, executor(target, again)({odd.input: fresh})["y"]) > 35
+    if target == "generic-cpu":
+        assert sum(path.stat().st_size for path in again.files.values()) < 1.5 * quantized.stat().st_size

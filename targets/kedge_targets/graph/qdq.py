@@ -51,6 +51,15 @@ class Form:
     everywhere: bool = False
 
 
+ALREADY = "quantized already: the file's own scales are kept, and nothing is quantized twice"
+
+
+def is_rounded(model: onnx.ModelProto) -> bool:
+    """Whether a graph rounds activations itself, as a file that was quantized before does."""
+    wiring = Wiring(model)
+    return any(node.op_type == "QuantizeLinear" and wiring.constant(node.input[0]) is None for node in model.graph.node)
+
+
 def wanted(model: onnx.ModelProto, where: Places) -> list[str]:
     """The activations whose ranges :func:`written` needs, in the graph's order."""
     stored = {tensor.name for tensor in model.graph.initializer}

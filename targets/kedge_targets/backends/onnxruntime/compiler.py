@@ -31,6 +31,7 @@ from kedge_targets.graph import (
     opsets,
     plans,
     preparing,
+    qdq,
     reading,
     signature,
     tracing,
@@ -170,14 +171,18 @@ def _lower(
     given = reading.load(graph)
     nodes.check_operators(given, where=graph.name)
     precision = plans.leading(plan)
-    prepared = preparing.prepared(given, workdir / "prepared.onnx", quantized=precision.quantized)
+    # Preparing such a file would fold its integers into weights of four times the bytes.
+    already = precision in (Precision.INT8, Precision.FLOAT32) and qdq.is_rounded(given)
+    prepared = given if already else preparing.prepared(given, workdir / "prepared.onnx", quantized=precision.quantized)
     kept = preparing.not_of(precision, plan, given, prepared)
     seconds: dict[str, float] = {}
     used = 0
     notes: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
     runtime_options = {name: options[name] for name in ("threads", "spin") if name in options}
-    if precision is Precision.INT8:
+    if already:
+        made, notes = prepared, (qdq.ALREADY,)
+    elif precision is Precision.INT8:
         if not calibration.samples:
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         how = plan.quantized or compiler.quantized_for(target)[0]

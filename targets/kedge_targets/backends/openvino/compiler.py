@@ -21,7 +21,7 @@ from kedge_targets import contract
 from kedge_targets.backends.openvino import counting, devices, library, preparing, representation
 from kedge_targets.backends.openvino.runtime import reason_of
 from kedge_targets.contract import Array, Calibration, Lowered
-from kedge_targets.graph import attention, batch, guard, layers, nodes, plans, reading, signature, sizes, writing
+from kedge_targets.graph import attention, batch, guard, layers, nodes, plans, qdq, reading, signature, sizes, writing
 from kedge_targets.numbers import Numbers
 from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
 from kedge_targets.saturation import FULL_RANGE, SEVEN_BITS, may_saturate
@@ -130,7 +130,8 @@ def _lower(
         # An NPU takes fixed shapes only, and a GPU compiles each size anew.
         given = batch.fixed(given, 1)
     precision = plans.leading(plan)
-    if precision is Precision.INT8:
+    already = precision is Precision.INT8 and qdq.is_rounded(given)
+    if precision is Precision.INT8 and not already:
         given = reading.infer_shapes(preparing.for_integers(given), where=graph.name)
     if given is not read:
         graph = workdir / "prepared.onnx"
@@ -141,7 +142,9 @@ def _lower(
     used = 0
     apart: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
-    if precision is Precision.INT8:
+    if already:
+        said = (qdq.ALREADY,)
+    elif precision is Precision.INT8:
         if not calibration.samples:
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
         usual = "transformer" if attention.products(given) else "any"
