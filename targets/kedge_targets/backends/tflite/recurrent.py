@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float32]
 
-MOST_STEPS = 128
+MOST_STEPS = 64
 """Longer sequences would make a graph of thousands of nodes."""
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
