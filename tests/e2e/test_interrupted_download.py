@@ -20,7 +20,7 @@ from kedge_protocol.bundle.layout import Layout
 MIB = 36
 WINDOW = 8
 KILLS = 5
-RATE_KIB = 4096
+RATE_KIB = 2048
 
 
 class Download:
@@ -64,7 +64,7 @@ def test_a_download_survives_kills_of_agent_broker_and_controller(
     layout = Layout(out)
     assert layout.bundle("generic-cpu").model_bytes >= 32 << 20
     chance = random.Random(20261121)
-    points = sorted(chance.uniform(0.25, 0.75) for _ in range(KILLS))
+    points = sorted(chance.uniform(0.2, 0.65) for _ in range(KILLS))
     with Field(tmp_path, mosquitto.url) as field:
         device = field.add("edge", "generic-cpu", agent_of(DEVICE), window=WINDOW, kib_per_second=RATE_KIB)
         field.publish(out)
@@ -75,11 +75,11 @@ def test_a_download_survives_kills_of_agent_broker_and_controller(
             device.process.kill()
             assert download.share < 1.0, "the download ended before the kill: lower its rate"
             device.process.start()
-        download.reach(min(0.85, download.share + 0.05))
+        download.reach(min(0.72, download.share + 0.05))
         mosquitto.kill()
         assert download.share < 1.0
         mosquitto.start()
-        download.reach(min(0.95, download.share + 0.05))
+        download.reach(min(0.8, download.share + 0.05))
         field.controller.kill()
         assert download.share < 1.0
         field.controller.start()
