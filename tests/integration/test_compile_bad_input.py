@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from tests.support.bundles import samples
-from tests.support.compiling import Inputs, kedge, small_inputs
+from tests.support.compiling import Inputs, kedge, small_inputs, without_progress
 
 from kedge.cli.main import main
 from kedge_protocol import digest
@@ -28,7 +28,7 @@ def refused(inputs: Inputs, arguments: list[str], capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     assert exit_.value.code == 1
-    said = capsys.readouterr().err.strip().splitlines()
+    said = without_progress(capsys.readouterr().err)
     assert len(said) == 1
     assert said[0].startswith("error: ")
     assert not inputs.out.exists()
@@ -191,7 +191,8 @@ def test_a_metric_that_takes_its_process_down(inputs: Inputs, capsys: pytest.Cap
     with pytest.raises(SystemExit) as exit_:
         main(inputs.arguments(metric=f"{file}:f"))
     assert exit_.value.code == 1
-    assert capsys.readouterr().err.startswith("error: worker 'reference': was killed by SIGSEGV")
+    said = without_progress(capsys.readouterr().err)
+    assert said[0].startswith("error: worker 'reference': was killed by SIGSEGV")
     assert not inputs.out.exists()
 
 
