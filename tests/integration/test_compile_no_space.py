@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.compiling import Inputs, kedge, small_inputs
+from tests.support.compiling import Inputs, kedge, small_inputs, without_progress
 
 from kedge_protocol.bundle.layout import Layout
 
@@ -45,7 +45,7 @@ def test_a_full_disk(inputs: Inputs, disk: Path) -> None:
         Layout(disk / "OUT").verify()  # it fitted, so it must be whole
         return
     assert done.returncode == 1
-    errors = [line for line in done.stderr.splitlines() if not line.startswith("  ")]
+    errors = without_progress(done.stderr)
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
     assert "space" in errors[0]
@@ -73,7 +73,7 @@ def test_files_that_may_not_grow(inputs: Inputs, limit: int) -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
+    assert without_progress(done.stderr)[0].startswith("error: ")
     assert not inputs.out.exists()
     assert [path.name for path in inputs.out.parent.iterdir() if path.name.startswith(".")] == []
 
@@ -81,5 +81,5 @@ def test_files_that_may_not_grow(inputs: Inputs, limit: int) -> None:
 def test_a_folder_that_cannot_be_made(inputs: Inputs) -> None:
     done = kedge(dataclasses.replace(inputs, out=inputs.model / "OUT").arguments())
     assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
+    assert without_progress(done.stderr)[0].startswith("error: ")
     assert "cannot be written" in done.stderr

@@ -272,18 +272,18 @@ def test_the_label_of_an_answer_is_of_the_bundle_that_computed_it(tmp_path: Path
     assert entry.model is not None
     model = entry.model
     old = model(samples(2))
+    taken = model.loaded()
     install(state, make_bundle(tmp_path, version="2.0", seed=5))
-    take = model.loaded
 
     def switched_amid_the_request() -> Loaded:
-        loaded = take()
         model.refresh()
-        return loaded
+        return taken
 
     model.loaded = switched_amid_the_request  # type: ignore[method-assign]
     answer = Door(models).answer("POST", "/v2/models/tiny/infer", _body())
     assert model.version == "2.0"
     assert answer.body["model_version"] == "1.0"
     np.testing.assert_array_equal(answer.body["outputs"][0]["data"], old.ravel())
+    del model.loaded
     told = Door(models).answer("GET", "/v2/models/tiny").body
     assert told["versions"] == ["2.0"]
