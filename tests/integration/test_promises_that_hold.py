@@ -140,7 +140,7 @@ def test_no_metric_and_no_budget_lets_a_lost_output_pass(tmp_path: Path) -> None
             out=tmp_path / "OUT",
             max_drop=1.0,
             metric=f"{always}:right",
-            quantize="precision=int8",
+            quantize="precision=int8,guard=false",
         )
     report = json.loads((tmp_path / "OUT.nearest" / "report.json").read_text())
     (bundle,) = report["bundles"]
