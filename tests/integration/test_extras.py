@@ -66,7 +66,13 @@ def test_openvino_serves_on_a_device(wheels: Wheels, tmp_path: Path) -> None:
 
 
 @pytest.mark.shared_data
-@pytest.mark.parametrize(("extra", "constraints"), [("tflite", "device.txt"), ("tflite-legacy", "device-legacy.txt")])
+@pytest.mark.parametrize(
+    ("extra", "constraints"),
+    [
+        ("tflite", "device.txt"),
+        pytest.param("tflite-legacy", "device-legacy.txt", marks=pytest.mark.campaign),
+    ],
+)
 def test_tflite_serves_on_a_device(
     wheels: Wheels, tmp_path: Path, shared_data: Path, extra: str, constraints: str
 ) -> None:

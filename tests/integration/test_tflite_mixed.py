@@ -125,6 +125,7 @@ def test_a_layer_that_is_not_there_is_refused(odd: onnx.ModelProto, tmp_path: Pa
         lower(odd, tmp_path / "x", **{"layer 9": Precision.FLOAT32})
 
 
+@pytest.mark.campaign
 def test_recurrent_layers_run_step_by_step(tmp_path: Path) -> None:
     model = tflite_graphs.recurrent()
     lowered = lower(model, tmp_path / "int8")
