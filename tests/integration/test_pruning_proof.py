@@ -59,6 +59,10 @@ def test_without_labels_it_learns_back_what_it_lost(trained: Trained, chosen: Pr
     assert drop(trained, chosen.repaired) <= MAX_DROP
 
 
-def test_channels_taken_at_random_cost_more_before_the_repair(trained: Trained, chosen: Pruned, tmp_path: Path) -> None:
-    control = pruned_digits.pruned(trained, Importance.RANDOM, tmp_path / "random")
-    assert drop(trained, control.cut) > drop(trained, chosen.cut)
+def test_channels_taken_at_random_cost_more_before_the_repair(trained: Trained, tmp_path: Path) -> None:
+    # A quarter: without half of its channels the network guesses, whichever they were.
+    chosen, control = (
+        pruned_digits.cut_only(trained, importance, tmp_path / importance.value, 0.25)
+        for importance in (Importance.TAYLOR, Importance.RANDOM)
+    )
+    assert drop(trained, control) > drop(trained, chosen) + 0.05

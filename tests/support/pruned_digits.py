@@ -45,15 +45,21 @@ def network(folder: Path) -> Trained:
     return fitted(layers, split, folder, epochs=8)
 
 
-def pruned(trained: Trained, importance: Importance, folder: Path) -> Pruned:
-    """Half of the channels away; then self-distillation on the pictures alone."""
+def cut_only(trained: Trained, importance: Importance, folder: Path, ratio: float) -> Path:
+    """A share of the channels away, and nothing else."""
     folder.mkdir()
     whole, samples = reading.load(trained.graph), Samples(trained.train)
-    options = PruneChannelsOptions(ratio=RATIO, importance=importance)
-    cut = PruneChannels(options).apply(whole, context(whole, samples, folder))
+    options = PruneChannelsOptions(ratio=ratio, importance=importance)
+    onnx.save_model(PruneChannels(options).apply(whole, context(whole, samples, folder)), str(folder / "cut.onnx"))
+    return folder / "cut.onnx"
+
+
+def pruned(trained: Trained, importance: Importance, folder: Path) -> Pruned:
+    """Half of the channels away; then self-distillation on the pictures alone."""
+    cut = onnx.load(str(cut_only(trained, importance, folder, RATIO)))
+    whole, samples = reading.load(trained.graph), Samples(trained.train)
     repaired = Distil(DistilOptions(steps=STEPS)).apply(cut, context(whole, samples, folder))
     found = Pruned(folder / "cut.onnx", folder / "repaired.onnx")
-    onnx.save_model(cut, str(found.cut))
     onnx.save_model(repaired, str(found.repaired))
     return found
 
