@@ -31,6 +31,20 @@ def threshold(reference: Array) -> float:
     return float(np.clip(np.quantile(values, _TOP), _EDGE, 1 - _EDGE))
 
 
+def edge_of(reference: Array) -> float:
+    """Where independent scores are divided into yes and no: 0.5 where the float model's are probabilities, 0 where they
+    are logits. A compressed model may leave 0..1 a little, so that its own scores do not tell."""
+    bounded = float(np.min(reference)) >= 0 and float(np.max(reference)) <= 1
+    return HALF if bounded else 0.0
+
+
+def mean_ranks(values: Array) -> Array:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Array = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return ranks
+
+
 def agreeing(seen: Seen, output: Array, reference: Array) -> Array:
     """N shares of 0..1: how much of each sample's answers is the float model's."""
     if seen.kind is OutputKind.PROBABILITY:

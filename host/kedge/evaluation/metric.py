@@ -321,7 +321,4 @@ def _picked(arrays: Mapping[str, Array], picked: Array) -> dict[str, Array]:
 
 
 def _rows(labels: Any, picked: Array) -> Any:
-    """The labels of some samples; labels of other kinds pick by themselves (``picked``)."""
-    if labels is None:
-        return None
-    return labels.picked(picked) if hasattr(labels, "picked") else labels[picked]
+    return None if labels is None else labels[picked]

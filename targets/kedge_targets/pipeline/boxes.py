@@ -26,7 +26,6 @@ MAX_DETECTIONS = 300
 _BOX = 4
 _NORMALIZED = 2.0
 """Coordinates that never exceed this are shares of the picture's size, not pixels."""
-_UNIT = 0.01
 
 
 class Head(str, enum.Enum):
@@ -91,6 +90,7 @@ def decode(
     size: tuple[int, int],
     *,
     head: Head | None = None,
+    shares: bool | None = None,
     score_floor: float = SCORE_FLOOR,
     iou_limit: float = IOU_LIMIT,
     most: int = MAX_DETECTIONS,
@@ -101,6 +101,7 @@ def decode(
         outputs: output name → array, first axis the picture.
         size: width and height of the model's input, in pixels.
         head: None tells it by the outputs' shapes.
+        shares: whether boxes are shares of the picture's size, not pixels; None tells it by :func:`in_shares`.
         score_floor: detections below are dropped.
         iou_limit: for :func:`suppress`.
         most: detections kept of each picture.
@@ -109,9 +110,13 @@ def decode(
         InputError: the outputs fit no known head.
     """
     kind = head or head_of(outputs)
-    read = {Head.ANCHOR_FREE: _anchor_free, Head.OBJECTNESS: _objectness, Head.SSD: _ssd, Head.FINAL: _final}[kind]
+    read = _READERS[kind]
+    raw = read(outputs)
+    unit = _unit(raw) if shares is None else shares
+    scale = np.ones(_BOX, np.float32) if unit else np.asarray([*size, *size], dtype=np.float32)
     found = []
-    for boxes, scores, classes in read(outputs, size):
+    for corners, scores, classes in raw:
+        boxes = corners / scale
         # NaN is no detection; it compares false.
         above = (scores >= score_floor) & np.isfinite(boxes).all(axis=1)
         boxes, scores, classes = boxes[above], scores[above], classes[above]
@@ -121,6 +126,15 @@ def decode(
             kept = np.argsort(-scores, kind="stable")[:most]
         found.append(Detections(boxes[kept], scores[kept], classes[kept]))
     return found
+
+
+def in_shares(outputs: Mapping[str, Array], head: Head | None = None) -> bool:
+    """Whether boxes are shares of the picture's size, not pixels: none of their coordinates exceeds 2.
+
+    Args:
+        outputs: as for :func:`decode`; of many pictures, or of a model that is known to be right.
+    """
+    return _unit(_READERS[head or head_of(outputs)](outputs))
 
 
 def suppress(
@@ -167,24 +181,24 @@ def _area(boxes: Array) -> Array:
 _Raw = list[tuple[Float, Float, npt.NDArray[np.int64]]]
 
 
-def _anchor_free(outputs: Mapping[str, Array], size: tuple[int, int]) -> _Raw:
+def _anchor_free(outputs: Mapping[str, Array]) -> _Raw:
     (array,) = outputs.values()
     rows = np.asarray(array, dtype=np.float32).transpose(0, 2, 1)
-    return [_best_class(one[:, :_BOX], one[:, _BOX:], size) for one in rows]
+    return [_best_class(one[:, :_BOX], one[:, _BOX:]) for one in rows]
 
 
-def _objectness(outputs: Mapping[str, Array], size: tuple[int, int]) -> _Raw:
+def _objectness(outputs: Mapping[str, Array]) -> _Raw:
     (array,) = outputs.values()
     rows = np.asarray(array, dtype=np.float32)
-    return [_best_class(one[:, :_BOX], one[:, _BOX + 1 :] * one[:, _BOX : _BOX + 1], size) for one in rows]
+    return [_best_class(one[:, :_BOX], one[:, _BOX + 1 :] * one[:, _BOX : _BOX + 1]) for one in rows]
 
 
-def _best_class(centred: Float, probabilities: Float, size: tuple[int, int]) -> tuple[Float, Float, Any]:
+def _best_class(centred: Float, probabilities: Float) -> tuple[Float, Float, Any]:
     boxes = np.concatenate([centred[:, :2] - centred[:, 2:] / 2, centred[:, :2] + centred[:, 2:] / 2], axis=1)
-    return _shares(boxes, size), probabilities.max(axis=1), probabilities.argmax(axis=1)
+    return boxes, probabilities.max(axis=1), probabilities.argmax(axis=1)
 
 
-def _ssd(outputs: Mapping[str, Array], size: tuple[int, int]) -> _Raw:
+def _ssd(outputs: Mapping[str, Array]) -> _Raw:
     names = _ssd_names(outputs)
     if names is None:
         raise InputError("the outputs are no boxes NxAx4 with scores NxAxC")
@@ -192,7 +206,7 @@ def _ssd(outputs: Mapping[str, Array], size: tuple[int, int]) -> _Raw:
     found = []
     for corners, rows in zip(boxes, scores, strict=True):
         classes = rows[:, 1:]  # the first is the background
-        found.append((_shares(corners, size), classes.max(axis=1), classes.argmax(axis=1)))
+        found.append((corners, classes.max(axis=1), classes.argmax(axis=1)))
     return found
 
 
@@ -209,7 +223,7 @@ def _ssd_names(outputs: Mapping[str, Array]) -> tuple[str, str] | None:
     return (one, other) if first.shape[2] == _BOX else (other, one)
 
 
-def _final(outputs: Mapping[str, Array], size: tuple[int, int]) -> _Raw:
+def _final(outputs: Mapping[str, Array]) -> _Raw:
     boxes = next(np.asarray(array, np.float32) for array in outputs.values() if array.ndim == 3)
     flat = {name: np.asarray(array, np.float32) for name, array in outputs.items() if array.ndim == 2}
     named = [name for name in flat if "class" in name.lower() or "label" in name.lower()]
@@ -218,14 +232,14 @@ def _final(outputs: Mapping[str, Array], size: tuple[int, int]) -> _Raw:
     scores = next(name for name in flat if name != classes)
     turned = boxes[..., [1, 0, 3, 2]]
     return [
-        (_shares(corners, size), score, kind.astype(np.int64))
+        (corners, score, kind.astype(np.int64))
         for corners, score, kind in zip(turned, flat[scores], flat[classes], strict=True)
     ]
 
 
-def _shares(boxes: Float, size: tuple[int, int]) -> Float:
-    """Boxes as shares of the picture's size, whichever they were in."""
-    largest = float(np.nanmax(np.abs(boxes), initial=0.0)) if boxes.size else 0.0
-    if largest <= _NORMALIZED:
-        return boxes
-    return (boxes / np.asarray([*size, *size], dtype=np.float32)).astype(np.float32)
+_READERS = {Head.ANCHOR_FREE: _anchor_free, Head.OBJECTNESS: _objectness, Head.SSD: _ssd, Head.FINAL: _final}
+
+
+def _unit(raw: _Raw) -> bool:
+    largest = max((float(np.nanmax(np.abs(corners), initial=0.0)) for corners, _, _ in raw), default=0.0)
+    return largest <= _NORMALIZED

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kedge.evaluation import decisions
 from kedge.evaluation.kinds import OutputKind, Seen, columns, fits
 from kedge.evaluation.metrics.classes import check_labels
 from kedge.evaluation.metrics.contract import Metric
@@ -16,7 +17,6 @@ from kedge_protocol.errors import DatasetError
 Array = npt.NDArray[Any]
 
 _FIVE = 5
-_HALF = 0.5
 
 
 class Top5(Metric):
@@ -100,9 +100,7 @@ class MultilabelF1(Metric):
     def per_sample(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], labels: Any | None) -> Array:
         """N x 2: right answers, and labels and answers together."""
         name = self.output or ""
-        # The float model's range says whether these are probabilities; a compressed one may leave 0..1 a little.
-        bounded = float(np.min(reference[name])) >= 0 and float(np.max(reference[name])) <= 1
-        answers = np.asarray(outputs[name]) > (_HALF if bounded else 0.0)
+        answers = np.asarray(outputs[name]) > decisions.edge_of(reference[name])
         wanted = np.asarray(labels) > 0
         flat = (len(wanted), -1)
         hits = (answers & wanted).reshape(flat).sum(axis=1)
@@ -158,7 +156,7 @@ class Auc(Metric):
     def aggregate(self, rows: Array) -> float:
         """The mean of the columns that have samples of both kinds; 0.5 (chance) where none has, or for NaN."""
         areas = [area for one in range(rows.shape[1]) if (area := _area(rows[:, one, 0], rows[:, one, 1])) is not None]
-        return float(np.mean(areas)) if areas else _HALF
+        return float(np.mean(areas)) if areas else decisions.HALF
 
 
 def _area(scores: Array, positive: Array) -> float | None:
@@ -167,11 +165,8 @@ def _area(scores: Array, positive: Array) -> float | None:
     if not ahead or not behind:
         return None
     if not np.isfinite(scores).all():
-        return _HALF
-    # The Mann-Whitney statistic by mean ranks: equal scores share theirs.
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks = (last - (counts - 1) / 2)[inverse]
+        return decisions.HALF
+    ranks = decisions.mean_ranks(scores)  # of the Mann-Whitney statistic
     return float((ranks[yes].sum() - ahead * (ahead + 1) / 2) / (ahead * behind))
 
 

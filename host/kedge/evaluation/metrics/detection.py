@@ -67,9 +67,10 @@ class MeanAveragePrecision(Metric):
     def per_sample(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], labels: Any | None) -> Array:
         """N x (classes + detections x (2 + thresholds)): objects of each class, then for each detection its score, its
         class, and for each threshold 1 where it hits, 0 where it does not, -1 where it does not count."""
-        # The float model's outputs tell the head: a broken output must not change how boxes are read.
+        # The float model's outputs tell the head and the unit: a broken output must not change how boxes are read.
         head = boxes.head_of(reference)
-        found = boxes.decode(outputs, self.size, head=head, most=MOST)
+        shares = boxes.in_shares(reference, head)
+        found = boxes.decode(outputs, self.size, head=head, shares=shares, most=MOST)
         return matched(found, np.asarray(labels), self.thresholds)
 
     def aggregate(self, rows: Array) -> float:

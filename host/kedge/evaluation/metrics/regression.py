@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kedge.evaluation import decisions
 from kedge.evaluation.kinds import OutputKind, Seen
 from kedge.evaluation.metrics.contract import Direction, Metric
 from kedge_protocol.errors import ConfigError, DatasetError
@@ -98,7 +99,7 @@ class Spearman(_Numbers):
 
     def aggregate(self, rows: Array) -> float:
         """Pearson's correlation of the ranks; 0 where one side is constant."""
-        left, right = (_ranks(rows[:, column]) for column in (0, 1))
+        left, right = (decisions.mean_ranks(rows[:, column]) for column in (0, 1))
         left, right = left - left.mean(), right - right.mean()
         norm = float(np.sqrt((left**2).sum() * (right**2).sum()))
         return round(float((left * right).sum()) / norm, 9) if norm else 0.0
@@ -127,14 +128,6 @@ class Sqnr(Metric):
         if error == 0:
             return _SILENT
         return round(min(_SILENT, _DECIBEL * float(np.log10(max(signal, np.finfo(np.float64).tiny) / error))), 6)
-
-
-def _ranks(values: Array) -> Array:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: Array = (last - (counts - 1) / 2)[inverse]
-    return ranks
 
 
 METRICS = (Mae, Mse, Spearman, Sqnr)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kedge.evaluation import decisions
 from kedge.evaluation.kinds import Seen
 from kedge.evaluation.metrics.contract import Metric
 from kedge_protocol.errors import DatasetError
@@ -52,8 +53,7 @@ class MeanIou(Metric):
         scores = np.asarray(outputs[name])
         classes = max(2, scores.shape[axis])
         if scores.shape[axis] == 1:
-            bounded = float(np.min(reference[name])) >= 0 and float(np.max(reference[name])) <= 1
-            answers = (np.squeeze(scores, axis=axis) > (0.5 if bounded else 0.0)).astype(np.int64)
+            answers = (np.squeeze(scores, axis=axis) > decisions.edge_of(reference[name])).astype(np.int64)
         else:
             answers = scores.argmax(axis=axis)
         used = masks != IGNORED
