@@ -15,13 +15,13 @@ from collections.abc import Callable
 from types import FrameType
 
 from kedge_agent import frugal, memory, system
-from kedge_agent.child import ServingChild
 from kedge_agent.config import AgentConfig
 from kedge_agent.link import Link
 from kedge_agent.namesake import Namesake
 from kedge_agent.notify import notify
 from kedge_agent.perform import Performer, installed_of, installed_runtimes
-from kedge_agent.serving_watch import ServingWatch
+from kedge_agent.serving.bundle_watch import ServingWatch
+from kedge_agent.serving.supervisor import ServingSupervisor
 from kedge_agent.slots import model_folders
 from kedge_agent.store import Store
 from kedge_agent.telemetry import Meter
@@ -273,9 +273,9 @@ class Daemon:
         memory.write(self._config.state, memory.AgentFile(boots=self._boots, boot_ids=self._boot_ids, memory=content))
 
 
-def _serving_child(config: AgentConfig) -> ServingChild | None:
+def _serving_child(config: AgentConfig) -> ServingSupervisor | None:
     if config.listen is None:
         return None
     # What takes three times as long as a load may take is not slow, it hangs.
     call_seconds = 3 * config.update.serve_deadline
-    return ServingChild(config.state, config.listen, hang_seconds=config.hang_seconds, call_seconds=call_seconds)
+    return ServingSupervisor(config.state, config.listen, hang_seconds=config.hang_seconds, call_seconds=call_seconds)

@@ -21,8 +21,8 @@ import pytest
 from tests.support.bundles import make_bundle, make_tflite_bundle, samples
 from tests.support.installed import install
 
-from kedge_agent import http1
 from kedge_agent.counters import collect
+from kedge_agent.serving import http_parser
 from kedge_agent.slots import ModelFolder
 
 pytestmark = pytest.mark.device
@@ -335,7 +335,7 @@ def test_a_head_is_bound_in_fields_and_bytes(start: Callable[..., Child], line: 
 
 def test_fields_of_one_name_are_one_field() -> None:
     lines = ("GET / HTTP/1.1", "Connection: x", "A: 1", "Connection: close", "A: 2", *["Content-Length: 0"] * 2, "", "")
-    head = http1.read_head(io.BytesIO("\r\n".join(lines).encode()))
+    head = http_parser.read_head(io.BytesIO("\r\n".join(lines).encode()))
     assert head is not None
     assert (head.fields["a"], head.keep_alive, head.body_length(10)) == ("1, 2", False, 0)
 
@@ -344,7 +344,7 @@ def test_a_client_that_trickles_is_let_go_after_a_time() -> None:
     """A byte now and then is within each single wait, and not within the bound for the whole."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        source = http1.Source(ours, idle=30.0)
+        source = http_parser.Source(ours, idle=30.0)
         source.within(0.2)
         reader = io.BufferedReader(source)
         stop = threading.Event()
@@ -356,7 +356,7 @@ def test_a_client_that_trickles_is_let_go_after_a_time() -> None:
         sender = threading.Thread(target=trickle)
         sender.start()
         with pytest.raises(TimeoutError):
-            http1.read_head(reader)
+            http_parser.read_head(reader)
         stop.set()
         sender.join()
         source.within(30.0)

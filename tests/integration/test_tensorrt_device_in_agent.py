@@ -13,8 +13,8 @@ from tests.support.nvidia import Device
 from kedge_agent.model import Model
 from kedge_agent.overview import overview
 from kedge_agent.perform import ProofLimits, prove
-from kedge_agent.served import ServedModels
-from kedge_agent.serving_watch import ServingWatch
+from kedge_agent.serving.bundle_watch import ServingWatch
+from kedge_agent.serving.model_pool import ServedModels
 from kedge_agent.slots import ModelFolder
 from kedge_protocol.errors import VerificationError
 

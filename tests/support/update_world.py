@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kedge_agent import memory
 from kedge_agent.perform import Performer, Proof, ProofLimits, installed_of
-from kedge_agent.serving_watch import ServingWatch
+from kedge_agent.serving.bundle_watch import ServingWatch
 from kedge_agent.slots import ModelFolder, model_folders
 from kedge_agent.store import Store
 from kedge_agent.update import actions, events

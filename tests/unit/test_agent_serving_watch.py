@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.update_world import make_release, stored
 
-from kedge_agent.serving_watch import ServingWatch
-from kedge_agent.serving_word import Ear, Mouth, Word
+from kedge_agent.serving.bundle_watch import ServingWatch
+from kedge_agent.serving.status_pipe import StatusMessage, StatusReader, StatusWriter
 from kedge_agent.slots import ModelFolder, Serving
 from kedge_agent.update.events import Served
 
@@ -61,7 +61,7 @@ def test_without_a_child_what_is_current_serves(tmp_path: Path, folder: ModelFol
 
 
 words = st.builds(
-    Word,
+    StatusMessage,
     model=st.text(alphabet="abc", max_size=5),
     serving=st.none()
     | st.builds(
@@ -76,14 +76,14 @@ words = st.builds(
 
 
 @given(told=st.lists(words, max_size=10))
-def test_what_the_child_tells_arrives_whole_or_shortened_and_never_torn(told: list[Word]) -> None:
+def test_what_the_child_tells_arrives_whole_or_shortened_and_never_torn(told: list[StatusMessage]) -> None:
     reading, writing = os.pipe()
-    mouth, ear = Mouth(writing), Ear(reading)
+    writer, reader = StatusWriter(writing), StatusReader(reading)
     try:
         heard = []
         for word in told:
-            assert mouth.tell(word)
-            heard += ear.listen()
+            assert writer.tell(word)
+            heard += reader.listen()
         assert [word.model for word in heard] == [word.model for word in told]
         for word, said in zip(told, heard, strict=True):
             assert (word.serving is None) == (said.serving is None)
@@ -91,16 +91,16 @@ def test_what_the_child_tells_arrives_whole_or_shortened_and_never_torn(told: li
                 assert (word.serving.error is None) == (said.serving.error is None)
                 assert said.serving.digest == word.serving.digest
     finally:
-        ear.close()
+        reader.close()
         os.close(writing)
 
 
 def test_an_agent_that_does_not_read_or_is_gone_does_not_hold_the_child_up() -> None:
     reading, writing = os.pipe()
-    mouth = Mouth(writing)
-    while mouth.tell(Word()):
+    writer = StatusWriter(writing)
+    while writer.tell(StatusMessage()):
         pass
     os.close(reading)
-    assert not mouth.tell(Word())
+    assert not writer.tell(StatusMessage())
     os.close(writing)
-    assert Mouth(None).tell(Word())
+    assert StatusWriter(None).tell(StatusMessage())

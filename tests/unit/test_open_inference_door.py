@@ -15,23 +15,23 @@ from tests.support.bundles import CLASSES, make_bundle, samples
 from tests.support.installed import install
 
 from kedge_agent.model import Loaded
-from kedge_agent.oip import DATATYPES, Door, _array
-from kedge_agent.served import ServedModels
-from kedge_agent.serving import Server, Settings
+from kedge_agent.serving.child_process import Server, Settings
+from kedge_agent.serving.model_pool import ServedModels
+from kedge_agent.serving.open_inference import DATATYPES, InferenceHandler, _array
 from kedge_protocol.errors import InputError
 
 pytestmark = pytest.mark.device
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Door:
+def door(tmp_path_factory: pytest.TempPathFactory) -> InferenceHandler:
     folder = tmp_path_factory.mktemp("door")
     install(folder / "state", make_bundle(folder, "tiny", labels=("a", "b", "c", "d")))
     install(folder / "state", make_bundle(folder, "double", double=True))
     install(folder / "state", make_bundle(folder, "bad", broken="file"))
     models = ServedModels(folder / "state")
     models.scan()
-    return Door(models)
+    return InferenceHandler(models)
 
 
 def _body(**changes: Any) -> bytes:
@@ -39,7 +39,7 @@ def _body(**changes: Any) -> bytes:
     return json.dumps({"inputs": [{**tensor, **changes}]}).encode()
 
 
-def test_the_server_and_its_health(door: Door) -> None:
+def test_the_server_and_its_health(door: InferenceHandler) -> None:
     assert door.answer("GET", "/v2").body["name"] == "kedge-agent"
     assert door.answer("GET", "/v2/health/live").status == 200
     ready = door.answer("GET", "/v2/health/ready")
@@ -49,7 +49,7 @@ def test_the_server_and_its_health(door: Door) -> None:
 
 
 def test_before_the_first_scan_nothing_is_ready(tmp_path: Path) -> None:
-    door = Door(ServedModels(tmp_path))
+    door = InferenceHandler(ServedModels(tmp_path))
     assert door.answer("GET", "/v2/health/live").status == 200
     assert door.answer("GET", "/v2/health/ready").status == 503
     assert door.answer("GET", "/v2/models/tiny").status == 503
@@ -58,12 +58,12 @@ def test_before_the_first_scan_nothing_is_ready(tmp_path: Path) -> None:
 def test_a_device_without_models_is_ready(tmp_path: Path) -> None:
     models = ServedModels(tmp_path)
     models.scan()
-    assert Door(models).answer("GET", "/v2/health/ready").status == 200
-    assert Door(models).answer("GET", "/v2/models/tiny").status == 404
+    assert InferenceHandler(models).answer("GET", "/v2/health/ready").status == 200
+    assert InferenceHandler(models).answer("GET", "/v2/models/tiny").status == 404
 
 
 @pytest.mark.parametrize("path", ["/v2/models/tiny", "/v2/models/tiny/versions/1.0", "/v2/models/tiny?x=1"])
-def test_metadata_say_what_the_model_takes(door: Door, path: str) -> None:
+def test_metadata_say_what_the_model_takes(door: InferenceHandler, path: str) -> None:
     answer = door.answer("GET", path)
     assert answer.status == 200
     assert answer.body["versions"] == ["1.0"]
@@ -72,7 +72,7 @@ def test_metadata_say_what_the_model_takes(door: Door, path: str) -> None:
     assert answer.body["parameters"]["labels"] == ["a", "b", "c", "d"]
 
 
-def test_inference_gives_what_the_model_gives(door: Door) -> None:
+def test_inference_gives_what_the_model_gives(door: InferenceHandler) -> None:
     model = door._models.get("tiny")
     assert model is not None
     assert model.model is not None
@@ -85,7 +85,7 @@ def test_inference_gives_what_the_model_gives(door: Door) -> None:
         np.testing.assert_array_equal(np.array(output["data"], dtype=np.float32).reshape(2, -1), expected)
 
 
-def test_id_version_and_chosen_outputs_come_back(door: Door) -> None:
+def test_id_version_and_chosen_outputs_come_back(door: InferenceHandler) -> None:
     inputs = [
         {"name": "offset", "shape": [1, 4], "datatype": "INT8", "data": [1, -2, 3, 4]},
         {"name": "input", "shape": [1, 16], "datatype": "FP64", "data": samples(1).ravel().tolist()},
@@ -100,7 +100,7 @@ def test_id_version_and_chosen_outputs_come_back(door: Door) -> None:
 
 
 @pytest.mark.parametrize("datatype", sorted(DATATYPES))
-def test_every_datatype_is_taken(door: Door, datatype: str) -> None:
+def test_every_datatype_is_taken(door: InferenceHandler, datatype: str) -> None:
     data = [True, False] * 8 if datatype == "BOOL" else [1] * 16
     answer = door.answer("POST", "/v2/models/tiny/infer", _body(shape=[1, 16], datatype=datatype, data=data))
     assert answer.status == 200, answer.body
@@ -142,7 +142,7 @@ def test_every_datatype_is_taken(door: Door, datatype: str) -> None:
         (_body()[:-1] + b',"outputs":7}', "'outputs'"),
     ],
 )
-def test_bad_requests_are_400_and_say_why(door: Door, body: bytes, says: str) -> None:
+def test_bad_requests_are_400_and_say_why(door: InferenceHandler, body: bytes, says: str) -> None:
     answer = door.answer("POST", "/v2/models/tiny/infer", body)
     assert answer.status == 400
     assert set(answer.body) == {"error"}
@@ -171,7 +171,7 @@ def test_bad_requests_are_400_and_say_why(door: Door, body: bytes, says: str) ->
         ("GET", "/v2/models/tiny/versions/1.0/ready", 200),
     ],
 )
-def test_paths_and_methods(door: Door, method: str, path: str, status: int) -> None:
+def test_paths_and_methods(door: InferenceHandler, method: str, path: str, status: int) -> None:
     answer = door.answer(method, path, _body())
     assert answer.status == status
     assert ("error" in answer.body) == (status != 200)
@@ -189,14 +189,14 @@ _TENSOR = st.fixed_dictionaries(
 
 @given(st.dictionaries(st.sampled_from(["inputs", "outputs", "id"]), _JSON | st.lists(_TENSOR, max_size=3)))
 @settings(max_examples=200, deadline=None)
-def test_no_request_is_a_server_error(door: Door, request_body: dict[str, Any]) -> None:
+def test_no_request_is_a_server_error(door: InferenceHandler, request_body: dict[str, Any]) -> None:
     answer = door.answer("POST", "/v2/models/tiny/infer", json.dumps(request_body).encode())
     assert answer.status in (200, 400)
     answer.encode()
 
 
 @pytest.mark.parametrize("value", [3.4e38])
-def test_a_result_that_json_cannot_say_is_not_sent_as_if_it_could(door: Door, value: float) -> None:
+def test_a_result_that_json_cannot_say_is_not_sent_as_if_it_could(door: InferenceHandler, value: float) -> None:
     answer = door.answer("POST", "/v2/models/tiny/infer", _body(shape=[1, 16], data=[value] * 16))
     assert answer.status == 200
     with pytest.raises(ValueError, match="JSON"):
@@ -206,7 +206,7 @@ def test_a_result_that_json_cannot_say_is_not_sent_as_if_it_could(door: Door, va
 def test_a_call_that_hangs_ends_the_signs_of_life(tmp_path: Path) -> None:
     beats: list[float] = []
     settings = Settings(listen="127.0.0.1:0", call_seconds=100.0)
-    with Server(Door(ServedModels(tmp_path)), settings, lambda: beats.append(1.0)) as server:
+    with Server(InferenceHandler(ServedModels(tmp_path)), settings, lambda: beats.append(1.0)) as server:
         server.service_actions()
         assert len(beats) == 1
         server.service_actions()
@@ -280,10 +280,10 @@ def test_the_label_of_an_answer_is_of_the_bundle_that_computed_it(tmp_path: Path
         return taken
 
     model.loaded = switched_amid_the_request  # type: ignore[method-assign]
-    answer = Door(models).answer("POST", "/v2/models/tiny/infer", _body())
+    answer = InferenceHandler(models).answer("POST", "/v2/models/tiny/infer", _body())
     assert model.version == "2.0"
     assert answer.body["model_version"] == "1.0"
     np.testing.assert_array_equal(answer.body["outputs"][0]["data"], old.ravel())
     del model.loaded
-    told = Door(models).answer("GET", "/v2/models/tiny").body
+    told = InferenceHandler(models).answer("GET", "/v2/models/tiny").body
     assert told["versions"] == ["2.0"]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 import kedge_protocol
 from kedge_agent.model import Loaded
-from kedge_agent.served import Entry, ServedModels
+from kedge_agent.serving.model_pool import Entry, ServedModels
 from kedge_protocol.bundle.config import BundleConfig, TensorSpec
 from kedge_protocol.bundle.layout import Bundle
 from kedge_protocol.errors import InputError, KedgeError
@@ -67,7 +67,7 @@ def refusal(status: int, text: str) -> Answer:
     return Answer(status, {"error": text})
 
 
-class Door:
+class InferenceHandler:
     """Answers requests with the models that are loaded.
 
     Args:

@@ -20,14 +20,14 @@ MAX_TEXT = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Word:
+class StatusMessage:
     """One message; a sign of life where it names no model."""
 
     model: str = ""
     serving: Serving | None = None
 
 
-class Mouth:
+class StatusWriter:
     """The child's end.
 
     Args:
@@ -39,7 +39,7 @@ class Mouth:
         if pipe is not None:
             os.set_blocking(pipe, False)
 
-    def tell(self, word: Word) -> bool:
+    def tell(self, word: StatusMessage) -> bool:
         """Whether it was said; False where the agent has not read for long: it is to be said again."""
         if self._pipe is None:
             return True
@@ -57,7 +57,7 @@ class Mouth:
             return False
 
 
-class Ear:
+class StatusReader:
     """The agent's end.
 
     Args:
@@ -69,7 +69,7 @@ class Ear:
         self._rest = b""
         os.set_blocking(pipe, False)
 
-    def listen(self) -> list[Word]:
+    def listen(self) -> list[StatusMessage]:
         """What was told since the last call; what cannot be read is passed over."""
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(self._pipe, 1 << 16):
@@ -78,7 +78,7 @@ class Ear:
         words = []
         for line in lines:
             with contextlib.suppress(MessageError):
-                words.append(codec.decode(line, Word, where="serving process"))
+                words.append(codec.decode(line, StatusMessage, where="serving process"))
         return words
 
     def close(self) -> None:

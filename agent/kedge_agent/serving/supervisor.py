@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kedge_agent.serving_word import Ear
+from kedge_agent.serving.status_pipe import StatusReader
 from kedge_agent.slots import Serving
 from kedge_protocol.mqtt import Backoff
 from kedge_targets.worker import bootstrap
@@ -28,7 +28,7 @@ _LATE = 5.0
 """Seconds between two looks of ours after which the silence is not the child's fault."""
 
 
-class ServingChild:
+class ServingSupervisor:
     """One child, restarted with back-off.
 
     Linux kills it when the *thread* that started it ends, so :meth:`poll` belongs to the main thread.
@@ -69,7 +69,7 @@ class ServingChild:
         ]
         self._backoff = backoff or Backoff(0.5, 30.0)
         self._process: subprocess.Popen[bytes] | None = None
-        self._ear: Ear | None = None
+        self._reader: StatusReader | None = None
         self._said: dict[str, Serving] = {}
         self._heard_at = self._polled_at = 0.0
         self._started_at = 0.0
@@ -126,7 +126,7 @@ class ServingChild:
             process.wait()
 
     def _hear(self, now: float) -> None:
-        for word in self._ear.listen() if self._ear is not None else ():
+        for word in self._reader.listen() if self._reader is not None else ():
             self.came_up = True
             self._heard_at = now
             if word.serving is not None:
@@ -143,9 +143,9 @@ class ServingChild:
     def _forget(self) -> None:
         self._process = None
         self._said = {}
-        if self._ear is not None:
-            self._ear.close()
-            self._ear = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     def _start(self, now: float) -> bool:
         """Whether there is a process now."""
@@ -159,7 +159,7 @@ class ServingChild:
         except OSError as error:
             self._died(now, f"cannot be started: {error.strerror}")
             return False
-        self._ear = Ear(reading)
+        self._reader = StatusReader(reading)
         command = [*self._command, "--tell", str(writing)]
         try:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=(writing,))

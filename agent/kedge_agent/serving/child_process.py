@@ -26,12 +26,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kedge_agent import frugal, http1
-from kedge_agent.serving_word import Mouth, Word
+from kedge_agent import frugal
+from kedge_agent.serving import http_parser
+from kedge_agent.serving.status_pipe import StatusMessage, StatusWriter
 from kedge_protocol.errors import ConfigError, KedgeError
 
 if TYPE_CHECKING:
-    from kedge_agent.oip import Door
+    from kedge_agent.serving.open_inference import InferenceHandler
 
 log = logging.getLogger("kedge.serving")
 
@@ -101,7 +102,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     allow_reuse_address = True
     request_queue_size = 64
 
-    def __init__(self, door: Door, settings: Settings, beat: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, door: InferenceHandler, settings: Settings, beat: Callable[[], None] = lambda: None) -> None:
         self.door = door
         self.settings = settings
         self.calls: dict[int, float] = {}
@@ -140,7 +141,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             return
         with contextlib.suppress(OSError):
             request.settimeout(0.25)
-            request.sendall(http1.answer(503, b'{"error":"too many connections"}', keep_alive=False))
+            request.sendall(http_parser.answer(503, b'{"error":"too many connections"}', keep_alive=False))
         self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -177,7 +178,7 @@ class _Connection(socketserver.StreamRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self._source = http1.Source(self.connection, self.server.settings.idle_seconds)
+        self._source = http_parser.Source(self.connection, self.server.settings.idle_seconds)
         self.rfile = io.BufferedReader(self._source)
 
     def handle(self) -> None:
@@ -185,7 +186,7 @@ class _Connection(socketserver.StreamRequestHandler):
         try:
             while self._one():
                 pass
-        except http1.RefusedError as error:
+        except http_parser.RefusedError as error:
             self._send(error.status, json.dumps({"error": error.text}).encode(), keep_alive=False)
             self._drain()
 
@@ -193,7 +194,7 @@ class _Connection(socketserver.StreamRequestHandler):
         """Whether another request may follow."""
         self._head_only = False
         self._source.within(self.server.settings.head_seconds)
-        head = http1.read_head(self.rfile)
+        head = http_parser.read_head(self.rfile)
         if head is None:
             return False
         self._head_only = head.method == "HEAD"
@@ -220,7 +221,7 @@ class _Connection(socketserver.StreamRequestHandler):
 
     def _send(self, status: int, body: bytes, *, keep_alive: bool) -> None:
         self.connection.settimeout(self.server.settings.idle_seconds)
-        self.connection.sendall(http1.answer(status, body, keep_alive=keep_alive, head_only=self._head_only))
+        self.connection.sendall(http_parser.answer(status, body, keep_alive=keep_alive, head_only=self._head_only))
 
     def _drain(self) -> None:
         """Take what the client is still sending, for a while: closed at once, it would not see the answer."""
@@ -236,7 +237,7 @@ def serve(state: Path, settings: Settings, tell: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
-        tell: file descriptor of the pipe to the agent, see :mod:`kedge_agent.serving_word`.
+        tell: file descriptor of the pipe to the agent, see :mod:`kedge_agent.serving.status_pipe`.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -244,18 +245,18 @@ def serve(state: Path, settings: Settings, tell: int | None = None) -> None:
     frugal.one_arena()
     # Before numpy is imported: each thread of its algebra would have a buffer of its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from kedge_agent.oip import Door
-    from kedge_agent.served import ServedModels
+    from kedge_agent.serving.model_pool import ServedModels
+    from kedge_agent.serving.open_inference import InferenceHandler
 
-    mouth = Mouth(tell)
-    models = ServedModels(state, lambda name, serving: mouth.tell(Word(model=name, serving=serving)))
+    writer = StatusWriter(tell)
+    models = ServedModels(state, lambda name, serving: writer.tell(StatusMessage(model=name, serving=serving)))
 
     def beat() -> None:
         since = models.scanning_since
         if since is None or time.monotonic() - since <= settings.call_seconds:
-            mouth.tell(Word())
+            writer.tell(StatusMessage())
 
-    with Server(Door(models), settings, beat) as server:
+    with Server(InferenceHandler(models), settings, beat) as server:
         beat()
         log.info("listening on %s", server.endpoint)
         stop = threading.Event()
