@@ -22,8 +22,8 @@ event loop, where nothing may block: the answer is a finished :class:`Response` 
             for token in generate(prompt):
                 yield server_sent_event(token)        # waits here while the client reads slowly
 
-A client that goes away closes the stream: GeneratorExit is raised at its ``yield``. Between two chunks, or in a job that
-does not stream, :attr:`Request.client_gone` says so.
+A client that goes away closes the stream: GeneratorExit is raised at its ``yield``. Between two chunks, or in a job
+that does not stream, :attr:`Request.client_gone` says so.
 """
 
 from __future__ import annotations

@@ -69,6 +69,8 @@ class WorkerPool:
                 return False
             self._queue.append(task)
             if self._idle:
+                # Counted here, not by the thread when it wakes: the next task must not count on the same one.
+                self._idle -= 1
                 self._work_there.notify()
             elif self._started < self.threads:
                 self._started += 1
@@ -113,7 +115,6 @@ class WorkerPool:
                         return
                     self._idle += 1
                     self._work_there.wait()
-                    self._idle -= 1
                 task = self._queue.popleft()
             self._running[mine] = time.monotonic()
             if monitor is not None:
