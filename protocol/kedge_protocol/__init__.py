@@ -1,7 +1,7 @@
 """What host and device agree on: bundles, blocks, topics, messages, errors.
 
-This package imports none of the others. Only :mod:`kedge_protocol.golden`, :mod:`kedge_protocol.preprocess` and
-:mod:`kedge_protocol.tensors` need numpy; the resident agent does not load them.
+This package imports none of the others. Only :mod:`kedge_protocol.golden` and :mod:`kedge_protocol.tensors` need
+numpy; the resident agent does not load them.
 """
 
 __version__ = "0.1.0"

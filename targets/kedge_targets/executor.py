@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_protocol import preprocess, tensors
+from kedge_protocol import tensors
 from kedge_protocol.bundle.config import BundleConfig, TensorSpec
 from kedge_protocol.errors import InputError
 from kedge_targets import registry
+from kedge_targets.pipeline import normalization
 
 if TYPE_CHECKING:
     from kedge_targets.worker.progress import Progress
@@ -42,7 +43,7 @@ class _Input:
     sample: tuple[int | None, ...] | None
     rank: int
     batch_axis: int
-    preprocess: preprocess.Prepared | None
+    preprocess: normalization.Prepared | None
     encode: tensors.Conversion
 
 
@@ -240,7 +241,7 @@ def _planned(spec: TensorSpec, position: int) -> _Input:
         None if None in spec.shape[1:] else spec.shape[1:],
         rank,
         _file_batch_axis(spec),
-        None if how is None else preprocess.prepared(how, layout=spec.layout, rank=rank),
+        None if how is None else normalization.prepared(how, layout=spec.layout, rank=rank),
         tensors.encoder(spec, reuse=how is not None),
     )
 

@@ -245,7 +245,7 @@ def _spec(name: str, index: int, shape: tuple[int | None, ...]) -> cfg.TensorSpe
 def _mlp_vectors(model: bytes, *, double: bool, batch: int | None, preprocess: cfg.Preprocess | None) -> golden.Golden:
     import onnxruntime
 
-    from kedge_protocol import preprocess as preprocessing
+    from kedge_targets.pipeline import normalization
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -255,7 +255,7 @@ def _mlp_vectors(model: bytes, *, double: bool, batch: int | None, preprocess: c
         raw["offset"] = np.linspace(-1, 1, _GOLDEN_SAMPLES * CLASSES, dtype=np.float32).reshape(-1, CLASSES)
     feed = dict(raw)
     if preprocess is not None:
-        feed["input"] = preprocessing.apply(raw["input"], preprocess, layout=None)
+        feed["input"] = normalization.apply(raw["input"], preprocess, layout=None)
     step = batch or _GOLDEN_SAMPLES
     names = [output.name for output in session.get_outputs()]
     parts = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kedge.compiler.preprocessing import parse
+from kedge.evaluation.preprocessing import parse
 from kedge_protocol.bundle.config import Preprocess
 from kedge_protocol.errors import ConfigError
 from kedge_targets.graph.signature import TensorInfo

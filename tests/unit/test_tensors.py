@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from kedge_protocol import preprocess, tensors
+from kedge_protocol import tensors
 from kedge_protocol.bundle.config import FileTensor, Preprocess, TensorSpec
 from kedge_protocol.errors import InputError
+from kedge_targets.pipeline import normalization
 
 pytestmark = pytest.mark.device
 
@@ -100,7 +101,7 @@ def test_the_callers_array_is_not_changed() -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     kept = array.copy()
     tensors.to_file(array, spec_of((2, 3), scale=0.5, zero_point=3, file_dtype="int8"))
-    preprocess.apply(array, Preprocess(scale=(2.0,), mean=(1.0,), std=(3.0,)), layout=None)
+    normalization.apply(array, Preprocess(scale=(2.0,), mean=(1.0,), std=(3.0,)), layout=None)
     np.testing.assert_array_equal(array, kept)
 
 
@@ -142,8 +143,8 @@ def test_any_batch_fits_and_free_axes_take_any_length(batch: int, first: int, se
 )
 def test_values_for_each_channel_follow_the_layout(raw: Array, mean: list[float], std: list[float]) -> None:
     how = Preprocess(scale=(1 / 255,), mean=tuple(mean), std=tuple(std))
-    first = preprocess.apply(raw, how, layout="NCHW")
-    last = preprocess.apply(np.ascontiguousarray(raw.transpose(0, 2, 3, 1)), how, layout="NHWC")
+    first = normalization.apply(raw, how, layout="NCHW")
+    last = normalization.apply(np.ascontiguousarray(raw.transpose(0, 2, 3, 1)), how, layout="NHWC")
     assert first.dtype == np.float32
     np.testing.assert_array_equal(first.transpose(0, 2, 3, 1), last)
     for channel in range(3):
@@ -153,7 +154,7 @@ def test_values_for_each_channel_follow_the_layout(raw: Array, mean: list[float]
 
 @given(arrays.arrays(np.float32, shapes, elements=floats))
 def test_no_preprocessing_changes_nothing(raw: Array) -> None:
-    out = preprocess.apply(raw, Preprocess(), layout=None)
+    out = normalization.apply(raw, Preprocess(), layout=None)
     np.testing.assert_array_equal(out, raw)
     assert out is not raw
 
@@ -162,11 +163,11 @@ def test_no_preprocessing_changes_nothing(raw: Array) -> None:
     ("layout", "rank", "axis"), [("NCHW", 4, 1), ("NHWC", 4, 3), (None, 4, 3), ("NCHW", 3, 2), (None, 2, 1)]
 )
 def test_the_axis_of_the_channels(layout: str | None, rank: int, axis: int) -> None:
-    assert preprocess.channel_axis(layout, rank) == axis
+    assert normalization.channel_axis(layout, rank) == axis
 
 
 @pytest.mark.parametrize("field", ["scale", "mean", "std"])
 def test_as_many_values_as_there_are_no_channels(field: str) -> None:
     how = Preprocess(**{field: (1.0, 2.0)})
     with pytest.raises(InputError, match=rf"preprocess: {field} has 2 values for 3 channels"):
-        preprocess.apply(np.zeros((1, 3, 2, 2), np.float32), how, layout="NCHW")
+        normalization.apply(np.zeros((1, 3, 2, 2), np.float32), how, layout="NCHW")

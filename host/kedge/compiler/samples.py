@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.compiler.dataset import Data, open_array
-from kedge_protocol import preprocess
 from kedge_protocol.bundle.config import Preprocess
 from kedge_targets.graph.signature import TensorInfo
+from kedge_targets.pipeline import normalization
 
 Array = npt.NDArray[Any]
 
@@ -67,7 +67,7 @@ def prepared(raw: Mapping[str, Array], inputs: Sequence[TensorInfo], how: Mappin
     for spec in inputs:
         array: Array = raw[spec.name]
         if spec.name in how:
-            array = preprocess.apply(array, how[spec.name], layout=spec.layout)
+            array = normalization.apply(array, how[spec.name], layout=spec.layout)
         made[spec.name] = np.ascontiguousarray(array, dtype=np.dtype(spec.dtype))
     return made
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kedge.compiler import exchange, given, pack, preprocessing, report, writing
+from kedge.compiler import exchange, given, pack, report, writing
 from kedge.compiler import model as modelling
 from kedge.compiler.dataset import Data, Dataset, Scan
 from kedge.compiler.given import Asked
@@ -30,7 +30,7 @@ from kedge.compression.crew import Crew, Trials
 from kedge.compression.effort import Effort
 from kedge.compression.latency import Measurement
 from kedge.compression.search import Search
-from kedge.evaluation import metric
+from kedge.evaluation import metric, preprocessing
 from kedge.importing import door as importing
 from kedge.importing.exchange import Imported
 from kedge_protocol.bundle.config import Preprocess

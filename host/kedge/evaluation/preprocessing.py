@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from kedge_protocol.bundle.config import Preprocess
 from kedge_protocol.errors import ConfigError
-from kedge_protocol.preprocess import channel_axis
 from kedge_targets.graph.signature import TensorInfo
+from kedge_targets.pipeline.normalization import channel_axis
 
 _STEPS = ("scale", "mean", "std")
 _FORM = "Write it as scale=1/255,mean=0.5,std=0.5; per channel as mean=0.485:0.456:0.406"
