@@ -77,7 +77,7 @@ def run() -> Iterator[Result]:
 def _settings() -> dict[str, object]:
     """The settings that the backend takes for generic-cpu, so that both do the same work."""
     from kedge_targets import registry, target
-    from kedge_targets.backends.onnxruntime.integers import INTEGER_OPERATORS
+    from kedge_targets.backends.onnxruntime.int8 import INTEGER_OPERATORS
 
     device = target.find("generic-cpu")
     how = registry.compiler(device.backends[0].name).quantized_for(device)[0]

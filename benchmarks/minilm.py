@@ -20,9 +20,9 @@ def run() -> Iterator[Result]:
     from tests.support import lowering, minilm
     from tests.support.pruning import context
 
-    from kedge.compression.steps.equalize import Equalize, EqualizeOptions
-    from kedge.compression.steps.split_outliers import SplitOutliers, SplitOutliersOptions
-    from kedge_targets.graph import reading, writing
+    from kedge.steps.equalize import Equalize, EqualizeOptions
+    from kedge.steps.split_outliers import SplitOutliers, SplitOutliersOptions
+    from kedge_targets.graph import model_reader, model_writer
     from kedge_targets.numerics import Plan, Precision
 
     if (absent := minilm.missing()) is not None:
@@ -35,12 +35,12 @@ def run() -> Iterator[Result]:
         graph = folder / "minilm.onnx"
         minilm.export(graph)
         wanted = meanings(graph)
-        stepped = reading.load(graph)
+        stepped = model_reader.load(graph)
         used = context(stepped, sentences, folder)
         stepped = SplitOutliers(SplitOutliersOptions(widening=False)).apply(stepped, used)
         used.plan.layers.update(used.layers)
         stepped = Equalize(EqualizeOptions(spread=5.0, strength=0.6)).apply(stepped, used)
-        writing.save(stepped, folder / "stepped.onnx")
+        model_writer.save(stepped, folder / "stepped.onnx")
         ways: dict[str, tuple[Path, Any]] = {
             "split-outliers + equalize + int8": (
                 folder / "stepped.onnx",

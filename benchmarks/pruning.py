@@ -56,7 +56,7 @@ def milliseconds(graph: Path, feed: dict[str, Array], calls: int) -> Any:
 def _channels(folder: Path) -> Iterator[Result]:
     from tests.support import pruned_digits
 
-    from kedge.compression.pruning.importance import Importance
+    from kedge.pruning.importance import Importance
 
     trained = pruned_digits.network(folder)
     for importance in (Importance.TAYLOR, Importance.RANDOM):
@@ -85,17 +85,17 @@ def _heads(folder: Path) -> Iterator[Result]:
     from tests.support import minilm
     from tests.support.pruning import Samples, context
 
-    from kedge.compression.pruning.importance import Importance
-    from kedge.compression.steps.distil import Distil, DistilOptions
-    from kedge.compression.steps.prune_heads import PruneHeads, PruneHeadsOptions
-    from kedge_targets.graph import reading, writing
+    from kedge.pruning.importance import Importance
+    from kedge.steps.distil import Distil, DistilOptions
+    from kedge.steps.prune_heads import PruneHeads, PruneHeadsOptions
+    from kedge_targets.graph import model_reader, model_writer
 
     if (absent := minilm.missing()) is not None:
         print(f"skipped: heads of MiniLM ({absent} is not installed)")
         return
     graph = folder / "minilm.onnx"
     minilm.export(graph)
-    whole = reading.load(graph)
+    whole = model_reader.load(graph)
     samples = Samples(**minilm.feed(minilm.calibration(SENTENCES)))
     long = minilm.feed([" ".join(minilm.calibration(40))], 128)
     wanted = meanings(graph)
@@ -104,8 +104,8 @@ def _heads(folder: Path) -> Iterator[Result]:
         cut = PruneHeads(options).apply(whole, context(whole, samples, folder))
         repaired = Distil(DistilOptions(steps=HEAD_STEPS)).apply(cut, context(whole, samples, folder))
         before, after = folder / "cut.onnx", folder / "repaired.onnx"
-        writing.save(cut, before)
-        writing.save(repaired, after)
+        model_writer.save(cut, before)
+        model_writer.save(repaired, after)
         told = [minilm.cosines(meanings(path), wanted) for path in (before, after)]
         first, second = medians(10, milliseconds(graph, long, 1), milliseconds(after, long, 1))
         cosines = " and ".join(f"{one.mean():.3f} (worst {one.min():.3f})" for one in told)

@@ -33,12 +33,12 @@ def run(config: Path, verbose: bool) -> None:
 def status(state: Path | None, config: Path | None) -> None:
     """Show each model: what serves, what failed."""
     from kedge_agent import config as configuration
-    from kedge_agent.overview import overview
     from kedge_agent.slots import default_state
+    from kedge_agent.status import read_status
 
     if state is None:
         state = configuration.read(config).state if config is not None else default_state()
-    click.echo(overview(state))
+    click.echo(read_status(state))
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kedge_agent.perform import ProofLimits
+from kedge_agent.effects import ProofLimits
 from kedge_agent.slots import default_state
 from kedge_agent.update.settings import MAX_SECONDS, Settings
 from kedge_protocol import codec

@@ -14,16 +14,16 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from kedge_agent import frugal, memory, system
+from kedge_agent import malloc, persistent_state, system
 from kedge_agent.config import AgentConfig
-from kedge_agent.link import Link
-from kedge_agent.namesake import Namesake
-from kedge_agent.notify import notify
-from kedge_agent.perform import Performer, installed_of, installed_runtimes
+from kedge_agent.effects import EffectRunner, installed_of, installed_runtimes
+from kedge_agent.mqtt_link import Link
+from kedge_agent.name_conflict import NameConflict
 from kedge_agent.serving.bundle_watch import ServingWatch
 from kedge_agent.serving.supervisor import ServingSupervisor
 from kedge_agent.slots import model_folders
 from kedge_agent.store import Store
+from kedge_agent.systemd import notify
 from kedge_agent.telemetry import Meter
 from kedge_agent.update import actions, events
 from kedge_agent.update.machine import Machine
@@ -54,10 +54,10 @@ class Daemon:
         self._config = config
         self._clock = clock
         self._stopping = threading.Event()
-        frugal.one_arena()
-        self._lock_handle = memory.lock(config.state)
+        malloc.one_arena()
+        self._lock_handle = persistent_state.lock(config.state)
         self._store = Store(config.state)
-        before = memory.read(config.state)
+        before = persistent_state.read(config.state)
         self._boot_id = secrets.token_hex(6)
         self._boots, self._boot_ids = before.boots + 1, [*before.boot_ids, self._boot_id][-_BOOTS_KEPT:]
         self._memory = before.memory
@@ -91,7 +91,7 @@ class Daemon:
             seed=secrets.randbits(32),
             now=clock(),
         )
-        self._namesake = Namesake(self._boot_id, before.boot_ids)
+        self._namesake = NameConflict(self._boot_id, before.boot_ids)
         self._link = Link(
             config.broker,
             config.name,
@@ -101,7 +101,7 @@ class Daemon:
             namesake=self._namesake,
             noticed=self._report_anew,
         )
-        self._performer = Performer(
+        self._performer = EffectRunner(
             self._store,
             config.proof,
             post=self.post,
@@ -118,7 +118,7 @@ class Daemon:
         """Run until SIGTERM or SIGINT (or :meth:`stop`); belongs in the main thread."""
         self._watch.forget_all()
         gc.freeze()
-        frugal.give_back()
+        malloc.give_back()
         with self._turn:
             self._performer.perform(self._machine.start(self._clock()))
         self._link.start()
@@ -172,7 +172,7 @@ class Daemon:
         self.post(events.Tick())
         self._link.watch(now)
         if self._busy and self._machine.settled:
-            frugal.give_back()
+            malloc.give_back()
         self._busy = not self._machine.settled
         if self._config.telemetry_interval and now >= self._telemetry_at:
             self._telemetry_at = now + self._config.telemetry_interval
@@ -268,9 +268,11 @@ class Daemon:
         with self._turn:
             self._report()
 
-    def _write_memory(self, content: actions.Memory) -> None:
+    def _write_memory(self, content: actions.PersistentState) -> None:
         self._memory = content
-        memory.write(self._config.state, memory.AgentFile(boots=self._boots, boot_ids=self._boot_ids, memory=content))
+        persistent_state.write(
+            self._config.state, persistent_state.AgentFile(boots=self._boots, boot_ids=self._boot_ids, memory=content)
+        )
 
 
 def _serving_child(config: AgentConfig) -> ServingSupervisor | None:

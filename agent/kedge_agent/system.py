@@ -14,14 +14,14 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
-class Memory:
+class DeviceMemory:
     """Of the whole device, in bytes."""
 
     total: int
     available: int
 
 
-def memory(proc: Path = PROC) -> Memory:
+def device_memory(proc: Path = PROC) -> DeviceMemory:
     """Memory of the device (proc_meminfo(5): ``MemTotal``, ``MemAvailable``); zeros where it cannot be read."""
     found = {"MemTotal": 0, "MemAvailable": 0}
     try:
@@ -31,7 +31,7 @@ def memory(proc: Path = PROC) -> Memory:
                 found[name] = int(value.split()[0]) * 1024
     except (OSError, ValueError, IndexError):
         pass
-    return Memory(found["MemTotal"], found["MemAvailable"])
+    return DeviceMemory(found["MemTotal"], found["MemAvailable"])
 
 
 class CpuMeter:

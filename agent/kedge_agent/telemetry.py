@@ -42,7 +42,7 @@ class Meter:
         """
         self._seq += 1
         interval, self._last_at = now - self._last_at, now
-        memory = system.memory()
+        memory = system.device_memory()
         return Telemetry(
             boot_id=self._boot_id,
             seq=self._seq,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from kedge_protocol import __version__
 
 if TYPE_CHECKING:
-    from kedge.compiler.door import compile  # noqa: A004 -- the public name
+    from kedge.compiler.api import compile  # noqa: A004 -- the public name
     from kedge.compiler.release import Release
     from kedge_protocol import errors
     from kedge_protocol.errors import KedgeError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["KedgeError", "Release", "__version__", "compile", "errors"]
 
 _DOORS = {
-    "compile": ("kedge.compiler.door", "compile"),
+    "compile": ("kedge.compiler.api", "compile"),
     "Release": ("kedge.compiler.release", "Release"),
     "KedgeError": ("kedge_protocol.errors", "KedgeError"),
     "errors": ("kedge_protocol.errors", None),

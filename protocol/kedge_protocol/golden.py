@@ -8,7 +8,7 @@ One ``.npz`` (no pickles; members carry no times, so equal vectors have equal by
                          square over all elements
 
 The tolerance is *measured*: at compile time the file is run by every kernel set that the target may use, and the
-allowance is the largest deviation seen with a margin (see ``kedge.compiler.golden``).
+allowance is the largest deviation seen with a margin (see ``kedge.evaluation.golden``).
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.bundle.config import BundleConfig, RuntimeRequirement, TensorSpec, Verified
-from kedge_targets.numbers import Numbers
-from kedge_targets.numerics import Numerics, Plan, QuantizedType
+from kedge_targets.numerics import Numerics, Plan, QuantizationScheme
 from kedge_targets.target import Target
+from kedge_targets.true_precision import Numbers
 
 if TYPE_CHECKING:
     from kedge_targets.worker.progress import Progress
@@ -136,7 +136,7 @@ class Compiler(abc.ABC):
         return Verified.CHECKED
 
     @abc.abstractmethod
-    def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
+    def quantized_for(self, target: Target) -> tuple[QuantizationScheme, ...]:
         """Ways of int8 that are safe and fast on this target's processor, best first."""
 
     @abc.abstractmethod

@@ -94,7 +94,7 @@ class RangeMethod(str, enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizedType:
+class QuantizationScheme:
     """One way of int8 that a backend can carry.
 
     Attributes:
@@ -132,7 +132,7 @@ class Numerics:
     """
 
     precisions: tuple[Precision, ...]
-    quantized: tuple[QuantizedType, ...]
+    schemes: tuple[QuantizationScheme, ...]
     mixed: bool
     layouts: tuple[str, ...]
     operators: frozenset[str] | None = None
@@ -156,12 +156,12 @@ class Plan:
         group_size: weights that share one scale, for weights of 4 bits.
         asymmetric_weights: with a zero-point for each group, for ``int4``.
         guard: the backend may leave further layers in float where an output would not hold otherwise
-            (:mod:`kedge_targets.graph.guard`); a search finds out for itself.
+            (:mod:`kedge_targets.graph.output_guard`); a search finds out for itself.
     """
 
     default: Precision
     layers: dict[str, Precision] = field(default_factory=dict)
-    quantized: QuantizedType | None = None
+    scheme: QuantizationScheme | None = None
     range_method: RangeMethod = RangeMethod.MIN_MAX
     percentile: float = 99.99
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)

@@ -13,9 +13,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from tests.support.agents import AgentProcess
 from tests.support.brokers import Mosquitto, mosquitto, wait_for
 
-from kedge_agent import memory
+from kedge_agent import persistent_state
 from kedge_agent.cli import cli
-from kedge_agent.link import Link
+from kedge_agent.mqtt_link import Link
 from kedge_protocol import codec, topics
 from kedge_protocol.blocks import MAX_MESSAGE_BYTES
 from kedge_protocol.broker import parse_broker
@@ -155,7 +155,7 @@ def test_a_reported_state_with_long_reasons_stays_below_the_limit(mosquitto: Mos
 
 def test_a_second_agent_on_the_same_state_is_refused(agent: AgentProcess) -> None:
     with pytest.raises(StorageError, match=f"another agent \\(process {agent.pid}\\)"):
-        memory.lock(agent.state)
+        persistent_state.lock(agent.state)
     found = CliRunner().invoke(cli, ["status", "--config", str(agent.config)])
     assert "the agent is running" in found.output
     agent.terminate()
@@ -171,7 +171,7 @@ def test_a_broker_that_forbids_its_topics_is_named_in_the_log(tmp_path: Path, mo
     heard: list[object] = []
     link = Link(parse_broker(broker.url), "dev", "boot", post=heard.append, command=lambda _: None)
     said: list[str] = []
-    monkeypatch.setattr("kedge_agent.link.log.error", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr("kedge_agent.mqtt_link.log.error", lambda text, *values: said.append(text % values))
     link.start()
     try:
         wait_for(lambda: heard, what="a connection")

@@ -15,7 +15,7 @@ from tests.support.lowering import checked_copy, executor, lower, precisions
 from kedge_protocol.bundle.config import Verified
 from kedge_protocol.errors import LoweringError
 from kedge_targets import registry, target
-from kedge_targets.graph import attention, batch, layers, library, reading, signature
+from kedge_targets.graph import attention, batch, layers, library, model_reader, signature
 from kedge_targets.numerics import Plan, Precision
 
 Feed = dict[str, npt.NDArray[Any]]
@@ -73,7 +73,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_its_signature(graph: Path) -> None:
-    model = reading.load(graph)
+    model = model_reader.load(graph)
     assert [(info.name, info.shape, info.dtype) for info in signature.inputs(model)] == [
         ("ids", (None, None), "int64"),
         ("mask", (None, None), "int64"),
@@ -84,15 +84,15 @@ def test_its_signature(graph: Path) -> None:
 def test_products_of_activations_are_integers_where_they_are_asked_for(graph: Path, tmp_path: Path) -> None:
     device = target.find("generic-cpu")
     usual = registry.compiler(device.backends[0].name).quantized_for(device)[0]
-    name = attention.products(reading.load(graph))[0]
+    name = attention.products(model_reader.load(graph))[0]
     for label, named, way, expected in (
         ("usual", {}, None, 0),
         ("named", {name: Precision.INT8}, None, 1),
         ("all", {}, dataclasses.replace(usual, products=True), 4),
     ):
-        plan = Plan(default=Precision.INT8, layers=named, quantized=way)
+        plan = Plan(default=Precision.INT8, layers=named, scheme=way)
         lowered = lower("generic-cpu", graph, plan, Sentences(30, 1), tmp_path / label)
-        made = reading.load(lowered.files[lowered.entry])
+        made = model_reader.load(lowered.files[lowered.entry])
         maker = {tensor: node.op_type for node in made.graph.node for tensor in node.output}
         constant = {tensor.name for tensor in made.graph.initializer}
         read = {
@@ -172,7 +172,7 @@ def test_where_shapes_are_fixed_it_gets_the_samples_length(
     assert {spec.name: spec.shape for spec in lowered.inputs} == {"ids": (None, 20), "mask": (None, 20)}
     assert lowered.notes[0] == "fixed as the calibration samples have it: axis 1 of ids to 20, axis 1 of mask to 20"
     if precision is not Precision.FLOAT32:
-        weights = sum(tensor.ByteSize() for tensor in reading.load(graph).graph.initializer)
+        weights = sum(tensor.ByteSize() for tensor in model_reader.load(graph).graph.initializer)
         share = (lowered.files[lowered.entry].stat().st_size) / weights
         assert share < (0.6 if precision is Precision.FLOAT16 else 0.4)
     session = library.load().InferenceSession(str(graph), providers=["CPUExecutionProvider"])
@@ -197,11 +197,11 @@ def test_samples_of_several_lengths_are_told_where_one_is_needed(graph: Path, tm
 @pytest.mark.usefixtures("tensorrt_toolchain")
 def test_nvidias_parser_takes_it_with_several_float_layers_behind_one_tensor(graph: Path, tmp_path: Path) -> None:
     readers: dict[str, list[str]] = {}
-    for layer in layers.layers(reading.load(graph)):
+    for layer in layers.layers(model_reader.load(graph)):
         if layer.operator in ("Gemm", "MatMul") and layer.weight is not None:
             readers.setdefault(layer.activations[0], []).append(layer.name)
     # Whatever the exporter made of queries, keys and values; and what is computed of an activation beside its layer.
-    nodes = reading.load(graph).graph.node
+    nodes = model_reader.load(graph).graph.node
     behind = {tensor: [node.name for node in nodes if tensor in node.input] for tensor in readers}
     kept = next(names for tensor, names in behind.items() if len(names) > 1)
     plan = Plan(default=Precision.INT8, layers=dict.fromkeys(kept, Precision.FLOAT32))

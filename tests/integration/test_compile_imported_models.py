@@ -113,7 +113,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from kedge.compression.step import Context, Step
+from kedge.step import Context, Step
 from kedge.options import Option
 
 

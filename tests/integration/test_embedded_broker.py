@@ -13,7 +13,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from tests.support.brokers import Mosquitto, wait_for
 
 from kedge.demo.processes import free_port
-from kedge.fleet.embedded import EmbeddedBroker
+from kedge.fleet.embedded_broker import EmbeddedBroker
 from kedge_protocol import topics
 
 CLIENTS = 200

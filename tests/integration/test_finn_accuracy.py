@@ -12,9 +12,9 @@ from tests.support import toolchains
 from tests.support.exactness import assert_exact
 from tests.support.small_networks import Samples, Trained, digits_network, mnist_network
 
-from kedge.compression.step import Context
-from kedge.compression.steps.fine_tune import FineTune, FineTuneOptions
-from kedge_targets.graph import reading, writing
+from kedge.step import Context
+from kedge.steps.fine_tune import FineTune, FineTuneOptions
+from kedge_targets.graph import model_reader, model_writer
 from kedge_targets.numerics import Plan, Precision, RangeMethod
 
 W4A4_DROP, W2A2_DROP = 0.01, 0.03
@@ -52,7 +52,7 @@ def test_four_bits_by_calibration_alone(case: tuple[Trained, int], tmp_path: Pat
 
 def test_two_bits_after_fine_tuning(case: tuple[Trained, int], tmp_path: Path) -> None:
     trained, steps = case
-    model = reading.read(trained.graph)
+    model = model_reader.read(trained.graph)
     context = Context(
         teacher=model,
         samples=Samples(trained.train),
@@ -62,7 +62,7 @@ def test_two_bits_after_fine_tuning(case: tuple[Trained, int], tmp_path: Path) -
         seed=1,
     )
     tuned = FineTune(FineTuneOptions(steps=steps, batch=64)).apply(model, context)
-    writing.save(tuned, tmp_path / "tuned.onnx")
+    model_writer.save(tuned, tmp_path / "tuned.onnx")
     lowered = trained.lowered(tmp_path / "tuned.onnx", Precision.W2A2, tmp_path / "lowered")
     assert lowered.precision == "w2a2"
     assert trained.drop(lowered) <= W2A2_DROP

@@ -18,8 +18,8 @@ from tests.support import fabric
 from kedge_protocol.bundle.layout import Layout
 from kedge_protocol.errors import ConfigError, VerificationError
 from kedge_targets import proof, registry
-from kedge_targets.backends.finn import board, exchange
-from kedge_targets.backends.finn.exchange import Graph
+from kedge_targets.backends.finn import board, graph_file
+from kedge_targets.backends.finn.graph_file import Graph
 from kedge_targets.backends.finn.simulator import Simulator
 from kedge_targets.executor import Executor
 
@@ -102,14 +102,15 @@ def test_words_of_several_elements_are_packed_as_the_driver_packs_them(
     files = fabric.files_of(graph, tmp_path / "made")
     # The pooled image, 2 bits an element, goes in instead of the raw one.
     nodes = tuple(
-        exchange.Node(**{**vars(node), "fabric": node.fabric and index >= 5}) for index, node in enumerate(graph.nodes)
+        graph_file.Node(**{**vars(node), "fabric": node.fabric and index >= 5})
+        for index, node in enumerate(graph.nodes)
     )
     late = Graph(graph.inputs, graph.outputs, graph.tensors, nodes, graph.constants)
-    files = exchange.save(late, tmp_path / "made")
+    files = graph_file.save(late, tmp_path / "made")
     wanted = fabric.settings(late, fold=fold)
     (tmp_path / "made" / fabric.SETTINGS).write_text(json.dumps(wanted))
     fabric.synthesized(late, tmp_path / "made" / fabric.BIT, wanted)
-    session = registry.runtime(fabric.BACKEND).load(files[exchange.GRAPH], fabric.options(bitfile=True))
+    session = registry.runtime(fabric.BACKEND).load(files[graph_file.GRAPH], fabric.options(bitfile=True))
     raw = fabric.images(9)
     np.testing.assert_array_equal(session.run([raw.astype(np.float32)])[0], Simulator(graph).run([raw])[0])
     session.close()
@@ -174,7 +175,7 @@ import numpy as np
 from pathlib import Path
 from kedge_targets import registry
 runtime = registry.runtime({fabric.BACKEND!r})
-session = runtime.load(Path({str(other[exchange.GRAPH])!r}), {fabric.options(bitfile=True)})
+session = runtime.load(Path({str(other[graph_file.GRAPH])!r}), {fabric.options(bitfile=True)})
 session.run([np.zeros((1, 1, {fabric.SIZE}, {fabric.SIZE}), np.float32)])
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
@@ -186,7 +187,7 @@ def test_a_bitfile_of_another_part_is_refused(pynq: Board, graph: Graph, tmp_pat
     files = fabric.files_of(graph, tmp_path / "made", bitstream_of=graph)
     files[fabric.BIT].write_bytes(b"\x00\x09not a zip")
     with pytest.raises(VerificationError, match="the board refuses it: RuntimeError: the bitstream is not for this"):
-        registry.runtime(fabric.BACKEND).load(files[exchange.GRAPH], fabric.options(bitfile=True))
+        registry.runtime(fabric.BACKEND).load(files[graph_file.GRAPH], fabric.options(bitfile=True))
 
 
 def test_settings_of_another_network_are_refused(pynq: Board, graph: Graph, tmp_path: Path) -> None:
@@ -195,10 +196,10 @@ def test_settings_of_another_network_are_refused(pynq: Board, graph: Graph, tmp_
     wanted["driver_information"]["io_shape_dict"]["ishape_normal"] = [[1, 8, 8, 1]]
     files[fabric.SETTINGS].write_text(json.dumps(wanted))
     with pytest.raises(VerificationError, match=r"ishape_normal is \(8, 8, 1\), the streamlined graph has \(6, 6, 1\)"):
-        registry.runtime(fabric.BACKEND).load(files[exchange.GRAPH], fabric.options(bitfile=True))
+        registry.runtime(fabric.BACKEND).load(files[graph_file.GRAPH], fabric.options(bitfile=True))
     files[fabric.SETTINGS].write_text("{")
     with pytest.raises(VerificationError, match=r"settings\.json: is not the settings of FINN's driver"):
-        registry.runtime(fabric.BACKEND).load(files[exchange.GRAPH], fabric.options(bitfile=True))
+        registry.runtime(fabric.BACKEND).load(files[graph_file.GRAPH], fabric.options(bitfile=True))
 
 
 @pytest.mark.parametrize("there", ["bitfile without a board", "no device", "no bitfile"])
@@ -236,7 +237,7 @@ import numpy as np
 from pathlib import Path
 from kedge_targets import registry
 runtime = registry.runtime({fabric.BACKEND!r})
-session = runtime.load(Path({str(files[exchange.GRAPH])!r}), {fabric.options(bitfile=True)})
+session = runtime.load(Path({str(files[graph_file.GRAPH])!r}), {fabric.options(bitfile=True)})
 assert session.detail.startswith("FINN accelerator"), session.detail
 session.run([np.zeros((1, 1, {fabric.SIZE}, {fabric.SIZE}), np.float32)])
 assert "onnx" not in sys.modules
@@ -257,4 +258,4 @@ assert "onnx" not in sys.modules
 def test_wrong_options_are_named(graph: Graph, tmp_path: Path, options: dict[str, object], message: str) -> None:
     files = fabric.files_of(graph, tmp_path)
     with pytest.raises(ConfigError, match=message):
-        registry.runtime(fabric.BACKEND).load(files[exchange.GRAPH], options)
+        registry.runtime(fabric.BACKEND).load(files[graph_file.GRAPH], options)

@@ -19,10 +19,10 @@ from tests.support.exactness import assert_exact
 from kedge_protocol.bundle.config import Verified
 from kedge_protocol.errors import LoweringError, TargetError, ToolchainError
 from kedge_targets import contract, registry
-from kedge_targets.backends.finn import capacity, exchange, synthesis
+from kedge_targets.backends.finn import capacity, graph_file, synthesis
 from kedge_targets.backends.finn.simulator import Simulator
 from kedge_targets.contract import Lowered
-from kedge_targets.graph import library, qonnx, writing
+from kedge_targets.graph import library, model_writer, qonnx
 from kedge_targets.numerics import Plan, Precision, RangeMethod
 
 Array = npt.NDArray[Any]
@@ -42,7 +42,7 @@ def lower(model: onnx.ModelProto | Path, folder: Path, target: str = "pynq-z2", 
     if not isinstance(path, Path):
         path = folder / "given.onnx"
         folder.mkdir(parents=True, exist_ok=True)
-        writing.save(model, path)
+        model_writer.save(model, path)
     return lowering.lower(target, path, PLAN, NOTHING, folder / "lowered", **options)
 
 
@@ -91,7 +91,7 @@ def test_the_zoos_networks_are_exact_and_estimated(
     assert large.estimate is not None
     # The wider port of the larger board is what limits there too: twice the words, twice the samples.
     assert large.estimate.frames_per_second == pytest.approx(2 * small.estimate.frames_per_second)
-    graph = exchange.read(small.files[small.entry])
+    graph = graph_file.read(small.files[small.entry])
     assert lowering.top1(Simulator(graph).run([samples])[0], labels) == correct
     assert_exact(small, samples[:SAMPLES], tmp_path)
 
@@ -188,7 +188,7 @@ def test_averages_and_the_runtime_agree_with_the_graph(tmp_path: Path) -> None:
     made = lower(few_bits.network(average=True), tmp_path)
     samples = np.random.default_rng(5).random((60, 1, 8, 8), dtype=np.float32)
     runner = lowering.executor("pynq-z2", made)
-    graph = exchange.read(made.files[made.entry])
+    graph = graph_file.read(made.files[made.entry])
     (answers,) = runner({"image": samples}).values()
     assert (answers == Simulator(graph).run([samples])[0]).all()
 
@@ -217,7 +217,7 @@ def test_without_the_toolchain_the_command_is_told_and_a_bundle_still_simulates(
     with pytest.raises(ToolchainError, match="kedge toolchain install finn"):
         lower(few_bits.network(), tmp_path)
     samples = np.random.default_rng(6).random((4, 1, 8, 8), dtype=np.float32)
-    assert Simulator(exchange.read(lowered.files[lowered.entry])).run([samples])[0].shape == (4, 10)
+    assert Simulator(graph_file.read(lowered.files[lowered.entry])).run([samples])[0].shape == (4, 10)
 
 
 def test_an_input_quantizer_of_16_bits_goes_to_the_processor(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_an_input_quantizer_of_16_bits_goes_to_the_processor(tmp_path: Path) -> 
     got = np.concatenate([executor({"image": one[None]})[made.outputs[0].name] for one in samples])
     executor.close()
     session = library.load().InferenceSession(
-        qonnx.expanded(few_bits.network(input_bits=16)).SerializeToString(), providers=["CPUExecutionProvider"]
+        qonnx.expand_qonnx(few_bits.network(input_bits=16)).SerializeToString(), providers=["CPUExecutionProvider"]
     )
     wanted = np.concatenate([session.run(None, {"image": one[None]})[0] for one in samples])
     # A sum in the middle of two steps may fall to either side.

@@ -10,7 +10,7 @@ import pytest
 from tests.support.importing import Importer, answers, close, importer, signature
 
 from kedge_protocol.errors import ModelError, UnsupportedOperatorError
-from kedge_targets.graph import opsets, reading
+from kedge_targets.graph import model_reader, opsets
 
 __all__ = ["importer"]
 
@@ -173,7 +173,7 @@ def test_a_transformer_with_a_mask_and_a_free_length(importer: Importer, nets: P
 
 
 def test_the_graph_is_one_that_backends_read(importer: Importer, nets: Path) -> None:
-    model = reading.read(Path(importer(f"{nets}:encoder").graph))
+    model = model_reader.read(Path(importer(f"{nets}:encoder").graph))
     assert opsets.version(model) == 20
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
 

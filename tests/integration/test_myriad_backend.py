@@ -226,11 +226,11 @@ def test_float16_it_is_and_nothing_else(installed: Toolchain, graph: Path, tmp_p
 
 
 def test_a_damaged_representation_is_told_by_the_old_release(installed: Toolchain, tmp_path: Path) -> None:
-    from kedge_targets.backends.myriad import blobs
+    from kedge_targets.backends.myriad import toolchain_client
 
     (tmp_path / "model.xml").write_text("<net name='broken'/>")
     (tmp_path / "model.bin").write_bytes(b"")
-    with blobs.driver() as driver:
+    with toolchain_client.driver() as driver:
         with pytest.raises(LoweringError, match=r"OpenVINO 2021\.4 cannot read"):
             driver.unsupported(tmp_path / "model.xml")
         with pytest.raises(LoweringError, match=r"compiler failed for \d SHAVEs"):

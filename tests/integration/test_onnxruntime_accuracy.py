@@ -13,7 +13,7 @@ from tests.support.lowering import Calibration, Case, checked_copy, executor, fl
 
 from kedge_targets import registry
 from kedge_targets.graph import library
-from kedge_targets.numerics import Granularity, Plan, Precision, QuantizedType
+from kedge_targets.numerics import Granularity, Plan, Precision, QuantizationScheme
 
 pytestmark = pytest.mark.shared_data
 
@@ -64,7 +64,7 @@ def test_float_precisions_keep_every_answer(shared_data: Path, tmp_path: Path, n
     np.testing.assert_allclose(actual, expected, atol=0.02 if precision is Precision.FLOAT16 else 1e-5)
 
 
-FULL_RANGE = QuantizedType(
+FULL_RANGE = QuantizationScheme(
     activation="uint8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_CHANNEL
 )
 
@@ -79,7 +79,7 @@ def test_without_vnni_the_answers_are_the_same(shared_data: Path, tmp_path: Path
         folder.mkdir()
         graph = checked_copy(case.model, folder)
         for way in (None, FULL_RANGE):
-            plan = Plan(default=Precision.INT8, quantized=way)
+            plan = Plan(default=Precision.INT8, scheme=way)
             calibration = Calibration("input", case.calibration)
             lowered = lower(TARGET, graph, plan, calibration, folder / ("full" if way else "chosen"))
             entries.append(lowered.files[lowered.entry])

@@ -23,8 +23,8 @@ from tests.support.lowering import (
 
 from kedge_protocol.errors import ConfigError, InputError, LoweringError, TargetError, VerificationError
 from kedge_targets import registry, target
-from kedge_targets.graph import writing
-from kedge_targets.numerics import Granularity, Plan, Precision, QuantizedType
+from kedge_targets.graph import model_writer
+from kedge_targets.numerics import Granularity, Plan, Precision, QuantizationScheme
 
 TARGET = "generic-cpu"
 PRECISIONS = registry.compiler("onnxruntime").numerics.precisions
@@ -72,7 +72,7 @@ def test_int8_weights_are_a_quarter_and_float16_weights_a_half(tmp_path: Path) -
         [weight],
     )
     path = tmp_path / "wide.onnx"
-    writing.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)]), path)
+    model_writer.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)]), path)
     sizes = {
         precision: size(lower(TARGET, path, precision, Calibration("image", images(4)), tmp_path / precision.value))
         for precision in (Precision.INT8, Precision.FLOAT16, Precision.FLOAT32)
@@ -133,10 +133,10 @@ def test_a_plan_for_a_layer_that_is_fused_away_holds_for_the_fusion(tmp_path: Pa
 
 
 def test_the_plan_chooses_the_way_of_int8(graph: Path, tmp_path: Path) -> None:
-    per_tensor = QuantizedType(
+    per_tensor = QuantizationScheme(
         activation="int8", weight="int8", symmetric_activation=True, granularity=Granularity.PER_TENSOR
     )
-    plan = Plan(default=Precision.INT8, quantized=per_tensor)
+    plan = Plan(default=Precision.INT8, scheme=per_tensor)
     lowered = lower(TARGET, graph, plan, Calibration("image", images(8)), tmp_path / "out")
     made = onnx.load_model(str(lowered.files["model.onnx"])).graph
     tensors = {tensor.name: tensor for tensor in made.initializer}

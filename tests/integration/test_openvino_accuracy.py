@@ -13,7 +13,7 @@ from tests.support.lowering import Calibration, Case, checked_copy, executor, fl
 
 from kedge_targets import registry
 from kedge_targets.backends.openvino import library
-from kedge_targets.numerics import Granularity, Plan, Precision, QuantizedType
+from kedge_targets.numerics import Granularity, Plan, Precision, QuantizationScheme
 
 pytestmark = pytest.mark.shared_data
 
@@ -68,7 +68,7 @@ def test_float_precisions_keep_every_answer(shared_data: Path, tmp_path: Path, n
     np.testing.assert_allclose(actual, expected, atol=0.02 if precision is Precision.FLOAT16 else 1e-5)
 
 
-FULL_RANGE = QuantizedType(
+FULL_RANGE = QuantizationScheme(
     activation="uint8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_CHANNEL
 )
 
@@ -81,7 +81,7 @@ def test_without_vnni_the_answers_are_the_same(shared_data: Path, tmp_path: Path
     graph = checked_copy(case.model, tmp_path)
     calibration = Calibration("input", case.calibration)
     chosen = lower(TARGET, graph, Precision.INT8, calibration, tmp_path / "chosen")
-    full = lower(TARGET, graph, Plan(default=Precision.INT8, quantized=FULL_RANGE), calibration, tmp_path / "full")
+    full = lower(TARGET, graph, Plan(default=Precision.INT8, scheme=FULL_RANGE), calibration, tmp_path / "full")
     samples = case.evaluation[:20]
     models = [(lowered.files[lowered.entry], samples) for lowered in (chosen, full)]
     there = other_processor.on_haswell("openvino", models, tmp_path)

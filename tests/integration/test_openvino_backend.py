@@ -35,7 +35,7 @@ from kedge_protocol.errors import (
     VerificationError,
 )
 from kedge_targets import registry, target
-from kedge_targets.graph import writing
+from kedge_targets.graph import model_writer
 from kedge_targets.numerics import Plan, Precision
 
 TARGET = "intel-cpu"
@@ -186,7 +186,7 @@ def test_an_operator_that_openvino_does_not_read_is_named_with_its_node(tmp_path
         [value("y", TensorProto.FLOAT, [1])],
     )
     path = tmp_path / "det.onnx"
-    writing.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    model_writer.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
     with pytest.raises(UnsupportedOperatorError, match=r"node 'determinant': OpenVINO does not read operator 'Det'"):
         lower(TARGET, path, Precision.FLOAT32, Calibration("x", images(1)), tmp_path / "out")
 
@@ -200,7 +200,7 @@ def test_several_inputs_and_outputs_keep_their_order(tmp_path: Path) -> None:
         [value("sum", TensorProto.FLOAT, ["N", 2]), value("difference", TensorProto.FLOAT, ["N", 2])],
     )
     path = tmp_path / "two.onnx"
-    writing.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    model_writer.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
     lowered = lower(TARGET, path, Precision.FLOAT32, Calibration("a", images(1)), tmp_path / "out")
     given = {"a": np.full((3, 2), 1, np.float32), "b": np.full((3, 2), 5, np.float32)}
     answers = executor(TARGET, lowered)(given)

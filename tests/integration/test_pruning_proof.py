@@ -15,7 +15,7 @@ from tests.support import pruned_digits
 from tests.support.pruned_digits import Pruned, drop
 from tests.support.small_networks import Trained
 
-from kedge.compression.pruning.importance import Importance
+from kedge.pruning.importance import Importance
 
 MAX_DROP = 0.01
 

@@ -12,7 +12,7 @@ import pytest
 from tests.support import hard
 
 import kedge
-from kedge.compression import trial
+from kedge.search import trial
 from kedge_protocol.errors import BudgetError
 
 MAX_DROP = 0.01

@@ -14,7 +14,7 @@ from tests.support.networks import graph
 
 from kedge import Release
 from kedge import compile as compile_model
-from kedge_targets.graph import writing
+from kedge_targets.graph import model_writer
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         helper.make_node("MatMul", ["f", "w1"], ["y"], name="last"),
     ]
     folder = tmp_path_factory.mktemp("slower")
-    writing.save(graph(nodes, {"x": ["N", 24, 40, 40]}, ["N", 8], weights), folder / "model.onnx")
+    model_writer.save(graph(nodes, {"x": ["N", 24, 40, 40]}, ["N", 8], weights), folder / "model.onnx")
     samples = (rng.standard_normal((40, 24, 40, 40)) * 0.5).astype(np.float32)
     np.savez(folder / "calibration.npz", x=samples[:16])
     np.savez(folder / "evaluation.npz", x=samples[16:])

@@ -35,8 +35,8 @@ from kedge_targets import registry, target
 from kedge_targets.backends.tensorrt import recipe
 from kedge_targets.backends.tensorrt.recipe import FP16, INT8
 from kedge_targets.contract import Lowered
-from kedge_targets.graph import writing
-from kedge_targets.numerics import Granularity, Plan, Precision, QuantizedType
+from kedge_targets.graph import model_writer
+from kedge_targets.numerics import Granularity, Plan, Precision, QuantizationScheme
 
 pytestmark = pytest.mark.usefixtures("tensorrt_toolchain")
 
@@ -292,7 +292,7 @@ class Lengths:
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.FLOAT16])
 def test_a_free_length_goes_from_the_shortest_sample_to_the_longest(tmp_path: Path, precision: Precision) -> None:
     path = tmp_path / "sequence.onnx"
-    writing.save(sequence("L"), path)
+    model_writer.save(sequence("L"), path)
     lowered = lower(TARGET, path, precision, Lengths(4, 16, 9), tmp_path / "out")
     (profile,) = recipe.read(lowered.files["recipe.json"]).inputs
     assert (profile.minimum, profile.optimum, profile.maximum) == ((1, 4, 8), (1, 16, 8), (1, 16, 8))
@@ -300,7 +300,7 @@ def test_a_free_length_goes_from_the_shortest_sample_to_the_longest(tmp_path: Pa
 
 def test_a_free_length_without_samples(tmp_path: Path) -> None:
     path = tmp_path / "sequence.onnx"
-    writing.save(sequence("L"), path)
+    model_writer.save(sequence("L"), path)
     with pytest.raises(LoweringError, match=r"input 'x': axis 1 is free"):
         lower(TARGET, path, Precision.FLOAT16, Lengths(), tmp_path / "out")
 
@@ -311,7 +311,7 @@ def test_an_operator_that_no_tensorrt_has_is_named_before_anything_is_quantized(
     model.graph.output[0].type.tensor_type.shape.dim.pop()
     model.graph.output[0].type.tensor_type.shape.dim.pop()
     path = tmp_path / "det.onnx"
-    writing.save(model, path)
+    model_writer.save(model, path)
     with pytest.raises(UnsupportedOperatorError, match=r"det\.onnx: node 'r': TensorRT's parser .* operator Det"):
         lower(TARGET, path, Precision.INT8, Lengths(8), tmp_path / "out")
 
@@ -326,7 +326,7 @@ def test_what_only_the_parser_knows_is_refused_by_node_before_anything_ships(tmp
         [value("y", TensorProto.FLOAT, ["N", 3, 7, 7]), value("i", TensorProto.INT64, ["N", 3, 7, 7])],
     )
     path = tmp_path / "pool.onnx"
-    writing.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    model_writer.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     with pytest.raises(
         UnsupportedOperatorError, match=r"model_fp16\.onnx: node 'pool': TensorRT refuses operator MaxPool"
     ):
@@ -372,7 +372,7 @@ def test_an_option_that_is_none(graph: Path, tmp_path: Path, options: dict[str, 
         (
             Plan(
                 default=Precision.INT8,
-                quantized=QuantizedType(
+                scheme=QuantizationScheme(
                     activation="uint8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_CHANNEL
                 ),
             ),

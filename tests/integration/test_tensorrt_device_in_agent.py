@@ -10,12 +10,12 @@ from tests.support import nvidia
 from tests.support.installed import install
 from tests.support.nvidia import Device
 
+from kedge_agent.effects import ProofLimits, prove
 from kedge_agent.model import Model
-from kedge_agent.overview import overview
-from kedge_agent.perform import ProofLimits, prove
 from kedge_agent.serving.bundle_watch import ServingWatch
 from kedge_agent.serving.model_pool import ServedModels
 from kedge_agent.slots import ModelFolder
+from kedge_agent.status import read_status
 from kedge_protocol.errors import VerificationError
 
 
@@ -60,7 +60,7 @@ def test_the_serving_process_reports_what_it_runs(gpu: Device, installed: ModelF
     assert said.error is None
     assert said.detail is not None
     assert said.detail.startswith("TensorRT 10.3.0 on Orin")
-    assert said.detail in overview(state)
+    assert said.detail in read_status(state)
 
 
 def test_a_device_that_fell_back_says_so_everywhere(
@@ -74,7 +74,7 @@ def test_a_device_that_fell_back_says_so_everywhere(
     ServedModels(state).scan()
     [said] = ServingWatch(state, lambda name: ModelFolder(state, name).serving()).look()
     assert said.detail == detail
-    assert "fell back to ONNX Runtime" in overview(state)
+    assert "fell back to ONNX Runtime" in read_status(state)
     with Model("small", state=state) as model:
         assert "on the CPU" in model.detail
 

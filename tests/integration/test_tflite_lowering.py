@@ -16,7 +16,7 @@ from tests.support import lowering
 
 from kedge_protocol.errors import LoweringError, TargetError, ToolchainError, UnsupportedOperatorError
 from kedge_targets import target
-from kedge_targets.backends.tflite import conversion
+from kedge_targets.backends.tflite import toolchain_client
 from kedge_targets.backends.tflite.compiler import Compiler
 from kedge_targets.contract import Lowered
 from kedge_targets.graph import library
@@ -314,9 +314,9 @@ def test_equal_input_gives_equal_bytes_from_a_kept_and_from_a_new_driver(tmp_pat
     found = []
     for number in range(3):
         if number == 2:
-            for worker, _ in conversion._kept.values():
+            for worker, _ in toolchain_client._kept.values():
                 worker.close()
-            conversion._kept.clear()
+            toolchain_client._kept.clear()
         files = [lower(graph, p, samples, tmp_path / f"{p.value}-{number}") for p in lowering.precisions("rpi4")]
         found.append([lowering.content(lowered) for lowered in files])
         lower(other, Precision.FLOAT32, samples, tmp_path / f"other-{number}")

@@ -14,9 +14,9 @@ from tests.support.networks import graph
 
 from kedge import compile as compile_model
 from kedge_targets import registry, target
-from kedge_targets.graph import counting, writing
-from kedge_targets.numbers import MIXED, Numbers, true_name
+from kedge_targets.graph import counting, model_writer
 from kedge_targets.numerics import Plan, Precision
+from kedge_targets.true_precision import MIXED, Numbers, true_name
 
 RNG = np.random.default_rng(0)
 
@@ -28,7 +28,7 @@ def weight(*shape: int) -> Any:
 def counted(model: onnx.ModelProto, device: str, plan: Plan, folder: Path) -> Numbers:
     """What the backend of a device counts in its own file."""
     source = folder / "model.onnx"
-    writing.save(model, source)
+    model_writer.save(model, source)
     (info,) = model.graph.input
     shape = [dim.dim_value or 1 for dim in info.type.tensor_type.shape.dim]
     samples = RNG.standard_normal((8, *shape[1:])).astype(np.float32)
@@ -193,7 +193,7 @@ def test_a_forest_costs_few_attempts_and_is_float32(tmp_path: Path) -> None:
         [node], "g", [value("x", TensorProto.FLOAT, ["N", 8])], [value("probabilities", TensorProto.FLOAT, ["N", 2])]
     )
     opsets = [helper.make_opsetid("ai.onnx.ml", 1), helper.make_opsetid("", 17)]
-    writing.save(helper.make_model(made, opset_imports=opsets, ir_version=8), tmp_path / "trees.onnx")
+    model_writer.save(helper.make_model(made, opset_imports=opsets, ir_version=8), tmp_path / "trees.onnx")
     x = RNG.standard_normal((64, 8)).astype(np.float32)
     np.savez(tmp_path / "calibration.npz", x=x[:32])
     np.savez(tmp_path / "evaluation.npz", x=x[32:], label=(x[32:, 1] > 0.1).astype(np.int64))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_targets.backends.finn import building, exchange, synthesis
-from kedge_targets.backends.finn.exchange import Graph
+from kedge_targets.backends.finn import graph_file, synthesis, toolchain_client
+from kedge_targets.backends.finn.graph_file import Graph
 from kedge_targets.backends.finn.simulator import Simulator
 from kedge_targets.contract import Lowered
 
@@ -18,10 +18,10 @@ Array = npt.NDArray[Any]
 
 def executed(model: Path, samples: Array, folder: Path, dialect: str) -> Array:
     np.save(folder / "samples.npy", samples)
-    request = building.ExecuteRequest(
+    request = toolchain_client.ExecuteRequest(
         model=str(model), samples=str(folder / "samples.npy"), answers=str(folder / "answers.npy"), dialect=dialect
     )
-    assert building.execute(request, len(samples)).samples == len(samples)
+    assert toolchain_client.execute(request, len(samples)).samples == len(samples)
     answers: Array = np.load(folder / "answers.npy")
     return answers
 
@@ -42,14 +42,14 @@ def integers(answers: Array, graph: Graph) -> Array:
 def assert_exact(lowered: Lowered, samples: Array, folder: Path) -> None:
     """The simulator, qonnx's executor on the QONNX graph, and FINN's on the streamlined graph and the hardware layers
     compute the same integers. FINN's own even give the same floats; qonnx scales in another order."""
-    graph = exchange.read(lowered.files[lowered.entry])
+    graph = graph_file.read(lowered.files[lowered.entry])
     simulated = Simulator(graph).run([samples])[0]
     build = lowered.files[synthesis.MODEL].parent / "build"
     assert (
-        executed(build / "hardware.onnx", samples, folder, building.FINN).reshape(simulated.shape) == simulated
+        executed(build / "hardware.onnx", samples, folder, toolchain_client.FINN).reshape(simulated.shape) == simulated
     ).all()
     few = samples[:100]
-    streamlined = executed(build / "streamlined.onnx", few, folder, building.FINN).reshape(len(few), -1)
+    streamlined = executed(build / "streamlined.onnx", few, folder, toolchain_client.FINN).reshape(len(few), -1)
     assert (streamlined == simulated[:100]).all()
-    given = executed(lowered.files[synthesis.MODEL], samples, folder, building.QONNX).reshape(simulated.shape)
+    given = executed(lowered.files[synthesis.MODEL], samples, folder, toolchain_client.QONNX).reshape(simulated.shape)
     assert (integers(given, graph) == integers(simulated, graph)).all()

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from kedge_protocol import golden
 from kedge_protocol.bundle import config as cfg
-from kedge_targets.backends.finn import exchange
-from kedge_targets.backends.finn.exchange import Graph, Node, Tensor
+from kedge_targets.backends.finn import graph_file
+from kedge_targets.backends.finn.graph_file import Graph, Node, Tensor
 from kedge_targets.backends.finn.simulator import Simulator
 from tests.support.bundles import Packed, write_bundle
 
@@ -140,7 +140,7 @@ def synthesized(graph: Graph, path: Path, wanted: dict[str, Any]) -> Path:
         wanted: ``settings.json`` of it.
     """
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path, "w") as archive:
-        for title, file in exchange.save(in_fabric(graph), Path(folder)).items():
+        for title, file in graph_file.save(in_fabric(graph), Path(folder)).items():
             archive.write(file, title)
         archive.writestr("io.json", json.dumps(wanted["driver_information"]["io_shape_dict"]))
     path.with_suffix(".hwh").write_text(
@@ -152,7 +152,7 @@ def synthesized(graph: Graph, path: Path, wanted: dict[str, Any]) -> Path:
 
 def files_of(graph: Graph, folder: Path, *, bitstream_of: Graph | None = None) -> dict[str, Path]:
     """A bundle's files, title → path; with a "bitfile" of ``bitstream_of`` where one is given."""
-    files = exchange.save(graph, folder)
+    files = graph_file.save(graph, folder)
     files[SETTINGS] = folder / SETTINGS
     files[SETTINGS].write_text(json.dumps(settings(graph)))
     if bitstream_of is not None:
@@ -183,7 +183,7 @@ def release(
     packed = Packed(
         backend=BACKEND,
         files=files_of(graph, folder, bitstream_of=bitstream_of),
-        entry=exchange.GRAPH,
+        entry=graph_file.GRAPH,
         inputs=(_spec("image", "in", graph.tensors["in"].shape),),
         outputs=(_spec("scores", graph.outputs[0], graph.tensors[graph.outputs[0]].shape),),
         vectors=golden.Golden({"image": raw}, {"scores": expected}, {"scores": golden.Tolerance(0.0, 0.0)}),

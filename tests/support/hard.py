@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from sklearn.datasets import load_digits
 
-from kedge_targets.graph import writing
+from kedge_targets.graph import model_writer
 
 Array = npt.NDArray[Any]
 
@@ -84,7 +84,7 @@ def made(folder: Path, *, homogeneous: bool = True, loud_units: int = 1) -> Hard
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     onnx.checker.check_model(model)
     found = Hard(folder / "hard.onnx", folder / "calibration.npz", folder / "evaluation.npz")
-    writing.save(model, found.model)
+    model_writer.save(model, found.model)
     np.savez(found.calibration, image=images[1000:1200])
     np.savez(found.evaluation, image=images[1200:], label=labels[1200:])
     return found

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kedge.importing import door
-from kedge.importing.exchange import Imported
+from kedge.importing import api
+from kedge.importing.worker_messages import Imported
 from kedge_targets.graph import library
 from kedge_targets.worker import Worker
 
@@ -32,8 +32,8 @@ class Importer:
         self._count += 1
         work = self._folder / str(self._count)
         work.mkdir()
-        request = door.request(source, workdir=work, inputs=inputs, batch=batch)
-        return self._worker.call(door.TASK, request, Imported, deadline=500)
+        request = api.request(source, workdir=work, inputs=inputs, batch=batch)
+        return self._worker.call(api.TASK, request, Imported, deadline=500)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from kedge_targets import contract, registry, target
 from kedge_targets.contract import Lowered
 from kedge_targets.executor import Executor
-from kedge_targets.graph import library, reading, writing
+from kedge_targets.graph import library, model_reader, model_writer
 from kedge_targets.numerics import Plan, Precision
 
 Array = npt.NDArray[Any]
@@ -68,7 +68,7 @@ def kws(shared_data: Path) -> Case:
 def checked_copy(model: Path, folder: Path) -> Path:
     """What the host gives to a backend: the user's model, checked, with shapes inferred."""
     path = folder / "graph.onnx"
-    writing.save(reading.read(model), path)
+    model_writer.save(model_reader.read(model), path)
     return path
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from kedge_targets.graph import reading
+from kedge_targets.graph import model_reader
 
 Array = npt.NDArray[Any]
 
@@ -26,7 +26,7 @@ def graph(
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
-    return reading.infer_shapes(model, where="test")
+    return model_reader.infer_shapes(model, where="test")
 
 
 def residual() -> onnx.ModelProto:
@@ -90,7 +90,7 @@ def with_outliers(*, factor: float = 400.0) -> onnx.ModelProto:
 
 
 class Fed:
-    """A :class:`kedge.compression.step.SampleSet` of arrays; counts the samples that were read."""
+    """A :class:`kedge.step.SampleSet` of arrays; counts the samples that were read."""
 
     def __init__(self, **arrays: Array) -> None:
         self.arrays = arrays

@@ -10,11 +10,11 @@ import onnx
 import torch
 from torch import nn
 
-from kedge.compression.pruning.importance import Importance
-from kedge.compression.steps.distil import Distil, DistilOptions
-from kedge.compression.steps.prune_channels import PruneChannels, PruneChannelsOptions
 from kedge.demo import digits
-from kedge_targets.graph import reading
+from kedge.pruning.importance import Importance
+from kedge.steps.distil import Distil, DistilOptions
+from kedge.steps.prune_channels import PruneChannels, PruneChannelsOptions
+from kedge_targets.graph import model_reader
 from tests.support.lowering import float_answers, top1
 from tests.support.pruning import context
 from tests.support.small_networks import Samples, Trained, block, fitted
@@ -48,7 +48,7 @@ def network(folder: Path) -> Trained:
 def cut_only(trained: Trained, importance: Importance, folder: Path, ratio: float) -> Path:
     """A share of the channels away, and nothing else."""
     folder.mkdir()
-    whole, samples = reading.load(trained.graph), Samples(trained.train)
+    whole, samples = model_reader.load(trained.graph), Samples(trained.train)
     options = PruneChannelsOptions(ratio=ratio, importance=importance)
     onnx.save_model(PruneChannels(options).apply(whole, context(whole, samples, folder)), str(folder / "cut.onnx"))
     return folder / "cut.onnx"
@@ -57,7 +57,7 @@ def cut_only(trained: Trained, importance: Importance, folder: Path, ratio: floa
 def pruned(trained: Trained, importance: Importance, folder: Path) -> Pruned:
     """Half of the channels away; then self-distillation on the pictures alone."""
     cut = onnx.load(str(cut_only(trained, importance, folder, RATIO)))
-    whole, samples = reading.load(trained.graph), Samples(trained.train)
+    whole, samples = model_reader.load(trained.graph), Samples(trained.train)
     repaired = Distil(DistilOptions(steps=STEPS)).apply(cut, context(whole, samples, folder))
     found = Pruned(folder / "cut.onnx", folder / "repaired.onnx")
     onnx.save_model(repaired, str(found.repaired))

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from kedge.compression.pruning.groups import Group, Structure
-from kedge.compression.step import Context
+from kedge.pruning.groups import Group, Structure
+from kedge.step import Context
 from kedge_targets.graph import library
 from kedge_targets.numerics import Plan, Precision
 

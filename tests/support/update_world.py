@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kedge_agent import memory
-from kedge_agent.perform import Performer, Proof, ProofLimits, installed_of
+from kedge_agent import persistent_state
+from kedge_agent.effects import EffectRunner, Proof, ProofLimits, installed_of
 from kedge_agent.serving.bundle_watch import ServingWatch
 from kedge_agent.slots import ModelFolder, model_folders
 from kedge_agent.store import Store
@@ -233,13 +233,15 @@ class World:
         self.boots += 1
         self.store = Store(self.state)
         self.disk, self.prover = Jobs(), Jobs()
-        self.performer = Performer(
+        self.performer = EffectRunner(
             self.store,
             ProofLimits(),
             post=self.post,
             ask=self._ask,
             report=self._count_report,
-            remember=lambda content: memory.write(self.state, memory.AgentFile(boots=1, memory=content)),
+            remember=lambda content: persistent_state.write(
+                self.state, persistent_state.AgentFile(boots=1, memory=content)
+            ),
             prover=self._prove,
             disk=self.disk,
             proofs=self.prover,
@@ -251,7 +253,7 @@ class World:
         self.machine = Machine(
             target=TARGET,
             boot_id=f"boot{self.boots}",
-            memory=memory.read(self.state).memory,
+            memory=persistent_state.read(self.state).memory,
             installed=installed,
             settings=self.settings,
             seed=self.boots,
@@ -278,7 +280,7 @@ class World:
         self.log += wanted
         self.performer.perform(wanted)
 
-    def _ask(self, action: actions.Ask) -> None:
+    def _ask(self, action: actions.RequestBlocks) -> None:
         # The promise that matters most: nothing that is finished on disk is ever asked for.
         request = action.request
         if request.kind is BlobKind.BLOB:

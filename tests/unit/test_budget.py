@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.compression.budget import Budget, size_bytes
+from kedge.search.budget import Budget, size_bytes
 from kedge_protocol.errors import ConfigError
 
 

@@ -10,16 +10,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from kedge.compression.layer_attribution import most_altering
 from kedge.evaluation import changes, preview
-from kedge.evaluation.kinds import OutputKind, Seen
+from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
+from kedge.quantization.layer_attribution import most_altering
 from kedge_targets.numerics import Precision
 
 Array = np.ndarray[Any, Any]
 
 
-def seen(kind: OutputKind, name: str = "y", **more: Any) -> dict[str, Seen]:
-    return {name: Seen(name=name, kind=kind, why="the test says so", **more)}
+def seen(kind: OutputKind, name: str = "y", **more: Any) -> dict[str, ClassifiedOutput]:
+    return {name: ClassifiedOutput(name=name, kind=kind, why="the test says so", **more)}
 
 
 def test_other_answers_come_first_then_the_largest_errors_and_what_is_equal_is_left_out() -> None:

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from kedge_targets.graph import compact
+from kedge_targets.graph import deduplication
 
 Array = npt.NDArray[Any]
 node = helper.make_node
@@ -53,8 +53,8 @@ def answers(given: onnx.ModelProto) -> list[Array]:
 
 def test_it_computes_the_same_and_is_smaller() -> None:
     plain, small = model(), model()
-    compact.share_constants(small)
-    compact.shorten_names(small)
+    deduplication.share_constants(small)
+    deduplication.shorten_names(small)
     onnx.checker.check_model(small, full_check=True)
     for first, second in zip(answers(plain), answers(small), strict=True):
         np.testing.assert_array_equal(first, second)
@@ -66,13 +66,13 @@ def test_it_computes_the_same_and_is_smaller() -> None:
 
 def test_equal_constants_are_stored_once_but_for_an_output() -> None:
     small = model()
-    compact.share_constants(small)
+    deduplication.share_constants(small)
     assert [tensor.name for tensor in small.graph.initializer] == ["ones", "fixed", "scale", "zero", "most"]
     assert small.graph.node[3].input[1] == "ones"
 
 
 def test_names_are_never_given_twice() -> None:
-    names = [name for name, _ in zip(compact._short(), range(3000), strict=False)]
+    names = [name for name, _ in zip(deduplication._short(), range(3000), strict=False)]
     assert len(set(names)) == 3000
     assert max(map(len, names)) == 3
 
@@ -99,6 +99,6 @@ def test_a_graph_within_a_graph_keeps_its_names() -> None:
     )
     given = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     before = given.SerializeToString()
-    compact.share_constants(given)
-    compact.shorten_names(given)
+    deduplication.share_constants(given)
+    deduplication.shorten_names(given)
     assert given.SerializeToString() == before

@@ -16,11 +16,11 @@ from onnx import helper, numpy_helper
 from tests.support.pruning import Samples
 from tests.support.pruning import answers as run
 
-from kedge.compression.step import Context
-from kedge.compression.steps.correct_bias import CorrectBias, CorrectBiasOptions
-from kedge.compression.steps.fine_tune import FineTune, FineTuneOptions
+from kedge.step import Context
+from kedge.steps.correct_bias import CorrectBias, CorrectBiasOptions
+from kedge.steps.fine_tune import FineTune, FineTuneOptions
 from kedge_protocol.errors import KedgeError, LoweringError
-from kedge_targets.graph import compensation, expansions, layers, patches, weight_forms
+from kedge_targets.graph import gptq, im2col, layers, weight_dequantization, weight_encodings
 from kedge_targets.graph.wiring import Wiring
 from kedge_targets.numerics import Plan, Precision
 
@@ -45,11 +45,11 @@ def graph(weight: Array, shape: list[int | str], operator: str = "Conv", **attri
     return onnx.shape_inference.infer_shapes(made)
 
 
-def reading(model: onnx.ModelProto) -> patches.Reading | None:
+def reading(model: onnx.ModelProto) -> im2col.RowReader | None:
     (layer,) = layers.layers(model)
     weight = Wiring(model).constant("w")
     assert weight is not None
-    return patches.reading(layer, model.graph.node[0], weight.shape)
+    return im2col.read_rows(layer, model.graph.node[0], weight.shape)
 
 
 CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
@@ -88,11 +88,11 @@ def test_of_a_large_picture_some_patches_evenly_over_it_are_taken() -> None:
     assert one is not None
     x = np.broadcast_to(np.arange(130, dtype=np.float32)[:, None], (2, 3, 130, 70))
     rows = one.rows(np.ascontiguousarray(x))
-    assert rows.shape == (1, 2 * patches.POSITIONS, 27)
-    centres = rows[0, : patches.POSITIONS, 4]
+    assert rows.shape == (1, 2 * im2col.POSITIONS, 27)
+    centres = rows[0, : im2col.POSITIONS, 4]
     assert centres[0] == 0
     assert centres[-1] == 129
-    assert np.abs(np.histogram(centres, bins=10)[0] - patches.POSITIONS / 10).max() <= 16
+    assert np.abs(np.histogram(centres, bins=10)[0] - im2col.POSITIONS / 10).max() <= 16
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_of_a_large_picture_some_patches_evenly_over_it_are_taken() -> None:
 def test_what_meets_no_rows_is_rounded_each_weight_by_itself(model: onnx.ModelProto) -> None:
     assert reading(model) is None
     samples = [{"x": np.ones([one.dim_value for one in model.graph.input[0].type.tensor_type.shape.dim], np.float32)}]
-    assert compensation.products(model, samples, {"layer": Precision.INT4}) == {}
+    assert gptq.products(model, samples, {"layer": Precision.INT4}) == {}
 
 
 LAYERS: dict[str, tuple[str, tuple[int, ...], list[int | str], int, dict[str, Any]]] = {
@@ -133,9 +133,9 @@ def test_the_layer_answers_nearer_and_its_weights_stay_in_their_grid(case: str, 
     rng = np.random.default_rng(5)
     weight, x = rng.standard_normal(size).astype(np.float32), mixed(rng, shape)
     model = graph(weight, shape, operator, **attributes)
-    product = compensation.products(model, [{"x": x}], {"layer": precision})["layer"]
-    plain = weight_forms.encoded(weight, precision, axis=axis)
-    better = compensation.encoded(weight, precision, product, axis=axis)
+    product = gptq.products(model, [{"x": x}], {"layer": precision})["layer"]
+    plain = weight_encodings.encode(weight, precision, axis=axis)
+    better = gptq.encode_weights(weight, precision, product, axis=axis)
     np.testing.assert_array_equal(better.scales, plain.scales)
     assert (better.table is None) == (plain.table is None)
     if better.table is not None:
@@ -153,13 +153,13 @@ def test_a_few_long_rows_do_not_decide_for_a_product() -> None:
     weight, x = rng.standard_normal((256, 32)).astype(np.float32), mixed(rng, ["n", 256])
     x[::50] *= 300
     model = graph(weight, ["n", 256], "MatMul")
-    product = compensation.products(model, [{"x": x}], {"layer": Precision.INT4})["layer"]
+    product = gptq.products(model, [{"x": x}], {"layer": Precision.INT4})["layer"]
     usual = np.delete(x, np.s_[::50], axis=0)
     errors = [
         np.square(usual @ (made.decoded() - weight)).sum()
         for made in (
-            weight_forms.encoded(weight, Precision.INT4, axis=1),
-            compensation.encoded(weight, Precision.INT4, product, axis=1),
+            weight_encodings.encode(weight, Precision.INT4, axis=1),
+            gptq.encode_weights(weight, Precision.INT4, product, axis=1),
         )
     ]
     assert errors[1] < 0.5 * errors[0]
@@ -181,9 +181,9 @@ def test_what_was_rounded_once_is_rounded_to_itself(
     weight = (rng.standard_normal((channels, length)) + offset).astype(np.float32)
     x = rng.standard_normal((length + 3, length)) @ rng.standard_normal((length, length))
     product = (x.T @ x)[None]
-    once = compensation.encoded(weight, precision, product, axis=0, asymmetric=asymmetric).decoded()
+    once = gptq.encode_weights(weight, precision, product, axis=0, asymmetric=asymmetric).decoded()
     for again in (None, product):
-        twice = compensation.encoded(once, precision, again, axis=0, asymmetric=asymmetric).decoded()
+        twice = gptq.encode_weights(once, precision, again, axis=0, asymmetric=asymmetric).decoded()
         np.testing.assert_allclose(twice, once, rtol=1e-5, atol=1e-6 * float(np.abs(weight).max()))
 
 
@@ -191,16 +191,16 @@ def test_eight_bits_and_channels_that_are_too_long_are_left_out(monkeypatch: pyt
     model = graph(np.ones((40, 8)), ["n", 40], "MatMul")
     samples = [{"x": np.ones((2, 40), np.float32)}]
     for precision in (Precision.CODEBOOK8, Precision.LOG8, Precision.INT8, Precision.FLOAT16):
-        assert compensation.products(model, samples, {"layer": precision}) == {}
-    assert list(compensation.products(model, samples, {"layer": Precision.LOG4})) == ["layer"]
-    monkeypatch.setattr(compensation, "LONGEST", 39)
-    assert compensation.products(model, samples, {"layer": Precision.LOG4}) == {}
+        assert gptq.products(model, samples, {"layer": precision}) == {}
+    assert list(gptq.products(model, samples, {"layer": Precision.LOG4})) == ["layer"]
+    monkeypatch.setattr(gptq, "LONGEST", 39)
+    assert gptq.products(model, samples, {"layer": Precision.LOG4}) == {}
 
 
 def test_samples_that_the_graph_does_not_take_are_an_error_that_says_so() -> None:
     model = network()
     with pytest.raises(LoweringError, match="does not run on the calibration samples"):
-        compensation.products(model, [{"x": np.ones((1, 3, 5, 5), np.float32)}], {"second": Precision.INT4})
+        gptq.products(model, [{"x": np.ones((1, 3, 5, 5), np.float32)}], {"second": Precision.INT4})
 
 
 def network() -> onnx.ModelProto:
@@ -242,11 +242,13 @@ def test_training_starts_where_the_backend_would_round_and_ends_with_what_is_sto
     precisions = {"first": precision, "second": precision}
     # A rate at which nothing moves: the start is the result.
     tuned = FineTune(FineTuneOptions(steps=1, learning_rate=1e-12)).apply(model, used)
-    start = compensation.rounded(model, [{"x": x}], precisions)
+    start = gptq.round_weights(model, [{"x": x}], precisions)
     for name, value in weights(tuned).items():
         np.testing.assert_allclose(value, start[name], rtol=0.02, atol=1e-6)
-    stored = expansions.stored(tuned, precisions, products=compensation.products(tuned, [{"x": x}], precisions))
-    plain = expansions.stored(model, precisions)
+    stored = weight_dequantization.store_weights(
+        tuned, precisions, products=gptq.products(tuned, [{"x": x}], precisions)
+    )
+    plain = weight_dequantization.store_weights(model, precisions)
     wanted = run(model, {"x": x})
     tuned_error, plain_error = (np.square(run(one, {"x": x}) - wanted).mean() for one in (stored, plain))
     assert tuned_error < 0.5 * plain_error
@@ -261,8 +263,8 @@ def test_a_bias_is_corrected_for_the_codes_that_are_stored(tmp_path: Path) -> No
     wanted = run(model, {"x": x})
 
     def shift(one: onnx.ModelProto) -> float:
-        products = compensation.products(one, [{"x": x}], plan.layers)
-        stored = expansions.stored(one, plan.layers, products=products)
+        products = gptq.products(one, [{"x": x}], plan.layers)
+        stored = weight_dequantization.store_weights(one, plan.layers, products=products)
         return float(np.abs((run(stored, {"x": x}) - wanted).mean(axis=0)).max())
 
     assert shift(made) < 0.05 * shift(model)

@@ -47,8 +47,8 @@ def test_numerics_are_declared(name: str) -> None:
     assert len(set(numerics.precisions)) == len(numerics.precisions)
     assert set(numerics.layouts) <= {"NCHW", "NHWC"}
     assert numerics.layouts
-    assert bool(numerics.quantized) == (Precision.INT8 in numerics.precisions)
-    for way in numerics.quantized:
+    assert bool(numerics.schemes) == (Precision.INT8 in numerics.precisions)
+    for way in numerics.schemes:
         assert way.activation in ("int8", "uint8")
         assert way.weight in ("int8", "uint8")
         assert isinstance(way.granularity, Granularity)
@@ -61,7 +61,7 @@ def test_each_target_gets_ways_of_int8_that_are_declared(name: str) -> None:
         if name in {choice.name for choice in device.backends}:
             ways = compiler.quantized_for(device)
             assert bool(ways) == (Precision.INT8 in compiler.numerics.precisions)
-            assert set(ways) <= set(compiler.numerics.quantized)
+            assert set(ways) <= set(compiler.numerics.schemes)
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kedge.compiler.dataset import Dataset
+from kedge.evaluation.dataset import Dataset
 from kedge_protocol import golden
 from kedge_protocol.errors import BundleError, DatasetError
 

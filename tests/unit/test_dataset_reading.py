@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kedge.compiler.dataset import Dataset
+from kedge.evaluation.dataset import Dataset
 from kedge_protocol.errors import DatasetError
 from kedge_targets.graph.signature import TensorInfo
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.compiler import dataset as reading
-from kedge.compiler.dataset import Dataset
+from kedge.evaluation import dataset as reading
+from kedge.evaluation.dataset import Dataset
 from kedge_protocol.errors import DatasetError
 
 

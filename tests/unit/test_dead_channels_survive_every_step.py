@@ -12,10 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from kedge.compression import steps
-from kedge.compression.step import Context
+from kedge import steps
+from kedge.step import Context
 from kedge_protocol.errors import StepError
-from kedge_targets.graph import reading
+from kedge_targets.graph import model_reader
 from kedge_targets.numerics import Plan, Precision
 
 Array = np.ndarray[Any, Any]
@@ -112,7 +112,7 @@ def answers(model: onnx.ModelProto, fresh: Array) -> Array:
 def test_a_network_with_dead_channels_survives(name: str, form: str, tmp_path: Path) -> None:
     path = tmp_path / "float.onnx"
     onnx.save(network(form), path)
-    model = reading.load(path)
+    model = model_reader.load(path)
     step = steps.find(name)
     context = Context(teacher=model, samples=Samples(), plan=Plan(default=Precision.INT8), workdir=tmp_path / "work")
     context.workdir.mkdir()

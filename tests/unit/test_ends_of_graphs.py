@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from kedge_targets.graph import ends, layers, reading
+from kedge_targets.graph import ends, layers, model_reader
 
 
 def detector() -> onnx.ModelProto:
@@ -33,7 +33,7 @@ def detector() -> onnx.ModelProto:
     nodes.append(helper.make_node("Concat", ["box_a", "s"], ["y"], name="joined", axis=1))
     made = helper.make_graph(nodes, "g", [tensor("x", ["N", 3, 8, 8])], [tensor("y", ["N", 9, 8, 8])], weights)
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return reading.infer_shapes(model, where="g")
+    return model_reader.infer_shapes(model, where="g")
 
 
 def tensor(name: str, shape: list[Any]) -> onnx.ValueInfoProto:

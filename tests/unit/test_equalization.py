@@ -13,13 +13,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.support.lowering import classifier, images
 
-from kedge.compression import explosion
-from kedge.compression.equalization import Weights, fold_batch_normalization, joints
-from kedge.compression.step import Context
-from kedge.compression.steps.correct_bias import CorrectBias, CorrectBiasOptions
-from kedge.compression.steps.equalize import Equalize, EqualizeOptions
+from kedge.quantization import range_explosion
+from kedge.quantization.equalization import Weights, fold_batch_normalization, joints
+from kedge.step import Context
+from kedge.steps.correct_bias import CorrectBias, CorrectBiasOptions
+from kedge.steps.equalize import Equalize, EqualizeOptions
 from kedge_protocol.errors import ConfigError, KedgeError, StepError
-from kedge_targets.graph import fakequant, library, qonnx, weight_forms
+from kedge_targets.graph import fakequant, library, qonnx, weight_encodings
 from kedge_targets.numerics import Plan, Precision
 
 Array = npt.NDArray[Any]
@@ -123,7 +123,7 @@ def words(count: int, seed: int = 4) -> Array:
 
 def simulated(model: onnx.ModelProto, values: Array, plan: Plan) -> onnx.ModelProto:
     given = list(Samples(model.graph.input[0].name, values).batches(8))
-    return qonnx.expanded(fakequant.inserted(model, plan, fakequant.calibrated(model, plan, given)))
+    return qonnx.expand_qonnx(fakequant.insert_quantizers(model, plan, fakequant.calibrate(model, plan, given)))
 
 
 def test_folding_batch_normalization_changes_nothing() -> None:
@@ -228,7 +228,7 @@ def test_a_corrected_bias_takes_the_mean_error_away(tmp_path: Path, which: str, 
             for tensor in rounded.graph.initializer:
                 if tensor.name in ("w4", "wd"):
                     axis = 0 if tensor.name == "w4" else 1
-                    back = weight_forms.simulated(numpy_helper.to_array(tensor), precision, axis=axis)
+                    back = weight_encodings.dequantized(numpy_helper.to_array(tensor), precision, axis=axis)
                     tensor.CopyFrom(numpy_helper.from_array(back, tensor.name))
         else:
             rounded = simulated(one, values, plan)
@@ -297,6 +297,6 @@ def test_a_step_that_makes_a_range_explode_is_refused(tmp_path: Path) -> None:
     value[3] = 9e16
     bias.CopyFrom(numpy_helper.from_array(value, "b3"))
     samples = context(model, images(8), tmp_path)
-    explosion.check(model, model, samples, where="step")
+    range_explosion.check(model, model, samples, where="step")
     with pytest.raises(StepError, match=r"'c3' \(node 'point'\) explode.* 9e\+16"):
-        explosion.check(model, made, samples, where="step")
+        range_explosion.check(model, made, samples, where="step")

@@ -11,7 +11,7 @@ import pytest
 from kedge_protocol.errors import ConfigError, LoweringError, TargetError
 from kedge_targets import target as targets
 from kedge_targets.backends.finn import bitfile, capacity
-from kedge_targets.backends.finn.building import Cost, HardwareLayer
+from kedge_targets.backends.finn.toolchain_client import Cost, HardwareLayer
 
 LIMITS = {"LUT": 700.0, "BRAM_18K": 70.0, "URAM": 0.0, "DSP": 70.0}
 

@@ -14,20 +14,20 @@ from tests.support import few_bits, lowering
 from tests.support.few_bits import Builder
 
 from kedge_protocol.errors import LoweringError, UnsupportedOperatorError
-from kedge_targets.backends.finn import convertibility, graphs, precisions, quantizing
-from kedge_targets.backends.finn.building import Outside
-from kedge_targets.graph import qonnx, writing
+from kedge_targets.backends.finn import convertibility, graph_preparation, precisions, quantization
+from kedge_targets.backends.finn.toolchain_client import Outside
+from kedge_targets.graph import model_writer, qonnx
 from kedge_targets.graph.library import load as library
 from kedge_targets.numerics import Plan, Precision, RangeMethod
 
 W4A4 = Plan(default=Precision.W4A4, range_method=RangeMethod.MSE)
 
 
-def taken(model: onnx.ModelProto, folder: Path, *, input_type: str | None = None) -> quantizing.Quantized:
+def taken(model: onnx.ModelProto, folder: Path, *, input_type: str | None = None) -> quantization.Quantized:
     path = folder / "model.onnx"
-    writing.save(model, path)
+    model_writer.save(model, path)
     calibration = lowering.Calibration("image", np.random.default_rng(0).random((8, 1, 8, 8), dtype=np.float32))
-    return quantizing.quantized(path, W4A4, calibration, workdir=folder, input_type=input_type)
+    return quantization.quantize_graph(path, W4A4, calibration, workdir=folder, input_type=input_type)
 
 
 def refusal(model: onnx.ModelProto, folder: Path) -> UnsupportedOperatorError:
@@ -39,7 +39,9 @@ def refusal(model: onnx.ModelProto, folder: Path) -> UnsupportedOperatorError:
 
 
 def answers(model: onnx.ModelProto, samples: np.ndarray) -> np.ndarray:
-    session = library().InferenceSession(qonnx.expanded(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    session = library().InferenceSession(
+        qonnx.expand_qonnx(model).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     return np.concatenate([session.run(None, {"image": sample[None]})[0] for sample in samples])
 
 
@@ -67,10 +69,10 @@ def test_a_float_residual_network_is_refused_before_calibration(tmp_path: Path) 
     joined = make.node("Add", left, "image", name="skip")
     model = make.model((1, 1, 8, 8), make.node("Flatten", joined, name="flat"), classes=64)
     path = tmp_path / "float.onnx"
-    writing.save(model, path)
+    model_writer.save(model, path)
     calibration = lowering.Calibration("image", np.zeros((4, 1, 8, 8), dtype=np.float32))
     with pytest.raises(UnsupportedOperatorError, match="skip"):
-        quantizing.quantized(path, W4A4, calibration, workdir=tmp_path)
+        quantization.quantize_graph(path, W4A4, calibration, workdir=tmp_path)
     assert calibration.passes == 0
 
 
@@ -147,7 +149,7 @@ def test_groups_of_several_channels_are_named(tmp_path: Path) -> None:
 def test_attributes_left_to_defaults_are_written_out_and_told(tmp_path: Path) -> None:
     found = taken(few_bits.network(bare=True), tmp_path)
     first = next(node for node in found.model.graph.node if node.name == "first")
-    assert graphs.attributes_of(first) == {
+    assert graph_preparation.attributes_of(first) == {
         "kernel_shape": [3, 3], "strides": [1, 1], "pads": [1, 1, 1, 1], "dilations": [1, 1], "group": 1,
     }  # fmt: skip
     assert any("first" in note for note in found.notes)
@@ -166,7 +168,7 @@ def test_written_out_padding_is_what_onnx_computes(size: int, kernel: int, strid
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info(model.graph.output[0].name, TensorProto.FLOAT, None))
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
-    assert graphs.completed(whole) == ["conv"]
+    assert graph_preparation.complete_attributes(whole) == ["conv"]
     samples = np.random.default_rng(1).standard_normal((2, 1, size, size)).astype(np.float32)
     np.testing.assert_allclose(answers(whole, samples), answers(model, samples), rtol=1e-5, atol=1e-6)
 
@@ -204,18 +206,18 @@ def test_what_finn_leaves_outside_is_listed_or_refused() -> None:
 
 def test_a_plan_of_another_family_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "float.onnx"
-    writing.save(lowering.classifier(), path)
+    model_writer.save(lowering.classifier(), path)
     calibration = lowering.Calibration("image", lowering.images(4))
     with pytest.raises(LoweringError, match="int8"):
-        quantizing.quantized(path, Plan(default=Precision.INT8), calibration, workdir=tmp_path)
+        quantization.quantize_graph(path, Plan(default=Precision.INT8), calibration, workdir=tmp_path)
 
 
 def test_layers_of_several_widths_stay_apart(tmp_path: Path) -> None:
     path = tmp_path / "float.onnx"
-    writing.save(lowering.classifier(), path)
+    model_writer.save(lowering.classifier(), path)
     calibration = lowering.Calibration("image", lowering.images(16))
     plan = Plan(default=Precision.W2A2, layers={"second": Precision.W8A8}, range_method=RangeMethod.MSE)
-    found = quantizing.quantized(path, plan, calibration, workdir=tmp_path)
+    found = quantization.quantize_graph(path, plan, calibration, workdir=tmp_path)
     assert found.samples == 16
     bits = {
         node.input[0]: float(onnx.numpy_helper.to_array(constant).reshape(()))

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kedge.compression import pareto
-from kedge.compression.budget import Budget
-from kedge.compression.crossfit import Measured, Unseen, fitted
 from kedge.evaluation import resampling
 from kedge.evaluation.metric import USER, Choice, Score
 from kedge.evaluation.resampling import Rows
+from kedge.search import pareto
+from kedge.search.budget import Budget
+from kedge.search.cross_fitting import CrossFittedFigure, MeasuredCandidate, cross_fit
 
 Array = npt.NDArray[Any]
 
@@ -25,16 +25,16 @@ def score(rows: Array) -> Score:
     return Score(value=float(rows.mean()), samples=len(rows), rows=Rows.of(rows))
 
 
-def measured(key: str, size: int, reference: Score, found: Score) -> Measured:
+def measured(key: str, size: int, reference: Score, found: Score) -> MeasuredCandidate:
     drop = MINE.drop(reference.value, found.value)
-    return Measured(point=pareto.Point(key=key, drop=drop, size=size, latency=None), score=found)
+    return MeasuredCandidate(point=pareto.Point(key=key, drop=drop, size=size, latency=None), score=found)
 
 
-def chosen(candidates: list[Measured], reference: Score) -> tuple[Measured, Unseen | None]:
+def chosen(candidates: list[MeasuredCandidate], reference: Score) -> tuple[MeasuredCandidate, CrossFittedFigure | None]:
     point = pareto.choose([one.point for one in candidates], BUDGET)
     assert point is not None
     taken = next(one for one in candidates if one.point is point)
-    return taken, fitted(taken, candidates, reference=reference, choice=MINE, budget=BUDGET, confidence=0.95)
+    return taken, cross_fit(taken, candidates, reference=reference, choice=MINE, budget=BUDGET, confidence=0.95)
 
 
 def test_one_candidate_is_no_choice() -> None:
@@ -64,7 +64,9 @@ def test_luck_is_taken_out_of_the_figure() -> None:
         ]
         candidates = sorted(candidates, key=lambda one: one.point.drop)
         candidates = [
-            Measured(point=pareto.Point(key=c.point.key, drop=c.point.drop, size=1, latency=None), score=c.score)
+            MeasuredCandidate(
+                point=pareto.Point(key=c.point.key, drop=c.point.drop, size=1, latency=None), score=c.score
+            )
             for c in candidates
         ]
         taken, unseen = chosen(candidates, reference)
@@ -80,9 +82,11 @@ def test_values_of_folds_stand_in_for_rows() -> None:
     calls = resampling.CALLS
     reference = Score(value=1.0, samples=count, again=(1.0,) * (calls + 2 * folds))
 
-    def candidate(key: str, outside: list[float], inside: list[float]) -> Measured:
+    def candidate(key: str, outside: list[float], inside: list[float]) -> MeasuredCandidate:
         found = Score(value=1.0, samples=count, again=(*(1.0,) * calls, *outside, *inside))
-        return Measured(point=pareto.Point(key=key, drop=0.0, size=1 if key == "a" else 2, latency=None), score=found)
+        return MeasuredCandidate(
+            point=pareto.Point(key=key, drop=0.0, size=1 if key == "a" else 2, latency=None), score=found
+        )
 
     steady = candidate("b", [1.0] * folds, [1.0] * folds)
     lucky = candidate("a", [1.2, 1.2, 0.9, 0.9, 0.9], [0.2, 0.2, 1.4, 1.4, 1.4])

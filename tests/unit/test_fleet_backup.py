@@ -12,7 +12,7 @@ import pytest
 from tests.support.bundles import make_bundle
 
 from kedge.fleet import backup
-from kedge.fleet.locks import only_controller
+from kedge.fleet.controller_lock import only_controller
 from kedge.fleet.service import FleetService
 from kedge_protocol.errors import FleetError, StorageError
 

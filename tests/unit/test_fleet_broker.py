@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.fleet.embedded import EmbeddedBroker, parse_listen
+from kedge.fleet.embedded_broker import EmbeddedBroker, parse_listen
 from kedge.fleet.options import ControllerOptions
 from kedge_protocol.errors import ConfigError
 from kedge_protocol.mqtt import Backoff, parse_broker

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.fleet.inbox import Inbox, Memory, SeldomLog, check_text
+from kedge.fleet.inbox import DeviceState, Inbox, SeldomLog, check_text
 from kedge_protocol import codec
 from kedge_protocol.errors import MessageError
 from kedge_protocol.messages import Reported, Status
@@ -18,7 +18,7 @@ KINDS = ("status", "reported", "tele/metrics", "ack/1", "desired", "")
 
 def inbox() -> Inbox:
     made = Inbox()
-    made.know({"pi": Memory()})
+    made.know({"pi": DeviceState()})
     return made
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kedge.fleet import database
-from kedge.fleet.ledger import Ledger
 from kedge.fleet.service import FleetService
+from kedge.fleet.transfer_counts import TransferCounts
 from kedge_protocol.errors import StorageError
 from kedge_protocol.messages import BlobKind
 
@@ -23,7 +23,7 @@ keys = st.sampled_from(KEYS)
 blocks = st.integers(0, 70)
 
 
-def serve(ledger: Ledger, key: tuple[int, str, BlobKind], index: int) -> None:
+def serve(ledger: TransferCounts, key: tuple[int, str, BlobKind], index: int) -> None:
     """Hand one block over, as the block server does."""
     again = ledger.finished(key, index)
     ledger.served(key, index, 10, again=again)
@@ -42,7 +42,7 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.fleet.database.read() as session:
             for row in session.rows("SELECT id, name FROM device"):
                 self.numbers[row["name"]] = row["id"]
-        self.ledger = Ledger(self.fleet.database)
+        self.ledger = TransferCounts(self.fleet.database)
         self.served: dict[tuple[str, str], list[int]] = {key: [] for key in KEYS}
         self.again = dict.fromkeys(KEYS, 0)
         self.have: dict[tuple[str, str], set[int]] = {key: set() for key in KEYS}
@@ -68,7 +68,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.ledger.flush()
-        self.ledger = Ledger(self.fleet.database)
+        self.ledger = TransferCounts(self.fleet.database)
 
     @invariant()
     def counts_are_the_models(self) -> None:
@@ -102,7 +102,7 @@ TestLedger.settings = settings(
 def test_a_removed_device_takes_its_counts_with_it(tmp_path: Path) -> None:
     with FleetService(tmp_path) as fleet:
         fleet.device_add("one", "rpi4")
-        ledger = Ledger(fleet.database)
+        ledger = TransferCounts(fleet.database)
         serve(ledger, (1, KEYS[0][1], BlobKind.BLOB), 0)
         fleet.device_remove("one")
         ledger.flush()
@@ -115,7 +115,7 @@ def test_a_failed_write_loses_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     with FleetService(tmp_path) as fleet:
         fleet.device_add("one", "rpi4")
-        ledger = Ledger(fleet.database)
+        ledger = TransferCounts(fleet.database)
         serve(ledger, (1, KEYS[0][1], BlobKind.BLOB), 3)
         with contextlib.closing(sqlite3.connect(tmp_path / "fleet.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -129,7 +129,7 @@ def test_a_failed_write_loses_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_block_that_is_finished_while_it_is_handed_over_was_not_finished_before(tmp_path: Path) -> None:
     with FleetService(tmp_path) as fleet:
         fleet.device_add("one", "rpi4")
-        ledger = Ledger(fleet.database)
+        ledger = TransferCounts(fleet.database)
         key = (1, KEYS[0][1], BlobKind.BLOB)
         before = ledger.finished(key, 5)
         ledger.told(key, 1 << 5)  # the device's next word overtakes the note of the handing over

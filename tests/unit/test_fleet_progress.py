@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.fleet.progress import Standing, Told, judge
+from kedge.fleet.device_progress import LastReport, Standing, judge
 from kedge.fleet.results import Progress
 from kedge_protocol.messages import Failure, ModelState, ReportedModel
 
@@ -17,7 +17,7 @@ digests = st.sampled_from([None, WANTED, OTHER])
 def standing_of(
     model: ReportedModel | None, *, told: int | None, asked: int, wanted: str | None = WANTED, online: bool = True
 ) -> Standing:
-    return judge(wanted=wanted, version=asked, told=Told(told, model, online))
+    return judge(wanted=wanted, version=asked, told=LastReport(told, model, online))
 
 
 models = st.builds(

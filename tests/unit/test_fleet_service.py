@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from tests.support.bundles import make_bundle
 
+from kedge.fleet.controller_store import ControllerStore
 from kedge.fleet.database import state_folder
-from kedge.fleet.records import Records
 from kedge.fleet.results import Progress
+from kedge.fleet.rollout_status import DeviceFilter
 from kedge.fleet.service import FleetService
-from kedge.fleet.standing import Shown
 from kedge_protocol import codec
 from kedge_protocol.bundle.layout import Layout
 from kedge_protocol.errors import ConfigError, FleetError, StorageError, TargetError
@@ -43,7 +43,7 @@ def fleet(tmp_path: Path, layouts: dict[str, Path]) -> FleetService:
 
 
 def wishes(fleet: FleetService) -> dict[str, Desired | None]:
-    records = Records(fleet.database)
+    records = ControllerStore(fleet.database)
     found = records.wishes(list(records.roster().versions))
     return {wish.device: codec.decode(wish.payload, Desired, where="wish") if wish.payload else None for wish in found}
 
@@ -207,7 +207,7 @@ def test_rollouts_are_counted_filtered_and_paged(fleet: FleetService) -> None:
     assert whole.counts == {"offline": 4, "superseded": 3}
     assert (whole.matching, len(whole.devices)) == (7, 7)
     page = fleet.rollout_status(
-        started.id, shown=Shown(progress=frozenset({Progress.OFFLINE}), select={"half": "0"}, limit=2, offset=1)
+        started.id, shown=DeviceFilter(progress=frozenset({Progress.OFFLINE}), select={"half": "0"}, limit=2, offset=1)
     )
     assert page.counts == whole.counts
     assert page.matching == 4

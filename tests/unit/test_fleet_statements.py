@@ -18,12 +18,12 @@ from tests.support.bundles import make_bundle
 from kedge.fleet import controller as controllers
 from kedge.fleet import database, kit
 from kedge.fleet.controller import Controller
+from kedge.fleet.controller_store import ControllerStore
 from kedge.fleet.inbox import Inbox
-from kedge.fleet.ledger import Ledger
 from kedge.fleet.options import KitOptions
-from kedge.fleet.records import Records
+from kedge.fleet.rollout_status import DeviceFilter
 from kedge.fleet.service import FleetService
-from kedge.fleet.standing import Shown
+from kedge.fleet.transfer_counts import TransferCounts
 from kedge_protocol import codec, topics
 from kedge_protocol.broker import parse_broker
 from kedge_protocol.errors import FleetError, StorageError
@@ -98,14 +98,14 @@ def test_the_number_of_statements_does_not_grow_with_the_fleet(
     found: dict[str, list[int]] = {}
     for size in SIZES:
         with fleet_of(tmp_path, layout, size) as fleet:
-            records, inbox = Records(fleet.database), Inbox()
+            records, inbox = ControllerStore(fleet.database), Inbox()
             inbox.know(records.roster().memories)
             names = list(inbox.known())
             for name in names:
                 inbox.put(topics.status(name), codec.encode(Status(online=True, boot_id="one", session=1)), False)
                 inbox.put(topics.telemetry(name, "metrics"), telemetry("one", 1), False)
 
-            def write(records: Records = records, inbox: Inbox = inbox) -> None:
+            def write(records: ControllerStore = records, inbox: Inbox = inbox) -> None:
                 records.write(inbox.digest())
                 inbox.written()
 
@@ -117,10 +117,10 @@ def test_the_number_of_statements_does_not_grow_with_the_fleet(
             verbs: dict[str, Callable[[], object]] = {
                 "births and telemetry": write,
                 "telemetry": more_telemetry,
-                "roster": lambda fleet=fleet: Records(fleet.database).roster(),
+                "roster": lambda fleet=fleet: ControllerStore(fleet.database).roster(),
                 "device list": lambda fleet=fleet: fleet.device_list({"half": "0"}, limit=20),
                 "rollout start": lambda fleet=fleet: fleet.rollout_start("tiny:1.0"),
-                "rollout status": lambda fleet=fleet: fleet.rollout_status(shown=Shown(limit=20)),
+                "rollout status": lambda fleet=fleet: fleet.rollout_status(shown=DeviceFilter(limit=20)),
                 "rollout list": lambda fleet=fleet: fleet.rollouts(),
                 "wishes": lambda records=records, names=names: records.wishes(names[:256]),
                 "rollout revert": lambda fleet=fleet: fleet.rollout_revert(),
@@ -139,7 +139,7 @@ def test_a_batch_of_reports_is_one_transaction_and_a_few_statements_each(
     monkeypatch.setattr(database.sqlite3, "connect", partial(sqlite3.connect, factory=Counting))
     with fleet_of(tmp_path, layout, 100) as fleet:
         digest = fleet.rollout_start("tiny:1.0").rollout.devices[0].digest or ""
-        records, inbox = Records(fleet.database), Inbox()
+        records, inbox = ControllerStore(fleet.database), Inbox()
         inbox.know(records.roster().memories)
         for name in inbox.known():
             for seq in range(1, 4):
@@ -154,7 +154,7 @@ def test_the_ledger_asks_once_for_a_device_whatever_it_pulls(
 ) -> None:
     monkeypatch.setattr(database.sqlite3, "connect", partial(sqlite3.connect, factory=Counting))
     with fleet_of(tmp_path, layout, 2) as fleet:
-        ledger = Ledger(fleet.database)
+        ledger = TransferCounts(fleet.database)
 
         def pull(device: int) -> None:
             for blob in range(20):

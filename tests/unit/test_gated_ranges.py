@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from tests.support.lowering import Calibration
 
-from kedge_targets.graph import gates, ranges
+from kedge_targets.graph import flat_activations, ranges
 from kedge_targets.numerics import RangeMethod
 
 SAMPLES = np.linspace(-150, 20, 512, dtype=np.float32).reshape(64, 8)
@@ -84,7 +84,7 @@ def test_what_is_cut_off_costs_less_than_rounding(low: float, high: float, level
     def silu(x: Any) -> Any:
         return x / (1 + np.exp(-x))
 
-    begins = gates.least(low, high, (silu,), levels=levels)
+    begins = flat_activations.least(low, high, (silu,), levels=levels)
     assert low <= begins <= 0
     lost = silu(np.linspace(low, begins, 4096)) - silu(begins)
     assert np.abs(lost).max() <= (high - begins) / levels / 2 + 1e-9

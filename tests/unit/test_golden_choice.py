@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.compiler import golden as choosing
+from kedge.evaluation import golden as choosing
 from kedge_protocol.bundle.config import FileTensor, TensorSpec
 from kedge_protocol.golden import deviation
 

@@ -14,7 +14,7 @@ from tests.support.lowering import classifier
 from tests.support.pruning import answers
 
 from kedge_protocol.errors import LoweringError
-from kedge_targets.graph import attention, nodes, plans, tracing
+from kedge_targets.graph import attention, node_tracing, nodes, plan_layers
 from kedge_targets.graph.wiring import Wiring
 from kedge_targets.numerics import Plan, Precision
 
@@ -58,19 +58,19 @@ def test_operators_tell_their_domain() -> None:
 
 
 def test_the_smallest_precision_leads_a_plan() -> None:
-    assert plans.leading(Plan(default=Precision.FLOAT32)) is Precision.FLOAT32
-    assert plans.leading(Plan(default=Precision.INT8, layers={"first": Precision.FLOAT32})) is Precision.INT8
-    assert plans.leading(Plan(default=Precision.FLOAT32, layers={"first": Precision.INT8})) is Precision.INT8
+    assert plan_layers.leading(Plan(default=Precision.FLOAT32)) is Precision.FLOAT32
+    assert plan_layers.leading(Plan(default=Precision.INT8, layers={"first": Precision.FLOAT32})) is Precision.INT8
+    assert plan_layers.leading(Plan(default=Precision.FLOAT32, layers={"first": Precision.INT8})) is Precision.INT8
     with pytest.raises(LoweringError, match="mixes int8 and float16"):
-        plans.leading(Plan(default=Precision.INT8, layers={"first": Precision.FLOAT16}))
+        plan_layers.leading(Plan(default=Precision.INT8, layers={"first": Precision.FLOAT16}))
 
 
 def test_the_nodes_of_another_precision() -> None:
     model = classifier()
     mixed = Plan(default=Precision.INT8, layers={"last": Precision.FLOAT32, "first": Precision.FLOAT32})
-    assert plans.others(mixed, model, Precision.INT8) == ["first", "last"]
+    assert plan_layers.others(mixed, model, Precision.INT8) == ["first", "last"]
     with pytest.raises(LoweringError, match="'absent'"):
-        plans.others(Plan(default=Precision.INT8, layers={"absent": Precision.FLOAT32}), model, Precision.INT8)
+        plan_layers.others(Plan(default=Precision.INT8, layers={"absent": Precision.FLOAT32}), model, Precision.INT8)
 
 
 def test_a_layer_that_was_fused_is_followed_to_the_node_that_does_its_work() -> None:
@@ -81,10 +81,10 @@ def test_a_layer_that_was_fused_is_followed_to_the_node_that_does_its_work() -> 
     first, relu = after.graph.node[0], after.graph.node[1]
     first.name, first.output[0] = "fused", "r1"
     after.graph.node.remove(relu)
-    assert tracing.followed(["first"], before, after) == ["fused"]
-    assert tracing.followed(["first_relu"], before, after) == ["fused"]
-    assert tracing.followed(["last", "first"], before, after) == ["fused", "last"]
-    assert tracing.followed(["second"], before, after) == ["second"]
+    assert node_tracing.trace_nodes(["first"], before, after) == ["fused"]
+    assert node_tracing.trace_nodes(["first_relu"], before, after) == ["fused"]
+    assert node_tracing.trace_nodes(["last", "first"], before, after) == ["fused", "last"]
+    assert node_tracing.trace_nodes(["second"], before, after) == ["second"]
 
 
 def test_what_stands_between_the_products_and_a_softmax() -> None:

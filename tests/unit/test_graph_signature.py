@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.support.lowering import classifier, float_answers, images
 
 from kedge_protocol.errors import ModelError, StorageError
-from kedge_targets.graph import batch, layout, library, opsets, reading, signature, writing
+from kedge_targets.graph import batch, layout, library, model_reader, model_writer, opsets, signature
 
 
 def test_inputs_and_outputs_as_plain_data() -> None:
@@ -101,29 +101,29 @@ def test_the_weight_of_a_convolution_tells_nothing() -> None:
     [("ic_resnet8.onnx", "NHWC"), ("kws_dscnn.onnx", "NHWC"), ("mnist_cnn.onnx", "NCHW")],
 )
 def test_layouts_of_real_models(shared_data: Path, name: str, expected: str) -> None:
-    (info,) = signature.inputs(reading.read(shared_data / "models" / name))
+    (info,) = signature.inputs(model_reader.read(shared_data / "models" / name))
     assert info.layout == expected
 
 
 def test_a_free_batch_is_fixed_everywhere(tmp_path: Path) -> None:
-    model = reading.infer_shapes(classifier(), where="model")
+    model = model_reader.infer_shapes(classifier(), where="model")
     assert batch.size(model) is None
-    fixed = batch.fixed(model, 3)
+    fixed = batch.fix_batch(model, 3)
     assert batch.size(fixed) == 3
     assert signature.outputs(fixed)[0].shape == (3, 4)
     assert batch.size(model) is None
     path = tmp_path / "fixed.onnx"
-    writing.save(fixed, path)
+    model_writer.save(fixed, path)
     samples = images(3)
-    writing.save(model, tmp_path / "free.onnx")
+    model_writer.save(model, tmp_path / "free.onnx")
     np.testing.assert_array_equal(float_answers(path, samples), float_answers(tmp_path / "free.onnx", samples))
 
 
 def test_a_fixed_batch_is_not_fixed_to_another_size() -> None:
     model = classifier(batch=2)
-    assert batch.size(batch.fixed(model, 2)) == 2
+    assert batch.size(batch.fix_batch(model, 2)) == 2
     with pytest.raises(ModelError, match="fixed to 2, not 3"):
-        batch.fixed(model, 3)
+        batch.fix_batch(model, 3)
 
 
 def test_inputs_whose_first_axes_disagree() -> None:
@@ -136,7 +136,7 @@ def test_inputs_whose_first_axes_disagree() -> None:
 @given(st.integers(1, 20), st.integers(1, 7))
 def test_samples_are_grouped_to_the_batch_and_none_is_lost(count: int, at_once: int) -> None:
     samples = [{"x": np.array([index])} for index in range(count)]
-    groups = [group["x"] for group in batch.grouped(samples, at_once)]
+    groups = [group["x"] for group in batch.regroup(samples, at_once)]
     assert all(len(group) == at_once for group in groups)
     flat = np.concatenate(groups)
     assert flat[:count].tolist() == list(range(count))
@@ -146,21 +146,21 @@ def test_samples_are_grouped_to_the_batch_and_none_is_lost(count: int, at_once: 
 
 def test_writing_takes_the_lowest_ir_version_and_the_same_bytes(tmp_path: Path) -> None:
     model = classifier(ir_version=12)
-    writing.save(model, tmp_path / "a.onnx")
+    model_writer.save(model, tmp_path / "a.onnx")
     assert onnx.load_model(str(tmp_path / "a.onnx")).ir_version == 8
-    writing.save(onnx.load_model(str(tmp_path / "a.onnx")), tmp_path / "b.onnx")
+    model_writer.save(onnx.load_model(str(tmp_path / "a.onnx")), tmp_path / "b.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
 def test_stripping_leaves_what_runs_and_no_path(tmp_path: Path) -> None:
-    model = reading.infer_shapes(classifier(), where="model")
+    model = model_reader.infer_shapes(classifier(), where="model")
     model.doc_string = model.graph.doc_string = model.graph.node[0].doc_string = "made in /home/somebody"
     model.graph.node[1].metadata_props.add(key="trace", value="/home/somebody/train.py:1")
     model.metadata_props.add(key="path", value="/home/somebody")
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    writing.save(model, tmp_path / "full.onnx")
-    writing.strip(model)
-    writing.save(model, tmp_path / "lean.onnx")
+    model_writer.save(model, tmp_path / "full.onnx")
+    model_writer.strip(model)
+    model_writer.save(model, tmp_path / "lean.onnx")
     raw = (tmp_path / "lean.onnx").read_bytes()
     assert b"somebody" not in raw
     assert len(raw) < (tmp_path / "full.onnx").stat().st_size
@@ -173,16 +173,16 @@ def test_stripping_leaves_what_runs_and_no_path(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be written"):
-        writing.save(classifier(), tmp_path / "absent" / "model.onnx")
+        model_writer.save(classifier(), tmp_path / "absent" / "model.onnx")
 
 
 def test_an_old_opset_is_brought_up_with_equal_answers(tmp_path: Path) -> None:
     old = classifier(opset=9, ir_version=4)
-    new = opsets.at_least(old, 13, where="model")
+    new = opsets.raise_opset(old, 13, where="model")
     assert (opsets.version(old), opsets.version(new)) == (9, 13)
-    assert opsets.at_least(new, 11, where="model") is new
+    assert opsets.raise_opset(new, 11, where="model") is new
     for name, model in (("old", old), ("new", new)):
-        writing.save(model, tmp_path / f"{name}.onnx")
+        model_writer.save(model, tmp_path / f"{name}.onnx")
     samples = images(2)
     np.testing.assert_allclose(
         float_answers(tmp_path / "old.onnx", samples), float_answers(tmp_path / "new.onnx", samples), atol=1e-6

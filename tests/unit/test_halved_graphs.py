@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.support.pruning import answers
 
-from kedge_targets.graph import preparing, reading
+from kedge_targets.graph import model_reader, quantizer_preparation
 
 node = helper.make_node
 
@@ -40,7 +40,7 @@ def test_every_mixture_is_a_sound_graph(excluded: list[str]) -> None:
     model = graph()
     x = np.random.default_rng(1).standard_normal((5, 8)).astype(np.float32)
     wanted = answers(model, {"x": x})
-    made = preparing.halved(reading.infer_shapes(graph(), where="graph"), excluded)
+    made = quantizer_preparation.convert_to_float16(model_reader.infer_shapes(graph(), where="graph"), excluded)
     # Unique names and outputs, each node behind what it reads.
     onnx.checker.check_model(made, full_check=True)
     names = [one.name for one in made.graph.node]

@@ -79,18 +79,18 @@ def shape(model: onnx.ModelProto, at: int = 0) -> list[int | str]:
 
 def test_names_of_free_axes() -> None:
     model = graph({"ids": ["s23", "s27"], "mask": ["s23", "s27"]}, {"y": ["s23", 3], "z": ["s23", "2*s27"]})
-    assert axes.renamed(model, {"s27": "sequence"}) == ("batch", "sequence")
+    assert axes.rename_axes(model, {"s27": "sequence"}) == ("batch", "sequence")
     assert shape(model) == ["batch", 3]
     assert shape(model, 1) == ["batch", "2*sequence"]
 
 
 def test_an_axis_without_a_name_gets_one() -> None:
     model = graph({"ids": ["unk__1", "unk__2"]}, {"y": ["unk__9", 3]})
-    assert axes.renamed(model) == ("batch", "ids_1")
+    assert axes.rename_axes(model) == ("batch", "ids_1")
     assert shape(model) == ["batch", 3]
 
 
 def test_fixed_axes_stay_fixed() -> None:
     model = graph({"x": [1, 3]}, {"y": [1, 3]})
-    assert axes.renamed(model) == ()
+    assert axes.rename_axes(model) == ()
     assert shape(model) == [1, 3]

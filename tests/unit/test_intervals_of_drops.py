@@ -10,17 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kedge.compiler import promise
-from kedge.compression.budget import Budget
 from kedge.evaluation import intervals, resampling
-from kedge.evaluation.kinds import OutputKind, Seen
+from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
 from kedge.evaluation.metric import USER, Choice, Score
 from kedge.evaluation.metrics import Direction, Metric
 from kedge.evaluation.resampling import Rows
+from kedge.report import statements
+from kedge.search.budget import Budget
 
 Array = npt.NDArray[Any]
 
-TOP1 = Choice(kind="top1", name="top1", output="y", kinds=(Seen(name="y", kind=OutputKind.CLASSES, why=""),))
+TOP1 = Choice(
+    kind="top1", name="top1", output="y", kinds=(ClassifiedOutput(name="y", kind=OutputKind.CLASSES, why=""),)
+)
 MINE = Choice(kind=USER, name="mine.py:f", function="mine.py:f")
 
 
@@ -78,12 +80,12 @@ def test_no_difference_on_few_samples_shows_little() -> None:
     assert found is not None
     assert (found.low, found.high) == (pytest.approx(-0.107, abs=1e-3), pytest.approx(0.107, abs=1e-3))
     budget = Budget(max_drop=0.01)
-    assert promise.shown(0.0, found, budget) is False
-    assert promise.words(0.0, found, budget) == "kept on these samples; to show it takes about 380"
+    assert statements.is_shown(0.0, found, budget) is False
+    assert statements.budget_statement(0.0, found, budget) == "kept on these samples; to show it takes about 380"
     many = np.ones(400)
     wide = intervals.of_drop(TOP1, score(many), score(many))
-    assert promise.shown(0.0, wide, budget) is True
-    assert promise.words(0.0, wide, budget).startswith("shown: 95% sure")
+    assert statements.is_shown(0.0, wide, budget) is True
+    assert statements.budget_statement(0.0, wide, budget).startswith("shown: 95% sure")
 
 
 def test_how_many_samples_would_show_it_is_about_right() -> None:
@@ -95,7 +97,7 @@ def test_how_many_samples_would_show_it_is_about_right() -> None:
     high = intervals.tango(3 * times, 2 * times, needed)[1]
     assert high == pytest.approx(0.01, abs=2e-4)
     assert found.needed(0.01, 0.01) is None
-    assert "no number of samples" in promise.words(0.01, found, Budget(max_drop=0.01))
+    assert "no number of samples" in statements.budget_statement(0.01, found, Budget(max_drop=0.01))
 
 
 def test_a_drop_is_worse_than_float_whichever_way_is_better() -> None:
@@ -115,7 +117,7 @@ def test_what_could_not_be_computed_on_drawn_samples_has_no_interval() -> None:
     found = intervals.of_drop(MINE, told, worse)
     assert found is not None
     assert (found.low, found.high) == (pytest.approx(0.1), pytest.approx(0.1))
-    assert "no interval" in promise.words(0.0, None, Budget(max_drop=0.01))
+    assert "no interval" in statements.budget_statement(0.0, None, Budget(max_drop=0.01))
 
 
 def test_a_metric_that_some_draws_do_not_have_is_bootstrapped_on_the_others() -> None:

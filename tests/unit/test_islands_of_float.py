@@ -10,8 +10,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from kedge_targets.backends.onnxruntime.integers import INTEGER_OPERATORS
-from kedge_targets.graph import islands
+from kedge_targets.backends.onnxruntime.int8 import INTEGER_OPERATORS
+from kedge_targets.graph import float_regions
 
 Array = npt.NDArray[Any]
 node = helper.make_node
@@ -61,7 +61,7 @@ def block() -> onnx.ModelProto:
 
 
 def test_between_norms_only_products_and_tables_are_integers() -> None:
-    kept = islands.extended(block(), [], INTEGER_OPERATORS)
+    kept = float_regions.extend_float_regions(block(), [], INTEGER_OPERATORS)
     assert kept == ["places", "norm", "bias", "residual", "norm2", "scale"]
 
 
@@ -80,9 +80,15 @@ def test_a_convolutional_network_is_integers_throughout() -> None:
         {"x": (TensorProto.FLOAT, ["N", 4, 6, 6])},
         {"w1": random(4, 4, 3, 3), "w2": random(4, 4, 3, 3), "w3": random(4, 3)},
     )
-    assert islands.extended(model, [], INTEGER_OPERATORS) == ["softmax"]
+    assert float_regions.extend_float_regions(model, [], INTEGER_OPERATORS) == ["softmax"]
     # Of a layer that must be float the way back to the layer before.
-    assert islands.extended(model, ["last"], INTEGER_OPERATORS) == ["residual", "pool", "flat", "last", "softmax"]
+    assert float_regions.extend_float_regions(model, ["last"], INTEGER_OPERATORS) == [
+        "residual",
+        "pool",
+        "flat",
+        "last",
+        "softmax",
+    ]
 
 
 def test_rows_are_picked_before_they_are_read_back_and_the_answer_is_the_same() -> None:
@@ -98,7 +104,7 @@ def test_rows_are_picked_before_they_are_read_back_and_the_answer_is_the_same() 
     )
     asked = {"ids": np.array([0, 19, 7, 7])}
     before = run(model, asked)
-    islands.pick_before_reading_back(model)
+    float_regions.pick_before_reading_back(model)
     onnx.checker.check_model(onnx.shape_inference.infer_shapes(model))
     assert [one.op_type for one in model.graph.node] == ["Gather", "DequantizeLinear", "Neg"]
     assert model.graph.node[0].input[0] == "codes"

@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from tests.support.boards import PASSWORD, authority, make_kit
 
 from kedge.cli.main import main
-from kedge.fleet.kit import KitOptions, Member, archive, filled, members, write
+from kedge.fleet.kit import KitOptions, Member, archive, fill_template, members, write
 from kedge.fleet.service import FleetService
 from kedge_protocol.errors import ConfigError, FleetError, KedgeError, StorageError, TargetError
 from kedge_targets import firmware
@@ -192,7 +192,7 @@ printable = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, ma
 
 @given(st.fixed_dictionaries(dict.fromkeys(KEYS, st.none() | printable)))
 def test_any_printable_values_come_back_and_all_else_stays(values: dict[str, str | None]) -> None:
-    made = tomllib.loads(filled(TEMPLATE, values))
+    made = tomllib.loads(fill_template(TEMPLATE, values))
     original = tomllib.loads(TEMPLATE)
     for key, value in values.items():
         table, _, name = key.partition(".")
@@ -202,14 +202,16 @@ def test_any_printable_values_come_back_and_all_else_stays(values: dict[str, str
 
 
 def test_comments_stay_beside_their_lines() -> None:
-    line = next(line for line in filled(TEMPLATE, {"broker.url": "mqtt://b"}).splitlines() if line.startswith("url"))
+    line = next(
+        line for line in fill_template(TEMPLATE, {"broker.url": "mqtt://b"}).splitlines() if line.startswith("url")
+    )
     assert line.startswith('url = "mqtt://b"  ')
     assert "# mqtt://… without TLS" in line
 
 
 def test_a_file_without_the_table_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"no table \[broker\]"):
-        filled('[device]\nname = "x"\n', {"broker.url": "mqtt://b"})
+        fill_template('[device]\nname = "x"\n', {"broker.url": "mqtt://b"})
 
 
 def test_an_installed_kedge_finds_its_folder_within_itself(tmp_path: Path) -> None:

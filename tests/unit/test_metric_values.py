@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kedge.evaluation import decisions, kinds, metric
-from kedge.evaluation.kinds import Behind, OutputKind
+from kedge.evaluation.kinds import GraphEvidence, OutputKind
 from kedge.evaluation.metrics import Direction, find, known
 from kedge.evaluation.metrics.classes import check_labels
 from kedge_protocol.errors import ConfigError, DatasetError
@@ -21,18 +21,18 @@ Array = npt.NDArray[Any]
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(40, 5)).astype(np.float32)
 EMBEDDINGS = (LOGITS / np.linalg.norm(LOGITS, axis=1, keepdims=True)).astype(np.float32)
-SOFTMAX, SIGMOID = Behind(distribution=True, sigmoid=True), Behind(sigmoid=True)
+SOFTMAX, SIGMOID = GraphEvidence(distribution=True, sigmoid=True), GraphEvidence(sigmoid=True)
 
 
 def seen(
-    outputs: dict[str, Array], labels: Array | None = None, behind: Behind | None = None, **options: Any
-) -> dict[str, kinds.Seen]:
-    graph = dict.fromkeys(outputs, behind or Behind())
-    return kinds.seen(outputs, graph=graph, inputs={}, labels=labels, **options)
+    outputs: dict[str, Array], labels: Array | None = None, behind: GraphEvidence | None = None, **options: Any
+) -> dict[str, kinds.ClassifiedOutput]:
+    graph = dict.fromkeys(outputs, behind or GraphEvidence())
+    return kinds.classify_outputs(outputs, graph=graph, inputs={}, labels=labels, **options)
 
 
 def chosen(
-    outputs: dict[str, Array], labels: Array | None = None, behind: Behind | None = None, text: str | None = None
+    outputs: dict[str, Array], labels: Array | None = None, behind: GraphEvidence | None = None, text: str | None = None
 ) -> metric.Choice:
     told = seen(outputs, labels, behind, named=metric.named_output(text))
     return metric.choose(text, kinds=told, reference=outputs, labels=labels)
@@ -70,7 +70,7 @@ def test_class_scores_without_labels_mean_agreement() -> None:
     other = LOGITS.copy()
     other[:4] = -other[:4]
     probabilities = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
-    for reference, behind in ((LOGITS, SOFTMAX), (probabilities, Behind())):
+    for reference, behind in ((LOGITS, SOFTMAX), (probabilities, GraphEvidence())):
         choice = chosen({"y": reference}, behind=behind)
         assert choice.name == "agreement"
         assert value(choice, {"y": other}, {"y": reference}) == 0.9
@@ -169,7 +169,7 @@ def test_boxes_do_not_hide_scores() -> None:
     reference = np.concatenate([boxes, scores], axis=1).astype(np.float32)
     lost = reference.copy()
     lost[:, 4:] = 0
-    choice = chosen({"y": reference}, behind=Behind(sigmoid=True, mixed=True))
+    choice = chosen({"y": reference}, behind=GraphEvidence(sigmoid=True, mixed=True))
     assert choice.seen["y"].kind is OutputKind.BOXES
     assert value(choice, {"y": lost}, {"y": reference}) == 0.0
     whole = float(np.vdot(lost, reference) / np.linalg.norm(lost) / np.linalg.norm(reference))

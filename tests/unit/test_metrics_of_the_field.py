@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import f1_score, jaccard_score, mean_absolute_error, mean_squared_error, roc_auc_score
 
-from kedge.evaluation.kinds import OutputKind, Seen
+from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
 from kedge.evaluation.metrics import find
 from kedge.evaluation.metrics.detection import FIELDS
 from kedge_protocol.errors import ConfigError, DatasetError
@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 def made(name: str, kind: OutputKind = OutputKind.VALUES, **inputs: Any) -> Any:
     """A metric of the output ``y``."""
     metric = find(name, where="test")
-    seen = {"y": Seen(name="y", kind=kind, why="the test says so")}
+    seen = {"y": ClassifiedOutput(name="y", kind=kind, why="the test says so")}
     return metric(None if metric.whole else "y", seen, inputs.get("inputs"))
 
 

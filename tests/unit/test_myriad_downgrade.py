@@ -20,7 +20,7 @@ from kedge_targets.backends.myriad import downgrade, processor, representation
 from kedge_targets.backends.myriad.origins import Origins
 from kedge_targets.backends.openvino import emulation, library
 from kedge_targets.graph import library as reference
-from kedge_targets.graph import reading
+from kedge_targets.graph import model_reader
 
 Array = npt.NDArray[Any]
 node = helper.make_node
@@ -43,7 +43,7 @@ def lowered(model: onnx.ModelProto, folder: Path) -> tuple[list[str], Path, list
     """What was replaced, the representation, and the names of its inputs and outputs."""
     path = folder / "model.onnx"
     path.write_bytes(model.SerializeToString())
-    given_model = reading.load(path)
+    given_model = model_reader.load(path)
     read = library.load().Core().read_model(str(path))
     from openvino.passes import ConstantFolding, Manager
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kedge.compression.budget import Budget
-from kedge.evaluation.kinds import OutputKind, Seen
+from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
 from kedge.evaluation.outputs import EXACT_DB, OutputFigures, one
+from kedge.search.budget import Budget
 
 Array = npt.NDArray[Any]
 
@@ -55,7 +55,7 @@ def rounded(y: Array, levels: int, kind: OutputKind) -> Array:
 
 def judged(name: str, y: Array, broken: Array) -> OutputFigures:
     kind, bounded, _ = OUTPUTS[name]
-    seen = Seen(name="y", kind=kind, why="", bounded=bounded)
+    seen = ClassifiedOutput(name="y", kind=kind, why="", bounded=bounded)
     return one(seen, broken.astype(np.float32), y.astype(np.float32))
 
 
@@ -154,7 +154,7 @@ def test_few_samples_condemn_nothing_by_chance() -> None:
 
 
 def of(kind: OutputKind, reference: Array, output: Array) -> OutputFigures:
-    return one(Seen(name="y", kind=kind, why=""), output, reference)
+    return one(ClassifiedOutput(name="y", kind=kind, why=""), output, reference)
 
 
 def test_what_never_varies_is_held_against_its_magnitude() -> None:
@@ -200,7 +200,7 @@ def test_an_empty_output_has_no_figures() -> None:
 
 def test_a_probability_has_errors_and_flips_in_place_of_an_angle() -> None:
     p = np.linspace(0.0, 1.0, 201)[:, None]
-    seen = Seen(name="p", kind=OutputKind.PROBABILITY, why="", bounded=True)
+    seen = ClassifiedOutput(name="p", kind=OutputKind.PROBABILITY, why="", bounded=True)
     figures = one(seen, p - 0.05, p)
     assert figures.cosine is None
     assert figures.largest_error == pytest.approx(0.05)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.compiler.racing import Pace
-from kedge.compression.budget import Budget
-from kedge.compression.pareto import Point, choose, finalists, front, nearest
+from kedge.evaluation.latency_race import RelativeLatency
+from kedge.search.budget import Budget
+from kedge.search.pareto import Point, choose, finalists, front, nearest
 
 points = st.lists(
     st.builds(
@@ -46,7 +46,7 @@ def test_latencies_within_a_tenth_do_not_decide() -> None:
 
 
 def paced(key: str, size: int, ratio: float, spread: float = 0.02, drop: float = 0.0) -> Point:
-    pace = Pace(ratio=ratio, low=ratio * (1 - spread), high=ratio * (1 + spread))
+    pace = RelativeLatency(ratio=ratio, low=ratio * (1 - spread), high=ratio * (1 + spread))
     return Point(key=key, drop=drop, size=size, latency=ratio, pace=pace)
 
 

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from kedge_targets.backends.onnxruntime import products
+from kedge_targets.backends.onnxruntime import integer_products
 
 Array = npt.NDArray[Any]
 node = helper.make_node
@@ -100,7 +100,7 @@ def operators(model: onnx.ModelProto) -> list[str]:
 def test_a_mask_that_meets_zeros_goes_and_every_bit_stays(per_column: bool) -> None:
     model = graph([*layer("w", apart=True), *layer("v")], tensors(per_column=per_column))
     before = answers(model)
-    products.without_masks(model)
+    integer_products.without_masks(model)
     assert "Mul" not in operators(model)
     assert "mask" not in {tensor.name for tensor in model.graph.initializer}
     for old, new in zip(before, answers(model), strict=True):
@@ -144,7 +144,7 @@ def integers_read_otherwise() -> onnx.ModelProto:
 def test_a_mask_that_is_needed_stays(make: Any) -> None:
     model = make()
     kept = answers(model)
-    products.without_masks(model)
+    integer_products.without_masks(model)
     assert "Mul" in operators(model)
     for old, new in zip(kept, answers(model), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -155,7 +155,7 @@ def test_a_mask_that_is_needed_stays(make: Any) -> None:
 def test_a_bias_joins_its_product(per_column: bool, apart: bool) -> None:
     model = graph([*layer("w", apart=apart), *layer("v", bias=False)], tensors(per_column=per_column), masked=False)
     before = answers(model)
-    products.with_biases(model)
+    integer_products.with_biases(model)
     onnx.checker.check_model(model)
     found = operators(model)
     assert found.count("MatMulIntegerToFloat") == 1
@@ -172,7 +172,7 @@ def test_a_bias_of_two_products_is_added_once() -> None:
     made += [node("Add", ["w_1", "v_1"], ["both"]), node("Add", ["both", "w_bias"], ["W"])]
     model = graph(made, tensors(), outputs=("W",))
     before = answers(model)
-    products.with_biases(model)
+    integer_products.with_biases(model)
     assert operators(model).count("MatMulIntegerToFloat") == 1
     np.testing.assert_allclose(answers(model)[0], before[0], rtol=1e-5, atol=1e-5)
 
@@ -207,7 +207,7 @@ def a_zero_point() -> onnx.ModelProto:
 def test_other_products_are_left_alone(make: Any) -> None:
     model = make()
     before = answers(model)
-    products.with_biases(model)
+    integer_products.with_biases(model)
     assert "MatMulIntegerToFloat" not in operators(model)
     for old, new in zip(before, answers(model), strict=True):
         np.testing.assert_array_equal(old, new)

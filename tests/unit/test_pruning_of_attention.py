@@ -13,13 +13,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.support.pruning import answers, context, masked
 
-from kedge.compression.pruning import counting, surgery
-from kedge.compression.pruning.groups import Kind, Structure, structure
-from kedge.compression.pruning.importance import Importance
-from kedge.compression.steps.prune_heads import PruneHeads, PruneHeadsOptions
-from kedge.compression.steps.prune_width import PruneWidth, PruneWidthOptions
+from kedge.pruning import model_cost, surgery
+from kedge.pruning.groups import Kind, Structure, structure
+from kedge.pruning.importance import Importance
+from kedge.steps.prune_heads import PruneHeads, PruneHeadsOptions
+from kedge.steps.prune_width import PruneWidth, PruneWidthOptions
 from kedge_protocol.errors import ConfigError, StepError
-from kedge_targets.graph import batch, reading
+from kedge_targets.graph import batch, model_reader
 
 WIDTH, HEADS, INNER, WORDS = 32, 4, 48, 50
 
@@ -117,7 +117,7 @@ def export(how: str, folder: Path) -> onnx.ModelProto:
             dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
             free = {"ids": dims, "mask": dims}
             torch.onnx.export(encoder(kind), example, str(path), dynamo=True, dynamic_shapes=free, **names)
-    return reading.read(path)
+    return model_reader.read(path)
 
 
 def shapes_of(made: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -143,7 +143,7 @@ def test_removed_heads_are_masked_heads(exported: onnx.ModelProto) -> None:
     np.testing.assert_allclose(answers(pruned, given), answers(masked(found, removed), given), atol=2e-5)
     assert np.abs(answers(pruned, given) - answers(exported, given)).max() > 1e-3
     size = WIDTH // HEADS
-    gone = counting.parameters(found.model) - counting.parameters(pruned)
+    gone = model_cost.parameters(found.model) - model_cost.parameters(pruned)
     assert gone == 3 * (4 * WIDTH * size + 3 * size)
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.pruning import BLOCKS, ENDS, answers, drawn, masked
 
-from kedge.compression.pruning import counting, surgery
-from kedge.compression.pruning.groups import structure
+from kedge.pruning import model_cost, surgery
+from kedge.pruning.groups import structure
 
 
 @settings(max_examples=40)
@@ -37,7 +37,7 @@ def test_a_pruned_network_answers_as_the_masked_one(
     onnx.checker.check_model(pruned, full_check=True)
     assert {node.name for node in pruned.graph.node} <= {node.name for node in model.graph.node}
     if found.groups:
-        assert counting.parameters(pruned) < counting.parameters(model)
+        assert model_cost.parameters(pruned) < model_cost.parameters(model)
     feeds = {"image": rng.standard_normal((1, 3, 8, 8)).astype(np.float32)}
     np.testing.assert_allclose(
         answers(pruned, feeds), answers(masked(found, removed), feeds), rtol=1e-3, atol=1e-4 + 1e-5 * 2 ** len(blocks)

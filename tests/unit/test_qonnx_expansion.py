@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
 from kedge_protocol.errors import UnsupportedOperatorError
-from kedge_targets.graph import library, opsets, qonnx, reading, writing
+from kedge_targets.graph import library, model_reader, model_writer, opsets, qonnx
 
 Array = npt.NDArray[Any]
 F32 = np.float32
@@ -47,7 +47,7 @@ def one_node(
 def run(model: onnx.ModelProto, values: Array) -> Array:
     settings_ = library.load().SessionOptions()
     settings_.log_severity_level = 4
-    session = library.opened(qonnx.expanded(model).SerializeToString(), settings_, where="g")
+    session = library.opened(qonnx.expand_qonnx(model).SerializeToString(), settings_, where="g")
     made: Array = session.run(None, {"x": values})[0]
     return made
 
@@ -180,14 +180,14 @@ def test_old_domains_and_opsets_are_brought_up(tmp_path: Path) -> None:
     del model.opset_import[1]
     path = tmp_path / "m.onnx"
     onnx.save(model, path)
-    read = reading.read(path)
+    read = model_reader.read(path)
     assert qonnx.is_quantized(read)
     assert {opset.domain: opset.version for opset in read.opset_import} == {"": 9, qonnx.DOMAIN: 1}
     assert run(read, np.array([[0.3, -9, 9, 0.7]], dtype=F32)).tolist() == [[0.5, -3.5, 3.5, 0.5]]
-    assert opsets.version(qonnx.expanded(read)) == 13
-    assert not qonnx.is_quantized(qonnx.expanded(read))
-    writing.save(read, tmp_path / "again.onnx")
-    assert qonnx.is_quantized(reading.read(tmp_path / "again.onnx"))
+    assert opsets.version(qonnx.expand_qonnx(read)) == 13
+    assert not qonnx.is_quantized(qonnx.expand_qonnx(read))
+    model_writer.save(read, tmp_path / "again.onnx")
+    assert qonnx.is_quantized(model_reader.read(tmp_path / "again.onnx"))
 
 
 @pytest.mark.parametrize(
@@ -200,21 +200,21 @@ def test_old_domains_and_opsets_are_brought_up(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_replaced_is_named(node: Any, message: str) -> None:
     with pytest.raises(UnsupportedOperatorError, match=rf"node 'the_node'.*{message}"):
-        qonnx.expanded(node())
+        qonnx.expand_qonnx(node())
 
 
 def test_a_bit_width_that_is_computed_is_refused() -> None:
     model = one_node("Quant", {"s": 1, "z": 0, "b": 4})
     model.graph.node[0].input[3] = "x"
     with pytest.raises(UnsupportedOperatorError, match=r"node 'the_node'.*bit width is not constant"):
-        qonnx.expanded(model)
+        qonnx.expand_qonnx(model)
 
 
 def test_an_unknown_operator_of_qonnx_is_refused_on_reading(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(one_node("FloatQuant", {"s": 1}), path)
     with pytest.raises(UnsupportedOperatorError, match=r"node 'the_node'.*'FloatQuant'"):
-        reading.read(path)
+        model_reader.read(path)
 
 
 def test_nodes_in_the_standard_domain_are_known(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_nodes_in_the_standard_domain_are_known(tmp_path: Path) -> None:
     published = one_node("Quant", ours, domain="", opset=13, signed=1, narrow=0, rounding_mode="ROUND")
     path = tmp_path / "published.onnx"
     path.write_bytes(published.SerializeToString())
-    model = reading.load(path)
+    model = model_reader.load(path)
     assert {node.domain for node in model.graph.node} == {qonnx.DOMAIN}
     assert opsets.version(model) == 13
     values = np.array([[-9.0, -0.2, 0.3, 9.0]], F32)

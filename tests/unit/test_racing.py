@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.compiler import racing
-from kedge.compiler.racing import Pace, interval, race
+from kedge.evaluation import latency_race
+from kedge.evaluation.latency_race import RelativeLatency, interval, race
 
 
 class Machine:
@@ -40,8 +40,8 @@ class Machine:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], float]], Machine]:
     def made(busy: Callable[[float], float]) -> Machine:
         found = Machine(busy)
-        monkeypatch.setattr(racing.time, "perf_counter", found.perf_counter)
-        monkeypatch.setattr(racing.time, "process_time", found.process_time)
+        monkeypatch.setattr(latency_race.time, "perf_counter", found.perf_counter)
+        monkeypatch.setattr(latency_race.time, "process_time", found.process_time)
         return found
 
     return made
@@ -118,19 +118,19 @@ def test_the_interval_lies_within_what_was_seen(values: list[float]) -> None:
 
 
 def test_a_pace_is_compared_with_the_machines_mood_in_mind() -> None:
-    near, far = Pace(ratio=1.02, low=1.01, high=1.03), Pace(ratio=1.5, low=1.4, high=1.6)
+    near, far = RelativeLatency(ratio=1.02, low=1.01, high=1.03), RelativeLatency(ratio=1.5, low=1.4, high=1.6)
     assert not near.slower
     assert far.slower
-    assert near.overlaps(Pace(ratio=1.0, low=1.0, high=1.0))
+    assert near.overlaps(RelativeLatency(ratio=1.0, low=1.0, high=1.0))
     assert not far.overlaps(near)
     assert far.beside(far).low < 1 < far.beside(far).high
-    for one, two in pairwise([Pace(ratio=r, low=r * 0.99, high=r * 1.01) for r in (0.5, 0.9, 1.3, 2.0)]):
+    for one, two in pairwise([RelativeLatency(ratio=r, low=r * 0.99, high=r * 1.01) for r in (0.5, 0.9, 1.3, 2.0)]):
         assert two.beside(one).slower
         assert one.beside(two).faster
 
 
 def test_what_nobody_notices_is_not_held_against_a_candidate() -> None:
-    pace = Pace(ratio=1.5, low=1.45, high=1.55)
+    pace = RelativeLatency(ratio=1.5, low=1.45, high=1.55)
     assert not pace.noticed(0.02)
     assert pace.noticed(2.0)
-    assert not Pace(ratio=1.5, low=0.9, high=2.0).noticed(2.0)
+    assert not RelativeLatency(ratio=1.5, low=0.9, high=2.0).noticed(2.0)

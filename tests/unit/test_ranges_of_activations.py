@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.support.lowering import Calibration, classifier, images
 
 from kedge_protocol.errors import DatasetError, ModelError
-from kedge_targets.graph import clipping, ranges, rounding
+from kedge_targets.graph import range_clipping, ranges, rounding
 from kedge_targets.numerics import RangeMethod
 
 Array = npt.NDArray[Any]
@@ -126,7 +126,7 @@ def test_least_square_error_is_what_it_says() -> None:
 
     def error(limit: float) -> float:
         scale, zero = rounding.scale_and_zero_point(-limit, limit, bits=4, signed=True, symmetric=True)
-        return float(np.square(rounding.fake_quantized(values, scale, zero, -7, 7) - values).mean())
+        return float(np.square(rounding.fake_quantize(values, scale, zero, -7, 7) - values).mean())
 
     assert error(found["x"][1]) <= 1.02 * min(error(limit) for limit in np.linspace(0.5, np.abs(values).max(), 200))
 
@@ -146,7 +146,7 @@ def test_entropy_is_the_divergence_of_migacz() -> None:
             q[part][filled] = counts[:stop][part].sum() / filled.sum()
     p, q = p / p.sum(), q / q.sum()
     wanted = sum(a * np.log(a / max(b, 1e-9)) for a, b in zip(p, q, strict=True) if a > 0)
-    assert clipping._divergence(counts, 0, stop, levels) == pytest.approx(wanted)
+    assert range_clipping._divergence(counts, 0, stop, levels) == pytest.approx(wanted)
 
 
 def masked() -> onnx.ModelProto:

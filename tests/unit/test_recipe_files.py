@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.compression import inline, recipe
-from kedge.compression.candidate import Candidate, StepChoice
-from kedge.compression.quantize import Quantize
+from kedge.quantization.quantize_options import Quantize
+from kedge.search import recipe, recipe_args
+from kedge.search.candidate import Candidate, StepChoice
 from kedge_protocol.errors import ConfigError
 from kedge_targets import registry, target
 from kedge_targets.numerics import Plan, Precision, RangeMethod
@@ -32,7 +32,7 @@ def test_a_candidate_survives_writing_and_reading(tmp_path: Path) -> None:
         plan=Plan(
             default=Precision.INT8,
             layers={"conv 1": Precision.FLOAT32},
-            quantized=compiler.quantized_for(device)[0],
+            scheme=compiler.quantized_for(device)[0],
             ranges={"x": (0.0, 1.0)},
         ),
         reasons={"conv 1": "it suffers"},
@@ -46,7 +46,7 @@ def test_a_candidate_survives_writing_and_reading(tmp_path: Path) -> None:
     assert found is not None
     again = recipe.candidate(found, device)
     assert again.steps == made.steps
-    assert again.plan == Plan(default=Precision.INT8, layers=made.plan.layers, quantized=made.plan.quantized)
+    assert again.plan == Plan(default=Precision.INT8, layers=made.plan.layers, scheme=made.plan.scheme)
     assert back.section("rpi4") is None
 
 
@@ -55,7 +55,7 @@ def test_a_way_that_is_not_the_usual_survives_too(tmp_path: Path) -> None:
     compiler = registry.compiler(device.backends[0].name)
     usual = compiler.quantized_for(device)[0]
     way = replace(usual, products=not usual.products)
-    made = Candidate(backend=device.backends[0], plan=Plan(default=Precision.INT8, quantized=way))
+    made = Candidate(backend=device.backends[0], plan=Plan(default=Precision.INT8, scheme=way))
     text = recipe.written({"generic-cpu": recipe.section_of(made, compiler, device)}, seed=7, heading=[])
     assert "products = true" in text
     found = read(tmp_path, text).section("generic-cpu")
@@ -104,15 +104,15 @@ def test_what_a_target_cannot_carry_is_told_with_what_it_can(tmp_path: Path) -> 
 
 
 def test_steps_on_the_command_line() -> None:
-    found = inline.recipe(["distil: temperature=3.5"], "precision=int8,range_method=mse,percentile=99.9")
+    found = recipe_args.parse_recipe(["distil: temperature=3.5"], "precision=int8,range_method=mse,percentile=99.9")
     assert found is not None
     assert found.step == ({"use": "distil", "temperature": 3.5},)
     assert found.quantize == Quantize(precision=Precision.INT8, range_method=RangeMethod.MSE, percentile=99.9)
-    assert inline.recipe([], None) is None
+    assert recipe_args.parse_recipe([], None) is None
 
 
 def test_options_on_the_command_line_are_toml_or_words() -> None:
-    assert inline.options("a=1, b=0.5,c=word,d=true,e=[1, 2],f={x = 1, y = 's'}", where="w") == {
+    assert recipe_args.options("a=1, b=0.5,c=word,d=true,e=[1, 2],f={x = 1, y = 's'}", where="w") == {
         "a": 1,
         "b": 0.5,
         "c": "word",
@@ -122,7 +122,7 @@ def test_options_on_the_command_line_are_toml_or_words() -> None:
     }
     for wrong in ("a", "a=1,a=2", "=3"):
         with pytest.raises(ConfigError):
-            inline.options(wrong + ",b", where="w")
+            recipe_args.options(wrong + ",b", where="w")
 
 
 @given(

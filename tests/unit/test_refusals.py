@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kedge_targets import refusals
+from kedge_targets import refusal_remedies
 
 
 @pytest.mark.parametrize(
@@ -17,4 +17,4 @@ from kedge_targets import refusals
     ],
 )
 def test_what_to_do_follows_the_runtimes_words(reason: str, damaged: bool) -> None:
-    assert ("damaged" in refusals.remedy(reason)) is damaged
+    assert ("damaged" in refusal_remedies.remedy(reason)) is damaged

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from kedge.cli.main import COMMANDS, main
-from kedge.compiler import given
+from kedge.compiler import validation
 from kedge.options import Option, command_line, made
 from kedge_protocol.errors import MissingDependencyError
 
@@ -76,7 +76,7 @@ def test_without_the_compile_extra_compile_says_how_to_get_it(tmp_path: Path) ->
 def test_a_python_too_old_to_compile_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10, 13, "final", 0))
     with pytest.raises(MissingDependencyError, match=r"needs Python 3\.11 or newer, this is 3\.10"):
-        given.check_environment()
+        validation.check_environment()
 
 
 def test_targets_are_listed_with_their_backends(capsys: pytest.CaptureFixture[str]) -> None:

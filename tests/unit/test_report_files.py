@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kedge.compiler import exchange, report
-from kedge.compiler.report_html import plots, readable_bytes, render
-from kedge.compiler.result import Attempt
-from kedge.compression.exchange import ChangesAnswer, ShownChange
-from kedge.evaluation import preview
+from kedge.evaluation import preview, worker_messages
 from kedge.evaluation.changes import Change, OutputChange
+from kedge.report import document
+from kedge.report.html import plots, readable_bytes, render
+from kedge.search.results import Attempt
+from kedge.search.worker_messages import ChangesAnswer, ShownChange
 
-LATENCY = exchange.Latency(p50=1.5, p95=2.5)
-GOLDEN = exchange.GoldenAnswer(samples=16, kernel_sets=("one", "two"), tolerances={"y": [0.1, 0.01]})
+LATENCY = worker_messages.Latency(p50=1.5, p95=2.5)
+GOLDEN = worker_messages.GoldenAnswer(samples=16, kernel_sets=("one", "two"), tolerances={"y": [0.1, 0.01]})
 
 
 def attempt(precision: str, **changes: object) -> Attempt:
@@ -30,8 +30,8 @@ def attempt(precision: str, **changes: object) -> Attempt:
     return Attempt(backend="b", precision=precision, **{**given, **changes})  # type: ignore[arg-type]
 
 
-def sample(**changes: object) -> report.Report:
-    bundle = report.BundleEntry(
+def sample(**changes: object) -> document.Report:
+    bundle = document.BundleEntry(
         target="rpi4",
         backend="b",
         precision="float16",
@@ -50,13 +50,13 @@ def sample(**changes: object) -> report.Report:
         agreement=None,
         attempts=[attempt("int8", reason="dropped by 0.05, allowed are 0.01"), attempt("float16", value=0.94)],
     )
-    made = report.Report(
-        model=report.ModelEntry(file="m.onnx", digest="sha256:" + "b" * 64, size_bytes=1000, name="m", version="1"),
+    made = document.Report(
+        model=document.ModelEntry(file="m.onnx", digest="sha256:" + "b" * 64, size_bytes=1000, name="m", version="1"),
         metric="top1",
         max_drop=0.01,
-        reference=report.ReferenceEntry(value=0.95, size_bytes=1000, samples=20, latency_ms=LATENCY),
+        reference=document.ReferenceEntry(value=0.95, size_bytes=1000, samples=20, latency_ms=LATENCY),
         bundles=[bundle],
-        failures=[report.FailureEntry(target="odd", kind="CompileError", error="a <b> & c", attempts=[])],
+        failures=[document.FailureEntry(target="odd", kind="CompileError", error="a <b> & c", attempts=[])],
         warnings=["mind the gap"],
         tools={"kedge": "0"},
         seconds={"total": 1.0},
@@ -65,7 +65,7 @@ def sample(**changes: object) -> report.Report:
 
 
 def test_json_holds_at_least_what_programs_rely_on(tmp_path: Path) -> None:
-    report.write(sample(), tmp_path)
+    document.write(sample(), tmp_path)
     data = json.loads((tmp_path / "report.json").read_text())
     assert {"model", "metric", "reference", "bundles"} <= data.keys()
     assert data["reference"].keys() >= {"value", "size_bytes"}
@@ -86,9 +86,9 @@ def test_json_holds_at_least_what_programs_rely_on(tmp_path: Path) -> None:
 
 
 def test_json_is_read_back_as_it_was(tmp_path: Path) -> None:
-    report.write(sample(), tmp_path)
-    assert report.read(tmp_path) == sample()
-    assert report.read(tmp_path / "elsewhere") is None
+    document.write(sample(), tmp_path)
+    assert document.read(tmp_path) == sample()
+    assert document.read(tmp_path / "elsewhere") is None
 
 
 class Sources(html.parser.HTMLParser):
@@ -116,7 +116,7 @@ def test_the_page_loads_nothing() -> None:
     assert "@import" not in page
 
 
-def changed() -> report.Report:
+def changed() -> document.Report:
     """A report whose bundle moved two samples: a picture, and a sound with a text."""
     before = OutputChange(name="scores", before="1 (0.9)", after="2 (0.5), 1 (<0.4)", same=0.0, error=0.7)
     picture = preview.of({"image": np.zeros((16, 16, 3), dtype=np.uint8)})
@@ -148,8 +148,8 @@ def test_the_page_shows_the_samples_that_changed_most(tmp_path: Path) -> None:
     ):
         assert text in page
     assert page.count("another answer") == 1
-    report.write(changed(), tmp_path)
-    assert report.read(tmp_path) == changed()
+    document.write(changed(), tmp_path)
+    assert document.read(tmp_path) == changed()
 
 
 @pytest.mark.needs("chromium")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.support.bundles import make_bundle
 
-from kedge.repository.store import Repository
+from kedge.fleet.storage import Repository
 from kedge_protocol import blocks, digest
 from kedge_protocol.bundle import oci
 from kedge_protocol.bundle.layout import Layout

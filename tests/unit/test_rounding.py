@@ -47,13 +47,13 @@ def test_eight_bits_are_those_of_the_runtime(
     scale, zero = rounding.scale_and_zero_point(
         min(low, high), max(low, high), bits=8, signed=signed, symmetric=symmetric
     )
-    made = rounding.fake_quantized(values, scale, zero, *rounding.bounds(8, signed=signed))
+    made = rounding.fake_quantize(values, scale, zero, *rounding.bounds(8, signed=signed))
     np.testing.assert_array_equal(made, runtime(values, scale, zero, signed=signed))
 
 
 def test_halves_go_to_the_even_neighbour() -> None:
     halves = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5], dtype=np.float32)
-    assert rounding.fake_quantized(halves, 1.0, 0, -8, 7).tolist() == [-2, -2, 0, 0, 2, 2]
+    assert rounding.fake_quantize(halves, 1.0, 0, -8, 7).tolist() == [-2, -2, 0, 0, 2, 2]
 
 
 @given(
@@ -69,9 +69,9 @@ def test_a_range_is_held_and_zero_is_exact(low: float, high: float, bits: int, s
     assert scale > 0
     assert np.float32(scale) == scale
     assert least <= zero <= most
-    assert rounding.fake_quantized(np.zeros(1), scale, zero, least, most)[0] == 0
+    assert rounding.fake_quantize(np.zeros(1), scale, zero, least, most)[0] == 0
     ends = np.array([low, high], dtype=np.float32)
-    made = rounding.fake_quantized(ends, scale, zero, least, most)
+    made = rounding.fake_quantize(ends, scale, zero, least, most)
     # The zero-point is rounded too, so that an end may lie half a step outside.
     assert (np.abs(made - ends) <= scale * 1.01).all()
 
@@ -105,14 +105,14 @@ def test_scales_of_weights(weight: Array, bits: int, axis: int | None, narrow: b
     scales = rounding.weight_scales(weight, bits=bits, axis=axis, narrow=narrow)
     assert scales.shape == (() if axis is None else (weight.shape[axis],))
     assert (scales > 0).all()
-    integers = rounding.quantized(weight, scales, 0, -(10**9), 10**9, axis)
+    integers = rounding.quantize(weight, scales, 0, -(10**9), 10**9, axis)
     assert (integers >= low).all()
     assert (integers <= high).all()
     clipped = rounding.weight_scales(weight, bits=bits, axis=axis, method="mse", narrow=narrow)
     assert clipped.shape == scales.shape
 
     def error(with_scales: Array) -> Array:
-        made = rounding.fake_quantized(weight, with_scales, 0, low, high, axis)
+        made = rounding.fake_quantize(weight, with_scales, 0, low, high, axis)
         squares = np.square((made - weight).astype(np.float64))
         kept = axis if axis is None else axis % weight.ndim
         return np.asarray(squares.sum(axis=tuple(i for i in range(weight.ndim) if i != kept)))
@@ -129,7 +129,7 @@ def test_the_clipping_of_normal_weights_is_the_known_optimum(bits: int, share: f
     low, high = rounding.bounds(bits, signed=True, narrow=True)
 
     def error(scale: float) -> float:
-        return float(np.square(rounding.fake_quantized(weight, scale, 0, low, high) - weight).mean())
+        return float(np.square(rounding.fake_quantize(weight, scale, 0, low, high) - weight).mean())
 
     steps = np.linspace(0.1, 2.0, 381)
     assert error(found) <= min(error(step) for step in steps) * 1.0005

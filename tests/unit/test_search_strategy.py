@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kedge.compiler.exchange import EvaluateAnswer
-from kedge.compiler.model import Model
-from kedge.compiler.racing import Latency, Pace
-from kedge.compiler.result import Attempt, Outcome
-from kedge.compression.budget import Budget
-from kedge.compression.candidate import Candidate
-from kedge.compression.effort import Effort
-from kedge.compression.latency import TargetLatency
-from kedge.compression.sensitivity import LayerSensitivity, Sensitivity
-from kedge.compression.strategy import Strategy
+from kedge.evaluation.latency_race import Latency, RelativeLatency
 from kedge.evaluation.metric import Score
+from kedge.evaluation.model import Model
+from kedge.evaluation.worker_messages import EvaluateAnswer
+from kedge.quantization.sensitivity import LayerSensitivity, Sensitivity
+from kedge.search.budget import Budget
+from kedge.search.candidate import Candidate
+from kedge.search.effort import Effort
+from kedge.search.latency import TargetLatency
+from kedge.search.results import Attempt, Outcome
+from kedge.search.strategy import Strategy
 from kedge_protocol.errors import CapacityError, KedgeError, LoweringError, UnsupportedOperatorError
 from kedge_targets import registry, target
 from kedge_targets.numerics import Family, Precision
@@ -87,7 +87,7 @@ def tried(
                     outcome.attempt.precision = names(outcome.candidate)
                 if paces is not None:
                     ratio = paces(outcome.candidate)
-                    pace = Pace(ratio=ratio, low=ratio * 0.97, high=ratio * 1.03)
+                    pace = RelativeLatency(ratio=ratio, low=ratio * 0.97, high=ratio * 1.03)
                     outcome.attempt.latency_ms = Latency(p50=2 * ratio, p95=2 * ratio)
                     outcome.attempt.target_latency = TargetLatency(
                         p50=2 * ratio, source="measured here", estimated=device.name == "rpi4", pace=pace

@@ -14,12 +14,12 @@ from onnx import numpy_helper
 from tests.support.lowering import classifier, images
 from tests.support.networks import Fed, attention, residual, with_outliers
 
-from kedge.compression.sensitivity import LARGEST_DB, Sensitivity, measure
 from kedge.evaluation import kinds, metric
+from kedge.quantization.sensitivity import LARGEST_DB, Sensitivity, measure
 from kedge_protocol import codec
 from kedge_protocol.errors import DatasetError, ModelError
-from kedge_targets.graph import fakequant, layers, library, qonnx, quantizers, reading, rounding, weight_forms
-from kedge_targets.numerics import Granularity, Plan, Precision, QuantizedType, RangeMethod
+from kedge_targets.graph import fakequant, layers, library, model_reader, qonnx, quantizers, rounding, weight_encodings
+from kedge_targets.numerics import Granularity, Plan, Precision, QuantizationScheme, RangeMethod
 
 Array = npt.NDArray[Any]
 
@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 def run(model: onnx.ModelProto, feeds: dict[str, Array]) -> Array:
     options = library.load().SessionOptions()
     options.log_severity_level = 4
-    session = library.opened(qonnx.expanded(model).SerializeToString(), options, where="g")
+    session = library.opened(qonnx.expand_qonnx(model).SerializeToString(), options, where="g")
     made: Array = session.run(None, feeds)[0]
     return made
 
@@ -46,7 +46,7 @@ def fed(model: onnx.ModelProto, count: int = 24) -> Fed:
 def agreement(model: onnx.ModelProto) -> metric.Choice:
     """The user says that the output has answers."""
     name = model.graph.output[0].name
-    seen = kinds.Seen(name=name, kind=kinds.OutputKind.CLASSES, why="--metric names it")
+    seen = kinds.ClassifiedOutput(name=name, kind=kinds.OutputKind.CLASSES, why="--metric names it")
     return metric.Choice(kind="agreement", name="agreement", output=name, kinds=(seen,))
 
 
@@ -56,14 +56,14 @@ def whole(model: onnx.ModelProto, given: Fed, layer: str, precision: Precision) 
     style = replace(style, at_source=False, relus=False, residuals=False)
     method = RangeMethod.MSE if precision is Precision.W4A4 else RangeMethod.MIN_MAX
     plan = Plan(default=Precision.FLOAT32, layers={layer: precision}, range_method=method)
-    found = fakequant.calibrated(model, plan, [given.arrays], style=style)
-    return run(model, given.arrays), run(fakequant.inserted(model, plan, found, style=style), given.arrays)
+    found = fakequant.calibrate(model, plan, [given.arrays], style=style)
+    return run(model, given.arrays), run(fakequant.insert_quantizers(model, plan, found, style=style), given.arrays)
 
 
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT8_DYNAMIC, Precision.W4A4])
 @pytest.mark.parametrize("make", [classifier, residual, attention])
 def test_the_figures_are_those_of_the_whole_graph(make: Any, precision: Precision) -> None:
-    model = reading.infer_shapes(make(), where="test")
+    model = model_reader.infer_shapes(make(), where="test")
     given = fed(model)
     told = measure(model, given, [precision], choice=agreement(model))
     assert told.samples == 24
@@ -98,7 +98,7 @@ def test_weights_stored_small(precision: Precision) -> None:
         altered.CopyFrom(model)
         for tensor in altered.graph.initializer:
             if tensor.name == layer.weight:
-                value = weight_forms.simulated(
+                value = weight_encodings.dequantized(
                     numpy_helper.to_array(tensor), precision, axis=layer.axis or 0, group_size=16
                 )
                 tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
@@ -118,7 +118,7 @@ def test_half_precision_costs_least() -> None:
 @pytest.mark.parametrize("granularity", list(Granularity))
 def test_a_layer_with_outliers_is_named_worst(granularity: Granularity) -> None:
     model = with_outliers()
-    way = QuantizedType(activation="int8", weight="int8", symmetric_activation=True, granularity=granularity)
+    way = QuantizationScheme(activation="int8", weight="int8", symmetric_activation=True, granularity=granularity)
     told = measure(model, fed(model, 64), [Precision.INT8], quantized=way, choice=agreement(model))
     worst, second = sorted(told.layers, key=lambda one: one.sqnr_db["int8"])[:2]
     # With one scale for all weights the first layer suffers of the same unit, on the other side of the Relu.
@@ -186,7 +186,7 @@ def test_batch_normalization_is_folded_before_and_names_are_the_models() -> None
     model.graph.node[2].input[0] = "n1"
     told = measure(model, Fed(image=images(16)), [Precision.INT8])
     assert [one.name for one in told.layers] == ["first", "second", "last"]
-    way = QuantizedType(
+    way = QuantizationScheme(
         activation="uint8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_TENSOR
     )
     tensorwise = measure(model, Fed(image=images(16)), [Precision.INT8], quantized=way)

@@ -10,9 +10,9 @@ import jinja2
 import pytest
 
 import kedge.compiler
-from kedge.compression import sensitivity_plot
-from kedge.compression.sensitivity import LayerSensitivity, Sensitivity
-from kedge.compression.sensitivity_plot import LEFT, RIGHT, WIDTH, Plot
+from kedge.quantization.sensitivity import LayerSensitivity, Sensitivity
+from kedge.report.plots import sensitivity_plot
+from kedge.report.plots.sensitivity_plot import LEFT, RIGHT, WIDTH, Plot
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -17,12 +17,12 @@ from tests.support.networks import attention, residual
 
 from kedge_protocol.errors import LoweringError, UnsupportedOperatorError
 from kedge_targets import registry, target
-from kedge_targets.graph import fakequant, layers, library, qonnx, quantizers, reading, rounding
+from kedge_targets.graph import fakequant, layers, library, model_reader, qonnx, quantizers, rounding
 from kedge_targets.graph.wiring import Wiring
-from kedge_targets.numerics import Granularity, Plan, Precision, QuantizedType, RangeMethod
+from kedge_targets.numerics import Granularity, Plan, Precision, QuantizationScheme, RangeMethod
 
 Array = npt.NDArray[Any]
-SIGNED = QuantizedType(
+SIGNED = QuantizationScheme(
     activation="int8", weight="int8", symmetric_activation=True, granularity=Granularity.PER_TENSOR, reduced_range=True
 )
 
@@ -30,7 +30,7 @@ SIGNED = QuantizedType(
 def run(model: onnx.ModelProto, feeds: dict[str, Array] | Array) -> Array:
     options = library.load().SessionOptions()
     options.log_severity_level = 4
-    session = library.opened(qonnx.expanded(model).SerializeToString(), options, where="g")
+    session = library.opened(qonnx.expand_qonnx(model).SerializeToString(), options, where="g")
     given = feeds if isinstance(feeds, dict) else {session.get_inputs()[0].name: feeds}
     made: Array = session.run(None, given)[0]
     return made
@@ -86,7 +86,7 @@ def test_weights_behind_a_transpose_and_from_the_left_and_tables() -> None:
     assert [(one.operator, one.weight, one.axis) for one in found.values()] == [
         ("Gather", "table", 0), ("MatMul", "wt", 1), ("MatMul", "left", 0),
     ]  # fmt: skip
-    simulated = fakequant.inserted(model, Plan(default=Precision.INT8), {"e": (0, 1), "a": (0, 4)})
+    simulated = fakequant.insert_quantizers(model, Plan(default=Precision.INT8), {"e": (0, 1), "a": (0, 4)})
     assert run(simulated, {"ids": np.array([[1, 2, 3]])}).shape == (1, 2, 5)
     assert set(quants(simulated)) == {"table", "wt", "left", "e", "a"}
 
@@ -94,18 +94,18 @@ def test_weights_behind_a_transpose_and_from_the_left_and_tables() -> None:
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.W8A8, Precision.W4A4, Precision.INT8_DYNAMIC])
 @pytest.mark.parametrize("make", [classifier, residual])
 def test_what_is_put_in_can_be_taken_out(precision: Precision, make: Any) -> None:
-    model = reading.infer_shapes(make(), where="test")
+    model = model_reader.infer_shapes(make(), where="test")
     values = images(9) if make is classifier else samples(9)
     before = model.SerializeToString()
     plan = Plan(default=precision)
     name = model.graph.input[0].name
-    found = fakequant.calibrated(model, plan, Calibration(name, values))
-    simulated = fakequant.inserted(model, plan, found)
+    found = fakequant.calibrate(model, plan, Calibration(name, values))
+    simulated = fakequant.insert_quantizers(model, plan, found)
     assert model.SerializeToString() == before
-    plain = qonnx.expanded(simulated)
+    plain = qonnx.expand_qonnx(simulated)
     onnx.checker.check_model(plain)
     assert 5 < rounding.sqnr_db(run(model, values), run(simulated, values)) < 70
-    back, ranges = fakequant.removed(simulated)
+    back, ranges = fakequant.remove_quantizers(simulated)
     assert not qonnx.is_quantized(back)
     np.testing.assert_array_equal(run(back, values), run(model, values))
     assert [node.name for node in back.graph.node] == [node.name for node in model.graph.node]
@@ -114,27 +114,31 @@ def test_what_is_put_in_can_be_taken_out(precision: Precision, make: Any) -> Non
         assert low <= found[tensor][0] + 0.51 * (high - low) / 7
         assert high >= found[tensor][1] - 0.51 * (high - low) / 7
     # And once more from the ranges alone: the same graph.
-    again = fakequant.inserted(back, Plan(default=precision, ranges=ranges), ranges)
+    again = fakequant.insert_quantizers(back, Plan(default=precision, ranges=ranges), ranges)
     assert rounding.sqnr_db(run(simulated, values), run(again, values)) > 25
 
 
 def test_trained_weights_and_scales_come_out() -> None:
     model = classifier()
     plan = Plan(default=Precision.INT8)
-    simulated = fakequant.inserted(model, plan, fakequant.calibrated(model, plan, Calibration("image", images(4))))
+    simulated = fakequant.insert_quantizers(
+        model, plan, fakequant.calibrate(model, plan, Calibration("image", images(4)))
+    )
     for tensor in simulated.graph.initializer:
         if tensor.name in ("w1", "r1_scale"):
             value = numpy_helper.to_array(tensor)
             tensor.CopyFrom(numpy_helper.from_array((value * 2).astype(np.float32), tensor.name))
-    back, ranges = fakequant.removed(simulated)
+    back, ranges = fakequant.remove_quantizers(simulated)
     old = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     new = {tensor.name: numpy_helper.to_array(tensor) for tensor in back.graph.initializer}
     assert sorted(new) == sorted(old)
     np.testing.assert_array_equal(new["w1"], old["w1"] * 2)
-    plain = fakequant.removed(fakequant.inserted(model, plan, dict(fakequant.removed(simulated)[1])))[1]
+    plain = fakequant.remove_quantizers(
+        fakequant.insert_quantizers(model, plan, dict(fakequant.remove_quantizers(simulated)[1]))
+    )[1]
     assert ranges["r1"] == pytest.approx(plain["r1"])
     assert ranges["r1"][1] == pytest.approx(
-        2 * fakequant.calibrated(model, plan, Calibration("image", images(4)))["r1"][1]
+        2 * fakequant.calibrate(model, plan, Calibration("image", images(4)))["r1"][1]
     )
 
 
@@ -143,8 +147,8 @@ def test_programmable_logic_gets_what_it_can_build() -> None:
     plan = Plan(
         default=Precision.W4A4, layers={"second": Precision.W3A3, "last": Precision.W8A8}, range_method=RangeMethod.MSE
     )
-    found = fakequant.calibrated(model, plan, Calibration("x", samples()))
-    made = quants(fakequant.inserted(model, plan, found))
+    found = fakequant.calibrate(model, plan, Calibration("x", samples()))
+    made = quants(fakequant.insert_quantizers(model, plan, found))
     # The input before the Transpose, and every Relu before the pooling: quantized where they arise.
     assert list(found) == ["x", "r1", "c2", "r2", "p"]
     assert {name: made[name]["bits"] for name in found} == {"x": 8, "r1": 8, "c2": 8, "r2": 8, "p": 8}
@@ -165,7 +169,7 @@ def test_an_input_that_is_never_negative_is_unsigned() -> None:
     plan = Plan(default=Precision.W4A4)
     values = np.round(np.abs(samples()) * 60).clip(0, 255).astype(np.float32)
     values[0, 0, 0, 0] = 255
-    made = quants(fakequant.inserted(model, plan, fakequant.calibrated(model, plan, Calibration("x", values))))
+    made = quants(fakequant.insert_quantizers(model, plan, fakequant.calibrate(model, plan, Calibration("x", values))))
     assert (made["x"]["signed"], float(made["x"]["scale"]), made["x"]["bits"]) == (0, 1.0, 8)
 
 
@@ -173,10 +177,10 @@ def test_an_input_that_is_never_negative_is_unsigned() -> None:
 def test_float_layers_are_left_alone(precision: Precision) -> None:
     model = residual()
     plan = Plan(default=Precision.FLOAT32, layers={"second": precision})
-    found = fakequant.calibrated(model, plan, Calibration("x", samples()))
-    simulated = fakequant.inserted(model, plan, found)
+    found = fakequant.calibrate(model, plan, Calibration("x", samples()))
+    simulated = fakequant.insert_quantizers(model, plan, found)
     assert set(quants(simulated)) == {"w2", "r1"}
-    whole = fakequant.inserted(model, Plan(default=Precision.FLOAT32), {})
+    whole = fakequant.insert_quantizers(model, Plan(default=Precision.FLOAT32), {})
     np.testing.assert_array_equal(run(whole, samples()), run(model, samples()))
 
 
@@ -188,39 +192,39 @@ def test_attention_follows_the_plan_and_its_mask_is_left_alone() -> None:
     }
     sample_list = [{name: array[i : i + 1] for name, array in feeds.items()} for i in range(6)]
     plan = Plan(default=Precision.INT8)
-    found = fakequant.calibrated(model, plan, sample_list)
+    found = fakequant.calibrate(model, plan, sample_list)
     assert set(found) == {"x", "q", "kt", "p", "v"}
-    everything = fakequant.inserted(model, plan, found)
+    everything = fakequant.insert_quantizers(model, plan, found)
     assert rounding.sqnr_db(run(model, feeds), run(everything, feeds)) > 25
     kept = Plan(default=Precision.INT8, layers=dict.fromkeys(("scores", "mix"), Precision.FLOAT32))
     assert fakequant.tensors(model, kept) == ["x"]
     apart = replace(SIGNED, products=False)
-    assert fakequant.tensors(model, Plan(default=Precision.INT8, quantized=apart)) == ["x"]
-    named = Plan(default=Precision.INT8, layers={"mix": Precision.INT8}, quantized=apart)
+    assert fakequant.tensors(model, Plan(default=Precision.INT8, scheme=apart)) == ["x"]
+    named = Plan(default=Precision.INT8, layers={"mix": Precision.INT8}, scheme=apart)
     assert fakequant.tensors(model, named) == ["x", "p", "v"]
 
 
 def test_the_ways_of_int8() -> None:
     model = classifier()
-    plan = Plan(default=Precision.INT8, quantized=SIGNED)
-    found = fakequant.calibrated(model, plan, Calibration("image", images(5)))
+    plan = Plan(default=Precision.INT8, scheme=SIGNED)
+    found = fakequant.calibrate(model, plan, Calibration("image", images(5)))
     assert all(low == -high for low, high in found.values())
-    made = quants(fakequant.inserted(model, plan, found))
+    made = quants(fakequant.insert_quantizers(model, plan, found))
     assert {name: one["bits"] for name, one in made.items()} == {
         "image": 8, "w1": 7, "r1": 8, "w2": 7, "r2": 8, "f": 8, "w3": 7,
     }  # fmt: skip
     assert all(np.asarray(one["scale"]).size == 1 for one in made.values())
     assert all(one["signed"] and not np.any(one["zero"]) for one in made.values())
-    usual = quants(fakequant.inserted(model, Plan(default=Precision.INT8), dict.fromkeys(found, (-1.0, 3.0))))
+    usual = quants(fakequant.insert_quantizers(model, Plan(default=Precision.INT8), dict.fromkeys(found, (-1.0, 3.0))))
     assert (usual["image"]["signed"], float(usual["image"]["zero"])) == (0, 64.0)
     assert usual["w1"]["scale"].shape == (8, 1, 1, 1)
 
 
 def test_dynamic_ranges_are_each_samples_own() -> None:
-    model = reading.infer_shapes(classifier(), where="test")
+    model = model_reader.infer_shapes(classifier(), where="test")
     plan = Plan(default=Precision.INT8_DYNAMIC)
     assert fakequant.tensors(model, plan) == []
-    simulated = fakequant.inserted(model, plan, {})
+    simulated = fakequant.insert_quantizers(model, plan, {})
     values = images(6) * np.array([1, 10, 0.1, 0, 1000, 1e-3], dtype=np.float32).reshape(6, 1, 1, 1)
     whole = run(simulated, values)
     for index in range(6):
@@ -232,7 +236,7 @@ def test_dynamic_ranges_are_each_samples_own() -> None:
 def test_a_missing_range_and_an_unknown_layer_are_named() -> None:
     model = classifier()
     with pytest.raises(LoweringError, match=r"tensor 'r1'.*no range"):
-        fakequant.inserted(model, Plan(default=Precision.INT8), {"image": (0, 1)})
+        fakequant.insert_quantizers(model, Plan(default=Precision.INT8), {"image": (0, 1)})
     with pytest.raises(LoweringError, match=r"node 'fifth'.*has not"):
         fakequant.tensors(model, Plan(default=Precision.INT8, layers={"fifth": Precision.FLOAT32}))
 
@@ -246,10 +250,10 @@ def test_the_simulation_is_what_onnx_runtime_makes(tmp_path: Path) -> None:
     device = target.find("generic-cpu")
     way = registry.compiler(device.backends[0].name).quantized_for(device)[0]
     # With 7 bits ONNX Runtime has weights from -64 to 64, which is one level more on each side.
-    plan = Plan(default=Precision.INT8, quantized=replace(way, reduced_range=False))
+    plan = Plan(default=Precision.INT8, scheme=replace(way, reduced_range=False))
     lowered = lowering.lower("generic-cpu", path, plan, Calibration("image", images(32)), tmp_path / "work")
-    found = fakequant.calibrated(model, plan, Calibration("image", images(32)))
-    simulated = fakequant.inserted(model, plan, found)
+    found = fakequant.calibrate(model, plan, Calibration("image", images(32)))
+    simulated = fakequant.insert_quantizers(model, plan, found)
     made = quants(simulated)
     real = onnx.load(str(lowered.files[lowered.entry]))
     # The packed file has short names: numbers are told by what they are.
@@ -271,9 +275,11 @@ def test_the_simulation_is_what_onnx_runtime_makes(tmp_path: Path) -> None:
 def test_a_graph_of_qonnx_is_not_quantized_twice() -> None:
     model = classifier()
     plan = Plan(default=Precision.INT8)
-    simulated = fakequant.inserted(model, plan, fakequant.calibrated(model, plan, Calibration("image", images(2))))
+    simulated = fakequant.insert_quantizers(
+        model, plan, fakequant.calibrate(model, plan, Calibration("image", images(2)))
+    )
     with pytest.raises((LoweringError, UnsupportedOperatorError)):
-        fakequant.inserted(simulated, plan, dict.fromkeys(fakequant.tensors(simulated, plan), (0, 1)))
+        fakequant.insert_quantizers(simulated, plan, dict.fromkeys(fakequant.tensors(simulated, plan), (0, 1)))
 
 
 def test_values_that_cannot_be_negative() -> None:

@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.support.pruning import Samples, answers, context
 
-from kedge.compression.steps.equalize import Equalize, EqualizeOptions
-from kedge.compression.steps.split_outliers import SplitOutliers, SplitOutliersOptions
+from kedge.steps.equalize import Equalize, EqualizeOptions
+from kedge.steps.split_outliers import SplitOutliers, SplitOutliersOptions
 from kedge_protocol.errors import ConfigError
 from kedge_targets.numerics import Precision
 

@@ -12,7 +12,7 @@ from kedge.cli.main import main
 from kedge_protocol.bundle.config import Verified
 from kedge_targets import registry, toolchain
 from kedge_targets import target as targets
-from kedge_targets.survey import survey
+from kedge_targets.target_survey import survey
 
 
 @pytest.fixture

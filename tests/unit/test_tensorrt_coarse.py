@@ -9,15 +9,15 @@ import onnx
 from onnx import numpy_helper
 from tests.support import nvidia
 
-from kedge_targets.backends.tensorrt import coarse
+from kedge_targets.backends.tensorrt import half_precision
 from kedge_targets.backends.tensorrt.runtime import Runtime
 
 
 def test_each_weight_moves_by_one_step(tmp_path: Path) -> None:
     raw = nvidia.graphs(batch=1)["fp16"]
     (tmp_path / "model_fp16.onnx").write_bytes(raw)
-    moved = coarse.of(tmp_path / "model_fp16.onnx")
-    assert moved == coarse.of(tmp_path / "model_fp16.onnx")
+    moved = half_precision.of(tmp_path / "model_fp16.onnx")
+    assert moved == half_precision.of(tmp_path / "model_fp16.onnx")
     before, after = (onnx.load_model_from_string(one).graph.initializer for one in (raw, moved))
     for old, new in zip(before, after, strict=True):
         values, others = numpy_helper.to_array(old), numpy_helper.to_array(new)

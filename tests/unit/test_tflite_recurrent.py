@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from kedge_protocol.errors import UnsupportedOperatorError
-from kedge_targets.backends.tflite import recurrent
-from kedge_targets.graph import library, reading
+from kedge_targets.backends.tflite import unrolling
+from kedge_targets.graph import library, model_reader
 
 STEPS, BATCH, WIDTH, HIDDEN = 5, 2, 3, 4
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -76,7 +76,7 @@ def answers(model: onnx.ModelProto) -> list[npt.NDArray[Any]]:
 def test_unrolled_is_the_same(kind: str, options: dict[str, Any]) -> None:
     model = graph(kind, **options)
     expected = answers(model)
-    recurrent.unroll(model)
+    unrolling.unroll(model)
     onnx.checker.check_model(model)
     assert not {node.op_type for node in model.graph.node} & set(GATES)
     for mine, theirs in zip(answers(model), expected, strict=True):
@@ -88,7 +88,7 @@ def test_unrolled_is_the_same(kind: str, options: dict[str, Any]) -> None:
 def test_gru_that_resets_after_the_product(state: bool) -> None:
     model = graph("GRU", state=state, linear_before_reset=1)
     expected = answers(model)
-    recurrent.unroll(model)
+    unrolling.unroll(model)
     for mine, theirs in zip(answers(model), expected, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
@@ -98,13 +98,13 @@ def test_gru_that_resets_after_the_product(state: bool) -> None:
     [
         ("LSTM", {"clip": 1.0}, "clip is set"),
         ("GRU", {"activations": ["HardSigmoid", "Tanh"]}, "HardSigmoid, Tanh"),
-        ("LSTM", {"steps": recurrent.MOST_STEPS + 1}, f"{recurrent.MOST_STEPS} at most"),
+        ("LSTM", {"steps": unrolling.MOST_STEPS + 1}, f"{unrolling.MOST_STEPS} at most"),
     ],
 )
 def test_what_cannot_be_unrolled_is_refused_by_name(kind: str, options: dict[str, Any], reason: str) -> None:
     model = graph(kind, **options)
     with pytest.raises(UnsupportedOperatorError) as caught:
-        recurrent.unroll(model)
+        unrolling.unroll(model)
     assert reason in str(caught.value)
     assert "'the layer'" in str(caught.value)
     assert caught.value.remedy
@@ -114,6 +114,6 @@ def test_other_graphs_are_left_alone() -> None:
     node = helper.make_node("Relu", ["x"], ["y"], name="relu")
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in "xy"]
     model = helper.make_model(helper.make_graph([node], "g", value[:1], value[1:]))
-    before = reading.infer_shapes(model, where="test").SerializeToString()
-    recurrent.unroll(model)
-    assert reading.infer_shapes(model, where="test").SerializeToString() == before
+    before = model_reader.infer_shapes(model, where="test").SerializeToString()
+    unrolling.unroll(model)
+    assert model_reader.infer_shapes(model, where="test").SerializeToString() == before

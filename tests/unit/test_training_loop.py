@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from kedge.compression.training.checkpoint import Checkpoint
-from kedge.compression.training.loop import Schedule, train
+from kedge.training.checkpoint import Checkpoint
+from kedge.training.loop import Schedule, train
 from kedge_protocol.errors import DivergedError
 
 Array = npt.NDArray[Any]

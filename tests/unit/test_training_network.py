@@ -17,9 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.backend.test.case.test_case import TestCase
 from onnx.backend.test.loader import load_model_tests
 
-from kedge.compression.training import operators
-from kedge.compression.training.network import Network
-from kedge.compression.training.weights import Role
+from kedge.training import operators
+from kedge.training.network import Network
+from kedge.training.weights import Role
 from kedge_protocol.errors import StepError
 
 Array = npt.NDArray[Any]

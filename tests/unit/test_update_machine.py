@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.update_world import Release, World, make_release, serving
 
-from kedge_agent import memory
+from kedge_agent import persistent_state
 from kedge_agent.slots import ModelFolder
 from kedge_agent.update import actions, events
 from kedge_agent.update.settings import Settings
@@ -731,9 +731,9 @@ def test_a_device_that_was_locked_out_before_heeds_its_controller_again(tmp_path
     world.connect()
     world.desire(5, release)
     world.settle()
-    known = memory.read(world.state).memory
+    known = persistent_state.read(world.state).memory
     absurd = codec.encode(Desired(version=(1 << 53) - 1, models={"digits": release.digest}, sizes={})).decode()
-    memory.write(world.state, memory.AgentFile(boots=1, memory=replace(known, desired=absurd)))
+    persistent_state.write(world.state, persistent_state.AgentFile(boots=1, memory=replace(known, desired=absurd)))
     world.crash()
     world.connect()
     world.settle()
@@ -862,14 +862,14 @@ def test_probation_outlives_a_restart_and_ends_with_time(world: World, two_relea
     world.crash()
     world.connect()
     world.settle()
-    assert memory.read(world.state).memory.probation == {"digits": second.digest}
+    assert persistent_state.read(world.state).memory.probation == {"digits": second.digest}
     world.tick(500.0)
     died(world, 1)
     world.tick(300.0)
-    assert memory.read(world.state).memory.probation
+    assert persistent_state.read(world.state).memory.probation
     world.tick(400.0)
     world.run_disk()
-    assert not memory.read(world.state).memory.probation
+    assert not persistent_state.read(world.state).memory.probation
     died(world, 3)
     world.settle()
     model = world.models["digits"]

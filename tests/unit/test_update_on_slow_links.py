@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.support.update_world import World, make_release, serving
 
-from kedge_agent.update.pace import Pace
+from kedge_agent.update.flow_control import FlowControl
 from kedge_agent.update.settings import Settings
 from kedge_protocol.blocks import BLOCK_SIZE
 from kedge_protocol.messages import ModelState
@@ -97,7 +97,7 @@ def test_a_download_over_a_slow_link_costs_its_bytes_and_loses_no_connection(tmp
 
 
 def test_the_window_follows_the_link() -> None:
-    pace, now = Pace(16), 0.0
+    pace, now = FlowControl(16), 0.0
     for _ in range(20):
         pace.arrived(now, now + 0.05)
     assert pace.window == 16

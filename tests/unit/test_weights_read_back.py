@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from kedge_targets.graph import expansions, weight_forms
+from kedge_targets.graph import weight_dequantization, weight_encodings
 from kedge_targets.numerics import Family, Precision
 
 FORMS = [precision for precision in Precision if precision.family is Family.WEIGHTS]
@@ -66,9 +66,9 @@ def test_a_layer_computes_with_the_decoded_weight(case: str, precision: Precisio
     weight = rng.standard_normal(shape).astype(np.float32)
     x = rng.standard_normal(taken).astype(np.float32)
     model = graph(node, weight, list(taken))
-    made = expansions.stored(model, {"layer": precision}, asymmetric=asymmetric, contributed=False)
+    made = weight_dequantization.store_weights(model, {"layer": precision}, asymmetric=asymmetric, contributed=False)
     assert made.ByteSize() < model.ByteSize()
-    wanted = weight_forms.simulated(weight, precision, axis=axis, asymmetric=asymmetric)
+    wanted = weight_encodings.dequantized(weight, precision, axis=axis, asymmetric=asymmetric)
     np.testing.assert_allclose(run(made, x), run(with_weight(model, wanted), x), rtol=1e-4, atol=1e-4)
 
 
@@ -80,9 +80,9 @@ def test_rows_of_an_embedding_are_read_back_alone(precision: Precision, length: 
     weight[7, 3] = 40
     node = helper.make_node("Gather", ["w", "x"], ["y"], name="layer")
     model = graph(node, weight, ["n", 3], integers=True)
-    made = expansions.stored(model, {"layer": precision})
+    made = weight_dequantization.store_weights(model, {"layer": precision})
     asked = np.array([[0, 7, 63], [-1, 7, 12]])
-    wanted = weight_forms.simulated(weight, precision, axis=0)[asked]
+    wanted = weight_encodings.dequantized(weight, precision, axis=0)[asked]
     np.testing.assert_allclose(run(made, asked), wanted, rtol=1e-6)
     # The codes themselves are picked from: no node has the whole table in float.
     tables = {tensor.name for tensor in made.graph.initializer if list(tensor.dims)[:1] == [64]}

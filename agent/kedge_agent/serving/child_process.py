@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kedge_agent import frugal
+from kedge_agent import malloc
 from kedge_agent.serving import http_parser
 from kedge_agent.serving.status_pipe import StatusMessage, StatusWriter
 from kedge_protocol.errors import ConfigError, KedgeError
@@ -242,7 +242,7 @@ def serve(state: Path, settings: Settings, tell: int | None = None) -> None:
     Raises:
         ConfigError: the address cannot be listened on.
     """
-    frugal.one_arena()
+    malloc.one_arena()
     # Before numpy is imported: each thread of its algebra would have a buffer of its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from kedge_agent.serving.model_pool import ServedModels

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kedge_agent import frugal, slots
+from kedge_agent import malloc, slots
 from kedge_agent.model import Model
 from kedge_protocol import codec
 from kedge_protocol.errors import KedgeError
@@ -96,7 +96,7 @@ class ServedModels:
         if slot is not None and (entry is None or entry.generation != generation):
             entry = entry or Entry(folder, generation)
             self._load(entry)
-            frugal.give_back()
+            malloc.give_back()
             entry.generation = generation
             model = entry.model
             entry.untold = slots.Serving(

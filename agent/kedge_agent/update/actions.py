@@ -9,7 +9,7 @@ from kedge_protocol.messages import BlockRequest, Failure, Latency
 
 
 @dataclass(frozen=True)
-class Ask:
+class RequestBlocks:
     """Publish a request for blocks (at most once: the machine itself asks again)."""
 
     rid: str
@@ -133,7 +133,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class PersistentState:
     """What the machine must not forget over a restart.
 
     Attributes:
@@ -157,7 +157,7 @@ class Memory:
 class Remember:
     """Write the memory to disk."""
 
-    memory: Memory
+    memory: PersistentState
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class Report:
 
 
 Action = (
-    Ask
+    RequestBlocks
     | OpenBlob
     | WriteBlock
     | FinishBlob

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kedge_agent.update import actions, events
-from kedge_agent.update.traffic import Traffic
+from kedge_agent.update.block_requests import BlockRequests
 from kedge_agent.update.transfer import Transfer, Verdict
 from kedge_protocol.blocks import HASH_SIZE, BlockAnswer, BlockStatus, block_count
 from kedge_protocol.messages import BlobKind
@@ -79,7 +79,7 @@ class Fetches:
         emit: takes the actions.
     """
 
-    def __init__(self, traffic: Traffic, emit: Callable[[actions.Action], None]) -> None:
+    def __init__(self, traffic: BlockRequests, emit: Callable[[actions.Action], None]) -> None:
         self.traffic = traffic
         self.outcomes: list[Outcome] = []
         self._emit = emit

@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from kedge_agent.update import actions, events
-from kedge_agent.update.actions import Action, Memory, Refusal
+from kedge_agent.update.actions import Action, PersistentState, Refusal
+from kedge_agent.update.block_requests import BlockRequests
 from kedge_agent.update.crashes import Crashes
+from kedge_agent.update.desired_states import DesiredStates
 from kedge_agent.update.fetch import Fetches, Outcome
-from kedge_agent.update.model import Desk, ModelUpdate, Step
+from kedge_agent.update.model_update import ModelUpdate, Step, UpdateContext
 from kedge_agent.update.report import reported_model
 from kedge_agent.update.settings import Settings
-from kedge_agent.update.traffic import Traffic
-from kedge_agent.update.wishes import Wishes
 from kedge_protocol.messages import Desired, Failure, ReportedModel
 
 PROGRESS_INTERVAL = 1.0
@@ -47,13 +47,13 @@ class Machine:
         *,
         target: str,
         boot_id: str,
-        memory: Memory,
+        memory: PersistentState,
         installed: Mapping[str, events.Installed],
         settings: Settings | None = None,
         seed: int = 0,
         now: float = 0.0,
     ) -> None:
-        self.wishes = Wishes(memory.desired)
+        self.wishes = DesiredStates(memory.desired)
         self._memory = memory
         self._installed = dict(installed)
         self._actions: list[Action] = []
@@ -64,9 +64,9 @@ class Machine:
         self._garbage = False
         settings = settings or Settings()
         self._crashes = Crashes(settings.crashes, settings.crash_window)
-        self._traffic = Traffic(boot_id, settings, random.Random(seed))
+        self._traffic = BlockRequests(boot_id, settings, random.Random(seed))
         self._fetches = Fetches(self._traffic, self._emit)
-        self._desk = Desk(
+        self._desk = UpdateContext(
             target=target,
             settings=settings,
             fetches=self._fetches,
@@ -317,7 +317,7 @@ class Machine:
     def _note_switched(self, update: ModelUpdate) -> None:
         self._keep(replace(self._memory, probation={**self._memory.probation, update.name: update.digest}))
 
-    def _keep(self, content: Memory) -> None:
+    def _keep(self, content: PersistentState) -> None:
         self._kept_at = self._desk.now
         content = replace(content, received={one.digest: one.received for one in self._models.values()})
         if content != self._memory:

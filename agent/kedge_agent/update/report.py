@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kedge_agent.update.fetch import Fetches
-from kedge_agent.update.model import ModelUpdate
+from kedge_agent.update.model_update import ModelUpdate
 from kedge_protocol.messages import Latency, ModelState, ReportedModel
 
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kedge.cli import progress
-from kedge.compiler.given import check_environment
-from kedge.compiler.options import CompileOptions
 from kedge.compiler.service import run
+from kedge.compiler.validation import check_environment
 from kedge.options import command_line, made
+from kedge.search.options import CompileOptions
 
 if TYPE_CHECKING:
     from kedge.compiler.release import Release
-    from kedge.compiler.report import BundleEntry
+    from kedge.report.document import BundleEntry
 
 SOME_FAILED = 3
 """Exit status where some targets have a bundle and others do not."""
@@ -33,7 +33,7 @@ def compile_command(model: str, **values: Any) -> int:
     Exit status: 0 where every target has its bundle, 3 where some failed (the others are written), 1 on an error.
     """
     check_environment()  # before anything of the extra is imported
-    with progress.shown() as tell:
+    with progress.progress_display() as tell:
         release = run(model, made(CompileOptions, values), tell=tell)
     _show(release)
     return SOME_FAILED if release.failures else 0

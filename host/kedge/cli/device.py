@@ -13,11 +13,11 @@ from kedge.cli import fleet as shared
 from kedge.cli.fleet import (
     ago,
     json_option,
-    labels_given,
     labels_text,
     limit_option,
     offset_option,
-    say,
+    parse_labels,
+    print_line,
     select_option,
     show,
     show_json,
@@ -27,7 +27,7 @@ from kedge.cli.fleet import (
 )
 from kedge.cli.table import printable, table
 from kedge.fleet.options import KitOptions
-from kedge.fleet.results import DeviceLine, DeviceView
+from kedge.fleet.results import DeviceRow, DeviceView
 from kedge.fleet.service import FleetService
 from kedge.options import command_line, made
 from kedge_protocol import codec
@@ -42,7 +42,7 @@ def device() -> None:
 @device.command("add")
 @click.argument("name")
 @click.option("--target", required=True, help="A known target, or the path of a .toml file.")
-@click.option("--label", "labels", multiple=True, callback=labels_given, metavar="KEY=VALUE", help="For --select.")
+@click.option("--label", "labels", multiple=True, callback=parse_labels, metavar="KEY=VALUE", help="For --select.")
 @command_line(KitOptions)
 @state_option
 @json_option
@@ -78,7 +78,7 @@ def device_list(select: dict[str, str], limit: int | None, offset: int, state: P
     ]
     table(("device", "target", "labels", "presence", "serves"), rows)
     click.echo(f"{shared.devices_text(found.total)}, {found.online} online", err=True)
-    shared.say_rest(len(rows), offset, found.total)
+    shared.print_remainder(len(rows), offset, found.total)
 
 
 @device.command("show")
@@ -93,22 +93,24 @@ def device_show(name: str, state: Path | None, as_json: bool) -> None:
         show_json(detail)
         return
     one = detail.device
-    say(f"{one.name}  target {target_text(one.target, one.told_target)}  {labels_text(one.labels)}  {_presence(one)}")
+    print_line(
+        f"{one.name}  target {target_text(one.target, one.told_target)}  {labels_text(one.labels)}  {_presence(one)}"
+    )
     for model, digest in one.desired.items():
-        say(f"shall serve {model} {digest} (version {one.desired_version})")
+        print_line(f"shall serve {model} {digest} (version {one.desired_version})")
     if one.reported is not None:
         said = one.reported
         runtimes = ", ".join(f"{name} {version}" for name, version in sorted(said.runtimes.items()))
-        say(f"agent {said.agent_version}, Python {said.python}, {said.architecture}, {runtimes or 'no runtime'}")
-        say(f"free {size_text(said.free_bytes)}  endpoint {said.endpoint or 'none'}")
+        print_line(f"agent {said.agent_version}, Python {said.python}, {said.architecture}, {runtimes or 'no runtime'}")
+        print_line(f"free {size_text(said.free_bytes)}  endpoint {said.endpoint or 'none'}")
         for model, view in said.models.items():
             proved = "proved" if view.proved else "not proved"
             speed = "" if view.latency is None else f", {view.latency.p50_ms:.2f} ms a call"
-            say(f"{model}: {view.state.value}, serves {view.digest or 'nothing'} ({proved}{speed})")
+            print_line(f"{model}: {view.state.value}, serves {view.digest or 'nothing'} ({proved}{speed})")
             if view.detail:
-                say(f"  {view.detail}")
+                print_line(f"  {view.detail}")
             if view.failure is not None:
-                say(f"  refused {view.failure.digest}: {view.failure.stage}: {view.failure.reason}")
+                print_line(f"  refused {view.failure.digest}: {view.failure.stage}: {view.failure.reason}")
     if detail.telemetry:
         _latest_telemetry(detail.telemetry[-1])
     rows = [
@@ -125,20 +127,22 @@ def device_show(name: str, state: Path | None, as_json: bool) -> None:
     ]
     if rows:
         table(("blob", "kind", "size", "blocks sent", "distinct", "finished sent again", "bytes sent"), rows)
-    say(f"sent in all: {size_text(detail.bytes_served)}")
+    print_line(f"sent in all: {size_text(detail.bytes_served)}")
 
 
 def _latest_telemetry(latest: Any) -> None:
     warmth = "" if latest.temperature_c is None else f", {latest.temperature_c:.0f} °C"
     used = latest.memory_total_bytes - latest.memory_available_bytes
-    say(f"CPU {latest.cpu_percent:.0f} %, memory {size_text(used)} of {size_text(latest.memory_total_bytes)}{warmth}")
+    print_line(
+        f"CPU {latest.cpu_percent:.0f} %, memory {size_text(used)} of {size_text(latest.memory_total_bytes)}{warmth}"
+    )
     if latest.board is not None:
         _board(latest.board)
     for model, view in latest.models.items():
         latency = ", ".join(f"{name} {value:.2f} ms" for name, value in sorted(view.latency_ms.items()))
-        say(f"{model}: {view.inferences_total} inferences, {view.errors_total} errors; {latency or 'no calls'}")
+        print_line(f"{model}: {view.inferences_total} inferences, {view.errors_total} errors; {latency or 'no calls'}")
         if view.figures:
-            say("  " + ", ".join(f"{name} {value:.6g}" for name, value in sorted(view.figures.items())))
+            print_line("  " + ", ".join(f"{name} {value:.6g}" for name, value in sorted(view.figures.items())))
 
 
 def _board(told: Any) -> None:
@@ -146,7 +150,7 @@ def _board(told: Any) -> None:
     mode = [] if told.power_mode is None else [f"mode {told.power_mode}"]
     power = [f"{rail} {value / 1000:.1f} W" for rail, value in told.power_mw.items()]
     warmth = [f"{zone} {value:.0f} °C" for zone, value in told.temperatures_c.items()]
-    say(", ".join([*load, *mode, *power, *warmth]))
+    print_line(", ".join([*load, *mode, *power, *warmth]))
 
 
 @device.command("latencies")
@@ -175,7 +179,7 @@ def device_latencies(target: str | None, output: Path | None, state: Path | None
 
 @device.command("edit")
 @click.argument("name")
-@click.option("--label", "labels", multiple=True, callback=labels_given, metavar="KEY=VALUE", help="Set this label.")
+@click.option("--label", "labels", multiple=True, callback=parse_labels, metavar="KEY=VALUE", help="Set this label.")
 @click.option("--without", multiple=True, metavar="KEY", help="Remove the label of this key.")
 @state_option
 @json_option
@@ -224,13 +228,13 @@ def device_remove(name: str, state: Path | None) -> None:
     click.echo(f"removed {name}")
 
 
-def _presence(one: DeviceView | DeviceLine) -> str:
+def _presence(one: DeviceView | DeviceRow) -> str:
     if one.online:
         return "online"
     return f"away, seen {ago(time.time() - one.seen_at)} ago" if one.seen_at else "never seen"
 
 
-def _serving(one: DeviceLine) -> str:
+def _serving(one: DeviceRow) -> str:
     if not one.heard:
         return "-"
     return ", ".join(f"{name}:{version or '?'}" for name, version in one.serves.items()) or "nothing"

@@ -21,7 +21,7 @@ state_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
-def labels_given(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+def parse_labels(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """``key=value``, several times."""
     found = {}
     for value in values:
@@ -35,7 +35,7 @@ def labels_given(context: click.Context, parameter: click.Parameter, values: tup
 select_option = click.option(
     "--select",
     multiple=True,
-    callback=labels_given,
+    callback=parse_labels,
     metavar="KEY=VALUE",
     help="Only devices with this label; repeat for and.",
 )
@@ -59,7 +59,7 @@ def page(limit: int | None) -> int | None:
     return limit
 
 
-def say_rest(shown: int, offset: int, total: int) -> None:
+def print_remainder(shown: int, offset: int, total: int) -> None:
     """Say what a page leaves out."""
     if shown and shown < total:
         click.echo(f"{offset + 1} to {offset + shown} of {total}; more: --limit, --offset, or filters", err=True)
@@ -105,7 +105,7 @@ def show(value: Any, as_json: bool, line: str) -> None:
         click.echo(line)
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print what devices said, in part: their text must not steer the terminal."""
     click.echo(printable(line))
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from kedge.compiler.result import Tell
+from kedge.search.results import ProgressCallback
 
 _SECONDS = 10.0
 """After which the same work is told of once more."""
 
 
 @contextlib.contextmanager
-def shown() -> Iterator[Tell]:
+def progress_display() -> Iterator[ProgressCallback]:
     """One bar for each target where standard error is a terminal, else one line for each piece of work."""
     from rich.console import Console
 
@@ -54,7 +54,7 @@ class Lines:
         self._alone = threading.Lock()
 
     def __call__(self, who: str, what: str, done: int, total: int) -> None:
-        """Hear of progress; see :data:`kedge.compiler.result.Tell`."""
+        """Hear of progress; see :data:`kedge.search.results.ProgressCallback`."""
         with self._alone:
             now = self._clock()
             before, when = self._last.get(who, ("", now))

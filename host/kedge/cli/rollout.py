@@ -11,8 +11,8 @@ from kedge.cli import fleet as shared
 from kedge.cli.fleet import json_option, select_option, show, show_json, size_text, state_option
 from kedge.cli.table import table
 from kedge.fleet.results import DeviceRollout, Progress, RolloutStatus, RolloutSummary
+from kedge.fleet.rollout_status import DeviceFilter
 from kedge.fleet.service import FleetService
-from kedge.fleet.standing import Shown
 
 
 @click.group()
@@ -94,7 +94,7 @@ def rollout_status(
 ) -> int:
     """Show where rollout NUMBER stands, or the latest: counts, then devices. With --wait, the exit status is 1 unless
     all are done."""
-    shown = Shown(
+    shown = DeviceFilter(
         progress=frozenset(map(Progress, only)),
         select=select,
         limit=limit if as_json else shared.page(limit),
@@ -132,7 +132,7 @@ def _show(status: RolloutStatus, offset: int) -> None:
         ("device", "target", "progress", "wanted", "serves", "sent", "received", "detail"),
         [_row(one) for one in status.devices],
     )
-    shared.say_rest(len(status.devices), offset, status.matching)
+    shared.print_remainder(len(status.devices), offset, status.matching)
 
 
 def _row(one: DeviceRollout) -> tuple[str, ...]:

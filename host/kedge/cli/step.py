@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from kedge.compression import steps
+from kedge import steps
 from kedge.options import described
 
 

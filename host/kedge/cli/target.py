@@ -7,7 +7,7 @@ import json
 import click
 
 from kedge_protocol import codec
-from kedge_targets.survey import BackendView, survey
+from kedge_targets.target_survey import BackendView, survey
 
 _WORDS = {
     "executed": "run by the device's own runtime",

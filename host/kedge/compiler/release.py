@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kedge.compiler.report import Report, read
+from kedge.report.document import Report, read
 from kedge_protocol.bundle.layout import Bundle, Layout
 from kedge_protocol.errors import KedgeError
 

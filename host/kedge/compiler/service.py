@@ -15,24 +15,25 @@ from pathlib import Path
 
 import numpy as np
 
-from kedge.compiler import exchange, given, pack, report, writing
-from kedge.compiler import model as modelling
-from kedge.compiler.dataset import Data, Dataset, Scan
-from kedge.compiler.given import Asked
-from kedge.compiler.golden import LEAST
-from kedge.compiler.model import Model
-from kedge.compiler.options import CompileOptions
+from kedge.compiler import bundle_writer, release_writer, validation
 from kedge.compiler.release import Release
-from kedge.compiler.result import Compiled, Failed, Job, Tell
-from kedge.compression import sensing
-from kedge.compression.clock import Clock
-from kedge.compression.crew import Crew, Trials
-from kedge.compression.effort import Effort
-from kedge.compression.latency import Measurement
-from kedge.compression.search import Search
-from kedge.evaluation import metric, preprocessing
-from kedge.importing import door as importing
-from kedge.importing.exchange import Imported
+from kedge.compiler.validation import ValidatedRequest
+from kedge.evaluation import metric, preprocessing, worker_messages
+from kedge.evaluation import model as modelling
+from kedge.evaluation.dataset import Data, Dataset, Scan
+from kedge.evaluation.golden import LEAST
+from kedge.evaluation.model import Model
+from kedge.importing import api as importing
+from kedge.importing.worker_messages import Imported
+from kedge.report import document
+from kedge.search import sensitivity_job
+from kedge.search.clock import Clock
+from kedge.search.effort import Effort
+from kedge.search.latency import Measurement
+from kedge.search.local_trials import LocalTrials, Trials
+from kedge.search.options import CompileOptions
+from kedge.search.results import Compiled, Failed, Job, ProgressCallback
+from kedge.search.search import Search
 from kedge_protocol.bundle.config import Preprocess
 from kedge_protocol.errors import CompileError, ConfigError, DatasetError, KedgeError, StorageError
 from kedge_targets.target import Target
@@ -41,15 +42,15 @@ from kedge_targets.worker import Worker
 _MEMORY_SHARE = 0.8
 
 
-def run(model: str | Path | object, options: CompileOptions, *, tell: Tell | None = None) -> Release:
+def run(model: str | Path | object, options: CompileOptions, *, tell: ProgressCallback | None = None) -> Release:
     """Compile; see :func:`kedge.compile`.
 
     Args:
         tell: hears of progress, from several threads.
     """
-    given.check_environment()
+    validation.check_environment()
     named = isinstance(model, (str, Path))
-    asked = given.check(str(model) if named else "", options)
+    asked = validation.check(str(model) if named else "", options)
     with _scratch(options.out) as scratch:
         compilation = _Compilation(model if not named else None, asked, scratch, tell or _silent)
         return compilation.run()
@@ -79,7 +80,7 @@ def _scratch(out: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Given:
+class _Inputs:
     """The user's data, checked."""
 
     model: Model
@@ -94,7 +95,7 @@ class _Given:
 class _Compilation:
     """One run; its threads and workers live as long as :meth:`run`."""
 
-    def __init__(self, model: object | None, asked: Asked, scratch: Path, tell: Tell) -> None:
+    def __init__(self, model: object | None, asked: ValidatedRequest, scratch: Path, tell: ProgressCallback) -> None:
         self._object = model
         self._asked = asked
         self._options = asked.options
@@ -133,7 +134,7 @@ class _Compilation:
                 tell=self._tell,
                 clock=self._clock,
             )
-            sensitivity = sensing.Sensing(job, targets, floating, pool)
+            sensitivity = sensitivity_job.SensitivityJob(job, targets, floating, pool)
             if self._options.effort is not Effort.QUICK:
                 sensitivity.start()
             results = []
@@ -146,7 +147,7 @@ class _Compilation:
             latency = self._reference_latency(floating, job)
             pool.submit(floating.close)
             source = self._source(job, data)
-            told = report.Told(
+            told = document.RunInfo(
                 file=self._asked.name or type(self._object).__name__,
                 latency=latency,
                 warnings=[*data.warnings, *sensitivity.warnings],
@@ -156,8 +157,8 @@ class _Compilation:
                 began=self._began,
             )
             if not compiled:
-                raise _all_failed(failed, writing.nearest(self._options.out, source, failed, told))
-            writing.release(self._options, source, compiled, failed, told, self._measurements)
+                raise _all_failed(failed, release_writer.nearest(self._options.out, source, failed, told))
+            release_writer.release(self._options, source, compiled, failed, told, self._measurements)
             failures = {one.target.name: one.error for one in failed}
             return replace(Release.open(self._options.out), failures=failures)
 
@@ -171,13 +172,13 @@ class _Compilation:
 
     def _warm(self, worker: Worker, target: Target) -> None:
         worker.call(
-            "kedge.compiler.tasks:warm",
-            exchange.WarmRequest(backend=target.backends[0].name),
-            exchange.Done,
+            "kedge.evaluation.worker_tasks:warm",
+            worker_messages.WarmRequest(backend=target.backends[0].name),
+            worker_messages.Done,
             deadline=self._options.deadline,
         )
 
-    def _read(self, pool: ThreadPoolExecutor, worker: Worker) -> _Given:
+    def _read(self, pool: ThreadPoolExecutor, worker: Worker) -> _Inputs:
         """Both data sets while the worker reads the model; one that must be imported may need samples first."""
         began = time.perf_counter()
         direct = self._object is None and self._asked.is_onnx and self._options.batch is None
@@ -193,7 +194,7 @@ class _Compilation:
             raise
         imported = None if direct else self._import(worker, calibration)
         model = early.result() if early is not None else self._prepare(worker, imported)
-        found = _Given(
+        found = _Inputs(
             model=model,
             imported=imported,
             calibration=calibration.bind(model.inputs),
@@ -241,7 +242,7 @@ class _Compilation:
     def _prepare(self, worker: Worker, imported: Imported | None) -> Model:
         path = str(Path(self._asked.model).absolute()) if imported is None else imported.graph
         return worker.call(
-            "kedge.compiler.model:prepare",
+            "kedge.evaluation.model:prepare",
             modelling.PrepareRequest(
                 model=path,
                 graph=str(self._scratch / "graph.onnx"),
@@ -259,11 +260,13 @@ class _Compilation:
         dataset = Dataset(path, scratch, role=role, annotations=annotations)
         return dataset, dataset.scan()
 
-    def _reference(self, worker: Worker, data: _Given, preprocess: dict[str, Preprocess]) -> exchange.ReferenceAnswer:
+    def _reference(
+        self, worker: Worker, data: _Inputs, preprocess: dict[str, Preprocess]
+    ) -> worker_messages.ReferenceAnswer:
         asked = self._options.metric
         answer = worker.call(
-            "kedge.compiler.tasks:reference",
-            exchange.ReferenceRequest(
+            "kedge.evaluation.worker_tasks:reference",
+            worker_messages.ReferenceRequest(
                 model=data.model.reference,
                 inputs=data.model.inputs,
                 outputs=data.model.outputs,
@@ -274,18 +277,20 @@ class _Compilation:
                 batch=1 if data.model.fixed_batch else data.model.batch,
                 folder=str(self._scratch / "reference"),
             ),
-            exchange.ReferenceAnswer,
+            worker_messages.ReferenceAnswer,
             deadline=self._options.deadline,
             on_progress=lambda what, done, total: self._tell("reference", "evaluate", done, total),
         )
         self._seconds["reference"] = answer.seconds
         return answer
 
-    def _one(self, target: Target, job: Job, worker: Worker, sensitivity: sensing.Sensing) -> Compiled | Failed:
+    def _one(
+        self, target: Target, job: Job, worker: Worker, sensitivity: sensitivity_job.SensitivityJob
+    ) -> Compiled | Failed:
         began = time.perf_counter()
         section = None if self._asked.recipe is None else self._asked.recipe.section(target.name)
         with contextlib.ExitStack() as stack:
-            crew = Crew(target, job, worker, self._worker, self._options.jobs)
+            crew = LocalTrials(target, job, worker, self._worker, self._options.jobs)
             stack.callback(crew.close)
             search = Search(
                 target, job, crew, sensitivity, section=section, trials=self._trials(target, job, crew, stack)
@@ -296,26 +301,26 @@ class _Compilation:
         self._tell(target.name, "done" if isinstance(result, Compiled) else "failed", 1, 1)
         return result
 
-    def _trials(self, target: Target, job: Job, crew: Crew, stack: contextlib.ExitStack) -> Trials:
+    def _trials(self, target: Target, job: Job, crew: LocalTrials, stack: contextlib.ExitStack) -> Trials:
         """Where trials run: here, or on a cluster."""
         if self._options.scheduler is None:
             return crew
-        from kedge.compression.cluster import Cluster
+        from kedge.search.dask_trials import Cluster
 
         return stack.enter_context(Cluster(self._options.scheduler, target, job))
 
-    def _reference_latency(self, worker: Worker, job: Job) -> exchange.Latency:
+    def _reference_latency(self, worker: Worker, job: Job) -> worker_messages.Latency:
         return worker.call(
-            "kedge.compiler.tasks:reference_latency",
-            exchange.ReferenceLatencyRequest(
+            "kedge.evaluation.worker_tasks:reference_latency",
+            worker_messages.ReferenceLatencyRequest(
                 model=job.model.reference, inputs=job.model.inputs, data=job.evaluation, preprocess=job.preprocess
             ),
-            exchange.Latency,
+            worker_messages.Latency,
             deadline=self._options.deadline,
         )
 
-    def _source(self, job: Job, data: _Given) -> pack.Source:
-        return pack.Source(
+    def _source(self, job: Job, data: _Inputs) -> bundle_writer.Source:
+        return bundle_writer.Source(
             options=self._options,
             budget=job.budget,
             seed=job.seed,

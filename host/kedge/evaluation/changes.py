@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.evaluation import decisions, groups
-from kedge.evaluation.kinds import OutputKind, Seen
+from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
 
 Array = npt.NDArray[Any]
 
@@ -58,7 +58,11 @@ class Change:
 
 
 def largest(
-    kinds: Mapping[str, Seen], outputs: Mapping[str, Array], reference: Mapping[str, Array], *, most: int = MOST
+    kinds: Mapping[str, ClassifiedOutput],
+    outputs: Mapping[str, Array],
+    reference: Mapping[str, Array],
+    *,
+    most: int = MOST,
 ) -> tuple[Change, ...]:
     """The samples that changed most: other answers first, then the largest errors. Samples without any change are left
     out.
@@ -85,8 +89,8 @@ def largest(
             outputs=tuple(
                 OutputChange(
                     name=name,
-                    before=said(kinds[name], reference[name][number], reference[name]),
-                    after=said(kinds[name], outputs[name][number], reference[name]),
+                    before=describe(kinds[name], reference[name][number], reference[name]),
+                    after=describe(kinds[name], outputs[name][number], reference[name]),
                     same=float(same[name][number]) if name in same else None,
                     error=round(float(errors[name][number]), 6),
                 )
@@ -97,7 +101,7 @@ def largest(
     )
 
 
-def relative_errors(output: Array, reference: Array, seen: Seen) -> Array:
+def relative_errors(output: Array, reference: Array, seen: ClassifiedOutput) -> Array:
     """N: root mean square error of each sample over the root mean square of all samples, in the group of channels where
     it is largest; what is not finite counts as a million."""
     count = len(reference)
@@ -119,7 +123,7 @@ def relative_errors(output: Array, reference: Array, seen: Seen) -> Array:
     return found
 
 
-def said(seen: Seen, value: Array, reference: Array) -> str:
+def describe(seen: ClassifiedOutput, value: Array, reference: Array) -> str:
     """One sample's answer in words.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge.evaluation.kinds import OutputKind, Seen
+from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
 from kedge_protocol.errors import ConfigError
 
 Array = npt.NDArray[Any]
@@ -45,7 +45,7 @@ def mean_ranks(values: Array) -> Array:
     return ranks
 
 
-def agreeing(seen: Seen, output: Array, reference: Array) -> Array:
+def agreeing(seen: ClassifiedOutput, output: Array, reference: Array) -> Array:
     """N shares of 0..1: how much of each sample's answers is the float model's."""
     if seen.kind is OutputKind.PROBABILITY:
         edge = threshold(reference)
@@ -55,20 +55,22 @@ def agreeing(seen: Seen, output: Array, reference: Array) -> Array:
     return shares(np.argmax(output, axis=-1) == np.argmax(reference, axis=-1))
 
 
-def agreement(kinds: Mapping[str, Seen], outputs: Mapping[str, Array], reference: Mapping[str, Array]) -> float | None:
+def agreement(
+    kinds: Mapping[str, ClassifiedOutput], outputs: Mapping[str, Array], reference: Mapping[str, Array]
+) -> float | None:
     """Share of samples whose answers are the float model's, of the output where they are least so; None where no output
     has answers."""
     told = [float(np.mean(agreeing(kinds[name], outputs[name], reference[name]))) for name in answering(kinds)]
     return min(told, default=None)
 
 
-def answering(kinds: Mapping[str, Seen]) -> list[str]:
+def answering(kinds: Mapping[str, ClassifiedOutput]) -> list[str]:
     """The outputs that have answers: class scores and probabilities; where there are none, integers."""
     named = [name for name, seen in kinds.items() if seen.kind in ANSWERS]
     return named or [name for name, seen in kinds.items() if seen.kind is OutputKind.INTEGERS]
 
 
-def check_asked(kinds: Mapping[str, Seen]) -> None:
+def check_asked(kinds: Mapping[str, ClassifiedOutput]) -> None:
     """Check that there are answers to agree on, where the user asks for it.
 
     Raises:

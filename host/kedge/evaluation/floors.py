@@ -24,7 +24,7 @@ import numpy.typing as npt
 from kedge.evaluation import intervals
 from kedge.evaluation.energies import Energies
 from kedge.evaluation.groups import Group
-from kedge.evaluation.kinds import OutputKind, Seen
+from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
 
 Array = npt.NDArray[Any]
 
@@ -61,7 +61,7 @@ class Part:
     slice: bool = False
 
 
-def lost(seen: Seen, output: Array, reference: Array, sums: Energies, parts: list[Group]) -> str:
+def lost(seen: ClassifiedOutput, output: Array, reference: Array, sums: Energies, parts: list[Group]) -> str:
     """Why an output is lost, in words; empty where it keeps the floor.
 
     Args:
@@ -111,7 +111,7 @@ def _integers(output: Array, reference: Array) -> str:
     return ""
 
 
-def _varies(seen: Seen, part: Part, whole: Energies, *, bounded: bool) -> str:
+def _varies(seen: ClassifiedOutput, part: Part, whole: Energies, *, bounded: bool) -> str:
     """Whether the variation over the samples comes through."""
     sums = part.sums
     noise, variation, power = float(sums.noise), float(sums.variation), float(sums.power)
@@ -141,7 +141,7 @@ def _named(part: Part) -> str:
     return f"{part.label}: " if part.label else ""
 
 
-def _along_axes(seen: Seen, output: Array, reference: Array, sums: Energies, whole: Energies) -> str:
+def _along_axes(seen: ClassifiedOutput, output: Array, reference: Array, sums: Energies, whole: Energies) -> str:
     """Every index along every axis by itself."""
     shape = sums.count.shape
     mean = _mean(reference)
@@ -180,7 +180,14 @@ def _mean(reference: Array) -> Array:
 
 
 def _stand_out(
-    seen: Seen, label: str, output: Array, reference: Array, mean: Array, sums: Energies, *, axis: int | None
+    seen: ClassifiedOutput,
+    label: str,
+    output: Array,
+    reference: Array,
+    mean: Array,
+    sums: Energies,
+    *,
+    axis: int | None,
 ) -> str:
     """Whether the values that stand out most still do; along an axis at each index.
 
@@ -222,7 +229,7 @@ def _deviations(output: Array, reference: Array, mean: Array) -> Any:
         yield got, wanted, wanted - mean
 
 
-def _answers(seen: Seen, output: Array, reference: Array) -> str:
+def _answers(seen: ClassifiedOutput, output: Array, reference: Array) -> str:
     """Whether each class that the float model answers with is still answered."""
     if seen.kind is not OutputKind.CLASSES or reference.ndim < 2:
         return ""

@@ -51,7 +51,7 @@ class OutputKind(str, enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Behind:
+class GraphEvidence:
     """What the graph computes an output with, seen through operators that only move numbers.
 
     Attributes:
@@ -68,7 +68,7 @@ class Behind:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class ClassifiedOutput:
     """One output, and what it is.
 
     Attributes:
@@ -84,14 +84,14 @@ class Seen:
     labelled: bool = False
 
 
-def behind(model: onnx.ModelProto) -> dict[str, Behind]:
+def graph_evidence(model: onnx.ModelProto) -> dict[str, GraphEvidence]:
     """What stands behind each output of a graph, by name."""
     maker = {tensor: node for node in model.graph.node for tensor in node.output}
     inputs = {value.name for value in model.graph.input}
     return {value.name: _traced(value.name, maker, inputs) for value in model.graph.output}
 
 
-def _traced(name: str, maker: Mapping[str, onnx.NodeProto], inputs: set[str]) -> Behind:
+def _traced(name: str, maker: Mapping[str, onnx.NodeProto], inputs: set[str]) -> GraphEvidence:
     ends: set[str] = set()
     waiting, done = [name], set()
     while waiting:
@@ -109,7 +109,7 @@ def _traced(name: str, maker: Mapping[str, onnx.NodeProto], inputs: set[str]) ->
         else:
             ends.add(node.op_type)
     ends.discard("constant")
-    return Behind(
+    return GraphEvidence(
         distribution=bool(ends) and ends <= _DISTRIBUTIONS,
         sigmoid=bool(ends & (_SIGMOIDS | _DISTRIBUTIONS)),
         mixed=bool(ends - _SIGMOIDS - _DISTRIBUTIONS),
@@ -117,15 +117,15 @@ def _traced(name: str, maker: Mapping[str, onnx.NodeProto], inputs: set[str]) ->
     )
 
 
-def seen(
+def classify_outputs(
     reference: Mapping[str, Array],
     *,
-    graph: Mapping[str, Behind],
+    graph: Mapping[str, GraphEvidence],
     inputs: Mapping[str, Array],
     labels: Any | None = None,
     named: str | None = None,
     asked: bool = False,
-) -> dict[str, Seen]:
+) -> dict[str, ClassifiedOutput]:
     """What each output is, by name.
 
     Args:
@@ -138,13 +138,13 @@ def seen(
             be class scores then is.
     """
     found = {
-        name: _one(name, array, graph.get(name, Behind()), inputs, named=name == named)
+        name: _one(name, array, graph.get(name, GraphEvidence()), inputs, named=name == named)
         for name, array in reference.items()
     }
     if labels is not None:
         fitting = _labelled(reference, found, graph, labels)
         if fitting is not None:
-            found[fitting] = Seen(
+            found[fitting] = ClassifiedOutput(
                 name=fitting,
                 kind=OutputKind.CLASSES,
                 why="the labels fit it",
@@ -154,7 +154,9 @@ def seen(
     if asked and not any(one.kind in _ANSWERS for one in found.values()):
         for name, one in found.items():
             if one.kind in (OutputKind.VALUES, OutputKind.EMBEDDING) and columns(reference[name]) > 1:
-                found[name] = Seen(name=name, kind=OutputKind.CLASSES, why="--min-agreement asks for its answers")
+                found[name] = ClassifiedOutput(
+                    name=name, kind=OutputKind.CLASSES, why="--min-agreement asks for its answers"
+                )
     return found
 
 
@@ -176,7 +178,10 @@ def fits(array: Array, labels: Any) -> bool:
 
 
 def _labelled(
-    reference: Mapping[str, Array], found: Mapping[str, Seen], graph: Mapping[str, Behind], labels: Any
+    reference: Mapping[str, Array],
+    found: Mapping[str, ClassifiedOutput],
+    graph: Mapping[str, GraphEvidence],
+    labels: Any,
 ) -> str | None:
     """The output that labels are of: of several that fit, one with a softmax behind it, then the one that is right
     most often in float."""
@@ -188,16 +193,18 @@ def _labelled(
     return max(
         fitting,
         key=lambda name: (
-            graph.get(name, Behind()).distribution,
+            graph.get(name, GraphEvidence()).distribution,
             float(np.mean(np.argmax(reference[name], axis=-1) == labels)),
         ),
         default=None,
     )
 
 
-def _one(name: str, array: Array, graph: Behind, inputs: Mapping[str, Array], *, named: bool) -> Seen:
-    def is_(kind: OutputKind, why: str, *, bounded: bool = False) -> Seen:
-        return Seen(name=name, kind=kind, why=why, bounded=bounded)
+def _one(
+    name: str, array: Array, graph: GraphEvidence, inputs: Mapping[str, Array], *, named: bool
+) -> ClassifiedOutput:
+    def is_(kind: OutputKind, why: str, *, bounded: bool = False) -> ClassifiedOutput:
+        return ClassifiedOutput(name=name, kind=kind, why=why, bounded=bounded)
 
     if 0 in array.shape:
         return is_(OutputKind.EMPTY, "it holds nothing")
@@ -210,7 +217,9 @@ def _one(name: str, array: Array, graph: Behind, inputs: Mapping[str, Array], *,
     return _floats(array, graph, inputs, is_)
 
 
-def _floats(array: Array, graph: Behind, inputs: Mapping[str, Array], is_: Callable[..., Seen]) -> Seen:
+def _floats(
+    array: Array, graph: GraphEvidence, inputs: Mapping[str, Array], is_: Callable[..., ClassifiedOutput]
+) -> ClassifiedOutput:
     rows = np.asarray(array[:_ROWS], dtype=np.float64)
     finite = rows[np.isfinite(rows)]
     unit = bool(finite.size and finite.min() >= 0.0 and finite.max() <= 1.0 + _SUM)

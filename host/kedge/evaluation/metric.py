@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.evaluation import decisions, resampling, user
-from kedge.evaluation.kinds import OutputKind, Seen
+from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
 from kedge.evaluation.metrics import Direction, Metric, find
 from kedge.evaluation.resampling import Rows
 from kedge.evaluation.user import WHERE
@@ -44,14 +44,14 @@ class Choice:
     kind: str
     name: str
     output: str | None = None
-    kinds: tuple[Seen, ...] = ()
+    kinds: tuple[ClassifiedOutput, ...] = ()
     inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     function: str | None = None
     direction: Direction = Direction.HIGHER
     unit: str = ""
 
     @property
-    def seen(self) -> dict[str, Seen]:
+    def seen(self) -> dict[str, ClassifiedOutput]:
         """What each output is, by name."""
         return {one.name: one for one in self.kinds}
 
@@ -123,7 +123,7 @@ def named_output(text: str | None) -> str | None:
 def choose(
     text: str | None,
     *,
-    kinds: Mapping[str, Seen],
+    kinds: Mapping[str, ClassifiedOutput],
     reference: Mapping[str, Array],
     labels: Any | None,
     inputs: Mapping[str, Array] | None = None,
@@ -154,7 +154,7 @@ def choose(
     return _known(kind, None, kinds, reference, labels, shapes)
 
 
-def _with_labels(kinds: Mapping[str, Seen], reference: Mapping[str, Array], labels: Any) -> str:
+def _with_labels(kinds: Mapping[str, ClassifiedOutput], reference: Mapping[str, Array], labels: Any) -> str:
     top1 = find("top1", where=WHERE)
     if any(top1.suits(seen, reference[name], labels) for name, seen in kinds.items()):
         return "top1"
@@ -171,7 +171,7 @@ _BY_LABELS = ("map", "miou", "multilabel-f1", "cer")
 """What labels that are no classes may be of, in this order."""
 
 
-def _misfit(kinds: Mapping[str, Seen], reference: Mapping[str, Array], labels: Any) -> Exception:
+def _misfit(kinds: Mapping[str, ClassifiedOutput], reference: Mapping[str, Array], labels: Any) -> Exception:
     """Why labels fit no output: of the first that may hold scores."""
     from kedge.evaluation.metrics.classes import Top1
 
@@ -190,7 +190,7 @@ def _misfit(kinds: Mapping[str, Seen], reference: Mapping[str, Array], labels: A
 _SINGLE = (OutputKind.NUMBER, OutputKind.PROBABILITY)
 
 
-def _without_labels(kinds: Mapping[str, Seen]) -> str:
+def _without_labels(kinds: Mapping[str, ClassifiedOutput]) -> str:
     judged = [one.kind for one in kinds.values() if one.kind is not OutputKind.PASSED_THROUGH]
     if any(kind in decisions.ANSWERS for kind in judged):
         return "agreement"
@@ -202,7 +202,7 @@ def _without_labels(kinds: Mapping[str, Seen]) -> str:
 def _known(
     kind: str,
     output: str | None,
-    kinds: Mapping[str, Seen],
+    kinds: Mapping[str, ClassifiedOutput],
     reference: Mapping[str, Array],
     labels: Any | None,
     inputs: Mapping[str, tuple[int, ...]],

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from kedge.evaluation import decisions, energies, floors, groups
 from kedge.evaluation.energies import Energies
-from kedge.evaluation.kinds import OutputKind, Seen
+from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
 from kedge.evaluation.metrics.likeness import cosines
 
 Array = npt.NDArray[Any]
@@ -83,7 +83,7 @@ class OutputFigures:
 
 
 def judge(
-    kinds: Mapping[str, Seen], outputs: Mapping[str, Array], reference: Mapping[str, Array]
+    kinds: Mapping[str, ClassifiedOutput], outputs: Mapping[str, Array], reference: Mapping[str, Array]
 ) -> tuple[OutputFigures, ...]:
     """Figures and floors of all outputs, in the model's order.
 
@@ -94,7 +94,7 @@ def judge(
     return tuple(one(kinds[name], outputs[name], reference[name]) for name in reference)
 
 
-def one(seen: Seen, output: Array, reference: Array) -> OutputFigures:
+def one(seen: ClassifiedOutput, output: Array, reference: Array) -> OutputFigures:
     """Of one output."""
     if output.shape != reference.shape:
         said = f"its shape is {'x'.join(map(str, output.shape))}, not {'x'.join(map(str, reference.shape))}"
@@ -113,7 +113,7 @@ def one(seen: Seen, output: Array, reference: Array) -> OutputFigures:
     return _floats(seen, output, reference)
 
 
-def _floats(seen: Seen, output: Array, reference: Array) -> OutputFigures:
+def _floats(seen: ClassifiedOutput, output: Array, reference: Array) -> OutputFigures:
     sums = energies.measure(output, reference)
     parts = groups.of(reference, bounded=seen.bounded)
     parts = parts if len(parts) > 1 else []

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kedge.fleet import schema
+from kedge.fleet.controller_lock import only_controller
 from kedge.fleet.database import Database, Session, alone, note_change, state_folder
-from kedge.fleet.locks import only_controller
-from kedge.repository.store import Repository
+from kedge.fleet.storage import Repository
 from kedge_protocol.errors import FleetError, StorageError
 
 _NAME = "fleet.db"

@@ -6,7 +6,7 @@ import time
 import uuid
 
 from kedge.fleet.database import Session
-from kedge.fleet.results import Asked
+from kedge.fleet.results import CommandQueued
 
 KEPT_SECONDS = 24 * 3600.0
 """Answers are kept this long."""
@@ -21,13 +21,13 @@ def ask(session: Session, device: int, verb: str) -> str:
     return cid
 
 
-def view(session: Session, cid: str) -> Asked:
+def view(session: Session, cid: str) -> CommandQueued:
     """Where a command stands."""
     query = "SELECT command.*, name FROM command JOIN device ON device.id = device_id WHERE cid = ?"
     row = session.row(query, (cid,))
     if row is None:
-        return Asked(device="", cid=cid, verb="", sent=False, ok=False, detail="the device was removed")
-    return Asked(
+        return CommandQueued(device="", cid=cid, verb="", sent=False, ok=False, detail="the device was removed")
+    return CommandQueued(
         device=row["name"],
         cid=cid,
         verb=row["verb"],

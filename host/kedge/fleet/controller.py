@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from kedge.fleet.blockserver import BlockServer, Client
+from kedge.fleet.block_server import BlockServer, Client
+from kedge.fleet.controller_lock import only_controller
+from kedge.fleet.controller_store import ControllerStore
 from kedge.fleet.database import Database, state_folder
-from kedge.fleet.embedded import EmbeddedBroker
+from kedge.fleet.embedded_broker import EmbeddedBroker
 from kedge.fleet.inbox import Inbox, SeldomLog
-from kedge.fleet.ledger import Ledger
-from kedge.fleet.locks import only_controller
 from kedge.fleet.options import ControllerOptions
-from kedge.fleet.records import Records
-from kedge.repository.store import Repository
+from kedge.fleet.storage import Repository
+from kedge.fleet.transfer_counts import TransferCounts
 from kedge_protocol import codec, topics
 from kedge_protocol.errors import KedgeError, MessageError
 from kedge_protocol.messages import Command, Status
@@ -103,9 +103,9 @@ class Controller:
         self.database = Database(state)
         self._folder = contextlib.ExitStack()
         self._folder.enter_context(only_controller(state))
-        self._records = Records(self.database)
+        self._records = ControllerStore(self.database)
         self._inbox = Inbox()
-        self._ledger = Ledger(self.database)
+        self._ledger = TransferCounts(self.database)
         self.boot_id = uuid.uuid4().hex
         self._connection = Connection(
             broker,

@@ -256,7 +256,7 @@ def _run_script(session: Session, script: str) -> None:
 
 def _bring_up(session: Session) -> None:
     """An older database to this version."""
-    from kedge.fleet.reports import note
+    from kedge.fleet.device_reports import note
 
     _run_script(session, schema.NEW_COLUMNS)
     _run_script(session, schema.TABLES)

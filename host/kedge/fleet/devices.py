@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from kedge.fleet import schema
 from kedge.fleet.database import Row, Session, note_change
-from kedge.fleet.results import DeviceLine, DeviceView, Measurement, TransferView
+from kedge.fleet.results import DeviceRow, DeviceView, Measurement, TransferView
 from kedge_protocol import codec
 from kedge_protocol.errors import ConfigError, FleetError
 from kedge_protocol.messages import Desired, Reported, Telemetry
@@ -90,7 +90,7 @@ def find(session: Session, name: str) -> int:
     return int(number)
 
 
-def selected(session: Session, select_by: Mapping[str, str], *, extra: str = "NULL") -> list[Row]:
+def select_devices(session: Session, select_by: Mapping[str, str], *, extra: str = "NULL") -> list[Row]:
     """Devices that carry all these labels, by name; ``extra`` is one more column."""
     rows = session.rows(_DEVICES.format(extra=extra, condition=""))
     if not select_by:
@@ -108,7 +108,7 @@ def remove(session: Session, name: str) -> None:
     note_change(session)
 
 
-def lines(session: Session, rows: Sequence[Row]) -> tuple[DeviceLine, ...]:
+def rows_of(session: Session, rows: Sequence[Row]) -> tuple[DeviceRow, ...]:
     """These rows of :func:`selected` (``extra``: whether it reported) for a list."""
     serves: dict[int, dict[str, str]] = {}
     query = """
@@ -118,7 +118,7 @@ def lines(session: Session, rows: Sequence[Row]) -> tuple[DeviceLine, ...]:
     for row in session.where_in(query, [row["id"] for row in rows]):
         serves.setdefault(row["device_id"], {})[row["model"]] = row["version"] or ""
     return tuple(
-        DeviceLine(
+        DeviceRow(
             name=row["name"],
             target=row["target"],
             labels=json.loads(row["labels"]),
@@ -126,13 +126,13 @@ def lines(session: Session, rows: Sequence[Row]) -> tuple[DeviceLine, ...]:
             seen_at=row["seen_at"] or 0.0,
             heard=bool(row[8]),
             serves=serves.get(row["id"], {}),
-            told_target=told_target(row),
+            told_target=reported_target(row),
         )
         for row in rows
     )
 
 
-def told_target(row: Row) -> str | None:
+def reported_target(row: Row) -> str | None:
     """The target that the device said it is, where that is another."""
     told: str | None = row["told_target"]
     return None if told == row["target"] else told
@@ -164,7 +164,7 @@ def _view(row: Row, desired: dict[str, str]) -> DeviceView:
         desired_version=row["desired_version"],
         desired=desired,
         reported=reported,
-        told_target=told_target(row),
+        told_target=reported_target(row),
     )
 
 

@@ -55,7 +55,7 @@ class SeldomLog:
 
 
 @dataclass
-class Memory:
+class DeviceState:
     """What is known of one device.
 
     Attributes:
@@ -84,7 +84,7 @@ class Change:
         telemetry: when each message came, and the message.
     """
 
-    memory: Memory
+    memory: DeviceState
     touched: bool = False
     reported: bytes | None = None
     view: Reported | None = None
@@ -99,7 +99,7 @@ class Inbox:
     def __init__(self) -> None:
         self._waiting: deque[tuple[str, bytes, bool] | None] = deque(maxlen=MAX_WAITING)
         self._lock = threading.Lock()
-        self._memory: dict[str, Memory] = {}
+        self._memory: dict[str, DeviceState] = {}
         self._strangers: set[str] = set()
         self._changes: dict[str, Change] = {}
         self._seldom = SeldomLog()
@@ -115,11 +115,11 @@ class Inbox:
         with self._lock:
             self._waiting.append(None)
 
-    def known(self) -> dict[str, Memory]:
+    def known(self) -> dict[str, DeviceState]:
         """The devices that are served."""
         return self._memory
 
-    def know(self, devices: dict[str, Memory]) -> None:
+    def know(self, devices: dict[str, DeviceState]) -> None:
         """The devices that are served; what is known of one already is kept."""
         for name, memory in devices.items():
             known = self._memory.get(name)
@@ -157,7 +157,7 @@ class Inbox:
                 memory.presence = Presence(False, known.boot_id, known.session)
                 self._change(name, memory).touched = True
 
-    def _change(self, name: str, memory: Memory) -> Change:
+    def _change(self, name: str, memory: DeviceState) -> Change:
         return self._changes.setdefault(name, Change(memory))
 
     def _one(self, raw_topic: str, payload: bytes, retained: bool) -> None:
@@ -186,7 +186,7 @@ class Inbox:
             self._strangers.add(device)
             log.warning("%s is not a known device and is not served; add it: kedge device add %s", device, device)
 
-    def _status(self, name: str, memory: Memory, status: Status) -> None:
+    def _status(self, name: str, memory: DeviceState, status: Status) -> None:
         _check(status.boot_id, status.session, where=f"status of {name}")
         before, memory.presence = memory.presence, after_status(memory.presence, status)
         if memory.presence != before:
@@ -195,7 +195,7 @@ class Inbox:
             if before.online != memory.presence.online:
                 log.info("%s is %s", name, "there" if memory.presence.online else "away")
 
-    def _reported(self, name: str, memory: Memory, reported: Reported, payload: bytes, retained: bool) -> None:
+    def _reported(self, name: str, memory: DeviceState, reported: Reported, payload: bytes, retained: bool) -> None:
         where = f"report of {name}"
         _check(reported.boot_id, reported.seq, reported.desired_version, where=where)
         if not retained:
@@ -214,14 +214,14 @@ class Inbox:
             if model.latency is not None and _sound(model.latency):
                 change.latencies[model.latency.bundle] = model.latency
 
-    def _telemetry(self, name: str, memory: Memory, telemetry: Telemetry, payload: bytes) -> None:
+    def _telemetry(self, name: str, memory: DeviceState, telemetry: Telemetry, payload: bytes) -> None:
         _check(telemetry.boot_id, telemetry.seq, where=f"telemetry of {name}")
         self._word(name, memory, telemetry.boot_id)
         kept = self._change(name, memory).telemetry
         kept.append((time.time(), payload))
         del kept[:-TELEMETRY_A_ROUND]
 
-    def _word(self, name: str, memory: Memory, boot_id: str) -> None:
+    def _word(self, name: str, memory: DeviceState, boot_id: str) -> None:
         before, memory.presence = memory.presence, after_word(memory.presence, boot_id)
         memory.seen_at = time.time()
         if memory.presence != before or memory.seen_at - memory.noted_at > SEEN_SECONDS:

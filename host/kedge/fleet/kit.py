@@ -28,7 +28,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["KitOptions", "Member", "archive", "filled", "members", "write"]
+__all__ = ["KitOptions", "Member", "archive", "fill_template", "members", "write"]
 
 _AGENT = "etc/kedge/agent.toml"
 _CA, _CERT, _KEY, _PASSWORD = "ca.pem", "cert.pem", "key.pem", "password"
@@ -92,7 +92,7 @@ def members(name: str, target: str, options: KitOptions) -> dict[str, Member]:
     values |= {"device.name": name, "device.target": f"./{_BOARD}" if own else found.name}
     if own:
         made[f"etc/kedge/{_BOARD}"] = _member(Path(target).read_bytes())
-    made[_AGENT] = _member(filled(settings, values).encode())
+    made[_AGENT] = _member(fill_template(settings, values).encode())
     made |= _own_package()
     made["README.md"] = _member((_heading(name, found.name, options) + readme).encode())
     return dict(sorted((made | credentials).items()))
@@ -122,7 +122,7 @@ def archive(files: Mapping[str, Member]) -> bytes:
     return gzip.compress(raw.getvalue(), compresslevel=9, mtime=0)
 
 
-def filled(text: str, values: Mapping[str, str | None]) -> str:
+def fill_template(text: str, values: Mapping[str, str | None]) -> str:
     """A board's ``agent.toml`` with these values in the place of its examples; comments stay.
 
     Args:

@@ -37,7 +37,7 @@ class ControllerOptions:
         if self.embedded == (self.broker is not None):
             raise ConfigError("give either --broker or --embedded")
         password = None if self.password_file is None else _first_line(self.password_file)
-        from kedge.fleet.embedded import EmbeddedBroker
+        from kedge.fleet.embedded_broker import EmbeddedBroker
         from kedge_protocol.broker import parse_broker
 
         url = self.broker or EmbeddedBroker(self.listen).url

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from kedge.fleet.database import Row, Session, note_change
 from kedge.fleet.results import BundleView, ReleaseView
-from kedge.repository.store import StoredBundle, StoredRelease
+from kedge.fleet.storage import StoredBundle, StoredRelease
 from kedge_protocol.errors import FleetError
 
 

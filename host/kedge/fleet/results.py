@@ -32,7 +32,7 @@ class DeviceView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceLine:
+class DeviceRow:
     """A device in a list.
 
     Attributes:
@@ -62,11 +62,11 @@ class DeviceList:
 
     total: int
     online: int
-    devices: tuple[DeviceLine, ...]
+    devices: tuple[DeviceRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class CommandQueued:
     """A command that was put down for a device.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Rollouts in the database: begin and revert. Where they stand: :mod:`kedge.fleet.standing`.
+"""Rollouts in the database: begin and revert. Where they stand: :mod:`kedge.fleet.rollout_status`.
 
 A rollout owns its devices until a newer rollout of the same model takes some of them over: those parts are superseded,
 the others are not. All is written by few statements, whatever the number of devices, so that the write lock is short.
@@ -73,7 +73,7 @@ class Plan:
 def start(session: Session, reference: str, select_by: Mapping[str, str]) -> tuple[int, dict[str, str]]:
     """See :meth:`kedge.fleet.service.FleetService.rollout_start`; the rollout's number, and who is left out why."""
     release = releases.find(session, reference)
-    chosen = devices.selected(session, select_by)
+    chosen = devices.select_devices(session, select_by)
     if not chosen:
         labels = " ".join(f"{key}={value}" for key, value in select_by.items())
         raise FleetError(

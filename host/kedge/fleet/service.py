@@ -6,11 +6,11 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from kedge.fleet import commands, devices, releases, rollouts, standing
+from kedge.fleet import commands, devices, releases, rollout_status, rollouts
 from kedge.fleet.database import Database, Session, alone, note_change, state_folder
 from kedge.fleet.options import KitOptions
 from kedge.fleet.results import (
-    Asked,
+    CommandQueued,
     DeviceDetail,
     DeviceList,
     DeviceView,
@@ -23,8 +23,8 @@ from kedge.fleet.results import (
     RolloutSummary,
     TransferView,
 )
-from kedge.fleet.standing import Shown
-from kedge.repository.store import Repository
+from kedge.fleet.rollout_status import DeviceFilter
+from kedge.fleet.storage import Repository
 from kedge_protocol.bundle.layout import Layout
 from kedge_protocol.errors import StorageError
 
@@ -116,7 +116,7 @@ class FleetService:
     def devices(self, select: Mapping[str, str] | None = None) -> tuple[DeviceView, ...]:
         """All devices that carry these labels, by name, with all that is known of each."""
         with self.database.read() as session:
-            return devices.views(session, devices.selected(session, select or {}, extra="reported"))
+            return devices.views(session, devices.select_devices(session, select or {}, extra="reported"))
 
     def device_list(
         self, select: Mapping[str, str] | None = None, *, limit: int | None = None, offset: int = 0
@@ -127,10 +127,10 @@ class FleetService:
             limit, offset: so many of them, after so many; None for all.
         """
         with self.database.read() as session:
-            rows = devices.selected(session, select or {}, extra="reported IS NOT NULL")
+            rows = devices.select_devices(session, select or {}, extra="reported IS NOT NULL")
             page = rows[offset : None if limit is None else offset + limit]
             online = sum(bool(row["online"]) for row in rows)
-            return DeviceList(total=len(rows), online=online, devices=devices.lines(session, page))
+            return DeviceList(total=len(rows), online=online, devices=devices.rows_of(session, page))
 
     def device(self, name: str) -> DeviceDetail:
         """One device with its transfers and its latest telemetry.
@@ -146,7 +146,7 @@ class FleetService:
                 telemetry=devices.telemetry(session, number),
             )
 
-    def device_report(self, name: str, *, wait: float = 0.0) -> Asked:
+    def device_report(self, name: str, *, wait: float = 0.0) -> CommandQueued:
         """Ask a device to report anew.
 
         Args:
@@ -205,7 +205,7 @@ class FleetService:
 
         Raises:
             BundleError: not a release, or something in it is not as it says; see
-                :meth:`kedge.repository.store.Repository.add`.
+                :meth:`kedge.fleet.storage.Repository.add`.
             FleetError: the name and version are taken by another release.
             StorageError: no space.
         """
@@ -276,7 +276,7 @@ class FleetService:
         return RolloutStarted(rollout=self.rollout_status(number), skipped=skipped)
 
     def rollout_status(
-        self, rollout: int | None = None, *, wait: float = 0.0, shown: Shown | None = None
+        self, rollout: int | None = None, *, wait: float = 0.0, shown: DeviceFilter | None = None
     ) -> RolloutStatus:
         """A rollout with each device's standing.
 
@@ -293,10 +293,10 @@ class FleetService:
         while True:
             since = time.monotonic()
             with self.database.read() as session:
-                status = standing.status(session, rollouts.find(session, number), shown or Shown())
+                status = rollout_status.status(session, rollouts.find(session, number), shown or DeviceFilter())
             number = status.id
             left = deadline - time.monotonic()
-            if standing.is_settled(status) or left <= 0:
+            if rollout_status.is_settled(status) or left <= 0:
                 return status
             # A look at a large fleet costs something: most of the time is spent waiting.
             time.sleep(min(max(WAIT_SECONDS, 10 * (time.monotonic() - since)), left))
@@ -309,7 +309,7 @@ class FleetService:
         """
         with self.database.read() as session:
             rows = session.rows("SELECT * FROM rollout ORDER BY id DESC LIMIT ?", (-1 if limit is None else limit,))
-            return tuple(standing.summary(session, row) for row in rows)
+            return tuple(rollout_status.summary(session, row) for row in rows)
 
     def rollout_revert(self, rollout: int | None = None) -> RolloutStatus:
         """Want again what each device was to have before a rollout, on those devices that no newer rollout took over;

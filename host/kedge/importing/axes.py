@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 BATCH = "batch"
 
 
-def renamed(model: onnx.ModelProto, known: Mapping[str, str] | None = None) -> tuple[str, ...]:
+def rename_axes(model: onnx.ModelProto, known: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Name the free axes of inputs and outputs, in place; shapes inferred within the graph go, they hold the old names.
 
     The first axis of an input is the batch, an axis of a symbol in ``known`` has that name, any other that of the

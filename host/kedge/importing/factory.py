@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kedge.importing.kinds import Factory
+from kedge.importing.model_kinds import Factory
 from kedge.importing.pytorch import Example, argument_names
 from kedge_protocol.errors import ModelError
 
@@ -24,7 +24,7 @@ FORM = (
 )
 
 
-def called(factory: Factory, folder: Path) -> tuple[Any, Example | None]:
+def call_factory(factory: Factory, folder: Path) -> tuple[Any, Example | None]:
     """The module that the factory makes, or the exported program, and its example inputs where it gives some.
 
     Args:
@@ -47,7 +47,7 @@ def called(factory: Factory, folder: Path) -> tuple[Any, Example | None]:
             ) from error
         except BaseException as error:
             raise _raised(error, where) from error
-    return understood(made, where)
+    return parse_factory_result(made, where)
 
 
 def _raised(error: BaseException, where: str) -> ModelError:
@@ -95,7 +95,7 @@ def _module(factory: Factory, folder: Path) -> Any:
     return module
 
 
-def understood(made: Any, where: str) -> tuple[Any, Example | None]:
+def parse_factory_result(made: Any, where: str) -> tuple[Any, Example | None]:
     """What a factory's answer means.
 
     Raises:
@@ -134,7 +134,7 @@ def _free(module: torch.nn.Module, count: int, given: Any, where: str) -> dict[s
         raise ModelError(f"its free axes are not understood: {given!r}", where=where, remedy=FORM) from error
 
 
-def from_samples(module: torch.nn.Module, inputs: Mapping[str, Any], where: str) -> Example:
+def example_from_samples(module: torch.nn.Module, inputs: Mapping[str, Any], where: str) -> Example:
     """Example inputs from samples, ordered by the names of forward's arguments.
 
     Args:

@@ -16,7 +16,7 @@ from kedge_protocol.errors import ModelError
 _KINDS = "a path, 'module:factory', a torch.nn.Module, a torch.export.ExportedProgram or a keras.Model"
 
 
-def saved(model: object, example: Mapping[str, Any] | None, folder: Path) -> Path:
+def save_object(model: object, example: Mapping[str, Any] | None, folder: Path) -> Path:
     """Save a model; its weights, its mode (training or not) and its place stay as they are.
 
     Args:
@@ -53,9 +53,9 @@ def _traced(module: Any, example: Mapping[str, Any]) -> Any:
     where = type(module).__name__
     if any(tensor.device.type != "cpu" for tensor in (*module.parameters(), *module.buffers())):
         module = copy.deepcopy(module).cpu()
-    with pytorch.evaluating(module):
-        taken = factory.from_samples(module, example, where)
-        return pytorch.exported(module, taken, batch=None, where=where).program
+    with pytorch.evaluation_mode(module):
+        taken = factory.example_from_samples(module, example, where)
+        return pytorch.export_program(module, taken, batch=None, where=where).program
 
 
 def _written(program: Any, folder: Path) -> Path:

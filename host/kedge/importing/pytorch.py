@@ -64,7 +64,7 @@ class Program:
 
 
 @contextlib.contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
+def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
     """The module in its mode for inference, and afterwards as it was."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
@@ -76,7 +76,7 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def exported(module: torch.nn.Module, example: Example, *, batch: int | None, where: str) -> Program:
+def export_program(module: torch.nn.Module, example: Example, *, batch: int | None, where: str) -> Program:
     """Trace a module; call it within :func:`evaluating`.
 
     Args:
@@ -190,7 +190,7 @@ def to_onnx(
     """
     import onnx
 
-    from kedge_targets.graph import writing
+    from kedge_targets.graph import model_writer
 
     taken = list(inputs or input_names(made.program))
     given = list(outputs or output_names(made.program))
@@ -214,9 +214,9 @@ def to_onnx(
     except Exception as error:
         raise _refused(error, where) from error
     model = onnx.load_model(str(path))
-    free = axes.renamed(model, made.names)
-    writing.strip(model)
-    writing.save(model, path)
+    free = axes.rename_axes(model, made.names)
+    model_writer.strip(model)
+    model_writer.save(model, path)
     return free
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import ModelError
-from kedge_targets.graph import signature, sizes
+from kedge_targets.graph import free_dimensions, signature
 
 if TYPE_CHECKING:
     import onnx
@@ -38,7 +38,7 @@ def size(model: onnx.ModelProto) -> int | None:
     return sizes.pop()
 
 
-def fixed(model: onnx.ModelProto, samples: int) -> onnx.ModelProto:
+def fix_batch(model: onnx.ModelProto, samples: int) -> onnx.ModelProto:
     """A copy that takes exactly ``samples`` at once, shapes inferred anew; outputs that shared the batch's symbol
     follow.
 
@@ -50,10 +50,10 @@ def fixed(model: onnx.ModelProto, samples: int) -> onnx.ModelProto:
         raise ModelError(
             f"its batch is fixed to {have}, not {samples}", remedy="Export the model with a free batch axis"
         )
-    return sizes.fixed(model, {(info.name, 0): samples for info in signature.inputs(model)})
+    return free_dimensions.fix_dimensions(model, {(info.name, 0): samples for info in signature.inputs(model)})
 
 
-def grouped(samples: Iterable[dict[str, Array]], samples_at_once: int | None) -> Iterator[dict[str, Array]]:
+def regroup(samples: Iterable[dict[str, Array]], samples_at_once: int | None) -> Iterator[dict[str, Array]]:
     """Batches of one sample each, put together to what a graph takes at once.
 
     Args:

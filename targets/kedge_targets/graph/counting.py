@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import ModelError
-from kedge_targets.graph import nodes, sizes
+from kedge_targets.graph import free_dimensions, nodes
 from kedge_targets.graph.wiring import Wiring
-from kedge_targets.numbers import Numbers
+from kedge_targets.true_precision import Numbers
 
 if TYPE_CHECKING:
     import onnx
@@ -199,7 +199,7 @@ def _shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[int]]) -> dict[
         if not dim.HasField("dim_value")
     }
     try:
-        made = sizes.fixed(plain, free)
+        made = free_dimensions.fix_dimensions(plain, free)
     except ModelError:
         made = plain
     found: dict[str, tuple[int, ...]] = {}

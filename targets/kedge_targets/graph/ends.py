@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from kedge_targets.graph import dead, layers, places
+from kedge_targets.graph import dead_code, layers, qdq_placement
 from kedge_targets.graph.wiring import Wiring
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def ends(model: onnx.ModelProto) -> list[tuple[str, ...]]:
         return []
     nodes = list(model.graph.node)
     before = {
-        node.name: [wiring.maker[tensor].name for tensor in dead.inputs_of(node) if tensor in wiring.maker]
+        node.name: [wiring.maker[tensor].name for tensor in dead_code.inputs_of(node) if tensor in wiring.maker]
         for node in nodes
     }
     behind: dict[str, list[str]] = {node.name: [] for node in nodes}
@@ -44,7 +44,7 @@ def ends(model: onnx.ModelProto) -> list[tuple[str, ...]]:
             behind[maker].append(name)
     order = [node.name for node in nodes]
     depth, height = _distances(order, before, weights), _distances(order[::-1], behind, weights)
-    floats = places.floats(model)
+    floats = qdq_placement.floats(model)
     numbers = {node.name for node in nodes if any(tensor in floats for tensor in node.output)}
     found: list[tuple[str, ...]] = []
     for share in SHARES:

@@ -3,7 +3,7 @@
 A ``Quant`` node rounds its input to integers of a scale and gives them back as float, so that the graph still computes
 with real numbers, but only with those that the device has (A. Pappalardo et al., "QONNX: Representing
 Arbitrary-Precision Quantized Neural Networks", 2022). ONNX Runtime runs the graph after
-:func:`kedge_targets.graph.qonnx.expanded`.
+:func:`kedge_targets.graph.qonnx.expand_qonnx`.
 
 The usual way::
 
@@ -13,7 +13,7 @@ The usual way::
     trained, learnt = fakequant.removed(simulated)
 
 Only layers of the families ``fabric``, ``static`` and ``dynamic`` are touched. Weights that are stored small (family
-``weights``) are simulated by :mod:`kedge_targets.graph.weight_forms`, offline. Biases stay float: with the 32 bits that
+``weights``) are simulated by :mod:`kedge_targets.graph.weight_encodings`, offline. Biases stay float: with the 32 bits that
 runtimes give them they lose nothing that could be seen.
 """
 
@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import LoweringError
-from kedge_targets.graph import dead, layers, ordering, quantizers, ranges, rounding
+from kedge_targets.graph import dead_code, layers, quantizers, ranges, rounding, topological_order
 from kedge_targets.graph.qonnx_nodes import DOMAIN, VERSION
 from kedge_targets.graph.quantizers import FABRIC, Quantizer, Style, style_for, style_of, tensors
 from kedge_targets.graph.wiring import Wiring
@@ -35,7 +35,17 @@ from kedge_targets.numerics import Plan
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["DOMAIN", "FABRIC", "Style", "calibrated", "inserted", "removed", "style_for", "style_of", "tensors"]
+__all__ = [
+    "DOMAIN",
+    "FABRIC",
+    "Style",
+    "calibrate",
+    "insert_quantizers",
+    "remove_quantizers",
+    "style_for",
+    "style_of",
+    "tensors",
+]
 
 Array = npt.NDArray[Any]
 
@@ -43,7 +53,7 @@ QUANT = "Quant"
 _SUFFIX = "_quant"
 
 
-def calibrated(
+def calibrate(
     model: onnx.ModelProto,
     plan: Plan,
     samples: Iterable[Mapping[str, Array]],
@@ -76,7 +86,7 @@ def calibrated(
     )
 
 
-def inserted(
+def insert_quantizers(
     model: onnx.ModelProto,
     plan: Plan,
     found: Mapping[str, tuple[float, float]],
@@ -147,7 +157,7 @@ class _Inserting:
                 remedy="Give such a graph as it is, or take the nodes out first",
             )
         scales = rounding.weight_scales(value, bits=bits, axis=axis, method=self._style.weight_method)
-        scale = self._constant(f"{weight}_scale", rounding.along(scales, value.ndim, axis))
+        scale = self._constant(f"{weight}_scale", rounding.broadcast_along(scales, value.ndim, axis))
         return self._quant(weight, scale, self._number(0.0), bits, signed=True, narrow=True)
 
     def activations(self, placed: list[Quantizer], found: Mapping[str, tuple[float, float]]) -> None:
@@ -277,14 +287,14 @@ class _Inserting:
         """Set the new nodes among the others, each behind what it takes."""
         import onnx
 
-        nodes = ordering.ordered([*self._model.graph.node, *self._new])
+        nodes = topological_order.sort_nodes([*self._model.graph.node, *self._new])
         del self._model.graph.node[:]
         self._model.graph.node.extend(nodes)
         if all(opset.domain != DOMAIN for opset in self._model.opset_import):
             self._model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
 
 
-def removed(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[float, float]]]:
+def remove_quantizers(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[float, float]]]:
     """The graph without its ``Quant`` nodes, as a float graph to be lowered.
 
     Weights are then the float ones that the nodes took; scale and zero-point of an activation become the range that
@@ -320,7 +330,7 @@ def removed(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[fl
     for value in made.graph.output:
         if value.name in gone:
             _pass_on(made, value.name)
-    dead.removed(made)
+    dead_code.remove_dead_nodes(made)
     kept = [opset for opset in made.opset_import if opset.domain != DOMAIN or _uses(made)]
     del made.opset_import[:]
     made.opset_import.extend(kept)

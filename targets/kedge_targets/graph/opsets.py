@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import ModelError
-from kedge_targets.graph import nodes, reading
+from kedge_targets.graph import model_reader, nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -17,7 +17,7 @@ def version(model: onnx.ModelProto) -> int:
     return int(found[0]) if found else 0
 
 
-def at_least(model: onnx.ModelProto, lowest: int, *, where: str) -> onnx.ModelProto:
+def raise_opset(model: onnx.ModelProto, lowest: int, *, where: str) -> onnx.ModelProto:
     """The model in opset ``lowest`` or the newer one that it has; the given one stays as it is.
 
     Raises:
@@ -36,4 +36,4 @@ def at_least(model: onnx.ModelProto, lowest: int, *, where: str) -> onnx.ModelPr
             remedy=f"Export the model with opset {lowest} or newer",
         ) from error
     nodes.name_nodes(converted)
-    return reading.infer_shapes(converted, where=where)
+    return model_reader.infer_shapes(converted, where=where)

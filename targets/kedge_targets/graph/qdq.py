@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_targets.graph import dead, ordering, places, rounding
+from kedge_targets.graph import dead_code, qdq_placement, rounding, topological_order
 from kedge_targets.graph.names import Names
-from kedge_targets.graph.places import WEIGHTED, Places
+from kedge_targets.graph.qdq_placement import WEIGHTED, QdqPlacement
 from kedge_targets.graph.wiring import Wiring
-from kedge_targets.numerics import Granularity, QuantizedType
+from kedge_targets.numerics import Granularity, QuantizationScheme
 
 if TYPE_CHECKING:
     import onnx
@@ -33,7 +33,7 @@ _SMALLEST_STEP = float(2.0**-60)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class QdqForm:
     """How a runtime wants its pairs.
 
     Attributes:
@@ -44,7 +44,7 @@ class Form:
         everywhere: every reader of a rounded tensor is given the rounded one.
     """
 
-    how: QuantizedType
+    how: QuantizationScheme
     answers: bool = True
     stored: bool = True
     biases: bool = True
@@ -54,13 +54,13 @@ class Form:
 ALREADY = "quantized already: the file's own scales are kept, and nothing is quantized twice"
 
 
-def is_rounded(model: onnx.ModelProto) -> bool:
+def has_qdq(model: onnx.ModelProto) -> bool:
     """Whether a graph rounds activations itself, as a file that was quantized before does."""
     wiring = Wiring(model)
     return any(node.op_type == "QuantizeLinear" and wiring.constant(node.input[0]) is None for node in model.graph.node)
 
 
-def wanted(model: onnx.ModelProto, where: Places) -> list[str]:
+def tensors_to_observe(model: onnx.ModelProto, where: QdqPlacement) -> list[str]:
     """The activations whose ranges :func:`written` needs, in the graph's order."""
     stored = {tensor.name for tensor in model.graph.initializer}
     needed = {*where.roots.values(), *where.cuts.values()} - stored
@@ -69,11 +69,11 @@ def wanted(model: onnx.ModelProto, where: Places) -> list[str]:
     return [tensor for tensor in order if tensor in needed]
 
 
-def written(model: onnx.ModelProto, where: Places, found: Ranges, form: Form) -> onnx.ModelProto:
+def insert_qdq(model: onnx.ModelProto, where: QdqPlacement, found: Ranges, form: QdqForm) -> onnx.ModelProto:
     """The graph with its pairs; the given one stays as it is.
 
     Args:
-        where: of :func:`kedge_targets.graph.places.placed` for this graph.
+        where: of :func:`kedge_targets.graph.qdq_placement.place_quantizers` for this graph.
         found: the range of each of :func:`wanted`.
 
     Returns:
@@ -102,7 +102,7 @@ class _Scale:
 
 
 class _Writing:
-    def __init__(self, model: onnx.ModelProto, where: Places, found: Ranges, form: Form) -> None:
+    def __init__(self, model: onnx.ModelProto, where: QdqPlacement, found: Ranges, form: QdqForm) -> None:
         self._model = model
         self._where = where
         self._found = found
@@ -138,7 +138,7 @@ class _Writing:
             self._model.graph.node.remove(node)
 
     def _superfluous(self, node: onnx.NodeProto) -> bool:
-        bounds = places.bounds_of(node, self._wiring)
+        bounds = qdq_placement.bounds_of(node, self._wiring)
         if bounds is None:
             return False
         one = self._scale(node.output[0])
@@ -223,7 +223,7 @@ class _Writing:
             scale = self._scale(name)
             value = np.asarray(self._wiring.constant(name))
             least, most = rounding.bounds(8, signed=self._signed)
-            integers = rounding.quantized(value, scale.step, scale.zero, least, most)
+            integers = rounding.quantize(value, scale.step, scale.zero, least, most)
             self._weights[key] = self._read_back(name, value, self._integer(integers), scale.names)
         return self._weights[key]
 
@@ -281,7 +281,7 @@ class _Writing:
     def _weight(self, name: str, value: Array, steps: Array, axis: int | None) -> str:
         key = (name, axis, steps.tobytes())
         if key not in self._weights:
-            integers = rounding.quantized(value, steps, 0, -self._most, self._most, axis).astype(np.int8)
+            integers = rounding.quantize(value, steps, 0, -self._most, self._most, axis).astype(np.int8)
             scale = self._number(f"{name}_scale", steps), self._number(f"{name}_zero", np.zeros(steps.shape, np.int8))
             along = {} if axis is None else {"axis": axis}
             self._weights[key] = self._read_back(name, value, integers, scale, **along)
@@ -302,12 +302,12 @@ class _Writing:
 
     def finish(self) -> None:
         """Set the new nodes among the others, and take away what nobody reads any more."""
-        arranged = ordering.ordered([*self._model.graph.node, *self._new])
+        arranged = topological_order.sort_nodes([*self._model.graph.node, *self._new])
         del self._model.graph.node[:]
         self._model.graph.node.extend(arranged)
-        dead.removed(self._model)
+        dead_code.remove_dead_nodes(self._model)
 
 
-def integer_layers(model: onnx.ModelProto, where: Places) -> Collection[str]:
+def integer_layers(model: onnx.ModelProto, where: QdqPlacement) -> Collection[str]:
     """Names of the weighted nodes that compute in integers."""
     return [node.name for node in model.graph.node if node.op_type in WEIGHTED and node.name in where.integers]

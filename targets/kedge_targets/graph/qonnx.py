@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import ModelError, UnsupportedOperatorError
-from kedge_targets.graph import dead
+from kedge_targets.graph import dead_code
 from kedge_targets.graph.qonnx_nodes import DOMAIN, OPERATORS, is_ours, is_quantized, normalize
 from kedge_targets.graph.wiring import Wiring
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["DOMAIN", "OPERATORS", "expanded", "is_ours", "is_quantized", "normalize"]
+__all__ = ["DOMAIN", "OPERATORS", "expand_qonnx", "is_ours", "is_quantized", "normalize"]
 
 Array = npt.NDArray[Any]
 
@@ -29,7 +29,7 @@ _OPSET = 13
 """GreaterOrEqual (12), ReduceSum and Unsqueeze with axes as inputs."""
 
 
-def expanded(model: onnx.ModelProto) -> onnx.ModelProto:
+def expand_qonnx(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with QONNX's nodes replaced by operators of ONNX (opset 13 or newer), the same float32 results.
 
     All other tensors keep their names; a model without such nodes comes back as a copy.
@@ -62,7 +62,7 @@ def expanded(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [opset for opset in made.opset_import if opset.domain != DOMAIN]
     del made.opset_import[:]
     made.opset_import.extend(kept)
-    dead.removed(made)
+    dead_code.remove_dead_nodes(made)
     return made
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kedge_protocol.errors import LoweringError
 from kedge_targets.graph import attention, layers, rounding
 from kedge_targets.graph.wiring import Wiring
-from kedge_targets.numerics import Family, Granularity, Plan, Precision, QuantizedType
+from kedge_targets.numerics import Family, Granularity, Plan, Precision, QuantizationScheme
 
 if TYPE_CHECKING:
     import onnx
@@ -70,10 +70,10 @@ def style_of(plan: Plan) -> Style:
     weights and asymmetric uint8 activations where it says nothing)."""
     if any(precision.family is Family.FABRIC for precision in plan.precisions):
         return FABRIC
-    return Style() if plan.quantized is None else style_for(plan.quantized)
+    return Style() if plan.scheme is None else style_for(plan.scheme)
 
 
-def style_for(quantized: QuantizedType) -> Style:
+def style_for(quantized: QuantizationScheme) -> Style:
     """The style of one way of int8."""
     return Style(
         per_channel=quantized.granularity is Granularity.PER_CHANNEL,

@@ -7,7 +7,7 @@ a first pass finds the least and the greatest value, a second one (where the met
 What is no number of the model's own is left out: infinities, values as good as infinite (from 1e30 on), and, in tensors
 that go into a Softmax by element-wise operators alone, values below -5000: attention masks add -10000 or less there.
 Exact zeros count for the percentile, but not for the other searches: 0 is met exactly by every scale. What only goes
-into a SiLU or its like begins where that begins to answer (:mod:`kedge_targets.graph.gates`).
+into a SiLU or its like begins where that begins to answer (:mod:`kedge_targets.graph.flat_activations`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import DatasetError, ModelError
-from kedge_targets.graph import attention, batch, clipping, gates, library, signature
+from kedge_targets.graph import attention, batch, flat_activations, library, range_clipping, signature
 from kedge_targets.numerics import RangeMethod
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Histogram:
 
     def range(self, *, method: RangeMethod, percentile: float, bits: int, symmetric: bool) -> tuple[float, float]:
         """The range that a method chooses; see :func:`observe`."""
-        return clipping.clipped(
+        return range_clipping.clip_range(
             self.low,
             self.high,
             self.counts,
@@ -132,14 +132,14 @@ def observe(
         TypeError: an iterator where two passes are needed.
     """
     found = histograms(model, samples, tensors, counts=method is not RangeMethod.MIN_MAX, progress=progress)
-    flat = gates.gates(model)
+    flat = flat_activations.gates(model)
     made = {}
     for name in tensors:
         width = bits if isinstance(bits, int) else bits.get(name, 8)
         mirrored = symmetric if isinstance(symmetric, bool) else name in symmetric
         low, high = found[name].range(method=method, percentile=percentile, bits=width, symmetric=mirrored)
         if name in flat:
-            low = gates.least(max(low, found[name].low), high, flat[name], levels=2**width - 1)
+            low = flat_activations.least(max(low, found[name].low), high, flat[name], levels=2**width - 1)
             if mirrored:
                 high = max(-low, min(high, found[name].high))
                 low = -high
@@ -252,7 +252,7 @@ class _Probe:
 
     def _grouped(self, samples: Iterable[Sample]) -> Iterator[tuple[int, Sample]]:
         if self._at_once is not None:
-            yield from ((self._at_once, feed) for feed in batch.grouped(_singles(samples), self._at_once))
+            yield from ((self._at_once, feed) for feed in batch.regroup(_singles(samples), self._at_once))
             return
         self._bytes = _GROUP_BYTES  # the first runs alone and shows how large a sample is
         waiting: list[Sample] = []

@@ -59,17 +59,17 @@ def _positive(scale: float) -> float:
     return float(np.float32(min(max(scale, _TINY), float(np.finfo(np.float32).max))))
 
 
-def quantized(array: Array, scale: Any, zero_point: Any, low: int, high: int, axis: int | None = None) -> Floats:
+def quantize(array: Array, scale: Any, zero_point: Any, low: int, high: int, axis: int | None = None) -> Floats:
     """The integers, as float32; arguments as of :func:`fake_quantized`."""
     values = np.asarray(array, dtype=np.float32)
-    steps = along(scale, values.ndim, axis)
-    zero = along(zero_point, values.ndim, axis)
+    steps = broadcast_along(scale, values.ndim, axis)
+    zero = broadcast_along(zero_point, values.ndim, axis)
     with np.errstate(over="ignore"):  # what overflows is clipped
         integers: Floats = np.clip(np.rint(values / steps) + zero, np.float32(low), np.float32(high))
     return integers
 
 
-def fake_quantized(array: Array, scale: Any, zero_point: Any, low: int, high: int, axis: int | None = None) -> Floats:
+def fake_quantize(array: Array, scale: Any, zero_point: Any, low: int, high: int, axis: int | None = None) -> Floats:
     """The real numbers that are left of an array once it went through integers.
 
     Args:
@@ -81,12 +81,14 @@ def fake_quantized(array: Array, scale: Any, zero_point: Any, low: int, high: in
     Returns:
         float32 of the same shape.
     """
-    integers = quantized(array, scale, zero_point, low, high, axis)
-    made: Floats = (integers - along(zero_point, integers.ndim, axis)) * along(scale, integers.ndim, axis)
+    integers = quantize(array, scale, zero_point, low, high, axis)
+    made: Floats = (integers - broadcast_along(zero_point, integers.ndim, axis)) * broadcast_along(
+        scale, integers.ndim, axis
+    )
     return made
 
 
-def along(values: Any, rank: int, axis: int | None) -> Floats:
+def broadcast_along(values: Any, rank: int, axis: int | None) -> Floats:
     """Numbers of one axis, shaped so that they broadcast over an array of ``rank`` axes; float32."""
     made = np.asarray(values, dtype=np.float32)
     if axis is None or made.ndim == 0:

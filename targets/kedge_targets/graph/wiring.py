@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_targets.graph import dead
+from kedge_targets.graph import dead_code
 
 if TYPE_CHECKING:
     import onnx
@@ -50,7 +50,7 @@ class Wiring:
                 if tensor:
                     self.readers[tensor].append((node, index))
             if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-                self.outputs |= dead.inputs_of(node) - set(node.input)
+                self.outputs |= dead_code.inputs_of(node) - set(node.input)
         self._values: dict[str, Array | None] = {}
 
     def constant(self, tensor: str) -> Array | None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kedge_protocol import codec, errors
-from kedge_targets.worker.group import ANSWER_VARIABLE
+from kedge_targets.worker.process_group import ANSWER_VARIABLE
 
 _PROGRESS_SECONDS = 0.05
 

@@ -28,7 +28,7 @@ from kedge_protocol.errors import (
     WorkerTimeoutError,
 )
 from kedge_targets.worker import environment
-from kedge_targets.worker.group import Group
+from kedge_targets.worker.process_group import Group
 
 T = TypeVar("T")
 OnProgress = Callable[[str, int, int], None]

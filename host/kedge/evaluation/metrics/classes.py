@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.evaluation import decisions
-from kedge.evaluation.kinds import OutputKind, Seen, columns, fits
+from kedge.evaluation.kinds import ClassifiedOutput, OutputKind, columns, fits
 from kedge.evaluation.metrics.contract import Metric
 from kedge_protocol.errors import ConfigError, DatasetError
 
@@ -26,7 +26,7 @@ class Top1(Metric):
     needs_labels = True
 
     @classmethod
-    def suits(cls, seen: Seen, reference: Array, labels: Any | None) -> bool:
+    def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
         """Class scores that the labels fit, a probability with labels of 0 and 1, classes that the model gives."""
         if seen.kind is OutputKind.INTEGERS:
             return isinstance(labels, np.ndarray) and labels.dtype.kind in "iub" and labels.size == reference.size
@@ -67,7 +67,7 @@ class Agreement(Metric):
     unit = "share"
 
     @classmethod
-    def suits(cls, seen: Seen, reference: Array, labels: Any | None) -> bool:
+    def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
         """Class scores, and a probability."""
         return seen.kind in decisions.ANSWERS
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.evaluation import decisions
-from kedge.evaluation.kinds import OutputKind, Seen, columns, fits
+from kedge.evaluation.kinds import ClassifiedOutput, OutputKind, columns, fits
 from kedge.evaluation.metrics.classes import check_labels
 from kedge.evaluation.metrics.contract import Metric
 from kedge_protocol.errors import DatasetError
@@ -27,7 +27,7 @@ class Top5(Metric):
     needs_labels = True
 
     @classmethod
-    def suits(cls, seen: Seen, reference: Array, labels: Any | None) -> bool:
+    def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
         """Class scores that the labels fit."""
         return seen.kind is OutputKind.CLASSES and fits(reference, labels)
 
@@ -58,7 +58,7 @@ class F1(Metric):
     needs_labels = True
 
     @classmethod
-    def suits(cls, seen: Seen, reference: Array, labels: Any | None) -> bool:
+    def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
         """Class scores that the labels fit."""
         return seen.kind is OutputKind.CLASSES and fits(reference, labels)
 
@@ -89,7 +89,7 @@ class MultilabelF1(Metric):
     needs_labels = True
 
     @classmethod
-    def suits(cls, seen: Seen, reference: Array, labels: Any | None) -> bool:
+    def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
         """An output of the labels' shape, with several columns."""
         return isinstance(labels, np.ndarray) and labels.shape == reference.shape and columns(reference) > 1
 
@@ -121,7 +121,7 @@ class Auc(Metric):
     needs_labels = True
 
     @classmethod
-    def suits(cls, seen: Seen, reference: Array, labels: Any | None) -> bool:
+    def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
         """A number for each sample with labels of 0 and 1, class scores that the labels fit, or multi-hot labels."""
         if seen.kind in (OutputKind.PROBABILITY, OutputKind.NUMBER):
             return isinstance(labels, np.ndarray) and bool(np.isin(labels, (0, 1)).all())

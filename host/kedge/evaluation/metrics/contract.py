@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from kedge.evaluation.kinds import OutputKind, Seen
+from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
 
 Array = npt.NDArray[Any]
 
@@ -52,14 +52,17 @@ class Metric(abc.ABC):
     span: ClassVar[float | None] = 1.0
 
     def __init__(
-        self, output: str | None, kinds: Mapping[str, Seen], inputs: Mapping[str, tuple[int, ...]] | None = None
+        self,
+        output: str | None,
+        kinds: Mapping[str, ClassifiedOutput],
+        inputs: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         self.output = output
         self.kinds = kinds
         self.inputs = inputs or {}
 
     @classmethod
-    def suits(cls, seen: Seen, reference: Array, labels: Any | None) -> bool:
+    def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
         """Whether an output is one that this metric judges, where the user names none. By default every output of
         floating-point numbers that is not an input passed through.
 

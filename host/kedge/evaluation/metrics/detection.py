@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from kedge.evaluation.kinds import Seen
+from kedge.evaluation.kinds import ClassifiedOutput
 from kedge.evaluation.metrics.contract import Metric
 from kedge_protocol.errors import ConfigError, DatasetError, InputError, MissingDependencyError
 from kedge_protocol.packages import pip_install
@@ -45,7 +45,7 @@ class MeanAveragePrecision(Metric):
     thresholds: ClassVar[tuple[float, ...]] = THRESHOLDS
 
     @classmethod
-    def suits(cls, seen: Seen, reference: Array, labels: Any | None) -> bool:
+    def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
         """Boxes as labels."""
         return is_boxes(labels)
 

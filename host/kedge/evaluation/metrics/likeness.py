@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.evaluation import groups
-from kedge.evaluation.kinds import OutputKind, Seen
+from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
 from kedge.evaluation.metrics.contract import Metric
 
 Array = npt.NDArray[Any]
@@ -58,7 +58,7 @@ class R2(Metric):
     span = None
 
     @classmethod
-    def suits(cls, seen: Seen, reference: Array, labels: Any | None) -> bool:
+    def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
         """One number for each sample."""
         return seen.kind in (OutputKind.NUMBER, OutputKind.PROBABILITY)
 

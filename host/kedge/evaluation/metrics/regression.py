@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.evaluation import decisions
-from kedge.evaluation.kinds import OutputKind, Seen
+from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
 from kedge.evaluation.metrics.contract import Direction, Metric
 from kedge_protocol.errors import ConfigError, DatasetError
 
@@ -27,7 +27,7 @@ class _Numbers(Metric):
     span = None
 
     @classmethod
-    def suits(cls, seen: Seen, reference: Array, labels: Any | None) -> bool:
+    def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
         """Numbers; with labels, of their size."""
         if seen.kind in (OutputKind.PASSED_THROUGH, OutputKind.INTEGERS, OutputKind.EMPTY):
             return False
@@ -81,7 +81,7 @@ class Spearman(_Numbers):
     name = "spearman"
 
     @classmethod
-    def suits(cls, seen: Seen, reference: Array, labels: Any | None) -> bool:
+    def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
         """One number for each sample."""
         return seen.kind in (OutputKind.NUMBER, OutputKind.PROBABILITY) and super().suits(seen, reference, labels)
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.evaluation import decisions
-from kedge.evaluation.kinds import Seen
+from kedge.evaluation.kinds import ClassifiedOutput
 from kedge.evaluation.metrics.contract import Metric
 from kedge_protocol.errors import DatasetError
 
@@ -28,7 +28,7 @@ class MeanIou(Metric):
     needs_labels = True
 
     @classmethod
-    def suits(cls, seen: Seen, reference: Array, labels: Any | None) -> bool:
+    def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
         """Scores for each pixel of masks."""
         return isinstance(labels, np.ndarray) and _class_axis(reference, labels) is not None
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from kedge.evaluation.kinds import Seen
+from kedge.evaluation.kinds import ClassifiedOutput
 from kedge.evaluation.metrics.contract import Direction, Metric
 from kedge_protocol.errors import DatasetError, MissingDependencyError
 from kedge_protocol.packages import pip_install
@@ -33,7 +33,7 @@ class _ErrorRate(Metric):
     words: ClassVar[bool]
 
     @classmethod
-    def suits(cls, seen: Seen, reference: Array, labels: Any | None) -> bool:
+    def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
         """Texts, or scores of steps."""
         return reference.dtype.kind in "OUS" or reference.ndim == _RANK
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kedge_protocol import codec
 from kedge_protocol.errors import CapacityError, TargetError
-from kedge_targets.backends.finn.building import Cost
+from kedge_targets.backends.finn.toolchain_client import Cost
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -22,19 +22,19 @@ from kedge_protocol.packages import pip_install
 from kedge_targets import contract, toolchain
 from kedge_targets.backends.finn import (
     bitfile,
-    building,
     capacity,
     convertibility,
-    exchange,
+    graph_file,
     precisions,
-    quantizing,
+    quantization,
     synthesis,
+    toolchain_client,
 )
-from kedge_targets.backends.finn.building import Built, Cost, HardwareLayer
+from kedge_targets.backends.finn.toolchain_client import Built, Cost, HardwareLayer
 from kedge_targets.backends.finn.wide_inputs import WideInput
 from kedge_targets.contract import Calibration, Estimate, LayerCost, Lowered
-from kedge_targets.graph import library, signature, writing
-from kedge_targets.numerics import Numerics, Plan, Precision, QuantizedType, RangeMethod
+from kedge_targets.graph import library, model_writer, signature
+from kedge_targets.numerics import Numerics, Plan, Precision, QuantizationScheme, RangeMethod
 from kedge_targets.target import Target
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.numerics`."""
         return Numerics(
             precisions=(Precision.W2A2, Precision.W3A3, Precision.W4A4, Precision.W8A8),
-            quantized=(),
+            schemes=(),
             mixed=True,
             layouts=("NCHW",),
             range_methods=(RangeMethod.MSE, RangeMethod.MIN_MAX, RangeMethod.PERCENTILE, RangeMethod.ENTROPY),
@@ -88,7 +88,7 @@ class Compiler(contract.Compiler):
             return f"onnx is missing: {pip_install('compile')}"
         try:
             library.load()
-            toolchain.find(building.NAME)
+            toolchain.find(toolchain_client.NAME)
         except MissingDependencyError as error:
             return str(error)
         return None
@@ -97,7 +97,7 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.verification`."""
         return Verified.SIMULATED
 
-    def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
+    def quantized_for(self, target: Target) -> tuple[QuantizationScheme, ...]:
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
         return ()
 
@@ -113,16 +113,18 @@ class Compiler(contract.Compiler):
     ) -> Lowered:
         """See :meth:`kedge_targets.contract.Compiler.lower`."""
         settings = _Settings.of(options, where=f"target {target.name}")
-        toolchain.find(building.NAME)
-        building.start()
+        toolchain.find(toolchain_client.NAME)
+        toolchain_client.start()
         begun = time.perf_counter()
-        ready = quantizing.quantized(graph, plan, calibration, workdir=workdir, input_type=settings.input_datatype)
+        ready = quantization.quantize_graph(
+            graph, plan, calibration, workdir=workdir, input_type=settings.input_datatype
+        )
         seconds = {"quantize": time.perf_counter() - begun}
         title = synthesis.MODEL
-        writing.strip(ready.model, keep_shapes=True)
-        writing.save(ready.model, workdir / title)
+        model_writer.strip(ready.model, keep_shapes=True)
+        model_writer.save(ready.model, workdir / title)
         settings = settings.with_input(ready.wide)
-        built = building.build(settings.request(workdir / title, workdir / "build", ready.model))
+        built = toolchain_client.build(settings.request(workdir / title, workdir / "build", ready.model))
         notes = [*ready.notes, *convertibility.judge(built.outside)]
         named = _named(built, convertibility.weighted(ready.model))
         cost = settings.require(named)
@@ -131,12 +133,12 @@ class Compiler(contract.Compiler):
         files |= settings.with_bitfile(named, workdir)
         return Lowered(
             files=files,
-            entry=exchange.GRAPH,
+            entry=graph_file.GRAPH,
             inputs=_specs(signature.inputs(ready.given), streamlined.graph.input, ready.wide),
             outputs=_specs(signature.outputs(ready.given), streamlined.graph.output),
             runtimes=tuple(RuntimeRequirement(distribution=name, minimum=minimum) for name, minimum in _RUNTIMES),
             verified=Verified.SIMULATED,
-            tools=building.versions(),
+            tools=toolchain_client.versions(),
             runtime_options=settings.runtime_options(),
             seconds=seconds | built.seconds,
             notes=(*notes, *_fold_notes(cost, built.tries, settings)),
@@ -201,10 +203,10 @@ class _Settings:
         """The same for a fabric that is given the integers of a wide quantizer."""
         return self if wide is None else dataclasses.replace(self, input_datatype=wide.datatype)
 
-    def request(self, graph: Path, folder: Path, model: onnx.ModelProto) -> building.BuildRequest:
+    def request(self, graph: Path, folder: Path, model: onnx.ModelProto) -> toolchain_client.BuildRequest:
         folder.mkdir()
         given = model.graph.input[0].name
-        return building.BuildRequest(
+        return toolchain_client.BuildRequest(
             graph=str(graph),
             folder=str(folder),
             board=self.board,
@@ -269,7 +271,7 @@ def _simulated(built: Built, workdir: Path) -> tuple[onnx.ModelProto, dict[str, 
     before, behind = (
         [node.operator for node in built.outside if node.place == place] for place in ("before", "behind")
     )
-    return streamlined, exchange.written(streamlined, workdir / "simulated", before=before, behind=behind)
+    return streamlined, graph_file.written(streamlined, workdir / "simulated", before=before, behind=behind)
 
 
 def _for_vivado(built: Built, settings: _Settings, workdir: Path) -> dict[str, Path]:
@@ -285,7 +287,7 @@ def _for_vivado(built: Built, settings: _Settings, workdir: Path) -> dict[str, P
         clock_mhz=settings.clock_mhz,
         standalone_thresholds=settings.standalone_thresholds,
         steps=built.steps,
-        version=building.versions()["finn-plus"],
+        version=toolchain_client.versions()["finn-plus"],
     )
 
 
@@ -304,7 +306,7 @@ def _specs(
 
 
 def _estimate(cost: Cost, settings: _Settings) -> Estimate:
-    versions = building.versions()
+    versions = toolchain_client.versions()
     return Estimate(
         source=f"finn-plus {versions['finn-plus']}, for {settings.board}",
         latency_ms=cost.latency_ms,

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import VerificationError
-from kedge_targets.backends.finn import packed
-from kedge_targets.backends.finn.exchange import Graph, Node
+from kedge_targets.backends.finn import bit_packing
+from kedge_targets.backends.finn.graph_file import Graph, Node
 from kedge_targets.backends.finn.values import EXACT32, EXACT64, Space, Value
 
 Array = npt.NDArray[Any]
@@ -61,7 +61,7 @@ class Context:
     def whole_constant(self, index: int) -> Array:
         """An input that must be a constant of integers, int64."""
         constant = self.constant(index)
-        if not packed.integral(constant):
+        if not bit_packing.integral(constant):
             self.refuse(f"its constant {self.node.inputs[index]!r} has numbers that are no integers")
         return constant.astype(np.int64)
 

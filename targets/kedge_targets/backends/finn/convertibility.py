@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kedge_protocol.errors import LoweringError, UnsupportedOperatorError
-from kedge_targets.backends.finn import graphs
-from kedge_targets.backends.finn.building import Outside
+from kedge_targets.backends.finn import graph_preparation
+from kedge_targets.backends.finn.toolchain_client import Outside
 from kedge_targets.graph import layers
 from kedge_targets.graph.wiring import Wiring
 
@@ -74,7 +74,7 @@ _OUTSIDE_ELSE = (
 
 
 def check(model: onnx.ModelProto, *, input_type: str | None = None) -> None:
-    """Check a quantized graph (:func:`kedge_targets.backends.finn.graphs.completed` before).
+    """Check a quantized graph (:func:`kedge_targets.backends.finn.graph_preparation.complete_attributes` before).
 
     Args:
         input_type: FINN's data type of the input where its values are integers of few bits already (``UINT8``).
@@ -90,7 +90,7 @@ class _Check:
     def __init__(self, model: onnx.ModelProto, input_type: str | None) -> None:
         self._model = model
         self._wiring = Wiring(model)
-        self._shapes = graphs.shapes_of(model)
+        self._shapes = graph_preparation.shapes_of(model)
         self._outputs = {value.name for value in model.graph.output}
         self._given = [value.name for value in model.graph.input]
         self._constants = {tensor.name for tensor in model.graph.initializer}
@@ -226,7 +226,7 @@ class _Check:
                 f"Use 1 to {_MAX_BITS} bits: FINN gives each step of more bits a threshold of its own; at the input "
                 "also 16, which the processor does (one scale, no zero-point, ROUND, not narrow)",
             )
-        rounding = graphs.attributes_of(node).get("rounding_mode", b"ROUND").decode()
+        rounding = graph_preparation.attributes_of(node).get("rounding_mode", b"ROUND").decode()
         if rounding != "ROUND":
             raise _refused(node, f"rounds by {rounding}", "Export the model with the rounding mode ROUND")
 
@@ -261,12 +261,12 @@ class _Check:
         if node.op_type == "Conv":
             self._convolution(node)
         elif node.op_type == "Gemm":
-            have = graphs.attributes_of(node)
+            have = graph_preparation.attributes_of(node)
             if have.get("transA", 0) or have.get("alpha", 1.0) != 1.0 or have.get("beta", 1.0) != 1.0:
                 raise _refused(node, "transA, alpha or beta are not the usual ones", "Export a plain Linear layer")
 
     def _convolution(self, node: onnx.NodeProto) -> None:
-        have = graphs.attributes_of(node)
+        have = graph_preparation.attributes_of(node)
         if missing := [name for name in ("kernel_shape", "strides", "pads", "dilations", "group") if name not in have]:
             raise _refused(node, f"its attribute {missing[0]} is missing", "Export the model with it written out")
         if len(have["kernel_shape"]) != 2:
@@ -286,7 +286,7 @@ class _Check:
     def _pooled(self, node: onnx.NodeProto, held: str) -> None:
         if held != INTEGERS:
             raise _refused(node, "pools values that were not quantized", f"{_QUANTIZE}, before the pooling")
-        have = graphs.attributes_of(node)
+        have = graph_preparation.attributes_of(node)
         if node.op_type == "GlobalAveragePool":
             return
         if have.get("ceil_mode", 0) or any(size != 1 for size in have.get("dilations", [1])):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_targets.backends.finn import packed, thresholds
+from kedge_targets.backends.finn import bit_packing, thresholds
 from kedge_targets.backends.finn.context import Context, Operation, plain
 from kedge_targets.backends.finn.values import Space, Value
 
@@ -206,5 +206,5 @@ def _side(context: Context, index: int) -> Value | Array:
 def _bounds(side: Value | Array) -> tuple[bool, float, float]:
     """Whether all are integers; the smallest and the largest."""
     if isinstance(side, np.ndarray):
-        return packed.integral(side), float(side.min()), float(side.max())
+        return bit_packing.integral(side), float(side.min()), float(side.max())
     return side.integer, side.low, side.high

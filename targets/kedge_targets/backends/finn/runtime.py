@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.errors import ConfigError, MissingDependencyError, VerificationError
 from kedge_targets import contract
-from kedge_targets.backends.finn import board, exchange, measured
+from kedge_targets.backends.finn import board, graph_file, throughput_cache
 from kedge_targets.backends.finn.simulator import Simulator
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ class Runtime(contract.Runtime):
         options = _checked(config.runtime_options)
         if "bitfile" not in options:
             return {}
-        kept = measured.Kept(cache, folder / options["bitfile"])
+        kept = throughput_cache.Kept(cache, folder / options["bitfile"])
         figures = kept.read()
         if figures is None:
             progress("throughput test", 0, 1)
             try:
-                parts = _Parts(exchange.read(folder / config.entry))
+                parts = _Parts(graph_file.read(folder / config.entry))
                 accelerator = parts.accelerator(folder, options)
             except MissingDependencyError:
                 return {}
@@ -76,7 +76,7 @@ class Runtime(contract.Runtime):
         if kernel_set not in (None, SIMULATOR):
             raise ConfigError(f"unknown kernel set {kernel_set!r}", remedy=f"Known is {SIMULATOR}")
         checked = _checked(options)
-        graph = exchange.read(entry)
+        graph = graph_file.read(entry)
         if kernel_set is not None:
             return Simulated(Simulator(graph), "")
         wanted = checked.get("board", "the board")
@@ -138,14 +138,14 @@ class _Parts:
         VerificationError: nothing of it is one, or more than one tensor goes in or comes out.
     """
 
-    def __init__(self, graph: exchange.Graph) -> None:
+    def __init__(self, graph: graph_file.Graph) -> None:
         inside = [node for node in graph.nodes if node.fabric]
         first = next((index for index, node in enumerate(graph.nodes) if node.fabric), 0)
         outside = graph.nodes[:first], graph.nodes[first + len(inside) :]
         if not inside or any(node.fabric for node in (*outside[0], *outside[1])):
             raise VerificationError(
                 "no part of it, or more than one, is the accelerator",
-                where=exchange.GRAPH,
+                where=graph_file.GRAPH,
                 remedy="Compile the model again",
             )
         made_before = {name for node in outside[0] for name in node.outputs} | set(graph.inputs)
@@ -155,7 +155,7 @@ class _Parts:
         if len(given) != 1 or len(answers) != 1 or (_read(outside[1]) | set(graph.outputs)) & made_before:
             raise VerificationError(
                 f"{len(given)} tensors go into the accelerator, {len(answers)} come out, or one goes past it",
-                where=exchange.GRAPH,
+                where=graph_file.GRAPH,
             )
         self._given, self._answer = given.pop(), answers.pop()
         self._graph = graph
@@ -168,7 +168,7 @@ class _Parts:
         return board.Accelerator(folder / options["bitfile"], folder / options["settings"], (given, answer))
 
 
-def _read(nodes: Sequence[exchange.Node]) -> set[str]:
+def _read(nodes: Sequence[graph_file.Node]) -> set[str]:
     return {name for node in nodes for name in node.inputs}
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from kedge_protocol.errors import InputError, VerificationError
 from kedge_targets.backends.finn import datatypes, elementwise, matrices, shapes, windows
 from kedge_targets.backends.finn.context import Context, Operation, plain
-from kedge_targets.backends.finn.exchange import Graph
+from kedge_targets.backends.finn.graph_file import Graph
 from kedge_targets.backends.finn.values import EXACT32, Space, Step, Value
 
 Array = npt.NDArray[Any]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kedge_targets.backends.finn import graphs
+from kedge_targets.backends.finn import graph_preparation
 from kedge_targets.graph.wiring import Wiring
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def taken_out(model: onnx.ModelProto) -> WideInput | None:
         return None
     node = readers[0][0]
     numbers = [wiring.constant(name) for name in node.input[1:4]]
-    flags = graphs.attributes_of(node)
+    flags = graph_preparation.attributes_of(node)
     if any(number is None or np.size(number) != 1 for number in numbers):
         return None
     scale, zero, bits = (float(np.reshape(number, -1)[0]) for number in numbers if number is not None)

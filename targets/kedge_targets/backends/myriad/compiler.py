@@ -20,15 +20,15 @@ from kedge_protocol.errors import (
 )
 from kedge_protocol.packages import pip_install
 from kedge_targets import contract, toolchain
-from kedge_targets.backends.myriad import blobs, camera, downgrade, processor, representation
+from kedge_targets.backends.myriad import camera, downgrade, processor, representation, toolchain_client
 from kedge_targets.backends.myriad.origins import Origins
 from kedge_targets.backends.myriad.runtime import OAK, SHAVES, check_device
 from kedge_targets.backends.openvino import library
 from kedge_targets.backends.openvino.runtime import Runtime as Representation
 from kedge_targets.backends.openvino.runtime import reason_of
 from kedge_targets.contract import Calibration, Lowered
-from kedge_targets.graph import batch, plans, reading, signature, sizes, writing
-from kedge_targets.numerics import Numerics, Plan, Precision, QuantizedType
+from kedge_targets.graph import batch, free_dimensions, model_reader, model_writer, plan_layers, signature
+from kedge_targets.numerics import Numerics, Plan, Precision, QuantizationScheme
 from kedge_targets.target import Target
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Compiler(contract.Compiler):
     @property
     def numerics(self) -> Numerics:
         """See :meth:`kedge_targets.contract.Compiler.numerics`. A Myriad X computes in FP16 and in nothing else."""
-        return Numerics(precisions=(Precision.FLOAT16,), quantized=(), mixed=False, layouts=("NCHW",))
+        return Numerics(precisions=(Precision.FLOAT16,), schemes=(), mixed=False, layouts=("NCHW",))
 
     def missing(self) -> str | None:
         """See :meth:`kedge_targets.contract.Compiler.missing`."""
@@ -64,7 +64,7 @@ class Compiler(contract.Compiler):
         if absent:
             return f"{absent[0]} is missing: {pip_install('compile')}"
         try:
-            toolchain.find(blobs.NAME)
+            toolchain.find(toolchain_client.NAME)
         except MissingDependencyError as error:
             return str(error)
         return None
@@ -73,7 +73,7 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.verification`."""
         return Verified.COMPILED
 
-    def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
+    def quantized_for(self, target: Target) -> tuple[QuantizationScheme, ...]:
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
         return ()
 
@@ -89,14 +89,14 @@ class Compiler(contract.Compiler):
     ) -> Lowered:
         """See :meth:`kedge_targets.contract.Compiler.lower`."""
         _check_options(options, target)
-        toolchain.find(blobs.NAME)
-        given = reading.load(graph)
-        if plans.leading(plan) is not Precision.FLOAT16 or plans.others(plan, given, Precision.FLOAT16):
+        toolchain.find(toolchain_client.NAME)
+        given = model_reader.load(graph)
+        if plan_layers.leading(plan) is not Precision.FLOAT16 or plan_layers.others(plan, given, Precision.FLOAT16):
             raise LoweringError("a Myriad X computes in float16 only", where=f"target {target.name}")
-        given, fixed = sizes.settled(given, calibration, device="a Myriad X")
+        given, fixed = free_dimensions.settle(given, calibration, device="a Myriad X")
         if fixed:
             graph = workdir / "fixed.onnx"
-            writing.save(given, graph)
+            model_writer.save(given, graph)
         try:
             made = _lower(graph, given, options=options, workdir=workdir)
             return replace(made, notes=(*fixed, *made.notes))
@@ -131,7 +131,7 @@ def _lower(graph: Path, given: onnx.ModelProto, *, options: Mapping[str, Any], w
     inputs = [port.get_node().get_friendly_name() for port in model.inputs]
     outputs = [processor.made_by(port) for port in model.outputs]
     seconds = {}
-    with blobs.driver() as driver:
+    with toolchain_client.driver() as driver:
         tools = driver.versions()
         begun = time.perf_counter()
         _check_taken(driver.unsupported(files[representation.ENTRY]), origins)
@@ -204,7 +204,7 @@ def _check_port(kind: str, port: Any) -> None:
         )
 
 
-def _check_taken(unsupported: tuple[blobs.Layer, ...], origins: Origins) -> None:
+def _check_taken(unsupported: tuple[toolchain_client.Layer, ...], origins: Origins) -> None:
     if not unsupported:
         return
     # What feeds such a layer is named too, where nothing else uses it.
@@ -217,7 +217,7 @@ def _check_taken(unsupported: tuple[blobs.Layer, ...], origins: Origins) -> None
     )
 
 
-def _check_blob(blob: blobs.Blob, model: Any, inputs: list[str], outputs: list[str]) -> None:
+def _check_blob(blob: toolchain_client.Blob, model: Any, inputs: list[str], outputs: list[str]) -> None:
     """What depthai reads in the blob must be what goes in and comes out of the representation."""
     for kind, names, ports, found in (
         ("input", inputs, model.inputs, blob.inputs),
@@ -260,7 +260,7 @@ def _runtimes(device: str) -> tuple[RuntimeRequirement, ...]:
     return (camera_library, *representation) if device == OAK else tuple(representation)
 
 
-def _notes(made: tuple[blobs.Blob, ...], replaced: list[str], cut: int) -> tuple[str, ...]:
+def _notes(made: tuple[toolchain_client.Blob, ...], replaced: list[str], cut: int) -> tuple[str, ...]:
     notes = [
         "accuracy and latency are of the FP16 file on this host's CPU with float32 sums; no Myriad X was there",
         "blobs parsed by depthai: " + ", ".join(f"{blob.shaves} SHAVEs, {blob.stages} stages" for blob in made),

@@ -14,34 +14,34 @@ from kedge_protocol.bundle.config import RuntimeRequirement, Verified
 from kedge_protocol.errors import KedgeError, LoweringError, TargetError
 from kedge_protocol.packages import pip_install
 from kedge_targets import contract
-from kedge_targets.backends.onnxruntime import gelu, integers, products
+from kedge_targets.backends.onnxruntime import gelu, int8, integer_products
 from kedge_targets.contract import Calibration, Lowered
 from kedge_targets.graph import (
     attention,
     batch,
-    compact,
-    compensation,
     counting,
-    expansions,
-    guard,
-    islands,
+    deduplication,
+    float_regions,
+    gptq,
     layers,
     library,
+    model_reader,
+    model_writer,
+    node_tracing,
     nodes,
     opsets,
-    plans,
-    preparing,
+    output_guard,
+    plan_layers,
     qdq,
-    reading,
+    quantizer_preparation,
     signature,
-    tracing,
-    writing,
+    weight_dequantization,
 )
-from kedge_targets.graph.samples import Samples
-from kedge_targets.numbers import Numbers
-from kedge_targets.numerics import Family, Granularity, Numerics, Plan, Precision, QuantizedType, RangeMethod
-from kedge_targets.saturation import FULL_RANGE, SEVEN_BITS, may_saturate
+from kedge_targets.graph.calibration_reader import Samples
+from kedge_targets.integer_saturation import FULL_RANGE, SEVEN_BITS, may_saturate
+from kedge_targets.numerics import Family, Granularity, Numerics, Plan, Precision, QuantizationScheme, RangeMethod
 from kedge_targets.target import Target
+from kedge_targets.true_precision import Numbers
 
 if TYPE_CHECKING:
     import onnx
@@ -52,7 +52,7 @@ ENTRY = "model.onnx"
 # integers attention is no faster than in float, and worse.
 _FULL_RANGE = replace(FULL_RANGE, products=False)
 _SEVEN_BITS = replace(SEVEN_BITS, products=False)
-_SIGNED = QuantizedType(
+_SIGNED = QuantizationScheme(
     activation="int8",
     weight="int8",
     symmetric_activation=False,
@@ -98,7 +98,7 @@ class Compiler(contract.Compiler):
                 Precision.FLOAT16,
                 Precision.FLOAT32,
             ),
-            quantized=(_FULL_RANGE, _SEVEN_BITS, _SIGNED, *_OTHERS),
+            schemes=(_FULL_RANGE, _SEVEN_BITS, _SIGNED, *_OTHERS),
             mixed=True,
             layouts=("NCHW",),
             range_methods=tuple(RangeMethod),
@@ -116,7 +116,7 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.verification`."""
         return Verified.EXECUTED
 
-    def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
+    def quantized_for(self, target: Target) -> tuple[QuantizationScheme, ...]:
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
         if may_saturate(target.processor):
             return (_SEVEN_BITS,)
@@ -148,7 +148,7 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.numbers`. A convolution is computed in integers only where its
         answer is quantized too; a product with a matrix may answer in float."""
         return counting.numbers(
-            reading.load(files[ENTRY]),
+            model_reader.load(files[ENTRY]),
             shapes,
             integer_operators=("Conv", "Gemm", "MatMul"),
             rounded_answers=("Conv",),
@@ -168,13 +168,17 @@ def _lower(
     import onnx
 
     onnxruntime = library.load()
-    given = reading.load(graph)
+    given = model_reader.load(graph)
     nodes.check_operators(given, where=graph.name)
-    precision = plans.leading(plan)
+    precision = plan_layers.leading(plan)
     # Preparing such a file would fold its integers into weights of four times the bytes.
-    already = precision in (Precision.INT8, Precision.FLOAT32) and qdq.is_rounded(given)
-    prepared = given if already else preparing.prepared(given, workdir / "prepared.onnx", quantized=precision.quantized)
-    kept = preparing.not_of(precision, plan, given, prepared)
+    already = precision in (Precision.INT8, Precision.FLOAT32) and qdq.has_qdq(given)
+    prepared = (
+        given
+        if already
+        else quantizer_preparation.prepare(given, workdir / "prepared.onnx", quantized=precision.quantized)
+    )
+    kept = quantizer_preparation.not_of(precision, plan, given, prepared)
     seconds: dict[str, float] = {}
     used = 0
     notes: tuple[str, ...] = ()
@@ -185,50 +189,50 @@ def _lower(
     elif precision is Precision.INT8:
         if not calibration.samples:
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
-        how = plan.quantized or compiler.quantized_for(target)[0]
+        how = plan.scheme or compiler.quantized_for(target)[0]
         apart = () if how.products else _unnamed_products(given, plan)
         if apart:
             notes = (f"{len(apart)} products of two activations (attention) stay in float: integers are no faster",)
-        must = {*kept, *tracing.followed(apart, given, prepared), *attention.before_softmax(prepared)}
+        must = {*kept, *node_tracing.trace_nodes(apart, given, prepared), *attention.before_softmax(prepared)}
         start = time.perf_counter()
-        static = integers.static(prepared, plan, how, must, calibration)
+        static = int8.static(prepared, plan, how, must, calibration)
         seconds["quantize"], used = time.perf_counter() - start, calibration.samples
         made = static.model
         if static.kept:
-            notes += (guard.note(static.kept, static.weak),)
+            notes += (output_guard.note(static.kept, static.weak),)
             apart += tuple(one.name for one in layers.layers(given) if one.name in static.kept)
-        islands.pick_before_reading_back(made)
-        products.without_masks(made)
-        products.with_biases(made)
+        float_regions.pick_before_reading_back(made)
+        integer_products.without_masks(made)
+        integer_products.with_biases(made)
         gelu.by_tanh(made)
     elif precision is Precision.INT8_DYNAMIC:
         reduced = may_saturate(target.processor)
-        made, seconds["quantize"] = integers.dynamic(prepared, kept, workdir, reduced_range=reduced)
+        made, seconds["quantize"] = int8.dynamic(prepared, kept, workdir, reduced_range=reduced)
     elif precision.family is Family.WEIGHTS:
         start = time.perf_counter()
-        precisions = preparing.assigned(plan, given, prepared)
+        precisions = quantizer_preparation.assigned(plan, given, prepared)
         samples = Samples(calibration, batch.size(prepared))
-        made = expansions.stored(
+        made = weight_dequantization.store_weights(
             prepared,
             precisions,
             group_size=plan.group_size,
             asymmetric=plan.asymmetric_weights,
-            products=compensation.products(prepared, samples.batches(), precisions) if calibration.samples else {},
+            products=gptq.products(prepared, samples.batches(), precisions) if calibration.samples else {},
         )
         used = samples.used
         seconds["quantize"] = time.perf_counter() - start
     elif precision is Precision.FLOAT16:
-        made = preparing.halved(prepared, kept)
+        made = quantizer_preparation.convert_to_float16(prepared, kept)
     else:
         made = prepared
     # Of a transformer in float16 ONNX Runtime (1.23 to 1.31) needs the inferred shapes: without them its optimizer
     # crashes on an Add before a LayerNormalization.
-    writing.strip(made, keep_shapes=precision is Precision.FLOAT16)
+    model_writer.strip(made, keep_shapes=precision is Precision.FLOAT16)
     if precision.quantized:
-        compact.share_constants(made)
-        compact.shorten_names(made)
+        deduplication.share_constants(made)
+        deduplication.shorten_names(made)
     entry = workdir / ENTRY
-    writing.save(made, entry)
+    model_writer.save(made, entry)
     layouts = {info.name: info.layout for info in signature.inputs(given)}
     inputs = signature.specs(signature.inputs(made), layouts=layouts)
     return Lowered(

@@ -8,7 +8,7 @@ from typing import Any
 
 from kedge_protocol.errors import ConfigError, InputError, VerificationError
 from kedge_protocol.packages import AGENT
-from kedge_targets import contract, refusals
+from kedge_targets import contract, refusal_remedies
 from kedge_targets.contract import Array
 from kedge_targets.graph import library
 
@@ -51,7 +51,7 @@ class Runtime(contract.Runtime):
             raise VerificationError(
                 f"ONNX Runtime {onnxruntime.__version__} refuses the file: {library.reason_of(error)}",
                 where=entry.name,
-                remedy=refusals.remedy(library.reason_of(error)),
+                remedy=refusal_remedies.remedy(library.reason_of(error)),
             ) from error
         return Session(session)
 

@@ -18,19 +18,31 @@ from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verifie
 from kedge_protocol.errors import ConfigError, KedgeError, LoweringError, TargetError, UnsupportedOperatorError
 from kedge_protocol.packages import pip_install
 from kedge_targets import contract
-from kedge_targets.backends.openvino import counting, devices, library, preparing, representation
+from kedge_targets.backends.openvino import counting, devices, library, nncf_preparation, representation
 from kedge_targets.backends.openvino.runtime import reason_of
 from kedge_targets.contract import Array, Calibration, Lowered
-from kedge_targets.graph import attention, batch, guard, layers, nodes, plans, qdq, reading, signature, sizes, writing
-from kedge_targets.numbers import Numbers
-from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
-from kedge_targets.saturation import FULL_RANGE, SEVEN_BITS, may_saturate
+from kedge_targets.graph import (
+    attention,
+    batch,
+    free_dimensions,
+    layers,
+    model_reader,
+    model_writer,
+    nodes,
+    output_guard,
+    plan_layers,
+    qdq,
+    signature,
+)
+from kedge_targets.integer_saturation import FULL_RANGE, SEVEN_BITS, may_saturate
+from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizationScheme
 from kedge_targets.target import Target
+from kedge_targets.true_precision import Numbers
 
 if TYPE_CHECKING:
     import onnx
 
-_SYMMETRIC = QuantizedType(
+_SYMMETRIC = QuantizationScheme(
     activation="int8", weight="int8", symmetric_activation=True, granularity=Granularity.PER_CHANNEL
 )
 
@@ -61,7 +73,7 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.numerics`."""
         return Numerics(
             precisions=(Precision.INT8, Precision.FLOAT16, Precision.FLOAT32),
-            quantized=(FULL_RANGE, SEVEN_BITS, _SYMMETRIC),
+            schemes=(FULL_RANGE, SEVEN_BITS, _SYMMETRIC),
             mixed=True,
             layouts=("NCHW",),
         )
@@ -79,7 +91,7 @@ class Compiler(contract.Compiler):
         options = next((one.options for one in target.backends if one.name == "openvino"), {})
         return _verified(devices.settings(_of_runtime(options)))
 
-    def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
+    def quantized_for(self, target: Target) -> tuple[QuantizationScheme, ...]:
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
         return (SEVEN_BITS,) if may_saturate(target.processor) else (FULL_RANGE, _SYMMETRIC)
 
@@ -95,7 +107,7 @@ class Compiler(contract.Compiler):
     ) -> Lowered:
         """See :meth:`kedge_targets.contract.Compiler.lower`."""
         wanted = _check_options(options, target)
-        how = plan.quantized or self.quantized_for(target)[0]
+        how = plan.scheme or self.quantized_for(target)[0]
         try:
             return _lower(graph, plan, how, calibration, options=options, wanted=wanted, workdir=workdir)
         except KedgeError:
@@ -113,7 +125,7 @@ class Compiler(contract.Compiler):
 def _lower(
     graph: Path,
     plan: Plan,
-    how: QuantizedType,
+    how: QuantizationScheme,
     calibration: Calibration,
     *,
     options: Mapping[str, Any],
@@ -121,21 +133,21 @@ def _lower(
     workdir: Path,
 ) -> Lowered:
     openvino = library.load()
-    trained = read = reading.load(graph)
+    trained = read = model_reader.load(graph)
     fixed: tuple[str, ...] = ()
     if wanted.kind == devices.NPU:
-        trained, fixed = sizes.settled(read, calibration, device="an NPU")
+        trained, fixed = free_dimensions.settle(read, calibration, device="an NPU")
     given = trained
     if not wanted.on_cpu and batch.size(given) is None:
         # An NPU takes fixed shapes only, and a GPU compiles each size anew.
-        given = batch.fixed(given, 1)
-    precision = plans.leading(plan)
-    already = precision is Precision.INT8 and qdq.is_rounded(given)
+        given = batch.fix_batch(given, 1)
+    precision = plan_layers.leading(plan)
+    already = precision is Precision.INT8 and qdq.has_qdq(given)
     if precision is Precision.INT8 and not already:
-        given = reading.infer_shapes(preparing.for_integers(given), where=graph.name)
+        given = model_reader.infer_shapes(nncf_preparation.prepare_for_nncf(given), where=graph.name)
     if given is not read:
         graph = workdir / "prepared.onnx"
-        writing.save(given, graph)
+        model_writer.save(given, graph)
     model = _read(openvino, graph, given)
     tools = {"openvino": openvino.__version__.split("-")[0]}
     seconds: dict[str, float] = {}
@@ -150,13 +162,13 @@ def _lower(
         usual = "transformer" if attention.products(given) else "any"
         making = _Making(openvino, graph, given, calibration, how, {"model_type": usual, **options}, wanted.kind)
         unread = [node.name for node in given.graph.node if node.op_type in _UNREAD_ROUNDED]
-        must = [*plans.others(plan, given, precision), *attention.before_softmax(given), *unread]
+        must = [*plan_layers.others(plan, given, precision), *attention.before_softmax(given), *unread]
         model, kept_in_float, weak = making.guarded(must) if plan.guard else (making.made(must), (), {})
         seconds["quantize"], tools["nncf"], used = making.seconds, making.version, making.used
         if kept_in_float:
             apart = tuple(one.name for one in layers.layers(read) if one.name in kept_in_float)
-            said = (guard.note(kept_in_float, weak),)
-    elif others := plans.others(plan, given, precision):
+            said = (output_guard.note(kept_in_float, weak),)
+    elif others := plan_layers.others(plan, given, precision):
         raise LoweringError(
             f"OpenVINO cannot keep single layers in another precision than {precision.value}",
             where=f"node {others[0]!r}",
@@ -260,7 +272,7 @@ class _Making:
         graph: Path,
         given: onnx.ModelProto,
         calibration: Calibration,
-        how: QuantizedType,
+        how: QuantizationScheme,
         options: Mapping[str, Any],
         kind: str,
     ) -> None:
@@ -270,20 +282,20 @@ class _Making:
 
     def guarded(self, must: list[str]) -> tuple[Any, tuple[str, ...], dict[str, float]]:
         """The model, the nodes that stay in float for an output's sake, and the outputs that were weak without."""
-        feeds = guard.few(self._given, self._calibration)
+        feeds = output_guard.few(self._given, self._calibration)
         outputs = [info.name for info in signature.outputs(self._given)]
-        reference = guard.answers(self._given, feeds, outputs)
+        reference = output_guard.answers(self._given, feeds, outputs)
         model = self.made(must)
-        found = first = guard.weak(reference, self._answers(model, feeds, outputs))
+        found = first = output_guard.weak(reference, self._answers(model, feeds, outputs))
         kept: tuple[str, ...] = ()
         order: list[str] = []
         if found:
-            simulated = guard.simulated(self._given, self._calibration)
-            order = guard.noisiest(self._given, simulated, feeds, list(found))
+            simulated = output_guard.simulated(self._given, self._calibration)
+            order = output_guard.noisiest(self._given, simulated, feeds, list(found))
         while found and len(kept) < len(order):
             kept = tuple(order[: max(1, 2 * len(kept))])
             model = self.made([*must, *kept])
-            found = guard.weak(reference, self._answers(model, feeds, outputs))
+            found = output_guard.weak(reference, self._answers(model, feeds, outputs))
         return model, kept, first
 
     def made(self, floating: list[str]) -> Any:
@@ -307,7 +319,7 @@ class _Making:
 
 
 def _quantized(
-    model: Any, how: QuantizedType, ignored: list[str], samples: _Samples, options: Mapping[str, Any], kind: str
+    model: Any, how: QuantizationScheme, ignored: list[str], samples: _Samples, options: Mapping[str, Any], kind: str
 ) -> tuple[Any, float, str]:
     # Not NNCF's own choices but what measured best (weights of 7 bits; drop in top-1, agreement with float):
     #   NNCF's ranges and fast bias correction   ic_resnet8 0.007, 0.940; kws_dscnn 0.004, 0.981 (symmetric)
@@ -360,7 +372,7 @@ class _Samples:
         self.batches = -(-calibration.samples // (at_once or 1))
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
-        return batch.grouped(self._counted(), self._at_once)
+        return batch.regroup(self._counted(), self._at_once)
 
     def _counted(self) -> Iterator[dict[str, Array]]:
         for count, sample in enumerate(self._calibration, start=1):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kedge_targets.backends.openvino import library
-from kedge_targets.numbers import Numbers
+from kedge_targets.true_precision import Numbers
 
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
 _BACKWARDS = ("ConvolutionBackpropData", "GroupConvolutionBackpropData")

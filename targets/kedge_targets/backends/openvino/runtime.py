@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kedge_protocol.errors import ConfigError, InputError, VerificationError
-from kedge_targets import contract, refusals
+from kedge_targets import contract, refusal_remedies
 from kedge_targets.backends.openvino import devices, emulation, library
 from kedge_targets.contract import Array
 
@@ -86,7 +86,7 @@ class Runtime(contract.Runtime):
             raise VerificationError(
                 f"OpenVINO {openvino.__version__.split('-')[0]} refuses the file: {reason_of(error)}",
                 where=entry.name,
-                remedy=refusals.remedy(reason_of(error)),
+                remedy=refusal_remedies.remedy(reason_of(error)),
             ) from error
         session = _session(compiled, wanted)
         if reason:

@@ -17,12 +17,23 @@ from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verifie
 from kedge_protocol.errors import KedgeError, LoweringError, MissingDependencyError, TargetError
 from kedge_protocol.packages import pip_install
 from kedge_targets import contract, toolchain
-from kedge_targets.backends.tensorrt import checking, operators, profiles, quantization, recipe
+from kedge_targets.backends.tensorrt import operators, parser_check, profiles, quantization, recipe
 from kedge_targets.contract import Calibration, Lowered
-from kedge_targets.graph import batch, counting, library, nodes, opsets, plans, preparing, reading, signature, writing
-from kedge_targets.numbers import Numbers
-from kedge_targets.numerics import Numerics, Plan, Precision, QuantizedType
+from kedge_targets.graph import (
+    batch,
+    counting,
+    library,
+    model_reader,
+    model_writer,
+    nodes,
+    opsets,
+    plan_layers,
+    quantizer_preparation,
+    signature,
+)
+from kedge_targets.numerics import Numerics, Plan, Precision, QuantizationScheme
 from kedge_targets.target import Target
+from kedge_targets.true_precision import Numbers
 
 if TYPE_CHECKING:
     import onnx
@@ -54,7 +65,7 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.numerics`."""
         return Numerics(
             precisions=(Precision.INT8, Precision.FLOAT16),
-            quantized=(quantization.SYMMETRIC,),
+            schemes=(quantization.SYMMETRIC,),
             mixed=True,
             layouts=("NCHW",),
         )
@@ -67,7 +78,7 @@ class Compiler(contract.Compiler):
             return f"onnx is missing: {pip_install('compile')}"
         try:
             library.load()
-            toolchain.find(checking.NAME)
+            toolchain.find(parser_check.NAME)
         except MissingDependencyError as error:
             return str(error)
         return None
@@ -76,7 +87,7 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.verification`."""
         return Verified.CHECKED
 
-    def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
+    def quantized_for(self, target: Target) -> tuple[QuantizationScheme, ...]:
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
         return (quantization.SYMMETRIC,)
 
@@ -92,7 +103,7 @@ class Compiler(contract.Compiler):
     ) -> Lowered:
         """See :meth:`kedge_targets.contract.Compiler.lower`."""
         _check(plan, options, target)
-        toolchain.find(checking.NAME)
+        toolchain.find(parser_check.NAME)
         try:
             return _lower(graph, plan, calibration, target=target, options=options, workdir=workdir)
         except KedgeError:
@@ -107,7 +118,7 @@ class Compiler(contract.Compiler):
         it."""
         graph = files.get(recipe.FILES[recipe.INT8]) or files[recipe.FILES[recipe.FP16]]
         kinds = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-        return counting.numbers(reading.load(graph), shapes, integer_operators=kinds)
+        return counting.numbers(model_reader.load(graph), shapes, integer_operators=kinds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +142,7 @@ def _lower(
     import onnx
 
     runtime = library.load()
-    leading = plans.leading(plan)
+    leading = plan_layers.leading(plan)
     if leading is Precision.INT8 and not calibration.samples:
         raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
     ready = _ready(graph, target, options, workdir)
@@ -142,17 +153,17 @@ def _lower(
     watched = profiles.Watched(calibration)
     # The converter to float16 works in place, the quantizer on a file: the graph is copied for the first.
     if leading is Precision.INT8:
-        excluded = preparing.not_of(Precision.INT8, plan, ready.given, ready.prepared)
+        excluded = quantizer_preparation.not_of(Precision.INT8, plan, ready.given, ready.prepared)
         half = _halved(ready, _kept_float(plan, ready))
-        made, seconds["quantize"] = quantization.quantized(ready.prepared, excluded, watched)
+        made, seconds["quantize"] = quantization.quantize_graph(ready.prepared, excluded, watched)
         notes += quantization.notes(made)
-        writing.strip(made)
+        model_writer.strip(made)
         files[recipe.INT8] = _saved(made, recipe.INT8, workdir)
         used = calibration.samples
     else:
-        half = _halved(ready, preparing.not_of(Precision.FLOAT16, plan, ready.given, ready.prepared))
+        half = _halved(ready, quantizer_preparation.not_of(Precision.FLOAT16, plan, ready.given, ready.prepared))
     # ONNX Runtime, which serves where TensorRT cannot, needs the inferred shapes of a float16 transformer.
-    writing.strip(half, keep_shapes=True)
+    model_writer.strip(half, keep_shapes=True)
     files[recipe.FP16] = _saved(half, recipe.FP16, workdir)
     written = _recipe(half, files, watched, target, options)
     seconds["check"] = _checked(written, files, notes)
@@ -164,7 +175,7 @@ def _lower(
         outputs=_specs(signature.outputs(half), ready),
         runtimes=_runtimes(ready),
         verified=Verified.CHECKED,
-        tools={"onnx": onnx.__version__, runtime.__name__: runtime.__version__, **checking.versions()},
+        tools={"onnx": onnx.__version__, runtime.__name__: runtime.__version__, **parser_check.versions()},
         runtime_options={name: options[name] for name in _RUNTIME_OPTIONS if name in options},
         seconds=seconds,
         notes=tuple(notes),
@@ -173,13 +184,13 @@ def _lower(
 
 
 def _ready(graph: Path, target: Target, options: Mapping[str, Any], workdir: Path) -> _Graph:
-    loaded = reading.load(graph)
+    loaded = model_reader.load(graph)
     nodes.check_operators(loaded, where=graph.name)
     ends = (*signature.inputs(loaded), *signature.outputs(loaded))
     given = _batched(loaded, options, where=graph.name)
     version = target.runtimes[RUNTIME]
     operators.fit(given, version, where=graph.name)
-    prepared = preparing.prepared(given, workdir / "prepared.onnx", quantized=True)
+    prepared = quantizer_preparation.prepare(given, workdir / "prepared.onnx", quantized=True)
     # Once more: the optimizer may have taken operators away, and an old opset has been raised.
     fit = operators.fit(prepared, version, where=graph.name)
     return _Graph(given=given, prepared=prepared, shapes={info.name: info.shape for info in ends}, fit=fit)
@@ -196,7 +207,7 @@ def _batched(loaded: onnx.ModelProto, options: Mapping[str, Any], *, where: str)
         )
     if "max_batch" in options:
         return loaded
-    return batch.fixed(loaded, have or options.get("batch", 1))
+    return batch.fix_batch(loaded, have or options.get("batch", 1))
 
 
 def _kept_float(plan: Plan, ready: _Graph) -> list[str]:
@@ -204,7 +215,7 @@ def _kept_float(plan: Plan, ready: _Graph) -> list[str]:
     if plan.default is not Precision.INT8:
         return []
     kept = Plan(default=Precision.FLOAT16, layers=plan.layers)
-    return preparing.not_of(Precision.FLOAT16, kept, ready.given, ready.prepared)
+    return quantizer_preparation.not_of(Precision.FLOAT16, kept, ready.given, ready.prepared)
 
 
 def _halved(ready: _Graph, excluded: list[str]) -> onnx.ModelProto:
@@ -212,12 +223,12 @@ def _halved(ready: _Graph, excluded: list[str]) -> onnx.ModelProto:
 
     copy = onnx.ModelProto()
     copy.CopyFrom(ready.prepared)
-    return preparing.halved(copy, excluded)
+    return quantizer_preparation.convert_to_float16(copy, excluded)
 
 
 def _saved(model: onnx.ModelProto, precision: str, workdir: Path) -> Path:
     path = workdir / recipe.FILES[precision]
-    writing.save(model, path)
+    model_writer.save(model, path)
     return path
 
 
@@ -242,15 +253,15 @@ def _checked(written: recipe.Recipe, files: Mapping[str, Path], notes: list[str]
     """Let NVIDIA's tools try each graph; nothing ships that they refuse. Returns the seconds it took."""
     began = time.perf_counter()
     for path in files.values():
-        found = checking.check(
+        found = parser_check.check(
             path,
             workspace_bytes=written.workspace_bytes,
             profiles=tuple(item for item in written.inputs if not item.static),
         )
-        checking.require(found, where=path.name)
+        parser_check.require(found, where=path.name)
         notes += [f"{path.name}: {warning}" for warning in found.warnings[:3]]
     notes.append(
-        f"NVIDIA's parser and builder take the graphs for {', '.join(checking.CAPABILITIES)}; no GPU has run them here"
+        f"NVIDIA's parser and builder take the graphs for {', '.join(parser_check.CAPABILITIES)}; no GPU has run them here"
     )
     return time.perf_counter() - began
 
@@ -289,5 +300,5 @@ def _check(plan: Plan, options: Mapping[str, Any], target: Target) -> None:
     wanted = {plan.default, *plan.layers.values()}
     if wanted == {Precision.FLOAT32}:
         raise LoweringError("TensorRT is asked for int8 or float16; in float32 ONNX Runtime is as good", where=where)
-    if Precision.INT8 in wanted and plan.quantized not in (None, quantization.SYMMETRIC):
-        raise LoweringError(f"TensorRT cannot quantize so: {plan.quantized}", where=where)
+    if Precision.INT8 in wanted and plan.scheme not in (None, quantization.SYMMETRIC):
+        raise LoweringError(f"TensorRT cannot quantize so: {plan.scheme}", where=where)

@@ -11,18 +11,18 @@ import time
 from typing import TYPE_CHECKING
 
 from kedge_targets.contract import Calibration
-from kedge_targets.graph import attention, places, qdq, ranges
-from kedge_targets.numerics import Granularity, QuantizedType
+from kedge_targets.graph import attention, qdq, qdq_placement, ranges
+from kedge_targets.numerics import Granularity, QuantizationScheme
 
 if TYPE_CHECKING:
     import onnx
 
-SYMMETRIC = QuantizedType(
+SYMMETRIC = QuantizationScheme(
     activation="int8", weight="int8", symmetric_activation=True, granularity=Granularity.PER_CHANNEL
 )
 """The one way of int8 that TensorRT takes: zero-points are 0 (operators.md, ``x_zero_point must be zero``)."""
 
-FORM = qdq.Form(how=SYMMETRIC, answers=False, stored=False, biases=False, everywhere=True)
+FORM = qdq.QdqForm(how=SYMMETRIC, answers=False, stored=False, biases=False, everywhere=True)
 """The parser refuses biases of integers ("DequantizeLinear: input has type Int32"); that of TensorRT 8 takes no int8
 weights, so they lie in float before their pair."""
 
@@ -39,7 +39,7 @@ _FUSED = frozenset({
 })  # fmt: skip
 
 
-def quantized(
+def quantize_graph(
     prepared: onnx.ModelProto, excluded: list[str], calibration: Calibration
 ) -> tuple[onnx.ModelProto, float]:
     """The prepared graph with Q/DQ pairs, and the seconds that it took.
@@ -49,9 +49,9 @@ def quantized(
     """
     start = time.perf_counter()
     floating = {*excluded, *attention.before_softmax(prepared), *_other_sums(prepared)}
-    where = places.placed(prepared, {*WEIGHTED, _SUM}, floating, answers=False)
-    found = ranges.observe(prepared, calibration, qdq.wanted(prepared, where), symmetric=True)
-    made = qdq.written(prepared, where, found, FORM)
+    where = qdq_placement.place_quantizers(prepared, {*WEIGHTED, _SUM}, floating, answers=False)
+    found = ranges.observe(prepared, calibration, qdq.tensors_to_observe(prepared, where), symmetric=True)
+    made = qdq.insert_qdq(prepared, where, found, FORM)
     free_sums(made)
     return made, time.perf_counter() - start
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.errors import ConfigError, KedgeError, MissingDependencyError, StorageError
 from kedge_targets import contract
-from kedge_targets.backends.tensorrt import coarse, fallback, recipe
+from kedge_targets.backends.tensorrt import fallback, half_precision, recipe
 from kedge_targets.backends.tensorrt.recipe import FP16, INT8, Recipe
 
 if TYPE_CHECKING:
-    from kedge_targets.backends.tensorrt.prepare import Bench
+    from kedge_targets.backends.tensorrt.engine_selection import Bench
     from kedge_targets.worker.progress import Progress
 
 log = logging.getLogger("kedge.tensorrt")
@@ -53,7 +53,7 @@ class Runtime(contract.Runtime):
 
     def prepare(self, folder: Path, config: BundleConfig, *, cache: Path, progress: Progress) -> Mapping[str, Any]:
         """Build the engines that are missing, measure them, choose. Nothing to do where there is no TensorRT."""
-        from kedge_targets.backends.tensorrt import device, prepare
+        from kedge_targets.backends.tensorrt import device, engine_selection
 
         entry = folder / config.entry
         options = config.runtime_options
@@ -61,7 +61,7 @@ class Runtime(contract.Runtime):
             return {}
         try:
             bench = _bench(entry, recipe.read(entry), options, cache)
-            chosen = prepare.choose(bench, folder, config, progress)
+            chosen = engine_selection.choose(bench, folder, config, progress)
         except (StorageError, MissingDependencyError) as error:
             return {REASON: error.what}
         return {CHOSEN: chosen["kernel_set"], REASON: chosen["reason"], CACHE: str(cache)}
@@ -83,11 +83,11 @@ class Runtime(contract.Runtime):
         return self._fall_back(entry, read, wanted, options, reason)
 
     def _engine(self, entry: Path, read: Recipe, kernel_set: str, options: Mapping[str, Any]) -> contract.Session:
-        from kedge_targets.backends.tensorrt import api, engine, prepare
+        from kedge_targets.backends.tensorrt import api, engine, engine_selection
         from kedge_targets.worker import environment
 
         bench = _bench(entry, read, options, Path(options.get(CACHE) or environment.cache_dir()))
-        kept = prepare.engine(bench, kernel_set, _logged)
+        kept = engine_selection.engine(bench, kernel_set, _logged)
         measured = f" ({options[REASON]})" if options.get(REASON) else ""
         return engine.Session(
             api.load(),
@@ -103,7 +103,7 @@ class Runtime(contract.Runtime):
         wanted = kernel_set or (FP16 if fallback.has_cuda() else INT8)
         taken = _offered(read, FP16 if wanted == COARSE else wanted)
         graph = entry.parent / read.files[taken]
-        raw = coarse.of(graph) if wanted == COARSE else None
+        raw = half_precision.of(graph) if wanted == COARSE else None
         return fallback.Session(graph, taken, threads=options.get("threads", 0), reason=reason, raw=raw)
 
 
@@ -114,18 +114,18 @@ def _offered(read: Recipe, kernel_set: str | None) -> str:
 
 def _bench(entry: Path, read: Recipe, options: Mapping[str, Any], cache: Path) -> Bench:
     from kedge_targets.backends.tensorrt import cache as kept
-    from kedge_targets.backends.tensorrt import device, prepare
+    from kedge_targets.backends.tensorrt import device, engine_selection
 
-    return prepare.Bench(
+    return engine_selection.Bench(
         entry=entry,
         recipe=read,
         here=device.identity(),
         cache=kept.Cache(cache / "tensorrt"),
-        limits=prepare.Limits(
-            seconds=float(options.get("build_seconds") or prepare.Limits.seconds),
+        limits=engine_selection.Limits(
+            seconds=float(options.get("build_seconds") or engine_selection.Limits.seconds),
             memory_bytes=int(options.get("build_mib", 0)) << 20,
         ),
-        available=prepare.memory,
+        available=engine_selection.memory,
     )
 
 

@@ -20,15 +20,15 @@ from kedge_protocol.errors import (
 )
 from kedge_protocol.packages import pip_install
 from kedge_targets import contract, toolchain
-from kedge_targets.backends.tflite import conversion, counting, dequantized, floatfile
-from kedge_targets.backends.tflite.conversion import Converted, ConvertedTensor, ConvertRequest
-from kedge_targets.backends.tflite.floatfile import FloatFile
+from kedge_targets.backends.tflite import counting, dequantized, float_model, toolchain_client
+from kedge_targets.backends.tflite.float_model import FloatFile
 from kedge_targets.backends.tflite.runtime import Runtime
+from kedge_targets.backends.tflite.toolchain_client import Converted, ConvertedTensor, ConvertRequest
 from kedge_targets.contract import Calibration, Lowered
-from kedge_targets.graph import batch, library, plans, reading, signature, sizes
-from kedge_targets.numbers import Numbers
-from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizedType
+from kedge_targets.graph import batch, free_dimensions, library, model_reader, plan_layers, signature
+from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizationScheme
 from kedge_targets.target import Target
+from kedge_targets.true_precision import Numbers
 
 if TYPE_CHECKING:
     import onnx
@@ -37,7 +37,7 @@ Array = npt.NDArray[Any]
 
 ENTRY = "model.tflite"
 
-_QUANTIZED = QuantizedType(
+_QUANTIZED = QuantizationScheme(
     activation="int8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_CHANNEL
 )
 _RUNTIMES = (("ai-edge-litert", "2.1"), ("tflite-runtime", "2.14.0"))
@@ -58,7 +58,7 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.numerics`."""
         return Numerics(
             precisions=(Precision.INT8, Precision.INT8_DYNAMIC, Precision.FLOAT16, Precision.FLOAT32),
-            quantized=(_QUANTIZED,),
+            schemes=(_QUANTIZED,),
             mixed=True,
             layouts=("NHWC",),
         )
@@ -70,7 +70,7 @@ class Compiler(contract.Compiler):
         try:
             library.load()
             Runtime().check()
-            toolchain.find(conversion.NAME)
+            toolchain.find(toolchain_client.NAME)
         except MissingDependencyError as error:
             return str(error)
         return None
@@ -79,7 +79,7 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.verification`."""
         return Verified.EXECUTED
 
-    def quantized_for(self, target: Target) -> tuple[QuantizedType, ...]:
+    def quantized_for(self, target: Target) -> tuple[QuantizationScheme, ...]:
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
         return (_QUANTIZED,)
 
@@ -94,18 +94,18 @@ class Compiler(contract.Compiler):
         workdir: Path,
     ) -> Lowered:
         """See :meth:`kedge_targets.contract.Compiler.lower`."""
-        precision = plans.leading(plan)
+        precision = plan_layers.leading(plan)
         _check(plan, precision, options, target)
         if precision is Precision.INT8 and not calibration.samples:
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
-        toolchain.find(conversion.NAME)
-        conversion.start()
+        toolchain.find(toolchain_client.NAME)
+        toolchain_client.start()
         begun = time.perf_counter()
-        given = reading.load(graph)
-        model, fixed = sizes.settled(given, calibration, device="TFLite")
+        given = model_reader.load(graph)
+        model, fixed = free_dimensions.settle(given, calibration, device="TFLite")
         model, taken = dequantized.restored(model)
-        layers = plans.others(plan, given, precision) if plan.layers else []
-        float_file = floatfile.made(model, calibration, workdir)
+        layers = plan_layers.others(plan, given, precision) if plan.layers else []
+        float_file = float_model.make_float_model(model, calibration, workdir)
         seconds = {"float": time.perf_counter() - begun}
         begun = time.perf_counter()
         floating = float_file.nodes_of(layers, model)
@@ -120,7 +120,7 @@ class Compiler(contract.Compiler):
             outputs=outputs,
             runtimes=_runtimes(made),
             verified=Verified.EXECUTED,
-            tools=conversion.versions(),
+            tools=toolchain_client.versions(),
             runtime_options={name: options[name] for name in ("threads",) if name in options},
             seconds=seconds | made.seconds,
             notes=(*fixed, *taken, *_notes(made, precision, besides), *_coarse(model, float_file, made)),
@@ -146,8 +146,8 @@ def _check(plan: Plan, precision: Precision, options: Mapping[str, Any], target:
             where=f"target {target.name!r}",
             remedy="Leave single layers in float beside int8 alone",
         )
-    if precision is Precision.INT8 and plan.quantized not in (None, _QUANTIZED):
-        raise LoweringError(f"cannot quantize so: {plan.quantized}", where=f"target {target.name!r}")
+    if precision is Precision.INT8 and plan.scheme not in (None, _QUANTIZED):
+        raise LoweringError(f"cannot quantize so: {plan.scheme}", where=f"target {target.name!r}")
 
 
 def _final_file(
@@ -158,7 +158,7 @@ def _final_file(
         return found.made, found.file.rename(file)
     request = ConvertRequest(graph=str(found.graph), keep=found.keep, precision=precision.value, file=str(file))
     if not precision.needs_calibration:
-        return conversion.convert(request), file
+        return toolchain_client.convert(request), file
     paths = [workdir / f"calibration-{index}.npy" for index in range(len(found.made.inputs))]
     try:
         samples = _write_calibration(found, calibration, paths)
@@ -173,7 +173,7 @@ def _final_file(
             orders=[list(order) for order in found.match.inputs],
             floating=floating,
         )
-        return conversion.convert(request), file
+        return toolchain_client.convert(request), file
     finally:
         for path in paths:
             path.unlink(missing_ok=True)
@@ -213,7 +213,7 @@ def _write_calibration(found: FloatFile, calibration: Calibration, paths: Sequen
 def _in_layout(found: FloatFile, calibration: Calibration, tensors: Sequence[ConvertedTensor]) -> Iterator[list[Array]]:
     names = [info.name for info in signature.inputs(found.prepared)]
     at = [found.made.input_order.index(position) for position in range(len(tensors))]
-    for sample in batch.grouped(iter(calibration), found.batch):
+    for sample in batch.regroup(iter(calibration), found.batch):
         yield [
             np.ascontiguousarray(
                 np.asarray(sample[names[index]]).transpose(found.match.inputs[index]), dtype=tensor.dtype

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import UnsupportedOperatorError
-from kedge_targets.graph import dead
+from kedge_targets.graph import dead_code
 from kedge_targets.graph.wiring import Wiring
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def restored(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     kept = [changed.get(node.output[0] if node.output else "", node) for node in model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(node for node in kept if node.op_type)
-    dead.removed(model)
+    dead_code.remove_dead_nodes(model)
     return model, ("the model was quantized already: its weights are taken as they are, its ranges are found anew",)
 
 

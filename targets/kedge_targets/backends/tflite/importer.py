@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kedge_targets import importer
-from kedge_targets.backends.tflite import conversion
+from kedge_targets.backends.tflite import toolchain_client
 from kedge_targets.importer import Read
 
 _SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
@@ -46,5 +46,5 @@ class Importer(importer.Importer):
 
     def read(self, path: Path, graph: Path) -> Read:
         """See :meth:`kedge_targets.importer.Importer.read`."""
-        answer = conversion.ask("read", ReadRequest(model=str(path), graph=str(graph)), ReadAnswer)
+        answer = toolchain_client.ask("read", ReadRequest(model=str(path), graph=str(graph)), ReadAnswer)
         return Read(notes=answer.notes, tools=answer.packages)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kedge_targets.graph.padding import automatic
+from kedge_targets.graph.auto_pad import explicit_pads
 from kedge_targets.graph.wiring import Wiring
 
 if TYPE_CHECKING:
@@ -65,10 +65,10 @@ def _pads(given: dict[str, Any], kernel: list[int], shape: Sequence[int] | None)
     if any(int(one) != 1 for one in given.get("dilations", [1] * axes)) or shape is None or len(shape) != axes + 2:
         return None
     sizes = list(shape[2:])
-    same = automatic("SAME_UPPER", sizes, kernel, strides, [1] * axes)
+    same = explicit_pads("SAME_UPPER", sizes, kernel, strides, [1] * axes)
     how = given.get("auto_pad", b"NOTSET").decode()
     if how != "NOTSET":
-        before, behind = automatic(how, sizes, kernel, strides, [1] * axes)
+        before, behind = explicit_pads(how, sizes, kernel, strides, [1] * axes)
     else:
         numbers = [int(one) for one in given.get("pads", [0] * 2 * axes)]
         before, behind = numbers[:axes], numbers[axes:]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_targets.backends.finn import datatypes, exchange
+from kedge_targets.backends.finn import datatypes, graph_file
 from kedge_targets.backends.finn.simulator import Simulator
 
 Array = npt.NDArray[Any]
@@ -42,7 +42,7 @@ class _Loaded:
         with tempfile.TemporaryDirectory() as folder:
             with zipfile.ZipFile(bitfile) as archive:
                 archive.extractall(folder)
-            self.simulator = Simulator(exchange.read(Path(folder) / exchange.GRAPH))
+            self.simulator = Simulator(graph_file.read(Path(folder) / graph_file.GRAPH))
             self.io = json.loads((Path(folder) / "io.json").read_text())
 
 

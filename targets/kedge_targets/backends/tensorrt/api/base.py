@@ -17,7 +17,7 @@ from kedge_protocol.errors import UnsupportedOperatorError, VerificationError
 
 log = logging.getLogger("kedge.tensorrt")
 
-Tell = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """``(what, done, total)``."""
 
 
@@ -55,14 +55,14 @@ class Api(abc.ABC):
         library.init_libnvinfer_plugins(self.logger, "")
 
     @abc.abstractmethod
-    def watch(self, config: Any, tell: Tell) -> None:
+    def watch(self, config: Any, tell: ProgressCallback) -> None:
         """Let the builder tell how far it is."""
 
     @abc.abstractmethod
     def node_of(self, error: Any) -> str:
         """The node that a ``ParserError`` is about, for people."""
 
-    def build(self, order: Order, tell: Tell) -> bytes:
+    def build(self, order: Order, tell: ProgressCallback) -> bytes:
         """Parse an ONNX file and build an engine for this GPU.
 
         Raises:
@@ -148,7 +148,7 @@ class Api(abc.ABC):
         return Logger()
 
 
-def monitor(library: Any, tell: Tell) -> Any:
+def monitor(library: Any, tell: ProgressCallback) -> Any:
     """An ``IProgressMonitor`` that tells of the outermost phase (10 and later have it)."""
 
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]  # the base is known at run time only

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from kedge_targets.backends.tensorrt.api import base
-from kedge_targets.backends.tensorrt.api.base import Tell
+from kedge_targets.backends.tensorrt.api.base import ProgressCallback
 
 
 class Api8(base.Api):
     """TensorRT 8.6 (JetPack 6.0)."""
 
-    def watch(self, config: Any, tell: Tell) -> None:
+    def watch(self, config: Any, tell: ProgressCallback) -> None:
         """8.6 has no progress monitor: that it builds is all there is to tell."""
         tell("build", 0, 0)
 
@@ -27,7 +27,7 @@ class Api8(base.Api):
 class Api10(base.Api):
     """TensorRT 10 (JetPack 6.1 and later)."""
 
-    def watch(self, config: Any, tell: Tell) -> None:
+    def watch(self, config: Any, tell: ProgressCallback) -> None:
         """The progress monitor came with 10.0."""
         config.progress_monitor = base.monitor(self.library, tell)
 

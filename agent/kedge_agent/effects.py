@@ -1,0 +1,409 @@
+"""Doing what the update machine wants, on a real disk with a real worker.
+
+Writing a block, asking and reporting happen at once, in the caller's thread. All else that touches the disk happens
+in one thread, in order; the golden vectors run in another, so that a slow model does not hold up the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from kedge_agent import system
+from kedge_agent.slots import CONFIG_FILE, ModelFolder, model_folders
+from kedge_agent.store import Store
+from kedge_agent.update import actions, events
+from kedge_protocol.bundle.config import BundleConfig
+from kedge_protocol.bundle.layout import Bundle
+from kedge_protocol.errors import BundleError, KedgeError, StorageError, VerificationError
+from kedge_protocol.messages import Latency
+
+log = logging.getLogger(__name__)
+
+_TELL_SECONDS = 2.0
+"""Between two reports of how far a proof is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofLimits:
+    """What the worker that runs golden vectors may use.
+
+    Attributes:
+        deadline: seconds, its start included.
+        prepare_deadline: seconds for what the backend builds on the device before.
+        memory_bytes: None for no limit.
+    """
+
+    deadline: float = 120.0
+    prepare_deadline: float = 3600.0
+    memory_bytes: int | None = None
+
+
+def installed_of(folder: ModelFolder) -> events.Installed:
+    """What the slots of one model hold."""
+    current, previous = folder.current(), folder.previous()
+    version = None
+    if current is not None:
+        try:
+            version = current.bundle().config.version
+        except (OSError, BundleError) as error:
+            log.warning("the slot of %s is damaged: %s", folder.name, error)
+            return events.Installed(None, None, previous.digest if previous else None)
+    return events.Installed(current.digest if current else None, version, previous.digest if previous else None)
+
+
+def installed_runtimes(distributions: tuple[str, ...]) -> dict[str, str]:
+    """Versions of those distributions that are installed; nothing is imported. One whose metadata are damaged counts
+    as not installed."""
+    found = {}
+    for name in distributions:
+        try:
+            version: str | None = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        except Exception as error:  # noqa: BLE001 -- said in the log, in one line
+            # Python versions differ in what they raise for a folder without METADATA; some give None.
+            log.warning("the metadata of %s cannot be read: %s", name, foreign(error))
+            continue
+        if version and version.isascii() and version.isprintable():
+            found[name] = version
+        else:
+            log.warning("the metadata of %s give no version", name)
+    return found
+
+
+def foreign(error: Exception) -> str:
+    """An error in words; one that is not of Kedge's tree begins with its type."""
+    return str(error) if isinstance(error, KedgeError) else f"{type(error).__name__}: {error}"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a proof that held found out.
+
+    Attributes:
+        detail: what really ran the vectors, in words; None where the runtime's name says it all.
+        p50_ms, p95_ms: milliseconds of one call; None where none was timed.
+        calls: how many were.
+    """
+
+    detail: str | None = None
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    calls: int = 0
+
+    def latency(self, bundle: Bundle) -> Latency | None:
+        """As it is reported of this bundle."""
+        entry = bundle.config.entry
+        files = next((layer.digest for layer in bundle.manifest.layers if layer.title == entry), None)
+        if self.p50_ms is None or self.p95_ms is None or files is None:
+            return None
+        return Latency(bundle=bundle.digest, files=files, p50_ms=self.p50_ms, p95_ms=self.p95_ms, calls=self.calls)
+
+
+def prove(
+    folder: Path, config: BundleConfig, limits: ProofLimits, cache: Path | None, tell: Callable[[str], None]
+) -> Proof:
+    """Let the backend build what it must on this device, then run a slot's golden vectors, both in the worker.
+
+    Args:
+        cache: keeps what is built; None for the user's own folder.
+        tell: is told how far it is, in words.
+
+    Raises:
+        VerificationError: they do not hold.
+        KedgeError: the worker crashed, overran its limits, or the runtime refuses the file.
+    """
+    from kedge_targets.proof import PREPARE, PROVE, PrepareAnswer, ProveAnswer, ProveRequest
+    from kedge_targets.worker import Worker
+
+    def progress(what: str, done: int, total: int) -> None:
+        tell(f"{what}, {done} of {total}" if total else what)
+
+    request = ProveRequest(
+        folder=str(folder), config=str(folder / CONFIG_FILE), cache=None if cache is None else str(cache)
+    )
+    with Worker(name=f"prove-{config.name}", memory_limit=limits.memory_bytes) as worker:
+        worker.call(PREPARE, request, PrepareAnswer, deadline=limits.prepare_deadline, on_progress=progress)
+        answer = worker.call(PROVE, request, ProveAnswer, deadline=limits.deadline)
+    if not answer.holds:
+        raise VerificationError(answer.reason)
+    if answer.timing is None:
+        return Proof(answer.detail or None)
+    return Proof(answer.detail or None, answer.timing.p50_ms, answer.timing.p95_ms, answer.timing.calls)
+
+
+Prover = Callable[[Path, BundleConfig, ProofLimits, "Path | None", Callable[[str], None]], Proof]
+"""See :func:`prove`."""
+
+
+class Jobs(Protocol):
+    """Runs jobs one after the other."""
+
+    def put(self, job: Callable[[], None]) -> None:
+        """Run ``job`` after those before it."""
+
+    def stop(self, patience: float) -> None:
+        """Run nothing more; wait up to ``patience`` seconds for what is in hand."""
+
+
+class EffectRunner:
+    """Does actions and posts their outcome.
+
+    Args:
+        store: the blobs.
+        limits: of the golden vectors.
+        post: takes an event, from any thread.
+        ask: publishes a request.
+        report: is told that the reported state changed.
+        remember: writes the machine's memory.
+        prover: runs the golden vectors of a slot.
+        disk, proofs: run jobs one after the other; threads by default.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        limits: ProofLimits,
+        *,
+        post: Callable[[events.Event], None],
+        ask: Callable[[actions.RequestBlocks], None],
+        report: Callable[[], None],
+        remember: Callable[[actions.PersistentState], None],
+        prover: Prover = prove,
+        disk: Jobs | None = None,
+        proofs: Jobs | None = None,
+    ) -> None:
+        self._store = store
+        self._limits = limits
+        self._post = post
+        self._ask = ask
+        self._report = report
+        self._remember = remember
+        self._prover = prover
+        self._disk = disk or JobThread("disk")
+        self._proofs = proofs or JobThread("proofs")
+        self._on_disk: dict[type, Callable[[Any], events.Event | None]] = {
+            actions.OpenBlob: self._open,
+            actions.FinishBlob: self._finish,
+            actions.StoreBlob: self._put,
+            actions.CloseBlob: self._close,
+            actions.Measure: self._measure,
+            actions.Assemble: self._assemble,
+            actions.Switch: self._switch,
+            actions.RollBack: self._roll_back,
+            actions.Remove: self._remove,
+            actions.CollectGarbage: self._collect,
+            actions.Remember: self._keep,
+        }
+
+    def perform(self, wanted: list[actions.Action]) -> None:
+        """Do these actions, in this order. Outcomes are posted later, from another thread."""
+        for action in wanted:
+            if isinstance(action, actions.WriteBlock):
+                self._write(action)
+            elif isinstance(action, (actions.RequestBlocks, actions.Report)):
+                self._say(action)
+            elif isinstance(action, actions.Prove):
+                self._proofs.put(functools.partial(self._prove, action))
+            else:
+                self._disk.put(functools.partial(self._do, action))
+
+    def close(self) -> None:
+        """End the threads once the work in hand is done (a proof under way is left to die with the process)."""
+        self._proofs.stop(0.0)
+        self._disk.stop(5.0)
+
+    def _say(self, action: actions.RequestBlocks | actions.Report) -> None:
+        try:
+            if isinstance(action, actions.RequestBlocks):
+                self._ask(action)
+            else:
+                self._report()
+        except Exception:
+            # The actions after it are done all the same; requests and reports are made again.
+            log.exception("%s failed", type(action).__name__)
+
+    def _do(self, action: actions.Action) -> None:
+        try:
+            outcome = self._on_disk[type(action)](action)
+        except Exception as error:
+            # Whatever it was: the machine waits for an outcome.
+            if not isinstance(error, KedgeError):
+                log.exception("%s failed", type(action).__name__)
+            outcome = _failed(action, foreign(error))
+        if outcome is not None:
+            self._post(outcome)
+
+    def _write(self, action: actions.WriteBlock) -> None:
+        try:
+            self._store.write(action.digest, action.index, action.payload)
+        except Exception as error:  # noqa: BLE001 -- it becomes the download's failure
+            words = (isinstance(error, OSError) and error.strerror) or foreign(error)
+            reason = f"block {action.index} of {action.digest} cannot be written: {words}"
+            log.error("%s", reason)
+            # What was written is given back at once: a full disk hurts everybody on the device.
+            self._disk.put(lambda: self._give_back(action.digest, reason))
+
+    def _give_back(self, digest_: str, reason: str) -> None:
+        try:
+            self._store.close(digest_, drop=True)
+        finally:
+            self._post(events.WriteFailed(digest_, reason))
+
+    def _open(self, action: actions.OpenBlob) -> events.Event:
+        return self._store.open(
+            action.digest,
+            action.size,
+            map_digest=action.map_digest,
+            block_map=action.block_map,
+            read=action.read,
+        )
+
+    def _finish(self, action: actions.FinishBlob) -> events.Event:
+        self._store.finish(action.digest)
+        return events.BlobStored(action.digest)
+
+    def _put(self, action: actions.StoreBlob) -> events.Event:
+        self._store.put(action.digest, action.data)
+        return events.BlobStored(action.digest)
+
+    def _close(self, action: actions.CloseBlob) -> None:
+        self._store.close(action.digest)
+
+    def _measure(self, action: actions.Measure) -> events.Event:
+        bundle = action.bundle
+        return events.Measured(
+            model=action.model,
+            digest=bundle.digest,
+            missing_bytes=self._store.missing_bytes(bundle),
+            free_bytes=self._store.free_bytes(),
+            memory_bytes=system.device_memory().total,
+            runtimes=installed_runtimes(tuple(need.distribution for need in bundle.config.runtimes)),
+        )
+
+    def _assemble(self, action: actions.Assemble) -> events.Event:
+        self._folder(action.model).assemble(action.bundle, self._store.blob_path)
+        return events.Assembled(action.model, action.bundle.digest)
+
+    def _prove(self, action: actions.Prove) -> None:
+        digest_ = action.bundle.digest
+        told = 0.0
+
+        def tell(detail: str) -> None:
+            nonlocal told
+            now = time.monotonic()
+            if now - told >= _TELL_SECONDS:
+                told = now
+                self._post(events.Proving(action.model, digest_, detail))
+
+        self._post(events.Proving(action.model, digest_))
+        try:
+            folder = self._folder(action.model)
+            slot = folder.slot(digest_)
+            proof = self._prover(slot.folder, action.bundle.config, self._limits, folder.cache, tell)
+        except Exception as failure:
+            if not isinstance(failure, KedgeError):
+                log.exception("the proof of %s failed", digest_)
+            self._post(events.Proved(action.model, digest_, foreign(failure)))
+            return
+        self._post(events.Proved(action.model, digest_, None, proof.detail, proof.latency(action.bundle)))
+
+    def _switch(self, action: actions.Switch) -> events.Event:
+        folder = self._folder(action.model)
+        return self._switched(folder, lambda: folder.switch(folder.slot(action.bundle.digest)))
+
+    def _roll_back(self, action: actions.RollBack) -> events.Event:
+        folder = self._folder(action.model)
+        return self._switched(folder, folder.roll_back)
+
+    def _remove(self, action: actions.Remove) -> events.Event:
+        folder = self._folder(action.model)
+        return self._switched(folder, folder.remove)
+
+    @staticmethod
+    def _switched(folder: ModelFolder, change: Callable[[], object]) -> events.Event:
+        error = None
+        try:
+            change()
+        except Exception as failure:
+            if not isinstance(failure, KedgeError):
+                log.exception("%s could not be switched", folder.name)
+            error = foreign(failure)
+        return events.Switched(folder.name, installed_of(folder), error)
+
+    def _collect(self, action: actions.CollectGarbage) -> None:
+        keep = set(action.keep)
+        for folder in model_folders(self._store.state):
+            folder.prune(action.keep)
+            for slot in (folder.current(), folder.previous()):
+                if slot is None:
+                    continue
+                try:
+                    bundle = slot.bundle()
+                except (OSError, BundleError) as error:
+                    # Better to keep too much than to lose what a slot may need.
+                    log.warning("nothing is cleaned up: %s", error)
+                    return
+                keep |= {slot.digest, bundle.manifest.config.digest}
+                keep |= {layer.digest for layer in bundle.manifest.layers}
+        try:
+            self._store.collect(keep)
+        except OSError as error:
+            log.warning("cleaning up failed: %s", error)
+
+    def _keep(self, action: actions.Remember) -> None:
+        try:
+            self._remember(action.memory)
+        except StorageError as error:
+            log.error("the agent's memory cannot be written: %s", error)
+
+    def _folder(self, model: str) -> ModelFolder:
+        return ModelFolder(self._store.state, model)
+
+
+def _failed(action: actions.Action, error: str) -> events.Event | None:
+    """The outcome of an action that raised; None for those that nobody waits for."""
+    if isinstance(action, actions.OpenBlob):
+        return events.BlobOpened(digest=action.digest, error=error)
+    if isinstance(action, (actions.FinishBlob, actions.StoreBlob)):
+        return events.BlobStored(action.digest, error)
+    if isinstance(action, actions.Measure):
+        return events.Measured(model=action.model, digest=action.bundle.digest, error=error)
+    if isinstance(action, actions.Assemble):
+        return events.Assembled(action.model, action.bundle.digest, error)
+    if isinstance(action, (actions.Switch, actions.RollBack, actions.Remove)):
+        return events.Switched(action.model, None, error)
+    return None
+
+
+class JobThread:
+    """Runs jobs one after the other, in a thread."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, job: Callable[[], None]) -> None:
+        self._jobs.put(job)
+
+    def stop(self, patience: float) -> None:
+        self._jobs.put(None)
+        self._thread.join(patience)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except Exception:
+                # A job must not take the thread with it: everything after it would wait for ever.
+                log.exception("a job failed")

@@ -1,0 +1,103 @@
+"""``STATE/agent.json``: what the agent must not forget over a restart; and the lock that keeps it single."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kedge_agent.files import storage_errors, write_whole
+from kedge_agent.update.actions import PersistentState, Refusal
+from kedge_protocol import codec
+from kedge_protocol.errors import MessageError, StorageError
+
+__all__ = ["AgentFile", "Refusal", "lock", "read", "write"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentFile:
+    """Content of ``agent.json``.
+
+    Attributes:
+        boots: starts of the agent so far.
+        boot_ids: of the latest of them.
+        memory: of the update machine.
+    """
+
+    boots: int = 0
+    boot_ids: list[str] = field(default_factory=list)
+    memory: PersistentState = field(default_factory=PersistentState)
+
+
+def read(state: Path) -> AgentFile:
+    """The file, or an empty one where it is missing, damaged or not readable: the broker has the desired state too."""
+    path = state / "agent.json"
+    try:
+        return codec.decode(path.read_bytes(), AgentFile, where=str(path))
+    except FileNotFoundError:
+        return AgentFile()
+    except (OSError, MessageError) as error:
+        log.warning("%s; starting without it", error)
+        return AgentFile()
+
+
+def write(state: Path, content: AgentFile) -> None:
+    """Replace the file.
+
+    Raises:
+        StorageError: disk full or not writable.
+    """
+    path = state / "agent.json"
+    with storage_errors(path):
+        write_whole(path, codec.encode(content), mode=0o600)
+
+
+def lock(state: Path) -> int | None:
+    """Take the state folder for this process, until it ends in whatever way.
+
+    Returns:
+        The lock's file descriptor; None where there is no lock file and none can be made.
+
+    Raises:
+        StorageError: another agent has it, or there is no folder with models and none can be made.
+    """
+    path = state / "agent.lock"
+    with storage_errors(path):
+        handle = _lock_file(path)
+        if handle is None:
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            other = os.read(handle, 32).decode(errors="replace").strip()
+            os.close(handle)
+            raise StorageError(
+                f"another agent{f' (process {other})' if other else ''} is running with this state folder",
+                where=str(state),
+                remedy="Stop it first, or give this one its own [state] path",
+            ) from error
+        with contextlib.suppress(OSError):  # a full disk; the number is for people only
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    return handle
+
+
+def _lock_file(path: Path) -> int | None:
+    """Open it. A disk that is full or read-only is no reason to stay away where models are installed: they still
+    serve, and ``flock`` needs no right to write."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if not (path.parent / "models").is_dir():
+            raise
+        log.error("%s cannot be written: %s; what is installed is served all the same", path.parent, error.strerror)
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None

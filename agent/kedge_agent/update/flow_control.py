@@ -1,0 +1,51 @@
+"""How many blocks may be under way: as many as arrive within a few seconds.
+
+What is under way waits in the link's queue, and everything else of this connection waits behind it: the broker's
+acknowledgements, and its answer to a sign of life, without which the connection counts as lost and all that is under
+way is sent twice. So the time a block takes from its request on is held to :data:`TARGET_SECONDS`, as delay-based
+congestion control does it (L. Brakmo, TCP Vegas): below half of it the window grows by one a block, above it the window
+shrinks in proportion.
+"""
+
+from __future__ import annotations
+
+TARGET_SECONDS = 6.0
+"""A third of the time that a connection without an answer lives (:data:`kedge_protocol.mqtt.KEEPALIVE`)."""
+MAX_PATIENCE = 600.0
+"""Seconds."""
+_FIRST_WINDOW = 2
+_PATIENCE = 4.0
+"""Times what a block took lately before it counts as lost."""
+
+
+class FlowControl:
+    """The window of one device, over all its downloads.
+
+    Args:
+        most: blocks; the window grows no further.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.window = min(_FIRST_WINDOW, most)
+        self._most = most
+        self._latest = 0.0
+        self._shrunk_at = float("-inf")
+
+    def patience(self, least: float) -> float:
+        """Seconds of silence that mean a loss; at least ``least``."""
+        return max(least, min(_PATIENCE * self._latest, MAX_PATIENCE))
+
+    def arrived(self, asked_at: float, now: float) -> None:
+        """A whole block came that was asked for then."""
+        self._latest = now - asked_at
+        if self._latest < TARGET_SECONDS / 2:
+            self.window = min(self._most, self.window + 1)
+        elif self._latest > TARGET_SECONDS and asked_at >= self._shrunk_at:
+            # What was asked before the window shrank tells nothing of the smaller one.
+            self.window = max(1, int(self.window * TARGET_SECONDS / self._latest))
+            self._shrunk_at = now
+
+    def lost(self, now: float) -> None:
+        """What was under way did not come."""
+        self.window = max(1, self.window // 2)
+        self._shrunk_at = now

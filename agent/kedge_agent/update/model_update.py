@@ -1,0 +1,341 @@
+"""One model on its way from a wanted digest to a bundle that serves."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from kedge_agent.update import actions, compatibility, events
+from kedge_agent.update.fetch import Fetches, Outcome
+from kedge_agent.update.settings import Settings
+from kedge_protocol import codec
+from kedge_protocol.blocks import BLOCK_SIZE, block_count
+from kedge_protocol.bundle import oci
+from kedge_protocol.bundle.layout import Bundle, parse_bundle, parse_manifest
+from kedge_protocol.errors import BundleError, KedgeError
+from kedge_protocol.messages import Failure, Latency, ModelState
+
+T = TypeVar("T")
+
+
+class Step(enum.Enum):
+    """Where a model stands; each has what is reported of it."""
+
+    MANIFEST = ModelState.FETCHING, "manifest"
+    CONFIG = ModelState.FETCHING, "configuration"
+    MEASURE = ModelState.FETCHING, "checking runtime and room"
+    FILES = ModelState.FETCHING, "files"
+    ASSEMBLE = ModelState.PROVING, "assembling"
+    PROVE = ModelState.PROVING, "golden vectors"
+    SWITCH = ModelState.SWITCHING, "switching"
+    SERVE = ModelState.SWITCHING, "waiting for the serving process"
+    DONE = ModelState.SERVING, None
+    FAILED = ModelState.FAILED, None
+
+    @property
+    def fetching(self) -> bool:
+        """Whether the controller is needed to go on."""
+        return self in (Step.MANIFEST, Step.CONFIG, Step.FILES)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is to do."""
+        return self in (Step.DONE, Step.FAILED)
+
+
+@dataclass
+class UpdateContext:
+    """What the models of one machine share.
+
+    Attributes:
+        emit: takes an action.
+        changed: is called when a model's reported state changed.
+        failed, served: are called when a model's update ended (for the memory).
+        switched: is called when a bundle became current.
+        make_room: emits the removal of all that neither slots nor updates need.
+        disk_at, proofs_at: when the threads that do this work were heard last.
+    """
+
+    target: str
+    settings: Settings
+    fetches: Fetches
+    emit: Callable[[actions.Action], None]
+    changed: Callable[[], None]
+    failed: Callable[[ModelUpdate, Failure], None]
+    served: Callable[[ModelUpdate], None]
+    switched: Callable[[ModelUpdate], None]
+    make_room: Callable[[], None]
+    now: float = 0.0
+    disk_at: float = 0.0
+    proofs_at: float = 0.0
+
+
+class ModelUpdate:
+    """The update of one model to one digest.
+
+    Args:
+        desk: shared with the other models.
+        name: of the model.
+        digest: wanted.
+        size: of the bundle's manifest; None where the desired state does not say.
+        installed: what is there.
+    """
+
+    def __init__(
+        self, desk: UpdateContext, name: str, digest: str, size: int | None, installed: events.Installed
+    ) -> None:
+        self.name = name
+        self.digest = digest
+        self.installed = installed
+        self.step = Step.MANIFEST
+        self.since = desk.now
+        self.progress_at = desk.now
+        """When something last came from the controller, or it was away."""
+        self.failure: Failure | None = None
+        self.detail: str | None = None
+        """In words: how far the proof is, then what really runs the bundle; None where the step says it all."""
+        self.received = 0
+        self.layers: dict[str, int] = {}
+        self._size = size
+        self._left: set[str] = set()
+        self._desk = desk
+        self._manifest = b""
+        self._bundle: Bundle | None = None
+        self._made_room = False
+        self._ran: str | None = None
+        self.latency: Latency | None = None
+        """Measured by this update's proof; None before it, and where the bundle was there already."""
+
+    def start(self) -> None:
+        """The first step."""
+        if self.installed.current == self.digest:
+            self._go(Step.SERVE)
+        elif self._size is None:
+            self.fail("fetch", f"the desired state gives no size for {self.digest}")
+        else:
+            self._desk.fetches.want(self.name, self.digest, self._size, read=True)
+
+    def restore(self, failure: Failure) -> None:
+        """It failed before a restart and is not tried again."""
+        self.failure = failure
+        self._go(Step.FAILED)
+
+    def stop(self) -> None:
+        """It is not wanted any more."""
+        self._desk.fetches.unwant(self.name)
+
+    @property
+    def digests(self) -> set[str]:
+        """What garbage collection must spare."""
+        found = {self.digest, *self.layers}
+        if self._bundle is not None:
+            found.add(self._bundle.manifest.config.digest)
+        return found | {fetch.digest for fetch in self._desk.fetches.of(self.name)}
+
+    @property
+    def blocks_total(self) -> int:
+        """Blocks of all files; 0 before the manifest is there."""
+        return sum(block_count(size) for size in self.layers.values())
+
+    @property
+    def blocks_done(self) -> int:
+        """Of these, the ones on the device."""
+        done = sum(block_count(size) for digest, size in self.layers.items() if digest not in self._left)
+        if self.step is not Step.FILES:
+            return done
+        return done + sum(fetch.blocks_done for fetch in self._desk.fetches.of(self.name))
+
+    def fetched(self, outcome: Outcome) -> None:
+        """A blob it waited for is there, or cannot be had."""
+        if outcome.error is not None:
+            self.fail("fetch", outcome.error)
+        elif self.step is Step.MANIFEST and outcome.digest == self.digest:
+            self._guarded("check", self._take_manifest, outcome.data or b"")
+        elif self.step is Step.CONFIG:
+            self._guarded("check", self._take_config, outcome.data or b"")
+        elif self.step is Step.FILES:
+            self._left.discard(outcome.digest)
+            self._assemble_when_complete()
+
+    def measured(self, event: events.Measured) -> None:
+        """What the device has is known: refuse now, or pull the files."""
+        if self.step is Step.MEASURE and event.digest == self.digest and self._bundle is not None:
+            if event.error is not None:
+                self.fail("check", f"what the device has cannot be found out: {event.error}")
+                return
+            self._guarded("check", self._check_device, event)
+
+    def assembled(self, event: events.Assembled) -> None:
+        """The slot is made."""
+        if self.step is Step.ASSEMBLE and event.digest == self.digest and self._bundle is not None:
+            if event.error is not None:
+                self.fail("check", event.error)
+                return
+            self._go(Step.PROVE)
+            self._desk.emit(actions.Prove(self.name, self._bundle))
+
+    def proving(self, event: events.Proving) -> None:
+        """The proof has come a step further."""
+        if self.step is Step.PROVE and event.digest == self.digest and event.detail is not None:
+            self._note(event.detail)
+
+    def proved(self, event: events.Proved) -> None:
+        """The golden vectors were run."""
+        if self.step is Step.PROVE and event.digest == self.digest and self._bundle is not None:
+            if event.error is not None:
+                self.fail("prove", event.error)
+                return
+            self._ran = event.detail
+            self.latency = event.latency
+            self._go(Step.SWITCH)
+            self._desk.emit(actions.Switch(self.name, self._bundle))
+
+    def switched(self, event: events.Switched) -> None:
+        """The slots changed."""
+        self.installed = event.installed or self.installed
+        current = self.installed.current
+        late = self.step is Step.FAILED and self.failure is not None and self.failure.stage == "switch"
+        if self.step is Step.SWITCH and (event.error is not None or current != self.digest):
+            self.fail("switch", event.error or "the slot did not become current")
+        elif self.step is Step.SWITCH or (late and event.error is None and current == self.digest):
+            self.failure = None
+            self._go(Step.SERVE)
+            self._desk.switched(self)
+        elif self.step in (Step.SERVE, Step.DONE) and current != self.digest:
+            # An earlier switch was still under way when this update began.
+            self._go(Step.MANIFEST)
+            self.start()
+        self._desk.changed()
+
+    def served(self, event: events.Served, *, confirmed: bool, crashing: bool = False) -> None:
+        """The serving process spoke of the current bundle.
+
+        Args:
+            confirmed: this digest was seen serving before, so an error now is no reason to go back.
+            crashing: the process dies again and again: that it serves just now is no recovery.
+        """
+        if event.digest != self.digest or self.installed.current != self.digest:
+            return
+        if event.error is None:
+            fell = self.step is Step.FAILED and self.failure is not None and self.failure.stage == "serve"
+            if self.step is Step.SERVE or (fell and not crashing):
+                self.failure = None
+                self._go(Step.DONE)
+                self._desk.served(self)
+            # Without a serving process the proof's word is all there is.
+            self._note(event.detail or self._ran)
+        elif self.step in (Step.SERVE, Step.DONE):
+            self._serve_failed(event.error, confirmed=confirmed)
+
+    def tick(self, *, confirmed: bool) -> None:
+        """Time has passed: no step lasts for ever."""
+        desk, limits = self._desk, self._desk.settings
+        if self.step is Step.SERVE and desk.now - self.since > limits.serve_deadline:
+            reason = f"the serving process did not load it within {limits.serve_deadline:g} s"
+            self._serve_failed(reason, confirmed=confirmed)
+        elif self.step is Step.PROVE and desk.now - max(self.since, desk.proofs_at) > limits.prove_deadline:
+            self.fail("prove", f"the golden vectors did not end within {limits.prove_deadline:g} s")
+        elif self._waits_for_disk and desk.now - max(self.since, desk.disk_at) > limits.disk_deadline:
+            what = self.step.value[1]
+            self.fail(self._stage, f"the disk did not end its work within {limits.disk_deadline:g} s ({what})")
+        elif self.step.fetching and desk.now - self.progress_at > limits.fetch_deadline:
+            self.fail("fetch", f"the controller is there, but nothing came for {limits.fetch_deadline:g} s")
+        if not self.step.fetching or not desk.fetches.traffic.ready:
+            self.progress_at = desk.now
+
+    @property
+    def _waits_for_disk(self) -> bool:
+        if self.step.fetching:
+            return any(fetch.on_disk for fetch in self._desk.fetches.of(self.name))
+        return self.step in (Step.MEASURE, Step.ASSEMBLE, Step.SWITCH)
+
+    @property
+    def _stage(self) -> str:
+        """Of a failure in this step."""
+        if self.step is Step.SWITCH:
+            return "switch"
+        return "fetch" if self.step.fetching else "check"
+
+    def crashed(self, reason: str, *, roll_back: bool) -> None:
+        """The serving process died too often while this bundle was current."""
+        if self.step in (Step.SERVE, Step.DONE):
+            self.fail("serve", reason)
+            if roll_back:
+                self._desk.emit(actions.RollBack(self.name))
+
+    def fail(self, stage: str, reason: str) -> None:
+        """The wanted bundle is refused; what served before goes on serving."""
+        self.stop()
+        # What a foreign error says may hold what UTF-8 cannot (a file's name).
+        self.failure = Failure(digest=self.digest, stage=stage, reason=codec.sayable(reason))
+        self._go(Step.FAILED)
+        self._desk.failed(self, self.failure)
+
+    def _serve_failed(self, reason: str, *, confirmed: bool) -> None:
+        self.fail("serve", reason)
+        if not confirmed:
+            self._desk.emit(actions.RollBack(self.name))
+
+    def _take_manifest(self, raw: bytes) -> None:
+        manifest = parse_manifest(raw, where=f"bundle {self.digest[:19]}")
+        for layer in manifest.layers:
+            if layer.size > BLOCK_SIZE and oci.BLOCKS not in layer.annotations:
+                raise BundleError(f"the layer {layer.title!r} has no {oci.BLOCKS}")
+        self._manifest = raw
+        self._go(Step.CONFIG)
+        self._desk.fetches.want(self.name, manifest.config.digest, manifest.config.size, read=True)
+
+    def _take_config(self, raw: bytes) -> None:
+        bundle = parse_bundle(self._manifest, raw, where=f"bundle {self.digest[:19]}")
+        compatibility.require_target(bundle.config, self.name, self._desk.target)
+        self._bundle = bundle
+        self._go(Step.MEASURE)
+        self._desk.emit(actions.Measure(self.name, bundle))
+
+    def _check_device(self, event: events.Measured) -> None:
+        bundle = self._bundle
+        if bundle is None:
+            return
+        compatibility.require_runtime(bundle.config, event)
+        reserve = self._desk.settings.reserve_bytes
+        try:
+            compatibility.require_room(event, reserve)
+        except KedgeError:
+            if self._made_room:
+                raise
+            # What nobody needs goes first; then it is measured again.
+            self._made_room = True
+            self._desk.make_room()
+            self._desk.emit(actions.Measure(self.name, bundle))
+            return
+        self.layers = {layer.digest: layer.size for layer in bundle.manifest.layers}
+        self._left = set(self.layers)
+        self._go(Step.FILES)
+        for layer in {layer.digest: layer for layer in bundle.manifest.layers}.values():
+            map_digest = layer.annotations.get(oci.BLOCKS) if layer.size > BLOCK_SIZE else None
+            self._desk.fetches.want(self.name, layer.digest, layer.size, map_digest=map_digest)
+        self._assemble_when_complete()
+
+    def _assemble_when_complete(self) -> None:
+        if not self._left and self._bundle is not None:
+            self._go(Step.ASSEMBLE)
+            self._desk.emit(actions.Assemble(self.name, self._bundle))
+
+    def _guarded(self, stage: str, function: Callable[[T], None], argument: T) -> None:
+        try:
+            function(argument)
+        except KedgeError as error:
+            self.fail(stage, str(error))
+
+    def _go(self, step: Step) -> None:
+        self.step = step
+        self.since = self._desk.now
+        self.detail = None
+        self._desk.changed()
+
+    def _note(self, detail: str | None) -> None:
+        if detail != self.detail:
+            self.detail = detail
+            self._desk.changed()

@@ -1,0 +1,108 @@
+"""A compiled target becomes a bundle. Nothing that differs from run to run (times, paths, measured memory) goes in."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kedge.evaluation import worker_messages
+from kedge.evaluation.model import Model
+from kedge.search import recipe
+from kedge.search.budget import Budget
+from kedge.search.options import CompileOptions
+from kedge.search.results import Compiled
+from kedge_protocol import __version__, digest
+from kedge_protocol.bundle import config as cfg
+from kedge_protocol.bundle import oci
+from kedge_protocol.bundle.write import LayoutWriter
+from kedge_targets import registry
+
+GOLDEN_FILE = "golden.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where all bundles of a release come from."""
+
+    options: CompileOptions
+    budget: Budget
+    seed: int
+    model: Model
+    labels: tuple[str, ...]
+    calibration_digest: str
+    evaluation_digest: str
+    evaluation_samples: int
+    reference: worker_messages.ReferenceAnswer
+    tools: dict[str, str] = field(default_factory=dict)
+
+
+def configuration(compiled: Compiled, source: Source) -> cfg.BundleConfig:
+    """What the bundle says of itself."""
+    lowered, evaluation = compiled.lowered, compiled.evaluation
+    uses_calibration = lowered.calibration_samples > 0
+    storage = sum(Path(path).stat().st_size for path in lowered.files.values())
+    return cfg.BundleConfig(
+        schema_version=cfg.SCHEMA_VERSION,
+        name=source.options.name,
+        version=source.options.version,
+        target=compiled.target.name,
+        backend=compiled.candidate.backend.name,
+        entry=lowered.entry,
+        precision=compiled.precision,
+        runtimes=lowered.runtimes,
+        runtime_options=lowered.runtime_options,
+        inputs=lowered.inputs,
+        outputs=lowered.outputs,
+        labels=source.labels,
+        metric=cfg.Metric(
+            name=source.reference.choice.name,
+            value=evaluation.value,
+            reference=source.reference.value,
+            agreement=evaluation.agreement,
+            samples=source.evaluation_samples,
+            measured_on=f"{evaluation.runtime}, {platform.machine()}",
+        ),
+        resources=cfg.Resources(
+            storage_bytes=storage,
+            # The files as read and as the runtime packs them anew, and every tensor of one sample.
+            memory_bytes=2 * storage + source.model.activation_bytes,
+        ),
+        provenance=cfg.Provenance(
+            model_digest=source.model.digest,
+            calibration_digest=source.calibration_digest if uses_calibration else None,
+            evaluation_digest=source.evaluation_digest,
+            calibration_samples=lowered.calibration_samples,
+            evaluation_samples=source.evaluation_samples,
+            tools={**source.tools, **source.reference.tools, **lowered.tools, "kedge": __version__},
+            options=_options(compiled, source),
+        ),
+        verified=lowered.verified,
+        golden=cfg.GoldenRef(
+            file=GOLDEN_FILE,
+            digest=digest.of_file(compiled.golden_file),
+            samples=compiled.golden.samples,
+            kernel_sets=compiled.golden.kernel_sets,
+        ),
+    )
+
+
+def _options(compiled: Compiled, source: Source) -> dict[str, Any]:
+    """What was asked for, and the recipe that gives this bundle again."""
+    backend = compiled.candidate.backend
+    section = recipe.section_of(compiled.candidate, registry.compiler(backend.name), compiled.target)
+    asked: dict[str, Any] = {"max_drop": source.budget.max_drop, "backend": backend.options, "seed": source.seed}
+    others = ("max_size", "max_latency", "min_agreement")
+    asked |= {name: value for name in others if (value := getattr(source.budget, name))}
+    return {**asked, "recipe": recipe.plain(section)}
+
+
+def add(writer: LayoutWriter, compiled: Compiled, source: Source) -> oci.Descriptor:
+    """Put the bundle into a layout; the descriptor's digest is the bundle's.
+
+    Raises:
+        BundleError: a backend's file has a title that is no plain file name.
+    """
+    files = {title: Path(path) for title, path in compiled.lowered.files.items()}
+    return writer.add_bundle(configuration(compiled, source), files, compiled.golden_file)

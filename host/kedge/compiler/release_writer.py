@@ -1,0 +1,74 @@
+"""A release is written: bundles, report, recipe, the record of the search."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from kedge.compiler import bundle_writer
+from kedge.report import document
+from kedge.search import latency, recipe
+from kedge.search.latency import Measurement
+from kedge.search.options import CompileOptions
+from kedge.search.results import Compiled, Failed
+from kedge_protocol.bundle.write import is_replaceable, new_layout
+from kedge_targets import registry
+
+RECORD_FILE = "search.json"
+
+
+def release(
+    options: CompileOptions,
+    source: bundle_writer.Source,
+    compiled: list[Compiled],
+    failed: list[Failed],
+    told: document.RunInfo,
+    measurements: Sequence[Measurement],
+    *,
+    out: Path | None = None,
+) -> Path:
+    """Write OUT; it appears whole or not at all.
+
+    Args:
+        out: another folder than the options'.
+    """
+    began = time.perf_counter()
+    with new_layout(out or options.out, replace=options.force or out is not None) as writer:
+        digests = [bundle_writer.add(writer, one, source).digest for one in compiled]
+        writer.add_release(options.name, options.version)
+        told.seconds["pack"] = time.perf_counter() - began
+        told.seconds["total"] = time.perf_counter() - told.began
+        document.write(document.of(told, source, compiled, digests, failed), writer.path)
+        (writer.path / recipe.FILE).write_text(_recipe(options, source, compiled), encoding="utf-8")
+        (writer.path / RECORD_FILE).write_text(latency.written(measurements), encoding="utf-8")
+    return out or options.out
+
+
+def nearest(out: Path, source: bundle_writer.Source, failed: list[Failed], told: document.RunInfo) -> Path | None:
+    """Where no target keeps the budget: the nearest that was found goes into a folder beside OUT, for nothing that was
+    found may be lost. A release of that name is replaced; anything else stays, and the next free name is taken. None
+    where nothing was found."""
+    kept = [one.nearest for one in failed if one.nearest is not None]
+    if not kept:
+        return None
+    return release(source.options, source, kept, failed, told, (), out=_free_place(out))
+
+
+def _free_place(out: Path) -> Path:
+    names = itertools.chain([f"{out.name}.nearest"], (f"{out.name}.nearest-{again}" for again in itertools.count(2)))
+    places = map(out.with_name, names)
+    return next(place for place in places if not os.path.lexists(place) or is_replaceable(place))
+
+
+def _recipe(options: CompileOptions, source: bundle_writer.Source, compiled: list[Compiled]) -> str:
+    sections = {}
+    heading = [f"How {options.name} {options.version} was compressed. Edit it, and run it again with --recipe."]
+    for one in compiled:
+        compiler = registry.compiler(one.candidate.backend.name)
+        sections[one.target.name] = recipe.section_of(one.candidate, compiler, one.target)
+        heading.append(f"{one.target.name}: {one.candidate.label}: {one.candidate.why}.")
+        heading += [f"  {layer}: {why}" for layer, why in one.candidate.reasons.items()]
+    return recipe.written(sections, seed=source.seed, heading=heading)

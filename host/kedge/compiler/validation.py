@@ -1,0 +1,209 @@
+"""What the user asked for, looked at before anything is done."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kedge.evaluation import metric, user
+from kedge.importing import model_kinds
+from kedge.search import budget, latency, recipe_args
+from kedge.search import recipe as recipes
+from kedge.search.options import CompileOptions
+from kedge.search.recipe import Recipe
+from kedge_protocol.bundle.write import check_place
+from kedge_protocol.errors import (
+    ConfigError,
+    MissingDependencyError,
+    TargetError,
+)
+from kedge_protocol.packages import pip_install
+from kedge_protocol.topics import checked_name
+from kedge_targets import registry
+from kedge_targets import target as targets
+from kedge_targets.target import Target
+
+# What the extra brings and no backend looks for itself; ONNX Runtime is loaded in the worker, which says so.
+_MODULES = ("onnx", "jinja2", "rich")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidatedRequest:
+    """A compilation as it was asked for, checked.
+
+    Attributes:
+        model: a path, or a factory (:mod:`kedge.importing.model_kinds`).
+        is_onnx: whether the model needs no import.
+    """
+
+    model: str
+    is_onnx: bool
+    options: CompileOptions
+    targets: tuple[Target, ...]
+    labels: tuple[str, ...]
+    recipe: Recipe | None
+    record: latency.LatencyLog
+
+    @property
+    def seed(self) -> int:
+        """The option's, else the recipe's, else 0."""
+        if self.options.seed is not None:
+            return self.options.seed
+        return self.recipe.seed if self.recipe is not None and self.recipe.seed is not None else 0
+
+    @property
+    def name(self) -> str:
+        """The model's file name, without its folders."""
+        return Path(self.model).name
+
+    def budget(self, float_bytes: int) -> budget.Budget:
+        """What a bundle may cost.
+
+        Args:
+            float_bytes: of the user's file.
+
+        Raises:
+            ConfigError: ``--max-size`` is no size.
+        """
+        size = self.options.max_size
+        return budget.Budget(
+            max_drop=self.options.max_drop,
+            max_size=None if size is None else budget.size_bytes(size, of=float_bytes, where="--max-size"),
+            max_latency=self.options.max_latency,
+            min_agreement=self.options.min_agreement,
+            confidence=self.options.confidence,
+        )
+
+
+def check(model: str, options: CompileOptions) -> ValidatedRequest:
+    """Look at everything that can be looked at without reading the model.
+
+    Args:
+        model: as the user named it; empty for an object, which has no name.
+
+    Raises:
+        InputError: an option, target or recipe is wrong (:class:`kedge_protocol.errors.ConfigError`, …).
+        MissingDependencyError: this installation cannot compile.
+        StorageError: OUT is there already, or is not what --force replaces.
+    """
+    check_environment()
+    asked = _targets(options)
+    labels = _labels(options.labels)
+    kind = model_kinds.recognise(model) if model else None
+    _check(options)
+    recipe = _recipe(options)
+    _check_requirements(options, asked)
+    if recipe is not None:
+        for target in asked:
+            if (section := recipe.section(target.name)) is not None:
+                recipes.candidate(section, target)
+    return ValidatedRequest(
+        model=model,
+        is_onnx=kind in (model_kinds.Kind.ONNX, model_kinds.Kind.UNKNOWN),
+        options=options,
+        targets=tuple(asked),
+        labels=labels,
+        recipe=recipe,
+        record=latency.LatencyLog() if options.latencies is None else latency.read(options.latencies),
+    )
+
+
+def check_environment() -> None:
+    """Raises :class:`MissingDependencyError` where this Python or this installation cannot compile."""
+    if sys.version_info < (3, 11):
+        version = ".".join(map(str, sys.version_info[:2]))
+        raise MissingDependencyError(
+            f"compiling needs Python 3.11 or newer, this is {version}",
+            remedy="Devices and controllers run on 3.10; compile on a machine with a newer Python",
+        )
+    missing = [name for name in _MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"compiling needs {', '.join(missing)}", remedy=f"Install it: {pip_install('compile')}"
+        )
+
+
+def _targets(options: CompileOptions) -> list[Target]:
+    if not options.targets:
+        raise TargetError("no target is given", remedy=f"Known are {', '.join(targets.names())}")
+    found = [targets.find(name) for name in options.targets]
+    names = [target.name for target in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise TargetError(f"{name!r} is given twice")
+    return found
+
+
+def _labels(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}", where=f"--labels {path}") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise ConfigError("holds no name", where=f"--labels {path}", remedy="Write one class name on each line")
+    return names
+
+
+def _check(options: CompileOptions) -> None:
+    checked_name(options.name, "model name")
+    checked_name(options.version, "version")
+    if not (math.isfinite(options.max_drop) and options.max_drop >= 0):
+        raise ConfigError(f"{options.max_drop} is no drop", where="--max-drop", remedy="Give a number from 0 up")
+    if options.min_agreement is not None and not 0 <= options.min_agreement <= 1:
+        raise ConfigError(
+            f"{options.min_agreement} is no share", where="--min-agreement", remedy="Give a number from 0 to 1"
+        )
+    if options.confidence is not None and not 0.5 <= options.confidence < 1:
+        raise ConfigError(
+            f"{options.confidence} is no confidence", where="--confidence", remedy="Give a number from 0.5 to below 1"
+        )
+    if options.max_size is not None:
+        budget.size_bytes(options.max_size, of=1 << 20, where="--max-size")
+    for value, flag, what, remedy in (
+        (options.deadline, "--deadline", "time", "Give seconds"),
+        (options.time_limit, "--time-limit", "time", "Give seconds"),
+        (options.max_latency, "--max-latency", "time", "Give milliseconds"),
+        (options.memory_limit, "--memory-limit", "memory", "Give MiB"),
+        (options.jobs, "--jobs", "number of trials", "Give 1 or more"),
+        (options.target_fps, "--target-fps", "rate", "Give samples a second"),
+        (options.max_utilization, "--max-utilization", "share", "Give a number above 0"),
+    ):
+        if value is not None and not value > 0:
+            raise ConfigError(f"{value} is no {what}", where=flag, remedy=remedy)
+    if options.metric is not None:
+        metric.check(options.metric)
+    if options.loss is not None:
+        user.check_reference(options.loss, where="--loss")
+    check_place(options.out, replace=options.force)
+
+
+def _recipe(options: CompileOptions) -> Recipe | None:
+    inlined = recipe_args.parse_recipe(options.step, options.quantize)
+    if options.recipe is None:
+        return inlined
+    if inlined is not None:
+        raise ConfigError(
+            "a recipe's file and steps on the command line exclude each other",
+            where="--recipe",
+            remedy="Write the steps into the recipe",
+        )
+    return recipes.read(options.recipe)
+
+
+def _check_requirements(options: CompileOptions, asked: Sequence[Target]) -> None:
+    """An option that no backend of any target takes would be lost without a word."""
+    taken = {name for target in asked for one in target.backends for name in registry.compiler(one.name).requirements}
+    for name in options.asked_of_backends():
+        if name not in taken:
+            raise ConfigError(
+                "no backend of these targets takes it",
+                where=f"--{name.replace('_', '-')}",
+                remedy="Leave it out, or choose a target that does: see docs/targets.md",
+            )

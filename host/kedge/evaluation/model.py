@@ -1,0 +1,155 @@
+"""The user's model: read and checked in the worker, never changed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kedge_protocol import digest
+from kedge_protocol.errors import ModelError
+from kedge_targets.graph.signature import TensorInfo
+from kedge_targets.worker import Progress
+
+if TYPE_CHECKING:
+    import onnx
+
+_BATCH_BYTES = 256 << 20
+"""Activations of one batch, at most."""
+_MAX_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareRequest:
+    """Read and check ``model``; write the graph that backends take to ``graph``, and into the folder ``scratch`` what
+    else is made of it.
+
+    Attributes:
+        digest, size_bytes: of the user's file, where ``model`` was made from another kind of file.
+    """
+
+    model: str
+    graph: str
+    digest: str | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What a model is.
+
+    Attributes:
+        graph: a copy of the file, checked, with shapes inferred and its external data within.
+        digest: of the user's file (and, where there are, its external data files).
+        size_bytes: of the same.
+        activation_bytes: of all tensors between the nodes, for one sample; free axes count as one.
+        fixed_batch: whether the graph takes one sample at a time only.
+        reference: a graph that ONNX Runtime runs and that computes the same; another file than ``graph`` only where
+            that has QONNX's nodes.
+        quantized: whether it has.
+        attention: names of the products of two activations in attention, in the graph's order.
+        ends: sets of nodes at both ends of the graph, from small to large: :func:`kedge_targets.graph.ends.ends`.
+    """
+
+    graph: str
+    digest: str
+    size_bytes: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    activation_bytes: int
+    fixed_batch: bool
+    reference: str
+    quantized: bool = False
+    attention: tuple[str, ...] = ()
+    ends: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def batch(self) -> int:
+        """How many samples to hand over at once; a lowered file with a fixed batch takes them in pieces."""
+        return max(1, min(_MAX_BATCH, _BATCH_BYTES // max(1, self.activation_bytes)))
+
+
+def prepare(request: PrepareRequest, progress: Progress) -> Model:
+    """A task of the worker.
+
+    Raises:
+        ModelError: no ONNX file, too new, broken, no tensors in and out, or a fixed batch of more than one.
+        UnsupportedOperatorError: an operator of no known opset.
+        StorageError: no space for the copy.
+    """
+    from kedge_targets.graph import attention, batch, ends, model_reader, model_writer, qonnx, signature
+
+    path = Path(request.model)
+    model = model_reader.read(path)
+    size = batch.size(model)
+    if size not in (None, 1):
+        raise ModelError(
+            f"its batch is fixed to {size}", where=str(path), remedy="Export the model with a free batch axis, or 1"
+        )
+    inputs, outputs = signature.inputs(model), signature.outputs(model)
+    for info in (*inputs, *outputs):
+        if info.dtype not in _DTYPES:
+            raise ModelError(f"{info.name!r} has dtype {info.dtype}, which is not supported", where=str(path))
+    files = [path, *_external(path)]
+    model_writer.save(model, Path(request.graph))
+    reference, quantized = request.graph, qonnx.is_quantized(model)
+    if quantized:
+        reference = str(Path(request.graph).with_name("reference.onnx"))
+        model_writer.save(model_reader.infer_shapes(qonnx.expand_qonnx(model), where=str(path)), Path(reference))
+    return Model(
+        graph=request.graph,
+        digest=request.digest or _digest(files),
+        size_bytes=request.size_bytes or sum(file.stat().st_size for file in files),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        activation_bytes=_activations(model, outputs),
+        fixed_batch=size == 1,
+        reference=reference,
+        quantized=quantized,
+        attention=tuple(attention.products(model)),
+        ends=() if quantized else tuple(ends.ends(model)),
+    )
+
+
+_DTYPES = frozenset(
+    {"float16", "float32", "float64", "bool", *(f"{s}int{bits}" for s in ("", "u") for bits in (8, 16, 32, 64))}
+)
+
+
+def _digest(files: list[Path]) -> str:
+    digests = [digest.of_file(file) for file in files]
+    if len(digests) == 1:
+        return digests[0]
+    return "sha256:" + hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _external(path: Path) -> list[Path]:
+    """Files beside the model that hold its weights, sorted."""
+    import onnx
+
+    from kedge_targets.graph import nodes
+
+    model = onnx.load_model(str(path), format="protobuf", load_external_data=False)
+    names = {
+        entry.value
+        for graph in nodes.graphs(model.graph)
+        for tensor in graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return [path.parent / name for name in sorted(names)]
+
+
+def _activations(model: onnx.ModelProto, outputs: list[TensorInfo]) -> int:
+    import onnx
+
+    total = sum(8 * math.prod(axis or 1 for axis in info.shape) for info in outputs)
+    for value in model.graph.value_info:
+        tensor = value.type.tensor_type
+        if not tensor.HasField("shape"):
+            continue
+        width = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
+        total += width * math.prod(dim.dim_value if dim.dim_value > 0 else 1 for dim in tensor.shape.dim)
+    return total

@@ -1,0 +1,299 @@
+"""The controller's side of the database: what it must publish and serve, and what devices said, in batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from kedge.fleet import device_reports, devices
+from kedge.fleet.database import Database, Session, meta, note_change
+from kedge.fleet.inbox import Change, DeviceState
+from kedge.fleet.presence import Presence
+from kedge_protocol import codec
+from kedge_protocol.messages import MAX_VERSION_STEP, Desired, DesiredRefusal, Reported
+
+TELEMETRY_KEPT = 60
+"""Telemetry messages kept for each device."""
+TELEMETRY_SLACK = 20
+"""As many more may lie there before the oldest are deleted, all at once."""
+COMMAND_SECONDS = 60.0
+"""An older command that was not sent is not sent any more."""
+
+_STATE = """
+INSERT INTO device_state
+(device_id, online, boot_id, session, seen_at, reported, reported_boot_id, reported_seq, answered_version)
+VALUES (:id, :online, :boot_id, :session, :seen_at, NULL, '', 0, 0)
+ON CONFLICT (device_id) DO UPDATE SET
+    online = excluded.online, boot_id = excluded.boot_id, session = excluded.session, seen_at = excluded.seen_at
+"""
+_REPORTED = """
+UPDATE device_state SET reported = ?, reported_boot_id = ?, reported_seq = ?, answered_version = ? WHERE device_id = ?
+"""
+_PRUNE = """
+DELETE FROM telemetry WHERE device_id = :id AND id <= (
+    SELECT id FROM telemetry WHERE device_id = :id ORDER BY id DESC LIMIT 1 OFFSET :kept
+)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DesiredPublication:
+    """What to publish for one device: its desired state, or nothing (``payload`` empty) to clear it."""
+
+    device: str
+    version: int
+    payload: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetSnapshot:
+    """Whom the controller serves, and with what.
+
+    Attributes:
+        changes: the number of changes that it is of.
+        memories: what is known of each device, by name.
+        versions: what must be published, by name, removed devices included: the desired version, or None for nothing.
+        desired: bundles that a device shall run.
+        blobs: blob → its bytes.
+        bundles: bundle → its blobs.
+    """
+
+    changes: int
+    memories: dict[str, DeviceState]
+    versions: dict[str, int | None]
+    desired: dict[str, frozenset[str]]
+    blobs: dict[str, int]
+    bundles: dict[str, frozenset[str]]
+
+    @property
+    def devices(self) -> dict[str, int]:
+        """Device → its number."""
+        return {name: memory.number for name, memory in self.memories.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingCommand:
+    """A command to send to a device."""
+
+    cid: str
+    device: str
+    verb: str
+
+
+class ControllerStore:
+    """Reads and writes for the controller."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._changes = -1
+        self._telemetry: dict[int, int] = {}
+
+    def client_id(self) -> str:
+        """This state folder's name at the broker: one for ever, so that a controller that comes back takes the
+        connection of its former self over, and that one's will cannot come late."""
+        with self._database.read() as session:
+            return meta(session, "client_id")
+
+    def nobody_is_there(self) -> None:
+        """What a controller that was killed left behind says nothing of who is there now; retained states will tell."""
+        with self._database.write() as session:
+            session.run("UPDATE device_state SET online = 0 WHERE online")
+
+    def roster(self, *, known: Collection[str] = ()) -> FleetSnapshot:
+        """Devices and blobs as they are now.
+
+        Args:
+            known: devices whose memory the caller has already: theirs is answered without what they said.
+        """
+        with self._database.read() as session:
+            self._changes = int(meta(session, "changes"))
+            rows = session.rows("SELECT id, name, added_at, desired_version, managed, removed FROM device")
+            there = {row["id"]: row["name"] for row in rows if not row["removed"]}
+            memories = {
+                row["name"]: DeviceState(number=row["id"], added_at=row["added_at"])
+                for row in rows
+                if not row["removed"]
+            }
+            if not memories.keys() <= set(known):
+                _remember(session, {memory.number: memory for memory in memories.values()})
+            return FleetSnapshot(
+                changes=self._changes,
+                memories=memories,
+                versions={row["name"]: row["desired_version"] if row["managed"] else None for row in rows},
+                desired=_grouped(
+                    (there.get(row["device_id"], ""), row["digest"])
+                    for row in session.rows("SELECT device_id, digest FROM desired_model")
+                ),
+                blobs={row["digest"]: row["size"] for row in session.rows("SELECT digest, size FROM blob")},
+                bundles=_grouped(
+                    (row["bundle"], row["digest"])
+                    for row in session.rows(
+                        "SELECT bundle.digest AS bundle, bundle_blob.digest FROM bundle_blob"
+                        " JOIN bundle ON bundle.id = bundle_id"
+                    )
+                ),
+            )
+
+    def wishes(self, names: Sequence[str]) -> list[DesiredPublication]:
+        """The desired state of these devices, in this order."""
+        now = time.time()
+        with self._database.read() as session:
+            query = "SELECT id, name, desired_version, managed FROM device WHERE name IN {}"
+            known = {row["name"]: row for row in session.where_in(query, names)}
+            models: dict[int, dict[str, tuple[str, int]]] = {}
+            numbers = [row["id"] for row in known.values() if row["managed"]]
+            query = "SELECT device_id, model, digest, size FROM desired_model WHERE device_id IN {} ORDER BY model"
+            for row in session.where_in(query, numbers):
+                models.setdefault(row["device_id"], {})[row["model"]] = (row["digest"], row["size"])
+        return [
+            DesiredPublication(
+                device=name,
+                version=known[name]["desired_version"],
+                payload=_payload(known[name]["desired_version"], models.get(known[name]["id"], {}), now)
+                if known[name]["managed"]
+                else b"",
+            )
+            for name in names
+            if name in known
+        ]
+
+    def lagging(self) -> set[str]:
+        """Devices that are there and have not answered what they shall run."""
+        with self._database.read() as session:
+            rows = session.rows(
+                "SELECT name FROM device JOIN device_state ON device_id = device.id"
+                " WHERE managed AND online AND answered_version < desired_version"
+            )
+        return {row["name"] for row in rows}
+
+    def errands(self) -> list[PendingCommand]:
+        """Commands that were not sent yet and are not too old."""
+        with self._database.read() as session:
+            rows = session.rows(
+                "SELECT cid, name, verb FROM command JOIN device ON device.id = device_id"
+                " WHERE sent_at IS NULL AND asked_at > ? ORDER BY asked_at",
+                (time.time() - COMMAND_SECONDS,),
+            )
+        return [PendingCommand(cid=row["cid"], device=row["name"], verb=row["verb"]) for row in rows]
+
+    def sent(self, cids: Collection[str]) -> None:
+        """These commands went to the broker."""
+        with self._database.write() as session:
+            now = time.time()
+            session.run_many("UPDATE command SET sent_at = ? WHERE cid = ?", [(now, cid) for cid in cids])
+
+    def write(self, changes: Mapping[str, Change]) -> None:
+        """Write what devices said, in one transaction."""
+        with self._database.write() as session:
+            if int(meta(session, "changes")) != self._changes:
+                # One may have been removed since the roster was read.
+                there = {row["id"] for row in session.rows("SELECT id FROM device WHERE NOT removed")}
+                changes = {name: change for name, change in changes.items() if change.memory.number in there}
+            states = [_state(change.memory) for change in changes.values() if change.touched]
+            session.run_many(_STATE, states)
+            for change in changes.values():
+                _write_one(session, change)
+            self._write_telemetry(session, changes.values())
+        for change in changes.values():
+            if change.touched:
+                change.memory.noted_at = change.memory.seen_at
+
+    def _write_telemetry(self, session: Session, changes: Iterable[Change]) -> None:
+        rows, full = [], []
+        for change in changes:
+            number, messages = change.memory.number, change.telemetry
+            if not messages:
+                continue
+            rows += [(number, at, raw) for at, raw in messages]
+            # What an earlier controller left is not known: the first look comes early.
+            count = self._telemetry.get(number, TELEMETRY_KEPT) + len(messages)
+            if count >= TELEMETRY_KEPT + TELEMETRY_SLACK:
+                full.append({"id": number, "kept": TELEMETRY_KEPT})
+                count = TELEMETRY_KEPT
+            self._telemetry[number] = count
+        session.run_many("INSERT INTO telemetry (device_id, at, document) VALUES (?, ?, ?)", rows)
+        session.run_many(_PRUNE, full)
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for key, value in pairs:
+        found.setdefault(key, set()).add(value)
+    return {key: frozenset(values) for key, values in found.items()}
+
+
+def _remember(session: Session, memories: Mapping[int, DeviceState]) -> None:
+    """Fill in what devices said to an earlier controller."""
+    query = "SELECT device_id, boot_id, session, seen_at, reported_boot_id, reported_seq FROM device_state"
+    for row in session.rows(query):
+        if memory := memories.get(row["device_id"]):
+            # Its knowledge of who is there is worth nothing; retained states will tell.
+            memory.presence = Presence(False, row["boot_id"], row["session"])
+            memory.report = (row["reported_boot_id"], row["reported_seq"])
+            memory.seen_at = memory.noted_at = row["seen_at"]
+    for row in session.rows("SELECT device_id, desired, digest, previous FROM reported_model"):
+        if memory := memories.get(row["device_id"]):
+            memory.bundles |= {row[name] for name in ("desired", "digest", "previous") if row[name]}
+
+
+def _payload(version: int, models: Mapping[str, tuple[str, int]], now: float) -> bytes:
+    desired = Desired(
+        version=version,
+        models={model: digest for model, (digest, _) in models.items()},
+        sizes=dict(models.values()),
+        sent_at=now,
+    )
+    return codec.encode(desired)
+
+
+def _state(memory: DeviceState) -> dict[str, object]:
+    known = memory.presence
+    return {
+        "id": memory.number,
+        "online": known.online,
+        "boot_id": known.boot_id,
+        "session": known.session,
+        "seen_at": memory.seen_at,
+    }
+
+
+def _write_one(session: Session, change: Change) -> None:
+    number = change.memory.number
+    if change.reported is not None and change.view is not None:
+        values = (change.reported, *change.memory.report, change.view.desired_version, number)
+        session.run(_REPORTED, values)
+        device_reports.note(session, number, change.view)
+        if _must_outbid(session, number, change.view):
+            session.run(
+                "UPDATE device SET desired_version = max(desired_version, ?) + 1 WHERE id = ?",
+                (change.view.desired_version, number),
+            )
+            note_change(session)
+    for latency in change.latencies.values():
+        device_reports.note_latency(session, number, latency)
+    for ack in change.acks:
+        session.run(
+            "UPDATE command SET answered_at = ?, ok = ?, detail = ? WHERE cid = ? AND device_id = ?",
+            (time.time(), ack.ok, ack.detail, ack.cid, number),
+        )
+
+
+def _must_outbid(session: Session, number: int, view: Reported) -> bool:
+    """Whether to speak with a number that the device heeds: it holds a higher one than ours (a database that was
+    restored, a card that was cloned), or ours with other content than we wish.
+
+    Done once after each rollout: if there is more to outbid, another controller speaks to the device too, and two that
+    outbid each other would never end; :func:`kedge.fleet.device_progress.contradiction` names it.
+    """
+    ours = session.value("SELECT desired_version FROM device WHERE id = ? AND managed", (number,))
+    if ours is None:
+        return False
+    refused = view.refused
+    contradicted = refused is not None and refused.reason is DesiredRefusal.CONFLICT and refused.version == ours
+    if contradicted and refused is not None:
+        contradicted = refused.came == devices.desired_state(session, number, ours).content
+    if not (ours < view.desired_version <= ours + MAX_VERSION_STEP or contradicted):
+        return False
+    asked = session.value("SELECT max(desired_version) FROM rollout_device WHERE device_id = ?", (number,))
+    return asked is not None and ours <= asked

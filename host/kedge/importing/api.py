@@ -1,0 +1,90 @@
+"""The importer's door: a model of any kind that Kedge reads, as an ONNX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.importing import model_kinds, objects
+from kedge.importing.worker_messages import Imported, ImportRequest
+from kedge_protocol.errors import ConfigError
+from kedge_targets.worker import Worker
+
+Array = npt.NDArray[Any]
+
+TASK = "kedge.importing.worker_tasks:import_model"
+"""For :meth:`kedge_targets.worker.Worker.call`, with the request that :func:`request` makes and :class:`Imported`."""
+
+_SAMPLES = 2
+
+
+def request(
+    source: str | Path | object, *, workdir: Path, inputs: Mapping[str, Array] | None = None, batch: int | None = None
+) -> ImportRequest:
+    """What the worker needs to know; made in the parent, which alone knows the user's folder and objects.
+
+    Args:
+        source: a path, ``module:factory``, ``file.py:factory``, or an object (:func:`kedge.importing.objects.save_object`).
+        workdir: an empty folder that outlives the import.
+        inputs: name → samples as the model takes them (preprocessed), first axis samples; the first ones are kept.
+            Needed for a PyTorch module whose factory gives no example inputs; ``input`` where there is one.
+        batch: as in :class:`ImportRequest`.
+
+    Raises:
+        ConfigError: a batch below 1.
+        ModelError: an object that cannot be saved.
+    """
+    if batch is not None and batch < 1:
+        raise ConfigError(f"{batch} is no batch", where="batch", remedy="Give a number of samples from 1 up")
+    if not isinstance(source, (str, Path)):
+        source = objects.save_object(source, inputs, workdir)
+    return ImportRequest(
+        source=model_kinds.absolute(str(source)),
+        workdir=str(workdir.absolute()),
+        inputs={
+            name: _kept(array, workdir / f"example-{at}.npy") for at, (name, array) in enumerate(name_inputs(inputs))
+        },
+        batch=batch,
+        folder=str(Path.cwd()),
+    )
+
+
+def name_inputs(inputs: Mapping[str, Array] | None) -> list[tuple[str, Array]]:
+    """The arrays in their order; none where there are none."""
+    return list((inputs or {}).items())
+
+
+def _kept(array: Array, path: Path) -> str:
+    np.save(path, np.ascontiguousarray(array[:_SAMPLES]), allow_pickle=False)
+    return str(path.absolute())
+
+
+def import_model(
+    source: str | Path | object,
+    *,
+    workdir: Path,
+    inputs: Mapping[str, Array] | None = None,
+    batch: int | None = None,
+    deadline: float = 3600.0,
+) -> Imported:
+    """Import a model in a child process of its own.
+
+    Args:
+        source, workdir, inputs, batch: as in :func:`request`.
+        deadline: seconds.
+
+    Raises:
+        ModelError: no such file, a kind that is not read, a factory that raises, a graph that does not compute what
+            the model computes; the message says what to do.
+        UnsupportedOperatorError: an operator that has no counterpart in ONNX.
+        MissingDependencyError: a package or toolchain that this kind needs.
+        WorkerError: the framework took the child down.
+    """
+    with Worker(name="import") as worker:
+        return worker.call(
+            TASK, request(source, workdir=workdir, inputs=inputs, batch=batch), Imported, deadline=deadline
+        )

@@ -1,0 +1,144 @@
+"""The last step of every recipe: which numbers the backend is asked for. Its options become a plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from kedge.options import Option
+from kedge_protocol.errors import ConfigError
+from kedge_targets.contract import Compiler
+from kedge_targets.numerics import Family, Granularity, Plan, Precision, QuantizationScheme, RangeMethod
+from kedge_targets.target import Target
+
+WHERE = "recipe, quantize"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize:
+    """Options of quantization. What is None is what the backend holds for best on the target's processor."""
+
+    precision: Annotated[Precision, Option("Of every layer that `layers` does not name.")] = Precision.INT8
+    layers: Annotated[dict[str, Precision], Option("Node name to precision, for mixed precision.")] = field(
+        default_factory=dict
+    )
+    granularity: Annotated[Granularity | None, Option("Whether weights have one scale or one for each channel.")] = None
+    symmetric_activation: Annotated[bool | None, Option("Whether activations have their zero-point in the middle.")] = (
+        None
+    )
+    activation: Annotated[str | None, Option("int8 or uint8.")] = None
+    products: Annotated[bool | None, Option("Whether products of two activations (attention) are int8 too.")] = None
+    range_method: Annotated[RangeMethod, Option("How calibration finds ranges.")] = RangeMethod.MIN_MAX
+    percentile: Annotated[float, Option("Of all values that a range holds, for range_method percentile.")] = 99.99
+    group_size: Annotated[int, Option("Weights that share one scale, for weights of 4 bits.")] = 32
+    asymmetric_weights: Annotated[bool, Option("A zero-point for each group, for int4.")] = True
+    guard: Annotated[bool, Option("Leave layers in float, and say so, where int8 loses an output (20 dB).")] = True
+
+    def plan(self, compiler: Compiler, target: Target) -> Plan:
+        """The plan that a backend of this target can carry.
+
+        Raises:
+            ConfigError: it cannot carry that; the message says what it can.
+        """
+        numerics = compiler.numerics
+        allowed = {*numerics.precisions, Precision.FLOAT32}
+        for precision in (self.precision, *self.layers.values()):
+            if precision not in allowed:
+                raise ConfigError(
+                    f"the backend of {target.name} cannot carry {precision.value}",
+                    where=WHERE,
+                    remedy=f"It carries {', '.join(one.value for one in numerics.precisions)}",
+                )
+        if self.layers and not numerics.mixed:
+            raise ConfigError(
+                f"the backend of {target.name} gives all layers one precision",
+                where=f"{WHERE}, layers",
+                remedy="Take layers out of the recipe",
+            )
+        if self.range_method not in numerics.range_methods and self._static():
+            raise ConfigError(
+                f"the backend of {target.name} does not know range_method {self.range_method.value}",
+                where=WHERE,
+                remedy=f"It knows {', '.join(one.value for one in numerics.range_methods)}",
+            )
+        if not 50 < self.percentile <= 100:
+            raise ConfigError(f"percentile = {self.percentile} is not in (50, 100]", where=WHERE)
+        if self.group_size < 1:
+            raise ConfigError(f"group_size = {self.group_size} is no number of weights", where=WHERE)
+        return Plan(
+            default=self.precision,
+            layers=dict(self.layers),
+            scheme=self._way(compiler, target),
+            range_method=self.range_method,
+            percentile=self.percentile,
+            group_size=self.group_size,
+            asymmetric_weights=self.asymmetric_weights,
+            guard=self.guard,
+        )
+
+    def _static(self) -> bool:
+        return any(one.needs_calibration for one in (self.precision, *self.layers.values()))
+
+    def _way(self, compiler: Compiler, target: Target) -> QuantizationScheme | None:
+        ways = compiler.quantized_for(target)
+        asked = {
+            "granularity": self.granularity,
+            "symmetric_activation": self.symmetric_activation,
+            "activation": self.activation,
+            "products": self.products,
+        }
+        changes = {name: value for name, value in asked.items() if value is not None}
+        integers = {Family.STATIC, Family.DYNAMIC} & {p.family for p in (self.precision, *self.layers.values())}
+        if not ways or not integers:
+            if changes:
+                raise ConfigError(
+                    f"{sorted(changes)[0]} is of int8, which the recipe does not ask for or {target.name} has not",
+                    where=WHERE,
+                    remedy="Take it out of the recipe",
+                )
+            return None
+        if not changes:
+            return ways[0]
+        known = [*ways, *compiler.numerics.schemes]
+        for base in ways:
+            wanted = dataclasses.replace(base, **changes)  # type: ignore[arg-type]  # fields of the same names
+            if wanted in known:
+                return wanted
+        raise ConfigError(
+            f"the backend of {target.name} cannot quantize with "
+            + ", ".join(f"{name} = {getattr(value, 'value', value)!r}" for name, value in changes.items()),
+            where=WHERE,
+            remedy="It can: " + "; ".join(_said(way) for way in known),
+        )
+
+
+def _said(way: QuantizationScheme) -> str:
+    kind = "symmetric" if way.symmetric_activation else "asymmetric"
+    products = "int8" if way.products else "float"
+    return f"activation {way.activation} {kind}, weights {way.granularity.value}, products {products}"
+
+
+def of_plan(plan: Plan, ways: tuple[QuantizationScheme, ...]) -> Quantize:
+    """The options that give this plan again; what is the backend's own choice (the first of ``ways``) is left out."""
+    default, way = ways[0] if ways else None, plan.scheme
+
+    def chosen(name: str) -> Any:
+        """An attribute of the way where it is not the backend's own choice."""
+        if way is None or default is None or getattr(way, name) == getattr(default, name):
+            return None
+        return getattr(way, name)
+
+    return Quantize(
+        precision=plan.default,
+        layers=dict(plan.layers),
+        granularity=chosen("granularity"),
+        symmetric_activation=chosen("symmetric_activation"),
+        activation=chosen("activation"),
+        products=chosen("products"),
+        range_method=plan.range_method,
+        percentile=plan.percentile,
+        group_size=plan.group_size,
+        asymmetric_weights=plan.asymmetric_weights,
+        guard=plan.guard,
+    )

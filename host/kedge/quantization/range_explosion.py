@@ -1,0 +1,81 @@
+"""Whether a step made some activation's range explode: what a number format of few bits cannot survive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from kedge.step import Context
+from kedge_protocol.errors import KedgeError, StepError
+from kedge_targets.graph import ranges
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = npt.NDArray[Any]
+
+LARGEST = 1000.0
+"""Times that a range may grow. Evening out two layers moves factors of some tens."""
+_SMALL = 1e-3
+"""Of the largest range: what lies below it may grow as if it were this large."""
+_SAMPLES = 4
+
+
+def check(before: onnx.ModelProto, after: onnx.ModelProto, context: Context, *, where: str) -> None:
+    """Compare the ranges of the activations that both graphs have, on a few calibration samples.
+
+    Args:
+        before, after: graphs with shapes inferred; graphs with QONNX's nodes are not looked at.
+        where: the step's name, for messages.
+
+    Raises:
+        StepError: an activation that grew, or is not finite any more; names it and the node that makes it.
+    """
+    makers = {tensor: node.name for node in after.graph.node for tensor in node.output if tensor}
+    common = [tensor for tensor in _activations(before) if tensor in makers]
+    samples = list(_first(context))
+    if not samples or not common or any(node.domain not in ("", "ai.onnx") for node in after.graph.node):
+        return
+    try:
+        was = _largest(before, samples, common)
+    except KedgeError:  # what was wrong before is not the step's doing
+        return
+    try:
+        now = _largest(after, samples, common)
+    except KedgeError as error:
+        raise StepError(f"the graph that it makes does not run: {error}", where=where) from error
+    floor = _SMALL * max(was.values())
+    for tensor in common:
+        allowed = LARGEST * max(was[tensor], floor)
+        if now[tensor] > allowed > 0.0:
+            raise StepError(
+                f"makes the range of {tensor!r} (node {makers[tensor]!r}) explode: {was[tensor]:.3g} before, "
+                f"{now[tensor]:.3g} behind it",
+                where=where,
+                remedy="Leave this step out; look at this layer's weights, some may be next to nothing",
+            )
+
+
+def _activations(model: onnx.ModelProto) -> list[str]:
+    import onnx
+
+    floating = {
+        value.name
+        for value in (*model.graph.value_info, *model.graph.output)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
+    return [tensor for node in model.graph.node for tensor in node.output if tensor in floating]
+
+
+def _first(context: Context) -> Iterator[Mapping[str, Array]]:
+    for count, feed in enumerate(context.samples.batches(1)):
+        if count >= _SAMPLES:
+            return
+        yield feed
+
+
+def _largest(model: onnx.ModelProto, samples: list[Mapping[str, Array]], tensors: list[str]) -> dict[str, float]:
+    found = ranges.observe(model, samples, tensors)
+    return {name: max(-low, high) for name, (low, high) in found.items()}

@@ -1,0 +1,1 @@
+"""The plots of a report: plain data, drawn as SVG by the templates."""

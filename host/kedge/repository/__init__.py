@@ -1,1 +1,0 @@
-"""The blobs of published releases, with their block maps."""

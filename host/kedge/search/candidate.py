@@ -1,0 +1,89 @@
+"""One way to compress a model for one backend: steps over the graph, then a plan for lowering it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from kedge import steps as known_steps
+from kedge_protocol import codec
+from kedge_protocol.errors import ConfigError, MessageError
+from kedge_targets.numerics import Plan, Precision, RangeMethod
+from kedge_targets.target import BackendChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepChoice:
+    """One step by name, with the options that differ from its own (plain data, as in a recipe)."""
+
+    use: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def checked(self) -> StepChoice:
+        """The same.
+
+        Raises:
+            ConfigError: there is no such step, or an option that it does not know or of a wrong type.
+        """
+        self.made()
+        return self
+
+    def made(self) -> Any:
+        """The step itself; raises as :meth:`checked`."""
+        step = known_steps.find(self.use)
+        where = f"recipe, step {self.use!r}"
+        try:
+            options = codec.structure(self.options, step.Options, where=where, strict=True)
+        except (ConfigError, MessageError) as error:
+            known = ", ".join(one.name for one in dataclasses.fields(step.Options))
+            raise ConfigError(error.what, where=where, remedy=f"It knows {known}") from error
+        return step(options)
+
+    @property
+    def said(self) -> str:
+        """Short, for a table: ``prune-channels ratio=0.5``."""
+        return " ".join([self.use, *(f"{name}={_short(value)}" for name, value in self.options.items())])
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """What is tried.
+
+    Attributes:
+        backend: of the target, with its options.
+        why: why it is tried, for the reader of the report.
+        reasons: layer → why it has the precision that the plan gives it.
+    """
+
+    backend: BackendChoice
+    plan: Plan
+    steps: tuple[StepChoice, ...] = ()
+    why: str = ""
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Short, for tables: ``prune-channels ratio=0.5 + distil + int8 (2 layers float32)``."""
+        plan = self.plan
+        text = plan.default.value
+        details = []
+        if plan.range_method is not RangeMethod.MIN_MAX:
+            details.append(plan.range_method.value)
+        for precision in Precision:
+            if count := sum(one is precision for one in plan.layers.values()):
+                details.append(f"{count} layer{'s' * (count > 1)} {precision.value}")
+        if details:
+            text += f" ({', '.join(details)})"
+        return " + ".join([*(step.said for step in self.steps), text])
+
+    @property
+    def key(self) -> str:
+        """Sixteen digits that are the same for the same way; ``why`` is no part of it."""
+        content = {"backend": self.backend, "plan": self.plan, "steps": list(self.steps)}
+        return hashlib.sha256(codec.encode(content)).hexdigest()[:16]

@@ -1,0 +1,137 @@
+"""Latencies of candidates: measured on this host in turns with the float model, and what they mean on the target."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from kedge.evaluation import worker_messages
+from kedge.evaluation.latency_race import RelativeLatency
+from kedge.search.latency import HOST, LatencyTable, Measurement
+from kedge.search.results import Job, Outcome
+from kedge.search.trial import Call
+from kedge_protocol import digest
+from kedge_protocol.errors import CompileError
+from kedge_targets.numerics import Precision
+from kedge_targets.target import Target
+
+ALONE_SECONDS = 1.0
+FINAL_SECONDS = 3.0
+
+
+class CandidateLatency:
+    """Measures the candidates of one target.
+
+    Args:
+        call: of the worker that measures.
+    """
+
+    def __init__(self, target: Target, job: Job, call: Call) -> None:
+        self._target = target
+        self._job = job
+        self._call = call
+        self._book = LatencyTable(target, job.record.measurements)
+        self._files: dict[int, str] = {}
+        self._outcomes: list[Outcome] = []
+
+    def first(self, outcome: Outcome) -> None:
+        """Measure a candidate that ran to its end, in turns with the float model."""
+        lowered, program = outcome.lowered, outcome.program
+        if lowered is None or program is None:
+            raise CompileError(f"{outcome.attempt.label} has no files", where=f"target {self._target.name}")
+        answer = self._raced([program], ALONE_SECONDS)
+        measured, pace = answer.latencies[0], answer.paces[0]
+        files = self._files[id(outcome)] = digest.of_file(Path(program.folder) / program.entry)
+        self._outcomes.append(outcome)
+        self._book.seen(files, measured.p50)
+        outcome.attempt.latency_ms = measured
+        outcome.attempt.target_latency = self._book.of(
+            files, measured.p50, lowered.verified, lowered.estimate, pace=pace
+        )
+
+    def again(self, outcomes: Sequence[Outcome]) -> None:
+        """Measure candidates in turns with each other; their paces are those of this race. What was recorded in an
+        earlier search, or measured by a device, stays."""
+        if all(self._settled(one) for one in outcomes):
+            return
+        answer = self._raced([one.program for one in outcomes if one.program is not None], FINAL_SECONDS)
+        for outcome, pace in zip(outcomes, answer.paces, strict=True):
+            latency = outcome.attempt.target_latency
+            if latency is not None and latency.pace is not None:
+                outcome.attempt.target_latency = replace(latency, pace=pace)
+
+    def _settled(self, outcome: Outcome) -> bool:
+        latency = outcome.attempt.target_latency
+        return latency is None or latency.pace is None or self._book.knows(self._files[id(outcome)])
+
+    def _raced(self, programs: Sequence[worker_messages.Program], seconds: float) -> worker_messages.RaceAnswer:
+        job = self._job
+        reference = worker_messages.ReferenceLatencyRequest(
+            model=job.model.reference, inputs=job.model.inputs, data=job.evaluation, preprocess=job.preprocess
+        )
+        return self._call(
+            "kedge.evaluation.worker_tasks:race",
+            worker_messages.RaceRequest(programs=tuple(programs), reference=reference, seconds=seconds),
+            worker_messages.RaceAnswer,
+            deadline=job.options.deadline,
+        )
+
+    @property
+    def measurements(self) -> list[Measurement]:
+        """What was measured on this host for this target, for the record."""
+        found = []
+        for outcome in self._outcomes:
+            here, there = outcome.attempt.latency_ms, outcome.attempt.target_latency
+            if here is None or there is None or there.estimated:
+                continue
+            found.append(
+                Measurement(
+                    device=HOST,
+                    target=self._target.name,
+                    files=self._files[id(outcome)],
+                    p50_ms=there.p50,
+                    p95_ms=here.p95 if there.p50 == here.p50 else there.p50,
+                    pace=there.pace,
+                )
+            )
+        return found
+
+    def beside_float(self, outcome: Outcome) -> RelativeLatency | None:
+        """How a candidate stands beside float by the same backend, where that was tried, else beside the float model by
+        ONNX Runtime; None where nobody can tell. On a target that is not this machine it is the host's."""
+        latency = outcome.attempt.target_latency
+        if latency is None or latency.pace is None or _is_float(outcome):
+            return None
+        for other in self._outcomes:
+            known = other.attempt.target_latency
+            same = other.candidate.backend == outcome.candidate.backend
+            if same and _is_float(other) and known is not None and known.pace is not None:
+                return latency.pace.beside(known.pace)
+        return latency.pace
+
+    def slower(self, outcome: Outcome) -> bool:
+        """Whether it is surely slower than float on the target itself, by what anyone would notice."""
+        latency, pace = outcome.attempt.target_latency, self.beside_float(outcome)
+        if latency is None or latency.estimated or pace is None:
+            return False
+        return pace.noticed(outcome.quiet)
+
+    def remarks(self, outcome: Outcome) -> tuple[str, ...]:
+        """What the reader of the report must know of a candidate's latency."""
+        latency, pace = outcome.attempt.target_latency, self.beside_float(outcome)
+        said = []
+        if latency is not None and latency.estimated and latency.pace is not None:
+            said.append(
+                f"{latency.p50:.3g} ms is {latency.source.removeprefix('estimated: ')}; no {self._target.title} has "
+                "measured these files"
+            )
+        if pace is not None and pace.slower:
+            where = "" if latency is not None and not latency.estimated else f" on this host ({platform.machine()})"
+            said.append(f"slower than float{where}: {pace.text}")
+        return tuple(said)
+
+
+def _is_float(outcome: Outcome) -> bool:
+    return outcome.candidate.plan.precisions == {Precision.FLOAT32} and not outcome.candidate.steps

@@ -1,0 +1,145 @@
+"""The figure of what a search chose, on samples that the choice did not see.
+
+The evaluation set is divided into folds. For each fold the choice is made again from the candidates' figures on all
+other folds, and what it takes is measured on that fold; all folds together give the figure. Where every fold takes the
+same candidate, that is its figure on all samples, and it owes nothing to luck. Nothing is run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kedge.evaluation import intervals, resampling
+from kedge.evaluation.intervals import Interval
+from kedge.evaluation.metric import Choice, Score
+from kedge.evaluation.resampling import Rows
+from kedge.search import pareto
+from kedge.search.budget import Budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredCandidate:
+    """One candidate: where it lies, and its score on all samples."""
+
+    point: pareto.Point
+    score: Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossFittedFigure:
+    """The figure of a choice on samples that it did not see.
+
+    Attributes:
+        value: of the metric; ``drop`` against the float model's; ``interval`` of that.
+        folds: that the samples were divided into; ``same`` of them took what was chosen on all samples.
+    """
+
+    value: float
+    drop: float
+    interval: Interval | None
+    folds: int
+    same: int
+
+
+def cross_fit(
+    taken: MeasuredCandidate,
+    candidates: Sequence[MeasuredCandidate],
+    *,
+    reference: Score,
+    choice: Choice,
+    budget: Budget,
+    confidence: float,
+) -> CrossFittedFigure | None:
+    """The figure; None where there was nothing to choose between, or the metric cannot be had of some samples alone.
+
+    Args:
+        taken: what was chosen on all samples.
+        candidates: all that could have been, ``taken`` among them.
+        reference: the float model's score.
+    """
+    if len(candidates) < 2:
+        return None
+    if all(one.score.rows is not None for one in candidates) and reference.rows is not None:
+        return _of_rows(taken, candidates, reference, choice, budget, confidence)
+    return _of_calls(taken, candidates, reference, choice, budget)
+
+
+def _of_rows(
+    taken: MeasuredCandidate,
+    candidates: Sequence[MeasuredCandidate],
+    reference: Score,
+    choice: Choice,
+    budget: Budget,
+    confidence: float,
+) -> CrossFittedFigure:
+    wanted = _rows(reference)
+    rows = {one.point.key: _rows(one.score) for one in candidates}
+    parts = resampling.folds(len(wanted))
+    pooled, same = np.array(rows[taken.point.key]), 0
+    for part in parts:
+        outside = np.setdiff1d(np.arange(len(wanted)), part)
+        whole = choice.aggregate(wanted[outside])
+        drops = {key: choice.drop(whole, choice.aggregate(found[outside])) for key, found in rows.items()}
+        picked = _picked(taken, candidates, drops, budget)
+        same += picked == taken.point.key
+        pooled[part] = rows[picked][part]
+    value = choice.aggregate(pooled)
+    score = Score(value=value, samples=len(pooled), rows=Rows.of(pooled))
+    return CrossFittedFigure(
+        value=value,
+        drop=choice.drop(reference.value, value),
+        interval=intervals.of_drop(choice, reference, score, confidence),
+        folds=len(parts),
+        same=same,
+    )
+
+
+def _of_calls(
+    taken: MeasuredCandidate, candidates: Sequence[MeasuredCandidate], reference: Score, choice: Choice, budget: Budget
+) -> CrossFittedFigure | None:
+    """From the values that were computed on each fold, and on the samples outside of it."""
+    parts = resampling.folds(reference.samples)
+    count = len(parts)
+    calls = [reference.again, *(one.score.again for one in candidates)]
+    if any(len(one) < resampling.CALLS + 2 * count or None in one[resampling.CALLS :] for one in calls):
+        return None
+    outside = {one.point.key: one.score.again[resampling.CALLS :][:count] for one in candidates}
+    within = {one.point.key: one.score.again[resampling.CALLS + count :] for one in candidates}
+    whole = reference.again[resampling.CALLS :]
+    drop, same = 0.0, 0
+    for number, part in enumerate(parts):
+        drops = {key: choice.drop(whole[number] or 0.0, found[number] or 0.0) for key, found in outside.items()}
+        picked = _picked(taken, candidates, drops, budget)
+        same += picked == taken.point.key
+        weight = len(part) / reference.samples
+        drop += weight * choice.drop(whole[count + number] or 0.0, within[picked][number] or 0.0)
+    if same == count:
+        return CrossFittedFigure(value=taken.score.value, drop=taken.point.drop, interval=None, folds=count, same=same)
+    value = reference.value - choice.drop(1.0, 0.0) * drop
+    return CrossFittedFigure(value=value, drop=drop, interval=None, folds=count, same=same)
+
+
+def _picked(
+    taken: MeasuredCandidate, candidates: Sequence[MeasuredCandidate], drops: dict[str, float], budget: Budget
+) -> str:
+    """What would have been chosen had the drops been these."""
+    points = [
+        dataclasses.replace(
+            one.point, drop=drops[one.point.key], upper=_shifted(one.point.upper, drops[one.point.key] - one.point.drop)
+        )
+        for one in candidates
+    ]
+    found = pareto.choose(points, budget)
+    return taken.point.key if found is None else found.key
+
+
+def _shifted(upper: float | None, by: float) -> float | None:
+    return None if upper is None else upper + by
+
+
+def _rows(score: Score) -> resampling.Array:
+    return np.zeros((0,)) if score.rows is None else score.rows.array

@@ -1,0 +1,143 @@
+"""Choosing among what was measured: the front of (metric, bytes, latency), and one point of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kedge.evaluation.latency_race import RelativeLatency
+from kedge.search.budget import Budget
+
+_LATENCY_STEP = math.log(1.10)
+"""Latencies are compared in steps of a tenth: less than that is the machine's mood, and would make choices that nobody
+can repeat."""
+
+_SAME_SIZE = 0.02
+"""Files that differ by less are of the same size."""
+
+_CLOSE = math.log(1.3)
+_MOST_FINALISTS = 4
+_UNKNOWN = 50.0
+"""Logarithm of a latency that nobody knows: beyond any that is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One candidate, measured.
+
+    Attributes:
+        key: of the candidate.
+        drop: of the metric, against the float model.
+        size: bytes of the files.
+        latency: milliseconds (p50); None where it was not measured.
+        pace: beside the float model, where it was measured in turns with it.
+        agreement: with the float model's answers; None where there are none to compare.
+        upper: end of the drop's interval; None where it has none.
+        lost: the outputs below the floor, and why, in words.
+    """
+
+    key: str
+    drop: float
+    size: int
+    latency: float | None
+    agreement: float | None = None
+    lost: tuple[str, ...] = ()
+    upper: float | None = None
+    pace: RelativeLatency | None = None
+
+
+def excess(one: Point, budget: Budget) -> dict[str, float]:
+    """See :meth:`kedge.search.budget.Budget.excess`."""
+    return budget.excess(
+        drop=one.drop, size=one.size, latency=one.latency, agreement=one.agreement, lost=one.lost, upper=one.upper
+    )
+
+
+def _grade(latency: float | None) -> float:
+    """A latency on the grid; unknown is worst."""
+    if latency is None:
+        return math.inf
+    return round(math.log(max(latency, 1e-9)) / _LATENCY_STEP)
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats: at least as good in drop, size and latency, and better in one. Equal points are
+    there once, the first of them. In the order given."""
+    kept: list[Point] = []
+    for number, one in enumerate(points):
+        mine = (one.drop, one.size, _grade(one.latency))
+        beaten = False
+        for place, other in enumerate(points):
+            theirs = (other.drop, other.size, _grade(other.latency))
+            if place != number and all(t <= m for t, m in zip(theirs, mine, strict=True)):
+                beaten = theirs != mine or place < number
+                if beaten:
+                    break
+        if not beaten:
+            kept.append(one)
+    return kept
+
+
+def choose(points: Sequence[Point], budget: Budget) -> Point | None:
+    """The smallest and fastest that keeps the budget; None where none keeps it.
+
+    That is the least product of bytes and milliseconds. Where nobody can say which of two is faster the smaller one is
+    taken; of as good as equal sizes the one with the smaller drop, then the earlier. So a new measurement chooses
+    otherwise only among candidates whose spreads overlap.
+    """
+    holding = [one for one in points if not excess(one, budget)]
+    if not holding:
+        return None
+    paced = all(one.pace is not None for one in holding)
+    best = min(holding, key=lambda one: _cost(one, paced))
+    rivals = [one for one in holding if _alike(one, best, paced)]
+    smallest = min(one.size for one in rivals)
+    same = [one for one in rivals if one.size <= smallest * (1 + _SAME_SIZE)]
+    # Two of them may both be as fast as the best one, and yet one surely faster than the other.
+    undefeated = [one for one in same if not any(_faster(other, one) for other in same)]
+    return min(undefeated or same, key=lambda one: one.drop)
+
+
+def finalists(points: Sequence[Point], budget: Budget) -> list[Point]:
+    """Those among which the choice is not sure, the likeliest first: as fast as the best one, as far as is known, or
+    nearly as good. One alone where it is sure."""
+    holding = [one for one in points if not excess(one, budget)]
+    if not holding or any(one.pace is None for one in holding):
+        return []
+    best = min(holding, key=lambda one: _cost(one, True))
+    close = [one for one in holding if _alike(one, best, True) or _cost(one, True) < _cost(best, True) + _CLOSE]
+    return sorted(close, key=lambda one: _cost(one, True))[:_MOST_FINALISTS]
+
+
+def _cost(one: Point, paced: bool) -> float:
+    """Logarithm of bytes times milliseconds."""
+    if paced and one.pace is not None:
+        return math.log(max(one.size, 1)) + math.log(max(one.pace.ratio, 1e-9))
+    graded = _grade(one.latency)
+    return math.log(max(one.size, 1)) + (graded * _LATENCY_STEP if math.isfinite(graded) else _UNKNOWN)
+
+
+def _faster(one: Point, other: Point) -> bool:
+    return one.pace is not None and other.pace is not None and one.pace.beside(other.pace).faster
+
+
+def _alike(one: Point, other: Point, paced: bool) -> bool:
+    """Whether nobody can say which is faster."""
+    if paced and one.pace is not None and other.pace is not None:
+        return one.pace.overlaps(other.pace)
+    return _grade(one.latency) == _grade(other.latency)
+
+
+def nearest(points: Sequence[Point], budget: Budget) -> Point | None:
+    """The one that is least over the budget: the smallest sum of what is over; None without points."""
+    if not points:
+        return None
+    return min(
+        points,
+        key=lambda one: (
+            sum(excess(one, budget).values()),
+            one.drop,
+            one.size,
+        ),
+    )

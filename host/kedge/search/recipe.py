@@ -1,0 +1,188 @@
+"""Recipes: what a search did, as a short TOML file that a person reads, edits and runs again (``--recipe``).
+
+::
+
+    schema = 1
+    seed = 0
+
+    [[step]]                       # in this order, over the float graph
+    use = "prune-channels"
+    ratio = 0.5
+
+    [quantize]                     # then the backend lowers it so
+    precision = "int8"
+
+    [target.rpi4.quantize]         # what is written for one target stands instead of the rest
+    precision = "float16"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kedge.options import values
+from kedge.quantization.quantize_options import Quantize, of_plan
+from kedge.search.candidate import Candidate, StepChoice
+from kedge_protocol import codec
+from kedge_protocol.errors import ConfigError, MessageError
+from kedge_targets import registry
+from kedge_targets.contract import Compiler
+from kedge_targets.target import BackendChoice, Target
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SCHEMA = 1
+FILE = "recipe.toml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """What is done for one target (or for all).
+
+    Attributes:
+        backend: of the target; its first where None.
+        step: ``use`` and the step's options, in order.
+    """
+
+    backend: str | None = None
+    step: tuple[dict[str, Any], ...] = ()
+    quantize: Quantize = field(default_factory=Quantize)
+
+    @property
+    def steps(self) -> tuple[StepChoice, ...]:
+        """Checked steps.
+
+        Raises:
+            ConfigError: an unknown step or option.
+        """
+        found = []
+        for number, entry in enumerate(self.step, start=1):
+            use = entry.get("use")
+            if not isinstance(use, str):
+                raise ConfigError(
+                    f"step {number} does not say which step it is", where="recipe", remedy='Add use = "…"'
+                )
+            options = {name: value for name, value in entry.items() if name != "use"}
+            found.append(StepChoice(use=use, options=options).checked())
+        return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A recipe file. ``target`` maps names to what stands instead of the rest for them."""
+
+    schema: int = SCHEMA
+    seed: int | None = None
+    step: tuple[dict[str, Any], ...] = ()
+    quantize: Quantize | None = None
+    backend: str | None = None
+    target: dict[str, Section] = field(default_factory=dict)
+
+    def section(self, target: str) -> Section | None:
+        """What is to be done for a target; None where the recipe says nothing of it."""
+        if target in self.target:
+            return self.target[target]
+        if self.quantize is None and not self.step:
+            return None
+        return Section(backend=self.backend, step=self.step, quantize=self.quantize or Quantize())
+
+    def check(self) -> None:
+        """Look at every step.
+
+        Raises:
+            ConfigError: see :attr:`Section.steps`; or another schema.
+        """
+        if self.schema != SCHEMA:
+            raise ConfigError(f"schema {self.schema} is not known", where="recipe", remedy=f"Write schema = {SCHEMA}")
+        for section in (Section(step=self.step), *self.target.values()):
+            section.steps  # noqa: B018 -- looked at for its errors
+
+
+def read(path: Path) -> Recipe:
+    """Read a recipe; unknown keys are errors.
+
+    Raises:
+        ConfigError: cannot be read, not TOML, a key unknown or of a wrong type, an unknown step or option.
+    """
+    where = f"recipe {path}"
+    try:
+        recipe = codec.structure(tomllib.loads(path.read_text(encoding="utf-8")), Recipe, where=where, strict=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}", where=where) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"is not TOML: {error}", where=where) from error
+    except MessageError as error:
+        raise ConfigError(error.what, where=where, remedy="See docs/compression.md for the form") from error
+    try:
+        recipe.check()
+    except ConfigError as error:
+        raise ConfigError(error.what, where=f"{path}: {error.where}", remedy=error.remedy) from error
+    return recipe
+
+
+def candidate(section: Section, target: Target) -> Candidate:
+    """What a recipe asks for on one target.
+
+    Raises:
+        ConfigError: its backend is none of the target's, or cannot carry the plan.
+        TargetError: see :func:`kedge_targets.registry.compiler`.
+    """
+    choice = _backend(section, target)
+    return Candidate(
+        backend=choice,
+        steps=section.steps,
+        plan=section.quantize.plan(registry.compiler(choice.name), target),
+        why="the recipe asks for it",
+    )
+
+
+def _backend(section: Section, target: Target) -> BackendChoice:
+    if section.backend is None:
+        return target.backends[0]
+    for choice in target.backends:
+        if choice.name == section.backend:
+            return choice
+    raise ConfigError(
+        f"{section.backend!r} is no backend of {target.name}",
+        where="recipe",
+        remedy=f"It has {', '.join(one.name for one in target.backends)}",
+    )
+
+
+def section_of(made: Candidate, compiler: Compiler, target: Target) -> Section:
+    """The recipe of a candidate. Ranges that a step decided are decided again by the step."""
+    bare = dataclasses.replace(made.plan, ranges={})
+    return Section(
+        backend=None if made.backend == target.backends[0] else made.backend.name,
+        step=tuple({"use": step.use, **step.options} for step in made.steps),
+        quantize=of_plan(bare, compiler.quantized_for(target)),
+    )
+
+
+def written(sections: Mapping[str, Section], *, seed: int, heading: Sequence[str] = ()) -> str:
+    """The text of a recipe, its header lines as comments; defaults are left out."""
+    import tomli_w
+
+    document: dict[str, Any] = {"schema": SCHEMA, "seed": seed}
+    document["target"] = {name: plain(section) for name, section in sections.items()}
+    comments = "".join(f"# {line}".rstrip() + "\n" for line in heading)
+    return comments + tomli_w.dumps(document)
+
+
+def plain(section: Section) -> dict[str, Any]:
+    """A section as TOML has it; defaults are left out."""
+    made: dict[str, Any] = {}
+    if section.backend is not None:
+        made["backend"] = section.backend
+    if section.step:
+        made["step"] = [dict(entry) for entry in section.step]
+    made["quantize"] = {"precision": section.quantize.precision.value} | values(section.quantize)
+    return made

@@ -1,0 +1,77 @@
+"""Steps and quantization as they are written on a command line: ``prune-channels:ratio=0.5,importance=taylor``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from kedge.quantization.quantize_options import Quantize
+from kedge.search.recipe import Recipe
+from kedge_protocol import codec
+from kedge_protocol.errors import ConfigError, MessageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def parse_recipe(steps: Sequence[str], quantize: str | None) -> Recipe | None:
+    """What ``--step`` and ``--quantize`` say, as a recipe; None where they say nothing.
+
+    Raises:
+        ConfigError: cannot be read, an unknown step or option.
+    """
+    if not steps and quantize is None:
+        return None
+    entries = []
+    for text in steps:
+        use, _, rest = text.partition(":")
+        entries.append({"use": use.strip(), **options(rest, where=f"--step {text}")})
+    where = f"--quantize {quantize}"
+    try:
+        how = codec.structure(options(quantize or "", where=where), Quantize, where=where, strict=True)
+    except MessageError as error:
+        raise ConfigError(error.what, where=where) from error
+    made = Recipe(step=tuple(entries), quantize=how)
+    made.check()
+    return made
+
+
+def options(text: str, *, where: str) -> dict[str, Any]:
+    """``a=1,b=word`` as plain data: numbers, true and false, lists and tables as TOML writes them; all else is a word.
+
+    Raises:
+        ConfigError: a part without ``=``, or an option given twice.
+    """
+    found: dict[str, Any] = {}
+    for part in _parts(text) if text.strip() else []:
+        name, equals, value = part.partition("=")
+        if not equals or name.strip() in found:
+            raise ConfigError(f"{part!r} cannot be read", where=where, remedy="Write option=value,option=value")
+        found[name.strip()] = _value(value.strip())
+    return found
+
+
+def _parts(text: str) -> list[str]:
+    """Between commas; those within a list, a table or quotes do not part options."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        depth += (letter in "[{") - (letter in "]}") if not quote else 0
+        if letter == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

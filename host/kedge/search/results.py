@@ -1,0 +1,208 @@
+"""What a compilation shares, tries and finds: plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kedge.evaluation import worker_messages
+from kedge.evaluation.dataset import Data
+from kedge.evaluation.intervals import Interval
+from kedge.evaluation.latency_race import RelativeLatency
+from kedge.evaluation.model import Model
+from kedge.evaluation.outputs import OutputFigures
+from kedge.search.budget import ACCURACY, Budget
+from kedge.search.candidate import Candidate
+from kedge.search.clock import Clock
+from kedge.search.cross_fitting import CrossFittedFigure
+from kedge.search.latency import LatencyLog, TargetLatency
+from kedge.search.options import CompileOptions
+from kedge.search.worker_messages import ChangesAnswer, StepEntry
+from kedge_protocol.bundle.config import Preprocess
+from kedge_protocol.errors import KedgeError
+from kedge_targets.numerics import Plan, Precision
+from kedge_targets.target import Target
+
+ProgressCallback = Callable[[str, str, int, int], None]
+"""``(who, what, done, total)``: who is a target's name, ``reference`` or ``data``."""
+
+
+KEPT = "keeps the budget; another is smaller or faster"
+"""The reason why an attempt was not taken that could have been."""
+SLOWER = "keeps the budget, but is slower than float; --max-size takes it for its bytes"
+
+
+@dataclass(kw_only=True)
+class Attempt:
+    """One candidate tried with one backend; what was not reached is None.
+
+    Attributes:
+        precision: the name that is true of the files (:func:`kedge_targets.true_precision.true_name`).
+        label: the whole way in words, steps and all.
+        why: it was tried.
+        outputs: figures of every output.
+        interval: of the drop.
+        drop: reference minus value.
+        weights_in_integers, macs_in_integers: shares of the weight bytes and of the multiply-accumulates, counted in
+            the files.
+        steps: over the float graph, each measured.
+        seconds: by span.
+        latency_ms: on the host; ``target_latency`` on the target.
+        front: whether no other attempt is as good in metric, bytes and latency.
+        remarks: what must be known of its latency: whose it is, whether it is slower than float.
+        reason: why it was not taken, empty for the one that was.
+    """
+
+    backend: str
+    precision: str
+    label: str = ""
+    why: str = ""
+    value: float | None = None
+    drop: float | None = None
+    agreement: float | None = None
+    outputs: tuple[OutputFigures, ...] = ()
+    interval: Interval | None = None
+    size_bytes: int | None = None
+    weights_in_integers: float | None = None
+    macs_in_integers: float | None = None
+    latency_ms: worker_messages.Latency | None = None
+    target_latency: TargetLatency | None = None
+    steps: tuple[StepEntry, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    front: bool = False
+    remarks: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all targets of one compilation share."""
+
+    options: CompileOptions
+    budget: Budget
+    model: Model
+    calibration: Data
+    evaluation: Data
+    preprocess: dict[str, Preprocess]
+    reference: Future[worker_messages.ReferenceAnswer]
+    record: LatencyLog
+    seed: int
+    scratch: Path
+    tell: ProgressCallback
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def deadline(self) -> float:
+        """Seconds that one step of a trial may take."""
+        return self.options.deadline if self.clock.lenient else max(1.0, min(self.options.deadline, self.clock.left))
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """One candidate, run as far as it went.
+
+    Attributes:
+        plan: the candidate's, with the ranges that its steps decided.
+        lowered, program, evaluation: None where it did not get so far.
+        error: what stopped it.
+    """
+
+    candidate: Candidate
+    attempt: Attempt
+    plan: Plan
+    folder: Path
+    lowered: worker_messages.LowerAnswer | None = None
+    program: worker_messages.Program | None = None
+    evaluation: worker_messages.EvaluateAnswer | None = None
+    error: KedgeError | None = None
+    over: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> bool:
+        """Whether there are files, and figures of them."""
+        return self.error is None and self.evaluation is not None
+
+    @property
+    def named_truly(self) -> bool:
+        """Whether the files are of the precision that was asked for, or of one that the graph itself decided."""
+        decided = "" if self.lowered is None else self.lowered.precision
+        return not self.measured or self.attempt.precision in (self.asked.value, decided)
+
+    @property
+    def asked(self) -> Precision:
+        """The smallest precision of the plan."""
+        return next(one for one in Precision if one in self.candidate.plan.precisions)
+
+    @property
+    def pace(self) -> RelativeLatency | None:
+        """Beside the float model by ONNX Runtime; None where nothing was measured on the target itself."""
+        latency = self.attempt.target_latency
+        return None if latency is None or latency.estimated else latency.pace
+
+    @property
+    def quiet(self) -> float:
+        """Milliseconds of a call on this host when it does nothing else; 0 where nobody knows."""
+        latency = self.attempt.latency_ms
+        return 0.0 if latency is None else latency.least or latency.p50
+
+    @property
+    def holds(self) -> bool:
+        """Whether it keeps the budget."""
+        return self.measured and not self.over
+
+    @property
+    def holds_accuracy(self) -> bool:
+        """Whether it keeps the accuracy, whatever it weighs."""
+        return self.measured and not self.over.keys() & ACCURACY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A target's model that was taken.
+
+    Attributes:
+        attempts: all that was tried; the one that was taken is last.
+        over: what of the budget it does not keep, in words; empty for what goes into OUT.
+        changes: the evaluation samples that it moved most.
+        unseen: its figure on samples that the choice did not see; None where there was no choice.
+    """
+
+    target: Target
+    candidate: Candidate
+    plan: Plan
+    lowered: worker_messages.LowerAnswer
+    evaluation: worker_messages.EvaluateAnswer
+    golden: worker_messages.GoldenAnswer
+    golden_file: Path
+    attempts: list[Attempt]
+    over: str = ""
+    changes: ChangesAnswer = field(default_factory=ChangesAnswer)
+    unseen: CrossFittedFigure | None = None
+
+    @property
+    def precision(self) -> str:
+        """What the files' numbers are, in a word."""
+        return self.attempt.precision
+
+    @property
+    def attempt(self) -> Attempt:
+        """The one that was taken."""
+        return self.attempts[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A target for which nothing that was tried held.
+
+    Attributes:
+        error: the first backend's, or how near the best came.
+        nearest: the best that was found, where anything could be measured.
+    """
+
+    target: Target
+    error: KedgeError
+    attempts: list[Attempt]
+    nearest: Compiled | None = None

@@ -1,0 +1,381 @@
+"""One target: candidates are tried until the budget is kept (or everything was tried), and one is chosen.
+
+Backends in the target's order: the first that has anything within the budget is taken.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+from kedge.evaluation import user, worker_messages
+from kedge.evaluation.intervals import CONFIDENCE
+from kedge.quantization.sensitivity import Sensitivity
+from kedge.search import cross_fitting, pareto, recipe
+from kedge.search.candidate import Candidate
+from kedge.search.candidate_latency import CandidateLatency
+from kedge.search.latency import Measurement
+from kedge.search.local_trials import LocalTrials, Trials
+from kedge.search.results import KEPT, SLOWER, Attempt, Compiled, Failed, Job, Outcome
+from kedge.search.strategy import Batches, Strategy
+from kedge.search.worker_messages import ChangesAnswer, ChangesRequest
+from kedge_protocol.errors import (
+    BudgetError,
+    CompileError,
+    ConfigError,
+    KedgeError,
+    MissingDependencyError,
+    StorageError,
+    TargetError,
+    UnsupportedOperatorError,
+)
+from kedge_targets import registry
+from kedge_targets.target import BackendChoice, Target
+
+_FINAL = (UnsupportedOperatorError, TargetError, ConfigError, MissingDependencyError)
+"""Another candidate of the same backend would meet the same."""
+_FREE_BYTES = 1 << 20
+
+
+class Search:
+    """The search for one target.
+
+    Args:
+        crew: this machine's workers; ``trials`` runs candidates (the crew itself, or a cluster).
+        sensitivity: measures the layers' sensitivity when it is first asked for.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        job: Job,
+        crew: LocalTrials,
+        sensitivity: Callable[[], Sensitivity | None],
+        *,
+        section: recipe.Section | None = None,
+        trials: Trials | None = None,
+    ) -> None:
+        self._target = target
+        self._job = job
+        self._crew = crew
+        self._trials: Trials = trials or crew
+        self._sensitivity = sensitivity
+        self._section = section
+        self._stopwatch = CandidateLatency(target, job, crew.first.call)
+        self._attempts: list[Attempt] = []
+        self._errors: list[KedgeError] = []
+        self._outcomes: list[Outcome] = []
+        self._folders = 0
+        self._ended = ""
+
+    @property
+    def measurements(self) -> list[Measurement]:
+        """Latencies that were measured on the host, for the record."""
+        return self._stopwatch.measurements
+
+    def run(self) -> Compiled | Failed:
+        """Search.
+
+        Raises:
+            StorageError: the disk is full.
+            KedgeError: what is not this target's: the float reference, or the user's metric, failed.
+        """
+        try:
+            if self._section is not None:
+                asked = recipe.candidate(self._section, self._target)
+                self._backend(asked.backend, _only(asked))
+            else:
+                for choice in self._target.backends:
+                    self._backend(choice, self._strategy(choice).run())
+                    if any(one.holds for one in self._outcomes) or self._ended:
+                        break
+            return self._decided()
+        except (ConfigError, TargetError) as error:
+            _reraise_if_not_the_targets(error, self._job)
+            return Failed(target=self._target, error=error, attempts=self._attempts)
+
+    def _strategy(self, choice: BackendChoice) -> Strategy:
+        job = self._job
+        return Strategy(
+            choice,
+            registry.compiler(choice.name),
+            self._target,
+            job.model,
+            job.options.effort,
+            self._sensitivity,
+            budget=job.budget,
+        )
+
+    def _backend(self, choice: BackendChoice, batches: Batches) -> None:
+        missing = registry.compiler(choice.name).missing()
+        if missing is not None:
+            self._errors.append(MissingDependencyError(f"backend {choice.name} is not installed", remedy=missing))
+            self._attempts.append(Attempt(backend=choice.name, precision="", reason=str(self._errors[-1])))
+            return
+        done: dict[str, Outcome] = {}
+        self._job.clock.lenient = not self._attempts
+        try:
+            asked = next(batches)
+            while True:
+                fresh = {one.key: one for one in asked if one.key not in done}
+                if fresh and self._late():
+                    return
+                if fresh:
+                    outcomes = self._trials.run(list(fresh.values()), [self._folder() for _ in fresh])
+                    done |= dict(zip(fresh, outcomes, strict=True))
+                    self._job.clock.lenient = False
+                    for outcome in outcomes:
+                        self._judge(outcome)
+                    if any(isinstance(one.error, _FINAL) for one in outcomes):
+                        return
+                asked = batches.send([done[one.key] for one in asked])
+        except StopIteration:
+            return
+
+    def _late(self) -> bool:
+        """Whether the time is up; the first candidate is tried however late it is."""
+        clock = self._job.clock
+        if self._attempts and clock.late:
+            self._ended = f"the search ended after {clock.limit:g} s ({clock.said}): {len(self._attempts)} were tried"
+        return bool(self._ended)
+
+    def _folder(self) -> Path:
+        self._folders += 1
+        return self._job.scratch / self._target.name / f"{self._folders:03d}"
+
+    def _judge(self, outcome: Outcome) -> None:
+        """Latency, and what is over the budget."""
+        attempt = outcome.attempt
+        self._attempts.append(attempt)
+        if outcome.error is not None:
+            _reraise_if_not_the_targets(outcome.error, self._job)
+            self._errors.append(outcome.error)
+            return
+        lowered, program = outcome.lowered, outcome.program
+        if lowered is None or program is None or attempt.drop is None or attempt.size_bytes is None:
+            raise CompileError(f"a trial ended without figures: {attempt.label}", where=f"target {self._target.name}")
+        self._outcomes.append(outcome)
+        self._stopwatch.first(outcome)
+        point = _point(outcome)
+        outcome.over = pareto.excess(point, self._job.budget)
+        attempt.reason = self._job.budget.said(
+            drop=point.drop,
+            size=point.size,
+            latency=point.latency,
+            agreement=point.agreement,
+            lost=point.lost,
+            upper=point.upper,
+        )
+
+    def _decided(self) -> Compiled | Failed:
+        budget = self._job.budget
+        close = {point.key for point in pareto.finalists([_point(one) for one in self._outcomes], budget)}
+        if len(close) > 1:
+            self._stopwatch.again([one for one in self._outcomes if one.candidate.key in close])
+        points = [_point(one) for one in self._outcomes]
+        on_front = {id(point) for point in pareto.front(points)}
+        for point, outcome in zip(points, self._outcomes, strict=True):
+            outcome.attempt.front = id(point) in on_front
+            outcome.attempt.remarks = self._stopwatch.remarks(outcome)
+        slow = {id(one) for one in self._outcomes if budget.max_size is None and self._stopwatch.slower(one)}
+        left = dict(zip(points, self._outcomes, strict=True))
+        while (chosen := self._best(left, slow)) is not None:
+            taken = left[chosen]
+            rivals = {point: one for point, one in left.items() if (id(one) in slow) == (id(taken) in slow)}
+            unseen = self._unseen(taken, rivals)
+            over = "" if unseen is None else self._over_unseen(unseen, chosen)
+            if not over:
+                for one in self._outcomes:
+                    if one is not taken and not one.attempt.reason:
+                        one.attempt.reason = SLOWER if id(one) in slow else KEPT
+                taken.attempt.remarks += self._unsure(taken, slow)
+                return self._compiled(taken, unseen=unseen)
+            taken.attempt.reason = over
+            taken.over = {"drop": 0.0}
+            del left[chosen]
+        return self._failed(points)
+
+    def _best(self, left: Mapping[pareto.Point, Outcome], slow: Collection[int]) -> pareto.Point | None:
+        """What is chosen of these; what is slower than float only where nothing else keeps the budget."""
+        budget = self._job.budget
+        quick = [point for point, one in left.items() if id(one) not in slow]
+        return pareto.choose(quick, budget) or pareto.choose(list(left), budget)
+
+    def _unsure(self, taken: Outcome, slow: Collection[int]) -> tuple[str, ...]:
+        """Whether the ranking is not sure, and whether the time ended the search, in words."""
+        pace = _point(taken).pace
+        rivals = [
+            one.candidate.label
+            for one in self._outcomes
+            if one is not taken and one.holds and id(one) not in slow and pace is not None
+            if (other := _point(one).pace) is not None and pace.overlaps(other)
+        ]
+        said = (
+            f"which of {taken.candidate.label} and {', '.join(rivals)} is faster is not sure; the smaller one was taken"
+        )
+        return (*((said,) if rivals else ()), *((self._ended,) if self._ended else ()))
+
+    def _unseen(self, taken: Outcome, left: Mapping[pareto.Point, Outcome]) -> cross_fitting.CrossFittedFigure | None:
+        """The figure of the choice on samples that it did not see; None where there was no choice."""
+        reference = self._job.reference.result()
+        measured = {
+            id(one): cross_fitting.MeasuredCandidate(point=point, score=one.evaluation.score)
+            for point, one in left.items()
+            if one.evaluation is not None
+        }
+        return cross_fitting.cross_fit(
+            measured[id(taken)],
+            list(measured.values()),
+            reference=reference.score,
+            choice=reference.choice,
+            budget=self._job.budget,
+            confidence=self._job.budget.confidence or CONFIDENCE,
+        )
+
+    def _over_unseen(self, unseen: cross_fitting.CrossFittedFigure, chosen: pareto.Point) -> str:
+        """What of the budget the choice does not keep on samples that it did not see, in words."""
+        said = self._job.budget.said(
+            drop=unseen.drop,
+            size=chosen.size,
+            latency=chosen.latency,
+            agreement=chosen.agreement,
+            upper=chosen.upper if unseen.interval is None else unseen.interval.high,
+        )
+        return said and f"on samples that the choice did not see, {said}"
+
+    def _compiled(
+        self, taken: Outcome, over: str = "", unseen: cross_fitting.CrossFittedFigure | None = None
+    ) -> Compiled:
+        lowered, program, evaluation = taken.lowered, taken.program, taken.evaluation
+        if lowered is None or program is None or evaluation is None:
+            raise CompileError("a candidate without files was chosen", where=f"target {self._target.name}")
+        began = time.perf_counter()
+        golden_file = taken.folder / "golden.npz"
+        golden = self._crew.first.call(
+            "kedge.evaluation.worker_tasks:make_golden",
+            worker_messages.GoldenRequest(
+                program=program,
+                eight_bits=lowered.precision != "" or taken.plan.quantizes,
+                data=self._job.evaluation,
+                batch=self._job.model.batch,
+                file=str(golden_file),
+            ),
+            worker_messages.GoldenAnswer,
+            deadline=self._job.options.deadline,
+            on_progress=lambda what, done, total: self._job.tell(self._target.name, what, done, total),
+        )
+        taken.attempt.seconds["golden"] = time.perf_counter() - began
+        others = [one for one in self._attempts if one is not taken.attempt]
+        return Compiled(
+            target=self._target,
+            candidate=taken.candidate,
+            plan=taken.plan,
+            lowered=lowered,
+            evaluation=evaluation,
+            golden=golden,
+            golden_file=golden_file,
+            attempts=[*others, taken.attempt],
+            over=over,
+            unseen=unseen,
+            changes=self._changes(taken, lowered, evaluation),
+        )
+
+    def _changes(
+        self, taken: Outcome, lowered: worker_messages.LowerAnswer, evaluation: worker_messages.EvaluateAnswer
+    ) -> ChangesAnswer:
+        """The samples that it moved most; for the report alone."""
+        job = self._job
+        reference = job.reference.result()
+        if not all(Path(file).is_file() for file in evaluation.files.values()):
+            return ChangesAnswer(note="its answers lie on another machine")
+        schemes = registry.compiler(taken.candidate.backend.name).quantized_for(self._target)
+        floating = (name for name, precision in taken.plan.layers.items() if not precision.quantized)
+        return self._crew.first.call(
+            "kedge.search.worker_tasks:changes",
+            ChangesRequest(
+                graph=job.model.graph,
+                inputs=job.model.inputs,
+                calibration=job.calibration,
+                evaluation=job.evaluation,
+                preprocess=job.preprocess,
+                outputs=evaluation.files,
+                reference=reference.outputs,
+                kinds=reference.choice.kinds,
+                precision=taken.plan.default if taken.plan.default.quantized and not job.model.quantized else None,
+                quantized=schemes[0] if schemes else None,
+                floating=(*floating, *lowered.floating),
+            ),
+            ChangesAnswer,
+            deadline=job.options.deadline,
+        )
+
+    def _failed(self, points: Sequence[pareto.Point]) -> Failed:
+        budget = self._job.budget
+        near = pareto.nearest(points, budget)
+        where = f"target {self._target.name}"
+        if near is not None:
+            best = next(one for point, one in zip(points, self._outcomes, strict=True) if point is near)
+            said = best.attempt.reason
+            error: KedgeError = BudgetError(
+                f"none of {len(points)} candidates keeps the budget; the nearest, {best.candidate.label}, {said}",
+                where=where,
+                remedy=self._remedy(best),
+            )
+            attempts = list(self._attempts)
+            return Failed(target=self._target, error=error, attempts=attempts, nearest=self._compiled(best, said))
+        if self._errors:
+            return Failed(target=self._target, error=self._errors[0], attempts=self._attempts)
+        error = CompileError("its backends offer no precision", where=where)
+        return Failed(target=self._target, error=error, attempts=self._attempts)
+
+    def _remedy(self, best: Outcome) -> str:
+        ways = []
+        if "output" in best.over:
+            ways.append("give calibration samples like those of the evaluation")
+        if "drop" in best.over:
+            ways.append("allow more with --max-drop, or give more calibration samples")
+        elif "agreement" in best.over:
+            ways.append("allow less with --min-agreement, or give more calibration samples")
+        if best.over.keys() & {"size", "latency"}:
+            ways.append("allow more with --max-size or --max-latency, or take a smaller model")
+        if self._ended:
+            ways.append("give the search more with --time-limit")
+        elif self._job.options.effort.value != "high" and self._section is None:
+            ways.append("search on with --effort high")
+        text = "; ".join(ways)
+        return text[:1].upper() + text[1:]
+
+
+def _only(candidate: Candidate) -> Batches:
+    """What a recipe asks for, and nothing else."""
+    yield [candidate]
+
+
+def _point(outcome: Outcome) -> pareto.Point:
+    attempt = outcome.attempt
+    latency = attempt.target_latency
+    return pareto.Point(
+        key=outcome.candidate.key,
+        drop=attempt.drop if attempt.drop is not None else float("inf"),
+        size=attempt.size_bytes or 0,
+        latency=None if latency is None else latency.p50,
+        agreement=attempt.agreement,
+        upper=None if attempt.interval is None else attempt.interval.high,
+        lost=tuple(f"output {one.name!r} is lost: {one.lost}" for one in attempt.outputs if one.lost),
+        pace=None if latency is None else latency.pace,
+    )
+
+
+def _reraise_if_not_the_targets(error: KedgeError, job: Job) -> None:
+    from_reference = job.reference.done() and job.reference.exception() is error
+    if from_reference or isinstance(error, StorageError) or error.where == user.WHERE:
+        raise error
+    # A vendor's own words for a full disk are seldom clear.
+    if shutil.disk_usage(job.scratch).free < _FREE_BYTES:
+        raise StorageError(
+            f"the disk is full: {error.what.rstrip('.')}",
+            where=str(job.options.out),
+            remedy="Free space or choose another folder",
+        ) from error

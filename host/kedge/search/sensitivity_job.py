@@ -1,0 +1,92 @@
+"""Measuring the layers' sensitivity beside the rest of a compilation: once, in the worker of the float reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from kedge.quantization.sensitivity import Sensitivity
+from kedge.search.effort import Effort
+from kedge.search.results import Job
+from kedge.search.worker_messages import SensitivityRequest
+from kedge_protocol.errors import KedgeError
+from kedge_targets import registry
+from kedge_targets.numerics import Family, Precision, QuantizationScheme
+from kedge_targets.target import Target
+from kedge_targets.worker import Worker
+
+
+class SensitivityJob:
+    """The sensitivity, measured in the background; calling it waits for the answer, None where there is none.
+
+    Args:
+        worker: of the float reference; it is used after that.
+    """
+
+    def __init__(self, job: Job, targets: Sequence[Target], worker: Worker, pool: ThreadPoolExecutor) -> None:
+        self._job = job
+        self._worker = worker
+        self._pool = pool
+        self._future: Future[Sensitivity | None] | None = None
+        self._precisions, self._way = _asked(targets, job.options.effort)
+        self.warnings: list[str] = []
+
+    def start(self) -> None:
+        """Begin, if that has not been done and there is anything to measure."""
+        if self._future is None:
+            self._future = self._pool.submit(self._measured)
+
+    def __call__(self) -> Sensitivity | None:
+        """The answer."""
+        self.start()
+        return None if self._future is None else self._future.result()
+
+    @property
+    def found(self) -> Sensitivity | None:
+        """The answer, where it was ever asked for."""
+        return None if self._future is None else self._future.result()
+
+    def _measured(self) -> Sensitivity | None:
+        job = self._job
+        if not self._precisions or job.model.quantized or not job.calibration.samples:
+            return None
+        choice = job.reference.result().choice
+        effort = job.options.effort if job.options.effort is not Effort.QUICK else Effort.NORMAL
+        try:
+            return self._worker.call(
+                "kedge.search.worker_tasks:sensitivity",
+                SensitivityRequest(
+                    graph=job.model.graph,
+                    inputs=job.model.inputs,
+                    calibration=job.calibration,
+                    preprocess=job.preprocess,
+                    precisions=self._precisions,
+                    quantized=self._way,
+                    samples=effort.sensitivity_samples,
+                    seconds=max(1.0, min(effort.sensitivity_seconds, job.clock.left)),
+                    choice=choice,
+                ),
+                Sensitivity,
+                deadline=job.options.deadline,
+                on_progress=lambda what, done, total: job.tell("sensitivity", what, done, total),
+            )
+        except KedgeError as error:
+            # A report without it is better than none.
+            self.warnings.append(f"the layers' sensitivity could not be measured: {str(error).splitlines()[0]}")
+            return None
+
+
+def _asked(targets: Sequence[Target], effort: Effort) -> tuple[tuple[Precision, ...], QuantizationScheme | None]:
+    """The precisions to measure: those that the backends carry, of few bits; with high effort all of them."""
+    precisions: set[Precision] = set()
+    way: QuantizationScheme | None = None
+    for target in targets:
+        for choice in target.backends[:1]:
+            compiler = registry.compiler(choice.name)
+            precisions |= {one for one in compiler.numerics.precisions if one.quantized}
+            ways = compiler.quantized_for(target)
+            way = way or (ways[0] if ways else None)
+    if effort is not Effort.HIGH:
+        usual = {Family.STATIC, Family.FABRIC}
+        precisions = {one for one in precisions if one.family in usual and one not in (Precision.W2A2, Precision.W3A3)}
+    return tuple(one for one in Precision if one in precisions), way

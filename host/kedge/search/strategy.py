@@ -1,0 +1,424 @@
+"""What a search tries, in which order, on one backend: cheap before dear, and only what the budget still asks for.
+
+A strategy is a generator: it yields batches of candidates and is sent their outcomes. It runs nothing itself, so it is
+the same wherever trials run, and tested by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+
+from kedge.evaluation.latency_race import NOTICED_MS
+from kedge.evaluation.model import Model
+from kedge.quantization.sensitivity import Sensitivity
+from kedge.search.budget import ACCURACY, Budget
+from kedge.search.candidate import Candidate, StepChoice
+from kedge.search.effort import Effort
+from kedge.search.results import Outcome
+from kedge_protocol.errors import CapacityError, UnsupportedOperatorError
+from kedge_targets.contract import Compiler
+from kedge_targets.numerics import Family, Plan, Precision, RangeMethod
+from kedge_targets.target import BackendChoice, Target
+
+Batches = Generator[list[Candidate], list[Outcome], None]
+
+_SMALL_WEIGHTS = (Precision.INT4, Precision.CODEBOOK4, Precision.LOG4, Precision.CODEBOOK8, Precision.LOG8)
+_RATIOS = (0.25, 0.5, 0.7)
+"""Shares of channels that are pruned, one after the other."""
+_HEAD_RATIOS = (0.25, 0.5)
+_USUAL = "the usual precision of this backend"
+_FAR = 5.0
+"""Hundredths over the budget."""
+_CLEARLY = 0.6
+"""A pace beside the float model by ONNX Runtime that no other runtime's float reaches, as a rule."""
+_BESIDE = "what is smaller may be slower than float"
+_UNTRUE = "the usual precision is not what the file's numbers are"
+_REPAIR = StepChoice(use="distil")
+_FINE_TUNE = StepChoice(use="fine-tune")
+
+
+class Strategy:
+    """The candidates of one backend.
+
+    Args:
+        sensitivity: measures it when it is first needed; None where it cannot be measured.
+        budget: what is to be kept; outcomes say whether it is.
+    """
+
+    def __init__(
+        self,
+        choice: BackendChoice,
+        compiler: Compiler,
+        target: Target,
+        model: Model,
+        effort: Effort,
+        sensitivity: Callable[[], Sensitivity | None],
+        *,
+        budget: Budget | None = None,
+    ) -> None:
+        self._choice = choice
+        self._numerics = compiler.numerics
+        self._ways = compiler.quantized_for(target)
+        self._model = model
+        self._effort = effort
+        self._sensitivity = sensitivity
+        self._budget = budget or Budget(max_drop=0.0)
+        self._reference = compiler.reference
+
+    def run(self) -> Batches:
+        """All that is to be tried; where that is not faster than float, float at last."""
+        seen: list[Outcome] = []
+        batches = self._tried()
+        asked = next(batches)
+        while True:
+            outcomes = yield asked
+            seen += outcomes
+            try:
+                asked = batches.send(outcomes)
+            except StopIteration:
+                break
+        yield from self._beside(seen)
+
+    def _tried(self) -> Batches:
+        if self._model.quantized and self._numerics.quantized_graphs:
+            yield [self._candidate(self._plan(Precision.W8A8), why="the model is quantized already: taken as it is")]
+            return
+        usual = self._usual()
+        (first,) = yield [self._candidate(self._plan(usual), why=_USUAL)]
+        if isinstance(first.error, UnsupportedOperatorError):
+            return
+        if first.holds and not first.named_truly:
+            # A name that is not true wins nothing: what is truly so is tried beside it.
+            yield [self._candidate(self._plan(one), why=_UNTRUE) for one in self._floats()]
+        elif usual.family is Family.FABRIC:
+            yield from self._fabric(first)
+        elif self._effort is Effort.QUICK:
+            if not first.holds:
+                yield from self._larger(usual)
+        else:
+            yield from self._deeper(first, usual)
+
+    def _floats(self) -> list[Precision]:
+        return [one for one in (Precision.FLOAT16, Precision.FLOAT32) if one in self._numerics.precisions]
+
+    def _beside(self, seen: Sequence[Outcome]) -> Batches:
+        """Float, where what holds may be slower on the target and its bytes alone were not what the user wants; and
+        where it surely is slower, what is small and computes in float too."""
+        holding = [one for one in seen if one.holds and one.pace is not None]
+        tried = {one.candidate.plan.default for one in seen}
+        if not holding or self._budget.max_size is not None or Precision.FLOAT32 in tried:
+            return
+        quickest = min(holding, key=lambda one: one.pace.high if one.pace is not None else math.inf)
+        if not self._maybe_slower(quickest):
+            return
+        (floating,) = yield [self._candidate(self._plan(Precision.FLOAT32), why=_BESIDE)]
+        if quickest.pace is not None and floating.pace is not None:
+            pace = quickest.pace.beside(floating.pace)
+            if pace.noticed(quickest.quiet):
+                small = [one for one in (Precision.FLOAT16, Precision.CODEBOOK8) if one in self._numerics.precisions]
+                yield [self._candidate(self._plan(one), why="small, and computed in float") for one in small]
+
+    def _maybe_slower(self, one: Outcome) -> bool:
+        """Whether float may be faster by as much as anyone would notice: where the host's float is the backend's own
+        that was measured, else all but what is far ahead may be."""
+        if one.pace is None or Precision.FLOAT32 not in self._numerics.precisions:
+            return False
+        return one.pace.noticed(one.quiet) if self._reference else one.pace.high > _CLEARLY and one.quiet > NOTICED_MS
+
+    def _usual(self) -> Precision:
+        """What is tried first: on programmable logic 4 bits, elsewhere static int8, else the smallest float."""
+        has = self._numerics.precisions
+        for precision in (Precision.W4A4, Precision.INT8, Precision.FLOAT16):
+            if precision in has and (precision is not Precision.INT8 or self._ways):
+                return precision
+        return Precision.FLOAT32
+
+    def _larger(self, than: Precision) -> Batches:
+        """The whole graph in float, half before full, until one keeps the accuracy."""
+        for precision in (Precision.FLOAT16, Precision.FLOAT32):
+            if precision is not than and precision in self._numerics.precisions:
+                (outcome,) = yield [self._candidate(self._plan(precision), why="the smaller one does not hold")]
+                if outcome.holds_accuracy:
+                    return
+
+    # On processors: static int8, repaired where it must be.
+
+    def _deeper(self, first: Outcome, usual: Precision) -> Batches:
+        high = self._effort is Effort.HIGH
+        if first.holds and not high:
+            if self._barely(first) and usual.family is Family.STATIC:
+                yield self._cheap()
+            return
+        base, kept = first, first.holds_accuracy
+        if usual.family is Family.STATIC and (high or not kept):
+            base, kept = yield from self._repaired(first)
+        if not kept or high:
+            yield from self._larger(usual)
+        over = set(base.over)
+        if high or (kept and over & {"size", "latency"}):
+            yield from self._smaller(base, size=high or "size" in over, latency=high or "latency" in over)
+
+    def _barely(self, one: Outcome) -> bool:
+        """Whether most of what the budget allows is used up."""
+        budget, attempt = self._budget, one.attempt
+        if budget.max_drop > 0 and attempt.drop is not None and attempt.drop > budget.max_drop / 2:
+            return True
+        if budget.min_agreement is None or attempt.agreement is None:
+            return False
+        return 1 - attempt.agreement > (1 - budget.min_agreement) / 2
+
+    def _repaired(self, first: Outcome) -> Generator[list[Candidate], list[Outcome], tuple[Outcome, bool]]:
+        """Static int8 brought back: other ranges, equalization, bias correction; then layers in float; then training.
+        Returns the best, and whether anything holds the accuracy."""
+        seen = [first]
+        if self._numerics.mixed and max(first.over.get("drop", 0.0), first.over.get("output", 0.0)) > _FAR:
+            # No change of ranges makes good so much: more likely an end of the graph is rounded that must not be.
+            seen += yield from self._ended(first)
+            enough = [one for one in seen if one.holds_accuracy]
+            if enough and self._effort is not Effort.HIGH:
+                return enough[0], True
+        seen += yield self._variants()
+        best = _least_drop([one for one in seen if one.holds_accuracy] or seen)
+        if best.holds_accuracy and self._effort is not Effort.HIGH:
+            return best, True
+        if self._numerics.mixed:
+            seen += yield from self._ended(best)
+            if not any(one.holds_accuracy for one in seen) or self._effort is Effort.HIGH:
+                seen += yield from self._mixed(best)
+        held = any(one.holds_accuracy for one in seen)
+        if not held or self._effort is Effort.HIGH:
+            why = "quantization-aware fine-tuning from the float model's own answers"
+            step = best.candidate.steps if not _trains(best.candidate) else ()
+            seen += yield [self._candidate(best.candidate.plan, (*step, _FINE_TUNE), why=why)]
+            held = any(one.holds_accuracy for one in seen)
+        holding = [one for one in seen if one.holds_accuracy]
+        return (holding[0] if holding else _least_drop(seen)), held
+
+    def _cheap(self) -> list[Candidate]:
+        """The likeliest to do better at the same cost on the device."""
+        plan, why = self._plan(Precision.INT8), "the first keeps the budget barely"
+        equalize = StepChoice(use="equalize")
+        made = [
+            self._candidate(plan, (equalize,), why=why),
+            self._candidate(plan, (equalize, StepChoice(use="correct-bias")), why=why),
+        ]
+        if RangeMethod.MSE in self._numerics.range_methods:
+            made.append(self._candidate(dataclasses.replace(plan, range_method=RangeMethod.MSE), why=why))
+        return made
+
+    def _variants(self) -> list[Candidate]:
+        """What is cheap: nothing is trained, every layer stays int8."""
+        plan = self._plan(Precision.INT8)
+        made = [
+            self._candidate(dataclasses.replace(plan, range_method=method), why="ranges that leave outliers out")
+            for method in (RangeMethod.MSE, RangeMethod.PERCENTILE, RangeMethod.ENTROPY)
+            if method in self._numerics.range_methods
+        ]
+        equalize, correct = StepChoice(use="equalize"), StepChoice(use="correct-bias")
+        split = StepChoice(use="split-outliers", options={"widening": False})
+        made.append(self._candidate(plan, (equalize,), why="outliers evened out between layers"))
+        made.append(self._candidate(plan, (equalize, correct), why="evened out, and mean errors corrected"))
+        if self._numerics.mixed:
+            made.append(self._candidate(plan, (split, equalize), why="outliers in float beside, the rest evened out"))
+        if Precision.INT8_DYNAMIC in self._numerics.precisions:
+            dynamic = self._plan(Precision.INT8_DYNAMIC)
+            made.append(self._candidate(dynamic, why="activations in ranges of each call"))
+        return made
+
+    def _ended(self, best: Outcome) -> Generator[list[Candidate], list[Outcome], list[Outcome]]:
+        """Both ends of the graph in float, more and more of them: with plain ranges, and as the best so far has it."""
+        seen: list[Outcome] = []
+        ways: list[tuple[Plan, tuple[StepChoice, ...]]] = [(self._plan(Precision.INT8), ())]
+        other = best.candidate
+        if other.why != _USUAL and other.plan.default is Precision.INT8 and not other.plan.layers:
+            ways.append((other.plan, other.steps))
+        for names in self._model.ends:
+            reasons = dict.fromkeys(names, "at an end of the graph: few weights, wide ranges")
+            outcomes = yield [self._floating(plan, steps, names, reasons) for plan, steps in ways]
+            seen += outcomes
+            if any(one.holds_accuracy for one in outcomes):
+                break
+        return seen
+
+    def _mixed(self, base: Outcome) -> Generator[list[Candidate], list[Outcome], list[Outcome]]:
+        """The fewest layers in float that keep the accuracy: attention first where there is any, then by
+        sensitivity, doubling and halving their number."""
+        seen: list[Outcome] = []
+        plan, steps = base.candidate.plan, base.candidate.steps
+        if plan.default is not Precision.INT8:
+            plan, steps = self._plan(Precision.INT8), ()
+        if self._model.attention and (plan.scheme is None or plan.scheme.products):
+            seen += yield [
+                self._floating(plan, steps, self._model.attention, dict.fromkeys(self._model.attention, "attention"))
+            ]
+            if seen[-1].holds_accuracy:
+                return seen
+        ranking = _ranking(self._sensitivity(), Precision.INT8)
+        names = list(ranking)
+        enough, too_few, count = None, 0, 1
+        while enough is None and count < len(names):
+            counts = [count, min(2 * count, len(names) - 1)]
+            outcomes = yield [self._floating(plan, steps, names[:k], ranking) for k in dict.fromkeys(counts)]
+            seen += outcomes
+            for k, outcome in zip(dict.fromkeys(counts), outcomes, strict=True):
+                if outcome.holds_accuracy:
+                    enough = k
+                    break
+                too_few = k
+            count = 4 * count
+        while enough is not None and enough - too_few > 1:
+            middle = (enough + too_few) // 2
+            outcomes = yield [self._floating(plan, steps, names[:middle], ranking)]
+            seen += outcomes
+            if outcomes[0].holds_accuracy:
+                enough = middle
+            else:
+                too_few = middle
+        return seen
+
+    def _floating(
+        self, plan: Plan, steps: tuple[StepChoice, ...], names: Sequence[str], reasons: Mapping[str, str]
+    ) -> Candidate:
+        layers = dict.fromkeys(names, Precision.FLOAT32)
+        return self._candidate(
+            dataclasses.replace(plan, layers=layers),
+            steps,
+            why="the layers that suffer most stay in float",
+            reasons={name: reasons[name] for name in names},
+        )
+
+    def _smaller(self, base: Outcome, *, size: bool, latency: bool) -> Batches:
+        """What is smaller or faster than int8: few-bit weights, then fewer channels, heads and units; each repaired by
+        self-distillation where it dropped."""
+        if size:
+            small = [one for one in _SMALL_WEIGHTS if one in self._numerics.precisions]
+            plain = yield [self._candidate(self._plan(one), why="weights of few bits") for one in small]
+            tuned = yield from self._tuned(plain)
+            if self._effort is not Effort.HIGH and any(one.holds for one in (*plain, *tuned)):
+                return
+        yield from self._pruned(base.candidate)
+
+    def _tuned(self, plain: Sequence[Outcome]) -> Generator[list[Candidate], list[Outcome], list[Outcome]]:
+        """Those of few bits that only the accuracy keeps from holding, fine-tuned; without high effort the best one."""
+        high = self._effort is Effort.HIGH
+        if not high and any(one.holds for one in plain):
+            return []
+        near = [
+            one
+            for one in plain
+            if one.measured and one.candidate.plan.default.weight_bits < 8 and (set(one.over) <= ACCURACY or high)
+        ]
+        near = [one for one in near if not one.holds_accuracy]
+        near.sort(key=lambda one: one.attempt.drop or 0.0)
+        again = [
+            self._candidate(one.candidate.plan, (_FINE_TUNE,), why="the same, fine-tuned")
+            for one in (near if high else near[:1])
+        ]
+        return (yield again) if again else []
+
+    def _pruned(self, base: Candidate) -> Batches:
+        """Less and less of the network, as long as it keeps the accuracy."""
+        plan = dataclasses.replace(base.plan, layers={}, ranges={})
+        for pruning in self._prunings():
+            steps = (*pruning, _REPAIR)
+            (outcome,) = yield [self._candidate(plan, steps, why="less of the network, repaired by self-distillation")]
+            if not outcome.holds_accuracy or (outcome.holds and self._effort is not Effort.HIGH):
+                return
+
+    def _prunings(self) -> Iterator[tuple[StepChoice, ...]]:
+        if self._model.attention:
+            for ratio in _HEAD_RATIOS:
+                yield (
+                    StepChoice(use="prune-heads", options={"ratio": ratio}),
+                    StepChoice(use="prune-width", options={"ratio": ratio}),
+                )
+        else:
+            for ratio in _RATIOS:
+                yield (StepChoice(use="prune-channels", options={"ratio": ratio}),)
+
+    # On programmable logic: the fewest bits.
+
+    def _fabric(self, first: Outcome) -> Batches:
+        has = self._numerics.precisions
+        too_large = isinstance(first.error, CapacityError)
+        if not first.holds_accuracy and not too_large:
+            if self._numerics.mixed and Precision.W8A8 in has and first.measured:
+                ranking = _ranking(self._sensitivity(), Precision.W4A4)
+                names, count = list(ranking), 1
+                while count < len(names) and self._effort is not Effort.QUICK:
+                    plan = dataclasses.replace(
+                        self._plan(Precision.W4A4), layers=dict.fromkeys(names[:count], Precision.W8A8)
+                    )
+                    (outcome,) = yield [
+                        self._candidate(
+                            plan,
+                            why="the layers that suffer most get 8 bits",
+                            reasons={n: ranking[n] for n in names[:count]},
+                        )
+                    ]
+                    if outcome.holds_accuracy:
+                        break
+                    count *= 2
+            if self._effort is not Effort.QUICK and first.measured:
+                tuned = self._candidate(self._plan(Precision.W4A4), (_FINE_TUNE,), why="quantization-aware fine-tuning")
+                (outcome,) = yield [tuned]
+                if outcome.holds:
+                    return
+            if Precision.W8A8 in has:
+                yield [self._candidate(self._plan(Precision.W8A8), why="4 bits do not hold")]
+            return
+        if self._effort is Effort.QUICK or (first.holds and self._effort is Effort.NORMAL):
+            return
+        for precision in (Precision.W3A3, Precision.W2A2):
+            if precision in has:
+                (plain,) = yield [self._candidate(self._plan(precision), why="fewer bits take less of the fabric")]
+                if isinstance(plain.error, CapacityError):
+                    continue
+                if not plain.holds_accuracy:
+                    (plain,) = yield [self._candidate(self._plan(precision), (_FINE_TUNE,), why="the same, fine-tuned")]
+                if not plain.holds_accuracy or (plain.holds and self._effort is Effort.NORMAL):
+                    return
+
+    def _plan(self, precision: Precision) -> Plan:
+        method = RangeMethod.MIN_MAX
+        if precision.family is Family.FABRIC and RangeMethod.MSE in self._numerics.range_methods:
+            method = RangeMethod.MSE
+        integer = precision.family in (Family.STATIC, Family.DYNAMIC)
+        way = self._ways[0] if integer and self._ways else None
+        return Plan(default=precision, scheme=way, range_method=method)
+
+    def _candidate(
+        self,
+        plan: Plan,
+        steps: tuple[StepChoice, ...] = (),
+        *,
+        why: str,
+        reasons: Mapping[str, str] | None = None,
+    ) -> Candidate:
+        return Candidate(backend=self._choice, plan=plan, steps=steps, why=why, reasons=dict(reasons or {}))
+
+
+def _trains(candidate: Candidate) -> bool:
+    return any(step.use in (_FINE_TUNE.use, _REPAIR.use) for step in candidate.steps)
+
+
+def _least_drop(outcomes: Sequence[Outcome]) -> Outcome:
+    """The one that lost least; the first where none could be measured."""
+    measured = [one for one in outcomes if one.measured and one.attempt.drop is not None]
+    return min(measured, key=lambda one: ("output" in one.over, one.attempt.drop or 0.0), default=outcomes[0])
+
+
+def _ranking(sensitivity: Sensitivity | None, precision: Precision) -> dict[str, str]:
+    """Layer → why it is where it is; those that suffer most first."""
+    if sensitivity is None:
+        return {}
+    name = precision.value
+    known = [layer for layer in sensitivity.layers if name in layer.sqnr_db]
+    known.sort(key=lambda layer: (-max(0.0, layer.drop.get(name, 0.0)), layer.sqnr_db[name]))
+    return {
+        layer.name: f"alone in {name} it leaves {layer.sqnr_db[name]:.1f} dB"
+        + (f" and drops {layer.drop[name]:.4g}" if name in layer.drop else "")
+        for layer in known
+    }

@@ -1,0 +1,155 @@
+"""What travels between the search and its worker: requests and answers of :mod:`kedge.search.worker_tasks`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kedge.evaluation import metric
+from kedge.evaluation.changes import Change
+from kedge.evaluation.dataset import Data
+from kedge.evaluation.kinds import ClassifiedOutput
+from kedge.evaluation.preview import Preview
+from kedge.evaluation.worker_messages import Latency
+from kedge_protocol.bundle.config import Preprocess
+from kedge_targets.graph.signature import TensorInfo
+from kedge_targets.numerics import Plan, Precision, QuantizationScheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRequest:
+    """Run one step over a graph; see :class:`kedge.step.Context`.
+
+    Attributes:
+        graph, made: paths of the graph that is taken, and of the one that is written.
+        teacher: path of the float model as it came.
+    """
+
+    use: str
+    options: dict[str, Any]
+    graph: str
+    made: str
+    teacher: str
+    plan: Plan
+    inputs: tuple[TensorInfo, ...]
+    calibration: Data
+    preprocess: dict[str, Preprocess]
+    seed: int
+    fixed_batch: bool
+    workdir: str
+    checkpoints: str | None = None
+    loss: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepAnswer:
+    """What a step said and measured."""
+
+    notes: tuple[str, ...]
+    figures: dict[str, float]
+    ranges: dict[str, tuple[float, ...]]
+    layers: dict[str, Precision]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """Run a float graph (or one with QONNX's nodes) by ONNX Runtime over the evaluation set."""
+
+    graph: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    data: Data
+    preprocess: dict[str, Preprocess]
+    choice: metric.Choice
+    reference: dict[str, str]
+    batch: int
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreAnswer:
+    """What the graph is worth, in float."""
+
+    value: float
+    size_bytes: int
+    latency_ms: Latency
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEntry:
+    """One step of a candidate as the report has it: what it cost in accuracy and won in bytes and milliseconds.
+
+    Attributes:
+        use, options: as in the recipe.
+        value: the metric of the graph after it, in float by ONNX Runtime; ``drop`` against the float model.
+        size_bytes: of the graph after it; ``latency_ms`` on the host.
+        figures, notes: what the step itself says.
+    """
+
+    use: str
+    options: dict[str, Any]
+    value: float
+    drop: float
+    size_bytes: int
+    latency_ms: Latency
+    seconds: float
+    figures: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangesRequest:
+    """Find the evaluation samples that a bundle changed most; see :mod:`kedge.evaluation.changes`.
+
+    Attributes:
+        outputs: output name → ``.npy`` file, of the bundle; ``reference`` of the float model.
+        kinds: what each output is.
+        precision: of the layers that are quantized, to say which moves a sample; None where none is.
+        floating: layers that are left in float.
+        seconds: about, for that.
+    """
+
+    graph: str
+    inputs: tuple[TensorInfo, ...]
+    calibration: Data
+    evaluation: Data
+    preprocess: dict[str, Preprocess]
+    outputs: dict[str, str]
+    reference: dict[str, str]
+    kinds: tuple[ClassifiedOutput, ...]
+    precision: Precision | None = None
+    quantized: QuantizationScheme | None = None
+    floating: tuple[str, ...] = ()
+    seconds: float = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownChange:
+    """A sample that changed, and what it looks like."""
+
+    change: Change
+    previews: tuple[Preview, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangesAnswer:
+    """The samples, those that changed most first; ``note`` says why no layers are named, where none are."""
+
+    changes: tuple[ShownChange, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityRequest:
+    """Measure what each layer suffers; see :mod:`kedge.quantization.sensitivity`."""
+
+    graph: str
+    inputs: tuple[TensorInfo, ...]
+    calibration: Data
+    preprocess: dict[str, Preprocess]
+    precisions: tuple[Precision, ...]
+    quantized: QuantizationScheme | None = None
+    samples: int
+    seconds: float
+    choice: metric.Choice | None = None

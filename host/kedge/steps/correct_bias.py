@@ -1,0 +1,279 @@
+"""Bias correction: what rounding shifts a layer's output by in the mean is taken off its bias."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.options import Option
+from kedge.quantization import equalization
+from kedge.step import Context, Step
+from kedge_protocol.errors import ConfigError, KedgeError, StepError
+from kedge_targets.graph import dead_code, fakequant, gptq, library, qonnx, quantizers
+from kedge_targets.graph.layers import Layer, layers
+from kedge_targets.numerics import Precision
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = npt.NDArray[Any]
+
+_TWIN = "kedge_twin_"
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectBiasOptions:
+    """What the error is measured on."""
+
+    samples: Annotated[int, Option("Calibration samples at most.")] = 128
+
+
+class CorrectBias(Step[CorrectBiasOptions]):
+    """Empirical bias correction (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+    Correction", ICCV 2019), of all layers in one run: each layer runs twice on the float graph's activations, as it is
+    and as the plan rounds it and its input, so that no layer is corrected for another's error."""
+
+    name: ClassVar[str] = "correct-bias"
+    Options = CorrectBiasOptions
+
+    def apply(self, model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
+        """See :class:`kedge.step.Step`. BatchNormalization behind convolutions is folded first; a layer
+        without a bias gets one.
+
+        Raises:
+            ConfigError: no samples are asked for.
+            StepError: the graph does not run on a sample, or there is none.
+            LoweringError, ModelError: see :mod:`kedge_targets.graph.fakequant`.
+        """
+        import onnx
+
+        if self.options.samples < 1:
+            raise ConfigError("samples is below 1", where="correct-bias", remedy="Give 1 or more")
+        made = onnx.ModelProto()
+        made.CopyFrom(model)
+        equalization.fold_batch_normalization(made)
+        if not context.plan.quantizes:
+            context.notes.append("correct-bias: the plan rounds nothing")
+            return made
+        small = _small(made, context, self.options.samples)
+        probe, watched = _twins(made, small, context, self.options.samples)
+        errors = _errors(probe, watched, context, self.options.samples)
+        by_name = {node.name: node for node in made.graph.node}
+        corrected = 0
+        for layer, error in errors.items():
+            corrected += _subtract(made, by_name[layer], error)
+        # The error was that of these very codes: the backend is to store no others.
+        few = {one.weight for one in watched.values() if gptq.applies(_precision(one, context))}
+        _store(made, {name: value for name, value in small.items() if name in few})
+        largest = max((float(np.abs(error).max()) for error in errors.values()), default=0.0)
+        context.notes.append(f"correct-bias: {corrected} layers corrected, by {largest:.3g} at most")
+        context.figures |= {"correct-bias.layers": corrected, "correct-bias.largest": largest}
+        return made
+
+
+def _twins(
+    model: onnx.ModelProto, small: Mapping[str, Array], context: Context, limit: int
+) -> tuple[onnx.ModelProto, dict[str, Layer]]:
+    """The float graph with a rounded twin beside each layer that the plan rounds; the layers by name."""
+    import onnx
+    from onnx import numpy_helper
+
+    simulated = _simulated(model, small, context, limit)
+    makers = {tensor: node for node in simulated.graph.node for tensor in node.output}
+    nodes = {node.name: node for node in simulated.graph.node}
+    stored = {tensor.name: tensor for tensor in simulated.graph.initializer}
+    floats = {tensor.name: tensor for tensor in model.graph.initializer}
+    known = set(floats) | {tensor for node in model.graph.node for tensor in node.output}
+    known |= {value.name for value in model.graph.input}
+    originals = {node.name: node for node in model.graph.node}
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    for opset in simulated.opset_import:
+        if all(opset.domain != have.domain for have in twin.opset_import):
+            twin.opset_import.append(opset)
+    added: set[str] = set()
+
+    def changed(tensor: str) -> bool:
+        """Whether an initializer has other numbers in the simulation."""
+        return (
+            tensor in floats
+            and tensor in stored
+            and floats[tensor].SerializeToString() != stored[tensor].SerializeToString()
+        )
+
+    weighted = {layer.name for layer in layers(model) if layer.weight is not None}
+
+    @functools.cache
+    def rounded(tensor: str) -> bool:
+        """Whether a tensor is rounded somewhere behind the last layers: pooling and sums round too."""
+        node = makers.get(tensor)
+        if node is None or node.name in weighted:
+            return False
+        return node.op_type == fakequant.QUANT or any(rounded(name) for name in node.input)
+
+    def copied(tensor: str) -> str:
+        """The name that a tensor of the simulation has in the twin graph, made where it is missing."""
+        if not tensor or (tensor in known and not changed(tensor) and not rounded(tensor)):
+            return tensor
+        name = _TWIN + tensor
+        if name in added:
+            return name
+        added.add(name)
+        if tensor in stored:
+            twin.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(stored[tensor]), name))
+            return name
+        clone(makers[tensor])
+        return name
+
+    def clone(node: onnx.NodeProto) -> None:
+        new = onnx.NodeProto()
+        new.CopyFrom(node)
+        del new.input[:]
+        new.input.extend(copied(tensor) for tensor in node.input)
+        for index, tensor in enumerate(node.output):
+            new.output[index] = _TWIN + tensor
+            added.add(_TWIN + tensor)
+        new.name = _TWIN + node.name
+        twin.graph.node.append(new)
+
+    watched = {}
+    for layer in layers(model):
+        node, original = nodes.get(layer.name), originals[layer.name]
+        if node is None or layer.weight is None or layer.operator == "Gather":
+            continue
+        same = list(node.input) == list(original.input)
+        if same and not any(changed(tensor) or rounded(tensor) for tensor in node.input):
+            continue
+        clone(node)
+        watched[layer.name] = layer
+    del twin.graph.output[:]
+    for name in watched:
+        for tensor in (originals[name].output[0], _TWIN + nodes[name].output[0]):
+            twin.graph.output.append(onnx.helper.make_empty_tensor_value_info(tensor))
+    dead_code.remove_dead_nodes(twin)
+    return qonnx.expand_qonnx(twin), watched
+
+
+def _simulated(model: onnx.ModelProto, small: Mapping[str, Array], context: Context, limit: int) -> onnx.ModelProto:
+    """The graph as the plan rounds it."""
+    plan = context.plan
+    try:
+        found = fakequant.calibrate(model, plan, _Limited(context, limit), progress=context.progress)
+    except KedgeError:
+        raise
+    except Exception as error:  # the library's errors have no common base but Exception
+        raise _not_run(error) from error
+    made = fakequant.insert_quantizers(model, plan, found)
+    _store(made, small)
+    return made
+
+
+def _precision(layer: Layer, context: Context) -> Precision:
+    return quantizers.precision_of(layer.name, context.plan)
+
+
+def _small(model: onnx.ModelProto, context: Context, limit: int) -> dict[str, Array]:
+    """Weights that are stored small and that one layer alone reads, as they come back."""
+    weights = equalization.Weights(model)
+    own = [one for one in layers(model, weights.wiring) if one.weight and weights.own(one.weight) is not None]
+    return gptq.round_weights(
+        model,
+        _Limited(context, limit),
+        {layer.name: _precision(layer, context) for layer in own},
+        group_size=context.plan.group_size,
+        asymmetric=context.plan.asymmetric_weights,
+        seed=context.seed,
+    )
+
+
+def _store(model: onnx.ModelProto, values: Mapping[str, Array]) -> None:
+    weights = equalization.Weights(model)
+    for name, value in values.items():
+        weights.replace(name, value)
+
+
+class _Limited:
+    """The first samples, to be read several times."""
+
+    def __init__(self, context: Context, limit: int) -> None:
+        self._context = context
+        self._limit = limit
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        done = 0
+        size = 1 if self._context.fixed_batch else min(_AT_ONCE, self._limit)
+        for feed in self._context.samples.batches(size):
+            if done >= self._limit:
+                return
+            done += len(next(iter(feed.values())))
+            yield feed
+
+
+def _errors(probe: onnx.ModelProto, watched: Mapping[str, Layer], context: Context, limit: int) -> dict[str, Array]:
+    """The mean error of each channel of each layer's output."""
+    if not watched:
+        return {}
+    session = library.load().InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [value.name for value in probe.graph.output]
+    sums: dict[str, Array] = {}
+    counts: dict[str, int] = {}
+    for feed in _Limited(context, limit):
+        try:
+            answers = session.run(names, feed)
+        except Exception as error:  # the library's errors have no common base but Exception
+            raise _not_run(error) from error
+        for (name, layer), exact, rounded in zip(watched.items(), answers[0::2], answers[1::2], strict=True):
+            axis = 1 if layer.operator in ("Conv", "ConvTranspose") else -1
+            difference = np.moveaxis(rounded.astype(np.float64) - exact, axis, -1)
+            flat = difference.reshape(-1, difference.shape[-1])
+            sums[name] = sums.get(name, 0) + flat.sum(axis=0)
+            counts[name] = counts.get(name, 0) + len(flat)
+    if not sums:
+        raise StepError("there are no calibration samples", where="correct-bias", remedy="Give at least one")
+    return {name: total / counts[name] for name, total in sums.items()}
+
+
+def _not_run(error: Exception) -> StepError:
+    return StepError(
+        f"the graph does not run on the calibration samples: {library.reason_of(error)}",
+        where="correct-bias",
+        remedy="Give samples of the shape that the model takes",
+    )
+
+
+def _subtract(model: onnx.ModelProto, node: onnx.NodeProto, error: Array) -> bool:
+    """Take an error off a layer's bias; False where its bias is no constant of its own."""
+    from onnx import helper
+
+    weights = equalization.Weights(model)
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+        beta = next((attribute.f for attribute in node.attribute if attribute.name == "beta"), 1.0)
+        if len(node.input) > 2 and node.input[2]:
+            bias = weights.own(node.input[2])
+            if bias is None or bias.shape[-1] != error.size or beta != 1.0:
+                return False
+            weights.replace(node.input[2], bias - error)
+        else:
+            name = weights.add(f"{node.name}_bias", (-error).astype(np.float32))
+            del node.input[2:]
+            node.input.append(name)
+        return True
+    answer = node.output[0]
+    readers = weights.wiring.readers[answer]
+    if len(readers) == 1 and readers[0][0].op_type == "Add" and answer not in weights.wiring.outputs:
+        name = readers[0][0].input[1 - readers[0][1]]
+        bias = weights.own(name)
+        if bias is not None and bias.size == error.size == bias.shape[-1]:
+            weights.replace(name, bias - error.reshape(bias.shape))
+            return True
+    name = weights.add(f"{node.name}_bias", (-error).astype(np.float32))
+    node.output[0] = f"{answer}_uncorrected"
+    added = helper.make_node("Add", [node.output[0], name], [answer], name=f"{node.name}_corrected")
+    model.graph.node.insert(list(model.graph.node).index(node) + 1, added)
+    return True

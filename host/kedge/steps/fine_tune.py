@@ -1,0 +1,54 @@
+"""Quantization-aware fine-tuning: the graph learns, in the very numbers that the plan gives it, to answer as the float
+model did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from kedge.step import Context, Step
+from kedge.steps.distil import Batch, DistilOptions, Patience, Steps
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneOptions(DistilOptions):
+    """How it is trained; few bits take longer."""
+
+    steps: Steps = 800
+    batch: Batch = 32
+    patience: Patience = 10
+
+
+class FineTune(Step[FineTuneOptions]):
+    """Training in the plan's precision: any bit width, layer by layer, integers or stored weights."""
+
+    name: ClassVar[str] = "fine-tune"
+    Options = FineTuneOptions
+
+    def apply(self, model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
+        """See :class:`kedge.step.Step`.
+
+        A plan of programmable logic (family ``fabric``) gives a QONNX graph: its ``Quant`` nodes are part of what was
+        learnt. So does a graph that had such nodes before. Otherwise the result is a float graph, and the ranges that
+        its activations learnt are in the context.
+
+        Raises:
+            StepError: an operator that cannot be trained, or a tensor that cannot be quantized.
+            DivergedError: see :func:`kedge.training.loop.train`.
+            DatasetError, ConfigError: labels, samples or options that do not fit.
+        """
+        from kedge.training import repair, simulation
+
+        repair.check(self.options, self.name)
+        start = simulation.simulate(model, context)
+        if not start.quantized:
+            context.notes.append(f"{self.name}: the plan quantizes nothing, there was nothing to learn")
+            return model
+        rate = simulation.usual_rate(model, context.plan)
+        learnt = repair.trained(
+            start.model, context, self.options, what=self.name, hooks=start.hooks, usual_rate=rate
+        ).written()
+        return simulation.finish(learnt, start, context)

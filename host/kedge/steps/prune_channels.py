@@ -1,0 +1,71 @@
+"""Structured pruning of channels: whole channels are cut out of every layer that makes, handles or reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from kedge.options import Option
+from kedge.pruning.importance import Importance, Norm
+from kedge.pruning.selection import Limits, Ranking, Target
+from kedge.step import Context, Step
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneChannelsOptions:
+    """How many channels go, and which."""
+
+    ratio: Annotated[float, Option("Share of the channels that goes, from 0 to below 1.")] = 0.5
+    importance: Annotated[Importance, Option("What ranks channels.")] = Importance.TAYLOR
+    ranking: Annotated[Ranking, Option("Whether each layer loses the share, or all layers together.")] = Ranking.LAYER
+    target: Annotated[Target, Option("Whether the share is of channels or of multiply-accumulate operations.")] = (
+        Target.CHANNELS
+    )
+    norm: Annotated[Norm, Option("Of a channel's weights, for importance = magnitude.")] = Norm.L2
+    layers: Annotated[dict[str, float], Option("Shares of single layers, by node name.")] = field(default_factory=dict)
+    leave: Annotated[tuple[str, ...], Option("Nodes whose channels all stay.")] = ()
+    multiple_of: Annotated[int, Option("Channels left come in multiples of it, less in small layers.")] = 8
+    least: Annotated[int, Option("Channels that each layer keeps at least.")] = 4
+    most: Annotated[float, Option("Share of one layer's channels that goes at most.")] = 0.9
+    rounds: Annotated[int, Option("Rounds in which the share is reached; importance is found anew in each.")] = 1
+    samples: Annotated[int, Option("Calibration samples at most that importance is found from.")] = 128
+
+
+class PruneChannels(Step[PruneChannelsOptions]):
+    """Cuts the least important channels of convolutions and hidden layers."""
+
+    name: ClassVar[str] = "prune-channels"
+    Options = PruneChannelsOptions
+
+    def apply(self, model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
+        """See :class:`kedge.step.Step`.
+
+        Raises:
+            StepError, ConfigError, ModelError: see :func:`kedge.pruning.pruner.prune`.
+        """
+        from kedge.pruning import pruner
+        from kedge.pruning.groups import Kind
+
+        options = self.options
+        return pruner.prune(
+            model,
+            context,
+            pruner.PruningRequest(
+                step=self.name,
+                kinds=(Kind.CHANNELS, Kind.WIDTH),
+                what="channels",
+                ratio=options.ratio,
+                importance=options.importance,
+                ranking=options.ranking,
+                target=options.target,
+                norm=options.norm,
+                layers=options.layers,
+                leave=options.leave,
+                limits=Limits(multiple=options.multiple_of, least=options.least, most=options.most),
+                rounds=options.rounds,
+                samples=options.samples,
+            ),
+        )

@@ -1,0 +1,63 @@
+"""Pruning of attention heads: queries, keys and values of a head, and what the output product reads of it, are cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from kedge.options import Option
+from kedge.pruning.importance import Importance
+from kedge.pruning.selection import Limits, Ranking
+from kedge.step import Context, Step
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneHeadsOptions:
+    """How many heads go, and which."""
+
+    ratio: Annotated[float, Option("Share of the heads that goes, from 0 to below 1.")] = 0.25
+    importance: Annotated[Importance, Option("What ranks heads.")] = Importance.TAYLOR
+    ranking: Annotated[Ranking, Option("Whether each layer loses the share, or all layers together.")] = Ranking.GLOBAL
+    layers: Annotated[dict[str, float], Option("Shares of single layers, by the node that makes queries.")] = field(
+        default_factory=dict
+    )
+    leave: Annotated[tuple[str, ...], Option("Nodes whose heads all stay.")] = ()
+    least: Annotated[int, Option("Heads that each layer keeps at least.")] = 1
+    samples: Annotated[int, Option("Calibration samples at most that importance is found from.")] = 64
+
+
+class PruneHeads(Step[PruneHeadsOptions]):
+    """Cuts the least important heads; layers may keep different numbers."""
+
+    name: ClassVar[str] = "prune-heads"
+    Options = PruneHeadsOptions
+
+    def apply(self, model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
+        """See :class:`kedge.step.Step`.
+
+        Raises:
+            StepError, ConfigError, ModelError: see :func:`kedge.pruning.pruner.prune`.
+        """
+        from kedge.pruning import pruner
+        from kedge.pruning.groups import Kind
+
+        options = self.options
+        return pruner.prune(
+            model,
+            context,
+            pruner.PruningRequest(
+                step=self.name,
+                kinds=(Kind.HEADS,),
+                what="heads",
+                ratio=options.ratio,
+                importance=options.importance,
+                ranking=options.ranking,
+                layers=options.layers,
+                leave=options.leave,
+                limits=Limits(least=options.least),
+                samples=options.samples,
+            ),
+        )

@@ -1,0 +1,64 @@
+"""Pruning of the feed-forward width: the inner dimension between two matrix products, as transformers have them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from kedge.options import Option
+from kedge.pruning.importance import Importance, Norm
+from kedge.pruning.selection import Limits, Ranking
+from kedge.step import Context, Step
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneWidthOptions:
+    """How much of the width goes, and what of it."""
+
+    ratio: Annotated[float, Option("Share of the width that goes, from 0 to below 1.")] = 0.25
+    importance: Annotated[Importance, Option("What ranks the inner units.")] = Importance.TAYLOR
+    ranking: Annotated[Ranking, Option("Whether each layer loses the share, or all layers together.")] = Ranking.LAYER
+    norm: Annotated[Norm, Option("Of a unit's weights, for importance = magnitude.")] = Norm.L2
+    layers: Annotated[dict[str, float], Option("Shares of single layers, by node name.")] = field(default_factory=dict)
+    leave: Annotated[tuple[str, ...], Option("Nodes whose width stays.")] = ()
+    multiple_of: Annotated[int, Option("The width left is a multiple of it, less in small layers.")] = 32
+    most: Annotated[float, Option("Share of one layer's width that goes at most.")] = 0.9
+    samples: Annotated[int, Option("Calibration samples at most that importance is found from.")] = 64
+
+
+class PruneWidth(Step[PruneWidthOptions]):
+    """Cuts the least important units between matrix products."""
+
+    name: ClassVar[str] = "prune-width"
+    Options = PruneWidthOptions
+
+    def apply(self, model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
+        """See :class:`kedge.step.Step`.
+
+        Raises:
+            StepError, ConfigError, ModelError: see :func:`kedge.pruning.pruner.prune`.
+        """
+        from kedge.pruning import pruner
+        from kedge.pruning.groups import Kind
+
+        options = self.options
+        return pruner.prune(
+            model,
+            context,
+            pruner.PruningRequest(
+                step=self.name,
+                kinds=(Kind.WIDTH,),
+                what="width",
+                ratio=options.ratio,
+                importance=options.importance,
+                ranking=options.ranking,
+                norm=options.norm,
+                layers=options.layers,
+                leave=options.leave,
+                limits=Limits(multiple=options.multiple_of, most=options.most),
+                samples=options.samples,
+            ),
+        )

@@ -1,0 +1,187 @@
+"""The model in float as a ``.tflite``, compared with the ONNX graph: what all other files of it are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge_protocol.errors import LoweringError, UnsupportedOperatorError
+from kedge_targets.backends.tflite import axis_matching, graph_preparation, toolchain_client
+from kedge_targets.backends.tflite.runtime import BUILTIN, Runtime
+from kedge_targets.backends.tflite.toolchain_client import Converted, ConvertRequest
+from kedge_targets.contract import Calibration
+from kedge_targets.graph import batch, library, model_writer, node_tracing, signature
+from kedge_targets.graph.wiring import Wiring
+from kedge_targets.numerics import Precision
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = npt.NDArray[Any]
+E = TypeVar("E", LoweringError, UnsupportedOperatorError)
+
+_REAL_PROBES = 2
+_AGREES = 0.01  # relative error of the float file against the ONNX graph; a wrong order of axes is far beyond
+_BOUNDED = frozenset({"Sigmoid", "Softmax", "HardSigmoid"})
+
+
+@dataclass(frozen=True)
+class FloatFile:
+    """The graph in float, with how its axes belong to the model's.
+
+    Attributes:
+        graph: what the converter was given.
+        prepared: the same before its names were made plain.
+        names: node of ``graph`` → node of ``prepared``, where they differ.
+        keep: inputs whose axes the converter left alone.
+        file: the ``.tflite``.
+        made: what it has.
+        match: axes.
+        batch: samples of one call.
+    """
+
+    graph: Path
+    prepared: onnx.ModelProto
+    names: dict[str, str]
+    keep: list[str]
+    file: Path
+    made: Converted
+    match: axis_matching.Match
+    batch: int
+
+    def nodes_of(self, layers: Sequence[str], given: onnx.ModelProto) -> list[str]:
+        """Nodes of :attr:`graph` that do the work of these nodes of the model."""
+        plain = {old: new for new, old in self.names.items()}
+        return [plain.get(name, name) for name in node_tracing.trace_nodes(layers, given, self.prepared)]
+
+    def layers_of(self, nodes: Sequence[str], given: onnx.ModelProto) -> tuple[str, ...]:
+        """Nodes of the model that these nodes of :attr:`graph` come of, as far as names tell."""
+        wanted = {self.names.get(name, name) for name in nodes}
+        return tuple(node.name for node in given.graph.node if node.name in wanted)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A form of the graph, and the inputs whose axes must stay."""
+
+    graph: Path
+    prepared: onnx.ModelProto
+    names: dict[str, str]
+    keep: list[str]
+
+
+def make_float_model(model: onnx.ModelProto, calibration: Calibration, workdir: Path) -> FloatFile:
+    """The float file and its axes.
+
+    onnx2tf guesses where axes went by their sizes, and where sizes repeat it may guess wrong. What it made is compared
+    with the ONNX graph; where they differ, it gets the graph in another form: not folded, with norms written out, with
+    all its inputs left as they are, with none.
+
+    Raises:
+        UnsupportedOperatorError: names the operator and its node.
+        LoweringError: no form can be converted, or none computes what the graph computes.
+    """
+    probes = _probes(model, calibration)
+    first_error: LoweringError | None = None
+    for attempt in _attempts(model, workdir):
+        try:
+            return _matched(model, attempt, workdir / "float32.tflite", probes)
+        except UnsupportedOperatorError as error:
+            raise _with_own_name(error, attempt) from error
+        except LoweringError as error:
+            first_error = first_error or _with_own_name(error, attempt)
+    raise first_error or LoweringError("there is no way to convert the graph")
+
+
+def _with_own_name(error: E, attempt: _Attempt) -> E:
+    """The error with the name that the node has in the model."""
+    place = error.where or ""
+    for plain, own in attempt.names.items():
+        place = place.replace(repr(plain), repr(own))
+    return type(error)(error.what, where=place or None, remedy=error.remedy)
+
+
+def _attempts(model: onnx.ModelProto, workdir: Path) -> Iterator[_Attempt]:
+    """The likeliest to be right first."""
+    folded = _attempt(graph_preparation.prepare(model), workdir / "folded.onnx")
+    yield folded
+    yield _attempt(graph_preparation.prepare(model, fold=False), workdir / "plain.onnx")
+    if any(node.op_type == "LayerNormalization" for node in folded.prepared.graph.node):
+        yield _attempt(graph_preparation.prepare(model, plain_norms=True), workdir / "norms.onnx")
+    every = [info.name for info in signature.inputs(folded.prepared)]
+    plain = {old: new for new, old in folded.names.items()}
+    for other in ([plain.get(name, name) for name in every], []):
+        if other != folded.keep:
+            yield _Attempt(folded.graph, folded.prepared, folded.names, other)
+
+
+def _attempt(prepared: onnx.ModelProto, path: Path) -> _Attempt:
+    plain, names = graph_preparation.with_plain_names(prepared)
+    model_writer.save(plain, path)
+    return _Attempt(path, prepared, names, graph_preparation.kept_inputs(plain))
+
+
+def _matched(model: onnx.ModelProto, attempt: _Attempt, file: Path, probes: list[axis_matching.Probe]) -> FloatFile:
+    request = ConvertRequest(
+        graph=str(attempt.graph), keep=attempt.keep, precision=Precision.FLOAT32.value, file=str(file)
+    )
+    found = toolchain_client.convert(request)
+    session = Runtime().load(file, {}, kernel_set=BUILTIN)
+    try:
+        shapes = [tensor.shape for tensor in found.inputs]
+        match = axis_matching.match(session, shapes, found.input_order, probes, bounded=_bounded(model))
+    finally:
+        session.close()
+    names = [info.name for info in signature.outputs(model)]
+    if match is None or match.off > _AGREES:
+        how = (
+            "no order of its axes fits the shapes"
+            if match is None
+            else f"output {names[match.worst]!r} is {match.off:.2g} of its size off, in the best order of axes"
+        )
+        raise LoweringError(
+            f"the converted float model does not compute what the ONNX graph computes: {how}",
+            remedy="Choose a target with another backend for this model",
+        )
+    size = int(probes[0].inputs[0].shape[0]) if probes[0].inputs else 1
+    return FloatFile(attempt.graph, attempt.prepared, attempt.names, attempt.keep, file, found, match, size)
+
+
+def _bounded(model: onnx.ModelProto) -> list[bool]:
+    """Of each output, whether it lies in 0..1 by its making: then 1e-9 beside 2e-9 is no error."""
+    wiring = Wiring(model)
+    makers = [wiring.maker.get(wiring.source(info.name)) for info in signature.outputs(model)]
+    return [maker is not None and maker.op_type in _BOUNDED for maker in makers]
+
+
+def _probes(model: onnx.ModelProto, calibration: Calibration) -> list[axis_matching.Probe]:
+    """Runs of the ONNX graph itself: on real samples, and on noise like them."""
+    onnxruntime = library.load()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        reference = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's errors have no common base but Exception
+        raise LoweringError(f"ONNX Runtime cannot load the graph: {error}") from error
+    given = signature.inputs(model)
+    names = [info.name for info in signature.outputs(model)]
+    samples: list[dict[str, Array]] = []
+    for sample in batch.regroup(iter(calibration), batch.size(model)):
+        samples.append({info.name: np.asarray(sample[info.name], dtype=info.dtype) for info in given})
+        if len(samples) == _REAL_PROBES:
+            break
+    if not samples:
+        samples = [axis_matching.made_up(given)]
+    probes = []
+    for sample in [*samples, axis_matching.noise_like(samples[0], seed=0)]:
+        outputs = reference.run(names, sample)
+        if all(np.isfinite(output).all() for output in outputs if output.dtype.kind == "f"):
+            probes.append(axis_matching.Probe([sample[info.name] for info in given], outputs))
+    if not probes:
+        raise LoweringError("the model answers NaN or infinity to its own calibration samples")
+    return probes

@@ -1,0 +1,184 @@
+"""The graph as onnx2tf likes it: fixed shapes, constants folded, channels first, every node with a name."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kedge_protocol.errors import LoweringError
+from kedge_targets.backends.tflite import gelu, norms, pooling, unrolling
+from kedge_targets.graph import attention, batch, library, model_reader, model_writer, nodes, opsets, signature
+
+if TYPE_CHECKING:
+    import onnx
+
+_TO_CHANNELS_FIRST = {3: (0, 2, 1), 4: (0, 3, 1, 2), 5: (0, 4, 1, 2, 3)}
+_TO_CHANNELS_LAST = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
+
+_OPSET = 13  # below it, axes and bounds are attributes that what is done here does not know
+_PLAIN = re.compile(r"[A-Za-z0-9./][A-Za-z0-9_./-]*")
+
+
+def prepare(model: onnx.ModelProto, *, fold: bool = True, plain_norms: bool = False) -> onnx.ModelProto:
+    """A copy of ``model`` for the converter. A free batch becomes 1.
+
+    Args:
+        model: the trained model's graph, with no other axis than the batch free.
+        fold: let ONNX Runtime fold constants and shapes first.
+        plain_norms: write each LayerNormalization out.
+    """
+    fixed = batch.fix_batch(opsets.raise_opset(model, _OPSET, where="the graph"), batch.size(model) or 1)
+    nodes.name_nodes(fixed)
+    made = _folded(fixed) if fold else fixed
+    model_writer.strip(made)
+    _drop_constant_inputs(made)
+    _take_transposes_off_inputs(made)
+    _take_transposes_off_outputs(made)
+    attention.bound_masks(made)
+    gelu.fuse(made)
+    norms.spell_out(made)
+    made = model_reader.infer_shapes(made, where="the prepared graph")
+    unrolling.unroll(made)
+    if plain_norms:
+        norms.spell_out_layers(made)
+    pooling.spell_out_pads(made)
+    made = model_reader.infer_shapes(made, where="the prepared graph")
+    nodes.name_nodes(made)
+    return made
+
+
+def with_plain_names(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """A copy in which every name is one that TensorFlow takes for a scope's (no spaces, no accents, no colons), and
+    new → old of the nodes whose names were changed."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    names = _Plain({node.name for node in graph.node})
+    for node in graph.node:
+        node.name = names(node.name)
+    tensors = _Plain(
+        {name for node in graph.node for name in (*node.input, *node.output)}
+        | {value.name for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info)}
+    )
+    for node in graph.node:
+        for given in (node.input, node.output):
+            for index, name in enumerate(given):
+                given[index] = tensors(name)
+    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        value.name = tensors(value.name)
+    return copy, {new: old for old, new in names.changed.items()}
+
+
+class _Plain:
+    """Plain names for names."""
+
+    def __init__(self, taken: set[str]) -> None:
+        self._taken = set(taken)
+        self.changed: dict[str, str] = {}
+
+    def __call__(self, name: str) -> str:
+        if _PLAIN.fullmatch(name) or not name:
+            return name
+        if name not in self.changed:
+            base = re.sub(r"[^A-Za-z0-9_./]", "_", name).lstrip("_") or "renamed"
+            new, count = base, 1
+            while new in self._taken:
+                count += 1
+                new = f"{base}_{count}"
+            self._taken.add(new)
+            self.changed[name] = new
+        return self.changed[name]
+
+
+def kept_inputs(model: onnx.ModelProto) -> list[str]:
+    """Inputs whose axes onnx2tf must leave alone. It moves the channels of every input of three axes or more to the
+    end, which is right only where the second axis is the channels."""
+    kept = []
+    for info in signature.inputs(model):
+        channels_first = info.layout is not None and info.layout[1:2] == "C"
+        if not channels_first:
+            kept.append(info.name)
+    return kept
+
+
+def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """ONNX Runtime's basic optimizations: constants and shapes folded, nothing outside the ONNX standard."""
+    onnxruntime = library.load()
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
+        model_writer.save(model, before)
+        options.optimized_model_filepath = str(after)
+        try:
+            onnxruntime.InferenceSession(str(before), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library's errors have no common base but Exception
+            raise LoweringError(f"ONNX Runtime cannot load the graph: {error}") from error
+        return model_reader.load(after)
+
+
+def _drop_constant_inputs(model: onnx.ModelProto) -> None:
+    """Initializers that are listed as inputs too (IR version 3): the converter would ask for them."""
+    constant = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.input if value.name not in constant]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+
+
+def _take_transposes_off_inputs(model: onnx.ModelProto) -> None:
+    """An input with channels last that is transposed at once: take the transposition away, the graph then has
+    channels first, which onnx2tf turns into channels last by itself."""
+    for value in model.graph.input:
+        consumers = [node for node in model.graph.node if value.name in node.input]
+        dims = value.type.tensor_type.shape.dim
+        if len(consumers) != 1 or _permutation(consumers[0]) != _TO_CHANNELS_FIRST.get(len(dims), ()):
+            continue
+        if any(output.name == consumers[0].output[0] for output in model.graph.output):
+            continue
+        _reshape(value, _TO_CHANNELS_FIRST[len(dims)])
+        _redirect(model, consumers[0].output[0], value.name)
+        model.graph.node.remove(consumers[0])
+
+
+def _take_transposes_off_outputs(model: onnx.ModelProto) -> None:
+    """Likewise an output that is transposed to channels last at the very end."""
+    for value in model.graph.output:
+        makers = [node for node in model.graph.node if value.name in node.output]
+        rank = len(value.type.tensor_type.shape.dim)
+        if len(makers) != 1 or _permutation(makers[0]) != _TO_CHANNELS_LAST.get(rank, ()):
+            continue
+        source = makers[0].input[0]
+        used = [node for node in model.graph.node if source in node.input or value.name in node.input]
+        made = [node for node in model.graph.node if source in node.output]
+        if used != [makers[0]] or len(made) != 1 or any(output.name == source for output in model.graph.output):
+            continue
+        _reshape(value, _TO_CHANNELS_FIRST[rank])
+        model.graph.node.remove(makers[0])
+        for index, name in enumerate(made[0].output):
+            if name == source:
+                made[0].output[index] = value.name
+
+
+def _permutation(node: onnx.NodeProto) -> tuple[int, ...] | None:
+    if node.op_type != "Transpose" or node.domain not in ("", nodes.DEFAULT_DOMAIN):
+        return None
+    return next((tuple(item.ints) for item in node.attribute if item.name == "perm"), None)
+
+
+def _reshape(value: onnx.ValueInfoProto, permutation: tuple[int, ...]) -> None:
+    dims = value.type.tensor_type.shape.dim
+    sizes = [dims[axis].dim_value for axis in permutation]
+    for dim, size in zip(dims, sizes, strict=True):
+        dim.dim_value = size
+
+
+def _redirect(model: onnx.ModelProto, old: str, new: str) -> None:
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new

@@ -1,0 +1,45 @@
+"""Taking away what nothing needs any more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kedge_targets.graph import nodes
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def remove_dead_nodes(model: onnx.ModelProto) -> None:
+    """Take away nodes that no output depends on, initializers that no node reads, and the shapes of tensors that are
+    gone, in place; inputs stay."""
+    needed = {value.name for value in model.graph.output}
+    kept = []
+    for node in reversed(model.graph.node):
+        if not needed.isdisjoint(node.output):
+            kept.append(node)
+            needed |= inputs_of(node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(kept))
+    tensors = [tensor for tensor in model.graph.initializer if tensor.name in needed]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(tensors)
+    made = {tensor for node in model.graph.node for tensor in node.output}
+    shapes = [value for value in model.graph.value_info if value.name in made]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(shapes)
+    annotated = [one for one in model.graph.quantization_annotation if one.tensor_name in made | needed]
+    del model.graph.quantization_annotation[:]
+    model.graph.quantization_annotation.extend(annotated)
+
+
+def inputs_of(node: onnx.NodeProto) -> set[str]:
+    """What a node reads, with what its inner graphs take from outside."""
+    found = {tensor for tensor in node.input if tensor}
+    for attribute in node.attribute:
+        inner = [attribute.g] if attribute.HasField("g") else []
+        for graph in (*inner, *attribute.graphs):
+            for each in nodes.graphs(graph):
+                found |= {tensor for inside in each.node for tensor in inside.input if tensor}
+                found |= {value.name for value in each.output}
+    return found

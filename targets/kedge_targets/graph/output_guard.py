@@ -1,0 +1,152 @@
+"""A look at what integers made of each output, before a file leaves: which layers had better stay in float.
+
+An output whose noise is above a hundredth of its power (20 dB) is not an answer any more, whatever the budget says of
+the others. On calibration samples that is seen at once, and so is where the noise comes from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge_targets.graph import batch, dead_code, library, qdq, ranges, rounding
+from kedge_targets.graph.qdq_placement import CUTTING, MOVING, WEIGHTED, floats, place_quantizers
+from kedge_targets.graph.wiring import Wiring
+from kedge_targets.numerics import Granularity, QuantizationScheme
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = npt.NDArray[Any]
+Feed = Mapping[str, Array]
+
+FLOOR_DB = 20.0
+"""Signal to noise of an output, below which layers stay in float."""
+SAMPLES = 8
+
+
+def few(model: onnx.ModelProto, calibration: Iterable[dict[str, Array]]) -> list[Feed]:
+    """The first samples, as the graph takes them."""
+    return list(batch.regroup(itertools.islice(calibration, SAMPLES), batch.size(model)))
+
+
+def weak(reference: Sequence[Mapping[str, Array]], answers: Sequence[Mapping[str, Array]]) -> dict[str, float]:
+    """Outputs below :data:`FLOOR_DB`, with their dB. What is no float, or all 0 in float, is not judged."""
+    found = {}
+    for name in reference[0] if reference else ():
+        wanted = np.concatenate([np.ravel(one[name]) for one in reference])
+        if wanted.dtype.kind != "f" or not np.isfinite(wanted).all() or not wanted.any():
+            continue
+        noise = rounding.sqnr_db(wanted, np.concatenate([np.ravel(one[name]) for one in answers]))
+        if noise < FLOOR_DB:
+            found[name] = noise
+    return found
+
+
+def answers(model: onnx.ModelProto, feeds: Sequence[Feed], tensors: Sequence[str]) -> list[dict[str, Array]]:
+    """These tensors of each feed, each node computed for itself: the same on every processor."""
+    import onnx
+
+    onnxruntime = library.load()
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    have = {value.name for value in probe.graph.output}
+    given = {value.name for value in probe.graph.input}
+    probe.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in tensors if name not in have)
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = library.opened(probe.SerializeToString(), settings, where="graph to be looked at")
+    made = []
+    for feed in feeds:
+        fed = {name: feed[name] for name in given if name in feed}
+        made.append(dict(zip(tensors, session.run(list(tensors), fed), strict=True)))
+    return made
+
+
+def apply_guard(
+    model: onnx.ModelProto,
+    feeds: Sequence[Feed],
+    make: Callable[[Collection[str]], onnx.ModelProto],
+) -> tuple[onnx.ModelProto, tuple[str, ...], dict[str, float]]:
+    """What ``make`` makes of the model, with so many nodes in float that every output holds.
+
+    Args:
+        model: the float graph, with shapes inferred.
+        feeds: of :func:`few`.
+        make: names of nodes that are to stay in float → the graph with integers.
+
+    Returns:
+        The graph, the nodes that stay in float for it, and the outputs that were weak without, with their dB.
+    """
+    outputs = [value.name for value in model.graph.output]
+    reference = answers(model, feeds, outputs)
+    made = make(())
+    first = found = weak(reference, answers(made, feeds, outputs))
+    order: list[str] = []
+    kept: tuple[str, ...] = ()
+    if found:
+        order = noisiest(model, made, feeds, list(found))
+    while found and len(kept) < len(order):
+        kept = tuple(order[: max(1, 2 * len(kept))])
+        made = make(kept)
+        found = weak(reference, answers(made, feeds, outputs))
+    return made, kept, first
+
+
+def simulated(model: onnx.ModelProto, calibration: Iterable[dict[str, Array]]) -> onnx.ModelProto:
+    """The graph as integers of 8 bits make it, whatever runtime will: for backends whose own files do not show what
+    happens in between."""
+    operators = WEIGHTED | MOVING | CUTTING | {"Add", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"}
+    where = place_quantizers(model, operators, ())
+    found = ranges.observe(model, calibration, qdq.tensors_to_observe(model, where))
+    how = QuantizationScheme(
+        activation="uint8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_CHANNEL
+    )
+    return qdq.insert_qdq(model, where, found, qdq.QdqForm(how=how))
+
+
+def note(kept: Sequence[str], weak_outputs: Mapping[str, float]) -> str:
+    """What a reader should know of them."""
+    worst = min(weak_outputs, key=lambda name: weak_outputs[name])
+    listed = ", ".join(kept[:5]) + (", ..." if len(kept) > 5 else "")
+    return (
+        f"{len(kept)} nodes stay in float ({listed}): in integers output {worst!r} would have "
+        f"{weak_outputs[worst]:.0f} dB of signal to noise, {FLOOR_DB:.0f} are the least"
+    )
+
+
+def noisiest(model: onnx.ModelProto, made: onnx.ModelProto, feeds: Sequence[Feed], outputs: Sequence[str]) -> list[str]:
+    """Names of the nodes before these outputs, by the noise that each adds to what it reads, most first.
+
+    Args:
+        made: the same graph with integers; tensors that it has not are passed over.
+    """
+    wiring = Wiring(model)
+    there = {tensor for node in made.graph.node for tensor in node.output}
+    known = floats(model)
+    behind = {node.name for name in outputs for node in wiring.behind(name)}
+    nodes = [node for node in model.graph.node if node.name in behind]
+    tensors = [tensor for node in nodes for tensor in node.output if tensor in there and tensor in known]
+    before, after = answers(model, feeds, tensors), answers(made, feeds, tensors)
+    noise: dict[str, float] = {}
+    added: dict[str, float] = {}
+    for node in nodes:
+        given = max((noise.get(name, 0.0) for name in dead_code.inputs_of(node)), default=0.0)
+        own = max((_relative(name, before, after) for name in node.output if name in tensors), default=given)
+        noise |= dict.fromkeys(node.output, own)
+        added[node.name] = own - given
+    return sorted(added, key=lambda name: -added[name])
+
+
+def _relative(name: str, before: Sequence[Mapping[str, Array]], after: Sequence[Mapping[str, Array]]) -> float:
+    """Noise against signal."""
+    wanted = np.concatenate([np.ravel(one[name]) for one in before]).astype(np.float64)
+    difference = np.concatenate([np.ravel(one[name]) for one in after]) - wanted
+    power = float(wanted @ wanted)
+    with np.errstate(all="ignore"):
+        found = float(difference @ difference) / power if power > 0 else 0.0
+    return found if np.isfinite(found) else float("inf")

@@ -1,0 +1,96 @@
+"""A graph made ready for ONNX Runtime's quantizer and float16 converter, and a plan carried over to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kedge_targets.graph import (
+    canonicalization,
+    library,
+    model_reader,
+    node_tracing,
+    nodes,
+    opsets,
+    plan_layers,
+    topological_order,
+)
+from kedge_targets.numerics import Plan, Precision
+
+if TYPE_CHECKING:
+    import onnx
+
+QDQ_OPSET = 13
+"""The first opset in which DequantizeLinear has an axis, so that weights can have a scale for each channel."""
+
+
+def prepare(model: onnx.ModelProto, path: Path, *, quantized: bool) -> onnx.ModelProto:
+    """Constants folded, batch normalization and its like fused into the weights, shapes inferred: what
+    ``quant_pre_process`` does without its symbolic half, which costs an import of sympy and is of use only for
+    operators that cannot be quantized here. That function hides the optimizer's errors, so it is not called.
+
+    Args:
+        path: of a file to write on the way; its name stands in messages.
+        quantized: whether the graph will be, so that it must have :data:`QDQ_OPSET`.
+
+    Raises:
+        UnsupportedOperatorError, ModelError: see :func:`kedge_targets.graph.library.try_to_load`.
+    """
+    import onnx
+
+    onnxruntime = library.load()
+    if quantized:
+        single = type(model)()
+        single.CopyFrom(opsets.raise_opset(model, QDQ_OPSET, where=path.name))
+        canonicalization.convert_float64(single)
+        model = single
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    # "Basic" is the level that holds for every processor; above it nodes are made for this one.
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    settings.optimized_model_filepath = str(path)
+    library.try_to_load(model.SerializeToString(), settings, where=path.name)
+    made = onnx.load_model(str(path))
+    canonicalization.simplify_gemms(made)
+    if quantized:
+        canonicalization.split_biases(made)
+    nodes.name_nodes(made)
+    return model_reader.infer_shapes(made, where=path.name)
+
+
+def assigned(plan: Plan, given: onnx.ModelProto, made: onnx.ModelProto) -> dict[str, Precision]:
+    """Each node of the prepared graph ``made``, by name, with its precision.
+
+    Where a fused node stems from several layers, one that the plan names wins over the default, and of these the
+    larger precision.
+
+    Raises:
+        LoweringError: the plan names a node that the graph has not.
+    """
+    plan_layers.others(plan, given, plan.default)
+    found = {node.name: plan.default for node in made.graph.node}
+    for precision in Precision:
+        asked = [name for name, wanted in plan.layers.items() if wanted is precision]
+        found |= dict.fromkeys(node_tracing.trace_nodes(asked, given, made), precision)
+    return found
+
+
+def not_of(precision: Precision, plan: Plan, given: onnx.ModelProto, made: onnx.ModelProto) -> list[str]:
+    """Nodes of the prepared graph ``made`` that the plan wants in another precision; raises as :func:`assigned`."""
+    return [name for name, wanted in assigned(plan, given, made).items() if wanted is not precision]
+
+
+def convert_to_float16(made: onnx.ModelProto, excluded: list[str]) -> onnx.ModelProto:
+    """The prepared graph typed float16 but for these nodes, inputs and outputs as they were."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    half: onnx.ModelProto = convert_float_to_float16(
+        made, keep_io_types=True, node_block_list=excluded, disable_shape_infer=True
+    )
+    # Where two excluded nodes read one tensor the converter (onnxruntime 1.31) makes the same Cast twice, and it puts
+    # every Cast at the end.
+    kept = {node.output[0] if node.output else node.name: node for node in half.graph.node}
+    nodes = topological_order.sort_nodes(list(kept.values()))
+    del half.graph.node[:]
+    half.graph.node.extend(nodes)
+    return half
