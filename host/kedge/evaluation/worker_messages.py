@@ -1,4 +1,4 @@
-"""What travels between the compiler and its worker: one request and one answer for each of :mod:`kedge.evaluation.worker_tasks`.
+"""Requests and answers of the tasks in :mod:`kedge.evaluation.worker_tasks`.
 
 Arrays travel as paths of ``.npy`` files.
 """

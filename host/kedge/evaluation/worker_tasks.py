@@ -1,7 +1,7 @@
 """What the compiler asks of the worker: each function is one task (``kedge_targets.worker``).
 
-Requests and answers are in :mod:`kedge.evaluation.worker_messages`. Nothing heavy is imported at the top: a task imports what it
-needs.
+Requests and answers are in :mod:`kedge.evaluation.worker_messages`. Nothing heavy is imported at the top: a task
+imports what it needs.
 """
 
 from __future__ import annotations

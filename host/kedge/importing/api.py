@@ -28,7 +28,8 @@ def request(
     """What the worker needs to know; made in the parent, which alone knows the user's folder and objects.
 
     Args:
-        source: a path, ``module:factory``, ``file.py:factory``, or an object (:func:`kedge.importing.objects.save_object`).
+        source: a path, ``module:factory``, ``file.py:factory``, or an object
+            (:func:`kedge.importing.objects.save_object`).
         workdir: an empty folder that outlives the import.
         inputs: name → samples as the model takes them (preprocessed), first axis samples; the first ones are kept.
             Needed for a PyTorch module whose factory gives no example inputs; ``input`` where there is one.

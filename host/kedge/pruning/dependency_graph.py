@@ -21,7 +21,7 @@ _CONTRIBUTED = frozenset({"Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Simplifi
 
 
 def follow_channels(model: onnx.ModelProto, example: shapes.Example | None = None) -> Scope:
-    """Follow the channels of a graph whose constants are folded (:func:`kedge.pruning.constant_folding.fold_constants`).
+    """Follow the channels of a graph whose constants are folded.
 
     Args:
         example: see :func:`kedge.pruning.shapes.observed`.

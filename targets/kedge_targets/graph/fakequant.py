@@ -13,8 +13,8 @@ The usual way::
     trained, learnt = fakequant.removed(simulated)
 
 Only layers of the families ``fabric``, ``static`` and ``dynamic`` are touched. Weights that are stored small (family
-``weights``) are simulated by :mod:`kedge_targets.graph.weight_encodings`, offline. Biases stay float: with the 32 bits that
-runtimes give them they lose nothing that could be seen.
+``weights``) are simulated by :mod:`kedge_targets.graph.weight_encodings`, offline. Biases stay float: with the 32 bits
+that runtimes give them they lose nothing that could be seen.
 """
 
 from __future__ import annotations

@@ -124,8 +124,8 @@ def encode_weights(
     asymmetric: bool = True,
     seed: int = 0,
 ) -> Encoded:
-    """See :func:`kedge_targets.graph.weight_encodings.encode`; with codes whose error is small on the samples rather than
-    in the weights themselves.
+    """Like :func:`kedge_targets.graph.weight_encodings.encode`, but with codes whose error is small on the samples
+    rather than in the weights themselves.
 
     Args:
         product: of :func:`products`, for this layer; None to round each weight by itself.

@@ -1,8 +1,8 @@
 """Bringing a graph of today's OpenVINO down to opsets 1 to 7, which its release 2021.4 reads, and to weights in FP16.
 
 What the old release cannot express is refused with its layer and node. What it can express and its Myriad compiler does
-not take is not known here: the compiler is asked (:mod:`kedge_targets.backends.myriad.toolchain_client`). Some layers it takes
-only in parts, or takes and does not find again when it is asked; these are taken apart here.
+not take is not known here: the compiler is asked (:mod:`kedge_targets.backends.myriad.toolchain_client`). It takes
+some layers only in parts, or takes them and does not find them again when it is asked; these are taken apart here.
 
 Sources: OpenVINO's operation sets (opset1 to opset16), and of its release 2021.4 "Supported Devices" (the column VPU)
 and "VPU Plugins" (known limitations).

@@ -261,7 +261,8 @@ def _checked(written: recipe.Recipe, files: Mapping[str, Path], notes: list[str]
         parser_check.require(found, where=path.name)
         notes += [f"{path.name}: {warning}" for warning in found.warnings[:3]]
     notes.append(
-        f"NVIDIA's parser and builder take the graphs for {', '.join(parser_check.CAPABILITIES)}; no GPU has run them here"
+        f"NVIDIA's parser and builder take the graphs for {', '.join(parser_check.CAPABILITIES)}; "
+        "no GPU has run them here"
     )
     return time.perf_counter() - began
 
