@@ -16,6 +16,7 @@ HOST    := $(VENV)/.installed
 DEVICE  := .venv-device/.installed
 LEGACY  := .venv-legacy/.installed
 PROJECTS := agent/pyproject.toml agent/hatch_build.py host/pyproject.toml
+SITE    := .venv-docs/.installed
 LOCKS   := $(wildcard targets/kedge_targets/backends/*/toolchain/requirements.txt)
 
 # Loopback only, and no vendor's telemetry.
@@ -23,13 +24,14 @@ export KEDGE_ROOT := $(CURDIR)
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-host test-device campaign zoo check dist locks bench format golden clean setup toolchains
+.PHONY: help demo test test-host test-device campaign zoo check dist docs locks bench format golden clean setup toolchains
 
 help:
 	@echo "make demo    the main job, shown: train, compile, roll out to three agents (KEEP=1 leaves it running)"
 	@echo "make test    all tests (ARGS='-k name' picks some)"
 	@echo "make campaign  the long proofs (hours); make zoo: foreign models, in environments of their own"
 	@echo "make check   ruff, mypy, import contracts"
+	@echo "make docs    the documentation site, in build/site"
 	@echo "make dist    the wheels of both distributions, in dist/"
 	@echo "make bench   speed and memory as ratios against named baselines"
 
@@ -52,6 +54,12 @@ $(LEGACY): $(PROJECTS) constraints/device-legacy.txt
 	@test -x .venv-legacy/bin/python || $(PYTHON_LEGACY) -m venv .venv-legacy
 	.venv-legacy/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/device-legacy.txt \
 	  -e './agent[tflite-legacy]'
+	@touch $@
+
+$(SITE): $(PROJECTS) constraints/host.txt constraints/docs.txt
+	@test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints/host.txt -c constraints/docs.txt -e ./agent -e './host[docs]'
 	@touch $@
 
 # The tests want every toolchain; one that cannot be had here (its Python is missing) says so, and its tests skip aloud.
@@ -102,6 +110,11 @@ dist: $(HOST)
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist agent
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist host
 
+# Warnings are errors: a link that leads nowhere, a page that the navigation lacks.
+docs: $(SITE)
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
+	@echo "open build/site/index.html"
+
 # The boards' Python packages, with hashes: resolved anew from firmware-configs/**/pip.in; look at the difference.
 locks: $(HOST)
 	$(BIN)/python tools/lock_kits.py
@@ -118,4 +131,4 @@ golden: $(HOST)
 	$(BIN)/python -m pytest -q --regenerate-golden tests/unit
 
 clean:
-	rm -rf .venv .venv-device .venv-legacy dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-device .venv-legacy .venv-docs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -23,6 +23,8 @@ from kedge_targets.numerics import Plan, Precision
 if TYPE_CHECKING:
     import onnx
 
+__all__ = ["Context", "SampleSet", "Step"]
+
 Array = npt.NDArray[Any]
 O = TypeVar("O")  # noqa: E741 -- options
 

@@ -25,6 +25,8 @@ from kedge_targets.true_precision import Numbers
 if TYPE_CHECKING:
     from kedge_targets.worker.progress import Progress
 
+__all__ = ["Calibration", "Compiler", "Estimate", "LayerCost", "Lowered", "Runtime", "Session"]
+
 Array = npt.NDArray[np.generic]
 
 

@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 SHELLS = ("console", "bash", "sh", "shell")
 _FENCE = re.compile(r"^(?P<indent>\s*)(?P<fence>`{3,})(?P<info>.*)$")
 _TITLE = re.compile(r'title="([^"]+)"')
+_REDIRECTION = re.compile(r"(?<=\s)\d?(?:>>?|<)\s*(?:&\d|\S+)")
 _SEPARATORS = {"&&", "||", "|", ";", "&"}
 
 
@@ -112,8 +113,9 @@ def _unfinished(text: str) -> bool:
 
 
 def simple_commands(text: str) -> list[list[str]]:
-    """A command line, split at ``&&``, pipes and the like into the words of each command."""
-    lexer = shlex.shlex(text.replace("\\\n", " "), posix=True, punctuation_chars="&|;")
+    """A command line, split at ``&&``, pipes and the like into the words of each command, without redirections."""
+    text = _REDIRECTION.sub("", text.replace("\\\n", " "))
+    lexer = shlex.shlex(text, posix=True, punctuation_chars="&|;")
     lexer.whitespace_split = True
     found: list[list[str]] = [[]]
     for word in lexer:

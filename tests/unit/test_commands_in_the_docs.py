@@ -15,7 +15,6 @@ from kedge_agent.cli import cli as agent
 
 PROGRAMS: dict[str, click.Group] = {"kedge": kedge, "kedge-agent": agent}
 _INLINE = re.compile(r"(?<!`)`(kedge(?:-agent)? [^`\n]+)`(?!`)")
-_REDIRECTION = re.compile(r"^\d?>{1,2}(&\d)?.*|^<.*")
 
 
 def checked(words: list[str]) -> None:
@@ -25,7 +24,7 @@ def checked(words: list[str]) -> None:
         click.UsageError: there is no such command or option, an option lacks its value, or a complete line lacks
             what the command needs. A line with ``…`` is not complete; a group alone stands for its commands.
     """
-    program, *arguments = _without_redirections(words)
+    program, *arguments = words
     complete = not {"…", "...", "[…]"} & set(arguments)
     command: click.Command = PROGRAMS[program]
     context = click.Context(command, info_name=program)
@@ -43,10 +42,6 @@ def checked(words: list[str]) -> None:
         command.make_context(command.name, list(arguments), parent=context.parent)
     except click.exceptions.Exit:  # --help, --version
         return
-
-
-def _without_redirections(words: list[str]) -> list[str]:
-    return [word for word in words if not _REDIRECTION.match(word)]
 
 
 def _is_of_kedge(words: list[str]) -> bool:

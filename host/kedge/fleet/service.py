@@ -28,6 +28,8 @@ from kedge.fleet.storage import Repository
 from kedge_protocol.bundle.layout import Layout
 from kedge_protocol.errors import StorageError
 
+__all__ = ["FleetService"]
+
 WAIT_SECONDS = 0.25
 """Between two looks, at least, while somebody waits."""
 REPOSITORY_LOCK = "repository.lock"

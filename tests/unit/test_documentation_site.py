@@ -1,0 +1,137 @@
+"""The documentation: links lead somewhere, every page is in the navigation, generated pages hold what the code has."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tomllib
+import yaml
+from tests.conftest import ROOT
+from tests.support.documents import pages
+
+from kedge_protocol import messages
+
+sys.path.insert(0, str(ROOT / "tools" / "site"))
+
+import tables
+
+_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s:]*)(#[^)\s]*)?\)")
+_FENCED = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
+
+
+def site() -> dict[str, object]:
+    """``mkdocs.yml``."""
+    found: dict[str, object] = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    return found
+
+
+def entries(nav: object) -> Iterator[str]:
+    """The pages of a navigation."""
+    if isinstance(nav, str):
+        yield nav
+    elif isinstance(nav, dict):
+        for inner in nav.values():
+            yield from entries(inner)
+    elif isinstance(nav, list):
+        for inner in nav:
+            yield from entries(inner)
+
+
+def generated() -> dict[str, str]:
+    """Page → text of those that are made of the code."""
+    public = tomllib.loads((ROOT / "tools" / "site" / "public_api.toml").read_text(encoding="utf-8"))
+    return {
+        "reference/cli.md": tables.commands(),
+        "reference/protocol.md": tables.protocol(),
+        "reference/files.md": tables.files(),
+        **tables.api(public),
+    }
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    text = _FENCED.sub("", page.read_text(encoding="utf-8"))
+    found = set()
+    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()
+        found.add(re.sub(r"[^\w\- ]", "", plain).strip().replace(" ", "-"))
+    return found
+
+
+def test_a_link_leads_to_a_file_and_its_heading() -> None:
+    broken = []
+    for page in pages():
+        for target, anchor in _LINK.findall(_FENCED.sub("", page.read_text(encoding="utf-8"))):
+            place = (page.parent / target).resolve() if target else page
+            made = place.is_relative_to(ROOT / "docs") and str(place.relative_to(ROOT / "docs")) in generated()
+            if made:
+                continue
+            if not place.exists() or (anchor and place.suffix == ".md" and anchor[1:] not in anchors(place)):
+                broken.append(f"{page.relative_to(ROOT)}: {target}{anchor}")
+    assert not broken, "\n".join(broken)
+
+
+def test_every_page_stands_in_the_navigation_and_every_entry_is_a_page() -> None:
+    docs = ROOT / "docs"
+    there = {str(path.relative_to(docs)) for path in docs.rglob("*.md") if path.parent.name != "decisions"}
+    project = {"project/contributing.md", "project/security.md", "project/changelog.md"}
+    named = set(entries(site()["nav"]))
+    assert there | set(generated()) | project == named
+
+
+def test_a_reader_s_browser_asks_no_other_host() -> None:
+    theme = site()["theme"]
+    assert isinstance(theme, dict)
+    assert theme["font"] is False
+    assert not {"extra_javascript", "extra_css"} & set(site())
+
+
+def test_the_protocol_s_page_holds_every_message_with_every_field() -> None:
+    page = tables.protocol()
+    for cls in tables.defined(messages):
+        section = page.partition(f"\n## {cls.__name__}\n")[2].partition("\n## ")[0]
+        assert section, cls.__name__
+        if dataclasses.is_dataclass(cls):
+            assert all(f"| `{field.name}` |" in section for field in dataclasses.fields(cls)), cls.__name__
+
+
+def test_every_heading_that_the_protocol_s_page_links_to_is_on_it() -> None:
+    page = tables.protocol()
+    headings = {heading.lower() for heading in re.findall(r"^#+ (.*)$", page, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([a-z]+)\)", page)) <= headings
+
+
+def test_the_commands_page_says_what_help_says() -> None:
+    page = tables.commands()
+    assert "### kedge rollout start" in page
+    assert "### kedge-agent run" in page
+    assert "<code>--max-drop FLOAT</code>" in page
+    assert "[default: 0.01]" in page
+
+
+def test_an_entry_for_two_parameters_becomes_two() -> None:
+    text = "Args:\n    low, high: of it,\n        in volts.\n    name: its name."
+    assert tables.one_name_each(text).splitlines() == [
+        "Args:",
+        "    low: of it,",
+        "        in volts.",
+        "    high: of it,",
+        "        in volts.",
+        "    name: its name.",
+    ]
+
+
+@pytest.mark.campaign
+def test_the_site_builds_without_a_warning() -> None:
+    done = subprocess.run(["make", "docs"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    fetched = re.compile(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']?https?://(?!localhost)", re.IGNORECASE)
+    for page in (ROOT / "build" / "site").rglob("*.html"):
+        outside = [found for found in fetched.findall(page.read_text(encoding="utf-8")) if "canonical" not in found]
+        assert not outside, page
