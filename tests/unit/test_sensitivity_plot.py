@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import jinja2
 import pytest
 
-import kedge.compiler
+import kedge.report
 from kedge.quantization.sensitivity import LayerSensitivity, Sensitivity
 from kedge.report.plots import sensitivity_plot
 from kedge.report.plots.sensitivity_plot import LEFT, RIGHT, WIDTH, Plot
@@ -24,7 +24,7 @@ def layer(name: str, **figures: float) -> LayerSensitivity:
 
 def drawn(plot: Plot) -> ElementTree.Element:
     """The template's SVG, parsed."""
-    folder = Path(kedge.compiler.__file__).parent
+    folder = Path(kedge.report.__file__).parent
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined
     )

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kedge.evaluation import worker_messages
-from kedge.evaluation.model import Model
 from kedge.search import recipe
-from kedge.search.budget import Budget
-from kedge.search.options import CompileOptions
-from kedge.search.results import Compiled
+from kedge.search.results import Compiled, ReleaseSource
 from kedge_protocol import __version__, digest
 from kedge_protocol.bundle import config as cfg
 from kedge_protocol.bundle import oci
@@ -22,23 +17,7 @@ from kedge_targets import registry
 GOLDEN_FILE = "golden.npz"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where all bundles of a release come from."""
-
-    options: CompileOptions
-    budget: Budget
-    seed: int
-    model: Model
-    labels: tuple[str, ...]
-    calibration_digest: str
-    evaluation_digest: str
-    evaluation_samples: int
-    reference: worker_messages.ReferenceAnswer
-    tools: dict[str, str] = field(default_factory=dict)
-
-
-def configuration(compiled: Compiled, source: Source) -> cfg.BundleConfig:
+def configuration(compiled: Compiled, source: ReleaseSource) -> cfg.BundleConfig:
     """What the bundle says of itself."""
     lowered, evaluation = compiled.lowered, compiled.evaluation
     uses_calibration = lowered.calibration_samples > 0
@@ -88,7 +67,7 @@ def configuration(compiled: Compiled, source: Source) -> cfg.BundleConfig:
     )
 
 
-def _options(compiled: Compiled, source: Source) -> dict[str, Any]:
+def _options(compiled: Compiled, source: ReleaseSource) -> dict[str, Any]:
     """What was asked for, and the recipe that gives this bundle again."""
     backend = compiled.candidate.backend
     section = recipe.section_of(compiled.candidate, registry.compiler(backend.name), compiled.target)
@@ -98,7 +77,7 @@ def _options(compiled: Compiled, source: Source) -> dict[str, Any]:
     return {**asked, "recipe": recipe.plain(section)}
 
 
-def add(writer: LayoutWriter, compiled: Compiled, source: Source) -> oci.Descriptor:
+def add(writer: LayoutWriter, compiled: Compiled, source: ReleaseSource) -> oci.Descriptor:
     """Put the bundle into a layout; the descriptor's digest is the bundle's.
 
     Raises:

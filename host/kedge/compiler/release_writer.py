@@ -13,7 +13,7 @@ from kedge.report import document
 from kedge.search import latency, recipe
 from kedge.search.latency import Measurement
 from kedge.search.options import CompileOptions
-from kedge.search.results import Compiled, Failed
+from kedge.search.results import Compiled, Failed, ReleaseSource
 from kedge_protocol.bundle.write import is_replaceable, new_layout
 from kedge_targets import registry
 
@@ -22,7 +22,7 @@ RECORD_FILE = "search.json"
 
 def release(
     options: CompileOptions,
-    source: bundle_writer.Source,
+    source: ReleaseSource,
     compiled: list[Compiled],
     failed: list[Failed],
     told: document.RunInfo,
@@ -47,7 +47,7 @@ def release(
     return out or options.out
 
 
-def nearest(out: Path, source: bundle_writer.Source, failed: list[Failed], told: document.RunInfo) -> Path | None:
+def nearest(out: Path, source: ReleaseSource, failed: list[Failed], told: document.RunInfo) -> Path | None:
     """Where no target keeps the budget: the nearest that was found goes into a folder beside OUT, for nothing that was
     found may be lost. A release of that name is replaced; anything else stays, and the next free name is taken. None
     where nothing was found."""
@@ -63,7 +63,7 @@ def _free_place(out: Path) -> Path:
     return next(place for place in places if not os.path.lexists(place) or is_replaceable(place))
 
 
-def _recipe(options: CompileOptions, source: bundle_writer.Source, compiled: list[Compiled]) -> str:
+def _recipe(options: CompileOptions, source: ReleaseSource, compiled: list[Compiled]) -> str:
     sections = {}
     heading = [f"How {options.name} {options.version} was compressed. Edit it, and run it again with --recipe."]
     for one in compiled:

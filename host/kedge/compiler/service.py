@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kedge.compiler import bundle_writer, release_writer, validation
+from kedge.compiler import release_writer, validation
 from kedge.compiler.release import Release
 from kedge.compiler.validation import ValidatedRequest
 from kedge.evaluation import metric, preprocessing, worker_messages
@@ -32,7 +32,7 @@ from kedge.search.effort import Effort
 from kedge.search.latency import Measurement
 from kedge.search.local_trials import LocalTrials, Trials
 from kedge.search.options import CompileOptions
-from kedge.search.results import Compiled, Failed, Job, ProgressCallback
+from kedge.search.results import Compiled, Failed, Job, ProgressCallback, ReleaseSource
 from kedge.search.search import Search
 from kedge_protocol.bundle.config import Preprocess
 from kedge_protocol.errors import CompileError, ConfigError, DatasetError, KedgeError, StorageError
@@ -319,8 +319,8 @@ class _Compilation:
             deadline=self._options.deadline,
         )
 
-    def _source(self, job: Job, data: _Inputs) -> bundle_writer.Source:
-        return bundle_writer.Source(
+    def _source(self, job: Job, data: _Inputs) -> ReleaseSource:
+        return ReleaseSource(
             options=self._options,
             budget=job.budget,
             seed=job.seed,

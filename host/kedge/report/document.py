@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kedge.compiler.bundle_writer import Source
 from kedge.evaluation import worker_messages
 from kedge.evaluation.intervals import Interval
 from kedge.evaluation.outputs import OutputFigures
@@ -19,7 +18,7 @@ from kedge.report import statements
 from kedge.search.candidate import Candidate
 from kedge.search.clock import Clock
 from kedge.search.latency import TargetLatency
-from kedge.search.results import Attempt, Compiled, Failed
+from kedge.search.results import Attempt, Compiled, Failed, ReleaseSource
 from kedge.search.worker_messages import ChangesAnswer, StepEntry
 from kedge_protocol import __version__, codec
 from kedge_targets.contract import Estimate
@@ -197,7 +196,9 @@ class RunInfo:
     notes: tuple[str, ...] = ()
 
 
-def of(told: RunInfo, source: Source, compiled: list[Compiled], digests: list[str], failed: list[Failed]) -> Report:
+def of(
+    info: RunInfo, source: ReleaseSource, compiled: list[Compiled], digests: list[str], failed: list[Failed]
+) -> Report:
     """Put a report together.
 
     Args:
@@ -206,7 +207,7 @@ def of(told: RunInfo, source: Source, compiled: list[Compiled], digests: list[st
     reference, options = source.reference, source.options
     return Report(
         model=ModelEntry(
-            file=told.file,
+            file=info.file,
             digest=source.model.digest,
             size_bytes=source.model.size_bytes,
             name=options.name,
@@ -218,7 +219,7 @@ def of(told: RunInfo, source: Source, compiled: list[Compiled], digests: list[st
             value=reference.value,
             size_bytes=source.model.size_bytes,
             samples=source.evaluation_samples,
-            latency_ms=told.latency,
+            latency_ms=info.latency,
         ),
         bundles=[_bundle(one, digest, source) for one, digest in zip(compiled, digests, strict=True)],
         failures=[
@@ -227,9 +228,9 @@ def of(told: RunInfo, source: Source, compiled: list[Compiled], digests: list[st
             )
             for one in failed
         ],
-        warnings=told.warnings + [text for one in compiled for text in _concerns(one)],
+        warnings=info.warnings + [text for one in compiled for text in _concerns(one)],
         tools={**source.tools, **reference.tools, "kedge": __version__, "python": platform.python_version()},
-        seconds=told.seconds,
+        seconds=info.seconds,
         direction=reference.choice.direction.value,
         unit=reference.choice.unit,
         effort=options.effort.value,
@@ -241,12 +242,12 @@ def of(told: RunInfo, source: Source, compiled: list[Compiled], digests: list[st
             min_agreement=source.budget.min_agreement,
             confidence=source.budget.confidence,
         ),
-        notes=told.notes,
-        sensitivity=told.sensitivity,
+        notes=info.notes,
+        sensitivity=info.sensitivity,
     )
 
 
-def _bundle(compiled: Compiled, digest: str, source: Source) -> BundleEntry:
+def _bundle(compiled: Compiled, digest: str, source: ReleaseSource) -> BundleEntry:
     attempt, evaluation, unseen = compiled.attempt, compiled.evaluation, compiled.unseen
     choice = source.reference.choice
     value = evaluation.value if unseen is None else unseen.value

@@ -206,3 +206,19 @@ class Failed:
     error: KedgeError
     attempts: list[Attempt]
     nearest: Compiled | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseSource:
+    """Where all bundles of a release come from."""
+
+    options: CompileOptions
+    budget: Budget
+    seed: int
+    model: Model
+    labels: tuple[str, ...]
+    calibration_digest: str
+    evaluation_digest: str
+    evaluation_samples: int
+    reference: worker_messages.ReferenceAnswer
+    tools: dict[str, str] = field(default_factory=dict)

@@ -3,45 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar
 
-from kedge.options import Option
 from kedge.step import Context, Step
+from kedge.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     import onnx
 
-Steps: TypeAlias = Annotated[int, Option("Updates of the weights at most.")]
-Batch: TypeAlias = Annotated[int, Option("Samples for one update.")]
-Patience: TypeAlias = Annotated[
-    int, Option("Judgements, of 24 in all, without an improvement before it goes to the end of its course.")
-]
-
 
 @dataclass(frozen=True, kw_only=True)
-class DistilOptions:
-    """How a graph is trained; the defaults are for a few dozen to a few thousand samples."""
-
-    steps: Steps = 600
-    learning_rate: Annotated[
-        float | None, Option("At the top of its course; by the kind of network where you give none.")
-    ] = None
-    temperature: Annotated[float, Option("Of the soft labels; higher tells more of the wrong classes.")] = 4.0
-    hard_weight: Annotated[
-        float | None,
-        Option("Share of the true labels (or of your own loss) in the loss; 0.3 with labels, 1 with your own loss."),
-    ] = None
-    attention_weight: Annotated[float, Option("Weight of the attention maps of a transformer.")] = 0.0
-    feature_weight: Annotated[
-        float | None,
-        Option("Weight of the tensors between the blocks; by output and samples where you give none."),
-    ] = None
-    batch: Batch = 16
-    patience: Patience = 8
-    held_back: Annotated[float, Option("Share of the samples that judge and are not learnt from.")] = 0.2
-    weight_decay: Annotated[float, Option("Pull of the weights towards zero.")] = 0.0
-    mixup: Annotated[bool, Option("Blend samples with one another; not where labels or a loss are used.")] = False
-    shift: Annotated[bool, Option("Move pictures by up to an eighth of their size.")] = False
+class DistilOptions(TrainingOptions):
+    """How the graph is trained."""
 
 
 class Distil(Step[DistilOptions]):

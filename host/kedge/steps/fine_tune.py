@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kedge.step import Context, Step
-from kedge.steps.distil import Batch, DistilOptions, Patience, Steps
+from kedge.training.options import Batch, Patience, Steps, TrainingOptions
 
 if TYPE_CHECKING:
     import onnx
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuneOptions(DistilOptions):
+class FineTuneOptions(TrainingOptions):
     """How it is trained; few bits take longer."""
 
     steps: Steps = 800

@@ -8,11 +8,11 @@ from pathlib import Path
 import onnx
 
 from kedge.step import Context
-from kedge.steps.distil import DistilOptions
 from kedge.training import distillation, loop
 from kedge.training.checkpoint import Checkpoint
 from kedge.training.distillation import Distillation, Terms
 from kedge.training.network import Hook, Network
+from kedge.training.options import TrainingOptions
 from kedge.training.samples import Pool
 from kedge_protocol.errors import ConfigError
 
@@ -23,7 +23,7 @@ _HARD_SHARE = 0.3
 _FEW = 20
 
 
-def check(options: DistilOptions, where: str) -> None:
+def check(options: TrainingOptions, where: str) -> None:
     """Check the numbers.
 
     Raises:
@@ -50,7 +50,7 @@ def check(options: DistilOptions, where: str) -> None:
 def trained(
     model: onnx.ModelProto,
     context: Context,
-    options: DistilOptions,
+    options: TrainingOptions,
     *,
     what: str,
     hooks: Mapping[str, Hook] | None = None,
@@ -93,7 +93,7 @@ def trained(
     return student
 
 
-def _terms(options: DistilOptions, context: Context) -> Terms:
+def _terms(options: TrainingOptions, context: Context) -> Terms:
     hard = options.hard_weight
     if hard is None:
         hard = 1.0 if context.loss is not None else _HARD_SHARE if context.labels is not None else 0.0
