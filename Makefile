@@ -23,12 +23,17 @@ LOCKS   := $(wildcard targets/kedge_targets/backends/*/toolchain/requirements.tx
 export KEDGE_ROOT := $(CURDIR)
 export DO_NOT_TRACK := 1
 
+# Tests run in as many processes as there are processors; WORKERS=0 for one process, whose output and debugger are seen.
+# A file's tests stay in one process, so that they share its fixtures.
+WORKERS := auto
+PYTEST  := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-host test-device campaign zoo check dist docs locks bench format golden clean setup toolchains
+.PHONY: help demo test test-host test-device campaign zoo check dist docs locks bench format golden slow clean setup toolchains
 
 help:
 	@echo "make demo    the main job, shown: train, compile, roll out to three agents (KEEP=1 leaves it running)"
-	@echo "make test    all tests (ARGS='-k name' picks some)"
+	@echo "make test    all tests (ARGS='-k name' picks some; ARGS=\"-m 'not slow'\" is quick)"
 	@echo "make campaign  the long proofs (hours); make zoo: foreign models, in environments of their own"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make docs    the documentation site, in build/site"
@@ -45,7 +50,7 @@ $(HOST): $(PROJECTS) constraints/host.txt constraints/proofs.txt
 $(DEVICE): $(PROJECTS) constraints/device.txt constraints/proofs.txt
 	@test -x .venv-device/bin/python || $(PYTHON_DEVICE) -m venv .venv-device
 	.venv-device/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/device.txt \
-	  -e './agent[tflite,onnxruntime]' pytest pytest-timeout hypothesis onnx bitstring matplotlib
+	  -e './agent[tflite,onnxruntime]' pytest pytest-timeout pytest-xdist hypothesis onnx bitstring matplotlib
 	.venv-device/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  $$(grep -E '^(finn-plus-driver|qonnx)==' constraints/proofs.txt)
 	@touch $@
@@ -84,19 +89,20 @@ demo: $(HOST) $(VENV)/.demo-toolchain
 test: test-device test-host
 
 test-host: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python $(PYTEST) $(ARGS)
 
 # Long proofs; each has a short form in make test.
 campaign: setup
-	$(BIN)/python -m pytest --campaign $(ARGS)
+	$(BIN)/python $(PYTEST) --campaign $(ARGS)
 
 # Models that others published, in an environment of their own.
 zoo: setup
 	$(BIN)/python -m pytest --zoo $(ARGS)
 
-# What an agent runs, on the oldest Python of devices, with a device's packages and nothing of the host's.
+# What an agent runs, on the oldest Python of devices, with a device's packages and nothing of the host's. ARGS may pick
+# tests of the host alone (pytest's status 5: none is left).
 test-device: $(DEVICE)
-	.venv-device/bin/python -m pytest -q -p no:cacheprovider $$(grep -rl 'pytest.mark.device' --include='test_*.py' tests)
+	@.venv-device/bin/python $(PYTEST) -q -p no:cacheprovider --device $(ARGS) || [ $$? -eq 5 ]
 
 check: $(HOST)
 	$(BIN)/ruff check .
@@ -129,6 +135,10 @@ format: $(HOST)
 # Golden files are written anew by this one command; look at the difference before it is committed.
 golden: $(HOST)
 	$(BIN)/python -m pytest -q --regenerate-golden tests/unit
+
+# tests/slow.txt, from the figures of make test-host ARGS="--cpu-record FIGURES".
+slow: $(HOST)
+	$(BIN)/python -m pytest --collect-only -q --update-slow $(RECORD)
 
 clean:
 	rm -rf .venv .venv-device .venv-legacy .venv-docs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,57 +1,77 @@
-"""Fixtures of all tests: the shared data, outside programs."""
+"""Which tests run, and how many at once."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Processes that run tests side by side take one processor each; set before torch and NumPy read it.
+    for _library in ("OMP", "OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
 # No test is timed, property tests neither: the machine may be busy.
 settings.register_profile("kedge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kedge")
 
-pytest_plugins = ["tests.support.brokers", "tests.support.distributions"]
+pytest_plugins = [
+    "tests.support.requirements",
+    "tests.support.brokers",
+    "tests.support.cpu_durations",
+    "tests.support.distributions",
+    "tests.support.slow",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = Path(os.environ.get("KEDGE_SHARED", ROOT.parent / "shared")) / "data"
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of shared models and evaluation sets."""
-    return SHARED
-
 
 _LONG = ("campaign", "zoo")
 """Long proofs, each chosen by the option of its name: ``make campaign``, ``make zoo``."""
+_WORKER_BYTES = 3 << 30
+"""Memory that a process of tests and its children may want."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     for name in _LONG:
         parser.addoption(f"--{name}", action="store_true", help=f"run the tests marked {name!r}, and no others")
+    parser.addoption("--device", action="store_true", help="run the tests marked 'device', and no others")
+
+
+def _for_device(path: Path) -> bool:
+    return path.suffix != ".py" or "pytest.mark.device" in path.read_text(encoding="utf-8")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A device's environment cannot even import the other tests: named files of theirs are left out."""
+    if config.getoption("--device"):
+        config.args = [one for one in config.args if _for_device(Path(one.partition("::")[0]))]
+        if not config.args:
+            pytest.exit("none of these tests is for a device", returncode=pytest.ExitCode.NO_TESTS_COLLECTED)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The same for files that are found."""
+    return True if config.getoption("--device") and not _for_device(collection_path) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run either the chosen long proofs or all other tests."""
+    """Run either the chosen long proofs or all other tests; the long ones first, so that no processor waits at the end
+    for another's last test."""
     wanted = {name for name in _LONG if config.getoption(f"--{name}")}
     marks = [{name for name in _LONG if item.get_closest_marker(name)} for item in items]
     keep = [bool(mark & wanted) if wanted else not mark for mark in marks]
+    if config.getoption("--device"):
+        keep = [kept and item.get_closest_marker("device") is not None for item, kept in zip(items, keep, strict=True)]
     config.hook.pytest_deselected(items=[item for item, kept in zip(items, keep, strict=True) if not kept])
     items[:] = [item for item, kept in zip(items, keep, strict=True) if kept]
+    items.sort(key=lambda item: item.path.is_relative_to(ROOT / "tests" / "unit"))
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip aloud what cannot run here. Where the shared data is, or under CI, nothing may be missing: there a skip is
-    a failure."""
-    if item.get_closest_marker("shared_data") and not SHARED.is_dir():
-        pytest.skip("the shared data is absent (../shared/data)")
-    for mark in item.iter_markers("needs"):
-        for program in mark.args:
-            if shutil.which(program) is None:
-                message = f"the program {program!r} is not installed"
-                if SHARED.is_dir():
-                    pytest.fail(message)
-                pytest.skip(message)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """``-n auto``: a process for each processor that this one may use, as far as there is memory for them."""
+    memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+    available = int(memory["MemAvailable"].split()[0]) * 1024
+    return max(1, min(len(os.sched_getaffinity(0)), available // _WORKER_BYTES))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.conftest import SHARED
-from tests.support import fabric
+from tests.support import fabric, requirements
 
 from kedge_protocol.bundle.layout import Layout
 from kedge_protocol.errors import ConfigError, VerificationError
@@ -40,11 +38,7 @@ class Board:
 
 @pytest.fixture
 def pynq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
-    if importlib.util.find_spec("finn_plus_driver") is None:
-        message = "finn-plus-driver is not installed; `make test` does it"
-        if SHARED.is_dir():
-            pytest.fail(message)
-        pytest.skip(message)
+    requirements.package("finn_plus_driver")
     made = Board(tmp_path)
     for name, value in variables(tmp_path).items():
         monkeypatch.setenv(name, value)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.support import requirements
 from tests.support.importing import Importer, answers, close, importer, signature
 
 from kedge_protocol.errors import ModelError
@@ -19,8 +19,7 @@ __all__ = ["importer"]
 @pytest.fixture(scope="module")
 def keras(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Keras in this process, as the user may have it; its settings stay out of the home folder."""
-    if importlib.util.find_spec("keras") is None and not os.environ.get("KEDGE_CI"):
-        pytest.skip("Keras is not installed")
+    requirements.package("keras")
     os.environ["KERAS_HOME"] = str(tmp_path_factory.mktemp("keras"))
     os.environ["KERAS_BACKEND"] = "torch"
     import keras

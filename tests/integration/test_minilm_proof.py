@@ -20,9 +20,7 @@ import kedge
 import kedge_agent
 from kedge_targets.numerics import Precision
 
-pytestmark = pytest.mark.skipif(
-    minilm.missing() is not None, reason=f"{minilm.missing()} is not installed: run make setup"
-)
+pytestmark = pytest.mark.packages(*minilm.NEEDED)
 Array = npt.NDArray[Any]
 Encoder = Callable[[dict[str, Array]], Array]
 

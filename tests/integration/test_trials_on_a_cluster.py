@@ -12,12 +12,14 @@ from tests.support.compiling import Inputs, small_inputs
 import kedge
 from kedge_protocol.errors import BudgetError, ConfigError
 
-distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'kedge-host[cluster]'")
+pytestmark = pytest.mark.packages("distributed")
 
 
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
     """A real scheduler with two worker processes, on the loopback."""
+    import distributed
+
     cluster = distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None
     )

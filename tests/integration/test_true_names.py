@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tests.support import requirements
 from tests.support.lowering import Calibration, lower
 from tests.support.networks import graph
 
@@ -59,7 +60,7 @@ CONV_MACS, MATMUL_MACS = 8 * 8 * 32 * 4 * 9, 32 * 4
 @pytest.mark.parametrize("device", ["generic-cpu", "intel-cpu", "rpi4", "jetson-orin-nano"])
 def test_int8_is_whole_where_everything_is(device: str, tmp_path: Path) -> None:
     if registry.compiler(target.find(device).backends[0].name).missing():
-        pytest.skip("its toolchain is not installed")
+        requirements.missing(f"the toolchain for {device}", "make toolchains")
     numbers = counted(one_wide_one_narrow(), device, Plan(default=Precision.INT8), tmp_path)
     assert numbers.macs == CONV_MACS + MATMUL_MACS
     assert (numbers.weights_in_integers, numbers.macs_in_integers) == (1.0, 1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import time
@@ -10,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.requirements import program
 
 
 def wait_for(condition: Callable[[], object], timeout: float = 20.0, what: str = "the condition") -> None:
@@ -49,9 +50,10 @@ class Mosquitto:
 
     def start(self) -> None:
         """Start it and wait until it listens."""
-        program = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
         with self._log.open("ab") as output:
-            self._process = subprocess.Popen([program, "-c", str(self._config)], stdout=output, stderr=output)
+            self._process = subprocess.Popen(
+                [program("mosquitto"), "-c", str(self._config)], stdout=output, stderr=output
+            )
         wait_for(self._listens, what=f"mosquitto (see {self._log})")
 
     def _listens(self) -> bool:

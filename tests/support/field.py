@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from kedge.demo.processes import Process, ask, command_of, free_port, run, wait_until
 from kedge.fleet.results import RolloutStatus
 from kedge.fleet.service import FleetService
-from tests.conftest import ROOT, SHARED
+from tests.support import requirements
+from tests.support.requirements import ROOT
 
 DEVICE = ROOT / ".venv-device"
 LEGACY = ROOT / ".venv-legacy"
@@ -24,14 +24,11 @@ LEGACY = ROOT / ".venv-legacy"
 def agent_of(environment: Path) -> str:
     """The agent's command in an environment that ``make test`` sets up.
 
-    The test fails where the environment is missing though the shared data is there, and is skipped aloud elsewhere.
+    Where it is missing, see :func:`tests.support.requirements.missing`.
     """
     command = environment / "bin" / "kedge-agent"
     if not command.exists():
-        message = f"{environment.name} is not set up; `make test` does it"
-        if SHARED.is_dir():
-            pytest.fail(message)
-        pytest.skip(message)
+        requirements.missing(f"the environment {environment.name}", "make setup")
     return str(command)
 
 

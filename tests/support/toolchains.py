@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-
 from kedge_protocol.errors import ToolchainError
 from kedge_targets import toolchain
-from tests.conftest import SHARED
+from tests.support import requirements
 
 DRIVER = '''\
 """Answers with the version of the package "tiny"."""
@@ -59,11 +56,8 @@ def declare(backends: Path, wheel_hash: str, *, driver: str = DRIVER, python: st
 
 
 def required(name: str) -> toolchain.Toolchain:
-    """The real toolchain ``name``: found, or installed where nothing may be missing (the shared data is there, or
-    under CI); else the test is skipped aloud."""
+    """The real toolchain ``name``; where it is not installed, see :func:`tests.support.requirements.missing`."""
     try:
         return toolchain.find(name)
     except ToolchainError as error:
-        if not SHARED.is_dir() and not os.environ.get("KEDGE_CI"):
-            pytest.skip(str(error))
-    return toolchain.install(name)
+        requirements.missing(f"the toolchain {name!r}", f"kedge toolchain install {name} ({error.what})")

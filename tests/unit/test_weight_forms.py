@@ -96,8 +96,10 @@ def test_a_codebook_finds_the_values_that_there_are() -> None:
     np.testing.assert_array_equal(weight_encodings.dequantized(values, Precision.CODEBOOK4, axis=0), values)
 
 
+@pytest.mark.packages("sklearn")
 def test_k_means_is_as_good_as_scikit_learns() -> None:
-    cluster = pytest.importorskip("sklearn.cluster")
+    from sklearn import cluster
+
     values = normal(5000).reshape(-1)
     theirs = cluster.KMeans(16, n_init=5, random_state=0).fit(values[:, None]).inertia_
     table = kmeans.clusters(values, 16)
