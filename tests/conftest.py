@@ -1,23 +1,18 @@
-"""Which tests run, and how many at once."""
+"""Which tests run."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Processes that run tests side by side take one processor each; set before torch and NumPy read it.
-    for _library in ("OMP", "OPENBLAS", "MKL"):
-        os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
 # No test is timed, property tests neither: the machine may be busy.
 settings.register_profile("kedge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kedge")
 
 pytest_plugins = [
+    "tests.support.parallel",
     "tests.support.requirements",
     "tests.support.brokers",
     "tests.support.cpu_durations",
@@ -29,8 +24,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 _LONG = ("campaign", "zoo")
 """Long proofs, each chosen by the option of its name: ``make campaign``, ``make zoo``."""
-_WORKER_BYTES = 3 << 30
-"""Memory that a process of tests and its children may want."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,11 +60,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=[item for item, kept in zip(items, keep, strict=True) if not kept])
     items[:] = [item for item, kept in zip(items, keep, strict=True) if kept]
     items.sort(key=lambda item: item.path.is_relative_to(ROOT / "tests" / "unit"))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """``-n auto``: a process for each processor that this one may use, as far as there is memory for them."""
-    memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-    available = int(memory["MemAvailable"].split()[0]) * 1024
-    return max(1, min(len(os.sched_getaffinity(0)), available // _WORKER_BYTES))
