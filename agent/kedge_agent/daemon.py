@@ -20,6 +20,7 @@ from kedge_agent.effects import EffectRunner, installed_of, installed_runtimes
 from kedge_agent.mqtt_link import Link
 from kedge_agent.name_conflict import NameConflict
 from kedge_agent.serving.bundle_watch import ServingWatch
+from kedge_agent.serving.settings import ServerSettings
 from kedge_agent.serving.supervisor import ServingSupervisor
 from kedge_agent.slots import model_folders
 from kedge_agent.store import Store
@@ -166,7 +167,7 @@ class Daemon:
     def _tick(self, now: float) -> None:
         if self._child is not None and self._child.poll(now):
             self._watch.forget_all()
-            self.post(events.ServingDied(self._child.last_words, self._child.came_up))
+            self.post(events.ServingDied(self._child.last_words, self._child.died_serving))
         for event in self._watch.look():
             self.post(event)
         self.post(events.Tick())
@@ -279,5 +280,5 @@ def _serving_child(config: AgentConfig) -> ServingSupervisor | None:
     if config.listen is None:
         return None
     # What takes three times as long as a load may take is not slow, it hangs.
-    call_seconds = 3 * config.update.serve_deadline
-    return ServingSupervisor(config.state, config.listen, hang_seconds=config.hang_seconds, call_seconds=call_seconds)
+    settings = ServerSettings(load_seconds=3 * config.update.serve_deadline)
+    return ServingSupervisor(config.state, [config.listen], settings, silence_seconds=config.hang_seconds)

@@ -129,6 +129,11 @@ class ModelFolder:
     # Reading: by anybody.
 
     @property
+    def state(self) -> Path:
+        """The agent's state folder."""
+        return self._state
+
+    @property
     def cache(self) -> Path | None:
         """Where the state's owner keeps what backends build on this device; None for other users, who have folders of
         their own: nobody runs what somebody else could have built."""

@@ -1,180 +1,370 @@
-"""HTTP/1.1 (RFC 9112) as far as the serving child needs it: requests with a Content-Length, answers in JSON.
+"""HTTP/1.1 requests (RFC 9112) from bytes: heads in one pass, bodies with a length or in chunks, gzip and deflate.
 
-The standard library's ``http.server`` would do the same, but it brings the mail parser, ``ssl`` and more: 3.3 MiB of
-an agent that has 60.
+The standard library's ``http.server`` brings the mail parser, ``ssl`` and more: 3.3 MiB of an agent that has 60.
 """
 
 from __future__ import annotations
 
 import re
-import socket
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BufferedIOBase, RawIOBase
-from typing import Any
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    import zlib
+
+MAX_HEAD = 64 << 10
+"""Bytes of a whole head, the request line included."""
 _MAX_LINE = 16 << 10
 _MAX_FIELDS = 100
-_MAX_HEAD = 64 << 10
-"""Bytes of a whole head, the request line included."""
-_REQUEST_LINE = re.compile(rb"([A-Z]{1,16}) ([!-~]{1,8192}) HTTP/1\.([01])\Z")
-_FIELD_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
-
-REASONS = {
-    200: "OK",
-    400: "Bad Request",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    408: "Request Timeout",
-    411: "Length Required",
-    413: "Content Too Large",
-    415: "Unsupported Media Type",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-}
+_MAX_CHUNK_LINE = 1 << 10
+_REQUEST_LINE = re.compile(r"([A-Z]{1,16}) ([!-~]{1,8192}) HTTP/1\.([01])\Z")
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_ABSOLUTE = re.compile(r"https?://([^/?#]*)([^#]*)\Z", re.IGNORECASE)
+_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\Z")
 
 
 class RefusedError(Exception):
-    """A request that gets no further than its head.
+    """A request that is no further read; the connection is closed after the answer.
 
     Args:
-        status: to answer with; the connection is closed after it.
+        status: to answer with.
         text: what was wrong.
+        fields: more header fields of the answer.
     """
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, fields: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(text)
         self.status = status
         self.text = text
+        self.fields = fields
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Head:
     """A request without its body.
 
     Attributes:
+        path: percent-decoded, without the query.
         fields: header fields, names in lower case.
+        authority: host and port that the client asks for; None where an HTTP/1.0 request names none.
         keep_alive: whether the client wants to send another request on the connection.
+        minor: 1 for HTTP/1.1.
     """
 
     method: str
     path: str
+    query: str
     fields: dict[str, str]
+    authority: str | None
     keep_alive: bool
-
-    def body_length(self, limit: int) -> int:
-        """Bytes of the body.
-
-        Raises:
-            RefusedError: no length, more than ``limit``, or a body in a form that is not taken.
-        """
-        if "transfer-encoding" in self.fields:
-            raise RefusedError(411, "send the body with a Content-Length")
-        if self.fields.get("content-encoding", "identity") != "identity":
-            raise RefusedError(415, "send the body without a Content-Encoding")
-        if "inference-header-content-length" in self.fields:
-            raise RefusedError(400, "binary tensors are not offered, send JSON")
-        text = self.fields.get("content-length", "0")
-        if not (text.isascii() and text.isdecimal()):
-            raise RefusedError(400, "the Content-Length is no number")
-        # The length of the text first: a number of thousands of digits takes long to read.
-        if len(text) > 18 or int(text) > limit:
-            raise RefusedError(413, f"the body is larger than {limit} bytes")
-        return int(text)
+    minor: int
 
 
-class Source(RawIOBase):
-    """What a client sends. Each wait is bound, and so is the whole of a head or a body: a byte now and then must not
-    hold a connection for ever.
+def parse_head(raw: bytes) -> Head:
+    """Parse a head.
 
     Args:
-        connection: to read from.
-        idle: seconds that one wait may last.
-    """
-
-    def __init__(self, connection: socket.socket, idle: float) -> None:
-        self._connection = connection
-        self._idle = idle
-        self._allowed = 0.0
-        self._until: float | None = None
-
-    def within(self, seconds: float) -> None:
-        """What is read from here on must come within so many seconds of its first byte."""
-        self._allowed, self._until = seconds, None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Raises TimeoutError where the client takes too long."""
-        left = self._idle if self._until is None else self._until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the request takes too long")
-        self._connection.settimeout(min(self._idle, left))
-        got = self._connection.recv_into(buffer)
-        if self._until is None:
-            self._until = time.monotonic() + self._allowed
-        return got
-
-
-def read_head(stream: BufferedIOBase) -> Head | None:
-    """Read up to the empty line.
-
-    Returns:
-        None where the client closed the connection instead of sending a request.
+        raw: up to the empty line, without it.
 
     Raises:
-        RefusedError: no HTTP/1.x, or too long.
+        RefusedError: not HTTP/1.x, or too long.
     """
-    line = _line(stream)
-    if line == b"":
-        # One empty line may follow the body of the request before.
-        line = _line(stream)
-    if line is None:
-        return None
-    match = _REQUEST_LINE.match(line)
+    if raw.count(b"\n") != raw.count(b"\r\n") or raw.count(b"\r") != raw.count(b"\r\n"):
+        raise RefusedError(400, "lines of a head end with CRLF")
+    first, *lines = raw.decode("latin-1").split("\r\n")
+    match = _REQUEST_LINE.match(first)
     if match is None:
+        if len(first) > 8192:
+            raise RefusedError(431, "the request line is too long")
         raise RefusedError(400, "not a request of HTTP/1.1")
-    method, path, minor = (part.decode("ascii") for part in match.groups())
+    method, target, minor = match[1], match[2], int(match[3])
+    if len(lines) > _MAX_FIELDS:
+        raise RefusedError(431, "too many header fields")
+    fields = _fields(lines)
+    path, query, authority = _target(method, target, fields.get("host"))
+    if minor == 1 and "host" not in fields:
+        raise RefusedError(400, "an HTTP/1.1 request needs a Host field")
+    connection = fields.get("connection")
+    keep_alive = minor == 1
+    if connection is not None:
+        options = {option.strip().lower() for option in connection.split(",")}
+        keep_alive = "close" not in options if minor == 1 else "keep-alive" in options
+    return Head(method, path, query, fields, authority, keep_alive, minor)
+
+
+def _fields(lines: list[str]) -> dict[str, str]:
     fields: dict[str, str] = {}
-    count, size = 0, len(line)
-    while line := _line(stream):
-        count, size = count + 1, size + len(line)
-        if count > _MAX_FIELDS:
-            raise RefusedError(431, "too many header fields")
-        if size > _MAX_HEAD:
-            raise RefusedError(431, "the head is too long")
-        name, colon, value = line.partition(b":")
+    for line in lines:
+        if len(line) > _MAX_LINE:
+            raise RefusedError(431, "a line of the head is too long")
+        name, colon, text = line.partition(":")
         if not colon or not _FIELD_NAME.match(name):
             raise RefusedError(400, "a header field is malformed")
-        key, text = name.decode("ascii").lower(), value.strip(b" \t").decode("latin-1")
-        if key == "content-length" and fields.get(key, text) != text:
-            raise RefusedError(400, "two lengths are given")
-        repeated = key in fields and key != "content-length"
-        # RFC 9110, section 5.2: fields of one name are one field.
-        fields[key] = f"{fields[key]}, {text}" if repeated else text
-    if line is None:
+        text = text.strip(" \t")
+        if _CONTROL.search(text):
+            raise RefusedError(400, "a header field holds a control character")
+        key = name.lower()
+        if key not in fields:
+            fields[key] = text
+        elif key == "content-length":
+            if fields[key] != text:
+                raise RefusedError(400, "two lengths are given")
+        elif key == "host":
+            raise RefusedError(400, "two Host fields are given")
+        else:
+            # RFC 9110, section 5.2: fields of one name are one field.
+            fields[key] = f"{fields[key]}, {text}"
+    return fields
+
+
+def _target(method: str, target: str, host: str | None) -> tuple[str, str, str | None]:
+    """Path, query and authority of a request target in origin-, absolute- or asterisk-form (RFC 9112, section 3.2)."""
+    if target.startswith("/"):
+        path, _, query = target.partition("?")
+        authority = host
+    elif target == "*" and method == "OPTIONS":
+        return "*", "", host
+    else:
+        match = _ABSOLUTE.match(target)
+        if match is None or not match[1]:
+            raise RefusedError(400, "the request target is neither a path nor an http URL")
+        authority = match[1]
+        path, _, query = match[2].partition("?")
+        path = path or "/"
+    if "#" in path or "#" in query:
+        raise RefusedError(400, "the request target has a fragment")
+    return decoded_path(path) if "%" in path else path, query, authority
+
+
+def decoded_path(path: str) -> str:
+    """A path without its percent escapes.
+
+    Raises:
+        RefusedError: an escape that is none, or bytes that are not UTF-8.
+    """
+
+    def byte(match: re.Match[bytes]) -> bytes:
+        if match[1] is None:
+            raise RefusedError(400, "the path has a malformed escape")
+        return bytes((int(match[1], 16),))
+
+    try:
+        return _ESCAPE.sub(byte, path.encode("latin-1")).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RefusedError(400, "the path is not UTF-8") from error
+
+
+def body_of(head: Head, limit: int) -> Body | None:
+    """What will take a request's body; None where it has none.
+
+    Args:
+        limit: bytes that the body may have.
+
+    Raises:
+        RefusedError: it is too large, or in a form that is not taken.
+    """
+    fields = head.fields
+    coding = fields.get("transfer-encoding")
+    text = fields.get("content-length")
+    if coding is None and text is None:
         return None
-    options = {option.strip().lower() for option in fields.get("connection", "").split(",")}
-    return Head(method, path, fields, "close" not in options if minor == "1" else "keep-alive" in options)
+    encoding = fields.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
+        raise RefusedError(415, "the Content-Encoding is none of gzip, deflate and identity")
+    inflater = None if encoding == "identity" else Inflater(encoding, limit)
+    if coding is not None:
+        if text is not None or head.minor == 0:
+            raise RefusedError(400, "a Transfer-Encoding does not go with a Content-Length, nor with HTTP/1.0")
+        if coding.strip().lower() != "chunked":
+            raise RefusedError(501, "the Transfer-Encoding is not 'chunked'")
+        return ChunkedBody(limit, inflater)
+    if text is None or not (text.isascii() and text.isdecimal()):
+        raise RefusedError(400, "the Content-Length is no number")
+    # The length of the text first: a number of thousands of digits takes long to read.
+    if len(text) > 18 or int(text) > limit:
+        raise RefusedError(413, f"the body is larger than {limit} bytes")
+    length = int(text)
+    return LengthBody(length, inflater) if length else None
 
 
-def _line(stream: BufferedIOBase) -> bytes | None:
-    line = stream.readline(_MAX_LINE + 1)
-    if len(line) > _MAX_LINE:
-        raise RefusedError(431, "a line of the head is too long")
-    if not line.endswith(b"\n"):
-        return None
-    return line[:-1].removesuffix(b"\r")
+class Body:
+    """Takes the bytes of one body as they come.
+
+    Attributes:
+        done: whether the whole has come.
+        held: bytes that it keeps in memory now.
+    """
+
+    done = False
+    held = 0
+
+    def feed(self, data: memoryview) -> int:
+        """Take what belongs to the body; returns how many bytes that was.
+
+        Raises:
+            RefusedError: too large or malformed.
+        """
+        raise NotImplementedError
+
+    def content(self) -> bytes:
+        """The whole body, once it is done; to be called once.
+
+        Raises:
+            RefusedError: compressed data that ends too early.
+        """
+        raise NotImplementedError
 
 
-def answer(status: int, body: bytes, *, keep_alive: bool, head_only: bool = False) -> bytes:
-    """The bytes of a whole answer with a JSON body; of its head alone for a HEAD (RFC 9110, section 9.3.2)."""
-    head = (
-        f"HTTP/1.1 {status} {REASONS.get(status, 'Error')}\r\n"
-        "Content-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n"
-        f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
-    )
-    return head.encode("ascii") + (b"" if head_only else body)
+class LengthBody(Body):
+    """A body whose length was given."""
+
+    def __init__(self, length: int, inflater: Inflater | None) -> None:
+        self._left = length
+        self._parts: list[bytes] = []
+        self._inflater = inflater
+
+    def feed(self, data: memoryview) -> int:
+        taken = min(len(data), self._left)
+        part = bytes(data[:taken])
+        self._left -= taken
+        if self._inflater is not None:
+            part = self._inflater.inflate(part)
+        _append(self._parts, part)
+        self.held += len(part)
+        self.done = not self._left
+        return taken
+
+    def content(self) -> bytes:
+        return _joined(self._parts, self._inflater)
+
+
+class ChunkedBody(Body):
+    """A body in chunks (RFC 9112, section 7.1); trailers are passed over."""
+
+    def __init__(self, limit: int, inflater: Inflater | None) -> None:
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._inflater = inflater
+        self._line = b""
+        self._left = 0
+        self._total = 0
+        self._expects = "size"
+        self._trailers = 0
+
+    def feed(self, data: memoryview) -> int:
+        at = 0
+        while at < len(data) and not self.done:
+            at += self._data(data[at:]) if self._expects == "data" else self._control(data[at:])
+        return at
+
+    def content(self) -> bytes:
+        return _joined(self._parts, self._inflater)
+
+    def _data(self, data: memoryview) -> int:
+        taken = min(len(data), self._left)
+        part = bytes(data[:taken])
+        if self._inflater is not None:
+            part = self._inflater.inflate(part)
+        _append(self._parts, part)
+        self.held += len(part)
+        self._left -= taken
+        if not self._left:
+            self._expects = "end of chunk"
+        return taken
+
+    def _control(self, data: memoryview) -> int:
+        """Take bytes of a line; act on it once it is whole."""
+        room = _MAX_CHUNK_LINE - len(self._line)
+        piece = bytes(data[:room])
+        end = piece.find(b"\n")
+        if end < 0:
+            if len(piece) == room:
+                raise RefusedError(400, "a line between chunks is too long")
+            self._line += piece
+            return len(piece)
+        line = self._line + piece[: end + 1]
+        self._line = b""
+        if not line.endswith(b"\r\n"):
+            raise RefusedError(400, "lines between chunks end with CRLF")
+        self._on_line(line[:-2])
+        return end + 1
+
+    def _on_line(self, line: bytes) -> None:
+        if self._expects == "size":
+            match = _CHUNK_SIZE.match(line)
+            if match is None:
+                raise RefusedError(400, "the size of a chunk is malformed")
+            self._left = int(match[1], 16)
+            self._total += self._left
+            if self._total > self._limit:
+                raise RefusedError(413, f"the body is larger than {self._limit} bytes")
+            self._expects = "data" if self._left else "trailer"
+        elif self._expects == "end of chunk":
+            if line:
+                raise RefusedError(400, "a chunk is longer than it says")
+            self._expects = "size"
+        elif line:
+            self._trailers += 1
+            if self._trailers > _MAX_FIELDS:
+                raise RefusedError(431, "too many trailers")
+        else:
+            self.done = True
+
+
+class Inflater:
+    """Decompresses a body, no further than its limit."""
+
+    def __init__(self, encoding: str, limit: int) -> None:
+        self._gzip = encoding != "deflate"
+        self._limit = limit
+        self._total = 0
+        self._object: zlib._Decompress | None = None
+
+    def inflate(self, data: bytes) -> bytes:
+        """What more of the data can be read now.
+
+        Raises:
+            RefusedError: malformed, or larger than the limit.
+        """
+        import zlib
+
+        if self._object is None and data:
+            # "deflate" is the zlib format (RFC 9110, section 8.4.1.2), but some send the bare one.
+            zlib_format = not self._gzip and data[0] & 0x0F == 8
+            self._object = zlib.decompressobj(31 if self._gzip else 15 if zlib_format else -15)
+        if self._object is None:
+            return b""
+        try:
+            out = self._object.decompress(data, self._limit - self._total + 1)
+        except zlib.error as error:
+            raise RefusedError(400, "the compressed body is malformed") from error
+        self._total += len(out)
+        if self._total > self._limit or self._object.unconsumed_tail:
+            raise RefusedError(413, f"the body is larger than {self._limit} bytes when it is decompressed")
+        if self._object.unused_data:
+            raise RefusedError(400, "something follows the compressed body")
+        return out
+
+    @property
+    def complete(self) -> bool:
+        """Whether the compressed data came to their end."""
+        return self._object is not None and self._object.eof
+
+
+def _append(parts: list[bytes], part: bytes) -> None:
+    # Pieces of one byte each would cost fifty times their size as objects.
+    if parts and len(part) < 1024 and len(parts[-1]) < 1 << 16:
+        parts[-1] += part
+    else:
+        parts.append(part)
+
+
+def _joined(parts: list[bytes], inflater: Inflater | None) -> bytes:
+    if inflater is not None and not inflater.complete:
+        raise RefusedError(400, "the compressed body ends too early")
+    whole = parts[0] if len(parts) == 1 else b"".join(parts)
+    parts.clear()
+    return whole

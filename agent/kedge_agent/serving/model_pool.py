@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kedge_agent import malloc, slots
 from kedge_agent.model import Model
+from kedge_agent.serving.statistics import Statistics
+from kedge_agent.serving.worker_pool import Monitor, WorkerPool
 from kedge_protocol import codec
 from kedge_protocol.errors import KedgeError
 
@@ -25,6 +28,8 @@ class Entry:
     Attributes:
         folder: of the model on disk.
         generation: that was looked at last.
+        workers: run its calls.
+        unloaded: by a client's wish; it is not loaded before a client wants it again.
         model: None where nothing could be loaded.
         error: why the bundle that is installed now does not serve; an older one may serve still.
         untold: what is to be told to the agent and could not be yet.
@@ -33,7 +38,10 @@ class Entry:
 
     folder: slots.ModelFolder
     generation: int
+    workers: WorkerPool
+    statistics: Statistics = field(default_factory=Statistics)
     model: Model | None = None
+    unloaded: bool = False
     error: str | None = None
     untold: slots.Serving | None = None
     unwritten: slots.Serving | None = None
@@ -45,12 +53,26 @@ class ServedModels:
     Args:
         state: the agent's state folder.
         tell: told what was loaded of a model; returns whether the agent heard.
+        workers: makes the pool of threads that run a model's calls, by the model's name.
+        monitor: is told which model is being loaded.
+        excluded: digests of bundles that are not loaded: they took the process down.
     """
 
-    def __init__(self, state: Path, tell: Callable[[str, slots.Serving], bool] = lambda *_: True) -> None:
+    def __init__(
+        self,
+        state: Path,
+        tell: Callable[[str, slots.Serving], bool] = lambda *_: True,
+        workers: Callable[[str], WorkerPool] = WorkerPool,
+        monitor: Monitor | None = None,
+        excluded: Sequence[str] = (),
+    ) -> None:
         self.state = state
-        self.scanning_since: float | None = None
-        """Steady clock at the beginning of the scan under way; a load may hang in it."""
+        self._monitor = monitor
+        self._excluded = frozenset(excluded)
+        self._loading: tuple[str, float] | None = None
+        self._workers = workers
+        self._turn = threading.RLock()
+        """One load at a time."""
         self._tell = tell
         self._entries: dict[str, Entry] = {}
         self.scanned = False
@@ -66,20 +88,46 @@ class ServedModels:
     def watch(self, stop: threading.Event, *, period: float = 0.5) -> None:
         """Scan every ``period`` seconds until ``stop`` is set."""
         while not stop.is_set():
-            self.scanning_since = time.monotonic()
             try:
                 self.scan()
             except Exception:
                 # One bad look at the disk must not end the watch.
                 log.exception("the models folder could not be scanned")
-            self.scanning_since = None
             stop.wait(period)
 
     def scan(self) -> None:
         """Look once: load what is new or switched, let go of what was removed."""
+        with self._turn:
+            self._scan()
+
+    def load(self, name: str) -> None:
+        """Load a model that a client had unloaded, or load it anew; :attr:`Entry.error` says how that went."""
+        with self._turn:
+            entry = self._entries.get(name)
+            if entry is None:
+                return
+            old: Model | None = entry.model
+            entry.unloaded, entry.model = False, None
+            self._load(entry)
+            if old is not None:
+                old.close()
+
+    def unload(self, name: str) -> None:
+        """Let go of a model until a client loads it again. Calls under way end well."""
+        with self._turn:
+            entry = self._entries.get(name)
+            if entry is not None:
+                entry.unloaded, entry.error = True, "it was unloaded"
+                model, entry.model = entry.model, None
+                if model is not None:
+                    model.close()
+                malloc.give_back()
+
+    def _scan(self) -> None:
         names = slots.model_names(self.state)
         for name in set(self._entries) - set(names):
             entry = self._entries.pop(name)
+            entry.workers.close()
             if entry.model is not None:
                 entry.model.close()
             log.info("%s was removed", name)
@@ -93,8 +141,10 @@ class ServedModels:
         # In this order: a switch between the two lines is seen again in the next scan.
         generation = folder.generation()
         slot = folder.current()
+        if entry is not None and entry.unloaded:
+            return
         if slot is not None and (entry is None or entry.generation != generation):
-            entry = entry or Entry(folder, generation)
+            entry = entry or Entry(folder, generation, self._workers(name))
             self._load(entry)
             malloc.give_back()
             entry.generation = generation
@@ -123,11 +173,46 @@ class ServedModels:
         except KedgeError as error:
             complain("%s", error)
 
+    def hung(self, now: float, call_seconds: float, load_seconds: float) -> str | None:
+        """The model whose call or load has been under way for too long (steady clock); None where all is well."""
+        loading = self._loading
+        if loading is not None and now - loading[1] > load_seconds:
+            return loading[0]
+        late = (entry for entry in list(self._entries.values()) if entry.workers.longest_call(now) > call_seconds)
+        return next((entry.folder.name for entry in late), None)
+
+    @contextlib.contextmanager
+    def _watched(self, name: str) -> Iterator[None]:
+        """While a model is loaded the agent can see which one."""
+        self._loading = name, time.monotonic()
+        row = memoryview(bytearray(1)) if self._monitor is None else self._monitor.row(name)
+        row[0] = 1
+        if self._monitor is not None:
+            self._monitor.loading(True)
+        try:
+            yield
+        finally:
+            self._loading = None
+            if self._monitor is not None:
+                self._monitor.loading(False)
+                self._monitor.give_back(row)
+
     def _load(self, entry: Entry) -> None:
+        current = entry.folder.current()
+        if current is not None and current.digest in self._excluded:
+            entry.model = None
+            entry.error = "its runtime has taken the serving process down several times; it is not loaded again"
+            log.error("%s %s is not loaded: %s", entry.folder.name, current.digest, entry.error)
+            return
+        with self._watched(entry.folder.name):
+            self._load_now(entry)
+
+    @staticmethod
+    def _load_now(entry: Entry) -> None:
         entry.error = None
         try:
             if entry.model is None:
-                entry.model = Model(entry.folder.name, state=self.state)
+                entry.model = Model(entry.folder.name, state=entry.folder.state)
             else:
                 entry.model.refresh()
                 if entry.model.failure is not None:

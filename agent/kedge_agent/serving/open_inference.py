@@ -1,286 +1,351 @@
-"""The Open Inference Protocol, version 2, REST and JSON (kserve/open-inference-protocol): requests in, answers out,
-without a socket.
-
-Tensors are JSON numbers, flat in row-major order or nested; binary tensors are not offered.
-"""
+"""The Open Inference Protocol, version 2, over REST (kserve/open-inference-protocol), with its extensions for binary
+tensors, classification, statistics and the model repository."""
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import platform
+from collections.abc import Callable, Sequence
+from time import perf_counter_ns
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 import kedge_protocol
 from kedge_agent.model import Loaded
+from kedge_agent.serving import binary_tensors, infer_request, json_tensors
+from kedge_agent.serving.datatypes import Array, described, name_of
+from kedge_agent.serving.handler import Job, Request, Response, error_response, json_response
+from kedge_agent.serving.infer_request import InferResult, RequestedOutput
 from kedge_agent.serving.model_pool import Entry, ServedModels
-from kedge_protocol.bundle.config import BundleConfig, TensorSpec
+from kedge_agent.serving.statistics import Counts
 from kedge_protocol.bundle.layout import Bundle
 from kedge_protocol.errors import InputError, KedgeError
 
-Array = npt.NDArray[Any]
-
 log = logging.getLogger("kedge.serving")
 
-DATATYPES = {
-    "BOOL": "bool",
-    "UINT8": "uint8",
-    "UINT16": "uint16",
-    "UINT32": "uint32",
-    "UINT64": "uint64",
-    "INT8": "int8",
-    "INT16": "int16",
-    "INT32": "int32",
-    "INT64": "int64",
-    "FP16": "float16",
-    "FP32": "float32",
-    "FP64": "float64",
-}
-"""Datatype of the protocol → numpy's dtype."""
-_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
-_MAX_RANK = 16
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
+_HEADER_LENGTH = "Inference-Header-Content-Length"
+_NOT_FINITE = "the result is not finite (NaN or infinity), JSON cannot say it; ask for it as binary data"
+_FLEET_DECIDES = "the fleet's desired state decides which models this device loads; roll a release out instead"
 
 
-@dataclass(frozen=True)
-class Answer:
-    """An HTTP status and the JSON body."""
+class NoModelError(Exception):
+    """A path names no model that can answer.
 
-    status: int
-    body: dict[str, Any]
+    Args:
+        status: 404 or 503.
+        text: why.
+    """
 
-    def encode(self) -> bytes:
-        """The body's bytes.
-
-        Raises:
-            ValueError: a number that JSON does not have (NaN, infinity).
-        """
-        return json.dumps(self.body, allow_nan=False, separators=(",", ":")).encode()
-
-
-def refusal(status: int, text: str) -> Answer:
-    """An error as the protocol writes it."""
-    return Answer(status, {"error": text})
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
 
 
 class InferenceHandler:
-    """Answers requests with the models that are loaded.
+    """Answers what lies below ``/v2``.
 
     Args:
         models: looked up anew in each request.
+        fleet: models come and go as the fleet wants it; ``load`` and ``unload`` are refused.
     """
 
-    def __init__(self, models: ServedModels) -> None:
+    def __init__(self, models: ServedModels, *, fleet: bool = True) -> None:
         self._models = models
-
-    def answer(self, method: str, path: str, body: bytes = b"") -> Answer:
-        """Answer one request; nothing is raised.
-
-        Args:
-            method: ``GET`` or ``POST``.
-            path: of the URL, a query is passed over.
-            body: of a POST.
-        """
-        parts = path.partition("?")[0].strip("/").split("/")
-        if parts[0] != "v2":
-            return refusal(404, "unknown path; the Open Inference Protocol begins at /v2")
-        if parts[1:2] == ["models"] and len(parts) > 2:
-            return self._of_model(method, parts[2], parts[3:], body)
-        plain: dict[tuple[str, ...], Callable[[], Answer]] = {
+        self._fleet = fleet
+        self._plain: dict[tuple[str, ...], Callable[[], Response]] = {
             (): self._server,
-            ("health", "live"): lambda: Answer(200, {"live": True}),
+            ("health", "live"): lambda: json_response(200, {"live": True}),
             ("health", "ready"): self._ready,
+            ("models", "stats"): self._all_statistics,
         }
-        found = plain.get(tuple(parts[1:]))
-        if found is None:
-            return refusal(404, f"unknown path {path[:200]!r}")
-        return found() if method == "GET" else refusal(405, f"{method} is not for this path")
 
-    def _server(self) -> Answer:
-        return Answer(200, {"name": "kedge-agent", "version": kedge_protocol.__version__, "extensions": []})
+    def methods(self, path: str) -> Sequence[str]:
+        """See :class:`kedge_agent.serving.handler.Handler`."""
+        parts = _parts(path)
+        if not (path == "/v2" or path.startswith("/v2/")):
+            return ()
+        if tuple(parts) in self._plain:
+            return ("GET",)
+        if parts[:1] == ["repository"]:
+            found = parts[1:] == ["index"] or (parts[1:2] == ["models"] and parts[3:] in (["load"], ["unload"]))
+            return ("POST",) if found else ()
+        if parts[:1] != ["models"] or len(parts) < 2:
+            return ()
+        rest = parts[4:] if parts[2:3] == ["versions"] else parts[2:]
+        if rest == ["infer"]:
+            return ("POST",)
+        return ("GET",) if rest in ([], ["ready"], ["config"], ["stats"]) else ()
 
-    def _ready(self) -> Answer:
-        if not self._models.scanned:
-            return Answer(503, {"ready": False, "error": "the models are still being loaded"})
-        found = ((name, self._models.get(name)) for name in self._models.names())
-        failed = [f"{name}: {entry.error}" for name, entry in found if entry is not None and entry.model is None]
-        if failed:
-            return Answer(503, {"ready": False, "error": "; ".join(failed)})
-        return Answer(200, {"ready": True})
+    def route(self, request: Request) -> Response | Job:
+        """See :class:`kedge_agent.serving.handler.Handler`."""
+        parts = _parts(request.path)
+        plain = self._plain.get(tuple(parts))
+        if plain is not None:
+            return plain()
+        try:
+            if parts[0] == "repository":
+                return self._repository(parts[1:], request)
+            version = parts[3] if parts[2:3] == ["versions"] and len(parts) > 3 else None
+            rest = parts[4:] if version is not None else parts[2:]
+            return self._of_model(parts[1], version, rest, request)
+        except NoModelError as error:
+            return error_response(error.status, error.text)
 
-    def _of_model(self, method: str, name: str, rest: list[str], body: bytes) -> Answer:
+    def find(self, name: str, version: str | None) -> tuple[Entry, Loaded]:
+        """The model of a name, and the bundle that answers now.
+
+        Raises:
+            NoModelError: none is there, or it cannot answer.
+        """
         entry = self._models.get(name)
         if entry is None:
             if not self._models.scanned:
-                return refusal(503, "the models are still being loaded")
+                raise NoModelError(503, "the models are still being loaded")
             there = ", ".join(self._models.names()) or "none"
-            return refusal(404, f"no model {name[:80]!r} is installed; installed are: {there}")
-        model = entry.model
-        if model is None:
-            return refusal(503, f"the model {name!r} is not ready: {entry.error}")
+            raise NoModelError(404, f"no model {name[:80]!r} is installed; installed are: {there}")
+        if entry.model is None:
+            raise NoModelError(503, f"the model {name!r} is not ready: {entry.error}")
         try:
-            loaded = model.loaded()
-        except InputError as error:
-            return refusal(503, f"the model {name!r} is not ready: {error}")  # it was removed meanwhile
-        if rest[:1] == ["versions"] and len(rest) > 1:
-            version = loaded.bundle.config.version
-            if rest[1] != version:
-                return refusal(404, f"version {rest[1][:80]!r} does not serve; {version!r} does")
-            rest = rest[2:]
+            loaded = entry.model.loaded()
+        except InputError as error:  # it was removed meanwhile
+            raise NoModelError(503, f"the model {name!r} is not ready: {error}") from error
+        serves = loaded.bundle.config.version
+        if version is not None and version != serves:
+            raise NoModelError(404, f"version {version[:80]!r} does not serve; {serves!r} does")
+        return entry, loaded
+
+    def _of_model(self, name: str, version: str | None, rest: list[str], request: Request) -> Response | Job:
+        entry, loaded = self.find(name, version)
         if rest == ["infer"]:
-            return self._infer(name, loaded, body) if method == "POST" else refusal(405, "infer takes a POST")
-        if rest not in ([], ["ready"]):
-            return refusal(404, f"unknown path below the model {name!r}")
-        if method != "GET":
-            return refusal(405, f"{method} is not for this path")
-        return Answer(200, {"name": name, "ready": True}) if rest else _metadata(name, entry, loaded.bundle)
+            arrived = perf_counter_ns()
+            return Job(entry.workers, lambda: self._infer(name, version, request, arrived))
+        if rest == ["ready"]:
+            return json_response(200, {"name": name, "ready": True})
+        if rest == ["config"]:
+            return json_response(200, configuration(name, loaded.bundle))
+        if rest == ["stats"]:
+            return json_response(200, {"model_stats": [statistics(name, entry, loaded.bundle)]})
+        return json_response(200, metadata(name, loaded.bundle, entry.error))
 
-    def _infer(self, name: str, loaded: Loaded, body: bytes) -> Answer:
-        config = loaded.bundle.config
+    def _infer(self, name: str, version: str | None, request: Request, arrived: int) -> Response:
+        begun = perf_counter_ns()
         try:
-            request = _parsed(body)
-            wanted = _wanted(request, config)
-            inputs = _inputs(request)
-            result = loaded(inputs, {})
-        except InputError as error:
-            return refusal(400, str(error))
-        except KedgeError as error:
-            log.error("%s: %s", name, error)
-            return refusal(500, str(error))
-        except Exception as error:
-            # Whatever a runtime may raise: one call fails, the server goes on.
-            log.exception("%s: a call failed", name)
-            return refusal(500, f"{type(error).__name__}: {error}")
-        outputs = result if isinstance(result, dict) else {config.outputs[0].name: result}
-        tensors = [_tensor(output, outputs[output]) for output in wanted or outputs]
-        answer: dict[str, Any] = {"model_name": name, "model_version": config.version, "outputs": tensors}
-        if isinstance(request.get("id"), str):
-            answer["id"] = request["id"]
-        return Answer(200, answer)
+            # Looked up here, not when it was queued: the bundle may have been switched while it waited.
+            entry, loaded = self.find(name, version)
+        except NoModelError as error:
+            return error_response(error.status, error.text)
+        counts = entry.statistics.mine()
+        try:
+            header = request.fields.get("inference-header-content-length")
+            asked = infer_request.from_json(request.body, header, loaded.bundle.config)
+            read = perf_counter_ns()
+            result = infer_request.run(loaded, asked)
+            ran = perf_counter_ns()
+            response = answer(name, asked.id, result)
+        except BaseException:
+            counts.record_failure(perf_counter_ns() - arrived)
+            raise
+        counts.record(
+            samples=samples_of(asked.inputs),
+            queue=begun - arrived,
+            input=read - begun,
+            infer=ran - read,
+            output=perf_counter_ns() - ran,
+        )
+        return response
+
+    def _repository(self, parts: list[str], request: Request) -> Response | Job:
+        if parts == ["index"]:
+            return json_response(200, self._index(request.body))
+        name, verb = parts[1], parts[2]
+        if self._fleet:
+            return error_response(403, _FLEET_DECIDES)
+        entry = self._models.get(name)
+        if entry is None:
+            raise NoModelError(404, f"no model {name[:80]!r} is here")
+        return Job(entry.workers, lambda: self._load(name) if verb == "load" else self._unload(name))
+
+    def _load(self, name: str) -> Response:
+        self._models.load(name)
+        entry = self._models.get(name)
+        error = "it was removed" if entry is None else entry.error
+        return json_response(200, {}) if error is None else error_response(400, f"the model {name!r}: {error}")
+
+    def _unload(self, name: str) -> Response:
+        self._models.unload(name)
+        return json_response(200, {})
+
+    def _index(self, body: bytes) -> list[dict[str, str]]:
+        only_ready = bool(body) and json_tensors.parse(body, ()).get("ready") is True
+        rows = [index_row(name, entry) for name in self._models.names() if (entry := self._models.get(name))]
+        return [row for row in rows if not only_ready or row["state"] == "READY"]
+
+    def _server(self) -> Response:
+        return json_response(200, server_metadata())
+
+    def _ready(self) -> Response:
+        reason = self.not_ready()
+        return json_response(200, {"ready": True}) if reason is None else _not_ready(reason)
+
+    def not_ready(self) -> str | None:
+        """Why not all models are ready; None where they are."""
+        if not self._models.scanned:
+            return "the models are still being loaded"
+        found = ((name, self._models.get(name)) for name in self._models.names())
+        failed = [
+            f"{name}: {entry.error}"
+            for name, entry in found
+            if entry is not None and entry.model is None and not entry.unloaded
+        ]
+        return "; ".join(failed) or None
+
+    def _all_statistics(self) -> Response:
+        rows = []
+        for name in self._models.names():
+            try:
+                entry, loaded = self.find(name, None)
+            except NoModelError:
+                continue
+            rows.append(statistics(name, entry, loaded.bundle))
+        return json_response(200, {"model_stats": rows})
 
 
-def _metadata(name: str, entry: Entry, bundle: Bundle) -> Answer:
+def answer(name: str, identifier: str, result: InferResult) -> Response:
+    """The response to an inference request, as JSON, or with binary tensors behind it."""
+    tensors: list[dict[str, Any]] = []
+    binary: list[bytes | memoryview] = []
+    try:
+        for output, array in result.outputs:
+            tensors.append(_tensor(output, array, binary))
+    except (ValueError, UnicodeDecodeError):
+        return error_response(422, _NOT_FINITE)
+    content: dict[str, Any] = {"model_name": name, "model_version": result.version, "outputs": tensors}
+    if identifier:
+        content["id"] = identifier
+    if result.conversions:
+        content["parameters"] = {"converted": "; ".join(f"{key}: {how}" for key, how in result.conversions.items())}
+    encoded = json_tensors.encoded(content)
+    if not binary:
+        return Response(200, encoded)
+    fields = ((_HEADER_LENGTH, str(len(encoded))),)
+    return Response(200, [encoded, *binary], "application/octet-stream", fields)
+
+
+def _tensor(output: RequestedOutput, array: Array, binary: list[bytes | memoryview]) -> dict[str, Any]:
+    datatype = "BYTES" if array.dtype.kind == "O" else name_of(array.dtype.name)
+    described: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": list(array.shape)}
+    if output.binary:
+        raw = binary_tensors.bytes_of(array)
+        described["parameters"] = {"binary_data_size": len(raw)}
+        binary.append(raw)
+    else:
+        described["data"] = json_tensors.data_of(array)
+    return described
+
+
+def samples_of(inputs: dict[str, Array]) -> int:
+    """Samples in a request: the length of the first axis."""
+    first = next(iter(inputs.values()), None)
+    return 1 if first is None or not first.ndim else int(first.shape[0])
+
+
+def server_metadata() -> dict[str, Any]:
+    """What the server says of itself."""
+    return {"name": "kedge-agent", "version": kedge_protocol.__version__, "extensions": list(EXTENSIONS)}
+
+
+def metadata(name: str, bundle: Bundle, failure: str | None) -> dict[str, Any]:
+    """What a model takes and gives."""
     config = bundle.config
-    return Answer(
-        200,
-        {
-            "name": name,
-            "versions": [config.version],
-            "platform": f"kedge_{config.backend}",
-            "inputs": [_described(spec) for spec in config.inputs],
-            "outputs": [_described(spec) for spec in config.outputs],
-            "parameters": {"digest": bundle.digest, "labels": list(config.labels), "failure": entry.error},
-        },
-    )
-
-
-def _described(spec: TensorSpec) -> dict[str, Any]:
-    shape = [-1 if axis is None else axis for axis in spec.shape]
-    return {"name": spec.name, "datatype": _NAMES.get(spec.dtype, spec.dtype.upper()), "shape": shape}
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a number in JSON")
-
-
-def _parsed(body: bytes) -> dict[str, Any]:
-    try:
-        request = json.loads(body, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"the body is not JSON: {error}") from error
-    if not isinstance(request, dict):
-        raise InputError("the body is not a JSON object")
-    return request
-
-
-def _wanted(request: dict[str, Any], config: BundleConfig) -> list[str]:
-    asked = request.get("outputs", [])
-    known = [spec.name for spec in config.outputs]
-    if not isinstance(asked, list) or not all(isinstance(item, dict) for item in asked):
-        raise InputError("'outputs' is not a list of objects")
-    names = [item.get("name") for item in asked]
-    for wanted in names:
-        if wanted not in known:
-            raise InputError(f"no output {str(wanted)[:80]!r}; the model gives {', '.join(known)}")
-    return [str(wanted) for wanted in names]
-
-
-def _inputs(request: dict[str, Any]) -> dict[str, Array]:
-    given = request.get("inputs")
-    if not isinstance(given, list) or not all(isinstance(item, dict) for item in given):
-        raise InputError("'inputs' is missing or not a list of objects")
-    arrays: dict[str, Array] = {}
-    for item in given:
-        name = item.get("name")
-        if not isinstance(name, str):
-            raise InputError("an input has no name")
-        if name in arrays:
-            raise InputError("is given twice", where=f"input {name!r}")
-        arrays[name] = _array(item, where=f"input {name[:80]!r}")
-    return arrays
-
-
-def _array(item: dict[str, Any], *, where: str) -> Array:
-    """One request tensor, checked: what it says of itself must be true."""
-    datatype, shape, data = item.get("datatype"), item.get("shape"), item.get("data")
-    if not isinstance(datatype, str) or datatype not in DATATYPES:
-        raise InputError(f"datatype {str(datatype)[:40]!r} is not known; known are {', '.join(DATATYPES)}", where=where)
-    axes_fit = isinstance(shape, list) and all(type(axis) is int and axis >= 0 for axis in shape)
-    if not isinstance(shape, list) or not axes_fit or len(shape) > _MAX_RANK:
-        raise InputError("'shape' is not a list of whole numbers", where=where)
-    if not isinstance(data, list):
-        raise InputError("'data' is not a list; binary tensors are not offered, send JSON", where=where)
-    dtype = np.dtype(DATATYPES[datatype])
-    try:
-        values = np.asarray(data)
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"'data' is no tensor: {error}", where=where) from error
-    if values.size != math.prod(shape):
-        raise InputError(f"{values.size} numbers do not fill the shape {shape}", where=where)
-    if values.ndim > 1 and list(values.shape) != shape:
-        raise InputError(f"'data' is nested as {list(values.shape)}, the shape is {shape}", where=where)
-    allowed = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}[dtype.kind]
-    if values.dtype.kind == "O" or (dtype.kind in "iu" and values.dtype.kind == "f"):
-        try:
-            values = _exact(data, values, dtype.kind)
-        except OverflowError as error:
-            raise InputError(f"'data' is out of the range of {datatype}", where=where) from error
-    if values.size and values.dtype.kind not in allowed:
-        raise InputError(f"'data' is not of datatype {datatype}", where=where)
-    if dtype.kind in "iu" and values.size:
-        limits = np.iinfo(dtype)
-        if int(values.min()) < limits.min or int(values.max()) > limits.max:
-            raise InputError(f"'data' is out of the range of {datatype}", where=where)
-    with np.errstate(over="ignore"):
-        return values.astype(dtype).reshape(shape)
-
-
-def _exact(data: list[Any], values: Array, kind: str) -> Array:
-    """Numbers for which numpy takes another kind of type: it makes floats of integers that no one of its types holds
-    together (1 and 2**63), and objects of those beyond 64 bits.
-
-    Raises:
-        OverflowError: they are in no type's range.
-    """
-    exact = np.array(data, dtype=object)
-    types = {type(number) for number in exact.flat}
-    if kind == "f":
-        return exact.astype("float64") if types <= {int, float} else values
-    if types != {int}:
-        return values
-    if not all(0 <= number < 1 << 64 for number in exact.flat):
-        raise OverflowError
-    return exact.astype("uint64")
-
-
-def _tensor(name: str, array: Array) -> dict[str, Any]:
     return {
         "name": name,
-        "datatype": _NAMES.get(array.dtype.name, array.dtype.name.upper()),
-        "shape": list(array.shape),
-        "data": array.ravel().tolist(),
+        "versions": [config.version],
+        "platform": f"kedge_{config.backend}",
+        "inputs": [described(spec) for spec in config.inputs],
+        "outputs": [described(spec) for spec in config.outputs],
+        "parameters": {"digest": bundle.digest, "labels": list(config.labels), "failure": failure},
     }
+
+
+def configuration(name: str, bundle: Bundle) -> dict[str, Any]:
+    """The model's configuration in the form that Triton gives it; the batch's axis stands in each shape."""
+    config = bundle.config
+
+    def tensor(spec: dict[str, Any]) -> dict[str, Any]:
+        datatype = spec["datatype"]
+        kind = "STRING" if datatype == "BYTES" else datatype
+        return {"name": spec["name"], "data_type": f"TYPE_{kind}", "dims": spec["shape"]}
+
+    return {
+        "name": name,
+        "platform": f"kedge_{config.backend}",
+        "backend": config.backend,
+        "version_policy": {"latest": {"num_versions": 1}},
+        "max_batch_size": 0,
+        "input": [tensor(described(spec)) for spec in config.inputs],
+        "output": [tensor(described(spec)) for spec in config.outputs],
+        "instance_group": [{"name": name, "kind": "KIND_CPU", "count": 1}],
+        "parameters": {
+            "target": {"string_value": config.target},
+            "precision": {"string_value": config.precision},
+            "machine": {"string_value": platform.machine()},
+        },
+    }
+
+
+def statistics(name: str, entry: Entry, bundle: Bundle) -> dict[str, Any]:
+    """A model's statistics, as the protocol's extension names them."""
+    counts = entry.statistics.total()
+
+    def of(count: int, nanoseconds: int) -> dict[str, int]:
+        return {"count": count, "ns": nanoseconds}
+
+    return {
+        "name": name,
+        "version": bundle.config.version,
+        "last_inference": counts.last_ms,
+        "inference_count": counts.samples,
+        "execution_count": counts.answered,
+        "inference_stats": _durations(counts, of),
+        "batch_stats": [],
+    }
+
+
+def _durations(counts: Counts, of: Callable[[int, int], dict[str, int]]) -> dict[str, Any]:
+    return {
+        "success": of(counts.answered, counts.answered_ns),
+        "fail": of(counts.failed, counts.failed_ns),
+        "queue": of(counts.answered, counts.queue_ns),
+        "compute_input": of(counts.answered, counts.input_ns),
+        "compute_infer": of(counts.answered, counts.infer_ns),
+        "compute_output": of(counts.answered, counts.output_ns),
+        "cache_hit": of(0, 0),
+        "cache_miss": of(0, 0),
+    }
+
+
+def index_row(name: str, entry: Entry) -> dict[str, str]:
+    """A model in the repository's index."""
+    version = ""
+    if entry.model is not None:
+        try:
+            version = entry.model.version
+        except KedgeError:
+            version = ""
+    reason = "unloaded" if entry.unloaded else (entry.error or "")
+    return {
+        "name": name,
+        "version": version,
+        "state": "UNAVAILABLE" if entry.model is None else "READY",
+        "reason": reason,
+    }
+
+
+def _not_ready(reason: str) -> Response:
+    return json_response(503, {"ready": False, "error": reason})
+
+
+def _parts(path: str) -> list[str]:
+    """Segments below ``/v2``."""
+    return path.strip("/").split("/")[1:]

@@ -1,5 +1,10 @@
-"""The serving process, started and watched by the agent: a model that crashes its runtime takes this child down, and
-nothing else. One that hangs, or is stopped, gives no sign of life and is killed."""
+"""The serving process, started and watched by the agent: a model that crashes its runtime takes this process down, and
+nothing else.
+
+The sockets belong to the agent, so that clients wait in the kernel's queue, and are not refused, while the process is
+started anew. One that hangs, or is stopped, no longer counts in the shared page and is killed. A model that was being
+called each of several times when the process died is left out from then on, so that the others go on.
+"""
 
 from __future__ import annotations
 
@@ -7,82 +12,108 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
+from kedge_agent.serving.heartbeat import EXIT_HUNG, HeartbeatReader, new_page
+from kedge_agent.serving.settings import ServerSettings, listening_socket
 from kedge_agent.serving.status_pipe import StatusReader
 from kedge_agent.slots import Serving
+from kedge_protocol import codec
+from kedge_protocol.errors import ConfigError
 from kedge_protocol.mqtt import Backoff
 from kedge_targets.worker import bootstrap
 
 log = logging.getLogger(__name__)
 
 STABLE_SECONDS = 30.0
-"""A child that lived this long ends the row of deaths."""
+"""A process that lived this long ends the row of deaths."""
 PATIENCE = 5.0
 """Seconds that it has to end by itself."""
 MAX_START_SECONDS = 60.0
 """It must be there, and give its first sign of life, within this; a slow board takes 10 for its imports."""
+CRASHES_OF_ONE_MODEL, CRASH_WINDOW = 3, 600.0
+"""So many deaths within so many seconds during calls of one bundle, and it is left out."""
 _LATE = 5.0
-"""Seconds between two looks of ours after which the silence is not the child's fault."""
+"""Seconds between two looks of ours after which the silence is not the process's fault."""
+_AT_ONCE = 2
+"""Deaths in a row after which it is started again without waiting, if it had come up."""
+_MEMORY_SHARE = 0.5
+"""Of the device's memory: a serving process that has more is leaking."""
 
 
 class ServingSupervisor:
-    """One child, restarted with back-off.
+    """One process, restarted with back-off.
 
     Linux kills it when the *thread* that started it ends, so :meth:`poll` belongs to the main thread.
 
     Args:
         state: the agent's state folder.
-        listen: ``host:port``.
-        hang_seconds: without a sign of life before it is killed.
-        call_seconds: a call or a load that takes longer has hung; the child then gives no sign of life.
+        listen: addresses, ``host:port`` or ``unix:PATH``.
+        settings: of the HTTP server.
+        silence_seconds: without a sign of life before it is killed; while it loads models, ``settings.load_seconds``.
+        memory_bytes: resident memory with which it is started anew; 0 for half of the device's.
     """
 
     def __init__(
         self,
         state: Path,
-        listen: str,
+        listen: Sequence[str],
+        settings: ServerSettings = ServerSettings(),  # noqa: B008 -- frozen
         *,
-        hang_seconds: float = 30.0,
-        call_seconds: float = 180.0,
+        silence_seconds: float = 10.0,
+        memory_bytes: int = 0,
         backoff: Backoff | None = None,
     ) -> None:
         self.deaths = 0
         """In a row."""
         self.last_words = ""
-        self.came_up = False
-        """Whether the child that runs, or the one that ran last, ever gave a sign of life."""
-        self._hang_seconds = hang_seconds
-        self._command = [
-            sys.executable,
-            str(Path(bootstrap.__file__).resolve()),
-            "--module",
-            "kedge_agent.serving",
-            "--state",
-            str(state),
-            "--listen",
-            listen,
-            "--call-seconds",
-            str(call_seconds),
-        ]
+        self.died_serving = False
+        """Whether the process that died last had given a sign of life before."""
+        self.left_out: dict[str, str] = {}
+        """Digests of bundles that took the process down again and again, and why they are left out."""
+        self._state = state
+        self._listen = list(listen)
+        self._settings = settings
+        self._silence_seconds = silence_seconds
+        self._memory_bytes = memory_bytes or int(_MEMORY_SHARE * _device_memory())
         self._backoff = backoff or Backoff(0.5, 30.0)
+        self._sockets: list[socket.socket] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: StatusReader | None = None
+        self._heartbeat: HeartbeatReader | None = None
         self._said: dict[str, Serving] = {}
+        self._beats = 0
         self._heard_at = self._polled_at = 0.0
         self._started_at = 0.0
         self._next_start = 0.0
+        self._came_up = False
+        self._killed_for = ""
+        self._kill_at = 0.0
+        self._blamed: dict[str, deque[float]] = {}
 
     @property
     def pid(self) -> int | None:
-        """Of the running child."""
+        """Of the running process."""
         return None if self._process is None else self._process.pid
 
     def said(self, model: str) -> Serving | None:
-        """What the child that runs said last of a model."""
+        """What the process that runs said last of a model."""
         return self._said.get(model)
+
+    def listen(self) -> list[socket.socket]:
+        """The sockets, listening; connections wait until the process takes them.
+
+        Raises:
+            ConfigError: an address that cannot be listened on.
+        """
+        while len(self._sockets) < len(self._listen):
+            self._sockets.append(listening_socket(self._listen[len(self._sockets)]))
+        return self._sockets
 
     def poll(self, now: float) -> bool:
         """Hear it; start it where it does not run and its time has come; kill it where it hangs.
@@ -97,25 +128,33 @@ class ServingSupervisor:
             return now >= self._next_start and not self._start(now)
         status = self._process.poll()
         if status is not None:
-            self._died(now, _words(status))
+            self._hear(now)
+            self._died(now, self._killed_for or _words(status))
             return True
         self._hear(now)
         silence = now - self._heard_at
-        limit = self._hang_seconds if self.came_up else max(self._hang_seconds, MAX_START_SECONDS)
-        if silence > limit:
+        if silence > self._patience():
             self._process.kill()
             self._process.wait()
             self._died(now, f"gave no sign of life for {silence:.0f} s and was killed")
             return True
+        self._watch_memory(now)
         if self.deaths and now - self._started_at > STABLE_SECONDS:
             self.deaths = 0
             self._backoff.reset()
         return False
 
     def stop(self) -> None:
-        """End it: politely, then not."""
+        """End it: politely, then not. The sockets are closed."""
         process = self._process
         self._forget()
+        for one in self._sockets:
+            one.close()
+        self._sockets.clear()
+        for address in self._listen:
+            if address.startswith("unix:"):
+                with contextlib.suppress(OSError):
+                    Path(address.removeprefix("unix:")).unlink()
         if process is None:
             return
         process.terminate()
@@ -125,54 +164,123 @@ class ServingSupervisor:
             process.kill()
             process.wait()
 
+    def _patience(self) -> float:
+        """Seconds that the process may be silent now."""
+        if not self._came_up:
+            return max(self._silence_seconds, MAX_START_SECONDS)
+        loads = self._heartbeat is not None and self._heartbeat.loading
+        return max(self._silence_seconds, self._settings.load_seconds) if loads else self._silence_seconds
+
     def _hear(self, now: float) -> None:
-        for word in self._reader.listen() if self._reader is not None else ():
-            self.came_up = True
+        for message in self._reader.listen() if self._reader is not None else ():
+            self._came_up = True
+            if message.serving is not None:
+                self._said[message.model] = message.serving
+        beats = 0 if self._heartbeat is None else self._heartbeat.beats
+        if beats != self._beats:
+            self._beats = beats
             self._heard_at = now
-            if word.serving is not None:
-                self._said[word.model] = word.serving
+
+    def _watch_memory(self, now: float) -> None:
+        process = self._process
+        if process is not None and self._killed_for and now > self._kill_at:
+            process.kill()
+        if process is None or self._killed_for:
+            return
+        try:
+            pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+        except (OSError, ValueError, IndexError):
+            return
+        if pages * os.sysconf("SC_PAGE_SIZE") > self._memory_bytes:
+            self._killed_for = f"took more than {self._memory_bytes >> 20} MiB of memory and was ended"
+            # It answers what it has accepted; what comes meanwhile waits for the next one.
+            process.terminate()
+            self._kill_at = now + self._settings.drain_seconds + PATIENCE
 
     def _died(self, now: float, words: str) -> None:
+        calls = set() if self._heartbeat is None else self._heartbeat.running()
+        if calls:
+            words += f", during calls of {', '.join(sorted(calls))}"
+        self._blame(calls, now)
         self._forget()
+        self.died_serving = self._came_up
         self.deaths += 1
         self.last_words = words
-        delay = self._backoff.next()
+        delay = 0.0 if self._came_up and self.deaths <= _AT_ONCE else self._backoff.next()
         self._next_start = now + delay
         log.error("the serving process %s; again in %.1f s", words, delay)
+        if delay == 0.0:
+            self._start(now)
+
+    def _blame(self, calls: set[str], now: float) -> None:
+        """Remember whose calls were under way; nobody is blamed where there were several."""
+        if len(calls) != 1:
+            return
+        name = next(iter(calls))
+        serving = self._said.get(name)
+        if serving is None:
+            return
+        times = self._blamed.setdefault(serving.digest, deque(maxlen=CRASHES_OF_ONE_MODEL))
+        times.append(now)
+        if len(times) == CRASHES_OF_ONE_MODEL and now - times[0] < CRASH_WINDOW:
+            self.left_out[serving.digest] = name
+            log.error("%s %s is left out: the process died in its calls again and again", name, serving.digest)
 
     def _forget(self) -> None:
         self._process = None
         self._said = {}
+        self._heartbeat = None
+        self._killed_for = ""
         if self._reader is not None:
             self._reader.close()
             self._reader = None
 
     def _start(self, now: float) -> bool:
         """Whether there is a process now."""
+        self._came_up = False
+        try:
+            sockets = self.listen()
+            self._process = self._spawn(sockets)
+        except (OSError, RuntimeError, ConfigError) as error:
+            self._died(now, f"cannot be started: {error}")
+            return False
+        self._started_at = self._heard_at = now
+        self._beats = 0
+        return True
+
+    def _spawn(self, sockets: Sequence[socket.socket]) -> subprocess.Popen[bytes]:
         environment = {**os.environ, bootstrap.PARENT_VARIABLE: str(os.getpid())}
         # Only the agent itself speaks to the service manager.
         for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
             environment.pop(name, None)
-        self.came_up = False
-        try:
-            reading, writing = os.pipe()
-        except OSError as error:
-            self._died(now, f"cannot be started: {error.strerror}")
-            return False
+        reading, writing = os.pipe()
         self._reader = StatusReader(reading)
-        command = [*self._command, "--tell", str(writing)]
+        page = -1
         try:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=(writing,))
-        except (OSError, RuntimeError) as error:
-            self._died(now, f"cannot be started: {error}")
-            return False
+            page = new_page()
+            self._heartbeat = HeartbeatReader(page)
+            command = [sys.executable, str(Path(bootstrap.__file__).resolve()), "--module", "kedge_agent.serving"]
+            command += ["--state", str(self._state), "--settings", codec.encode(self._settings).decode()]
+            command += ["--tell-fd", str(writing), "--page-fd", str(page)]
+            for one in sockets:
+                command += ["--listen-fd", str(one.fileno())]
+            for digest in self.left_out:
+                command += ["--exclude", digest]
+            passed = (writing, page, *(one.fileno() for one in sockets))
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=passed)
         finally:
             os.close(writing)
-        self._started_at = self._heard_at = now
-        return True
+            if page >= 0:
+                os.close(page)
+
+
+def _device_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _words(status: int) -> str:
+    if status == EXIT_HUNG:
+        return "ended itself because a runtime hangs"
     if status >= 0:
         return f"ended with status {status}"
     with contextlib.suppress(ValueError):

@@ -17,14 +17,18 @@ class Task(Protocol):
 
 
 class Monitor(Protocol):
-    """Is told which call runs, so that a runtime that takes the process down can be named."""
+    """Keeps which calls run, so that a runtime that takes the process down can be named."""
 
-    def begin(self, pool: str) -> None:
-        """A call of this pool begins."""
+    def row(self, name: str) -> memoryview:
+        """A row for a new thread of a pool: its first byte is 1 during a call."""
         ...
 
-    def end(self, pool: str) -> None:
-        """A call of this pool has ended."""
+    def give_back(self, row: memoryview) -> None:
+        """The thread has ended."""
+        ...
+
+    def loading(self, under_way: bool) -> None:
+        """A model is being loaded, or no longer."""
         ...
 
 
@@ -98,6 +102,12 @@ class WorkerPool:
         """Seconds since the oldest job under way began (steady clock); 0 where none is."""
         return now - min(list(self._running.values()), default=now)
 
+    def progressed(self) -> None:
+        """The job of the calling thread goes on well (a stream has given a chunk): it counts as begun just now."""
+        mine = threading.get_ident()
+        if mine in self._running:
+            self._running[mine] = time.monotonic()
+
     def close(self) -> None:
         """Take no more jobs; those in the queue are done still, then the threads end."""
         with self._work_there:
@@ -105,23 +115,28 @@ class WorkerPool:
             self._work_there.notify_all()
 
     def _work(self) -> None:
-        mine = threading.get_ident()
-        monitor, name = self._monitor, self.name
-        while True:
-            with self._work_there:
-                while not self._queue:
-                    if self._closed:
-                        self._started -= 1
-                        return
-                    self._idle += 1
-                    self._work_there.wait()
-                task = self._queue.popleft()
-            self._running[mine] = time.monotonic()
+        monitor = self._monitor
+        row = memoryview(bytearray(1)) if monitor is None else monitor.row(self.name)
+        try:
+            while (task := self._next()) is not None:
+                self._running[threading.get_ident()] = time.monotonic()
+                row[0] = 1
+                try:
+                    task.run()
+                finally:
+                    row[0] = 0
+                    del self._running[threading.get_ident()]
+        finally:
             if monitor is not None:
-                monitor.begin(name)
-            try:
-                task.run()
-            finally:
-                if monitor is not None:
-                    monitor.end(name)
-                del self._running[mine]
+                monitor.give_back(row)
+
+    def _next(self) -> Task | None:
+        """Wait for a task; None where there will be no more."""
+        with self._work_there:
+            while not self._queue:
+                if self._closed:
+                    self._started -= 1
+                    return None
+                self._idle += 1
+                self._work_there.wait()
+            return self._queue.popleft()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.bundles import CLASSES, make_bundle, samples
 from tests.support.installed import install
+from tests.support.serving import ask
 
 from kedge_agent.model import Loaded
-from kedge_agent.serving.child_process import Server, Settings
+from kedge_agent.serving.datatypes import DATATYPES
+from kedge_agent.serving.json_tensors import array_of
 from kedge_agent.serving.model_pool import ServedModels
-from kedge_agent.serving.open_inference import DATATYPES, InferenceHandler, _array
+from kedge_agent.serving.open_inference import InferenceHandler
 from kedge_protocol.errors import InputError
 
 pytestmark = pytest.mark.device
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> InferenceHandler:
-    folder = tmp_path_factory.mktemp("door")
+def handler(tmp_path_factory: pytest.TempPathFactory) -> InferenceHandler:
+    folder = tmp_path_factory.mktemp("models")
     install(folder / "state", make_bundle(folder, "tiny", labels=("a", "b", "c", "d")))
     install(folder / "state", make_bundle(folder, "double", double=True))
     install(folder / "state", make_bundle(folder, "bad", broken="file"))
@@ -39,32 +41,32 @@ def _body(**changes: Any) -> bytes:
     return json.dumps({"inputs": [{**tensor, **changes}]}).encode()
 
 
-def test_the_server_and_its_health(door: InferenceHandler) -> None:
-    assert door.answer("GET", "/v2").body["name"] == "kedge-agent"
-    assert door.answer("GET", "/v2/health/live").status == 200
-    ready = door.answer("GET", "/v2/health/ready")
+def test_the_server_and_its_health(handler: InferenceHandler) -> None:
+    assert ask(handler, "GET", "/v2").body["name"] == "kedge-agent"
+    assert ask(handler, "GET", "/v2/health/live").status == 200
+    ready = ask(handler, "GET", "/v2/health/ready")
     assert ready.status == 503
     assert "bad" in ready.body["error"]
     assert "tiny" not in ready.body["error"]
 
 
 def test_before_the_first_scan_nothing_is_ready(tmp_path: Path) -> None:
-    door = InferenceHandler(ServedModels(tmp_path))
-    assert door.answer("GET", "/v2/health/live").status == 200
-    assert door.answer("GET", "/v2/health/ready").status == 503
-    assert door.answer("GET", "/v2/models/tiny").status == 503
+    handler = InferenceHandler(ServedModels(tmp_path))
+    assert ask(handler, "GET", "/v2/health/live").status == 200
+    assert ask(handler, "GET", "/v2/health/ready").status == 503
+    assert ask(handler, "GET", "/v2/models/tiny").status == 503
 
 
 def test_a_device_without_models_is_ready(tmp_path: Path) -> None:
     models = ServedModels(tmp_path)
     models.scan()
-    assert InferenceHandler(models).answer("GET", "/v2/health/ready").status == 200
-    assert InferenceHandler(models).answer("GET", "/v2/models/tiny").status == 404
+    assert ask(InferenceHandler(models), "GET", "/v2/health/ready").status == 200
+    assert ask(InferenceHandler(models), "GET", "/v2/models/tiny").status == 404
 
 
 @pytest.mark.parametrize("path", ["/v2/models/tiny", "/v2/models/tiny/versions/1.0", "/v2/models/tiny?x=1"])
-def test_metadata_say_what_the_model_takes(door: InferenceHandler, path: str) -> None:
-    answer = door.answer("GET", path)
+def test_metadata_say_what_the_model_takes(handler: InferenceHandler, path: str) -> None:
+    answer = ask(handler, "GET", path)
     assert answer.status == 200
     assert answer.body["versions"] == ["1.0"]
     assert answer.body["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 16]}]
@@ -72,37 +74,37 @@ def test_metadata_say_what_the_model_takes(door: InferenceHandler, path: str) ->
     assert answer.body["parameters"]["labels"] == ["a", "b", "c", "d"]
 
 
-def test_inference_gives_what_the_model_gives(door: InferenceHandler) -> None:
-    model = door._models.get("tiny")
+def test_inference_gives_what_the_model_gives(handler: InferenceHandler) -> None:
+    model = handler._models.get("tiny")
     assert model is not None
     assert model.model is not None
     expected = model.model(samples(2))
     for body in (_body(), _body(data=samples(2).tolist())):
-        answer = door.answer("POST", "/v2/models/tiny/infer", body)
+        answer = ask(handler, "POST", "/v2/models/tiny/infer", body)
         assert answer.status == 200
         (output,) = answer.body["outputs"]
         assert (output["name"], output["datatype"], output["shape"]) == ("scores", "FP32", [2, CLASSES])
         np.testing.assert_array_equal(np.array(output["data"], dtype=np.float32).reshape(2, -1), expected)
 
 
-def test_id_version_and_chosen_outputs_come_back(door: InferenceHandler) -> None:
+def test_id_version_and_chosen_outputs_come_back(handler: InferenceHandler) -> None:
     inputs = [
         {"name": "offset", "shape": [1, 4], "datatype": "INT8", "data": [1, -2, 3, 4]},
         {"name": "input", "shape": [1, 16], "datatype": "FP64", "data": samples(1).ravel().tolist()},
     ]
     body = json.dumps({"id": "7", "inputs": inputs, "outputs": [{"name": "hidden"}]}).encode()
-    answer = door.answer("POST", "/v2/models/double/versions/1.0/infer", body)
+    answer = ask(handler, "POST", "/v2/models/double/versions/1.0/infer", body)
     assert answer.status == 200
     assert (answer.body["id"], answer.body["model_name"], answer.body["model_version"]) == ("7", "double", "1.0")
     assert [output["name"] for output in answer.body["outputs"]] == ["hidden"]
-    both = door.answer("POST", "/v2/models/double/infer", json.dumps({"inputs": inputs}).encode())
+    both = ask(handler, "POST", "/v2/models/double/infer", json.dumps({"inputs": inputs}).encode())
     assert [output["name"] for output in both.body["outputs"]] == ["scores", "hidden"]
 
 
-@pytest.mark.parametrize("datatype", sorted(DATATYPES))
-def test_every_datatype_is_taken(door: InferenceHandler, datatype: str) -> None:
+@pytest.mark.parametrize("datatype", sorted(set(DATATYPES) - {"BYTES"}))
+def test_every_datatype_is_taken(handler: InferenceHandler, datatype: str) -> None:
     data = [True, False] * 8 if datatype == "BOOL" else [1] * 16
-    answer = door.answer("POST", "/v2/models/tiny/infer", _body(shape=[1, 16], datatype=datatype, data=data))
+    answer = ask(handler, "POST", "/v2/models/tiny/infer", _body(shape=[1, 16], datatype=datatype, data=data))
     assert answer.status == 200, answer.body
 
 
@@ -112,7 +114,8 @@ def test_every_datatype_is_taken(door: InferenceHandler, datatype: str) -> None:
         (b"", "not JSON"),
         (b"{", "not JSON"),
         (b"\xff\xfe", "not JSON"),
-        (b"[" * 100_000, "not JSON"),
+        (b"[" * 100_000, "brackets"),
+        (b"[0," * 100_000, "too deep|not JSON|brackets"),
         (b"[]", "not a JSON object"),
         (b"{}", "'inputs'"),
         (b'{"inputs":{}}', "'inputs'"),
@@ -120,7 +123,12 @@ def test_every_datatype_is_taken(door: InferenceHandler, datatype: str) -> None:
         (b'{"inputs":[{}]}', "no name"),
         (b'{"inputs":[]}', "none were given"),
         (_body(name="other"), "other"),
-        (_body(datatype="BYTES"), "datatype"),
+        (_body(datatype="BYTES"), "BYTES"),
+        (_body(datatype="BYTES", data=["x"] * 32), "not text"),
+        (_body(datatype="FP16", data=[1e6] * 32), "out of the range of FP16"),
+        (_body(datatype="FP64", data=[1e300] * 32), "out of the range of FP32"),
+        (_body(data=[True] * 32), "not of datatype FP32"),
+        (_body(data=[1.0, True] * 16), "true or false"),
         (_body(datatype=[]), "datatype"),
         (_body(shape=[2, -16]), "'shape'"),
         (_body(shape=[2.0, 16]), "'shape'"),
@@ -142,11 +150,11 @@ def test_every_datatype_is_taken(door: InferenceHandler, datatype: str) -> None:
         (_body()[:-1] + b',"outputs":7}', "'outputs'"),
     ],
 )
-def test_bad_requests_are_400_and_say_why(door: InferenceHandler, body: bytes, says: str) -> None:
-    answer = door.answer("POST", "/v2/models/tiny/infer", body)
+def test_bad_requests_are_400_and_say_why(handler: InferenceHandler, body: bytes, says: str) -> None:
+    answer = ask(handler, "POST", "/v2/models/tiny/infer", body)
     assert answer.status == 400
     assert set(answer.body) == {"error"}
-    assert says in answer.body["error"]
+    assert re.search(says, answer.body["error"])
 
 
 @pytest.mark.parametrize(
@@ -171,8 +179,8 @@ def test_bad_requests_are_400_and_say_why(door: InferenceHandler, body: bytes, s
         ("GET", "/v2/models/tiny/versions/1.0/ready", 200),
     ],
 )
-def test_paths_and_methods(door: InferenceHandler, method: str, path: str, status: int) -> None:
-    answer = door.answer(method, path, _body())
+def test_paths_and_methods(handler: InferenceHandler, method: str, path: str, status: int) -> None:
+    answer = ask(handler, method, path, _body())
     assert answer.status == status
     assert ("error" in answer.body) == (status != 200)
 
@@ -189,36 +197,21 @@ _TENSOR = st.fixed_dictionaries(
 
 @given(st.dictionaries(st.sampled_from(["inputs", "outputs", "id"]), _JSON | st.lists(_TENSOR, max_size=3)))
 @settings(max_examples=200, deadline=None)
-def test_no_request_is_a_server_error(door: InferenceHandler, request_body: dict[str, Any]) -> None:
-    answer = door.answer("POST", "/v2/models/tiny/infer", json.dumps(request_body).encode())
-    assert answer.status in (200, 400)
-    answer.encode()
+def test_no_request_is_a_server_error(handler: InferenceHandler, request_body: dict[str, Any]) -> None:
+    answer = ask(handler, "POST", "/v2/models/tiny/infer", json.dumps(request_body).encode())
+    assert answer.status in (200, 400, 422)
 
 
-@pytest.mark.parametrize("value", [3.4e38])
-def test_a_result_that_json_cannot_say_is_not_sent_as_if_it_could(door: InferenceHandler, value: float) -> None:
-    answer = door.answer("POST", "/v2/models/tiny/infer", _body(shape=[1, 16], data=[value] * 16))
+def test_a_result_that_json_cannot_say_is_not_sent_as_if_it_could(handler: InferenceHandler) -> None:
+    body = _body(shape=[1, 16], data=[3.4e38] * 16)
+    answer = ask(handler, "POST", "/v2/models/tiny/infer", body)
+    assert answer.status == 422
+    assert "not finite" in answer.body["error"]
+    asked = b'{"parameters":{"binary_data_output":true},'
+    answer = ask(handler, "POST", "/v2/models/tiny/infer", body.replace(b"{", asked, 1))
     assert answer.status == 200
-    with pytest.raises(ValueError, match="JSON"):
-        answer.encode()
-
-
-def test_a_call_that_hangs_ends_the_signs_of_life(tmp_path: Path) -> None:
-    beats: list[float] = []
-    settings = Settings(listen="127.0.0.1:0", call_seconds=100.0)
-    with Server(InferenceHandler(ServedModels(tmp_path)), settings, lambda: beats.append(1.0)) as server:
-        server.service_actions()
-        assert len(beats) == 1
-        server.service_actions()
-        assert len(beats) == 1  # about one a second
-        server.calls[1] = time.monotonic() - 99.0
-        server._beat_at = 0.0
-        server.service_actions()
-        assert len(beats) == 2
-        server.calls[2] = time.monotonic() - 101.0
-        server._beat_at = 0.0
-        server.service_actions()
-        assert len(beats) == 2
+    found = np.frombuffer(answer.raw[-4 * CLASSES :], np.float32)
+    assert not np.isfinite(found).all()
 
 
 TOP = (1 << 64) - 1
@@ -238,7 +231,7 @@ TOP = (1 << 64) - 1
 )
 def test_whole_numbers_are_taken_exactly_up_to_the_datatypes_ends(datatype: str, data: list[Any]) -> None:
     wanted = np.array(data, dtype=object)
-    found = _array({"datatype": datatype, "shape": list(wanted.shape), "data": data}, where="x")
+    found = array_of({"datatype": datatype, "shape": list(wanted.shape), "data": data}, where="x")
     assert found.dtype == DATATYPES[datatype]
     assert found.tolist() == (wanted.tolist() if datatype != "FP64" else wanted.astype("float64").tolist())
 
@@ -259,7 +252,7 @@ def test_whole_numbers_are_taken_exactly_up_to_the_datatypes_ends(datatype: str,
 )
 def test_numbers_beyond_them_are_refused(datatype: str, data: list[Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        _array({"datatype": datatype, "shape": [len(data)], "data": data}, where="x")
+        array_of({"datatype": datatype, "shape": [len(data)], "data": data}, where="x")
 
 
 def test_the_label_of_an_answer_is_of_the_bundle_that_computed_it(tmp_path: Path) -> None:
@@ -280,10 +273,10 @@ def test_the_label_of_an_answer_is_of_the_bundle_that_computed_it(tmp_path: Path
         return taken
 
     model.loaded = switched_amid_the_request  # type: ignore[method-assign]
-    answer = InferenceHandler(models).answer("POST", "/v2/models/tiny/infer", _body())
+    answer = ask(InferenceHandler(models), "POST", "/v2/models/tiny/infer", _body())
     assert model.version == "2.0"
     assert answer.body["model_version"] == "1.0"
-    np.testing.assert_array_equal(answer.body["outputs"][0]["data"], old.ravel())
+    np.testing.assert_array_equal(np.float32(answer.body["outputs"][0]["data"]), old.ravel())
     del model.loaded
-    told = InferenceHandler(models).answer("GET", "/v2/models/tiny").body
+    told = ask(InferenceHandler(models), "GET", "/v2/models/tiny").body
     assert told["versions"] == ["2.0"]

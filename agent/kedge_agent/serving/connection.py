@@ -1,0 +1,419 @@
+"""One client's connection: its requests one after another, from bytes to an answer that is sent.
+
+The event loop reads, keeps the deadlines and closes. A worker that has an answer sends it itself, so that the loop need
+not be woken for it; what the two share is held by the connection's lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kedge_agent.serving.event_loop import FAILED, READ, WRITE
+from kedge_agent.serving.handler import error_response, unavailable
+from kedge_agent.serving.http_parser import MAX_HEAD, Body, Head, RefusedError, body_of, parse_head
+
+if TYPE_CHECKING:
+    from kedge_agent.serving.exchange import Exchange
+    from kedge_agent.serving.http_server import HttpServer
+
+log = logging.getLogger("kedge.serving")
+
+_READ_AHEAD = 64 << 10
+"""Bytes of later requests that are taken while one is answered."""
+_DRAIN_SECONDS = 2.0
+_READS_A_TURN = 4
+"""How often one connection reads before the others have their turn."""
+
+
+class Connection:
+    """See the module.
+
+    Args:
+        server: owns it.
+        link: the client's socket, not blocking.
+        encrypted: whether it is an ``ssl.SSLSocket``; then only the loop's thread touches it.
+    """
+
+    def __init__(self, server: HttpServer, link: socket.socket, *, encrypted: bool) -> None:
+        self.lock = threading.Lock()
+        self.room = threading.Condition(self.lock)
+        """Notified when less waits to be sent, or the connection ends."""
+        self.closed = False
+        self.exchange: Exchange | None = None
+        """The request that is being answered; with the lock."""
+        self.unsent = 0
+        """Bytes in the output queue; with the lock."""
+        self.deadline = time.monotonic() + server.settings.idle_seconds
+        """When the present step has lasted too long (steady clock)."""
+        self._server = server
+        self._link = link
+        self._number = link.fileno()
+        self._encrypted = encrypted
+        self._handshaking = encrypted
+        self._output: deque[memoryview] = deque()
+        self._mask = READ
+        self._input = bytearray()
+        self._scanned = 0
+        self._head: Head | None = None
+        self._body: Body | None = None
+        self._ended = False
+        self._broken = False
+        self._refused = False
+        self._draining = False
+        self._close_after_output = False
+        self._input_waits = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way."""
+        return self.exchange is None and self._head is None and not self.unsent
+
+    def start(self) -> None:
+        """Wait for the first request."""
+        self._server.loop.watch(self._number, READ, self.on_event)
+
+    def on_event(self, mask: int) -> None:
+        """The socket can be read, can be written, or has failed."""
+        if mask & FAILED and not self._encrypted:
+            self.close()
+            return
+        if self._handshaking and not self._shake_hands():
+            return
+        if mask & WRITE:
+            self._flush()
+        if mask & READ:
+            self._read()
+
+    def on_deadline(self) -> None:
+        """The present step has lasted too long."""
+        exchange = self.exchange
+        if exchange is not None and not exchange.begun and not self.unsent:
+            exchange.finish(unavailable(f"no answer within {exchange.allowed:g} s"))
+        elif exchange is None and not self.unsent and not self._draining and (self._head is not None or self._input):
+            self._refuse(RefusedError(408, "the request takes too long"))
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """End it; in the loop's thread."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            exchange, self.exchange = self.exchange, None
+            self._output.clear()
+            self.unsent = 0
+            self.room.notify_all()
+        if exchange is not None:
+            exchange.abandon()
+        self._let_go_of_body()
+        self._server.loop.forget(self._number)
+        self._link.close()
+        self._server.ended(self)
+
+    def close_when_answered(self) -> None:
+        """Take no further request."""
+        if self.idle and not self._input:
+            self.close()
+        else:
+            self._close_after_output = True
+
+    # Sending, in any thread.
+
+    def send(self, pieces: Sequence[bytes | memoryview], exchange: Exchange, *, last: bool) -> bool:
+        """Send some of an answer, or queue it.
+
+        Args:
+            last: the answer is complete with this.
+
+        Returns:
+            False where the answer is no longer wanted: the client has gone, or got another one.
+        """
+        with self.lock:
+            if self.exchange is not exchange:
+                return False
+            self._queue(pieces)
+            if not self._encrypted:
+                self._write()
+            if last:
+                self._finished(exchange)
+            else:
+                self.deadline = time.monotonic() + exchange.allowed
+            ends = last and (self._input_waits or self._ended or self._close_after_output)
+            wake = bool(self._output) or ends or self._broken
+        if wake:
+            self._server.loop.call_soon(self._continue)
+        return True
+
+    def wait_for_room(self, most: int, exchange: Exchange) -> bool:
+        """Wait until no more than so many bytes are queued; False where the answer is no longer wanted."""
+        with self.lock:
+            while self.exchange is exchange and self.unsent > most:
+                self.room.wait()
+            return self.exchange is exchange
+
+    def _queue(self, pieces: Sequence[bytes | memoryview]) -> None:
+        for piece in pieces:
+            view = memoryview(piece)
+            if view.nbytes:
+                self._output.append(view if view.format == "B" and view.ndim == 1 else view.cast("B"))
+                self.unsent += view.nbytes
+
+    def _finished(self, exchange: Exchange) -> None:
+        self.exchange = None
+        if not exchange.keep_alive:
+            self._close_after_output = True
+        seconds = self._server.settings.write_seconds if self.unsent else self._server.settings.idle_seconds
+        self.deadline = time.monotonic() + seconds
+
+    def _write(self) -> None:
+        """Send as much as goes now; the caller has the lock."""
+        output = self._output
+        while output:
+            try:
+                if self._encrypted or len(output) == 1:
+                    sent = self._link.send(output[0])
+                else:
+                    sent = self._link.sendmsg([output[at] for at in range(min(len(output), 64))])
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if _wants_more(error):
+                    return
+                self._broken = True
+                return
+            self.unsent -= sent
+            self.deadline = time.monotonic() + self._server.settings.write_seconds
+            while sent:
+                if sent < len(output[0]):
+                    output[0] = output[0][sent:]
+                    break
+                sent -= len(output.popleft())
+
+    # In the loop's thread.
+
+    def _continue(self) -> None:
+        """After an answer, or a part of it, was left to the loop."""
+        if not self.closed:
+            self._flush()
+
+    def _flush(self) -> None:
+        with self.lock:
+            if self.closed:
+                return
+            self._write()
+            self.room.notify_all()
+            pending = bool(self._output)
+            done = not pending and self.exchange is None
+        if self._broken:
+            self.close()
+            return
+        if done and (self._close_after_output or (self._ended and not self._input)):
+            self._close_or_drain()
+            return
+        if done and self._input_waits:
+            self._input_waits = False
+            self._advance()
+        self._choose_events(pending)
+
+    def _choose_events(self, pending: bool) -> None:
+        if self.closed:
+            return
+        busy = self.exchange is not None or pending
+        listens = not self._ended and not (busy and len(self._input) >= _READ_AHEAD)
+        mask = (READ if listens else 0) | (WRITE if pending else 0)
+        if mask != self._mask:
+            self._mask = mask
+            self._server.loop.change(self._number, mask)
+            if mask & READ and self._encrypted and self._link.pending():  # type: ignore[attr-defined]
+                self._server.loop.call_soon(self._read)
+
+    def _shake_hands(self) -> bool:
+        try:
+            self._link.do_handshake()  # type: ignore[attr-defined]
+        except OSError as error:
+            if _wants_more(error):
+                self._mask = WRITE if _wants_to_write(error) else READ
+                self._server.loop.change(self._number, self._mask)
+            else:
+                log.debug("a TLS handshake failed: %s", error)
+                self.close()
+            return False
+        self._handshaking = False
+        self._choose_events(False)
+        return True
+
+    def _read(self) -> None:
+        if self.closed:
+            return
+        buffer = self._server.read_buffer
+        for _ in range(_READS_A_TURN):
+            try:
+                count = self._link.recv_into(buffer)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if not _wants_more(error):
+                    self.close()
+                return
+            if not count:
+                self._on_end()
+                return
+            if self._draining:
+                continue
+            self._take(buffer[:count])
+            # A short read has emptied the socket; TLS may hold a record back.
+            if self.closed or (count < len(buffer) and not self._encrypted) or not self._mask & READ:
+                return
+        if self._encrypted and self._link.pending():  # type: ignore[attr-defined]
+            self._server.loop.call_soon(self._read)
+
+    def _on_end(self) -> None:
+        """The client sends no more; it may still wait for its answer."""
+        self._ended = True
+        with self.lock:
+            exchange = self.exchange
+            pending = bool(self._output)
+        if exchange is not None:
+            exchange.request.client_gone = True
+        if self._draining or (exchange is None and not pending):
+            self.close()
+        else:
+            self._choose_events(pending)
+
+    def _take(self, data: memoryview) -> None:
+        if self._body is not None:
+            try:
+                taken = self._feed_body(data)
+            except RefusedError as refused:
+                self._refuse(refused)
+                return
+            data = data[taken:]
+        if not self._input and self.idle and self._head is None:
+            self.deadline = time.monotonic() + self._server.settings.head_seconds
+        self._input += data
+        self._advance()
+
+    def _advance(self) -> None:
+        """Begin every request that has come whole, as long as the one before is answered."""
+        try:
+            while not self.closed and not self._draining:
+                with self.lock:
+                    if self.exchange is not None or self._output:
+                        self._input_waits = bool(self._input)
+                        break
+                if self._close_after_output or not self._next_request():
+                    break
+        except RefusedError as refused:
+            self._refuse(refused)
+            return
+        with self.lock:
+            pending = bool(self._output)
+            busy = pending or self.exchange is not None
+        if self._ended and not busy:
+            self.close()
+        else:
+            self._choose_events(pending)
+
+    def _next_request(self) -> bool:
+        """Take one request out of the input; False where it has not come whole."""
+        if self._head is None and not self._take_head():
+            return False
+        if self._body is not None:
+            if self._input:
+                whole = bytes(self._input)
+                del self._input[: self._feed_body(memoryview(whole))]
+            if not self._body.done:
+                return False
+        head, body = self._head, self._body
+        if head is None:
+            return False
+        content = b"" if body is None else body.content()
+        held = 0 if body is None else body.held
+        self._head = self._body = None
+        self._server.begin(self, head, content, held)
+        return True
+
+    def _take_head(self) -> bool:
+        data = self._input
+        if data.startswith(b"\r\n"):
+            # An empty line may follow the body of the request before (RFC 9112, section 2.2).
+            del data[:2]
+        end = data.find(b"\r\n\r\n", max(self._scanned - 3, 0))
+        if end < 0 or end > MAX_HEAD:
+            self._scanned = len(data)
+            if len(data) > MAX_HEAD:
+                raise RefusedError(431, "the head is too long")
+            if data.count(b"\n") != data.count(b"\r\n"):
+                raise RefusedError(400, "lines of a head end with CRLF")
+            return False
+        self._scanned = 0
+        head = parse_head(bytes(data[:end]))
+        del data[: end + 4]
+        self._head = head
+        settings = self._server.settings
+        self._server.admit(head)
+        self._body = body_of(head, settings.max_body_bytes)
+        self.deadline = time.monotonic() + settings.body_seconds
+        expected = head.fields.get("expect", "").lower()
+        if expected not in ("", "100-continue"):
+            raise RefusedError(417, "no such expectation can be met")
+        if expected and self._body is not None and not data and head.minor:
+            with self.lock:
+                self._queue([b"HTTP/1.1 100 Continue\r\n\r\n"])
+                self._write()
+        return True
+
+    def _feed_body(self, data: memoryview) -> int:
+        body = self._body
+        if body is None:
+            return 0
+        before = body.held
+        taken = body.feed(data)
+        if not self._server.hold(body.held - before):
+            raise RefusedError(503, "too much is being sent by all clients together")
+        return taken
+
+    def _let_go_of_body(self) -> None:
+        if self._body is not None:
+            self._server.hold(-self._body.held)
+            self._body = None
+
+    def _refuse(self, refused: RefusedError) -> None:
+        """Answer a request that is not read to its end, and close."""
+        head_only = self._head is not None and self._head.method == "HEAD"
+        self._let_go_of_body()
+        self._head = None
+        self._input.clear()
+        self._refused = True
+        fields = (("Retry-After", "1"),) if refused.status == 503 else refused.fields
+        self._server.refuse(self, error_response(refused.status, refused.text, fields), head_only=head_only)
+
+    def _close_or_drain(self) -> None:
+        """Closed while the client is still sending, it would not see the answer: take more for a while."""
+        if self._ended or self._draining or self._encrypted or not self._refused:
+            self.close()
+            return
+        self._draining = True
+        self.deadline = time.monotonic() + _DRAIN_SECONDS
+        try:
+            self._link.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+            return
+        self._mask = READ
+        self._server.loop.change(self._number, READ)
+
+
+def _wants_more(error: OSError) -> bool:
+    return type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
+
+
+def _wants_to_write(error: OSError) -> bool:
+    return type(error).__name__ == "SSLWantWriteError"

@@ -1,0 +1,97 @@
+"""Datatypes of the Open Inference Protocol and numpy's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge_protocol.bundle.config import TensorSpec
+from kedge_protocol.errors import InputError
+
+Array = npt.NDArray[Any]
+
+DATATYPES = {
+    "BOOL": "bool",
+    "UINT8": "uint8",
+    "UINT16": "uint16",
+    "UINT32": "uint32",
+    "UINT64": "uint64",
+    "INT8": "int8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+    "BF16": "float32",
+    "BYTES": "object",
+}
+"""Datatype of the protocol → numpy's dtype. BF16 has none of its own there: float32 holds every number of it."""
+_NAMES = {dtype: name for name, dtype in DATATYPES.items() if name != "BF16"}
+MAX_RANK = 16
+
+
+def name_of(dtype: str) -> str:
+    """The protocol's name of a numpy dtype."""
+    return _NAMES.get(dtype, dtype.upper())
+
+
+def described(spec: TensorSpec) -> dict[str, Any]:
+    """An input or output as metadata name it: free axes are -1."""
+    shape = [-1 if axis is None else axis for axis in spec.shape]
+    return {"name": spec.name, "datatype": name_of(spec.dtype), "shape": shape}
+
+
+def checked_datatype(datatype: object, *, where: str) -> str:
+    """A datatype that is known.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
+        raise InputError(f"datatype {str(datatype)[:40]!r} is not known; known are {', '.join(DATATYPES)}", where=where)
+    return datatype
+
+
+def checked_shape(shape: object, *, where: str) -> list[int]:
+    """A shape of whole numbers.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(shape, list) and len(shape) <= MAX_RANK and all(type(axis) is int and axis >= 0 for axis in shape):
+        return shape
+    raise InputError("'shape' is not a list of whole numbers", where=where)
+
+
+def converted(array: Array, spec: TensorSpec, *, where: str) -> tuple[Array, bool]:
+    """A request's tensor in the datatype that the input takes, and whether it had another.
+
+    The rule: any number may be sent for a float input and is rounded to it; for an integer or boolean input only whole
+    numbers in its range.
+
+    Raises:
+        InputError: a number that the input's datatype cannot hold, or text where numbers are taken.
+    """
+    wanted = np.dtype(spec.dtype)
+    if array.dtype == wanted:
+        return array, False
+    name = name_of(spec.dtype)
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"the model takes {name}, not text", where=where)
+    if wanted.kind == "f":
+        with np.errstate(over="ignore"):
+            made = array.astype(wanted)
+        if array.dtype.kind != "f" or array.dtype.itemsize > wanted.itemsize:
+            overflown = np.isinf(made) if array.dtype.kind != "f" else np.isinf(made) & ~np.isinf(array)
+            if overflown.any():
+                raise InputError(f"a number is out of the range of {name}, which the model takes", where=where)
+        return made, True
+    with np.errstate(invalid="ignore", over="ignore"):
+        made = array.astype(wanted)
+        back = made.astype(array.dtype)
+    if not np.array_equal(back, array) or ((made < 0) != (array < 0)).any():
+        raise InputError(f"a number is not one of {name}, which the model takes", where=where)
+    return made, True

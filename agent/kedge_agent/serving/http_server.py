@@ -1,0 +1,326 @@
+"""The HTTP server: takes connections, asks the handlers, and keeps the bounds that hold for all clients together."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hmac
+import logging
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from kedge_agent.serving.connection import Connection
+from kedge_agent.serving.event_loop import READ, EventLoop
+from kedge_agent.serving.exchange import Exchange
+from kedge_agent.serving.handler import Handler, Job, Request, Response, error_response, unavailable
+from kedge_agent.serving.http_parser import Head, RefusedError
+from kedge_agent.serving.settings import ServerSettings, is_loopback
+from kedge_protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    import ssl
+
+log = logging.getLogger("kedge.serving")
+
+_ACCEPTS_A_TURN = 32
+_READ_BYTES = 256 << 10
+_PREFLIGHT_SECONDS = 600
+
+
+class HttpServer:
+    """Serves until it is stopped.
+
+    Args:
+        listening: sockets that listen already; they are not closed here.
+        table: path prefix → handler, the first that fits answers.
+        settings: see there.
+        beat: called in the loop several times a second, with the steady clock.
+
+    Raises:
+        ConfigError: certificate or token files that cannot be read.
+    """
+
+    def __init__(
+        self,
+        listening: Sequence[socket.socket],
+        table: Sequence[tuple[str, Handler]],
+        settings: ServerSettings,
+        beat: Callable[[float], None] = lambda now: None,
+    ) -> None:
+        self.settings = settings
+        self.loop = EventLoop(self._tick)
+        self.read_buffer = memoryview(bytearray(_READ_BYTES))
+        self.responses: Counter[int] = Counter()
+        """Status → how many answers had it."""
+        self._listening = list(listening)
+        self._table = table
+        self._beat = beat
+        self._connections: set[Connection] = set()
+        self._counting = threading.Lock()
+        self._body_bytes = 0
+        self._accepts = False
+        self._ends_at: float | None = None
+        self._tls = _tls_context(settings)
+        self._token = settings.token()
+        self._checks_names = self._token is None and self._tls is None and any(map(_is_local, self._listening))
+        for one in self._listening:
+            one.setblocking(False)
+
+    @property
+    def connections(self) -> int:
+        """Open now."""
+        return len(self._connections)
+
+    @property
+    def body_bytes(self) -> int:
+        """Of all requests that are being received or answered."""
+        return self._body_bytes
+
+    def run(self) -> None:
+        """Serve, until :meth:`stop`."""
+        self._accept_again()
+        try:
+            self.loop.run()
+        finally:
+            self._accept_no_more()
+            for connection in list(self._connections):
+                connection.close()
+            self.loop.close()
+
+    def stop(self, seconds: float = 0.0) -> None:
+        """Take no more connections, answer what was accepted for so long, then end :meth:`run`; from any thread."""
+
+        def begin() -> None:
+            self._ends_at = time.monotonic() + seconds
+            self._accept_no_more()
+            for connection in list(self._connections):
+                connection.close_when_answered()
+            self._end_if_done(time.monotonic())
+
+        self.loop.call_soon(begin)
+
+    # What connections ask of the server.
+
+    def admit(self, head: Head) -> None:
+        """Look at a head before its body is taken.
+
+        Raises:
+            RefusedError: the client may not ask that here.
+        """
+        if head.authority is not None and not self._is_our_name(head.authority):
+            raise RefusedError(421, "the Host field names another machine")
+        if self._token is not None and head.method != "OPTIONS":
+            scheme, _, token = head.fields.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode("latin-1"), self._token):
+                raise RefusedError(401, "a valid token is needed", (("WWW-Authenticate", "Bearer"),))
+
+    def begin(self, connection: Connection, head: Head, body: bytes, held: int) -> None:
+        """Answer a request that has come whole, or hand it to a worker."""
+        head_only = head.method == "HEAD"
+        request = Request("GET" if head_only else head.method, head.path, head.query, head.fields, body)
+        exchange = Exchange(
+            self,
+            connection,
+            request,
+            head_only=head_only,
+            keep_alive=head.keep_alive and self._ends_at is None,
+            minor=head.minor,
+            held=held,
+            fields=self._cross_origin(head),
+        )
+        with connection.lock:
+            connection.exchange = exchange
+        try:
+            routed = self._route(request)
+        except Exception as error:
+            log.exception("a request could not be routed")
+            routed = error_response(500, f"{type(error).__name__}: {error}")
+        if isinstance(routed, Response):
+            exchange.finish(routed)
+            return
+        exchange.job = routed
+        exchange.allowed = routed.pool.deadline
+        connection.deadline = time.monotonic() + exchange.allowed
+        if not routed.pool.submit(exchange):
+            exchange.finish(unavailable(f"too many requests wait for {routed.pool.name!r}", status=429))
+
+    def refuse(self, connection: Connection, response: Response, *, head_only: bool) -> None:
+        """Send an answer to what is no whole request, and close."""
+        request = Request("GET", "")
+        exchange = Exchange(self, connection, request, head_only=head_only, keep_alive=False, minor=1)
+        with connection.lock:
+            connection.exchange = exchange
+        exchange.finish(response)
+
+    def hold(self, change: int) -> bool:
+        """Count bytes of bodies; False where there are too many now. From any thread."""
+        with self._counting:
+            self._body_bytes += change
+            return change <= 0 or self._body_bytes <= self.settings.all_bodies_bytes
+
+    def count(self, status: int) -> None:
+        """Count an answer; from any thread."""
+        with self._counting:
+            self.responses[status] += 1
+
+    def ended(self, connection: Connection) -> None:
+        """A connection was closed."""
+        self._connections.discard(connection)
+        if self._ends_at is not None:
+            self._end_if_done(time.monotonic())
+        elif not self._accepts:
+            self._accept_again()
+
+    # In the loop.
+
+    def _route(self, request: Request) -> Response | Job:
+        handler = next((handler for prefix, handler in self._table if _is_below(request.path, prefix)), None)
+        methods = tuple(handler.methods(request.path)) if handler is not None else ()
+        if request.method == "OPTIONS":
+            allowed = methods or (("GET", "POST") if request.path == "*" else ())
+            if allowed:
+                return Response(204, fields=(("Allow", _listed(allowed)),))
+        if handler is None or not methods:
+            return error_response(404, f"unknown path {request.path[:200]!r}")
+        if request.method not in methods:
+            text = f"{request.method} is not for this path"
+            return error_response(405, text, (("Allow", _listed(methods)),))
+        return handler.route(request)
+
+    def _cross_origin(self, head: Head) -> Sequence[tuple[str, str]]:
+        """Header fields for a page of another origin (WHATWG Fetch, section 3.2); none where it may not call."""
+        origins = self.settings.cors_origins
+        origin = head.fields.get("origin")
+        if origin is None or not origins:
+            return ()
+        every = "*" in origins
+        if not every and origin not in origins:
+            return (("Vary", "Origin"),)
+        fields = [("Access-Control-Allow-Origin", "*" if every else origin), ("Vary", "Origin")]
+        fields.append(("Access-Control-Expose-Headers", "Inference-Header-Content-Length, Retry-After"))
+        if head.method == "OPTIONS":
+            fields += [
+                ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"),
+                ("Access-Control-Allow-Headers", "Authorization, Content-Type, Inference-Header-Content-Length"),
+                ("Access-Control-Max-Age", str(_PREFLIGHT_SECONDS)),
+            ]
+        return fields
+
+    def _is_our_name(self, authority: str) -> bool:
+        """Whether a request was meant for us. A web page may lead its visitor's browser to an address of ours by a
+        name of its own (DNS rebinding); where clients show who they are, that gains it nothing."""
+        if not self._checks_names:
+            return True
+        host = authority.lower()
+        bare = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        known = bare == "localhost" or bare.endswith(".localhost") or bare in self.settings.allowed_hosts
+        return known or _is_address(bare)
+
+    def _on_connection(self, listening: socket.socket) -> None:
+        for _ in range(_ACCEPTS_A_TURN):
+            try:
+                link, _ = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionError):
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS) and not self._evict():
+                    # Until something is closed; the kernel keeps those that come in its queue.
+                    self._accept_no_more()
+                return
+            self._take(link)
+
+    def _take(self, link: socket.socket) -> None:
+        link.setblocking(False)
+        if link.family != socket.AF_UNIX:
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls is not None:
+            link = self._tls.wrap_socket(link, server_side=True, do_handshake_on_connect=False)
+        full = len(self._connections) >= self.settings.connections and not self._evict()
+        connection = Connection(self, link, encrypted=self._tls is not None)
+        self._connections.add(connection)
+        connection.start()
+        if full:
+            self.refuse(connection, unavailable("too many connections"), head_only=False)
+
+    def _evict(self) -> bool:
+        """Close the connection that waits longest for its client; False where all are being answered."""
+        waiting = [connection for connection in self._connections if connection.exchange is None]
+        if not waiting:
+            return False
+        min(waiting, key=lambda connection: connection.deadline).close()
+        return True
+
+    def _accept_again(self) -> None:
+        if not self._accepts:
+            self._accepts = True
+            for one in self._listening:
+                self.loop.watch(one.fileno(), READ, lambda _, one=one: self._on_connection(one))  # type: ignore[misc]
+
+    def _accept_no_more(self) -> None:
+        if self._accepts:
+            self._accepts = False
+            for one in self._listening:
+                self.loop.forget(one.fileno())
+
+    def _tick(self, now: float) -> None:
+        self._beat(now)
+        for connection in list(self._connections):
+            if now > connection.deadline:
+                connection.on_deadline()
+        if self._ends_at is not None:
+            self._end_if_done(now)
+        elif not self._accepts:
+            self._accept_again()
+
+    def _end_if_done(self, now: float) -> None:
+        if not self._connections or (self._ends_at is not None and now >= self._ends_at):
+            self.loop.stop()
+
+
+def _is_below(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(prefix + "/")
+
+
+def _is_local(listening: socket.socket) -> bool:
+    return listening.family != socket.AF_UNIX and is_loopback(str(listening.getsockname()[0]))
+
+
+def _listed(methods: Sequence[str]) -> str:
+    shown = [*methods, "OPTIONS"]
+    if "GET" in methods:
+        shown.insert(shown.index("GET") + 1, "HEAD")
+    return ", ".join(shown)
+
+
+def _is_address(host: str) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            socket.inet_pton(family, host)
+            return True
+    return False
+
+
+def _tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
+    if settings.tls_cert is None:
+        return None
+    import ssl
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    where = settings.tls_cert
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+        if settings.tls_client_ca is not None:
+            where = settings.tls_client_ca
+            context.load_verify_locations(settings.tls_client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"no certificate can be read: {error.strerror or error}",
+            where=where,
+            remedy="Give PEM files that this user may read, the key without a passphrase",
+        ) from error
+    return context

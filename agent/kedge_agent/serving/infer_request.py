@@ -1,0 +1,223 @@
+"""An inference request, whatever carried it: its tensors in, the model's tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kedge_agent.serving import binary_tensors, json_tensors
+from kedge_agent.serving.datatypes import Array, checked_datatype, checked_shape, converted, name_of
+from kedge_protocol.bundle.config import BundleConfig
+from kedge_protocol.errors import InputError
+
+if TYPE_CHECKING:
+    from kedge_agent.model import Loaded
+
+_MAX_CLASSES = 10_000
+
+
+@dataclass(slots=True)
+class RequestedOutput:
+    """An output that a client asks for.
+
+    Attributes:
+        binary: as bytes and not as JSON.
+        classes: so many best classes as texts ``value:index:label``, in place of the numbers; 0 for the numbers.
+    """
+
+    name: str
+    binary: bool = False
+    classes: int = 0
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """A request, read and checked as far as it goes without the model.
+
+    Attributes:
+        inputs: name → tensor, in the datatype that the client sent.
+        outputs: asked for; empty for all.
+        binary: whether all outputs go as bytes where ``outputs`` is empty.
+        id: of the client, given back.
+    """
+
+    inputs: dict[str, Array]
+    outputs: list[RequestedOutput] = field(default_factory=list)
+    binary: bool = False
+    id: str = ""
+
+
+@dataclass(slots=True)
+class InferResult:
+    """What a model answers.
+
+    Attributes:
+        outputs: what was asked for, with its tensor.
+        version: of the bundle that computed it.
+        conversions: input → datatypes sent and taken, where they differ.
+    """
+
+    outputs: list[tuple[RequestedOutput, Array]]
+    version: str
+    conversions: dict[str, str]
+
+
+def from_json(body: bytes, header_length: str | None, config: BundleConfig) -> InferRequest:
+    """Read a REST request.
+
+    Args:
+        body: JSON; bytes of tensors may follow it.
+        header_length: of the field ``Inference-Header-Content-Length``: bytes of the JSON before them.
+        config: of the model.
+
+    Raises:
+        InputError: the message says what does not fit.
+    """
+    binary = memoryview(b"")
+    if header_length is not None:
+        length = _whole_number(header_length, "Inference-Header-Content-Length")
+        if length > len(body):
+            raise InputError(f"Inference-Header-Content-Length is {length}, the body has {len(body)} bytes")
+        body, binary = body[:length], memoryview(body)[length:]
+    request = json_tensors.parse(body, config.inputs)
+    parameters = _parameters(request, "the request")
+    every = _truth(parameters, "binary_data_output", "the request")
+    identifier = request.get("id", "")
+    inputs = _inputs(request, binary)
+    outputs = _outputs(request, config, every)
+    return InferRequest(inputs, outputs, every, identifier if isinstance(identifier, str) else "")
+
+
+def run(loaded: Loaded, request: InferRequest) -> InferResult:
+    """Let a bundle answer a request.
+
+    Raises:
+        InputError: tensors that the model does not take.
+        KedgeError: what the runtime says.
+    """
+    config = loaded.bundle.config
+    conversions: dict[str, str] = {}
+    inputs: dict[str, Array] = {}
+    known = {spec.name: spec for spec in config.inputs}
+    for name, array in request.inputs.items():
+        spec = known.get(name)
+        if spec is not None and spec.preprocess is None:
+            sent = array.dtype.name
+            array, differs = converted(array, spec, where=f"input {name[:80]!r}")
+            if differs:
+                conversions[name] = f"{name_of(sent)} to {name_of(spec.dtype)}"
+        inputs[name] = array
+    only = len(inputs) == 1 == len(known) and inputs.keys() == known.keys()
+    result = loaded(next(iter(inputs.values())) if only else inputs, {})
+    named = result if isinstance(result, dict) else {config.outputs[0].name: result}
+    wanted = request.outputs or [RequestedOutput(name, request.binary) for name in named]
+    outputs = [
+        (output, named[output.name] if not output.classes else _classes(named[output.name], output, config.labels))
+        for output in wanted
+    ]
+    return InferResult(outputs, config.version, conversions)
+
+
+def _inputs(request: dict[str, Any], binary: memoryview) -> dict[str, Array]:
+    given = request.get("inputs")
+    if not isinstance(given, list) or not all(isinstance(item, dict) for item in given):
+        raise InputError("'inputs' is missing or not a list of objects")
+    arrays: dict[str, Array] = {}
+    at = 0
+    for item in given:
+        name = item.get("name")
+        if not isinstance(name, str):
+            raise InputError("an input has no name")
+        where = f"input {name[:80]!r}"
+        if name in arrays:
+            raise InputError("is given twice", where=where)
+        size = _parameters(item, where).get("binary_data_size")
+        if size is None:
+            arrays[name] = json_tensors.array_of(item, where=where)
+            continue
+        if type(size) is not int or not 0 <= size <= binary.nbytes - at:
+            raise InputError("'binary_data_size' is more than what follows the JSON", where=where)
+        if "data" in item:
+            raise InputError("'data' and 'binary_data_size' are both given", where=where)
+        datatype = checked_datatype(item.get("datatype"), where=where)
+        shape = checked_shape(item.get("shape"), where=where)
+        arrays[name] = binary_tensors.array_of(binary[at : at + size], datatype, shape, where=where)
+        at += size
+    if at != binary.nbytes:
+        raise InputError(f"{binary.nbytes - at} bytes behind the JSON belong to no input")
+    return arrays
+
+
+def _outputs(request: dict[str, Any], config: BundleConfig, every: bool) -> list[RequestedOutput]:
+    asked = request.get("outputs", [])
+    if not isinstance(asked, list) or not all(isinstance(item, dict) for item in asked):
+        raise InputError("'outputs' is not a list of objects")
+    return [_output(item, config, every) for item in asked]
+
+
+def _output(item: dict[str, Any], config: BundleConfig, every: bool) -> RequestedOutput:
+    name = checked_output(item.get("name"), config)
+    where = f"output {name!r}"
+    parameters = _parameters(item, where)
+    binary = _truth(parameters, "binary_data", where) if "binary_data" in parameters else every
+    return RequestedOutput(name, binary, checked_classes(parameters.get("classification", 0), where=where))
+
+
+def checked_output(name: object, config: BundleConfig) -> str:
+    """The name of an output of the model.
+
+    Raises:
+        InputError: it has no such output.
+    """
+    known = [spec.name for spec in config.outputs]
+    if not isinstance(name, str) or name not in known:
+        raise InputError(f"no output {str(name)[:80]!r}; the model gives {', '.join(known)}")
+    return name
+
+
+def checked_classes(count: object, *, where: str) -> int:
+    """How many classes are asked for.
+
+    Raises:
+        InputError: no whole number, or too many.
+    """
+    if type(count) is int and 0 <= count <= _MAX_CLASSES:
+        return count
+    raise InputError(f"'classification' is not a whole number up to {_MAX_CLASSES}", where=where)
+
+
+def _classes(array: Array, output: RequestedOutput, labels: Sequence[str]) -> Array:
+    """The best classes of each sample as ``value:index:label`` (the label only where the bundle has one), best first;
+    equal values in the order of the classes."""
+    rows = array.reshape(array.shape[0], -1) if array.ndim > 1 else array.reshape(1, -1)
+    count = min(output.classes, rows.shape[1])
+    order = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
+    texts = np.empty(order.shape, dtype=object)
+    for row, classes in enumerate(order.tolist()):
+        for place, index in enumerate(classes):
+            text = f"{float(rows[row, index]):f}:{index}"
+            texts[row, place] = (f"{text}:{labels[index]}" if index < len(labels) else text).encode()
+    return texts if array.ndim > 1 else texts[0]
+
+
+def _parameters(item: Mapping[str, Any], where: str) -> dict[str, Any]:
+    parameters = item.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise InputError("'parameters' is not an object", where=where)
+    return parameters
+
+
+def _truth(parameters: Mapping[str, Any], name: str, where: str) -> bool:
+    value = parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise InputError(f"{name!r} is neither true nor false", where=where)
+    return value
+
+
+def _whole_number(text: str, what: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 18:
+        raise InputError(f"{what} is no number")
+    return int(text)

@@ -1,0 +1,245 @@
+"""Tensors as JSON: numbers, flat in row-major order or nested.
+
+orjson reads and writes them where it is installed, the standard library else; both take and give the same. A body is
+scanned before it is parsed: as objects, brackets cost up to thirty times their bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kedge_agent.serving.datatypes import DATATYPES, Array, checked_datatype, checked_shape
+from kedge_protocol.bundle.config import TensorSpec
+from kedge_protocol.errors import InputError
+
+orjson: Any = None
+with contextlib.suppress(ImportError):  # an extra of the agent
+    import orjson as _orjson
+
+    orjson = _orjson
+
+_MAX_DEPTH = 64
+_SPARE_BRACKETS = 512
+_SPARE_STRINGS = 1024
+_DIGITS = bytes(range(0x30, 0x3A))
+
+
+def parse(body: bytes, inputs: Sequence[TensorSpec]) -> dict[str, Any]:
+    """The JSON object of a request.
+
+    Args:
+        body: UTF-8.
+        inputs: of the model; what their tensors can need bounds the brackets and strings.
+
+    Raises:
+        InputError: no JSON, no object, or more brackets or strings than a request for this model can need.
+    """
+    scan(body, inputs)
+    try:
+        if orjson is not None:
+            request = orjson.loads(body)
+        else:
+            text = body.decode("utf-8")
+            request = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+            if "\\ud" in text.lower():
+                json.dumps(request, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the body is not JSON: {error}") from error
+    if not isinstance(request, dict):
+        raise InputError("the body is not a JSON object")
+    return request
+
+
+def scan(body: bytes, inputs: Sequence[TensorSpec]) -> None:
+    """Bound what a body becomes as objects, by counting bytes.
+
+    Each number needs a digit and each nested list at least one number below it, so a request has no more brackets than
+    digits times the deepest nesting; a request for a few numbers has few.
+
+    Raises:
+        InputError: it has more than a request for these inputs can need.
+    """
+    brackets = body.count(b"[") + body.count(b"{")
+    if brackets > _SPARE_BRACKETS:
+        digits = len(body) - len(body.translate(None, _DIGITS))
+        nested = max((_lists_a_number(spec) for spec in inputs), default=1.0)
+        if brackets > _SPARE_BRACKETS + nested * digits:
+            raise InputError("the body has more brackets than tensors of this model can need")
+        if _depth(body) > _MAX_DEPTH:
+            raise InputError("the body is nested too deep")
+    if not any(DATATYPES.get(spec.dtype.upper()) == "object" or spec.dtype == "object" for spec in inputs):
+        quotes = body.count(b'"')
+        if quotes > 2 * _SPARE_STRINGS:
+            raise InputError("the body has more strings than a request for this model can need")
+
+
+def _lists_a_number(spec: TensorSpec) -> float:
+    """Lists of a nested tensor for each of its numbers: 1 for the innermost of one number, and what lies around it."""
+    lists, numbers = 0.0, 1.0
+    for axis in reversed(spec.shape[1:]):
+        lists = lists * (axis or 1) + 1
+        numbers *= axis or 1
+    return (lists + 1) / numbers
+
+
+def _depth(body: bytes) -> int:
+    """The deepest nesting of brackets, those in strings counted too."""
+    codes = np.frombuffer(body, np.uint8)
+    steps = codes[(codes == 0x5B) | (codes == 0x7B) | (codes == 0x5D) | (codes == 0x7D)]
+    opened = (steps == 0x5B) | (steps == 0x7B)
+    return int(np.cumsum(np.where(opened, np.int8(1), np.int8(-1)), dtype=np.int32).max(initial=0))
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a number in JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is beyond the range of a double")
+    return number
+
+
+def array_of(item: dict[str, Any], *, where: str) -> Array:
+    """One request tensor, checked: what it says of itself must be true.
+
+    Returns:
+        In the dtype that it says; BYTES as an array of ``bytes`` objects.
+
+    Raises:
+        InputError: the message says what does not fit.
+    """
+    datatype = checked_datatype(item.get("datatype"), where=where)
+    shape = checked_shape(item.get("shape"), where=where)
+    data = item.get("data")
+    if not isinstance(data, list):
+        raise InputError("'data' is not a list", where=where)
+    if datatype == "BYTES":
+        return _texts(data, shape, where=where)
+    values = _numbers(data, shape, datatype, where=where)
+    dtype = np.dtype(DATATYPES[datatype])
+    with np.errstate(over="ignore"):
+        array = values.astype(dtype)
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(f"'data' is out of the range of {datatype}", where=where)
+    return _rounded_to_bf16(array, where=where) if datatype == "BF16" else array
+
+
+def _numbers(data: list[Any], shape: list[int], datatype: str, *, where: str) -> Array:
+    """Numbers of the right kind, in range, in the shape; in whatever dtype holds them."""
+    dtype = np.dtype(DATATYPES[datatype])
+    try:
+        values = np.asarray(data)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"'data' is no tensor: {error}", where=where) from error
+    if values.size != math.prod(shape):
+        raise InputError(f"{values.size} numbers do not fill the shape {shape}", where=where)
+    if values.ndim > 1 and list(values.shape) != shape:
+        raise InputError(f"'data' is nested as {list(values.shape)}, the shape is {shape}", where=where)
+    allowed = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}[dtype.kind]
+    if values.dtype.kind == "O" or (dtype.kind in "iu" and values.dtype.kind == "f"):
+        try:
+            values = _exact(data, values, dtype.kind)
+        except OverflowError as error:
+            raise InputError(f"'data' is out of the range of {datatype}", where=where) from error
+    if values.size and values.dtype.kind not in allowed:
+        raise InputError(f"'data' is not of datatype {datatype}", where=where)
+    if dtype.kind != "b" and values.dtype.kind != "b" and values.size and _holds_truths(data):
+        raise InputError(f"'data' holds true or false among numbers of {datatype}", where=where)
+    if dtype.kind in "iu" and values.size:
+        limits = np.iinfo(dtype)
+        if int(values.min()) < limits.min or int(values.max()) > limits.max:
+            raise InputError(f"'data' is out of the range of {datatype}", where=where)
+    return values.reshape(shape)
+
+
+def _holds_truths(data: list[Any]) -> bool:
+    """Whether a list of numbers, nested or not, holds a boolean, which numpy would take for a number."""
+    if data and isinstance(data[0], list):
+        return any(_holds_truths(inner) for inner in data)
+    return bool in set(map(type, data))
+
+
+def _exact(data: list[Any], values: Array, kind: str) -> Array:
+    """Numbers for which numpy takes another kind of type: it makes floats of integers that no one of its types holds
+    together (1 and 2**63), and objects of those beyond 64 bits.
+
+    Raises:
+        OverflowError: they are in no type's range.
+    """
+    exact = np.array(data, dtype=object)
+    types = {type(number) for number in exact.flat}
+    if kind == "f":
+        return exact.astype("float64") if types <= {int, float} else values
+    if types != {int}:
+        return values
+    if not all(0 <= number < 1 << 64 for number in exact.flat):
+        raise OverflowError
+    return exact.astype("uint64")
+
+
+def _texts(data: list[Any], shape: list[int], *, where: str) -> Array:
+    flat: list[Any] = data
+    for _ in range(len(shape) - 1):
+        if not flat or not all(isinstance(inner, list) for inner in flat):
+            break
+        flat = [text for inner in flat for text in inner]
+    if not all(isinstance(text, str) for text in flat):
+        raise InputError("'data' is not of datatype BYTES: texts are needed", where=where)
+    if len(flat) != math.prod(shape):
+        raise InputError(f"{len(flat)} texts do not fill the shape {shape}", where=where)
+    array = np.empty(len(flat), dtype=object)
+    array[:] = [text.encode() for text in flat]
+    return array.reshape(shape)
+
+
+def _rounded_to_bf16(array: Array, *, where: str) -> Array:
+    """float32 rounded to the nearest number with bfloat16's 8 bits, ties to even."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) & np.uint32(0xFFFF0000)
+    made = rounded.view(np.float32)
+    if not np.isfinite(made).all():
+        raise InputError("'data' is out of the range of BF16", where=where)
+    return made
+
+
+def encoded(content: dict[str, Any]) -> bytes:
+    """JSON of an answer; arrays within are written flat, float32 with the fewest digits that give it back.
+
+    Raises:
+        ValueError: a number that JSON does not have (NaN, infinity).
+    """
+    if orjson is not None:
+        return bytes(orjson.dumps(content, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY))
+    return json.dumps(content, allow_nan=False, separators=(",", ":"), default=_plain).encode()
+
+
+def data_of(array: Array) -> Any:
+    """A tensor's numbers for :func:`encoded`.
+
+    Raises:
+        ValueError: not finite.
+    """
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if flat.dtype.kind == "f":
+        if not np.isfinite(flat).all():
+            raise ValueError("not finite")
+        if flat.dtype == np.float16:
+            flat = flat.astype(np.float32)
+    if flat.dtype.kind == "O":
+        return [text.decode("utf-8") if isinstance(text, bytes) else str(text) for text in flat]
+    if orjson is not None:
+        return flat
+    # The double that has the same few digits is written with them.
+    return [float(text) for text in flat.astype("U")] if flat.dtype == np.float32 else flat.tolist()
+
+
+def _plain(value: object) -> Any:
+    raise TypeError(f"{type(value).__name__} has no form in JSON")

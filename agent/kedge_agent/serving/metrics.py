@@ -1,0 +1,88 @@
+"""``/metrics``: counts of this process in the text format of Prometheus (version 0.0.4)."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from kedge_agent.serving.handler import Job, Request, Response
+from kedge_agent.serving.model_pool import Entry, ServedModels
+from kedge_agent.serving.statistics import bounds
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class MetricsHandler:
+    """Answers ``/metrics``.
+
+    Args:
+        models: that are counted.
+    """
+
+    def __init__(self, models: ServedModels) -> None:
+        self._models = models
+
+    def methods(self, path: str) -> Sequence[str]:
+        """See :class:`kedge_agent.serving.handler.Handler`."""
+        return ("GET",) if path == "/metrics" else ()
+
+    def route(self, request: Request) -> Response | Job:
+        """See :class:`kedge_agent.serving.handler.Handler`."""
+        text = "\n".join(self._lines()) + "\n"
+        return Response(200, text.encode(), CONTENT_TYPE)
+
+    def _lines(self) -> Iterator[str]:
+        entries = [(name, entry) for name in self._models.names() if (entry := self._models.get(name)) is not None]
+        yield from _process()
+        yield from _family("kedge_model_ready", "gauge", "1 where the model answers.")
+        for name, entry in entries:
+            yield f"kedge_model_ready{_labels(name)} {int(entry.model is not None)}"
+        yield from _family("kedge_requests_total", "counter", "Inference requests, by what became of them.")
+        for name, entry in entries:
+            counts, workers = entry.statistics.total(), entry.workers
+            for outcome, count in (("ok", counts.answered), ("error", counts.failed), ("refused", workers.refused)):
+                yield f"kedge_requests_total{_labels(name, outcome=outcome)} {count}"
+        yield from _family("kedge_samples_total", "counter", "Samples in the answered requests.")
+        for name, entry in entries:
+            yield f"kedge_samples_total{_labels(name)} {entry.statistics.total().samples}"
+        yield from _family("kedge_queue_length", "gauge", "Requests that wait for a thread of the model.")
+        for name, entry in entries:
+            yield f"kedge_queue_length{_labels(name)} {entry.workers.waiting}"
+        yield from _family("kedge_request_seconds", "histogram", "From a request's arrival to its answer.")
+        for name, entry in entries:
+            yield from _histogram(name, entry)
+
+
+def _histogram(name: str, entry: Entry) -> Iterator[str]:
+    counts = entry.statistics.total()
+    sum_so_far = 0
+    for bound, count in zip([*map(repr, bounds()), "+Inf"], counts.buckets, strict=True):
+        sum_so_far += count
+        yield f"kedge_request_seconds_bucket{_labels(name, le=bound)} {sum_so_far}"
+    yield f"kedge_request_seconds_sum{_labels(name)} {counts.answered_ns / 1e9!r}"
+    yield f"kedge_request_seconds_count{_labels(name)} {sum_so_far}"
+
+
+def _process() -> Iterator[str]:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    yield from _family("process_cpu_seconds_total", "counter", "CPU time of the serving process, seconds.")
+    yield f"process_cpu_seconds_total {usage.ru_utime + usage.ru_stime!r}"
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    yield from _family("process_resident_memory_bytes", "gauge", "Resident memory of the serving process.")
+    yield f"process_resident_memory_bytes {pages * resource.getpagesize()}"
+
+
+def _family(name: str, kind: str, text: str) -> Iterator[str]:
+    yield f"# HELP {name} {text}"
+    yield f"# TYPE {name} {kind}"
+
+
+def _labels(name: str, **more: str) -> str:
+    labels = {"model": name, **more}
+    inner = ",".join(f'{key}="{_escaped(value)}"' for key, value in labels.items())
+    return f"{{{inner}}}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -1,0 +1,185 @@
+"""What the HTTP server is told, and addresses to listen on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from kedge_protocol.errors import ConfigError
+
+log = logging.getLogger("kedge.serving")
+
+_BACKLOG = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Limits of the HTTP server, and who may use it.
+
+    Attributes:
+        connections: open at once; one more takes the place of the one that is idle longest.
+        idle_seconds: a connection without a request is closed after.
+        head_seconds, body_seconds: that a request's head and body may take from their first byte on.
+        write_seconds: that a client may take no byte of an answer.
+        max_body_bytes: of one request, decompressed; a larger one is refused with 413.
+        all_bodies_bytes: of all requests together; what goes beyond is refused with 503.
+        call_seconds: from a request's arrival to its answer; after that it gets 503. A call that takes so long has
+            hung: the process is then started anew.
+        load_seconds: a load that takes longer has hung.
+        queue_limit: requests that wait for one model; one more is answered with 429.
+        drain_seconds: at the end, for requests that were accepted.
+        token_file: its first line is what clients send as ``Authorization: Bearer``; None asks for none.
+        allowed_hosts: names in the Host field beside localhost and addresses (any, where a token or TLS is asked for).
+        cors_origins: web pages of these origins may call; ``*`` for every one, without credentials.
+        tls_cert, tls_key, tls_client_ca: PEM files; a client CA asks every client for a certificate.
+        fleet: models come and go as the fleet wants it, and not by ``load`` and ``unload``.
+    """
+
+    connections: int = 512
+    idle_seconds: float = 60.0
+    head_seconds: float = 20.0
+    body_seconds: float = 120.0
+    write_seconds: float = 30.0
+    max_body_bytes: int = 16 << 20
+    all_bodies_bytes: int = 64 << 20
+    call_seconds: float = 30.0
+    load_seconds: float = 180.0
+    queue_limit: int = 64
+    drain_seconds: float = 3.0
+    token_file: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    fleet: bool = True
+
+    def token(self) -> bytes | None:
+        """What the token file holds.
+
+        Raises:
+            ConfigError: it cannot be read, or is empty.
+        """
+        if self.token_file is None:
+            return None
+        try:
+            lines = Path(self.token_file).read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the token file cannot be read: {error}", where=self.token_file) from error
+        if len(lines) != 1:
+            raise ConfigError(
+                "the token file does not hold one word",
+                where=self.token_file,
+                remedy="Write a random token into it, e.g. by: openssl rand -hex 32",
+            )
+        return lines[0].encode()
+
+
+def checked_exposure(listen: str, settings: ServerSettings, *, insecure: bool) -> None:
+    """Let nobody in unasked: beyond this machine clients show a token or a certificate.
+
+    Raises:
+        ConfigError: an address beyond loopback with neither, and not ``insecure``.
+    """
+    asks = settings.token_file is not None or settings.tls_client_ca is not None
+    if listen.startswith("unix:") or is_loopback(parse_address(listen)[0]) or asks:
+        return
+    if not insecure:
+        raise ConfigError(
+            "can be reached from other machines, and clients are asked for nothing",
+            where=listen,
+            remedy="Give a token file or a client CA, listen on 127.0.0.1, or say that you want it insecure",
+        )
+    log.warning("%s IS OPEN TO EVERYBODY who reaches this machine: no token, no client certificate", listen)
+
+
+def parse_address(listen: str) -> tuple[str, int]:
+    """Host and port of ``host:port`` (an IPv6 host in brackets).
+
+    Raises:
+        ConfigError: it is none.
+    """
+    host, colon, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+        raise ConfigError(f"{listen!r} is not host:port", where="listen", remedy="Give e.g. 127.0.0.1:8080")
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    if host in ("localhost", "::1"):
+        return True
+    try:
+        return socket.inet_aton(host)[0] == 127
+    except OSError:
+        return False
+
+
+def listening_socket(listen: str) -> socket.socket:
+    """Listen on ``host:port``, or on ``unix:PATH``.
+
+    Raises:
+        ConfigError: the address is none, or cannot be listened on.
+    """
+    try:
+        return _unix_socket(Path(listen.removeprefix("unix:"))) if listen.startswith("unix:") else _tcp_socket(listen)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be listened on: {error.strerror or error}",
+            where=listen,
+            remedy="Choose a free port of this machine, or a folder that this user may write to",
+        ) from error
+
+
+def address_of(listening: socket.socket) -> str:
+    """Where a listening socket is reached: ``http://host:port``, or ``unix:PATH``."""
+    name = listening.getsockname()
+    if listening.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if listening.family == socket.AF_INET6 else str(name[0])
+    return f"http://{host}:{name[1]}"
+
+
+def _tcp_socket(listen: str) -> socket.socket:
+    host, port = parse_address(listen)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = found[0]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(_BACKLOG)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _unix_socket(path: Path) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()
+        made.bind(os.fspath(path))
+        # The folder's rights and these decide who may call: this user and this group.
+        path.chmod(0o660)
+        made.listen(_BACKLOG)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens on a socket file; one that a killed process left is in the way."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return False
+        return True
