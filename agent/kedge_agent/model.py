@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_agent import slots
+from kedge_agent.carried import Session
 from kedge_agent.counters import Counter, open_counter
 from kedge_protocol import digest, tensors
 from kedge_protocol.bundle.config import BundleConfig, TensorSpec
@@ -88,6 +89,17 @@ class Model:
             InputError: a missing or unknown input, a wrong shape or dtype; or the model was closed.
         """
         return self.loaded()(array, named)
+
+    def session(self, **states: Any) -> Session:
+        """A sequence of calls of a model with states, which are carried from call to call.
+
+        Args:
+            states: what the first call takes, by the inputs' names; zeros otherwise.
+
+        Raises:
+            InputError: the model has no states, or none of such a name.
+        """
+        return Session(self, states)
 
     def loaded(self) -> Loaded:
         """The bundle that answers now, to be called and asked about itself: what it says belongs to what it computes,
@@ -247,6 +259,8 @@ class Loaded:
         only = executor.one
         self._only = None if only is None else (self._specs[0], len(self._specs[0].shape), only)
         self._names = [spec.name for spec in bundle.config.outputs]
+        self._axes_in = [spec.batch_axis if spec.batched else None for spec in self._specs]
+        self._axes_out = [spec.batch_axis if spec.batched else None for spec in bundle.config.outputs]
         weakref.finalize(self, _release, executor, counter).atexit = False
 
     def __call__(self, given: Any, named: Mapping[str, Any]) -> Any:
@@ -270,10 +284,22 @@ class Loaded:
             return run(array) if array.ndim != rank - 1 else run(array[np.newaxis])[0, ...]
         raw = self._by_name(given, named)
         arrays = [tensors.as_array(value, spec) for value, spec in zip(raw, self._specs, strict=True)]
-        one = all(array.ndim == len(spec.shape) - 1 for array, spec in zip(arrays, self._specs, strict=True))
-        results = self._executor.run([array[np.newaxis] for array in arrays] if one else arrays)
+        axes = self._axes_in
+        one = all(
+            axis is None or array.ndim == len(spec.shape) - 1
+            for array, spec, axis in zip(arrays, self._specs, axes, strict=True)
+        )
+        one = one and any(axis is not None for axis in axes)
         if one:
-            results = [result[0, ...] for result in results]
+            arrays = [
+                array if axis is None else np.expand_dims(array, axis) for array, axis in zip(arrays, axes, strict=True)
+            ]
+        results = self._executor.run(arrays)
+        if one:
+            results = [
+                result if axis is None else result.take(0, axis)
+                for result, axis in zip(results, self._axes_out, strict=True)
+            ]
         return results[0] if len(results) == 1 else dict(zip(self._names, results, strict=True))
 
     def _by_name(self, given: Any, named: Mapping[str, Any]) -> list[Any]:

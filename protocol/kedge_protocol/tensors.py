@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_protocol.bundle.config import TensorSpec
+from kedge_protocol.bundle.config import NO_BATCH, TensorSpec
 from kedge_protocol.errors import InputError
 
 Array = npt.NDArray[Any]
@@ -41,15 +41,31 @@ def check_input(array: Array, spec: TensorSpec) -> None:
     if array.dtype.kind not in "fiub":
         raise InputError(f"dtype {array.dtype} is not numeric", where=f"input {spec.name!r}")
     fits = array.ndim == len(expected) and all(
-        want is None or want == have for want, have in zip(expected[1:], array.shape[1:], strict=False)
+        want is None or want == have or at == spec.batch_axis
+        for at, (want, have) in enumerate(zip(expected, array.shape, strict=True))
     )
     if not fits:
         want = "x".join("?" if axis is None else str(axis) for axis in expected)
         have = "x".join(map(str, array.shape))
-        raise InputError(
-            f"shape {have} does not fit {want} (first axis is the batch)",
-            where=f"input {spec.name!r}",
-        )
+        axis = _ORDINALS.get(spec.batch_axis, f"axis {spec.batch_axis} is the batch")
+        raise InputError(f"shape {have or 'of one number'} does not fit {want} ({axis})", where=f"input {spec.name!r}")
+
+
+_ORDINALS = {0: "first axis is the batch", 1: "second axis is the batch", NO_BATCH: "it has no batch axis"}
+
+
+def to_batch_first(array: Array, spec: TensorSpec) -> Array:
+    """A tensor in the caller's axes with the samples along the first; one without a batch is one sample's."""
+    if spec.batch_axis == 0:
+        return array
+    return array[np.newaxis] if not spec.batched else np.moveaxis(array, spec.batch_axis, 0)
+
+
+def from_batch_first(array: Array, spec: TensorSpec) -> Array:
+    """The way back from :func:`to_batch_first`; of a tensor without a batch the first sample's."""
+    if spec.batch_axis == 0:
+        return array
+    return array[0] if not spec.batched else np.moveaxis(array, 0, spec.batch_axis)
 
 
 def encoder(spec: TensorSpec, *, reuse: bool = False) -> Conversion:

@@ -34,8 +34,9 @@ class _Input:
 
     Attributes:
         position: among the model's inputs; inputs themselves are kept in the file's order.
-        sample: shape of one sample, or None where an axis is free.
+        sample: shape of one sample, or None where an axis is free or the batch is not the first.
         rank: with the batch.
+        batch_axis: in the file.
     """
 
     spec: TensorSpec
@@ -81,11 +82,13 @@ class Executor:
         self._run = self._session.run if self._session.concurrent else self._run_alone
         self._names = [spec.name for spec in inputs]
         self._plan = sorted(map(_planned, inputs, range(len(inputs))), key=lambda item: item.spec.file.index)
-        self._decode = [(spec.file.index, tensors.decoder(spec)) for spec in outputs]
-        fixed = {item.spec.file.shape[item.batch_axis] for item in self._plan}
+        self._decode = [(spec.file.index, _decoder(spec)) for spec in outputs]
+        fixed = {item.spec.file.shape[item.batch_axis] for item in self._plan if item.spec.batched}
         # A file with its batch fixed takes larger batches in pieces of that size.
         self._piece = next(iter(fixed)) if len(fixed) == 1 else None
-        self.one = self._short_cut() if len(inputs) == len(outputs) == 1 else None
+        self._lone = [spec.name for spec in outputs if not spec.batched]
+        plain = all(spec.batch_axis == 0 for spec in (*inputs, *outputs))
+        self.one = self._short_cut() if len(inputs) == len(outputs) == 1 and plain else None
         """For a model with one input and one output: an array in, an array out, like :meth:`run` with less around the
         runtime's own call."""
 
@@ -135,6 +138,13 @@ class Executor:
         results = self.run(self.in_order(raw))
         return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
 
+    def on_samples(self, samples: Mapping[str, Array]) -> dict[str, Array]:
+        """Like a call, with the samples along the first axis of every array, whatever the model's own axes are, there
+        and back. Of an input without a batch the first sample's value is taken."""
+        raw = {spec.name: tensors.from_batch_first(samples[spec.name], spec) for spec in self.inputs}
+        answer = self(raw)
+        return {spec.name: tensors.to_batch_first(answer[spec.name], spec) for spec in self.outputs}
+
     def in_order(self, raw: Mapping[str, Any]) -> list[Any]:
         """The inputs in the model's order.
 
@@ -156,15 +166,22 @@ class Executor:
             shape = array.shape
             if shape[1:] != item.sample or len(shape) != item.rank or array.dtype.kind not in "fiub":
                 tensors.check_input(array, item.spec)
-            if length not in (-1, shape[0]):
-                raise InputError("the inputs have different numbers of samples")
-            length = shape[0]
+            if item.spec.batched:
+                axis = item.spec.batch_axis
+                if length not in (-1, shape[axis]):
+                    raise InputError("the inputs have different numbers of samples")
+                length = shape[axis]
             if item.preprocess is not None:
                 array = item.preprocess(array)
-            prepared.append(item.encode(array))
+            prepared.append(item.encode(array if item.spec.batched else array[np.newaxis]))
         if length == 0:
             raise InputError("no samples were given")
-        piece = self._piece
+        if self._lone and length > 1:
+            raise InputError(
+                f"output {self._lone[0]!r} belongs to one sample, {length} were given",
+                remedy="Call the model with one sample at a time",
+            )
+        piece = self._piece if length != -1 else None
         in_pieces = piece is not None and piece != length
         results = self._in_pieces(prepared, length) if in_pieces else self._run(prepared)
         return [decode(results[index]) for index, decode in self._decode]
@@ -199,6 +216,8 @@ class Executor:
         for start in range(0, length, piece):
             parts = [
                 np.ascontiguousarray(array[(slice(None),) * item.batch_axis + (slice(start, start + piece),)])
+                if item.spec.batched
+                else array
                 for array, item in zip(prepared, self._plan, strict=True)
             ]
             collected.append(self._run(parts))
@@ -238,7 +257,7 @@ def _planned(spec: TensorSpec, position: int) -> _Input:
     return _Input(
         spec,
         position,
-        None if None in spec.shape[1:] else spec.shape[1:],
+        None if None in spec.shape[1:] or spec.batch_axis != 0 else spec.shape[1:],
         rank,
         _file_batch_axis(spec),
         None if how is None else normalization.prepared(how, layout=spec.layout, rank=rank),
@@ -247,4 +266,10 @@ def _planned(spec: TensorSpec, position: int) -> _Input:
 
 
 def _file_batch_axis(spec: TensorSpec) -> int:
-    return 0 if spec.file.permutation is None else spec.file.permutation.index(0)
+    axis = spec.batch_axis if spec.batched else 0
+    return axis if spec.file.permutation is None else spec.file.permutation.index(axis)
+
+
+def _decoder(spec: TensorSpec) -> Callable[[Array], Array]:
+    decode = tensors.decoder(spec)
+    return decode if spec.batched else lambda array: decode(array)[0]

@@ -187,9 +187,8 @@ def run_vectors(
         BundleError: the vectors cannot be read.
         VerificationError: an output has another shape.
     """
-    import numpy as np
-
     from kedge_protocol import golden
+    from kedge_targets import free_lengths
 
     vectors = golden.load(folder / config.golden.file)
     step = _batch(config)
@@ -197,10 +196,14 @@ def run_vectors(
     for index in range(0, vectors.samples, step):
         one = {name: array[index : index + step] for name, array in vectors.inputs.items()}
         begun = time.perf_counter()
-        rows.append(executor(one))
+        rows.append(executor.on_samples(one))
         seconds.append(time.perf_counter() - begun)
         progress("golden vectors", index + step, vectors.samples)
-    actual = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    actual = {name: free_lengths.stacked([row[name] for row in rows]) for name in rows[0]}
+    for spec in config.outputs:
+        if not spec.batched or None in spec.shape[1:]:
+            pair = free_lengths.aligned(actual[spec.name], vectors.outputs[spec.name])
+            actual[spec.name], vectors.outputs[spec.name] = pair
     return golden.compare(vectors, actual), seconds
 
 
@@ -221,7 +224,7 @@ def _timed(folder: Path, config: BundleConfig, executor: Executor, before: list[
         if len(seconds) >= _TIMED_CALLS or sum(seconds) >= _TIMED_SECONDS:
             break
         begun = time.perf_counter()
-        executor(one)
+        executor.on_samples(one)
         seconds.append(time.perf_counter() - begun)
     p50, p95 = np.percentile(seconds, (50, 95)) * 1000
     return Timing(p50_ms=float(p50), p95_ms=float(p95), calls=len(seconds))
@@ -229,17 +232,22 @@ def _timed(folder: Path, config: BundleConfig, executor: Executor, before: list[
 
 def one_call(folder: Path, config: BundleConfig) -> dict[str, Any]:
     """The inputs of one call: the first golden vectors, as many as the file takes at once."""
-    from kedge_protocol import golden
+    from kedge_protocol import golden, tensors
 
     vectors = golden.load(folder / config.golden.file)
-    return {name: array[: _batch(config)] for name, array in vectors.inputs.items()}
+    specs = {spec.name: spec for spec in config.inputs}
+    return {
+        name: tensors.from_batch_first(array[: _batch(config)], specs[name]) for name, array in vectors.inputs.items()
+    }
 
 
 def _batch(config: BundleConfig) -> int:
     """How many samples the file takes at once; 1 where that is free."""
-    file = config.inputs[0].file
-    axis = 0 if file.permutation is None else file.permutation.index(0)
-    return file.shape[axis] or 1
+    spec = next((one for one in config.inputs if one.batched), None)
+    if spec is None or not spec.batched:
+        return 1
+    axis = spec.batch_axis if spec.file.permutation is None else spec.file.permutation.index(spec.batch_axis)
+    return spec.file.shape[axis] or 1
 
 
 def _config(path: Path) -> BundleConfig:

@@ -116,7 +116,7 @@ def test_raw_samples_may_have_any_numeric_dtype(tmp_path: Path, dtype: type) -> 
     ("arrays", "said"),
     [
         ({"input": images(0)}, "'input' has no samples"),
-        ({"input": np.float32(3.0)}, "'input' has no samples"),
+        ({"input": np.float32(3.0)}, "'input' has shape one number, the model takes samplesx4x4x3"),
         ({"input": images(12), "label": np.arange(11)}, "different numbers of samples: input 12, label 11"),
         ({"input": np.array([object()], dtype=object)}, "Python objects"),
         ({}, "holds no array"),
@@ -124,7 +124,7 @@ def test_raw_samples_may_have_any_numeric_dtype(tmp_path: Path, dtype: type) -> 
 )
 def test_arrays_that_are_no_samples_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], said: str) -> None:
     with pytest.raises(DatasetError, match=said):
-        opened(saved(tmp_path, **arrays), tmp_path)
+        opened(saved(tmp_path, **arrays), tmp_path).bind([IMAGE])
 
 
 def test_what_is_no_npz_is_said_so(tmp_path: Path) -> None:

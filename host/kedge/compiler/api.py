@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kedge.compiler import service
@@ -42,6 +42,8 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
     memory_limit: int | None = None,
     force: bool = False,
     batch: int | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
+    states: Mapping[str, str] | None = None,
     seed: int | None = None,
     jobs: int | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
@@ -92,6 +94,10 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
         memory_limit: MiB that one step may take; four fifths of the machine's memory by default.
         force: replace ``out`` if it is there: a release or an empty folder, nothing else.
         batch: fix the batch of a model that is imported.
+        batch_axes: tensor's name → which of its axes is the batch, None for a tensor without one, where the model's
+            file does not tell.
+        states: input → output that it takes in each call from the call before, where names do not tell
+            (``state`` and ``stateN``, ``h_in`` and ``h_out``); see docs/metrics.md.
         seed: of everything random. The same seed and the same recorded latencies give the same choice.
         jobs: trials at once; one for each core by default.
         checkpoints: a folder where training keeps its state and goes on from it.
@@ -137,6 +143,8 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
         memory_limit=memory_limit,
         force=force,
         batch=batch,
+        batch_axis=tuple(f"{name}={'none' if axis is None else axis}" for name, axis in (batch_axes or {}).items()),
+        state=tuple(f"{name}={output}" for name, output in (states or {}).items()),
         seed=seed,
         jobs=jobs,
         checkpoints=_path(checkpoints),

@@ -35,6 +35,7 @@ def configuration(compiled: Compiled, source: ReleaseSource) -> cfg.BundleConfig
         inputs=lowered.inputs,
         outputs=lowered.outputs,
         labels=source.labels,
+        states=tuple(cfg.State(input=name, output=output) for name, output in source.model.states.items()),
         metric=cfg.Metric(
             name=source.reference.choice.name,
             value=evaluation.value,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kedge.compiler import release_writer, validation
+from kedge.compiler import carrying, release_writer, validation
 from kedge.compiler.release import Release
 from kedge.compiler.validation import ValidatedRequest
 from kedge.evaluation import metric, preprocessing, worker_messages
@@ -197,8 +197,8 @@ class _Compilation:
         found = _Inputs(
             model=model,
             imported=imported,
-            calibration=calibration.bind(model.inputs),
-            evaluation=evaluation.bind(model.inputs),
+            calibration=self._carried(worker, model, calibration.bind(model.inputs, model.states)),
+            evaluation=self._carried(worker, model, evaluation.bind(model.inputs, model.states)),
             calibration_digest=calibration_scan.digest(calibration.names),
             evaluation_digest=evaluation_scan.digest(evaluation.names),
             warnings=[*_shared(calibration_scan, evaluation_scan), *_few(calibration.samples)],
@@ -217,6 +217,26 @@ class _Compilation:
             )
         self._seconds["read"] = time.perf_counter() - began
         return found
+
+    def _carried(self, worker: Worker, model: Model, data: Data) -> Data:
+        """A data set of a model with states that the user's files leave out: as the float model carries them."""
+        if data.steps is None:
+            return data
+        answer = worker.call(
+            "kedge.compiler.carrying:carry",
+            carrying.CarryRequest(
+                model=model.reference,
+                inputs=model.inputs,
+                states=model.states,
+                data=data,
+                preprocess=preprocessing.parse(self._options.preprocess, model.inputs),
+                folder=str(Path(tempfile.mkdtemp(prefix="states-", dir=self._scratch))),
+            ),
+            carrying.CarryAnswer,
+            deadline=self._options.deadline,
+            on_progress=lambda what, done, total: self._tell("data", what, done, total),
+        )
+        return replace(data, arrays={**data.arrays, **answer.arrays})
 
     def _import(self, worker: Worker, calibration: Dataset) -> Imported:
         self._tell("model", "import", 0, 0)
@@ -248,6 +268,8 @@ class _Compilation:
                 graph=str(self._scratch / "graph.onnx"),
                 digest=None if imported is None else imported.source_digest,
                 size_bytes=None if imported is None else imported.size_bytes,
+                batch_axes=self._options.batch_axes,
+                states=self._options.states,
             ),
             Model,
             deadline=self._options.deadline,

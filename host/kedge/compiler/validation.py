@@ -177,6 +177,7 @@ def _check(options: CompileOptions) -> None:
     ):
         if value is not None and not value > 0:
             raise ConfigError(f"{value} is no {what}", where=flag, remedy=remedy)
+    _ = options.batch_axes, options.states
     if options.metric is not None:
         metric.check(options.metric)
     if options.loss is not None:

@@ -10,7 +10,7 @@ import errno
 import hashlib
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kedge.evaluation import sample_axes
 from kedge_protocol.errors import DatasetError, StorageError
 from kedge_protocol.npz import UNREADABLE
 from kedge_targets.graph.signature import TensorInfo
@@ -39,11 +40,14 @@ class Data:
         arrays: the model's input name → an ``.npy`` file.
         label: an ``.npy`` file.
         samples: length of the first axis.
+        steps: of a model with states that the user's files leave out, how many samples in a row share one: the state
+            begins anew with every ``steps``-th. None: each sample is by itself.
     """
 
     arrays: dict[str, str]
     samples: int
     label: str | None = None
+    steps: int | None = None
 
 
 class Dataset:
@@ -56,8 +60,7 @@ class Dataset:
         annotations: a file or folder of labels (:mod:`kedge.evaluation.labels`), where the data set has none.
 
     Raises:
-        DatasetError: nothing there, not such a file, an array that is not plain numbers, arrays without samples or of
-            different lengths, NaNs.
+        DatasetError: nothing there, not such a file, an array that is not plain numbers or without samples.
         StorageError: no space to unpack.
     """
 
@@ -69,9 +72,10 @@ class Dataset:
             raise DatasetError("holds no array", where=self.where, remedy="One array for each model input is needed")
         self.arrays = {name: open_array(file, name=name, where=self.where) for name, file in self.files.items()}
         for name, array in self.arrays.items():
-            if array.ndim == 0 or array.shape[0] == 0:
+            if array.size == 0:
                 raise DatasetError(f"array {name!r} has no samples", where=self.where)
-        self.samples = _common_length(self.arrays, self.where)
+        self._scratch = scratch
+        self.samples = _likely_length(self.arrays)
         if annotations is not None:
             self._annotate(annotations, scratch)
 
@@ -86,23 +90,68 @@ class Dataset:
         np.save(self.files[LABEL], labels.read(annotations, self.samples))
         self.arrays[LABEL] = open_array(self.files[LABEL], name=LABEL, where=self.where)
 
-    def bind(self, inputs: Sequence[TensorInfo]) -> Data:
+    def bind(self, inputs: Sequence[TensorInfo], states: Mapping[str, str] | None = None) -> Data:
         """Hold the arrays against a model's inputs.
 
+        Args:
+            inputs: of the graph with its batch first.
+            states: input → output; where the data set has none of these inputs, samples are the steps of sequences,
+                ``[steps, …]`` of one or ``[sequences, steps, …]``.
+
         Raises:
-            DatasetError: an array of a wrong name, rank, shape or dtype; the message says what the model takes.
+            DatasetError: an array of a wrong name, rank, shape or dtype, or arrays of different lengths; the message
+                says what the model takes.
+            StorageError: no space for an array whose samples are not along its first axis.
         """
-        names = self._names(inputs)
-        for spec in inputs:
+        carried = bool(states) and not set(states or ()) & set(self.arrays)
+        specs = [spec for spec in inputs if not carried or spec.name not in (states or ())]
+        names = self._names(specs)
+        for spec in specs:
             self._check(names[spec.name], self.arrays[names[spec.name]], spec)
-        known = set(names.values())
-        label = self.files.get(LABEL) if LABEL not in known else None
-        self.names = {array: name for name, array in names.items()}
+        by_array = {names[spec.name]: spec for spec in specs}
+        made, self.samples = sample_axes.arranged(
+            {array: self.arrays[array] for array in by_array}, by_array, where=self.where, in_steps=carried
+        )
+        label = self.files.get(LABEL) if LABEL not in by_array else None
+        if label is not None:
+            label = self._labels(label)
+        self.names = {array: spec.name for array, spec in by_array.items()}
         return Data(
-            arrays={name: str(self.files[array]) for name, array in names.items()},
+            arrays={spec.name: str(self._stored(array, made[array])) for array, spec in by_array.items()},
             label=None if label is None else str(label),
             samples=self.samples,
+            steps=self._steps(by_array) if carried else None,
         )
+
+    def _steps(self, specs: Mapping[str, TensorInfo]) -> int:
+        """The length of the sequences, or of the only one."""
+        for name, spec in specs.items():
+            if spec.batched and self.arrays[name].ndim == len(spec.shape) + 1:
+                return int(self.arrays[name].shape[1])
+        return self.samples
+
+    def _labels(self, path: Path) -> Path:
+        """The labels' file, one for each sample."""
+        labels = self.arrays[LABEL]
+        if len(labels.shape) > 0 and labels.shape[0] == self.samples:
+            return path
+        if labels.ndim > 1 and labels.shape[0] * labels.shape[1] == self.samples:
+            return self._stored(LABEL, labels.reshape(self.samples, *labels.shape[2:]))
+        lengths = dict.fromkeys(self.arrays, self.samples) | {LABEL: len(labels) if labels.ndim else 1}
+        listed = ", ".join(f"{name} {length}" for name, length in sorted(lengths.items()))
+        raise DatasetError(f"the arrays have different numbers of samples: {listed}", where=self.where)
+
+    def _stored(self, name: str, array: Array) -> Path:
+        """The array's own file where that has its samples first, else a copy."""
+        own = self.arrays[name]
+        if own.shape == array.shape and own.strides == array.strides:
+            return self.files[name]
+        path = self._scratch / f"samples-{len(list(self._scratch.glob('samples-*')))}.npy"
+        try:
+            np.save(path, array)
+        except OSError as error:
+            raise StorageError(f"no space to arrange array {name!r}: {error.strerror}", where=self.where) from error
+        return path
 
     def _names(self, inputs: Sequence[TensorInfo]) -> dict[str, str]:
         names = {spec.name: spec.name for spec in inputs}
@@ -129,13 +178,6 @@ class Dataset:
                 where=self.where,
                 remedy=f"Store it as {spec.dtype}",
             )
-        fits = array.ndim == len(spec.shape) and all(
-            want is None or want == have for want, have in zip(spec.shape[1:], array.shape[1:], strict=True)
-        )
-        if not fits:
-            want = "x".join("?" if axis is None else str(axis) for axis in ("samples", *spec.shape[1:]))
-            have = "x".join(map(str, array.shape))
-            raise DatasetError(f"array {name!r} has shape {have}, the model takes {want}", where=self.where)
 
     def scan(self) -> Scan:
         """Read everything once, in pieces: NaNs, the digest, a hash of each sample.
@@ -146,14 +188,14 @@ class Dataset:
         content: dict[str, bytes] = {}
         rows = np.zeros(self.samples, dtype=np.uint64)
         for name in sorted(self.arrays):
-            array = self.arrays[name]
+            array = np.atleast_1d(self.arrays[name])
             state = hashlib.sha256()
             for start, chunk in chunks(array):
                 if chunk.dtype.kind == "f":
                     self._finite(name, start, chunk)
                 raw = np.ascontiguousarray(chunk)
                 state.update(raw.data)
-                if name != LABEL:
+                if name != LABEL and len(array) == self.samples:
                     hashes = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in raw]
                     part = rows[start : start + len(raw)]
                     part *= np.uint64(0x9E3779B97F4A7C15)
@@ -208,7 +250,7 @@ def open_array(path: Path, *, name: str, where: str) -> Array:
             shape, _, dtype = read(file)
         if dtype.hasobject:
             raise DatasetError(f"array {name!r} holds Python objects", where=where, remedy="Store plain numbers")
-        if 0 in shape or not shape:
+        if 0 in shape:
             return np.zeros(shape, dtype)
         mapped: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except UNREADABLE as error:
@@ -252,9 +294,12 @@ def _unpacked(path: Path, scratch: Path, where: str) -> dict[str, Path]:
     return files
 
 
-def _common_length(arrays: dict[str, Array], where: str) -> int:
-    lengths = {name: array.shape[0] for name, array in arrays.items()}
-    if len(set(lengths.values())) != 1:
-        listed = ", ".join(f"{name} {length}" for name, length in sorted(lengths.items()))
-        raise DatasetError(f"the arrays have different numbers of samples: {listed}", where=where)
-    return int(next(iter(lengths.values())))
+def _likely_length(arrays: dict[str, Array]) -> int:
+    """How many samples there seem to be, before the model's axes are known: the first axis that most arrays share, of
+    the larger arrays where that is even."""
+    votes: dict[int, tuple[int, int]] = {}
+    for array in arrays.values():
+        length = array.shape[0] if array.ndim else 1
+        count, size = votes.get(length, (0, 0))
+        votes[length] = (count + 1, size + array.nbytes)
+    return max(votes, key=lambda length: votes[length])

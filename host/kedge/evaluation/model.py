@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,12 +28,15 @@ class PrepareRequest:
 
     Attributes:
         digest, size_bytes: of the user's file, where ``model`` was made from another kind of file.
+        batch_axes, states: that the user declares, see :mod:`kedge_targets.graph.batch_axes`.
     """
 
     model: str
     graph: str
     digest: str | None = None
     size_bytes: int | None = None
+    batch_axes: dict[str, int] = field(default_factory=dict)
+    states: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +44,13 @@ class Model:
     """What a model is.
 
     Attributes:
-        graph: a copy of the file, checked, with shapes inferred and its external data within.
+        graph: a copy of the file, checked, with shapes inferred, its external data within, and the batch as the first
+            axis of every input and output (:func:`kedge_targets.graph.batch_axes.batch_first`).
         digest: of the user's file (and, where there are, its external data files).
         size_bytes: of the same.
         activation_bytes: of all tensors between the nodes, for one sample; free axes count as one.
+        inputs, outputs: of ``graph``; ``batch_axis`` is the user's own.
+        states: inputs that take what an output gave in the call before, by name.
         fixed_batch: whether the graph takes one sample at a time only.
         reference: a graph that ONNX Runtime runs and that computes the same; another file than ``graph`` only where
             that has QONNX's nodes.
@@ -61,6 +67,7 @@ class Model:
     activation_bytes: int
     fixed_batch: bool
     reference: str
+    states: dict[str, str] = field(default_factory=dict)
     quantized: bool = False
     attention: tuple[str, ...] = ()
     ends: tuple[tuple[str, ...], ...] = ()
@@ -68,6 +75,8 @@ class Model:
     @property
     def batch(self) -> int:
         """How many samples to hand over at once; a lowered file with a fixed batch takes them in pieces."""
+        if any(not info.batched for info in (*self.inputs, *self.outputs)):
+            return 1
         return max(1, min(_MAX_BATCH, _BATCH_BYTES // max(1, self.activation_bytes)))
 
 
@@ -75,20 +84,35 @@ def prepare(request: PrepareRequest, progress: Progress) -> Model:
     """A task of the worker.
 
     Raises:
+        ConfigError: a declared axis or state that the model does not have.
         ModelError: no ONNX file, too new, broken, no tensors in and out, or a fixed batch of more than one.
         UnsupportedOperatorError: an operator of no known opset.
         StorageError: no space for the copy.
     """
-    from kedge_targets.graph import attention, batch, ends, model_reader, model_writer, qonnx, signature
+    from kedge_targets.graph import (
+        attention,
+        batch,
+        batch_axes,
+        ends,
+        model_reader,
+        model_writer,
+        qonnx,
+        signature,
+        states,
+    )
 
     path = Path(request.model)
     model = model_reader.read(path)
+    pairs = states.find(signature.inputs(model), signature.outputs(model), declared=request.states)
+    axes = batch_axes.find(model, declared=request.batch_axes, states=pairs)
+    model = batch_axes.batch_first(model, axes)
     size = batch.size(model)
     if size not in (None, 1):
         raise ModelError(
             f"its batch is fixed to {size}", where=str(path), remedy="Export the model with a free batch axis, or 1"
         )
-    inputs, outputs = signature.inputs(model), signature.outputs(model)
+    inputs = [replace(info, batch_axis=axes.of(info.name)) for info in signature.inputs(model)]
+    outputs = [replace(info, batch_axis=axes.of(info.name)) for info in signature.outputs(model)]
     for info in (*inputs, *outputs):
         if info.dtype not in _DTYPES:
             raise ModelError(f"{info.name!r} has dtype {info.dtype}, which is not supported", where=str(path))
@@ -105,7 +129,8 @@ def prepare(request: PrepareRequest, progress: Progress) -> Model:
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         activation_bytes=_activations(model, outputs),
-        fixed_batch=size == 1,
+        fixed_batch=size == 1 or None in axes.inputs.values(),
+        states=pairs,
         reference=reference,
         quantized=quantized,
         attention=tuple(attention.products(model)),

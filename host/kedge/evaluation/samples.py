@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from kedge.evaluation.dataset import Data, open_array
 from kedge_protocol.bundle.config import Preprocess
+from kedge_targets import free_lengths
 from kedge_targets.graph.signature import TensorInfo
 from kedge_targets.pipeline import normalization
 
@@ -75,7 +76,8 @@ def preprocess(
 
 
 class NpyWriter:
-    """An ``.npy`` file written batch by batch. Plain writes, because a mapped file on a full disk ends in a signal.
+    """An ``.npy`` file written batch by batch; samples of different shapes are filled up to the largest. Plain writes,
+    because a mapped file on a full disk ends in a signal.
 
     Args:
         path: of the new file.
@@ -87,18 +89,45 @@ class NpyWriter:
         self._samples = samples
         self._file = path.open("wb")
         self._begun = False
+        self._sample: tuple[int, ...] = ()
+        self._dtype: np.dtype[Any] = np.dtype(np.float32)
+        self._start = 0
 
     def add(self, batch: Array) -> None:
         """Append one batch; its first axis is the samples."""
         if not self._begun:
-            header = {
-                "descr": np.lib.format.dtype_to_descr(batch.dtype),
-                "fortran_order": False,
-                "shape": (self._samples, *batch.shape[1:]),
-            }
-            np.lib.format.write_array_header_1_0(self._file, header)
-            self._begun = True
+            self._begin(batch.shape[1:], batch.dtype)
+        elif batch.shape[1:] != self._sample:
+            longest = tuple(max(pair) for pair in zip(self._sample, batch.shape[1:], strict=True))
+            if longest != self._sample:
+                self._widen(longest)
+            batch = free_lengths.filled(batch, longest)
         self._file.write(np.ascontiguousarray(batch).data)
+
+    def _begin(self, sample: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": (self._samples, *sample),
+        }
+        np.lib.format.write_array_header_1_0(self._file, header)
+        self._begun, self._sample, self._dtype, self._start = True, sample, dtype, self._file.tell()
+
+    def _widen(self, sample: tuple[int, ...]) -> None:
+        """Write what is there anew, filled up to longer samples."""
+        self._file.close()
+        narrow = self.path.with_suffix(".narrow")
+        self.path.replace(narrow)
+        raw = np.fromfile(narrow, self._dtype, offset=self._start)
+        before = raw.reshape(-1, *self._sample) if raw.size else np.zeros((0, *self._sample), self._dtype)
+        narrow.unlink()
+        self._file = self.path.open("wb")
+        self._begin(sample, self._dtype)
+        self._file.write(np.ascontiguousarray(free_lengths.filled(before, sample)).data)
+
+    def close(self) -> None:
+        """End the file."""
+        self._file.close()
 
     def __enter__(self) -> NpyWriter:
         return self

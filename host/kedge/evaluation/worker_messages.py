@@ -77,6 +77,7 @@ class LowerRequest:
 
     graph: str
     inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
     plan: Plan
     calibration: Data
     preprocess: dict[str, Preprocess]
@@ -133,7 +134,11 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRequest:
-    """Run a lowered model over the evaluation set and compare it with the float model."""
+    """Run a lowered model over the evaluation set and compare it with the float model.
+
+    Attributes:
+        states: carried from sample to sample where the data set has :attr:`~kedge.evaluation.dataset.Data.steps`.
+    """
 
     program: Program
     data: Data
@@ -141,6 +146,7 @@ class EvaluateRequest:
     reference: dict[str, str]
     batch: int
     folder: str
+    states: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,10 +42,11 @@ from kedge.evaluation.worker_messages import (
 from kedge_protocol import golden
 from kedge_protocol.bundle.config import Preprocess, TensorSpec
 from kedge_protocol.errors import KedgeError, ModelError, StorageError
-from kedge_targets import registry
+from kedge_targets import free_lengths, registry
 from kedge_targets.contract import Compiler, Lowered
 from kedge_targets.executor import Executor
-from kedge_targets.graph import library
+from kedge_targets.graph import batch_axes, library
+from kedge_targets.graph.signature import TensorInfo
 from kedge_targets.true_precision import Numbers
 from kedge_targets.worker import Progress
 
@@ -114,8 +115,8 @@ def score(
         See :func:`reference`.
     """
     samples = Samples(request.data)
-    outputs = _opened(_run_float(request, samples, progress))
-    value = metric.score(choice, outputs, _opened(wanted), samples.arrays, samples.label).value
+    outputs, reference = _aligned(_opened(_run_float(request, samples, progress)), _opened(wanted), request.outputs)
+    value = metric.score(choice, outputs, reference, samples.arrays, samples.label).value
     single = ReferenceLatencyRequest(
         model=request.model, inputs=request.inputs, data=request.data, preprocess=request.preprocess
     )
@@ -123,7 +124,7 @@ def score(
 
 
 def _run_float(request: ReferenceRequest, samples: Samples, progress: Progress) -> dict[str, str]:
-    run = _float_model(request.model)
+    run = float_model(request.model)
     feeds = PreprocessedSamples(samples, request.inputs, request.preprocess)
     names = [spec.name for spec in request.outputs]
 
@@ -143,7 +144,7 @@ def lower(request: LowerRequest, progress: Progress) -> LowerAnswer:
     total = request.calibration.samples
     feeds = PreprocessedSamples(Samples(request.calibration), request.inputs, request.preprocess)
     compiler = registry.compiler(request.backend)
-    with _disk():
+    with on_disk():
         made = compiler.lower(
             Path(request.graph),
             request.plan,
@@ -152,13 +153,13 @@ def lower(request: LowerRequest, progress: Progress) -> LowerAnswer:
             options=request.options,
             workdir=Path(request.workdir),
         )
-    layouts = {spec.name: spec.layout for spec in request.inputs}
+    given = {spec.name: spec for spec in (*request.inputs, *request.outputs)}
     counted, uncounted = _numbers(compiler, made, next(iter(feeds), {}))
     return LowerAnswer(
         files={title: str(path) for title, path in made.files.items()},
         entry=made.entry,
-        inputs=tuple(_with_preprocess(spec, layouts, request.preprocess) for spec in made.inputs),
-        outputs=made.outputs,
+        inputs=tuple(_of_caller(spec, given, request.preprocess) for spec in made.inputs),
+        outputs=tuple(batch_axes.in_own_axes(spec, given[spec.name].batch_axis) for spec in made.outputs),
         runtimes=made.runtimes,
         verified=made.verified,
         tools=made.tools,
@@ -195,15 +196,14 @@ def evaluate(request: EvaluateRequest, progress: Progress) -> EvaluateAnswer:
     before = _resident()
     executor = request.program.open()
     try:
-        executor(samples.rows(0, 1))
+        executor.on_samples(samples.rows(0, 1))
         grown = max(0, _resident() - before)
-        step = request.batch
-        batches = (executor(samples.rows(start, start + step)) for start in range(0, samples.count, step))
+        batches = _answers(request, executor, samples)
         names = [spec.name for spec in request.program.outputs]
         outputs = _collect(batches, names, Path(request.folder), samples.count, "evaluate", progress)
     finally:
         executor.close()
-    opened, wanted = _opened(outputs), _opened(request.reference)
+    opened, wanted = _aligned(_opened(outputs), _opened(request.reference), request.program.outputs)
     return EvaluateAnswer(
         score=metric.score(request.choice, opened, wanted, samples.arrays, samples.label),
         agreement=decisions.agreement(request.choice.seen, opened, wanted),
@@ -213,6 +213,22 @@ def evaluate(request: EvaluateRequest, progress: Progress) -> EvaluateAnswer:
         runtime=_runtime_version(request.program.backend),
         files=outputs,
     )
+
+
+def _answers(request: EvaluateRequest, executor: Executor, samples: Samples) -> Iterator[dict[str, Array]]:
+    """Batch by batch; step by step where a state is carried, which begins with what the float model begins with."""
+    steps = request.data.steps
+    if steps is None:
+        for start in range(0, samples.count, request.batch):
+            yield executor.on_samples(samples.rows(start, start + request.batch))
+        return
+    answer: dict[str, Array] = {}
+    for at in range(samples.count):
+        feed = samples.rows(at, at + 1)
+        if at % steps:
+            feed |= {name: answer[output] for name, output in request.states.items()}
+        answer = executor.on_samples(feed)
+        yield answer
 
 
 def make_golden(request: GoldenRequest, progress: Progress) -> GoldenAnswer:
@@ -230,18 +246,19 @@ def make_golden(request: GoldenRequest, progress: Progress) -> GoldenAnswer:
         runs = []
         for number, executor in enumerate(executors):
             parts = [
-                executor(samples.picked(indices[start : start + request.batch]))
+                executor.on_samples(samples.picked(indices[start : start + request.batch]))
                 for start in range(0, len(indices), request.batch)
             ]
-            runs.append({spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in specs})
+            runs.append({spec.name: free_lengths.stacked([part[spec.name] for part in parts]) for spec in specs})
             progress("golden", number + 1, len(sets))
         picked = choosing.choose(runs, specs, eight_bits=request.eight_bits)
         chosen = samples.picked([indices[position] for position in picked])
         # Once more, as the device will (kedge_targets.proof): one sample a call.
         for run, executor in zip(runs, executors, strict=True):
             for row, position in enumerate(picked):
-                for name, value in executor({n: array[row : row + 1] for n, array in chosen.items()}).items():
-                    run[name][position] = value[0]
+                one = executor.on_samples({n: array[row : row + 1] for n, array in chosen.items()})
+                for name, value in one.items():
+                    run[name][position] = free_lengths.filled(value, run[name].shape[1:])[0]
     finally:
         for executor in executors:
             executor.close()
@@ -250,7 +267,7 @@ def make_golden(request: GoldenRequest, progress: Progress) -> GoldenAnswer:
     else:
         allowed = choosing.tolerances(runs, picked, specs, eight_bits=request.eight_bits)
     vectors = golden.Golden(chosen, {name: value[picked] for name, value in runs[0].items()}, allowed)
-    with _disk():
+    with on_disk():
         golden.save(vectors, Path(request.file))
     return GoldenAnswer(
         samples=len(picked),
@@ -266,7 +283,7 @@ def race(request: RaceRequest, progress: Progress) -> RaceAnswer:
     try:
         for program in request.programs:
             executors.append(program.open())
-        calls = [functools.partial(executor, sample) for executor in executors]
+        calls = [functools.partial(executor.on_samples, sample) for executor in executors]
         turns = latency_race.race([_float_call(request.reference), *calls], seconds=request.seconds)
     finally:
         for executor in executors:
@@ -284,7 +301,7 @@ def reference_latency(request: ReferenceLatencyRequest, progress: Progress) -> L
 
 def _float_call(request: ReferenceLatencyRequest) -> Callable[[], object]:
     raw = Samples(request.data).picked([0])
-    run = _float_model(request.model)
+    run = float_model(request.model)
     return lambda: run(None, preprocess(raw, request.inputs, request.preprocess))
 
 
@@ -305,7 +322,7 @@ class _Counted:
             self._tell(number)
 
 
-def _float_model(model: str) -> Callable[[list[str] | None, Mapping[str, Array]], list[Array]]:
+def float_model(model: str) -> Callable[[list[str] | None, Mapping[str, Array]], list[Array]]:
     onnxruntime = library.load()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -336,7 +353,7 @@ def _collect(
     Raises:
         ModelError: an output whose first axis is not the batch.
     """
-    with _disk(), contextlib.ExitStack() as stack:
+    with on_disk(), contextlib.ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
         writers = {n: stack.enter_context(NpyWriter(folder / f"{i}.npy", total)) for i, n in enumerate(names)}
         done = 0
@@ -353,12 +370,26 @@ def _collect(
         return {name: str(writer.path) for name, writer in writers.items()}
 
 
+def _aligned(
+    outputs: Mapping[str, Array], reference: Mapping[str, Array], specs: Sequence[TensorSpec | TensorInfo]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Both with the same lengths where an output's length is free."""
+    made, wanted = dict(outputs), dict(reference)
+    for spec in specs:
+        if not spec.batched or None in spec.shape[1:]:
+            made[spec.name], wanted[spec.name] = free_lengths.aligned(outputs[spec.name], reference[spec.name])
+    return made, wanted
+
+
 def _opened(outputs: Mapping[str, str]) -> dict[str, Array]:
     return {name: open_array(Path(path), name=name, where=path) for name, path in outputs.items()}
 
 
-def _with_preprocess(spec: TensorSpec, layouts: Mapping[str, str | None], how: Mapping[str, Preprocess]) -> TensorSpec:
-    return replace(spec, preprocess=how.get(spec.name), layout=layouts[spec.name])
+def _of_caller(spec: TensorSpec, given: Mapping[str, TensorInfo], how: Mapping[str, Preprocess]) -> TensorSpec:
+    """With the user's layout, axes and preprocessing."""
+    info = given[spec.name]
+    full = replace(spec, preprocess=how.get(spec.name), layout=info.layout)
+    return batch_axes.in_own_axes(full, info.batch_axis)
 
 
 def _resident() -> int:
@@ -379,7 +410,7 @@ def _runtime_version(backend: str) -> str:
 
 
 @contextlib.contextmanager
-def _disk() -> Iterator[None]:
+def on_disk() -> Iterator[None]:
     try:
         yield
     except OSError as error:

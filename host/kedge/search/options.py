@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from kedge.options import Option
 from kedge.search.effort import Effort
+from kedge_protocol.bundle.config import NO_BATCH
+from kedge_protocol.errors import ConfigError
 from kedge_targets.contract import Compiler
 
 
@@ -114,6 +116,22 @@ class CompileOptions:
     batch: Annotated[
         int | None, Option("Fix the batch of a model that is not ONNX yet; it stays free by default.", metavar="N")
     ] = None
+    batch_axis: Annotated[
+        tuple[str, ...],
+        Option(
+            "Which axis of an input or output is the batch, where the model's file does not tell: state=1, sr=none; "
+            "repeat for several.",
+            metavar="NAME=AXIS|none",
+        ),
+    ] = ()
+    state: Annotated[
+        tuple[str, ...],
+        Option(
+            "An input that takes in each call what an output gave in the call before, where names do not tell; repeat "
+            "for several.",
+            metavar="IN=OUT",
+        ),
+    ] = ()
     seed: Annotated[int | None, Option("Of everything random; a recipe's own, or 0, by default.")] = None
     jobs: Annotated[int | None, Option("Trials at once; by default one for each core.", metavar="N")] = None
     checkpoints: Annotated[
@@ -135,6 +153,41 @@ class CompileOptions:
     bitfile: Annotated[
         Path | None, Option("A finished bitfile (its .hwh beside it) of this very model; for programmable logic.")
     ] = None
+
+    @property
+    def batch_axes(self) -> dict[str, int]:
+        """:attr:`batch_axis` by tensor.
+
+        Raises:
+            ConfigError: not of the form ``NAME=AXIS`` or ``NAME=none``.
+        """
+        found: dict[str, int] = {}
+        for text in self.batch_axis:
+            name, equals, axis = text.rpartition("=")
+            if not equals or not name or not (axis == "none" or axis.isdigit()):
+                raise ConfigError(
+                    f"{text!r} cannot be read",
+                    where="--batch-axis",
+                    remedy="Write it as NAME=AXIS or NAME=none: state=1",
+                )
+            found[name] = NO_BATCH if axis == "none" else int(axis)
+        return found
+
+    @property
+    def states(self) -> dict[str, str]:
+        """:attr:`state`, input to output.
+
+        Raises:
+            ConfigError: not of the form ``IN=OUT``, or an input or output in two of them.
+        """
+        pairs = [text.partition("=")[::2] for text in self.state]
+        for text, (name, output) in zip(self.state, pairs, strict=True):
+            if not name or not output:
+                raise ConfigError(f"{text!r} cannot be read", where="--state", remedy="Write it as INPUT=OUTPUT")
+        found = dict(pairs)
+        if len(found) < len(pairs) or len(set(found.values())) < len(pairs):
+            raise ConfigError("an input or output is in two states", where="--state")
+        return found
 
     @property
     def loss_function(self) -> str | None:

@@ -81,6 +81,7 @@ def _run(outcome: Outcome, target: Target, job: Job, call: Call) -> None:
         worker_messages.LowerRequest(
             graph=lowered_from,
             inputs=job.model.inputs,
+            outputs=job.model.outputs,
             plan=plan,
             calibration=job.calibration,
             preprocess=job.preprocess,
@@ -107,6 +108,7 @@ def _run(outcome: Outcome, target: Target, job: Job, call: Call) -> None:
             choice=reference.choice,
             reference=reference.outputs,
             batch=job.model.batch,
+            states=job.model.states,
             folder=str(folder / "outputs"),
         ),
         worker_messages.EvaluateAnswer,

@@ -11,6 +11,9 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 
+NO_BATCH = -1
+"""In the place of a batch axis: the tensor has none (a sample rate, a list of detections)."""
+
 
 class Verified(str, enum.Enum):
     """How far a bundle was proved before it left the host."""
@@ -61,9 +64,11 @@ class TensorSpec:
     """A tensor as the caller sees it: the trained model's name, shape and dtype, whatever the file has.
 
     Attributes:
-        shape: first axis is the batch; None for a free dimension.
+        shape: None for a free dimension.
         layout: ``NCHW``, ``NHWC``, … where it is known.
         preprocess: for inputs; raw samples are turned before anything else.
+        batch_axis: of ``shape``; :data:`NO_BATCH` for a tensor without a batch. Its file has
+            a first axis of one sample before those of ``shape``, and ``file.permutation`` counts it.
     """
 
     name: str
@@ -72,6 +77,20 @@ class TensorSpec:
     file: FileTensor
     layout: str | None = None
     preprocess: Preprocess | None = None
+    batch_axis: int = 0
+
+    @property
+    def batched(self) -> bool:
+        """Whether it has a batch."""
+        return self.batch_axis != NO_BATCH
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """An input that takes in each call what an output gave in the call before; zeros in the first."""
+
+    input: str
+    output: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +170,7 @@ class BundleConfig:
         runtimes: any of these can run it, in order of preference.
         runtime_options: passed to the backend's runtime as they are (threads, hints).
         labels: class names, in the order of the output's last axis.
+        states: of a model that remembers.
     """
 
     schema_version: int
@@ -169,4 +189,5 @@ class BundleConfig:
     verified: Verified
     golden: GoldenRef
     labels: tuple[str, ...] = ()
+    states: tuple[State, ...] = ()
     runtime_options: dict[str, Any] = field(default_factory=dict)

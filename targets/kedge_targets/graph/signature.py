@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kedge_protocol.bundle.config import FileTensor, TensorSpec
+from kedge_protocol.bundle.config import NO_BATCH, FileTensor, TensorSpec
 from kedge_protocol.errors import ModelError
 from kedge_targets.graph.layout import layout_of
 
@@ -23,12 +23,20 @@ class TensorInfo:
         shape: None for a free dimension.
         dtype: numpy's name (``float32``).
         layout: of an input whose layout the graph tells, see :func:`kedge_targets.graph.layout.layout_of`.
+        batch_axis: in the user's model, where that is not this graph (:mod:`kedge_targets.graph.batch_axes`);
+            :data:`~kedge_protocol.bundle.config.NO_BATCH` where it has none there.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
     layout: str | None = None
+    batch_axis: int = 0
+
+    @property
+    def batched(self) -> bool:
+        """Whether it has a batch in the user's model."""
+        return self.batch_axis != NO_BATCH
 
 
 def inputs(model: onnx.ModelProto) -> list[TensorInfo]:

@@ -1,0 +1,34 @@
+"""Outputs whose length differs from sample to sample (the detections of a graph with its own suppression): filled up
+with zeros, which as scores mean that nothing was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def stacked(rows: Sequence[Array]) -> Array:
+    """Batches of outputs one after the other, each filled up to the longest along every axis but the first."""
+    if len({row.shape[1:] for row in rows}) == 1:
+        return np.concatenate(rows)
+    longest = tuple(max(row.shape[axis] for row in rows) for axis in range(1, rows[0].ndim))
+    return np.concatenate([filled(row, longest) for row in rows])
+
+
+def filled(array: Array, sample: tuple[int, ...]) -> Array:
+    """An output whose samples have at least this shape."""
+    widths = [(0, 0)] + [(0, max(0, want - have)) for want, have in zip(sample, array.shape[1:], strict=True)]
+    return np.pad(array, widths) if any(after for _, after in widths) else array
+
+
+def aligned(output: Array, reference: Array) -> tuple[Array, Array]:
+    """Two outputs of one rank with the shape of the longer along each axis."""
+    if output.shape == reference.shape or output.ndim != reference.ndim or len(output) != len(reference):
+        return output, reference
+    longest = tuple(max(pair) for pair in zip(output.shape[1:], reference.shape[1:], strict=True))
+    return filled(output, longest), filled(reference, longest)
