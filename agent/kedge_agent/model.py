@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_agent import slots
-from kedge_agent.carried import Session
 from kedge_agent.counters import Counter, open_counter
+from kedge_agent.session import Session
 from kedge_protocol import digest, tensors
 from kedge_protocol.bundle.config import BundleConfig, TensorSpec
 from kedge_protocol.bundle.layout import Bundle, Layout

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kedge.compiler import carrying, release_writer, validation
+from kedge.compiler import release_writer, validation
 from kedge.compiler.release import Release
 from kedge.compiler.validation import ValidatedRequest
-from kedge.evaluation import metric, preprocessing, worker_messages
+from kedge.evaluation import carried_states, metric, preprocessing, worker_messages
 from kedge.evaluation import model as modelling
 from kedge.evaluation.dataset import Data, Dataset, Scan
 from kedge.evaluation.golden import LEAST
@@ -223,8 +223,8 @@ class _Compilation:
         if data.steps is None:
             return data
         answer = worker.call(
-            "kedge.compiler.carrying:carry",
-            carrying.CarryRequest(
+            "kedge.evaluation.carried_states:carry",
+            carried_states.CarryRequest(
                 model=model.reference,
                 inputs=model.inputs,
                 states=model.states,
@@ -232,7 +232,7 @@ class _Compilation:
                 preprocess=preprocessing.parse(self._options.preprocess, model.inputs),
                 folder=str(Path(tempfile.mkdtemp(prefix="states-", dir=self._scratch))),
             ),
-            carrying.CarryAnswer,
+            carried_states.CarryAnswer,
             deadline=self._options.deadline,
             on_progress=lambda what, done, total: self._tell("data", what, done, total),
         )
