@@ -35,11 +35,15 @@ def remove_dead_nodes(model: onnx.ModelProto) -> None:
 
 def inputs_of(node: onnx.NodeProto) -> set[str]:
     """What a node reads, with what its inner graphs take from outside."""
-    found = {tensor for tensor in node.input if tensor}
+    read: set[str] = set()
+    made: set[str] = set()
     for attribute in node.attribute:
         inner = [attribute.g] if attribute.HasField("g") else []
         for graph in (*inner, *attribute.graphs):
             for each in nodes.graphs(graph):
-                found |= {tensor for inside in each.node for tensor in inside.input if tensor}
-                found |= {value.name for value in each.output}
-    return found
+                read |= {tensor for inside in each.node for tensor in inside.input if tensor}
+                read |= {value.name for value in each.output}
+                made |= {tensor for inside in each.node for tensor in inside.output}
+                made |= {value.name for value in (*each.input, *each.initializer)}
+    # ONNX allows no name of an inner graph that is one of the graphs around it.
+    return {tensor for tensor in node.input if tensor} | (read - made)

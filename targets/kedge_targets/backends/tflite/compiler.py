@@ -109,7 +109,7 @@ class Compiler(contract.Compiler):
         seconds = {"float": time.perf_counter() - begun}
         begun = time.perf_counter()
         floating = float_file.nodes_of(layers, model)
-        made, file = _final_file(float_file, precision, floating, calibration, workdir)
+        made, file = _final_file(float_file, precision, floating, calibration, workdir, guard=plan.guard)
         seconds["quantize" if precision is Precision.INT8 else "convert"] = time.perf_counter() - begun
         besides = float_file.layers_of(made.floating, model)
         inputs, outputs = _specs(model, float_file, made)
@@ -151,12 +151,20 @@ def _check(plan: Plan, precision: Precision, options: Mapping[str, Any], target:
 
 
 def _final_file(
-    found: FloatFile, precision: Precision, floating: list[str], calibration: Calibration, workdir: Path
+    found: FloatFile,
+    precision: Precision,
+    floating: list[str],
+    calibration: Calibration,
+    workdir: Path,
+    *,
+    guard: bool,
 ) -> tuple[Converted, Path]:
     file = workdir / ENTRY
     if precision is Precision.FLOAT32:
         return found.made, found.file.rename(file)
-    request = ConvertRequest(graph=str(found.graph), keep=found.keep, precision=precision.value, file=str(file))
+    request = ConvertRequest(
+        graph=str(found.graph), keep=found.keep, plain=found.plain, precision=precision.value, file=str(file)
+    )
     if not precision.needs_calibration:
         return toolchain_client.convert(request), file
     paths = [workdir / f"calibration-{index}.npy" for index in range(len(found.made.inputs))]
@@ -165,6 +173,7 @@ def _final_file(
         request = ConvertRequest(
             graph=request.graph,
             keep=request.keep,
+            plain=request.plain,
             precision=request.precision,
             file=request.file,
             calibration=[str(path) for path in paths],
@@ -172,6 +181,7 @@ def _final_file(
             group=found.batch,
             orders=[list(order) for order in found.match.inputs],
             floating=floating,
+            guard=guard,
         )
         return toolchain_client.convert(request), file
     finally:
@@ -287,7 +297,7 @@ def _notes(made: Converted, precision: Precision, besides: Sequence[str]) -> tup
     found = [f"{len(made.float_operators)} of {made.operators} operators stay in float: {kinds}"]
     if made.floating:
         names = ", ".join(besides[:_NAMED]) + (" …" if len(besides) > _NAMED else "")
-        found.append(f"kept in float because one scale would not do for all that share it: {names}")
+        found.append(f"kept in float because an output would not hold otherwise, or one scale not do for all: {names}")
     return tuple(found)
 
 

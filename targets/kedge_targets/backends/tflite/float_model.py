@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ class FloatFile:
         prepared: the same before its names were made plain.
         names: node of ``graph`` → node of ``prepared``, where they differ.
         keep: inputs whose axes the converter left alone.
+        plain: whether Kedge's own converter made it.
         file: the ``.tflite``.
         made: what it has.
         match: axes.
@@ -49,6 +51,7 @@ class FloatFile:
     prepared: onnx.ModelProto
     names: dict[str, str]
     keep: list[str]
+    plain: bool
     file: Path
     made: Converted
     match: axis_matching.Match
@@ -67,33 +70,33 @@ class FloatFile:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A form of the graph, and the inputs whose axes must stay."""
+    """A form of the graph, the inputs whose axes must stay, and whether onnx2tf is passed over."""
 
     graph: Path
     prepared: onnx.ModelProto
     names: dict[str, str]
     keep: list[str]
+    plain: bool = False
 
 
 def make_float_model(model: onnx.ModelProto, calibration: Calibration, workdir: Path) -> FloatFile:
     """The float file and its axes.
 
     onnx2tf guesses where axes went by their sizes, and where sizes repeat it may guess wrong. What it made is compared
-    with the ONNX graph; where they differ, it gets the graph in another form: not folded, with norms written out, with
-    all its inputs left as they are, with none.
+    with the ONNX graph; where they differ, or where it fails, Kedge's own converter is asked, which knows every axis
+    and fewer operators; then onnx2tf again with the graph in another form: not folded, with norms written out, with all its
+    inputs left as they are, with none.
 
     Raises:
         UnsupportedOperatorError: names the operator and its node.
         LoweringError: no form can be converted, or none computes what the graph computes.
     """
     probes = _probes(model, calibration)
-    first_error: LoweringError | None = None
+    first_error: LoweringError | UnsupportedOperatorError | None = None
     for attempt in _attempts(model, workdir):
         try:
             return _matched(model, attempt, workdir / "float32.tflite", probes)
-        except UnsupportedOperatorError as error:
-            raise _with_own_name(error, attempt) from error
-        except LoweringError as error:
+        except (UnsupportedOperatorError, LoweringError) as error:
             first_error = first_error or _with_own_name(error, attempt)
     raise first_error or LoweringError("there is no way to convert the graph")
 
@@ -110,6 +113,7 @@ def _attempts(model: onnx.ModelProto, workdir: Path) -> Iterator[_Attempt]:
     """The likeliest to be right first."""
     folded = _attempt(graph_preparation.prepare(model), workdir / "folded.onnx")
     yield folded
+    yield dataclasses.replace(folded, plain=True)
     yield _attempt(graph_preparation.prepare(model, fold=False), workdir / "plain.onnx")
     if any(node.op_type == "LayerNormalization" for node in folded.prepared.graph.node):
         yield _attempt(graph_preparation.prepare(model, plain_norms=True), workdir / "norms.onnx")
@@ -128,7 +132,11 @@ def _attempt(prepared: onnx.ModelProto, path: Path) -> _Attempt:
 
 def _matched(model: onnx.ModelProto, attempt: _Attempt, file: Path, probes: list[axis_matching.Probe]) -> FloatFile:
     request = ConvertRequest(
-        graph=str(attempt.graph), keep=attempt.keep, precision=Precision.FLOAT32.value, file=str(file)
+        graph=str(attempt.graph),
+        keep=attempt.keep,
+        plain=attempt.plain,
+        precision=Precision.FLOAT32.value,
+        file=str(file),
     )
     found = toolchain_client.convert(request)
     session = Runtime().load(file, {}, kernel_set=BUILTIN)
@@ -149,7 +157,9 @@ def _matched(model: onnx.ModelProto, attempt: _Attempt, file: Path, probes: list
             remedy="Choose a target with another backend for this model",
         )
     size = int(probes[0].inputs[0].shape[0]) if probes[0].inputs else 1
-    return FloatFile(attempt.graph, attempt.prepared, attempt.names, attempt.keep, file, found, match, size)
+    return FloatFile(
+        attempt.graph, attempt.prepared, attempt.names, attempt.keep, attempt.plain, file, found, match, size
+    )
 
 
 def _bounded(model: onnx.ModelProto) -> list[bool]:

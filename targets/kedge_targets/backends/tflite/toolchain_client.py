@@ -38,6 +38,8 @@ class ConvertRequest:
     group: int = 1
     orders: list[list[int]] = field(default_factory=list)
     floating: list[str] = field(default_factory=list)
+    guard: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

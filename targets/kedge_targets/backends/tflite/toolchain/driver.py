@@ -6,12 +6,15 @@ and one answer to the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
 ``version``
     ``{}`` → ``{"python", "packages"}``
 ``convert``
-    ``{"graph", "keep", "precision", "file", "calibration", "samples", "group", "orders", "floating"}`` →
+    ``{"graph", "keep", "plain", "precision", "file", "calibration", "samples", "group", "orders", "floating",
+    "guard"}`` →
     ``{"inputs", "outputs", "input_order", "samples", "operators", "float_operators", "minimum_runtime", "seconds",
     "floating", "decibels"}``. ``graph`` is an ONNX file with fixed shapes, ``keep`` the inputs whose axes must stay,
+    ``plain`` whether Kedge's own converter (``plainly.py`` beside) takes the place of onnx2tf,
     ``precision`` ``float32``, ``float16``, ``int8-dynamic`` or ``int8``. For the last ``calibration`` names for each
     input an ``.npy`` of samples in the file's layout, ``group`` is the batch, ``orders`` says of each input of the
-    graph how its axes were permuted for the file, and ``floating`` names nodes of the graph that stay in float; back
+    graph how its axes were permuted for the file, ``floating`` names nodes of the graph that stay in float, and
+    ``guard`` says whether more may stay in float than weighs little, where an output would not hold otherwise; back
     come the nodes that stay in float besides, and what each output's dB is against the float file on calibration
     samples. The graph is turned into a TensorFlow model once, calibrated once, and kept for further calls.
 ``read``
@@ -40,6 +43,8 @@ CONTRIBUTED = {("com.microsoft", "Gelu")}
 
 # No operator of TFLite: onnx2tf builds it of others.
 PSEUDO = ["erf"]
+
+_OTHERWISE = "Export the model with other operators in its place, or choose a target with another backend"
 
 _LONGEST = 240  # characters of a vendor's message
 
@@ -87,7 +92,9 @@ class Driver:
 
     def convert(self, request):
         """Make one .tflite."""
-        model = self._model_of(Path(request["graph"]), request["keep"])
+        import describing
+
+        model = self._model_of(Path(request["graph"]), request["keep"], request["plain"])
         begun = time.perf_counter()
         if request["precision"] == "int8":
             content, more = self._static(model, request)
@@ -95,16 +102,18 @@ class Driver:
             content, more = self._content(model, request["precision"]), {"samples": 0}
         Path(request["file"]).write_bytes(content)
         seconds = {"graph": self._seconds, "convert": time.perf_counter() - begun}
-        return {**_described(content, self._content(model, "float32")), **more, "seconds": seconds}
+        return {**describing.described(content, self._content(model, "float32")), **more, "seconds": seconds}
 
     def _content(self, model, precision):
         """The file of a precision that no calibration enters."""
         if precision not in self._float:
             self.progress("converting", 0, 0)
-            converter = _converter(model)
-            _set_precision(converter, precision)
             try:
+                converter = _converter(model)
+                _set_precision(converter, precision)
                 self._float[precision] = converter.convert()
+            except RefusedError:
+                raise
             except Exception as error:
                 traceback.print_exc()
                 raise _converter_refused(error) from error
@@ -127,7 +136,7 @@ class Driver:
             asked = set()
             if request["floating"]:
                 asked = self._operators(matching, content, request)
-            made, floating, decibels = self._quantizer.quantized(asked)
+            made, floating, decibels = self._quantizer.quantized(asked, request["guard"])
             besides = self._nodes(matching, content, request, floating - asked) if floating - asked else []
         except RefusedError:
             raise
@@ -138,15 +147,17 @@ class Driver:
 
     def _matched(self, matching, content, request):
         """The graph beside its float file, both run on the first samples."""
+        import describing
         import numpy
         import onnx
 
         if self._matching is None:
             given = next(_samples(request, _silent))
-            names = [item["name"] for item in _interpreter(content).get_input_details()]
+            names = [item["name"] for item in describing.interpreter(content).get_input_details()]
             graph = onnx.load_from_string(self._raw)
             feed = {}
-            for value, at, order in zip(graph.graph.input, _input_order(names), request["orders"], strict=True):
+            order_of = describing.input_order(names)
+            for value, at, order in zip(graph.graph.input, order_of, request["orders"], strict=True):
                 feed[value.name] = numpy.ascontiguousarray(given[at].transpose(numpy.argsort(order)))
             self._matching = matching.Matching(graph, feed, content, given)
         return self._matching
@@ -188,17 +199,17 @@ class Driver:
             where = f"{request['model']}: node {error.node!r}" if error.node else request["model"]
             raise RefusedError(error.kind, error.what, where, error.remedy) from error
 
-    def _model_of(self, graph, keep):
+    def _model_of(self, graph, keep, plain):
         """The TensorFlow model of a graph; the last one is kept."""
         raw = graph.read_bytes()
-        key = hashlib.sha256(raw + json.dumps(sorted(keep)).encode()).hexdigest()
+        key = hashlib.sha256(raw + json.dumps([sorted(keep), plain]).encode()).hexdigest()
         if key != self._key:
             self.progress("reading the graph", 0, 0)
             begun = time.perf_counter()
             self._key = self._model = None
             self._float = {}
             self._quantizer = self._matching = self._calibration = None
-            self._model = _from_onnx(raw, keep)
+            self._model = _plainly(raw, keep) if plain else _from_onnx(raw, keep)
             self._key, self._raw = key, raw
             self._seconds = time.perf_counter() - begun
         return self._model
@@ -242,7 +253,7 @@ def _from_onnx(raw, keep):
             "LoweringError",
             f"onnx2tf cannot convert {kinds.get(node, 'the graph')}: {_one_line(error)}",
             where=f"node {node!r}" if node else None,
-            remedy="Export the model with other operators in its place, or choose a target with another backend",
+            remedy=_OTHERWISE,
         ) from error
     if len(made.inputs) != len(model.graph.input) or len(made.outputs) != len(model.graph.output):
         raise RefusedError(
@@ -251,6 +262,26 @@ def _from_onnx(raw, keep):
             f"{len(model.graph.input)} and {len(model.graph.output)}",
         )
     return made
+
+
+def _plainly(raw, keep):
+    """The same by Kedge's own converter, which knows fewer operators and every axis."""
+    import onnx
+    import plainly
+
+    try:
+        return plainly.Model(onnx.load_from_string(raw), keep)
+    except plainly.RefusedError as error:
+        raise _node_refused(error) from error
+
+
+def _node_refused(error):
+    return RefusedError(
+        "LoweringError",
+        f"{error.node.op_type} cannot be converted: {_one_line(error)}",
+        where=f"node {error.node.name!r}",
+        remedy=_OTHERWISE,
+    )
 
 
 def _check_operators(model):
@@ -269,13 +300,19 @@ def _check_operators(model):
 
 
 def _converter(model):
+    import plainly
     import tensorflow as tf
 
     signature = [
         tf.TensorSpec(tensor.shape, tensor.dtype, name=f"input_{index}") for index, tensor in enumerate(model.inputs)
     ]
-    function = tf.function(lambda *inputs: model(inputs), input_signature=signature).get_concrete_function()
-    return tf.lite.TFLiteConverter.from_concrete_functions([function], model)
+    plain = isinstance(model, plainly.Model)
+    function = tf.function(lambda *inputs: model(inputs), input_signature=signature, autograph=not plain)
+    try:
+        concrete = function.get_concrete_function()
+    except plainly.RefusedError as error:
+        raise _node_refused(error) from error
+    return tf.lite.TFLiteConverter.from_concrete_functions([concrete], tf.Module() if plain else model)
 
 
 def _set_precision(converter, precision):
@@ -329,70 +366,6 @@ def _converter_refused(error):
     if node:
         return RefusedError(kind, f"TFLite has no operator {node}: {_one_line(error)}", where=f"operator {node!r}")
     return RefusedError(kind, f"TensorFlow cannot convert the model: {_one_line(error)}")
-
-
-def _interpreter(content):
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    interpreter = Interpreter(
-        model_content=content,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    interpreter.allocate_tensors()
-    return interpreter
-
-
-def _described(content, float_content):
-    """What the file really has. Operators that stayed in float are as old as in the float file."""
-    interpreter = _interpreter(content)
-    details = {item["index"]: item for item in interpreter.get_tensor_details()}
-    operators = [item for item in interpreter._get_ops_details() if item["op_name"] not in ("QUANTIZE", "DEQUANTIZE")]
-    in_float = [
-        item["op_name"]
-        for item in operators
-        if any(details[index]["dtype"].__name__ == "float32" for index in item["outputs"] if index in details)
-    ]
-    names = [item["name"] for item in interpreter.get_input_details()]
-    return {
-        "input_order": _input_order(names),
-        "minimum_runtime": max(_minimum_runtime(content), _minimum_runtime(float_content), key=_version),
-        "inputs": [_tensor(item) for item in interpreter.get_input_details()],
-        "outputs": [_tensor(item) for item in interpreter.get_output_details()],
-        "operators": len(operators),
-        "float_operators": sorted(in_float),
-    }
-
-
-def _input_order(names):
-    """For each input of the graph its position in the file: ``_converter`` has named them by number."""
-    numbers = [int(re.search(r"input_(\d+)", name).group(1)) for name in names]
-    return [numbers.index(number) for number in range(len(numbers))]
-
-
-def _minimum_runtime(content):
-    """What TensorFlow wrote as ``min_runtime_version``: the first release that has all operators' versions."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-    for item in model.metadata or ():
-        if item.name == b"min_runtime_version":
-            return bytes(model.buffers[item.buffer].data).rstrip(b"\0").decode(errors="replace")
-    return ""
-
-
-def _version(text):
-    return [int(part) for part in text.split(".") if part.isdigit()]
-
-
-def _tensor(item):
-    scale, zero_point = item["quantization"]
-    return {
-        "name": item["name"],
-        "shape": [int(size) for size in item["shape"]],
-        "dtype": item["dtype"].__name__,
-        "scale": float(scale) if scale else None,
-        "zero_point": int(zero_point) if scale else None,
-    }
 
 
 def _one_line(error):

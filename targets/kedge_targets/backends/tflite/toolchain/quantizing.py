@@ -50,9 +50,13 @@ class Quantizer:
         }
         self._wanted = None
 
-    def quantized(self, asked):
+    def quantized(self, asked, guard=False):
         """The file with the operators ``asked`` (indices in the float file) in float; then all that are in float, and
-        each output's dB (None where it is no float)."""
+        each output's dB (None where it is no float).
+
+        Args:
+            guard: keep as many more in float as it takes for every output to hold; else only what weighs little.
+        """
         floating = set(asked) | self._separate_clips() | self._unlike_tails()
         content, floating = self._without_cut_ranges(floating)
         found = self._compared(content)
@@ -68,7 +72,56 @@ class Quantizer:
             better = self._compared(other)
             if _total(better) >= _total(best[2]) + _WORTH:
                 best = (other, wider, better)
+        return self._guarded(best) if guard and _worst(best[2]) < FLOOR else best
+
+    def _guarded(self, best):
+        """The noisiest operators in float, twice as many each time, until every output holds."""
+        content, floating, found = best
+        order = self._noisiest(content, self._bad(found))
+        count = 1
+        while _worst(best[2]) < FLOOR:
+            content, wider = self._without_cut_ranges(floating | set(order[:count]))
+            best = (content, wider, self._compared(content))
+            if count >= len(order):
+                break
+            count *= 2
         return best
+
+    def _noisiest(self, content, outputs):
+        """Operators before these outputs, by the noise that each adds to what it reads, most first."""
+        behind, pending = set(), list(outputs)
+        while pending:
+            at = self.wiring.maker.get(pending.pop())
+            if at is not None and at not in behind:
+                behind.add(at)
+                pending += self.wiring.inputs[at]
+        noise = self._noise(content)
+        added = {}
+        for at in sorted(behind):
+            given = max((noise.get(one, 0.0) for one in self.wiring.inputs[at]), default=0.0)
+            own = max((noise[one] for one in self.wiring.outputs[at] if one in noise), default=given)
+            noise.update((one, noise.get(one, own)) for one in self.wiring.outputs[at])
+            added[at] = own - given
+        return sorted(added, key=lambda at: -added[at])
+
+    def _noise(self, content):
+        """Tensor of the float file → noise against signal in another file, where that has a tensor of its name."""
+        float_run, run = (_Run(one, fast=False, watched=True) for one in (self._float, content))
+        names = {tensor: self.wiring.graph.tensors[tensor].name for tensor in self.wiring.maker}
+        there = {name.encode(): tensor for name, tensor in reversed(run.tensors())}
+        power, error = {}, {}
+        for group in self._some():
+            float_run(group)
+            run(group)
+            for tensor, name in names.items():
+                if name not in there:
+                    continue
+                wanted = float_run.tensor(tensor).astype(numpy.float64)
+                got = run.tensor(there[name])
+                if wanted.shape == got.shape:
+                    power[tensor] = power.get(tensor, 0.0) + float((wanted**2).sum())
+                    error[tensor] = error.get(tensor, 0.0) + float(((wanted - got) ** 2).sum())
+        return {tensor: error[tensor] / power[tensor] for tensor in power if power[tensor] > 0}
 
     def _further(self, found):
         """What to keep in float where an output is too bad, cheapest first: what lies between the last layers and it,
@@ -232,11 +285,13 @@ class Quantizer:
 class _Run:
     """A file in LiteRT, which takes and gives floats."""
 
-    def __init__(self, content, fast):
+    def __init__(self, content, fast, watched=False):
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         kind = OpResolverType.AUTO if fast else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        self._interpreter = Interpreter(model_content=content, experimental_op_resolver_type=kind)
+        self._interpreter = Interpreter(
+            model_content=content, experimental_op_resolver_type=kind, experimental_preserve_all_tensors=watched
+        )
         self._interpreter.allocate_tensors()
         self._given = self._interpreter.get_input_details()
         self._made = self._interpreter.get_output_details()
@@ -249,6 +304,14 @@ class _Run:
             self._interpreter.set_tensor(detail["index"], array)
         self._interpreter.invoke()
         return [self._read(detail) for detail in self._made]
+
+    def tensors(self):
+        """Name and index of each tensor, in the file's order."""
+        return [(detail["name"], detail["index"]) for detail in self._interpreter.get_tensor_details()]
+
+    def tensor(self, index):
+        """What it holds after a call, as floats; of a file that is watched."""
+        return self._read(self._interpreter._get_tensor_details(index, subgraph_index=0))
 
     def _read(self, detail):
         array = self._interpreter.get_tensor(detail["index"])
