@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import onnx
 
 Array = npt.NDArray[Any]
-E = TypeVar("E", LoweringError, UnsupportedOperatorError)
+_Refusal: TypeAlias = LoweringError | UnsupportedOperatorError
 
 _REAL_PROBES = 2
 _AGREES = 0.01  # relative error of the float file against the ONNX graph; a wrong order of axes is far beyond
@@ -84,15 +84,15 @@ def make_float_model(model: onnx.ModelProto, calibration: Calibration, workdir: 
 
     onnx2tf guesses where axes went by their sizes, and where sizes repeat it may guess wrong. What it made is compared
     with the ONNX graph; where they differ, or where it fails, Kedge's own converter is asked, which knows every axis
-    and fewer operators; then onnx2tf again with the graph in another form: not folded, with norms written out, with all its
-    inputs left as they are, with none.
+    and fewer operators; then onnx2tf again with the graph in another form: not folded, with norms written out, with all
+    its inputs left as they are, with none.
 
     Raises:
         UnsupportedOperatorError: names the operator and its node.
         LoweringError: no form can be converted, or none computes what the graph computes.
     """
     probes = _probes(model, calibration)
-    first_error: LoweringError | UnsupportedOperatorError | None = None
+    first_error: _Refusal | None = None
     for attempt in _attempts(model, workdir):
         try:
             return _matched(model, attempt, workdir / "float32.tflite", probes)
@@ -101,7 +101,7 @@ def make_float_model(model: onnx.ModelProto, calibration: Calibration, workdir: 
     raise first_error or LoweringError("there is no way to convert the graph")
 
 
-def _with_own_name(error: E, attempt: _Attempt) -> E:
+def _with_own_name(error: _Refusal, attempt: _Attempt) -> _Refusal:
     """The error with the name that the node has in the model."""
     place = error.where or ""
     for plain, own in attempt.names.items():
