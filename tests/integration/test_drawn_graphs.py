@@ -28,9 +28,18 @@ _FEW_BITS = frozenset({"Quant", "BipolarQuant"})
 
 @pytest.mark.parametrize(("target", "count"), [("generic-cpu", 24), ("intel-cpu", 8)])
 def test_every_output_holds_or_its_layers_stay_in_float(target: str, count: int) -> None:
-    found = campaign(target, range(SEED, SEED + count))
+    # The last two of intel-cpu: a norm that is written out before a batch; attention that one sample in four suffers.
+    found = campaign(target, [*range(SEED, SEED + count), *((18, 89) if target == "intel-cpu" else ())])
     assert not [*found.noisy, *found.broken], found.text()
     assert len(found.refused) <= 1, found.text()
+
+
+@pytest.mark.usefixtures("tflite_toolchain")
+def test_what_onnx2tf_cannot_convert_or_mistakes_is_converted_without_it() -> None:
+    # SAME_LOWER; a dilated convolution with strides; axes of one size; a reversed LSTM; axes out of order; a grouped
+    # convolution of a row; a GELU of its parts.
+    found = campaign("rpi4", [*(SEED + one for one in range(3)), 6, 9, 13, 23, 32, 34, 114])
+    assert not [*found.noisy, *found.broken, *found.refused], found.text()
 
 
 @pytest.mark.campaign
@@ -38,6 +47,7 @@ def test_every_output_holds_or_its_layers_stay_in_float(target: str, count: int)
 def test_thousands_of_graphs(target: str) -> None:
     found = campaign(target, range(SEED, SEED + GRAPHS))
     print(found.text())
+    assert found.ran >= 0.9 * GRAPHS
     assert not [*found.noisy, *found.broken], found.text()
     assert found.refused_share <= 0.03, found.text()
     median, tenth = np.percentile(found.shares, [50, 10])

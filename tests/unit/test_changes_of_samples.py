@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from tests.support.networks import Fed
+from tests.support.odd_graphs import ODD
 
 from kedge.evaluation import changes, preview
 from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
@@ -116,3 +118,9 @@ def test_the_layer_that_moves_a_sample_is_named() -> None:
     picked = [{"x": np.asarray([[0.0, 1.0, -1.0, 0.5]], dtype=np.float32)}]
     assert most_altering(model, Calibration(), picked, Precision.INT4) == ["first"]
     assert most_altering(model, Calibration(), picked, Precision.INT4, floating=["first"]) == ["second"]
+
+
+def test_the_layer_is_named_though_a_branch_holds_others() -> None:
+    odd = ODD["branches"]()
+    (layer,) = most_altering(odd.model, Fed(**{odd.input: odd.samples(8, seed=1)}), [{odd.input: odd.samples(1)}], Precision.INT8)
+    assert layer == "Conv_a"

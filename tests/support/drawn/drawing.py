@@ -26,7 +26,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Graph:
-    """A model and its inputs' shapes; also a calibration of 48 samples.
+    """A model and its inputs' shapes; also a calibration of 96 samples.
 
     Attributes:
         ids: inputs that are indices → how many rows their table has.
@@ -36,7 +36,7 @@ class Graph:
     model: onnx.ModelProto
     inputs: dict[str, tuple[int, ...]]
     ids: dict[str, int]
-    samples: int = 48
+    samples: int = 96
 
     def feed(self, count: int, seed: int) -> dict[str, Array]:
         """Numbers between -1.7 and 1.7, so that fresh ones stay within what calibration saw; or indices."""

@@ -162,7 +162,12 @@ def _lower(
         usual = "transformer" if attention.products(given) else "any"
         making = _Making(openvino, graph, given, calibration, how, {"model_type": usual, **options}, wanted.kind)
         unread = [node.name for node in given.graph.node if node.op_type in _UNREAD_ROUNDED]
-        must = [*plan_layers.others(plan, given, precision), *attention.before_softmax(given), *unread]
+        must = [
+            *plan_layers.others(plan, given, precision),
+            *attention.before_softmax(given),
+            *unread,
+            *nncf_preparation.centring(given),
+        ]
         model, kept_in_float, weak = making.guarded(must) if plan.guard else (making.made(must), (), {})
         seconds["quantize"], tools["nncf"], used = making.seconds, making.version, making.used
         if kept_in_float:

@@ -99,3 +99,17 @@ def _convolve_averages(model: onnx.ModelProto) -> None:
         node.CopyFrom(
             helper.make_node("Conv", [node.input[0], weight], list(node.output), name=node.name, group=channels, **kept)
         )
+
+
+def centring(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that take a mean out of what it is the mean of, as a norm does that is written out. In
+    integers the CPU plugin (2026.4) answers them at random where the batch is large."""
+    wiring = Wiring(model)
+    found: list[str] = []
+    for node in model.graph.node:
+        if node.op_type != "ReduceMean":
+            continue
+        readers = [reader for reader, _ in wiring.readers[node.output[0]] if reader.op_type == "Sub"]
+        if any(node.input[0] in reader.input for reader in readers):
+            found += [node.name, *(reader.name for reader in readers)]
+    return found

@@ -257,7 +257,7 @@ def _hard_sigmoid(attributes, x):
 
 _BY_NAME = {
     "Abs": "abs", "Add": "add", "And": "logical_and", "Ceil": "math.ceil", "Cos": "cos", "Div": "divide",
-    "Elu": "nn.elu", "Equal": "equal", "Exp": "exp", "Floor": "floor", "Gelu": "nn.gelu", "Greater": "greater",
+    "Elu": "nn.elu", "Equal": "equal", "Exp": "exp", "Floor": "floor", "Greater": "greater",
     "GreaterOrEqual": "greater_equal", "Less": "less", "LessOrEqual": "less_equal", "Log": "math.log",
     "Mul": "multiply", "Neg": "negative", "Not": "logical_not", "Or": "logical_or", "Pow": "pow", "Relu": "nn.relu",
     "Round": "round", "Selu": "nn.selu", "Sigmoid": "sigmoid", "Sign": "sign", "Sin": "sin",
@@ -277,6 +277,8 @@ OPERATORS = {
     "Einsum": _einsum,
     "Erf": _each(_error_function),
     "Gather": _lookup,
+    # The exact one needs an operator (Erfc) that TFLite has not; this one is within 5e-4 of it.
+    "Gelu": _each(lambda x: _of_tf("nn.gelu")(x, approximate=True)),
     "Gemm": _gemm,
     "HardSigmoid": _with(_hard_sigmoid),
     "HardSwish": _each(lambda x: x * _of_tf("nn.relu6")(x + 3.0) * numpy.float32(1 / 6)),

@@ -6,6 +6,9 @@ import numpy
 FLOOR = 20.0
 """dB of an output against the float file's; below it, something is wrong and not merely coarse."""
 
+_SURE = FLOOR + 2.0
+"""dB that the guard asks for on calibration samples: fresh ones do no better."""
+
 _WORTH = 1.0  # dB that a further operator in float must bring
 _COMPARED = 8  # groups of samples
 _ROUNDS = 4
@@ -72,14 +75,14 @@ class Quantizer:
             better = self._compared(other)
             if _total(better) >= _total(best[2]) + _WORTH:
                 best = (other, wider, better)
-        return self._guarded(best) if guard and _worst(best[2]) < FLOOR else best
+        return self._guarded(best) if guard and _worst(best[2]) < _SURE else best
 
     def _guarded(self, best):
         """The noisiest operators in float, twice as many each time, until every output holds."""
         content, floating, found = best
-        order = self._noisiest(content, self._bad(found))
+        order = self._noisiest(content, self._bad(found, _SURE))
         count = 1
-        while _worst(best[2]) < FLOOR:
+        while _worst(best[2]) < _SURE:
             content, wider = self._without_cut_ranges(floating | set(order[:count]))
             best = (content, wider, self._compared(content))
             if count >= len(order):
@@ -132,9 +135,9 @@ class Quantizer:
         head = self._head()
         return [behind, head, behind | head, behind | last, behind | last | head]
 
-    def _bad(self, found):
+    def _bad(self, found, least=FLOOR):
         return [
-            tensor for tensor, one in zip(self.wiring.answers, found, strict=True) if one is not None and one < FLOOR
+            tensor for tensor, one in zip(self.wiring.answers, found, strict=True) if one is not None and one < least
         ]
 
     def _all(self):
@@ -346,7 +349,7 @@ def _lower(first, second):
 
 
 def _worst(found):
-    return min((one for one in found if one is not None), default=FLOOR)
+    return min((one for one in found if one is not None), default=_SURE)
 
 
 def _total(found):
