@@ -122,5 +122,6 @@ def test_the_layer_that_moves_a_sample_is_named() -> None:
 
 def test_the_layer_is_named_though_a_branch_holds_others() -> None:
     odd = ODD["branches"]()
-    (layer,) = most_altering(odd.model, Fed(**{odd.input: odd.samples(8, seed=1)}), [{odd.input: odd.samples(1)}], Precision.INT8)
+    calibration, picked = Fed(**{odd.input: odd.samples(8, seed=1)}), {odd.input: odd.samples(1)}
+    (layer,) = most_altering(odd.model, calibration, [picked], Precision.INT8)
     assert layer == "Conv_a"
