@@ -17,6 +17,7 @@ DEVICE  := .venv-device/.installed
 LEGACY  := .venv-legacy/.installed
 PROJECTS := agent/pyproject.toml agent/hatch_build.py host/pyproject.toml
 SITE    := .venv-docs/.installed
+LINT    := .venv-lint/.installed
 LOCKS   := $(wildcard targets/kedge_targets/backends/*/toolchain/requirements.txt)
 
 # Loopback only, and no vendor's telemetry.
@@ -29,13 +30,16 @@ WORKERS := auto
 PYTEST  := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-host test-device campaign zoo check dist docs locks bench format golden slow clean setup toolchains
+.PHONY: help demo test test-host test-device campaign zoo check coverage lint dist docs locks bench format golden slow clean \
+        setup toolchains
 
 help:
 	@echo "make demo    the main job, shown: train, compile, roll out to three agents (KEEP=1 leaves it running)"
 	@echo "make test    all tests (ARGS='-k name' picks some; ARGS=\"-m 'not slow'\" is quick)"
 	@echo "make campaign  the long proofs (hours); make zoo: foreign models, in environments of their own"
 	@echo "make check   ruff, mypy, import contracts"
+	@echo "make lint    workflows, compose file, Dockerfile, shell scripts"
+	@echo "make coverage  the host's tests again, with the lines that they run (ARGS picks some)"
 	@echo "make docs    the documentation site, in build/site"
 	@echo "make dist    the wheels of both distributions, in dist/"
 	@echo "make bench   speed and memory as ratios against named baselines"
@@ -65,6 +69,11 @@ $(SITE): $(PROJECTS) constraints/host.txt constraints/docs.txt
 	@test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints/host.txt -c constraints/docs.txt -e ./agent -e './host[docs]'
+	@touch $@
+
+$(LINT): constraints/lint.txt
+	@test -x .venv-lint/bin/python || $(PYTHON) -m venv .venv-lint
+	.venv-lint/bin/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: -r constraints/lint.txt
 	@touch $@
 
 # The tests want every toolchain; one that cannot be had here (its Python is missing) says so, and its tests skip aloud.
@@ -110,6 +119,21 @@ check: $(HOST)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What no linter of Python reads.
+lint: $(LINT)
+	.venv-lint/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv-lint/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+	.venv-lint/bin/hadolint deploy/controller/Dockerfile
+	.venv-lint/bin/shellcheck .ci/run deploy/*.sh firmware-configs/common/install.sh
+
+# Child processes (workers, commands, agents) are counted too.
+coverage: setup
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run $(PYTEST) $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage html --quiet --directory build/coverage
+	$(BIN)/python -m coverage report --skip-covered
+
 # One tree, one version, two wheels: the host's and the device's.
 dist: $(HOST)
 	rm -rf dist
@@ -141,4 +165,4 @@ slow: $(HOST)
 	$(BIN)/python -m pytest --collect-only -q --update-slow $(RECORD)
 
 clean:
-	rm -rf .venv .venv-device .venv-legacy .venv-docs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-device .venv-legacy .venv-docs .venv-lint dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -44,17 +44,23 @@ def checked(words: list[str]) -> None:
         return
 
 
-def _is_of_kedge(words: list[str]) -> bool:
-    return Path(words[0]).name in PROGRAMS
+def of_kedge(words: list[str]) -> list[str]:
+    """The words from Kedge's program on, also where ``sudo`` or ``docker`` starts it; none of another's command."""
+    if words[0] == "sudo":
+        words = re.sub(r"^sudo( -[ug] \S+)*", "sudo", " ".join(words)).split()
+    place = next((at for at, word in enumerate(words) if Path(word).name in PROGRAMS), None)
+    if place is None or (place > 0 and words[0] not in ("sudo", "docker")):
+        return []
+    return [Path(words[place]).name, *words[place + 1 :]]
 
 
 def test_each_command_line_of_a_page_is_one_that_kedge_takes() -> None:
     problems = []
     for command in [command for page in pages() for block in blocks(page) for command in commands(block)]:
         for words in simple_commands(command.text):
-            if _is_of_kedge(words):
+            if found := of_kedge(words):
                 try:
-                    checked([Path(words[0]).name, *words[1:]])
+                    checked(found)
                 except click.UsageError as error:
                     problems.append(f"{command.where}: {command.text}: {error.format_message()}")
     assert not problems, "\n".join(problems)
@@ -67,11 +73,22 @@ def test_each_command_in_the_text_of_a_page_exists() -> None:
             for words in simple_commands(text):
                 # A sentence names what it speaks of; what the command needs beside that is not said each time.
                 try:
-                    if _is_of_kedge(words):
-                        checked([*words, "…"])
+                    if found := of_kedge(words):
+                        checked([*found, "…"])
                 except click.UsageError as error:
                     problems.append(f"{page.relative_to(ROOT)}: `{text}`: {error.format_message()}")
     assert not problems, "\n".join(problems)
+
+
+def test_a_program_that_another_starts_is_found() -> None:
+    words = ["sudo", "-u", "kedge", "/opt/kedge/bin/kedge-agent", "status"]
+    assert of_kedge(words) == ["kedge-agent", "status"]
+    assert of_kedge(["docker", "compose", "exec", "controller", "kedge", "publish", "OUT"]) == [
+        "kedge",
+        "publish",
+        "OUT",
+    ]
+    assert of_kedge(["cd", "kedge"]) == []
 
 
 def test_an_incomplete_line_is_held_by_its_options_alone() -> None:

@@ -15,7 +15,7 @@ from kedge.options import command_line, made
 
 @click.group()
 def controller() -> None:
-    """Run the controller of a fleet, back its state up, restore it."""
+    """Run the controller of a fleet, check it, back its state up, restore it."""
 
 
 @controller.command("run")
@@ -30,6 +30,17 @@ def controller_run(state: Path | None, verbose: bool, **values: Any) -> None:
         level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     run(state, made(ControllerOptions, values))
+
+
+@controller.command("health")
+@state_option
+@json_option
+def controller_health(state: Path | None, as_json: bool) -> None:
+    """Say whether a controller runs on this state folder and is connected to its broker; exit status 1 if not."""
+    from kedge.fleet import health
+
+    found = health.check(state)
+    show(found, as_json, f"connected, {found.age_seconds:.0f} s ago")
 
 
 @controller.command("backup")

@@ -21,6 +21,7 @@ from kedge.fleet.controller_lock import only_controller
 from kedge.fleet.controller_store import ControllerStore
 from kedge.fleet.database import Database, state_folder
 from kedge.fleet.embedded_broker import EmbeddedBroker
+from kedge.fleet.health import Mark
 from kedge.fleet.inbox import Inbox, SeldomLog
 from kedge.fleet.options import ControllerOptions
 from kedge.fleet.storage import Repository
@@ -124,6 +125,7 @@ class Controller:
         )
         self._blocks = BlockServer(Repository(state), self._ledger, self._connection)
         self._seldom = SeldomLog()
+        self._mark = Mark(state)
         self._changes = -1
         self._wakened = -1
         self._looked = 0.0
@@ -176,6 +178,7 @@ class Controller:
             if time.monotonic() - self._flushed >= FLUSH_SECONDS:
                 self._flushed = time.monotonic()
                 self._ledger.flush()
+            self._mark.update(connected=self._connection.connected)
         except KedgeError as error:
             self._seldom.warning("tick", "a round was broken off: %s", error)
 
