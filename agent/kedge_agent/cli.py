@@ -14,24 +14,28 @@ from kedge_protocol.errors import KedgeError
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kedge-agent")
 def cli() -> None:
-    """Kedge's agent on a device: pulls models, proves them, serves them, reports."""
+    """The Kedge device agent: pulls models, verifies them, serves them, and reports."""
 
 
 @cli.command()
 @click.option("--config", type=click.Path(path_type=Path), required=True, help="agent.toml of this device.")
-@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more details.")
 def run(config: Path, verbose: bool) -> None:
-    """Run until SIGTERM."""
+    """Run the agent until SIGTERM."""
     from kedge_agent.resident import become
 
     become(config, verbose=verbose)
 
 
 @cli.command()
-@click.option("--state", type=click.Path(path_type=Path), help="State folder; else that of --config, else the default.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    help="State folder [default: the one in --config, or the built-in default].",
+)
 @click.option("--config", type=click.Path(path_type=Path), help="agent.toml of this device.")
 def status(state: Path | None, config: Path | None) -> None:
-    """Show each model: what serves, what failed."""
+    """Show each model: which version serves, and what failed."""
     from kedge_agent import config as configuration
     from kedge_agent.slots import default_state
     from kedge_agent.status import read_status

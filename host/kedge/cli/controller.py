@@ -15,15 +15,15 @@ from kedge.options import command_line, made
 
 @click.group()
 def controller() -> None:
-    """Run the controller of a fleet, check it, back its state up, restore it."""
+    """Run the fleet controller, check its health, back up and restore its state."""
 
 
 @controller.command("run")
 @state_option
 @command_line(ControllerOptions)
-@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more details.")
 def controller_run(state: Path | None, verbose: bool, **values: Any) -> None:
-    """Run until SIGTERM: publish what is wanted, send blocks, note what devices say."""
+    """Run the controller until SIGTERM: publish desired states, send blocks, record the devices' reports."""
     from kedge.fleet.controller import run
 
     logging.basicConfig(
@@ -61,11 +61,11 @@ def controller_backup(file: Path, state: Path | None, as_json: bool) -> None:
 
 @controller.command("restore")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--force", is_flag=True, help="Replace the database that is there; it is kept as fleet.db.before.")
+@click.option("--force", is_flag=True, help="Replace an existing database; it is kept as fleet.db.before.")
 @state_option
 @json_option
 def controller_restore(file: Path, force: bool, state: Path | None, as_json: bool) -> None:
-    """Make the state database what FILE, written by `kedge controller backup`, says. No controller may run."""
+    """Restore the state database from FILE, which `kedge controller backup` wrote. Stop the controller first."""
     from kedge.fleet import backup
 
     restored = backup.restore(file, state, force=force)

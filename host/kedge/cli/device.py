@@ -36,20 +36,27 @@ from kedge_protocol.errors import StorageError
 
 @click.group()
 def device() -> None:
-    """The devices of a fleet."""
+    """Manage the devices of the fleet."""
 
 
 @device.command("add")
 @click.argument("name")
-@click.option("--target", required=True, help="A known target, or the path of a .toml file.")
-@click.option("--label", "labels", multiple=True, callback=parse_labels, metavar="KEY=VALUE", help="For --select.")
+@click.option("--target", required=True, help="A target's name, or the path of a .toml file.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    callback=parse_labels,
+    metavar="KEY=VALUE",
+    help="Label of the device, for --select. Repeat for several.",
+)
 @command_line(KitOptions)
 @state_option
 @json_option
 def device_add(
     name: str, target: str, labels: dict[str, str], state: Path | None, as_json: bool, **values: Any
 ) -> None:
-    """Make the device NAME known; with --kit also write what makes its board ready."""
+    """Register the device NAME; --kit also writes the setup kit of its board."""
     options = made(KitOptions, values)
     with FleetService(state) as fleet:
         added = fleet.device_add(name, target, labels, options=options)
@@ -66,7 +73,7 @@ def device_add(
 @state_option
 @json_option
 def device_list(select: dict[str, str], limit: int | None, offset: int, state: Path | None, as_json: bool) -> None:
-    """Show the devices: presence, labels, what each serves. With --json, all that is known of each."""
+    """List the devices with presence, labels and the models they serve. --json prints everything known about each."""
     with FleetService(state) as fleet:
         if as_json:
             show_json(fleet.devices(select))
@@ -86,7 +93,7 @@ def device_list(select: dict[str, str], limit: int | None, offset: int, state: P
 @state_option
 @json_option
 def device_show(name: str, state: Path | None, as_json: bool) -> None:
-    """Show all that is known of the device NAME."""
+    """Show everything known about the device NAME."""
     with FleetService(state) as fleet:
         detail = fleet.device(name)
     if as_json:
@@ -154,12 +161,12 @@ def _board(told: Any) -> None:
 
 
 @device.command("latencies")
-@click.option("--target", help="Only of devices of this target.")
+@click.option("--target", help="Only devices of this target.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON to this file.")
 @state_option
 @json_option
 def device_latencies(target: str | None, output: Path | None, state: Path | None, as_json: bool) -> None:
-    """Show what a call of each bundle took on the devices that proved it; -o is for `kedge compile --latencies`."""
+    """Show the latency of each bundle as measured on the devices. -o writes a file for `kedge compile --latencies`."""
     with FleetService(state) as fleet:
         found = fleet.latencies(target)
     if output is not None:
@@ -179,12 +186,20 @@ def device_latencies(target: str | None, output: Path | None, state: Path | None
 
 @device.command("edit")
 @click.argument("name")
-@click.option("--label", "labels", multiple=True, callback=parse_labels, metavar="KEY=VALUE", help="Set this label.")
-@click.option("--without", multiple=True, metavar="KEY", help="Remove the label of this key.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    callback=parse_labels,
+    metavar="KEY=VALUE",
+    help="Set this label. Repeat for several.",
+)
+@click.option("--without", multiple=True, metavar="KEY", help="Remove the label with this key. Repeat for several.")
 @state_option
 @json_option
 def device_edit(name: str, labels: dict[str, str], without: tuple[str, ...], state: Path | None, as_json: bool) -> None:
-    """Change the labels of the device NAME. They count when a rollout begins; what it shall run stays as it is."""
+    """Change the labels of the device NAME. Rollouts read labels when they start, so the device's desired models stay
+    the same."""
     if not labels and not without:
         raise click.UsageError("nothing to change: give --label or --without")
     with FleetService(state) as fleet:
@@ -200,12 +215,12 @@ def device_edit(name: str, labels: dict[str, str], without: tuple[str, ...], sta
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="Wait so long for its answer.",
+    help="How long to wait for the answer.",
 )
 @state_option
 @json_option
 def device_report(name: str, wait: float, state: Path | None, as_json: bool) -> int:
-    """Ask the device NAME to report anew, by the controller that runs. The exit status is 1 without its answer."""
+    """Ask the device NAME, through the running controller, for a fresh report. Exit status 1 if no answer comes."""
     with FleetService(state) as fleet:
         asked = fleet.device_report(name, wait=wait)
     if asked.ok is None:
@@ -222,7 +237,7 @@ def device_report(name: str, wait: float, state: Path | None, as_json: bool) -> 
 @click.argument("name")
 @state_option
 def device_remove(name: str, state: Path | None) -> None:
-    """Forget the device NAME. What it serves it goes on serving."""
+    """Remove the device NAME from the fleet. The device keeps serving its current models."""
     with FleetService(state) as fleet:
         fleet.device_remove(name)
     click.echo(f"removed {name}")

@@ -16,9 +16,9 @@ MAX_ROWS = 10**9
 state_option = click.option(
     "--state",
     type=click.Path(path_type=Path, file_okay=False),
-    help="The state folder [KEDGE_FLEET_STATE, else in the user's data folder].",
+    help="State folder [default: KEDGE_FLEET_STATE, or a folder in the user's data directory].",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
 def parse_labels(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -37,16 +37,16 @@ select_option = click.option(
     multiple=True,
     callback=parse_labels,
     metavar="KEY=VALUE",
-    help="Only devices with this label; repeat for and.",
+    help="Only devices with this label. Repeat to require several labels.",
 )
 limit_option = click.option(
     "--limit",
     type=click.IntRange(1, MAX_ROWS),
     metavar="N",
-    help="Show so many at most [all in a pipe, 50 in a terminal].",
+    help="Largest number of rows [default: 50 in a terminal, all in a pipe].",
 )
 offset_option = click.option(
-    "--offset", type=click.IntRange(0, MAX_ROWS), default=0, metavar="N", help="Leave out so many before."
+    "--offset", type=click.IntRange(0, MAX_ROWS), default=0, metavar="N", help="Number of rows to skip."
 )
 
 _SHOWN_IN_A_TERMINAL = 50

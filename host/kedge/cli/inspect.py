@@ -14,10 +14,10 @@ from kedge_protocol.bundle.layout import Bundle, Layout
 
 @click.command("inspect")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--target", help="Only this target's bundle.")
-@click.option("--json", "as_json", is_flag=True, help="The configuration blob as it is, for programs.")
+@click.option("--target", help="Show only this target's bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print the configuration blob as JSON for programs.")
 def inspect_command(out: Path, target: str | None, as_json: bool) -> None:
-    """Show what the release in OUT holds: each bundle's files, digests and whole configuration."""
+    """Show the release in OUT: the files, digests and complete configuration of each bundle."""
     layout = Layout(out)
     release = layout.release()
     names = [target] if target is not None else sorted(release.bundles)

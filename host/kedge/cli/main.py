@@ -15,15 +15,15 @@ from kedge_protocol.packages import pip_install
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "compile": ("kedge.cli.compile:compile_command", "Compile a trained model for one or more targets."),
-    "step": ("kedge.cli.step:step", "The steps of compression, and their options."),
-    "inspect": ("kedge.cli.inspect:inspect_command", "Show what a release holds."),
-    "target": ("kedge.cli.target:target", "The kinds of device that Kedge knows."),
-    "toolchain": ("kedge.cli.toolchain:toolchain", "Install vendors' stacks in environments of their own."),
-    "controller": ("kedge.cli.controller:controller", "Run the controller of a fleet."),
-    "device": ("kedge.cli.device:device", "The devices of a fleet."),
-    "publish": ("kedge.cli.release:publish", "Hand a release to the controller."),
-    "release": ("kedge.cli.release:release", "The published releases."),
-    "rollout": ("kedge.cli.rollout:rollout", "Bring a release to devices."),
+    "step": ("kedge.cli.step:step", "List the compression steps and their options."),
+    "inspect": ("kedge.cli.inspect:inspect_command", "Show the contents of a release."),
+    "target": ("kedge.cli.target:target", "List the supported targets."),
+    "toolchain": ("kedge.cli.toolchain:toolchain", "Install vendor toolchains in isolated environments."),
+    "controller": ("kedge.cli.controller:controller", "Run the fleet controller."),
+    "device": ("kedge.cli.device:device", "Manage the devices of the fleet."),
+    "publish": ("kedge.cli.release:publish", "Publish a release to the controller."),
+    "release": ("kedge.cli.release:release", "Manage the published releases."),
+    "rollout": ("kedge.cli.rollout:rollout", "Roll a release out to devices."),
 }
 """Command → where it is, and its line in ``kedge --help``."""
 
@@ -67,7 +67,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kedge")
 def cli() -> None:
-    """Take a trained model to every device of an unlike fleet, and keep it well there."""
+    """Compile trained models for a fleet of unlike edge devices, roll them out, and keep them running well."""
 
 
 def main(arguments: list[str] | None = None) -> None:

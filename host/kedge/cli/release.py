@@ -17,7 +17,7 @@ from kedge.fleet.service import FleetService
 @state_option
 @json_option
 def publish(out: Path, state: Path | None, as_json: bool) -> None:
-    """Hand the release in the folder OUT to the controller."""
+    """Publish the release in the folder OUT to the controller."""
     with FleetService(state) as fleet:
         done = fleet.publish(out)
     name = f"{done.release.name}:{done.release.version}"
@@ -27,14 +27,14 @@ def publish(out: Path, state: Path | None, as_json: bool) -> None:
 
 @click.group()
 def release() -> None:
-    """The published releases."""
+    """Manage the published releases."""
 
 
 @release.command("list")
 @state_option
 @json_option
 def release_list(state: Path | None, as_json: bool) -> None:
-    """Show the published releases, oldest first."""
+    """List the published releases, oldest first."""
     with FleetService(state) as fleet:
         found = fleet.releases()
     if as_json:
@@ -61,7 +61,8 @@ def release_list(state: Path | None, as_json: bool) -> None:
 @state_option
 @json_option
 def release_remove(release: str, state: Path | None, as_json: bool) -> None:
-    """Forget the release NAME:VERSION and delete the blobs that no other needs. Refused while a device shall run it."""
+    """Remove the release NAME:VERSION and delete the blobs that no other release needs. Refused while it is the desired
+    release of a device."""
     with FleetService(state) as fleet:
         done = fleet.release_remove(release)
     freed = f"{done.blobs_removed} blobs, {size_text(done.bytes_removed)}"

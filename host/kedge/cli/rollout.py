@@ -17,7 +17,7 @@ from kedge.fleet.service import FleetService
 
 @click.group()
 def rollout() -> None:
-    """Bring a release to devices."""
+    """Roll a release out to devices."""
 
 
 @rollout.command("start")
@@ -26,7 +26,7 @@ def rollout() -> None:
 @state_option
 @json_option
 def rollout_start(release: str, select: dict[str, str], state: Path | None, as_json: bool) -> None:
-    """Bring NAME:VERSION to all selected devices at once."""
+    """Roll NAME:VERSION out to all selected devices at once."""
     with FleetService(state) as fleet:
         started = fleet.rollout_start(release, select)
     for name, reason in list(started.skipped.items())[:_NAMED]:
@@ -42,12 +42,17 @@ _NAMED = 20
 
 @rollout.command("list")
 @click.option(
-    "--limit", type=click.IntRange(1, shared.MAX_ROWS), default=20, show_default=True, metavar="N", help="So many."
+    "--limit",
+    type=click.IntRange(1, shared.MAX_ROWS),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Number of rollouts to show.",
 )
 @state_option
 @json_option
 def rollout_list(limit: int, state: Path | None, as_json: bool) -> None:
-    """Show the latest rollouts, newest first, and how many devices stand where."""
+    """List the latest rollouts, newest first, with the number of devices in each state."""
     with FleetService(state) as fleet:
         found = fleet.rollouts(limit=limit)
     if as_json:
@@ -70,12 +75,18 @@ def rollout_list(limit: int, state: Path | None, as_json: bool) -> None:
 
 @rollout.command("status")
 @click.argument("number", type=int, required=False)
-@click.option("--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Wait until it is decided.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Wait up to this long for the rollout to finish.",
+)
 @click.option(
     "--only",
     multiple=True,
     type=click.Choice([one.value for one in Progress]),
-    help="Only devices that stand there; repeat for or.",
+    help="Only devices in this state. Repeat to include several states.",
 )
 @select_option
 @shared.limit_option
@@ -92,8 +103,8 @@ def rollout_status(
     state: Path | None,
     as_json: bool,
 ) -> int:
-    """Show where rollout NUMBER stands, or the latest: counts, then devices. With --wait, the exit status is 1 unless
-    all are done."""
+    """Show the state of rollout NUMBER (default: the latest): counts, then devices. With --wait, the exit status is 1
+    unless all devices are done."""
     shown = DeviceFilter(
         progress=frozenset(map(Progress, only)),
         select=select,
@@ -114,8 +125,8 @@ def rollout_status(
 @state_option
 @json_option
 def rollout_revert(number: int | None, state: Path | None, as_json: bool) -> None:
-    """Bring back what each device was to have before rollout NUMBER, or the latest, where no newer rollout took the
-    device over."""
+    """Revert rollout NUMBER (default: the latest): each device gets its previous desired release back, unless a newer
+    rollout has taken the device over."""
     with FleetService(state) as fleet:
         status = fleet.rollout_revert(number)
     show(

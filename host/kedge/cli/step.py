@@ -12,13 +12,13 @@ from kedge.options import described
 
 @click.group("step")
 def step() -> None:
-    """The steps of compression that a recipe or `kedge compile --step` can name."""
+    """The compression steps that a recipe or `kedge compile --step` can name."""
 
 
 @step.command("list")
 @click.argument("names", nargs=-1, metavar="[STEP]…")
 def list_steps(names: tuple[str, ...]) -> None:
-    """List the steps and their options; third parties' too."""
+    """List the steps and their options, third-party steps included."""
     for name in names or steps.names():
         found = steps.find(name)
         told = (found.__doc__ or "").strip().partition("\n")[0]

@@ -21,14 +21,14 @@ _WORDS = {
 
 @click.group()
 def target() -> None:
-    """The kinds of device that Kedge knows."""
+    """List the supported targets."""
 
 
 @target.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def list_targets(as_json: bool) -> None:
-    """Show every target: its backends in order, their precisions, how far a bundle can be proved on this host before it
-    leaves it, and what is missing for that."""
+    """List every target: its backends in order, their precisions, how far this host can verify a bundle, and what is
+    missing for it."""
     found = survey()
     if as_json:
         click.echo(json.dumps(codec.unstructure(found), indent=2))

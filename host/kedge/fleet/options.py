@@ -19,14 +19,14 @@ DEFAULT_LISTEN = "127.0.0.1:1883"
 class ControllerOptions:
     """How a controller runs."""
 
-    broker: Annotated[str | None, Option("The broker: mqtt://HOST:PORT, or mqtts://HOST:PORT with TLS.")] = None
-    embedded: Annotated[bool, Option("Run a broker in this process (about two hundred devices).")] = False
-    listen: Annotated[str, Option("Where the embedded broker listens.", metavar="HOST:PORT")] = DEFAULT_LISTEN
-    ca: Annotated[Path | None, Option("PEM file of the authority that signed the broker's certificate.")] = None
-    cert: Annotated[Path | None, Option("PEM file of the controller's certificate.")] = None
-    key: Annotated[Path | None, Option("PEM file of the certificate's key.")] = None
-    username: Annotated[str | None, Option("User name at the broker.")] = None
-    password_file: Annotated[Path | None, Option("File whose first line is the password.")] = None
+    broker: Annotated[str | None, Option("Broker: mqtt://HOST:PORT, or mqtts://HOST:PORT for TLS.")] = None
+    embedded: Annotated[bool, Option("Run a broker in this process (for up to about two hundred devices).")] = False
+    listen: Annotated[str, Option("Listen address of the embedded broker.", metavar="HOST:PORT")] = DEFAULT_LISTEN
+    ca: Annotated[Path | None, Option("PEM file with the CA certificate that signed the broker's certificate.")] = None
+    cert: Annotated[Path | None, Option("PEM file with the controller's certificate.")] = None
+    key: Annotated[Path | None, Option("PEM file with the certificate's private key.")] = None
+    username: Annotated[str | None, Option("User name for the broker.")] = None
+    password_file: Annotated[Path | None, Option("File with the password on its first line.")] = None
 
     def parsed(self) -> Broker:
         """The broker that these options name.
@@ -63,16 +63,20 @@ class KitOptions:
     """
 
     kit: Annotated[
-        Path | None, Option("Write what makes the board ready, credentials included.", metavar="OUT.tar.gz")
+        Path | None, Option("Write the setup kit of the board, credentials included.", metavar="OUT.tar.gz")
     ] = None
-    broker: Annotated[str | None, Option("Kit: the broker as the device reaches it, mqtts://HOST:PORT.")] = None
-    ca: Annotated[Path | None, Option("Kit: PEM file of the authority that signed the broker's certificate.")] = None
-    cert: Annotated[Path | None, Option("Kit: PEM file of the device's certificate.")] = None
-    key: Annotated[Path | None, Option("Kit: PEM file of the certificate's key.")] = None
-    username: Annotated[str | None, Option("Kit: user name at the broker [the device's name].")] = None
-    password_file: Annotated[Path | None, Option("Kit: file whose first line is the device's password.")] = None
+    broker: Annotated[str | None, Option("Kit: the broker's address as seen from the device, mqtts://HOST:PORT.")] = (
+        None
+    )
+    ca: Annotated[
+        Path | None, Option("Kit: PEM file with the CA certificate that signed the broker's certificate.")
+    ] = None
+    cert: Annotated[Path | None, Option("Kit: PEM file with the device's certificate.")] = None
+    key: Annotated[Path | None, Option("Kit: PEM file with the certificate's private key.")] = None
+    username: Annotated[str | None, Option("Kit: user name for the broker [default: the device's name].")] = None
+    password_file: Annotated[Path | None, Option("Kit: file with the device's password on its first line.")] = None
     like: Annotated[
-        str | None, Option("Kit: the known target whose files a board of your own takes.", metavar="TARGET")
+        str | None, Option("Kit: the built-in target whose setup files your own board uses.", metavar="TARGET")
     ] = None
 
     def check(self) -> None:

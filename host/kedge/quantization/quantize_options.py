@@ -19,21 +19,29 @@ WHERE = "recipe, quantize"
 class Quantize:
     """Options of quantization. What is None is what the backend holds for best on the target's processor."""
 
-    precision: Annotated[Precision, Option("Of every layer that `layers` does not name.")] = Precision.INT8
+    precision: Annotated[Precision, Option("Precision of every layer that `layers` does not name.")] = Precision.INT8
     layers: Annotated[dict[str, Precision], Option("Node name to precision, for mixed precision.")] = field(
         default_factory=dict
     )
-    granularity: Annotated[Granularity | None, Option("Whether weights have one scale or one for each channel.")] = None
-    symmetric_activation: Annotated[bool | None, Option("Whether activations have their zero-point in the middle.")] = (
-        None
+    granularity: Annotated[
+        Granularity | None, Option("Whether weights have one scale per tensor or one per channel.")
+    ] = None
+    symmetric_activation: Annotated[
+        bool | None, Option("Whether activations are quantized symmetrically (zero-point in the middle).")
+    ] = None
+    activation: Annotated[str | None, Option("Data type of activations: int8 or uint8.")] = None
+    products: Annotated[
+        bool | None, Option("Whether products of two activations (attention) are computed in int8 too.")
+    ] = None
+    range_method: Annotated[RangeMethod, Option("Calibration method for activation ranges.")] = RangeMethod.MIN_MAX
+    percentile: Annotated[float, Option("Percentage of all values inside the range, for range_method percentile.")] = (
+        99.99
     )
-    activation: Annotated[str | None, Option("int8 or uint8.")] = None
-    products: Annotated[bool | None, Option("Whether products of two activations (attention) are int8 too.")] = None
-    range_method: Annotated[RangeMethod, Option("How calibration finds ranges.")] = RangeMethod.MIN_MAX
-    percentile: Annotated[float, Option("Of all values that a range holds, for range_method percentile.")] = 99.99
-    group_size: Annotated[int, Option("Weights that share one scale, for weights of 4 bits.")] = 32
-    asymmetric_weights: Annotated[bool, Option("A zero-point for each group, for int4.")] = True
-    guard: Annotated[bool, Option("Leave layers in float, and say so, where int8 loses an output (20 dB).")] = True
+    group_size: Annotated[int, Option("Number of 4-bit weights that share one scale.")] = 32
+    asymmetric_weights: Annotated[bool, Option("Whether each group of int4 weights has a zero-point.")] = True
+    guard: Annotated[
+        bool, Option("Keep layers in float, and report it, where int8 would lose an output (below 20 dB SQNR).")
+    ] = True
 
     def plan(self, compiler: Compiler, target: Target) -> Plan:
         """The plan that a backend of this target can carry.

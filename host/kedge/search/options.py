@@ -22,136 +22,155 @@ class CompileOptions:
     targets: Annotated[
         tuple[str, ...],
         Option(
-            "A device: a name that `kedge target list` shows, or ./board.toml; repeat for several.",
+            "Target device: a name from `kedge target list`, or a file such as ./board.toml. Repeat for several.",
             flag="--target",
             metavar="NAME",
         ),
     ]
-    calibration: Annotated[Path, Option("Samples for calibration: an .npz, or a folder of .npy files.")]
+    calibration: Annotated[Path, Option("Calibration samples: an .npz file, or a folder of .npy files.")]
     evaluation: Annotated[
-        Path, Option("Samples for evaluation, none of them in the calibration; with `label` if there are.")
+        Path,
+        Option(
+            "Evaluation samples, disjoint from the calibration samples; include an array `label` if you have labels."
+        ),
     ]
-    out: Annotated[Path, Option("The release's folder; it appears whole or not at all.", short="-o", metavar="OUT")]
-    max_drop: Annotated[float, Option("How much worse than the float model's the metric may be.")] = 0.01
+    out: Annotated[
+        Path, Option("Output folder of the release; it is written completely or not at all.", short="-o", metavar="OUT")
+    ]
+    max_drop: Annotated[float, Option("Largest allowed drop of the metric below the float model's.")] = 0.01
     min_agreement: Annotated[
         float | None,
-        Option("Share of the samples that must get the float model's own answer, right or wrong, from 0 to 1."),
+        Option("Smallest share of samples (0 to 1) that must get the same answer as the float model, right or wrong."),
     ] = None
     confidence: Annotated[
         float | None,
         Option(
-            "Take what is shown to keep --max-drop this surely, e.g. 0.95: the end of the drop's interval decides; by "
-            "default the measured drop itself does."
+            "Require --max-drop at this confidence, e.g. 0.95: the upper end of the drop's interval decides."
+            " By default the measured drop decides."
         ),
     ] = None
     max_size: Annotated[
         str | None,
-        Option("What the files may weigh: 200k, 1.5MB, 300KiB, or a share of the model's file, 0.3x.", metavar="SIZE"),
+        Option(
+            "Largest size of the files: 200k, 1.5MB, 300KiB, or relative to the model's file, 0.3x.", metavar="SIZE"
+        ),
     ] = None
     max_latency: Annotated[
-        float | None, Option("Milliseconds that one call with one sample may take on the target.", metavar="MS")
+        float | None, Option("Longest time, in milliseconds, for one call with one sample on the target.", metavar="MS")
     ] = None
     effort: Annotated[
-        Effort, Option("How long to look: the usual precision only, what repairs it, or the whole front.")
+        Effort,
+        Option(
+            "How far to search: quick tries the usual precision only, normal also tries repairs, high "
+            "explores the whole Pareto front."
+        ),
     ] = Effort.NORMAL
     time_limit: Annotated[
         float | None,
         Option(
-            "Seconds after which the search begins no other candidate and takes the best so far; by default 1800 with "
-            "effort normal, 600 with quick, none with high.",
+            "Time limit of the search: after it no new candidate is started and the best one so far is "
+            "taken. Default: 1800 for normal, 600 for quick, none for high.",
             metavar="SECONDS",
         ),
     ] = None
-    recipe: Annotated[
-        Path | None, Option("Do what a recipe.toml says instead of searching.", metavar="RECIPE.toml")
-    ] = None
+    recipe: Annotated[Path | None, Option("Follow a recipe file instead of searching.", metavar="RECIPE.toml")] = None
     step: Annotated[
         tuple[str, ...],
         Option(
-            "A step to do, instead of searching: NAME or NAME:option=value,option=value; repeat for several, in order.",
+            "Apply this step instead of searching: NAME or NAME:option=value,option=value. Repeat for "
+            "several; they run in order.",
             metavar="STEP",
         ),
     ] = ()
     quantize: Annotated[
         str | None,
-        Option("How to quantize, instead of searching: precision=int8,range_method=mse,…", metavar="option=value,…"),
+        Option("Quantize like this instead of searching: precision=int8,range_method=mse,…", metavar="option=value,…"),
     ] = None
     preprocess: Annotated[
         tuple[str, ...],
         Option(
-            "What turns a raw sample into the model's input, (raw * scale - mean) / std: scale=1/255,mean=0.5,std=0.5; "
-            "per channel with colons, mean=0.485:0.456:0.406; for one of several inputs NAME:scale=1/255.",
+            "Preprocessing of raw samples, (raw * scale - mean) / std: scale=1/255,mean=0.5,std=0.5. "
+            "Separate per-channel values by colons: mean=0.485:0.456:0.406. For one of several inputs: "
+            "NAME:scale=1/255.",
             metavar="STEPS",
         ),
     ] = ()
     metric: Annotated[
         str | None,
         Option(
-            "A known metric, of an output where one is named: top1, map, cosine:embedding; or your own, "
-            "FILE.py:FUNCTION, function(outputs, inputs, labels) -> float (or an array of one number for each sample), "
-            "higher is better.",
+            "Metric, optionally of one output: top1, map, cosine:embedding; or your own FILE.py:FUNCTION "
+            "with the signature function(outputs, inputs, labels) -> float (or an array with one number per "
+            "sample); higher is better.",
             metavar="KIND[:OUTPUT]",
         ),
     ] = None
     annotations: Annotated[
         Path | None,
         Option(
-            "What is right for the evaluation samples, where the data set holds no `label`: COCO JSON, a folder of "
-            "YOLO text files, an .npy (classes, multi-hot, masks), or a .txt with a line for each sample.",
+            "Ground truth of the evaluation samples if the data set has no `label`: COCO JSON, a folder of "
+            "YOLO text files, an .npy file (classes, multi-hot, masks), or a .txt file with one line per "
+            "sample.",
         ),
     ] = None
     loss: Annotated[
         str | None,
         Option(
-            "Your own loss for fine-tuning with labels, function(outputs, inputs, labels) -> torch scalar.",
+            "Your own loss for fine-tuning with labels: function(outputs, inputs, labels) -> torch scalar.",
             metavar="FILE.py:FUNCTION",
         ),
     ] = None
-    labels: Annotated[Path | None, Option("Class names, one on each line, in the order of the output.")] = None
-    deadline: Annotated[float, Option("Seconds that one step (a lowering, an evaluation) may take.")] = 3600.0
+    labels: Annotated[Path | None, Option("File with class names, one per line, in the order of the output.")] = None
+    deadline: Annotated[float, Option("Time limit, in seconds, for one step such as a lowering or an evaluation.")] = (
+        3600.0
+    )
     memory_limit: Annotated[
-        int | None, Option("MiB of memory that one step may take; four fifths of this machine's by default.")
+        int | None, Option("Memory limit, in MiB, for one step. Default: four fifths of this machine's memory.")
     ] = None
-    force: Annotated[bool, Option("Replace OUT if it is there: a release or an empty folder, nothing else.")] = False
+    force: Annotated[bool, Option("Replace OUT if it exists; it must be a release or an empty folder.")] = False
     batch: Annotated[
-        int | None, Option("Fix the batch of a model that is not ONNX yet; it stays free by default.", metavar="N")
+        int | None,
+        Option(
+            "Fix the batch size of a model that is imported from another format. Default: the batch stays dynamic.",
+            metavar="N",
+        ),
     ] = None
     batch_axis: Annotated[
         tuple[str, ...],
         Option(
-            "Which axis of an input or output is the batch, where the model's file does not tell: state=1, sr=none; "
-            "repeat for several.",
+            "Batch axis of an input or output, if the model file does not show it: state=1, sr=none. Repeat "
+            "for several.",
             metavar="NAME=AXIS|none",
         ),
     ] = ()
     state: Annotated[
         tuple[str, ...],
         Option(
-            "An input that takes in each call what an output gave in the call before, where names do not tell; repeat "
-            "for several.",
+            "State input that receives in each call what an output returned in the previous call, if the "
+            "names do not show it. Repeat for several.",
             metavar="IN=OUT",
         ),
     ] = ()
-    seed: Annotated[int | None, Option("Of everything random; a recipe's own, or 0, by default.")] = None
-    jobs: Annotated[int | None, Option("Trials at once; by default one for each core.", metavar="N")] = None
+    seed: Annotated[int | None, Option("Seed of the random numbers. Default: the recipe's, or 0.")] = None
+    jobs: Annotated[int | None, Option("Number of parallel trials. Default: one per core.", metavar="N")] = None
     checkpoints: Annotated[
-        Path | None, Option("Keep the state of training in this folder, and go on from what lies there.")
+        Path | None, Option("Folder for training checkpoints; training resumes from those that are there.")
     ] = None
     latencies: Annotated[
         Path | None,
-        Option("Latencies of devices (`kedge device latencies -o FILE`), or search.json of an earlier compilation."),
+        Option(
+            "Latencies measured on devices (`kedge device latencies -o FILE`), or search.json of an earlier "
+            "compilation."
+        ),
     ] = None
     scheduler: Annotated[
-        str | None, Option("Run trials on the Dask cluster of this scheduler.", metavar="tcp://HOST:PORT")
+        str | None, Option("Run the trials on the Dask cluster of this scheduler.", metavar="tcp://HOST:PORT")
     ] = None
-    target_fps: Annotated[
-        float | None, Option("Samples a second that the device must reach; for programmable logic.")
-    ] = None
+    target_fps: Annotated[float | None, Option("Required throughput in samples per second (FPGA targets).")] = None
     max_utilization: Annotated[
-        float | None, Option("Share of a programmable device's resources that may be used, 0..1.")
+        float | None, Option("Largest share (0 to 1) of the device's resources that may be used (FPGA targets).")
     ] = None
     bitfile: Annotated[
-        Path | None, Option("A finished bitfile (its .hwh beside it) of this very model; for programmable logic.")
+        Path | None, Option("Finished bitfile of exactly this model, with its .hwh file beside it (FPGA targets).")
     ] = None
 
     @property

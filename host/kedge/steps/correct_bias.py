@@ -31,7 +31,7 @@ _AT_ONCE = 8
 class CorrectBiasOptions:
     """What the error is measured on."""
 
-    samples: Annotated[int, Option("Calibration samples at most.")] = 128
+    samples: Annotated[int, Option("Largest number of calibration samples.")] = 128
 
 
 class CorrectBias(Step[CorrectBiasOptions]):

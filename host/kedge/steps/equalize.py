@@ -32,13 +32,15 @@ _GROWTH = 4.0
 class EqualizeOptions:
     """What is evened out, and how far."""
 
-    weights: Annotated[bool, Option("Even out the weights of layers that follow each other.")] = True
-    activations: Annotated[bool, Option("Move outliers of activations into the weights behind them.")] = True
-    strength: Annotated[float, Option("How much of an activation's spread moves into the weights, from 0 to 1.")] = 0.7
-    spread: Annotated[float, Option("Largest over median channel from which an activation is treated.")] = 3.0
-    multiply: Annotated[bool, Option("Put a multiplication in where no layer before can take the factors.")] = True
-    rounds: Annotated[int, Option("Passes over the layers at most, for their weights.")] = 20
-    samples: Annotated[int, Option("Calibration samples at most that activations are observed on.")] = 128
+    weights: Annotated[bool, Option("Equalize the weights of consecutive layers.")] = True
+    activations: Annotated[bool, Option("Move activation outliers into the weights of the next layer.")] = True
+    strength: Annotated[float, Option("Share of an activation's spread that moves into the weights, 0 to 1.")] = 0.7
+    spread: Annotated[
+        float, Option("Ratio of the largest to the median channel from which an activation is equalized.")
+    ] = 3.0
+    multiply: Annotated[bool, Option("Insert a multiplication where no preceding layer can absorb the factors.")] = True
+    rounds: Annotated[int, Option("Largest number of passes over the weights.")] = 20
+    samples: Annotated[int, Option("Largest number of calibration samples for observing activations.")] = 128
 
 
 class Equalize(Step[EqualizeOptions]):

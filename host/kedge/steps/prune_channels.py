@@ -18,20 +18,22 @@ if TYPE_CHECKING:
 class PruneChannelsOptions:
     """How many channels go, and which."""
 
-    ratio: Annotated[float, Option("Share of the channels that goes, from 0 to below 1.")] = 0.5
-    importance: Annotated[Importance, Option("What ranks channels.")] = Importance.TAYLOR
-    ranking: Annotated[Ranking, Option("Whether each layer loses the share, or all layers together.")] = Ranking.LAYER
-    target: Annotated[Target, Option("Whether the share is of channels or of multiply-accumulate operations.")] = (
+    ratio: Annotated[float, Option("Share of the channels to prune, at least 0 and below 1.")] = 0.5
+    importance: Annotated[Importance, Option("Importance criterion for channels.")] = Importance.TAYLOR
+    ranking: Annotated[Ranking, Option("Whether each layer loses this share, or all layers together.")] = Ranking.LAYER
+    target: Annotated[Target, Option("Whether the ratio counts channels or multiply-accumulate operations.")] = (
         Target.CHANNELS
     )
-    norm: Annotated[Norm, Option("Of a channel's weights, for importance = magnitude.")] = Norm.L2
-    layers: Annotated[dict[str, float], Option("Shares of single layers, by node name.")] = field(default_factory=dict)
-    leave: Annotated[tuple[str, ...], Option("Nodes whose channels all stay.")] = ()
-    multiple_of: Annotated[int, Option("Channels left come in multiples of it, less in small layers.")] = 8
-    least: Annotated[int, Option("Channels that each layer keeps at least.")] = 4
-    most: Annotated[float, Option("Share of one layer's channels that goes at most.")] = 0.9
-    rounds: Annotated[int, Option("Rounds in which the share is reached; importance is found anew in each.")] = 1
-    samples: Annotated[int, Option("Calibration samples at most that importance is found from.")] = 128
+    norm: Annotated[Norm, Option("Norm of a channel's weights, for importance = magnitude.")] = Norm.L2
+    layers: Annotated[dict[str, float], Option("Ratios of single layers, by node name.")] = field(default_factory=dict)
+    leave: Annotated[tuple[str, ...], Option("Nodes that keep all channels.")] = ()
+    multiple_of: Annotated[
+        int, Option("The remaining channels are a multiple of this; small layers use a smaller one.")
+    ] = 8
+    least: Annotated[int, Option("Smallest number of channels that each layer keeps.")] = 4
+    most: Annotated[float, Option("Largest share of one layer's channels to prune.")] = 0.9
+    rounds: Annotated[int, Option("Number of pruning rounds; importance is measured again in each.")] = 1
+    samples: Annotated[int, Option("Largest number of calibration samples for measuring importance.")] = 128
 
 
 class PruneChannels(Step[PruneChannelsOptions]):

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 class PruneHeadsOptions:
     """How many heads go, and which."""
 
-    ratio: Annotated[float, Option("Share of the heads that goes, from 0 to below 1.")] = 0.25
-    importance: Annotated[Importance, Option("What ranks heads.")] = Importance.TAYLOR
-    ranking: Annotated[Ranking, Option("Whether each layer loses the share, or all layers together.")] = Ranking.GLOBAL
-    layers: Annotated[dict[str, float], Option("Shares of single layers, by the node that makes queries.")] = field(
+    ratio: Annotated[float, Option("Share of the heads to prune, at least 0 and below 1.")] = 0.25
+    importance: Annotated[Importance, Option("Importance criterion for heads.")] = Importance.TAYLOR
+    ranking: Annotated[Ranking, Option("Whether each layer loses this share, or all layers together.")] = Ranking.GLOBAL
+    layers: Annotated[dict[str, float], Option("Ratios of single layers, by the name of the query node.")] = field(
         default_factory=dict
     )
-    leave: Annotated[tuple[str, ...], Option("Nodes whose heads all stay.")] = ()
-    least: Annotated[int, Option("Heads that each layer keeps at least.")] = 1
-    samples: Annotated[int, Option("Calibration samples at most that importance is found from.")] = 64
+    leave: Annotated[tuple[str, ...], Option("Nodes that keep all heads.")] = ()
+    least: Annotated[int, Option("Smallest number of heads that each layer keeps.")] = 1
+    samples: Annotated[int, Option("Largest number of calibration samples for measuring importance.")] = 64
 
 
 class PruneHeads(Step[PruneHeadsOptions]):

@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 class PruneWidthOptions:
     """How much of the width goes, and what of it."""
 
-    ratio: Annotated[float, Option("Share of the width that goes, from 0 to below 1.")] = 0.25
-    importance: Annotated[Importance, Option("What ranks the inner units.")] = Importance.TAYLOR
-    ranking: Annotated[Ranking, Option("Whether each layer loses the share, or all layers together.")] = Ranking.LAYER
-    norm: Annotated[Norm, Option("Of a unit's weights, for importance = magnitude.")] = Norm.L2
-    layers: Annotated[dict[str, float], Option("Shares of single layers, by node name.")] = field(default_factory=dict)
-    leave: Annotated[tuple[str, ...], Option("Nodes whose width stays.")] = ()
-    multiple_of: Annotated[int, Option("The width left is a multiple of it, less in small layers.")] = 32
-    most: Annotated[float, Option("Share of one layer's width that goes at most.")] = 0.9
-    samples: Annotated[int, Option("Calibration samples at most that importance is found from.")] = 64
+    ratio: Annotated[float, Option("Share of the width to prune, at least 0 and below 1.")] = 0.25
+    importance: Annotated[Importance, Option("Importance criterion for the inner units.")] = Importance.TAYLOR
+    ranking: Annotated[Ranking, Option("Whether each layer loses this share, or all layers together.")] = Ranking.LAYER
+    norm: Annotated[Norm, Option("Norm of a unit's weights, for importance = magnitude.")] = Norm.L2
+    layers: Annotated[dict[str, float], Option("Ratios of single layers, by node name.")] = field(default_factory=dict)
+    leave: Annotated[tuple[str, ...], Option("Nodes that keep their width.")] = ()
+    multiple_of: Annotated[
+        int, Option("The remaining width is a multiple of this; small layers use a smaller one.")
+    ] = 32
+    most: Annotated[float, Option("Largest share of one layer's width to prune.")] = 0.9
+    samples: Annotated[int, Option("Largest number of calibration samples for measuring importance.")] = 64
 
 
 class PruneWidth(Step[PruneWidthOptions]):

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 class SparsifyOptions:
     """How many weights become zero, and which."""
 
-    pattern: Annotated[str, Option("unstructured, or N:M: of every M weights along a sum N stay, as in 2:4.")] = (
+    pattern: Annotated[str, Option("unstructured, or N:M such as 2:4: keep N of every M consecutive weights.")] = (
         "unstructured"
     )
-    ratio: Annotated[float, Option("Share of the weights that becomes zero, where there is no pattern.")] = 0.5
-    ranking: Annotated[Ranking, Option("Whether each layer loses the share, or all layers together.")] = Ranking.LAYER
-    leave: Annotated[tuple[str, ...], Option("Nodes whose weights all stay.")] = ()
+    ratio: Annotated[float, Option("Share of the weights to zero, for unstructured sparsity.")] = 0.5
+    ranking: Annotated[Ranking, Option("Whether each layer loses this share, or all layers together.")] = Ranking.LAYER
+    leave: Annotated[tuple[str, ...], Option("Nodes that keep all weights.")] = ()
 
 
 class Sparsify(Step[SparsifyOptions]):

@@ -25,12 +25,12 @@ Array = npt.NDArray[Any]
 class SplitOutliersOptions:
     """Which channels are outliers."""
 
-    channels: Annotated[int, Option("Channels of one activation at most.")] = 8
-    spread: Annotated[float, Option("How many times larger than the largest of the other channels they are.")] = 1.5
+    channels: Annotated[int, Option("Largest number of outlier channels per activation.")] = 8
+    spread: Annotated[float, Option("How many times larger than the other channels an outlier channel is.")] = 1.5
     widening: Annotated[
-        bool, Option("Also before layers that give more numbers than they take, where adding both costs most.")
+        bool, Option("Also split before layers that widen the activation, where the extra addition costs most.")
     ] = True
-    samples: Annotated[int, Option("Calibration samples at most that activations are observed on.")] = 128
+    samples: Annotated[int, Option("Largest number of calibration samples for observing activations.")] = 128
 
 
 class SplitOutliers(Step[SplitOutliersOptions]):
