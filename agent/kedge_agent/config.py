@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kedge_agent.effects import ProofLimits
 from kedge_agent.slots import default_state
 from kedge_agent.update.settings import MAX_SECONDS, Settings
-from kedge_protocol import codec
+from kedge_protocol import addresses, codec, toml
 from kedge_protocol.broker import Broker, parse_broker
+from kedge_protocol.credentials import read_password
 from kedge_protocol.errors import ConfigError
 from kedge_protocol.topics import checked_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,13 +133,7 @@ def read(path: Path) -> AgentConfig:
             names it.
         TargetError: the board's own target file is missing or broken.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    except ValueError as error:
-        raise ConfigError(f"not TOML: {error}", where=str(path)) from error
-    file = codec.structure(data, _File, where=str(path), strict=True)
+    file = codec.structure(toml.read(path, ConfigError), _File, where=str(path), strict=True)
     try:
         return _checked(file, path.resolve().parent)
     except ConfigError as error:
@@ -160,6 +149,8 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
         raise ConfigError("limits must not be negative")
     if not 2 <= limits.hang_seconds <= MAX_SECONDS:
         raise ConfigError(f"limits.hang_seconds is {limits.hang_seconds} s", remedy=f"Use 2 to {MAX_SECONDS:g}")
+    if file.serve.enabled:
+        addresses.parse(file.serve.listen, where="serve.listen")
     target, distributions = _target(file.device.target, folder)
     return AgentConfig(
         name=checked_name(file.device.name, "device name"),
@@ -167,7 +158,7 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
         distributions=distributions,
         broker=_broker(file.broker, folder),
         state=folder / file.state.path if file.state.path else default_state(),
-        listen=_listen(file.serve.listen) if file.serve.enabled else None,
+        listen=file.serve.listen if file.serve.enabled else None,
         hang_seconds=limits.hang_seconds,
         update=Settings(
             window=limits.window,
@@ -204,11 +195,7 @@ def _broker(table: BrokerTable, folder: Path) -> Broker:
     if table.password_file is not None:
         if password is not None:
             raise ConfigError("broker.password and broker.password_file are both given", remedy="Keep one")
-        secret = folder / table.password_file
-        try:
-            password = secret.read_text(encoding="utf-8").splitlines()[0]
-        except (OSError, UnicodeDecodeError, IndexError) as error:
-            raise ConfigError("the password file cannot be read or is empty", where=str(secret)) from error
+        password = read_password(folder / table.password_file)
 
     def path(name: str | None) -> Path | None:
         return None if name is None else folder / name
@@ -221,10 +208,3 @@ def _broker(table: BrokerTable, folder: Path) -> Broker:
         username=table.username,
         password=password,
     )
-
-
-def _listen(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"serve.listen is {text!r}", remedy="Use host:port, for example 127.0.0.1:8080")
-    return text

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kedge_agent.files import write_whole
+from kedge_protocol import files
 from kedge_protocol.digest import checked
 from kedge_protocol.errors import BundleError
 
@@ -121,7 +121,7 @@ class Counter:
         self._file = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             os.fchmod(self._file, 0o644)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.try_lock(self._file)
             header = _HEADER.pack(_MAGIC, os.getpid(), _ROW_SIZE, self._generation, self._digest.encode())
             os.pwrite(self._file, header, 0)
             self._grow()
@@ -324,10 +324,9 @@ def _opened(path: Path) -> Iterator[int | None]:
 
 def _has_ended(file: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return files.try_lock(file, shared=True)
     except OSError:
         return False
-    return True
 
 
 def _read_counts(file: int) -> Totals | None:
@@ -390,7 +389,7 @@ def _fold(folder: Path, kept: Totals, folded: set[str]) -> None:
         "folded": sorted(folded),
     }
     try:
-        write_whole(folder / TOTALS_FILE, json.dumps(document).encode())
+        files.write(folder / TOTALS_FILE, json.dumps(document).encode())
     except OSError as error:
         log.warning("counts cannot be folded: %s: %s", folder, error.strerror or error)
         return

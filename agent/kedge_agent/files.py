@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from kedge_protocol.errors import StorageError
+from kedge_protocol.files import flush
 
 
 @contextlib.contextmanager
@@ -24,36 +24,6 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_whole(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a file beside ``path`` and rename it there: a reader sees the old bytes or the new ones.
-
-    Raises:
-        OSError: the disk is full or not writable; ``path`` is as before.
-    """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
-    sync_folder(path.parent)
-
-
 def replace_link(path: Path, target: str) -> None:
     """Point the symbolic link ``path`` at ``target`` (relative to its folder), in one step."""
     staged = path.with_name(f".{path.name}.{os.getpid()}")
@@ -61,4 +31,4 @@ def replace_link(path: Path, target: str) -> None:
         staged.unlink()
     staged.symlink_to(target)
     staged.replace(path)
-    sync_folder(path.parent)
+    flush(path.parent)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kedge_agent.files import storage_errors, write_whole
+from kedge_agent.files import storage_errors
 from kedge_agent.update.actions import PersistentState, Refusal
-from kedge_protocol import codec
+from kedge_protocol import codec, files
 from kedge_protocol.errors import MessageError, StorageError
 
 __all__ = ["AgentFile", "Refusal", "lock", "read", "write"]
@@ -54,7 +53,7 @@ def write(state: Path, content: AgentFile) -> None:
     """
     path = state / "agent.json"
     with storage_errors(path):
-        write_whole(path, codec.encode(content), mode=0o600)
+        files.write(path, codec.encode(content), mode=0o600)
 
 
 def lock(state: Path) -> int | None:
@@ -71,16 +70,14 @@ def lock(state: Path) -> int | None:
         handle = _lock_file(path)
         if handle is None:
             return None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not files.try_lock(handle):
             other = os.read(handle, 32).decode(errors="replace").strip()
             os.close(handle)
             raise StorageError(
                 f"another agent{f' (process {other})' if other else ''} is running with this state folder",
                 where=str(state),
                 remedy="Stop it first, or give this one its own [state] path",
-            ) from error
+            )
         with contextlib.suppress(OSError):  # a full disk; the number is for people only
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)

@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kedge_agent.files import replace_link, storage_errors, sync_folder, write_whole
-from kedge_protocol import codec, digest
+from kedge_agent.files import replace_link, storage_errors
+from kedge_protocol import codec, digest, files, folders
 from kedge_protocol.bundle.layout import Bundle, parse_bundle
 from kedge_protocol.errors import BundleError, MessageError
 from kedge_protocol.topics import checked_name
@@ -46,8 +46,7 @@ def default_state() -> Path:
         return Path(given)
     if SYSTEM_STATE.is_dir():
         return SYSTEM_STATE
-    home = os.environ.get("XDG_STATE_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "state") / "kedge"
+    return folders.user_folder("XDG_STATE_HOME", ".local/state")
 
 
 def model_names(state: Path) -> list[str]:
@@ -181,7 +180,7 @@ class ModelFolder:
     def write_serving(self, serving: Serving) -> None:
         """Say what is loaded; for the serving child."""
         with storage_errors(self.serving_file):
-            write_whole(self.serving_file, codec.encode(serving))
+            files.write(self.serving_file, codec.encode(serving))
 
     def assemble(self, bundle: Bundle, blob: Callable[[str], Path]) -> Slot:
         """Make the bundle's slot, whole or not at all. It is not current yet.
@@ -208,15 +207,15 @@ class ModelFolder:
                 staging.chmod(0o755)
                 for title, layer in bundle.files.items():
                     os.link(blob(layer.digest), staging / title)
-                write_whole(staging / MANIFEST_FILE, bundle.raw)
-                write_whole(staging / CONFIG_FILE, bundle.config_raw)
+                files.write(staging / MANIFEST_FILE, bundle.raw)
+                files.write(staging / CONFIG_FILE, bundle.config_raw)
                 if folder.exists():
                     shutil.rmtree(folder)
                 staging.rename(folder)
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)
                 raise
-            sync_folder(self.slots)
+            files.flush(self.slots)
         return made
 
     def switch(self, slot: Slot) -> None:

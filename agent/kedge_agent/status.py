@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
 from kedge_agent import persistent_state
 from kedge_agent.slots import model_folders
+from kedge_protocol import files
 from kedge_protocol.errors import BundleError, StorageError
 
 
@@ -18,12 +18,9 @@ def is_running(state: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not files.try_lock(handle, shared=True)
     finally:
         os.close(handle)
-    return False
 
 
 def read_status(state: Path) -> str:

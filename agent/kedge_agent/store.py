@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
+import itertools
 import logging
 import os
 import shutil
@@ -22,9 +22,10 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from kedge_agent.files import storage_errors, sync_folder, write_whole
+from kedge_agent.files import storage_errors
 from kedge_agent.update.events import BlobOpened
 from kedge_protocol import digest as digests
+from kedge_protocol import files
 from kedge_protocol.blocks import BLOCK_SIZE, HASH_SIZE, block_count, block_hash, block_length
 from kedge_protocol.bundle.layout import Bundle
 from kedge_protocol.errors import DigestMismatchError, KedgeError
@@ -178,7 +179,7 @@ class Store:
             finally:
                 os.close(file)
             partial.rename(path)
-            sync_folder(self._blobs)
+            files.flush(self._blobs)
 
     def put(self, digest: str, data: bytes) -> None:
         """Store a blob whose digest was checked.
@@ -188,7 +189,7 @@ class Store:
         """
         path = self.blob_path(digest)
         with storage_errors(path):
-            write_whole(path, data, mode=0o444)
+            files.write(path, data, mode=0o444)
 
     def close(self, digest: str, *, drop: bool = False) -> None:
         """Close a blob under way; ``drop`` removes its partial file."""
@@ -213,7 +214,7 @@ class Store:
         """The blob's map, as given or as stored; None where there is none that fits."""
         path = self._maps / digests.hex_of(digest)
         if block_map is not None:
-            write_whole(path, block_map)
+            files.write(path, block_map)
             return block_map
         with contextlib.suppress(FileNotFoundError):
             stored = path.read_bytes()
@@ -298,9 +299,5 @@ def _next_data(file: int, offset: int, size: int) -> int:
 
 
 def _digest(file: int) -> str:
-    state = hashlib.sha256()
-    offset = 0
-    while chunk := os.pread(file, _CHUNK, offset):
-        state.update(chunk)
-        offset += len(chunk)
-    return "sha256:" + state.hexdigest()
+    offsets = itertools.count(step=_CHUNK)
+    return digests.of_chunks(iter(lambda: os.pread(file, _CHUNK, next(offsets)), b""))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from kedge_protocol.addresses import is_loopback
 from kedge_protocol.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -115,13 +115,6 @@ def parse_broker(
         key=key,
     )
     broker.tls_context()
-    if password is not None and not tls and not _is_loopback(broker.host):
+    if password is not None and not tls and not is_loopback(broker.host):
         log.warning("the password travels to %s in the clear; use mqtts://", broker.url)
     return broker
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from kedge_protocol.errors import BundleError, DigestMismatchError, StorageError
@@ -17,20 +18,25 @@ def of_bytes(data: bytes | bytearray | memoryview) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+def of_chunks(chunks: Iterable[bytes | memoryview]) -> str:
+    """The digest of bytes that come in pieces."""
+    state = hashlib.sha256()
+    for chunk in chunks:
+        state.update(chunk)
+    return "sha256:" + state.hexdigest()
+
+
 def of_file(path: Path) -> str:
     """The digest of a file, read in pieces.
 
     Raises:
         StorageError: the file cannot be read.
     """
-    state = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                state.update(chunk)
+            return of_chunks(iter(lambda: file.read(_CHUNK), b""))
     except OSError as error:
         raise StorageError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    return "sha256:" + state.hexdigest()
 
 
 def checked(digest: str, *, where: str = "digest") -> str:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from kedge_protocol import tensors
 from kedge_protocol.bundle.config import BundleConfig, TensorSpec
 from kedge_protocol.errors import InputError
+from kedge_protocol.progress import ignore_progress
 from kedge_targets import registry
 from kedge_targets.pipeline import normalization
 
@@ -111,7 +112,7 @@ class Executor:
         prepared: Mapping[str, Any] = {}
         if kernel_set is None:
             prepared = registry.runtime(config.backend).prepare(
-                folder, config, cache=cache or _users_cache(), progress=progress or _silent
+                folder, config, cache=cache or _users_cache(), progress=progress or ignore_progress
             )
         return cls(
             folder,
@@ -245,10 +246,6 @@ def _users_cache() -> Path:
     from kedge_targets.worker import environment  # the worker's modules weigh something, and most callers name a folder
 
     return environment.cache_dir()
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Nobody wants to know how far the preparation is."""
 
 
 def _planned(spec: TensorSpec, position: int) -> _Input:

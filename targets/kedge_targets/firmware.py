@@ -6,17 +6,11 @@ what is installed, by its path; ``packages/`` lists; ``agent.toml`` and ``README
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from kedge_protocol import codec
+from kedge_protocol import codec, toml
 from kedge_protocol.errors import ConfigError, StorageError, TargetError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _PLACES = (Path(__file__).parent / "firmware-configs", Path(__file__).resolve().parents[2] / "firmware-configs")
 _MAP = "kits.toml"
@@ -47,11 +41,7 @@ def kits() -> dict[str, tuple[Path, ...]]:
     """
     base = folder()
     path = base / _MAP
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"not TOML: {error}", where=str(path)) from error
-    named = codec.structure(data, _Kits, where=str(path), strict=True).targets
+    named = codec.structure(toml.read(path, ConfigError), _Kits, where=str(path), strict=True).targets
     if absent := sorted({name for names in named.values() for name in names if not (base / name).is_dir()}):
         raise ConfigError(f"names a folder that is not there: {absent[0]}", where=str(path))
     return {target: tuple(base / name for name in names) for target, names in named.items()}

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kedge_protocol import codec
+from kedge_protocol import codec, toml
 from kedge_protocol.errors import ConfigError, TargetError
 from kedge_protocol.topics import checked_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 DEVICES = Path(__file__).parent / "devices"
 
@@ -77,15 +71,12 @@ def read(path: Path) -> Target:
     Raises:
         TargetError: missing, not TOML, a key unknown or of the wrong type, no backend.
     """
+    data = toml.read(path, TargetError, remedy="See docs/targets.md for the form")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
         target = codec.structure(data, Target, where=str(path), strict=True)
         checked_name(target.name, "target name")
-    except OSError as error:
-        raise TargetError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    except (ValueError, ConfigError) as error:
-        what = error.what if isinstance(error, ConfigError) else f"not TOML: {error}"
-        raise TargetError(what, where=str(path), remedy="See docs/targets.md for the form") from error
+    except ConfigError as error:
+        raise TargetError(error.what, where=str(path), remedy="See docs/targets.md for the form") from error
     if not target.backends:
         raise TargetError("lists no backend", where=str(path))
     return target

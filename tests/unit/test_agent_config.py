@@ -64,7 +64,7 @@ def test_a_board_of_ones_own(tmp_path: Path) -> None:
         (LEAST.replace('"d1"', '"a/b"'), "device name"),
         (LEAST.replace("mqtt://127.0.0.1", "http://x"), "broker's address"),
         (LEAST + 'username = "u"\npassword = "p"\npassword_file = "f"\n', "both given"),
-        (LEAST + 'username = "u"\npassword_file = "absent"\n', "password file"),
+        (LEAST + 'username = "u"\npassword_file = "absent"\n', "cannot be read"),
         (LEAST.replace('"rpi4"', '"./absent.toml"'), "absent.toml"),
     ],
 )

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.fleet.embedded_broker import EmbeddedBroker, parse_listen
+from kedge.fleet.embedded_broker import EmbeddedBroker
 from kedge.fleet.options import ControllerOptions
+from kedge_protocol import addresses
 from kedge_protocol.errors import ConfigError
 from kedge_protocol.mqtt import Backoff, parse_broker
 
@@ -85,12 +86,12 @@ def test_the_controller_takes_one_broker_and_reads_the_password_from_a_file(tmp_
 
 
 def test_addresses_to_listen_at() -> None:
-    assert parse_listen("127.0.0.1:1883") == ("127.0.0.1", 1883)
-    assert parse_listen("[::1]:1883") == ("::1", 1883)
+    assert addresses.parse("127.0.0.1:1883") == ("127.0.0.1", 1883)
+    assert addresses.parse("[::1]:1883") == ("::1", 1883)
     assert EmbeddedBroker("[::]:1883").url == "mqtt://[::1]:1883"
     for text in ("1883", "127.0.0.1", ":1883", "a:b", "a:0", "a:65536", "a:-1", "a:1883²"):
-        with pytest.raises(ConfigError, match="no address to listen at"):
-            parse_listen(text)
+        with pytest.raises(ConfigError, match="not an address to listen at"):
+            addresses.parse(text)
 
 
 @given(seed=st.integers(), base=st.floats(0.01, 5), factor=st.floats(1, 100))

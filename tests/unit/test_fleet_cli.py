@@ -149,7 +149,7 @@ def test_labels_releases_and_backups_by_command(kedge: Run, tmp_path: Path) -> N
         (("publish", "."), 1, "not an OCI image layout"),
         (("controller", "run"), 1, "either --broker or --embedded"),
         (("controller", "run", "--broker", "broker"), 1, "not a broker's address"),
-        (("controller", "run", "--embedded", "--listen", "x"), 1, "no address to listen at"),
+        (("controller", "run", "--embedded", "--listen", "x"), 1, "not an address to listen at"),
     ],
 )
 def test_mistakes_are_one_clear_error(kedge: Run, arguments: tuple[str, ...], status: int, text: str) -> None:

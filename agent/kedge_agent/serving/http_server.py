@@ -18,7 +18,8 @@ from kedge_agent.serving.event_loop import READ, EventLoop
 from kedge_agent.serving.exchange import Exchange
 from kedge_agent.serving.handler import Handler, Job, Request, Response, error_response, unavailable
 from kedge_agent.serving.http_parser import Head, RefusedError
-from kedge_agent.serving.settings import ServerSettings, is_loopback
+from kedge_agent.serving.settings import ServerSettings
+from kedge_protocol.addresses import is_loopback
 from kedge_protocol.errors import ConfigError
 
 if TYPE_CHECKING:

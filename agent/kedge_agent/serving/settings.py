@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from kedge_protocol import addresses
 from kedge_protocol.errors import ConfigError
 
 log = logging.getLogger("kedge.serving")
@@ -85,7 +86,7 @@ def checked_exposure(listen: str, settings: ServerSettings, *, insecure: bool) -
         ConfigError: an address beyond loopback with neither, and not ``insecure``.
     """
     asks = settings.token_file is not None or settings.tls_client_ca is not None
-    if listen.startswith("unix:") or is_loopback(parse_address(listen)[0]) or asks:
+    if listen.startswith("unix:") or addresses.is_loopback(addresses.parse(listen, any_port=True)[0]) or asks:
         return
     if not insecure:
         raise ConfigError(
@@ -94,29 +95,6 @@ def checked_exposure(listen: str, settings: ServerSettings, *, insecure: bool) -
             remedy="Give a token file or a client CA, listen on 127.0.0.1, or say that you want it insecure",
         )
     log.warning("%s IS OPEN TO EVERYBODY who reaches this machine: no token, no client certificate", listen)
-
-
-def parse_address(listen: str) -> tuple[str, int]:
-    """Host and port of ``host:port`` (an IPv6 host in brackets).
-
-    Raises:
-        ConfigError: it is none.
-    """
-    host, colon, port = listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
-        raise ConfigError(f"{listen!r} is not host:port", where="listen", remedy="Give e.g. 127.0.0.1:8080")
-    return host, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
-    if host in ("localhost", "::1"):
-        return True
-    try:
-        return socket.inet_aton(host)[0] == 127
-    except OSError:
-        return False
 
 
 def listening_socket(listen: str) -> socket.socket:
@@ -140,12 +118,11 @@ def address_of(listening: socket.socket) -> str:
     name = listening.getsockname()
     if listening.family == socket.AF_UNIX:
         return f"unix:{name}"
-    host = f"[{name[0]}]" if listening.family == socket.AF_INET6 else str(name[0])
-    return f"http://{host}:{name[1]}"
+    return f"http://{addresses.join(str(name[0]), name[1])}"
 
 
 def _tcp_socket(listen: str) -> socket.socket:
-    host, port = parse_address(listen)
+    host, port = addresses.parse(listen, where="listen", any_port=True)
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, protocol, _, address = found[0]
     made = socket.socket(family, kind, protocol)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.evaluation import sample_axes
+from kedge_protocol import digest
 from kedge_protocol.errors import DatasetError, StorageError
 from kedge_protocol.npz import UNREADABLE
 from kedge_targets.graph.signature import TensorInfo
@@ -227,10 +228,8 @@ class Scan:
         Args:
             names: array name → input name.
         """
-        state = hashlib.sha256()
-        for name, content in sorted((names.get(array, array), content) for array, content in self.content.items()):
-            state.update(name.encode() + b"\0" + content + b"\n")
-        return "sha256:" + state.hexdigest()
+        contents = sorted((names.get(array, array), content) for array, content in self.content.items())
+        return digest.of_chunks(name.encode() + b"\0" + content + b"\n" for name, content in contents)
 
     def shared_with(self, other: Scan) -> int:
         """How many samples of ``other`` are among these."""

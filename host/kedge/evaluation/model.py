@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -147,7 +146,7 @@ def _digest(files: list[Path]) -> str:
     digests = [digest.of_file(file) for file in files]
     if len(digests) == 1:
         return digests[0]
-    return "sha256:" + hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return digest.of_bytes("\n".join(digests).encode())
 
 
 def _external(path: Path) -> list[Path]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from kedge.fleet import schema
 from kedge.fleet.controller_lock import only_controller
 from kedge.fleet.database import Database, Session, alone, note_change, state_folder
 from kedge.fleet.storage import Repository
+from kedge_protocol import files
 from kedge_protocol.errors import FleetError, StorageError
 
 _NAME = "fleet.db"
@@ -134,19 +133,12 @@ def _copy(source: Path, target: Path) -> int:
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A new file that takes the place of ``path``, synced, when the block ends well; else nothing is left."""
-    with _storage_errors(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with _storage_errors(path):
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-    finally:
-        for left in (temporary, *(Path(f"{name}{end}") for end in ("-wal", "-shm", "-journal"))):
-            left.unlink(missing_ok=True)
+    with _storage_errors(path), files.replacement(path, mode=0o600) as temporary:
+        try:
+            yield temporary
+        finally:
+            for end in ("-wal", "-shm", "-journal"):
+                Path(f"{temporary}{end}").unlink(missing_ok=True)
 
 
 def _keep(target: Path) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from kedge_protocol import files
 from kedge_protocol.errors import FleetError, StorageError
 
 
@@ -21,18 +21,16 @@ def only_controller(folder: Path) -> Iterator[None]:
     """
     path = folder / "controller.lock"
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = files.open_lock(path)
     except OSError as error:
         raise StorageError(f"cannot be written: {error.strerror}", where=str(path)) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    if not files.try_lock(handle):
         os.close(handle)
         raise FleetError(
             "another controller runs on this state folder",
             where=str(folder),
             remedy="Stop it first, or give this one its own --state",
-        ) from error
+        )
     try:
         yield
     finally:

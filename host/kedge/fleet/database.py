@@ -7,7 +7,6 @@ its work, and each message thirty times its statement (decision 018).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sqlite3
 import threading
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from kedge.fleet import schema
-from kedge_protocol import codec
+from kedge_protocol import codec, files
 from kedge_protocol.errors import FleetError, MessageError, StorageError
+from kedge_protocol.folders import data_folder
 from kedge_protocol.messages import Reported
 
 BUSY_SECONDS = 15.0
@@ -40,10 +40,7 @@ def state_folder(given: Path | None = None) -> Path:
         return given
     if named := os.environ.get("KEDGE_FLEET_STATE"):
         return Path(named)
-    if data := os.environ.get("KEDGE_DATA"):
-        return Path(data) / "fleet"
-    home = os.environ.get("XDG_DATA_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "share") / "kedge" / "fleet"
+    return data_folder() / "fleet"
 
 
 class Session:
@@ -274,15 +271,12 @@ def alone(path: Path) -> Iterator[None]:
     Raises:
         StorageError: the file cannot be made.
     """
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StorageError(f"cannot be written: {error.strerror}", where=str(path)) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(files.locked(path))
+        except OSError as error:
+            raise StorageError(f"cannot be written: {error.strerror}", where=str(path)) from error
         yield
-    finally:
-        os.close(handle)
 
 
 def note_change(session: Session) -> None:

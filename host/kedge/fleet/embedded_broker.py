@@ -4,30 +4,17 @@ own. It lets everybody in, so it listens on loopback unless told otherwise."""
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import threading
 import warnings
 from typing import Any
 
-from kedge_protocol.errors import BrokerError, ConfigError
+from kedge_protocol import addresses
+from kedge_protocol.errors import BrokerError
 
 log = logging.getLogger(__name__)
 
 START_SECONDS = 15.0
-
-
-def parse_listen(text: str) -> tuple[str, int]:
-    """Read ``host:port``.
-
-    Raises:
-        ConfigError: another form.
-    """
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"{text!r} is no address to listen at", remedy="Use host:port, such as 127.0.0.1:1883")
-    return host, int(port)
 
 
 class EmbeddedBroker:
@@ -38,7 +25,7 @@ class EmbeddedBroker:
     """
 
     def __init__(self, listen: str) -> None:
-        self.host, self.port = parse_listen(listen)
+        self.host, self.port = addresses.parse(listen)
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._problem: BaseException | None = None
@@ -49,7 +36,7 @@ class EmbeddedBroker:
     def url(self) -> str:
         """For clients on this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"mqtt://[{host}]:{self.port}" if ":" in host else f"mqtt://{host}:{self.port}"
+        return f"mqtt://{addresses.join(host, self.port)}"
 
     def start(self) -> None:
         """Begin to listen; returns when it does.
@@ -57,7 +44,7 @@ class EmbeddedBroker:
         Raises:
             BrokerError: the address is taken, or is not of this machine.
         """
-        if not _is_loopback(self.host):
+        if not addresses.is_loopback(self.host):
             log.warning("the embedded broker lets everybody in, and %s can be reached from outside", self.host)
         self._thread.start()
         if not self._started.wait(START_SECONDS) or self._problem is not None:
@@ -113,10 +100,3 @@ class EmbeddedBroker:
 
 def _root(error: BaseException) -> BaseException:
     return _root(error.__cause__) if error.__cause__ is not None else error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import io
-import os
 import re
-import secrets
-import sys
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,16 +13,12 @@ from pathlib import Path
 
 from kedge.fleet import agent_wheel
 from kedge.fleet.options import KitOptions
+from kedge_protocol import credentials, files, toml
 from kedge_protocol.broker import parse_broker
 from kedge_protocol.errors import ConfigError, StorageError
 from kedge_protocol.topics import checked_name
 from kedge_targets import firmware
 from kedge_targets import target as targets
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 __all__ = ["KitOptions", "Member", "archive", "fill_template", "members", "write"]
 
@@ -34,8 +26,6 @@ _AGENT = "etc/kedge/agent.toml"
 _CA, _CERT, _KEY, _PASSWORD = "ca.pem", "cert.pem", "key.pem", "password"
 _BOARD = "board.toml"
 _EXAMPLE = "mqtts://broker.example:8883"
-_LARGEST_SECRET = 1 << 20
-
 _TABLE = re.compile(r"\[([a-z]+)\]\s*")
 _LINE = re.compile(r"([a-z_]+) = (\"[^\"\\]*\")( *)(#.*)?")
 
@@ -67,15 +57,9 @@ def write(name: str, target: str, options: KitOptions) -> None:
     if options.kit is None:
         raise ConfigError("no file was given for the kit", remedy="Give --kit OUT.tar.gz")
     packed = archive(members(name, target, options))
-    beside = options.kit.with_name(f".{options.kit.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(packed)
-            os.fsync(file.fileno())
-        beside.replace(options.kit)
+        files.write(options.kit, packed, mode=0o600)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
         raise StorageError(f"the kit cannot be written: {error.strerror}", where=str(options.kit)) from error
 
 
@@ -155,7 +139,7 @@ def fill_template(text: str, values: Mapping[str, str | None]) -> str:
         lines.insert(end[table] + 1, f"{name} = {_quoted(value)}")
         end = {other: at + (at > end[table]) for other, at in end.items()}
     made = "\n".join(lines) + "\n"
-    read = tomllib.loads(made)
+    read = toml.loads(made)
     for key, wanted in values.items():
         table, _, name = key.partition(".")
         if read[table].get(name) != wanted:
@@ -177,7 +161,7 @@ def _member(content: bytes) -> Member:
 
 def _broker(name: str, options: KitOptions) -> tuple[dict[str, str | None], dict[str, Member]]:
     """The values of ``[broker]`` and the files that they name, checked as the agent will check them."""
-    password = None if options.password_file is None else _first_line(options.password_file)
+    password = None if options.password_file is None else credentials.read_password(options.password_file)
     username = options.username or (name if password is not None else None)
     parse_broker(
         options.broker or _EXAMPLE,
@@ -188,10 +172,10 @@ def _broker(name: str, options: KitOptions) -> tuple[dict[str, str | None], dict
         password=password,
     )
     files = {
-        _CA: Member(_read(options.ca), 0o644) if options.ca else None,
+        _CA: Member(credentials.read(options.ca), 0o644) if options.ca else None,
         # It may hold the key too.
-        _CERT: Member(_read(options.cert), 0o600) if options.cert else None,
-        _KEY: Member(_read(options.key), 0o600) if options.key else None,
+        _CERT: Member(credentials.read(options.cert), 0o600) if options.cert else None,
+        _KEY: Member(credentials.read(options.key), 0o600) if options.key else None,
         _PASSWORD: Member(f"{password}\n".encode(), 0o600) if password is not None else None,
     }
     values: dict[str, str | None] = {
@@ -203,26 +187,6 @@ def _broker(name: str, options: KitOptions) -> tuple[dict[str, str | None], dict
         "broker.password_file": _PASSWORD if password is not None else None,
     }
     return values, {f"etc/kedge/{title}": file for title, file in files.items() if file is not None}
-
-
-def _first_line(path: Path) -> str:
-    try:
-        lines = _read(path).decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise ConfigError("the password is not UTF-8", where=str(path)) from error
-    if not lines or not lines[0]:
-        raise ConfigError("the first line is empty, a password was expected", where=str(path))
-    return lines[0]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    if len(content) > _LARGEST_SECRET:
-        raise ConfigError(f"is no credential: {len(content)} bytes", where=str(path))
-    return content
 
 
 def _heading(name: str, target: str, options: KitOptions) -> str:

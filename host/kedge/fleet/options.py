@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from kedge.options import Option
+from kedge_protocol.credentials import read_password
 from kedge_protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,22 +37,12 @@ class ControllerOptions:
         """
         if self.embedded == (self.broker is not None):
             raise ConfigError("give either --broker or --embedded")
-        password = None if self.password_file is None else _first_line(self.password_file)
+        password = None if self.password_file is None else read_password(self.password_file)
         from kedge.fleet.embedded_broker import EmbeddedBroker
         from kedge_protocol.broker import parse_broker
 
         url = self.broker or EmbeddedBroker(self.listen).url
         return parse_broker(url, ca=self.ca, cert=self.cert, key=self.key, username=self.username, password=password)
-
-
-def _first_line(path: Path) -> str:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the password cannot be read: {error}", where=str(path)) from error
-    if not lines or not lines[0]:
-        raise ConfigError("the first line is empty, a password was expected", where=str(path))
-    return lines[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from kedge_protocol import blocks, digest
+from kedge_protocol import blocks, digest, files
 from kedge_protocol.bundle import oci
 from kedge_protocol.bundle.layout import Bundle, Layout, ReleaseView
 from kedge_protocol.errors import BundleError, DigestMismatchError, StorageError
@@ -197,22 +195,8 @@ def _check_belonging(view: ReleaseView, bundles: dict[str, Bundle], *, where: st
 def _new_file(path: Path) -> Iterator[BinaryIO]:
     """A file that appears at ``path``, synced, when the block ends well; else nothing is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with files.new_file(path, mode=0o600) as file:
+        yield file
 
 
 @contextlib.contextmanager

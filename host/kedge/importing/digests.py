@@ -15,7 +15,7 @@ def of_path(path: Path) -> tuple[str, int]:
         return digest.of_file(path), path.stat().st_size
     files = sorted(file for file in path.rglob("*") if file.is_file())
     lines = [f"{file.relative_to(path).as_posix()} {digest.of_file(file)}" for file in files]
-    return _of("\n".join(lines).encode()), sum(file.stat().st_size for file in files)
+    return digest.of_bytes("\n".join(lines).encode()), sum(file.stat().st_size for file in files)
 
 
 def of_module(module: Any, code: Path | None) -> tuple[str, int]:
@@ -34,8 +34,4 @@ def of_module(module: Any, code: Path | None) -> tuple[str, int]:
         state.update(raw)
         size += len(raw)
     parts = [state.hexdigest(), *([digest.of_file(code)] if code is not None else [])]
-    return _of("\n".join(parts).encode()), size
-
-
-def _of(raw: bytes) -> str:
-    return "sha256:" + hashlib.sha256(raw).hexdigest()
+    return digest.of_bytes("\n".join(parts).encode()), size

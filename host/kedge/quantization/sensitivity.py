@@ -22,6 +22,7 @@ from kedge.evaluation import decisions, groups, kinds, metric
 from kedge.quantization.layer_perturbation import LayerPerturbation
 from kedge.step import SampleSet
 from kedge_protocol.errors import DatasetError
+from kedge_protocol.progress import ignore_progress
 
 if TYPE_CHECKING:
     import onnx
@@ -119,11 +120,7 @@ def measure(
     limited = Limited(samples, limit_samples)
     run.begin(limited, labels, choice)
     run.observe(limited, seconds=_FOR_RANGES * (end - time.monotonic()))
-    return run.measure(limited, labels, end=end, progress=progress or _unheard)
-
-
-def _unheard(what: str, done: int, total: int) -> None:
-    """Progress that nobody hears."""
+    return run.measure(limited, labels, end=end, progress=progress or ignore_progress)
 
 
 class Limited:

@@ -19,7 +19,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,16 +27,11 @@ from typing import Any
 from kedge.options import values
 from kedge.quantization.quantize_options import Quantize, of_plan
 from kedge.search.candidate import Candidate, StepChoice
-from kedge_protocol import codec
+from kedge_protocol import codec, toml
 from kedge_protocol.errors import ConfigError, MessageError
 from kedge_targets import registry
 from kedge_targets.contract import Compiler
 from kedge_targets.target import BackendChoice, Target
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 SCHEMA = 1
 FILE = "recipe.toml"
@@ -114,11 +108,7 @@ def read(path: Path) -> Recipe:
     """
     where = f"recipe {path}"
     try:
-        recipe = codec.structure(tomllib.loads(path.read_text(encoding="utf-8")), Recipe, where=where, strict=True)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", where=where) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"is not TOML: {error}", where=where) from error
+        recipe = codec.structure(toml.read(path, ConfigError, where=where), Recipe, where=where, strict=True)
     except MessageError as error:
         raise ConfigError(error.what, where=where, remedy="See docs/compression.md for the form") from error
     try:

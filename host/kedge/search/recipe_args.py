@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from kedge.quantization.quantize_options import Quantize
 from kedge.search.recipe import Recipe
-from kedge_protocol import codec
+from kedge_protocol import codec, toml
 from kedge_protocol.errors import ConfigError, MessageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def parse_recipe(steps: Sequence[str], quantize: str | None) -> Recipe | None:
@@ -72,6 +66,6 @@ def _parts(text: str) -> list[str]:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return toml.loads(f"value = {text}")["value"]
+    except toml.TOMLDecodeError:
         return text

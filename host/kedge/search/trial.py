@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import shutil
 import time
@@ -16,7 +15,7 @@ from kedge.evaluation import intervals, worker_messages
 from kedge.search.candidate import Candidate, StepChoice
 from kedge.search.results import Attempt, Job, Outcome
 from kedge.search.worker_messages import ScoreAnswer, ScoreRequest, StepAnswer, StepEntry, StepRequest
-from kedge_protocol import codec
+from kedge_protocol import codec, files
 from kedge_protocol.errors import KedgeError
 from kedge_targets import registry
 from kedge_targets.numerics import Plan, Precision
@@ -165,8 +164,7 @@ def _stepped(
 def _alone(folder: Path) -> Iterator[None]:
     """One at a time: ways that begin alike are tried at once, and who comes second takes what the first made."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # it ends with the file
+    with files.locked(folder.with_suffix(".lock")):
         yield
 
 

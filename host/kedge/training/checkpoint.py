@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+
+from kedge_protocol import files
 
 Tensor: TypeAlias = torch.Tensor
 
@@ -91,17 +91,11 @@ class Checkpoint:
         began = time.monotonic()
         if state.finished:
             state = dataclasses.replace(state, parameters=state.best, optimizer=None)
-        fresh = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with fresh.open("wb") as file:
+            with files.new_file(self.path) as file:
                 torch.save({entry.name: getattr(state, entry.name) for entry in dataclasses.fields(state)}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self.path)
         except (OSError, RuntimeError) as error:  # torch turns some failures to write into RuntimeError
-            with contextlib.suppress(OSError):
-                fresh.unlink()
             note = f"no checkpoint could be written to {self.path.parent}: {error}"
             if note not in self.notes:
                 self.notes.append(note)

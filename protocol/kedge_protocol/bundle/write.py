@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from kedge_protocol import blocks, codec, digest
+from kedge_protocol import blocks, codec, digest, files
 from kedge_protocol.bundle import oci
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.bundle.layout import checked_title
@@ -189,8 +189,4 @@ def _put_in_place(new: Path, path: Path, *, aside: Path) -> None:
 def _flush(folder: Path) -> None:
     """Bring every file below ``folder`` to the disk, so that the rename never shows a release without its bytes."""
     for path in (folder, *sorted(folder.rglob("*"))):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        files.flush(path)

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from kedge_protocol import codec
+from kedge_protocol import codec, toml
 from kedge_protocol.errors import ConfigError, ToolchainError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 BACKENDS = Path(__file__).resolve().parent.parent / "backends"
 _KEY_DIGITS = 16
@@ -83,9 +77,8 @@ def read(name: str) -> Declaration:
     folder = BACKENDS / name / "toolchain"
     path = folder / "toolchain.toml"
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-        document = codec.structure(data, _Document, where=str(path), strict=True)
-    except (OSError, ValueError, ConfigError) as error:
+        document = codec.structure(toml.read(path, ToolchainError), _Document, where=str(path), strict=True)
+    except ConfigError as error:
         raise ToolchainError(f"broken declaration: {error}", where=str(path)) from error
     return Declaration(
         name=name,

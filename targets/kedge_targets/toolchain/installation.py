@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kedge_protocol.errors import KedgeError, ToolchainError
+from kedge_protocol.progress import ignore_progress
 from kedge_targets.toolchain import declaration, store
 from kedge_targets.toolchain.declaration import Declaration
 from kedge_targets.toolchain.store import Toolchain
@@ -33,7 +34,7 @@ class Versions:
     packages: dict[str, str] = field(default_factory=dict)
 
 
-def install(name: str, on_progress: OnProgress | None = None) -> Toolchain:
+def install(name: str, on_progress: OnProgress = ignore_progress) -> Toolchain:
     """Install a toolchain, or find it installed. Two installations at once are safe: the second waits for the first.
 
     Args:
@@ -45,7 +46,6 @@ def install(name: str, on_progress: OnProgress | None = None) -> Toolchain:
             with pip's own reason, the log kept, and nothing left in place.
     """
     declared = declaration.read(name)
-    report = on_progress or _silent
     with store.locked(name, on_progress) as lock:
         store.clear_staging(name)
         if (folder := store.installed(declared)) is not None:
@@ -57,8 +57,8 @@ def install(name: str, on_progress: OnProgress | None = None) -> Toolchain:
         place = store.environment_of(declared, python)
         building = store.staging(name)
         try:
-            _Build(declared, building, log, lock).run(interpreter, report)
-            _try_out(declared, building, report)
+            _Build(declared, building, log, lock).run(interpreter, on_progress)
+            _try_out(declared, building, on_progress)
             shutil.rmtree(place, ignore_errors=True)  # an environment whose Python was taken away
             building.rename(place)
         except OSError as error:
@@ -67,10 +67,6 @@ def install(name: str, on_progress: OnProgress | None = None) -> Toolchain:
             shutil.rmtree(building, ignore_errors=True)
         log.unlink(missing_ok=True)
         return store.toolchain_in(declared, place)
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Nobody listens."""
 
 
 def _interpreter(declared: Declaration) -> tuple[str, Path]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kedge_protocol import files
 from kedge_protocol.errors import StorageError, ToolchainError
+from kedge_protocol.folders import data_folder
+from kedge_protocol.progress import ignore_progress
 from kedge_targets.toolchain import declaration
 from kedge_targets.toolchain.declaration import Declaration
 from kedge_targets.worker import OnProgress, Worker
@@ -59,14 +60,6 @@ class ToolchainState:
     def installed(self) -> bool:
         """Whether the current lock's environment is there."""
         return self.folder is not None
-
-
-def data_folder() -> Path:
-    """The user's data folder of Kedge: ``KEDGE_DATA``, else ``XDG_DATA_HOME/kedge``, else ``~/.local/share/kedge``."""
-    if own := os.environ.get("KEDGE_DATA"):
-        return Path(own).absolute()
-    base = os.environ.get("XDG_DATA_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "share") / "kedge"
 
 
 def toolchains_folder() -> Path:
@@ -171,14 +164,9 @@ def clear_staging(name: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(name: str, on_progress: OnProgress | None = None) -> Iterator[int]:
+def locked(name: str, on_progress: OnProgress = ignore_progress) -> Iterator[int]:
     """Only one at a time; others wait. The lock ends with its process, however that ends, and with the processes that
     were given its descriptor, which is yielded: what a killed installation left running must end first."""
-    with (toolchains_folder() / f".{name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if on_progress is not None:
-                on_progress("waiting for another installation", 0, 0)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+    path = toolchains_folder() / f".{name}.lock"
+    with files.locked(path, on_wait=lambda: on_progress("waiting for another installation", 0, 0)) as handle:
+        yield handle

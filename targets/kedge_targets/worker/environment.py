@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from kedge_protocol import folders
+
 _BACKENDS = Path(__file__).resolve().parent.parent / "backends"
 
 # General opt-outs, honoured by many packages.
@@ -49,8 +51,7 @@ def cache_dir() -> Path:
     """Where what this device builds for itself is kept: as the environment says, or the user's cache folder."""
     if given := os.environ.get(CACHE_VARIABLE):
         return Path(given)
-    user = os.environ.get("XDG_CACHE_HOME")
-    return (Path(user) if user else Path.home() / ".cache") / "kedge"
+    return folders.user_folder("XDG_CACHE_HOME", ".cache")
 
 
 def of_child(scratch: Path, logs: Path, python: Path | None, extra: Mapping[str, str] | None) -> dict[str, str]:

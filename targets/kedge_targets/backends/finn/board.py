@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_protocol import digest
+from kedge_protocol import digest, files
 from kedge_protocol.errors import MissingDependencyError, StorageError, VerificationError
 
 Array = npt.NDArray[Any]
@@ -139,7 +139,7 @@ class _Fabric:
     def __init__(self, bitfile_digest: str) -> None:
         path = Path(os.environ.get(LOCK) or Path(tempfile.gettempdir()) / "kedge-fabric.lock")
         try:
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._handle = files.open_lock(path, mode=0o600)
         except OSError as error:
             raise StorageError(
                 f"cannot be opened: {error.strerror}",

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kedge_protocol import codec
+from kedge_protocol import codec, toml
 from kedge_protocol.errors import CapacityError, TargetError
 from kedge_targets.backends.finn.toolchain_client import Cost
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _PATH = Path(__file__).parent / "boards.toml"
 
@@ -58,8 +52,7 @@ class Board:
 @functools.cache
 def boards() -> Mapping[str, Board]:
     """FINN's name of a board → the board."""
-    data = tomllib.loads(_PATH.read_text(encoding="utf-8"))
-    return codec.structure(data, dict[str, Board], where=_PATH.name, strict=True)
+    return codec.structure(toml.read(_PATH, TargetError), dict[str, Board], where=_PATH.name, strict=True)
 
 
 def board(name: str, *, where: str) -> Board:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from pathlib import Path
 
-from kedge_protocol import codec, digest
+from kedge_protocol import codec, digest, files
 from kedge_protocol.errors import KedgeError, StorageError
 
 
@@ -39,14 +36,6 @@ class Kept:
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._path.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(codec.encode(figures))
-                Path(name).replace(self._path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    Path(name).unlink()
-                raise
+            files.write(self._path, codec.encode(figures), mode=0o600)
         except OSError as error:
             raise StorageError(f"cannot be written: {error.strerror}", where=str(self._path.parent)) from error

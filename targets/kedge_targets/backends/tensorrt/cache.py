@@ -15,14 +15,12 @@ One file::
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hmac
 import json
 import logging
 import os
 import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from kedge_protocol import files
 from kedge_protocol.errors import StorageError, WorkerTimeoutError
 
 log = logging.getLogger("kedge.tensorrt")
@@ -108,18 +107,9 @@ class Cache:
         """
         encoded = json.dumps(head).encode()
         rest = len(encoded).to_bytes(4, "little") + encoded + payload
-        temporary = None
         try:
-            handle, temporary = tempfile.mkstemp(prefix=".", dir=self.folder)
-            with os.fdopen(handle, "wb") as file:
-                file.write(self._digest(name, memoryview(rest)) + rest)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(self._path(name))
+            files.write(self._path(name), self._digest(name, memoryview(rest)) + rest, mode=0o600)
         except OSError as error:
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    Path(temporary).unlink()
             raise _storage(error, self.folder) from error
         self._shrink(self._path(name))
 
@@ -136,21 +126,17 @@ class Cache:
             WorkerTimeoutError: another one has been at it for longer than ``seconds``.
         """
         try:
-            handle = os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            handle = files.open_lock(self.folder / f"{name}.lock", mode=0o600)
         except OSError as error:
             raise _storage(error, self.folder) from error
         try:
             until = time.monotonic() + seconds
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > until:
-                        raise WorkerTimeoutError(
-                            f"another process has been building this engine for {seconds:g} s", where=name
-                        ) from None
-                    time.sleep(0.1)
+            while not files.try_lock(handle):
+                if time.monotonic() > until:
+                    raise WorkerTimeoutError(
+                        f"another process has been building this engine for {seconds:g} s", where=name
+                    )
+                time.sleep(0.1)
             yield
         finally:
             os.close(handle)
@@ -173,16 +159,7 @@ class Cache:
                     return key
                 path.unlink()
             with contextlib.suppress(FileExistsError):
-                # Written whole under another name first: another process may look at the same moment.
-                handle, temporary = tempfile.mkstemp(prefix=".", dir=self.folder)
-                with os.fdopen(handle, "wb") as file:
-                    file.write(secrets.token_bytes(_DIGEST_BYTES))
-                    file.flush()
-                    os.fsync(file.fileno())
-                try:
-                    path.hardlink_to(temporary)
-                finally:
-                    Path(temporary).unlink()
+                files.write_once(path, secrets.token_bytes(_DIGEST_BYTES), mode=0o600)
         return path.read_bytes()
 
     def _shrink(self, spare: Path) -> None:

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kedge_protocol import codec
-from kedge_protocol.errors import LoweringError, UnsupportedOperatorError
+from kedge_protocol import codec, toml
+from kedge_protocol.errors import LoweringError, TargetError, UnsupportedOperatorError
 from kedge_targets.backends.tensorrt.recipe import numbers
 from kedge_targets.graph import nodes, opsets
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 if TYPE_CHECKING:
     import onnx
@@ -63,8 +57,7 @@ class Table:
 @functools.cache
 def table() -> Table:
     """The tables, from the oldest version to the newest."""
-    data = tomllib.loads(_PATH.read_text(encoding="utf-8"))
-    return codec.structure(data, Table, where=_PATH.name, strict=True)
+    return codec.structure(toml.read(_PATH, TargetError), Table, where=_PATH.name, strict=True)
 
 
 @dataclass(frozen=True)

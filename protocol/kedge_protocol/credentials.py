@@ -1,0 +1,40 @@
+"""Files that hold a credential: a password, a key, a certificate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kedge_protocol.errors import ConfigError
+
+LARGEST_BYTES = 1 << 20
+
+
+def read(path: Path) -> bytes:
+    """Read a credential.
+
+    Raises:
+        ConfigError: it cannot be read, or is too large to be one.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    if len(content) > LARGEST_BYTES:
+        raise ConfigError(f"is no credential: more than {LARGEST_BYTES} bytes", where=str(path))
+    return content
+
+
+def read_password(path: Path) -> str:
+    """The first line of a password file.
+
+    Raises:
+        ConfigError: see :func:`read`; or the line is empty or not UTF-8.
+    """
+    try:
+        lines = read(path).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError("the password is not UTF-8", where=str(path)) from error
+    if not lines or not lines[0]:
+        raise ConfigError("the first line is empty, a password was expected", where=str(path))
+    return lines[0]

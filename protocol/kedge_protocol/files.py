@@ -1,0 +1,120 @@
+"""Files that are whole or not there, also after a power cut, and locks between processes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+def flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def replacement(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
+    """An empty file beside ``path`` that takes its place, synced, when the block ends well; else nothing is left.
+
+    Args:
+        path: its folder must exist.
+        mode: the permissions of the file, whatever the umask is.
+
+    Raises:
+        OSError: the disk is full or not writable; ``path`` is as before.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(mode)
+        flush(temporary)
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    flush(path.parent)
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """:func:`replacement`, open for writing."""
+    with replacement(path, mode=mode) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file: a reader sees the old bytes or the new ones. Errors as in :func:`replacement`."""
+    with new_file(path, mode=mode) as file:
+        file.write(data)
+
+
+def write_once(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file that may not be there yet: of several processes the first one's stays.
+
+    Raises:
+        FileExistsError: it is there.
+        OSError: the disk is full or not writable.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        path.hardlink_to(name)
+    finally:
+        Path(name).unlink()
+    flush(path.parent)
+
+
+def try_lock(handle: int, *, shared: bool = False) -> bool:
+    """Lock an open file for this process, unless another one has it. The lock ends with the descriptor."""
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def open_lock(path: Path, *, mode: int = 0o644) -> int:
+    """Open a lock file, which is made where it is missing, and never follow a link.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, mode: int = 0o644, on_wait: Callable[[], None] = lambda: None) -> Iterator[int]:
+    """Hold the lock of a file: one process at a time, others wait. It ends with its process, however that ends.
+
+    Args:
+        on_wait: called once where another process has the lock.
+
+    Yields:
+        The lock's descriptor: a process that inherits it holds the lock too.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    handle = open_lock(path, mode=mode)
+    try:
+        if not try_lock(handle):
+            on_wait()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
+    finally:
+        os.close(handle)
