@@ -77,6 +77,57 @@ def test_a_link_leads_to_a_file_and_its_heading() -> None:
     assert not broken, "\n".join(broken)
 
 
+def test_a_module_or_file_that_a_page_names_is_there() -> None:
+    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    there = [f"/{path}" for path in files.stdout.splitlines() if (ROOT / path).exists()]
+    lost = []
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:kedge|kedge_agent|kedge_targets|kedge_protocol)(?:\.\w+)+)(?::\w+)?`", text):
+            if not _resolves(name) and name not in ENTRY_POINTS:
+                lost.append(f"{page.relative_to(ROOT)}: {name}")
+        for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|toml|sh|md))`", text):
+            if not any(path.endswith(f"/{name}") for path in there) and not name.startswith(
+                ("/", "./", "etc/", "OUT/")
+            ):
+                lost.append(f"{page.relative_to(ROOT)}: {name}")
+    assert not lost, "\n".join(lost)
+
+
+def test_the_map_of_the_architecture_names_modules_that_are_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## (\w+/kedge\w*)\n(.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
+    assert [folder for folder, _ in sections] == [
+        "protocol/kedge_protocol",
+        "targets/kedge_targets",
+        "host/kedge",
+        "agent/kedge_agent",
+    ]
+    for folder, section in sections:
+        named = {name for cell in re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE) for name in cell.split(", ")}
+        places = [ROOT / folder / name.strip("`").replace(".", "/") for name in named]
+        assert [place for place in places if not place.is_dir() and not place.with_suffix(".py").is_file()] == []
+        listed = {name.strip("`").partition(".")[0] for name in named}
+        rooms = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")} - {"demo"}
+        assert rooms <= listed
+
+
+ENTRY_POINTS = {"kedge.steps", "kedge.backends"}
+
+
+def _resolves(name: str) -> bool:
+    """Whether a dotted name is a module of the tree, or a word of one (nothing heavy is imported for it)."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        for folder in ("host", "agent", "targets", "protocol"):
+            base = ROOT.joinpath(folder, *parts[:length])
+            for file in (base.with_suffix(".py"), base / "__init__.py"):
+                if file.is_file():
+                    text = file.read_text(encoding="utf-8")
+                    return all(re.search(rf"\b{part}\b", text) for part in parts[length:])
+    return False
+
+
 def test_every_page_stands_in_the_navigation_and_every_entry_is_a_page() -> None:
     docs = ROOT / "docs"
     there = {str(path.relative_to(docs)) for path in docs.rglob("*.md") if path.parent.name != "decisions"}
