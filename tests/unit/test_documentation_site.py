@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def entries(nav: object) -> Iterator[str]:
             yield from entries(inner)
 
 
+@functools.cache
 def generated() -> dict[str, str]:
     """Page → text of those that are made of the code."""
     public = tomllib.loads((ROOT / "tools" / "site" / "public_api.toml").read_text(encoding="utf-8"))
@@ -54,6 +56,7 @@ def generated() -> dict[str, str]:
     }
 
 
+@functools.cache
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and the site make them."""
     text = _FENCED.sub("", page.read_text(encoding="utf-8"))
@@ -186,3 +189,11 @@ def test_the_site_builds_without_a_warning() -> None:
     for page in (ROOT / "build" / "site").rglob("*.html"):
         outside = [found for found in fetched.findall(page.read_text(encoding="utf-8")) if "canonical" not in found]
         assert not outside, page
+
+
+@pytest.mark.parametrize(
+    "name", ["CONTRIBUTING.md", "SECURITY.md", "AGENTS.md", *sorted(p.name for p in (ROOT / ".github").rglob("*.md"))]
+)
+def test_what_a_newcomer_must_read_is_short(name: str) -> None:
+    (path,) = [path for path in (ROOT / name, *(ROOT / ".github").rglob(name)) if path.is_file()]
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 30
