@@ -152,39 +152,86 @@ def split_shared_weights(model: onnx.ModelProto) -> None:
         by_name[layer.name].input[layer.weight_input] = taken[key]
 
 
-def convert_float64(model: onnx.ModelProto) -> None:
-    """Let everything between inputs and outputs that is float64 be float32, in place. A model with operators outside
-    ONNX's own, or with nested graphs, stays as it is."""
+def is_half(model: onnx.ModelProto) -> bool:
+    """Whether most of what a model stores is float16: it is to be run so, and not to be made twice as large."""
+    from onnx import TensorProto
+
+    sizes = {TensorProto.FLOAT16: 0, TensorProto.FLOAT: 0}
+    for tensor in model.graph.initializer:
+        if tensor.data_type in sizes:
+            sizes[tensor.data_type] += 1 if not tensor.dims else int(np.prod(tensor.dims))
+    return sizes[TensorProto.FLOAT16] > sizes[TensorProto.FLOAT]
+
+
+def stores_small(model: onnx.ModelProto) -> bool:
+    """Whether most of its weights are numbers of fewer than 32 bits, which folding would make larger."""
+    from onnx import TensorProto
+
+    small = {TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT8, TensorProto.UINT8}
+    sizes = {True: 0, False: 0}
+    for tensor in model.graph.initializer:
+        if tensor.data_type in small or tensor.data_type == TensorProto.FLOAT:
+            sizes[tensor.data_type in small] += 1 if not tensor.dims else int(np.prod(tensor.dims))
+    return sizes[True] > sizes[False]
+
+
+def convert_to_float32(model: onnx.ModelProto, *, ends: bool = False) -> None:
+    """Let everything between inputs and outputs that is float64 or float16 be float32, in place. A model with operators
+    outside ONNX's own, or with nested graphs, stays as it is.
+
+    Args:
+        ends: the inputs and outputs too.
+    """
+    from onnx import TensorProto
+
+    for kind in (TensorProto.DOUBLE, TensorProto.FLOAT16):
+        _convert(model, kind, ends=ends)
+
+
+def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which all is so, its inputs and outputs too."""
+    import onnx
+
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    convert_to_float32(made, ends=True)
+    return made
+
+
+def _convert(model: onnx.ModelProto, kind: int, *, ends: bool) -> None:
     from onnx import TensorProto, helper
 
-    double = TensorProto.DOUBLE
-    tensors = [tensor for tensor in model.graph.initializer if tensor.data_type == double]
-    ends = [one for one in (*model.graph.input, *model.graph.output) if one.type.tensor_type.elem_type == double]
+    tensors = [tensor for tensor in model.graph.initializer if tensor.data_type == kind]
+    values = [one for one in (*model.graph.input, *model.graph.output) if one.type.tensor_type.elem_type == kind]
     every = list(nodes.graphs(model.graph))
     plain = len(every) == 1 and all(node.domain in ("", nodes.DEFAULT_DOMAIN) for node in model.graph.node)
-    if not plain or not (tensors or ends):
+    casts = any(one.name == "to" and one.i == kind for node in model.graph.node for one in node.attribute)
+    if not plain or not (tensors or values or casts):
         return
+    if ends:
+        for value in values:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
     names = Names(model)
     for tensor in tensors:
         tensor.CopyFrom(_tensor(_array(tensor).astype(np.float32), tensor.name))
     for node in model.graph.node:
         for attribute in node.attribute:
-            if attribute.name == "value" and attribute.HasField("t") and attribute.t.data_type == double:
+            if attribute.name == "value" and attribute.HasField("t") and attribute.t.data_type == kind:
                 attribute.t.CopyFrom(_tensor(_array(attribute.t).astype(np.float32), attribute.t.name))
-            if attribute.name in ("to", "dtype") and attribute.i == double:
+            if attribute.name in ("to", "dtype") and attribute.i == kind:
                 attribute.i = TensorProto.FLOAT
     before, behind = [], []
     given = {value.name for value in model.graph.input}
     for value in model.graph.input:
-        if value.type.tensor_type.elem_type == double:
+        if value.type.tensor_type.elem_type == kind:
             single = names.fresh(f"{value.name}_single")
             _rename(model, value.name, single, inputs=True)
             before.append(helper.make_node("Cast", [value.name], [single], name=names.fresh_node(single), to=1))
     for value in model.graph.output:
-        if value.type.tensor_type.elem_type == double and value.name not in given:
+        if value.type.tensor_type.elem_type == kind and value.name not in given:
             single = names.fresh(f"{value.name}_single")
             _rename(model, value.name, single, inputs=False)
-            behind.append(helper.make_node("Cast", [single], [value.name], name=names.fresh_node(single), to=double))
+            behind.append(helper.make_node("Cast", [single], [value.name], name=names.fresh_node(single), to=kind))
     arranged = [*before, *model.graph.node, *behind]
     del model.graph.node[:]
     model.graph.node.extend(arranged)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import MissingDependencyError, ModelError
-from kedge_targets.graph import canonicalization, library, nodes, qonnx
+from kedge_targets.graph import canonicalization, library, nodes, qonnx, topological_order
 
 if TYPE_CHECKING:
     import onnx
@@ -72,6 +72,7 @@ def load(path: Path) -> onnx.ModelProto:
     canonicalization.name_opsets_once(model)
     check_versions(model, where=str(path))
     model = _inlined(model, path)
+    topological_order.sort_model(model)
     nodes.name_nodes(model)
     qonnx.normalize(model)
     _fix_constants(model)

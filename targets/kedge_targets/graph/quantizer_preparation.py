@@ -42,7 +42,7 @@ def prepare(model: onnx.ModelProto, path: Path, *, quantized: bool) -> onnx.Mode
     if quantized:
         single = type(model)()
         single.CopyFrom(opsets.raise_opset(model, QDQ_OPSET, where=path.name))
-        canonicalization.convert_float64(single)
+        canonicalization.convert_to_float32(single)
         model = single
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
@@ -84,9 +84,17 @@ def convert_to_float16(made: onnx.ModelProto, excluded: list[str]) -> onnx.Model
     """The prepared graph typed float16 but for these nodes, inputs and outputs as they were."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
+    outputs = [type(value).FromString(value.SerializeToString()) for value in made.graph.output]
+    given = {value.name for value in made.graph.input}
+    # An input that is an output it would cast as an output, before anything makes it.
+    computed = [value for value in outputs if value.name not in given]
+    del made.graph.output[:]
+    made.graph.output.extend(computed)
     half: onnx.ModelProto = convert_float_to_float16(
         made, keep_io_types=True, node_block_list=excluded, disable_shape_infer=True
     )
+    del half.graph.output[:]
+    half.graph.output.extend(outputs)
     # Where two excluded nodes read one tensor the converter (onnxruntime 1.31) makes the same Cast twice, and it puts
     # every Cast at the end.
     kept = {node.output[0] if node.output else node.name: node for node in half.graph.node}

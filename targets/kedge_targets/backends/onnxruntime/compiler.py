@@ -19,6 +19,7 @@ from kedge_targets.contract import Calibration, Lowered
 from kedge_targets.graph import (
     attention,
     batch,
+    canonicalization,
     counting,
     deduplication,
     float_regions,
@@ -171,11 +172,14 @@ def _lower(
     given = model_reader.load(graph)
     nodes.check_operators(given, where=graph.name)
     precision = plan_layers.leading(plan)
-    # Preparing such a file would fold its integers into weights of four times the bytes.
+    # Preparing such files would fold what they store small into weights of two or four times the bytes.
     already = precision in (Precision.INT8, Precision.FLOAT32) and qdq.has_qdq(given)
+    small = (precision is Precision.FLOAT32 and canonicalization.stores_small(given)) or (
+        precision is Precision.FLOAT16 and canonicalization.is_half(given)
+    )
     prepared = (
         given
-        if already
+        if already or small
         else quantizer_preparation.prepare(given, workdir / "prepared.onnx", quantized=precision.quantized)
     )
     kept = quantizer_preparation.not_of(precision, plan, given, prepared)
@@ -221,7 +225,7 @@ def _lower(
         )
         used = samples.used
         seconds["quantize"] = time.perf_counter() - start
-    elif precision is Precision.FLOAT16:
+    elif precision is Precision.FLOAT16 and not small:
         made = quantizer_preparation.convert_to_float16(prepared, kept)
     else:
         made = prepared

@@ -24,7 +24,7 @@ def prepare_for_nncf(model: onnx.ModelProto) -> onnx.ModelProto:
 
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    canonicalization.convert_float64(made)
+    canonicalization.convert_to_float32(made)
     _convolve_averages(made)
     canonicalization.fold_stored_weights(made)
     canonicalization.split_shared_weights(made)

@@ -22,6 +22,7 @@ from kedge_targets.contract import Calibration, Lowered
 from kedge_targets.graph import (
     batch,
     counting,
+    dequantization,
     library,
     model_reader,
     model_writer,
@@ -128,12 +129,16 @@ class _Graph:
     Attributes:
         shapes: of the inputs and outputs as the model has them, by name.
         fit: what the tables say of it.
+        notes: what was done to it, for people.
+        ranges: of activations, which a file has that was quantized already.
     """
 
     given: onnx.ModelProto
     prepared: onnx.ModelProto
     shapes: dict[str, tuple[int | None, ...]]
     fit: operators.Fit
+    notes: tuple[str, ...]
+    ranges: dict[str, tuple[float, float]]
 
 
 def _lower(
@@ -147,7 +152,7 @@ def _lower(
         raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
     ready = _ready(graph, target, options, workdir)
     files: dict[str, Path] = {}
-    notes = list(ready.fit.notes)
+    notes = [*ready.notes, *ready.fit.notes]
     seconds: dict[str, float] = {}
     used = 0
     watched = profiles.Watched(calibration)
@@ -155,7 +160,7 @@ def _lower(
     if leading is Precision.INT8:
         excluded = quantizer_preparation.not_of(Precision.INT8, plan, ready.given, ready.prepared)
         half = _halved(ready, _kept_float(plan, ready))
-        made, seconds["quantize"] = quantization.quantize_graph(ready.prepared, excluded, watched)
+        made, seconds["quantize"] = quantization.quantize_graph(ready.prepared, excluded, watched, ready.ranges)
         notes += quantization.notes(made)
         model_writer.strip(made)
         files[recipe.INT8] = _saved(made, recipe.INT8, workdir)
@@ -187,13 +192,17 @@ def _ready(graph: Path, target: Target, options: Mapping[str, Any], workdir: Pat
     loaded = model_reader.load(graph)
     nodes.check_operators(loaded, where=graph.name)
     ends = (*signature.inputs(loaded), *signature.outputs(loaded))
-    given = _batched(loaded, options, where=graph.name)
+    fixed = _batched(loaded, options, where=graph.name)
+    given, taken = dequantization.restored(fixed)
     version = target.runtimes[RUNTIME]
     operators.fit(given, version, where=graph.name)
     prepared = quantizer_preparation.prepare(given, workdir / "prepared.onnx", quantized=True)
     # Once more: the optimizer may have taken operators away, and an old opset has been raised.
     fit = operators.fit(prepared, version, where=graph.name)
-    return _Graph(given=given, prepared=prepared, shapes={info.name: info.shape for info in ends}, fit=fit)
+    shapes = {info.name: info.shape for info in ends}
+    return _Graph(
+        given=given, prepared=prepared, shapes=shapes, fit=fit, notes=taken, ranges=dequantization.own_ranges(fixed)
+    )
 
 
 def _batched(loaded: onnx.ModelProto, options: Mapping[str, Any], *, where: str) -> onnx.ModelProto:

@@ -8,6 +8,7 @@ of weighted layers are quantized, and of a sum the branch that is not fused into
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from kedge_targets.contract import Calibration
@@ -40,17 +41,23 @@ _FUSED = frozenset({
 
 
 def quantize_graph(
-    prepared: onnx.ModelProto, excluded: list[str], calibration: Calibration
+    prepared: onnx.ModelProto,
+    excluded: list[str],
+    calibration: Calibration,
+    known: Mapping[str, tuple[float, float]],
 ) -> tuple[onnx.ModelProto, float]:
     """The prepared graph with Q/DQ pairs, and the seconds that it took.
 
     Args:
         excluded: nodes that stay in float.
+        known: ranges that stand fast; calibration finds the others.
     """
     start = time.perf_counter()
     floating = {*excluded, *attention.before_softmax(prepared), *_other_sums(prepared)}
     where = qdq_placement.place_quantizers(prepared, {*WEIGHTED, _SUM}, floating, answers=False)
-    found = ranges.observe(prepared, calibration, qdq.tensors_to_observe(prepared, where), symmetric=True)
+    wanted = qdq.tensors_to_observe(prepared, where)
+    missing = [name for name in wanted if name not in known]
+    found = {**known, **(ranges.observe(prepared, calibration, missing, symmetric=True) if missing else {})}
     made = qdq.insert_qdq(prepared, where, found, FORM)
     free_sums(made)
     return made, time.perf_counter() - start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,21 @@ from kedge_protocol.errors import (
 )
 from kedge_protocol.packages import pip_install
 from kedge_targets import contract, toolchain
-from kedge_targets.backends.tflite import counting, dequantized, float_model, toolchain_client
+from kedge_targets.backends.tflite import counting, float_model, toolchain_client
 from kedge_targets.backends.tflite.float_model import FloatFile
 from kedge_targets.backends.tflite.runtime import Runtime
 from kedge_targets.backends.tflite.toolchain_client import Converted, ConvertedTensor, ConvertRequest
 from kedge_targets.contract import Calibration, Lowered
-from kedge_targets.graph import batch, free_dimensions, library, model_reader, plan_layers, signature
+from kedge_targets.graph import (
+    batch,
+    canonicalization,
+    dequantization,
+    free_dimensions,
+    library,
+    model_reader,
+    plan_layers,
+    signature,
+)
 from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizationScheme
 from kedge_targets.target import Target
 from kedge_targets.true_precision import Numbers
@@ -103,7 +113,8 @@ class Compiler(contract.Compiler):
         begun = time.perf_counter()
         given = model_reader.load(graph)
         model, fixed = free_dimensions.settle(given, calibration, device="TFLite")
-        model, taken = dequantized.restored(model)
+        model, taken = dequantization.restored(model)
+        model = canonicalization.in_float32(model)
         layers = plan_layers.others(plan, given, precision) if plan.layers else []
         float_file = float_model.make_float_model(model, calibration, workdir)
         seconds = {"float": time.perf_counter() - begun}
@@ -112,7 +123,7 @@ class Compiler(contract.Compiler):
         made, file = _final_file(float_file, precision, floating, calibration, workdir, guard=plan.guard)
         seconds["quantize" if precision is Precision.INT8 else "convert"] = time.perf_counter() - begun
         besides = float_file.layers_of(made.floating, model)
-        inputs, outputs = _specs(model, float_file, made)
+        inputs, outputs = _specs(given, model, float_file, made)
         return Lowered(
             files={ENTRY: file},
             entry=ENTRY,
@@ -233,20 +244,25 @@ def _in_layout(found: FloatFile, calibration: Calibration, tensors: Sequence[Con
 
 
 def _specs(
-    model: onnx.ModelProto, found: FloatFile, made: Converted
+    given: onnx.ModelProto, model: onnx.ModelProto, found: FloatFile, made: Converted
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """The model's tensors with what the file really has. The float file's tensors, whose axes are known, are found
-    in the final one by name."""
+    in the final one by name.
+
+    Args:
+        given: what the caller knows: a model of float16 takes and gives float16, whatever the file does.
+    """
+    own = {info.name: info.dtype for info in (*signature.inputs(given), *signature.outputs(given))}
     at_input = {tensor.name: index for index, tensor in enumerate(made.inputs)}
     at_output = {tensor.name: index for index, tensor in enumerate(made.outputs)}
     inputs = []
     for info, position, order in zip(signature.inputs(model), found.made.input_order, found.match.inputs, strict=True):
         index = _same(found.made.inputs[position], at_input)
-        inputs.append(_spec(info, made.inputs[index], index, order))
+        inputs.append(_spec(replace(info, dtype=own[info.name]), made.inputs[index], index, order))
     outputs = []
     for info, (position, order) in zip(signature.outputs(model), found.match.outputs, strict=True):
         index = _same(found.made.outputs[position], at_output)
-        outputs.append(_spec(info, made.outputs[index], index, order))
+        outputs.append(_spec(replace(info, dtype=own[info.name]), made.outputs[index], index, order))
     return tuple(inputs), tuple(outputs)
 
 
