@@ -76,6 +76,22 @@ def test_one_integer_layer_of_two_is_mixed(device: str, tmp_path: Path) -> None:
     assert true_name(Precision.INT8, numbers) == MIXED
 
 
+@pytest.mark.parametrize(("device", "name"), [("generic-cpu", MIXED), ("intel-cpu", "int8"), ("rpi4", "int8")])
+def test_a_transposed_convolution_is_called_what_its_runtime_makes_of_it(
+    device: str, name: str, tmp_path: Path
+) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"], name="relu"),
+        helper.make_node("ConvTranspose", ["r", "w2"], ["y"], name="up", strides=[2, 2], kernel_shape=[2, 2]),
+    ]
+    model = graph(nodes, {"x": ["N", 4, 8, 8]}, ["N", 8, 16, 16], {"w1": weight(8, 4, 3, 3), "w2": weight(8, 8, 2, 2)})
+    numbers = counted(model, device, Plan(default=Precision.INT8), tmp_path)
+    assert true_name(Precision.INT8, numbers) == name
+    assert numbers.macs == 8 * 8 * 8 * (4 * 9 + 8 * 4)
+    assert numbers.integer_macs == 8 * 8 * 8 * (4 * 9 if name == MIXED else 4 * 9 + 8 * 4)
+
+
 @pytest.mark.parametrize("device", ["generic-cpu", "rpi4"])
 def test_ranges_of_each_call_are_counted_too(device: str, tmp_path: Path) -> None:
     numbers = counted(one_wide_one_narrow(), device, Plan(default=Precision.INT8_DYNAMIC), tmp_path)

@@ -79,3 +79,12 @@ def test_said_and_excess_agree(
     over = budget.excess(drop=drop, size=size, latency=latency)
     assert bool(over) == bool(budget.said(drop=drop, size=size, latency=latency))
     assert all(value > 0 or math.isclose(value, 0, abs_tol=1e-9) for value in over.values())
+
+
+def test_with_a_confidence_the_agreement_must_be_shown_too() -> None:
+    kept = {"drop": 0.0, "size": 1, "latency": None, "agreement": 1.0, "upper": 0.0}
+    assert not Budget(max_drop=0.1, min_agreement=0.95).excess(**kept, samples=40)
+    sure = Budget(max_drop=0.1, min_agreement=0.95, confidence=0.95)
+    assert set(sure.excess(**kept, samples=40)) == {"agreement"}
+    assert sure.said(**kept, samples=40).startswith("agrees with the float model on 1, and 0.95 sure is only 0.9124")
+    assert not sure.excess(**kept, samples=400)

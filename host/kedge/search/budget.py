@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kedge.evaluation import intervals
 from kedge_protocol.errors import ConfigError
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>x|%|[kMG]i?B?|B)?", re.IGNORECASE)
@@ -23,8 +24,8 @@ class Budget:
     Attributes:
         max_drop: how much worse than the float model's the metric may be.
         min_agreement: share of the samples that must get the float model's own answer, right or wrong.
-        confidence: with which the drop must be shown to be kept: the end of its interval decides; None where the drop
-            itself does.
+        confidence: with which drop and agreement must be shown to be kept: the ends of their intervals decide; None
+            where the figures themselves do.
         max_size: bytes of the files that the device needs.
         max_latency: milliseconds of one call with one sample (p50) on the target.
     """
@@ -44,6 +45,7 @@ class Budget:
         agreement: float | None = None,
         lost: Sequence[str] = (),
         upper: float | None = None,
+        samples: int = 0,
     ) -> dict[str, float]:
         """What is over the budget: name → how much, as a share of what is allowed (drop and agreement: in hundredths,
         since nothing may be allowed). Empty where the promise is kept. What has no answers to compare (``agreement``
@@ -51,6 +53,7 @@ class Budget:
 
         Args:
             upper: the upper end of the drop's interval, None where it has none: with ``confidence`` that decides.
+            samples: that the agreement is of: with ``confidence`` the lower end of its interval decides.
         """
         if self.confidence is not None:
             drop = math.inf if upper is None else max(drop, upper)
@@ -59,8 +62,9 @@ class Budget:
             over["output"] = float(len(lost) * _PERCENT)
         if not drop <= self.max_drop:
             over["drop"] = (drop - self.max_drop) * _PERCENT if math.isfinite(drop) else math.inf
-        if self.min_agreement is not None and agreement is not None and agreement < self.min_agreement:
-            over["agreement"] = (self.min_agreement - agreement) * _PERCENT
+        sure = self._sure(agreement, samples)
+        if self.min_agreement is not None and sure is not None and sure < self.min_agreement:
+            over["agreement"] = (self.min_agreement - sure) * _PERCENT
         if self.max_size is not None and size > self.max_size:
             over["size"] = size / self.max_size - 1
         if self.max_latency is not None and latency is not None and latency > self.max_latency:
@@ -76,20 +80,28 @@ class Budget:
         agreement: float | None = None,
         lost: Sequence[str] = (),
         upper: float | None = None,
+        samples: int = 0,
     ) -> str:
         """What is over the budget, in words; empty where the promise is kept."""
-        over = self.excess(drop=drop, size=size, latency=latency, agreement=agreement, upper=upper)
+        over = self.excess(drop=drop, size=size, latency=latency, agreement=agreement, upper=upper, samples=samples)
         words = []
         if "drop" in over:
             words.append(self._dropped(drop, upper))
         if "agreement" in over:
-            words.append(f"agrees with the float model on {agreement:.4g}, wanted are {self.min_agreement:g}")
+            sure = self._sure(agreement, samples)
+            shown = "" if sure == agreement else f", and {self.confidence:g} sure is only {sure:.4g}"
+            words.append(f"agrees with the float model on {agreement:.4g}{shown}, wanted are {self.min_agreement:g}")
         words += lost
         if "size" in over:
             words.append(f"takes {size} bytes, allowed are {self.max_size}")
         if "latency" in over:
             words.append(f"takes {latency:.3g} ms, allowed are {self.max_latency:g}")
         return "; ".join(words)
+
+    def _sure(self, agreement: float | None, samples: int) -> float | None:
+        if agreement is None or self.confidence is None:
+            return agreement
+        return intervals.share(agreement * samples, samples, self.confidence)[0]
 
     def _dropped(self, drop: float, upper: float | None) -> str:
         if self.confidence is None or not drop <= self.max_drop:

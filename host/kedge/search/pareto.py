@@ -35,6 +35,7 @@ class Point:
         agreement: with the float model's answers; None where there are none to compare.
         upper: end of the drop's interval; None where it has none.
         lost: the outputs below the floor, and why, in words.
+        samples: that drop and agreement are of.
     """
 
     key: str
@@ -44,13 +45,20 @@ class Point:
     agreement: float | None = None
     lost: tuple[str, ...] = ()
     upper: float | None = None
+    samples: int = 0
     pace: RelativeLatency | None = None
 
 
 def excess(one: Point, budget: Budget) -> dict[str, float]:
     """See :meth:`kedge.search.budget.Budget.excess`."""
     return budget.excess(
-        drop=one.drop, size=one.size, latency=one.latency, agreement=one.agreement, lost=one.lost, upper=one.upper
+        drop=one.drop,
+        size=one.size,
+        latency=one.latency,
+        agreement=one.agreement,
+        lost=one.lost,
+        upper=one.upper,
+        samples=one.samples,
     )
 
 

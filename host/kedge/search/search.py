@@ -167,6 +167,7 @@ class Search:
             agreement=point.agreement,
             lost=point.lost,
             upper=point.upper,
+            samples=point.samples,
         )
 
     def _decided(self) -> Compiled | Failed:
@@ -242,6 +243,7 @@ class Search:
             latency=chosen.latency,
             agreement=chosen.agreement,
             upper=chosen.upper if unseen.interval is None else unseen.interval.high,
+            samples=chosen.samples,
         )
         return said and f"on samples that the choice did not see, {said}"
 
@@ -365,6 +367,7 @@ def _point(outcome: Outcome) -> pareto.Point:
         upper=None if attempt.interval is None else attempt.interval.high,
         lost=tuple(f"output {one.name!r} is lost: {one.lost}" for one in attempt.outputs if one.lost),
         pace=None if latency is None else latency.pace,
+        samples=0 if outcome.evaluation is None else outcome.evaluation.score.samples,
     )
 
 
