@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,11 @@ class Case:
 
 
 def run() -> Iterator[Result]:
-    """Every model beside the peer of every target."""
+    """Every model beside the peer of every target; of the models that ``KEDGE_PEERS`` names, where it is set."""
+    chosen = os.environ.get("KEDGE_PEERS", "")
     for name, made in _cases().items():
+        if chosen and name not in chosen.split(","):
+            continue
         case = made()
         for target, (peer, script, file) in _PEERS.items():
             with tempfile.TemporaryDirectory() as scratch:
@@ -104,20 +108,42 @@ def _nudenet() -> Case:
     return Case(model.path, photos.crops(64, 320, seed=0), pictures, quality)
 
 
+@dataclass(frozen=True)
+class Ours:
+    """Kedge's bundle.
+
+    Attributes:
+        run: as a program calls it.
+        bare: its file in the runtime alone, as the peer's is run.
+        size: bytes of its files.
+        seconds: of one attempt (the first, plain int8).
+        source: what the peer starts from: the model, or for TFLite Kedge's own float file of it.
+        given, made: how a file of TFLite has the axes of input and output; None as the model has them.
+    """
+
+    run: Run
+    bare: Run
+    size: int
+    seconds: float
+    source: Path
+    given: tuple[int, ...] | None = None
+    made: tuple[int, ...] | None = None
+
+
 def _beside(name: str, case: Case, target: str, peer: str, script: str, made: Path) -> Iterator[Result]:
     what = f"{name}, {target}"
     try:
-        ours, files, seconds = _kedge(case, target, made.parent)
+        ours = _kedge(case, target, made.parent)
     except KedgeError as error:
         print(f"{what}: Kedge refuses: {error}", file=sys.stderr)
         return
-    source = made.parent / "float.tflite" if made.suffix == ".tflite" else case.model
-    theirs = _by_hand(case, script, source, made)
+    theirs = _by_hand(case, script, ours, made)
     if isinstance(theirs, str):
         yield Result(f"{what}: quality", "the peer fails", "", 0.0, None, peer, theirs, True)
         return
-    run_peer = _opened(made)
-    one, other = (case.quality(np.concatenate([way(row[None]) for row in case.evaluation])) for way in (ours, run_peer))
+    run_peer = _opened(made, ours)
+    ways = (ours.run, run_peer)
+    one, other = (case.quality(np.concatenate([way(row[None]) for row in case.evaluation])) for way in ways)
     everything = np.arange(len(case.evaluation))
     rng = np.random.default_rng(0)
     drawn = [rng.integers(0, len(everything), len(everything)) for _ in range(_RESAMPLES)]
@@ -127,53 +153,58 @@ def _beside(name: str, case: Case, target: str, peer: str, script: str, made: Pa
         peer, "a loss of more than 0.2 points is excluded", bool(low >= -_POINTS),
     )  # fmt: skip
     size = sum(file.stat().st_size for file in (made, made.with_suffix(".bin")) if file.is_file())
-    mine = sum(file.stat().st_size for file in files)
-    yield Result(f"{what}: size", "of the files", "bytes", mine, size, peer, f"≤{_SIZE}×", mine <= _SIZE * size)
-    fast, slow = _in_turns(case.evaluation, ours, run_peer)
     yield Result(
-        f"{what}: latency", "one sample, CPU time in turns, one thread", "ms", fast, slow, peer, f"≤{_LATENCY}×",
-        fast <= _LATENCY * slow,
+        f"{what}: size", "of the files", "bytes", ours.size, size, peer, f"≤{_SIZE}×", ours.size <= _SIZE * size
+    )
+    fast, slow = _in_turns(case.evaluation, ours.bare, run_peer)
+    yield Result(
+        f"{what}: latency", "one sample, both files in the bare runtime, CPU time in turns, one thread", "ms", fast,
+        slow, peer, f"≤{_LATENCY}×", fast <= _LATENCY * slow,
     )  # fmt: skip
     yield Result(
-        f"{what}: one attempt", "quantization from float, calibration included", "s", seconds, theirs, peer,
-        f"≤{_ATTEMPT}×", seconds <= _ATTEMPT * theirs,
+        f"{what}: one attempt", "quantization from float, calibration included", "s", ours.seconds, theirs, peer,
+        f"≤{_ATTEMPT}×", ours.seconds <= _ATTEMPT * theirs,
     )  # fmt: skip
 
 
-def _kedge(case: Case, target: str, folder: Path) -> tuple[Run, list[Path], float]:
-    """The bundle as a function, its files, seconds of one attempt (the first, plain int8)."""
+def _kedge(case: Case, target: str, folder: Path) -> Ours:
     import kedge
-    from kedge_protocol.bundle.layout import Layout
+    import kedge_agent
 
     _saved(folder / "calibration.npz", case, case.calibration)
     _saved(folder / "evaluation.npz", case, case.evaluation[:200], None if case.labels is None else case.labels[:200])
     given = {"calibration": folder / "calibration.npz", "evaluation": folder / "evaluation.npz", "targets": [target]}
     kedge.compile(case.model, name="peer", version="1", out=folder / "OUT", **given)
-    if target == "rpi4":
-        plain = {"quantize": "precision=float32", "max_drop": 1.0, "out": folder / "float"}
-        kedge.compile(case.model, name="peer", version="1", **given, **plain)
-        _entry(Layout(folder / "float"), target)[0].rename(folder / "float.tflite")
     report = json.loads((folder / "OUT" / "report.json").read_text())["bundles"][0]
     first = next(one for one in report["attempts"] if one["seconds"])
-    model = _model(folder / "OUT", target)
-    return model, _entry(Layout(folder / "OUT"), target), first["seconds"]["lower"]
-
-
-def _model(out: Path, target: str) -> Run:
-    import kedge_agent
-
-    model = kedge_agent.Model(out, target=target)
+    file, size, _ = _unpacked(folder / "OUT", target, folder / "ours")
+    model = kedge_agent.Model(folder / "OUT", target=target)
 
     def call(sample: Array) -> Array:
         got = model(sample)
         return np.asarray(got[0] if isinstance(got, tuple | list) else got)
 
-    return call
+    made = Ours(call, call, size, first["seconds"]["lower"], case.model)
+    if target == "rpi4":
+        plain = {"quantize": "precision=float32", "max_drop": 1.0, "out": folder / "float"}
+        kedge.compile(case.model, name="peer", version="1", **given, **plain)
+        source, _, config = _unpacked(folder / "float", target, folder / "plain")
+        axes = (config.inputs[0].file.permutation, config.outputs[0].file.permutation)
+        made = replace(made, source=source, given=axes[0], made=axes[1])
+    return replace(made, bare=_opened(file, made))
 
 
-def _entry(layout: Any, target: str) -> list[Path]:
+def _unpacked(out: Path, target: str, folder: Path) -> tuple[Path, int, Any]:
+    """The file that the runtime opens, among the others under their own names; their bytes; the bundle's config."""
+    from kedge_protocol.bundle.layout import Layout
+
+    layout = Layout(out)
     bundle = layout.bundle(target)
-    return [layout.blob_path(file.digest) for title, file in bundle.files.items() if title.startswith("model")]
+    folder.mkdir()
+    names = [title for title in bundle.files if title.startswith("model")]
+    for title in names:
+        shutil.copyfile(layout.blob_path(bundle.files[title].digest), folder / title)
+    return folder / bundle.config.entry, sum((folder / title).stat().st_size for title in names), bundle.config
 
 
 def _saved(path: Path, case: Case, samples: Array, labels: Array | None = None) -> None:
@@ -183,14 +214,15 @@ def _saved(path: Path, case: Case, samples: Array, labels: Array | None = None) 
     np.savez(path, **{name: samples}, **({} if labels is None else {"label": labels}))
 
 
-def _by_hand(case: Case, script: str, source: Path, out: Path) -> float | str:
+def _by_hand(case: Case, script: str, ours: Ours, out: Path) -> float | str:
     """Seconds of one attempt of the peer; or its last words."""
     from tests.support import foreign
 
     unpacked = [str(foreign.package(name)) for name in ("ai-edge-quantizer", "immutabledict")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(unpacked)}
-    np.savez(out.parent / "samples.npz", samples=case.calibration)
-    command = [sys.executable, _BARE / script, source, out.parent / "samples.npz", out]
+    samples = case.calibration if ours.given is None else case.calibration.transpose(ours.given)
+    np.savez(out.parent / "samples.npz", samples=samples)
+    command = [sys.executable, _BARE / script, ours.source, out.parent / "samples.npz", out]
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, check=False, env=environment, timeout=900
     )
@@ -199,8 +231,8 @@ def _by_hand(case: Case, script: str, source: Path, out: Path) -> float | str:
     return float(done.stdout.split()[-1])
 
 
-def _opened(file: Path) -> Run:
-    """The peer's file in its runtime, one thread."""
+def _opened(file: Path, ours: Ours) -> Run:
+    """A file in its runtime, one thread."""
     if file.suffix == ".onnx":
         import onnxruntime
 
@@ -215,14 +247,30 @@ def _opened(file: Path) -> Run:
         how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
         request = openvino.Core().compile_model(str(file), "CPU", how).create_infer_request()
         return lambda sample: np.asarray(request.infer({0: sample})[0]).copy()
+    return _of_tflite(file, ours)
+
+
+def _of_tflite(file: Path, ours: Ours) -> Run:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(file), num_threads=1)
-    runner = interpreter.get_signature_runner()
-    (given,) = runner.get_input_details()
+    interpreter.allocate_tensors()
+    (given,), made = interpreter.get_input_details(), interpreter.get_output_details()[0]
+    back = None if ours.made is None else np.argsort(ours.made)
 
     def call(sample: Array) -> Array:
-        return np.asarray(next(iter(runner(**{given: sample}).values())))
+        if ours.given is not None:
+            sample = sample.transpose(ours.given)
+        scale, zero = given["quantization"]
+        if given["dtype"] is np.int8:
+            sample = np.clip(np.rint(sample / scale) + zero, -128, 127)
+        interpreter.set_tensor(given["index"], np.ascontiguousarray(sample, given["dtype"]))
+        interpreter.invoke()
+        answer = interpreter.get_tensor(made["index"])
+        scale, zero = made["quantization"]
+        if made["dtype"] is np.int8:
+            answer = (answer.astype(np.float32) - zero) * scale
+        return np.asarray(answer if back is None else answer.transpose(back))
 
     return call
 
