@@ -6,6 +6,10 @@ One ``.npz`` (no pickles; members carry no times, so equal vectors have equal by
     out/<output name>    float outputs expected of this very file
     tol/<output name>    float64 [max_abs, rms]: the largest deviation allowed of one element, and of the root mean
                          square over all elements
+    code/<input name>    bytes: in/ holds codes (:class:`kedge_protocol.golden_coding.CodedInput`), where the samples
+                         themselves would weigh too much
+    shape/<output name>  int64: of one sample; out/ holds checksums (:func:`kedge_protocol.golden_coding.checksums`),
+                         where the outputs themselves would weigh too much
 
 The tolerance is *measured*: at compile time the file is run by every kernel set that the target may use, and the
 allowance is the largest deviation seen with a margin (see ``kedge.evaluation.golden``).
@@ -15,7 +19,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import BundleError, VerificationError
+from kedge_protocol.golden_coding import CodedInput, checksums
 from kedge_protocol.npz import UNREADABLE
 
 Array = npt.NDArray[Any]
@@ -38,11 +43,18 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Golden:
-    """Inputs, the outputs expected, the deviation allowed; each by tensor name."""
+    """Inputs, the outputs expected, the deviation allowed; each by tensor name.
+
+    Attributes:
+        coded: inputs that are stored in a small form.
+        shapes: of one sample of those outputs of which ``outputs`` has only checksums.
+    """
 
     inputs: dict[str, Array]
     outputs: dict[str, Array]
     tolerances: dict[str, Tolerance]
+    coded: dict[str, CodedInput] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -89,7 +101,12 @@ def compare(golden: Golden, actual: dict[str, Array]) -> list[Deviation]:
     for name, expected in golden.outputs.items():
         if name not in actual:
             raise VerificationError(f"output {name!r} is missing")
-        largest, rms = deviation(expected, actual[name])
+        given = actual[name]
+        if name in golden.shapes:
+            if given.shape != (len(expected), *golden.shapes[name]):
+                raise VerificationError(f"gave shape {given.shape}, {golden.shapes[name]} was expected of each sample")
+            given = checksums(given, expected.shape[1])
+        largest, rms = deviation(expected, given)
         found.append(Deviation(name, largest, rms, golden.tolerances[name]))
     return found
 
@@ -109,8 +126,15 @@ def require(deviations: list[Deviation], *, where: str) -> None:
 
 def save(golden: Golden, path: Path) -> None:
     """Write golden vectors to ``path``."""
-    arrays: dict[str, Array] = {f"in/{name}": value for name, value in golden.inputs.items()}
+    arrays: dict[str, Array] = {}
+    for name, value in golden.inputs.items():
+        if name in golden.coded:
+            arrays[f"in/{name}"] = golden.coded[name].codes
+            arrays[f"code/{name}"] = np.frombuffer(golden.coded[name].how(), np.uint8)
+        else:
+            arrays[f"in/{name}"] = value
     arrays |= {f"out/{name}": value for name, value in golden.outputs.items()}
+    arrays |= {f"shape/{name}": np.array(shape, np.int64) for name, shape in golden.shapes.items()}
     for name, allowed in golden.tolerances.items():
         arrays[f"tol/{name}"] = np.array([allowed.max_abs, allowed.rms], dtype=np.float64)
     buffer = io.BytesIO()
@@ -127,7 +151,7 @@ def load(path: Path) -> Golden:
     Raises:
         BundleError: not such a file, or parts of it do not belong together.
     """
-    parts: dict[str, dict[str, Array]] = {"in": {}, "out": {}, "tol": {}}
+    parts: dict[str, dict[str, Array]] = {"in": {}, "out": {}, "tol": {}, "code": {}, "shape": {}}
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             for key in archive.files:
@@ -137,12 +161,17 @@ def load(path: Path) -> Golden:
                     if not isinstance(value, np.ndarray):
                         raise ValueError(f"{key!r} is no array")
                     parts[kind][name] = value
+        coded = {name: CodedInput.of(parts["in"][name], how.tobytes()) for name, how in parts["code"].items()}
+        inputs = {**parts["in"], **{name: one.decoded() for name, one in coded.items()}}
     except UNREADABLE as error:
         raise BundleError(f"cannot be read as golden vectors: {error}", where=str(path)) from error
-    inputs, outputs, tolerances = parts["in"], parts["out"], parts["tol"]
+    outputs, tolerances = parts["out"], parts["tol"]
+    shapes = {name: tuple(map(int, shape)) for name, shape in parts["shape"].items() if shape.ndim == 1}
+    sketched = all(name in outputs and outputs[name].ndim == 2 for name in shapes)
     pairs = all(t.shape == (2,) and t.dtype.kind == "f" for t in tolerances.values())
     lengths = {a.shape[0] if a.ndim else -1 for a in (*inputs.values(), *outputs.values())}
-    together = len(lengths) == 1 and not lengths & {-1, 0} and set(tolerances) == set(outputs)
+    together = sketched and len(lengths) == 1 and not lengths & {-1, 0} and set(tolerances) == set(outputs)
     if not inputs or not outputs or not together or not pairs:
         raise BundleError("the golden vectors' parts do not belong together", where=str(path))
-    return Golden(inputs, outputs, {name: Tolerance(float(t[0]), float(t[1])) for name, t in tolerances.items()})
+    allowed = {name: Tolerance(float(t[0]), float(t[1])) for name, t in tolerances.items()}
+    return Golden(inputs, outputs, allowed, coded, shapes)

@@ -102,7 +102,7 @@ def _cells(bundle: BundleEntry) -> tuple[str, ...]:
         bundle.label or bundle.precision,
         f"{bundle.value:.4f}",
         f"{bundle.drop:.4f}",
-        f"{bundle.size_ratio:.2f}",
+        f"{bundle.pulled_ratio:.2f}",
         _integers(bundle),
         _latency(bundle),
         bundle.verified,

@@ -174,22 +174,28 @@ class EvaluateAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenRequest:
-    """Choose golden vectors, measure their tolerance over every kernel set, write them."""
+    """Choose golden vectors, measure their tolerance over every kernel set, write them.
+
+    Attributes:
+        budget: bytes that their file may have.
+    """
 
     program: Program
     eight_bits: bool
     data: Data
     batch: int
     file: str
+    budget: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenAnswer:
-    """What the golden vectors are."""
+    """What the golden vectors are; ``form`` says how they were made small, where they were."""
 
     samples: int
     kernel_sets: tuple[str, ...]
     tolerances: dict[str, list[float]] = field(default_factory=dict)
+    form: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.evaluation import decisions, kinds, latency_race, metric
-from kedge.evaluation import golden as choosing
 from kedge.evaluation import outputs as outputs_judged
 from kedge.evaluation.dataset import open_array
 from kedge.evaluation.samples import NpyWriter, PreprocessedSamples, Samples, preprocess
@@ -27,8 +26,6 @@ from kedge.evaluation.worker_messages import (
     Done,
     EvaluateAnswer,
     EvaluateRequest,
-    GoldenAnswer,
-    GoldenRequest,
     Latency,
     LowerAnswer,
     LowerRequest,
@@ -39,7 +36,6 @@ from kedge.evaluation.worker_messages import (
     ReferenceRequest,
     WarmRequest,
 )
-from kedge_protocol import golden
 from kedge_protocol.bundle.config import Preprocess, TensorSpec
 from kedge_protocol.errors import KedgeError, ModelError, StorageError
 from kedge_targets import free_lengths, registry
@@ -229,51 +225,6 @@ def _answers(request: EvaluateRequest, executor: Executor, samples: Samples) -> 
             feed |= {name: answer[output] for name, output in request.states.items()}
         answer = executor.on_samples(feed)
         yield answer
-
-
-def make_golden(request: GoldenRequest, progress: Progress) -> GoldenAnswer:
-    """Choose golden vectors and measure what they allow; the expected outputs are the first kernel set's.
-
-    Raises:
-        VerificationError: a kernel set refuses the file.
-    """
-    samples = Samples(request.data)
-    indices = choosing.candidates(samples.count)
-    sets = registry.runtime(request.program.backend).kernel_sets_for(request.program.options)
-    specs = request.program.outputs
-    executors = [request.program.open(name) for name in sets]
-    try:
-        runs = []
-        for number, executor in enumerate(executors):
-            parts = [
-                executor.on_samples(samples.picked(indices[start : start + request.batch]))
-                for start in range(0, len(indices), request.batch)
-            ]
-            runs.append({spec.name: free_lengths.stacked([part[spec.name] for part in parts]) for spec in specs})
-            progress("golden", number + 1, len(sets))
-        picked = choosing.choose(runs, specs, eight_bits=request.eight_bits)
-        chosen = samples.picked([indices[position] for position in picked])
-        # Once more, as the device will (kedge_targets.proof): one sample a call.
-        for run, executor in zip(runs, executors, strict=True):
-            for row, position in enumerate(picked):
-                one = executor.on_samples({n: array[row : row + 1] for n, array in chosen.items()})
-                for name, value in one.items():
-                    run[name][position] = free_lengths.filled(value, run[name].shape[1:])[0]
-    finally:
-        for executor in executors:
-            executor.close()
-    if registry.runtime(request.program.backend).exact:
-        allowed = {spec.name: golden.Tolerance(0.0, 0.0) for spec in specs}
-    else:
-        allowed = choosing.tolerances(runs, picked, specs, eight_bits=request.eight_bits)
-    vectors = golden.Golden(chosen, {name: value[picked] for name, value in runs[0].items()}, allowed)
-    with on_disk():
-        golden.save(vectors, Path(request.file))
-    return GoldenAnswer(
-        samples=len(picked),
-        kernel_sets=tuple(sets),
-        tolerances={name: [t.max_abs, t.rms] for name, t in allowed.items()},
-    )
 
 
 def race(request: RaceRequest, progress: Progress) -> RaceAnswer:

@@ -85,6 +85,8 @@ class BundleEntry:
         outputs: every output's figures, on all samples.
         size_bytes: of the files that the device needs (golden vectors not counted).
         size_ratio: of that to the model's file.
+        pulled_bytes: of all that a device pulls, golden vectors and descriptions too; ``pulled_ratio`` of that to the
+            model's file.
         memory_bytes: the process's growth on load and first call, as measured here.
         latency_ms: on the host; ``target_latency`` on the target, and who says so.
         label: the whole way in words, steps and all; ``why`` it was tried.
@@ -119,6 +121,8 @@ class BundleEntry:
     promise: str = ""
     measured_on_samples: str = ""
     outputs: tuple[OutputFigures, ...] = ()
+    pulled_bytes: int = 0
+    pulled_ratio: float = 0.0
     weights_in_integers: float | None = None
     macs_in_integers: float | None = None
     target_latency: TargetLatency | None = None
@@ -254,6 +258,7 @@ def _bundle(compiled: Compiled, digest: str, source: ReleaseSource) -> BundleEnt
     drop = choice.drop(source.reference.value, value)
     interval = attempt.interval if unseen is None or unseen.interval is None else unseen.interval
     size = attempt.size_bytes or 0
+    pulled = size + compiled.golden_file.stat().st_size
     return BundleEntry(
         target=compiled.target.name,
         backend=compiled.candidate.backend.name,
@@ -271,6 +276,8 @@ def _bundle(compiled: Compiled, digest: str, source: ReleaseSource) -> BundleEnt
         macs_in_integers=attempt.macs_in_integers,
         size_bytes=size,
         size_ratio=size / max(1, source.model.size_bytes),
+        pulled_bytes=pulled,
+        pulled_ratio=pulled / max(1, source.model.size_bytes),
         latency_ms=attempt.latency_ms or worker_messages.Latency(p50=0.0, p95=0.0),
         target_latency=attempt.target_latency,
         label=attempt.label,

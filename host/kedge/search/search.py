@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from kedge.evaluation import user, worker_messages
+from kedge.evaluation import golden_size, user, worker_messages
 from kedge.evaluation.intervals import CONFIDENCE
 from kedge.quantization.sensitivity import Sensitivity
 from kedge.search import cross_fitting, pareto, recipe
@@ -256,13 +256,14 @@ class Search:
         began = time.perf_counter()
         golden_file = taken.folder / "golden.npz"
         golden = self._crew.first.call(
-            "kedge.evaluation.worker_tasks:make_golden",
+            "kedge.evaluation.golden_task:make_golden",
             worker_messages.GoldenRequest(
                 program=program,
                 eight_bits=lowered.precision != "" or taken.plan.quantizes,
                 data=self._job.evaluation,
                 batch=self._job.model.batch,
                 file=str(golden_file),
+                budget=golden_size.budget(taken.attempt.size_bytes or 0),
             ),
             worker_messages.GoldenAnswer,
             deadline=self._job.options.deadline,

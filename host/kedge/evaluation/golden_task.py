@@ -1,0 +1,116 @@
+"""The worker's task that makes a bundle's golden vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.evaluation import golden as choosing
+from kedge.evaluation import golden_size, worker_tasks
+from kedge.evaluation.golden_size import Form
+from kedge.evaluation.samples import Samples
+from kedge.evaluation.worker_messages import GoldenAnswer, GoldenRequest
+from kedge_protocol import golden
+from kedge_protocol.bundle.config import TensorSpec
+from kedge_protocol.golden_coding import CodedInput, checksums
+from kedge_targets import free_lengths, registry
+from kedge_targets.executor import Executor
+from kedge_targets.worker import Progress
+
+Array = npt.NDArray[Any]
+
+
+def make_golden(request: GoldenRequest, progress: Progress) -> GoldenAnswer:
+    """Choose golden vectors that fit the budget and measure what they allow; the expected outputs are the first kernel
+    set's.
+
+    Raises:
+        VerificationError: a kernel set refuses the file.
+        StorageError: no space for them.
+    """
+    samples = Samples(request.data)
+    sets = registry.runtime(request.program.backend).kernel_sets_for(request.program.options)
+    specs = request.program.outputs
+    executors = [request.program.open(name) for name in sets]
+    try:
+        first = samples.picked([0])
+        answer = executors[0].on_samples(first)
+        outputs = [answer[spec.name] for spec in specs]
+        form = golden_size.form(first, outputs, specs, most=request.budget)
+        wanted = golden_size.candidates(first, outputs, choosing.CANDIDATES, form.samples)
+        raw = samples.picked(choosing.candidates(samples.count, wanted))
+        coded = form.coded(raw)
+        raw = {**raw, **{name: one.decoded() for name, one in coded.items()}}
+        runs = _runs(executors, raw, specs, request.batch, progress)
+        picked = choosing.choose(runs, specs, eight_bits=request.eight_bits, wanted=form.samples)
+        chosen = {name: array[picked] for name, array in raw.items()}
+        _as_the_device(executors, runs, picked, chosen)
+    finally:
+        for executor in executors:
+            executor.close()
+    return _written(request, form, runs, picked, chosen, {name: one.rows(picked) for name, one in coded.items()})
+
+
+def _runs(
+    executors: Sequence[Executor],
+    raw: Mapping[str, Array],
+    specs: Sequence[TensorSpec],
+    batch: int,
+    progress: Progress,
+) -> list[dict[str, Array]]:
+    """Each kernel set's outputs of all candidates."""
+    count = len(next(iter(raw.values())))
+    runs = []
+    for number, executor in enumerate(executors):
+        parts = [
+            executor.on_samples({name: array[start : start + batch] for name, array in raw.items()})
+            for start in range(0, count, batch)
+        ]
+        runs.append({spec.name: free_lengths.stacked([part[spec.name] for part in parts]) for spec in specs})
+        progress("golden", number + 1, len(executors))
+    return runs
+
+
+def _as_the_device(
+    executors: Sequence[Executor], runs: Sequence[dict[str, Array]], picked: Sequence[int], chosen: Mapping[str, Array]
+) -> None:
+    """Once more, as the device will (kedge_targets.proof): one sample a call."""
+    for run, executor in zip(runs, executors, strict=True):
+        for row, position in enumerate(picked):
+            one = executor.on_samples({name: array[row : row + 1] for name, array in chosen.items()})
+            for name, value in one.items():
+                run[name][position] = free_lengths.filled(value, run[name].shape[1:])[0]
+
+
+def _written(
+    request: GoldenRequest,
+    form: Form,
+    runs: Sequence[dict[str, Array]],
+    picked: Sequence[int],
+    chosen: dict[str, Array],
+    coded: dict[str, CodedInput],
+) -> GoldenAnswer:
+    specs = request.program.outputs
+    shapes = {name: runs[0][name].shape[1:] for name in form.checksums}
+    summed = [
+        {name: checksums(run[name], form.checksums[name]) if name in shapes else run[name] for name in run}
+        for run in runs
+    ]
+    runtime = registry.runtime(request.program.backend)
+    if runtime.exact:
+        allowed = {spec.name: golden.Tolerance(0.0, 0.0) for spec in specs}
+    else:
+        allowed = choosing.tolerances(summed, picked, specs, eight_bits=request.eight_bits)
+    expected = {name: np.ascontiguousarray(value[picked]) for name, value in summed[0].items()}
+    with worker_tasks.on_disk():
+        golden.save(golden.Golden(chosen, expected, allowed, coded, shapes), Path(request.file))
+    return GoldenAnswer(
+        samples=len(picked),
+        kernel_sets=tuple(runtime.kernel_sets_for(request.program.options)),
+        tolerances={name: [t.max_abs, t.rms] for name, t in allowed.items()},
+        form=form.words,
+    )
