@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kedge.compiler import release_writer, validation
+from kedge.compiler import preparation, release_writer, validation
 from kedge.compiler.release import Release
 from kedge.compiler.validation import ValidatedRequest
-from kedge.evaluation import carried_states, metric, preprocessing, worker_messages
+from kedge.evaluation import metric, preprocessing, worker_messages
 from kedge.evaluation import model as modelling
 from kedge.evaluation.dataset import Data, Dataset, Scan
 from kedge.evaluation.golden import LEAST
@@ -90,6 +90,7 @@ class _Inputs:
     calibration_digest: str
     evaluation_digest: str
     warnings: list[str]
+    notes: tuple[str, ...] = ()
 
 
 class _Compilation:
@@ -153,7 +154,7 @@ class _Compilation:
                 warnings=[*data.warnings, *sensitivity.warnings],
                 seconds=self._seconds,
                 sensitivity=sensitivity.found,
-                notes=() if data.imported is None else data.imported.notes,
+                notes=data.notes,
                 began=self._began,
             )
             if not compiled:
@@ -197,8 +198,8 @@ class _Compilation:
         found = _Inputs(
             model=model,
             imported=imported,
-            calibration=self._carried(worker, model, calibration.bind(model.inputs, model.states)),
-            evaluation=self._carried(worker, model, evaluation.bind(model.inputs, model.states)),
+            calibration=self._bound(calibration, model, worker),
+            evaluation=self._bound(evaluation, model, worker),
             calibration_digest=calibration_scan.digest(calibration.names),
             evaluation_digest=evaluation_scan.digest(evaluation.names),
             warnings=[*_shared(calibration_scan, evaluation_scan), *_few(calibration.samples)],
@@ -215,28 +216,15 @@ class _Compilation:
                 f"holds {len(labels)} names, output {model.outputs[0].name!r} has {model.outputs[0].shape[-1]}",
                 where=f"--labels {self._options.labels}",
             )
-        self._seconds["read"] = time.perf_counter() - began
-        return found
-
-    def _carried(self, worker: Worker, model: Model, data: Data) -> Data:
-        """A data set of a model with states that the user's files leave out: as the float model carries them."""
-        if data.steps is None:
-            return data
-        answer = worker.call(
-            "kedge.evaluation.carried_states:carry",
-            carried_states.CarryRequest(
-                model=model.reference,
-                inputs=model.inputs,
-                states=model.states,
-                data=data,
-                preprocess=preprocessing.parse(self._options.preprocess, model.inputs),
-                folder=str(Path(tempfile.mkdtemp(prefix="states-", dir=self._scratch))),
-            ),
-            carried_states.CarryAnswer,
-            deadline=self._options.deadline,
-            on_progress=lambda what, done, total: self._tell("data", what, done, total),
+        slim, notes = preparation.without_dead_channels(
+            model, found.calibration, self._options, worker, scratch=self._scratch
         )
-        return replace(data, arrays={**data.arrays, **answer.arrays})
+        self._seconds["read"] = time.perf_counter() - began
+        return replace(found, model=slim, notes=(*(() if imported is None else imported.notes), *notes))
+
+    def _bound(self, dataset: Dataset, model: Model, worker: Worker) -> Data:
+        data = dataset.bind(model.inputs, model.states)
+        return preparation.with_states(data, model, self._options, worker, scratch=self._scratch, tell=self._tell)
 
     def _import(self, worker: Worker, calibration: Dataset) -> Imported:
         self._tell("model", "import", 0, 0)

@@ -15,6 +15,7 @@ _OWN: dict[str, str] = {
     "equalize": "equalize:Equalize",
     "split-outliers": "split_outliers:SplitOutliers",
     "correct-bias": "correct_bias:CorrectBias",
+    "drop-dead-channels": "drop_dead_channels:DropDeadChannels",
     "prune-channels": "prune_channels:PruneChannels",
     "prune-heads": "prune_heads:PruneHeads",
     "prune-width": "prune_width:PruneWidth",

@@ -1,0 +1,38 @@
+"""Dead channels go by themselves at the beginning of a compilation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from tests.support.dead_channels import network
+
+import kedge
+from kedge_agent import Model
+
+
+def test_half_of_the_channels_dead_is_half_of_the_bytes_and_the_same_answers(tmp_path: Path) -> None:
+    model = network(dead=list(range(0, 64, 2)), bias=-0.3, padded=False, channels=64)
+    onnx.save(model, tmp_path / "model.onnx")
+    pictures = np.random.default_rng(1).normal(size=(24, 3, 12, 12)).astype(np.float32)
+    np.savez(tmp_path / "c.npz", x=pictures[:8])
+    np.savez(tmp_path / "e.npz", x=pictures[8:16])
+    release = kedge.compile(
+        tmp_path / "model.onnx",
+        name="half",
+        version="1",
+        targets=["generic-cpu"],
+        calibration=tmp_path / "c.npz",
+        evaluation=tmp_path / "e.npz",
+        out=tmp_path / "OUT",
+        quantize="precision=float32",
+    )
+    assert release.report is not None
+    assert any("32 dead channels were dropped (first 64 → 32)" in note for note in release.report.notes)
+    assert release.bundles["generic-cpu"].model_bytes <= 0.6 * (tmp_path / "model.onnx").stat().st_size
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    wanted = session.run(None, {"x": pictures[16:]})[0]
+    got = Model(release.path, target="generic-cpu")(pictures[16:])
+    assert np.abs(wanted - got).max() <= 1e-6 * max(1.0, np.abs(wanted).max())
