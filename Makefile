@@ -47,14 +47,14 @@ help:
 $(HOST): $(PROJECTS) constraints/host.txt constraints/proofs.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kedge: compiling needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/host.txt -e ./agent -e './host[host,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/host.txt -e './agent[serving]' -e './host[host,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints/proofs.txt
 	@touch $@
 
 $(DEVICE): $(PROJECTS) constraints/device.txt constraints/proofs.txt
 	@test -x .venv-device/bin/python || $(PYTHON_DEVICE) -m venv .venv-device
 	.venv-device/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/device.txt \
-	  -e './agent[tflite,onnxruntime]' pytest pytest-timeout pytest-xdist hypothesis onnx bitstring matplotlib
+	  -e './agent[tflite,onnxruntime,serving]' pytest pytest-timeout pytest-xdist hypothesis onnx bitstring matplotlib
 	.venv-device/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  $$(grep -E '^(finn-plus-driver|qonnx)==' constraints/proofs.txt)
 	@touch $@

@@ -323,7 +323,7 @@ class Connection:
 
     def _next_request(self) -> bool:
         """Take one request out of the input; False where it has not come whole."""
-        if self._head is None and not self._take_head():
+        if self._head is None and (not self._input or not self._take_head()):
             return False
         if self._body is not None:
             if self._input:

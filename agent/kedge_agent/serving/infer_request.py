@@ -86,7 +86,9 @@ def from_json(body: bytes, header_length: str | None, config: BundleConfig) -> I
     parameters = _parameters(request, "the request")
     every = _truth(parameters, "binary_data_output", "the request")
     identifier = request.get("id", "")
-    inputs = _inputs(request, binary)
+    # One rare letter first: it is found ten times as fast as a word.
+    truths = (b"r" in body and b"true" in body) or (b"l" in body and b"false" in body)
+    inputs = _inputs(request, binary, truths=truths)
     outputs = _outputs(request, config, every)
     return InferRequest(inputs, outputs, every, identifier if isinstance(identifier, str) else "")
 
@@ -121,7 +123,7 @@ def run(loaded: Loaded, request: InferRequest) -> InferResult:
     return InferResult(outputs, config.version, conversions)
 
 
-def _inputs(request: dict[str, Any], binary: memoryview) -> dict[str, Array]:
+def _inputs(request: dict[str, Any], binary: memoryview, *, truths: bool) -> dict[str, Array]:
     given = request.get("inputs")
     if not isinstance(given, list) or not all(isinstance(item, dict) for item in given):
         raise InputError("'inputs' is missing or not a list of objects")
@@ -136,7 +138,7 @@ def _inputs(request: dict[str, Any], binary: memoryview) -> dict[str, Array]:
             raise InputError("is given twice", where=where)
         size = _parameters(item, where).get("binary_data_size")
         if size is None:
-            arrays[name] = json_tensors.array_of(item, where=where)
+            arrays[name] = json_tensors.array_of(item, where=where, truths=truths)
             continue
         if type(size) is not int or not 0 <= size <= binary.nbytes - at:
             raise InputError("'binary_data_size' is more than what follows the JSON", where=where)

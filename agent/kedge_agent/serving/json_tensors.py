@@ -107,8 +107,13 @@ def _finite(text: str) -> float:
     return number
 
 
-def array_of(item: dict[str, Any], *, where: str) -> Array:
+def array_of(item: dict[str, Any], *, where: str, truths: bool = True) -> Array:
     """One request tensor, checked: what it says of itself must be true.
+
+    Args:
+        item: of the request.
+        where: for messages.
+        truths: whether booleans may stand among the numbers, and are to be looked for.
 
     Returns:
         In the dtype that it says; BYTES as an array of ``bytes`` objects.
@@ -123,7 +128,7 @@ def array_of(item: dict[str, Any], *, where: str) -> Array:
         raise InputError("'data' is not a list", where=where)
     if datatype == "BYTES":
         return _texts(data, shape, where=where)
-    values = _numbers(data, shape, datatype, where=where)
+    values = _numbers(data, shape, datatype, where=where, truths=truths)
     dtype = np.dtype(DATATYPES[datatype])
     with np.errstate(over="ignore"):
         array = values.astype(dtype)
@@ -132,7 +137,7 @@ def array_of(item: dict[str, Any], *, where: str) -> Array:
     return _rounded_to_bf16(array, where=where) if datatype == "BF16" else array
 
 
-def _numbers(data: list[Any], shape: list[int], datatype: str, *, where: str) -> Array:
+def _numbers(data: list[Any], shape: list[int], datatype: str, *, where: str, truths: bool) -> Array:
     """Numbers of the right kind, in range, in the shape; in whatever dtype holds them."""
     dtype = np.dtype(DATATYPES[datatype])
     try:
@@ -151,7 +156,7 @@ def _numbers(data: list[Any], shape: list[int], datatype: str, *, where: str) ->
             raise InputError(f"'data' is out of the range of {datatype}", where=where) from error
     if values.size and values.dtype.kind not in allowed:
         raise InputError(f"'data' is not of datatype {datatype}", where=where)
-    if dtype.kind != "b" and values.dtype.kind != "b" and values.size and _holds_truths(data):
+    if truths and dtype.kind != "b" and values.dtype.kind != "b" and values.size and _holds_truths(data):
         raise InputError(f"'data' holds true or false among numbers of {datatype}", where=where)
     if dtype.kind in "iu" and values.size:
         limits = np.iinfo(dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from queue import SimpleQueue
 from typing import Protocol
 
 
@@ -58,40 +58,25 @@ class WorkerPool:
         self.refused = 0
         """Jobs for which the queue had no place."""
         self._monitor = monitor
-        self._queue: deque[Task] = deque()
-        self._work_there = threading.Condition(threading.Lock())
-        self._idle = 0
+        self._queue: SimpleQueue[Task | None] = SimpleQueue()
+        self._starting = threading.Lock()
         self._running: dict[int, float] = {}
         self._started = 0
         self._closed = False
 
     def submit(self, task: Task) -> bool:
         """Queue a task; False where the queue is full or the pool is closed."""
-        with self._work_there:
-            if self._closed or len(self._queue) >= self.queue_limit:
-                self.refused += 1
-                return False
-            self._queue.append(task)
-            if self._idle:
-                # Counted here, not by the thread when it wakes: the next task must not count on the same one.
-                self._idle -= 1
-                self._work_there.notify()
-            elif self._started < self.threads:
-                self._started += 1
-                try:
-                    threading.Thread(target=self._work, name=f"kedge-{self.name}", daemon=True).start()
-                except RuntimeError:
-                    # No thread to be had: those that run will come to it, if there are any.
-                    self._started -= 1
-                    if not self._started:
-                        self._queue.pop()
-                        return False
-        return True
+        if self._closed or self._queue.qsize() >= self.queue_limit:
+            self.refused += 1
+            return False
+        self._queue.put(task)
+        # With all threads there is nothing to look at; before, one more than needed may be started, and is kept.
+        return self._started == self.threads or self._start_one()
 
     @property
     def waiting(self) -> int:
         """Jobs in the queue."""
-        return len(self._queue)
+        return self._queue.qsize()
 
     @property
     def running(self) -> int:
@@ -110,33 +95,34 @@ class WorkerPool:
 
     def close(self) -> None:
         """Take no more jobs; those in the queue are done still, then the threads end."""
-        with self._work_there:
+        with self._starting:
             self._closed = True
-            self._work_there.notify_all()
+            for _ in range(self._started):
+                self._queue.put(None)
+
+    def _start_one(self) -> bool:
+        """Start a thread if none is free; False where there is no thread at all, and none to be had."""
+        with self._starting:
+            if self._started < self.threads and self._queue.qsize() > self._started - len(self._running):
+                try:
+                    threading.Thread(target=self._work, name=f"kedge-{self.name}", daemon=True).start()
+                    self._started += 1
+                except RuntimeError:
+                    return self._started > 0
+        return True
 
     def _work(self) -> None:
-        monitor = self._monitor
+        monitor, mine, running = self._monitor, threading.get_ident(), self._running
         row = memoryview(bytearray(1)) if monitor is None else monitor.row(self.name)
         try:
-            while (task := self._next()) is not None:
-                self._running[threading.get_ident()] = time.monotonic()
+            while (task := self._queue.get()) is not None:
+                running[mine] = time.monotonic()
                 row[0] = 1
                 try:
                     task.run()
                 finally:
                     row[0] = 0
-                    del self._running[threading.get_ident()]
+                    del running[mine]
         finally:
             if monitor is not None:
                 monitor.give_back(row)
-
-    def _next(self) -> Task | None:
-        """Wait for a task; None where there will be no more."""
-        with self._work_there:
-            while not self._queue:
-                if self._closed:
-                    self._started -= 1
-                    return None
-                self._idle += 1
-                self._work_there.wait()
-            return self._queue.popleft()
