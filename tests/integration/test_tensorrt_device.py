@@ -18,6 +18,14 @@ from kedge_targets.executor import Executor
 BOTH = ["build int8", "deserialize int8", "build fp16", "deserialize fp16"]
 
 
+one_version = pytest.mark.parametrize(
+    "gpu",
+    ["10.3", *(pytest.param(one, marks=pytest.mark.campaign) for one in VERSIONS if one != "10.3")],
+    indirect=True,
+)
+"""For what is the same code whichever version it is."""
+
+
 @pytest.fixture(params=list(VERSIONS))
 def gpu(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     """A device with each version of TensorRT in turn."""
@@ -58,6 +66,7 @@ def test_both_precisions_are_built_once_and_one_is_run(gpu: Device, bundle: tupl
         executor({"input": nvidia.samples(1)})
 
 
+@one_version
 def test_a_second_start_finds_everything(gpu: Device, bundle: tuple[Path, BundleConfig]) -> None:
     opened(bundle, gpu).close()
     gpu.did()
@@ -68,6 +77,7 @@ def test_a_second_start_finds_everything(gpu: Device, bundle: tuple[Path, Bundle
     assert line.startswith("deserialize")
 
 
+@one_version
 @pytest.mark.parametrize(("slow", "taken"), [("int8", "fp16"), ("fp16", "int8")])
 def test_the_faster_is_kept(
     gpu: Device, bundle: tuple[Path, BundleConfig], monkeypatch: pytest.MonkeyPatch, slow: str, taken: str
@@ -79,6 +89,7 @@ def test_the_faster_is_kept(
     assert f", {taken} (int8 " in executor.detail
 
 
+@one_version
 def test_the_faster_is_not_taken_where_its_golden_vectors_do_not_hold(
     gpu: Device, bundle: tuple[Path, BundleConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +102,7 @@ def test_the_faster_is_not_taken_where_its_golden_vectors_do_not_hold(
     assert "int8: golden vectors do not hold" in executor.detail
 
 
+@one_version
 def test_a_damaged_engine_is_built_anew_and_never_deserialized(gpu: Device, bundle: tuple[Path, BundleConfig]) -> None:
     opened(bundle, gpu).close()
     gpu.did()
@@ -107,6 +119,7 @@ def test_a_damaged_engine_is_built_anew_and_never_deserialized(gpu: Device, bund
     assert "foreign engine" not in did
 
 
+@one_version
 def test_an_engine_of_another_device_is_never_deserialized(
     gpu: Device, bundle: tuple[Path, BundleConfig], tmp_path: Path
 ) -> None:
@@ -121,6 +134,7 @@ def test_an_engine_of_another_device_is_never_deserialized(
     assert gpu.did()[0].startswith("build")
 
 
+@one_version
 @pytest.mark.parametrize("change", ["version", "capability", "gpu", "graph", "mode"])
 def test_what_an_engine_depends_on_makes_another_engine(
     gpu: Device, bundle: tuple[Path, BundleConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
@@ -141,6 +155,7 @@ def test_what_an_engine_depends_on_makes_another_engine(
     assert gpu.did()[:4] == BOTH
 
 
+@one_version
 @pytest.mark.parametrize("how", ["refuse", "no_memory", "crash"])
 def test_one_precision_that_cannot_be_built_leaves_the_other(
     gpu: Device, bundle: tuple[Path, BundleConfig], monkeypatch: pytest.MonkeyPatch, how: str
@@ -155,6 +170,7 @@ def test_one_precision_that_cannot_be_built_leaves_the_other(
     assert gpu.did()[-1] == "deserialize fp16"
 
 
+@one_version
 def test_a_build_that_hangs_is_ended_and_not_tried_again(
     gpu: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +196,7 @@ def test_a_build_that_hangs_is_ended_and_not_tried_again(
     executor.close()
 
 
+@one_version
 def test_a_build_that_eats_the_memory_is_ended(gpu: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = nvidia.unpacked(
         nvidia.release(tmp_path / "made", only="fp16", options={"build_mib": 400.0}), tmp_path / "slot"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from kedge import Release
 from kedge import compile as compile_model
 from kedge_protocol.bundle.layout import Layout
+from tests.support import parallel
 from tests.support.bundles import mlp, samples
 
 Array = npt.NDArray[Any]
@@ -107,27 +107,30 @@ def shared_release(
     max_size: str | None = None,
     quantize: str | None = None,
 ) -> Release:
-    """A shared model compiled for all three targets (or those named), once a session and ``run``."""
+    """A shared model compiled for all three targets (or those named), once for all tests and ``run``."""
     file, split, usual = SHARED_MODELS[short]
-    folder = Path(tempfile.mkdtemp(prefix="kedge-shared-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    with np.load(shared_data / "eval" / f"{short}.npz") as data:
-        raw, label = data["input"], data["label"]
-    np.savez(folder / "calibration.npz", input=raw[:split])
-    np.savez(folder / "evaluation.npz", input=raw[split:], label=label[split:])
-    return compile_model(
-        shared_data / "models" / file,
-        name=short,
-        version="1.0",
-        targets=targets,
-        min_agreement=min_agreement,
-        calibration=folder / "calibration.npz",
-        evaluation=folder / "evaluation.npz",
-        out=folder / "OUT",
-        max_drop=usual if max_drop is None else max_drop,
-        max_size=max_size,
-        quantize=quantize,
-    )
+
+    def make(folder: Path) -> Release:
+        with np.load(shared_data / "eval" / f"{short}.npz") as data:
+            raw, label = data["input"], data["label"]
+        np.savez(folder / "calibration.npz", input=raw[:split])
+        np.savez(folder / "evaluation.npz", input=raw[split:], label=label[split:])
+        return compile_model(
+            shared_data / "models" / file,
+            name=short,
+            version="1.0",
+            targets=targets,
+            min_agreement=min_agreement,
+            calibration=folder / "calibration.npz",
+            evaluation=folder / "evaluation.npz",
+            out=folder / "OUT",
+            max_drop=usual if max_drop is None else max_drop,
+            max_size=max_size,
+            quantize=quantize,
+        )
+
+    wanted = repr((short, run, targets, min_agreement, max_drop, max_size, quantize))
+    return parallel.once(f"release-{hashlib.sha256(wanted.encode()).hexdigest()[:16]}", make)
 
 
 def unpacked(release: Release, target: str, folder: Path) -> Path:

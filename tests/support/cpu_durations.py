@@ -78,6 +78,8 @@ class CpuDurations:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if "PYTEST_XDIST_WORKER" in os.environ:  # its controller hears the same
+            return
         fixtures: list[tuple[str, float]] = getattr(report, "cpu_fixtures", [])
         spent = float(getattr(report, "cpu_seconds", 0.0)) - sum(seconds for _, seconds in fixtures)
         self._tests[report.nodeid] = self._tests.get(report.nodeid, 0.0) + spent

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Generator
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
+T = TypeVar("T")
+
+_FOLDER = "KEDGE_TESTS_RUN"
+"""Environment variable: a folder that all processes of one run share."""
 _WORKER_BYTES = 3 << 30
 """Memory that a process of tests and its children may want."""
 
@@ -16,6 +24,35 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Each takes one processor; set before torch and NumPy read it.
     for _library in ("OMP", "OPENBLAS", "MKL"):
         os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        os.environ[_FOLDER] = tempfile.mkdtemp(prefix="kedge-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ and _FOLDER in os.environ:
+        shutil.rmtree(os.environ.pop(_FOLDER), ignore_errors=True)
+
+
+def once(name: str, make: Callable[[Path], T]) -> T:
+    """What the first process of this run that asks for ``name`` makes; the others wait for it.
+
+    Args:
+        name: of a folder, which lasts as long as the run.
+        make: gets that folder, empty; what it returns must survive pickling.
+    """
+    folder = Path(os.environ[_FOLDER]) / name
+    kept = folder.with_suffix(".pickle")
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            kept.write_bytes(pickle.dumps(make(folder)))
+    made: T = pickle.loads(kept.read_bytes())
+    return made
 
 
 @pytest.hookimpl(optionalhook=True)
