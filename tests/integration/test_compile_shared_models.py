@@ -79,7 +79,7 @@ def test_the_figure_is_what_the_packed_files_give(shared_data: Path, short: str,
     assert abs(entry.value - entry.attempts[-1].value) <= 0.01
 
 
-@pytest.mark.parametrize("short", MODELS)
+@pytest.mark.parametrize("short", ["ic", pytest.param("kws", marks=pytest.mark.campaign)])
 def test_compiled_twice_the_digests_are_the_same(shared_data: Path, short: str) -> None:
     first, second = shared_release(shared_data, short), shared_release(shared_data, short, run=1)
     assert first.path != second.path

@@ -42,7 +42,10 @@ def report_of(folder: Path, out: str = "OUT") -> dict[str, Any]:
 
 
 @pytest.mark.shared_data
-@pytest.mark.parametrize(("name", "precision", "correct"), [("tfc_1w1a", "w1a1", 9296), ("tfc_1w2a", "w1a2", 9474)])
+@pytest.mark.parametrize(
+    ("name", "precision", "correct"),
+    [pytest.param("tfc_1w1a", "w1a1", 9296, marks=pytest.mark.campaign), ("tfc_1w2a", "w1a2", 9474)],
+)
 def test_published_networks_to_the_last_image_with_estimates_for_two_boards(
     shared_data: Path, tmp_path: Path, name: str, precision: str, correct: int
 ) -> None:

@@ -27,7 +27,7 @@ def _toolchain() -> None:
 
 CASES = [
     pytest.param((digits_network, 1500), id="digits"),
-    pytest.param((mnist_network, 1200), id="mnist", marks=pytest.mark.shared_data),
+    pytest.param((mnist_network, 1200), id="mnist", marks=[pytest.mark.shared_data, pytest.mark.campaign]),
 ]
 
 

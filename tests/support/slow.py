@@ -33,15 +33,17 @@ def _shared_fixtures(item: pytest.Item) -> set[str]:
 
 def slow_tests(items: list[pytest.Item], record: Path) -> list[str]:
     """What the list must hold, by the figures of ``--cpu-record``."""
-    tests: dict[str, list[float]] = {}
+    tests: dict[str, dict[str, float]] = {}
     fixtures: dict[str, float] = {}
     for line in record.read_text(encoding="utf-8").splitlines():
         figures = json.loads(line)
         if "test" in figures:
-            tests.setdefault(_name(figures["test"]), []).append(figures["seconds"])
+            tests.setdefault(_name(figures["test"]), {})[figures["test"]] = figures["seconds"]
         else:
             fixtures[figures["fixture"]] = max(fixtures.get(figures["fixture"], 0.0), figures["seconds"])
-    slow = {name for name, seconds in tests.items() if max(seconds) > LIMIT or sum(seconds) > 5 * LIMIT}
+    slow = {
+        name for name, seconds in tests.items() if max(seconds.values()) > LIMIT or sum(seconds.values()) > 5 * LIMIT
+    }
     dear = {name for name, seconds in fixtures.items() if seconds > LIMIT}
     slow |= {_name(item.nodeid) for item in items if dear & _shared_fixtures(item)}
     return sorted(slow & {_name(item.nodeid) for item in items})
