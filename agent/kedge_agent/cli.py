@@ -45,6 +45,79 @@ def status(state: Path | None, config: Path | None) -> None:
     click.echo(read_status(state))
 
 
+@cli.command()
+@click.argument("releases", metavar="RELEASE...", nargs=-1, required=True)
+@click.option("--target", help="Which bundle of the release [default: its only one].")
+@click.option(
+    "--listen",
+    multiple=True,
+    default=("127.0.0.1:8080",),
+    show_default=True,
+    help="HOST:PORT or unix:PATH; may be given several times.",
+)
+@click.option("--state", type=click.Path(path_type=Path), help="State folder with the installed models.")
+@click.option("--token-file", help="Clients send its first word as 'Authorization: Bearer'.")
+@click.option("--tls-cert", help="Certificate chain, PEM.")
+@click.option("--tls-key", help="Its private key, PEM.")
+@click.option("--tls-client-ca", help="Clients need a certificate of this CA, PEM.")
+@click.option("--cors-origin", multiple=True, help="Web pages of this origin may call; may be given several times.")
+@click.option("--insecure", is_flag=True, help="Listen beyond this machine and ask clients for nothing.")
+def serve(
+    releases: tuple[str, ...],
+    target: str | None,
+    listen: tuple[str, ...],
+    state: Path | None,
+    token_file: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_client_ca: str | None,
+    cors_origin: tuple[str, ...],
+    insecure: bool,
+) -> None:
+    """Serve releases over HTTP without a fleet.
+
+    A RELEASE is a folder that `kedge compile -o` wrote, a reference of an OCI registry (host/name:tag), or the name
+    of an installed model. The protocol is the Open Inference Protocol v2.
+    """
+    import logging
+
+    from kedge_agent.serving.settings import ServerSettings
+    from kedge_agent.serving.standalone import serve as serve_releases
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    settings = ServerSettings(
+        token_file=token_file,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        cors_origins=cors_origin,
+    )
+    serve_releases(
+        releases,
+        target=target,
+        listen=listen,
+        settings=settings,
+        insecure=insecure,
+        state=state,
+        announce=lambda line: click.echo(line),
+    )
+
+
+@cli.command()
+@click.argument("name", metavar="NAME")
+@click.option(
+    "--input", "inputs", multiple=True, required=True, help="[INPUT=]FILE.npy, or - for JSON numbers on standard input."
+)
+@click.option("--target", help="NAME is a release folder: which of its bundles.")
+@click.option("--state", type=click.Path(path_type=Path), help="State folder [default: the built-in one].")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the result as .npz instead of JSON.")
+def infer(name: str, inputs: tuple[str, ...], target: str | None, state: Path | None, output: Path | None) -> None:
+    """Run one inference in this process and print the result as JSON."""
+    from kedge_agent.infer_command import infer as infer_once
+
+    click.echo(infer_once(name, inputs, target=target, state=state, output=output), nl=False)
+
+
 def main() -> None:
     """The console script: an error of Kedge's is one line and exit status 1."""
     try:

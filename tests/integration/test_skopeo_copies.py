@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from tests.support.bundles import make_bundle
 
+from kedge_agent.serving.standalone import install
+from kedge_agent.slots import ModelFolder
 from kedge_protocol import digest
 from kedge_protocol.bundle.layout import Layout
 
@@ -105,6 +107,13 @@ def test_a_release_goes_to_a_registry_and_back(release: Path, tmp_path: Path, re
     copy(f"oci:{release}:1.0", f"docker://{registry}/kedge/tiny:1.0", "--dest-tls-verify=false")
     copy(f"docker://{registry}/kedge/tiny:1.0", f"oci:{tmp_path / 'BACK'}:1.0", "--src-tls-verify=false")
     same(release, tmp_path / "BACK")
+    # What `kedge-agent serve` takes from there is the same bundle too.
+    (tmp_path / "scratch").mkdir()
+    bundle = install(f"{registry}/kedge/tiny:1.0", tmp_path / "scratch", target="rpi4", state=tmp_path)
+    assert bundle.raw == Layout(release).bundle("rpi4").raw
+    slot = ModelFolder(tmp_path / "scratch", "tiny").current()
+    assert slot is not None
+    assert slot.digest == bundle.digest
 
 
 @pytest.mark.needs("docker-registry")

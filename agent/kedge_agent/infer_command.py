@@ -1,0 +1,88 @@
+"""``kedge-agent infer``: one inference for a person at a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge_agent.model import Model
+from kedge_protocol.errors import InputError, StorageError
+
+Array = npt.NDArray[Any]
+
+
+def infer(
+    name: str,
+    inputs: Sequence[str],
+    *,
+    target: str | None = None,
+    state: Path | None = None,
+    output: Path | None = None,
+) -> str:
+    """Load a model, call it once, and say what it answers.
+
+    Args:
+        name: of an installed model, or a release folder where ``target`` is given.
+        inputs: ``[INPUT=]FILE``; ``.npy``, or ``-`` for numbers in JSON on standard input. Other files are handed to
+            the model as paths: its pipeline reads them.
+        output: a ``.npz`` for the result.
+
+    Returns:
+        The result as JSON, one line; what was written where ``output`` is given.
+
+    Raises:
+        InputError: a file that is missing or no array, or what the model does not take.
+        StorageError: ``output`` cannot be written.
+    """
+    with Model(name, target=target, state=state) as model:
+        named = dict(_read(one) for one in inputs)
+        if len(named) != len(inputs):
+            raise InputError("an input is given twice")
+        result = model(named.pop("")) if set(named) == {""} else model(**named)
+        values = result if isinstance(result, dict) else {model.outputs[0].name: result}
+        if output is not None:
+            return _written(output, values)
+        return json.dumps({key: _plain(value) for key, value in values.items()}) + "\n"
+
+
+def _read(text: str) -> tuple[str, Any]:
+    """Name (empty where none is given) and array of one option."""
+    name, equals, file = text.rpartition("=")
+    if equals and not name.isidentifier() and not Path(file).exists():
+        name, file = "", text
+    if file == "-":
+        try:
+            return name, np.asarray(json.loads(sys.stdin.read()))
+        except ValueError as error:
+            raise InputError(f"standard input holds no numbers in JSON: {error}") from error
+    path = Path(file)
+    if path.suffix != ".npy":
+        if not path.is_file():
+            raise InputError("there is no such file", where=file)
+        return name, file
+    try:
+        return name, np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"is no array: {error}", where=file, remedy="Write one with numpy.save") from error
+
+
+def _written(path: Path, values: dict[str, Any]) -> str:
+    try:
+        with path.open("wb") as file:
+            np.savez(file, allow_pickle=False, **{key: np.asarray(value) for key, value in values.items()})
+    except OSError as error:
+        raise StorageError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    return f"{path}: {', '.join(values)}\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype == np.float32:
+        # The double with the same few digits: 0.1, not 0.10000000149011612.
+        return np.reshape([float(text) for text in value.ravel().astype("U")], value.shape).tolist()
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -1,0 +1,159 @@
+"""``kedge-agent serve``: releases over HTTP with no fleet, from folders, registries or what is installed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from kedge_agent.serving.registry_client import RegistryClient, parse_reference
+from kedge_agent.serving.settings import ServerSettings, address_of, checked_exposure
+from kedge_agent.serving.supervisor import ServingSupervisor
+from kedge_agent.slots import ModelFolder, default_state, model_names
+from kedge_protocol import digest
+from kedge_protocol.bundle.layout import Bundle, Layout
+from kedge_protocol.errors import BundleError, ConfigError, InputError, StorageError
+
+log = logging.getLogger("kedge.serving")
+
+_TICK = 0.1
+
+
+def serve(
+    sources: Sequence[str],
+    *,
+    target: str | None = None,
+    listen: Sequence[str] = ("127.0.0.1:8080",),
+    settings: ServerSettings | None = None,
+    insecure: bool = False,
+    state: Path | None = None,
+    announce: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Serve releases until SIGTERM or SIGINT; belongs in the main thread.
+
+    Args:
+        sources: release folders (``kedge compile -o``), references of a registry
+            (``[oci://]host/name[:tag|@digest]``), or names of installed models.
+        target: which bundle of each release; may be left out where a release has one.
+        listen: addresses, ``host:port`` or ``unix:PATH``.
+        settings: of the server.
+        insecure: listen beyond this machine without asking clients for anything.
+        state: where models are installed; None for the default.
+        announce: told each model that is served and each address.
+
+    Raises:
+        ConfigError: an address, a token or certificate file, or a registry that cannot be used.
+        InputError: a source that is none of the three.
+        BundleError: a damaged release, or no bundle for the target.
+        StorageError: no space for a copy.
+    """
+    settings = replace(settings or ServerSettings(), fleet=False)
+    settings.token()
+    for address in listen:
+        checked_exposure(address, settings, insecure=insecure)
+    with tempfile.TemporaryDirectory(prefix="kedge-serve-") as scratch:
+        for source in sources:
+            bundle = install(source, Path(scratch), target=target, state=state or default_state())
+            announce(f"{bundle.config.name} {bundle.config.version} for {bundle.config.target}, {bundle.digest[:19]}")
+        supervisor = ServingSupervisor(Path(scratch), listen, settings)
+        for one in supervisor.listen():
+            announce(f"listening on {address_of(one)}")
+        _run(supervisor)
+
+
+def install(source: str, into: Path, *, target: str | None, state: Path) -> Bundle:
+    """Put what a source names into a state folder.
+
+    Raises:
+        As :func:`serve`.
+    """
+    with _opened(source, into, target, state) as (bundle, blob):
+        folder = ModelFolder(into, bundle.config.name)
+        if folder.current() is not None:
+            raise InputError(
+                f"two sources give a model {bundle.config.name!r}", where=source, remedy="Serve them one by one"
+            )
+        blobs = into / "blobs"
+        blobs.mkdir(exist_ok=True)
+        for layer in bundle.files.values():
+            _copied(blob(layer.digest), blobs / digest.hex_of(layer.digest))
+            digest.verify_file(blobs / digest.hex_of(layer.digest), layer.digest)
+        folder.switch(folder.assemble(bundle, lambda name: blobs / digest.hex_of(name)))
+        shutil.rmtree(blobs)
+    return bundle
+
+
+@contextlib.contextmanager
+def _opened(source: str, into: Path, target: str | None, state: Path) -> Iterator[tuple[Bundle, Callable[[str], Path]]]:
+    """The bundle that a source names, and where its blobs lie."""
+    path = Path(source)
+    if path.is_dir():
+        layout = Layout(path)
+        yield layout.bundle(_chosen(layout, target)), layout.blob_path
+        return
+    if source in model_names(state):
+        slot = ModelFolder(state, source).current()
+        if slot is not None:
+            bundle = slot.bundle()
+            titles = {layer.digest: title for title, layer in bundle.files.items()}
+            yield bundle, lambda name: slot.folder / titles[name]
+            return
+    reference = parse_reference(source)
+    if reference is None:
+        there = ", ".join(model_names(state)) or "none"
+        raise InputError(
+            f"{source!r} is no release folder, no model that is installed and no reference of a registry",
+            remedy=f"Give a folder of `kedge compile -o`, or host/name:tag; installed are: {there}",
+        )
+    with tempfile.TemporaryDirectory(prefix="pull-", dir=into) as folder:
+        client = RegistryClient(reference, Path(folder))
+        layout = client.pull_index()
+        yield client.pull_bundle(layout, _chosen(layout, target)), layout.blob_path
+
+
+def _chosen(layout: Layout, target: str | None) -> str:
+    """The target that is meant.
+
+    Raises:
+        BundleError: the release has several bundles, and none was named.
+    """
+    if target is not None:
+        return target
+    there = sorted(layout.release().bundles)
+    if len(there) != 1:
+        raise BundleError(
+            f"has bundles for {len(there)} targets",
+            where=str(layout.path),
+            remedy=f"Name one with --target: {', '.join(there)}",
+        )
+    return there[0]
+
+
+def _copied(source: Path, copy: Path) -> None:
+    """Linked where that goes: on the same file system."""
+    with contextlib.suppress(OSError):
+        copy.hardlink_to(source)
+        return
+    try:
+        shutil.copyfile(source, copy)
+    except OSError as error:
+        raise StorageError(f"cannot be copied: {error.strerror}", where=str(source)) from error
+
+
+def _run(supervisor: ServingSupervisor) -> None:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        while not stop.wait(_TICK):
+            if supervisor.poll(time.monotonic()) and not supervisor.died_serving and supervisor.deaths > 2:
+                raise ConfigError(f"the serving process cannot begin: it {supervisor.last_words}")
+    finally:
+        supervisor.stop()
