@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
+from kedge_protocol import spelling
 from kedge_protocol.errors import ConfigError, MessageError
 
 T = TypeVar("T")
@@ -155,12 +156,17 @@ def _names(of: type) -> dict[str, tuple[str, Any, bool]]:
     }
 
 
+def _meant(key: Any, names: Iterable[str]) -> str:
+    near = spelling.nearest(str(key), names)
+    return "" if near is None else f" (did you mean {near!r}?)"
+
+
 def _view(of: type) -> _Reader:
     def read(value: Any, where: str, strict: bool) -> Any:
         if not isinstance(value, Mapping):
             raise _ProblemsError([f"{where}: an object was expected, not {_came(value)}"])
         names = _names(of)
-        problems = [f"{where}.{key}: unknown" for key in value if strict and key not in names]
+        problems = [f"{where}.{key}: unknown{_meant(key, names)}" for key in value if strict and key not in names]
         found = {}
         for key, (field, kind, needed) in names.items():
             if key in value:

@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 
 from kedge_protocol.errors import TargetError
+from kedge_protocol.spelling import known_names
 from kedge_targets.contract import Compiler, Runtime
 from kedge_targets.importer import Importer
 
@@ -19,7 +20,7 @@ def names() -> list[str]:
 
 def _checked(name: str) -> str:
     if name not in names():
-        raise TargetError(f"unknown backend {name!r}", remedy=f"Known are {', '.join(names())}")
+        raise TargetError(f"unknown backend {name!r}", remedy=known_names(name, names()))
     return name
 
 

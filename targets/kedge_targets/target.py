@@ -8,6 +8,7 @@ from typing import Any
 
 from kedge_protocol import codec, toml
 from kedge_protocol.errors import ConfigError, TargetError
+from kedge_protocol.spelling import known_names
 from kedge_protocol.topics import checked_name
 
 DEVICES = Path(__file__).parent / "devices"
@@ -99,6 +100,6 @@ def find(name_or_path: str) -> Target:
     if name_or_path not in names():
         raise TargetError(
             f"unknown target {name_or_path!r}",
-            remedy=f"Known are {', '.join(names())}; for a board of your own give the path of its .toml file",
+            remedy=f"{known_names(name_or_path, names())}; for a board of your own give the path of its .toml file",
         )
     return read(path)

@@ -12,6 +12,7 @@ from kedge.search.effort import Effort
 from kedge.search.options import CompileOptions
 from kedge.search.results import ProgressCallback
 from kedge_protocol.errors import ConfigError
+from kedge_protocol.spelling import known_names
 
 
 def compile(  # noqa: A001 -- kedge.compile is the public name
@@ -170,5 +171,5 @@ def _effort(name: str) -> Effort:
     try:
         return Effort(name)
     except ValueError as error:
-        known = ", ".join(one.value for one in Effort)
-        raise ConfigError(f"{name!r} is no effort", where="effort", remedy=f"Known are {known}") from error
+        remedy = known_names(name, [one.value for one in Effort])
+        raise ConfigError(f"{name!r} is no effort", where="effort", remedy=remedy) from error

@@ -16,6 +16,7 @@ from kedge.quantization.sensitivity import Sensitivity
 from kedge.search import cross_fitting, pareto, recipe
 from kedge.search.candidate import Candidate
 from kedge.search.candidate_latency import CandidateLatency
+from kedge.search.effort import Effort
 from kedge.search.latency import Measurement
 from kedge.search.local_trials import LocalTrials, Trials
 from kedge.search.results import KEPT, SLOWER, Attempt, Compiled, Failed, Job, Outcome
@@ -89,7 +90,8 @@ class Search:
             else:
                 for choice in self._target.backends:
                     self._backend(choice, self._strategy(choice).run())
-                    if any(one.holds for one in self._outcomes) or self._ended:
+                    enough = self._job.options.effort is Effort.QUICK and any(one.holds for one in self._outcomes)
+                    if enough or self._ended:
                         break
             return self._decided()
         except (ConfigError, TargetError) as error:

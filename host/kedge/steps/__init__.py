@@ -8,6 +8,7 @@ from typing import Any
 
 from kedge.step import Step
 from kedge_protocol.errors import ConfigError
+from kedge_protocol.spelling import known_names
 
 GROUP = "kedge.steps"
 
@@ -44,7 +45,7 @@ def find(name: str) -> type[Step[Any]]:
     for point in metadata.entry_points(group=GROUP):
         if point.name == name:
             return _loaded(point)
-    raise ConfigError(f"there is no step {name!r}", where="recipe", remedy=f"Known are {', '.join(names())}")
+    raise ConfigError(f"there is no step {name!r}", where="recipe", remedy=known_names(name, names()))
 
 
 def _loaded(point: metadata.EntryPoint) -> type[Step[Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kedge_protocol import codec, toml
 from kedge_protocol.errors import ConfigError, ToolchainError
+from kedge_protocol.spelling import known_names
 
 BACKENDS = Path(__file__).resolve().parent.parent / "backends"
 _KEY_DIGITS = 16
@@ -73,7 +74,7 @@ def read(name: str) -> Declaration:
         ToolchainError: there is none of that name, or it is broken.
     """
     if name not in names():
-        raise ToolchainError(f"unknown toolchain {name!r}", remedy=f"Known are {', '.join(names()) or 'none'}")
+        raise ToolchainError(f"unknown toolchain {name!r}", remedy=known_names(name, names()))
     folder = BACKENDS / name / "toolchain"
     path = folder / "toolchain.toml"
     try:

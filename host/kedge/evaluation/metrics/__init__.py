@@ -11,6 +11,7 @@ import importlib
 
 from kedge.evaluation.metrics.contract import Direction, Metric
 from kedge_protocol.errors import ConfigError
+from kedge_protocol.spelling import known_names
 
 __all__ = ["Direction", "Metric", "find", "known"]
 
@@ -39,6 +40,6 @@ def find(name: str, *, where: str) -> type[Metric]:
         raise ConfigError(
             f"there is no metric {name!r}",
             where=where,
-            remedy=f"Known are {', '.join(known())}; your own is file.py:function",
+            remedy=f"{known_names(name, known())}; your own is file.py:function",
         )
     return metric
