@@ -139,6 +139,13 @@ def test_an_outlier_keeps_the_layer_that_reads_it_in_float(tmp_path: Path) -> No
     assert judged(model, lowered)["p"] > HEALTHY
 
 
+def test_ranges_begin_where_activations_answer(tmp_path: Path) -> None:
+    model = tflite_graphs.far_below_zero()
+    lowered = lower(model, tmp_path / "int8")
+    assert not lowered.floating
+    assert judged(model, lowered)["y"] > HEALTHY
+
+
 def test_an_old_opset_is_taken(tmp_path: Path) -> None:
     model = tflite_graphs.old()
     assert judged(model, lower(model, tmp_path / "int8"))["y"] > HEALTHY

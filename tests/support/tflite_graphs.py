@@ -110,6 +110,22 @@ def outlier() -> onnx.ModelProto:
     return model(nodes, {"x": ["N", 16]}, ["p"], stored)
 
 
+def far_below_zero() -> onnx.ModelProto:
+    """N x 3 x 8 x 8 through a SiLU and a Hardswish whose inputs reach far below zero, as a detector's do."""
+    stored = Stored(8)
+    node = helper.make_node
+    bias = stored.value("b", np.repeat([0.0, -60.0], 4).astype(np.float32))
+    nodes = [
+        node("Conv", ["x", stored.weight("w", 8, 3, 3, 3, scale=3.0), bias], ["a"], name="first", **SAME),
+        node("Sigmoid", ["a"], ["s"], name="gate"),
+        node("Mul", ["a", "s"], ["silu"], name="silu"),
+        node("Conv", ["silu", stored.weight("w2", 8, 8, 3, 3), bias], ["c"], name="second", **SAME),
+        node("HardSwish", ["c"], ["h"], name="hard"),
+        node("Conv", ["h", stored.weight("w3", 4, 8, 3, 3)], ["y"], name="third", **SAME),
+    ]
+    return model(nodes, {"x": ["N", 3, 8, 8]}, ["y"], stored)
+
+
 def old() -> onnx.ModelProto:
     """Opset 9, in which bounds and axes are attributes: N x 3 x 8 x 8 to three scores."""
     stored = Stored(7)

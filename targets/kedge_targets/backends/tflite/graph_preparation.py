@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import LoweringError
-from kedge_targets.backends.tflite import gelu, norms, pooling, unrolling
+from kedge_targets.backends.tflite import gelu, hard_activations, norms, pooling, unrolling
 from kedge_targets.graph import attention, batch, library, model_reader, model_writer, nodes, opsets, signature
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def prepare(model: onnx.ModelProto, *, fold: bool = True, plain_norms: bool = Fa
     attention.bound_masks(made)
     gelu.fuse(made)
     norms.spell_out(made)
+    hard_activations.spell_out(made)
     made = model_reader.infer_shapes(made, where="the prepared graph")
     unrolling.unroll(made)
     if plain_norms:

@@ -1,5 +1,6 @@
 """Int8 by TFLite's own quantizer, with single operators left in float; a file is checked against the float one."""
 
+import flat_activations
 import flatbuffer
 import numpy
 
@@ -51,6 +52,11 @@ class Quantizer:
             for tensor in model.subgraphs[0].tensors
             if (found := flatbuffer.range_of(tensor)) is not None
         }
+        for tensor, bounds in flat_activations.narrowed(self.wiring, self._ranges).items():
+            held = model.subgraphs[0].tensors[tensor]
+            held.quantization.min, held.quantization.max = ([bound] for bound in bounds)
+            self._ranges[held.name] = bounds
+        self._calibrated = flatbuffer.packed(model)
         self._wanted = None
 
     def quantized(self, asked, guard=False):
