@@ -26,32 +26,33 @@ def _toolchain() -> None:
 
 
 CASES = [
-    pytest.param((digits_network, 1500), id="digits"),
-    pytest.param((mnist_network, 1200), id="mnist", marks=[pytest.mark.shared_data, pytest.mark.campaign]),
+    pytest.param((digits_network, 1500, 200), id="digits"),
+    pytest.param((mnist_network, 1200, 1000), id="mnist", marks=[pytest.mark.shared_data, pytest.mark.campaign]),
 ]
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, int]:
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, int, int]:
+    """A network, steps of its fine-tuning, and samples on which integers are compared one by one."""
     make: Callable[[Path, Path | None], Trained]
-    make, steps = request.param
+    make, steps, samples = request.param
     shared = request.getfixturevalue("shared_data") if make is mnist_network else None
     torch.manual_seed(0)
-    return make(tmp_path_factory.mktemp("network"), shared), steps
+    return make(tmp_path_factory.mktemp("network"), shared), steps, samples
 
 
-def test_four_bits_by_calibration_alone(case: tuple[Trained, int], tmp_path: Path) -> None:
-    trained, _ = case
+def test_four_bits_by_calibration_alone(case: tuple[Trained, int, int], tmp_path: Path) -> None:
+    trained, _, samples = case
     lowered = trained.lowered(trained.graph, Precision.W4A4, tmp_path / "lowered")
     assert lowered.calibration_samples == 300
     assert trained.top1 > 0.96
     assert trained.drop(lowered) <= W4A4_DROP
     # Many of the digits' pixels lie halfway between two levels of the first quantizer: there too it is exact.
-    assert_exact(lowered, np.concatenate([trained.held_out, trained.train])[:1000], tmp_path)
+    assert_exact(lowered, np.concatenate([trained.held_out, trained.train])[:samples], tmp_path)
 
 
-def test_two_bits_after_fine_tuning(case: tuple[Trained, int], tmp_path: Path) -> None:
-    trained, steps = case
+def test_two_bits_after_fine_tuning(case: tuple[Trained, int, int], tmp_path: Path) -> None:
+    trained, steps, samples = case
     model = model_reader.read(trained.graph)
     context = Context(
         teacher=model,
@@ -66,4 +67,4 @@ def test_two_bits_after_fine_tuning(case: tuple[Trained, int], tmp_path: Path) -
     lowered = trained.lowered(tmp_path / "tuned.onnx", Precision.W2A2, tmp_path / "lowered")
     assert lowered.precision == "w2a2"
     assert trained.drop(lowered) <= W2A2_DROP
-    assert_exact(lowered, np.concatenate([trained.held_out, trained.train])[:1000], tmp_path)
+    assert_exact(lowered, np.concatenate([trained.held_out, trained.train])[:samples], tmp_path)

@@ -29,7 +29,7 @@ Array = npt.NDArray[Any]
 
 PLAN = Plan(default=Precision.W4A4, range_method=RangeMethod.MSE)
 NOTHING = lowering.Calibration("image", np.zeros((0, 1, 8, 8), dtype=np.float32))
-SAMPLES = 1000
+samples_compared = pytest.mark.parametrize("compared", [200, pytest.param(1000, marks=pytest.mark.campaign)])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -69,16 +69,18 @@ def test_the_whole_network_is_one_partition_with_its_cost(lowered: Lowered) -> N
     assert named == {"first", "depthwise", "second", "hidden", "scores"}
 
 
-def test_the_simulator_is_exact(lowered: Lowered, tmp_path: Path) -> None:
-    assert_exact(lowered, np.random.default_rng(3).random((SAMPLES, 1, 8, 8), dtype=np.float32), tmp_path)
+@samples_compared
+def test_the_simulator_is_exact(lowered: Lowered, tmp_path: Path, compared: int) -> None:
+    assert_exact(lowered, np.random.default_rng(3).random((compared, 1, 8, 8), dtype=np.float32), tmp_path)
 
 
+@samples_compared
 @pytest.mark.shared_data
 @pytest.mark.parametrize(
     ("model", "correct", "precision"), [("tfc_1w1a", 0.9296, "w1a1"), ("tfc_1w2a", 0.9474, "w1a2")]
 )
 def test_the_zoos_networks_are_exact_and_estimated(
-    shared_data: Path, tmp_path: Path, model: str, correct: float, precision: str
+    shared_data: Path, tmp_path: Path, model: str, correct: float, precision: str, compared: int
 ) -> None:
     with np.load(shared_data / "eval/mnist_t10k_uint8.npz") as arrays:
         samples, labels = arrays["input"].astype(np.float32) / 255, arrays["label"]
@@ -93,7 +95,7 @@ def test_the_zoos_networks_are_exact_and_estimated(
     assert large.estimate.frames_per_second == pytest.approx(2 * small.estimate.frames_per_second)
     graph = graph_file.read(small.files[small.entry])
     assert lowering.top1(Simulator(graph).run([samples])[0], labels) == correct
-    assert_exact(small, samples[:SAMPLES], tmp_path)
+    assert_exact(small, samples[:compared], tmp_path)
 
 
 def test_a_speed_that_was_asked_for_is_reached_with_less(lowered: Lowered, tmp_path: Path) -> None:
