@@ -5,7 +5,6 @@ from __future__ import annotations
 import email
 import hashlib
 import io
-import os
 import re
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import pytest
 import tomllib
 from tests.conftest import ROOT
 from tests.support.boards import make_kit, unpack
-from tests.support.distributions import Environment, Wheels, run
+from tests.support.distributions import Environment, Wheels, outside, run
 
 from kedge.fleet import agent_wheel
 from kedge_protocol import __version__
@@ -108,10 +107,9 @@ def steps(unpacked: Path, environment: Path) -> str:
 
 
 def installed(unpacked: Path, folder: Path, lock: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     program = steps(unpacked, folder / "venv").replace("$lock", lock)
     return subprocess.run(
-        ["sh", "-euc", program], cwd=unpacked, env=environment, capture_output=True, text=True, check=False
+        ["sh", "-euc", program], cwd=unpacked, env=outside(), capture_output=True, text=True, check=False
     )
 
 

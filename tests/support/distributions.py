@@ -13,9 +13,15 @@ import pytest
 from tests.conftest import ROOT
 
 
+def outside() -> dict[str, str]:
+    """This process's environment without this checkout; pip compiles no modules, of which most are never
+    imported (pip wants a falsy value for that)."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PIP_NO_COMPILE": "0"}
+
+
 def run(*argv: str | Path, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """A program without this checkout on its path."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = outside()
     done = subprocess.run(
         [str(part) for part in argv], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
