@@ -9,6 +9,9 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
+from kedge_protocol.bundle.pipeline import Pipeline
+from kedge_protocol.bundle.preprocess import Preprocess as Preprocess
+
 SCHEMA_VERSION = 1
 
 NO_BATCH = -1
@@ -23,18 +26,6 @@ class Verified(str, enum.Enum):
     SIMULATED = "simulated"  # run by a bit-exact simulator
     COMPILED = "compiled"  # the vendor's compiler made the device's file
     CHECKED = "checked"  # the vendor's parser accepted it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocess:
-    """What turns a raw sample into the model's input: ``(raw * scale - mean) / std``, in float32.
-
-    Each of the three is one number, or one for each channel.
-    """
-
-    scale: tuple[float, ...] = (1.0,)
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +162,7 @@ class BundleConfig:
         runtime_options: passed to the backend's runtime as they are (threads, hints).
         labels: class names, in the order of the output's last axis.
         states: of a model that remembers.
+        pipeline: from raw data to an answer; None where the caller brings tensors.
     """
 
     schema_version: int
@@ -190,4 +182,5 @@ class BundleConfig:
     golden: GoldenRef
     labels: tuple[str, ...] = ()
     states: tuple[State, ...] = ()
+    pipeline: Pipeline | None = None
     runtime_options: dict[str, Any] = field(default_factory=dict)

@@ -5,7 +5,6 @@ Everything here is numpy alone, so that host and device get the same boxes.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kedge_protocol.bundle.pipeline import Head as Head
 from kedge_protocol.errors import InputError
 
 Array = npt.NDArray[Any]
@@ -24,21 +24,10 @@ IOU_LIMIT = 0.7
 """Of two boxes of one class that overlap by more, the one with the smaller score is dropped."""
 MAX_DETECTIONS = 300
 _BOX = 4
+_SUPPRESSED = (Head.FINAL, Head.ROWS)
+"""Heads that bring no two boxes of one object."""
 _NORMALIZED = 2.0
 """Coordinates that never exceed this are shares of the picture's size, not pixels."""
-
-
-class Head(str, enum.Enum):
-    """How a detector writes its boxes.
-
-    Sources: the export of Ultralytics YOLOv8 and of YOLOv5; SSD (Liu et al., 2016, arXiv:1512.02325), with a background
-    class in front; the ``TFLite_Detection_PostProcess`` operator of TensorFlow.
-    """
-
-    ANCHOR_FREE = "anchor-free"  # one output [N, 4 + C, A]: centre x, centre y, width, height; C probabilities
-    OBJECTNESS = "objectness"  # one output [N, A, 5 + C]: the same, with the probability of any object in between
-    SSD = "ssd"  # boxes [N, A, 4] as corners x1, y1, x2, y2, and scores [N, A, 1 + C]
-    FINAL = "final"  # after suppression: boxes [N, D, 4] as y1, x1, y2, x2, classes [N, D], scores [N, D]
 
 
 @dataclass(frozen=True)
@@ -120,7 +109,7 @@ def decode(
         # NaN is no detection; it compares false.
         above = (scores >= score_floor) & np.isfinite(boxes).all(axis=1)
         boxes, scores, classes = boxes[above], scores[above], classes[above]
-        if kind is not Head.FINAL:
+        if kind not in _SUPPRESSED:
             kept = suppress(boxes, scores, classes, iou_limit=iou_limit, most=most)
         else:
             kept = np.argsort(-scores, kind="stable")[:most]
@@ -237,7 +226,19 @@ def _final(outputs: Mapping[str, Array]) -> _Raw:
     ]
 
 
-_READERS = {Head.ANCHOR_FREE: _anchor_free, Head.OBJECTNESS: _objectness, Head.SSD: _ssd, Head.FINAL: _final}
+def _rows(outputs: Mapping[str, Array]) -> _Raw:
+    (array,) = outputs.values()
+    rows = np.asarray(array, dtype=np.float32)
+    return [(one[:, :_BOX], one[:, _BOX], np.rint(np.nan_to_num(one[:, _BOX + 1])).astype(np.int64)) for one in rows]
+
+
+_READERS = {
+    Head.ANCHOR_FREE: _anchor_free,
+    Head.OBJECTNESS: _objectness,
+    Head.SSD: _ssd,
+    Head.FINAL: _final,
+    Head.ROWS: _rows,
+}
 
 
 def _unit(raw: _Raw) -> bool:

@@ -1,0 +1,84 @@
+"""The body of a request as a pipeline's item: what a server mounts to answer pictures, sounds and texts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from kedge_protocol.errors import InputError
+from kedge_targets.pipeline import pictures
+from kedge_targets.pipeline.answers import to_json
+from kedge_targets.pipeline.execution import Other, Raw, Runner
+
+PICTURES = ("image/jpeg", "image/png")
+SOUNDS = ("audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave")
+TEXTS = ("text/plain", "application/json")
+
+
+def media_types(pipeline: Runner) -> tuple[str, ...]:
+    """Content types that a pipeline takes."""
+    declared = pipeline.pipeline
+    if declared.picture is not None:
+        return PICTURES
+    return SOUNDS if declared.sound is not None else TEXTS
+
+
+def answer(
+    pipeline: Runner,
+    raw_callable: Raw,
+    body_bytes: bytes,
+    content_type: str,
+    *,
+    max_pixels: int = pictures.MAX_PIXELS,
+    other: Other | None = None,
+) -> Any:
+    """Answer one request: a picture, a sound or a text in, plain data for JSON out.
+
+    To mount it, let a route (such as ``POST /v2/models/NAME/pipeline``) call, in a thread that may compute::
+
+        loaded = model.loaded()
+        answer(loaded.pipeline, loaded.named, body, headers["content-type"])
+
+    and send what comes back as JSON with status 200; :class:`InputError` becomes 400 (415 where
+    :func:`media_types` does not hold the type), :class:`MissingDependencyError` 501, each with its text. The server
+    bounds the body's bytes; this function bounds what they unfold to: pictures by the pixels that their header tells,
+    sounds by their seconds, texts by their characters.
+
+    Args:
+        pipeline: of the loaded bundle.
+        raw_callable: input name → samples with their batch axis, to output name → answers likewise.
+        body_bytes: a JPEG or PNG file, a wav file, UTF-8 text, or JSON: a string or a list of strings.
+        content_type: of the body, with or without parameters.
+        max_pixels: of a picture.
+        other: other models of this device, for a pipeline that goes on to one.
+
+    Raises:
+        InputError: another content type, or a body that is not of it.
+        MissingDependencyError: a package that the pipeline needs is not installed.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    known = media_types(pipeline)
+    if kind not in known:
+        raise InputError(
+            f"a body of type {kind or '(none)'} is not what this model takes",
+            where="content-type",
+            remedy=f"Send {', '.join(known)}",
+        )
+    item: Any = body_bytes
+    if kind in PICTURES:
+        item = pictures.decode(body_bytes, where="body", max_pixels=max_pixels)
+    elif kind in TEXTS:
+        item = _text(body_bytes, as_json=kind == "application/json")
+    return to_json(pipeline(item, raw_callable, other=other))
+
+
+def _text(body: bytes, *, as_json: bool) -> Any:
+    try:
+        text = body.decode("utf-8")
+        item = json.loads(text) if as_json else text
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"cannot be read: {error}", where="body") from error
+    several = isinstance(item, list) and all(isinstance(one, str) for one in item)
+    if not several and not isinstance(item, str):
+        raise InputError("is neither a string nor a list of strings", where="body")
+    return item

@@ -1,0 +1,228 @@
+"""Running a pipeline: from what an application has to what it wants. The host and the device run this same code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge_protocol.bundle.pipeline import Pipeline
+from kedge_protocol.errors import InputError
+from kedge_targets.pipeline import audio, boxes, embeddings, masks, pictures, scores, sequences, text
+from kedge_targets.pipeline.answers import Box
+from kedge_targets.pipeline.pictures import Pixels, Placement
+
+Array = npt.NDArray[Any]
+Raw = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+"""A bare model: input name → samples with their batch axis, to output name → answers likewise."""
+Other = Callable[[str], Callable[[Any], Any]]
+"""Another model of the same device by its name, as a function from raw data to its answer."""
+
+
+class Tensor(Protocol):
+    """What a pipeline must know of an input; first axis of the shape is the batch."""
+
+    @property
+    def name(self) -> str:
+        """Of the model's input."""
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """With the batch axis."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is kept of the raw data until the model has answered.
+
+    Attributes:
+        pixels: of the picture.
+        placement: where it lies in the input.
+        mask: of a text's tokens.
+    """
+
+    pixels: Pixels | None = None
+    placement: Placement | None = None
+    mask: Array | None = None
+
+
+class Runner:
+    """A pipeline of one model.
+
+    Args:
+        pipeline: settled, as a bundle has it.
+        inputs: of the model.
+        labels: class names.
+        read: gives the text of a file that the pipeline names (``tokenizer.json``); called when it is first needed.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, inputs: Sequence[Tensor], labels: Sequence[str], read: Callable[[str], str]
+    ) -> None:
+        self.pipeline = pipeline
+        self.labels = tuple(labels)
+        self._shapes = {spec.name: spec.shape for spec in inputs}
+        self._first = inputs[0].name
+        self._read = read
+        self._tokenizer: text.Tokenizer | None = None
+
+    def __call__(self, item: Any, raw: Raw, *, other: Other | None = None) -> Any:
+        """The answer to one item, or a list of answers to a list of items.
+
+        Args:
+            item: a picture (path, bytes of a file, picture of Pillow, array height x width x 3 of uint8), a sound (path
+                or bytes of a wav file, array of samples, ``(samples, rate)``), or a text.
+            raw: the bare model.
+            other: for a pipeline with ``then``.
+
+        Raises:
+            InputError: it is none.
+            MissingDependencyError: a package that it needs is not installed.
+        """
+        if isinstance(item, list):
+            return [self(one, raw, other=other) for one in item]
+        feeds, context = self.prepare(item)
+        return self.finish(raw(feeds), context, other=other)
+
+    def prepare(self, item: Any, *, where: str = "") -> tuple[dict[str, Array], Context]:
+        """The model's inputs (raw samples, with a batch axis of 1) of one item.
+
+        Args:
+            where: for messages.
+        """
+        pipeline = self.pipeline
+        if pipeline.picture is not None:
+            pixels = pictures.load(item, where=where)
+            made, placement = pictures.place(pixels, pipeline.picture)
+            return {pipeline.picture.input or self._first: made[np.newaxis]}, Context(pixels, placement)
+        if pipeline.sound is not None:
+            return self._sound(item, where)
+        if pipeline.text is not None:
+            return self._text(item)
+        raise InputError("the pipeline takes nothing", remedy="Declare [picture], [sound] or [text]")
+
+    def finish(self, outputs: Mapping[str, Array], context: Context, *, other: Other | None = None) -> Any:
+        """The answer, from the model's outputs of one item."""
+        pipeline, labels = self.pipeline, self.labels
+        if pipeline.boxes is not None:
+            return self._boxes(outputs, context, other)
+        if pipeline.scores is not None:
+            return scores.best(_picked(outputs, pipeline.scores.output)[0], pipeline.scores, labels)
+        if pipeline.embedding is not None:
+            return embeddings.vector(
+                _picked(outputs, pipeline.embedding.output)[0], pipeline.embedding, _row(context.mask)
+            )
+        if pipeline.mask is not None and context.placement is not None:
+            return masks.segments(_picked(outputs, pipeline.mask.output)[0], pipeline.mask, labels, context.placement)
+        if pipeline.sequence is not None:
+            found = _picked(outputs, pipeline.sequence.output)
+            one = found[:, 0] if pipeline.sequence.time_first else found[0]
+            return sequences.decode(one, pipeline.sequence, labels)
+        return {name: array[0] for name, array in outputs.items()}
+
+    def tokenizer(self) -> text.Tokenizer:
+        """The pipeline's tokenizer, read when it is first needed."""
+        if self._tokenizer is None:
+            how = self.pipeline.text
+            if how is None:
+                raise InputError("the pipeline takes no text")
+            self._tokenizer = text.Tokenizer(self._read(how.tokenizer), how, where=how.tokenizer)
+        return self._tokenizer
+
+    def tokens(self, encodings: Sequence[text.Encoding], *, least: int = 0) -> dict[str, Array]:
+        """The model's inputs of some encoded texts, all filled to one length.
+
+        Args:
+            least: the length is at least that of a text of so many tokens.
+        """
+        how = self.pipeline.text
+        if how is None:
+            raise InputError("the pipeline takes no text")
+        longest = max(least, *(len(one.ids) for one in encodings))
+        shape = self._shapes[how.ids]
+        made = text.filled(encodings, text.bucket(longest, how, shape[1] if len(shape) > 1 else None), how)
+        return {name: made[part] for part, name in (("ids", how.ids), ("mask", how.mask), ("types", how.types)) if name}
+
+    def _text(self, item: Any) -> tuple[dict[str, Array], Context]:
+        feeds = self.tokens([self.tokenizer()(item)])
+        how = self.pipeline.text
+        return feeds, Context(mask=feeds.get(how.mask) if how is not None else None)
+
+    def _sound(self, item: Any, where: str) -> tuple[dict[str, Array], Context]:
+        how = self.pipeline.sound
+        if how is None:
+            raise InputError("the pipeline takes no sound")
+        name = how.input or self._first
+        made = audio.features(audio.fitted(audio.load(item, how, where=where), how.samples), how)
+        return {name: shaped(made, self._shapes[name])[np.newaxis]}, Context()
+
+    def _boxes(self, outputs: Mapping[str, Array], context: Context, other: Other | None) -> list[Box]:
+        how, placement = self.pipeline.boxes, context.placement
+        if how is None or placement is None:
+            raise InputError("the pipeline has boxes without a picture")
+        (found,) = boxes.decode(
+            outputs,
+            placement.input_size,
+            head=how.head,
+            shares=how.shares,
+            score_floor=how.score_floor,
+            iou_limit=how.iou_limit,
+            most=how.most,
+        )
+        corners = placement.to_picture(found.boxes)
+        made = [
+            Box(scores.name_of(int(kind), self.labels), int(kind), float(score), *(float(value) for value in corner))
+            for corner, score, kind in zip(corners, found.scores, found.classes, strict=True)
+        ]
+        return made if self.pipeline.then is None else self._then(made, context, other)
+
+    def _then(self, found: list[Box], context: Context, other: Other | None) -> list[Box]:
+        how = self.pipeline.then
+        if how is None or context.pixels is None:
+            return found
+        if other is None:
+            raise InputError(f"the pipeline goes on to the model {how.model!r}, which is not there")
+        following = other(how.model)
+        answered, left = [], how.most
+        for box in found:
+            if left and (not how.labels or box.label in how.labels):
+                left -= 1
+                part = pictures.crop(context.pixels, np.asarray([box.x1, box.y1, box.x2, box.y2]), margin=how.margin)
+                box = replace(box, then=following(part))
+            answered.append(box)
+        return answered
+
+
+def shaped(values: Array, shape: Sequence[int | None]) -> Array:
+    """Features of one sample in the shape that the model's input has without its batch: axes of 1 are put in, and
+    frames x features turned where the input has features first.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    wanted = tuple(shape[1:])
+    inner = [axis for axis in wanted if axis != 1]
+    if values.ndim == 2 and len(inner) == 2 and not _fits(values.shape, inner) and _fits(values.shape[::-1], inner):
+        values = values.T
+    if not _fits(tuple(axis for axis in values.shape if axis != 1), inner):
+        have, want = ("x".join("?" if axis is None else str(axis) for axis in one) for one in (values.shape, wanted))
+        raise InputError(
+            f"the pipeline makes {have}, the model takes {want}", remedy="Correct the pipeline's section [sound]"
+        )
+    whole = iter(axis for axis in values.shape if axis != 1)
+    return np.ascontiguousarray(values.reshape([1 if axis == 1 else next(whole) for axis in wanted]))
+
+
+def _fits(have: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    return len(have) == len(wanted) and all(b is None or a == b for a, b in zip(have, wanted, strict=True))
+
+
+def _picked(outputs: Mapping[str, Array], name: str) -> Array:
+    return np.asarray(outputs[name] if name else next(iter(outputs.values())))
+
+
+def _row(mask: Array | None) -> Array | None:
+    return None if mask is None else mask[0]
