@@ -1,0 +1,94 @@
+"""COCO: one JSON file of pictures, categories and annotations, and the pictures beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kedge.importing.data_folders.listing import PICTURE_ENDINGS, Item, Listing, Truth
+from kedge_protocol.errors import DatasetError
+
+_FOLDERS = ("", "images", "train2017", "val2017", "train", "val", "valid", "test")
+
+
+def is_coco(path: Path) -> bool:
+    """Whether a JSON file is COCO's, told by its first bytes' keys."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return False
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"images", "categories", "annotations"} <= content.keys()
+
+
+def found_in(folder: Path) -> list[Path]:
+    """COCO files in a folder or in its folder ``annotations``."""
+    places = [folder, folder / "annotations"]
+    return [file for place in places if place.is_dir() for file in sorted(place.glob("*.json")) if is_coco(file)]
+
+
+def read(file: Path, pictures: Path, *, where: str) -> Listing:
+    """List the pictures that a COCO file names. Class numbers follow the order of the categories' ids.
+
+    Args:
+        file: the JSON.
+        pictures: where pictures lie, in it or in a folder of a usual name (``images``, ``val2017``, …).
+
+    Raises:
+        DatasetError: no COCO JSON; a picture that is not there; the message names it.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{file.name} is no JSON: {error}", where=where) from error
+    try:
+        kinds = sorted(content["categories"], key=lambda kind: kind["id"])
+        numbers = {kind["id"]: number for number, kind in enumerate(kinds)}
+        rows: dict[Any, list[list[float]]] = {one["id"]: [] for one in content["images"]}
+        sizes = {one["id"]: (float(one["width"]), float(one["height"])) for one in content["images"]}
+        for place, one in enumerate(content["annotations"]):
+            rows[one["image_id"]].append(_row(one, numbers, sizes, f"{where}: {file.name}: annotations[{place}]"))
+        names = [(one["id"], str(one["file_name"])) for one in content["images"]]
+        classes = tuple(str(kind["name"]) for kind in kinds)
+    except KeyError as error:
+        raise DatasetError(
+            f"{file.name} is no COCO JSON: {error} is missing or refers to nothing", where=where
+        ) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DatasetError(f"{file.name} is no COCO JSON: {error}", where=where) from error
+    places = [pictures / name for name in _FOLDERS] + [file.parent / name for name in _FOLDERS]
+    places += [file.parent.parent / name for name in _FOLDERS]
+    return Listing(
+        where=where,
+        kind="pictures with COCO annotations",
+        item=Item.PICTURE,
+        truth=Truth.BOXES,
+        sources=[_picture(name, places, file, where) for _, name in names],
+        labels=[rows[one] for one, _ in names],
+        classes=classes,
+    )
+
+
+def _row(one: Any, numbers: dict[Any, int], sizes: dict[Any, tuple[float, float]], where: str) -> list[float]:
+    width, height = sizes[one["image_id"]]
+    box = one["bbox"]
+    if not isinstance(box, list) or len(box) != 4 or width <= 0 or height <= 0:
+        raise DatasetError(f"bbox {box} of a picture of {width:g}x{height:g} is no box", where=where)
+    x, y, w, h = (float(value) for value in box)
+    kind = float(numbers[one["category_id"]])
+    return [kind, x / width, y / height, (x + w) / width, (y + h) / height, float(one.get("iscrowd", 0))]
+
+
+def _picture(name: str, places: list[Path], file: Path, where: str) -> Path:
+    for place in places:
+        if (place / name).is_file():
+            return place / name
+    if Path(name).suffix.lower() not in PICTURE_ENDINGS:
+        raise DatasetError(f"{file.name} names {name!r}, which is no picture", where=where)
+    raise DatasetError(
+        f"{file.name} names {name!r}, which lies nowhere near it",
+        where=where,
+        remedy="Put the pictures beside the JSON file, or into a folder images/",
+    )

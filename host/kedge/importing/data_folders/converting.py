@@ -1,0 +1,198 @@
+"""The worker's task that runs a listed data set through the model's pipeline: item by item into ``.npy`` files, so that
+memory does not grow with the number of items."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.importing.data_folders import kinds
+from kedge.importing.data_folders.examples import write_examples
+from kedge.importing.data_folders.listing import Item, Listing, Truth
+from kedge.importing.data_folders.npy_stream import NpyStream
+from kedge_protocol.bundle.pipeline import Pipeline
+from kedge_protocol.errors import ConfigError, DatasetError, KedgeError
+from kedge_targets.graph.signature import TensorInfo
+from kedge_targets.pipeline.execution import Context, Runner
+from kedge_targets.worker import Progress
+
+Array = npt.NDArray[Any]
+
+TASK = "kedge.importing.data_folders.converting:convert"
+_BOX_FIELDS = 6
+_CHUNK = 64
+"""Items that are prepared at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertRequest:
+    """Turn a data set into arrays.
+
+    Attributes:
+        path: absolute.
+        role: ``calibration`` or ``evaluation``.
+        annotations: COCO JSON for a folder of pictures.
+        pipeline: settled.
+        names: the model's class names, where it has some.
+        most: items at most, spread evenly; None for all.
+        folder: an empty folder that outlives the call.
+        examples: raw items that are kept for the bundle's own proof, at most.
+    """
+
+    path: str
+    role: str
+    pipeline: Pipeline
+    inputs: tuple[TensorInfo, ...]
+    folder: str
+    annotations: str | None = None
+    names: tuple[str, ...] = ()
+    most: int | None = None
+    examples: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What was made.
+
+    Attributes:
+        arrays: input's name, and ``label`` where there are labels → an ``.npy`` file.
+        samples: converted, of ``found``.
+        kind: of the data set, in words.
+        classes: names, in the order of the labels.
+        examples: folder of raw items; None where none were asked for.
+    """
+
+    arrays: dict[str, str]
+    samples: int
+    found: int
+    kind: str
+    classes: tuple[str, ...] = ()
+    examples: str | None = None
+
+
+def convert(request: ConvertRequest, progress: Progress) -> Converted:
+    """Read, prepare and write.
+
+    Raises:
+        DatasetError: something is wrong with the data set; the message names the file.
+        ConfigError: the pipeline takes other items.
+        MissingDependencyError: a package that reads them is not installed.
+        StorageError: no space.
+    """
+    annotations = None if request.annotations is None else Path(request.annotations)
+    whole = kinds.listed(Path(request.path), request.role, annotations=annotations)
+    listing = whole.picked(request.most).under(request.names)
+    _check_item(listing, request.pipeline)
+    runner = Runner(request.pipeline, request.inputs, (), _read)
+    folder = Path(request.folder)
+    rows: list[Array] = []
+    with contextlib.ExitStack() as stack:
+        streams: dict[str, NpyStream] = {}
+        for number, (feeds, context) in enumerate(_prepared(listing, runner), start=1):
+            for name, array in feeds.items():
+                if name not in streams:
+                    path = folder / f"{len(streams)}.npy"
+                    made = NpyStream(path, where=listing.where, expected=len(listing.sources))
+                    streams[name] = stack.enter_context(made)
+                streams[name].add(array[0])
+            if listing.truth is Truth.BOXES:
+                rows.append(_boxes(listing.labels[number - 1], context))
+            progress(request.role, number, len(listing.sources))
+    arrays = {name: str(stream.path) for name, stream in streams.items()}
+    if listing.truth is not Truth.NOTHING:
+        arrays["label"] = str(folder / "label.npy")
+        np.save(arrays["label"], _labels(listing, rows))
+    examples = None
+    if request.examples:
+        examples = write_examples(listing.picked(request.examples).sources, request.pipeline, folder / "examples")
+    return Converted(
+        arrays=arrays,
+        samples=len(listing.sources),
+        found=len(whole.sources),
+        kind=whole.kind,
+        classes=listing.classes,
+        examples=examples,
+    )
+
+
+def _check_item(listing: Listing, pipeline: Pipeline) -> None:
+    section = {Item.PICTURE: pipeline.picture, Item.SOUND: pipeline.sound, Item.TEXT: pipeline.text}[listing.item]
+    if section is None:
+        raise ConfigError(
+            f"holds {listing.item.value}, the pipeline {pipeline.task.value} takes others",
+            where=listing.where,
+            remedy="Give another --task or --pipeline",
+        )
+    if listing.truth is Truth.BOXES and pipeline.boxes is None:
+        raise ConfigError(
+            f"holds boxes, the pipeline {pipeline.task.value} gives none",
+            where=listing.where,
+            remedy="Give --task detection",
+        )
+
+
+def _prepared(listing: Listing, runner: Runner) -> Iterator[tuple[dict[str, Array], Context]]:
+    """Items as the model takes them, in order; decoding leaves Python's lock, so several threads gain."""
+    if listing.item is Item.TEXT:
+        yield from _texts(listing, runner)
+        return
+
+    def one(source: Path | str) -> tuple[dict[str, Array], Context]:
+        try:
+            return runner.prepare(source, where=str(source))
+        except KedgeError as error:
+            if error.where is None or listing.where in error.where:
+                raise
+            raise DatasetError(f"{error.where}: {error.what}", where=listing.where, remedy=error.remedy) from error
+
+    first = one(listing.sources[0])  # what is missing here is missing for all, and is said by its own error
+    yield first
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        for start in range(1, len(listing.sources), _CHUNK):
+            yield from pool.map(one, listing.sources[start : start + _CHUNK])
+
+
+def _texts(listing: Listing, runner: Runner) -> Iterator[tuple[dict[str, Array], Context]]:
+    """Tokens of all texts, filled to one length: the bucket of the longest."""
+    encode = runner.tokenizer()
+    longest = max(len(encode(str(text)).ids) for text in listing.sources)
+    for text in listing.sources:
+        yield runner.tokens([encode(str(text))], least=longest), Context()
+
+
+def _boxes(rows: Sequence[Sequence[float]], context: Context) -> Array:
+    """Boxes of the picture as shares of the model's input."""
+    made = np.asarray(rows, dtype=np.float32).reshape(-1, _BOX_FIELDS)
+    if len(made) and context.placement is not None:
+        made[:, 1:5] = context.placement.to_input(made[:, 1:5])
+    return made
+
+
+def _labels(listing: Listing, boxes: Sequence[Array]) -> Array:
+    if listing.truth is Truth.CLASS:
+        return np.asarray(listing.labels, dtype=np.int64)
+    if listing.truth is Truth.TEXT:
+        return np.asarray(listing.labels, dtype=np.str_)
+    most = max(1, *(len(one) for one in boxes)) if boxes else 1
+    made = np.zeros((len(boxes), most, _BOX_FIELDS), dtype=np.float32)
+    made[..., 0] = -1
+    for number, one in enumerate(boxes):
+        made[number, : len(one)] = one
+    return made
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot be read: {error}", where=path, remedy="Put tokenizer.json beside the model, or name it in [text]"
+        ) from error

@@ -1,0 +1,108 @@
+"""What a reader found: where each item lies and what is right for it, without reading the items themselves."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kedge_protocol.errors import DatasetError
+
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SOUND_ENDINGS = (".wav",)
+
+
+class Item(str, enum.Enum):
+    """What the items are."""
+
+    PICTURE = "pictures"
+    SOUND = "sounds"
+    TEXT = "texts"
+
+
+class Truth(str, enum.Enum):
+    """What is known of each item."""
+
+    NOTHING = "nothing"
+    CLASS = "class"  # a class number, or a class name
+    BOXES = "boxes"  # rows of class, x1, y1, x2, y2 (shares of the picture), 1 for a crowd
+    TEXT = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """A data set's items, in order.
+
+    Attributes:
+        where: for messages.
+        kind: of the data set, in words (``pictures in class folders``).
+        sources: a path each, or a text.
+        labels: as ``truth`` says; empty where nothing is known.
+        classes: names, in the order of the class numbers; empty where there are none.
+    """
+
+    where: str
+    kind: str
+    item: Item
+    truth: Truth
+    sources: Sequence[Path | str]
+    labels: Sequence[Any] = ()
+    classes: tuple[str, ...] = ()
+
+    def picked(self, most: int | None) -> Listing:
+        """At most so many items, spread evenly over the list."""
+        count = len(self.sources)
+        if most is None or count <= most:
+            return self
+        places = [int((place + 0.5) * count / most) for place in range(most)]
+        labels = [self.labels[place] for place in places] if self.labels else ()
+        return replace(self, sources=[self.sources[place] for place in places], labels=labels)
+
+    def under(self, names: tuple[str, ...]) -> Listing:
+        """The same with the classes numbered as a model has them.
+
+        Args:
+            names: the model's class names; empty where it has none.
+
+        Raises:
+            DatasetError: the data set has more classes than the model, or another name.
+        """
+        if not names or not self.classes or self.classes == names:
+            return self
+        unknown = [one for one in self.classes if one not in names]
+        if unknown and len(self.classes) == len(names):
+            return self  # other words for the same classes, in the same order
+        if unknown:
+            raise DatasetError(
+                f"class {unknown[0]!r} is none of the model's {len(names)}",
+                where=self.where,
+                remedy=f"The model has {', '.join(names[:8])}{', …' if len(names) > 8 else ''}",
+            )
+        turned = {number: names.index(one) for number, one in enumerate(self.classes)}
+        labels: list[Any] = list(self.labels)
+        if self.truth is Truth.CLASS:
+            labels = [turned[number] for number in labels]
+        elif self.truth is Truth.BOXES:
+            labels = [[[float(turned[int(kind)]), *rest] for kind, *rest in rows] for rows in labels]
+        return replace(self, labels=labels, classes=names)
+
+
+def numbered(values: Sequence[str], *, where: str) -> tuple[list[int], tuple[str, ...]]:
+    """Class numbers of labels that are written as numbers or as names, and the names in order (none for numbers)."""
+    if all(value.lstrip("-").isdigit() for value in values):
+        return [int(value) for value in values], ()
+    names = tuple(sorted(set(values)))
+    if len(names) == len(values) > 1:
+        raise DatasetError(f"each of the {len(values)} labels is another: they are no classes", where=where)
+    places = {name: number for number, name in enumerate(names)}
+    return [places[value] for value in values], names
+
+
+def endings(folder: Path, wanted: tuple[str, ...], *, deep: bool = False) -> list[Path]:
+    """Files of a folder by their ending, sorted; hidden ones are left out."""
+    found = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(
+        path for path in found if path.suffix.lower() in wanted and not path.name.startswith(".") and path.is_file()
+    )

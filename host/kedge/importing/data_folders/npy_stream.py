@@ -1,0 +1,104 @@
+"""An ``.npy`` file that grows sample by sample: its header is written last, into room that was left for it."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge_protocol.errors import DatasetError, StorageError
+
+Array = npt.NDArray[Any]
+
+_MAGIC = b"\x93NUMPY\x01\x00"
+_HEADER = 256
+"""Bytes of the whole header; a multiple of 64, as the format asks."""
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+
+
+class NpyStream:
+    """One array of samples.
+
+    Args:
+        path: of the new file.
+        where: the data set, for messages.
+        expected: samples that will come, if that is known: the disk is looked at before the long work.
+    """
+
+    def __init__(self, path: Path, *, where: str, expected: int | None = None) -> None:
+        self.path = path
+        self.samples = 0
+        self._where = where
+        self._expected = expected
+        self._file = path.open("wb")
+        self._file.write(b"\0" * _HEADER)
+        self._shape: tuple[int, ...] | None = None
+        self._dtype: np.dtype[Any] = np.dtype(np.float32)
+
+    def add(self, sample: Array) -> None:
+        """Append one sample, which has no batch axis.
+
+        Raises:
+            DatasetError: it has another shape than the first; the message names it.
+            StorageError: the disk is full.
+        """
+        if self._shape is None:
+            self._begin(sample)
+        if sample.shape != self._shape:
+            have, want = ("x".join(map(str, one)) or "a number" for one in (sample.shape, self._shape))
+            raise DatasetError(f"sample {self.samples} has shape {have}, the first has {want}", where=self._where)
+        if sample.dtype != self._dtype and not np.can_cast(sample.dtype, self._dtype, "same_kind"):
+            raise DatasetError(
+                f"sample {self.samples} has dtype {sample.dtype}, the first has {self._dtype}", where=self._where
+            )
+        try:
+            self._file.write(np.ascontiguousarray(sample, dtype=self._dtype).tobytes())
+        except OSError as error:
+            raise self._storage(error) from error
+        self.samples += 1
+
+    def _begin(self, sample: Array) -> None:
+        self._shape, self._dtype = sample.shape, sample.dtype
+        if self._expected is None:
+            return
+        needed, free = sample.nbytes * self._expected, shutil.disk_usage(self.path.parent).free
+        if needed > free:
+            raise StorageError(
+                f"{self._expected} samples need {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free",
+                where=self._where,
+                remedy="Free space where OUT will be, or take fewer samples "
+                "(--calibration-samples, --evaluation-samples)",
+            )
+
+    def close(self) -> None:
+        """Write the header and close the file."""
+        if self._file.closed:
+            return
+        descr = np.lib.format.dtype_to_descr(self._dtype)
+        shape = (self.samples, *(self._shape or ()))
+        text = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
+        room = _HEADER - len(_MAGIC) - 2
+        self._file.seek(0)
+        self._file.write(_MAGIC + room.to_bytes(2, "little") + text.ljust(room - 1) + b"\n")
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._storage(error) from error
+
+    def _storage(self, error: OSError) -> StorageError | DatasetError:
+        if error.errno in _FULL:
+            return StorageError("no space for its samples", where=self._where, remedy="Free space where OUT will be")
+        return DatasetError(f"its samples cannot be written: {error.strerror}", where=self._where)
+
+    def __enter__(self) -> NpyStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,165 @@
+"""Tables and lines: sounds or pictures with a CSV of their labels, texts of a CSV, of JSON lines or of plain lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kedge.importing.data_folders.listing import (
+    PICTURE_ENDINGS,
+    SOUND_ENDINGS,
+    Item,
+    Listing,
+    Truth,
+    endings,
+    numbered,
+)
+from kedge_protocol.errors import DatasetError
+
+FILE_COLUMNS = ("file", "filename", "file_name", "path", "filepath", "wav", "audio", "image", "fname", "name")
+TEXT_COLUMNS = ("text", "sentence", "content", "review", "utterance", "query", "input")
+LABEL_COLUMNS = ("label", "class", "category", "target", "classname", "class_name", "intent", "sentiment")
+TABLES = (".csv", ".tsv")
+LINES = (".txt", ".jsonl", ".ndjson")
+_ITEMS = {**dict.fromkeys(PICTURE_ENDINGS, Item.PICTURE), **dict.fromkeys(SOUND_ENDINGS, Item.SOUND)}
+
+
+def read(file: Path, *, where: str) -> Listing:
+    """List a ``.csv`` or ``.tsv`` with a header (a column of files or of texts, and one of labels), JSON lines (strings,
+    or objects with ``text`` and ``label``), or a ``.txt`` with a text on each line.
+
+    Raises:
+        DatasetError: not of that form; the message names file and line.
+    """
+    suffix = file.suffix.lower()
+    if suffix in TABLES:
+        return _table(file, where)
+    return _json_lines(file, where) if suffix in (".jsonl", ".ndjson") else _lines(file, where)
+
+
+def _table(file: Path, where: str) -> Listing:
+    rows = list(_rows(file, where))
+    header, records = rows[0][1], rows[1:]
+    names = [name.strip().lower() for name in header]
+    label = next((names.index(name) for name in LABEL_COLUMNS if name in names), None)
+    text = next((names.index(name) for name in TEXT_COLUMNS if name in names), None)
+    source = next((names.index(name) for name in FILE_COLUMNS if name in names), None)
+    column = source if source is not None else text
+    if column is None:
+        raise DatasetError(
+            f"{file.name} has no column of files or of texts, it has {', '.join(header)}",
+            where=where,
+            remedy=f"Name a column {FILE_COLUMNS[0]} or {TEXT_COLUMNS[0]}, and one {LABEL_COLUMNS[0]}",
+        )
+    if not records:
+        raise DatasetError(f"{file.name} has no line below its header", where=where)
+    for number, row in records:
+        if len(row) != len(header):
+            raise DatasetError(f"{file.name}, line {number}: {len(row)} columns instead of {len(header)}", where=where)
+        if label is not None and not row[label].strip():
+            raise DatasetError(f"{file.name}, line {number}: the label is empty", where=where)
+    labels, classes = ([], ()) if label is None else numbered([row[label].strip() for _, row in records], where=where)
+    truth = Truth.NOTHING if label is None else Truth.CLASS
+    if source is None:
+        texts = [row[column] for _, row in records]
+        return Listing(where=where, kind="texts of a table", item=Item.TEXT, truth=truth, sources=texts, labels=labels,
+                       classes=classes)  # fmt: skip
+    found = [_found(file, row[column].strip(), number, where) for number, row in records]
+    item = _ITEMS[found[0].suffix.lower()]
+    other = next((one for one in found if _ITEMS[one.suffix.lower()] is not item), None)
+    if other is not None:
+        raise DatasetError(f"{file.name} names {item.value}, and {other.name}", where=where)
+    return Listing(where=where, kind=f"{item.value} with a table", item=item, truth=truth, sources=found,
+                   labels=labels, classes=classes)  # fmt: skip
+
+
+def _found(table: Path, name: str, number: int, where: str) -> Path:
+    forms = (
+        [name] if Path(name).suffix.lower() in _ITEMS else [name + one for one in (*SOUND_ENDINGS, *PICTURE_ENDINGS)]
+    )
+    places = (table.parent, *sorted(one for one in table.parent.iterdir() if one.is_dir()), Path())
+    for form in forms:
+        for place in places:
+            if (place / form).is_file():
+                return place / form
+    raise DatasetError(f"{table.name}, line {number}: {name!r} is not there", where=where)
+
+
+def _rows(file: Path, where: str) -> Iterator[tuple[int, list[str]]]:
+    """Lines of a table that are not empty, with the number of the last line of each."""
+    any_row = False
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            head = opened.readline()
+            opened.seek(0)
+            kind = "\t" if file.suffix.lower() == ".tsv" else next((c for c in ",;\t" if c in head), ",")
+            reader = csv.reader(opened, delimiter=kind, strict=True)
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    any_row = True
+                    yield reader.line_num, row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{file.name} cannot be read as a table: {error}", where=where) from error
+    if not any_row:
+        raise DatasetError(f"{file.name} is empty", where=where)
+
+
+def _json_lines(file: Path, where: str) -> Listing:
+    texts: list[str] = []
+    labels: list[str] = []
+    for number, line in enumerate(_text(file, where), start=1):
+        if not line.strip():
+            continue
+        text, label = _json_line(line, f"{where}: {file.name}, line {number}")
+        texts.append(text)
+        labels += [] if label is None else [str(label)]
+        if len(labels) not in (0, len(texts)):
+            raise DatasetError(f"{file.name}, line {number}: some lines have a label, others have none", where=where)
+    found, classes = numbered(labels, where=where) if labels else ([], ())
+    return Listing(where=where, kind="texts of JSON lines", item=Item.TEXT, sources=texts, labels=found,
+                   truth=Truth.CLASS if labels else Truth.NOTHING, classes=classes)  # fmt: skip
+
+
+def _json_line(line: str, where: str) -> tuple[str, Any]:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"no JSON: {error}", where=where) from error
+    if isinstance(content, str):
+        return content, None
+    if isinstance(content, dict):
+        text = next((content[name] for name in TEXT_COLUMNS if isinstance(content.get(name), str)), None)
+        label = next((content[name] for name in LABEL_COLUMNS if name in content), None)
+        if text is not None and isinstance(label, (str, int, type(None))):
+            return text, label
+    raise DatasetError('a string, or an object with "text" and perhaps "label", was expected', where=where)
+
+
+def _lines(file: Path, where: str) -> Listing:
+    return Listing(
+        where=where,
+        kind="lines of text",
+        item=Item.TEXT,
+        truth=Truth.NOTHING,
+        sources=[line for line in _text(file, where) if line.strip()],
+    )
+
+
+def _text(file: Path, where: str) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{file.name} cannot be read as text: {error}", where=where) from error
+
+
+def table_in(folder: Path, role: str) -> Path | None:
+    """The table or the file of lines of a folder: its only one, or the one that the role names (``train.csv``)."""
+    found = endings(folder, (*TABLES, *LINES[1:])) or endings(folder, LINES[:1])
+    names = {"calibration": ("train",), "evaluation": ("val", "valid", "validation", "eval", "test")}[role]
+    named = [one for name in names for one in found if one.stem.lower() == name]
+    if named:
+        return named[0]
+    return found[0] if len(found) == 1 else None
