@@ -121,6 +121,7 @@ def made(cls: type[T], parsed: Mapping[str, Any]) -> T:
 
 def _typed(annotation: Any, value: Any) -> Any:
     """click gives an enumeration's value; the dataclass wants the member."""
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return annotation(value)
+    for one in typing.get_args(annotation) or (annotation,):
+        if isinstance(one, type) and issubclass(one, enum.Enum) and value is not None:
+            return one(value)
     return value

@@ -11,6 +11,7 @@ from kedge.compiler.release import Release
 from kedge.search.effort import Effort
 from kedge.search.options import CompileOptions
 from kedge.search.results import ProgressCallback
+from kedge_protocol.bundle.pipeline import Task
 from kedge_protocol.errors import ConfigError
 from kedge_protocol.spelling import known_names
 
@@ -35,6 +36,10 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
     step: Sequence[str] = (),
     quantize: str | None = None,
     preprocess: str | Sequence[str] | None = None,
+    task: str | None = None,
+    pipeline: str | os.PathLike[str] | None = None,
+    calibration_samples: int | None = None,
+    evaluation_samples: int | None = None,
     metric: str | None = None,
     annotations: str | os.PathLike[str] | None = None,
     loss: str | None = None,
@@ -65,7 +70,8 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
         version: of the release.
         targets: names (``rpi4``) or paths of target files (``./board.toml``).
         calibration: samples for quantization: an ``.npz`` or a folder of ``.npy`` files, one array for each input by
-            its name (or ``input`` where there is one), first axis samples.
+            its name (or ``input`` where there is one), first axis samples. With a pipeline also pictures or wav files
+            in class folders, COCO JSON, a ``data.yaml``, a CSV, JSON lines or lines of text.
         evaluation: at least 8 other samples, likewise, with ``label`` where there are labels.
         out: the folder that is made.
         max_drop: how much worse than the float model's the metric may be.
@@ -83,6 +89,11 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
         step, quantize: the same in short, ``("prune-channels:ratio=0.5", "distil")``, ``"precision=int8"``.
         preprocess: ``scale=1/255,mean=0.5,std=0.5``, per channel with colons, for several inputs one text each,
             beginning with ``NAME:``.
+        task: the ready pipeline that makes tensors of pictures, sounds or texts, and answers of the outputs:
+            ``classification``, ``detection``, ``segmentation``, ``embedding``, ``text-classification``,
+            ``audio-classification`` or ``ocr``.
+        pipeline: a ``pipeline.toml`` of your own.
+        calibration_samples, evaluation_samples: items of a folder that are taken at most; 512, and all, by default.
         metric: a known one (:mod:`kedge.evaluation.metrics`), ``KIND`` or ``KIND:OUTPUT``; or ``file.py:function`` of
             your own, ``function(outputs, inputs, labels) -> float``, with dicts of arrays by name, ``labels`` an array
             or None, higher is better. Without it: see :func:`kedge.evaluation.metric.choose`.
@@ -136,6 +147,10 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
         step=_several(step),
         quantize=quantize,
         preprocess=_several(preprocess or ()),
+        task=None if task is None else _task(task),
+        pipeline=_path(pipeline),
+        calibration_samples=calibration_samples,
+        evaluation_samples=evaluation_samples,
         metric=metric,
         annotations=_path(annotations),
         loss=loss,
@@ -173,3 +188,11 @@ def _effort(name: str) -> Effort:
     except ValueError as error:
         remedy = known_names(name, [one.value for one in Effort])
         raise ConfigError(f"{name!r} is no effort", where="effort", remedy=remedy) from error
+
+
+def _task(name: str) -> Task:
+    try:
+        return Task(name)
+    except ValueError as error:
+        remedy = known_names(name, [one.value for one in Task])
+        raise ConfigError(f"{name!r} is no task", where="task", remedy=remedy) from error

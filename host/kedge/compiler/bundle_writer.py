@@ -13,6 +13,7 @@ from kedge_protocol.bundle import config as cfg
 from kedge_protocol.bundle import oci
 from kedge_protocol.bundle.write import LayoutWriter
 from kedge_targets import registry
+from kedge_targets.pipeline import examples
 
 GOLDEN_FILE = "golden.npz"
 
@@ -36,6 +37,7 @@ def configuration(compiled: Compiled, source: ReleaseSource) -> cfg.BundleConfig
         outputs=lowered.outputs,
         labels=source.labels,
         states=tuple(cfg.State(input=name, output=output) for name, output in source.model.states.items()),
+        pipeline=source.pipeline,
         metric=cfg.Metric(
             name=source.reference.choice.name,
             value=evaluation.value,
@@ -84,5 +86,7 @@ def add(writer: LayoutWriter, compiled: Compiled, source: ReleaseSource) -> oci.
     Raises:
         BundleError: a backend's file has a title that is no plain file name.
     """
-    files = {title: Path(path) for title, path in compiled.lowered.files.items()}
+    files = {title: Path(path) for title, path in compiled.lowered.files.items()} | source.pipeline_files
+    if compiled.examples is not None:
+        files[examples.FILE] = compiled.examples
     return writer.add_bundle(configuration(compiled, source), files, compiled.golden_file)

@@ -8,14 +8,17 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kedge.compiler import preparation, release_writer, validation
+from kedge.compiler.pipelines import PipelineJob
 from kedge.compiler.release import Release
 from kedge.compiler.validation import ValidatedRequest
 from kedge.evaluation import metric, preprocessing, worker_messages
@@ -38,6 +41,8 @@ from kedge_protocol.bundle.config import Preprocess
 from kedge_protocol.errors import CompileError, ConfigError, DatasetError, KedgeError, StorageError
 from kedge_targets.target import Target
 from kedge_targets.worker import Worker
+
+Array = npt.NDArray[Any]
 
 _MEMORY_SHARE = 0.8
 
@@ -85,6 +90,7 @@ class _Inputs:
 
     model: Model
     imported: Imported | None
+    pipeline: PipelineJob
     calibration: Data
     evaluation: Data
     calibration_digest: str
@@ -141,7 +147,7 @@ class _Compilation:
             results = []
             for target in targets:
                 worker = first if target is targets[0] else stack.enter_context(self._worker(target.name))
-                results.append(self._one(target, job, worker, sensitivity))
+                results.append(self._one(target, job, worker, sensitivity, data.pipeline))
                 pool.submit(worker.close)  # its end is not waited for
             compiled = [result for result in results if isinstance(result, Compiled)]
             failed = [result for result in results if isinstance(result, Failed)]
@@ -151,7 +157,7 @@ class _Compilation:
             told = document.RunInfo(
                 file=self._asked.name or type(self._object).__name__,
                 latency=latency,
-                warnings=[*data.warnings, *sensitivity.warnings],
+                warnings=[*data.warnings, *data.pipeline.warnings, *sensitivity.warnings],
                 seconds=self._seconds,
                 sensitivity=sensitivity.found,
                 notes=data.notes,
@@ -183,21 +189,32 @@ class _Compilation:
         """Both data sets while the worker reads the model; one that must be imported may need samples first."""
         began = time.perf_counter()
         direct = self._object is None and self._asked.is_onnx and self._options.batch is None
-        early = pool.submit(self._prepare, worker, None) if direct else None
-        try:
-            calibration, calibration_scan = self._dataset("calibration", self._options.calibration)
-            evaluation, evaluation_scan = self._dataset(
-                "evaluation", self._options.evaluation, self._options.annotations
-            )
-        except KedgeError:
-            if early is not None:
-                early.result()  # what is wrong with the model is said first
-            raise
-        imported = None if direct else self._import(worker, calibration)
-        model = early.result() if early is not None else self._prepare(worker, imported)
+        imported: Imported | None = None
+        if self._asked.raw_data:
+            # A pipeline makes tensors of the size that the model takes, so the model comes first.
+            imported = None if direct else self._import(worker, {})
+            model = self._prepare(worker, imported)
+            pipeline = PipelineJob.of(self._asked, model)
+            calibration, calibration_scan = self._dataset("calibration", worker, model, pipeline)
+            evaluation, evaluation_scan = self._dataset("evaluation", worker, model, pipeline)
+        else:
+            early = pool.submit(self._prepare, worker, None) if direct else None
+            arrays = PipelineJob(pipeline=None)
+            try:
+                calibration, calibration_scan = self._dataset("calibration", worker, None, arrays)
+                evaluation, evaluation_scan = self._dataset("evaluation", worker, None, arrays)
+            except KedgeError:
+                if early is not None:
+                    early.result()  # what is wrong with the model is said first
+                raise
+            imported = None if direct else self._import(worker, calibration.arrays)
+            model = early.result() if early is not None else self._prepare(worker, imported)
+            pipeline = PipelineJob.of(self._asked, model)
+        self._options = pipeline.normalizing(self._options)
         found = _Inputs(
             model=model,
             imported=imported,
+            pipeline=pipeline,
             calibration=self._bound(calibration, model, worker),
             evaluation=self._bound(evaluation, model, worker),
             calibration_digest=calibration_scan.digest(calibration.names),
@@ -211,7 +228,8 @@ class _Compilation:
                 remedy="Golden vectors are taken from it",
             )
         labels = self._asked.labels
-        if labels and model.outputs[0].shape and model.outputs[0].shape[-1] not in (None, len(labels)):
+        scored = pipeline.pipeline is None or pipeline.pipeline.scores is not None
+        if labels and scored and model.outputs[0].shape and model.outputs[0].shape[-1] not in (None, len(labels)):
             raise ConfigError(
                 f"holds {len(labels)} names, output {model.outputs[0].name!r} has {model.outputs[0].shape[-1]}",
                 where=f"--labels {self._options.labels}",
@@ -226,13 +244,13 @@ class _Compilation:
         data = dataset.bind(model.inputs, model.states)
         return preparation.with_states(data, model, self._options, worker, scratch=self._scratch, tell=self._tell)
 
-    def _import(self, worker: Worker, calibration: Dataset) -> Imported:
+    def _import(self, worker: Worker, arrays: Mapping[str, Array]) -> Imported:
         self._tell("model", "import", 0, 0)
         began = time.perf_counter()
         folder = self._scratch / "import"
         folder.mkdir()
         examples = {}
-        for name, array in calibration.arrays.items():
+        for name, array in arrays.items():
             if name != "label":
                 raw = np.asarray(array[:2])
                 # What preprocessing gives is float32.
@@ -263,11 +281,13 @@ class _Compilation:
             deadline=self._options.deadline,
         )
 
-    def _dataset(self, role: str, path: Path, annotations: Path | None = None) -> tuple[Dataset, Scan]:
+    def _dataset(self, role: str, worker: Worker, model: Model | None, pipeline: PipelineJob) -> tuple[Dataset, Scan]:
         self._tell("data", role, 0, 0)
         scratch = self._scratch / role
         scratch.mkdir()
-        dataset = Dataset(path, scratch, role=role, annotations=annotations)
+        dataset = pipeline.dataset(
+            worker, self._asked, model, role, scratch, lambda what, done, total: self._tell("data", what, done, total)
+        )
         return dataset, dataset.scan()
 
     def _reference(
@@ -292,10 +312,16 @@ class _Compilation:
             on_progress=lambda what, done, total: self._tell("reference", "evaluate", done, total),
         )
         self._seconds["reference"] = answer.seconds
+        data.pipeline.settle(data.model, answer)
         return answer
 
     def _one(
-        self, target: Target, job: Job, worker: Worker, sensitivity: sensitivity_job.SensitivityJob
+        self,
+        target: Target,
+        job: Job,
+        worker: Worker,
+        sensitivity: sensitivity_job.SensitivityJob,
+        pipeline: PipelineJob,
     ) -> Compiled | Failed:
         began = time.perf_counter()
         section = None if self._asked.recipe is None else self._asked.recipe.section(target.name)
@@ -306,6 +332,8 @@ class _Compilation:
                 target, job, crew, sensitivity, section=section, trials=self._trials(target, job, crew, stack)
             )
             result = search.run()
+            if isinstance(result, Compiled):
+                result = pipeline.measured(worker, result, self._scratch, self._options.deadline)
         self._measurements += search.measurements
         self._seconds[f"target {target.name}"] = time.perf_counter() - began
         self._tell(target.name, "done" if isinstance(result, Compiled) else "failed", 1, 1)
@@ -335,12 +363,14 @@ class _Compilation:
             budget=job.budget,
             seed=job.seed,
             model=data.model,
-            labels=self._asked.labels,
+            labels=data.pipeline.names,
             calibration_digest=data.calibration_digest,
             evaluation_digest=data.evaluation_digest,
             evaluation_samples=data.evaluation.samples,
             reference=job.reference.result(),
             tools={} if data.imported is None else data.imported.tools,
+            pipeline=data.pipeline.bundled,
+            pipeline_files=data.pipeline.files,
         )
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from kedge.evaluation import metric, user
 from kedge.importing import model_kinds
+from kedge.importing.data_folders import kinds as data_kinds
 from kedge.search import budget, latency, recipe_args
 from kedge.search import recipe as recipes
 from kedge.search.options import CompileOptions
 from kedge.search.recipe import Recipe
+from kedge_protocol.bundle.pipeline import Pipeline
 from kedge_protocol.bundle.write import check_place
 from kedge_protocol.errors import (
     ConfigError,
@@ -25,6 +27,7 @@ from kedge_protocol.packages import pip_install
 from kedge_protocol.topics import checked_name
 from kedge_targets import registry
 from kedge_targets import target as targets
+from kedge_targets.pipeline import declaration
 from kedge_targets.target import Target
 
 # What the extra brings and no backend looks for itself; ONNX Runtime is loaded in the worker, which says so.
@@ -37,6 +40,7 @@ class ValidatedRequest:
 
     Attributes:
         model: a path, or a factory (:mod:`kedge.importing.model_kinds`).
+        pipeline: as it was declared; what it leaves open the model will tell.
         is_onnx: whether the model needs no import.
     """
 
@@ -47,6 +51,12 @@ class ValidatedRequest:
     labels: tuple[str, ...]
     recipe: Recipe | None
     record: latency.LatencyLog
+    pipeline: Pipeline | None = None
+
+    @property
+    def raw_data(self) -> bool:
+        """Whether a data set is something else than arrays."""
+        return any(map(data_kinds.is_raw, (self.options.calibration, self.options.evaluation)))
 
     @property
     def seed(self) -> int:
@@ -109,6 +119,7 @@ def check(model: str, options: CompileOptions) -> ValidatedRequest:
         labels=labels,
         recipe=recipe,
         record=latency.LatencyLog() if options.latencies is None else latency.read(options.latencies),
+        pipeline=_pipeline(options),
     )
 
 
@@ -171,6 +182,8 @@ def _check(options: CompileOptions) -> None:
         (options.time_limit, "--time-limit", "time", "Give seconds"),
         (options.max_latency, "--max-latency", "time", "Give milliseconds"),
         (options.memory_limit, "--memory-limit", "memory", "Give MiB"),
+        (options.calibration_samples, "--calibration-samples", "number of samples", "Give 1 or more"),
+        (options.evaluation_samples, "--evaluation-samples", "number of samples", "Give 8 or more"),
         (options.jobs, "--jobs", "number of trials", "Give 1 or more"),
         (options.target_fps, "--target-fps", "rate", "Give samples a second"),
         (options.max_utilization, "--max-utilization", "share", "Give a number above 0"),
@@ -183,6 +196,16 @@ def _check(options: CompileOptions) -> None:
     if options.loss is not None:
         user.check_reference(options.loss, where="--loss")
     check_place(options.out, replace=options.force)
+
+
+def _pipeline(options: CompileOptions) -> Pipeline | None:
+    if options.pipeline is None:
+        return None if options.task is None else declaration.READY[options.task]
+    if options.task is not None:
+        raise ConfigError(
+            "a pipeline's file and a task exclude each other", where="--task", remedy="Write the task into the file"
+        )
+    return declaration.read(options.pipeline)
 
 
 def _recipe(options: CompileOptions) -> Recipe | None:

@@ -59,16 +59,28 @@ class Dataset:
         scratch: an empty folder for what is unpacked.
         role: ``calibration`` or ``evaluation``, for messages.
         annotations: a file or folder of labels (:mod:`kedge.evaluation.labels`), where the data set has none.
+        files: array name → ``.npy`` file, where something else than arrays lies at ``path`` and was converted.
 
     Raises:
         DatasetError: nothing there, not such a file, an array that is not plain numbers or without samples.
         StorageError: no space to unpack.
     """
 
-    def __init__(self, path: Path, scratch: Path, *, role: str, annotations: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        scratch: Path,
+        *,
+        role: str,
+        annotations: Path | None = None,
+        files: Mapping[str, Path] | None = None,
+    ) -> None:
         self.path = path
         self.where = f"{role} {path}"
-        self.files = _unpacked(path, scratch, self.where) if path.is_file() else _folder(path, self.where)
+        if files is not None:
+            self.files = dict(files)
+        else:
+            self.files = _unpacked(path, scratch, self.where) if path.is_file() else _folder(path, self.where)
         if not self.files:
             raise DatasetError("holds no array", where=self.where, remedy="One array for each model input is needed")
         self.arrays = {name: open_array(file, name=name, where=self.where) for name, file in self.files.items()}

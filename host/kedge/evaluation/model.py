@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _BATCH_BYTES = 256 << 20
 """Activations of one batch, at most."""
 _MAX_BATCH = 64
+_METADATA = 1 << 16
+"""Characters; longer values are nothing that is read here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class Model:
         fixed_batch: whether the graph takes one sample at a time only.
         reference: a graph that ONNX Runtime runs and that computes the same; another file than ``graph`` only where
             that has QONNX's nodes.
+        metadata: what the file says of itself by key.
         quantized: whether it has.
         attention: names of the products of two activations in attention, in the graph's order.
         ends: sets of nodes at both ends of the graph, from small to large: :func:`kedge_targets.graph.ends.ends`.
@@ -67,6 +70,7 @@ class Model:
     fixed_batch: bool
     reference: str
     states: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
     quantized: bool = False
     attention: tuple[str, ...] = ()
     ends: tuple[tuple[str, ...], ...] = ()
@@ -102,6 +106,7 @@ def prepare(request: PrepareRequest, progress: Progress) -> Model:
 
     path = Path(request.model)
     model = model_reader.read(path)
+    metadata = {one.key: one.value for one in model.metadata_props if len(one.value) <= _METADATA}
     pairs = states.find(signature.inputs(model), signature.outputs(model), declared=request.states)
     axes = batch_axes.find(model, declared=request.batch_axes, states=pairs)
     model = batch_axes.batch_first(model, axes)
@@ -131,6 +136,7 @@ def prepare(request: PrepareRequest, progress: Progress) -> Model:
         fixed_batch=size == 1 or None in axes.inputs.values(),
         states=pairs,
         reference=reference,
+        metadata=metadata,
         quantized=quantized,
         attention=tuple(attention.products(model)),
         ends=() if quantized else tuple(ends.ends(model)),

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from kedge.options import Option
 from kedge.search.effort import Effort
 from kedge_protocol.bundle.config import NO_BATCH
+from kedge_protocol.bundle.pipeline import Task
 from kedge_protocol.errors import ConfigError
 from kedge_targets.contract import Compiler
 
@@ -27,7 +28,13 @@ class CompileOptions:
             metavar="NAME",
         ),
     ]
-    calibration: Annotated[Path, Option("Calibration samples: an .npz file, or a folder of .npy files.")]
+    calibration: Annotated[
+        Path,
+        Option(
+            "Calibration samples: an .npz file, or a folder of .npy files; with a pipeline also images or wav files in"
+            " class folders, COCO JSON, a data.yaml, a CSV, or lines of text."
+        ),
+    ]
     evaluation: Annotated[
         Path,
         Option(
@@ -95,6 +102,20 @@ class CompileOptions:
             metavar="STEPS",
         ),
     ] = ()
+    task: Annotated[
+        Task | None,
+        Option("The ready pipeline that makes tensors of pictures, sounds or texts, and answers of the outputs."),
+    ] = None
+    pipeline: Annotated[
+        Path | None, Option("A pipeline of your own; see docs/pipelines.md.", metavar="PIPELINE.toml")
+    ] = None
+    calibration_samples: Annotated[
+        int | None,
+        Option("Take so many items of a calibration folder at most, spread evenly; 512 by default.", metavar="N"),
+    ] = None
+    evaluation_samples: Annotated[
+        int | None, Option("Take so many items of an evaluation folder at most; all by default.", metavar="N")
+    ] = None
     metric: Annotated[
         str | None,
         Option(

@@ -21,6 +21,7 @@ from kedge.search.latency import LatencyLog, TargetLatency
 from kedge.search.options import CompileOptions
 from kedge.search.worker_messages import ChangesAnswer, StepEntry
 from kedge_protocol.bundle.config import Preprocess
+from kedge_protocol.bundle.pipeline import Pipeline
 from kedge_protocol.errors import KedgeError
 from kedge_targets.numerics import Plan, Precision
 from kedge_targets.target import Target
@@ -168,6 +169,7 @@ class Compiled:
         over: what of the budget it does not keep, in words; empty for what goes into OUT.
         changes: the evaluation samples that it moved most.
         unseen: its figure on samples that the choice did not see; None where there was no choice.
+        examples: file of raw items and their answers (:mod:`kedge_targets.pipeline.examples`).
     """
 
     target: Target
@@ -181,6 +183,7 @@ class Compiled:
     over: str = ""
     changes: ChangesAnswer = field(default_factory=ChangesAnswer)
     unseen: CrossFittedFigure | None = None
+    examples: Path | None = None
 
     @property
     def precision(self) -> str:
@@ -210,7 +213,11 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseSource:
-    """Where all bundles of a release come from."""
+    """Where all bundles of a release come from.
+
+    Attributes:
+        pipeline: settled; ``pipeline_files`` holds what it names, by title.
+    """
 
     options: CompileOptions
     budget: Budget
@@ -222,3 +229,5 @@ class ReleaseSource:
     evaluation_samples: int
     reference: worker_messages.ReferenceAnswer
     tools: dict[str, str] = field(default_factory=dict)
+    pipeline: Pipeline | None = None
+    pipeline_files: dict[str, Path] = field(default_factory=dict)

@@ -79,14 +79,14 @@ def decode(content: bytes, how: Sound, *, where: str = "") -> Float:
 
 def _numbers(raw: bytes, width: int) -> Float:
     if width == 1:
-        return (np.frombuffer(raw, np.uint8).astype(np.float32) - 128) / 128
+        return np.asarray((np.frombuffer(raw, np.uint8).astype(np.float32) - 128) / 128, np.float32)
     if width == 3:
         # Three bytes become the upper three of four.
         wide = np.zeros((len(raw) // 3, 4), np.uint8)
         wide[:, 1:] = np.frombuffer(raw, np.uint8).reshape(-1, 3)
-        return (wide.reshape(-1).view("<i4").astype(np.float64) / 2**31).astype(np.float32)
+        return np.asarray(wide.reshape(-1).view("<i4").astype(np.float64) / 2**31, np.float32)
     whole = np.frombuffer(raw, f"<i{width}")
-    return (whole.astype(np.float64) / 2 ** (8 * width - 1)).astype(np.float32)
+    return np.asarray(whole.astype(np.float64) / 2 ** (8 * width - 1), np.float32)
 
 
 def _samples(array: Array, where: str) -> Float:
@@ -113,7 +113,7 @@ def resampled(samples: Float, rate: int, wanted: int) -> Float:
     padded = np.pad(samples.astype(np.float64), (width, width + given))
     frames = np.lib.stride_tricks.sliding_window_view(padded, kernels.shape[1])[::given]
     length = -(-made * len(samples) // given)
-    return (frames @ kernels.T).reshape(-1)[:length].astype(np.float32)
+    return np.asarray((frames @ kernels.T).reshape(-1)[:length], np.float32)
 
 
 @functools.lru_cache(maxsize=8)
@@ -157,7 +157,7 @@ def log_mel(samples: Float, how: Sound) -> Float:
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(how.frame) / how.frame)
     power = np.abs(np.fft.rfft(frames * window, n=size, axis=1)) ** 2
     bank = filters(size, how.sample_rate, how.mels, how.low, how.high or how.sample_rate / 2, how.mel_scale)
-    return np.log(np.maximum(power @ bank, how.floor)).astype(np.float32)
+    return np.asarray(np.log(np.maximum(power @ bank, how.floor)), np.float32)
 
 
 def fft_size(how: Sound) -> int:
@@ -171,7 +171,7 @@ def mfcc(mels: Float, count: int) -> Float:
     places = (np.arange(size) + 0.5)[:, None] * np.arange(count)[None, :]
     basis = np.cos(np.pi / size * places) * math.sqrt(2 / size)
     basis[:, 0] = math.sqrt(1 / size)
-    return (mels.astype(np.float64) @ basis).astype(np.float32)
+    return np.asarray(mels.astype(np.float64) @ basis, np.float32)
 
 
 @functools.lru_cache(maxsize=8)

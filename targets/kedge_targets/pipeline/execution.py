@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.bundle.pipeline import Pipeline
-from kedge_protocol.errors import InputError
+from kedge_protocol.errors import BundleError, InputError
 from kedge_targets.pipeline import audio, boxes, embeddings, masks, pictures, scores, sequences, text
 from kedge_targets.pipeline.answers import Box
 from kedge_targets.pipeline.pictures import Pixels, Placement
@@ -68,6 +70,21 @@ class Runner:
         self._first = inputs[0].name
         self._read = read
         self._tokenizer: text.Tokenizer | None = None
+
+    @classmethod
+    def of(cls, folder: Path, config: BundleConfig) -> Runner | None:
+        """The pipeline of a bundle whose files lie in ``folder``; None where it has none. Its files are read at once:
+        the folder may go."""
+        if config.pipeline is None:
+            return None
+        texts = {}
+        if config.pipeline.text is not None:
+            title = config.pipeline.text.tokenizer
+            try:
+                texts[title] = (folder / title).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise BundleError(f"cannot be read: {error}", where=str(folder / title)) from error
+        return cls(config.pipeline, config.inputs, config.labels, texts.__getitem__)
 
     def __call__(self, item: Any, raw: Raw, *, other: Other | None = None) -> Any:
         """The answer to one item, or a list of answers to a list of items.

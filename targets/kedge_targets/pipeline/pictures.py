@@ -17,7 +17,8 @@ import numpy.typing as npt
 from kedge_protocol.bundle.pipeline import Colour, Fit, Picture
 from kedge_protocol.errors import InputError, MissingDependencyError
 from kedge_protocol.packages import AGENT, pip_install
-from kedge_targets.pipeline.resampling import Pixels, resize
+from kedge_targets.pipeline.resampling import Pixels as Pixels
+from kedge_targets.pipeline.resampling import resize
 
 Array = npt.NDArray[Any]
 
@@ -46,13 +47,13 @@ class Placement:
         """Boxes ``[D, 4]`` as shares of the input (x1, y1, x2, y2) in pixels of the picture, cut at its edges."""
         corners = boxes.astype(np.float64) * np.tile(self.input_size, 2)
         moved = (corners - np.tile(self.offset, 2)) / np.tile(self.scale, 2)
-        return np.clip(moved, 0, np.tile(self.size, 2))
+        return np.asarray(np.clip(moved, 0, np.tile(self.size, 2)))
 
     def to_input(self, boxes: Array) -> Array:
         """Boxes ``[D, 4]`` as shares of the picture, as shares of the input, cut at its edges."""
         corners = boxes.astype(np.float64) * np.tile(self.size, 2)
         moved = corners * np.tile(self.scale, 2) + np.tile(self.offset, 2)
-        return np.clip(moved / np.tile(self.input_size, 2), 0, 1)
+        return np.asarray(np.clip(moved / np.tile(self.input_size, 2), 0, 1))
 
 
 def is_picture(item: Any) -> bool:
@@ -211,7 +212,7 @@ def _pixels(picture: Any, where: str) -> Pixels:
     if turned.mode.startswith(("I", "F")):
         # PNG with 16 bits a channel.
         deep = np.asarray(turned)
-        return (np.clip(deep, 0, 65535).astype(np.uint16) >> 8).astype(np.uint8)[..., None]
+        return np.asarray((np.clip(deep, 0, 65535).astype(np.uint16) >> 8), np.uint8)[..., None]
     grey = turned.mode in ("1", "L", "LA")
     return _from_array(np.asarray(turned.convert("L" if grey else "RGB")), where)
 

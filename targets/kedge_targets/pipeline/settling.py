@@ -188,7 +188,12 @@ def _text(pipeline: Pipeline, inputs: Sequence[TensorInfo], where: str) -> Pipel
     fixed = shape[1] if len(shape) > 1 else None
     longest = fixed or how.max_length
     buckets = () if fixed else how.buckets or (*(one for one in _BUCKETS if one < longest), longest)
-    return replace(pipeline, text=replace(how, **found, max_length=longest, buckets=buckets))
+    return replace(
+        pipeline,
+        text=replace(
+            how, ids=found["ids"], mask=found["mask"], types=found["types"], max_length=longest, buckets=buckets
+        ),
+    )
 
 
 def _outputs(pipeline: Pipeline, outputs: Sequence[TensorInfo], where: str) -> Pipeline:

@@ -27,8 +27,13 @@ USUAL = {
 class Encoding(Protocol):
     """What the library makes of one text."""
 
-    ids: list[int]
-    type_ids: list[int]
+    @property
+    def ids(self) -> list[int]:
+        """Numbers of the tokens."""
+
+    @property
+    def type_ids(self) -> list[int]:
+        """Which of two texts each is of."""
 
 
 class Tokenizer:

@@ -50,7 +50,7 @@ class NpyStream:
         if self._shape is None:
             self._begin(sample)
         if sample.shape != self._shape:
-            have, want = ("x".join(map(str, one)) or "a number" for one in (sample.shape, self._shape))
+            have, want = ("x".join(map(str, one or ())) or "a number" for one in (sample.shape, self._shape))
             raise DatasetError(f"sample {self.samples} has shape {have}, the first has {want}", where=self._where)
         if sample.dtype != self._dtype and not np.can_cast(sample.dtype, self._dtype, "same_kind"):
             raise DatasetError(

@@ -28,8 +28,8 @@ _ITEMS = {**dict.fromkeys(PICTURE_ENDINGS, Item.PICTURE), **dict.fromkeys(SOUND_
 
 
 def read(file: Path, *, where: str) -> Listing:
-    """List a ``.csv`` or ``.tsv`` with a header (a column of files or of texts, and one of labels), JSON lines (strings,
-    or objects with ``text`` and ``label``), or a ``.txt`` with a text on each line.
+    """List a table with a header (``.csv``, ``.tsv``: a column of files or of texts, and one of labels), JSON lines
+    (strings, or objects with ``text`` and ``label``), or a ``.txt`` with a text on each line.
 
     Raises:
         DatasetError: not of that form; the message names file and line.

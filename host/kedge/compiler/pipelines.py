@@ -1,0 +1,200 @@
+"""A compilation's pipeline: settled by the model, used to read folders of raw data, measured by examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from kedge.compiler.validation import ValidatedRequest
+from kedge.evaluation import pipeline_examples
+from kedge.evaluation.dataset import Dataset
+from kedge.evaluation.model import Model
+from kedge.evaluation.worker_messages import ReferenceAnswer
+from kedge.importing.data_folders import converting, kinds
+from kedge.importing.data_folders.converting import Converted
+from kedge.search import trial
+from kedge.search.options import CompileOptions
+from kedge.search.results import Compiled
+from kedge_protocol.bundle.pipeline import Pipeline
+from kedge_protocol.errors import ConfigError
+from kedge_targets.pipeline import boxes, settling
+from kedge_targets.worker import Worker
+
+DEFAULT_CALIBRATION = 512
+"""Items of a folder that calibrate where nobody says how many."""
+_EXAMPLES = 6
+"""Raw items of which a bundle's examples are chosen."""
+_TOKENIZER = "tokenizer.json"
+_SETTLED_BY = 64
+"""Answers of the float model that tell in which unit boxes are."""
+
+Tell = Callable[[str, int, int], None]
+
+
+@dataclass(kw_only=True)
+class PipelineJob:
+    """The pipeline of one compilation.
+
+    Attributes:
+        pipeline: settled; None where there is none.
+        names: the model's class names, where the user or the export gives some.
+        files: what the pipeline names, by title.
+        raws: folder of raw items for the examples.
+        warnings: what the report should say.
+    """
+
+    pipeline: Pipeline | None
+    names: tuple[str, ...] = ()
+    files: dict[str, Path] = field(default_factory=dict)
+    raws: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, asked: ValidatedRequest, model: Model) -> PipelineJob:
+        """Settle what was asked for, or what the export's metadata states.
+
+        Raises:
+            ConfigError: the pipeline does not fit the model.
+        """
+        metadata, options = model.metadata, asked.options
+        names = asked.labels or settling.names_of(metadata)
+        declared = asked.pipeline or settling.from_metadata(metadata)
+        if declared is None:
+            return cls(pipeline=None, names=asked.labels)
+        where = "--pipeline" if options.pipeline else "--task" if options.task else "the model's metadata"
+        pipeline = settling.settled(declared, model.inputs, model.outputs, where=where, metadata=metadata)
+        files = {}
+        if pipeline.text is not None:
+            path = Path(pipeline.text.tokenizer)
+            beside = Path(asked.model).parent / path.name
+            files[_TOKENIZER] = (path if path.is_file() else beside).absolute()
+            if not files[_TOKENIZER].is_file():
+                raise ConfigError(
+                    f"{path.name} is not there",
+                    where=where,
+                    remedy="Put the model's tokenizer.json beside it, or name it in [text]",
+                )
+        return cls(pipeline=pipeline, names=names, files=files)
+
+    @property
+    def whole(self) -> Pipeline | None:
+        """The pipeline with the user's files in the place of titles."""
+        if self.pipeline is None or self.pipeline.text is None:
+            return self.pipeline
+        return replace(self.pipeline, text=replace(self.pipeline.text, tokenizer=str(self.files[_TOKENIZER])))
+
+    def normalizing(self, options: CompileOptions) -> CompileOptions:
+        """The options with the pipeline's normalization as ``--preprocess``, where none is stated there."""
+        pipeline = self.pipeline
+        section = None if pipeline is None else pipeline.picture or pipeline.sound
+        if options.preprocess or pipeline is None or pipeline.normalize is None or section is None:
+            return options
+        how = pipeline.normalize
+        steps = (("scale", how.scale), ("mean", how.mean), ("std", how.std))
+        text = ",".join(f"{name}={':'.join(map(repr, values))}" for name, values in steps)
+        return replace(options, preprocess=(f"{section.input}:{text}",))
+
+    def dataset(
+        self, worker: Worker, asked: ValidatedRequest, model: Model | None, role: str, scratch: Path, tell: Tell
+    ) -> Dataset:
+        """A data set: arrays as they are, a folder of raw data through the pipeline.
+
+        Raises:
+            ConfigError: raw data, and no pipeline.
+            DatasetError: see :mod:`kedge.importing.data_folders`.
+        """
+        options = asked.options
+        evaluated = role == "evaluation"
+        path = options.evaluation if evaluated else options.calibration
+        annotations = options.annotations if evaluated else None
+        if model is None or not kinds.is_raw(path):
+            return Dataset(path, scratch, role=role, annotations=annotations)
+        if self.whole is None:
+            listing = kinds.listed(path, role, annotations=annotations)
+            raise ConfigError(
+                f"holds {listing.kind}, and nothing says how they become the model's tensors",
+                where=f"{role} {path}",
+                remedy="Give --task (classification, detection, …) or --pipeline; see docs/pipelines.md",
+            )
+        own = annotations is not None and annotations.suffix.lower() == ".json"
+        limit = options.evaluation_samples if evaluated else options.calibration_samples or DEFAULT_CALIBRATION
+        made = worker.call(
+            converting.TASK,
+            converting.ConvertRequest(
+                path=str(path.absolute()),
+                role=role,
+                annotations=str(annotations.absolute()) if own and annotations is not None else None,
+                pipeline=self.whole,
+                inputs=model.inputs,
+                names=self.names,
+                most=limit,
+                folder=str(scratch.absolute()),
+                examples=_EXAMPLES if evaluated else 0,
+            ),
+            Converted,
+            deadline=options.deadline,
+            on_progress=tell,
+        )
+        self._note(made, role)
+        files = {name: Path(file) for name, file in made.arrays.items()}
+        return Dataset(path, scratch, role=role, annotations=None if own else annotations, files=files)
+
+    def _note(self, made: Converted, role: str) -> None:
+        self.names = self.names or made.classes
+        self.raws = made.examples or self.raws
+        if made.samples < made.found:
+            self.warnings.append(f"{role}: {made.samples} of {made.found} items ({made.kind}), spread evenly")
+
+    def settle(self, model: Model, reference: ReferenceAnswer) -> None:
+        """What only the float model's answers tell: the missing activation, the detector's head and its unit.
+
+        Raises:
+            InputError: the outputs are no detector's.
+        """
+        if self.pipeline is None:
+            return
+        bounded = {seen.name: seen.bounded for seen in reference.choice.kinds}
+        pipeline = settling.probable(self.pipeline, bounded, model.outputs[0].name)
+        if pipeline.boxes is not None:
+            from kedge.evaluation.dataset import open_array
+
+            arrays = {
+                name: open_array(Path(path), name=name, where=path)[:_SETTLED_BY]
+                for name, path in reference.outputs.items()
+            }
+            head = pipeline.boxes.head or boxes.head_of(arrays)
+            shares = pipeline.boxes.shares
+            if shares is None:
+                shares = boxes.in_shares(arrays, head)
+            pipeline = replace(pipeline, boxes=replace(pipeline.boxes, head=head, shares=shares))
+        self.pipeline = pipeline
+
+    @property
+    def bundled(self) -> Pipeline | None:
+        """The pipeline as a bundle holds it: normalization stands with the input, files go by their titles."""
+        if self.pipeline is None:
+            return None
+        text = None if self.pipeline.text is None else replace(self.pipeline.text, tokenizer=_TOKENIZER)
+        return replace(self.pipeline, normalize=None, text=text)
+
+    def measured(self, worker: Worker, one: Compiled, folder: Path, deadline: float) -> Compiled:
+        """A compiled target with its examples, where there are raw items and a pipeline of one model."""
+        pipeline = self.bundled
+        if pipeline is None or self.raws is None or pipeline.then is not None:
+            return one
+        file = folder / f"examples-{one.target.name}.json"
+        answer = worker.call(
+            pipeline_examples.TASK,
+            pipeline_examples.ExamplesRequest(
+                program=trial.program(one.candidate.backend.name, one.lowered, folder / f"{one.target.name}-examples"),
+                pipeline=pipeline,
+                labels=self.names,
+                raws=self.raws,
+                file=str(file.absolute()),
+                files={title: str(path) for title, path in self.files.items()},
+            ),
+            pipeline_examples.ExamplesAnswer,
+            deadline=deadline,
+        )
+        return replace(one, examples=file) if answer.count else one

@@ -1,0 +1,168 @@
+"""Examples in a bundle: raw items with the answers that the host measured, run through the whole pipeline on the device
+before the bundle serves. They lie in one file (:data:`FILE`), a JSON list of :class:`Example`."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kedge_protocol import codec
+from kedge_protocol.errors import BundleError
+from kedge_targets.pipeline import bodies, boxes
+from kedge_targets.pipeline.execution import Raw, Runner
+
+FILE = "examples.json"
+MOST_BYTES = 64 << 10
+"""Of all raw items together."""
+FLOORS = {"score": 0.05, "corner": 2.0, "value": 0.02, "pixels": 0.02}
+"""Smallest allowances: of scores, of corners in pixels, of an embedding's values, of the share of pixels."""
+_MARGIN = 2.0
+_CORNERS = ("x1", "y1", "x2", "y2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One raw item.
+
+    Attributes:
+        media: content type.
+        data: base64 of the bytes.
+        answer: expected, as JSON.
+        allowed: how far numbers may be from it; see :data:`FLOORS`.
+    """
+
+    media: str
+    data: str
+    answer: Any
+    allowed: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    examples: tuple[Example, ...]
+
+
+def chosen(raws: Sequence[bytes], runner: Runner, models: Sequence[Raw], *, most: int = 2) -> list[Example]:
+    """The items on which all kernel sets give the same answer, with what they allow; those with an answer first.
+
+    Args:
+        raws: bytes of files or texts.
+        models: one for each kernel set; the first one's answers are expected later.
+    """
+    media = bodies.media_types(runner)[0]
+    found: list[Example] = []
+    for raw in raws:
+        answers = [bodies.answer(runner, model, raw, media) for model in models]
+        allowed = dict(FLOORS)
+        for other in answers[1:]:
+            for key, value in deviations(answers[0], other, FLOORS["score"]).items():
+                allowed[key] = max(allowed[key], _MARGIN * value)
+        if all(np.isfinite(value) for value in allowed.values()):
+            data = base64.b64encode(raw).decode()
+            found.append(Example(media=media, data=data, answer=answers[0], allowed=allowed))
+    found.sort(key=lambda one: not one.answer)
+    kept: list[Example] = []
+    for one in found:
+        if len(kept) < most and sum(len(each.data) for each in (*kept, one)) * 3 // 4 <= MOST_BYTES:
+            kept.append(one)
+    return kept
+
+
+def save(examples: Sequence[Example], path: Path) -> None:
+    """Write them."""
+    path.write_bytes(codec.encode(_File(examples=tuple(examples))))
+
+
+def load(path: Path) -> tuple[Example, ...]:
+    """Read them.
+
+    Raises:
+        BundleError: no such file.
+    """
+    try:
+        return codec.decode(path.read_bytes(), _File, where=path.name).examples
+    except Exception as error:
+        raise BundleError(f"cannot be read as examples: {error}", where=str(path)) from error
+
+
+def failure(folder: Path, runner: Runner, raw: Raw) -> str:
+    """Run a bundle's examples: why the pipeline's answers are not the host's, or an empty text. Pictures are left out
+    where nothing decodes them (no Pillow): such a device can only be given pixels.
+
+    Raises:
+        BundleError: the examples cannot be read.
+        MissingDependencyError: a package that the pipeline needs is not installed.
+    """
+    path = folder / FILE
+    if not path.is_file() or (runner.pipeline.picture is not None and importlib.util.find_spec("PIL") is None):
+        return ""
+    for number, one in enumerate(load(path)):
+        actual = bodies.answer(runner, raw, base64.b64decode(one.data), one.media)
+        over = {
+            key: value
+            for key, value in deviations(one.answer, actual, one.allowed.get("score", 0.0)).items()
+            if not value <= one.allowed.get(key, 0.0)
+        }
+        if over:
+            key, value = next(iter(over.items()))
+            by = "is another" if value == float("inf") else f"deviates by {value:.4g} ({key})"
+            return f"the pipeline's answer to example {number} {by}; allowed are {one.allowed.get(key, 0.0):.4g}"
+    return ""
+
+
+def deviations(expected: Any, actual: Any, unsure: float) -> dict[str, float]:
+    """How far one answer (as JSON) is from another, by kind of number; infinity where they are unlike.
+
+    Args:
+        unsure: of labels and boxes, those whose score is within so much of the weakest that is shown may be missing.
+    """
+    if isinstance(expected, Mapping) and isinstance(actual, Mapping):
+        if "runs" in expected:
+            left, right = _pixels(expected), _pixels(actual)
+            same = left.shape == right.shape
+            return {"pixels": float(np.mean(left != right)) if same else float("inf")}
+        same = expected.get("text") == actual.get("text")
+        return {"score": abs(expected["score"] - actual["score"]) if same else float("inf")}
+    if not isinstance(expected, list) or not isinstance(actual, list):
+        return {"value": 0.0 if expected == actual else float("inf")}
+    if any(isinstance(one, Mapping) for one in (*expected, *actual)):
+        return _of_lists(expected, actual, unsure)
+    if len(expected) != len(actual):
+        return {"value": float("inf")}
+    return {"value": max((abs(a - b) for a, b in zip(expected, actual, strict=True)), default=0.0)}
+
+
+def _of_lists(expected: list[Any], actual: list[Any], unsure: float) -> dict[str, float]:
+    found = {"score": 0.0, "corner": 0.0}
+    weakest = min(one["score"] for one in (*expected, *actual))
+    for some, others in ((expected, actual), (actual, expected)):
+        for one in some:
+            partner = _partner(one, others)
+            if partner is None:
+                if one["score"] > weakest + unsure or not others:
+                    return dict.fromkeys(found, float("inf"))
+                continue
+            found["score"] = max(found["score"], abs(one["score"] - partner["score"]))
+            for corner in _CORNERS if "x1" in one else ():
+                found["corner"] = max(found["corner"], abs(one[corner] - partner[corner]))
+    return found
+
+
+def _partner(one: Any, others: Sequence[Any]) -> Any | None:
+    same = [other for other in others if other["index"] == one["index"]]
+    if "x1" not in one or not same:
+        return same[0] if same else None
+    mine, theirs = (np.asarray([[box[key] for key in _CORNERS] for box in some]) for some in ([one], same))
+    overlap = boxes.iou(mine, theirs)[0]
+    return same[int(overlap.argmax())] if overlap.max() > 0.5 else None
+
+
+def _pixels(answer: Mapping[str, Any]) -> Any:
+    kinds, lengths = zip(*answer["runs"], strict=True) if answer["runs"] else ((), ())
+    return np.repeat(np.asarray(kinds, int), np.asarray(lengths, int))
