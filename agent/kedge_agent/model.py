@@ -9,24 +9,25 @@ import os
 import shutil
 import tempfile
 import threading
-import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from time import perf_counter_ns
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from kedge_agent import slots
-from kedge_agent.counters import Counter, open_counter
+from kedge_agent.counters import open_counter
+from kedge_agent.loaded import Loaded as Loaded
 from kedge_agent.session import Session
-from kedge_protocol import digest, tensors
+from kedge_protocol import digest
 from kedge_protocol.bundle.config import BundleConfig, TensorSpec
 from kedge_protocol.bundle.layout import Bundle, Layout
 from kedge_protocol.errors import BundleError, InputError, KedgeError, StorageError
 from kedge_targets.executor import Executor
+
+if TYPE_CHECKING:
+    from kedge_targets.pipeline.execution import Runner
 
 Array = npt.NDArray[Any]
 
@@ -43,6 +44,8 @@ class Model:
         target: which bundle of the release folder.
         state: the agent's state folder; else ``KEDGE_STATE``, else the system's (see
             :func:`kedge_agent.slots.default_state`).
+        others: models that the bundle's pipeline goes on to, by name; those installed beside it are found by
+            themselves.
 
     An installed model follows the fleet: when another bundle was switched to, it is loaded in the background and takes
     over between two calls; calls under way end on the old one. If it cannot be loaded the old one goes on and
@@ -56,8 +59,14 @@ class Model:
     """
 
     def __init__(
-        self, source: str | os.PathLike[str], *, target: str | None = None, state: str | os.PathLike[str] | None = None
+        self,
+        source: str | os.PathLike[str],
+        *,
+        target: str | None = None,
+        state: str | os.PathLike[str] | None = None,
+        others: Mapping[str, Model] | None = None,
     ) -> None:
+        self._others: dict[str, Model] = dict(others or {})
         self._folder: slots.ModelFolder | None = None
         self._generation: memoryview | None = None
         self._seen = 0
@@ -76,7 +85,41 @@ class Model:
             self._loaded = _load_slot(self._folder, self._seen)
 
     def __call__(self, array: Any = None, /, **named: Any) -> Any:
-        """Run the model on raw samples (what stands before the bundle's preprocessing).
+        """Answer what the application has: with a pipeline in the bundle a picture (a path, the bytes of a file, a
+        picture of Pillow, an array height x width x 3 of uint8), a sound (a path or the bytes of a wav file, samples,
+        ``(samples, rate)``) or a text, or a list of them; without one, as :meth:`raw`.
+
+        Returns:
+            Labels, boxes, a text, a vector or segments (:mod:`kedge_targets.pipeline.answers`), or a list of such;
+            :func:`kedge_targets.pipeline.answers.to_json` makes plain data of them.
+
+        Raises:
+            InputError: nothing that the pipeline takes; the model was closed; see :meth:`raw`.
+            MissingDependencyError: a package that the pipeline needs is not installed.
+        """
+        loaded = self.loaded()
+        if loaded.pipeline is None:
+            return loaded(array, named)
+        if named or isinstance(array, Mapping):
+            raise InputError("the pipeline takes one item, not tensors by name", remedy="Give tensors to Model.raw")
+        return loaded.pipeline(array, loaded.named, other=self._other)
+
+    def stream(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Answer one item after another, in order, for a bundle with a pipeline: while the model computes, the next
+        item is prepared and the last answer finished.
+
+        Raises:
+            InputError: the bundle has no pipeline; see :meth:`__call__`.
+        """
+        from kedge_targets.pipeline import stages
+
+        loaded = self.loaded()
+        if loaded.pipeline is None:
+            raise InputError("the bundle has no pipeline", remedy="Compile it with --task or --pipeline")
+        return stages.overlapped(items, loaded.pipeline, loaded.named, other=self._other)
+
+    def raw(self, array: Any = None, /, **named: Any) -> Any:
+        """Run the bare model on raw samples (what stands before the bundle's preprocessing).
 
         Args:
             array: samples of the only input, first axis the batch; or one sample without that axis, then the result
@@ -89,6 +132,17 @@ class Model:
             InputError: a missing or unknown input, a wrong shape or dtype; or the model was closed.
         """
         return self.loaded()(array, named)
+
+    def _other(self, name: str) -> Callable[[Any], Any]:
+        """Another model of this device, as a pipeline goes on to it."""
+        if name not in self._others:
+            if self._folder is None:
+                raise InputError(
+                    f"the pipeline goes on to the model {name!r}",
+                    remedy=f"Give Model(..., others={{{name!r}: Model(...)}})",
+                )
+            self._others[name] = Model(name, state=self._folder.state)
+        return self._others[name]
 
     def session(self, **states: Any) -> Session:
         """A sequence of calls of a model with states, which are carried from call to call.
@@ -246,83 +300,6 @@ class Model:
             self._loaded.counter.error()
 
 
-class Loaded:
-    """One bundle, ready for calls. It is let go when the last call that uses it has ended."""
-
-    def __init__(self, bundle: Bundle, executor: Executor, counter: Counter | None) -> None:
-        self.bundle = bundle
-        self.counter = counter
-        self.detail = executor.detail
-        self.figures = executor.figures
-        self._executor = executor
-        self._specs = bundle.config.inputs
-        only = executor.one
-        self._only = None if only is None else (self._specs[0], len(self._specs[0].shape), only)
-        self._names = [spec.name for spec in bundle.config.outputs]
-        self._axes_in = [spec.batch_axis if spec.batched else None for spec in self._specs]
-        self._axes_out = [spec.batch_axis if spec.batched else None for spec in bundle.config.outputs]
-        weakref.finalize(self, _release, executor, counter).atexit = False
-
-    def __call__(self, given: Any, named: Mapping[str, Any]) -> Any:
-        """Answer one call, and count it; see :meth:`Model.__call__`."""
-        counter = self.counter
-        if counter is None:
-            return self._answer(given, named)
-        start = perf_counter_ns()
-        try:
-            result = self._answer(given, named)
-        except BaseException:
-            counter.error()
-            raise
-        counter.record(perf_counter_ns() - start)
-        return result
-
-    def _answer(self, given: Any, named: Mapping[str, Any]) -> Any:
-        if not named and self._only is not None and given is not None and not isinstance(given, Mapping):
-            spec, rank, run = self._only
-            array = tensors.as_array(given, spec)
-            return run(array) if array.ndim != rank - 1 else run(array[np.newaxis])[0, ...]
-        raw = self._by_name(given, named)
-        arrays = [tensors.as_array(value, spec) for value, spec in zip(raw, self._specs, strict=True)]
-        axes = self._axes_in
-        one = all(
-            axis is None or array.ndim == len(spec.shape) - 1
-            for array, spec, axis in zip(arrays, self._specs, axes, strict=True)
-        )
-        one = one and any(axis is not None for axis in axes)
-        if one:
-            arrays = [
-                array if axis is None else np.expand_dims(array, axis) for array, axis in zip(arrays, axes, strict=True)
-            ]
-        results = self._executor.run(arrays)
-        if one:
-            results = [
-                result if axis is None else result.take(0, axis)
-                for result, axis in zip(results, self._axes_out, strict=True)
-            ]
-        return results[0] if len(results) == 1 else dict(zip(self._names, results, strict=True))
-
-    def _by_name(self, given: Any, named: Mapping[str, Any]) -> list[Any]:
-        if given is None:
-            return self._executor.in_order(named)
-        if not isinstance(given, Mapping):
-            if len(self._specs) == 1 and not named:
-                return [given]
-            names = ", ".join(spec.name for spec in self._specs)
-            raise InputError(
-                "an input was given without its name", remedy=f"Give all inputs by name, as keywords: {names}"
-            )
-        if both := sorted(set(given) & set(named)):
-            raise InputError(f"given twice: {', '.join(both)}")
-        return self._executor.in_order({**given, **named})
-
-
-def _release(executor: Executor, counter: Counter | None) -> None:
-    if counter is not None:
-        counter.close()
-    executor.close()
-
-
 def _installed(name: str, state: Path) -> slots.ModelFolder:
     there = slots.model_names(state)
     if name not in there:
@@ -353,6 +330,7 @@ def _load_slot(folder: slots.ModelFolder, generation: int) -> Loaded:
             raise InputError(f"the model {folder.name!r} was taken off this device", where=str(folder.path))
         try:
             bundle = slot.bundle()
+            pipeline = _pipeline(slot.folder, bundle.config)
             executor = Executor.of(slot.folder, bundle.config, cache=folder.cache)
         except (OSError, KedgeError) as error:
             # The slot may have been replaced and removed while it was read.
@@ -365,7 +343,8 @@ def _load_slot(folder: slots.ModelFolder, generation: int) -> Loaded:
                     remedy="Let this user read the agent's state folder",
                 ) from error
             raise
-        return Loaded(bundle, executor, open_counter(folder.counters, digest=bundle.digest, generation=generation))
+        counter = open_counter(folder.counters, digest=bundle.digest, generation=generation)
+        return Loaded(bundle, executor, counter, pipeline)
     raise StorageError("changes faster than it can be loaded", where=str(folder.path))
 
 
@@ -382,7 +361,16 @@ def _load_release(path: Path, target: str) -> Loaded:
             except OSError as error:
                 raise BundleError(f"blob {layer.digest}: {error.strerror}", where=str(path)) from error
             digest.verify_file(copy, layer.digest)
-        return Loaded(bundle, Executor.of(Path(scratch), bundle.config), None)
+        pipeline = _pipeline(Path(scratch), bundle.config)
+        return Loaded(bundle, Executor.of(Path(scratch), bundle.config), None, pipeline)
+
+
+def _pipeline(folder: Path, config: BundleConfig) -> Runner | None:
+    if config.pipeline is None:
+        return None
+    from kedge_targets.pipeline.execution import Runner
+
+    return Runner.of(folder, config)
 
 
 def _link_or_copy(source: Path, copy: Path) -> None:

@@ -147,7 +147,8 @@ def prove(request: ProveRequest, progress: Progress) -> ProveAnswer:
         found, seconds = run_vectors(folder, config, executor, progress)
         holds = all(d.holds for d in found)
         peak = _peak()
-        timing = _timed(folder, config, executor, seconds) if holds else None
+        answered = _examples(folder, config, executor) if holds else ""
+        timing = _timed(folder, config, executor, seconds) if holds and not answered else None
     finally:
         executor.close()
     runtime, version = _runtime(config)
@@ -163,8 +164,8 @@ def prove(request: ProveRequest, progress: Progress) -> ProveAnswer:
             )
             for d in found
         ),
-        holds=holds,
-        reason=_reason(found, where=f"{config.name} {config.version} on {runtime} {version}"),
+        holds=holds and not answered,
+        reason=answered or _reason(found, where=f"{config.name} {config.version} on {runtime} {version}"),
         samples=config.golden.samples,
         seconds_p50=float(np.median(seconds)),
         runtime=runtime,
@@ -205,6 +206,17 @@ def run_vectors(
             pair = free_lengths.aligned(actual[spec.name], vectors.outputs[spec.name])
             actual[spec.name], vectors.outputs[spec.name] = pair
     return golden.compare(vectors, actual), seconds
+
+
+def _examples(folder: Path, config: BundleConfig, executor: Executor) -> str:
+    """Run the examples of a bundle with a pipeline: why they do not hold, or an empty text."""
+    if config.pipeline is None:
+        return ""
+    from kedge_targets.pipeline import examples
+    from kedge_targets.pipeline.execution import Runner
+
+    runner = Runner.of(folder, config)
+    return "" if runner is None else examples.failure(folder, runner, executor)
 
 
 def _timed(folder: Path, config: BundleConfig, executor: Executor, before: list[float]) -> Timing:

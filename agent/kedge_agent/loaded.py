@@ -1,0 +1,116 @@
+"""One bundle, loaded: what answers the calls of a :class:`kedge_agent.model.Model`."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge_agent.counters import Counter
+from kedge_protocol import tensors
+from kedge_protocol.bundle.layout import Bundle
+from kedge_protocol.errors import InputError
+from kedge_targets.executor import Executor
+
+if TYPE_CHECKING:
+    from kedge_targets.pipeline.execution import Runner
+
+Array = npt.NDArray[Any]
+
+
+class Loaded:
+    """One bundle, ready for calls. It is let go when the last call that uses it has ended."""
+
+    def __init__(
+        self, bundle: Bundle, executor: Executor, counter: Counter | None, pipeline: Runner | None = None
+    ) -> None:
+        self.bundle = bundle
+        self.pipeline = pipeline
+        """From raw data to answers; None where the bundle has none."""
+        self.counter = counter
+        self.detail = executor.detail
+        self.figures = executor.figures
+        self._executor = executor
+        self._specs = bundle.config.inputs
+        only = executor.one
+        self._only = None if only is None else (self._specs[0], len(self._specs[0].shape), only)
+        self._names = [spec.name for spec in bundle.config.outputs]
+        self._axes_in = [spec.batch_axis if spec.batched else None for spec in self._specs]
+        self._axes_out = [spec.batch_axis if spec.batched else None for spec in bundle.config.outputs]
+        weakref.finalize(self, _release, executor, counter).atexit = False
+
+    def __call__(self, given: Any, named: Mapping[str, Any]) -> Any:
+        """Answer one call, and count it; see :meth:`Model.__call__`."""
+        counter = self.counter
+        if counter is None:
+            return self._answer(given, named)
+        start = perf_counter_ns()
+        try:
+            result = self._answer(given, named)
+        except BaseException:
+            counter.error()
+            raise
+        counter.record(perf_counter_ns() - start)
+        return result
+
+    def named(self, raw: Mapping[str, Any]) -> dict[str, Array]:
+        """Run the bare model, and count it: input name → samples with their batch axis, to output name → answers."""
+        start = perf_counter_ns()
+        try:
+            result = self._executor(raw)
+        except BaseException:
+            if self.counter is not None:
+                self.counter.error()
+            raise
+        if self.counter is not None:
+            self.counter.record(perf_counter_ns() - start)
+        return result
+
+    def _answer(self, given: Any, named: Mapping[str, Any]) -> Any:
+        if not named and self._only is not None and given is not None and not isinstance(given, Mapping):
+            spec, rank, run = self._only
+            array = tensors.as_array(given, spec)
+            return run(array) if array.ndim != rank - 1 else run(array[np.newaxis])[0, ...]
+        raw = self._by_name(given, named)
+        arrays = [tensors.as_array(value, spec) for value, spec in zip(raw, self._specs, strict=True)]
+        axes = self._axes_in
+        one = all(
+            axis is None or array.ndim == len(spec.shape) - 1
+            for array, spec, axis in zip(arrays, self._specs, axes, strict=True)
+        )
+        one = one and any(axis is not None for axis in axes)
+        if one:
+            arrays = [
+                array if axis is None else np.expand_dims(array, axis) for array, axis in zip(arrays, axes, strict=True)
+            ]
+        results = self._executor.run(arrays)
+        if one:
+            results = [
+                result if axis is None else result.take(0, axis)
+                for result, axis in zip(results, self._axes_out, strict=True)
+            ]
+        return results[0] if len(results) == 1 else dict(zip(self._names, results, strict=True))
+
+    def _by_name(self, given: Any, named: Mapping[str, Any]) -> list[Any]:
+        if given is None:
+            return self._executor.in_order(named)
+        if not isinstance(given, Mapping):
+            if len(self._specs) == 1 and not named:
+                return [given]
+            names = ", ".join(spec.name for spec in self._specs)
+            raise InputError(
+                "an input was given without its name", remedy=f"Give all inputs by name, as keywords: {names}"
+            )
+        if both := sorted(set(given) & set(named)):
+            raise InputError(f"given twice: {', '.join(both)}")
+        return self._executor.in_order({**given, **named})
+
+
+def _release(executor: Executor, counter: Counter | None) -> None:
+    if counter is not None:
+        counter.close()
+    executor.close()
