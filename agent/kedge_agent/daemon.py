@@ -92,17 +92,17 @@ class Daemon:
             seed=secrets.randbits(32),
             now=clock(),
         )
-        self._namesake = NameConflict(self._boot_id, before.boot_ids)
+        self._conflict = NameConflict(self._boot_id, before.boot_ids)
         self._link = Link(
             config.broker,
             config.name,
             self._boot_id,
             post=self.post,
             command=self._command,
-            namesake=self._namesake,
+            conflict=self._conflict,
             noticed=self._report_anew,
         )
-        self._performer = EffectRunner(
+        self._effects = EffectRunner(
             self._store,
             config.proof,
             post=self.post,
@@ -121,7 +121,7 @@ class Daemon:
         gc.freeze()
         malloc.give_back()
         with self._turn:
-            self._performer.perform(self._machine.start(self._clock()))
+            self._effects.perform(self._machine.start(self._clock()))
         self._link.start()
         log.info("agent %s: device %s, target %s, state %s", __version__, *self._who())
         notify("READY=1")
@@ -139,7 +139,7 @@ class Daemon:
             self._link.stop()
             if self._child is not None:
                 self._child.stop()
-            self._performer.close()
+            self._effects.close()
             if self._lock_handle is not None:
                 os.close(self._lock_handle)
 
@@ -159,7 +159,7 @@ class Daemon:
     def post(self, event: events.Event) -> None:
         """Hand an event to the update machine; from any thread."""
         with self._turn:
-            self._performer.perform(self._machine.handle(event, self._clock()))
+            self._effects.perform(self._machine.handle(event, self._clock()))
 
     def _who(self) -> tuple[str, str, str]:
         return self._config.name, self._config.target, str(self._config.state)
@@ -213,9 +213,9 @@ class Daemon:
                 desired_version=self._machine.desired_version,
                 models=models,
                 endpoint=None if self._config.listen is None else f"http://{self._config.listen}",
-                refused=self._machine.wishes.refused,
+                refused=self._machine.desired_states.refused,
                 serving_restarts=self._machine.serving_restarts,
-                namesake=self._namesake.boot,
+                namesake=self._conflict.boot,
                 unheard_seconds=round(self._unheard_seconds, 1),
                 at=time.time(),
             )
@@ -231,7 +231,7 @@ class Daemon:
 
     def _log(self, models: dict[str, ReportedModel]) -> None:
         """One line for each change of a model's state, and for a desired state that could not be taken."""
-        problem = self._machine.wishes.problem
+        problem = self._machine.desired_states.problem
         if problem is not None and problem != self._problem:
             log.warning("the desired state was not taken: %s", problem)
         self._problem = problem

@@ -110,13 +110,13 @@ class Proof:
 
 
 def prove(
-    folder: Path, config: BundleConfig, limits: ProofLimits, cache: Path | None, tell: Callable[[str], None]
+    folder: Path, config: BundleConfig, limits: ProofLimits, cache: Path | None, on_progress: Callable[[str], None]
 ) -> Proof:
     """Let the backend build what it must on this device, then run a slot's golden vectors, both in the worker.
 
     Args:
         cache: keeps what is built; None for the user's own folder.
-        tell: is told how far it is, in words.
+        on_progress: is told how far it is, in words.
 
     Raises:
         VerificationError: they do not hold.
@@ -126,7 +126,7 @@ def prove(
     from kedge_targets.worker import Worker
 
     def progress(what: str, done: int, total: int) -> None:
-        tell(f"{what}, {done} of {total}" if total else what)
+        on_progress(f"{what}, {done} of {total}" if total else what)
 
     request = ProveRequest(
         folder=str(folder), config=str(folder / CONFIG_FILE), cache=None if cache is None else str(cache)
@@ -298,7 +298,7 @@ class EffectRunner:
         digest_ = action.bundle.digest
         told = 0.0
 
-        def tell(detail: str) -> None:
+        def on_progress(detail: str) -> None:
             nonlocal told
             now = time.monotonic()
             if now - told >= _TELL_SECONDS:
@@ -309,7 +309,7 @@ class EffectRunner:
         try:
             folder = self._folder(action.model)
             slot = folder.slot(digest_)
-            proof = self._prover(slot.folder, action.bundle.config, self._limits, folder.cache, tell)
+            proof = self._prover(slot.folder, action.bundle.config, self._limits, folder.cache, on_progress)
         except Exception as failure:
             if not isinstance(failure, KedgeError):
                 log.exception("the proof of %s failed", digest_)

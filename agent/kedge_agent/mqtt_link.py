@@ -35,7 +35,7 @@ class Link:
         boot_id: of this start.
         post: takes events for the update machine.
         command: does a verb; returns why not, or None.
-        namesake: notices another device of this name.
+        conflict: notices another device of this name.
         noticed: is called when it did, or when that one is gone.
     """
 
@@ -47,14 +47,14 @@ class Link:
         *,
         post: Callable[[events.Event], None],
         command: Callable[[str], str | None],
-        namesake: NameConflict | None = None,
+        conflict: NameConflict | None = None,
         noticed: Callable[[], None] = lambda: None,
     ) -> None:
         self._name = name
         self._boot_id = boot_id
         self._post = post
         self._command = command
-        self._namesake = namesake or NameConflict(boot_id)
+        self._conflict = conflict or NameConflict(boot_id)
         self._noticed = noticed
         self._answers = topics.block(name, "")
         self._done: OrderedDict[str, Ack] = OrderedDict()
@@ -121,7 +121,7 @@ class Link:
         Args:
             now: seconds of a steady clock.
         """
-        if self._namesake.watch(now):
+        if self._conflict.watch(now):
             log.info("the other device named %s is gone", self._name)
             self._noticed()
         if not self._unheard:
@@ -175,7 +175,7 @@ class Link:
 
     def _own_status(self, status: Status) -> None:
         self._unheard = False
-        if self._namesake.heard(status.boot_id):
+        if self._conflict.heard(status.boot_id):
             log.error(
                 "another device uses the name %s (boot %s): they throw each other off the broker. Rename one",
                 self._name,

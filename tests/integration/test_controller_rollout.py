@@ -430,14 +430,14 @@ def test_a_device_of_another_target_than_it_was_added_with_says_so(
     with ScriptedAgent("pi", mosquitto.port) as agent:
         agent.birth()
         agent.report(0, target="jetson-thor")
-        wait_for(lambda: fleet.device("pi").device.told_target == "jetson-thor")
-        assert standing(fleet).told_target == "jetson-thor"
+        wait_for(lambda: fleet.device("pi").device.reported_target == "jetson-thor")
+        assert standing(fleet).reported_target == "jetson-thor"
         for arguments in (["device", "list"], ["device", "show", "pi"], ["rollout", "status"]):
             with pytest.raises(SystemExit):
                 main([*arguments, "--state", str(fleet.state)])
             assert "rpi4 (says jetson-thor)" in capsys.readouterr().out
         agent.report(0, target="rpi4")
-        wait_for(lambda: fleet.device("pi").device.told_target is None)
+        wait_for(lambda: fleet.device("pi").device.reported_target is None)
 
 
 def test_what_was_sent_and_what_the_device_received_are_told_apart(

@@ -34,20 +34,20 @@ def agent_of(environment: Path) -> str:
 
 @dataclass
 class Device:
-    """One device: its agent's process, state folder and door."""
+    """One device: its agent's process, state folder and endpoint."""
 
     name: str
     target: str
     state: Path
-    door: str
+    endpoint: str
     process: Process
 
     def infer(self, model: str, tensor: str, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Outputs of a batch, sent one sample a call through the agent's HTTP door."""
+        """Outputs of a batch, sent one sample a call through the agent's HTTP endpoint."""
         rows = []
         for sample in np.asarray(batch, dtype=np.float32):
             body = {"name": tensor, "datatype": "FP32", "shape": [1, *sample.shape], "data": sample.ravel().tolist()}
-            answer = ask(f"{self.door}/v2/models/{model}/infer", {"inputs": [body]})
+            answer = ask(f"{self.endpoint}/v2/models/{model}/infer", {"inputs": [body]})
             rows.append(answer["outputs"][0]["data"])
         return np.array(rows)
 

@@ -42,10 +42,13 @@ def fleet(tmp_path: Path, layouts: dict[str, Path]) -> FleetService:
     return made
 
 
-def wishes(fleet: FleetService) -> dict[str, Desired | None]:
+def publications(fleet: FleetService) -> dict[str, Desired | None]:
     records = ControllerStore(fleet.database)
-    found = records.wishes(list(records.roster().versions))
-    return {wish.device: codec.decode(wish.payload, Desired, where="wish") if wish.payload else None for wish in found}
+    found = records.publications(list(records.snapshot().versions))
+    return {
+        publication.device: codec.decode(publication.payload, Desired, where="wish") if publication.payload else None
+        for publication in found
+    }
 
 
 def bundle(layouts: dict[str, Path], key: str, target: str = "rpi4") -> str:
@@ -102,7 +105,7 @@ def test_each_device_is_to_have_the_bundle_of_its_target(fleet: FleetService, la
     started = fleet.rollout_start("tiny:1.0", {"site": "x"})
     assert started.skipped == {}
     assert [one.device for one in started.rollout.devices] == ["a", "b"]
-    found = wishes(fleet)
+    found = publications(fleet)
     assert set(found) == {"a", "b", "c"}
     assert found["c"] is None
     for name, target in (("a", "rpi4"), ("b", "generic-cpu")):
@@ -291,7 +294,7 @@ def test_revert_brings_back_what_each_device_had(fleet: FleetService, layouts: d
     assert fleet.device("a").device.desired == {"tiny": bundle(layouts, "1.0")}
     assert fleet.device("b").device.desired == {}
     assert all(one.desired_version > versions[one.name] for one in fleet.devices())
-    wanted = wishes(fleet)["b"]
+    wanted = publications(fleet)["b"]
     assert wanted is not None
     assert wanted.models == {}
     fleet.rollout_revert()
@@ -304,10 +307,10 @@ def test_a_device_added_again_goes_on_above_its_old_version(fleet: FleetService)
         fleet.rollout_start(f"tiny:{version}")
     before = fleet.device("a").device.desired_version
     fleet.device_remove("a")
-    assert wishes(fleet) == {"a": None}
+    assert publications(fleet) == {"a": None}
     fleet.device_add("a", "generic-cpu")
     # Nothing is wanted of it until a rollout: what it has it keeps, and what the broker may retain is cleared.
-    assert wishes(fleet) == {"a": None}
+    assert publications(fleet) == {"a": None}
     fleet.rollout_start("tiny:1.0")
     assert fleet.device("a").device.desired_version > before
 

@@ -99,7 +99,7 @@ def test_the_number_of_statements_does_not_grow_with_the_fleet(
     for size in SIZES:
         with fleet_of(tmp_path, layout, size) as fleet:
             records, inbox = ControllerStore(fleet.database), Inbox()
-            inbox.know(records.roster().memories)
+            inbox.know(records.snapshot().memories)
             names = list(inbox.known())
             for name in names:
                 inbox.put(topics.status(name), codec.encode(Status(online=True, boot_id="one", session=1)), False)
@@ -117,12 +117,12 @@ def test_the_number_of_statements_does_not_grow_with_the_fleet(
             verbs: dict[str, Callable[[], object]] = {
                 "births and telemetry": write,
                 "telemetry": more_telemetry,
-                "roster": lambda fleet=fleet: ControllerStore(fleet.database).roster(),
+                "roster": lambda fleet=fleet: ControllerStore(fleet.database).snapshot(),
                 "device list": lambda fleet=fleet: fleet.device_list({"half": "0"}, limit=20),
                 "rollout start": lambda fleet=fleet: fleet.rollout_start("tiny:1.0"),
                 "rollout status": lambda fleet=fleet: fleet.rollout_status(shown=DeviceFilter(limit=20)),
                 "rollout list": lambda fleet=fleet: fleet.rollouts(),
-                "wishes": lambda records=records, names=names: records.wishes(names[:256]),
+                "wishes": lambda records=records, names=names: records.publications(names[:256]),
                 "rollout revert": lambda fleet=fleet: fleet.rollout_revert(),
             }
             for name, verb in verbs.items():
@@ -140,7 +140,7 @@ def test_a_batch_of_reports_is_one_transaction_and_a_few_statements_each(
     with fleet_of(tmp_path, layout, 100) as fleet:
         digest = fleet.rollout_start("tiny:1.0").rollout.devices[0].digest or ""
         records, inbox = ControllerStore(fleet.database), Inbox()
-        inbox.know(records.roster().memories)
+        inbox.know(records.snapshot().memories)
         for name in inbox.known():
             for seq in range(1, 4):
                 inbox.put(topics.reported(name), report(seq, digest), False)

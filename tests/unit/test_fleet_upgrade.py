@@ -69,7 +69,7 @@ def older(path: Path, version: int) -> None:
 def test_an_older_database_keeps_its_fleet_and_tells_rollouts_by_device(tmp_path: Path, version: int) -> None:
     older(tmp_path / "fleet.db", version)
     with FleetService(tmp_path) as fleet:
-        assert {one.name: one.told_target for one in fleet.devices()} == {"a": "rpi5", "b": None}
+        assert {one.name: one.reported_target for one in fleet.devices()} == {"a": "rpi5", "b": None}
         (line, _) = fleet.device_list().devices
         assert (line.serves, line.labels) == ({"tiny": "1.0"}, {"site": "x"})
         assert fleet.rollout_status(2).counts == {"failed": 1}

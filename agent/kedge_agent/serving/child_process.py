@@ -46,7 +46,7 @@ class ServingProcess:
         state: the agent's state folder.
         listening: sockets that listen.
         settings: see there.
-        tell: file descriptor of the pipe to the agent, see :mod:`kedge_agent.serving.status_pipe`.
+        on_progress: file descriptor of the pipe to the agent, see :mod:`kedge_agent.serving.status_pipe`.
         page: file descriptor of the shared page, see :mod:`kedge_agent.serving.heartbeat`.
         excluded: digests of bundles that are not loaded, because they took the process down before.
     """
@@ -57,7 +57,7 @@ class ServingProcess:
         listening: Sequence[socket.socket],
         settings: ServerSettings,
         *,
-        tell: int | None = None,
+        on_progress: int | None = None,
         page: int | None = None,
         excluded: Sequence[str] = (),
     ) -> None:
@@ -67,7 +67,7 @@ class ServingProcess:
 
         self._settings = settings
         self._heartbeat = Heartbeat(page)
-        writer = StatusWriter(tell)
+        writer = StatusWriter(on_progress)
 
         def workers(name: str) -> WorkerPool:
             return WorkerPool(
@@ -76,7 +76,7 @@ class ServingProcess:
 
         self.models = ServedModels(
             state,
-            lambda name, serving: writer.tell(StatusMessage(model=name, serving=serving)),
+            lambda name, serving: writer.on_progress(StatusMessage(model=name, serving=serving)),
             workers,
             monitor=self._heartbeat,
             excluded=excluded,
@@ -107,7 +107,7 @@ class ServingProcess:
         self._heartbeat.beat()
         if now - self._beats_told > 1.0:
             self._beats_told = now
-            self._writer.tell(StatusMessage())
+            self._writer.on_progress(StatusMessage())
             hung = self.models.hung(now, self._settings.call_seconds, self._settings.load_seconds)
             if hung is not None and not self._hung:
                 log.error("a call of %s hangs; the process ends, to be started anew", hung)
@@ -131,7 +131,7 @@ def serve(
     listening: Sequence[socket.socket],
     settings: ServerSettings,
     *,
-    tell: int | None = None,
+    on_progress: int | None = None,
     page: int | None = None,
     excluded: Sequence[str] = (),
 ) -> int:
@@ -144,7 +144,7 @@ def serve(
     sys.setswitchinterval(_SWITCH_SECONDS)
     # Before numpy is imported: each thread of its algebra would have a buffer of its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    process = ServingProcess(state, listening, settings, tell=tell, page=page, excluded=excluded)
+    process = ServingProcess(state, listening, settings, on_progress=on_progress, page=page, excluded=excluded)
     for one in listening:
         log.info("listening on %s", address_of(one))
     return process.run()
@@ -168,7 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             listening = [socket.socket(fileno=number) for number in given.listen_fd]
         else:
             listening = [listening_socket(address) for address in given.listen or ["127.0.0.1:8080"]]
-        return serve(given.state, listening, settings, tell=given.tell_fd, page=given.page_fd, excluded=given.exclude)
+        return serve(
+            given.state, listening, settings, on_progress=given.tell_fd, page=given.page_fd, excluded=given.exclude
+        )
     except KedgeError as error:
         log.error("%s", error)
         return 2

@@ -53,7 +53,7 @@ class Machine:
         seed: int = 0,
         now: float = 0.0,
     ) -> None:
-        self.wishes = DesiredStates(memory.desired)
+        self.desired_states = DesiredStates(memory.desired)
         self._memory = memory
         self._installed = dict(installed)
         self._actions: list[Action] = []
@@ -66,7 +66,7 @@ class Machine:
         self._crashes = Crashes(settings.crashes, settings.crash_window)
         self._traffic = BlockRequests(boot_id, settings, random.Random(seed))
         self._fetches = Fetches(self._traffic, self._emit)
-        self._desk = UpdateContext(
+        self._context = UpdateContext(
             target=target,
             settings=settings,
             fetches=self._fetches,
@@ -104,7 +104,7 @@ class Machine:
     @property
     def desired_version(self) -> int:
         """Version of the accepted desired state; 0 before the first."""
-        return self.wishes.version
+        return self.desired_states.version
 
     @property
     def controller_is_there(self) -> bool:
@@ -118,9 +118,9 @@ class Machine:
 
     def start(self, now: float) -> list[Action]:
         """Go on where the start before left off; once, before any event."""
-        self._desk.now = now
-        if self.wishes.current is not None:
-            self._work_towards(self.wishes.current, restored=True)
+        self._context.now = now
+        if self.desired_states.current is not None:
+            self._work_towards(self.desired_states.current, restored=True)
         else:
             for name, there in self._installed.items():
                 if there.current is not None:
@@ -137,17 +137,17 @@ class Machine:
         Returns:
             The actions, to be done in this order.
         """
-        self._desk.now = now
+        self._context.now = now
         if isinstance(event, _FROM_DISK):
-            self._desk.disk_at = now
+            self._context.disk_at = now
         elif isinstance(event, _FROM_PROOFS):
-            self._desk.proofs_at = now
+            self._context.proofs_at = now
         self._handlers[type(event)](event)
         return self._finish()
 
     def reported(self) -> dict[str, ReportedModel]:
         """Each model as it stands."""
-        latencies, now = self._memory.latencies, self._desk.now
+        latencies, now = self._memory.latencies, self._context.now
         return {
             name: reported_model(update, self._fetches, latencies.get(name), now)
             for name, update in sorted(self._models.items())
@@ -174,9 +174,9 @@ class Machine:
         self._changed |= was != self._traffic.ready
 
     def _desired_arrived(self, event: events.DesiredArrived) -> None:
-        taken = self.wishes.take(event.raw)
-        self._changed |= self.wishes.news
-        desired = self.wishes.current
+        taken = self.desired_states.take(event.raw)
+        self._changed |= self.desired_states.news
+        desired = self.desired_states.current
         if not taken or desired is None:
             return
         self._memory = replace(
@@ -191,18 +191,18 @@ class Machine:
         self._work_towards(desired, restored=False)
 
     def _block_arrived(self, event: events.BlockArrived) -> None:
-        fetch = self._fetches.block(event.rid, event.answer, self._desk.now)
+        fetch = self._fetches.block(event.rid, event.answer, self._context.now)
         if fetch is not None:
             for name in fetch.models:
                 self._models[name].received += len(event.answer.payload)
-                self._models[name].progress_at = self._desk.now
+                self._models[name].progress_at = self._context.now
             self._progress = True
-            if self._desk.now - self._kept_at > RECEIVED_INTERVAL:
+            if self._context.now - self._kept_at > RECEIVED_INTERVAL:
                 self._keep(self._memory)
 
     def _tick(self) -> None:
         for name, at in self._removing.items():
-            if self._desk.now - at > REMOVE_AGAIN:
+            if self._context.now - at > REMOVE_AGAIN:
                 self._remove(name)
         for name, update in list(self._models.items()):
             update.tick(confirmed=self._is_confirmed(name))
@@ -225,14 +225,14 @@ class Machine:
     def _served(self, event: events.Served) -> None:
         update = self._models.get(event.model)
         if update is not None:
-            crashing = self._crashes.looping(self._desk.now)
+            crashing = self._crashes.looping(self._context.now)
             update.served(event, confirmed=self._is_confirmed(event.model), crashing=crashing)
 
     def _serving_died(self, event: events.ServingDied) -> None:
         """One death is a restart and no more. A crash loop is blamed on what was switched to lately: it is rolled back
         if there is something to go back to, or if it never served. Else every model is called failed until the loop
         ends, and stays."""
-        crashes, now = self._crashes, self._desk.now
+        crashes, now = self._crashes, self._context.now
         crashes.note(now, came_up=event.came_up)
         self._changed = True
         if not crashes.looping(now):
@@ -254,13 +254,13 @@ class Machine:
         return self._memory.probation.get(update.name) == update.digest
 
     def _has_lasted(self, update: ModelUpdate) -> bool:
-        crashes, now = self._crashes, self._desk.now
+        crashes, now = self._crashes, self._context.now
         return now - update.since > crashes.window and not crashes.lately(now)
 
     # What follows.
 
     def _remove(self, name: str) -> None:
-        self._removing[name] = self._desk.now
+        self._removing[name] = self._context.now
         self._emit(actions.Remove(name))
 
     def _work_towards(self, desired: Desired, *, restored: bool) -> None:
@@ -286,7 +286,7 @@ class Machine:
 
     def _new(self, name: str, wanted: str, size: int | None, *, restored: bool) -> ModelUpdate:
         installed = self._installed.get(name, events.Installed())
-        self._models[name] = update = ModelUpdate(self._desk, name, wanted, size, installed)
+        self._models[name] = update = ModelUpdate(self._context, name, wanted, size, installed)
         if restored:
             update.received = self._memory.received.get(wanted, 0)
         return update
@@ -318,7 +318,7 @@ class Machine:
         self._keep(replace(self._memory, probation={**self._memory.probation, update.name: update.digest}))
 
     def _keep(self, content: PersistentState) -> None:
-        self._kept_at = self._desk.now
+        self._kept_at = self._context.now
         content = replace(content, received={one.digest: one.received for one in self._models.values()})
         if content != self._memory:
             self._memory = content
@@ -327,16 +327,16 @@ class Machine:
     def _finish(self) -> list[Action]:
         while self._fetches.outcomes:
             self._deliver(self._fetches.outcomes.pop(0))
-        self._actions.extend(self._traffic.asks(self._desk.now))
+        self._actions.extend(self._traffic.asks(self._context.now))
         if self._vain != self._traffic.vain:
             self._vain = self._traffic.vain
             self._changed = True
         if self._garbage and self.settled:
             self._garbage = False
             self._collect()
-        if self._changed or (self._progress and self._desk.now - self._reported_at >= PROGRESS_INTERVAL):
+        if self._changed or (self._progress and self._context.now - self._reported_at >= PROGRESS_INTERVAL):
             self._changed = self._progress = False
-            self._reported_at = self._desk.now
+            self._reported_at = self._context.now
             self._emit(actions.Report())
         done, self._actions = self._actions, []
         return done

@@ -76,7 +76,7 @@ class ModelUpdate:
     """The update of one model to one digest.
 
     Args:
-        desk: shared with the other models.
+        context: shared with the other models.
         name: of the model.
         digest: wanted.
         size: of the bundle's manifest; None where the desired state does not say.
@@ -84,14 +84,14 @@ class ModelUpdate:
     """
 
     def __init__(
-        self, desk: UpdateContext, name: str, digest: str, size: int | None, installed: events.Installed
+        self, context: UpdateContext, name: str, digest: str, size: int | None, installed: events.Installed
     ) -> None:
         self.name = name
         self.digest = digest
         self.installed = installed
         self.step = Step.MANIFEST
-        self.since = desk.now
-        self.progress_at = desk.now
+        self.since = context.now
+        self.progress_at = context.now
         """When something last came from the controller, or it was away."""
         self.failure: Failure | None = None
         self.detail: str | None = None
@@ -100,7 +100,7 @@ class ModelUpdate:
         self.layers: dict[str, int] = {}
         self._size = size
         self._left: set[str] = set()
-        self._desk = desk
+        self._context = context
         self._manifest = b""
         self._bundle: Bundle | None = None
         self._made_room = False
@@ -115,7 +115,7 @@ class ModelUpdate:
         elif self._size is None:
             self.fail("fetch", f"the desired state gives no size for {self.digest}")
         else:
-            self._desk.fetches.want(self.name, self.digest, self._size, read=True)
+            self._context.fetches.want(self.name, self.digest, self._size, read=True)
 
     def restore(self, failure: Failure) -> None:
         """It failed before a restart and is not tried again."""
@@ -124,7 +124,7 @@ class ModelUpdate:
 
     def stop(self) -> None:
         """It is not wanted any more."""
-        self._desk.fetches.unwant(self.name)
+        self._context.fetches.unwant(self.name)
 
     @property
     def digests(self) -> set[str]:
@@ -132,7 +132,7 @@ class ModelUpdate:
         found = {self.digest, *self.layers}
         if self._bundle is not None:
             found.add(self._bundle.manifest.config.digest)
-        return found | {fetch.digest for fetch in self._desk.fetches.of(self.name)}
+        return found | {fetch.digest for fetch in self._context.fetches.of(self.name)}
 
     @property
     def blocks_total(self) -> int:
@@ -145,7 +145,7 @@ class ModelUpdate:
         done = sum(block_count(size) for digest, size in self.layers.items() if digest not in self._left)
         if self.step is not Step.FILES:
             return done
-        return done + sum(fetch.blocks_done for fetch in self._desk.fetches.of(self.name))
+        return done + sum(fetch.blocks_done for fetch in self._context.fetches.of(self.name))
 
     def fetched(self, outcome: Outcome) -> None:
         """A blob it waited for is there, or cannot be had."""
@@ -174,7 +174,7 @@ class ModelUpdate:
                 self.fail("check", event.error)
                 return
             self._go(Step.PROVE)
-            self._desk.emit(actions.Prove(self.name, self._bundle))
+            self._context.emit(actions.Prove(self.name, self._bundle))
 
     def proving(self, event: events.Proving) -> None:
         """The proof has come a step further."""
@@ -190,7 +190,7 @@ class ModelUpdate:
             self._ran = event.detail
             self.latency = event.latency
             self._go(Step.SWITCH)
-            self._desk.emit(actions.Switch(self.name, self._bundle))
+            self._context.emit(actions.Switch(self.name, self._bundle))
 
     def switched(self, event: events.Switched) -> None:
         """The slots changed."""
@@ -202,12 +202,12 @@ class ModelUpdate:
         elif self.step is Step.SWITCH or (late and event.error is None and current == self.digest):
             self.failure = None
             self._go(Step.SERVE)
-            self._desk.switched(self)
+            self._context.switched(self)
         elif self.step in (Step.SERVE, Step.DONE) and current != self.digest:
             # An earlier switch was still under way when this update began.
             self._go(Step.MANIFEST)
             self.start()
-        self._desk.changed()
+        self._context.changed()
 
     def served(self, event: events.Served, *, confirmed: bool, crashing: bool = False) -> None:
         """The serving process spoke of the current bundle.
@@ -223,7 +223,7 @@ class ModelUpdate:
             if self.step is Step.SERVE or (fell and not crashing):
                 self.failure = None
                 self._go(Step.DONE)
-                self._desk.served(self)
+                self._context.served(self)
             # Without a serving process the proof's word is all there is.
             self._note(event.detail or self._ran)
         elif self.step in (Step.SERVE, Step.DONE):
@@ -231,24 +231,24 @@ class ModelUpdate:
 
     def tick(self, *, confirmed: bool) -> None:
         """Time has passed: no step lasts for ever."""
-        desk, limits = self._desk, self._desk.settings
-        if self.step is Step.SERVE and desk.now - self.since > limits.serve_deadline:
+        context, limits = self._context, self._context.settings
+        if self.step is Step.SERVE and context.now - self.since > limits.serve_deadline:
             reason = f"the serving process did not load it within {limits.serve_deadline:g} s"
             self._serve_failed(reason, confirmed=confirmed)
-        elif self.step is Step.PROVE and desk.now - max(self.since, desk.proofs_at) > limits.prove_deadline:
+        elif self.step is Step.PROVE and context.now - max(self.since, context.proofs_at) > limits.prove_deadline:
             self.fail("prove", f"the golden vectors did not end within {limits.prove_deadline:g} s")
-        elif self._waits_for_disk and desk.now - max(self.since, desk.disk_at) > limits.disk_deadline:
+        elif self._waits_for_disk and context.now - max(self.since, context.disk_at) > limits.disk_deadline:
             what = self.step.value[1]
             self.fail(self._stage, f"the disk did not end its work within {limits.disk_deadline:g} s ({what})")
-        elif self.step.fetching and desk.now - self.progress_at > limits.fetch_deadline:
+        elif self.step.fetching and context.now - self.progress_at > limits.fetch_deadline:
             self.fail("fetch", f"the controller is there, but nothing came for {limits.fetch_deadline:g} s")
-        if not self.step.fetching or not desk.fetches.traffic.ready:
-            self.progress_at = desk.now
+        if not self.step.fetching or not context.fetches.traffic.ready:
+            self.progress_at = context.now
 
     @property
     def _waits_for_disk(self) -> bool:
         if self.step.fetching:
-            return any(fetch.on_disk for fetch in self._desk.fetches.of(self.name))
+            return any(fetch.on_disk for fetch in self._context.fetches.of(self.name))
         return self.step in (Step.MEASURE, Step.ASSEMBLE, Step.SWITCH)
 
     @property
@@ -263,7 +263,7 @@ class ModelUpdate:
         if self.step in (Step.SERVE, Step.DONE):
             self.fail("serve", reason)
             if roll_back:
-                self._desk.emit(actions.RollBack(self.name))
+                self._context.emit(actions.RollBack(self.name))
 
     def fail(self, stage: str, reason: str) -> None:
         """The wanted bundle is refused; what served before goes on serving."""
@@ -271,12 +271,12 @@ class ModelUpdate:
         # What a foreign error says may hold what UTF-8 cannot (a file's name).
         self.failure = Failure(digest=self.digest, stage=stage, reason=codec.sayable(reason))
         self._go(Step.FAILED)
-        self._desk.failed(self, self.failure)
+        self._context.failed(self, self.failure)
 
     def _serve_failed(self, reason: str, *, confirmed: bool) -> None:
         self.fail("serve", reason)
         if not confirmed:
-            self._desk.emit(actions.RollBack(self.name))
+            self._context.emit(actions.RollBack(self.name))
 
     def _take_manifest(self, raw: bytes) -> None:
         manifest = parse_manifest(raw, where=f"bundle {self.digest[:19]}")
@@ -285,21 +285,21 @@ class ModelUpdate:
                 raise BundleError(f"the layer {layer.title!r} has no {oci.BLOCKS}")
         self._manifest = raw
         self._go(Step.CONFIG)
-        self._desk.fetches.want(self.name, manifest.config.digest, manifest.config.size, read=True)
+        self._context.fetches.want(self.name, manifest.config.digest, manifest.config.size, read=True)
 
     def _take_config(self, raw: bytes) -> None:
         bundle = parse_bundle(self._manifest, raw, where=f"bundle {self.digest[:19]}")
-        compatibility.require_target(bundle.config, self.name, self._desk.target)
+        compatibility.require_target(bundle.config, self.name, self._context.target)
         self._bundle = bundle
         self._go(Step.MEASURE)
-        self._desk.emit(actions.Measure(self.name, bundle))
+        self._context.emit(actions.Measure(self.name, bundle))
 
     def _check_device(self, event: events.Measured) -> None:
         bundle = self._bundle
         if bundle is None:
             return
         compatibility.require_runtime(bundle.config, event)
-        reserve = self._desk.settings.reserve_bytes
+        reserve = self._context.settings.reserve_bytes
         try:
             compatibility.require_room(event, reserve)
         except KedgeError:
@@ -307,21 +307,21 @@ class ModelUpdate:
                 raise
             # What nobody needs goes first; then it is measured again.
             self._made_room = True
-            self._desk.make_room()
-            self._desk.emit(actions.Measure(self.name, bundle))
+            self._context.make_room()
+            self._context.emit(actions.Measure(self.name, bundle))
             return
         self.layers = {layer.digest: layer.size for layer in bundle.manifest.layers}
         self._left = set(self.layers)
         self._go(Step.FILES)
         for layer in {layer.digest: layer for layer in bundle.manifest.layers}.values():
             map_digest = layer.annotations.get(oci.BLOCKS) if layer.size > BLOCK_SIZE else None
-            self._desk.fetches.want(self.name, layer.digest, layer.size, map_digest=map_digest)
+            self._context.fetches.want(self.name, layer.digest, layer.size, map_digest=map_digest)
         self._assemble_when_complete()
 
     def _assemble_when_complete(self) -> None:
         if not self._left and self._bundle is not None:
             self._go(Step.ASSEMBLE)
-            self._desk.emit(actions.Assemble(self.name, self._bundle))
+            self._context.emit(actions.Assemble(self.name, self._bundle))
 
     def _guarded(self, stage: str, function: Callable[[T], None], argument: T) -> None:
         try:
@@ -331,11 +331,11 @@ class ModelUpdate:
 
     def _go(self, step: Step) -> None:
         self.step = step
-        self.since = self._desk.now
+        self.since = self._context.now
         self.detail = None
-        self._desk.changed()
+        self._context.changed()
 
     def _note(self, detail: str | None) -> None:
         if detail != self.detail:
             self.detail = detail
-            self._desk.changed()
+            self._context.changed()

@@ -33,8 +33,8 @@ def compile_command(model: str, **values: Any) -> int:
     Exit status: 0 where every target has its bundle, 3 where some failed (the others are written), 1 on an error.
     """
     check_environment()  # before anything of the extra is imported
-    with progress.progress_display() as tell:
-        release = run(model, made(CompileOptions, values), tell=tell)
+    with progress.progress_display() as on_progress:
+        release = run(model, made(CompileOptions, values), on_progress=on_progress)
     _show(release)
     return SOME_FAILED if release.failures else 0
 

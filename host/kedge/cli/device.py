@@ -80,7 +80,7 @@ def device_list(select: dict[str, str], limit: int | None, offset: int, state: P
             return
         found = fleet.device_list(select, limit=shared.page(limit), offset=offset)
     rows = [
-        (one.name, target_text(one.target, one.told_target), labels_text(one.labels), _presence(one), _serving(one))
+        (one.name, target_text(one.target, one.reported_target), labels_text(one.labels), _presence(one), _serving(one))
         for one in found.devices
     ]
     table(("device", "target", "labels", "presence", "serves"), rows)
@@ -101,7 +101,8 @@ def device_show(name: str, state: Path | None, as_json: bool) -> None:
         return
     one = detail.device
     print_line(
-        f"{one.name}  target {target_text(one.target, one.told_target)}  {labels_text(one.labels)}  {_presence(one)}"
+        f"{one.name}  target {target_text(one.target, one.reported_target)}  "
+        f"{labels_text(one.labels)}  {_presence(one)}"
     )
     for model, digest in one.desired.items():
         print_line(f"shall serve {model} {digest} (version {one.desired_version})")

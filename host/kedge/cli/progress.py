@@ -30,12 +30,12 @@ def progress_display() -> Iterator[ProgressCallback]:
     with Progress(*columns, MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True) as bars:
         rows: dict[str, TaskID] = {}
 
-        def tell(who: str, what: str, done: int, total: int) -> None:
+        def on_progress(who: str, what: str, done: int, total: int) -> None:
             if who not in rows:
                 rows[who] = bars.add_task(what, who=who, total=None)
             bars.update(rows[who], description=what, completed=done, total=total or None)
 
-        yield tell
+        yield on_progress
 
 
 class Lines:

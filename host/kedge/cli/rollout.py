@@ -152,7 +152,7 @@ def _row(one: DeviceRollout) -> tuple[str, ...]:
         progress = f"{progress} {one.blocks_done}/{one.blocks_total}"
     digests = [digest[7:19] if digest else "none" for digest in (one.digest, one.serving)]
     moved = (size_text(one.bytes_sent), size_text(one.bytes_received))
-    return (one.device, shared.target_text(one.target, one.told_target), progress, *digests, *moved, one.detail)
+    return (one.device, shared.target_text(one.target, one.reported_target), progress, *digests, *moved, one.detail)
 
 
 def _state(one: RolloutSummary) -> str:

@@ -171,7 +171,7 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
         bitfile=_path(bitfile),
     )
     source = Path(model) if isinstance(model, os.PathLike) else model
-    return service.run(source, options, tell=progress)
+    return service.run(source, options, on_progress=progress)
 
 
 def _path(given: str | os.PathLike[str] | None) -> Path | None:

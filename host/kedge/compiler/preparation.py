@@ -16,7 +16,7 @@ from kedge_targets.worker import Worker
 
 
 def with_states(
-    data: Data, model: Model, options: CompileOptions, worker: Worker, *, scratch: Path, tell: ProgressCallback
+    data: Data, model: Model, options: CompileOptions, worker: Worker, *, scratch: Path, on_progress: ProgressCallback
 ) -> Data:
     """A data set of a model with states that the user's files leave out: as the float model carries them.
 
@@ -37,7 +37,7 @@ def with_states(
         ),
         carried_states.CarryAnswer,
         deadline=options.deadline,
-        on_progress=lambda what, done, total: tell("data", what, done, total),
+        on_progress=lambda what, done, total: on_progress("data", what, done, total),
     )
     return replace(data, arrays={**data.arrays, **answer.arrays})
 

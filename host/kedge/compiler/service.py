@@ -47,17 +47,17 @@ Array = npt.NDArray[Any]
 _MEMORY_SHARE = 0.8
 
 
-def run(model: str | Path | object, options: CompileOptions, *, tell: ProgressCallback | None = None) -> Release:
+def run(model: str | Path | object, options: CompileOptions, *, on_progress: ProgressCallback | None = None) -> Release:
     """Compile; see :func:`kedge.compile`.
 
     Args:
-        tell: hears of progress, from several threads.
+        on_progress: hears of progress, from several threads.
     """
     validation.check_environment()
     named = isinstance(model, (str, Path))
     asked = validation.check(str(model) if named else "", options)
     with _scratch(options.out) as scratch:
-        compilation = _Compilation(model if not named else None, asked, scratch, tell or _silent)
+        compilation = _Compilation(model if not named else None, asked, scratch, on_progress or _silent)
         return compilation.run()
 
 
@@ -102,12 +102,14 @@ class _Inputs:
 class _Compilation:
     """One run; its threads and workers live as long as :meth:`run`."""
 
-    def __init__(self, model: object | None, asked: ValidatedRequest, scratch: Path, tell: ProgressCallback) -> None:
+    def __init__(
+        self, model: object | None, asked: ValidatedRequest, scratch: Path, on_progress: ProgressCallback
+    ) -> None:
         self._object = model
         self._asked = asked
         self._options = asked.options
         self._scratch = scratch
-        self._tell = tell
+        self._tell = on_progress
         self._began = time.perf_counter()
         self._clock = Clock.of(asked.options.effort, asked.options.time_limit)
         self._seconds: dict[str, float] = {}
@@ -138,7 +140,7 @@ class _Compilation:
                 record=self._asked.record,
                 seed=self._asked.seed,
                 scratch=self._scratch,
-                tell=self._tell,
+                on_progress=self._tell,
                 clock=self._clock,
             )
             sensitivity = sensitivity_job.SensitivityJob(job, targets, floating, pool)
@@ -242,7 +244,9 @@ class _Compilation:
 
     def _bound(self, dataset: Dataset, model: Model, worker: Worker) -> Data:
         data = dataset.bind(model.inputs, model.states)
-        return preparation.with_states(data, model, self._options, worker, scratch=self._scratch, tell=self._tell)
+        return preparation.with_states(
+            data, model, self._options, worker, scratch=self._scratch, on_progress=self._tell
+        )
 
     def _import(self, worker: Worker, arrays: Mapping[str, Array]) -> Imported:
         self._tell("model", "import", 0, 0)
@@ -326,10 +330,15 @@ class _Compilation:
         began = time.perf_counter()
         section = None if self._asked.recipe is None else self._asked.recipe.section(target.name)
         with contextlib.ExitStack() as stack:
-            crew = LocalTrials(target, job, worker, self._worker, self._options.jobs)
-            stack.callback(crew.close)
+            local_trials = LocalTrials(target, job, worker, self._worker, self._options.jobs)
+            stack.callback(local_trials.close)
             search = Search(
-                target, job, crew, sensitivity, section=section, trials=self._trials(target, job, crew, stack)
+                target,
+                job,
+                local_trials,
+                sensitivity,
+                section=section,
+                trials=self._trials(target, job, local_trials, stack),
             )
             result = search.run()
             if isinstance(result, Compiled):
@@ -339,10 +348,10 @@ class _Compilation:
         self._tell(target.name, "done" if isinstance(result, Compiled) else "failed", 1, 1)
         return result
 
-    def _trials(self, target: Target, job: Job, crew: LocalTrials, stack: contextlib.ExitStack) -> Trials:
+    def _trials(self, target: Target, job: Job, local_trials: LocalTrials, stack: contextlib.ExitStack) -> Trials:
         """Where trials run: here, or on a cluster."""
         if self._options.scheduler is None:
-            return crew
+            return local_trials
         from kedge.search.dask_trials import Cluster
 
         return stack.enter_context(Cluster(self._options.scheduler, target, job))

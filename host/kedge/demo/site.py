@@ -18,13 +18,13 @@ class Agent:
     """One device's agent.
 
     Attributes:
-        door: where it answers inference calls.
+        endpoint: where it answers inference calls.
     """
 
     name: str
     target: str
     state: Path
-    door: str
+    endpoint: str
     process: Process
 
 
@@ -127,6 +127,6 @@ def classify(agent: Agent, model: str, images: list[list[float]], shape: list[in
     scores = []
     for image in images:
         tensor = {"name": "image", "datatype": "FP32", "shape": [1, *shape], "data": image}
-        answer = ask(f"{agent.door}/v2/models/{model}/infer", {"inputs": [tensor]})
+        answer = ask(f"{agent.endpoint}/v2/models/{model}/infer", {"inputs": [tensor]})
         scores.append([float(value) for value in answer["outputs"][0]["data"]])
     return scores

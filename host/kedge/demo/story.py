@@ -37,7 +37,7 @@ class Row:
     bytes_pulled: int
 
 
-def tell(*, keep: bool) -> None:
+def on_progress(*, keep: bool) -> None:
     """Run the demo.
 
     Args:
@@ -216,6 +216,6 @@ def _say_how_to_look(site: Site) -> None:
     say(f"   export KEDGE_FLEET_STATE={site.state}")
     say("   kedge device list; kedge device show kitchen-pi; kedge rollout status")
     for agent in site.agents:
-        say(f"   curl {agent.door}/v2/models/{MODEL}      # {agent.name}, log: {agent.process.log}")
+        say(f"   curl {agent.endpoint}/v2/models/{MODEL}      # {agent.name}, log: {agent.process.log}")
     pids = " ".join(str(process.pid) for process in (*[a.process for a in site.agents], site.controller))
     say(f"To end it: kill {pids}")

@@ -259,9 +259,9 @@ def _float_call(request: ReferenceLatencyRequest) -> Callable[[], object]:
 class _Counted:
     """A calibration that tells how many of its samples were taken."""
 
-    def __init__(self, inner: PreprocessedSamples, tell: Callable[[int], None]) -> None:
+    def __init__(self, inner: PreprocessedSamples, on_progress: Callable[[int], None]) -> None:
         self._inner = inner
-        self._tell = tell
+        self._tell = on_progress
 
     @property
     def samples(self) -> int:

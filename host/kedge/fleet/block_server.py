@@ -70,7 +70,7 @@ class BlockServer:
 
     def __init__(self, repository: Repository, ledger: TransferCounts, outlet: Outlet) -> None:
         self._repository = repository
-        self._ledger = ledger
+        self._counts = ledger
         self._outlet = outlet
         self._clients: Mapping[str, Client] = {}
         self._blobs: Mapping[str, int] = {}
@@ -131,7 +131,7 @@ class BlockServer:
             return
         have &= (1 << count) - 1
         if have:
-            self._ledger.told((client.number, request.digest, request.kind), have)
+            self._counts.told((client.number, request.digest, request.kind), have)
         full = self._turns.ask(device, rid, request.boot_id, request.digest, request.kind, request.blocks, have)
         if full:
             self._refuse(device, rid, full, BlockStatus.BUSY, "too many blocks wait for this device")
@@ -182,7 +182,7 @@ class BlockServer:
             self._outlet.publish(topic, encode_answer(job.index, reason, BlockStatus.REFUSED))
             return
         key = (client.number, job.digest, job.kind)
-        again = self._ledger.finished(key, job.index)
+        again = self._counts.finished(key, job.index)
         try:
             taken = self._outlet.publish(topic, encode_answer(job.index, payload))
         except MessageError as error:
@@ -190,7 +190,7 @@ class BlockServer:
             self._outlet.publish(topic, encode_answer(job.index, str(error).encode(), BlockStatus.REFUSED))
             return
         if taken:
-            self._ledger.served(key, job.index, length, again=again)
+            self._counts.served(key, job.index, length, again=again)
 
     def _file(self, job: Job) -> int:
         key = (job.digest, job.kind)

@@ -106,7 +106,7 @@ class Controller:
         self._folder.enter_context(only_controller(state))
         self._records = ControllerStore(self.database)
         self._inbox = Inbox()
-        self._ledger = TransferCounts(self.database)
+        self._counts = TransferCounts(self.database)
         self.boot_id = uuid.uuid4().hex
         self._connection = Connection(
             broker,
@@ -123,7 +123,7 @@ class Controller:
             on_message=self._received,
             backoff=backoff,
         )
-        self._blocks = BlockServer(Repository(state), self._ledger, self._connection)
+        self._blocks = BlockServer(Repository(state), self._counts, self._connection)
         self._seldom = SeldomLog()
         self._mark = Mark(state)
         self._changes = -1
@@ -159,7 +159,7 @@ class Controller:
         try:
             self._inbox.put_break()
             self._write()
-            self._ledger.flush()
+            self._counts.flush()
         except KedgeError as error:
             log.error("what devices said last could not be written: %s", error)
         finally:
@@ -177,7 +177,7 @@ class Controller:
             self._publish()
             if time.monotonic() - self._flushed >= FLUSH_SECONDS:
                 self._flushed = time.monotonic()
-                self._ledger.flush()
+                self._counts.flush()
             self._mark.update(connected=self._connection.connected)
         except KedgeError as error:
             self._seldom.warning("tick", "a round was broken off: %s", error)
@@ -194,23 +194,23 @@ class Controller:
         if wakened == self._wakened and now - self._looked < LOOK_SECONDS:
             return
         if self.database.changes() != self._changes:
-            self._read_roster()
+            self._read_snapshot()
         self._wakened, self._looked = wakened, now
 
-    def _read_roster(self) -> None:
+    def _read_snapshot(self) -> None:
         before = self._inbox.known()
-        roster = self._records.roster(known=before)
-        self._inbox.know(roster.memories)
+        snapshot = self._records.snapshot(known=before)
+        self._inbox.know(snapshot.memories)
         # What is known of a device that was removed and added again is not its own.
-        self._ledger.keep({one.number for name, one in roster.memories.items() if before.get(name) is one})
+        self._counts.keep({one.number for name, one in snapshot.memories.items() if before.get(name) is one})
         none: frozenset[str] = frozenset()
         clients = {
-            name: Client(memory.number, roster.desired.get(name, none), partial(getattr, memory, "bundles"))
-            for name, memory in roster.memories.items()
+            name: Client(memory.number, snapshot.desired.get(name, none), partial(getattr, memory, "bundles"))
+            for name, memory in snapshot.memories.items()
         }
-        self._blocks.know(clients, roster.blobs, roster.bundles)
-        self._wanted = roster.versions
-        self._changes = roster.changes
+        self._blocks.know(clients, snapshot.blobs, snapshot.bundles)
+        self._wanted = snapshot.versions
+        self._changes = snapshot.changes
         self._unpublished = True
 
     def _publish(self) -> None:
@@ -223,7 +223,7 @@ class Controller:
         self._remind()
         if self._unpublished:
             due = [name for name, version in self._wanted.items() if self._published.get(name, -1) != version]
-            self._unpublished = not self._publish_all(due) or not self._send_errands()
+            self._unpublished = not self._publish_all(due) or not self._send_commands()
 
     def _remind(self) -> None:
         """Tell devices that are there and do not answer once more what they shall run."""
@@ -236,10 +236,12 @@ class Controller:
     def _publish_all(self, due: list[str]) -> bool:
         """Publish what these devices shall run; False where the queue was full: the rest goes in the next round."""
         for start in range(0, len(due), PUBLISHED_AT_ONCE):
-            for wish in self._records.wishes(due[start : start + PUBLISHED_AT_ONCE]):
-                if not self._tell(topics.desired(wish.device), wish.payload, wish.device, retain=True):
+            for publication in self._records.publications(due[start : start + PUBLISHED_AT_ONCE]):
+                if not self._tell(
+                    topics.desired(publication.device), publication.payload, publication.device, retain=True
+                ):
                     return False
-                self._published[wish.device] = self._wanted[wish.device]
+                self._published[publication.device] = self._wanted[publication.device]
         return True
 
     def _tell(self, topic: str, payload: bytes, device: str, *, retain: bool) -> bool:
@@ -250,18 +252,18 @@ class Controller:
             self._seldom.warning(topic, "%s is not told what it shall do: %s", device, error)
             return True
 
-    def _send_errands(self) -> bool:
-        errands = self._records.errands()
+    def _send_commands(self) -> bool:
+        pending_commands = self._records.pending_commands()
         sent = []
-        for errand in errands:
-            command = Command(cid=errand.cid, verb=errand.verb)
+        for pending in pending_commands:
+            command = Command(cid=pending.cid, verb=pending.verb)
             if self._tell(
-                topics.command(errand.device, errand.cid), codec.encode(command), errand.device, retain=False
+                topics.command(pending.device, pending.cid), codec.encode(command), pending.device, retain=False
             ):
-                sent.append(errand.cid)
+                sent.append(pending.cid)
         if sent:
             self._records.sent(sent)
-        return len(sent) == len(errands)
+        return len(sent) == len(pending_commands)
 
     # The connection's thread.
 

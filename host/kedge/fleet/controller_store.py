@@ -100,7 +100,7 @@ class ControllerStore:
         with self._database.write() as session:
             session.run("UPDATE device_state SET online = 0 WHERE online")
 
-    def roster(self, *, known: Collection[str] = ()) -> FleetSnapshot:
+    def snapshot(self, *, known: Collection[str] = ()) -> FleetSnapshot:
         """Devices and blobs as they are now.
 
         Args:
@@ -135,7 +135,7 @@ class ControllerStore:
                 ),
             )
 
-    def wishes(self, names: Sequence[str]) -> list[DesiredPublication]:
+    def publications(self, names: Sequence[str]) -> list[DesiredPublication]:
         """The desired state of these devices, in this order."""
         now = time.time()
         with self._database.read() as session:
@@ -167,7 +167,7 @@ class ControllerStore:
             )
         return {row["name"] for row in rows}
 
-    def errands(self) -> list[PendingCommand]:
+    def pending_commands(self) -> list[PendingCommand]:
         """Commands that were not sent yet and are not too old."""
         with self._database.read() as session:
             rows = session.rows(

@@ -126,7 +126,7 @@ def rows_of(session: Session, rows: Sequence[Row]) -> tuple[DeviceRow, ...]:
             seen_at=row["seen_at"] or 0.0,
             heard=bool(row[8]),
             serves=serves.get(row["id"], {}),
-            told_target=reported_target(row),
+            reported_target=reported_target(row),
         )
         for row in rows
     )
@@ -164,7 +164,7 @@ def _view(row: Row, desired: dict[str, str]) -> DeviceView:
         desired_version=row["desired_version"],
         desired=desired,
         reported=reported,
-        told_target=reported_target(row),
+        reported_target=reported_target(row),
     )
 
 

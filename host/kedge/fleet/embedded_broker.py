@@ -83,11 +83,11 @@ class EmbeddedBroker:
         broker = MendedBroker(self._settings(), loop=self._loop)
         await broker.start()
         try:
-            door = await open_listener(broker, self.host, self.port)
+            listener = await open_listener(broker, self.host, self.port)
             self._done = asyncio.Event()
             self._started.set()
             await self._done.wait()
-            door.close()
+            listener.close()
         finally:
             await broker.shutdown()
 

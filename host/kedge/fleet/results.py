@@ -17,7 +17,7 @@ class DeviceView:
         seen_at: when the controller last heard of it (seconds since 1970), 0 for never.
         desired_version, desired: what it shall run: model name → bundle digest.
         reported: what it said last; None before its first word.
-        told_target: the target that it said it is, where that is not the one it was added with; else None.
+        reported_target: the target that it said it is, where that is not the one it was added with; else None.
     """
 
     name: str
@@ -28,7 +28,7 @@ class DeviceView:
     desired_version: int = 0
     desired: dict[str, str] = field(default_factory=dict)
     reported: Reported | None = None
-    told_target: str | None = None
+    reported_target: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class DeviceRow:
     """A device in a list.
 
     Attributes:
-        online, seen_at, told_target: as of :class:`DeviceView`.
+        online, seen_at, reported_target: as of :class:`DeviceView`.
         heard: whether it ever reported.
         serves: model name → version of what it serves; empty text for a version that it does not know.
     """
@@ -48,7 +48,7 @@ class DeviceRow:
     seen_at: float
     heard: bool
     serves: dict[str, str]
-    told_target: str | None = None
+    reported_target: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +214,7 @@ class DeviceRollout:
         blocks_done, blocks_total: of the download, as the device said.
         bytes_sent: payload bytes handed to the broker for it, of this bundle's blobs, since the rollout began.
         bytes_received: payload bytes that came, as the device said; 0 where it last spoke of another bundle.
-        told_target: as of :class:`DeviceView`.
+        reported_target: as of :class:`DeviceView`.
     """
 
     device: str
@@ -229,7 +229,7 @@ class DeviceRollout:
     blocks_total: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
-    told_target: str | None = None
+    reported_target: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

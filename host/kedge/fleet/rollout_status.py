@@ -150,5 +150,5 @@ def _device(row: Row, standing: Standing, sent: int) -> DeviceRollout:
         blocks_total=standing.blocks_total,
         bytes_sent=max(0, sent - row["bytes_before"]),
         bytes_received=received or 0,
-        told_target=devices.reported_target(row),
+        reported_target=devices.reported_target(row),
     )

@@ -62,15 +62,15 @@ class GraphPartition:
         self._weights = weights
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.outputs = [value.name for value in model.graph.output]
-        self._segments = self._cut({layer.name: layer for layer in layers})
+        self._partition = self._cut({layer.name: layer for layer in layers})
         self._place = {
-            segment.nodes[0].name: index for index, segment in enumerate(self._segments) if len(segment.nodes) == 1
+            segment.nodes[0].name: index for index, segment in enumerate(self._partition) if len(segment.nodes) == 1
         }
 
     def run(self, feeds: Mapping[str, Array]) -> Tensors:
         """The whole graph: every tensor between the pieces, the inputs and the outputs."""
         made = {name: np.asarray(array) for name, array in feeds.items()}
-        for segment in self._segments:
+        for segment in self._partition:
             self._step(segment, made, {})
         return made
 
@@ -83,7 +83,7 @@ class GraphPartition:
             half: whether what the layer gives is rounded to float16.
         """
         place = self._place[layer.name]
-        segment = self._segments[place]
+        segment = self._partition[place]
         made = dict(clean)
         before = {name: clean[name] for name in changes if name in clean}
         made.update({name: array for name, array in changes.items() if name in clean})
@@ -92,7 +92,7 @@ class GraphPartition:
         dirty = set(segment.outputs)
         for name in segment.outputs if half else ():
             made[name] = rounded_to_half(made[name])
-        for later in self._segments[place + 1 :]:
+        for later in self._partition[place + 1 :]:
             if not dirty.isdisjoint(later.inputs):
                 self._step(later, made, {})
                 dirty.update(later.outputs)
@@ -125,7 +125,7 @@ class GraphPartition:
             pieces.append(([node], layers[node.name].weight))
         if between:
             pieces.append((between, None))
-        segments: list[_Subgraph] = []
+        partition: list[_Subgraph] = []
         needed = set(self.outputs)
         for nodes, weight in reversed(pieces):
             made = [tensor for node in nodes for tensor in node.output if tensor]
@@ -134,8 +134,8 @@ class GraphPartition:
             outputs = [tensor for tensor in made if tensor in needed]
             needed |= taken
             if outputs:
-                segments.append(_Subgraph(nodes=nodes, weight=weight, inputs=sorted(taken), outputs=outputs))
-        return segments[::-1]
+                partition.append(_Subgraph(nodes=nodes, weight=weight, inputs=sorted(taken), outputs=outputs))
+        return partition[::-1]
 
     def _opened(self, segment: _Subgraph, feeds: Mapping[str, Array]) -> Any:
         import onnx

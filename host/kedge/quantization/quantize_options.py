@@ -77,7 +77,7 @@ class Quantize:
         return Plan(
             default=self.precision,
             layers=dict(self.layers),
-            scheme=self._way(compiler, target),
+            scheme=self._scheme(compiler, target),
             range_method=self.range_method,
             percentile=self.percentile,
             group_size=self.group_size,
@@ -88,8 +88,8 @@ class Quantize:
     def _static(self) -> bool:
         return any(one.needs_calibration for one in (self.precision, *self.layers.values()))
 
-    def _way(self, compiler: Compiler, target: Target) -> QuantizationScheme | None:
-        ways = compiler.quantized_for(target)
+    def _scheme(self, compiler: Compiler, target: Target) -> QuantizationScheme | None:
+        schemes = compiler.quantized_for(target)
         asked = {
             "granularity": self.granularity,
             "symmetric_activation": self.symmetric_activation,
@@ -98,7 +98,7 @@ class Quantize:
         }
         changes = {name: value for name, value in asked.items() if value is not None}
         integers = {Family.STATIC, Family.DYNAMIC} & {p.family for p in (self.precision, *self.layers.values())}
-        if not ways or not integers:
+        if not schemes or not integers:
             if changes:
                 raise ConfigError(
                     f"{sorted(changes)[0]} is of int8, which the recipe does not ask for or {target.name} has not",
@@ -107,9 +107,9 @@ class Quantize:
                 )
             return None
         if not changes:
-            return ways[0]
-        known = [*ways, *compiler.numerics.schemes]
-        for base in ways:
+            return schemes[0]
+        known = [*schemes, *compiler.numerics.schemes]
+        for base in schemes:
             wanted = dataclasses.replace(base, **changes)  # type: ignore[arg-type]  # fields of the same names
             if wanted in known:
                 return wanted
@@ -117,25 +117,25 @@ class Quantize:
             f"the backend of {target.name} cannot quantize with "
             + ", ".join(f"{name} = {getattr(value, 'value', value)!r}" for name, value in changes.items()),
             where=WHERE,
-            remedy="It can: " + "; ".join(_said(way) for way in known),
+            remedy="It can: " + "; ".join(_said(scheme) for scheme in known),
         )
 
 
-def _said(way: QuantizationScheme) -> str:
-    kind = "symmetric" if way.symmetric_activation else "asymmetric"
-    products = "int8" if way.products else "float"
-    return f"activation {way.activation} {kind}, weights {way.granularity.value}, products {products}"
+def _said(scheme: QuantizationScheme) -> str:
+    kind = "symmetric" if scheme.symmetric_activation else "asymmetric"
+    products = "int8" if scheme.products else "float"
+    return f"activation {scheme.activation} {kind}, weights {scheme.granularity.value}, products {products}"
 
 
-def of_plan(plan: Plan, ways: tuple[QuantizationScheme, ...]) -> Quantize:
-    """The options that give this plan again; what is the backend's own choice (the first of ``ways``) is left out."""
-    default, way = ways[0] if ways else None, plan.scheme
+def of_plan(plan: Plan, schemes: tuple[QuantizationScheme, ...]) -> Quantize:
+    """The options that give this plan again, without those that are the backend's own choice, its first scheme."""
+    default, scheme = schemes[0] if schemes else None, plan.scheme
 
     def chosen(name: str) -> Any:
-        """An attribute of the way where it is not the backend's own choice."""
-        if way is None or default is None or getattr(way, name) == getattr(default, name):
+        """An attribute of the scheme, if it differs from the backend's own choice."""
+        if scheme is None or default is None or getattr(scheme, name) == getattr(default, name):
             return None
-        return getattr(way, name)
+        return getattr(scheme, name)
 
     return Quantize(
         precision=plan.default,

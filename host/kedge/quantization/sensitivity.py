@@ -231,8 +231,8 @@ class Run:
         self._choice: metric.Choice | None = None
         self._kinds: dict[str, kinds.ClassifiedOutput] = {}
         self._groups: list[tuple[str, groups.Group]] = []
-        self._segments: GraphPartition = GraphPartition(self._made, [layer for _, layer in self._layers], weights)
-        self._alteration = LayerPerturbation(
+        self._partition: GraphPartition = GraphPartition(self._made, [layer for _, layer in self._layers], weights)
+        self._perturbation = LayerPerturbation(
             self._made,
             weights,
             precisions,
@@ -249,12 +249,12 @@ class Run:
                 "there is no sample to measure on", where="calibration", remedy="Give at least one sample"
             )
         _, feeds = next(samples.batches(1))
-        self._segments.run(feeds)  # makes the sessions
+        self._partition.run(feeds)  # makes the sessions
         began = time.monotonic()
-        made = self._segments.run(feeds)
+        made = self._partition.run(feeds)
         self._took = max(1e-6, time.monotonic() - began)
         self._held = sum(array.nbytes for array in made.values())
-        outputs = {name: made[name] for name in self._segments.outputs}
+        outputs = {name: made[name] for name in self._partition.outputs}
         self._kinds = kinds.classify_outputs(
             outputs, graph=self._behind, inputs=feeds, labels=None if labels is None else labels[:1]
         )
@@ -278,18 +278,20 @@ class Run:
 
     def observe(self, samples: Limited, *, seconds: float) -> None:
         """Find the ranges of activations, on as many samples as there is time for."""
-        passes = self._alteration.passes
+        passes = self._perturbation.passes
         if not passes:
             return
         affordable = max(1, int(seconds / self._took / passes))
         if affordable < samples.samples:
             self.left_out.append(f"ranges of activations are those of {affordable} of {samples.samples} samples")
-        self._alteration.observe(samples.first(affordable))
+        self._perturbation.observe(samples.first(affordable))
 
     def measure(
         self, samples: Limited, labels: Array | None, *, end: float, progress: Callable[[str, int, int], None]
     ) -> Sensitivity:
-        wanted = [(name, layer, precision) for name, layer in self._layers for precision in self._alteration.of(layer)]
+        wanted = [
+            (name, layer, precision) for name, layer in self._layers for precision in self._perturbation.of(layer)
+        ]
         size = self._size(len(wanted), end - time.monotonic())
         sums = _Sums()
         missing: list[str] = []
@@ -323,15 +325,15 @@ class Run:
         return max(1, min(_MAX_CHUNK, _CHUNK_BYTES // max(1, self._held), affordable))
 
     def _part(self, feeds: dict[str, Array], labels: Array | None) -> _Part:
-        clean = self._segments.run(feeds)
+        clean = self._partition.run(feeds)
         if not self._groups:  # the first part's are those of all
             self._groups = [
                 (name, group)
-                for name in self._segments.outputs
+                for name in self._partition.outputs
                 if clean[name].dtype.kind == "f" and self._kinds[name].kind is not kinds.OutputKind.PASSED_THROUGH
                 for group in groups.of(clean[name], bounded=self._kinds[name].bounded)
             ]
-        return _Part(self._segments, self._alteration, feeds, clean, labels, self._choice, self._groups)
+        return _Part(self._partition, self._perturbation, feeds, clean, labels, self._choice, self._groups)
 
     def errors(self, feeds: dict[str, Array], precision: Precision, *, end: float) -> Iterator[tuple[str, Array]]:
         """Each layer altered alone, until ``end``: its name, and the error of each sample in the group of channels
@@ -344,7 +346,7 @@ class Run:
         for name, layer in self._layers:
             if time.monotonic() > end:
                 return
-            if precision in self._alteration.of(layer):
+            if precision in self._perturbation.of(layer):
                 yield name, part.errors(layer, precision)
 
     def _told(self, sums: _Sums) -> Sensitivity:
@@ -352,7 +354,7 @@ class Run:
         for name, layer in self._layers:
             figures = {
                 precision: sums.figures[name, precision]
-                for precision in self._alteration.of(layer)
+                for precision in self._perturbation.of(layer)
                 if (name, precision) in sums.figures
             }
             told.append(
@@ -377,19 +379,19 @@ class _Part:
 
     def __init__(
         self,
-        segments: GraphPartition,
-        alteration: LayerPerturbation,
+        partition: GraphPartition,
+        perturbation: LayerPerturbation,
         feeds: dict[str, Array],
         clean: dict[str, Array],
         labels: Array | None,
         choice: metric.Choice | None,
         parts: list[tuple[str, groups.Group]],
     ) -> None:
-        self._segments = segments
-        self._alteration = alteration
+        self._partition = partition
+        self._perturbation = perturbation
         self._clean = clean
         self._groups = parts
-        self._reference = {name: self._clean[name] for name in segments.outputs}
+        self._reference = {name: self._clean[name] for name in partition.outputs}
         self._count = len(next(iter(feeds.values())))
         self._labels = None if labels is None else np.asarray(labels[: self._count])
         self._choice = choice
@@ -398,8 +400,8 @@ class _Part:
 
     def figure(self, name: str, layer: Layer, precision: Precision) -> None:
         """Measure one."""
-        changes, half = self._alteration.changes(layer, precision, self._clean)
-        outputs = self._segments.changed(layer, self._clean, changes, half=half)
+        changes, half = self._perturbation.changes(layer, precision, self._clean)
+        outputs = self._partition.changed(layer, self._clean, changes, half=half)
         with np.errstate(invalid="ignore", over="ignore"):
             noise = np.array(
                 [
@@ -411,8 +413,8 @@ class _Part:
 
     def errors(self, layer: Layer, precision: Precision) -> Array:
         """N: see :meth:`Run.errors`."""
-        changes, half = self._alteration.changes(layer, precision, self._clean)
-        outputs = self._segments.changed(layer, self._clean, changes, half=half)
+        changes, half = self._perturbation.changes(layer, precision, self._clean)
+        outputs = self._partition.changed(layer, self._clean, changes, half=half)
         found = np.zeros(self._count)
         for value, wanted in zip(self._numbers(outputs), self._numbers(self._reference), strict=True):
             with np.errstate(invalid="ignore", over="ignore"):

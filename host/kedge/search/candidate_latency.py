@@ -32,7 +32,7 @@ class CandidateLatency:
         self._target = target
         self._job = job
         self._call = call
-        self._book = LatencyTable(target, job.record.measurements)
+        self._table = LatencyTable(target, job.record.measurements)
         self._files: dict[int, str] = {}
         self._outcomes: list[Outcome] = []
 
@@ -45,9 +45,9 @@ class CandidateLatency:
         measured, pace = answer.latencies[0], answer.paces[0]
         files = self._files[id(outcome)] = digest.of_file(Path(program.folder) / program.entry)
         self._outcomes.append(outcome)
-        self._book.seen(files, measured.p50)
+        self._table.seen(files, measured.p50)
         outcome.attempt.latency_ms = measured
-        outcome.attempt.target_latency = self._book.of(
+        outcome.attempt.target_latency = self._table.of(
             files, measured.p50, lowered.verified, lowered.estimate, pace=pace
         )
 
@@ -64,7 +64,7 @@ class CandidateLatency:
 
     def _settled(self, outcome: Outcome) -> bool:
         latency = outcome.attempt.target_latency
-        return latency is None or latency.pace is None or self._book.knows(self._files[id(outcome)])
+        return latency is None or latency.pace is None or self._table.knows(self._files[id(outcome)])
 
     def _raced(self, programs: Sequence[worker_messages.Program], seconds: float) -> worker_messages.RaceAnswer:
         job = self._job

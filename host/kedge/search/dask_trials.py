@@ -127,7 +127,7 @@ class Cluster:
         reference = job.reference.result()
         waiting = []
         for candidate in candidates:
-            parcel = RemoteTrial(
+            request = RemoteTrial(
                 version=__version__,
                 candidate=candidate,
                 target=self._target,
@@ -142,7 +142,7 @@ class Cluster:
             )
             paths = _files(job, reference)
             blobs = {path: self._scattered(path) for path in paths}
-            waiting.append(self._client.submit(remote, codec.encode(parcel), blobs, pure=False))
+            waiting.append(self._client.submit(remote, codec.encode(request), blobs, pure=False))
         try:
             answers = self._client.gather(waiting)
         except Exception as error:  # whatever the cluster itself raises
@@ -191,28 +191,28 @@ def remote(raw: bytes, blobs: Mapping[str, bytes]) -> tuple[bytes, dict[str, byt
     with tempfile.TemporaryDirectory(prefix="kedge-trial-") as scratch:
         folder = Path(scratch)
         places = {path: str(_placed(folder, path, content)) for path, content in blobs.items()}
-        parcel = codec.decode(
+        request = codec.decode(
             codec.encode(_moved(codec.loads(raw, where="parcel"), places)), RemoteTrial, where="parcel"
         )
-        if parcel.version != __version__:
-            return _refused(parcel), {}
+        if request.version != __version__:
+            return _refused(request), {}
         reference: Future[worker_messages.ReferenceAnswer] = Future()
-        reference.set_result(parcel.reference)
+        reference.set_result(request.reference)
         job = Job(
-            options=parcel.options,
-            budget=parcel.budget,
-            model=parcel.model,
-            calibration=parcel.calibration,
-            evaluation=parcel.evaluation,
-            preprocess=parcel.preprocess,
+            options=request.options,
+            budget=request.budget,
+            model=request.model,
+            calibration=request.calibration,
+            evaluation=request.evaluation,
+            preprocess=request.preprocess,
             reference=reference,
             record=LatencyLog(),
-            seed=parcel.seed,
+            seed=request.seed,
             scratch=folder / "scratch",
-            tell=_nobody,
+            on_progress=_nobody,
         )
-        with Worker(name=f"trial-{parcel.candidate.key}") as worker:
-            outcome = trial.run(parcel.candidate, parcel.target, job, worker.call, folder / "trial")
+        with Worker(name=f"trial-{request.candidate.key}") as worker:
+            outcome = trial.run(request.candidate, request.target, job, worker.call, folder / "trial")
         files = {}
         if outcome.lowered is not None:
             files = {title: Path(path).read_bytes() for title, path in outcome.lowered.files.items()}
@@ -258,14 +258,14 @@ def _failure(error: KedgeError) -> RemoteFailure:
     return RemoteFailure(kind=type(error).__name__, what=error.what, where=error.where, remedy=error.remedy)
 
 
-def _refused(parcel: RemoteTrial) -> bytes:
-    attempt = Attempt(backend=parcel.candidate.backend.name, precision=parcel.candidate.plan.default.value)
+def _refused(request: RemoteTrial) -> bytes:
+    attempt = Attempt(backend=request.candidate.backend.name, precision=request.candidate.plan.default.value)
     failure = RemoteFailure(
         kind="ConfigError",
-        what=f"a worker of the cluster has Kedge {__version__}, this is {parcel.version}",
+        what=f"a worker of the cluster has Kedge {__version__}, this is {request.version}",
         remedy="Install the same version everywhere",
     )
-    return codec.encode(RemoteAnswer(attempt=attempt, plan=parcel.candidate.plan, failure=failure))
+    return codec.encode(RemoteAnswer(attempt=attempt, plan=request.candidate.plan, failure=failure))
 
 
 def _outcome(candidate: Candidate, folder: Path, raw: bytes, files: Mapping[str, bytes]) -> Outcome:

@@ -92,7 +92,7 @@ class Job:
     record: LatencyLog
     seed: int
     scratch: Path
-    tell: ProgressCallback
+    on_progress: ProgressCallback
     clock: Clock = field(default_factory=Clock)
 
     @property

@@ -44,7 +44,7 @@ class Search:
     """The search for one target.
 
     Args:
-        crew: this machine's workers; ``trials`` runs candidates (the crew itself, or a cluster).
+        local_trials: this machine's workers; ``trials`` runs candidates (the crew itself, or a cluster).
         sensitivity: measures the layers' sensitivity when it is first asked for.
     """
 
@@ -52,7 +52,7 @@ class Search:
         self,
         target: Target,
         job: Job,
-        crew: LocalTrials,
+        local_trials: LocalTrials,
         sensitivity: Callable[[], Sensitivity | None],
         *,
         section: recipe.Section | None = None,
@@ -60,11 +60,11 @@ class Search:
     ) -> None:
         self._target = target
         self._job = job
-        self._crew = crew
-        self._trials: Trials = trials or crew
+        self._local_trials = local_trials
+        self._trials: Trials = trials or local_trials
         self._sensitivity = sensitivity
         self._section = section
-        self._stopwatch = CandidateLatency(target, job, crew.first.call)
+        self._stopwatch = CandidateLatency(target, job, local_trials.first.call)
         self._attempts: list[Attempt] = []
         self._errors: list[KedgeError] = []
         self._outcomes: list[Outcome] = []
@@ -257,7 +257,7 @@ class Search:
             raise CompileError("a candidate without files was chosen", where=f"target {self._target.name}")
         began = time.perf_counter()
         golden_file = taken.folder / "golden.npz"
-        golden = self._crew.first.call(
+        golden = self._local_trials.first.call(
             "kedge.evaluation.golden_task:make_golden",
             worker_messages.GoldenRequest(
                 program=program,
@@ -269,7 +269,7 @@ class Search:
             ),
             worker_messages.GoldenAnswer,
             deadline=self._job.options.deadline,
-            on_progress=lambda what, done, total: self._job.tell(self._target.name, what, done, total),
+            on_progress=lambda what, done, total: self._job.on_progress(self._target.name, what, done, total),
         )
         taken.attempt.seconds["golden"] = time.perf_counter() - began
         others = [one for one in self._attempts if one is not taken.attempt]
@@ -297,7 +297,7 @@ class Search:
             return ChangesAnswer(note="its answers lie on another machine")
         schemes = registry.compiler(taken.candidate.backend.name).quantized_for(self._target)
         floating = (name for name, precision in taken.plan.layers.items() if not precision.quantized)
-        return self._crew.first.call(
+        return self._local_trials.first.call(
             "kedge.search.worker_tasks:changes",
             ChangesRequest(
                 graph=job.model.graph,
@@ -336,20 +336,20 @@ class Search:
         return Failed(target=self._target, error=error, attempts=self._attempts)
 
     def _remedy(self, best: Outcome) -> str:
-        ways = []
+        schemes = []
         if "output" in best.over:
-            ways.append("give calibration samples like those of the evaluation")
+            schemes.append("give calibration samples like those of the evaluation")
         if "drop" in best.over:
-            ways.append("allow more with --max-drop, or give more calibration samples")
+            schemes.append("allow more with --max-drop, or give more calibration samples")
         elif "agreement" in best.over:
-            ways.append("allow less with --min-agreement, or give more calibration samples")
+            schemes.append("allow less with --min-agreement, or give more calibration samples")
         if best.over.keys() & {"size", "latency"}:
-            ways.append("allow more with --max-size or --max-latency, or take a smaller model")
+            schemes.append("allow more with --max-size or --max-latency, or take a smaller model")
         if self._ended:
-            ways.append("give the search more with --time-limit")
+            schemes.append("give the search more with --time-limit")
         elif self._job.options.effort.value != "high" and self._section is None:
-            ways.append("search on with --effort high")
-        text = "; ".join(ways)
+            schemes.append("search on with --effort high")
+        text = "; ".join(schemes)
         return text[:1].upper() + text[1:]
 
 

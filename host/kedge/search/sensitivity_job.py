@@ -28,7 +28,7 @@ class SensitivityJob:
         self._worker = worker
         self._pool = pool
         self._future: Future[Sensitivity | None] | None = None
-        self._precisions, self._way = _asked(targets, job.options.effort)
+        self._precisions, self._scheme = _asked(targets, job.options.effort)
         self.warnings: list[str] = []
 
     def start(self) -> None:
@@ -61,14 +61,14 @@ class SensitivityJob:
                     calibration=job.calibration,
                     preprocess=job.preprocess,
                     precisions=self._precisions,
-                    quantized=self._way,
+                    quantized=self._scheme,
                     samples=effort.sensitivity_samples,
                     seconds=max(1.0, min(effort.sensitivity_seconds, job.clock.left)),
                     choice=choice,
                 ),
                 Sensitivity,
                 deadline=job.options.deadline,
-                on_progress=lambda what, done, total: job.tell("sensitivity", what, done, total),
+                on_progress=lambda what, done, total: job.on_progress("sensitivity", what, done, total),
             )
         except KedgeError as error:
             # A report without it is better than none.
@@ -79,14 +79,14 @@ class SensitivityJob:
 def _asked(targets: Sequence[Target], effort: Effort) -> tuple[tuple[Precision, ...], QuantizationScheme | None]:
     """The precisions to measure: those that the backends carry, of few bits; with high effort all of them."""
     precisions: set[Precision] = set()
-    way: QuantizationScheme | None = None
+    scheme: QuantizationScheme | None = None
     for target in targets:
         for choice in target.backends[:1]:
             compiler = registry.compiler(choice.name)
             precisions |= {one for one in compiler.numerics.precisions if one.quantized}
-            ways = compiler.quantized_for(target)
-            way = way or (ways[0] if ways else None)
+            schemes = compiler.quantized_for(target)
+            scheme = scheme or (schemes[0] if schemes else None)
     if effort is not Effort.HIGH:
         usual = {Family.STATIC, Family.FABRIC}
         precisions = {one for one in precisions if one.family in usual and one not in (Precision.W2A2, Precision.W3A3)}
-    return tuple(one for one in Precision if one in precisions), way
+    return tuple(one for one in Precision if one in precisions), scheme

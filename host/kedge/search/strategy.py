@@ -60,7 +60,7 @@ class Strategy:
     ) -> None:
         self._choice = choice
         self._numerics = compiler.numerics
-        self._ways = compiler.quantized_for(target)
+        self._schemes = compiler.quantized_for(target)
         self._model = model
         self._effort = effort
         self._sensitivity = sensitivity
@@ -131,7 +131,7 @@ class Strategy:
         """What is tried first: on programmable logic 4 bits, elsewhere static int8, else the smallest float."""
         has = self._numerics.precisions
         for precision in (Precision.W4A4, Precision.INT8, Precision.FLOAT16):
-            if precision in has and (precision is not Precision.INT8 or self._ways):
+            if precision in has and (precision is not Precision.INT8 or self._schemes):
                 return precision
         return Precision.FLOAT32
 
@@ -230,13 +230,13 @@ class Strategy:
     def _ended(self, best: Outcome) -> Generator[list[Candidate], list[Outcome], list[Outcome]]:
         """Both ends of the graph in float, more and more of them: with plain ranges, and as the best so far has it."""
         seen: list[Outcome] = []
-        ways: list[tuple[Plan, tuple[StepChoice, ...]]] = [(self._plan(Precision.INT8), ())]
+        schemes: list[tuple[Plan, tuple[StepChoice, ...]]] = [(self._plan(Precision.INT8), ())]
         other = best.candidate
         if other.why != _USUAL and other.plan.default is Precision.INT8 and not other.plan.layers:
-            ways.append((other.plan, other.steps))
+            schemes.append((other.plan, other.steps))
         for names in self._model.ends:
             reasons = dict.fromkeys(names, "at an end of the graph: few weights, wide ranges")
-            outcomes = yield [self._floating(plan, steps, names, reasons) for plan, steps in ways]
+            outcomes = yield [self._floating(plan, steps, names, reasons) for plan, steps in schemes]
             seen += outcomes
             if any(one.holds_accuracy for one in outcomes):
                 break
@@ -386,8 +386,8 @@ class Strategy:
         if precision.family is Family.FABRIC and RangeMethod.MSE in self._numerics.range_methods:
             method = RangeMethod.MSE
         integer = precision.family in (Family.STATIC, Family.DYNAMIC)
-        way = self._ways[0] if integer and self._ways else None
-        return Plan(default=precision, scheme=way, range_method=method)
+        scheme = self._schemes[0] if integer and self._schemes else None
+        return Plan(default=precision, scheme=scheme, range_method=method)
 
     def _candidate(
         self,

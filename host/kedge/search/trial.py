@@ -62,7 +62,7 @@ def _run(outcome: Outcome, target: Target, job: Job, call: Call) -> None:
     candidate, attempt, folder = outcome.candidate, outcome.attempt, outcome.folder
 
     def progress(what: str, done: int, total: int) -> None:
-        job.tell(target.name, f"{candidate.plan.default.value} {what}", done, total)
+        job.on_progress(target.name, f"{candidate.plan.default.value} {what}", done, total)
 
     graph, plan, attempt.steps = _stepped(candidate, job, call, progress)
     outcome.plan = plan

@@ -227,10 +227,10 @@ def memory(proc: Path = Path("/proc")) -> tuple[int, int]:
 
 
 def _named(progress: Progress, name: str) -> Progress:
-    def tell(what: str, done: int, total: int) -> None:
+    def on_progress(what: str, done: int, total: int) -> None:
         progress(f"{name}: {what}", done, total)
 
-    return tell
+    return on_progress
 
 
 def _reason(error: KedgeError) -> str:

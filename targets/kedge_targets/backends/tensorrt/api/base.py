@@ -55,14 +55,14 @@ class Api(abc.ABC):
         library.init_libnvinfer_plugins(self.logger, "")
 
     @abc.abstractmethod
-    def watch(self, config: Any, tell: ProgressCallback) -> None:
+    def watch(self, config: Any, on_progress: ProgressCallback) -> None:
         """Let the builder tell how far it is."""
 
     @abc.abstractmethod
     def node_of(self, error: Any) -> str:
         """The node that a ``ParserError`` is about, for people."""
 
-    def build(self, order: Order, tell: ProgressCallback) -> bytes:
+    def build(self, order: Order, on_progress: ProgressCallback) -> bytes:
         """Parse an ONNX file and build an engine for this GPU.
 
         Raises:
@@ -76,15 +76,15 @@ class Api(abc.ABC):
             sum(1 << int(self._member("NetworkDefinitionCreationFlag", name)) for name in order.network_flags)
         )
         parser = trt.OnnxParser(network, self.logger)
-        tell("parse", 0, 1)
+        on_progress("parse", 0, 1)
         if not parser.parse(order.graph.read_bytes()):
             raise self._parse_error(parser, order)
-        tell("parse", 1, 1)
+        on_progress("parse", 1, 1)
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, order.workspace_bytes)
         for name in order.builder_flags:
             config.set_flag(self._member("BuilderFlag", name))
-        self.watch(config, tell)
+        self.watch(config, on_progress)
         if order.shapes:
             profile = builder.create_optimization_profile()
             for name, (least, usual, largest) in order.shapes.items():
@@ -148,7 +148,7 @@ class Api(abc.ABC):
         return Logger()
 
 
-def monitor(library: Any, tell: ProgressCallback) -> Any:
+def monitor(library: Any, on_progress: ProgressCallback) -> Any:
     """An ``IProgressMonitor`` that tells of the outermost phase (10 and later have it)."""
 
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]  # the base is known at run time only
@@ -159,16 +159,16 @@ def monitor(library: Any, tell: ProgressCallback) -> Any:
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if not parent_phase:
                 self._outer[phase_name] = num_steps
-                tell(phase_name, 0, num_steps)
+                on_progress(phase_name, 0, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             if phase_name in self._outer:
-                tell(phase_name, step + 1, self._outer[phase_name])
+                on_progress(phase_name, step + 1, self._outer[phase_name])
             return True
 
         def phase_finish(self, phase_name: str) -> None:
             steps = self._outer.pop(phase_name, None)
             if steps is not None:
-                tell(phase_name, steps, steps)
+                on_progress(phase_name, steps, steps)
 
     return Monitor()

@@ -15,9 +15,9 @@ from kedge_targets.backends.tensorrt.api.base import ProgressCallback
 class Api8(base.Api):
     """TensorRT 8.6 (JetPack 6.0)."""
 
-    def watch(self, config: Any, tell: ProgressCallback) -> None:
+    def watch(self, config: Any, on_progress: ProgressCallback) -> None:
         """8.6 has no progress monitor: that it builds is all there is to tell."""
-        tell("build", 0, 0)
+        on_progress("build", 0, 0)
 
     def node_of(self, error: Any) -> str:
         """8.6 knows the node's number only."""
@@ -27,9 +27,9 @@ class Api8(base.Api):
 class Api10(base.Api):
     """TensorRT 10 (JetPack 6.1 and later)."""
 
-    def watch(self, config: Any, tell: ProgressCallback) -> None:
+    def watch(self, config: Any, on_progress: ProgressCallback) -> None:
         """The progress monitor came with 10.0."""
-        config.progress_monitor = base.monitor(self.library, tell)
+        config.progress_monitor = base.monitor(self.library, on_progress)
 
     def node_of(self, error: Any) -> str:
         """The node's name in the ONNX file."""
