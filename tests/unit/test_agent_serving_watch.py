@@ -82,7 +82,7 @@ def test_what_the_child_tells_arrives_whole_or_shortened_and_never_torn(told: li
     try:
         heard = []
         for word in told:
-            assert writer.tell(word)
+            assert writer.send(word)
             heard += reader.listen()
         assert [word.model for word in heard] == [word.model for word in told]
         for word, said in zip(told, heard, strict=True):
@@ -98,9 +98,9 @@ def test_what_the_child_tells_arrives_whole_or_shortened_and_never_torn(told: li
 def test_an_agent_that_does_not_read_or_is_gone_does_not_hold_the_child_up() -> None:
     reading, writing = os.pipe()
     writer = StatusWriter(writing)
-    while writer.tell(StatusMessage()):
+    while writer.send(StatusMessage()):
         pass
     os.close(reading)
-    assert not writer.tell(StatusMessage())
+    assert not writer.send(StatusMessage())
     os.close(writing)
     assert StatusWriter(None).tell(StatusMessage())

@@ -412,7 +412,7 @@ def test_two_models_share_blobs_and_do_not_wait_for_each_other(world: World) -> 
 def test_a_desired_state_that_cannot_be_read_is_left_alone(world: World) -> None:
     for raw in (b"", b"[]", b"{}", b'{"version": 1, "models": {"../x": "sha256:1"}, "sizes": {}}', b"\xff"):
         world.post(events.DesiredArrived(raw))
-        assert world.machine.publications.problem is not None
+        assert world.machine.desired_states.problem is not None
     assert world.models == {}
 
 
@@ -716,13 +716,13 @@ def test_a_version_that_jumps_too_far_is_refused_and_reported(world: World, vers
     told(world, version, None)
     world.settle()
     serving(world, release)
-    refused = world.machine.publications.refused
+    refused = world.machine.desired_states.refused
     assert refused is not None
     assert (refused.version, refused.reason) == (version, DesiredRefusal.JUMP)
     assert world.reports > reports
     world.desire(1_000_005, release)
     assert world.machine.desired_version == 1_000_005
-    assert world.machine.publications.refused is None
+    assert world.machine.desired_states.refused is None
 
 
 def test_a_device_that_was_locked_out_before_heeds_its_controller_again(tmp_path: Path) -> None:
@@ -750,9 +750,9 @@ def test_an_equal_version_with_other_content_is_refused_and_both_contents_are_re
     world.settle()
     reports = world.reports
     told(world, 5, first)
-    assert (world.machine.publications.refused, world.reports) == (None, reports)
+    assert (world.machine.desired_states.refused, world.reports) == (None, reports)
     told(world, 5, other)
-    refused = world.machine.publications.refused
+    refused = world.machine.desired_states.refused
     assert refused is not None
     assert refused.reason is DesiredRefusal.CONFLICT
     assert refused.held == Desired(version=1, models={"digits": first.digest}, sizes={}).content
@@ -762,7 +762,7 @@ def test_an_equal_version_with_other_content_is_refused_and_both_contents_are_re
     told(world, 6, other)
     world.settle()
     serving(world, other)
-    assert world.machine.publications.refused is None
+    assert world.machine.desired_states.refused is None
     # An older one is answered with a report: its sender learns what this device holds.
     reports = world.reports
     told(world, 4, first)
@@ -772,7 +772,7 @@ def test_an_equal_version_with_other_content_is_refused_and_both_contents_are_re
 @pytest.mark.parametrize("raw", [b'{"version":0,"models":{},"sizes":{}}', b'{"version":-1,"models":{},"sizes":{}}'])
 def test_a_version_that_is_none_changes_nothing(world: World, raw: bytes) -> None:
     world.post(events.DesiredArrived(raw))
-    assert world.machine.publications.problem is not None
+    assert world.machine.desired_states.problem is not None
     assert world.machine.desired_version == 0
 
 
@@ -780,7 +780,7 @@ def test_a_size_below_one_is_refused_before_anything_is_pulled(world: World) -> 
     release = world.controller.add(make_release({"model.bin": data(1, 2)}))
     world.connect()
     world.desire(1, replace(release, size=-5))
-    assert world.machine.publications.problem is not None
+    assert world.machine.desired_states.problem is not None
     world.desire(1, release)
     world.settle()
     serving(world, release)

@@ -46,7 +46,7 @@ class ServingProcess:
         state: the agent's state folder.
         listening: sockets that listen.
         settings: see there.
-        on_progress: file descriptor of the pipe to the agent, see :mod:`kedge_agent.serving.status_pipe`.
+        status_fd: file descriptor of the pipe to the agent, see :mod:`kedge_agent.serving.status_pipe`.
         page: file descriptor of the shared page, see :mod:`kedge_agent.serving.heartbeat`.
         excluded: digests of bundles that are not loaded, because they took the process down before.
     """
@@ -57,7 +57,7 @@ class ServingProcess:
         listening: Sequence[socket.socket],
         settings: ServerSettings,
         *,
-        on_progress: int | None = None,
+        status_fd: int | None = None,
         page: int | None = None,
         excluded: Sequence[str] = (),
     ) -> None:
@@ -67,7 +67,7 @@ class ServingProcess:
 
         self._settings = settings
         self._heartbeat = Heartbeat(page)
-        writer = StatusWriter(on_progress)
+        writer = StatusWriter(status_fd)
 
         def workers(name: str) -> WorkerPool:
             return WorkerPool(
@@ -76,7 +76,7 @@ class ServingProcess:
 
         self.models = ServedModels(
             state,
-            lambda name, serving: writer.on_progress(StatusMessage(model=name, serving=serving)),
+            lambda name, serving: writer.send(StatusMessage(model=name, serving=serving)),
             workers,
             monitor=self._heartbeat,
             excluded=excluded,
@@ -107,7 +107,7 @@ class ServingProcess:
         self._heartbeat.beat()
         if now - self._beats_told > 1.0:
             self._beats_told = now
-            self._writer.on_progress(StatusMessage())
+            self._writer.send(StatusMessage())
             hung = self.models.hung(now, self._settings.call_seconds, self._settings.load_seconds)
             if hung is not None and not self._hung:
                 log.error("a call of %s hangs; the process ends, to be started anew", hung)
@@ -131,7 +131,7 @@ def serve(
     listening: Sequence[socket.socket],
     settings: ServerSettings,
     *,
-    on_progress: int | None = None,
+    status_fd: int | None = None,
     page: int | None = None,
     excluded: Sequence[str] = (),
 ) -> int:
@@ -144,7 +144,7 @@ def serve(
     sys.setswitchinterval(_SWITCH_SECONDS)
     # Before numpy is imported: each thread of its algebra would have a buffer of its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    process = ServingProcess(state, listening, settings, on_progress=on_progress, page=page, excluded=excluded)
+    process = ServingProcess(state, listening, settings, status_fd=status_fd, page=page, excluded=excluded)
     for one in listening:
         log.info("listening on %s", address_of(one))
     return process.run()
@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--listen-fd", type=int, action="append", help="file descriptor of a socket that listens")
     parser.add_argument("--settings", default="{}", help="JSON, see kedge_agent.serving.settings.ServerSettings")
     parser.add_argument("--exclude", action="append", default=[], help="digest of a bundle that is not loaded")
-    parser.add_argument("--tell-fd", type=int, help="file descriptor of the pipe to the agent")
+    parser.add_argument("--status-fd", type=int, help="file descriptor of the pipe to the agent")
     parser.add_argument("--page-fd", type=int, help="file descriptor of the page that the agent watches")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             listening = [listening_socket(address) for address in given.listen or ["127.0.0.1:8080"]]
         return serve(
-            given.state, listening, settings, on_progress=given.tell_fd, page=given.page_fd, excluded=given.exclude
+            given.state, listening, settings, status_fd=given.status_fd, page=given.page_fd, excluded=given.exclude
         )
     except KedgeError as error:
         log.error("%s", error)

@@ -52,7 +52,7 @@ class ServedModels:
 
     Args:
         state: the agent's state folder.
-        on_progress: told what was loaded of a model; returns whether the agent heard.
+        on_loaded: told what was loaded of a model; returns whether the agent heard.
         workers: makes the pool of threads that run a model's calls, by the model's name.
         monitor: is told which model is being loaded.
         excluded: digests of bundles that are not loaded: they took the process down.
@@ -61,7 +61,7 @@ class ServedModels:
     def __init__(
         self,
         state: Path,
-        on_progress: Callable[[str, slots.Serving], bool] = lambda *_: True,
+        on_loaded: Callable[[str, slots.Serving], bool] = lambda *_: True,
         workers: Callable[[str], WorkerPool] = WorkerPool,
         monitor: Monitor | None = None,
         excluded: Sequence[str] = (),
@@ -73,7 +73,7 @@ class ServedModels:
         self._workers = workers
         self._turn = threading.RLock()
         """One load at a time."""
-        self._tell = on_progress
+        self._on_loaded = on_loaded
         self._entries: dict[str, Entry] = {}
         self.scanned = False
 
@@ -159,7 +159,7 @@ class ServedModels:
             entry.unwritten = entry.untold
             self._write(entry, log.error)
             self._entries[name] = entry
-        if entry is not None and entry.untold is not None and self._tell(name, entry.untold):
+        if entry is not None and entry.untold is not None and self._on_loaded(name, entry.untold):
             entry.untold = None
         if entry is not None and entry.unwritten is not None:
             self._write(entry, log.debug)

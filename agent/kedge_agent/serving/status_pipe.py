@@ -39,7 +39,7 @@ class StatusWriter:
         if pipe is not None:
             os.set_blocking(pipe, False)
 
-    def on_progress(self, word: StatusMessage) -> bool:
+    def send(self, word: StatusMessage) -> bool:
         """Whether it was said; False where the agent has not read for long: it is to be said again."""
         if self._pipe is None:
             return True

@@ -261,7 +261,7 @@ class ServingSupervisor:
             self._heartbeat = HeartbeatReader(page)
             command = [sys.executable, str(Path(bootstrap.__file__).resolve()), "--module", "kedge_agent.serving"]
             command += ["--state", str(self._state), "--settings", codec.encode(self._settings).decode()]
-            command += ["--tell-fd", str(writing), "--page-fd", str(page)]
+            command += ["--status-fd", str(writing), "--page-fd", str(page)]
             for one in sockets:
                 command += ["--listen-fd", str(one.fileno())]
             for digest in self.left_out:

@@ -92,10 +92,10 @@ class Machine:
             events.BlobOpened: self._fetches.opened,
             events.BlobStored: self._fetches.stored,
             events.WriteFailed: self._fetches.write_failed,
-            events.Measured: lambda event: self._tell(event, ModelUpdate.measured),
-            events.Assembled: lambda event: self._tell(event, ModelUpdate.assembled),
-            events.Proving: lambda event: self._tell(event, ModelUpdate.proving),
-            events.Proved: lambda event: self._tell(event, ModelUpdate.proved),
+            events.Measured: lambda event: self._dispatch(event, ModelUpdate.measured),
+            events.Assembled: lambda event: self._dispatch(event, ModelUpdate.assembled),
+            events.Proving: lambda event: self._dispatch(event, ModelUpdate.proving),
+            events.Proved: lambda event: self._dispatch(event, ModelUpdate.proved),
             events.Switched: self._switched,
             events.Served: self._served,
             events.ServingDied: self._serving_died,
@@ -210,7 +210,7 @@ class Machine:
                 probation = {other: one for other, one in self._memory.probation.items() if other != name}
                 self._keep(replace(self._memory, probation=probation))
 
-    def _tell(self, event: Any, method: Callable[[ModelUpdate, Any], None]) -> None:
+    def _dispatch(self, event: Any, method: Callable[[ModelUpdate, Any], None]) -> None:
         update = self._models.get(event.model)
         if update is not None:
             method(update, event)
@@ -220,7 +220,7 @@ class Machine:
             self._installed[event.model] = event.installed
             if event.installed.current is None:
                 self._removing.pop(event.model, None)
-        self._tell(event, ModelUpdate.switched)
+        self._dispatch(event, ModelUpdate.switched)
 
     def _served(self, event: events.Served) -> None:
         update = self._models.get(event.model)
