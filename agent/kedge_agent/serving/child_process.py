@@ -35,6 +35,8 @@ log = logging.getLogger("kedge.serving")
 
 _GRACE_SECONDS = 0.5
 """What calls of other models may take yet when one hangs."""
+_LOAD_FIRST_SECONDS = 3.0
+"""What loading may take before connections are taken; then requests for what is not loaded yet get 503."""
 _SWITCH_SECONDS = 0.001
 """How long Python lets a thread go on while another waits; 5 ms would be added to short answers."""
 
@@ -91,9 +93,12 @@ class ServingProcess:
         """Serve until SIGTERM or SIGINT; the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
+        self._writer.tell(StatusMessage())
+        threading.Thread(target=self.models.watch, args=(self._stop,), name="kedge-models", daemon=True).start()
+        # Clients wait in the kernel's queue: a process that is started anew answers them, instead of refusing.
+        self.models.first_scan.wait(_LOAD_FIRST_SECONDS)
         server = threading.Thread(target=self.server.run, name="kedge-http", daemon=True)
         server.start()
-        threading.Thread(target=self.models.watch, args=(self._stop,), name="kedge-models", daemon=True).start()
         self._stop.wait()
         self.server.stop(_GRACE_SECONDS if self._hung else self._settings.drain_seconds)
         server.join(self._settings.drain_seconds + 1.0)

@@ -75,7 +75,13 @@ class ServedModels:
         """One load at a time."""
         self._on_loaded = on_loaded
         self._entries: dict[str, Entry] = {}
-        self.scanned = False
+        self.first_scan = threading.Event()
+        """Set once all that was installed at the start is loaded, or could not be."""
+
+    @property
+    def scanned(self) -> bool:
+        """Whether the first scan is done."""
+        return self.first_scan.is_set()
 
     def names(self) -> list[str]:
         """Names of all installed models, sorted."""
@@ -133,7 +139,7 @@ class ServedModels:
             log.info("%s was removed", name)
         for name in names:
             self._follow(name)
-        self.scanned = True
+        self.first_scan.set()
 
     def _follow(self, name: str) -> None:
         entry = self._entries.get(name)

@@ -168,7 +168,8 @@ class ServingSupervisor:
         """Seconds that the process may be silent now."""
         if not self._came_up:
             return max(self._silence_seconds, MAX_START_SECONDS)
-        loads = self._heartbeat is not None and self._heartbeat.loading
+        # Its loop turns once the models that were there at the start are loaded.
+        loads = self._beats == 0 or (self._heartbeat is not None and self._heartbeat.loading)
         return max(self._silence_seconds, self._settings.load_seconds) if loads else self._silence_seconds
 
     def _hear(self, now: float) -> None:
@@ -213,18 +214,22 @@ class ServingSupervisor:
             self._start(now)
 
     def _blame(self, calls: set[str], now: float) -> None:
-        """Remember whose calls were under way; nobody is blamed where there were several."""
-        if len(calls) != 1:
-            return
-        name = next(iter(calls))
-        serving = self._said.get(name)
-        if serving is None:
-            return
-        times = self._blamed.setdefault(serving.digest, deque(maxlen=CRASHES_OF_ONE_MODEL))
-        times.append(now)
-        if len(times) == CRASHES_OF_ONE_MODEL and now - times[0] < CRASH_WINDOW:
-            self.left_out[serving.digest] = name
-            log.error("%s %s is left out: the process died in its calls again and again", name, serving.digest)
+        """Remember whose calls were under way; a bundle that was among them each time, and no other was, is left
+        out."""
+        for name in calls:
+            serving = self._said.get(name)
+            if serving is not None:
+                self._blamed.setdefault(serving.digest, deque(maxlen=CRASHES_OF_ONE_MODEL)).append(now)
+        counts = {
+            digest: sum(now - at < CRASH_WINDOW for at in times)
+            for digest, times in self._blamed.items()
+            if digest not in self.left_out
+        }
+        most = [digest for digest, count in counts.items() if count == max(counts.values())]
+        if len(most) == 1 and counts[most[0]] == CRASHES_OF_ONE_MODEL:
+            name = next((name for name, serving in self._said.items() if serving.digest == most[0]), "a bundle")
+            self.left_out[most[0]] = name
+            log.error("%s %s is left out: the process died in its calls again and again", name, most[0])
 
     def _forget(self) -> None:
         self._process = None
