@@ -20,10 +20,10 @@ _FOLDER = "KEDGE_TESTS_RUN"
 _WORKER_BYTES = 3 << 30
 """Memory that a process of tests and its children may want."""
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Each takes one processor; set before torch and NumPy read it.
-    for _library in ("OMP", "OPENBLAS", "MKL"):
-        os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+# Each process takes one processor, and what is trained is the same however many there are; set before torch and NumPy
+# read it.
+for _library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:
