@@ -103,4 +103,4 @@ def test_an_agent_that_does_not_read_or_is_gone_does_not_hold_the_child_up() -> 
     os.close(reading)
     assert not writer.send(StatusMessage())
     os.close(writing)
-    assert StatusWriter(None).tell(StatusMessage())
+    assert StatusWriter(None).send(StatusMessage())
