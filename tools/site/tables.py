@@ -175,6 +175,24 @@ def defined(module: types.ModuleType) -> list[type[Any]]:
     ]
 
 
+def _classes(annotation: Any) -> Iterator[type[Any]]:
+    """The dataclasses and enumerations in a type."""
+    if isinstance(annotation, type) and (dataclasses.is_dataclass(annotation) or issubclass(annotation, enum.Enum)):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _classes(argument)
+
+
+def also_used(known: Iterable[type[Any]]) -> list[type[Any]]:
+    """The classes of other modules that fields of these have, and that theirs have, in the order they are met."""
+    met = list(known)
+    count = len(met)
+    for cls in met:
+        hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+        met += [one for hint in hints.values() for one in dict.fromkeys(_classes(hint)) if one not in met]
+    return list(dict.fromkeys(met[count:]))
+
+
 def protocol() -> str:
     """The page of the protocol."""
     lines = ["# Protocol", "", "This page is generated from `kedge_protocol`. Payloads are JSON unless said otherwise."]
@@ -188,7 +206,8 @@ def protocol() -> str:
     for cls in defined(blocks):
         lines += section(cls, level=3)
     lines += ["## The configuration of a bundle", "", plain(_paragraphs(bundle_config)), ""]
-    for cls in defined(bundle_config):
+    configuration = defined(bundle_config)
+    for cls in [*configuration, *also_used(configuration)]:
         lines += section(cls, level=3)
     return "\n".join(lines) + "\n"
 
