@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from kedge_agent import malloc, persistent_state, system
@@ -75,19 +76,11 @@ class Daemon:
         self._runtimes = installed_runtimes(config.distributions)
         self._turn = threading.Lock()
         """Events are handled and their actions done one at a time, in whatever thread they come."""
-        installed = {}
-        for folder in model_folders(config.state):
-            try:
-                folder.bump()
-                folder.prune()
-            except OSError as error:
-                log.error("%s cannot be written: %s", folder.path, error.strerror or error)
-            installed[folder.name] = installed_of(folder)
         self._machine = Machine(
             target=config.target,
             boot_id=self._boot_id,
             memory=before.memory,
-            installed=installed,
+            installed=_installed(config.state),
             settings=config.update,
             seed=secrets.randbits(32),
             now=clock(),
@@ -274,6 +267,19 @@ class Daemon:
         persistent_state.write(
             self._config.state, persistent_state.AgentFile(boots=self._boots, boot_ids=self._boot_ids, memory=content)
         )
+
+
+def _installed(state: Path) -> dict[str, events.Installed]:
+    """What is installed by model, once each model's folder is in order."""
+    installed = {}
+    for folder in model_folders(state):
+        try:
+            folder.bump()
+            folder.prune()
+        except OSError as error:
+            log.error("%s cannot be written: %s", folder.path, error.strerror or error)
+        installed[folder.name] = installed_of(folder)
+    return installed
 
 
 def _serving_child(config: AgentConfig) -> ServingSupervisor | None:

@@ -88,6 +88,11 @@ def command_line(cls: type[Any]) -> Callable[[F], F]:
     return decorate
 
 
+def texts(cls: type[Any]) -> dict[str, str]:
+    """What each option of ``cls`` is for, by the field's name."""
+    return {field.name: option.text for field, _, option in _declared(cls)}
+
+
 def described(cls: type[Any], name: str) -> str:
     """One option in a line: ``ratio = 0.5: Share of the channels that goes.``; an option without a text by its name."""
     for field, _, option in _declared(cls):

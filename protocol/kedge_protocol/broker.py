@@ -94,14 +94,7 @@ def parse_broker(
     if port == 0:
         raise ConfigError("0 is not a port that can be connected to", where=shown)
     tls = parts.scheme == "mqtts"
-    files = {"ca": ca, "cert": cert, "key": key}
-    if not tls and any(files.values()):
-        raise ConfigError("certificates were given, but mqtt:// has no TLS", where=shown, remedy="Use mqtts://")
-    if key is not None and cert is None:
-        raise ConfigError("a key was given without its certificate", where=shown, remedy="Give --cert too")
-    for name, path in files.items():
-        if path is not None and not path.is_file():
-            raise ConfigError(f"the {name} file does not exist", where=str(path))
+    _check_files({"ca": ca, "cert": cert, "key": key}, tls=tls, where=shown)
     if password is not None and username is None:
         raise ConfigError("a password was given without a user name", where=shown, remedy="Give the user name too")
     broker = Broker(
@@ -118,3 +111,13 @@ def parse_broker(
     if password is not None and not tls and not is_loopback(broker.host):
         log.warning("the password travels to %s in the clear; use mqtts://", broker.url)
     return broker
+
+
+def _check_files(files: dict[str, Path | None], *, tls: bool, where: str) -> None:
+    if not tls and any(files.values()):
+        raise ConfigError("certificates were given, but mqtt:// has no TLS", where=where, remedy="Use mqtts://")
+    if files["key"] is not None and files["cert"] is None:
+        raise ConfigError("a key was given without its certificate", where=where, remedy="Give --cert too")
+    for name, path in files.items():
+        if path is not None and not path.is_file():
+            raise ConfigError(f"the {name} file does not exist", where=str(path))

@@ -16,7 +16,7 @@ import pytest
 
 from kedge.evaluation import preview, worker_messages
 from kedge.evaluation.changes import Change, OutputChange
-from kedge.report import document
+from kedge.report import document, report_files
 from kedge.report.html import plots, readable_bytes, render
 from kedge.search.results import Attempt
 from kedge.search.worker_messages import ChangesAnswer, ShownChange
@@ -65,7 +65,7 @@ def sample(**changes: object) -> document.Report:
 
 
 def test_json_holds_at_least_what_programs_rely_on(tmp_path: Path) -> None:
-    document.write(sample(), tmp_path)
+    report_files.write(sample(), tmp_path)
     data = json.loads((tmp_path / "report.json").read_text())
     assert {"model", "metric", "reference", "bundles"} <= data.keys()
     assert data["reference"].keys() >= {"value", "size_bytes"}
@@ -86,9 +86,9 @@ def test_json_holds_at_least_what_programs_rely_on(tmp_path: Path) -> None:
 
 
 def test_json_is_read_back_as_it_was(tmp_path: Path) -> None:
-    document.write(sample(), tmp_path)
-    assert document.read(tmp_path) == sample()
-    assert document.read(tmp_path / "elsewhere") is None
+    report_files.write(sample(), tmp_path)
+    assert report_files.read(tmp_path) == sample()
+    assert report_files.read(tmp_path / "elsewhere") is None
 
 
 class Sources(html.parser.HTMLParser):
@@ -148,8 +148,8 @@ def test_the_page_shows_the_samples_that_changed_most(tmp_path: Path) -> None:
     ):
         assert text in page
     assert page.count("another answer") == 1
-    document.write(changed(), tmp_path)
-    assert document.read(tmp_path) == changed()
+    report_files.write(changed(), tmp_path)
+    assert report_files.read(tmp_path) == changed()
 
 
 @pytest.mark.needs("chromium")

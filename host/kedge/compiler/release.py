@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kedge.report.document import Report, read
+from kedge.report.document import Report
+from kedge.report.report_files import read
 from kedge_protocol.bundle.layout import Bundle, Layout
 from kedge_protocol.errors import KedgeError
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kedge.compiler import bundle_writer
-from kedge.report import document
+from kedge.compiler.release import Release
+from kedge.report import document, report_files
 from kedge.search import latency, recipe
 from kedge.search.latency import Measurement
 from kedge.search.options import CompileOptions
@@ -29,7 +30,7 @@ def release(
     measurements: Sequence[Measurement],
     *,
     out: Path | None = None,
-) -> Path:
+) -> Release:
     """Write OUT; it appears whole or not at all.
 
     Args:
@@ -38,13 +39,22 @@ def release(
     began = time.perf_counter()
     with new_layout(out or options.out, replace=options.force or out is not None) as writer:
         digests = [bundle_writer.add(writer, one, source).digest for one in compiled]
-        writer.add_release(options.name, options.version)
+        digest = writer.add_release(options.name, options.version).digest
         told.seconds["pack"] = time.perf_counter() - began
         told.seconds["total"] = time.perf_counter() - told.began
-        document.write(document.of(told, source, compiled, digests, failed), writer.path)
+        report = document.of(told, source, compiled, digests, failed)
+        report_files.write(report, writer.path)
         (writer.path / recipe.FILE).write_text(_recipe(options, source, compiled), encoding="utf-8")
         (writer.path / RECORD_FILE).write_text(latency.written(measurements), encoding="utf-8")
-    return out or options.out
+    return Release(
+        path=out or options.out,
+        name=options.name,
+        version=options.version,
+        digest=digest,
+        bundles=writer.bundles,
+        report=report,
+        failures={one.target.name: one.error for one in failed},
+    )
 
 
 def nearest(out: Path, source: ReleaseSource, failed: list[Failed], told: document.RunInfo) -> Path | None:
@@ -54,7 +64,7 @@ def nearest(out: Path, source: ReleaseSource, failed: list[Failed], told: docume
     kept = [one.nearest for one in failed if one.nearest is not None]
     if not kept:
         return None
-    return release(source.options, source, kept, failed, told, (), out=_free_place(out))
+    return release(source.options, source, kept, failed, told, (), out=_free_place(out)).path
 
 
 def _free_place(out: Path) -> Path:

@@ -167,9 +167,7 @@ class _Compilation:
             )
             if not compiled:
                 raise _all_failed(failed, release_writer.nearest(self._options.out, source, failed, told))
-            release_writer.release(self._options, source, compiled, failed, told, self._measurements)
-            failures = {one.target.name: one.error for one in failed}
-            return replace(Release.open(self._options.out), failures=failures)
+            return release_writer.release(self._options, source, compiled, failed, told, self._measurements)
 
     def _worker(self, name: str) -> Worker:
         limit = self._options.memory_limit

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kedge.fleet import schema
+from kedge.fleet import device_reports, schema
 from kedge_protocol import codec, files
 from kedge_protocol.errors import FleetError, MessageError, StorageError
 from kedge_protocol.folders import data_folder
@@ -253,15 +253,15 @@ def _run_script(session: Session, script: str) -> None:
 
 def _bring_up(session: Session) -> None:
     """An older database to this version."""
-    from kedge.fleet.device_reports import note
-
     _run_script(session, schema.NEW_COLUMNS)
     _run_script(session, schema.TABLES)
     _run_script(session, schema.SUPERSEDE)
     for row in session.rows("SELECT device_id, reported FROM device_state WHERE reported IS NOT NULL"):
         # One that this Kedge cannot read is read when the device reports anew.
         with contextlib.suppress(MessageError):
-            note(session, row["device_id"], codec.decode(row["reported"], Reported, where="an earlier report"))
+            device_reports.note(
+                session, row["device_id"], codec.decode(row["reported"], Reported, where="an earlier report")
+            )
 
 
 @contextlib.contextmanager

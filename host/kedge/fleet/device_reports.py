@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
-from kedge.fleet.database import Session
 from kedge_protocol.messages import Latency, Reported, ReportedModel
+
+if TYPE_CHECKING:
+    from kedge.fleet.database import Session
 
 _MODEL = """
 INSERT OR REPLACE INTO reported_model VALUES

@@ -112,19 +112,24 @@ def taylor(structure: Structure, groups: Sequence[Group], context: Context, samp
             else:
                 labels = torch.from_numpy(np.asarray(context.labels[done : done + rows]))
                 loss = _entropy(heads, answers, labels)
-            slopes = torch.autograd.grad(
-                loss, list(weights.values()), retain_graph=number + 1 < rounds, allow_unused=True
-            )
-            found = {
-                name: None if slope is None else (slope * weight).detach().numpy()
-                for (name, weight), slope in zip(weights.items(), slopes, strict=True)
-            }
+            found = _slopes_by_weights(loss, weights, again=number + 1 < rounds)
             for group in groups:
                 total[group] += _gates(group, found) ** 2
             count += 1
         done += rows
         context.progress("importance", done, limit)
     return {group: scores / max(1, count) for group, scores in total.items()}
+
+
+def _slopes_by_weights(loss: Any, weights: Mapping[str, Any], *, again: bool) -> dict[str, Array | None]:
+    """Each weight's gradient times the weight; None where the loss does not depend on it."""
+    import torch
+
+    slopes = torch.autograd.grad(loss, list(weights.values()), retain_graph=again, allow_unused=True)
+    return {
+        name: None if slope is None else (slope * weight).detach().numpy()
+        for (name, weight), slope in zip(weights.items(), slopes, strict=True)
+    }
 
 
 def _first_answers(network: Any, context: Context) -> dict[str, torch.Tensor]:

@@ -3,12 +3,9 @@ layout and are part of no digest."""
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from kedge.evaluation import worker_messages
 from kedge.evaluation.intervals import Interval
@@ -20,12 +17,9 @@ from kedge.search.clock import Clock
 from kedge.search.latency import TargetLatency
 from kedge.search.results import Attempt, Compiled, Failed, ReleaseSource
 from kedge.search.worker_messages import ChangesAnswer, StepEntry
-from kedge_protocol import __version__, codec
+from kedge_protocol import __version__
 from kedge_targets.contract import Estimate
 from kedge_targets.numerics import Precision
-
-JSON_FILE = "report.json"
-HTML_FILE = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,20 +324,3 @@ def _concerns(compiled: Compiled) -> list[str]:
     if compiled.over:
         found.append(f"{compiled.target.name}: the budget is not kept: {compiled.over}")
     return found
-
-
-def write(report: Report, folder: Path) -> None:
-    """Write both files into ``folder``."""
-    plain: Any = codec.unstructure(report)
-    (folder / JSON_FILE).write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    from kedge.report.html import render
-
-    (folder / HTML_FILE).write_text(render(report), encoding="utf-8")
-
-
-def read(folder: Path) -> Report | None:
-    """The report of a release folder; None where there is none (a copied layout)."""
-    path = folder / JSON_FILE
-    if not path.is_file():
-        return None
-    return codec.decode(path.read_bytes(), Report, where=str(path))

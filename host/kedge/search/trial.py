@@ -64,37 +64,8 @@ def _run(outcome: Outcome, target: Target, job: Job, call: Call) -> None:
     def progress(what: str, done: int, total: int) -> None:
         job.on_progress(target.name, f"{candidate.plan.default.value} {what}", done, total)
 
-    graph, plan, attempt.steps = _stepped(candidate, job, call, progress)
-    outcome.plan = plan
-    progress("lower", 0, 0)
-    files = folder / "files"
-    files.mkdir()
-    compiler = registry.compiler(candidate.backend.name)
-    if not job.model.quantized or compiler.numerics.quantized_graphs or candidate.steps:
-        lowered_from = graph
-    else:
-        lowered_from = job.model.reference
-    began = time.perf_counter()
-    lowered = outcome.lowered = call(
-        "kedge.evaluation.worker_tasks:lower",
-        worker_messages.LowerRequest(
-            graph=lowered_from,
-            inputs=job.model.inputs,
-            outputs=job.model.outputs,
-            plan=plan,
-            calibration=job.calibration,
-            preprocess=job.preprocess,
-            target=target,
-            backend=candidate.backend.name,
-            options={**candidate.backend.options, **job.options.requirements(compiler)},
-            workdir=str(files),
-        ),
-        worker_messages.LowerAnswer,
-        deadline=job.deadline,
-        on_progress=progress,
-    )
-    attempt.seconds = {"lower": time.perf_counter() - began, **lowered.seconds}
-    attempt.notes = lowered.notes
+    graph, outcome.plan, attempt.steps = _stepped(candidate, job, call, progress)
+    lowered = _lower(outcome, graph, target, job, call, progress)
     _name(outcome, lowered)
     attempt.size_bytes = sum(Path(path).stat().st_size for path in lowered.files.values())
     outcome.program = program(candidate.backend.name, lowered, folder / "packed")
@@ -121,6 +92,42 @@ def _run(outcome: Outcome, target: Target, job: Job, call: Call) -> None:
     attempt.interval = intervals.of_drop(
         reference.choice, reference.score, evaluation.score, job.budget.confidence or intervals.CONFIDENCE
     )
+
+
+def _lower(
+    outcome: Outcome, graph: str, target: Target, job: Job, call: Call, progress: OnProgress
+) -> worker_messages.LowerAnswer:
+    candidate, attempt = outcome.candidate, outcome.attempt
+    progress("lower", 0, 0)
+    files = outcome.folder / "files"
+    files.mkdir()
+    compiler = registry.compiler(candidate.backend.name)
+    if not job.model.quantized or compiler.numerics.quantized_graphs or candidate.steps:
+        lowered_from = graph
+    else:
+        lowered_from = job.model.reference
+    began = time.perf_counter()
+    lowered = outcome.lowered = call(
+        "kedge.evaluation.worker_tasks:lower",
+        worker_messages.LowerRequest(
+            graph=lowered_from,
+            inputs=job.model.inputs,
+            outputs=job.model.outputs,
+            plan=outcome.plan,
+            calibration=job.calibration,
+            preprocess=job.preprocess,
+            target=target,
+            backend=candidate.backend.name,
+            options={**candidate.backend.options, **job.options.requirements(compiler)},
+            workdir=str(files),
+        ),
+        worker_messages.LowerAnswer,
+        deadline=job.deadline,
+        on_progress=progress,
+    )
+    attempt.seconds = {"lower": time.perf_counter() - began, **lowered.seconds}
+    attempt.notes = lowered.notes
+    return lowered
 
 
 def _name(outcome: Outcome, lowered: worker_messages.LowerAnswer) -> None:
@@ -219,22 +226,7 @@ def _step(
         on_progress=lambda what, done, total: progress(f"{choice.use} {what}", done, total),
     )
     reference = job.reference.result()
-    scored = call(
-        "kedge.search.worker_tasks:score",
-        ScoreRequest(
-            graph=str(made),
-            inputs=job.model.inputs,
-            outputs=job.model.outputs,
-            data=job.evaluation,
-            preprocess=job.preprocess,
-            choice=reference.choice,
-            reference=reference.outputs,
-            batch=1 if job.model.fixed_batch else job.model.batch,
-            folder=str(folder / "score"),
-        ),
-        ScoreAnswer,
-        deadline=job.deadline,
-    )
+    scored = _score(made, folder / "score", job, call)
     entry = StepEntry(
         use=choice.use,
         options=choice.options,
@@ -247,6 +239,27 @@ def _step(
         notes=answer.notes,
     )
     (folder / "entry.json").write_bytes(codec.encode(_Stored(entry=entry, ranges=answer.ranges, layers=answer.layers)))
+
+
+def _score(graph: Path, folder: Path, job: Job, call: Call) -> ScoreAnswer:
+    """What the float graph is worth after a step."""
+    reference = job.reference.result()
+    return call(
+        "kedge.search.worker_tasks:score",
+        ScoreRequest(
+            graph=str(graph),
+            inputs=job.model.inputs,
+            outputs=job.model.outputs,
+            data=job.evaluation,
+            preprocess=job.preprocess,
+            choice=reference.choice,
+            reference=reference.outputs,
+            batch=1 if job.model.fixed_batch else job.model.batch,
+            folder=str(folder),
+        ),
+        ScoreAnswer,
+        deadline=job.deadline,
+    )
 
 
 def program(backend: str, lowered: worker_messages.LowerAnswer, folder: Path) -> worker_messages.Program:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -82,82 +81,105 @@ def _twins(
 ) -> tuple[onnx.ModelProto, dict[str, Layer]]:
     """The float graph with a rounded twin beside each layer that the plan rounds; the layers by name."""
     import onnx
-    from onnx import numpy_helper
 
     simulated = _simulated(model, small, context, limit)
-    makers = {tensor: node for node in simulated.graph.node for tensor in node.output}
     nodes = {node.name: node for node in simulated.graph.node}
-    stored = {tensor.name: tensor for tensor in simulated.graph.initializer}
-    floats = {tensor.name: tensor for tensor in model.graph.initializer}
-    known = set(floats) | {tensor for node in model.graph.node for tensor in node.output}
-    known |= {value.name for value in model.graph.input}
     originals = {node.name: node for node in model.graph.node}
-    twin = onnx.ModelProto()
-    twin.CopyFrom(model)
-    for opset in simulated.opset_import:
-        if all(opset.domain != have.domain for have in twin.opset_import):
-            twin.opset_import.append(opset)
-    added: set[str] = set()
-
-    def changed(tensor: str) -> bool:
-        """Whether an initializer has other numbers in the simulation."""
-        return (
-            tensor in floats
-            and tensor in stored
-            and floats[tensor].SerializeToString() != stored[tensor].SerializeToString()
-        )
-
-    weighted = {layer.name for layer in layers(model) if layer.weight is not None}
-
-    @functools.cache
-    def rounded(tensor: str) -> bool:
-        """Whether a tensor is rounded somewhere behind the last layers: pooling and sums round too."""
-        node = makers.get(tensor)
-        if node is None or node.name in weighted:
-            return False
-        return node.op_type == fakequant.QUANT or any(rounded(name) for name in node.input)
-
-    def copied(tensor: str) -> str:
-        """The name that a tensor of the simulation has in the twin graph, made where it is missing."""
-        if not tensor or (tensor in known and not changed(tensor) and not rounded(tensor)):
-            return tensor
-        name = _TWIN + tensor
-        if name in added:
-            return name
-        added.add(name)
-        if tensor in stored:
-            twin.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(stored[tensor]), name))
-            return name
-        clone(makers[tensor])
-        return name
-
-    def clone(node: onnx.NodeProto) -> None:
-        new = onnx.NodeProto()
-        new.CopyFrom(node)
-        del new.input[:]
-        new.input.extend(copied(tensor) for tensor in node.input)
-        for index, tensor in enumerate(node.output):
-            new.output[index] = _TWIN + tensor
-            added.add(_TWIN + tensor)
-        new.name = _TWIN + node.name
-        twin.graph.node.append(new)
-
+    twins = _Twins(model, simulated)
     watched = {}
     for layer in layers(model):
         node, original = nodes.get(layer.name), originals[layer.name]
         if node is None or layer.weight is None or layer.operator == "Gather":
             continue
         same = list(node.input) == list(original.input)
-        if same and not any(changed(tensor) or rounded(tensor) for tensor in node.input):
+        if same and not any(twins.differs(tensor) for tensor in node.input):
             continue
-        clone(node)
+        twins.clone(node)
         watched[layer.name] = layer
-    del twin.graph.output[:]
+    made = twins.graph
+    del made.graph.output[:]
     for name in watched:
         for tensor in (originals[name].output[0], _TWIN + nodes[name].output[0]):
-            twin.graph.output.append(onnx.helper.make_empty_tensor_value_info(tensor))
-    dead_code.remove_dead_nodes(twin)
-    return qonnx.expand_qonnx(twin), watched
+            made.graph.output.append(onnx.helper.make_empty_tensor_value_info(tensor))
+    dead_code.remove_dead_nodes(made)
+    return qonnx.expand_qonnx(made), watched
+
+
+class _Twins:
+    """A copy of the float graph that takes in nodes of the simulated one under names of their own.
+
+    Attributes:
+        graph: the copy.
+    """
+
+    def __init__(self, model: onnx.ModelProto, simulated: onnx.ModelProto) -> None:
+        import onnx
+
+        self.graph = onnx.ModelProto()
+        self.graph.CopyFrom(model)
+        for opset in simulated.opset_import:
+            if all(opset.domain != have.domain for have in self.graph.opset_import):
+                self.graph.opset_import.append(opset)
+        self._makers = {tensor: node for node in simulated.graph.node for tensor in node.output}
+        self._stored = {tensor.name: tensor for tensor in simulated.graph.initializer}
+        self._floats = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._known = set(self._floats) | {tensor for node in model.graph.node for tensor in node.output}
+        self._known |= {value.name for value in model.graph.input}
+        self._weighted = {layer.name for layer in layers(model) if layer.weight is not None}
+        self._added: set[str] = set()
+        self._rounded: dict[str, bool] = {}
+
+    def differs(self, tensor: str) -> bool:
+        """Whether a tensor's numbers are others in the simulation, since the last layers before it."""
+        return self._is_changed(tensor) or self._is_rounded(tensor)
+
+    def clone(self, node: onnx.NodeProto) -> None:
+        """Take in a node of the simulation and what it reads."""
+        import onnx
+
+        new = onnx.NodeProto()
+        new.CopyFrom(node)
+        del new.input[:]
+        new.input.extend(self._copied(tensor) for tensor in node.input)
+        for index, tensor in enumerate(node.output):
+            new.output[index] = _TWIN + tensor
+            self._added.add(_TWIN + tensor)
+        new.name = _TWIN + node.name
+        self.graph.graph.node.append(new)
+
+    def _is_changed(self, tensor: str) -> bool:
+        """Whether an initializer has other numbers in the simulation."""
+        if tensor not in self._floats or tensor not in self._stored:
+            return False
+        return bool(self._floats[tensor].SerializeToString() != self._stored[tensor].SerializeToString())
+
+    def _is_rounded(self, tensor: str) -> bool:
+        """Whether a tensor is rounded somewhere behind the last layers: pooling and sums round too."""
+        if tensor not in self._rounded:
+            node = self._makers.get(tensor)
+            self._rounded[tensor] = (
+                node is not None
+                and node.name not in self._weighted
+                and (node.op_type == fakequant.QUANT or any(self._is_rounded(name) for name in node.input))
+            )
+        return self._rounded[tensor]
+
+    def _copied(self, tensor: str) -> str:
+        """The name that a tensor of the simulation has in the copy; it is taken in where it is missing."""
+        from onnx import numpy_helper
+
+        if not tensor or (tensor in self._known and not self.differs(tensor)):
+            return tensor
+        name = _TWIN + tensor
+        if name in self._added:
+            return name
+        self._added.add(name)
+        if tensor in self._stored:
+            array = numpy_helper.to_array(self._stored[tensor])
+            self.graph.graph.initializer.append(numpy_helper.from_array(array, name))
+            return name
+        self.clone(self._makers[tensor])
+        return name
 
 
 def _simulated(model: onnx.ModelProto, small: Mapping[str, Array], context: Context, limit: int) -> onnx.ModelProto:

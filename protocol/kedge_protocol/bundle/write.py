@@ -12,7 +12,7 @@ from pathlib import Path
 from kedge_protocol import blocks, codec, digest, files
 from kedge_protocol.bundle import oci
 from kedge_protocol.bundle.config import BundleConfig
-from kedge_protocol.bundle.layout import checked_title
+from kedge_protocol.bundle.layout import Bundle, checked_title
 from kedge_protocol.errors import StorageError
 
 
@@ -21,6 +21,8 @@ class LayoutWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.bundles: dict[str, Bundle] = {}
+        """Target → its bundle."""
         self._bundles: list[tuple[str, oci.Descriptor]] = []
         (path / "blobs" / "sha256").mkdir(parents=True)
 
@@ -54,7 +56,8 @@ class LayoutWriter:
         """
         layers = [self._file(title, path, oci.FILE_TYPE) for title, path in sorted(files.items())]
         layers.append(self._file(config.golden.file, golden, oci.GOLDEN_TYPE))
-        config_digest, config_size = self._blob(codec.encode(config))
+        config_raw = codec.encode(config)
+        config_digest, config_size = self._blob(config_raw)
         manifest = oci.Manifest(
             schema_version=2,
             config=oci.Descriptor(media_type=oci.CONFIG_TYPE, digest=config_digest, size=config_size),
@@ -62,7 +65,9 @@ class LayoutWriter:
             artifact_type=oci.BUNDLE_TYPE,
             annotations={oci.NAME: config.name, oci.VERSION: config.version, oci.TARGET: config.target},
         )
-        name, size = self._blob(codec.encode(oci.plain(manifest)))
+        raw = codec.encode(oci.plain(manifest))
+        name, size = self._blob(raw)
+        self.bundles[config.target] = Bundle(name, raw, manifest, config, config_raw)
         descriptor = oci.Descriptor(
             media_type=oci.MANIFEST_TYPE, digest=name, size=size, annotations={oci.TARGET: config.target}
         )

@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedge_protocol.bundle.config import FileTensor, RuntimeRequirement, TensorSpec, Verified
-from kedge_protocol.errors import LoweringError, MissingDependencyError, TargetError
-from kedge_protocol.packages import pip_install
-from kedge_targets import contract, toolchain
+from kedge_protocol.errors import LoweringError, TargetError
 from kedge_targets.backends.finn import (
     bitfile,
     capacity,
@@ -32,9 +30,10 @@ from kedge_targets.backends.finn import (
 )
 from kedge_targets.backends.finn.toolchain_client import Built, Cost, HardwareLayer
 from kedge_targets.backends.finn.wide_inputs import WideInput
-from kedge_targets.contract import Calibration, Estimate, LayerCost, Lowered
+from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
+from kedge_targets.contract import Estimate, LayerCost, Lowered
 from kedge_targets.graph import library, model_writer, signature
-from kedge_targets.numerics import Numerics, Plan, Precision, QuantizationScheme, RangeMethod
+from kedge_targets.numerics import Numerics, Precision, QuantizationScheme, RangeMethod
 from kedge_targets.target import Target
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ _REPORTS = ("estimate_layer_cycles.json", "estimate_layer_resources.json", "esti
 _UNITS = ("MVAU", "VVAU")
 
 
-class Compiler(contract.Compiler):
+class Compiler(CompilerTemplate):
     """FINN+, up to its estimates.
 
     Options of a target's file:
@@ -65,6 +64,10 @@ class Compiler(contract.Compiler):
         bitfile: path of a finished ``.bit`` with its ``.hwh`` beside.
     """
 
+    tools = "FINN's tools"
+    toolchain = toolchain_client.NAME
+    known_options = _KNOWN_OPTIONS
+
     requirements = _REQUIREMENTS
 
     @property
@@ -80,18 +83,10 @@ class Compiler(contract.Compiler):
             quantized_graphs=True,
         )
 
-    def missing(self) -> str | None:
-        """See :meth:`kedge_targets.contract.Compiler.missing`."""
-        from importlib.util import find_spec
-
-        if find_spec("onnx") is None:
-            return f"onnx is missing: {pip_install('compile')}"
-        try:
-            library.load()
-            toolchain.find(toolchain_client.NAME)
-        except MissingDependencyError as error:
-            return str(error)
-        return None
+    def require_tools(self) -> None:
+        """See :meth:`kedge_targets.compiler_template.CompilerTemplate.require_tools`."""
+        library.load()
+        super().require_tools()
 
     def verification(self, target: Target) -> Verified:
         """See :meth:`kedge_targets.contract.Compiler.verification`."""
@@ -101,23 +96,18 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
         return ()
 
-    def lower(
-        self,
-        graph: Path,
-        plan: Plan,
-        calibration: Calibration,
-        *,
-        target: Target,
-        options: Mapping[str, Any],
-        workdir: Path,
-    ) -> Lowered:
-        """See :meth:`kedge_targets.contract.Compiler.lower`."""
-        settings = _Settings.of(options, where=f"target {target.name}")
-        toolchain.find(toolchain_client.NAME)
+    def check(self, job: LoweringJob) -> None:
+        """See :meth:`kedge_targets.compiler_template.CompilerTemplate.check`."""
+        _Settings.of(job.options, where=f"target {job.target.name}")
+
+    def lower_job(self, job: LoweringJob) -> Lowered:
+        """See :meth:`kedge_targets.compiler_template.CompilerTemplate.lower_job`."""
+        workdir = job.workdir
+        settings = _Settings.of(job.options, where=f"target {job.target.name}")
         toolchain_client.start()
         begun = time.perf_counter()
         ready = quantization.quantize_graph(
-            graph, plan, calibration, workdir=workdir, input_type=settings.input_datatype
+            job.graph, job.plan, job.calibration, workdir=workdir, input_type=settings.input_datatype
         )
         seconds = {"quantize": time.perf_counter() - begun}
         title = synthesis.MODEL
@@ -163,10 +153,6 @@ class _Settings:
 
     @classmethod
     def of(cls, options: Mapping[str, Any], *, where: str) -> _Settings:
-        if unknown := sorted(set(options) - _KNOWN_OPTIONS):
-            raise TargetError(
-                f"unknown option {unknown[0]!r}", where=where, remedy=f"Known are {sorted(_KNOWN_OPTIONS)}"
-            )
         if "board" not in options:
             raise TargetError(
                 "does not say which board it is",

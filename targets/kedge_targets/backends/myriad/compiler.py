@@ -12,23 +12,20 @@ from typing import TYPE_CHECKING, Any
 from kedge_protocol.bundle.config import FileTensor, RuntimeRequirement, TensorSpec, Verified
 from kedge_protocol.errors import (
     ConfigError,
-    KedgeError,
     LoweringError,
-    MissingDependencyError,
     TargetError,
     UnsupportedOperatorError,
 )
-from kedge_protocol.packages import pip_install
-from kedge_targets import contract, toolchain
 from kedge_targets.backends.myriad import camera, downgrade, processor, representation, toolchain_client
 from kedge_targets.backends.myriad.origins import Origins
 from kedge_targets.backends.myriad.runtime import OAK, SHAVES, check_device
 from kedge_targets.backends.openvino import library
 from kedge_targets.backends.openvino.runtime import Runtime as Representation
 from kedge_targets.backends.openvino.runtime import reason_of
-from kedge_targets.contract import Calibration, Lowered
+from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
+from kedge_targets.contract import Lowered
 from kedge_targets.graph import batch, free_dimensions, model_reader, model_writer, plan_layers, signature
-from kedge_targets.numerics import Numerics, Plan, Precision, QuantizationScheme
+from kedge_targets.numerics import Numerics, Precision, QuantizationScheme
 from kedge_targets.target import Target
 
 if TYPE_CHECKING:
@@ -43,31 +40,22 @@ _MOST_AXES = 4
 _FEEDERS = frozenset({"Parameter", "Constant", "Convert"})
 
 
-class Compiler(contract.Compiler):
+class Compiler(CompilerTemplate):
     """OpenVINO's ONNX reader of today, and the Myriad compiler of its release 2021.4.
 
     Options of a target's file:
         device, shaves: see :class:`kedge_targets.backends.myriad.runtime.Runtime`.
     """
 
+    tools = "OpenVINO's tools"
+    modules = ("onnx", *Representation.distributions)
+    toolchain = toolchain_client.NAME
+    known_options = _KNOWN_OPTIONS
+
     @property
     def numerics(self) -> Numerics:
         """See :meth:`kedge_targets.contract.Compiler.numerics`. A Myriad X computes in FP16 and in nothing else."""
         return Numerics(precisions=(Precision.FLOAT16,), schemes=(), mixed=False, layouts=("NCHW",))
-
-    def missing(self) -> str | None:
-        """See :meth:`kedge_targets.contract.Compiler.missing`."""
-        from importlib.util import find_spec
-
-        needed = ("onnx", *Representation.distributions)
-        absent = [name for name in needed if find_spec(name) is None]
-        if absent:
-            return f"{absent[0]} is missing: {pip_install('compile')}"
-        try:
-            toolchain.find(toolchain_client.NAME)
-        except MissingDependencyError as error:
-            return str(error)
-        return None
 
     def verification(self, target: Target) -> Verified:
         """See :meth:`kedge_targets.contract.Compiler.verification`."""
@@ -77,41 +65,30 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
         return ()
 
-    def lower(
-        self,
-        graph: Path,
-        plan: Plan,
-        calibration: Calibration,
-        *,
-        target: Target,
-        options: Mapping[str, Any],
-        workdir: Path,
-    ) -> Lowered:
-        """See :meth:`kedge_targets.contract.Compiler.lower`."""
-        _check_options(options, target)
-        toolchain.find(toolchain_client.NAME)
+    def check(self, job: LoweringJob) -> None:
+        """See :meth:`kedge_targets.compiler_template.CompilerTemplate.check`."""
+        _check_options(job.options, job.target)
+
+    def reason_of(self, error: Exception) -> str:
+        """See :meth:`kedge_targets.compiler_template.CompilerTemplate.reason_of`."""
+        return reason_of(error)
+
+    def lower_job(self, job: LoweringJob) -> Lowered:
+        """See :meth:`kedge_targets.compiler_template.CompilerTemplate.lower_job`."""
+        graph, plan = job.graph, job.plan
         given = model_reader.load(graph)
         if plan_layers.leading(plan) is not Precision.FLOAT16 or plan_layers.others(plan, given, Precision.FLOAT16):
-            raise LoweringError("a Myriad X computes in float16 only", where=f"target {target.name}")
-        given, fixed = free_dimensions.settle(given, calibration, device="a Myriad X")
+            raise LoweringError("a Myriad X computes in float16 only", where=f"target {job.target.name}")
+        given, fixed = free_dimensions.settle(given, job.calibration, device="a Myriad X")
         if fixed:
-            graph = workdir / "fixed.onnx"
+            graph = job.workdir / "fixed.onnx"
             model_writer.save(given, graph)
-        try:
-            made = _lower(graph, given, options=options, workdir=workdir)
-            return replace(made, notes=(*fixed, *made.notes))
-        except KedgeError:
-            raise
-        except Exception as error:  # what the vendor's packages raise has no common base
-            raise LoweringError(
-                f"OpenVINO's tools failed: {type(error).__name__}: {reason_of(error)}", where=graph.name
-            ) from error
+        made = _lower(graph, given, options=job.options, workdir=job.workdir)
+        return replace(made, notes=(*fixed, *made.notes))
 
 
 def _check_options(options: Mapping[str, Any], target: Target) -> None:
     where = f"target {target.name}, options"
-    if unknown := sorted(set(options) - _KNOWN_OPTIONS):
-        raise TargetError(f"unknown option {unknown[0]!r}", where=where, remedy=f"Known are {sorted(_KNOWN_OPTIONS)}")
     try:
         check_device(options.get("device", OAK), options.get("shaves", SHAVES[0]))
     except ConfigError as error:

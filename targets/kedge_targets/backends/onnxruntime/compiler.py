@@ -6,16 +6,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kedge_protocol.bundle.config import RuntimeRequirement, Verified
-from kedge_protocol.errors import KedgeError, LoweringError, TargetError
-from kedge_protocol.packages import pip_install
-from kedge_targets import contract
+from kedge_protocol.errors import LoweringError
 from kedge_targets.backends.onnxruntime import gelu, int8, integer_products
-from kedge_targets.contract import Calibration, Lowered
+from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
+from kedge_targets.contract import Lowered
 from kedge_targets.graph import (
     attention,
     batch,
@@ -79,13 +78,16 @@ _FIRST_RUNTIME = {21: "1.20", 22: "1.21", 23: "1.23", 25: "1.24", 26: "1.25"}
 _KNOWN_OPTIONS = frozenset({"threads", "spin"})
 
 
-class Compiler(contract.Compiler):
+class Compiler(CompilerTemplate):
     """ONNX Runtime's quantizer and float16 converter.
 
     Options of a target's file:
         threads, spin: see :class:`kedge_targets.backends.onnxruntime.runtime.Runtime`.
     """
 
+    tools = "ONNX Runtime's tools"
+    modules = ("onnx", "onnxruntime")
+    known_options = _KNOWN_OPTIONS
     reference = True
 
     @property
@@ -106,13 +108,6 @@ class Compiler(contract.Compiler):
             fixed_ranges=True,
         )
 
-    def missing(self) -> str | None:
-        """See :meth:`kedge_targets.contract.Compiler.missing`."""
-        from importlib.util import find_spec
-
-        absent = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
-        return f"{absent[0]} is missing: {pip_install('compile')}" if absent else None
-
     def verification(self, target: Target) -> Verified:
         """See :meth:`kedge_targets.contract.Compiler.verification`."""
         return Verified.EXECUTED
@@ -124,26 +119,38 @@ class Compiler(contract.Compiler):
         x86 = target.processor.architecture == "x86_64"
         return (_FULL_RANGE, _SEVEN_BITS if x86 else _SIGNED)
 
-    def lower(
-        self,
-        graph: Path,
-        plan: Plan,
-        calibration: Calibration,
-        *,
-        target: Target,
-        options: Mapping[str, Any],
-        workdir: Path,
-    ) -> Lowered:
-        """See :meth:`kedge_targets.contract.Compiler.lower`."""
-        _check_options(options, target)
-        try:
-            return _lower(self, graph, plan, calibration, target=target, options=options, workdir=workdir)
-        except KedgeError:
-            raise
-        except Exception as error:  # what the vendor's packages raise has no common base
-            raise LoweringError(
-                f"ONNX Runtime's tools failed: {type(error).__name__}: {library.reason_of(error)}", where=graph.name
-            ) from error
+    def lower_job(self, job: LoweringJob) -> Lowered:
+        """See :meth:`kedge_targets.compiler_template.CompilerTemplate.lower_job`."""
+        import onnx
+
+        onnxruntime = library.load()
+        given = model_reader.load(job.graph)
+        nodes.check_operators(given, where=job.graph.name)
+        made = _lowered(given, self.quantized_for(job.target)[0], job)
+        # Of a transformer in float16 ONNX Runtime (1.23 to 1.31) needs the inferred shapes: without them its optimizer
+        # crashes on an Add before a LayerNormalization.
+        precision = plan_layers.leading(job.plan)
+        model_writer.strip(made.model, keep_shapes=precision is Precision.FLOAT16)
+        if precision.quantized:
+            deduplication.share_constants(made.model)
+            deduplication.shorten_names(made.model)
+        entry = job.workdir / ENTRY
+        model_writer.save(made.model, entry)
+        layouts = {info.name: info.layout for info in signature.inputs(given)}
+        return Lowered(
+            files={ENTRY: entry},
+            entry=ENTRY,
+            inputs=signature.specs(signature.inputs(made.model), layouts=layouts),
+            outputs=signature.specs(signature.outputs(made.model)),
+            runtimes=(RuntimeRequirement(distribution="onnxruntime", minimum=_first_runtime(made.model, job.target)),),
+            verified=Verified.EXECUTED,
+            tools={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+            runtime_options={name: job.options[name] for name in ("threads", "spin") if name in job.options},
+            seconds={} if made.seconds is None else {"quantize": made.seconds},
+            calibration_samples=made.samples,
+            notes=made.notes,
+            floating=made.floating,
+        )
 
     def numbers(self, files: Mapping[str, Path], shapes: Mapping[str, Sequence[int]]) -> Numbers | None:
         """See :meth:`kedge_targets.contract.Compiler.numbers`. A convolution is computed in integers only where its
@@ -156,103 +163,85 @@ class Compiler(contract.Compiler):
         )
 
 
-def _lower(
-    compiler: Compiler,
-    graph: Path,
-    plan: Plan,
-    calibration: Calibration,
-    *,
-    target: Target,
-    options: Mapping[str, Any],
-    workdir: Path,
-) -> Lowered:
-    import onnx
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """The graph of the file.
 
-    onnxruntime = library.load()
-    given = model_reader.load(graph)
-    nodes.check_operators(given, where=graph.name)
-    precision = plan_layers.leading(plan)
+    Attributes:
+        seconds: that quantizing took; None where there was nothing to quantize.
+        samples: of the calibration, used.
+        floating: layers that stay in float though the plan does not name them.
+    """
+
+    model: onnx.ModelProto
+    seconds: float | None = None
+    samples: int = 0
+    notes: tuple[str, ...] = ()
+    floating: tuple[str, ...] = ()
+
+
+def _lowered(given: onnx.ModelProto, usual: QuantizationScheme, job: LoweringJob) -> _Made:
+    plan, precision = job.plan, plan_layers.leading(job.plan)
     # Preparing such files would fold what they store small into weights of two or four times the bytes.
     already = precision in (Precision.INT8, Precision.FLOAT32) and qdq.has_qdq(given)
-    small = (precision is Precision.FLOAT32 and canonicalization.stores_small(given)) or (
-        precision is Precision.FLOAT16 and canonicalization.is_half(given)
-    )
-    prepared = (
-        given
-        if already or small
-        else quantizer_preparation.prepare(given, workdir / "prepared.onnx", quantized=precision.quantized)
-    )
-    kept = quantizer_preparation.not_of(precision, plan, given, prepared)
-    seconds: dict[str, float] = {}
-    used = 0
-    notes: tuple[str, ...] = ()
-    apart: tuple[str, ...] = ()
-    runtime_options = {name: options[name] for name in ("threads", "spin") if name in options}
     if already:
-        made, notes = prepared, (qdq.ALREADY,)
-    elif precision is Precision.INT8:
-        if not calibration.samples:
-            raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
-        how = plan.scheme or compiler.quantized_for(target)[0]
-        apart = () if how.products else _unnamed_products(given, plan)
-        if apart:
-            notes = (f"{len(apart)} products of two activations (attention) stay in float: integers are no faster",)
-        must = {*kept, *node_tracing.trace_nodes(apart, given, prepared), *attention.before_softmax(prepared)}
-        start = time.perf_counter()
-        static = int8.static(prepared, plan, how, must, calibration)
-        seconds["quantize"], used = time.perf_counter() - start, calibration.samples
-        made = static.model
-        if static.kept:
-            notes += (output_guard.note(static.kept, static.weak),)
-            apart += tuple(one.name for one in layers.layers(given) if one.name in static.kept)
-        float_regions.pick_before_reading_back(made)
-        integer_products.without_masks(made)
-        integer_products.with_biases(made)
-        gelu.by_tanh(made)
-    elif precision is Precision.INT8_DYNAMIC:
-        reduced = may_saturate(target.processor)
-        made, seconds["quantize"] = int8.dynamic(prepared, kept, workdir, reduced_range=reduced)
-    elif precision.family is Family.WEIGHTS:
-        start = time.perf_counter()
-        precisions = quantizer_preparation.assigned(plan, given, prepared)
-        samples = Samples(calibration, batch.size(prepared))
-        made = weight_dequantization.store_weights(
-            prepared,
-            precisions,
-            group_size=plan.group_size,
-            asymmetric=plan.asymmetric_weights,
-            products=gptq.products(prepared, samples.batches(), precisions) if calibration.samples else {},
-        )
-        used = samples.used
-        seconds["quantize"] = time.perf_counter() - start
-    elif precision is Precision.FLOAT16 and not small:
-        made = quantizer_preparation.convert_to_float16(prepared, kept)
-    else:
-        made = prepared
-    # Of a transformer in float16 ONNX Runtime (1.23 to 1.31) needs the inferred shapes: without them its optimizer
-    # crashes on an Add before a LayerNormalization.
-    model_writer.strip(made, keep_shapes=precision is Precision.FLOAT16)
-    if precision.quantized:
-        deduplication.share_constants(made)
-        deduplication.shorten_names(made)
-    entry = workdir / ENTRY
-    model_writer.save(made, entry)
-    layouts = {info.name: info.layout for info in signature.inputs(given)}
-    inputs = signature.specs(signature.inputs(made), layouts=layouts)
-    return Lowered(
-        files={ENTRY: entry},
-        entry=ENTRY,
-        inputs=inputs,
-        outputs=signature.specs(signature.outputs(made)),
-        runtimes=(RuntimeRequirement(distribution="onnxruntime", minimum=_first_runtime(made, target)),),
-        verified=Verified.EXECUTED,
-        tools={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
-        runtime_options=runtime_options,
-        seconds=seconds,
-        calibration_samples=used,
-        notes=notes,
-        floating=apart,
+        return _Made(model=given, notes=(qdq.ALREADY,))
+    if (precision is Precision.FLOAT32 and canonicalization.stores_small(given)) or (
+        precision is Precision.FLOAT16 and canonicalization.is_half(given)
+    ):
+        return _Made(model=given)
+    prepared = quantizer_preparation.prepare(given, job.workdir / "prepared.onnx", quantized=precision.quantized)
+    kept = quantizer_preparation.not_of(precision, plan, given, prepared)
+    if precision is Precision.INT8:
+        job.require_samples()
+        return _static(given, prepared, kept, plan.scheme or usual, job)
+    if precision is Precision.INT8_DYNAMIC:
+        reduced = may_saturate(job.target.processor)
+        made, seconds = int8.dynamic(prepared, kept, job.workdir, reduced_range=reduced)
+        return _Made(model=made, seconds=seconds)
+    if precision.family is Family.WEIGHTS:
+        return _stored_small(given, prepared, job)
+    if precision is Precision.FLOAT16:
+        return _Made(model=quantizer_preparation.convert_to_float16(prepared, kept))
+    return _Made(model=prepared)
+
+
+def _static(
+    given: onnx.ModelProto, prepared: onnx.ModelProto, kept: Sequence[str], how: QuantizationScheme, job: LoweringJob
+) -> _Made:
+    """int8 with ranges from calibration."""
+    notes: tuple[str, ...] = ()
+    apart = () if how.products else _unnamed_products(given, job.plan)
+    if apart:
+        notes = (f"{len(apart)} products of two activations (attention) stay in float: integers are no faster",)
+    must = {*kept, *node_tracing.trace_nodes(apart, given, prepared), *attention.before_softmax(prepared)}
+    start = time.perf_counter()
+    static = int8.static(prepared, job.plan, how, must, job.calibration)
+    seconds = time.perf_counter() - start
+    made = static.model
+    if static.kept:
+        notes += (output_guard.note(static.kept, static.weak),)
+        apart += tuple(one.name for one in layers.layers(given) if one.name in static.kept)
+    float_regions.pick_before_reading_back(made)
+    integer_products.without_masks(made)
+    integer_products.with_biases(made)
+    gelu.by_tanh(made)
+    return _Made(model=made, seconds=seconds, samples=job.calibration.samples, notes=notes, floating=apart)
+
+
+def _stored_small(given: onnx.ModelProto, prepared: onnx.ModelProto, job: LoweringJob) -> _Made:
+    """Weights in few bits, computed with in float."""
+    start = time.perf_counter()
+    precisions = quantizer_preparation.assigned(job.plan, given, prepared)
+    samples = Samples(job.calibration, batch.size(prepared))
+    made = weight_dequantization.store_weights(
+        prepared,
+        precisions,
+        group_size=job.plan.group_size,
+        asymmetric=job.plan.asymmetric_weights,
+        products=gptq.products(prepared, samples.batches(), precisions) if job.calibration.samples else {},
     )
+    return _Made(model=made, seconds=time.perf_counter() - start, samples=samples.used)
 
 
 def _unnamed_products(model: onnx.ModelProto, plan: Plan) -> tuple[str, ...]:
@@ -275,9 +264,3 @@ def _first_runtime(model: onnx.ModelProto, target: Target) -> str:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
-
-
-def _check_options(options: Mapping[str, Any], target: Target) -> None:
-    where = f"target {target.name}, options"
-    if unknown := sorted(set(options) - _KNOWN_OPTIONS):
-        raise TargetError(f"unknown option {unknown[0]!r}", where=where, remedy=f"Known are {sorted(_KNOWN_OPTIONS)}")

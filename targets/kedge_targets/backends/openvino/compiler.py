@@ -8,18 +8,17 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verified
-from kedge_protocol.errors import ConfigError, KedgeError, LoweringError, TargetError, UnsupportedOperatorError
-from kedge_protocol.packages import pip_install
-from kedge_targets import contract
+from kedge_protocol.errors import ConfigError, LoweringError, TargetError, UnsupportedOperatorError
 from kedge_targets.backends.openvino import counting, devices, library, nncf_preparation, representation
 from kedge_targets.backends.openvino.runtime import reason_of
+from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
 from kedge_targets.contract import Array, Calibration, Lowered
 from kedge_targets.graph import (
     attention,
@@ -35,7 +34,7 @@ from kedge_targets.graph import (
     signature,
 )
 from kedge_targets.integer_saturation import FULL_RANGE, SEVEN_BITS, may_saturate
-from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizationScheme
+from kedge_targets.numerics import Granularity, Numerics, Precision, QuantizationScheme
 from kedge_targets.target import Target
 from kedge_targets.true_precision import Numbers
 
@@ -58,7 +57,7 @@ _FIRST_RUNTIME = "2025.0"
 """The oldest OpenVINO that was seen to read these files and to answer as 2026.4 does."""
 
 
-class Compiler(contract.Compiler):
+class Compiler(CompilerTemplate):
     """OpenVINO's ONNX reader and NNCF.
 
     Options of a target's file:
@@ -67,6 +66,10 @@ class Compiler(contract.Compiler):
             by default what the graph has.
         bias_correction: let NNCF correct each layer's bias by the mean error that quantization made (slow).
     """
+
+    tools = "OpenVINO's tools"
+    modules = ("onnx", "openvino", "nncf")
+    known_options = _KNOWN_OPTIONS
 
     @property
     def numerics(self) -> Numerics:
@@ -78,13 +81,6 @@ class Compiler(contract.Compiler):
             layouts=("NCHW",),
         )
 
-    def missing(self) -> str | None:
-        """See :meth:`kedge_targets.contract.Compiler.missing`."""
-        from importlib.util import find_spec
-
-        absent = [name for name in ("onnx", "openvino", "nncf") if find_spec(name) is None]
-        return f"{absent[0]} is missing: {pip_install('compile')}" if absent else None
-
     def verification(self, target: Target) -> Verified:
         """See :meth:`kedge_targets.contract.Compiler.verification`. A file for a GPU or an NPU is run on the CPU here,
         which proves its numbers and not the device's."""
@@ -95,105 +91,131 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
         return (SEVEN_BITS,) if may_saturate(target.processor) else (FULL_RANGE, _SYMMETRIC)
 
-    def lower(
-        self,
-        graph: Path,
-        plan: Plan,
-        calibration: Calibration,
-        *,
-        target: Target,
-        options: Mapping[str, Any],
-        workdir: Path,
-    ) -> Lowered:
-        """See :meth:`kedge_targets.contract.Compiler.lower`."""
-        wanted = _check_options(options, target)
-        how = plan.scheme or self.quantized_for(target)[0]
-        try:
-            return _lower(graph, plan, how, calibration, options=options, wanted=wanted, workdir=workdir)
-        except KedgeError:
-            raise
-        except Exception as error:  # what the vendor's packages raise has no common base
-            raise LoweringError(
-                f"OpenVINO's tools failed: {type(error).__name__}: {reason_of(error)}", where=graph.name
-            ) from error
+    def check(self, job: LoweringJob) -> None:
+        """See :meth:`kedge_targets.compiler_template.CompilerTemplate.check`."""
+        _settings(job)
+
+    def reason_of(self, error: Exception) -> str:
+        """See :meth:`kedge_targets.compiler_template.CompilerTemplate.reason_of`."""
+        return reason_of(error)
+
+    def lower_job(self, job: LoweringJob) -> Lowered:
+        """See :meth:`kedge_targets.compiler_template.CompilerTemplate.lower_job`."""
+        return _lower(job, job.plan.scheme or self.quantized_for(job.target)[0])
 
     def numbers(self, files: Mapping[str, Path], shapes: Mapping[str, Sequence[int]]) -> Numbers | None:
         """See :meth:`kedge_targets.contract.Compiler.numbers`."""
         return counting.numbers(files[representation.ENTRY], shapes)
 
 
-def _lower(
-    graph: Path,
-    plan: Plan,
-    how: QuantizationScheme,
-    calibration: Calibration,
-    *,
-    options: Mapping[str, Any],
-    wanted: devices.Settings,
-    workdir: Path,
-) -> Lowered:
+def _lower(job: LoweringJob, how: QuantizationScheme) -> Lowered:
+    plan, workdir, wanted = job.plan, job.workdir, _settings(job)
     openvino = library.load()
-    trained = read = model_reader.load(graph)
-    fixed: tuple[str, ...] = ()
-    if wanted.kind == devices.NPU:
-        trained, fixed = free_dimensions.settle(read, calibration, device="an NPU")
-    given = trained
-    if not wanted.on_cpu and batch.size(given) is None:
-        # An NPU takes fixed shapes only, and a GPU compiles each size anew.
-        given = batch.fix_batch(given, 1)
+    given = _ready(model_reader.load(job.graph), job, wanted)
     precision = plan_layers.leading(plan)
-    already = precision is Precision.INT8 and qdq.has_qdq(given)
-    if precision is Precision.INT8 and not already:
-        given = model_reader.infer_shapes(nncf_preparation.prepare_for_nncf(given), where=graph.name)
-    if given is not read:
+    graph = job.graph
+    if given.graph is not given.read:
         graph = workdir / "prepared.onnx"
-        model_writer.save(given, graph)
-    model = _read(openvino, graph, given)
+        model_writer.save(given.graph, graph)
+    model = _read(openvino, graph, given.graph)
     tools = {"openvino": openvino.__version__.split("-")[0]}
-    seconds: dict[str, float] = {}
-    used = 0
-    apart: tuple[str, ...] = ()
-    said: tuple[str, ...] = ()
-    if already:
-        said = (qdq.ALREADY,)
+    quantized = _Quantized(model=model)
+    if given.rounded:
+        quantized = _Quantized(model=model, notes=(qdq.ALREADY,))
     elif precision is Precision.INT8:
-        if not calibration.samples:
-            raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
-        usual = "transformer" if attention.products(given) else "any"
-        making = _Making(openvino, graph, given, calibration, how, {"model_type": usual, **options}, wanted.kind)
-        unread = [node.name for node in given.graph.node if node.op_type in _UNREAD_ROUNDED]
-        must = [
-            *plan_layers.others(plan, given, precision),
-            *attention.before_softmax(given),
-            *unread,
-            *nncf_preparation.centring(given),
-        ]
-        model, kept_in_float, weak = making.guarded(must) if plan.guard else (making.made(must), (), {})
-        seconds["quantize"], tools["nncf"], used = making.seconds, making.version, making.used
-        if kept_in_float:
-            apart = tuple(one.name for one in layers.layers(read) if one.name in kept_in_float)
-            said = (output_guard.note(kept_in_float, weak),)
-    elif others := plan_layers.others(plan, given, precision):
+        job.require_samples()
+        quantized = _by_nncf(openvino, graph, given, how, job, wanted)
+        tools["nncf"] = quantized.version
+    elif others := plan_layers.others(plan, given.graph, precision):
         raise LoweringError(
             f"OpenVINO cannot keep single layers in another precision than {precision.value}",
             where=f"node {others[0]!r}",
             remedy="Give the whole graph one precision, or mix int8 with float32",
         )
-    kept = {node.name for node in given.graph.node} | {name for node in given.graph.node for name in node.output}
-    files = representation.save(model, workdir, half=precision is Precision.FLOAT16, names=kept)
+    kept = {node.name for node in given.graph.graph.node}
+    kept |= {name for node in given.graph.graph.node for name in node.output}
+    files = representation.save(quantized.model, workdir, half=precision is Precision.FLOAT16, names=kept)
     return Lowered(
         files=files,
         entry=representation.ENTRY,
-        inputs=_specs(signature.inputs(trained), signature.inputs(given)),
-        outputs=_specs(signature.outputs(trained), signature.outputs(given)),
+        inputs=_specs(signature.inputs(given.trained), signature.inputs(given.graph)),
+        outputs=_specs(signature.outputs(given.trained), signature.outputs(given.graph)),
         runtimes=(RuntimeRequirement(distribution="openvino", minimum=_FIRST_RUNTIME),),
         verified=_verified(wanted),
         tools=tools,
-        runtime_options=_of_runtime(options),
-        seconds=seconds,
-        notes=(*fixed, *said, *_elsewhere(wanted)),
-        calibration_samples=used,
-        floating=apart,
+        runtime_options=_of_runtime(job.options),
+        seconds=quantized.seconds,
+        notes=(*given.notes, *quantized.notes, *_elsewhere(wanted)),
+        calibration_samples=quantized.samples,
+        floating=quantized.floating,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ready:
+    """The graph as OpenVINO takes it.
+
+    Attributes:
+        read: as the file has it.
+        trained: with the sizes that a device fixes.
+        graph: with a fixed batch and prepared for NNCF, where these are needed.
+        rounded: whether it is quantized already, and left as it is.
+    """
+
+    read: onnx.ModelProto
+    trained: onnx.ModelProto
+    graph: onnx.ModelProto
+    rounded: bool
+    notes: tuple[str, ...]
+
+
+def _ready(read: onnx.ModelProto, job: LoweringJob, wanted: devices.Settings) -> _Ready:
+    trained, fixed = read, tuple[str, ...]()
+    if wanted.kind == devices.NPU:
+        trained, fixed = free_dimensions.settle(read, job.calibration, device="an NPU")
+    given = trained
+    if not wanted.on_cpu and batch.size(given) is None:
+        # An NPU takes fixed shapes only, and a GPU compiles each size anew.
+        given = batch.fix_batch(given, 1)
+    integers = plan_layers.leading(job.plan) is Precision.INT8
+    rounded = integers and qdq.has_qdq(given)
+    if integers and not rounded:
+        given = model_reader.infer_shapes(nncf_preparation.prepare_for_nncf(given), where=job.graph.name)
+    return _Ready(read=read, trained=trained, graph=given, rounded=rounded, notes=fixed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Quantized:
+    """OpenVINO's model, and what quantizing it took."""
+
+    model: Any
+    seconds: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
+    version: str = ""
+    notes: tuple[str, ...] = ()
+    floating: tuple[str, ...] = ()
+
+
+def _by_nncf(
+    openvino: Any, graph: Path, given: _Ready, how: QuantizationScheme, job: LoweringJob, wanted: devices.Settings
+) -> _Quantized:
+    usual = "transformer" if attention.products(given.graph) else "any"
+    options = {"model_type": usual, **job.options}
+    making = _Making(openvino, graph, given.graph, job.calibration, how, options, wanted.kind)
+    must = [
+        *plan_layers.others(job.plan, given.graph, Precision.INT8),
+        *attention.before_softmax(given.graph),
+        *(node.name for node in given.graph.graph.node if node.op_type in _UNREAD_ROUNDED),
+        *nncf_preparation.centring(given.graph),
+    ]
+    model, kept, weak = making.guarded(must) if job.plan.guard else (making.made(must), (), {})
+    return _Quantized(
+        model=model,
+        seconds={"quantize": making.seconds},
+        samples=making.used,
+        version=making.version,
+        notes=(output_guard.note(kept, weak),) if kept else (),
+        floating=tuple(one.name for one in layers.layers(given.read) if one.name in kept),
     )
 
 
@@ -385,10 +407,8 @@ class _Samples:
             yield sample
 
 
-def _check_options(options: Mapping[str, Any], target: Target) -> devices.Settings:
-    where = f"target {target.name}, options"
-    if unknown := sorted(set(options) - _KNOWN_OPTIONS):
-        raise TargetError(f"unknown option {unknown[0]!r}", where=where, remedy=f"Known are {sorted(_KNOWN_OPTIONS)}")
+def _settings(job: LoweringJob) -> devices.Settings:
+    where, options = f"target {job.target.name}, options", job.options
     if options.get("model_type", "any") not in _MODEL_TYPES:
         raise TargetError(
             f"model_type = {options['model_type']!r} is unknown", where=where, remedy=f"Known are {_MODEL_TYPES}"

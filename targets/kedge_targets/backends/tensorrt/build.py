@@ -116,10 +116,9 @@ def measure(request: MeasureRequest, progress: Progress) -> MeasureAnswer:
     """
     from kedge_protocol import golden
     from kedge_targets import proof
-    from kedge_targets.backends.tensorrt.runtime import CACHE, ONLY_ENGINES
     from kedge_targets.executor import Executor
 
-    options = {**request.config.runtime_options, CACHE: request.cache, ONLY_ENGINES: True}
+    options = {**request.config.runtime_options, recipe.CACHE: request.cache, recipe.ONLY_ENGINES: True}
     config = replace(request.config, runtime_options=options)
     executor = Executor.of(Path(request.folder), config, kernel_set=request.kernel_set)
     try:

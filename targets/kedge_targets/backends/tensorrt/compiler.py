@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verified
-from kedge_protocol.errors import KedgeError, LoweringError, MissingDependencyError, TargetError
-from kedge_protocol.packages import pip_install
-from kedge_targets import contract, toolchain
+from kedge_protocol.errors import LoweringError, TargetError
 from kedge_targets.backends.tensorrt import operators, parser_check, profiles, quantization, recipe
-from kedge_targets.contract import Calibration, Lowered
+from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
+from kedge_targets.contract import Lowered
 from kedge_targets.graph import (
     batch,
     counting,
@@ -50,7 +49,7 @@ _WORKSPACE_SHARE = 8  # of a device's memory one part of so many
 _LARGEST_WORKSPACE = 1 << 30
 
 
-class Compiler(contract.Compiler):
+class Compiler(CompilerTemplate):
     """ONNX Runtime's quantizer and float16 converter, then NVIDIA's parser and builder.
 
     Options of a target's file:
@@ -60,6 +59,10 @@ class Compiler(contract.Compiler):
         workspace_mib: that the builder and the engine may use for scratch; an eighth of the device's memory and at most
             1024 unless told.
     """
+
+    tools = "ONNX Runtime's tools"
+    toolchain = parser_check.NAME
+    known_options = _KNOWN_OPTIONS
 
     @property
     def numerics(self) -> Numerics:
@@ -71,18 +74,10 @@ class Compiler(contract.Compiler):
             layouts=("NCHW",),
         )
 
-    def missing(self) -> str | None:
-        """See :meth:`kedge_targets.contract.Compiler.missing`."""
-        from importlib.util import find_spec
-
-        if find_spec("onnx") is None:
-            return f"onnx is missing: {pip_install('compile')}"
-        try:
-            library.load()
-            toolchain.find(parser_check.NAME)
-        except MissingDependencyError as error:
-            return str(error)
-        return None
+    def require_tools(self) -> None:
+        """See :meth:`kedge_targets.compiler_template.CompilerTemplate.require_tools`."""
+        library.load()
+        super().require_tools()
 
     def verification(self, target: Target) -> Verified:
         """See :meth:`kedge_targets.contract.Compiler.verification`."""
@@ -92,27 +87,15 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
         return (quantization.SYMMETRIC,)
 
-    def lower(
-        self,
-        graph: Path,
-        plan: Plan,
-        calibration: Calibration,
-        *,
-        target: Target,
-        options: Mapping[str, Any],
-        workdir: Path,
-    ) -> Lowered:
-        """See :meth:`kedge_targets.contract.Compiler.lower`."""
-        _check(plan, options, target)
-        toolchain.find(parser_check.NAME)
-        try:
-            return _lower(graph, plan, calibration, target=target, options=options, workdir=workdir)
-        except KedgeError:
-            raise
-        except Exception as error:  # what the vendors' packages raise has no common base
-            raise LoweringError(
-                f"ONNX Runtime's tools failed: {type(error).__name__}: {library.reason_of(error)}", where=graph.name
-            ) from error
+    def check(self, job: LoweringJob) -> None:
+        """See :meth:`kedge_targets.compiler_template.CompilerTemplate.check`."""
+        _check(job.plan, job.options, job.target)
+        if plan_layers.leading(job.plan) is Precision.INT8:
+            job.require_samples()
+
+    def lower_job(self, job: LoweringJob) -> Lowered:
+        """See :meth:`kedge_targets.compiler_template.CompilerTemplate.lower_job`."""
+        return _lower(job)
 
     def numbers(self, files: Mapping[str, Path], shapes: Mapping[str, Sequence[int]]) -> Numbers | None:
         """See :meth:`kedge_targets.contract.Compiler.numbers`: of the int8 graph where there is one, as TensorRT fuses
@@ -141,16 +124,14 @@ class _Graph:
     ranges: dict[str, tuple[float, float]]
 
 
-def _lower(
-    graph: Path, plan: Plan, calibration: Calibration, *, target: Target, options: Mapping[str, Any], workdir: Path
-) -> Lowered:
+def _lower(job: LoweringJob) -> Lowered:
     import onnx
 
     runtime = library.load()
+    plan, calibration, target = job.plan, job.calibration, job.target
+    options, workdir = job.options, job.workdir
     leading = plan_layers.leading(plan)
-    if leading is Precision.INT8 and not calibration.samples:
-        raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
-    ready = _ready(graph, target, options, workdir)
+    ready = _ready(job.graph, target, options, workdir)
     files: dict[str, Path] = {}
     notes = [*ready.notes, *ready.fit.notes]
     seconds: dict[str, float] = {}
@@ -299,8 +280,6 @@ def _check(plan: Plan, options: Mapping[str, Any], target: Target) -> None:
             where=where,
             remedy='Write it below [runtimes], as in tensorrt = "10.3"',
         )
-    if unknown := sorted(set(options) - _KNOWN_OPTIONS):
-        raise TargetError(f"unknown option {unknown[0]!r}", where=where, remedy=f"Known are {sorted(_KNOWN_OPTIONS)}")
     for name, value in options.items():
         least = 1 if name in ("batch", "max_batch", "workspace_mib") else 0
         if isinstance(value, bool) or not isinstance(value, int) or value < least:

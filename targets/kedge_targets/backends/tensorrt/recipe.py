@@ -21,6 +21,11 @@ FP16 = "fp16"
 FILES = {INT8: "model_int8_qdq.onnx", FP16: "model_fp16.onnx"}
 """Precision → the graph's file beside the recipe."""
 
+CACHE = "cache"
+"""Option of the device's load: the folder that holds its engines."""
+ONLY_ENGINES = "only_engines"
+"""Option of the device's load: fail where there is no engine, rather than run the model another way."""
+
 FORM = 1
 """Number of this form; a device refuses another."""
 

@@ -11,7 +11,7 @@ from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.errors import ConfigError, KedgeError, MissingDependencyError, StorageError
 from kedge_targets import contract
 from kedge_targets.backends.tensorrt import fallback, half_precision, recipe
-from kedge_targets.backends.tensorrt.recipe import FP16, INT8, Recipe
+from kedge_targets.backends.tensorrt.recipe import CACHE, FP16, INT8, ONLY_ENGINES, Recipe
 
 if TYPE_CHECKING:
     from kedge_targets.backends.tensorrt.engine_selection import Bench
@@ -22,8 +22,6 @@ log = logging.getLogger("kedge.tensorrt")
 # Options that prepare() gives to load().
 CHOSEN = "kernel_set"
 REASON = "reason"
-CACHE = "cache"
-ONLY_ENGINES = "only_engines"
 
 COARSE = "coarse"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,16 +14,13 @@ import numpy.typing as npt
 from kedge_protocol.bundle.config import FileTensor, RuntimeRequirement, TensorSpec, Verified
 from kedge_protocol.errors import (
     LoweringError,
-    MissingDependencyError,
     StorageError,
-    TargetError,
 )
-from kedge_protocol.packages import pip_install
-from kedge_targets import contract, toolchain
 from kedge_targets.backends.tflite import counting, float_model, toolchain_client
 from kedge_targets.backends.tflite.float_model import FloatFile
 from kedge_targets.backends.tflite.runtime import Runtime
 from kedge_targets.backends.tflite.toolchain_client import Converted, ConvertedTensor, ConvertRequest
+from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
 from kedge_targets.contract import Calibration, Lowered
 from kedge_targets.graph import (
     batch,
@@ -56,12 +52,16 @@ _NAMED = 6
 _COARSE = 20.0  # dB of an output, below which the report says so
 
 
-class Compiler(contract.Compiler):
+class Compiler(CompilerTemplate):
     """TensorFlow's converter, fed by onnx2tf.
 
     Options of a target's file:
         threads: see :class:`kedge_targets.backends.tflite.runtime.Runtime`.
     """
+
+    tools = "TensorFlow's tools"
+    toolchain = toolchain_client.NAME
+    known_options = _KNOWN_OPTIONS
 
     @property
     def numerics(self) -> Numerics:
@@ -73,17 +73,11 @@ class Compiler(contract.Compiler):
             layouts=("NHWC",),
         )
 
-    def missing(self) -> str | None:
-        """See :meth:`kedge_targets.contract.Compiler.missing`."""
-        if importlib.util.find_spec("onnx") is None:
-            return f"onnx is missing: {pip_install('compile')}"
-        try:
-            library.load()
-            Runtime().check()
-            toolchain.find(toolchain_client.NAME)
-        except MissingDependencyError as error:
-            return str(error)
-        return None
+    def require_tools(self) -> None:
+        """See :meth:`kedge_targets.compiler_template.CompilerTemplate.require_tools`."""
+        library.load()
+        Runtime().check()
+        super().require_tools()
 
     def verification(self, target: Target) -> Verified:
         """See :meth:`kedge_targets.contract.Compiler.verification`."""
@@ -93,25 +87,19 @@ class Compiler(contract.Compiler):
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
         return (_QUANTIZED,)
 
-    def lower(
-        self,
-        graph: Path,
-        plan: Plan,
-        calibration: Calibration,
-        *,
-        target: Target,
-        options: Mapping[str, Any],
-        workdir: Path,
-    ) -> Lowered:
-        """See :meth:`kedge_targets.contract.Compiler.lower`."""
+    def check(self, job: LoweringJob) -> None:
+        """See :meth:`kedge_targets.compiler_template.CompilerTemplate.check`."""
+        _check(job.plan, plan_layers.leading(job.plan), job.target)
+        if plan_layers.leading(job.plan) is Precision.INT8:
+            job.require_samples()
+
+    def lower_job(self, job: LoweringJob) -> Lowered:
+        """See :meth:`kedge_targets.compiler_template.CompilerTemplate.lower_job`."""
+        plan, calibration, workdir, options = job.plan, job.calibration, job.workdir, job.options
         precision = plan_layers.leading(plan)
-        _check(plan, precision, options, target)
-        if precision is Precision.INT8 and not calibration.samples:
-            raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
-        toolchain.find(toolchain_client.NAME)
         toolchain_client.start()
         begun = time.perf_counter()
-        given = model_reader.load(graph)
+        given = model_reader.load(job.graph)
         model, fixed = free_dimensions.settle(given, calibration, device="TFLite")
         model, taken = dequantization.restored(model)
         model = canonicalization.in_float32(model)
@@ -144,13 +132,7 @@ class Compiler(contract.Compiler):
         return counting.numbers(files[ENTRY])
 
 
-def _check(plan: Plan, precision: Precision, options: Mapping[str, Any], target: Target) -> None:
-    if unknown := sorted(set(options) - _KNOWN_OPTIONS):
-        raise TargetError(
-            f"unknown option {unknown[0]!r}",
-            where=f"target {target.name!r}",
-            remedy=f"Known are {sorted(_KNOWN_OPTIONS)}",
-        )
+def _check(plan: Plan, precision: Precision, target: Target) -> None:
     if precision is not Precision.INT8 and len(plan.precisions) > 1:
         raise LoweringError(
             f"TensorFlow's converter gives all layers one precision beside {precision.value}",
