@@ -160,9 +160,9 @@ format: $(HOST)
 golden: $(HOST)
 	$(BIN)/python -m pytest -q --regenerate-golden tests/unit
 
-# tests/slow.txt, from the figures of make test-host ARGS="--cpu-record FIGURES".
+# tests/slow.txt, from the figures of make test-host ARGS="--cpu-record=FIGURES".
 slow: $(HOST)
-	$(BIN)/python -m pytest --collect-only -q --update-slow $(RECORD)
+	$(BIN)/python -m pytest --collect-only -q --update-slow=$(RECORD)
 
 clean:
 	rm -rf .venv .venv-device .venv-legacy .venv-docs .venv-lint dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

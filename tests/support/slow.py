@@ -1,7 +1,7 @@
 """Marks as ``slow`` the tests that ``tests/slow.txt`` names, so that ``-m "not slow"`` is quick.
 
-The list is written anew from measured figures: ``pytest --cpu-record FIGURES``, then
-``pytest --collect-only -q --update-slow FIGURES``."""
+The list is written anew from measured figures: ``pytest --cpu-record=FIGURES``, then
+``pytest --collect-only -q --update-slow=FIGURES``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 LIST = Path(__file__).resolve().parent.parent / "slow.txt"
-LIMIT = 2.0
+LIMIT = 1.0
 """CPU seconds of one test, children included and shared fixtures too; of all cases of one test five times as much."""
 _HEAD = "# CPU seconds above the limit; written by pytest --update-slow, see CONTRIBUTING.md.\n"
 
