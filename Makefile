@@ -24,7 +24,7 @@ LOCKS   := $(wildcard targets/kedge_targets/backends/*/toolchain/requirements.tx
 export KEDGE_ROOT := $(CURDIR)
 export DO_NOT_TRACK := 1
 
-# Tests run in as many processes as there are processors; WORKERS=0 for one process, whose output and debugger are seen.
+# Tests run in one process more than there are processors; WORKERS=0 for one process, whose output and debugger are seen.
 # A file's tests stay in one process, so that they share its fixtures.
 WORKERS := auto
 PYTEST  := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -57,10 +57,11 @@ def once(name: str, make: Callable[[Path], T]) -> T:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """``-n auto``: a process for each processor that this one may use, as far as there is memory for them."""
+    """``-n auto``: as far as there is memory for them, one process more than there are processors, because many tests
+    wait for children, brokers and deadlines."""
     memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
     available = int(memory["MemAvailable"].split()[0]) * 1024
-    return max(1, min(len(os.sched_getaffinity(0)), available // _WORKER_BYTES))
+    return max(1, min(len(os.sched_getaffinity(0)) + 1, available // _WORKER_BYTES))
 
 
 def _printable(data: Any) -> Any:
