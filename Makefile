@@ -118,6 +118,7 @@ check: $(HOST)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/check_names.py
 
 # What no linter of Python reads.
 lint: $(LINT)

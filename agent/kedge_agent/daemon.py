@@ -114,7 +114,7 @@ class Daemon:
         gc.freeze()
         malloc.give_back()
         with self._turn:
-            self._effects.perform(self._machine.start(self._clock()))
+            self._effects.run(self._machine.start(self._clock()))
         self._link.start()
         log.info("agent %s: device %s, target %s, state %s", __version__, *self._who())
         notify("READY=1")
@@ -152,7 +152,7 @@ class Daemon:
     def post(self, event: events.Event) -> None:
         """Hand an event to the update machine; from any thread."""
         with self._turn:
-            self._effects.perform(self._machine.handle(event, self._clock()))
+            self._effects.run(self._machine.handle(event, self._clock()))
 
     def _who(self) -> tuple[str, str, str]:
         return self._config.name, self._config.target, str(self._config.state)

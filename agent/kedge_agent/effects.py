@@ -28,7 +28,7 @@ from kedge_protocol.messages import Latency
 
 log = logging.getLogger(__name__)
 
-_TELL_SECONDS = 2.0
+_PROGRESS_SECONDS = 2.0
 """Between two reports of how far a proof is."""
 
 
@@ -205,7 +205,7 @@ class EffectRunner:
             actions.Remember: self._keep,
         }
 
-    def perform(self, wanted: list[actions.Action]) -> None:
+    def run(self, wanted: list[actions.Action]) -> None:
         """Do these actions, in this order. Outcomes are posted later, from another thread."""
         for action in wanted:
             if isinstance(action, actions.WriteBlock):
@@ -301,7 +301,7 @@ class EffectRunner:
         def on_progress(detail: str) -> None:
             nonlocal told
             now = time.monotonic()
-            if now - told >= _TELL_SECONDS:
+            if now - told >= _PROGRESS_SECONDS:
                 told = now
                 self._post(events.Proving(action.model, digest_, detail))
 

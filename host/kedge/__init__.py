@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KedgeError", "Release", "__version__", "compile", "errors"]
 
-_DOORS = {
+_PUBLIC = {
     "compile": ("kedge.compiler.api", "compile"),
     "Release": ("kedge.compiler.release", "Release"),
     "KedgeError": ("kedge_protocol.errors", "KedgeError"),
@@ -34,9 +34,9 @@ _DOORS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _DOORS:
+    if name not in _PUBLIC:
         raise AttributeError(f"module 'kedge' has no attribute {name!r}")
-    path, attribute = _DOORS[name]
+    path, attribute = _PUBLIC[name]
     module = importlib.import_module(path)
     return module if attribute is None else getattr(module, attribute)
 

@@ -278,7 +278,7 @@ class World:
 
     def _perform(self, wanted: list[actions.Action]) -> None:
         self.log += wanted
-        self.performer.perform(wanted)
+        self.performer.run(wanted)
 
     def _ask(self, action: actions.RequestBlocks) -> None:
         # The promise that matters most: nothing that is finished on disk is ever asked for.

@@ -93,7 +93,7 @@ class ServingProcess:
         """Serve until SIGTERM or SIGINT; the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
-        self._writer.tell(StatusMessage())
+        self._writer.send(StatusMessage())
         threading.Thread(target=self.models.watch, args=(self._stop,), name="kedge-models", daemon=True).start()
         # Clients wait in the kernel's queue: a process that is started anew answers them, instead of refusing.
         self.models.first_scan.wait(_LOAD_FIRST_SECONDS)

@@ -29,7 +29,7 @@ _TOKENIZER = "tokenizer.json"
 _SETTLED_BY = 64
 """Answers of the float model that tell in which unit boxes are."""
 
-Tell = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass(kw_only=True)
@@ -96,7 +96,13 @@ class PipelineJob:
         return replace(options, preprocess=(f"{section.input}:{text}",))
 
     def dataset(
-        self, worker: Worker, asked: ValidatedRequest, model: Model | None, role: str, scratch: Path, tell: Tell
+        self,
+        worker: Worker,
+        asked: ValidatedRequest,
+        model: Model | None,
+        role: str,
+        scratch: Path,
+        on_progress: ProgressCallback,
     ) -> Dataset:
         """A data set: arrays as they are, a folder of raw data through the pipeline.
 
@@ -134,7 +140,7 @@ class PipelineJob:
             ),
             Converted,
             deadline=options.deadline,
-            on_progress=tell,
+            on_progress=on_progress,
         )
         self._note(made, role)
         files = {name: Path(file) for name, file in made.arrays.items()}
@@ -147,7 +153,7 @@ class PipelineJob:
             self.warnings.append(f"{role}: {made.samples} of {made.found} items ({made.kind}), spread evenly")
 
     def settle(self, model: Model, reference: ReferenceAnswer) -> None:
-        """What only the float model's answers tell: the missing activation, the detector's head and its unit.
+        """What only the float model's answers on_progress: the missing activation, the detector's head and its unit.
 
         Raises:
             InputError: the outputs are no detector's.

@@ -109,7 +109,7 @@ class _Compilation:
         self._asked = asked
         self._options = asked.options
         self._scratch = scratch
-        self._tell = on_progress
+        self._on_progress = on_progress
         self._began = time.perf_counter()
         self._clock = Clock.of(asked.options.effort, asked.options.time_limit)
         self._seconds: dict[str, float] = {}
@@ -140,7 +140,7 @@ class _Compilation:
                 record=self._asked.record,
                 seed=self._asked.seed,
                 scratch=self._scratch,
-                on_progress=self._tell,
+                on_progress=self._on_progress,
                 clock=self._clock,
             )
             sensitivity = sensitivity_job.SensitivityJob(job, targets, floating, pool)
@@ -243,11 +243,11 @@ class _Compilation:
     def _bound(self, dataset: Dataset, model: Model, worker: Worker) -> Data:
         data = dataset.bind(model.inputs, model.states)
         return preparation.with_states(
-            data, model, self._options, worker, scratch=self._scratch, on_progress=self._tell
+            data, model, self._options, worker, scratch=self._scratch, on_progress=self._on_progress
         )
 
     def _import(self, worker: Worker, arrays: Mapping[str, Array]) -> Imported:
-        self._tell("model", "import", 0, 0)
+        self._on_progress("model", "import", 0, 0)
         began = time.perf_counter()
         folder = self._scratch / "import"
         folder.mkdir()
@@ -284,11 +284,16 @@ class _Compilation:
         )
 
     def _dataset(self, role: str, worker: Worker, model: Model | None, pipeline: PipelineJob) -> tuple[Dataset, Scan]:
-        self._tell("data", role, 0, 0)
+        self._on_progress("data", role, 0, 0)
         scratch = self._scratch / role
         scratch.mkdir()
         dataset = pipeline.dataset(
-            worker, self._asked, model, role, scratch, lambda what, done, total: self._tell("data", what, done, total)
+            worker,
+            self._asked,
+            model,
+            role,
+            scratch,
+            lambda what, done, total: self._on_progress("data", what, done, total),
         )
         return dataset, dataset.scan()
 
@@ -311,7 +316,7 @@ class _Compilation:
             ),
             worker_messages.ReferenceAnswer,
             deadline=self._options.deadline,
-            on_progress=lambda what, done, total: self._tell("reference", "evaluate", done, total),
+            on_progress=lambda what, done, total: self._on_progress("reference", "evaluate", done, total),
         )
         self._seconds["reference"] = answer.seconds
         data.pipeline.settle(data.model, answer)
@@ -343,7 +348,7 @@ class _Compilation:
                 result = pipeline.measured(worker, result, self._scratch, self._options.deadline)
         self._measurements += search.measurements
         self._seconds[f"target {target.name}"] = time.perf_counter() - began
-        self._tell(target.name, "done" if isinstance(result, Compiled) else "failed", 1, 1)
+        self._on_progress(target.name, "done" if isinstance(result, Compiled) else "failed", 1, 1)
         return result
 
     def _trials(self, target: Target, job: Job, local_trials: LocalTrials, stack: contextlib.ExitStack) -> Trials:

@@ -261,7 +261,7 @@ class _Counted:
 
     def __init__(self, inner: PreprocessedSamples, on_progress: Callable[[int], None]) -> None:
         self._inner = inner
-        self._tell = on_progress
+        self._on_progress = on_progress
 
     @property
     def samples(self) -> int:
@@ -270,7 +270,7 @@ class _Counted:
     def __iter__(self) -> Iterator[dict[str, Array]]:
         for number, item in enumerate(self._inner, start=1):
             yield item
-            self._tell(number)
+            self._on_progress(number)
 
 
 def float_model(model: str) -> Callable[[list[str] | None, Mapping[str, Array]], list[Array]]:

@@ -64,13 +64,13 @@ class BlockServer:
 
     Args:
         repository: where blobs and maps lie.
-        ledger: told of every request and every block.
+        counts: told of every request and every block.
         outlet: the connection.
     """
 
-    def __init__(self, repository: Repository, ledger: TransferCounts, outlet: Outlet) -> None:
+    def __init__(self, repository: Repository, counts: TransferCounts, outlet: Outlet) -> None:
         self._repository = repository
-        self._counts = ledger
+        self._counts = counts
         self._outlet = outlet
         self._clients: Mapping[str, Client] = {}
         self._blobs: Mapping[str, int] = {}

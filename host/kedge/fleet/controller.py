@@ -237,14 +237,14 @@ class Controller:
         """Publish what these devices shall run; False where the queue was full: the rest goes in the next round."""
         for start in range(0, len(due), PUBLISHED_AT_ONCE):
             for publication in self._records.publications(due[start : start + PUBLISHED_AT_ONCE]):
-                if not self._tell(
+                if not self._send(
                     topics.desired(publication.device), publication.payload, publication.device, retain=True
                 ):
                     return False
                 self._published[publication.device] = self._wanted[publication.device]
         return True
 
-    def _tell(self, topic: str, payload: bytes, device: str, *, retain: bool) -> bool:
+    def _send(self, topic: str, payload: bytes, device: str, *, retain: bool) -> bool:
         """Publish; False where the queue is full. What can never be sent is dropped with a word in the log."""
         try:
             return self._connection.publish(topic, payload, qos=1, retain=retain)
@@ -257,7 +257,7 @@ class Controller:
         sent = []
         for pending in pending_commands:
             command = Command(cid=pending.cid, verb=pending.verb)
-            if self._tell(
+            if self._send(
                 topics.command(pending.device, pending.cid), codec.encode(command), pending.device, retain=False
             ):
                 sent.append(pending.cid)

@@ -88,7 +88,7 @@ def prune(model: onnx.ModelProto, context: Context, how: PruningRequest) -> onnx
         operations = model_cost.operations(found.scope, found.alive(removed.items()))
         if any(removed.values()):
             made = surgery.cut(found, removed.items())
-    _tell(context, how, first, left, before, (model_cost.parameters(made), operations))
+    _note_result(context, how, first, left, before, (model_cost.parameters(made), operations))
     return made
 
 
@@ -186,7 +186,7 @@ def _harm(
     return harm
 
 
-def _tell(
+def _note_result(
     context: Context,
     how: PruningRequest,
     first: Mapping[str, int],

@@ -89,7 +89,7 @@ def trained(
             "" if context.loss is None else _text(context.loss),
         )
     outcome = loop.train(parameters, objective, schedule, what=what, checkpoint=checkpoint, progress=context.progress)
-    _tell(context, what, pool, outcome)
+    _note_result(context, what, pool, outcome)
     return student
 
 
@@ -120,7 +120,7 @@ def _text(reference: str) -> str:
     return Path(path).read_text(encoding="utf-8") + name
 
 
-def _tell(context: Context, what: str, pool: Pool, outcome: loop.Outcome) -> None:
+def _note_result(context: Context, what: str, pool: Pool, outcome: loop.Outcome) -> None:
     context.figures[f"{what}.loss_before"] = outcome.before
     context.figures[f"{what}.loss_after"] = outcome.after
     context.figures[f"{what}.steps"] = float(outcome.steps)
