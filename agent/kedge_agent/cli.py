@@ -56,6 +56,7 @@ def status(state: Path | None, config: Path | None) -> None:
     help="HOST:PORT or unix:PATH; may be given several times.",
 )
 @click.option("--state", type=click.Path(path_type=Path), help="State folder with the installed models.")
+@click.option("--grpc", metavar="HOST:PORT", help="Serve gRPC there too; needs the extra 'grpc'.")
 @click.option("--token-file", help="Clients send its first word as 'Authorization: Bearer'.")
 @click.option("--tls-cert", help="Certificate chain, PEM.")
 @click.option("--tls-key", help="Its private key, PEM.")
@@ -67,6 +68,7 @@ def serve(
     target: str | None,
     listen: tuple[str, ...],
     state: Path | None,
+    grpc: str | None,
     token_file: str | None,
     tls_cert: str | None,
     tls_key: str | None,
@@ -91,6 +93,7 @@ def serve(
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
         cors_origins=cors_origin,
+        grpc_listen=grpc,
     )
     serve_releases(
         releases,

@@ -28,8 +28,10 @@ from kedge_protocol import codec
 from kedge_protocol.errors import KedgeError
 
 if TYPE_CHECKING:
+    from kedge_agent.serving.grpc_server import GrpcServer
     from kedge_agent.serving.handler import Handler
     from kedge_agent.serving.model_pool import ServedModels
+    from kedge_agent.serving.open_inference import InferenceHandler
 
 log = logging.getLogger("kedge.serving")
 
@@ -65,6 +67,7 @@ class ServingProcess:
     ) -> None:
         from kedge_agent.serving.http_server import HttpServer
         from kedge_agent.serving.model_pool import ServedModels
+        from kedge_agent.serving.open_inference import InferenceHandler
         from kedge_agent.serving.worker_pool import WorkerPool
 
         self._settings = settings
@@ -83,7 +86,14 @@ class ServingProcess:
             monitor=self._heartbeat,
             excluded=excluded,
         )
-        self.server = HttpServer(listening, _handlers(self.models, settings), settings, self._beat)
+        inference = InferenceHandler(self.models, fleet=settings.fleet)
+        self.server = HttpServer(listening, _handlers(self.models, inference), settings, self._beat)
+        self._grpc: GrpcServer | None = None
+        if settings.grpc_listen is not None:
+            from kedge_agent.serving.grpc_server import GrpcServer
+
+            self._grpc = GrpcServer(inference, settings)
+            log.info("gRPC listens on port %d", self._grpc.port)
         self._stop = threading.Event()
         self._beats_told = 0.0
         self._writer = writer
@@ -99,8 +109,13 @@ class ServingProcess:
         self.models.first_scan.wait(_LOAD_FIRST_SECONDS)
         server = threading.Thread(target=self.server.run, name="kedge-http", daemon=True)
         server.start()
+        if self._grpc is not None:
+            self._grpc.start()
         self._stop.wait()
-        self.server.stop(_GRACE_SECONDS if self._hung else self._settings.drain_seconds)
+        seconds = _GRACE_SECONDS if self._hung else self._settings.drain_seconds
+        self.server.stop(seconds)
+        if self._grpc is not None:
+            self._grpc.stop(seconds)
         server.join(self._settings.drain_seconds + 1.0)
         if self._hung:
             # A thread that hangs in a runtime would keep an orderly end from coming.
@@ -120,13 +135,12 @@ class ServingProcess:
                 self._stop.set()
 
 
-def _handlers(models: ServedModels, settings: ServerSettings) -> Sequence[tuple[str, Handler]]:
+def _handlers(models: ServedModels, inference: InferenceHandler) -> Sequence[tuple[str, Handler]]:
     """What answers below which path."""
     from kedge_agent.serving.metrics import MetricsHandler
-    from kedge_agent.serving.open_inference import InferenceHandler
 
     return (
-        ("/v2", InferenceHandler(models, fleet=settings.fleet)),
+        ("/v2", inference),
         ("/metrics", MetricsHandler(models)),
     )
 

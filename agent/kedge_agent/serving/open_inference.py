@@ -157,27 +157,42 @@ class InferenceHandler:
 
     def _repository(self, parts: list[str], request: Request) -> Response | Job:
         if parts == ["index"]:
-            return json_response(200, self._index(request.body))
+            try:
+                only_ready = bool(request.body) and json_tensors.parse(request.body, ()).get("ready") is True
+            except InputError as error:
+                return error_response(400, str(error))
+            return json_response(200, self.index(only_ready=only_ready))
         name, verb = parts[1], parts[2]
+        entry = self._models.get(name)
+        if self._fleet or entry is None:
+            return self.change_repository(name, verb)
+        return Job(entry.workers, lambda: self.change_repository(name, verb))
+
+    def change_repository(self, name: str, verb: str) -> Response:
+        """Load or unload a model, which may take long.
+
+        Args:
+            verb: ``load`` or ``unload``.
+        """
         if self._fleet:
             return error_response(403, _FLEET_DECIDES)
-        entry = self._models.get(name)
-        if entry is None:
-            raise NoModelError(404, f"no model {name[:80]!r} is here")
-        return Job(entry.workers, lambda: self._load(name) if verb == "load" else self._unload(name))
-
-    def _load(self, name: str) -> Response:
+        if self._models.get(name) is None:
+            return error_response(404, f"no model {name[:80]!r} is here")
+        if verb == "unload":
+            self._models.unload(name)
+            return json_response(200, {})
         self._models.load(name)
         entry = self._models.get(name)
         error = "it was removed" if entry is None else entry.error
         return json_response(200, {}) if error is None else error_response(400, f"the model {name!r}: {error}")
 
-    def _unload(self, name: str) -> Response:
-        self._models.unload(name)
-        return json_response(200, {})
+    def names(self) -> list[str]:
+        """Names of the models that can answer."""
+        found = ((name, self._models.get(name)) for name in self._models.names())
+        return [name for name, entry in found if entry is not None and entry.model is not None]
 
-    def _index(self, body: bytes) -> list[dict[str, str]]:
-        only_ready = bool(body) and json_tensors.parse(body, ()).get("ready") is True
+    def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
+        """Every model that is there, and whether it can answer."""
         rows = [index_row(name, entry) for name in self._models.names() if (entry := self._models.get(name))]
         return [row for row in rows if not only_ready or row["state"] == "READY"]
 

@@ -36,6 +36,7 @@ class ServerSettings:
         allowed_hosts: names in the Host field beside localhost and addresses (any, where a token or TLS is asked for).
         cors_origins: web pages of these origins may call; ``*`` for every one, without credentials.
         tls_cert, tls_key, tls_client_ca: PEM files; a client CA asks every client for a certificate.
+        grpc_listen: ``host:port`` of the gRPC server; None for none.
         fleet: models come and go as the fleet wants it, and not by ``load`` and ``unload``.
     """
 
@@ -56,6 +57,7 @@ class ServerSettings:
     tls_cert: str | None = None
     tls_key: str | None = None
     tls_client_ca: str | None = None
+    grpc_listen: str | None = None
     fleet: bool = True
 
     def token(self) -> bytes | None:

@@ -56,7 +56,7 @@ def serve(
     """
     settings = replace(settings or ServerSettings(), fleet=False)
     settings.token()
-    for address in listen:
+    for address in (*listen, *([settings.grpc_listen] if settings.grpc_listen else ())):
         checked_exposure(address, settings, insecure=insecure)
     with tempfile.TemporaryDirectory(prefix="kedge-serve-") as scratch:
         for source in sources:
