@@ -1,52 +1,59 @@
-"""Finding backends: each is a folder below ``backends``; nobody else knows their names."""
+"""Finding backends and their halves; nobody else knows their names. Where they are: :mod:`.backend_packages`."""
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
+import logging
+from typing import Any
 
 from kedge_protocol.errors import TargetError
-from kedge_protocol.spelling import known_names
+from kedge_targets import backend_packages
+from kedge_targets.backend_packages import BACKENDS, names
 from kedge_targets.contract import Compiler, Runtime
 from kedge_targets.importer import Importer
 
-BACKENDS = Path(__file__).parent / "backends"
+__all__ = ["BACKENDS", "compiler", "importers", "names", "runtime"]
 
-
-def names() -> list[str]:
-    """Every backend there is, sorted."""
-    return sorted(path.parent.name for path in BACKENDS.glob("*/runtime.py"))
-
-
-def _checked(name: str) -> str:
-    if name not in names():
-        raise TargetError(f"unknown backend {name!r}", remedy=known_names(name, names()))
-    return name
+log = logging.getLogger(__name__)
 
 
 def compiler(name: str) -> Compiler:
     """The host's half of a backend.
 
     Raises:
-        TargetError: unknown backend.
+        TargetError: unknown backend, or a third party's that cannot be loaded.
     """
-    module = importlib.import_module(f"kedge_targets.backends.{_checked(name)}.compiler")
-    made: Compiler = module.Compiler()
+    made: Compiler = _made(name, "compiler", Compiler)
     return made
 
 
 def runtime(name: str) -> Runtime:
     """The device's half of a backend; see :func:`compiler`."""
-    module = importlib.import_module(f"kedge_targets.backends.{_checked(name)}.runtime")
-    made: Runtime = module.Runtime()
+    made: Runtime = _made(name, "runtime", Runtime)
     return made
 
 
 def importers() -> list[Importer]:
-    """Those backends' importers that have one, by the backends' names."""
-    modules = [
-        importlib.import_module(f"kedge_targets.backends.{name}.importer")
-        for name in names()
-        if (BACKENDS / name / "importer.py").is_file()
-    ]
-    return [module.Importer() for module in modules]
+    """Those backends' importers that have one, by the backends' names. A third party's that cannot be loaded is left
+    out with a warning: other models can still be read."""
+    found = []
+    for name in names():
+        try:
+            if backend_packages.has(name, "importer"):
+                found.append(_made(name, "importer", Importer))
+        except TargetError as error:
+            log.warning("%s", error)
+    return found
+
+
+def _made(name: str, part: str, kind: type[Any]) -> Any:
+    """An instance of the class that a backend's module holds under the contract's name."""
+    module = backend_packages.load(name, part)
+    if name in backend_packages.own():
+        return getattr(module, kind.__name__)()
+    try:
+        made = getattr(module, kind.__name__)()
+    except Exception as error:  # whatever the third party's class raises
+        raise backend_packages.broken(name, f"cannot be made: {type(error).__name__}: {error}") from error
+    if not isinstance(made, kind):
+        raise backend_packages.broken(name, f"has a {kind.__name__} that is no {kind.__module__}.{kind.__name__}")
+    return made

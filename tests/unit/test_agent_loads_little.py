@@ -16,7 +16,8 @@ HEAVY = {
     "packaging", "pkg_resources", "yaml", "requests",
 }  # fmt: skip
 LIGHT_TARGETS = {
-    "kedge_targets", "kedge_targets.jetson", "kedge_targets.target", "kedge_targets.worker",
+    "kedge_targets", "kedge_targets.backend_packages", "kedge_targets.jetson", "kedge_targets.target",
+    "kedge_targets.worker",
     "kedge_targets.worker.bootstrap", "kedge_targets.worker.environment", "kedge_targets.worker.process_group",
     "kedge_targets.worker.parent",
     "kedge_targets.worker.progress",

@@ -6,8 +6,8 @@ Each backend's package declares the variables that its own vendors honour (``env
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import importlib
 import os
 import sys
 import tempfile
@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kedge_protocol import folders
-
-_BACKENDS = Path(__file__).resolve().parent.parent / "backends"
+from kedge_protocol.errors import TargetError
+from kedge_targets import backend_packages
 
 # General opt-outs, honoured by many packages.
 _GENERAL = {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0"}
@@ -30,9 +30,10 @@ _FOREIGN = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE", "PYTH
 def _declared() -> Mapping[str, str]:
     """The variables that the backends declare, merged."""
     merged: dict[str, str] = {}
-    for package in sorted(_BACKENDS.glob("*/__init__.py")):
-        module = importlib.import_module(f"kedge_targets.backends.{package.parent.name}")
-        merged |= getattr(module, "environment", {})
+    for name in backend_packages.names():
+        # One that cannot be loaded is an error where it is used.
+        with contextlib.suppress(TargetError):
+            merged |= getattr(backend_packages.load(name), "environment", {})
     return merged
 
 
