@@ -144,7 +144,7 @@ dist: $(HOST)
 # Warnings are errors: a link that leads nowhere, a page that the navigation lacks.
 docs: $(SITE)
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
-	@echo "open build/site/index.html"
+	@echo "to read it with its search: $(PYTHON) -m http.server --bind 127.0.0.1 --directory build/site 8000"
 
 # The boards' Python packages, with hashes: resolved anew from firmware-configs/**/pip.in; look at the difference.
 locks: $(HOST)
