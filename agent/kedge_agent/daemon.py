@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from kedge_agent import malloc, persistent_state, system
+from kedge_agent import malloc, persistent_state, state_format, system
 from kedge_agent.config import AgentConfig
 from kedge_agent.effects import EffectRunner, installed_of, installed_runtimes
 from kedge_agent.mqtt_link import Link
@@ -59,6 +59,7 @@ class Daemon:
         malloc.one_arena()
         self._lock_handle = persistent_state.lock(config.state)
         self._store = Store(config.state)
+        state_format.upgrade(config.state)
         before = persistent_state.read(config.state)
         self._boot_id = secrets.token_hex(6)
         self._boots, self._boot_ids = before.boots + 1, [*before.boot_ids, self._boot_id][-_BOOTS_KEPT:]

@@ -2,7 +2,7 @@
 
 ::
 
-    STATE/models/NAME/slots/HEX16/   files by title, bundle.json (manifest), config.json; never changed once there
+    STATE/models/NAME/slots/HEX16/   files by title, manifest.json, config.json; never changed once there
     STATE/models/NAME/current        symbolic link to the slot that serves
     STATE/models/NAME/previous       the one before it, kept for a roll-back
     STATE/models/NAME/generation     8 bytes, little-endian; grows after each switch; written in place, so that
@@ -32,7 +32,9 @@ from kedge_protocol.bundle.layout import Bundle, parse_bundle
 from kedge_protocol.errors import BundleError, MessageError
 from kedge_protocol.topics import checked_name
 
-MANIFEST_FILE = "bundle.json"
+MANIFEST_FILE = "manifest.json"
+FORMAT_1_MANIFEST = "bundle.json"
+"""The manifest's name in state folders of format 1, see :mod:`kedge_agent.state_format`."""
 CONFIG_FILE = "config.json"
 SYSTEM_STATE = Path("/var/lib/kedge")
 
@@ -60,6 +62,14 @@ def model_folders(state: Path) -> list[ModelFolder]:
     return [ModelFolder(state, name) for name in found]
 
 
+def _manifest(folder: Path) -> bytes:
+    """The manifest in a slot. The older name comes first: no newer slot has a file of that name."""
+    try:
+        return (folder / FORMAT_1_MANIFEST).read_bytes()
+    except FileNotFoundError:
+        return (folder / MANIFEST_FILE).read_bytes()
+
+
 @dataclass(frozen=True)
 class Slot:
     """One bundle, ready to be loaded.
@@ -80,7 +90,7 @@ class Slot:
             FileNotFoundError: the slot was removed meanwhile; read the current one again.
         """
         return parse_bundle(
-            (self.folder / MANIFEST_FILE).read_bytes(),
+            _manifest(self.folder),
             (self.folder / CONFIG_FILE).read_bytes(),
             where=str(self.folder),
         )
@@ -171,7 +181,7 @@ class ModelFolder:
     def _linked(self, link: str) -> Slot | None:
         try:
             folder = self.slots / (self.path / link).readlink().name
-            return Slot(folder, digest.of_bytes((folder / MANIFEST_FILE).read_bytes()))
+            return Slot(folder, digest.of_bytes(_manifest(folder)))
         except OSError:
             return None
 
@@ -193,7 +203,7 @@ class ModelFolder:
             BundleError: a layer has a name that the slot needs for itself.
             StorageError: the disk is full or not writable.
         """
-        for reserved in (MANIFEST_FILE, CONFIG_FILE):
+        for reserved in (MANIFEST_FILE, FORMAT_1_MANIFEST, CONFIG_FILE):
             if reserved in bundle.files:
                 raise BundleError(f"a layer is named {reserved!r}, a name that slots keep for themselves")
         made = self.slot(bundle.digest)
