@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kedge import steps
-from kedge.compiler import api
+from kedge.compiler import arguments
 from kedge.evaluation import metrics
 from kedge.search import recipe_args
 from kedge_protocol.errors import KedgeError
@@ -26,7 +26,7 @@ from kedge_targets import registry, target
         (lambda: registry.compiler("onnx-runtime"), "onnxruntime"),
         (lambda: recipe_args.parse_recipe(("prune-channels:ratoi=0.5",), None), "ratio"),
         (lambda: recipe_args.parse_recipe((), "precison=int8"), "precision"),
-        (lambda: api._effort("quik"), "quick"),
+        (lambda: arguments.to_options({"effort": "quik"}), "quick"),
     ],
 )
 def test_the_name_that_was_meant_is_said(asked: Callable[[], object], meant: str) -> None:

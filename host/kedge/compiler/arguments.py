@@ -56,6 +56,7 @@ class CompileArguments(RequiredArguments, total=False):
     memory_limit: int | None
     force: bool
     batch: int | None
+    trust_pickle: bool
     batch_axes: Mapping[str, int | None] | None
     states: Mapping[str, str] | None
     seed: int | None

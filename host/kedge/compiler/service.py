@@ -262,6 +262,7 @@ class _Compilation:
             workdir=folder,
             inputs=examples,
             batch=self._options.batch,
+            trust_pickle=self._options.trust_pickle,
         )
         made = worker.call(importing.TASK, request, Imported, deadline=self._options.deadline)
         self._seconds["import"] = time.perf_counter() - began

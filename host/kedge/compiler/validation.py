@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kedge.evaluation import metric, user
-from kedge.importing import model_kinds
+from kedge.importing import model_kinds, transformers_folder
 from kedge.importing.data_folders import kinds as data_kinds
 from kedge.search import budget, latency, recipe_args
 from kedge.search import recipe as recipes
@@ -103,7 +103,9 @@ def check(model: str, options: CompileOptions) -> ValidatedRequest:
     check_environment()
     asked = _targets(options)
     labels = _labels(options.labels)
-    kind = model_kinds.recognise(model) if model else None
+    kind = model_kinds.recognise(model, trust_pickle=options.trust_pickle) if model else None
+    if kind is model_kinds.Kind.TRANSFORMERS:
+        transformers_folder.check(Path(model))
     _check(options)
     recipe = _recipe(options)
     _check_requirements(options, asked)

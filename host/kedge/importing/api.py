@@ -23,7 +23,12 @@ _SAMPLES = 2
 
 
 def request(
-    source: str | Path | object, *, workdir: Path, inputs: Mapping[str, Array] | None = None, batch: int | None = None
+    source: str | Path | object,
+    *,
+    workdir: Path,
+    inputs: Mapping[str, Array] | None = None,
+    batch: int | None = None,
+    trust_pickle: bool = False,
 ) -> ImportRequest:
     """What the worker needs to know; made in the parent, which alone knows the user's folder and objects.
 
@@ -33,7 +38,7 @@ def request(
         workdir: an empty folder that outlives the import.
         inputs: name → samples as the model takes them (preprocessed), first axis samples; the first ones are kept.
             Needed for a PyTorch module whose factory gives no example inputs; ``input`` where there is one.
-        batch: as in :class:`ImportRequest`.
+        batch, trust_pickle: as in :class:`ImportRequest`; an object of the caller's own is trusted.
 
     Raises:
         ConfigError: a batch below 1.
@@ -42,7 +47,7 @@ def request(
     if batch is not None and batch < 1:
         raise ConfigError(f"{batch} is no batch", where="batch", remedy="Give a number of samples from 1 up")
     if not isinstance(source, (str, Path)):
-        source = objects.save_object(source, inputs, workdir)
+        source, trust_pickle = objects.save_object(source, inputs, workdir), True
     return ImportRequest(
         source=model_kinds.absolute(str(source)),
         workdir=str(workdir.absolute()),
@@ -51,6 +56,7 @@ def request(
         },
         batch=batch,
         folder=str(Path.cwd()),
+        trust_pickle=trust_pickle,
     )
 
 
@@ -70,12 +76,13 @@ def import_model(
     workdir: Path,
     inputs: Mapping[str, Array] | None = None,
     batch: int | None = None,
+    trust_pickle: bool = False,
     deadline: float = 3600.0,
 ) -> Imported:
     """Import a model in a child process of its own.
 
     Args:
-        source, workdir, inputs, batch: as in :func:`request`.
+        source, workdir, inputs, batch, trust_pickle: as in :func:`request`.
         deadline: seconds.
 
     Raises:
@@ -86,6 +93,5 @@ def import_model(
         WorkerError: the framework took the child down.
     """
     with Worker(name="import") as worker:
-        return worker.call(
-            TASK, request(source, workdir=workdir, inputs=inputs, batch=batch), Imported, deadline=deadline
-        )
+        asked = request(source, workdir=workdir, inputs=inputs, batch=batch, trust_pickle=trust_pickle)
+        return worker.call(TASK, asked, Imported, deadline=deadline)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from kedge.importing import pickled
 from kedge_protocol.errors import ModelError
 from kedge_targets import registry
 from kedge_targets.importer import Importer
@@ -19,6 +20,8 @@ class Kind(str, enum.Enum):
     FACTORY = "PyTorch module"
     EXPORTED = "PyTorch exported program"
     KERAS = "Keras model"
+    PICKLED = "pickled model"
+    TRANSFORMERS = "Hugging Face folder"
     UNKNOWN = "unknown"  # of no suffix that tells: it may be ONNX all the same
 
 
@@ -39,21 +42,23 @@ _FACTORY = re.compile(r"(?P<where>.*\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<na
 
 _SUFFIXES = {".onnx": Kind.ONNX, ".pt2": Kind.EXPORTED, ".keras": Kind.KERAS}
 
-_TORCH = (
-    "Give FILE.py:FACTORY, a function that builds the module and loads these weights, or a .pt2 of torch.export.save"
-)
 _KERAS = "Load it where it was made and save it as .keras (model.save('model.keras'))"
+_PICKLE = ("is a pickle, which may run any code when it is read", f"{pickled.FACTORY}; {pickled.TRUST}")
+_OLD_KERAS = ("is Keras's old format, which may hold code that runs when it is read", f"{_KERAS}; {pickled.TRUST}")
 _REFUSED = {
-    **dict.fromkeys(
-        (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"),
-        ("is a pickle, which may run any code when it is read and tells nothing of the network", _TORCH),
-    ),
-    ".safetensors": ("holds weights without a network", _TORCH),
+    **dict.fromkeys((*pickled.TORCH, *pickled.PLAIN), _PICKLE),
+    ".safetensors": ("holds weights without a network", pickled.FACTORY),
     ".py": ("is a Python file without a function's name", "Give FILE.py:FACTORY"),
-    ".h5": ("is Keras's old format", _KERAS),
-    ".hdf5": ("is Keras's old format", _KERAS),
+    ".h5": _OLD_KERAS,
+    ".hdf5": _OLD_KERAS,
     ".pb": ("is a bare TensorFlow graph", "Give the SavedModel folder that it lies in"),
 }
+_TRUSTED = {
+    **dict.fromkeys((*pickled.TORCH, *pickled.PLAIN), Kind.PICKLED),
+    ".h5": Kind.KERAS,
+    ".hdf5": Kind.KERAS,
+}
+"""What is read only with the user's word for it."""
 
 
 def factory(source: str) -> Factory | None:
@@ -72,8 +77,11 @@ def absolute(source: str) -> str:
     return source if named.file is None else f"{named.file.absolute()}:{named.name}"
 
 
-def recognise(source: str) -> Kind | Importer:
+def recognise(source: str, *, trust_pickle: bool = False) -> Kind | Importer:
     """The kind of a source, or the importer that reads it.
+
+    Args:
+        trust_pickle: whether the user trusts a file that may run code when it is read.
 
     Raises:
         ModelError: there is nothing there, or it is of a kind that cannot be read; the remedy says what to give.
@@ -88,9 +96,15 @@ def recognise(source: str) -> Kind | Importer:
     for importer in registry.importers():
         if importer.kind(path) is not None:
             return importer
+    if path.is_dir() and (path / "config.json").is_file():
+        return Kind.TRANSFORMERS
     if path.is_dir():
         raise ModelError("is a folder, and none that can be read", where=source, remedy=f"Kedge reads {readable()}")
     suffix = path.suffix.lower()
+    if pickled.is_ultralytics(path):
+        raise pickled.ultralytics(source)
+    if trust_pickle and suffix in _TRUSTED:
+        return _TRUSTED[suffix]
     if suffix in _REFUSED:
         what, remedy = _REFUSED[suffix]
         raise ModelError(what, where=source, remedy=remedy)
@@ -100,4 +114,5 @@ def recognise(source: str) -> Kind | Importer:
 def readable() -> str:
     """All that can be read, in words."""
     others = [words for importer in registry.importers() for words in importer.reads]
-    return ", ".join([".onnx", "FILE.py:FACTORY or MODULE:FACTORY (PyTorch)", ".pt2", ".keras", *others])
+    own = [".onnx", "FILE.py:FACTORY or MODULE:FACTORY (PyTorch)", ".pt2", ".keras", "a Hugging Face folder"]
+    return ", ".join([*own, *others])

@@ -11,9 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kedge.importing import sklearn_model
 from kedge_protocol.errors import ModelError
 
-_KINDS = "a path, 'module:factory', a torch.nn.Module, a torch.export.ExportedProgram or a keras.Model"
+_KINDS = (
+    "a path, 'module:factory', a torch.nn.Module, a torch.export.ExportedProgram, a keras.Model or a fitted estimator "
+    "of scikit-learn"
+)
 
 
 def save_object(model: object, example: Mapping[str, Any] | None, folder: Path) -> Path:
@@ -21,9 +25,9 @@ def save_object(model: object, example: Mapping[str, Any] | None, folder: Path) 
 
     Args:
         model: a ``torch.nn.Module`` (traced with the batch free where it lets that), a
-            ``torch.export.ExportedProgram`` or a ``keras.Model``.
+            ``torch.export.ExportedProgram``, a ``keras.Model`` or a fitted estimator of scikit-learn.
         example: argument's name → samples as a module takes them, first axis samples; only for a module.
-        folder: where ``model.pt2`` or ``model.keras`` is written.
+        folder: where ``model.pt2``, ``model.keras`` or ``model.joblib`` is written.
 
     Raises:
         ModelError: an object of another kind, a module that cannot be traced, no example.
@@ -42,6 +46,8 @@ def save_object(model: object, example: Mapping[str, Any] | None, folder: Path) 
         return _written(model, folder)
     if torch is not None and isinstance(model, torch.nn.Module):
         return _written(_traced(model, example or {}), folder)
+    if sklearn_model.is_estimator(model):
+        return _dumped(model, folder)
     raise ModelError(f"{type(model).__name__} is no model that can be read", where="model", remedy=f"Give {_KINDS}")
 
 
@@ -66,6 +72,17 @@ def _written(program: Any, folder: Path) -> Path:
         torch.export.save(program, str(path))
     except Exception as error:
         raise _cannot("exported program", error) from error
+    return path
+
+
+def _dumped(model: object, folder: Path) -> Path:
+    path = folder / "model.joblib"
+    try:
+        import joblib
+
+        joblib.dump(model, str(path))
+    except Exception as error:
+        raise _cannot(type(model).__name__, error) from error
     return path
 
 

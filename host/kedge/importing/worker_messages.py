@@ -15,6 +15,7 @@ class ImportRequest:
         inputs: input's name → ``.npy`` file of one or two samples as the model takes them, first axis samples.
         batch: samples at once that the graph shall be fixed to; None leaves free what the source leaves free.
         folder: the user's current folder: modules are looked for there, and a factory runs in it.
+        trust_pickle: whether a file may be read that may run code then.
     """
 
     source: str
@@ -22,6 +23,7 @@ class ImportRequest:
     inputs: dict[str, str] = field(default_factory=dict)
     batch: int | None = None
     folder: str = "."
+    trust_pickle: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def import_model(request: ImportRequest, progress: Progress) -> Imported:
         MissingDependencyError: a package or toolchain that this kind needs.
         StorageError: no space for the graph.
     """
-    kind = model_kinds.recognise(request.source)
+    kind = model_kinds.recognise(request.source, trust_pickle=request.trust_pickle)
     try:
         Path(request.workdir).mkdir(parents=True, exist_ok=True)
         if isinstance(kind, Importer):
@@ -132,6 +133,67 @@ def _program(made: Program, kind: Kind, request: ImportRequest, progress: Progre
     return Imported(
         graph=str(graph), kind=kind.value, notes=notes, tools=pytorch.tools(), source_digest=found, size_bytes=size
     )
+
+
+def _pickled(request: ImportRequest, progress: Progress) -> Imported:
+    from kedge.importing import factory, pickled, sklearn_model
+
+    path = Path(request.source)
+    progress("load", 0, 0)
+    made = pickled.read(path, Path(request.folder))
+    if isinstance(made, dict) and hasattr(made.get("model"), "forward"):
+        made = made["model"]  # what training scripts save beside their optimizer
+    if hasattr(made, "forward") and hasattr(made, "state_dict"):
+        from kedge.importing import pytorch
+
+        module = made.float()
+        example = factory.example_from_samples(module, _samples(request), request.source)
+        progress("trace", 0, 0)
+        with pytorch.evaluation_mode(module):
+            program = pytorch.export_program(module, example, batch=request.batch, where=request.source)
+        return _program(program, Kind.PICKLED, request, progress, *digests.of_path(path))
+    if sklearn_model.is_estimator(made):
+        return _estimator(made, request, progress)
+    held = "weights without a network" if isinstance(made, dict) else f"a {type(made).__name__}"
+    raise ModelError(f"holds {held}, no model", where=request.source, remedy=pickled.FACTORY)
+
+
+def _estimator(made: Any, request: ImportRequest, progress: Progress) -> Imported:
+    import onnx
+
+    from kedge.importing import sklearn_model
+    from kedge_targets.graph import model_reader, model_writer
+
+    graph = Path(request.workdir) / _GRAPH
+    progress("export", 0, 0)
+    sklearn_model.to_onnx(made, graph, where=request.source)
+    model_writer.save(model_reader.load(graph), graph)
+    outputs = [value.name for value in onnx.load_model(str(graph)).graph.output]
+    progress("compare", 0, 0)
+    feed = {sklearn_model.INPUT: sklearn_model.example(made, _samples(request))}
+    agreement.check(graph, [feed], lambda given: sklearn_model.answers(made, given, outputs), where=request.source)
+    found, size = digests.of_path(Path(request.source))
+    return Imported(
+        graph=str(graph),
+        kind=f"scikit-learn {type(made).__name__}",
+        notes=_fix(graph, request, (axes.BATCH,)),
+        tools=sklearn_model.tools(),
+        source_digest=found,
+        size_bytes=size,
+    )
+
+
+def _transformers(request: ImportRequest, progress: Progress) -> Imported:
+    from kedge.importing import pytorch, transformers_folder
+
+    path = Path(request.source)
+    progress("load", 0, 0)
+    module, example = transformers_folder.read(path)
+    progress("trace", 0, 0)
+    with pytorch.evaluation_mode(module):
+        program = pytorch.export_program(module, example, batch=request.batch, where=request.source)
+    made = _program(program, Kind.TRANSFORMERS, request, progress, *digests.of_path(path))
+    return replace(made, tools={**made.tools, **transformers_folder.tools()})
 
 
 def _keras(request: ImportRequest, progress: Progress) -> Imported:
@@ -260,4 +322,6 @@ _READERS: dict[Kind, Callable[[ImportRequest, Progress], Imported]] = {
     Kind.FACTORY: _factory,
     Kind.EXPORTED: _exported,
     Kind.KERAS: _keras,
+    Kind.PICKLED: _pickled,
+    Kind.TRANSFORMERS: _transformers,
 }

@@ -155,6 +155,13 @@ class CompileOptions:
             metavar="N",
         ),
     ] = None
+    trust_pickle: Annotated[
+        bool,
+        Option(
+            "Read a pickled model (.pkl, .joblib, .pt) or Keras .h5, which may run any code: only for files that you "
+            "made or trust."
+        ),
+    ] = False
     batch_axis: Annotated[
         tuple[str, ...],
         Option(

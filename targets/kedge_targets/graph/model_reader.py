@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import MissingDependencyError, ModelError
-from kedge_targets.graph import canonicalization, library, nodes, qonnx, topological_order
+from kedge_targets.graph import canonicalization, classifier_outputs, library, nodes, qonnx, topological_order
 
 if TYPE_CHECKING:
     import onnx
@@ -70,6 +70,7 @@ def load(path: Path) -> onnx.ModelProto:
         raise _not_onnx(path)
     _load_external(model, path)
     canonicalization.name_opsets_once(model)
+    classifier_outputs.to_tensors(model)
     check_versions(model, where=str(path))
     model = _inlined(model, path)
     topological_order.sort_model(model)
