@@ -86,6 +86,25 @@ def test_a_fitted_object_compiles_and_answers_as_it_does(tmp_path: Path) -> None
     assert np.allclose(answer["probabilities"], forest.predict_proba(FEATURES[100:]), atol=1e-5)
 
 
+def test_labels_may_be_the_names_that_the_model_holds(tmp_path: Path) -> None:
+    names = np.array(["no", "maybe", "yes"])[CLASSES]
+    np.savez(tmp_path / "c.npz", input=FEATURES[:40])
+    np.savez(tmp_path / "e.npz", input=FEATURES[40:100], label=names[40:100])
+    release = kedge.compile(
+        pipelines()["texts"],
+        name="texts",
+        version="1",
+        targets=["generic-cpu"],
+        calibration=tmp_path / "c.npz",
+        evaluation=tmp_path / "e.npz",
+        out=tmp_path / "OUT",
+        effort="quick",
+    )
+    assert release.report is not None
+    assert release.report.metric == "top1"
+    assert release.bundles["generic-cpu"].config.labels == ("maybe", "no", "yes")
+
+
 @pytest.mark.parametrize("suffix", [".pkl", ".joblib", ".pt", ".h5"])
 def test_without_trust_a_pickle_is_not_read_and_the_reason_is_said(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"

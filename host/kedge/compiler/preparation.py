@@ -6,12 +6,15 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from kedge.evaluation import carried_states, preprocessing
 from kedge.evaluation.dataset import Data
 from kedge.evaluation.model import Model
 from kedge.pruning import worker_task
 from kedge.search.options import CompileOptions
 from kedge.search.results import ProgressCallback
+from kedge_protocol.errors import DatasetError
 from kedge_targets.worker import Worker
 
 
@@ -40,6 +43,26 @@ def with_states(
         on_progress=lambda what, done, total: on_progress("data", what, done, total),
     )
     return replace(data, arrays={**data.arrays, **answer.arrays})
+
+
+def with_class_numbers(data: Data, model: Model, where: str, *, scratch: Path) -> Data:
+    """A data set whose labels are numbers of classes where they are names of classes that the model holds.
+
+    Raises:
+        DatasetError: texts as labels, and the model holds no names, or not this one.
+    """
+    if data.label is None:
+        return data
+    labels = np.load(data.label, mmap_mode="r", allow_pickle=False)
+    if labels.dtype.kind != "U":
+        return data
+    numbers = {name: number for number, name in enumerate(model.classes)}
+    if unknown := sorted({str(one) for one in labels.ravel()} - set(numbers)):
+        there = f"Its classes are {', '.join(model.classes)}" if numbers else "Give class numbers from 0 up"
+        raise DatasetError(f"label {unknown[0]!r} is no class of the model", where=where, remedy=there)
+    made = Path(tempfile.mkdtemp(prefix="labels-", dir=scratch)) / "label.npy"
+    np.save(made, np.vectorize(lambda one: numbers[str(one)], otypes=[np.int64])(labels))
+    return replace(data, label=str(made))
 
 
 def without_dead_channels(

@@ -242,6 +242,7 @@ class _Compilation:
 
     def _bound(self, dataset: Dataset, model: Model, worker: Worker) -> Data:
         data = dataset.bind(model.inputs, model.states)
+        data = preparation.with_class_numbers(data, model, dataset.where, scratch=self._scratch)
         return preparation.with_states(
             data, model, self._options, worker, scratch=self._scratch, on_progress=self._on_progress
         )
@@ -376,7 +377,7 @@ class _Compilation:
             budget=job.budget,
             seed=job.seed,
             model=data.model,
-            labels=data.pipeline.names,
+            labels=data.pipeline.names or data.model.classes,
             calibration_digest=data.calibration_digest,
             evaluation_digest=data.evaluation_digest,
             evaluation_samples=data.evaluation.samples,

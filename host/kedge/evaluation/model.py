@@ -51,6 +51,7 @@ class Model:
         size_bytes: of the same.
         activation_bytes: of all tensors between the nodes, for one sample; free axes count as one.
         inputs, outputs: of ``graph``; ``batch_axis`` is the user's own.
+        classes: names of the classes that the graph holds, in the order of its scores.
         states: inputs that take what an output gave in the call before, by name.
         fixed_batch: whether the graph takes one sample at a time only.
         reference: a graph that ONNX Runtime runs and that computes the same; another file than ``graph`` only where
@@ -71,6 +72,7 @@ class Model:
     reference: str
     states: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
     quantized: bool = False
     attention: tuple[str, ...] = ()
     ends: tuple[tuple[str, ...], ...] = ()
@@ -96,6 +98,7 @@ def prepare(request: PrepareRequest, progress: Progress) -> Model:
         attention,
         batch,
         batch_axes,
+        classifier_outputs,
         ends,
         model_reader,
         model_writer,
@@ -135,6 +138,7 @@ def prepare(request: PrepareRequest, progress: Progress) -> Model:
         activation_bytes=_activations(model, outputs),
         fixed_batch=size == 1 or None in axes.inputs.values(),
         states=pairs,
+        classes=classifier_outputs.class_names(model),
         reference=reference,
         metadata=metadata,
         quantized=quantized,
