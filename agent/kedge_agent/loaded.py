@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from kedge_protocol.errors import InputError
 from kedge_targets.executor import Executor
 
 if TYPE_CHECKING:
+    from kedge_agent.generation.generator import AnswerStream, TextGenerator
     from kedge_targets.pipeline.execution import Runner
 
 Array = npt.NDArray[Any]
@@ -26,7 +27,11 @@ class Loaded:
     """One bundle, ready for calls. It is let go when the last call that uses it has ended."""
 
     def __init__(
-        self, bundle: Bundle, executor: Executor, counter: Counter | None, pipeline: Runner | None = None
+        self,
+        bundle: Bundle,
+        executor: Executor | TextGenerator,
+        counter: Counter | None,
+        pipeline: Runner | None = None,
     ) -> None:
         self.bundle = bundle
         self.pipeline = pipeline
@@ -70,6 +75,35 @@ class Loaded:
             self.counter.record(perf_counter_ns() - start)
         return result
 
+    @property
+    def generator(self) -> TextGenerator:
+        """What writes text.
+
+        Raises:
+            InputError: the model is no language model.
+        """
+        if self.bundle.config.generation is None or isinstance(self._executor, Executor):
+            raise InputError("writes no text", where=self.bundle.config.name, remedy="Call the model with arrays")
+        return self._executor
+
+    def write(self, prompt: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> AnswerStream:
+        """Begin an answer, and count it when it ends; see :meth:`Model.generate`."""
+        from kedge_agent.generation.sampling import split
+
+        generator = self.generator
+        start = perf_counter_ns()
+
+        def ended(failed: bool) -> None:
+            # The stream holds this function, and so the bundle, until its end.
+            if (counter := self.counter) is not None:
+                counter.error() if failed else counter.record(perf_counter_ns() - start)
+
+        sampling, others = split(options)
+        try:
+            return generator.stream(generator.tokens(prompt), sampling=sampling, ended=ended, **others)
+        except TypeError as error:
+            raise InputError(f"an option is not known or of another type: {error}", where="generate") from error
+
     def _answer(self, given: Any, named: Mapping[str, Any]) -> Any:
         if not named and self._only is not None and given is not None and not isinstance(given, Mapping):
             spec, rank, run = self._only
@@ -110,7 +144,7 @@ class Loaded:
         return self._executor.in_order({**given, **named})
 
 
-def _release(executor: Executor, counter: Counter | None) -> None:
+def _release(executor: Executor | TextGenerator, counter: Counter | None) -> None:
     if counter is not None:
         counter.close()
     executor.close()

@@ -9,10 +9,10 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy.typing as npt
 
@@ -27,6 +27,7 @@ from kedge_protocol.errors import BundleError, InputError, KedgeError, StorageEr
 from kedge_targets.executor import Executor
 
 if TYPE_CHECKING:
+    from kedge_agent.generation.generator import Answer, AnswerStream, TextGenerator
     from kedge_targets.pipeline.execution import Runner
 
 Array = npt.NDArray[Any]
@@ -143,6 +144,38 @@ class Model:
                 )
             self._others[name] = Model(name, state=self._folder.state)
         return self._others[name]
+
+    @overload
+    def generate(
+        self, prompt: str | Sequence[Mapping[str, Any]], *, stream: Literal[False] = False, **options: Any
+    ) -> Answer: ...
+
+    @overload
+    def generate(
+        self, prompt: str | Sequence[Mapping[str, Any]], *, stream: Literal[True], **options: Any
+    ) -> AnswerStream: ...
+
+    def generate(
+        self, prompt: str | Sequence[Mapping[str, Any]], *, stream: bool = False, **options: Any
+    ) -> Answer | AnswerStream:
+        """Write text with a language model.
+
+        Args:
+            prompt: a text to go on with, or messages (``[{"role": "user", "content": "…"}]``) for the model's chat
+                template.
+            stream: return at once, with the text in pieces as it comes: for ``for`` and ``async for``.
+            options: ``max_tokens`` of the answer (200; it ends earlier where the context does); ``temperature``,
+                ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``, ``seed``, see
+                :class:`kedge_agent.generation.sampling.Sampling`; ``stop``, one or several texts at which the answer
+                ends, no part of it; ``log_probabilities``, how many alternatives are told with each token;
+                ``seconds`` after which the answer ends as it is; ``ignore_end`` to go on after an end token.
+
+        Raises:
+            InputError: no language model, a prompt that is empty or longer than the context, messages that the
+                template refuses, an option out of its range; or the model was closed.
+        """
+        found = self.loaded().write(prompt, options)
+        return found if stream else found.finish()
 
     def session(self, **states: Any) -> Session:
         """A sequence of calls of a model with states, which are carried from call to call.
@@ -331,7 +364,7 @@ def _load_slot(folder: slots.ModelFolder, generation: int) -> Loaded:
         try:
             bundle = slot.bundle()
             pipeline = _pipeline(slot.folder, bundle.config)
-            executor = Executor.of(slot.folder, bundle.config, cache=folder.cache)
+            executor = _executor(slot.folder, bundle.config, folder.cache)
         except (OSError, KedgeError) as error:
             # The slot may have been replaced and removed while it was read.
             if folder.current() != slot and attempt < _LOAD_ATTEMPTS - 1:
@@ -362,7 +395,7 @@ def _load_release(path: Path, target: str) -> Loaded:
                 raise BundleError(f"blob {layer.digest}: {error.strerror}", where=str(path)) from error
             digest.verify_file(copy, layer.digest)
         pipeline = _pipeline(Path(scratch), bundle.config)
-        return Loaded(bundle, Executor.of(Path(scratch), bundle.config), None, pipeline)
+        return Loaded(bundle, _executor(Path(scratch), bundle.config, None), None, pipeline)
 
 
 def _pipeline(folder: Path, config: BundleConfig) -> Runner | None:
@@ -371,6 +404,15 @@ def _pipeline(folder: Path, config: BundleConfig) -> Runner | None:
     from kedge_targets.pipeline.execution import Runner
 
     return Runner.of(folder, config)
+
+
+def _executor(folder: Path, config: BundleConfig, cache: Path | None) -> Executor | TextGenerator:
+    if config.generation is None:
+        return Executor.of(folder, config, cache=cache)
+    # A device that runs no language model has no tokenizer installed.
+    from kedge_agent.generation.generator import TextGenerator
+
+    return TextGenerator(folder, config)
 
 
 def _link_or_copy(source: Path, copy: Path) -> None:

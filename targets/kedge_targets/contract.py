@@ -18,11 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.bundle.config import BundleConfig, RuntimeRequirement, TensorSpec, Verified
+from kedge_protocol.errors import VerificationError
 from kedge_targets.numerics import Numerics, Plan, QuantizationScheme
 from kedge_targets.target import Target
 from kedge_targets.true_precision import Numbers
 
 if TYPE_CHECKING:
+    from kedge_targets.decoder.contract import DecoderCompiler
+    from kedge_targets.decoder.session import DecoderSession
     from kedge_targets.worker.progress import Progress
 
 __all__ = ["Calibration", "Compiler", "Estimate", "LayerCost", "Lowered", "Runtime", "Session"]
@@ -168,6 +171,10 @@ class Compiler(abc.ABC):
             LoweringError: all else, with the vendor's own words.
         """
 
+    def decoders(self) -> DecoderCompiler | None:
+        """What lowers decoder language models; None for a backend that takes none."""
+        return None
+
     def numbers(self, files: Mapping[str, Path], shapes: Mapping[str, Sequence[int]]) -> Numbers | None:
         """What the numbers in these files are, counted in the files themselves; None where they cannot be counted.
 
@@ -237,3 +244,14 @@ class Runtime(abc.ABC):
             MissingDependencyError: no runtime is installed.
             VerificationError: the runtime refuses the file, with its own reason.
         """
+
+    def load_decoder(
+        self, entry: Path, options: Mapping[str, Any], *, slots: int, context: int, kernel_set: str | None = None
+    ) -> DecoderSession:
+        """Open a decoder's file, with caches for ``slots`` sequences of ``context`` positions.
+
+        Raises:
+            InputError: the caches do not fit into memory.
+            VerificationError: the runtime refuses the file, or takes no decoders.
+        """
+        raise VerificationError("this backend runs no language models", where=entry.name)

@@ -28,6 +28,8 @@ PREPARE = "kedge_targets.proof:prepare"
 
 _TIMED_CALLS = 100
 _TIMED_SECONDS = 2.0
+_DECODED = 12
+"""Tokens of a language model that are timed one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,22 +137,11 @@ def prove(request: ProveRequest, progress: Progress) -> ProveAnswer:
     """
     import numpy as np
 
-    from kedge_targets.executor import Executor
-
     folder = Path(request.folder)
     config = _config(Path(request.config))
     digest.verify_file(folder / config.golden.file, config.golden.digest)
     _reset_peak()
-    cache = Path(request.cache) if request.cache else None
-    executor = Executor.of(folder, config, kernel_set=request.kernel_set, cache=cache, progress=progress)
-    try:
-        found, seconds = run_vectors(folder, config, executor, progress)
-        holds = all(d.holds for d in found)
-        peak = _peak()
-        answered = _examples(folder, config, executor) if holds else ""
-        timing = _timed(folder, config, executor, seconds) if holds and not answered else None
-    finally:
-        executor.close()
+    measured = (_of_tensors if config.generation is None else _of_decoder)(request, folder, config, progress)
     runtime, version = _runtime(config)
     return ProveAnswer(
         deviations=tuple(
@@ -162,18 +153,80 @@ def prove(request: ProveRequest, progress: Progress) -> ProveAnswer:
                 allowed_rms=d.tolerance.rms,
                 holds=d.holds,
             )
-            for d in found
+            for d in measured.found
         ),
-        holds=holds and not answered,
-        reason=answered or _reason(found, where=f"{config.name} {config.version} on {runtime} {version}"),
+        holds=all(d.holds for d in measured.found) and not measured.wrong,
+        reason=measured.wrong
+        or _reason(measured.found, where=f"{config.name} {config.version} on {runtime} {version}"),
         samples=config.golden.samples,
-        seconds_p50=float(np.median(seconds)),
+        seconds_p50=float(np.median(measured.seconds)),
         runtime=runtime,
         runtime_version=version,
-        peak_memory_bytes=peak,
-        detail=executor.detail,
-        timing=timing,
+        peak_memory_bytes=measured.peak,
+        detail=measured.detail,
+        timing=measured.timing,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What running the vectors told."""
+
+    found: list[golden.Deviation]
+    seconds: list[float]
+    peak: int
+    detail: str = ""
+    timing: Timing | None = None
+    wrong: str = ""
+
+
+def _of_tensors(request: ProveRequest, folder: Path, config: BundleConfig, progress: Progress) -> _Measured:
+    from kedge_targets.executor import Executor
+
+    cache = Path(request.cache) if request.cache else None
+    executor = Executor.of(folder, config, kernel_set=request.kernel_set, cache=cache, progress=progress)
+    try:
+        found, seconds = run_vectors(folder, config, executor, progress)
+        peak = _peak()
+        holds = all(d.holds for d in found)
+        wrong = _examples(folder, config, executor) if holds else ""
+        timing = _timed(folder, config, executor, seconds) if holds and not wrong else None
+        return _Measured(found=found, seconds=seconds, peak=peak, detail=executor.detail, timing=timing, wrong=wrong)
+    finally:
+        executor.close()
+
+
+def _of_decoder(request: ProveRequest, folder: Path, config: BundleConfig, progress: Progress) -> _Measured:
+    """A language model's vectors; what is timed is one token after another."""
+    import numpy as np
+
+    from kedge_protocol import golden
+    from kedge_targets import registry
+    from kedge_targets.decoder import golden as decoders
+
+    vectors = golden.load(folder / config.golden.file)
+    tokens, columns = decoders.inputs(vectors, where=config.golden.file)
+    progress("golden vectors", 0, len(tokens))
+    session = registry.runtime(config.backend).load_decoder(
+        folder / config.entry,
+        config.runtime_options,
+        slots=1,
+        context=tokens.shape[1] + _DECODED,
+        kernel_set=request.kernel_set,
+    )
+    try:
+        found = golden.compare(vectors, decoders.answers(session, tokens, columns))
+        session.extend(0, tokens[0].tolist())
+        seconds = []
+        for token in itertools.islice(itertools.cycle(tokens[0].tolist()), _DECODED):
+            begun = time.perf_counter()
+            session.step({0: token})
+            seconds.append(time.perf_counter() - begun)
+        p50, p95 = np.percentile(seconds[1:], (50, 95)) * 1000
+        timing = Timing(p50_ms=float(p50), p95_ms=float(p95), calls=len(seconds) - 1)
+        return _Measured(found=found, seconds=seconds, peak=_peak(), timing=timing)
+    finally:
+        session.close()
 
 
 def run_vectors(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kedge.cli import progress
+from kedge.cli import decoder_table, progress
 from kedge.compiler.service import run
 from kedge.compiler.validation import check_environment
 from kedge.options import command_line, made
@@ -28,7 +28,8 @@ def compile_command(model: str, **values: Any) -> int:
     """Compile MODEL into a release: one bundle for each target, the smallest and fastest that keeps the budget,
     measured with the runtime of the device.
 
-    MODEL: an .onnx file, a PyTorch program (.pt2, or FILE.py:FACTORY), a .keras file, a SavedModel, a float .tflite.
+    MODEL: an .onnx file, a PyTorch program (.pt2, or FILE.py:FACTORY), a .keras file, a SavedModel, a float .tflite, a
+    language model (a folder with config.json and safetensors, or a .gguf).
 
     Exit status: 0 where every target has its bundle, 3 where some failed (the others are written), 1 on an error.
     """
@@ -46,6 +47,9 @@ def _show(release: Release) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_PLAIN_WIDTH)
+    if release.generation is not None:
+        decoder_table.show(console, release.path, release.digest, release.generation)
+        return
     report = release.report
     if report is None:
         return

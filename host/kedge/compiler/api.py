@@ -27,7 +27,7 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
 
     Args:
         model: an ONNX file, ``file.py:factory`` or ``module:factory`` of PyTorch, a ``.pt2`` exported program, a
-            ``.keras`` file, a SavedModel folder, a float ``.tflite`` file, a Hugging Face folder of an encoder; a
+            ``.keras`` file, a SavedModel folder, a float ``.tflite`` file, a Hugging Face folder, a GGUF file; a
             ``torch.nn.Module``, a ``keras.Model`` or a fitted estimator of scikit-learn. It is never changed.
         progress: called with who (a target's name, ``reference``, ``data``), what, done, total; from several threads.
         options: the fields of :class:`kedge.search.options.CompileOptions`, which ``kedge compile`` takes too. A path

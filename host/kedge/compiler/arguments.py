@@ -67,6 +67,11 @@ class CompileArguments(RequiredArguments, total=False):
     target_fps: float | None
     max_utilization: float | None
     bitfile: PathLike | None
+    max_perplexity: str | None
+    max_kl: float | None
+    context: int | None
+    slots: int | None
+    adapter: PathLike | None
 
 
 _MAPPINGS = {"batch_axis": "batch_axes", "state": "states"}

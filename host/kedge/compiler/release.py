@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kedge.compiler.decoders import report as decoders
+from kedge.compiler.decoders.report import DecoderReport
 from kedge.report.document import Report
 from kedge.report.report_files import read
 from kedge_protocol.bundle.layout import Bundle, Layout
@@ -21,6 +23,7 @@ class Release:
         digest: of the release's image index.
         bundles: target → view of its bundle (``config``, ``digest``, ``files``, ``model_bytes``).
         report: what was measured; None for a folder that came without it.
+        generation: of a language model, what was measured; None for all others.
         failures: target → error of those that were asked for and have no bundle. :func:`kedge.compile` raises only
             where no target could be compiled: look here when all are needed.
     """
@@ -31,6 +34,7 @@ class Release:
     digest: str
     bundles: Mapping[str, Bundle]
     report: Report | None = None
+    generation: DecoderReport | None = None
     failures: Mapping[str, KedgeError] = field(default_factory=dict)
 
     @classmethod
@@ -49,4 +53,5 @@ class Release:
             digest=view.digest,
             bundles={target: layout.read_bundle(descriptor) for target, descriptor in view.bundles.items()},
             report=read(Path(path)),
+            generation=decoders.read(Path(path)),
         )

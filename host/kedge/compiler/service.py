@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.compiler import preparation, release_writer, validation
+from kedge.compiler.decoders import service as decoders
 from kedge.compiler.pipelines import PipelineJob
 from kedge.compiler.release import Release
 from kedge.compiler.validation import ValidatedRequest
@@ -27,6 +29,7 @@ from kedge.evaluation.dataset import Data, Dataset, Scan
 from kedge.evaluation.golden import LEAST
 from kedge.evaluation.model import Model
 from kedge.importing import api as importing
+from kedge.importing.decoders import reading as decoder_reading
 from kedge.importing.worker_messages import Imported
 from kedge.report import document
 from kedge.search import sensitivity_job
@@ -55,6 +58,10 @@ def run(model: str | Path | object, options: CompileOptions, *, on_progress: Pro
     """
     validation.check_environment()
     named = isinstance(model, (str, Path))
+    if isinstance(model, (str, Path)) and decoder_reading.is_decoder(Path(model)):
+        with _scratch(options.out) as scratch:
+            made = partial(_worker, limit=options.memory_limit)
+            return decoders.run(Path(model), options, scratch, made, on_progress or _silent)
     asked = validation.check(str(model) if named else "", options)
     with _scratch(options.out) as scratch:
         compilation = _Compilation(model if not named else None, asked, scratch, on_progress or _silent)
@@ -63,6 +70,14 @@ def run(model: str | Path | object, options: CompileOptions, *, on_progress: Pro
 
 def _silent(who: str, what: str, done: int, total: int) -> None:
     """Progress that nobody hears."""
+
+
+def _worker(name: str, limit: int | None) -> Worker:
+    if limit is not None:
+        allowed = limit << 20
+    else:
+        allowed = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * _MEMORY_SHARE)
+    return Worker(name=name, memory_limit=allowed)
 
 
 @contextlib.contextmanager
@@ -170,12 +185,7 @@ class _Compilation:
             return release_writer.release(self._options, source, compiled, failed, told, self._measurements)
 
     def _worker(self, name: str) -> Worker:
-        limit = self._options.memory_limit
-        if limit is not None:
-            allowed = limit << 20
-        else:
-            allowed = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * _MEMORY_SHARE)
-        return Worker(name=name, memory_limit=allowed)
+        return _worker(name, self._options.memory_limit)
 
     def _warm(self, worker: Worker, target: Target) -> None:
         worker.call(

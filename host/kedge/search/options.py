@@ -200,6 +200,28 @@ class CompileOptions:
     bitfile: Annotated[
         Path | None, Option("Finished bitfile of exactly this model, with its .hwh file beside it (FPGA targets).")
     ] = None
+    max_perplexity: Annotated[
+        str | None,
+        Option(
+            "For a language model: the perplexity that it may have, 1.05x of the float model's, or a number; 1.15x by "
+            "default.",
+            metavar="LIMIT",
+        ),
+    ] = None
+    max_kl: Annotated[
+        float | None,
+        Option("For a language model: the divergence from the float model that it may have, nats a token."),
+    ] = None
+    context: Annotated[
+        int | None,
+        Option("For a language model: positions of one sequence; the model's own, at most 4096, by default."),
+    ] = None
+    slots: Annotated[
+        int | None, Option("For a language model: sequences at once that the device has memory for; 1 by default.")
+    ] = None
+    adapter: Annotated[Path | None, Option("For a language model: a LoRA folder that is merged into its weights.")] = (
+        None
+    )
 
     @property
     def batch_axes(self) -> dict[str, int]:

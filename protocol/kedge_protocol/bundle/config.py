@@ -9,6 +9,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
+from kedge_protocol.bundle.generation import Generation
 from kedge_protocol.bundle.pipeline import Pipeline
 from kedge_protocol.bundle.preprocess import Preprocess as Preprocess
 
@@ -162,6 +163,7 @@ class BundleConfig:
         runtime_options: passed to the backend's runtime as they are (threads, hints).
         labels: class names, in the order of the output's last axis.
         states: of a model that remembers.
+        generation: of a model that writes text; None for all others.
         pipeline: from raw data to an answer; None where the caller brings tensors.
     """
 
@@ -184,3 +186,4 @@ class BundleConfig:
     states: tuple[State, ...] = ()
     pipeline: Pipeline | None = None
     runtime_options: dict[str, Any] = field(default_factory=dict)
+    generation: Generation | None = None

@@ -46,6 +46,8 @@ from kedge_targets.true_precision import Numbers
 if TYPE_CHECKING:
     import onnx
 
+    from kedge_targets.decoder.contract import DecoderCompiler
+
 ENTRY = "model.onnx"
 
 # The right side of a product of two activations is packed anew in each call, and its kernel is not the fast one: in
@@ -107,6 +109,12 @@ class Compiler(CompilerTemplate):
             range_methods=tuple(RangeMethod),
             fixed_ranges=True,
         )
+
+    def decoders(self) -> DecoderCompiler:
+        """See :meth:`kedge_targets.contract.Compiler.decoders`."""
+        from kedge_targets.backends.onnxruntime.decoder.compiler import Compiler as Decoders
+
+        return Decoders()
 
     def verification(self, target: Target) -> Verified:
         """See :meth:`kedge_targets.contract.Compiler.verification`."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kedge_protocol.errors import ConfigError, InputError, VerificationError
 from kedge_protocol.packages import AGENT
 from kedge_targets import contract, refusal_remedies
 from kedge_targets.contract import Array
 from kedge_targets.graph import library
+
+if TYPE_CHECKING:
+    from kedge_targets.decoder.session import DecoderSession
 
 FUSED = "fused"
 REFERENCE = "reference"
@@ -43,17 +46,28 @@ class Runtime(contract.Runtime):
 
     def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> Session:
         """See :meth:`kedge_targets.contract.Runtime.load`."""
-        onnxruntime = library.load("onnxruntime", of=AGENT)
-        settings = _settings(onnxruntime, options, kernel_set or FUSED)
-        try:
-            session = onnxruntime.InferenceSession(str(entry), settings, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the library's errors have no common base but Exception
-            raise VerificationError(
-                f"ONNX Runtime {onnxruntime.__version__} refuses the file: {library.reason_of(error)}",
-                where=entry.name,
-                remedy=refusal_remedies.remedy(library.reason_of(error)),
-            ) from error
-        return Session(session)
+        return Session(_opened(entry, options, kernel_set))
+
+    def load_decoder(
+        self, entry: Path, options: Mapping[str, Any], *, slots: int, context: int, kernel_set: str | None = None
+    ) -> DecoderSession:
+        """See :meth:`kedge_targets.contract.Runtime.load_decoder`."""
+        from kedge_targets.backends.onnxruntime.decoder.session import OnnxDecoderSession
+
+        return OnnxDecoderSession(_opened(entry, options, kernel_set), slots=slots, context=context)
+
+
+def _opened(entry: Path, options: Mapping[str, Any], kernel_set: str | None) -> Any:
+    onnxruntime = library.load("onnxruntime", of=AGENT)
+    settings = _settings(onnxruntime, options, kernel_set or FUSED)
+    try:
+        return onnxruntime.InferenceSession(str(entry), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's errors have no common base but Exception
+        raise VerificationError(
+            f"ONNX Runtime {onnxruntime.__version__} refuses the file: {library.reason_of(error)}",
+            where=entry.name,
+            remedy=refusal_remedies.remedy(library.reason_of(error)),
+        ) from error
 
 
 class Session(contract.Session):

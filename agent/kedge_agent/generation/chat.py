@@ -1,0 +1,176 @@
+"""Messages become a prompt by the model's own chat template, which is untrusted: it runs in jinja2's sandbox, with a
+bound on what it may write and how long it may take."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from kedge_protocol.errors import BundleError, InputError, MissingDependencyError
+from kedge_protocol.packages import AGENT, pip_install
+
+Message = Mapping[str, Any]
+
+MAX_TEMPLATE_BYTES = 1 << 18
+_MAX_STEPS = 200_000
+_MAX_CHARACTERS = 8 << 20
+_SECONDS = 5.0
+_REMEDY = "Correct the template beside the model and compile it again"
+
+
+class ChatTemplate:
+    """A chat template, ready to be rendered.
+
+    Args:
+        source: Jinja.
+        special: variables of the template (``bos_token``, …).
+
+    Raises:
+        MissingDependencyError: the ``text`` extra is not installed.
+        BundleError: the template is too large or no Jinja.
+    """
+
+    def __init__(self, source: str, special: Mapping[str, str]) -> None:
+        try:
+            from jinja2 import TemplateError
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"jinja2 cannot be loaded: {error}", remedy=f"Install it with {pip_install('text', of=AGENT)}"
+            ) from error
+        if len(source.encode()) > MAX_TEMPLATE_BYTES:
+            raise BundleError(f"the chat template is larger than {MAX_TEMPLATE_BYTES} bytes", remedy=_REMEDY)
+        self._bound = _Bound()
+        try:
+            self._template = _environment(self._bound).from_string(source)
+        except TemplateError as error:
+            raise BundleError(f"the chat template is no Jinja: {error}", remedy=_REMEDY) from error
+        self._special = dict(special)
+
+    def render(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """The prompt that asks for the next message.
+
+        Args:
+            messages: each with ``role`` and ``content``.
+            tools: descriptions of functions, as the template takes them.
+
+        Raises:
+            InputError: a message without role, or one that the template refuses; or a template that does not end.
+        """
+        check(messages)
+        variables = {**self._special, "messages": [dict(one) for one in messages], "add_generation_prompt": True}
+        if tools:
+            variables["tools"] = list(tools)
+        self._bound.begin()
+        written: list[str] = []
+        size = 0
+        try:
+            for piece in self._template.generate(**variables):
+                size += len(piece)
+                self._bound.check(size)
+                written.append(piece)
+        except InputError:
+            raise
+        except Exception as error:  # a template may raise whatever its expressions do
+            reason = str(error) or type(error).__name__
+            raise InputError(f"the chat template refuses these messages: {reason[:300]}", where="messages") from error
+        return "".join(written)
+
+
+class _Bound:
+    """How much longer a template may run."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self._steps = 0
+        self._until = time.monotonic() + _SECONDS
+
+    def check(self, size: int = 0) -> None:
+        self._steps += 1
+        if self._steps > _MAX_STEPS or size > _MAX_CHARACTERS or time.monotonic() > self._until:
+            raise InputError("the chat template does not end", where="messages", remedy=_REMEDY)
+
+    def check_operands(self, operator: str, left: Any, right: Any) -> None:
+        sizes = [len(one) for one in (left, right) if isinstance(one, (str, list, tuple))]
+        numbers = [abs(one) for one in (left, right) if isinstance(one, (int, float))]
+        if operator == "+":
+            self.check(sum(sizes))
+        elif sizes and numbers:
+            self.check(int(min(max(sizes) * max(numbers), 1 << 62)))
+        elif operator == "**" and len(numbers) == 2:
+            self.check(int(min(max(numbers), 1 << 62)) << 10)
+
+    def joined(self, parts: list[Any]) -> str:
+        texts = [str(part) for part in parts]
+        self.check(sum(map(len, texts)))
+        return "".join(texts)
+
+    def counted(self, items: Any) -> Iterator[Any]:
+        for item in items:
+            self.check()
+            yield item
+
+
+def check(messages: Any) -> None:
+    """Raises :class:`InputError` where something is no list of messages."""
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)) or not messages:
+        raise InputError("there is no message", where="messages", remedy="Give [{'role': 'user', 'content': '…'}]")
+    for at, one in enumerate(messages):
+        if not isinstance(one, Mapping) or not isinstance(one.get("role"), str):
+            raise InputError("has no role", where=f"messages[{at}]", remedy="Give 'role' and 'content'")
+
+
+def _environment(bound: _Bound) -> Any:
+    from jinja2 import nodes
+    from jinja2.exceptions import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.visitor import NodeTransformer
+
+    class Bounded(NodeTransformer):
+        """Every loop asks whether it may go on, and every text that is put together how long it is."""
+
+        def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 -- jinja2 finds it by this name
+            self.generic_visit(node)
+            node.iter = nodes.Filter(node.iter, "_counted", [], [], None, None, lineno=node.lineno)
+            return node
+
+        def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+            self.generic_visit(node)
+            parts = nodes.List(node.nodes, lineno=node.lineno)
+            return nodes.Filter(parts, "_joined", [], [], None, None, lineno=node.lineno)
+
+    class Environment(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset({"*", "**", "+"})
+
+        def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+            tree: nodes.Template = Bounded().visit(super()._parse(source, name, filename))
+            return tree
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            bound.check_operands(operator, left, right)
+            return super().call_binop(context, operator, left, right)
+
+        def call(self, context: Any, function: Any, *arguments: Any, **named: Any) -> Any:
+            bound.check()
+            return super().call(context, function, *arguments, **named)
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    def as_json(value: Any, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    environment.filters |= {"tojson": as_json, "_counted": bound.counted, "_joined": bound.joined}
+    environment.globals |= {"raise_exception": refuse, "strftime_now": _strftime_now}
+    return environment
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().astimezone().strftime(form)

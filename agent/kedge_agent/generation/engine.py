@@ -1,0 +1,342 @@
+"""One thread runs a decoder's slots: it takes requests from a queue, reads prompts in chunks between the steps that
+write, and writes one token for every answer under way at once.
+
+A slot keeps its tokens when its answer is done; the next prompt that begins alike goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+
+from kedge_agent.generation.sampling import Sampler, Sampling, log_probabilities
+from kedge_protocol.errors import InputError, KedgeError
+from kedge_targets.decoder.session import DecoderSession
+
+Array = npt.NDArray[Any]
+
+log = logging.getLogger("kedge.generation")
+
+CHUNK = 128
+"""Tokens of a prompt that are read between two steps of the answers under way."""
+QUEUE = 64
+STOP = "stop"
+LENGTH = "length"
+CANCELLED = "cancelled"
+TIMEOUT = "timeout"
+
+
+class BusyError(KedgeError):
+    """The queue is full."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is asked of the engine.
+
+    Attributes:
+        prompt: tokens, at least one.
+        max_tokens: of the answer.
+        end_tokens: any of them ends it, and is no part of it.
+        top_log_probabilities: how many alternatives are told with each token; None tells no log-probabilities.
+        seconds: after which the answer ends as it is; None for no limit.
+    """
+
+    prompt: Sequence[int]
+    max_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    end_tokens: frozenset[int] = frozenset()
+    top_log_probabilities: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of an answer, with its natural log-probability and the most likely ones where they were asked for."""
+
+    id: int
+    log_probability: float | None = None
+    top: Sequence[tuple[int, float]] = ()
+
+
+@dataclass
+class Ticket:
+    """An answer under way; iterate it for the tokens.
+
+    Attributes:
+        reason: why it ended (:data:`STOP`, :data:`LENGTH`, :data:`CANCELLED`, :data:`TIMEOUT`); empty while it runs.
+        cached: tokens of the prompt that were there already.
+    """
+
+    order: Order
+    reason: str = ""
+    cached: int = 0
+    begun: float = field(default_factory=time.monotonic)
+    first_token: float | None = None
+    _events: queue.SimpleQueue[Token | str | Exception] = field(default_factory=queue.SimpleQueue)
+    _cancelled: bool = False
+
+    def __iter__(self) -> Iterator[Token]:
+        """Each token as it comes.
+
+        Raises:
+            KedgeError: the engine was closed, or the runtime failed.
+        """
+        while not self.reason:
+            event = self._events.get()
+            if isinstance(event, Exception):
+                self.reason = CANCELLED
+                raise event
+            if isinstance(event, str):
+                self.reason = event
+            else:
+                if self.first_token is None:
+                    self.first_token = time.monotonic()
+                yield event
+
+    def cancel(self) -> None:
+        """No more of it is wanted; the slot is free after the step under way."""
+        self._cancelled = True
+
+    @property
+    def over(self) -> str:
+        """Why no further token shall be written; empty where one shall."""
+        if self._cancelled:
+            return CANCELLED
+        late = self.order.seconds is not None and time.monotonic() - self.begun > self.order.seconds
+        return TIMEOUT if late else ""
+
+    def put(self, event: Token | str | Exception) -> None:
+        """Hand an event to whoever iterates."""
+        self._events.put(event)
+
+
+@dataclass
+class _Slot:
+    """A sequence.
+
+    Attributes:
+        tokens: in the cache.
+        left: of the prompt, to be read.
+        next: the token that was picked and is not in the cache yet.
+    """
+
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    ticket: Ticket | None = None
+    sampler: Sampler | None = None
+    left: list[int] = field(default_factory=list)
+    next: int | None = None
+    written: int = 0
+    used_at: int = 0
+
+
+class Engine:
+    """Runs a session; requests come from any thread.
+
+    Args:
+        session: is the engine's own from now on.
+        queue_limit: answers that wait for a slot.
+    """
+
+    def __init__(self, session: DecoderSession, *, queue_limit: int = QUEUE) -> None:
+        self._session = session
+        self._limit = queue_limit
+        self._slots = [_Slot(index) for index in range(session.slots)]
+        self._waiting: list[Ticket] = []
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._clock = 0
+
+    @property
+    def session(self) -> DecoderSession:
+        """What it runs."""
+        return self._session
+
+    @property
+    def waiting(self) -> int:
+        """Answers that have no slot yet."""
+        return len(self._waiting)
+
+    def submit(self, order: Order) -> Ticket:
+        """Ask for an answer.
+
+        Raises:
+            InputError: an empty prompt, one longer than the context, a token beyond the vocabulary, or the engine is
+                closed.
+            BusyError: too many wait already.
+        """
+        session = self._session
+        if not order.prompt:
+            raise InputError("the prompt is empty", remedy="Give at least one token")
+        if len(order.prompt) >= session.context:
+            raise InputError(
+                f"the prompt has {len(order.prompt)} tokens, the context {session.context}: there is no room for an "
+                "answer",
+                remedy="Give a shorter prompt, or compile with a larger --context",
+            )
+        if min(order.prompt) < 0 or max(order.prompt) >= session.vocabulary:
+            raise InputError(f"a token lies outside the vocabulary of {session.vocabulary}")
+        if order.max_tokens < 1:
+            raise InputError("max_tokens is below 1")
+        ticket = Ticket(order)
+        with self._changed:
+            if self._closed:
+                raise InputError("the model was closed")
+            if len(self._waiting) >= self._limit:
+                raise BusyError(f"{len(self._waiting)} answers wait already", remedy="Come again later")
+            self._waiting.append(ticket)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="kedge-generation", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+        return ticket
+
+    def close(self) -> None:
+        """End all answers, and free the session."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        elif thread is None:
+            self._session.close()
+
+    def _run(self) -> None:
+        while self._wait():
+            try:
+                self._turn()
+            except Exception as error:
+                # Whatever a runtime may raise: these answers fail, later ones may not.
+                log.exception("a step failed")
+                self._fail(error if isinstance(error, KedgeError) else InputError(f"a step failed: {error}"))
+        self._fail(InputError("the model was closed"))
+        self._session.close()
+
+    def _wait(self) -> bool:
+        """Until there is something to do; False when there never will be again."""
+        with self._changed:
+            while not self._closed and not self._waiting and not any(slot.ticket for slot in self._slots):
+                self._changed.wait()
+            return not self._closed
+
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            tickets = [*(slot.ticket for slot in self._slots if slot.ticket is not None), *self._waiting]
+            self._waiting.clear()
+        for slot in self._slots:
+            if slot.ticket is not None:
+                self._forget(slot)
+        for ticket in tickets:
+            ticket.put(error)
+
+    def _forget(self, slot: _Slot) -> None:
+        """Empty a slot whose cache may be anything."""
+        slot.ticket = slot.sampler = slot.next = None
+        slot.tokens, slot.left = [], []
+        with contextlib.suppress(Exception):
+            self._session.truncate(slot.index, 0)
+
+    def _turn(self) -> None:
+        """Admit what fits, read a chunk of one prompt, write a token of every answer."""
+        self._clock += 1
+        self._admit()
+        for slot in self._slots:
+            if slot.ticket is not None and (reason := slot.ticket.over):
+                self._done(slot, reason)
+        reading = next((slot for slot in self._slots if slot.left), None)
+        if reading is not None:
+            self._read(reading)
+        writing = {slot.index: slot.next for slot in self._slots if slot.ticket is not None and slot.next is not None}
+        if not writing:
+            return
+        found = self._session.step({index: token for index, token in writing.items() if token is not None})
+        for index, logits in found.items():
+            slot = self._slots[index]
+            if slot.next is not None:
+                slot.tokens.append(slot.next)
+            self._pick(slot, logits)
+
+    def _admit(self) -> None:
+        while True:
+            free = [slot for slot in self._slots if slot.ticket is None]
+            with self._changed:
+                ticket = self._waiting.pop(0) if free and self._waiting else None
+            if ticket is None:
+                return
+            if reason := ticket.over:
+                ticket.put(reason)
+                continue
+            self._begin(ticket, free)
+
+    def _begin(self, ticket: Ticket, free: list[_Slot]) -> None:
+        prompt = list(ticket.order.prompt)
+        slot = max(free, key=lambda one: (_common(one.tokens, prompt), -one.used_at))
+        best = max(self._slots, key=lambda one: _common(one.tokens, prompt))
+        # The last token is read anew: its logits are wanted.
+        shared = min(_common(best.tokens, prompt), len(prompt) - 1)
+        own = min(_common(slot.tokens, prompt), len(prompt) - 1)
+        if shared > own:
+            self._session.copy(best.index, slot.index, shared)
+        else:
+            shared = own
+            self._session.truncate(slot.index, own)
+        slot.tokens, slot.left = prompt[:shared], prompt[shared:]
+        slot.ticket, slot.sampler = ticket, Sampler(ticket.order.sampling)
+        slot.next, slot.written, slot.used_at = None, 0, self._clock
+        ticket.cached = shared
+
+    def _read(self, slot: _Slot) -> None:
+        chunk, slot.left = slot.left[:CHUNK], slot.left[CHUNK:]
+        logits = self._session.extend(slot.index, chunk)
+        slot.tokens += chunk
+        if not slot.left:
+            self._pick(slot, logits[0])
+
+    def _pick(self, slot: _Slot, logits: Array) -> None:
+        """Choose the next token of an answer, tell it, and see whether it is the last."""
+        ticket, sampler = slot.ticket, slot.sampler
+        if ticket is None or sampler is None:
+            return
+        order = ticket.order
+        token = sampler.pick(logits, slot.tokens if order.sampling.repetition_penalty != 1 else ())
+        if token in order.end_tokens:
+            self._done(slot, STOP)
+            return
+        if order.top_log_probabilities is None:
+            ticket.put(Token(token))
+        else:
+            own, top = log_probabilities(logits, token, order.top_log_probabilities)
+            ticket.put(Token(token, own, top))
+        slot.next = token
+        slot.written += 1
+        if slot.written >= order.max_tokens or len(slot.tokens) + 1 >= self._session.context:
+            self._done(slot, LENGTH)
+
+    def _done(self, slot: _Slot, reason: str) -> None:
+        ticket = slot.ticket
+        slot.ticket = slot.sampler = slot.next = None
+        slot.left = []
+        slot.used_at = self._clock
+        if ticket is not None:
+            ticket.put(reason)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences have alike at their beginning."""
+    count = 0
+    for left, right in zip(one, other, strict=False):
+        if left != right:
+            break
+        count += 1
+    return count

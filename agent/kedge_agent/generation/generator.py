@@ -1,0 +1,244 @@
+"""A bundle that writes text, ready for calls."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kedge_agent.generation.chat import ChatTemplate, Message
+from kedge_agent.generation.engine import CANCELLED, STOP, Engine, Order, Ticket, Token
+from kedge_agent.generation.pieces import TextPieces
+from kedge_agent.generation.sampling import Sampling
+from kedge_protocol.bundle.config import BundleConfig
+from kedge_protocol.bundle.generation import Generation
+from kedge_protocol.errors import BundleError, InputError, MissingDependencyError
+from kedge_protocol.packages import AGENT, pip_install
+from kedge_targets import registry
+
+MAX_STOP = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A finished answer.
+
+    Attributes:
+        text: without the token or string that ended it.
+        tokens: that were written.
+        reason: ``stop`` (an end token or a stop string), ``length`` (``max_tokens`` or the context), ``timeout`` or
+            ``cancelled``.
+        prompt_tokens: of the prompt; ``cached_tokens`` of them were there from an earlier one.
+        log_probabilities: one entry a token where they were asked for.
+        first_token_seconds, seconds: from the call on.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    log_probabilities: tuple[Token, ...] = ()
+    first_token_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class AnswerStream:
+    """Pieces of text as they come, for ``for`` and ``async for``; :attr:`answer` when they have ended."""
+
+    _ticket: Ticket
+    _pieces: TextPieces
+    _ended: Callable[[bool], None]
+    answer: Answer | None = None
+    _parts: list[str] = field(default_factory=list)
+    _tokens: list[Token] = field(default_factory=list)
+    _iterator: Iterator[str] | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """The pieces, once."""
+        if self._iterator is None:
+            self._iterator = self._run()
+        return self._iterator
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """The pieces, without blocking the event loop."""
+        iterator = iter(self)
+        while (piece := await asyncio.to_thread(next, iterator, None)) is not None:
+            yield piece
+
+    @property
+    def tokens(self) -> Sequence[Token]:
+        """All tokens so far."""
+        return self._tokens
+
+    def close(self) -> None:
+        """No more is wanted."""
+        self._ticket.cancel()
+
+    def finish(self) -> Answer:
+        """Wait for the end."""
+        for _ in self:
+            pass
+        if self.answer is None:
+            raise InputError("the answer was read already and broken off")
+        return self.answer
+
+    def _run(self) -> Iterator[str]:
+        failed = True
+        try:
+            for token in self._ticket:
+                self._tokens.append(token)
+                piece = self._pieces.add(token.id)
+                if piece:
+                    self._parts.append(piece)
+                    yield piece
+                if self._pieces.stopped:
+                    self._ticket.cancel()
+                    break
+            rest = self._pieces.end()
+            if rest:
+                self._parts.append(rest)
+                yield rest
+            failed = False
+        finally:
+            self._ticket.cancel()
+            self.answer = self._made()
+            self._ended(failed)
+
+    def _made(self) -> Answer:
+        ticket, now = self._ticket, time.monotonic()
+        first = ticket.first_token if ticket.first_token is not None else now
+        with_logs = ticket.order.top_log_probabilities is not None
+        return Answer(
+            text="".join(self._parts),
+            tokens=tuple(token.id for token in self._tokens),
+            reason=STOP if self._pieces.stopped else ticket.reason or CANCELLED,
+            prompt_tokens=len(ticket.order.prompt),
+            cached_tokens=ticket.cached,
+            log_probabilities=tuple(self._tokens) if with_logs else (),
+            first_token_seconds=first - ticket.begun,
+            seconds=now - ticket.begun,
+        )
+
+
+class TextGenerator:
+    """A bundle's decoder with its tokenizer, template and engine.
+
+    Args:
+        folder: holds the bundle's files by title.
+
+    Raises:
+        MissingDependencyError: the ``text`` extra or the runtime is not installed.
+        BundleError: the tokenizer or the template is refused.
+        InputError: the caches do not fit into memory.
+        VerificationError: the runtime refuses the file.
+    """
+
+    one = None
+    detail = ""
+
+    def __init__(self, folder: Path, config: BundleConfig) -> None:
+        if config.generation is None:
+            raise InputError("the bundle writes no text", where=config.name)
+        self.spec: Generation = config.generation
+        self._name = config.name
+        self.tokenizer = _tokenizer(folder / self.spec.tokenizer)
+        self.template: ChatTemplate | None = None
+        if self.spec.template is not None:
+            source = (folder / self.spec.template).read_text(encoding="utf-8")
+            self.template = ChatTemplate(source, self.spec.special)
+        session = registry.runtime(config.backend).load_decoder(
+            folder / config.entry, config.runtime_options, slots=self.spec.slots, context=self.spec.context
+        )
+        self.engine = Engine(session)
+        self.figures: Mapping[str, float] = {"cache_bytes": float(session.cache_bytes)}
+
+    def tokens(self, prompt: str | Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+        """A prompt's tokens: a plain text after the model's begin token, or messages through its chat template.
+
+        Raises:
+            InputError: messages, and the model has no chat template or refuses them.
+        """
+        if isinstance(prompt, str):
+            begin = [] if self.spec.begin_token is None else [self.spec.begin_token]
+            return begin + list(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
+        if self.template is None:
+            raise InputError(
+                "the model has no chat template", where=self._name, remedy="Give a plain text for it to go on with"
+            )
+        rendered = self.template.render(prompt, tools=tools)
+        return list(self.tokenizer.encode(rendered, add_special_tokens=False).ids)
+
+    def stream(
+        self,
+        tokens: Sequence[int],
+        *,
+        max_tokens: int = 200,
+        sampling: Sampling | None = None,
+        stop: str | Sequence[str] = (),
+        log_probabilities: int | None = None,
+        seconds: float | None = None,
+        ignore_end: bool = False,
+        ended: Callable[[bool], None] = lambda failed: None,
+    ) -> AnswerStream:
+        """Begin an answer.
+
+        Args:
+            ended: told at the end whether it failed.
+
+        Raises:
+            InputError: see :meth:`kedge_agent.generation.engine.Engine.submit`; or a stop string that is none.
+            BusyError: too many answers wait already.
+        """
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if len(stops) > MAX_STOP or not all(isinstance(one, str) and one for one in stops):
+            raise InputError(f"'stop' is not up to {MAX_STOP} texts", where="stop")
+        order = Order(
+            prompt=tokens,
+            max_tokens=max_tokens,
+            sampling=sampling or Sampling(),
+            end_tokens=frozenset() if ignore_end else frozenset(self.spec.end_tokens),
+            top_log_probabilities=log_probabilities,
+            seconds=seconds,
+        )
+        return AnswerStream(self.engine.submit(order), TextPieces(self.tokenizer, stops), ended)
+
+    def __call__(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`in_order`."""
+        raise self._refusal()
+
+    def in_order(self, raw: Mapping[str, Any]) -> list[Any]:
+        """A language model takes no arrays.
+
+        Raises:
+            InputError: always.
+        """
+        raise self._refusal()
+
+    def run(self, raw: Sequence[Any]) -> list[Any]:
+        """See :meth:`in_order`."""
+        raise self._refusal()
+
+    def _refusal(self) -> InputError:
+        return InputError("this model writes text", where=self._name, remedy="Call Model.generate(prompt)")
+
+    def close(self) -> None:
+        """End all answers and free the model."""
+        self.engine.close()
+
+
+def _tokenizer(path: Path) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"tokenizers cannot be loaded: {error}", remedy=f"Install it with {pip_install('text', of=AGENT)}"
+        ) from error
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises Exception itself
+        raise BundleError(f"the tokenizer is refused: {error}", where=path.name) from error

@@ -1,0 +1,51 @@
+"""What ``kedge compile`` prints of a language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kedge.compiler.decoders.report import DecoderReport
+
+_MIB = 1 << 20
+
+
+def show(console: Console, path: Path, digest: str, report: DecoderReport) -> None:
+    """Print the table of a release's targets, its warnings and where it lies."""
+    from rich.table import Table
+
+    reference = report.targets[0].attempt.figures.reference
+    table = Table(title=f"{report.name} {report.version}: perplexity of the float model {reference:.4g}")
+    for column in ("target", "backend", "how"):
+        table.add_column(column)
+    for column in ("perplexity", "×", "KL", "same top", "MiB", "memory MiB", "context"):
+        table.add_column(column, justify="right")
+    table.add_column("digest")
+    for one in report.targets:
+        figures = one.attempt.figures
+        table.add_row(
+            one.target,
+            one.backend,
+            one.attempt.label,
+            f"{figures.perplexity:.4g}",
+            f"{figures.ratio:.4f}",
+            f"{figures.kl:.4f} ± {figures.kl_error:.4f}",
+            f"{figures.agreement:.3f}",
+            f"{one.bytes / _MIB:.1f}",
+            f"{one.memory_bytes / _MIB:.0f}",
+            f"{one.slots} × {one.context}",
+            one.digest[:19],
+        )
+    for name, error in (report.failures or {}).items():
+        table.add_row(name, "", f"failed: {error}")
+    console.print(table)
+    for one in report.targets:
+        for attempt in one.attempts:
+            if attempt.broken:
+                console.print(f"{one.target}: {attempt.label}: {attempt.broken}", soft_wrap=True, markup=False)
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True, markup=False)
+    console.print(f"{path}: release {digest}", soft_wrap=True, markup=False)

@@ -1,0 +1,1 @@
+"""The way of a decoder language model through the compiler."""

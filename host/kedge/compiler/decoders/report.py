@@ -1,0 +1,74 @@
+"""What compiling a decoder measured: ``generation.json`` beside the release."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from kedge.compiler.decoders.worker_messages import Attempt
+from kedge_protocol import codec
+from kedge_protocol.errors import BundleError, MessageError
+
+FILE = "generation.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderEntry:
+    """One target.
+
+    Attributes:
+        chosen: index among the attempts.
+        bytes: of the files that the runtime opens.
+        memory_bytes: of files and caches.
+        position_bytes: of the caches, for each position of each slot.
+    """
+
+    target: str
+    backend: str
+    digest: str
+    chosen: int
+    attempts: tuple[Attempt, ...]
+    bytes: int
+    memory_bytes: int
+    context: int
+    slots: int
+    position_bytes: int
+
+    @property
+    def attempt(self) -> Attempt:
+        """The one that was packed."""
+        return self.attempts[self.chosen]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderReport:
+    """All targets of a release."""
+
+    name: str
+    version: str
+    source_bytes: int
+    targets: tuple[DecoderEntry, ...]
+    warnings: tuple[str, ...] = ()
+    failures: dict[str, str] | None = None
+
+
+def write(report: DecoderReport, folder: Path) -> None:
+    """Write the report into a release's folder."""
+    text = json.dumps(codec.unstructure(report), indent=1, sort_keys=True)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> DecoderReport | None:
+    """The report of a release; None where there is none.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        return codec.decode(path.read_bytes(), DecoderReport, where=str(path))
+    except MessageError as error:
+        raise BundleError(error.what, where=str(path)) from error

@@ -1,0 +1,309 @@
+"""The worker's task: a decoder becomes one target's files, measured with the device's runtime."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kedge.compiler.decoders.worker_messages import CONTEXT, Attempt, DecoderAnswer, DecoderRequest
+from kedge.evaluation import golden as tolerances
+from kedge.evaluation.decoders import reference as references
+from kedge.evaluation.decoders import texts
+from kedge.evaluation.decoders.reference import Reference
+from kedge.importing.decoders import reading
+from kedge.importing.decoders.decoder import Decoder
+from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, table
+from kedge.quantization.decoder_scheme import Scheme
+from kedge_protocol import golden
+from kedge_protocol.bundle.generation import Generation
+from kedge_protocol.errors import ConfigError, TargetError
+from kedge_protocol.golden import Golden, Tolerance
+from kedge_targets import registry
+from kedge_targets.decoder import golden as vectors
+from kedge_targets.decoder.contract import DecoderCompiler, Ends, LoweredDecoder
+from kedge_targets.decoder.spec import Array
+from kedge_targets.worker import Progress
+
+LENGTH = 256
+"""Tokens of a sequence."""
+CALIBRATION = 16
+EVALUATION = 12
+_GOLDEN = 4
+_GOLDEN_LENGTH = 24
+_COLUMNS = 512
+_FLOOR = 1e-4
+"""Smallest allowance of golden logits, of their standard deviation."""
+TOKENIZER = "tokenizer.json"
+TEMPLATE = "chat_template.jinja"
+
+
+def compile_decoder(request: DecoderRequest, progress: Progress) -> DecoderAnswer:
+    """A task of the worker.
+
+    Raises:
+        InputError: the model or a text is wrong.
+        TargetError: the device has too little memory.
+        MissingDependencyError: the ``generation`` extra.
+        LoweringError: the backend refuses it.
+    """
+    return _Compilation(request, progress).run()
+
+
+@dataclass
+class _Made:
+    """Files of one scheme."""
+
+    lowered: LoweredDecoder
+    attempt: Attempt
+
+
+class _Compilation:
+    def __init__(self, request: DecoderRequest, progress: Progress) -> None:
+        self._request = request
+        self._progress = progress
+        self._workdir = Path(request.workdir)
+        adapter = None if request.adapter is None else Path(request.adapter)
+        self._decoder: Decoder = reading.read(Path(request.source), adapter=adapter)
+        self._compiler = _compiler(request.backend)
+        self._spec = self._decoder.spec
+        self._context = _context(request.context, self._spec.context)
+
+    def run(self) -> DecoderAnswer:
+        request, decoder = self._request, self._decoder
+        self._check_memory()
+        tokenizer = texts.tokenizer(decoder.text.tokenizer, where=f"{request.source}/{TOKENIZER}")
+        if tokenizer.get_vocab_size() > self._spec.vocabulary:
+            raise ConfigError(
+                f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {self._spec.vocabulary}",
+                where=request.source,
+                remedy="Give the tokenizer of this very model",
+            )
+        calibration, calibration_digest = self._sequences(request.calibration, tokenizer, CALIBRATION)
+        evaluation, evaluation_digest = self._sequences(request.evaluation, tokenizer, EVALUATION)
+        reference = self._reference(evaluation)
+        made, keeps = self._search(calibration, reference)
+        chosen = made[-1]
+        path, sets = self._golden(chosen.lowered, evaluation)
+        files = {**chosen.lowered.files, **self._text_files()}
+        lowered = chosen.lowered
+        size = sum(file.stat().st_size for file in lowered.files.values())
+        generation = self._generation(lowered)
+        return DecoderAnswer(
+            files={title: str(file) for title, file in files.items()},
+            entry=lowered.entry,
+            runtimes=lowered.runtimes,
+            tools={**lowered.tools, "tokenizers": _version("tokenizers")},
+            generation=generation,
+            attempts=tuple(one.attempt for one in made),
+            chosen=len(made) - 1 if keeps else -1,
+            golden=str(path),
+            golden_vectors=min(_GOLDEN, len(evaluation)),
+            kernel_sets=sets,
+            source_digest=decoder.source_digest,
+            source_bytes=decoder.size_bytes,
+            calibration_digest=calibration_digest,
+            evaluation_digest=evaluation_digest,
+            calibration_sequences=len(calibration),
+            evaluation_sequences=len(evaluation),
+            runtime=_runtime(request.backend),
+            memory_bytes=2 * size + generation.cache_bytes,
+            warnings=_warnings(calibration, evaluation, calibration_digest == evaluation_digest, decoder),
+        )
+
+    def _check_memory(self) -> None:
+        """Before the long work: the smallest that the schemes can give, and the caches."""
+        scheme = min(self._request.schemes, key=lambda one: one.bits or 16)
+        spec, layout = self._spec, self._compiler.layout(self._spec)
+        weights = self._decoder.parameters * (scheme.bits or 16) // 8
+        cache = 8 * len(spec.layers) * spec.kv_heads * layout.size * self._context * self._request.slots
+        if weights + cache > self._request.memory_bytes:
+            raise TargetError(
+                f"the weights take {weights >> 20} MiB at least and the caches of {self._request.slots} x "
+                f"{self._context} positions {cache >> 20} MiB; the target has {self._request.memory_bytes >> 20} MiB",
+                where=self._request.source,
+                remedy="Ask for less with --context or --slots, or take a smaller model",
+            )
+
+    def _sequences(self, path: str, tokenizer: Any, wanted: int) -> tuple[list[list[int]], str]:
+        found, digest = texts.read(Path(path))
+        length = min(LENGTH, self._context)
+        begin = self._decoder.text.begin_token
+        return texts.sequences(found, tokenizer, length=length, wanted=wanted, begin=begin, where=path), digest
+
+    def _embedded(self, sequences: list[list[int]]) -> list[Array]:
+        positions = self._decoder.weights.outer("positions") if self._spec.learned_positions else None
+        return references.embedded(self._spec, self._decoder.weights.outer("embedding"), positions, sequences)
+
+    def _source(self) -> LayerSource:
+        return LayerSource(self._spec, self._decoder.weights, self._compiler, self._context)
+
+    def _norm(self) -> dict[str, Array]:
+        names = ["norm", *(["norm.bias"] if self._decoder.weights.has_bias("norm") else [])]
+        return {name: self._decoder.weights.outer(name) for name in names}
+
+    def _reference(self, sequences: list[list[int]]) -> Reference:
+        source = self._source()
+        hidden = references.through(
+            self._embedded(sequences),
+            len(self._spec.layers),
+            lambda index: source.runner(index, source.piece(index)),
+            lambda done, total: self._progress("float reference", done, total),
+        )
+        norm = self._norm()
+        head = self._decoder.weights.outer("embedding" if self._spec.tied else "head")
+        return Reference(
+            sequences=sequences, hidden=[references.normalized(self._spec, norm, one) for one in hidden], head=head
+        )
+
+    def _search(self, calibration: list[list[int]], reference: Reference) -> tuple[list[_Made], bool]:
+        """The schemes in order; what is not kept is removed at once."""
+        made: list[_Made] = []
+        for at, scheme in enumerate(self._request.schemes):
+            folder = self._workdir / f"scheme-{at}"
+            folder.mkdir(parents=True)
+            one = self._made(scheme, calibration, reference, folder)
+            made.append(one)
+            if not one.attempt.broken:
+                return made, True
+            if at + 1 < len(self._request.schemes):
+                shutil.rmtree(folder)
+        return made, False
+
+    def _made(self, scheme: Scheme, calibration: list[list[int]], reference: Reference, folder: Path) -> _Made:
+        began = time.perf_counter()
+        learns = scheme.bits and scheme.method == "gptq"
+        layers = QuantizedLayers(
+            self._source(),
+            scheme,
+            self._embedded(calibration) if learns else [],
+            lambda done, total: self._progress(scheme.label, done, total),
+        )
+        lowered = self._compiler.lower(self._spec, self._ends(scheme), layers, context=self._context, workdir=folder)
+        session = registry.runtime(self._request.backend).load_decoder(
+            folder / lowered.entry, self._request.options, slots=1, context=LENGTH
+        )
+        try:
+            figures = references.judged(
+                session, reference, lambda done, total: self._progress(f"evaluate {scheme.label}", done, total)
+            )
+        finally:
+            session.close()
+        attempt = Attempt(
+            scheme=scheme,
+            label=scheme.label,
+            bytes=sum(path.stat().st_size for path in lowered.files.values()),
+            figures=figures,
+            broken=self._request.budget.broken(figures),
+            seconds=time.perf_counter() - began,
+        )
+        return _Made(lowered, attempt)
+
+    def _ends(self, scheme: Scheme) -> Ends:
+        weights = self._decoder.weights
+        return Ends(
+            embedding=table(weights.outer("embedding"), scheme.embedding, scheme.group),
+            positions=weights.outer("positions") if self._spec.learned_positions else None,
+            norm=self._norm(),
+            head=None if self._spec.tied else table(weights.outer("head"), scheme.embedding, scheme.group),
+        )
+
+    def _golden(self, lowered: LoweredDecoder, sequences: list[list[int]]) -> tuple[Path, tuple[str, ...]]:
+        """Vectors from the evaluation texts; the tolerance is the largest deviation of any kernel set, and of one
+        step of many positions from single steps."""
+        self._progress("golden vectors", 0, 0)
+        runtime = registry.runtime(self._request.backend)
+        length = min(_GOLDEN_LENGTH, self._context, *(len(one) for one in sequences))
+        tokens = np.array([one[:length] for one in sequences[:_GOLDEN]], np.int64)
+        wanted = np.unique(np.linspace(0, self._spec.vocabulary - 1, _COLUMNS).astype(np.int64))
+        columns = np.repeat(wanted[None], len(tokens), axis=0)
+        sets = runtime.kernel_sets_for(self._request.options)
+        runs = []
+        for kernel_set in sets:
+            session = runtime.load_decoder(
+                lowered.files[lowered.entry], self._request.options, slots=1, context=length, kernel_set=kernel_set
+            )
+            runs.append(vectors.answers(session, tokens, columns))
+            session.close()
+        expected = runs[0]
+        apart = golden.deviation(expected["prefill"][:, -vectors.STEPS :], expected["steps"])
+        allowed = {}
+        for name, value in expected.items():
+            found = [apart, *(golden.deviation(value, other[name]) for other in runs[1:])]
+            least = _FLOOR * float(value.std())
+            allowed[name] = Tolerance(
+                max(least * 4, tolerances.MARGIN * max(most for most, _ in found)),
+                max(least, tolerances.MARGIN * max(rms for _, rms in found)),
+            )
+        path = self._workdir / "golden.npz"
+        golden.save(Golden({"tokens": tokens, "columns": columns}, expected, allowed), path)
+        return path, sets
+
+    def _text_files(self) -> dict[str, Path]:
+        text = self._decoder.text
+        found = {TOKENIZER: text.tokenizer}
+        if text.template is not None:
+            found[TEMPLATE] = text.template.encode()
+        for title, raw in found.items():
+            (self._workdir / title).write_bytes(raw)
+        return {title: self._workdir / title for title in found}
+
+    def _generation(self, lowered: LoweredDecoder) -> Generation:
+        text = self._decoder.text
+        return Generation(
+            architecture=self._spec.architecture,
+            context=self._context,
+            slots=self._request.slots,
+            vocabulary=self._spec.vocabulary,
+            position_bytes=lowered.position_bytes,
+            tokenizer=TOKENIZER,
+            template=None if text.template is None else TEMPLATE,
+            begin_token=text.begin_token,
+            end_tokens=text.end_tokens,
+            special=text.special,
+        )
+
+
+def _compiler(backend: str) -> DecoderCompiler:
+    found = registry.compiler(backend).decoders()
+    if found is None:
+        raise TargetError(f"{backend} runs no language models")
+    return found
+
+
+def _context(asked: int | None, own: int) -> int:
+    if asked is not None and asked > own:
+        raise ConfigError(
+            f"{asked} positions are more than the model's {own}", where="--context", remedy=f"Give at most {own}"
+        )
+    return asked if asked is not None else min(own, CONTEXT)
+
+
+def _warnings(
+    calibration: list[list[int]], evaluation: list[list[int]], same: bool, decoder: Decoder
+) -> tuple[str, ...]:
+    found = []
+    if same:
+        found.append("calibration and evaluation are the same texts: the figures are too good")
+    for name, sequences in (("calibration", calibration), ("evaluation", evaluation)):
+        tokens = sum(map(len, sequences))
+        if tokens < 4 * LENGTH:
+            found.append(f"only {tokens} tokens of {name} text: figures are guesswork; some thousand are usual")
+    if not decoder.text.end_tokens:
+        found.append("the folder names no token that ends an answer: only the limit of tokens will")
+    return tuple(found)
+
+
+def _version(distribution: str) -> str:
+    from importlib import metadata
+
+    return metadata.version(distribution)
+
+
+def _runtime(backend: str) -> str:
+    name = registry.runtime(backend).distributions[0]
+    return f"{name} {_version(name)}"

@@ -1,0 +1,134 @@
+"""The text side of a GGUF file: its vocabulary as ``tokenizer.json``, its template, its end tokens."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from kedge.importing.decoders.text import TextFiles
+from kedge_protocol.errors import ModelError
+
+_CONTROL = 3
+# Splits that llama.cpp names in tokenizer.ggml.pre (llama-vocab.cpp there).
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_SPLITS = {"gpt-2": _GPT2, "default": _GPT2, "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "qwen2": _QWEN2}
+_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell")
+
+
+def text_of(fields: dict[str, Any], where: str) -> TextFiles:
+    """Read the text side.
+
+    Raises:
+        ModelError: no vocabulary, or one of a kind that is not known.
+    """
+    tokens = fields.get("tokenizer.ggml.tokens")
+    if not tokens:
+        raise ModelError("holds no vocabulary", where=where, remedy="Give a GGUF with its tokenizer")
+    kind = fields.get("tokenizer.ggml.model")
+    types = fields.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    if kind == "gpt2":
+        made = _byte_level(fields, tokens, where)
+    elif kind == "llama":
+        made = _sentence_pieces(fields, tokens)
+    else:
+        raise ModelError(
+            f"tokenizer.ggml.model {kind!r} is not read", where=where, remedy="Give the Hugging Face folder instead"
+        )
+    made["added_tokens"] = [
+        {
+            "id": at,
+            "content": token,
+            "special": True,
+            "normalized": False,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+        }
+        for at, (token, one) in enumerate(zip(tokens, types, strict=False))
+        if one == _CONTROL
+    ]
+    ends = {
+        fields[key]
+        for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+        if fields.get(key) is not None
+    }
+    begin = fields.get("tokenizer.ggml.bos_token_id")
+    adds = fields.get("tokenizer.ggml.add_bos_token", kind == "llama")
+    special = {
+        name: tokens[fields[key]]
+        for name, key in (("bos_token", "tokenizer.ggml.bos_token_id"), ("eos_token", "tokenizer.ggml.eos_token_id"))
+        if fields.get(key) is not None and fields[key] < len(tokens)
+    }
+    return TextFiles(
+        tokenizer=json.dumps(made, ensure_ascii=False).encode(),
+        template=fields.get("tokenizer.chat_template"),
+        begin_token=int(begin) if begin is not None and adds else None,
+        end_tokens=tuple(sorted(int(one) for one in ends)),
+        special=special,
+    )
+
+
+def _byte_level(fields: dict[str, Any], tokens: list[str], where: str) -> dict[str, Any]:
+    pre = fields.get("tokenizer.ggml.pre", "default")
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    if pre in _DIGITS:
+        splits = [{"type": "Digits", "individual_digits": True}, level]
+    elif pre in _SPLITS:
+        pattern = {"type": "Split", "pattern": {"Regex": _SPLITS[pre]}, "behavior": "Isolated", "invert": False}
+        splits = [pattern, {**level, "use_regex": False}]
+    else:
+        raise ModelError(
+            f"tokenizer.ggml.pre {pre!r} is not known", where=where, remedy="Give the Hugging Face folder instead"
+        )
+    return {
+        "version": "1.0",
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": splits},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "vocab": {token: at for at, token in enumerate(tokens)},
+            "merges": [merge.split(" ", 1) for merge in fields.get("tokenizer.ggml.merges") or ()],
+        },
+    }
+
+
+def _sentence_pieces(fields: dict[str, Any], tokens: list[str]) -> dict[str, Any]:
+    """SentencePiece's BPE: scores say in which order pieces are merged."""
+    ranks = {token: at for at, token in enumerate(tokens)}
+    scores = fields.get("tokenizer.ggml.scores") or [0.0] * len(tokens)
+    merges = []
+    for token, score in zip(tokens, scores, strict=False):
+        for cut in range(1, len(token)):
+            if token[:cut] in ranks and token[cut:] in ranks:
+                merges.append((-score, ranks[token[:cut]], ranks[token[cut:]], token[:cut], token[cut:]))
+    unknown = fields.get("tokenizer.ggml.unknown_token_id", 0)
+    prefix = [{"type": "Prepend", "prepend": "▁"}] if fields.get("tokenizer.ggml.add_space_prefix", True) else []
+    return {
+        "version": "1.0",
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [*prefix, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}],
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []),
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "vocab": ranks,
+            "merges": [[left, right] for *_, left, right in sorted(merges)],
+            "unk_token": tokens[unknown] if unknown < len(tokens) else None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+        },
+    }

@@ -1,0 +1,74 @@
+"""A decoder as the user named it: a folder or a GGUF file, read without torch and without transformers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from kedge.importing import digests
+from kedge.importing.decoders import config, lora, tensors, text
+from kedge.importing.decoders.decoder import Decoder
+from kedge.importing.decoders.names import NamedWeights
+from kedge_protocol.errors import ModelError
+
+_GGUF = b"GGUF"
+
+
+def is_decoder(path: Path) -> bool:
+    """Whether a path names a decoder: a folder whose ``config.json`` says so, or a GGUF file. No weights are read."""
+    if path.is_dir():
+        return _says_so(path / "config.json")
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == _GGUF
+    except OSError:
+        return False
+
+
+def _says_so(path: Path) -> bool:
+    try:
+        found = config.read_json(path)
+    except ModelError:
+        return False
+    architectures = found.get("architectures")
+    if isinstance(architectures, list) and architectures:
+        return str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel"))
+    return found.get("model_type") in config.FAMILIES
+
+
+def read(path: Path, *, adapter: Path | None = None) -> Decoder:
+    """Read all but the weights.
+
+    Args:
+        adapter: a LoRA folder (peft) that is merged into the weights as they are read.
+
+    Raises:
+        ModelError: a file is missing, cut short or damaged; an architecture or key that is not known.
+        MissingDependencyError: a GGUF file, and the ``generation`` extra is not installed.
+    """
+    if not path.is_dir():
+        from kedge.importing.decoders import gguf_file
+
+        found = gguf_file.read(path)
+    else:
+        found = _folder(path)
+    if adapter is None:
+        return found
+    return replace(found, weights=lora.merged(found.weights, found.spec, adapter))
+
+
+def _folder(folder: Path) -> Decoder:
+    raw = config.read_json(folder / "config.json")
+    spec = config.spec_of(raw, where=str(folder / "config.json"))
+    stored = tensors.of_folder(folder)
+    texts = text.of_folder(folder, raw)
+    weights = NamedWeights(stored, spec, where=str(folder))
+    found, size = digests.of_path(folder)
+    return Decoder(
+        spec=spec,
+        weights=weights,
+        text=texts,
+        source_digest=found,
+        size_bytes=sum(file.stat().st_size for file in stored.files) or size,
+        parameters=stored.parameters,
+    )

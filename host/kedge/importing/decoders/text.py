@@ -1,0 +1,105 @@
+"""What stands between text and tokens: tokenizer, chat template, the tokens that end an answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kedge.importing.decoders.config import read_json
+from kedge_protocol.errors import ModelError
+
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+# What ends a turn in chat templates in use, where the configuration names another token.
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFiles:
+    """The text side of a decoder.
+
+    Attributes:
+        tokenizer: bytes of ``tokenizer.json``.
+        template: Jinja; None where there is none.
+        begin_token: put before a plain text; None where the tokenizer does that or nothing does.
+        end_tokens: each ends an answer.
+        special: ``bos_token``, ``eos_token``, … as the template writes them.
+    """
+
+    tokenizer: bytes
+    template: str | None
+    begin_token: int | None
+    end_tokens: tuple[int, ...]
+    special: dict[str, str] = field(default_factory=dict)
+
+
+def of_folder(folder: Path, config: Mapping[str, Any]) -> TextFiles:
+    """Read the text side of a folder.
+
+    Raises:
+        ModelError: there is no tokenizer.json, or a file is damaged.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(
+            "holds no tokenizer.json",
+            where=str(folder),
+            remedy="Save the fast tokenizer beside the weights (AutoTokenizer.from_pretrained(…).save_pretrained(…))",
+        )
+    tokenizer = path.read_bytes()
+    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    special = {name: text for name in _SPECIAL if (text := _token_text(settings.get(name))) is not None}
+    template = _template(folder, settings)
+    ids = token_ids(tokenizer, where=str(path))
+    ends = {*_numbers(config.get("eos_token_id")), *_numbers(generation.get("eos_token_id"))}
+    wanted = [special["eos_token"]] if "eos_token" in special else []
+    wanted += [text for text in _TURN_ENDS if template is not None and text in template]
+    ends |= {ids[text] for text in wanted if text in ids}
+    begin = _numbers(config.get("bos_token_id"))
+    return TextFiles(
+        tokenizer=tokenizer,
+        template=template,
+        begin_token=begin[0] if begin else None,
+        end_tokens=tuple(sorted(ends)),
+        special=special,
+    )
+
+
+def token_ids(tokenizer: bytes, *, where: str) -> dict[str, int]:
+    """The tokenizer's added tokens by their text.
+
+    Raises:
+        ModelError: the bytes are no tokenizer.json.
+    """
+    try:
+        found = json.loads(tokenizer)
+        if "model" not in found:
+            raise ValueError("it has no 'model'")
+        return {str(token["content"]): int(token["id"]) for token in found.get("added_tokens") or ()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"is no tokenizer: {error}", where=where, remedy="Fetch the file again") from error
+
+
+def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    found = settings.get("chat_template")
+    if isinstance(found, list):
+        # Several by name: the one for plain chats.
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, Mapping)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _token_text(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _numbers(value: Any) -> list[int]:
+    several = value if isinstance(value, list) else [value]
+    return [one for one in several if isinstance(one, int) and not isinstance(one, bool)]

@@ -1,0 +1,114 @@
+"""A decoder's layers, quantized one after the other: each sees what the quantized ones before it give, and is
+forgotten when it is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kedge.quantization.decoder_scheme import Scheme
+from kedge_targets.decoder import layout as layouts
+from kedge_targets.decoder import rounding
+from kedge_targets.decoder.contract import DecoderCompiler, LayerRunner
+from kedge_targets.decoder.matrix import Codes, Matrix, real
+from kedge_targets.decoder.plan import PROBE_OF, Piece
+from kedge_targets.decoder.rounding import Grid
+from kedge_targets.decoder.spec import Array, DecoderSpec, Weights
+
+Heard = Callable[[int, int], None]
+"""Told how many layers are done, of how many."""
+
+
+@dataclass
+class LayerSource:
+    """The float layers of a decoder in a compiler's layout."""
+
+    spec: DecoderSpec
+    weights: Weights
+    compiler: DecoderCompiler
+    context: int
+
+    def piece(self, index: int) -> Piece:
+        """A layer in float32."""
+        layer = layouts.arranged(self.spec, self.compiler.layout(self.spec), self.weights.layer(index))
+        return Piece(
+            matrices={name: tensor for name, tensor in layer.items() if tensor.ndim == 2},
+            vectors={name: tensor for name, tensor in layer.items() if tensor.ndim == 1},
+        )
+
+    def runner(self, index: int, piece: Piece) -> LayerRunner:
+        """A layer that runs."""
+        floats: dict[str, Matrix] = {name: real(matrix) for name, matrix in piece.matrices.items()}
+        return self.compiler.layer_runner(
+            self.spec, index, Piece(matrices=floats, vectors=piece.vectors), context=self.context
+        )
+
+
+class QuantizedLayers:
+    """Callable as :data:`kedge_targets.decoder.plan.Pieces`: layers in order, each once.
+
+    Args:
+        calibration: embedded sequences, float32 [positions, channels] each; changed as the layers go by.
+        heard: told of each layer.
+    """
+
+    def __init__(self, source: LayerSource, scheme: Scheme, calibration: list[Array], heard: Heard) -> None:
+        self._source = source
+        self._scheme = scheme
+        self._hidden = calibration
+        self._heard = heard
+
+    def __call__(self, index: int) -> Piece:
+        piece = self._source.piece(index)
+        self._heard(index, len(self._source.spec.layers))
+        if not self._scheme.bits:
+            return Piece(
+                matrices={name: stored(matrix, self._scheme.precision) for name, matrix in piece.matrices.items()},
+                vectors=piece.vectors,
+            )
+        learns = self._scheme.method == "gptq"
+        products = self._products(index, piece) if learns else {}
+        matrices: dict[str, Matrix] = {
+            name: self._rounded(name, real(matrix), products) for name, matrix in piece.matrices.items()
+        }
+        made = Piece(matrices=matrices, vectors=piece.vectors)
+        if learns and index + 1 < len(self._source.spec.layers):
+            runner = self._source.runner(index, made)
+            self._hidden = [runner.run(hidden)[0] for hidden in self._hidden]
+        return made
+
+    def _products(self, index: int, piece: Piece) -> dict[str, Array]:
+        """X'X of each probe over the calibration, each row brought to length 1: a few tokens are hundreds of times
+        longer than the rest, and the norms that follow take that away again."""
+        runner = self._source.runner(index, piece)
+        found: dict[str, Array] = {}
+        for hidden in self._hidden:
+            for name, rows in runner.run(hidden)[1].items():
+                rows = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-6)
+                product = (rows.T @ rows).astype(np.float64)
+                found[name] = found[name] + product if name in found else product
+        return found
+
+    def _rounded(self, name: str, weight: Array, products: dict[str, Array]) -> Codes:
+        grid = Grid(bits=self._scheme.bits, group=self._scheme.group, symmetric=self._scheme.symmetric)
+        if not products:
+            return rounding.plain(weight, grid)
+        return rounding.compensated(weight, products[PROBE_OF[name]], grid)
+
+
+def stored(matrix: Matrix, precision: str) -> Matrix:
+    """A float matrix as it is stored."""
+    values = real(matrix)
+    return values.astype(np.float16) if precision == "float16" else values
+
+
+def table(weight: Array, precision: str, group: int) -> Matrix:
+    """An embedding or a head as it is stored; in float where its channels do not fill whole groups."""
+    bits = {"int4": 4, "int8": 8}.get(precision, 0)
+    while bits and group > 16 and weight.shape[1] % group:
+        group //= 2
+    if not bits or weight.shape[1] % group:
+        return stored(weight, precision)
+    return rounding.plain(weight, Grid(bits=bits, group=group), search=bits == 4)

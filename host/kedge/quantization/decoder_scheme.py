@@ -1,0 +1,96 @@
+"""How a decoder's weights are stored, and what is tried in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from kedge_protocol.errors import ConfigError
+
+PRECISIONS = ("int4", "int8", "float16", "float32")
+METHODS = ("gptq", "plain")
+_BITS = {"int4": 4, "int8": 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """One way to store a decoder.
+
+    Attributes:
+        precision: of the layers' matrices.
+        group: input channels that share a scale.
+        symmetric: whether zero-points are fixed.
+        method: ``gptq`` (rounding errors make up for each other, scales searched) or ``plain``.
+        embedding: of the embedding and the head.
+    """
+
+    precision: str = "int4"
+    group: int = 32
+    symmetric: bool = False
+    method: str = "gptq"
+    embedding: str = "int8"
+
+    @property
+    def bits(self) -> int:
+        """Of the layers' codes; 0 where they are float."""
+        return _BITS.get(self.precision, 0)
+
+    @property
+    def embedding_bits(self) -> int:
+        """Of the embedding's codes; 0 where it is float."""
+        return _BITS.get(self.embedding, 0)
+
+    @property
+    def label(self) -> str:
+        """For people: ``int4 g32 gptq, embedding int8``."""
+        if not self.bits:
+            return (
+                self.precision if self.embedding == self.precision else f"{self.precision}, embedding {self.embedding}"
+            )
+        symmetric = " symmetric" if self.symmetric else ""
+        return f"{self.precision} g{self.group}{symmetric} {self.method}, embedding {self.embedding}"
+
+
+LADDER = (
+    Scheme(embedding="int4"),
+    Scheme(),
+    Scheme(precision="int8", method="plain"),
+    Scheme(precision="float16", embedding="float16"),
+    Scheme(precision="float32", embedding="float32"),
+)
+"""What is tried until the budget is kept, smallest first."""
+
+
+def parse(text: str) -> Scheme:
+    """``precision=int4,group=32,symmetric=true,method=plain,embedding=int8``.
+
+    Raises:
+        ConfigError: an unknown option or value.
+    """
+    where = "--quantize"
+    known = {field.name for field in fields(Scheme)}
+    given: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or name not in known:
+            raise ConfigError(
+                f"{part.strip()!r} is no option of a decoder",
+                where=where,
+                remedy=f"Known are {', '.join(sorted(known))}",
+            )
+        given[name] = _value(name, value)
+    found = replace(Scheme(), **given)
+    if "embedding" not in given and not found.bits:
+        found = replace(found, embedding=found.precision)
+    for value, allowed in ((found.precision, PRECISIONS), (found.embedding, PRECISIONS), (found.method, METHODS)):
+        if value not in allowed:
+            raise ConfigError(f"{value!r} is not known", where=where, remedy=f"Known are {', '.join(allowed)}")
+    if found.group not in (16, 32, 64, 128, 256):
+        raise ConfigError(f"{found.group} is no size of a group", where=where, remedy="Give 16, 32, 64, 128 or 256")
+    return found
+
+
+def _value(name: str, value: str) -> Any:
+    if name == "group":
+        return int(value) if value.isdigit() else 0
+    return value.lower() in ("true", "yes", "1") if name == "symmetric" else value

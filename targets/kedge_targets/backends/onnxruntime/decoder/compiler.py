@@ -1,0 +1,108 @@
+"""Decoders for ONNX Runtime: a small graph and one file of constants beside it, which the runtime maps."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kedge_protocol.bundle.config import RuntimeRequirement
+from kedge_protocol.errors import LoweringError
+from kedge_targets.decoder import contract
+from kedge_targets.decoder.contract import Ends, LoweredDecoder
+from kedge_targets.decoder.layout import HeadLayout
+from kedge_targets.decoder.plan import PROBES, Piece, Pieces
+from kedge_targets.decoder.spec import Array, DecoderSpec
+from kedge_targets.graph import library
+
+ENTRY = "decoder.onnx"
+DATA = "decoder.bin"
+_HEAD_MULTIPLE = 16
+"""GroupQueryAttention turns heads of such sizes alone."""
+_GROUPS = (16, 32, 64, 128, 256)
+_MINIMUM = "1.23"
+"""The first with CPU kernels for 8 bits in MatMulNBits and GatherBlockQuantized."""
+
+
+class Compiler(contract.DecoderCompiler):
+    """See :class:`kedge_targets.decoder.contract.DecoderCompiler`."""
+
+    def layout(self, spec: DecoderSpec) -> HeadLayout:
+        """See :meth:`kedge_targets.decoder.contract.DecoderCompiler.layout`."""
+        return HeadLayout.of(spec, multiple=_HEAD_MULTIPLE)
+
+    def groups(self, columns: int) -> tuple[int, ...]:
+        """See :meth:`kedge_targets.decoder.contract.DecoderCompiler.groups`."""
+        return tuple(group for group in _GROUPS if group <= max(columns, _GROUPS[0]))
+
+    def lower(self, spec: DecoderSpec, ends: Ends, pieces: Pieces, *, context: int, workdir: Path) -> LoweredDecoder:
+        """See :meth:`kedge_targets.decoder.contract.DecoderCompiler.lower`."""
+        from kedge_targets.backends.onnxruntime.decoder.graph import DecoderGraph
+        from kedge_targets.backends.onnxruntime.decoder.writer import GraphWriter
+
+        layout = self.layout(spec)
+        with GraphWriter(workdir / DATA) as writer:
+            graph = DecoderGraph(writer, spec, layout, context=context)
+            graph.begin(ends.embedding, ends.positions)
+            for index in range(len(spec.layers)):
+                graph.layer(index, pieces(index))
+            graph.end(ends.norm, ends.head)
+            (workdir / ENTRY).write_bytes(writer.model().SerializeToString(deterministic=True))
+        return LoweredDecoder(
+            files={ENTRY: workdir / ENTRY, DATA: workdir / DATA},
+            entry=ENTRY,
+            runtimes=(RuntimeRequirement(distribution="onnxruntime", minimum=_MINIMUM),),
+            tools={"onnx": metadata.version("onnx")},
+            position_bytes=2 * len(spec.layers) * spec.kv_heads * layout.size * np.dtype(np.float32).itemsize,
+        )
+
+    def layer_runner(self, spec: DecoderSpec, index: int, piece: Piece, *, context: int) -> LayerRunner:
+        """See :meth:`kedge_targets.decoder.contract.DecoderCompiler.layer_runner`."""
+        from kedge_targets.backends.onnxruntime.decoder.graph import DecoderGraph
+        from kedge_targets.backends.onnxruntime.decoder.writer import GraphWriter
+
+        with GraphWriter() as writer:
+            graph = DecoderGraph(writer, spec, self.layout(spec), context=context, probes=True)
+            graph.begin(None)
+            graph.layer(index, piece)
+            graph.end(None, None)
+            raw = writer.model().SerializeToString()
+        onnxruntime = library.load()
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        try:
+            session = onnxruntime.InferenceSession(raw, settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library's errors have no common base but Exception
+            raise LoweringError(
+                f"ONNX Runtime refuses layer {index}: {library.reason_of(error)}", where=spec.architecture
+            ) from error
+        return LayerRunner(session, index, spec.kv_heads, self.layout(spec).size)
+
+
+class LayerRunner(contract.LayerRunner):
+    """One layer's session."""
+
+    def __init__(self, session: Any, index: int, kv_heads: int, head_size: int) -> None:
+        self._session = session
+        self._index = index
+        self._cache = (1, kv_heads, head_size)
+
+    def run(self, hidden: Array) -> tuple[Array, dict[str, Array]]:
+        """See :meth:`kedge_targets.decoder.contract.LayerRunner.run`."""
+        positions = hidden.shape[0]
+        rows, heads, size = self._cache
+        empty = np.zeros((rows, heads, positions, size), np.float32)
+        feeds = {
+            "hidden": hidden[None],
+            "seqlens_k": np.array([positions - 1], np.int32),
+            "total": np.array([positions], np.int32),
+            **{f"past.{self._index}.{part}": empty for part in "kv"},
+        }
+        names = ["hidden_out", *(f"probe.{self._index}.{name}" for name in PROBES)]
+        try:
+            found = self._session.run(names, feeds)
+        except Exception as error:  # the library's errors have no common base but Exception
+            raise LoweringError(f"ONNX Runtime cannot run layer {self._index}: {library.reason_of(error)}") from error
+        return found[0][0], {name: value[0] for name, value in zip(PROBES, found[1:], strict=True)}

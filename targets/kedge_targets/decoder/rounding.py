@@ -1,0 +1,136 @@
+"""Rounding a matrix to codes in groups: plainly, with the scale that costs least, or so that rounding errors make up
+for each other (Frantar et al., "GPTQ", ICLR 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge_targets.decoder.matrix import Codes
+
+Array = npt.NDArray[Any]
+
+_SHRINK = np.linspace(0.8, 1.05, 11)
+"""Widths of the grid that the search tries, as shares of the plain one."""
+_DAMPING = 0.01
+_BLOCK = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """How one matrix is stored: bits (4 or 8), input channels of a group, whether zero-points are fixed."""
+
+    bits: int
+    group: int
+    symmetric: bool = False
+
+
+def _grid(values: Array, grid: Grid, importance: Array | None, *, search: bool) -> tuple[Array, Array]:
+    """Scale and zero-point of groups that lie along the last axis, each float32 with that axis of length 1."""
+    top = float(2**grid.bits - 1)
+    if grid.symmetric:
+        at = np.abs(values).argmax(-1, keepdims=True)
+        # The largest weight becomes the lowest code, of which there is one more than of positive ones.
+        scale = np.take_along_axis(values, at, -1) / -(2.0 ** (grid.bits - 1))
+        low = np.zeros_like(scale)
+    else:
+        low = np.minimum(values.min(-1, keepdims=True), 0)
+        scale = (np.maximum(values.max(-1, keepdims=True), 0) - low) / top
+    scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
+
+    def zero_of(factor: float, narrowed: Array) -> Array:
+        if grid.symmetric:
+            return np.full(scale.shape, 2.0 ** (grid.bits - 1), np.float32)
+        return np.clip(np.rint(-low * np.float32(factor) / narrowed), 0, top).astype(np.float32)
+
+    best_scale, best_zero = scale, zero_of(1.0, scale)
+    if not search:
+        return best_scale, best_zero
+    best: Array | None = None
+    for factor in _SHRINK:
+        narrowed = (scale * np.float32(factor)).astype(np.float32)
+        zero = zero_of(float(factor), narrowed)
+        error = ((np.clip(np.rint(values / narrowed) + zero, 0, top) - zero) * narrowed - values) ** 2
+        cost = (error if importance is None else error * importance).sum(-1, keepdims=True)
+        better = np.full(cost.shape, True) if best is None else cost < best
+        best = cost if best is None else np.where(better, cost, best)
+        best_scale, best_zero = np.where(better, narrowed, best_scale), np.where(better, zero, best_zero)
+    return best_scale, best_zero
+
+
+def _grouped(values: Array, group: int) -> Array:
+    """[out, in] → [out, groups, group]; a short last group is filled with 0."""
+    missing = -values.shape[1] % group
+    if missing:
+        values = np.pad(values, ((0, 0), (0, missing)))
+    return values.reshape(values.shape[0], -1, group)
+
+
+def _codes(codes: Array, scales: Array, zeros: Array, grid: Grid) -> Codes:
+    return Codes(
+        codes=codes.astype(np.uint8),
+        scales=scales.astype(np.float32),
+        zeros=None if grid.symmetric else zeros.astype(np.uint8),
+        bits=grid.bits,
+        group=grid.group,
+    )
+
+
+def plain(weight: Array, grid: Grid, *, importance: Array | None = None, search: bool = False) -> Codes:
+    """Each weight to its nearest code.
+
+    Args:
+        weight: float32 [out, in].
+        importance: of each input channel [in]: the mean square of what comes in; weighs the search's errors.
+        search: try narrower and wider grids for each group and take the one with the least squared error.
+    """
+    values = _grouped(weight.astype(np.float32, copy=False), grid.group)
+    weights = None if importance is None else _grouped(importance[None].astype(np.float32), grid.group)
+    scale, zero = _grid(values, grid, weights, search=search)
+    codes = np.clip(np.rint(values / scale) + zero, 0, 2**grid.bits - 1)
+    flat = codes.reshape(weight.shape[0], -1)[:, : weight.shape[1]]
+    return _codes(flat, scale[..., 0], zero[..., 0], grid)
+
+
+def compensated(weight: Array, products: Array, grid: Grid, *, search: bool = True) -> Codes:
+    """Column after column; what one loses, those to its right take over.
+
+    Args:
+        weight: float32 [out, in].
+        products: X'X of what comes in, float64 [in, in].
+        search: as in :func:`plain`.
+    """
+    rows, columns = weight.shape
+    damped = products + np.eye(columns) * max(_DAMPING * float(np.diag(products).mean()), 1e-12)
+    # The upper Cholesky factor of the inverse: row j holds what column j hands on to those after it.
+    upper = _inverse_factor(damped).astype(np.float32)
+    # Turned, so that what belongs to one input channel lies together.
+    left = np.array(weight.T, np.float32, order="C")
+    groups = -(-columns // grid.group)
+    codes = np.zeros((columns, rows), np.float32)
+    scales, zeros = np.ones((groups, rows), np.float32), np.zeros((groups, rows), np.float32)
+    top = float(2**grid.bits - 1)
+    block = max(grid.group, _BLOCK // grid.group * grid.group)
+    for first in range(0, columns, block):
+        last = min(first + block, columns)
+        errors = np.zeros((last - first, rows), np.float32)
+        for at in range(first, last):
+            group = at // grid.group
+            if at % grid.group == 0:
+                scale, zero = _grid(left[at : at + grid.group].T, grid, None, search=search)
+                scales[group], zeros[group] = scale[:, 0], zero[:, 0]
+            codes[at] = np.clip(np.rint(left[at] / scales[group]) + zeros[group], 0, top)
+            error = (left[at] - (codes[at] - zeros[group]) * scales[group]) / upper[at, at]
+            errors[at - first] = error
+            left[at + 1 : last] -= upper[at, at + 1 : last, None] * error
+        left[last:] -= upper[first:last, last:].T @ errors
+    return _codes(codes.T, scales.T, zeros.T, grid)
+
+
+def _inverse_factor(matrix: Array) -> Array:
+    """U with U'U = matrix⁻¹ and U upper triangular."""
+    inverse = np.linalg.inv(matrix)
+    return np.linalg.cholesky((inverse + inverse.T) / 2).T

@@ -1,0 +1,143 @@
+"""What a decoder language model computes, as plain data; a backend lowers this and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge_protocol.errors import ModelError
+
+Array = npt.NDArray[Any]
+
+ROTARY_KINDS = ("default", "linear", "llama3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotary:
+    """Rotary position embedding, half-split pairs (Su et al., "RoFormer", 2021).
+
+    Attributes:
+        theta: base of the frequencies.
+        share: of a head's channels that turn, from the first on.
+        kind: ``default``; ``linear`` divides all frequencies by ``factor``; ``llama3`` only the low ones (Llama 3.1).
+        low_frequency_factor, high_frequency_factor, original_context: of ``llama3``.
+    """
+
+    theta: float
+    share: float = 1.0
+    kind: str = "default"
+    factor: float = 1.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_context: int = 8192
+
+    def frequencies(self, head_size: int) -> Array:
+        """Radians a position of each pair, float64 [turning channels / 2]."""
+        turning = int(head_size * self.share)
+        plain = self.theta ** (-np.arange(0, turning, 2, dtype=np.float64) / turning)
+        if self.kind == "linear":
+            return plain / self.factor
+        if self.kind != "llama3":
+            return plain
+        # Meta's reference: long waves are divided, short ones kept, those between blended.
+        wave = 2 * math.pi / plain
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        smooth = np.clip((self.original_context / wave - low) / (high - low), 0, 1)
+        return (1 - smooth) * plain / self.factor + smooth * plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerKind:
+    """How the attention of one layer looks back.
+
+    Attributes:
+        window: positions that it sees, its own among them; None for all.
+        rotary: None where positions are learned.
+    """
+
+    rotary: Rotary | None
+    window: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSpec:
+    """A decoder without its weights.
+
+    Attributes:
+        architecture: the source's own name of it (``llama``).
+        hidden, intermediate: channels between layers, and inside the feed-forward network.
+        heads, kv_heads, head_size: of attention; ``kv_heads`` divides ``heads``.
+        context: positions at most.
+        layers: one entry each.
+        activation: ``silu`` or ``gelu_tanh``.
+        gated: whether the feed-forward network multiplies two projections (``down(act(gate(x)) * up(x))``).
+        norm: ``rms`` or ``layer`` (with biases).
+        norm_offset: added to a stored norm weight (Gemma stores weight - 1).
+        qk_norm: whether queries and keys are normalized in each head.
+        post_norms: whether what attention and feed-forward give is normalized too, before it is added (Gemma 3).
+        attention_scale: of the products of queries and keys.
+        embedding_scale: of the embedded tokens.
+        tied: whether the head is the embedding.
+        learned_positions: whether a table of positions is added to the embedded tokens.
+    """
+
+    architecture: str
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    context: int
+    layers: tuple[LayerKind, ...]
+    activation: str
+    norm_epsilon: float
+    attention_scale: float
+    gated: bool = True
+    norm: str = "rms"
+    norm_offset: float = 0.0
+    qk_norm: bool = False
+    post_norms: bool = False
+    embedding_scale: float = 1.0
+    tied: bool = True
+    learned_positions: bool = False
+
+
+class Weights(Protocol):
+    """A decoder's float weights, read when they are asked for.
+
+    Matrices are float32 [out, in]. Names, with ``.bias`` beside where there is one: ``embedding``, ``positions``,
+    ``norm``, ``head``; in a layer ``attention_norm``, ``q``, ``k``, ``v``, ``q_norm``, ``k_norm``, ``o``,
+    ``attention_post_norm``, ``feed_forward_norm``, ``gate`` (gated only), ``up``, ``down``,
+    ``feed_forward_post_norm``.
+    """
+
+    def outer(self, name: str) -> Array:
+        """A tensor outside the layers."""
+
+    def layer(self, index: int) -> dict[str, Array]:
+        """All tensors of one layer by name."""
+
+
+def check(spec: DecoderSpec, *, where: str) -> None:
+    """Raises :class:`ModelError` where the numbers of a specification do not belong together."""
+    tests: tuple[tuple[bool, str], ...] = (
+        (min(spec.hidden, spec.intermediate, spec.heads, spec.kv_heads, spec.head_size) > 0, "a size is not positive"),
+        (spec.kv_heads > 0 and spec.heads % spec.kv_heads == 0, "num_key_value_heads does not divide the heads"),
+        (spec.head_size % 2 == 0, "head_dim is odd, rotary embedding turns pairs"),
+        (spec.vocabulary > 1 and spec.context > 1, "vocab_size or max_position_embeddings is too small"),
+        (len(spec.layers) > 0, "num_hidden_layers is not positive"),
+    )
+    for holds, what in tests:
+        if not holds:
+            raise ModelError(what, where=where, remedy="Give the folder as it was published")
+
+
+def map_tensors(tensors: dict[str, Array], change: Callable[[str, Array], Array]) -> dict[str, Array]:
+    """Each tensor as ``change(name, tensor)`` makes it."""
+    return {name: change(name, tensor) for name, tensor in tensors.items()}

@@ -1,0 +1,103 @@
+"""A decoder's graph on ONNX Runtime computes what the decoder computes, by one step and by many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.support import decoders
+
+from kedge.importing.decoders import reading
+from kedge.importing.decoders.decoder import Decoder
+from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, table
+from kedge.quantization.decoder_scheme import Scheme
+from kedge_protocol.errors import InputError
+from kedge_targets import registry
+from kedge_targets.decoder.contract import Ends
+from kedge_targets.decoder.session import DecoderSession
+
+_BACKEND = "onnxruntime"
+_TOKENS = [3, 17, 40, 41, 9, 77, 80, 12, 5, 66, 31, 30, 29, 8]
+FLOAT = Scheme(precision="float32", embedding="float32")
+
+
+def _session(decoder: Decoder, workdir: Path, scheme: Scheme = FLOAT, *, slots: int = 1) -> DecoderSession:
+    compiler = registry.compiler(_BACKEND).decoders()
+    assert compiler is not None
+    weights, spec = decoder.weights, decoder.spec
+    names = ["norm", *(["norm.bias"] if weights.has_bias("norm") else [])]
+    ends = Ends(
+        embedding=table(weights.outer("embedding"), scheme.embedding, scheme.group),
+        positions=weights.outer("positions") if spec.learned_positions else None,
+        norm={name: weights.outer(name) for name in names},
+        head=None if spec.tied else table(weights.outer("head"), scheme.embedding, scheme.group),
+    )
+    workdir.mkdir(exist_ok=True)
+    layers = QuantizedLayers(LayerSource(spec, weights, compiler, 32), scheme, [], lambda done, total: None)
+    lowered = compiler.lower(spec, ends, layers, context=32, workdir=workdir)
+    return registry.runtime(_BACKEND).load_decoder(workdir / lowered.entry, {"threads": 1}, slots=slots, context=32)
+
+
+@pytest.mark.parametrize("name", list(decoders.CONFIGURATIONS))
+def test_logits_are_those_of_a_float64_decoder_in_prefill_chunk_and_decode(name: str, tmp_path: Path) -> None:
+    decoder = reading.read(decoders.folder(tmp_path / "model", name))
+    expected = decoders.PlainDecoder(decoder.spec, decoder.weights).logits(_TOKENS)
+    session = _session(decoder, tmp_path / "made", slots=2)
+    parts = [session.extend(1, _TOKENS[:7], keep=7), session.extend(1, _TOKENS[7:10], keep=3)]
+    parts += [session.step({1: token})[1][None] for token in _TOKENS[10:]]
+    found = np.concatenate(parts)
+    assert np.abs(found - expected).max() / expected.std() < 1e-5
+
+
+def test_sequences_of_unlike_length_are_decoded_together_as_alone(tmp_path: Path) -> None:
+    decoder = reading.read(decoders.folder(tmp_path / "model", "mistral"))
+    session = _session(decoder, tmp_path / "made", slots=3)
+    alone = decoders.PlainDecoder(decoder.spec, decoder.weights)
+    session.extend(0, _TOKENS[:9])
+    session.extend(1, [7] * 20)
+    session.extend(2, _TOKENS[4:8])
+    found = session.step({0: 5, 2: 6})
+    for slot, tokens in ((0, [*_TOKENS[:9], 5]), (2, [*_TOKENS[4:8], 6])):
+        expected = alone.logits(tokens)[-1]
+        assert np.abs(found[slot] - expected).max() / expected.std() < 1e-5
+    assert session.lengths.tolist() == [10, 20, 5]
+
+
+def test_a_copied_prefix_goes_on_bit_for_bit_as_the_whole_prompt(tmp_path: Path) -> None:
+    decoder = reading.read(decoders.folder(tmp_path / "model", "llama3"))
+    session = _session(decoder, tmp_path / "made", slots=2)
+    session.extend(0, _TOKENS[:8])
+    whole = session.extend(0, _TOKENS[8:])
+    session.copy(0, 1, 8)
+    assert np.array_equal(session.extend(1, _TOKENS[8:]), whole)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "float16"])
+def test_stored_codes_compute_what_they_stand_for(scheme: str, tmp_path: Path) -> None:
+    decoder = reading.read(decoders.folder(tmp_path / "model", "llama3"))
+    expected = decoders.PlainDecoder(decoder.spec, decoder.weights).logits(_TOKENS)
+    embedding = "float16" if scheme == "float16" else "int8"
+    session = _session(
+        decoder, tmp_path / "made", Scheme(precision=scheme, method="plain", group=16, embedding=embedding)
+    )
+    error = np.abs(session.extend(0, _TOKENS, keep=len(_TOKENS)) - expected).mean() / expected.std()
+    assert error < {"int8": 0.05, "int4": 0.5, "float16": 0.002}[scheme]
+    assert error > 0
+
+
+def test_a_step_beyond_the_context_is_an_error_before_it_is_run(tmp_path: Path) -> None:
+    session = _session(reading.read(decoders.folder(tmp_path / "model", "llama3")), tmp_path / "made")
+    session.extend(0, [5] * 31)
+    session.step({0: 5})
+    with pytest.raises(InputError, match="33 positions are needed, the context has 32"):
+        session.step({0: 5})
+
+
+@pytest.mark.parametrize("form", ["BF16 in shards", "F16"])
+def test_shards_and_halves_are_read_as_the_numbers_they_are(form: str, tmp_path: Path) -> None:
+    whole = reading.read(decoders.folder(tmp_path / "whole", "qwen2"))
+    dtype, shards = form.split()[0], 3 if "shards" in form else 1
+    other = reading.read(decoders.folder(tmp_path / "other", "qwen2", dtype=dtype, shards=shards))
+    for name, tensor in whole.weights.layer(1).items():
+        assert np.allclose(other.weights.layer(1)[name], tensor, rtol=2**-7, atol=1e-6)
