@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,11 @@ from kedge.evaluation.metric import USER, Choice, Score
 from kedge.evaluation.resampling import Rows
 from kedge.search import pareto
 from kedge.search.budget import Budget
+from kedge.search.candidate import Candidate
 from kedge.search.cross_fitting import CrossFittedFigure, MeasuredCandidate, cross_fit
+from kedge.search.search import Search
+from kedge_targets.numerics import Plan, Precision
+from kedge_targets.target import BackendChoice
 
 Array = npt.NDArray[Any]
 
@@ -101,3 +106,25 @@ def test_a_metric_that_cannot_be_had_of_some_samples_is_told_as_it_is() -> None:
     reference = Score(value=1.0, samples=9)
     two = [measured(key, 1, reference, Score(value=1.0, samples=9)) for key in "ab"]
     assert chosen(two, reference)[1] is None
+
+
+@pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.INT8])
+def test_the_float_model_itself_is_not_refused_for_what_other_candidates_lose(precision: Precision) -> None:
+    # In some folds the other candidate looks good enough, and is measured bad: no loss of the float model.
+    reference = score(np.ones(100))
+    lossy = np.where(np.arange(100) % 7 == 0, 0.9, 1.0)
+    scores = {precision: reference, Precision.INT4: score(lossy)}
+    outcomes = {
+        pareto.Point(key=one.value, drop=reference.value - found.value, size=size, latency=None): SimpleNamespace(
+            candidate=Candidate(backend=BackendChoice(name="any"), plan=Plan(default=one)),
+            evaluation=SimpleNamespace(score=found),
+        )
+        for size, (one, found) in enumerate(scores.items(), 1)
+    }
+    search = Search.__new__(Search)
+    search._job = SimpleNamespace(  # type: ignore[assignment]
+        reference=SimpleNamespace(result=lambda: SimpleNamespace(score=reference, choice=MINE)), budget=BUDGET
+    )
+    taken = next(iter(outcomes.values()))
+    unseen = search._unseen(taken, outcomes)  # type: ignore[arg-type]
+    assert (unseen is None) == (precision is Precision.FLOAT32)

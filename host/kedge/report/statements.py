@@ -30,7 +30,7 @@ def budget_statement(drop: float, interval: Interval | None, budget: Budget) -> 
 def sample_statement(unseen: CrossFittedFigure | None, count: int) -> str:
     """What the reported figure is measured on."""
     if unseen is None:
-        return f"all {count} samples; there was nothing to choose between"
+        return f"all {count} samples; the figure depends on no choice between candidates"
     return (
         f"{count} samples cross-fitted in {unseen.folds} folds: each by what was chosen without it; {unseen.same} of "
         "them take what was taken"

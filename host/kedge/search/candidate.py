@@ -83,7 +83,12 @@ class Candidate:
         return " + ".join([*(step.said for step in self.steps), text])
 
     @property
+    def is_float(self) -> bool:
+        """Whether it is the float model itself: no step, no layer of lower precision."""
+        return self.plan.precisions == {Precision.FLOAT32} and not self.steps
+
+    @property
     def key(self) -> str:
-        """Sixteen digits that are the same for the same way; ``why`` is no part of it."""
+        """Sixteen digits that are the same for the same candidate; ``why`` is no part of it."""
         content = {"backend": self.backend, "plan": self.plan, "steps": list(self.steps)}
         return hashlib.sha256(codec.encode(content)).hexdigest()[:16]

@@ -14,7 +14,6 @@ from kedge.search.results import Job, Outcome
 from kedge.search.trial import Call
 from kedge_protocol import digest
 from kedge_protocol.errors import CompileError
-from kedge_targets.numerics import Precision
 from kedge_targets.target import Target
 
 ALONE_SECONDS = 1.0
@@ -102,12 +101,12 @@ class CandidateLatency:
         """How a candidate stands beside float by the same backend, where that was tried, else beside the float model by
         ONNX Runtime; None where nobody can tell. On a target that is not this machine it is the host's."""
         latency = outcome.attempt.target_latency
-        if latency is None or latency.pace is None or _is_float(outcome):
+        if latency is None or latency.pace is None or outcome.candidate.is_float:
             return None
         for other in self._outcomes:
             known = other.attempt.target_latency
             same = other.candidate.backend == outcome.candidate.backend
-            if same and _is_float(other) and known is not None and known.pace is not None:
+            if same and other.candidate.is_float and known is not None and known.pace is not None:
                 return latency.pace.beside(known.pace)
         return latency.pace
 
@@ -131,7 +130,3 @@ class CandidateLatency:
             where = "" if latency is not None and not latency.estimated else f" on this host ({platform.machine()})"
             said.append(f"slower than float{where}: {pace.text}")
         return tuple(said)
-
-
-def _is_float(outcome: Outcome) -> bool:
-    return outcome.candidate.plan.precisions == {Precision.FLOAT32} and not outcome.candidate.steps

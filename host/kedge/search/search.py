@@ -221,7 +221,10 @@ class Search:
         return (*((said,) if rivals else ()), *((self._ended,) if self._ended else ()))
 
     def _unseen(self, taken: Outcome, left: Mapping[pareto.Point, Outcome]) -> cross_fitting.CrossFittedFigure | None:
-        """The figure of the choice on samples that it did not see; None where there was no choice."""
+        """The figure of the choice on samples that it did not see; None where there was no choice, or where the float
+        model itself was taken: no choice of samples flatters that."""
+        if taken.candidate.is_float:
+            return None
         reference = self._job.reference.result()
         measured = {
             id(one): cross_fitting.MeasuredCandidate(point=point, score=one.evaluation.score)
