@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def test_the_driver_never_imports_kedge(name: str) -> None:
     imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert imported
     assert not [module for module in imported if module.startswith("kedge")]
+
+
+def test_what_all_drivers_share_imports_the_standard_library_alone() -> None:
+    path = declaration.BACKENDS.parent / "toolchain/driver_side/driver_loop.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {module.partition(".")[0] for module in imported} <= sys.stdlib_module_names
+    for name in NAMES:
+        assert "driver_loop.serve(" in declaration.read(name).driver.read_text(encoding="utf-8")
 
 
 def test_the_key_is_of_lock_and_python() -> None:

@@ -207,6 +207,33 @@ def test_the_child_dies_with_its_parent(tmp_path: Path, task: str) -> None:
         os.kill(grandchild, signal.SIGKILL)  # a plain child of the child is bound to nobody
 
 
+def test_the_loop_of_drivers_answers_refuses_and_goes_on(make: Make, tmp_path: Path) -> None:
+    shared = ROOT / "targets/kedge_targets/toolchain/driver_side"
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        textwrap.dedent(f"""
+            import os, sys
+            sys.path.append({str(shared)!r})
+            import driver_loop
+            answers = driver_loop.Answers()
+            def where(request):
+                answers.progress("w", 1, 1)
+                return {{"text": os.getcwd(), "pid": os.getpid()}}
+            def refuse(request):
+                raise driver_loop.RefusedError("LoweringError", "no", where="node 'x'", remedy="Export it again")
+            driver_loop.serve(answers, {{"where": where, "refuse": refuse, "leave": lambda request: sys.exit(3)}})
+        """)
+    )
+    worker = make(driver=driver, python=Path(sys.executable))
+    steps: list[tuple[str, int, int]] = []
+    for task, words in (("refuse", "node 'x': no"), ("leave", "SystemExit")):
+        with pytest.raises(errors.KedgeError, match=words):
+            worker.call(task, {}, Told, deadline=60)
+    told = worker.call("where", {}, Told, deadline=60, on_progress=lambda *step: steps.append(step))
+    assert told.pid > 0
+    assert steps == [("w", 1, 1)]
+
+
 def test_a_driver_speaks_the_same_lines(make: Make, tmp_path: Path) -> None:
     driver = tmp_path / "driver.py"
     driver.write_text(

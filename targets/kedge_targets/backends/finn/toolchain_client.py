@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import os
-import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from kedge_protocol.errors import KedgeError, LoweringError, WorkerError
-from kedge_targets import toolchain
-from kedge_targets.toolchain.installation import Versions
-from kedge_targets.worker import Worker
+from kedge_targets.toolchain.client import ToolchainClient
 
 NAME = "finn"
 
@@ -23,7 +15,6 @@ QONNX, FINN = "qonnx", "finn"
 _START_SECONDS = 300.0
 _BUILD_SECONDS = 1800.0
 _SECONDS_A_SAMPLE = 10.0
-_MEMORY_SHARE = 0.8  # of the machine's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +120,7 @@ class Executed:
     seconds: float
 
 
-_lock = threading.Lock()
-_kept: dict[Path, tuple[Worker, Versions]] = {}
+_client = ToolchainClient(NAME, start_seconds=_START_SECONDS)
 
 
 def build(request: BuildRequest) -> Built:
@@ -140,9 +130,7 @@ def build(request: BuildRequest) -> Built:
         ToolchainError: it is not installed.
         LoweringError: with FINN's own words, and the node where it names one.
     """
-    worker, _ = _driver()
-    with _said():
-        return worker.call("build", request, Built, deadline=_BUILD_SECONDS)
+    return _client.call("build", request, Built, deadline=_BUILD_SECONDS)
 
 
 def execute(request: ExecuteRequest, samples: int) -> Executed:
@@ -152,44 +140,15 @@ def execute(request: ExecuteRequest, samples: int) -> Executed:
         ToolchainError: it is not installed.
         LoweringError: with the executor's own words.
     """
-    worker, _ = _driver()
-    with _said():
-        return worker.call("execute", request, Executed, deadline=_BUILD_SECONDS + _SECONDS_A_SAMPLE * samples)
+    return _client.call("execute", request, Executed, deadline=_BUILD_SECONDS + _SECONDS_A_SAMPLE * samples)
 
 
 def start() -> None:
     """Begin to load the driver while the caller prepares the graph; :func:`build` waits for it, and says so if it
     cannot be loaded."""
-
-    def load() -> None:
-        with contextlib.suppress(KedgeError):
-            _driver()
-
-    threading.Thread(target=load, name="kedge-driver-start", daemon=True).start()
+    _client.start()
 
 
 def versions() -> dict[str, str]:
     """The packages that the driver works with, and their versions."""
-    return dict(_driver()[1].packages)
-
-
-@contextlib.contextmanager
-def _said() -> Any:
-    try:
-        yield
-    except WorkerError as error:
-        raise LoweringError(error.what, where=error.where, remedy=error.remedy) from error
-
-
-def _driver() -> tuple[Worker, Versions]:
-    """The running driver: loading FINN takes longer than a small network."""
-    installed = toolchain.find(NAME)
-    with _lock:
-        if installed.folder not in _kept:
-            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            worker = installed.worker(memory_limit=int(memory * _MEMORY_SHARE))
-            atexit.register(worker.close)
-            with _said():
-                found = worker.call("version", {}, Versions, deadline=_START_SECONDS)
-            _kept[installed.folder] = (worker, found)
-        return _kept[installed.folder]
+    return _client.versions()

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kedge_protocol.errors import LoweringError, WorkerError
 from kedge_targets import toolchain
+from kedge_targets.toolchain.client import lowering_errors
 from kedge_targets.toolchain.installation import Versions
 from kedge_targets.worker import Worker
 
@@ -105,8 +105,5 @@ def driver() -> Iterator[Driver]:
         ToolchainError: the toolchain is not installed, or libusb is not.
         LoweringError: the driver crashed or overran its time.
     """
-    with toolchain.find(NAME).worker() as worker:
-        try:
-            yield Driver(worker)
-        except WorkerError as error:
-            raise LoweringError(error.what, where=error.where, remedy=error.remedy) from error
+    with toolchain.find(NAME).worker() as worker, lowering_errors():
+        yield Driver(worker)

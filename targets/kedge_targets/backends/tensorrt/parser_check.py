@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kedge_protocol.errors import KedgeError, LoweringError, UnsupportedOperatorError, WorkerError
-from kedge_targets import toolchain
+from kedge_protocol.errors import KedgeError, LoweringError, UnsupportedOperatorError
 from kedge_targets.backends.tensorrt.recipe import InputProfile
-from kedge_targets.toolchain.installation import Versions
-from kedge_targets.worker import Worker
+from kedge_targets.toolchain.client import ToolchainClient
 
 NAME = "tensorrt"
 
@@ -22,7 +17,6 @@ ahead-of-time builder knows; SM86 is the nearest."""
 
 _START_SECONDS = 120.0
 _BUILD_SECONDS = 1800.0
-_MEMORY_SHARE = 0.8  # of the machine's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +63,7 @@ class Checked:
     warnings: tuple[str, ...] = field(default=())
 
 
-_lock = threading.Lock()
-_kept: dict[Path, tuple[Worker, Versions]] = {}
+_client = ToolchainClient(NAME, start_seconds=_START_SECONDS)
 
 
 def check(
@@ -86,14 +79,10 @@ def check(
         ToolchainError: it is not installed.
         LoweringError: the parser or the builder crashed, or ran out of time or memory.
     """
-    worker, _ = _driver()
     request = CheckRequest(
         graph=str(graph), capabilities=capabilities, workspace_bytes=workspace_bytes, profiles=profiles
     )
-    try:
-        return worker.call("parse_and_build", request, Checked, deadline=_BUILD_SECONDS)
-    except WorkerError as error:
-        raise LoweringError(error.what, where=graph.name, remedy=error.remedy) from error
+    return _client.call("parse_and_build", request, Checked, deadline=_BUILD_SECONDS, where=graph.name)
 
 
 def require(found: Checked, *, where: str) -> None:
@@ -119,20 +108,4 @@ def require(found: Checked, *, where: str) -> None:
 
 def versions() -> dict[str, str]:
     """The packages that checked, and their versions."""
-    return dict(_driver()[1].packages)
-
-
-def _driver() -> tuple[Worker, Versions]:
-    """The running driver; the library is 230 MB to load."""
-    installed = toolchain.find(NAME)
-    with _lock:
-        if installed.folder not in _kept:
-            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            worker = installed.worker(memory_limit=int(memory * _MEMORY_SHARE))
-            atexit.register(worker.close)
-            try:
-                found = worker.call("version", {}, Versions, deadline=_START_SECONDS)
-            except WorkerError as error:
-                raise LoweringError(error.what, where=error.where, remedy=error.remedy) from error
-            _kept[installed.folder] = (worker, found)
-        return _kept[installed.folder]
+    return _client.versions()

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import os
-import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
-from kedge_protocol.errors import KedgeError, LoweringError, WorkerError
-from kedge_targets import toolchain
-from kedge_targets.toolchain.installation import Versions
-from kedge_targets.worker import Worker
+from kedge_targets.toolchain.client import ToolchainClient
 
 T = TypeVar("T")
 
@@ -22,7 +14,6 @@ NAME = "tflite"
 _START_SECONDS = 300.0
 _CONVERT_SECONDS = 1800.0
 _SECONDS_A_SAMPLE = 5.0
-_MEMORY_SHARE = 0.8  # of the machine's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +74,7 @@ class Converted:
     decibels: tuple[float | None, ...] = ()
 
 
-_lock = threading.Lock()
-_kept: dict[Path, tuple[Worker, Versions]] = {}
+_client = ToolchainClient(NAME, start_seconds=_START_SECONDS)
 
 
 def convert(request: ConvertRequest) -> Converted:
@@ -100,40 +90,15 @@ def convert(request: ConvertRequest) -> Converted:
 
 def ask(task: str, request: Any, answer_type: type[T], *, deadline: float = _CONVERT_SECONDS) -> T:
     """Run one of the driver's tasks; raises as :func:`convert`."""
-    worker, _ = _driver()
-    try:
-        return worker.call(task, request, answer_type, deadline=deadline)
-    except WorkerError as error:
-        raise LoweringError(error.what, where=error.where, remedy=error.remedy) from error
+    return _client.call(task, request, answer_type, deadline=deadline)
 
 
 def start() -> None:
     """Begin to load the driver while the caller prepares the graph; :func:`convert` waits for it, and says so if it
     cannot be loaded."""
-
-    def load() -> None:
-        with contextlib.suppress(KedgeError):
-            _driver()
-
-    threading.Thread(target=load, name="kedge-driver-start", daemon=True).start()
+    _client.start()
 
 
 def versions() -> dict[str, str]:
     """The packages that the driver works with, and their versions."""
-    return dict(_driver()[1].packages)
-
-
-def _driver() -> tuple[Worker, Versions]:
-    """The running driver: loading TensorFlow takes longer than converting a small model."""
-    installed = toolchain.find(NAME)
-    with _lock:
-        if installed.folder not in _kept:
-            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            worker = installed.worker(memory_limit=int(memory * _MEMORY_SHARE))
-            atexit.register(worker.close)
-            try:
-                found = worker.call("version", {}, Versions, deadline=_START_SECONDS)
-            except WorkerError as error:
-                raise LoweringError(error.what, where=error.where, remedy=error.remedy) from error
-            _kept[installed.folder] = (worker, found)
-        return _kept[installed.folder]
+    return _client.versions()

@@ -21,18 +21,17 @@ An error's ``kind`` is the name of a class of Kedge's tree.
 import atexit
 import contextlib
 import copy
-import importlib.metadata
-import json
 import os
-import platform
 import shutil
 import sys
 import tempfile
 import time
-import traceback
 import types
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[3] / "toolchain" / "driver_side"))
+
+import driver_loop
 import flow
 import folding
 import input_thresholds
@@ -48,7 +47,6 @@ FOLDED = (
     "depth_trigger_bram",
 )  # fmt: skip
 
-_NO_ANSWER = "KEDGE_ANSWER_FD is not set: this program is run by Kedge's worker"
 # FINN wants to know the version of a Vivado that it never calls here.
 _NO_VIVADO = "/nonexistent/Vivado/2024.2"
 
@@ -57,15 +55,8 @@ class Driver:
     """The loop's state: the way back, and whether the stack is loaded."""
 
     def __init__(self, answers):
-        self._answers = answers
+        self.progress = answers.progress
         self._loaded = False
-
-    def send(self, kind, value):
-        self._answers.write(json.dumps({kind: value}).encode() + b"\n")
-        self._answers.flush()
-
-    def progress(self, what, done, total):
-        self.send("progress", {"what": what, "done": done, "total": total})
 
     def load(self):
         """Load the stack, once: the folder that FINN builds in, a Vivado's version, and the simulator that is not
@@ -90,10 +81,7 @@ class Driver:
     def version(self, request):
         """Load the stack and say what it is."""
         self.load()
-        return {
-            "python": platform.python_version(),
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        }
+        return driver_loop.versions(PACKAGES)
 
     def build(self, request):
         """Bring a graph into the fabric, fold it, and estimate it.
@@ -274,25 +262,9 @@ def _timed(seconds, name):
 
 def main():
     """Serve until the worker closes the pipe."""
-    if "KEDGE_ANSWER_FD" not in os.environ:
-        sys.exit(_NO_ANSWER)
-    descriptor = int(os.environ.pop("KEDGE_ANSWER_FD"))
-    os.set_inheritable(descriptor, False)
-    driver = Driver(os.fdopen(descriptor, "wb"))
-    tasks = {"version": driver.version, "build": driver.build, "execute": driver.execute}
-    for line in sys.stdin:
-        message = json.loads(line)
-        try:
-            answer = tasks[message["task"]](message["request"])
-        except flow.RefusedError as error:
-            driver.send("error", error.wire)
-        except BaseException as error:  # noqa: BLE001 -- a vendor's sys.exit() too is an answer; the parent judges
-            traceback.print_exc()
-            driver.send("error", {"kind": type(error).__name__, "what": str(error), "where": None, "remedy": None})
-        else:
-            driver.send("answer", answer)
-        sys.stdout.flush()
-        sys.stderr.flush()
+    answers = driver_loop.Answers()
+    driver = Driver(answers)
+    driver_loop.serve(answers, {"version": driver.version, "build": driver.build, "execute": driver.execute})
 
 
 if __name__ == "__main__":

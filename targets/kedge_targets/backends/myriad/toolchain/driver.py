@@ -21,10 +21,7 @@ An error's ``kind`` is the name of a class of Kedge's tree.
 """
 
 import ctypes
-import importlib.metadata
-import json
 import os
-import platform
 import shutil
 import struct
 import subprocess
@@ -33,6 +30,11 @@ import time
 import traceback
 from pathlib import Path
 from xml.etree import ElementTree
+
+sys.path.append(str(Path(__file__).resolve().parents[3] / "toolchain" / "driver_side"))
+
+import driver_loop
+from driver_loop import RefusedError
 
 PACKAGES = ("depthai", "numpy")
 LIBUSB = "libusb-1.0.so.0"
@@ -51,16 +53,6 @@ OWN_LOCK = b"././././vpulock"
 
 TICK = 0.02  # seconds between two looks at the cache
 INTEGERS = {"I8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}
-
-_NO_ANSWER = "KEDGE_ANSWER_FD is not set: this program is run by Kedge's worker"
-
-
-class RefusedError(Exception):
-    """An error with its class in Kedge's tree."""
-
-    def __init__(self, kind, what, where=None, remedy=None):
-        super().__init__(what)
-        self.wire = {"kind": kind, "what": what, "where": where, "remedy": remedy}
 
 
 def check_libusb():
@@ -85,10 +77,7 @@ def version(request):
     found = IECore().get_versions("MYRIAD")
     if "MYRIAD" not in found:
         raise RefusedError("ToolchainError", f"OpenVINO finds no Myriad plugin, only {sorted(found)}")
-    return {
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in (openvino.__name__, *PACKAGES)},
-    }
+    return driver_loop.versions((openvino.__name__, *PACKAGES))
 
 
 def read(core, model):
@@ -289,30 +278,8 @@ def one_line(error):
 
 def main():
     """Serve until the worker closes the pipe."""
-    if "KEDGE_ANSWER_FD" not in os.environ:
-        sys.exit(_NO_ANSWER)
-    descriptor = int(os.environ.pop("KEDGE_ANSWER_FD"))
-    os.set_inheritable(descriptor, False)
-    answers = os.fdopen(descriptor, "wb")
-
-    def send(kind, value):
-        answers.write(json.dumps({kind: value}).encode() + b"\n")
-        answers.flush()
-
-    tasks = {"version": version, "query": query, "compile": compile_all}
-    for line in sys.stdin:
-        message = json.loads(line)
-        try:
-            answer = tasks[message["task"]](message["request"])
-        except RefusedError as error:
-            send("error", error.wire)
-        except BaseException as error:  # noqa: BLE001 -- a vendor's sys.exit() too is an answer; the parent judges
-            traceback.print_exc()
-            send("error", {"kind": type(error).__name__, "what": str(error), "where": None, "remedy": None})
-        else:
-            send("answer", answer)
-        sys.stdout.flush()
-        sys.stderr.flush()
+    answers = driver_loop.Answers()
+    driver_loop.serve(answers, {"version": version, "query": query, "compile": compile_all})
 
 
 if __name__ == "__main__":

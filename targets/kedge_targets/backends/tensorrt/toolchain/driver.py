@@ -16,19 +16,18 @@ and one answer to the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
 An error's ``kind`` is the name of a class of Kedge's tree.
 """
 
-import importlib.metadata
-import json
-import os
-import platform
 import re
 import sys
 import time
-import traceback
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[3] / "toolchain" / "driver_side"))
+
+import driver_loop
+from driver_loop import RefusedError
 
 PACKAGES = ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs")
 
-_NO_ANSWER = "KEDGE_ANSWER_FD is not set: this program is run by Kedge's worker"
 _WORDS = 400
 # The library also reports that this machine has no GPU, which nobody asked.
 _NOT_OURS = re.compile(
@@ -37,36 +36,18 @@ _NOT_OURS = re.compile(
 _ECHO = re.compile(r"^ModelImporter\.cpp:\d+: ")
 
 
-class RefusedError(Exception):
-    """An error with its class in Kedge's tree."""
-
-    def __init__(self, kind, what, where=None, remedy=None):
-        super().__init__(what)
-        self.wire = {"kind": kind, "what": what, "where": where, "remedy": remedy}
-
-
 class Driver:
     """The loop's state: the way back, and the vendor's logger (one for a process: it is kept by the library)."""
 
     def __init__(self, answers):
-        self._answers = answers
+        self.progress = answers.progress
         self._logger = None
         self._said = []
-
-    def send(self, kind, value):
-        self._answers.write(json.dumps({kind: value}).encode() + b"\n")
-        self._answers.flush()
-
-    def progress(self, what, done, total):
-        self.send("progress", {"what": what, "done": done, "total": total})
 
     def version(self, request):
         """Load the stack and say what it is."""
         self._library()
-        return {
-            "python": platform.python_version(),
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        }
+        return driver_loop.versions(PACKAGES)
 
     def parse_and_build(self, request):
         """Let the parser read a graph and the builder build it for each GPU that is named."""
@@ -153,25 +134,9 @@ def _parse_error(error):
 
 def main():
     """Serve until the worker closes the pipe."""
-    if "KEDGE_ANSWER_FD" not in os.environ:
-        sys.exit(_NO_ANSWER)
-    descriptor = int(os.environ.pop("KEDGE_ANSWER_FD"))
-    os.set_inheritable(descriptor, False)
-    driver = Driver(os.fdopen(descriptor, "wb"))
-    tasks = {"version": driver.version, "parse_and_build": driver.parse_and_build}
-    for line in sys.stdin:
-        message = json.loads(line)
-        try:
-            answer = tasks[message["task"]](message["request"])
-        except RefusedError as error:
-            driver.send("error", error.wire)
-        except BaseException as error:  # noqa: BLE001 -- a vendor's sys.exit() too is an answer; the parent judges
-            traceback.print_exc()
-            driver.send("error", {"kind": type(error).__name__, "what": str(error), "where": None, "remedy": None})
-        else:
-            driver.send("answer", answer)
-        sys.stdout.flush()
-        sys.stderr.flush()
+    answers = driver_loop.Answers()
+    driver = Driver(answers)
+    driver_loop.serve(answers, {"version": driver.version, "parse_and_build": driver.parse_and_build})
 
 
 if __name__ == "__main__":

@@ -28,13 +28,16 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
-import platform
 import re
 import sys
 import time
 import traceback
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[3] / "toolchain" / "driver_side"))
+
+import driver_loop
+from driver_loop import RefusedError
 
 PACKAGES = ("tensorflow-cpu", "onnx2tf", "onnx", "numpy", "ai-edge-litert")
 
@@ -48,22 +51,12 @@ _OTHERWISE = "Export the model with other operators in its place, or choose a ta
 
 _LONGEST = 240  # characters of a vendor's message
 
-_NO_ANSWER = "KEDGE_ANSWER_FD is not set: this program is run by Kedge's worker"
-
-
-class RefusedError(Exception):
-    """An error with its class in Kedge's tree."""
-
-    def __init__(self, kind, what, where=None, remedy=None):
-        super().__init__(what)
-        self.wire = {"kind": kind, "what": what, "where": where, "remedy": remedy}
-
 
 class Driver:
     """The loop's state: the way back, and the models made so far."""
 
     def __init__(self, answers):
-        self._answers = answers
+        self.progress = answers.progress
         self._key = None
         self._model = None
         self._raw = b""
@@ -73,22 +66,12 @@ class Driver:
         self._quantizer = None
         self._matching = None
 
-    def send(self, kind, value):
-        self._answers.write(json.dumps({kind: value}).encode() + b"\n")
-        self._answers.flush()
-
-    def progress(self, what, done, total):
-        self.send("progress", {"what": what, "done": done, "total": total})
-
     def version(self, request):
         """Load the stack and say what it is."""
         import onnx2tf  # noqa: F401
         import tensorflow  # noqa: F401
 
-        return {
-            "python": platform.python_version(),
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        }
+        return driver_loop.versions(PACKAGES)
 
     def convert(self, request):
         """Make one .tflite."""
@@ -378,25 +361,9 @@ def _one_line(error):
 
 def main():
     """Serve until the worker closes the pipe."""
-    if "KEDGE_ANSWER_FD" not in os.environ:
-        sys.exit(_NO_ANSWER)
-    descriptor = int(os.environ.pop("KEDGE_ANSWER_FD"))
-    os.set_inheritable(descriptor, False)
-    driver = Driver(os.fdopen(descriptor, "wb"))
-    tasks = {"version": driver.version, "convert": driver.convert, "read": driver.read}
-    for line in sys.stdin:
-        message = json.loads(line)
-        try:
-            answer = tasks[message["task"]](message["request"])
-        except RefusedError as error:
-            driver.send("error", error.wire)
-        except BaseException as error:  # noqa: BLE001 -- a vendor's sys.exit() too is an answer; the parent judges
-            traceback.print_exc()
-            driver.send("error", {"kind": type(error).__name__, "what": str(error), "where": None, "remedy": None})
-        else:
-            driver.send("answer", answer)
-        sys.stdout.flush()
-        sys.stderr.flush()
+    answers = driver_loop.Answers()
+    driver = Driver(answers)
+    driver_loop.serve(answers, {"version": driver.version, "convert": driver.convert, "read": driver.read})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,84 @@
+"""A toolchain's driver as its backend calls it: one process, kept for all calls of this one."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kedge_protocol.errors import KedgeError, LoweringError, WorkerError
+from kedge_targets.toolchain import store
+from kedge_targets.toolchain.installation import Versions
+from kedge_targets.worker import Worker
+
+T = TypeVar("T")
+
+_MEMORY_SHARE = 0.8  # of the machine's
+
+
+class ToolchainClient:
+    """The driver of one toolchain, started by the first call: loading a vendor's stack takes seconds to minutes.
+
+    Args:
+        name: of the toolchain.
+        start_seconds: that loading the stack may take.
+    """
+
+    def __init__(self, name: str, *, start_seconds: float) -> None:
+        self._name = name
+        self._start_seconds = start_seconds
+        self._lock = threading.Lock()
+        self._kept: dict[Path, tuple[Worker, Versions]] = {}
+
+    def call(self, task: str, request: Any, answer_type: type[T], *, deadline: float, where: str | None = None) -> T:
+        """Run one of the driver's tasks.
+
+        Args:
+            where: the place of an error of the driver itself; None for its own.
+
+        Raises:
+            ToolchainError: the toolchain is not installed.
+            LoweringError: the driver crashed, or ran out of time or memory; and what the task refuses.
+        """
+        worker, _ = self._driver()
+        with lowering_errors(where):
+            return worker.call(task, request, answer_type, deadline=deadline)
+
+    def start(self) -> None:
+        """Begin to load the driver while the caller prepares the graph; :meth:`call` waits for it, and says so if it
+        cannot be loaded."""
+
+        def load() -> None:
+            with contextlib.suppress(KedgeError):
+                self._driver()
+
+        threading.Thread(target=load, name="kedge-driver-start", daemon=True).start()
+
+    def versions(self) -> dict[str, str]:
+        """The packages that the driver works with, and their versions; raises as :meth:`call`."""
+        return dict(self._driver()[1].packages)
+
+    def _driver(self) -> tuple[Worker, Versions]:
+        installed = store.find(self._name)
+        with self._lock:
+            if installed.folder not in self._kept:
+                memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+                worker = installed.worker(memory_limit=int(memory * _MEMORY_SHARE))
+                atexit.register(worker.close)
+                with lowering_errors():
+                    found = worker.call("version", {}, Versions, deadline=self._start_seconds)
+                self._kept[installed.folder] = (worker, found)
+            return self._kept[installed.folder]
+
+
+@contextlib.contextmanager
+def lowering_errors(where: str | None = None) -> Iterator[None]:
+    """Turn a driver's end into a :class:`LoweringError`."""
+    try:
+        yield
+    except WorkerError as error:
+        raise LoweringError(error.what, where=where or error.where, remedy=error.remedy) from error
