@@ -146,4 +146,7 @@ def campaign(name: str, seeds: Iterable[int]) -> Summary:
 
 if __name__ == "__main__":
     start = int(sys.argv[3]) if len(sys.argv) > 3 else 0
-    print(campaign(sys.argv[1], range(start, start + int(sys.argv[2]))).text())
+    chosen = range(start, start + int(sys.argv[2]))
+    drawn_operators = drawn.coverage(drawn.graph(seed) for seed in chosen)
+    print({name: sorted(attributes) for name, attributes in sorted(drawn_operators.items())})
+    print(campaign(sys.argv[1], chosen).text())
