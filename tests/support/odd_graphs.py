@@ -310,7 +310,28 @@ def doubles() -> Odd:
     )
 
 
+def unlike_sizes_joined() -> Odd:
+    """Two branches, one a hundred times as large, for one convolution that takes both as seriously."""
+    shape = ("N", 4, 8, 8)
+    weight = random(4, 8, 3, 3).copy()
+    weight[:, :4] /= 100
+    return odd(
+        [
+            node("Conv", ["x", "large"], ["a"], **_SAME),
+            node("Relu", ["a"], ["ar"]),
+            node("Conv", ["x", "small"], ["b"], **_SAME),
+            node("Relu", ["b"], ["br"]),
+            node("Concat", ["ar", "br"], ["c"], axis=1),
+            node("Conv", ["c", "w"], ["y"], **_SAME),
+        ],
+        {"y": shape},
+        {"large": random(4, 3, 3, 3, scale=100.0), "small": random(4, 3, 3, 3), "w": weight},
+        shape=_IMAGE,
+    )
+
+
 ODD: dict[str, Callable[[], Odd]] = {
+    "unlike sizes, joined": unlike_sizes_joined,
     "alpha and beta": lambda: gemm(random(8), alpha=0.5, beta=2.0),
     "bias is one number": lambda: gemm(np.float32(0.7)),
     "bias is one number, scaled": lambda: gemm(np.float32([0.7]), beta=3.0),

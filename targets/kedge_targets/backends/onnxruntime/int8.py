@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import LoweringError
 from kedge_targets.contract import Calibration
-from kedge_targets.graph import float_regions, output_guard, qdq, qdq_placement, ranges, split_gemm
+from kedge_targets.graph import concat_scales, float_regions, output_guard, qdq, qdq_placement, ranges, split_gemm
 from kedge_targets.numerics import Plan, QuantizationScheme
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def static(
         must: names of nodes that stay in float.
     """
     found: dict[str, tuple[float, float]] = dict(plan.ranges)
+    if not found:  # ranges that were learnt are of the graph as it is
+        prepared = concat_scales.even_out(prepared, calibration)
 
     def made(more: Collection[str]) -> onnx.ModelProto:
         floating = float_regions.extend_float_regions(prepared, {*must, *more}, INTEGER_OPERATORS)

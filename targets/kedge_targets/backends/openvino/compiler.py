@@ -23,6 +23,7 @@ from kedge_targets.contract import Array, Calibration, Lowered
 from kedge_targets.graph import (
     attention,
     batch,
+    concat_scales,
     free_dimensions,
     layers,
     model_reader,
@@ -181,6 +182,7 @@ def _ready(read: onnx.ModelProto, job: LoweringJob, wanted: devices.Settings) ->
     rounded = integers and qdq.has_qdq(given)
     if integers and not rounded:
         given = model_reader.infer_shapes(nncf_preparation.prepare_for_nncf(given), where=job.graph.name)
+        given = concat_scales.even_out(given, job.calibration)
     return _Ready(read=read, trained=trained, graph=given, rounded=rounded, notes=fixed)
 
 

@@ -25,6 +25,7 @@ from kedge_targets.contract import Calibration, Lowered
 from kedge_targets.graph import (
     batch,
     canonicalization,
+    concat_scales,
     dequantization,
     free_dimensions,
     library,
@@ -103,6 +104,8 @@ class Compiler(CompilerTemplate):
         model, fixed = free_dimensions.settle(given, calibration, device="TFLite")
         model, taken = dequantization.restored(model)
         model = canonicalization.in_float32(model)
+        if precision is Precision.INT8:
+            model = concat_scales.even_out(model, calibration)
         layers = plan_layers.others(plan, given, precision) if plan.layers else []
         float_file = float_model.make_float_model(model, calibration, workdir)
         seconds = {"float": time.perf_counter() - begun}
