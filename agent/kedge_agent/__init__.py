@@ -1,4 +1,4 @@
-"""The agent, and the door for applications on a device::
+"""The device agent, and the entry point for applications on a device::
 
     from kedge_agent import Model
 

@@ -1,4 +1,4 @@
-"""The door for applications: a model as a function in their own process."""
+"""The entry point for applications: a model as a function in their own process."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Kedge: take a trained model to every device of an unlike fleet, and keep it well there.
+"""Kedge compiles trained models for a fleet of unlike edge devices, rolls them out, and keeps them running well.
 
-The public door::
+The public interface::
 
     import kedge
 

@@ -1,7 +1,6 @@
-"""The compiler: a trained model becomes a release.
+"""The compiler turns a trained model into a release.
 
-``given`` checks what was asked for, ``service`` is the way through; ``dataset`` reads the user's data,
-``tasks`` is what runs in the worker (``exchange`` its requests and answers), :mod:`kedge.search` searches,
-``metric`` and ``golden`` measure, ``pack``, ``report`` and ``writing`` write; ``result`` holds what is passed between
-them; ``door`` is what users call.
+``api`` is :func:`kedge.compile`; ``validation`` checks the request; ``service`` runs the compilation; ``bundle_writer``
+and ``release_writer`` write the result. :mod:`kedge.search` finds a candidate for each target, :mod:`kedge.evaluation`
+measures it, and :mod:`kedge.report` reports it.
 """

@@ -1,4 +1,4 @@
-"""A compiled target becomes a bundle. Nothing that differs from run to run (times, paths, measured memory) goes in."""
+"""Writes a compiled target as a bundle, without anything that differs from run to run (times, paths, memory)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GOLDEN_FILE = "golden.npz"
 
 
 def configuration(compiled: Compiled, source: ReleaseSource) -> cfg.BundleConfig:
-    """What the bundle says of itself."""
+    """Return the bundle's configuration."""
     lowered, evaluation = compiled.lowered, compiled.evaluation
     uses_calibration = lowered.calibration_samples > 0
     storage = sum(Path(path).stat().st_size for path in lowered.files.values())
@@ -71,7 +71,7 @@ def configuration(compiled: Compiled, source: ReleaseSource) -> cfg.BundleConfig
 
 
 def _options(compiled: Compiled, source: ReleaseSource) -> dict[str, Any]:
-    """What was asked for, and the recipe that gives this bundle again."""
+    """Return the requested options and the recipe that reproduces this bundle."""
     backend = compiled.candidate.backend
     section = recipe.section_of(compiled.candidate, registry.compiler(backend.name), compiled.target)
     asked: dict[str, Any] = {"max_drop": source.budget.max_drop, "backend": backend.options, "seed": source.seed}
@@ -81,7 +81,7 @@ def _options(compiled: Compiled, source: ReleaseSource) -> dict[str, Any]:
 
 
 def add(writer: LayoutWriter, compiled: Compiled, source: ReleaseSource) -> oci.Descriptor:
-    """Put the bundle into a layout; the descriptor's digest is the bundle's.
+    """Add the bundle to a layout and return its descriptor, whose digest identifies the bundle.
 
     Raises:
         BundleError: a backend's file has a title that is no plain file name.

@@ -1,4 +1,4 @@
-"""What is done with the user's model and data before the search: states carried, dead channels dropped."""
+"""Prepares the user's model and data before the search: carries states, drops dead channels."""
 
 from __future__ import annotations
 

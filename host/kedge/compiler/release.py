@@ -1,4 +1,4 @@
-"""A release as an object: what :func:`kedge.compile` returns."""
+"""A release as an object, as returned by :func:`kedge.compile`."""
 
 from __future__ import annotations
 

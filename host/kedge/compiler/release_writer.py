@@ -1,4 +1,4 @@
-"""A release is written: bundles, report, recipe, the record of the search."""
+"""Writes a release: bundles, report, recipe, and the record of the search."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def release(
     *,
     out: Path | None = None,
 ) -> Release:
-    """Write OUT; it appears whole or not at all.
+    """Write the release folder OUT, completely or not at all.
 
     Args:
         out: another folder than the options'.

@@ -1,5 +1,5 @@
-"""The way through the compiler: check what came, run the float reference beside the first lowering, search for each
-target, write the release."""
+"""Runs a compilation: checks the input, runs the float reference beside the first lowering, searches for each target,
+and writes the release."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _MEMORY_SHARE = 0.8
 
 
 def run(model: str | Path | object, options: CompileOptions, *, on_progress: ProgressCallback | None = None) -> Release:
-    """Compile; see :func:`kedge.compile`.
+    """Run a compilation; see :func:`kedge.compile`.
 
     Args:
         on_progress: hears of progress, from several threads.
@@ -82,7 +82,7 @@ def _worker(name: str, limit: int | None) -> Worker:
 
 @contextlib.contextmanager
 def _scratch(out: Path) -> Iterator[Path]:
-    """A working folder beside OUT: the same file system, and no surprise in a small /tmp."""
+    """Create a working folder beside OUT: on the same file system, and independent of a small /tmp."""
     try:
         parent = out.absolute().parent
         parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class _Inputs:
 
 
 class _Compilation:
-    """One run; its threads and workers live as long as :meth:`run`."""
+    """One compilation. Its threads and workers live as long as :meth:`run`."""
 
     def __init__(
         self, model: object | None, asked: ValidatedRequest, scratch: Path, on_progress: ProgressCallback
@@ -196,7 +196,7 @@ class _Compilation:
         )
 
     def _read(self, pool: ThreadPoolExecutor, worker: Worker) -> _Inputs:
-        """Both data sets while the worker reads the model; one that must be imported may need samples first."""
+        """Read both data sets while the worker reads the model; an imported model may need samples first."""
         began = time.perf_counter()
         direct = self._object is None and self._asked.is_onnx and self._options.batch is None
         imported: Imported | None = None
@@ -364,7 +364,7 @@ class _Compilation:
         return result
 
     def _trials(self, target: Target, job: Job, local_trials: LocalTrials, stack: contextlib.ExitStack) -> Trials:
-        """Where trials run: here, or on a cluster."""
+        """Return the runner of the trials: this machine, or a cluster."""
         if self._options.scheduler is None:
             return local_trials
         from kedge.search.dask_trials import Cluster
@@ -421,7 +421,8 @@ def _shared(calibration: Scan, evaluation: Scan) -> list[str]:
 
 
 def _all_failed(failed: Sequence[Failed], kept: Path | None) -> KedgeError:
-    """The one error; it says where the nearest models lie, if there are any."""
+    """Return the error for a compilation without any bundle; it names the folder of the nearest models, if there are
+    any."""
     if len(failed) == 1:
         error = failed[0].error
         if kept is None:

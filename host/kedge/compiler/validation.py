@@ -1,4 +1,4 @@
-"""What the user asked for, looked at before anything is done."""
+"""Validates the user's request before any work starts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MODULES = ("onnx", "jinja2", "rich")
 
 @dataclass(frozen=True, kw_only=True)
 class ValidatedRequest:
-    """A compilation as it was asked for, checked.
+    """A validated compilation request.
 
     Attributes:
         model: a path, or a factory (:mod:`kedge.importing.model_kinds`).
@@ -55,12 +55,12 @@ class ValidatedRequest:
 
     @property
     def raw_data(self) -> bool:
-        """Whether a data set is something else than arrays."""
+        """Return whether a data set is anything other than arrays."""
         return any(map(data_kinds.is_raw, (self.options.calibration, self.options.evaluation)))
 
     @property
     def seed(self) -> int:
-        """The option's, else the recipe's, else 0."""
+        """Return the seed: the option's, else the recipe's, else 0."""
         if self.options.seed is not None:
             return self.options.seed
         return self.recipe.seed if self.recipe is not None and self.recipe.seed is not None else 0
@@ -71,7 +71,7 @@ class ValidatedRequest:
         return Path(self.model).name
 
     def budget(self, float_bytes: int) -> budget.Budget:
-        """What a bundle may cost.
+        """Limits on what a bundle may cost.
 
         Args:
             float_bytes: of the user's file.
@@ -90,7 +90,7 @@ class ValidatedRequest:
 
 
 def check(model: str, options: CompileOptions) -> ValidatedRequest:
-    """Look at everything that can be looked at without reading the model.
+    """Check everything that can be checked without reading the model.
 
     Args:
         model: as the user named it; empty for an object, which has no name.
@@ -224,7 +224,7 @@ def _recipe(options: CompileOptions) -> Recipe | None:
 
 
 def _check_requirements(options: CompileOptions, asked: Sequence[Target]) -> None:
-    """An option that no backend of any target takes would be lost without a word."""
+    """Refuse an option that no backend of any target takes, since it would be ignored silently."""
     taken = {name for target in asked for one in target.backends for name in registry.compiler(one.name).requirements}
     for name in options.asked_of_backends():
         if name not in taken:

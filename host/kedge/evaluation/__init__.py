@@ -1,2 +1,2 @@
-"""What is judged, and how: what an output is (:mod:`kinds`), its figures and floors (:mod:`outputs`), the metric
-(:mod:`metric`, :mod:`metrics`), error bars (:mod:`intervals`)."""
+"""Evaluation: the kind of each output (:mod:`kinds`), its figures and floors (:mod:`outputs`), the metric
+(:mod:`metric`, :mod:`metrics`), and confidence intervals (:mod:`intervals`)."""

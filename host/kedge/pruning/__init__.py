@@ -1,6 +1,7 @@
-"""Structured pruning on the ONNX graph itself: which channels hang together, which matter least, cutting them out.
+"""Structured pruning of ONNX graphs: which channels depend on each other, which matter least, and how they are cut.
 
-``folding`` makes constants of what is constant, ``shapes`` observes what every tensor looks like, ``tracking`` and
-``rules_*`` follow each channel through the graph, ``groups`` puts together what must go together, ``importance`` and
-``sensitivity`` rank, ``choosing`` decides how many, ``surgery`` cuts, ``counting`` says what was won.
+``constant_folding`` folds constants; ``shapes`` observes the shape of every tensor; ``dependency_graph`` follows
+each channel through the graph by ``axis_rules`` and ``layer_rules``; ``groups`` joins the channels that must be cut together;
+``importance`` and ``sensitivity`` rank them; ``selection`` decides how many go; ``surgery`` cuts; ``model_cost`` counts
+parameters and operations.
 """

@@ -45,7 +45,7 @@ class ReferenceEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetEntry:
-    """What was promised; see :class:`kedge.search.budget.Budget`."""
+    """The budget; see :class:`kedge.search.budget.Budget`."""
 
     max_drop: float
     max_size: int | None = None
@@ -56,7 +56,7 @@ class BudgetEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerEntry:
-    """The choice for one layer, and why."""
+    """The precision chosen for one layer, and the reason."""
 
     name: str
     precision: str
@@ -65,7 +65,7 @@ class LayerEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleEntry:
-    """One bundle, measured on the very files that the device gets.
+    """One bundle. Its figures are measured on exactly the files that the device gets.
 
     Attributes:
         precision: the name that is true of the files: ``mixed`` where an integer name is not.
@@ -135,7 +135,7 @@ class BundleEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class FailureEntry:
-    """A target without a bundle, and why."""
+    """A target without a bundle, and the reason."""
 
     target: str
     kind: str
@@ -145,7 +145,7 @@ class FailureEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that a compilation told.
+    """The complete report of a compilation.
 
     Attributes:
         metric: a known one (:mod:`kedge.evaluation.metrics`), with its output where the user named one; or the user's
@@ -176,7 +176,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What a compilation tells beside its bundles.
+    """Facts about a compilation beside its bundles.
 
     Attributes:
         file: the model's file name.
@@ -197,7 +197,7 @@ class RunInfo:
 def of(
     info: RunInfo, source: ReleaseSource, compiled: list[Compiled], digests: list[str], failed: list[Failed]
 ) -> Report:
-    """Put a report together.
+    """Build the report.
 
     Args:
         digests: of the bundles, in the order of ``compiled``.
@@ -305,15 +305,15 @@ def _bundle(compiled: Compiled, digest: str, source: ReleaseSource) -> BundleEnt
 
 
 def _why(candidate: Candidate, layer: str) -> str:
-    """Why a layer has another precision than the rest."""
+    """Return why a layer has a different precision from the rest."""
     if layer in candidate.plan.layers:
         return candidate.reasons.get(layer, "")
     return "made so by the steps " + ", ".join(step.use for step in candidate.steps)
 
 
 def _concerns(compiled: Compiled) -> list[str]:
-    """What the user must know. What a search tries and leaves is its work, and no warning; a backend that could not
-    try anything is."""
+    """Return the warnings. A candidate that a search tries and discards is no warning; a backend that could not try
+    anything is."""
     attempt = compiled.attempt
     taken = f"{attempt.backend} {attempt.label or attempt.precision} was taken"
     found = [

@@ -1,4 +1,4 @@
-"""``report.html``: one file without scripts or anything from elsewhere; the plots are SVG drawn here."""
+"""Renders ``report.html``: one file without scripts or external resources; the plots are inline SVG."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Plot:
 
 
 def render(report: Report) -> str:
-    """The page."""
+    """Render the page."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -1,4 +1,4 @@
-"""What is said of a drop beside its interval, and of an agreement that has no meaning."""
+"""Sentences of the report about a drop, its interval, and the agreement."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from kedge.search.cross_fitting import CrossFittedFigure
 
 
 def is_shown(drop: float, interval: Interval | None, budget: Budget) -> bool | None:
-    """Whether the whole interval is within the budget; None where there is none."""
+    """Return whether the whole interval is within the budget; None if there is no interval."""
     return None if interval is None else max(drop, interval.high) <= budget.max_drop
 
 
 def budget_statement(drop: float, interval: Interval | None, budget: Budget) -> str:
-    """A sentence for the report."""
+    """Return a sentence on whether the drop keeps the budget."""
     if not drop <= budget.max_drop:
         return "not kept"
     if interval is None:
@@ -28,7 +28,7 @@ def budget_statement(drop: float, interval: Interval | None, budget: Budget) -> 
 
 
 def sample_statement(unseen: CrossFittedFigure | None, count: int) -> str:
-    """What the reported figure is measured on."""
+    """Return a sentence on the samples that the reported figure is measured on."""
     if unseen is None:
         return f"all {count} samples; the figure depends on no choice between candidates"
     return (
@@ -38,7 +38,7 @@ def sample_statement(unseen: CrossFittedFigure | None, count: int) -> str:
 
 
 def agreement_statement(kinds: tuple[ClassifiedOutput, ...]) -> str:
-    """Why there is no agreement: what every output is."""
+    """Return a sentence on why there is no agreement: the kind of every output."""
     return "no output is known to hold answers: " + "; ".join(
         f"{one.name} is {one.kind.value}, {one.why}" for one in kinds
     )

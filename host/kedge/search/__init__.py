@@ -1,1 +1,1 @@
-"""The search for the candidate that keeps the budget: what is tried, in which order, and which one is chosen."""
+"""The search for a candidate within the budget: what is tried, in which order, and which candidate is chosen."""

@@ -1,4 +1,4 @@
-"""The promise that a compressed model must keep, and how far from it one is."""
+"""The budget of a compressed model, and how far a candidate exceeds it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ACCURACY = frozenset({"drop", "agreement", "output"})
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a bundle may cost.
+    """Limits on what a bundle may cost.
 
     Attributes:
         max_drop: how much worse than the float model's the metric may be.
@@ -82,7 +82,7 @@ class Budget:
         upper: float | None = None,
         samples: int = 0,
     ) -> str:
-        """What is over the budget, in words; empty where the promise is kept."""
+        """Describe what exceeds the budget; empty if nothing does."""
         over = self.excess(drop=drop, size=size, latency=latency, agreement=agreement, upper=upper, samples=samples)
         words = []
         if "drop" in over:

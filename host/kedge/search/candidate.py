@@ -1,4 +1,4 @@
-"""One way to compress a model for one backend: steps over the graph, then a plan for lowering it."""
+"""A candidate: compression steps over the graph, then a quantization plan for one backend."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """What is tried.
+    """One candidate of the search.
 
     Attributes:
         backend: of the target, with its options.

@@ -1,4 +1,4 @@
-"""Choosing among what was measured: the front of (metric, bytes, latency), and one point of it."""
+"""Chooses among measured candidates: the Pareto front of drop, size and latency, and one point of it."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def excess(one: Point, budget: Budget) -> dict[str, float]:
 
 
 def _grade(latency: float | None) -> float:
-    """A latency on the grid; unknown is worst."""
+    """Round a latency to the grid; an unknown one counts as the worst."""
     if latency is None:
         return math.inf
     return round(math.log(max(latency, 1e-9)) / _LATENCY_STEP)
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats: at least as good in drop, size and latency, and better in one. Equal points are
-    there once, the first of them. In the order given."""
+    """Return the points that no other point dominates in drop, size and latency, in the given order. Of equal points
+    the first one stays."""
     kept: list[Point] = []
     for number, one in enumerate(points):
         mine = (one.drop, one.size, _grade(one.latency))
@@ -119,7 +119,7 @@ def finalists(points: Sequence[Point], budget: Budget) -> list[Point]:
 
 
 def _cost(one: Point, paced: bool) -> float:
-    """Logarithm of bytes times milliseconds."""
+    """Return the logarithm of bytes times milliseconds."""
     if paced and one.pace is not None:
         return math.log(max(one.size, 1)) + math.log(max(one.pace.ratio, 1e-9))
     graded = _grade(one.latency)
@@ -131,14 +131,14 @@ def _faster(one: Point, other: Point) -> bool:
 
 
 def _alike(one: Point, other: Point, paced: bool) -> bool:
-    """Whether nobody can say which is faster."""
+    """Return whether the spreads of two latencies overlap."""
     if paced and one.pace is not None and other.pace is not None:
         return one.pace.overlaps(other.pace)
     return _grade(one.latency) == _grade(other.latency)
 
 
 def nearest(points: Sequence[Point], budget: Budget) -> Point | None:
-    """The one that is least over the budget: the smallest sum of what is over; None without points."""
+    """Return the point that exceeds the budget least, by the sum of all excesses; None without points."""
     if not points:
         return None
     return min(

@@ -1,4 +1,4 @@
-"""Recipes: what a search did, as a short TOML file that a person reads, edits and runs again (``--recipe``).
+"""Recipes: the result of a search as a short TOML file that people read, edit and run again (``--recipe``).
 
 ::
 
@@ -39,7 +39,7 @@ FILE = "recipe.toml"
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """What is done for one target (or for all).
+    """What a recipe asks for on one target, or on all.
 
     Attributes:
         backend: of the target; its first where None.
@@ -81,7 +81,7 @@ class Recipe:
     target: dict[str, Section] = field(default_factory=dict)
 
     def section(self, target: str) -> Section | None:
-        """What is to be done for a target; None where the recipe says nothing of it."""
+        """Return the section for a target; None if the recipe does not mention it."""
         if target in self.target:
             return self.target[target]
         if self.quantize is None and not self.step:
@@ -89,7 +89,7 @@ class Recipe:
         return Section(backend=self.backend, step=self.step, quantize=self.quantize or Quantize())
 
     def check(self) -> None:
-        """Look at every step.
+        """Check every step.
 
         Raises:
             ConfigError: see :attr:`Section.steps`; or another schema.
@@ -119,7 +119,7 @@ def read(path: Path) -> Recipe:
 
 
 def candidate(section: Section, target: Target) -> Candidate:
-    """What a recipe asks for on one target.
+    """Return the candidate that a recipe describes for one target.
 
     Raises:
         ConfigError: its backend is none of the target's, or cannot carry the plan.
@@ -148,7 +148,7 @@ def _backend(section: Section, target: Target) -> BackendChoice:
 
 
 def section_of(made: Candidate, compiler: Compiler, target: Target) -> Section:
-    """The recipe of a candidate. Ranges that a step decided are decided again by the step."""
+    """Return the recipe section of a candidate, without the ranges that a step decides: the step decides them again."""
     bare = dataclasses.replace(made.plan, ranges={})
     return Section(
         backend=None if made.backend == target.backends[0] else made.backend.name,
@@ -158,7 +158,7 @@ def section_of(made: Candidate, compiler: Compiler, target: Target) -> Section:
 
 
 def written(sections: Mapping[str, Section], *, seed: int, heading: Sequence[str] = ()) -> str:
-    """The text of a recipe, its header lines as comments; defaults are left out."""
+    """Return a recipe as TOML, with the header lines as comments and without defaults."""
     import tomli_w
 
     document: dict[str, Any] = {"schema": SCHEMA, "seed": seed}
@@ -168,7 +168,7 @@ def written(sections: Mapping[str, Section], *, seed: int, heading: Sequence[str
 
 
 def plain(section: Section) -> dict[str, Any]:
-    """A section as TOML has it; defaults are left out."""
+    """Return a section as plain TOML data without defaults."""
     made: dict[str, Any] = {}
     if section.backend is not None:
         made["backend"] = section.backend

@@ -1,4 +1,4 @@
-"""Steps and quantization as they are written on a command line: ``prune-channels:ratio=0.5,importance=taylor``."""
+"""Parses steps and quantization from command line arguments: ``prune-channels:ratio=0.5,importance=taylor``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kedge_protocol.errors import ConfigError, MessageError
 
 
 def parse_recipe(steps: Sequence[str], quantize: str | None) -> Recipe | None:
-    """What ``--step`` and ``--quantize`` say, as a recipe; None where they say nothing.
+    """Parse ``--step`` and ``--quantize`` into a recipe; None if neither is given.
 
     Raises:
         ConfigError: cannot be read, an unknown step or option.
@@ -49,7 +49,7 @@ def options(text: str, *, where: str) -> dict[str, Any]:
 
 
 def _parts(text: str) -> list[str]:
-    """Between commas; those within a list, a table or quotes do not part options."""
+    """Split at commas outside lists, tables and quotes."""
     parts, depth, quote = [""], 0, ""
     for letter in text:
         if quote:

@@ -1,4 +1,4 @@
-"""What a compilation shares, tries and finds: plain data."""
+"""The data that a compilation shares, and its attempts and results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SLOWER = "keeps the budget, but is slower than float; --max-size takes it for it
 
 @dataclass(kw_only=True)
 class Attempt:
-    """One candidate tried with one backend; what was not reached is None.
+    """One candidate tried with one backend. Stages that were not reached are None.
 
     Attributes:
         precision: the name that is true of the files (:func:`kedge_targets.true_precision.true_name`).
@@ -80,7 +80,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all targets of one compilation share."""
+    """The data shared by all targets of one compilation."""
 
     options: CompileOptions
     budget: Budget
@@ -97,13 +97,13 @@ class Job:
 
     @property
     def deadline(self) -> float:
-        """Seconds that one step of a trial may take."""
+        """Return the time limit, in seconds, of one step of a trial."""
         return self.options.deadline if self.clock.lenient else max(1.0, min(self.options.deadline, self.clock.left))
 
 
 @dataclass(kw_only=True)
 class Outcome:
-    """One candidate, run as far as it went.
+    """The outcome of one candidate, up to the stage that it reached.
 
     Attributes:
         plan: the candidate's, with the ranges that its steps decided.
@@ -123,7 +123,7 @@ class Outcome:
 
     @property
     def measured(self) -> bool:
-        """Whether there are files, and figures of them."""
+        """Return whether there are files and figures for them."""
         return self.error is None and self.evaluation is not None
 
     @property
@@ -134,7 +134,7 @@ class Outcome:
 
     @property
     def asked(self) -> Precision:
-        """The smallest precision of the plan."""
+        """Return the smallest precision of the plan."""
         return next(one for one in Precision if one in self.candidate.plan.precisions)
 
     @property
@@ -151,18 +151,18 @@ class Outcome:
 
     @property
     def holds(self) -> bool:
-        """Whether it keeps the budget."""
+        """Return whether the candidate keeps the budget."""
         return self.measured and not self.over
 
     @property
     def holds_accuracy(self) -> bool:
-        """Whether it keeps the accuracy, whatever it weighs."""
+        """Return whether the candidate keeps the accuracy, regardless of size and latency."""
         return self.measured and not self.over.keys() & ACCURACY
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """A target's model that was taken.
+    """The candidate taken for a target.
 
     Attributes:
         attempts: all that was tried; the one that was taken is last.
@@ -187,18 +187,18 @@ class Compiled:
 
     @property
     def precision(self) -> str:
-        """What the files' numbers are, in a word."""
+        """Return the true precision name of the files."""
         return self.attempt.precision
 
     @property
     def attempt(self) -> Attempt:
-        """The one that was taken."""
+        """Return the attempt that was taken."""
         return self.attempts[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """A target for which nothing that was tried held.
+    """A target for which no candidate keeps the budget.
 
     Attributes:
         error: the first backend's, or how near the best came.
@@ -213,7 +213,7 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseSource:
-    """Where all bundles of a release come from.
+    """The common origin of all bundles of a release.
 
     Attributes:
         pipeline: settled; ``pipeline_files`` holds what it names, by title.

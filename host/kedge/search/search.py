@@ -1,4 +1,4 @@
-"""One target: candidates are tried until the budget is kept (or everything was tried), and one is chosen.
+"""Searches for one target: tries candidates until one keeps the budget or none are left, then chooses one.
 
 Backends in the target's order: the first that has anything within the budget is taken.
 """
@@ -73,7 +73,7 @@ class Search:
 
     @property
     def measurements(self) -> list[Measurement]:
-        """Latencies that were measured on the host, for the record."""
+        """Return the latencies measured on the host, for the record."""
         return self._stopwatch.measurements
 
     def run(self) -> Compiled | Failed:
@@ -137,7 +137,7 @@ class Search:
             return
 
     def _late(self) -> bool:
-        """Whether the time is up; the first candidate is tried however late it is."""
+        """Return whether the time limit is reached; the first candidate is tried regardless."""
         clock = self._job.clock
         if self._attempts and clock.late:
             self._ended = f"the search ended after {clock.limit:g} s ({clock.said}): {len(self._attempts)} were tried"
@@ -148,7 +148,7 @@ class Search:
         return self._job.scratch / self._target.name / f"{self._folders:03d}"
 
     def _judge(self, outcome: Outcome) -> None:
-        """Latency, and what is over the budget."""
+        """Measure the latency of an outcome and compare it with the budget."""
         attempt = outcome.attempt
         self._attempts.append(attempt)
         if outcome.error is not None:
@@ -201,13 +201,13 @@ class Search:
         return self._failed(points)
 
     def _best(self, left: Mapping[pareto.Point, Outcome], slow: Collection[int]) -> pareto.Point | None:
-        """What is chosen of these; what is slower than float only where nothing else keeps the budget."""
+        """Choose among these; take a candidate slower than float only if no other keeps the budget."""
         budget = self._job.budget
         quick = [point for point, one in left.items() if id(one) not in slow]
         return pareto.choose(quick, budget) or pareto.choose(list(left), budget)
 
     def _unsure(self, taken: Outcome, slow: Collection[int]) -> tuple[str, ...]:
-        """Whether the ranking is not sure, and whether the time ended the search, in words."""
+        """Return remarks on an uncertain ranking and on a search that the time limit ended."""
         pace = _point(taken).pace
         rivals = [
             one.candidate.label
@@ -293,7 +293,7 @@ class Search:
     def _changes(
         self, taken: Outcome, lowered: worker_messages.LowerAnswer, evaluation: worker_messages.EvaluateAnswer
     ) -> ChangesAnswer:
-        """The samples that it moved most; for the report alone."""
+        """Find the samples that changed most, for the report only."""
         job = self._job
         reference = job.reference.result()
         if not all(Path(file).is_file() for file in evaluation.files.values()):
@@ -357,7 +357,7 @@ class Search:
 
 
 def _only(candidate: Candidate) -> Batches:
-    """What a recipe asks for, and nothing else."""
+    """Try only what a recipe asks for."""
     yield [candidate]
 
 

@@ -1,4 +1,4 @@
-"""Measuring the layers' sensitivity beside the rest of a compilation: once, in the worker of the float reference."""
+"""Measures layer sensitivity once, in the background, in the worker of the float reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kedge_targets.worker import Worker
 
 
 class SensitivityJob:
-    """The sensitivity, measured in the background; calling it waits for the answer, None where there is none.
+    """Layer sensitivity, measured in the background. Calling the job waits for the result; None if there is none.
 
     Args:
         worker: of the float reference; it is used after that.
@@ -32,18 +32,18 @@ class SensitivityJob:
         self.warnings: list[str] = []
 
     def start(self) -> None:
-        """Begin, if that has not been done and there is anything to measure."""
+        """Start the measurement if it has not started and there is anything to measure."""
         if self._future is None:
             self._future = self._pool.submit(self._measured)
 
     def __call__(self) -> Sensitivity | None:
-        """The answer."""
+        """Wait for the result."""
         self.start()
         return None if self._future is None else self._future.result()
 
     @property
     def found(self) -> Sensitivity | None:
-        """The answer, where it was ever asked for."""
+        """Return the result if the measurement was ever started."""
         return None if self._future is None else self._future.result()
 
     def _measured(self) -> Sensitivity | None:

@@ -1,4 +1,5 @@
-"""What a search tries, in which order, on one backend: cheap before dear, and only what the budget still asks for.
+"""Decides what a search tries on one backend, and in which order: cheap candidates before expensive ones, and only what
+the budget still calls for.
 
 A strategy is a generator: it yields batches of candidates and is sent their outcomes. It runs nothing itself, so it is
 the same wherever trials run, and tested by itself.
@@ -40,7 +41,7 @@ _FINE_TUNE = StepChoice(use="fine-tune")
 
 
 class Strategy:
-    """The candidates of one backend.
+    """Generates the candidates of one backend.
 
     Args:
         sensitivity: measures it when it is first needed; None where it cannot be measured.
@@ -68,7 +69,7 @@ class Strategy:
         self._reference = compiler.reference
 
     def run(self) -> Batches:
-        """All that is to be tried; where that is not faster than float, float at last."""
+        """Yield all candidates; float last, if nothing before is faster than float."""
         seen: list[Outcome] = []
         batches = self._tried()
         asked = next(batches)
@@ -128,7 +129,7 @@ class Strategy:
         return one.pace.noticed(one.quiet) if self._reference else one.pace.high > _CLEARLY and one.quiet > NOTICED_MS
 
     def _usual(self) -> Precision:
-        """What is tried first: on programmable logic 4 bits, elsewhere static int8, else the smallest float."""
+        """Try the usual precision: 4 bits on FPGAs, else static int8, else the smallest float."""
         has = self._numerics.precisions
         for precision in (Precision.W4A4, Precision.INT8, Precision.FLOAT16):
             if precision in has and (precision is not Precision.INT8 or self._schemes):
@@ -136,7 +137,7 @@ class Strategy:
         return Precision.FLOAT32
 
     def _larger(self, than: Precision) -> Batches:
-        """The whole graph in float, half before full, until one keeps the accuracy."""
+        """Try the whole graph in float16, then float32, until one keeps the accuracy."""
         for precision in (Precision.FLOAT16, Precision.FLOAT32):
             if precision is not than and precision in self._numerics.precisions:
                 (outcome,) = yield [self._candidate(self._plan(precision), why="the smaller one does not hold")]
@@ -161,7 +162,7 @@ class Strategy:
             yield from self._smaller(base, size=high or "size" in over, latency=high or "latency" in over)
 
     def _barely(self, one: Outcome) -> bool:
-        """Whether most of what the budget allows is used up."""
+        """Return whether most of the budget is used up."""
         budget, attempt = self._budget, one.attempt
         if budget.max_drop > 0 and attempt.drop is not None and attempt.drop > budget.max_drop / 2:
             return True
@@ -197,7 +198,7 @@ class Strategy:
         return (holding[0] if holding else _least_drop(seen)), held
 
     def _cheap(self) -> list[Candidate]:
-        """The likeliest to do better at the same cost on the device."""
+        """Return the candidates most likely to do better at the same cost on the device."""
         plan, why = self._plan(Precision.INT8), "the first keeps the budget barely"
         equalize = StepChoice(use="equalize")
         made = [
@@ -209,7 +210,7 @@ class Strategy:
         return made
 
     def _variants(self) -> list[Candidate]:
-        """What is cheap: nothing is trained, every layer stays int8."""
+        """Return cheap variants: no training, every layer in int8."""
         plan = self._plan(Precision.INT8)
         made = [
             self._candidate(dataclasses.replace(plan, range_method=method), why="ranges that leave outliers out")
@@ -319,7 +320,7 @@ class Strategy:
         return (yield again) if again else []
 
     def _pruned(self, base: Candidate) -> Batches:
-        """Less and less of the network, as long as it keeps the accuracy."""
+        """Prune more and more of the network as long as it keeps the accuracy."""
         plan = dataclasses.replace(base.plan, layers={}, ranges={})
         for pruning in self._prunings():
             steps = (*pruning, _REPAIR)
@@ -405,13 +406,13 @@ def _trains(candidate: Candidate) -> bool:
 
 
 def _least_drop(outcomes: Sequence[Outcome]) -> Outcome:
-    """The one that lost least; the first where none could be measured."""
+    """Return the outcome with the smallest drop; the first one if none could be measured."""
     measured = [one for one in outcomes if one.measured and one.attempt.drop is not None]
     return min(measured, key=lambda one: ("output" in one.over, one.attempt.drop or 0.0), default=outcomes[0])
 
 
 def _ranking(sensitivity: Sensitivity | None, precision: Precision) -> dict[str, str]:
-    """Layer → why it is where it is; those that suffer most first."""
+    """Return layer → reason for its rank, the most sensitive layers first."""
     if sensitivity is None:
         return {}
     name = precision.value

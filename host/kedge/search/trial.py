@@ -1,4 +1,4 @@
-"""One candidate, run: its steps over the float graph, lowering, evaluation of the files."""
+"""Runs one candidate: its steps over the float graph, the lowering, and the evaluation of the files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Call(Protocol):
 
 
 def run(candidate: Candidate, target: Target, job: Job, call: Call, folder: Path) -> Outcome:
-    """Run a candidate as far as it goes; what stops it is in the outcome.
+    """Run a candidate as far as possible; the outcome holds the error that stopped it.
 
     Args:
         call: of the worker that does it.
@@ -131,7 +131,7 @@ def _lower(
 
 
 def _name(outcome: Outcome, lowered: worker_messages.LowerAnswer) -> None:
-    """Call the attempt by what its files really are."""
+    """Name the attempt after the true precision of its files."""
     candidate, attempt, numbers = outcome.candidate, outcome.attempt, lowered.numbers
     if numbers is not None:
         attempt.weights_in_integers, attempt.macs_in_integers = numbers.weights_in_integers, numbers.macs_in_integers
@@ -242,7 +242,7 @@ def _step(
 
 
 def _score(graph: Path, folder: Path, job: Job, call: Call) -> ScoreAnswer:
-    """What the float graph is worth after a step."""
+    """Score the float graph after a step."""
     reference = job.reference.result()
     return call(
         "kedge.search.worker_tasks:score",
@@ -263,7 +263,7 @@ def _score(graph: Path, folder: Path, job: Job, call: Call) -> ScoreAnswer:
 
 
 def program(backend: str, lowered: worker_messages.LowerAnswer, folder: Path) -> worker_messages.Program:
-    """The files under the titles that the bundle will give them: what is evaluated is what is packed."""
+    """Return the files under the titles that they get in the bundle: exactly what is evaluated is packed."""
     folder.mkdir()
     for title, path in lowered.files.items():
         try:

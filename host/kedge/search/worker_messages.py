@@ -1,4 +1,4 @@
-"""What travels between the search and its worker: requests and answers of :mod:`kedge.search.worker_tasks`."""
+"""Requests and answers of the tasks in :mod:`kedge.search.worker_tasks`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StepRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class StepAnswer:
-    """What a step said and measured."""
+    """The notes and figures of a step."""
 
     notes: tuple[str, ...]
     figures: dict[str, float]
@@ -69,7 +69,7 @@ class ScoreRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreAnswer:
-    """What the graph is worth, in float."""
+    """The score of a float graph."""
 
     value: float
     size_bytes: int
@@ -142,7 +142,7 @@ class ChangesAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityRequest:
-    """Measure what each layer suffers; see :mod:`kedge.quantization.sensitivity`."""
+    """Measure layer sensitivity; see :mod:`kedge.quantization.sensitivity`."""
 
     graph: str
     inputs: tuple[TensorInfo, ...]

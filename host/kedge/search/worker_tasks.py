@@ -1,5 +1,4 @@
-"""What the search asks of the worker: each function is one task (``kedge_targets.worker``). A task imports what it
-needs."""
+"""The search's tasks in the worker (``kedge_targets.worker``), one function each. A task imports what it needs."""
 
 from __future__ import annotations
 
@@ -88,7 +87,7 @@ def _line_of(error: Exception) -> str:
 
 
 def score(request: ScoreRequest, progress: Progress) -> ScoreAnswer:
-    """What a graph is worth in float, and what it weighs.
+    """Score a graph in float and count its bytes.
 
     Raises:
         ModelError: ONNX Runtime refuses it.

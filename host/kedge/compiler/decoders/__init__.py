@@ -1,1 +1,1 @@
-"""The way of a decoder language model through the compiler."""
+"""Compiles decoder language models."""

@@ -1,4 +1,4 @@
-"""The front of a search as a plot: each candidate a dot, bytes from left to right, what it lost from top to bottom."""
+"""Plots the Pareto front of a search: one dot per candidate, size from left to right, drop from top to bottom."""
 
 from __future__ import annotations
 

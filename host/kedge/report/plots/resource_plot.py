@@ -1,4 +1,4 @@
-"""What each layer takes of a programmable device, as a plot: one row a layer, one bar a resource."""
+"""Plots the FPGA resources of each layer: one row per layer, one bar per resource."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sensitivity as a plot: a row for each layer, a bar for each precision: how far the signal is above the noise."""
+"""Plots layer sensitivity: one row per layer, one bar per precision, its length the signal-to-noise ratio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX operators as PyTorch computes them, a room for each kind; :func:`find` knows which are there."""
+"""ONNX operators implemented in PyTorch, one module for each kind; :func:`find` looks them up."""
 
 from __future__ import annotations
 
