@@ -1,7 +1,7 @@
 """Structured pruning of ONNX graphs: which channels depend on each other, which matter least, and how they are cut.
 
-``constant_folding`` folds constants; ``shapes`` observes the shape of every tensor; ``dependency_graph`` follows
-each channel through the graph by ``axis_rules`` and ``layer_rules``; ``groups`` joins the channels that must be cut together;
-``importance`` and ``sensitivity`` rank them; ``selection`` decides how many go; ``surgery`` cuts; ``model_cost`` counts
-parameters and operations.
+``constant_folding`` folds constants; ``shapes`` observes the shape of every tensor; ``dependency_graph`` follows each
+channel through the graph by ``axis_rules`` and ``layer_rules``; ``groups`` joins what must be cut together;
+``importance`` and ``sensitivity`` rank channels; ``selection`` decides how many go; ``surgery`` cuts; ``model_cost``
+counts parameters and operations.
 """
