@@ -32,3 +32,11 @@ def aligned(output: Array, reference: Array) -> tuple[Array, Array]:
         return output, reference
     longest = tuple(max(pair) for pair in zip(output.shape[1:], reference.shape[1:], strict=True))
     return filled(output, longest), filled(reference, longest)
+
+
+def fitted(output: Array, reference: Array) -> Array:
+    """An output with the reference's shape: filled up with zeros, or cut."""
+    if output.shape == reference.shape or output.ndim != reference.ndim or len(output) != len(reference):
+        return output
+    cut = output[tuple(slice(size) for size in reference.shape)]
+    return filled(cut, reference.shape[1:])

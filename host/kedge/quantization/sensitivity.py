@@ -23,6 +23,7 @@ from kedge.quantization.layer_perturbation import LayerPerturbation
 from kedge.step import SampleSet
 from kedge_protocol.errors import DatasetError
 from kedge_protocol.progress import ignore_progress
+from kedge_targets import free_lengths
 
 if TYPE_CHECKING:
     import onnx
@@ -401,7 +402,7 @@ class _Part:
     def figure(self, name: str, layer: Layer, precision: Precision) -> None:
         """Measure one."""
         changes, half = self._perturbation.changes(layer, precision, self._clean)
-        outputs = self._partition.changed(layer, self._clean, changes, half=half)
+        outputs = self._fitted(self._partition.changed(layer, self._clean, changes, half=half))
         with np.errstate(invalid="ignore", over="ignore"):
             noise = np.array(
                 [
@@ -414,14 +415,20 @@ class _Part:
     def errors(self, layer: Layer, precision: Precision) -> Array:
         """N: see :meth:`Run.errors`."""
         changes, half = self._perturbation.changes(layer, precision, self._clean)
-        outputs = self._partition.changed(layer, self._clean, changes, half=half)
+        outputs = self._fitted(self._partition.changed(layer, self._clean, changes, half=half))
         found = np.zeros(self._count)
         for value, wanted in zip(self._numbers(outputs), self._numbers(self._reference), strict=True):
+            if not wanted.size:
+                continue
             with np.errstate(invalid="ignore", over="ignore"):
                 noise = np.square(np.subtract(value, wanted, dtype=np.float64)).reshape(self._count, -1).mean(axis=1)
             signal = float(np.square(wanted, dtype=np.float64).mean()) or 1.0
             found = np.maximum(found, np.nan_to_num(noise / signal, nan=np.inf))
         return found
+
+    def _fitted(self, outputs: dict[str, Array]) -> dict[str, Array]:
+        """Outputs of free length with as many rows as the float graph's."""
+        return {name: free_lengths.fitted(outputs[name], wanted) for name, wanted in self._reference.items()}
 
     def _numbers(self, outputs: dict[str, Array]) -> list[Array]:
         return [group.of(outputs[name]) for name, group in self._groups]

@@ -211,13 +211,19 @@ def _probed(
     except Exception:  # noqa: BLE001 -- what is wrong with it is said where it is run with data
         return {}
     names = [info.name for info in unsure]
+    alone = False
     for length in _LENGTHS:
+        shapes: list[list[tuple[int, ...]]] = []
         try:
-            runs = [session.run(names, _zeros(inputs, axes, samples, length)) for samples in (1, 2, 3)]
+            for samples in (1, 2, 3):
+                made = session.run(names, _zeros(inputs, axes, samples, length))
+                shapes.append([np.shape(array) for array in made])
         except Exception:  # noqa: BLE001 -- another length may fit
+            alone |= len(shapes) == 1
             continue
-        return {name: _following([run[at].shape for run in runs]) for at, name in enumerate(names)}
-    return {}
+        return {name: _following([one[at] for one in shapes]) for at, name in enumerate(names)}
+    # What runs with one sample only has no batch, whatever its inputs say.
+    return dict.fromkeys(names) if alone else {}
 
 
 def _zeros(inputs: list[TensorInfo], axes: Mapping[str, Axis], samples: int, length: int) -> dict[str, Any]:
