@@ -67,7 +67,8 @@ def test_int8_means_the_same_and_weighs_a_quarter(graph: Path, wanted: Array, tm
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(INT8)
     np.savez(tmp_path / "calibration.npz", **minilm.feed(minilm.calibration()))
-    np.savez(tmp_path / "evaluation.npz", **minilm.feed(minilm.held_out()))
+    # Fewer than are judged in the end: the compiler runs them through each of its candidates.
+    np.savez(tmp_path / "evaluation.npz", **minilm.feed(minilm.held_out()[:80]))
     kedge.compile(
         graph,
         name="minilm",

@@ -49,8 +49,10 @@ def made(folder: Path, *, homogeneous: bool = True, loud_units: int = 1) -> Hard
     images = (data.images.reshape(len(order), 64) / 16.0).astype(np.float32)[order]
     labels = data.target[order].astype(np.int64)
     hidden, deeper, scores = _trained(images[:1000], labels[:1000])
-    # More units: no weights, a large bias; the next layer takes it back by its bias.
-    w1 = np.concatenate([hidden[0], np.zeros((64, loud_units), np.float32)], axis=1)
+    # More units: a large bias, which the next layer takes back by its own, and next to no weights. Without any they
+    # would be constants, which the compiler folds away.
+    faint = np.random.default_rng(4).normal(0, 0.01, (64, loud_units)).astype(np.float32)
+    w1 = np.concatenate([hidden[0], faint], axis=1)
     b1 = np.append(hidden[1], np.full(loud_units, OUTLIER, np.float32))
     loud = rng.normal(0, 0.02, (loud_units, deeper[0].shape[1])).astype(np.float32)
     w2 = np.concatenate([deeper[0], loud])
