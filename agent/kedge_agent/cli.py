@@ -121,6 +121,31 @@ def infer(name: str, inputs: tuple[str, ...], target: str | None, state: Path | 
     click.echo(infer_once(name, inputs, target=target, state=state, output=output), nl=False)
 
 
+@cli.command()
+@click.argument("release", metavar="RELEASE")
+@click.option("--target", help="RELEASE is a folder: which of its bundles [default: its only one].")
+@click.option("--state", type=click.Path(path_type=Path), help="State folder [default: the built-in one].")
+@click.option("--max-tokens", default=200, show_default=True, help="Tokens of one answer.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 takes the most likely token.")
+@click.option("--seed", type=int, help="Equal seeds give equal answers.")
+def chat(
+    release: str, target: str | None, state: Path | None, max_tokens: int, temperature: float, seed: int | None
+) -> None:
+    """Talk with a language model: RELEASE is a release folder or the name of an installed model.
+
+    Each line of standard input is a message; the end of input ends the chat.
+    """
+    from kedge_agent.generation.chat_command import opened, talk
+
+    with opened(release, target, state) as model:
+        talk(
+            model,
+            sys.stdin,
+            lambda text: click.echo(text, nl=False),
+            {"max_tokens": max_tokens, "temperature": temperature, "seed": seed},
+        )
+
+
 def main() -> None:
     """The console script: an error of Kedge's is one line and exit status 1."""
     try:

@@ -100,22 +100,30 @@ class Loaded:
         return self._executor
 
     def write(self, prompt: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> AnswerStream:
-        """Begin an answer, and count it when it ends; see :meth:`Model.generate`."""
+        """Begin an answer; see :meth:`Model.generate`."""
         from kedge_agent.generation.sampling import split
 
-        generator = self.generator
+        sampling, others = split(options)
+        try:
+            return self.begin(self.generator.tokens(prompt), sampling=sampling, **others)
+        except TypeError as error:
+            raise InputError(f"an option is not known or of another type: {error}", where="generate") from error
+
+    def begin(self, tokens: Sequence[int], **options: Any) -> AnswerStream:
+        """Begin an answer to tokens, and count it when it ends; options as
+        :meth:`kedge_agent.generation.generator.TextGenerator.stream` takes them."""
         start = perf_counter_ns()
 
         def ended(failed: bool) -> None:
             # The stream holds this function, and so the bundle, until its end.
-            if (counter := self.counter) is not None:
-                counter.error() if failed else counter.record(perf_counter_ns() - start)
+            if (counter := self.counter) is None:
+                return
+            if failed:
+                counter.error()
+            else:
+                counter.record(perf_counter_ns() - start)
 
-        sampling, others = split(options)
-        try:
-            return generator.stream(generator.tokens(prompt), sampling=sampling, ended=ended, **others)
-        except TypeError as error:
-            raise InputError(f"an option is not known or of another type: {error}", where="generate") from error
+        return self.generator.stream(tokens, ended=ended, **options)
 
     def _answer(self, given: Any, named: Mapping[str, Any]) -> Any:
         if not named and self._only is not None and given is not None and not isinstance(given, Mapping):

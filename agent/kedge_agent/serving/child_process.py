@@ -137,10 +137,12 @@ class ServingProcess:
 
 def _handlers(models: ServedModels, inference: InferenceHandler) -> Sequence[tuple[str, Handler]]:
     """What answers below which path."""
+    from kedge_agent.generation.openai import OpenAiHandler
     from kedge_agent.serving.metrics import MetricsHandler
 
     return (
         ("/v2", inference),
+        ("/v1", OpenAiHandler(models)),
         ("/metrics", MetricsHandler(models)),
     )
 

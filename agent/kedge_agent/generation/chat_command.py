@@ -1,0 +1,57 @@
+"""``kedge-agent chat``: a person talks with a language model in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from kedge_agent.model import Model
+from kedge_protocol.bundle.layout import Layout
+from kedge_protocol.errors import InputError
+
+
+def opened(source: str, target: str | None, state: Path | None) -> Model:
+    """A release folder's model (its only bundle where no target is named), or an installed one.
+
+    Raises:
+        InputError: several bundles and no target, or no such model.
+    """
+    if not (Path(source) / "oci-layout").is_file():
+        return Model(source, state=state)
+    if target is None:
+        there = sorted(Layout(Path(source)).release().bundles)
+        if len(there) != 1:
+            raise InputError(f"holds bundles for {', '.join(there)}", where=source, remedy="Name one with --target")
+        target = there[0]
+    return Model(source, target=target)
+
+
+def talk(model: Model, lines: Iterable[str], write: Callable[[str], object], options: dict[str, Any]) -> None:
+    """Answer line after line; a model without a chat template goes on with each line.
+
+    Args:
+        lines: what the person says; an empty line is passed over.
+        write: shows a piece of text.
+        options: of :meth:`kedge_agent.Model.generate`.
+    """
+    spec = model.config.generation
+    messages: list[dict[str, str]] = []
+    for line in lines:
+        said = line.strip()
+        if not said:
+            continue
+        messages.append({"role": "user", "content": said})
+        prompt: Any = messages if spec is not None and spec.template is not None else said
+        try:
+            answer = model.generate(prompt, stream=True, **options)
+        except InputError as error:
+            messages.pop()
+            write(f"{error}\n")
+            continue
+        for piece in answer:
+            write(piece)
+        found = answer.finish()
+        messages.append({"role": "assistant", "content": found.text})
+        speed = len(found.tokens) / max(found.seconds - found.first_token_seconds, 1e-9)
+        write(f"\n[{len(found.tokens)} tokens, {speed:.1f} a second, {found.reason}]\n")

@@ -1,0 +1,288 @@
+"""``/v1``: the OpenAI API for the installed language models. Streams are server-sent events; a client that goes away
+ends its answer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kedge_agent.generation import openai_request
+from kedge_agent.generation.engine import CANCELLED, LENGTH, TIMEOUT, BusyError, Token
+from kedge_agent.generation.generator import AnswerStream, TextGenerator
+from kedge_agent.generation.openai_request import RequestError, TextRequest
+from kedge_agent.serving.handler import EVENT_STREAM, Job, Request, Response, json_response, server_sent_event
+from kedge_agent.serving.worker_pool import WorkerPool
+from kedge_protocol.errors import InputError, KedgeError
+
+if TYPE_CHECKING:
+    from kedge_agent.loaded import Loaded
+    from kedge_agent.serving.model_pool import ServedModels
+
+log = logging.getLogger("kedge.generation")
+
+_THREADS = 32
+_QUEUE = 64
+
+
+class OpenAiHandler:
+    """Answers below ``/v1``; see :class:`kedge_agent.serving.handler.Handler`.
+
+    Args:
+        models: looked up anew in each request.
+        deadline: seconds to the answer, or to a stream's next piece.
+    """
+
+    def __init__(self, models: ServedModels, *, deadline: float = 180.0) -> None:
+        self._models = models
+        self._pool = WorkerPool("generation", threads=_THREADS, queue_limit=_QUEUE, deadline=deadline)
+
+    def methods(self, path: str) -> Sequence[str]:
+        """See :class:`kedge_agent.serving.handler.Handler`."""
+        if path in ("/v1/completions", "/v1/chat/completions"):
+            return ("POST",)
+        return ("GET",) if path == "/v1/models" or path.startswith("/v1/models/") else ()
+
+    def route(self, request: Request) -> Response | Job:
+        """See :class:`kedge_agent.serving.handler.Handler`."""
+        if request.method == "GET":
+            return self._list(request.path.removeprefix("/v1/models").strip("/"))
+        chat = request.path == "/v1/chat/completions"
+        return Job(self._pool, lambda: self._complete(request, chat=chat))
+
+    def _list(self, name: str) -> Response:
+        found = [self._described(one) for one in self._models.names() if self._loaded(one) is not None]
+        if not name:
+            return json_response(200, {"object": "list", "data": found})
+        one = next((entry for entry in found if entry["id"] == name), None)
+        return json_response(200, one) if one is not None else self._no_model(name)
+
+    def _described(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": 0, "owned_by": "kedge"}
+
+    def _no_model(self, name: str) -> Response:
+        there = ", ".join(one for one in self._models.names() if self._loaded(one) is not None) or "none"
+        text = f"no language model {name[:80]!r} serves here; there are: {there}"
+        return _refusal(404, text, kind="invalid_request_error", param="model", code="model_not_found")
+
+    def _loaded(self, name: str) -> Loaded | None:
+        """The language model of a name, where it serves."""
+        entry = self._models.get(name)
+        if entry is None or entry.model is None:
+            return None
+        with contextlib.suppress(InputError):
+            loaded = entry.model.loaded()
+            return loaded if loaded.bundle.config.generation is not None else None
+        return None
+
+    def _complete(self, request: Request, *, chat: bool) -> Response:
+        try:
+            asked = openai_request.parse(request.body, chat=chat)
+            loaded = self._loaded(asked.model)
+            if loaded is None:
+                return self._no_model(asked.model)
+            completion = _Completion(asked, loaded)
+            if asked.stream:
+                completion.begin()
+                return Response(200, stream=completion.events(), content_type=EVENT_STREAM)
+            return json_response(200, completion.whole(request))
+        except RequestError as error:
+            return _refusal(400, str(error), kind="invalid_request_error", param=error.where)
+        except BusyError as error:
+            return _refusal(429, str(error), kind="rate_limit_error", fields=(("Retry-After", "1"),))
+        except InputError as error:
+            code = "context_length_exceeded" if "context" in error.what else None
+            return _refusal(400, str(error), kind="invalid_request_error", param=error.where, code=code)
+        except KedgeError as error:
+            log.error("%s", error)
+            return _refusal(500, str(error), kind="server_error")
+
+
+def _refusal(
+    status: int,
+    text: str,
+    *,
+    kind: str,
+    param: str | None = None,
+    code: str | None = None,
+    fields: Sequence[tuple[str, str]] = (),
+) -> Response:
+    return json_response(status, _error(text, kind, param, code), fields)
+
+
+def _error(text: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": text, "type": kind, "param": param, "code": code}}
+
+
+@dataclass
+class _Choice:
+    """One answer of a response."""
+
+    index: int
+    answer: AnswerStream
+    told: int = 0
+
+    @property
+    def reason(self) -> str:
+        """In the API's words."""
+        found = self.answer.answer
+        ended = found.reason if found is not None else CANCELLED
+        return "length" if ended in (LENGTH, TIMEOUT) else "stop"
+
+
+class _Completion:
+    """One request's answers, whole or as events."""
+
+    def __init__(self, asked: TextRequest, loaded: Loaded) -> None:
+        self._asked = asked
+        # Held until the end: the bundle that began an answer ends it, whatever is switched to meanwhile.
+        self._loaded = loaded
+        self._generator: TextGenerator = loaded.generator
+        self._id = f"{'chatcmpl' if asked.chat else 'cmpl'}-{secrets.token_hex(12)}"
+        self._created = int(time.time())
+        self._choices: list[_Choice] = []
+
+    def begin(self) -> None:
+        """Give every answer to the engine.
+
+        Raises:
+            InputError: a prompt that is too long, or messages that the template refuses.
+            BusyError: too many answers wait already.
+        """
+        try:
+            for tokens in self._prompts():
+                for _ in range(self._asked.choices):
+                    self._choices.append(_Choice(len(self._choices), self._begun(tokens, len(self._choices))))
+        except BaseException:
+            self._close()
+            raise
+
+    def _prompts(self) -> list[Sequence[int]]:
+        asked, generator = self._asked, self._generator
+        if asked.chat:
+            return [generator.tokens(list(asked.messages), tools=asked.tools or None)]
+        return [generator.tokens(one) if isinstance(one, str) else list(one) for one in asked.prompts]
+
+    def _begun(self, tokens: Sequence[int], at: int) -> AnswerStream:
+        asked, sampling = self._asked, self._asked.sampling
+        if sampling.seed is not None and at:
+            from dataclasses import replace
+
+            sampling = replace(sampling, seed=sampling.seed + at)
+        room = max(1, self._generator.spec.context - len(tokens))
+        return self._loaded.begin(
+            tokens,
+            max_tokens=min(asked.max_tokens or room, room),
+            sampling=sampling,
+            stop=asked.stop,
+            log_probabilities=asked.log_probabilities,
+        )
+
+    def _close(self) -> None:
+        for choice in self._choices:
+            choice.answer.close()
+
+    def whole(self, request: Request) -> dict[str, Any]:
+        """The body of an answer that does not stream."""
+        self.begin()
+        try:
+            for choice in self._choices:
+                for _ in choice.answer:
+                    if request.client_gone:
+                        self._close()
+            choices = [self._finished(choice) for choice in self._choices]
+        finally:
+            self._close()
+        return {**self._head(""), "choices": choices, "usage": self._usage()}
+
+    def _finished(self, choice: _Choice) -> dict[str, Any]:
+        answer = choice.answer.finish()
+        found: dict[str, Any] = {"index": choice.index, "finish_reason": choice.reason}
+        if self._asked.chat:
+            found["message"] = {"role": "assistant", "content": answer.text}
+        else:
+            found["text"] = answer.text
+        return {**found, "logprobs": self._logs(choice.answer.tokens)}
+
+    def events(self) -> Iterator[bytes]:
+        """The events of a stream."""
+        try:
+            yield from self._events()
+        except KedgeError as error:
+            yield server_sent_event(json.dumps(_error(str(error), "server_error")))
+        finally:
+            self._close()
+
+    def _events(self) -> Iterator[bytes]:
+        chunk = ".chunk" if self._asked.chat else ""
+        for choice in self._choices:
+            if self._asked.chat:
+                yield self._event(chunk, choice, {"role": "assistant", "content": ""})
+            for piece in choice.answer:
+                yield self._event(chunk, choice, {"content": piece} if self._asked.chat else piece)
+            yield self._event(chunk, choice, {} if self._asked.chat else "", ended=True)
+        if self._asked.usage:
+            yield server_sent_event(_json({**self._head(chunk), "choices": [], "usage": self._usage()}))
+        yield server_sent_event("[DONE]")
+
+    def _event(self, chunk: str, choice: _Choice, content: Any, *, ended: bool = False) -> bytes:
+        new = choice.answer.tokens[choice.told :]
+        choice.told += len(new)
+        body = {
+            "index": choice.index,
+            ("delta" if self._asked.chat else "text"): content,
+            "logprobs": self._logs(new),
+            "finish_reason": choice.reason if ended else None,
+        }
+        found: dict[str, Any] = {**self._head(chunk), "choices": [body]}
+        if self._asked.usage:
+            found["usage"] = None
+        return server_sent_event(_json(found))
+
+    def _head(self, chunk: str) -> dict[str, Any]:
+        kind = f"chat.completion{chunk}" if self._asked.chat else "text_completion"
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._asked.model}
+
+    def _usage(self) -> dict[str, Any]:
+        answers = [choice.answer.answer for choice in self._choices]
+        written = sum(len(choice.answer.tokens) for choice in self._choices)
+        firsts = [one for one in answers[:: self._asked.choices] if one is not None]
+        read, cached = sum(one.prompt_tokens for one in firsts), sum(one.cached_tokens for one in firsts)
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+    def _logs(self, tokens: Sequence[Token]) -> Mapping[str, Any] | None:
+        if self._asked.log_probabilities is None:
+            return None
+        if self._asked.chat:
+            return {"content": [self._log(one) for one in tokens], "refusal": None}
+        return {
+            "tokens": [self._text(one.id) for one in tokens],
+            "token_logprobs": [one.log_probability for one in tokens],
+            "top_logprobs": [{self._text(other): value for other, value in one.top} for one in tokens],
+            "text_offset": [],
+        }
+
+    def _log(self, token: Token) -> dict[str, Any]:
+        def entry(one: int, value: float | None) -> dict[str, Any]:
+            text = self._text(one)
+            return {"token": text, "logprob": value, "bytes": list(text.encode())}
+
+        top = [entry(other, value) for other, value in token.top]
+        return {**entry(token.id, token.log_probability), "top_logprobs": top}
+
+    def _text(self, token: int) -> str:
+        return str(self._generator.tokenizer.decode([token], skip_special_tokens=False))
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False)

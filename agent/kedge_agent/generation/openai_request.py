@@ -1,0 +1,174 @@
+"""Requests of the OpenAI API, read strictly: what is not served is an error that names the parameter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kedge_agent.generation.sampling import Sampling
+from kedge_protocol.errors import InputError
+
+MAX_CHOICES = 8
+_TOP = 20
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "best_of": (None, 1),
+    "suffix": (None, ""),
+    "echo": (None, False),
+    "functions": (None, []),
+    "audio": (None,),
+}
+"""Parameters that are not served, with the values that ask for nothing."""
+
+
+class RequestError(InputError):
+    """A parameter that is wrong; ``where`` names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRequest:
+    """A completion that is asked for.
+
+    Attributes:
+        chat: whether ``messages`` were given; else ``prompts``.
+        prompts: texts or lists of tokens.
+        choices: answers to each prompt.
+        max_tokens: None for all that the context has room for.
+        log_probabilities: how many alternatives are told; None tells nothing.
+        usage: whether a stream ends with the count of tokens.
+    """
+
+    model: str
+    chat: bool
+    prompts: tuple[str | Sequence[int], ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    sampling: Sampling
+    choices: int = 1
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    log_probabilities: int | None = None
+    stream: bool = False
+    usage: bool = False
+
+
+def parse(body: bytes, *, chat: bool) -> TextRequest:
+    """The request in a body.
+
+    Raises:
+        RequestError: no JSON object, or a parameter that is missing, wrong or not served.
+    """
+    try:
+        raw = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise RequestError("the body is not a JSON object")
+    for name, neutral in _NEUTRAL.items():
+        if name in raw and raw[name] not in neutral:
+            raise RequestError("is not served", where=name)
+    form = raw.get("response_format")
+    if form is not None and (not isinstance(form, Mapping) or form.get("type") != "text"):
+        raise RequestError("only {'type': 'text'} is served", where="response_format")
+    stream = _of(raw, "stream", bool, False)
+    options = _of(raw, "stream_options", dict, {})
+    limit = raw.get("max_completion_tokens", raw.get("max_tokens", None if chat else 16))
+    return TextRequest(
+        model=_of(raw, "model", str, None),
+        chat=chat,
+        prompts=() if chat else _prompts(raw.get("prompt", "")),
+        messages=_messages(raw.get("messages")) if chat else (),
+        tools=tuple(_of(raw, "tools", list, [])),
+        sampling=_sampling(raw),
+        choices=_number(raw.get("n"), "n", 1, MAX_CHOICES, default=1),
+        max_tokens=None if limit is None else _number(limit, "max_tokens", 1, 1 << 30, default=1),
+        stop=_stop(raw.get("stop")),
+        log_probabilities=_log_probabilities(raw, chat=chat),
+        stream=stream,
+        usage=bool(options.get("include_usage")),
+    )
+
+
+def _of(raw: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+    value = raw.get(name)
+    if value is None:
+        if default is None:
+            raise RequestError("is missing", where=name)
+        return default
+    if not isinstance(value, kind):
+        raise RequestError(f"a {kind.__name__} was expected", where=name)
+    return value
+
+
+def _number(value: Any, name: str, least: int, most: int, *, default: int) -> int:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise RequestError(f"a whole number from {least} to {most} was expected", where=name)
+    return value
+
+
+def _sampling(raw: Mapping[str, Any]) -> Sampling:
+    numbers: dict[str, Any] = {"temperature": 1.0}
+    for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"):
+        value = raw.get(name)
+        if value is None:
+            continue
+        whole = name in ("top_k", "seed")
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            raise RequestError(f"a {'whole ' if whole else ''}number was expected", where=name)
+        numbers[name] = value
+    try:
+        return Sampling(**numbers)
+    except InputError as error:
+        raise RequestError(error.what, where=error.what.split()[0]) from error
+
+
+def _prompts(value: Any) -> tuple[str | Sequence[int], ...]:
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list) and value:
+        if all(_is_token(one) for one in value):
+            return (tuple(value),)
+        if all(isinstance(one, str) or (isinstance(one, list) and all(map(_is_token, one))) for one in value):
+            return tuple(value)
+    raise RequestError("a text, a list of texts or a list of tokens was expected", where="prompt")
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _messages(value: Any) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
+        raise RequestError("a list of messages was expected", where="messages")
+    return tuple({**one, "content": _content(one.get("content"), at)} for at, one in enumerate(value))
+
+
+def _content(value: Any, at: int) -> str:
+    """A message's text, which may come in parts."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    texts = [part.get("text") for part in value if isinstance(part, dict)] if isinstance(value, list) else [None]
+    if any(not isinstance(text, str) for text in texts) or len(texts) != len(value):
+        raise RequestError("only text is served", where=f"messages[{at}].content")
+    return "".join(str(text) for text in texts)
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    found = [value] if isinstance(value, str) else value or []
+    if not isinstance(found, list) or len(found) > 4 or not all(isinstance(one, str) and one for one in found):
+        raise RequestError("a text or up to four texts were expected", where="stop")
+    return tuple(found)
+
+
+def _log_probabilities(raw: Mapping[str, Any], *, chat: bool) -> int | None:
+    value = raw.get("logprobs")
+    if chat:
+        top = _number(raw.get("top_logprobs"), "top_logprobs", 0, _TOP, default=0)
+        return top if value is True else None
+    return None if value is None or value is False else _number(value, "logprobs", 0, _TOP, default=0)

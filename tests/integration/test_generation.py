@@ -1,0 +1,325 @@
+"""A language model's whole path: compiled, proved, written with in the process and over HTTP as OpenAI's clients do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support import decoders
+
+import kedge
+from kedge.importing.decoders import reading
+from kedge_agent import Model
+from kedge_agent.generation.openai import OpenAiHandler
+from kedge_agent.serving.handler import Job, Request, Response
+from kedge_protocol.errors import BudgetError, ConfigError, DatasetError, InputError, ModelError, TargetError
+from kedge_targets.proof import ProveRequest, prove
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
+    "{% if tools %}{{ tools | tojson }}{% endif %}"
+)
+PROMPT = "Once upon a"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("generation")
+    decoders.folder(path / "model", "llama", template=TEMPLATE)
+    random = np.random.default_rng(3)
+    for name in ("calibration", "evaluation"):
+        letters = "".join(chr(40 + at) for at in random.integers(0, 50, 2500))
+        (path / f"{name}.txt").write_text(letters)
+    return path
+
+
+def _compiled(place: Path, out: str, model: str = "model", **options: Any) -> kedge.Release:
+    return kedge.compile(
+        place / model,
+        name="writer",
+        version="1.0",
+        targets=options.pop("targets", ["generic-cpu"]),
+        calibration=place / "calibration.txt",
+        evaluation=place / "evaluation.txt",
+        out=place / out,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def release(place: Path) -> kedge.Release:
+    return _compiled(place, "out", quantize="precision=float32", slots=3)
+
+
+@pytest.fixture(scope="module")
+def model(release: kedge.Release) -> Iterator[Model]:
+    with Model(release.path, target="generic-cpu") as found:
+        yield found
+
+
+def test_greedy_text_is_that_of_a_float64_decoder(place: Path, model: Model) -> None:
+    decoder = reading.read(place / "model")
+    plain = decoders.PlainDecoder(decoder.spec, decoder.weights)
+    tokens = model.loaded().generator.tokens(PROMPT)
+    wanted: list[int] = []
+    for _ in range(24):
+        wanted.append(int(plain.logits([*tokens, *wanted])[-1].argmax()))
+    found = model.generate(PROMPT, max_tokens=24, ignore_end=True)
+    assert list(found.tokens) == wanted
+    assert (found.reason, found.prompt_tokens) == ("length", len(tokens))
+
+
+def test_the_bundle_is_proved_by_its_golden_vectors_and_a_damaged_one_is_not(
+    release: kedge.Release, tmp_path: Path
+) -> None:
+    bundle = release.bundles["generic-cpu"]
+    for title, layer in bundle.files.items():
+        (tmp_path / title).write_bytes((release.path / "blobs" / "sha256" / layer.digest[7:]).read_bytes())
+    (tmp_path / "config").write_bytes(bundle.config_raw)
+    request = ProveRequest(folder=str(tmp_path), config=str(tmp_path / "config"))
+    answer = prove(request, lambda what, done, total: None)
+    assert answer.holds, answer.reason
+    assert answer.timing is not None
+    data = bytearray((tmp_path / "decoder.bin").read_bytes())
+    data[2:4000:4] = bytes(len(data[2:4000:4]))
+    (tmp_path / "decoder.bin").write_bytes(data)
+    assert not prove(request, lambda what, done, total: None).holds
+
+
+def test_the_second_turn_reads_only_what_is_new_and_says_the_same(model: Model) -> None:
+    first = model.generate("ABCDEFGHIJKLMNOP", max_tokens=3, ignore_end=True)
+    again = model.generate("ABCDEFGHIJKLMNOP", max_tokens=3, ignore_end=True)
+    assert again.cached_tokens == first.prompt_tokens - 1
+    assert again.tokens == first.tokens
+
+
+def test_answers_at_once_are_those_that_come_alone(model: Model) -> None:
+    prompts = ["the cat", "A dog and", "77", "x", "(*)-,.*"]
+    alone = [model.generate(one, max_tokens=10, ignore_end=True).tokens for one in prompts]
+    streams = [model.generate(one, stream=True, max_tokens=10, ignore_end=True) for one in prompts]
+    assert [stream.finish().tokens for stream in streams] == alone
+
+
+def test_a_seed_repeats_an_answer_and_log_probabilities_belong_to_it(model: Model) -> None:
+    options: dict[str, Any] = {"max_tokens": 8, "temperature": 1.2, "ignore_end": True, "log_probabilities": 3}
+    one, two = (model.generate(PROMPT, seed=11, **options) for _ in range(2))
+    assert one.tokens == two.tokens != model.generate(PROMPT, seed=12, **options).tokens
+    assert [token.id for token in one.log_probabilities] == list(one.tokens)
+    assert all(len(token.top) == 3 and token.log_probability is not None for token in one.log_probabilities)
+
+
+def test_an_answer_that_nobody_wants_gives_its_slot_back(model: Model) -> None:
+    for _ in range(6):
+        stream = model.generate("endless", stream=True, max_tokens=50, ignore_end=True)
+        next(iter(stream))
+        stream.close()
+    assert model.generate("ok", max_tokens=2, ignore_end=True).reason == "length"
+
+
+def test_pieces_come_without_blocking_the_event_loop(model: Model) -> None:
+    async def read() -> str:
+        return "".join([piece async for piece in model.generate(PROMPT, stream=True, max_tokens=6, ignore_end=True)])
+
+    assert asyncio.run(read()) == model.generate(PROMPT, max_tokens=6, ignore_end=True).text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "reason"),
+    [
+        ("a" * 80, {}, "the prompt has 81 tokens, the context 64"),
+        ([{"content": "no role"}], {}, "has no role"),
+        ("a", {"max_tokens": 0}, "max_tokens is below 1"),
+        ("a", {"temperature": -1}, "temperature is below 0"),
+        ("a", {"stop": [""]}, "stop"),
+        ("a", {"no_such_option": 1}, "not known"),
+    ],
+)
+def test_what_cannot_be_answered_is_an_error_at_once(model: Model, prompt: Any, options: Any, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        model.generate(prompt, **options)
+
+
+def test_an_answer_ends_where_the_context_does_and_never_shifts_it(model: Model) -> None:
+    found = model.generate("a" * 50, max_tokens=1000, ignore_end=True)
+    assert found.reason == "length"
+    assert found.prompt_tokens + len(found.tokens) == 64
+
+
+def test_arrays_are_refused_by_a_model_that_writes(model: Model) -> None:
+    with pytest.raises(InputError, match=r"Model\.generate"):
+        model(np.zeros((1, 4), np.int64))
+
+
+class _Pool:
+    """The serving child's models, as far as the handler asks."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def names(self) -> list[str]:
+        return ["writer"]
+
+    def get(self, name: str) -> Any:
+        return type("Entry", (), {"model": self._model}) if name == "writer" else None
+
+
+def _posted(model: Model, path: str, body: dict[str, Any]) -> Response:
+    handler = OpenAiHandler(_Pool(model))  # type: ignore[arg-type]
+    job = handler.route(Request(method="POST", path=path, body=json.dumps(body).encode()))
+    assert isinstance(job, Job)
+    return job.run()
+
+
+def _body(response: Response) -> Any:
+    assert isinstance(response.body, bytes)
+    return json.loads(response.body)
+
+
+def test_a_chat_completion_whole_and_streamed_are_the_same(model: Model) -> None:
+    request = {
+        "model": "writer",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+        "temperature": 0,
+        "max_tokens": 9,
+    }
+    whole = _body(_posted(model, "/v1/chat/completions", request))
+    message = whole["choices"][0]["message"]
+    assert message["role"] == "assistant"
+    assert whole["usage"]["completion_tokens"] == 9 or whole["choices"][0]["finish_reason"] == "stop"
+    streamed = _posted(
+        model, "/v1/chat/completions", {**request, "stream": True, "stream_options": {"include_usage": True}}
+    )
+    assert streamed.stream is not None
+    events = [event.decode().removeprefix("data: ").strip() for event in streamed.stream]
+    assert events[-1] == "[DONE]"
+    chunks = [json.loads(event) for event in events[:-1]]
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"])
+    assert text == message["content"]
+    assert chunks[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+    assert chunks[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+
+
+def test_completions_take_texts_and_tokens_and_tell_log_probabilities(model: Model) -> None:
+    request = {"model": "writer", "prompt": ["ab", "ab"], "temperature": 0, "max_tokens": 4, "logprobs": 2, "n": 2}
+    found = _body(_posted(model, "/v1/completions", request))
+    assert len({choice["text"] for choice in found["choices"]}) == 1
+    assert [choice["index"] for choice in found["choices"]] == [0, 1, 2, 3]
+    logs = found["choices"][0]["logprobs"]
+    assert len(logs["tokens"]) == len(logs["token_logprobs"]) == len(logs["top_logprobs"])
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"model": "other"}, 404, "model"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages[0].content"),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"n": 99}, 400, "n"),
+        ({"presence_penalty": 1}, 400, "presence_penalty"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({"stop": ["a"] * 5}, 400, "stop"),
+        ({"stream": "yes"}, 400, "stream"),
+        ({"messages": [{"role": "user", "content": "a" * 200}]}, 400, None),
+    ],
+)
+def test_a_request_that_is_wrong_is_refused_by_its_parameter(
+    model: Model, change: dict[str, Any], status: int, param: str | None
+) -> None:
+    request = {"model": "writer", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, **change}
+    response = _posted(model, "/v1/chat/completions", request)
+    assert response.status == status
+    assert _body(response)["error"]["param"] == param
+
+
+def test_the_budget_decides_and_what_breaks_it_is_told(place: Path) -> None:
+    found = _compiled(place, "kept", max_kl=0.002)
+    assert found.generation is not None
+    entry = found.generation.targets[0]
+    assert len(entry.attempts) > 1
+    assert entry.attempts[0].broken.startswith("KL")
+    assert entry.attempt.figures.kl <= 0.002
+    with pytest.raises(BudgetError, match=r"KL .* is over 1e-09"):
+        _compiled(place, "none", max_kl=1e-9, quantize="precision=int4")
+    assert not (place / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "reason"),
+    [
+        ({"targets": ["jetson-orin"], "max_kl": -1}, (ConfigError, TargetError), "divergence|unknown target"),
+        ({"targets": ["rpi4"]}, TargetError, "runs no language models|no backend"),
+        ({"context": 1000}, ConfigError, "1000 positions are more than the model's 64"),
+        ({"slots": 30_000_000}, TargetError, "the target has"),
+        ({"max_perplexity": "much"}, ConfigError, "is no limit"),
+        ({"quantize": "precision=int3"}, ConfigError, "'int3' is not known"),
+    ],
+)
+def test_what_cannot_be_compiled_is_told_before_the_work(place: Path, options: Any, kind: Any, reason: str) -> None:
+    with pytest.raises(kind, match=reason):
+        _compiled(place, "refused", **options)
+    assert not (place / "refused").exists()
+
+
+def test_damaged_folders_are_told_by_what_is_wrong(place: Path, tmp_path: Path) -> None:
+    def changed(name: str) -> Path:
+        return decoders.folder(tmp_path / name, "qwen2", shards=2)
+
+    (changed("tokenizer") / "tokenizer.json").unlink()
+    shard = changed("shard") / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-64])
+    (changed("missing") / "model-00001-of-00002.safetensors").unlink()
+    for name, key, value in (
+        ("experts", "num_experts", 8),
+        ("scaling", "rope_scaling", {"rope_type": "yarn", "factor": 2}),
+        ("family", "model_type", "mamba"),
+        ("activation", "hidden_act", "relu2"),
+    ):
+        path = changed(name) / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: value, "architectures": ["XForCausalLM"]}))
+    for name, reason in {
+        "tokenizer": "holds no tokenizer.json",
+        "shard": "is cut short: the tensor",
+        "missing": "the shard model-00001-of-00002.safetensors is missing",
+        "experts": "num_experts = 8 is not supported",
+        "scaling": "'yarn' is not supported",
+        "family": "model_type 'mamba' is not read",
+        "activation": "'relu2' is not known",
+    }.items():
+        with pytest.raises(ModelError, match=reason):
+            reading.read(tmp_path / name)
+
+
+def test_an_adapter_is_merged_as_its_formula_says(tmp_path: Path) -> None:
+    base = decoders.folder(tmp_path / "base", "llama")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    random = np.random.default_rng(5)
+    down, up = random.normal(size=(2, 32)).astype(np.float32), random.normal(size=(32, 2)).astype(np.float32)
+    stem = "base_model.model.model.layers.1.self_attn.q_proj.lora_"
+    tensors = {f"{stem}A.weight": down, f"{stem}B.weight": up}
+    decoders.write_tensors(adapter / "adapter_model.safetensors", tensors)
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 8}))
+    before, after = reading.read(base).weights, reading.read(base, adapter=adapter).weights
+    assert np.allclose(after.layer(1)["q"], before.layer(1)["q"] + 4 * up @ down, atol=1e-5)
+    assert np.array_equal(after.layer(0)["q"], before.layer(0)["q"])
+
+
+def test_texts_that_hold_nothing_are_an_error(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="holds no text"):
+        kedge.compile(
+            place / "model",
+            name="writer",
+            version="1.0",
+            targets=["generic-cpu"],
+            calibration=tmp_path / "empty",
+            evaluation=place / "evaluation.txt",
+            out=tmp_path / "out",
+        )
