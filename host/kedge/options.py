@@ -1,5 +1,5 @@
-"""One definition of an option: a field of a step's dataclass. The command line is derived from it, so that Python and
-the shell take the same names, defaults and help::
+"""Options are fields of dataclasses. The command line is derived from them, so that Python and the shell share names,
+defaults and help::
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -26,7 +26,7 @@ _KINDS: dict[Any, Any] = {str: str, int: int, float: float, bool: bool, Path: Pa
 
 @dataclass(frozen=True)
 class Option:
-    """What makes a dataclass field a command-line option; without a default it is required.
+    """Marks a dataclass field as a command-line option; it is required if it has no default.
 
     Attributes:
         text: one line for ``--help`` and for readers of the dataclass.
@@ -65,7 +65,7 @@ def _declared(cls: type[Any]) -> list[tuple[dataclasses.Field[Any], Any, Option]
 
 
 def command_line(cls: type[Any]) -> Callable[[F], F]:
-    """A decorator that gives a click command one option for each field of ``cls`` that is annotated with one."""
+    """Return a decorator that gives a click command one option for each annotated field of ``cls``."""
     import click
 
     def decorate(function: F) -> F:
@@ -89,7 +89,7 @@ def command_line(cls: type[Any]) -> Callable[[F], F]:
 
 
 def texts(cls: type[Any]) -> dict[str, str]:
-    """What each option of ``cls`` is for, by the field's name."""
+    """Return the help text of each option of ``cls``, by field name."""
     return {field.name: option.text for field, _, option in _declared(cls)}
 
 
@@ -107,7 +107,7 @@ def described(cls: type[Any], name: str) -> str:
 
 
 def values(options: Any) -> dict[str, Any]:
-    """The fields of an options dataclass that differ from their defaults, as plain data for TOML."""
+    """Return the fields of an options dataclass that differ from their defaults, as plain data for TOML."""
     found = {}
     for field in dataclasses.fields(options):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -118,7 +118,7 @@ def values(options: Any) -> dict[str, Any]:
 
 
 def made(cls: type[T], parsed: Mapping[str, Any]) -> T:
-    """An instance of ``cls`` from what click parsed, which may hold other names too."""
+    """Make an instance of ``cls`` from click's parsed values, which may hold other names too."""
     hints = typing.get_type_hints(cls)
     names = {field.name for field in dataclasses.fields(typing.cast(Any, cls))}
     return cls(**{name: _typed(hints[name], value) for name, value in parsed.items() if name in names})

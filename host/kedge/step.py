@@ -1,4 +1,4 @@
-"""The contract of one step of compression: a pass over the float graph, ``apply(model) -> model``.
+"""The contract of a compression step: a pass over the float graph, ``apply(model) -> model``.
 
 A step is one file with one class, its options one frozen dataclass whose fields are annotated with
 :class:`kedge.options.Option`; the recipe's keys are derived from it. Third parties add steps by an entry point of the
@@ -30,14 +30,15 @@ O = TypeVar("O")  # noqa: E741 -- options
 
 
 class SampleSet(Protocol):
-    """Calibration samples as the model takes them (preprocessed, in the input's dtype)."""
+    """Calibration samples in the form that the model takes: preprocessed, in the input's dtype."""
 
     @property
     def samples(self) -> int:
-        """How many samples there are."""
+        """Number of samples."""
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """Input name → array of up to ``size`` samples, in the order of the data set; may be called again."""
+        """Yield batches, input name → array of up to ``size`` samples, in the order of the data set. It may be called
+        repeatedly."""
 
 
 def _nobody(what: str, done: int, total: int) -> None:
@@ -46,7 +47,7 @@ def _nobody(what: str, done: int, total: int) -> None:
 
 @dataclass(kw_only=True)
 class Context:
-    """What a step may use.
+    """What a step may use: the data, the plan and the folders of one run.
 
     Attributes:
         teacher: the float model as it came: what the result is held against.
@@ -81,12 +82,12 @@ class Context:
     layers: dict[str, Precision] = field(default_factory=dict)
 
     def generator(self) -> np.random.Generator:
-        """A fresh random generator of the seed."""
+        """Return a new random generator with the seed."""
         return np.random.default_rng(self.seed)
 
 
 class Step(abc.ABC, Generic[O]):
-    """One step; made anew for each call."""
+    """One step. A new instance is made for each run."""
 
     name: ClassVar[str]
     """As in a recipe: ``prune-channels``."""
@@ -98,8 +99,8 @@ class Step(abc.ABC, Generic[O]):
 
     @abc.abstractmethod
     def apply(self, model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
-        """The graph made anew; the given one is not changed. Names of inputs, outputs and of the nodes that stay are
-        kept, so that a plan by layer still fits.
+        """Return a new graph; the given one is not changed. Inputs, outputs and remaining nodes keep their names, so
+        that a plan by layer still fits.
 
         Raises:
             StepError: it cannot do its work on this model; says the node and what to do.

@@ -1,4 +1,4 @@
-"""States of a model over sequences, as the float model carries them: a task of the worker.
+"""Worker task: computes the states that the float model carries through sequences.
 
 Calibration, sensitivity and golden vectors then see plain samples, each with the state that it meets; only the
 evaluation carries the candidate's own (:func:`kedge.evaluation.worker_tasks.evaluate`).
@@ -21,7 +21,7 @@ from kedge_targets.worker import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class CarryRequest:
-    """Run the float model over the data set, from zeros at the beginning of each sequence.
+    """Request to run the float model over the data set, with zero states at the beginning of each sequence.
 
     Attributes:
         model: with its batch first.
@@ -39,7 +39,7 @@ class CarryRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class CarryAnswer:
-    """State's input → an ``.npy`` file of what each sample meets."""
+    """State input → ``.npy`` file with the state before each sample."""
 
     arrays: dict[str, str]
 

@@ -1,4 +1,4 @@
-"""What changed: the evaluation samples whose answers a bundle moved most, each beside the float model's."""
+"""Finds the evaluation samples whose outputs changed most from the float model to the bundle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DEAF = frozenset({OutputKind.PASSED_THROUGH, OutputKind.EMPTY})
 
 @dataclass(frozen=True, kw_only=True)
 class OutputChange:
-    """One output of one sample.
+    """One output of one changed sample.
 
     Attributes:
         before, after: the float model's answer and the bundle's, in words.
@@ -40,7 +40,7 @@ class OutputChange:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One sample.
+    """One changed sample.
 
     Attributes:
         sample: index in the evaluation set.
@@ -53,7 +53,7 @@ class Change:
 
     @property
     def flipped(self) -> bool:
-        """Whether an answer is another."""
+        """Return whether an answer differs."""
         return any(one.same is not None and one.same < 1 for one in self.outputs)
 
 
@@ -64,8 +64,8 @@ def largest(
     *,
     most: int = MOST,
 ) -> tuple[Change, ...]:
-    """The samples that changed most: other answers first, then the largest errors. Samples without any change are left
-    out.
+    """Return the samples that changed most: those with a different answer first, then those with the largest errors.
+    Unchanged samples are left out.
 
     Args:
         kinds: what each output is.
@@ -102,8 +102,8 @@ def largest(
 
 
 def relative_errors(output: Array, reference: Array, seen: ClassifiedOutput) -> Array:
-    """N: root mean square error of each sample over the root mean square of all samples, in the group of channels where
-    it is largest; what is not finite counts as a million."""
+    """Return the error of each sample, shape (N,): its root mean square error over the root mean square of all samples,
+    in the group of channels where it is largest. Non-finite values count as a million."""
     count = len(reference)
     if reference.dtype.kind != "f":
         return 1.0 - decisions.shares(np.asarray(output) == np.asarray(reference))
@@ -124,7 +124,7 @@ def relative_errors(output: Array, reference: Array, seen: ClassifiedOutput) -> 
 
 
 def describe(seen: ClassifiedOutput, value: Array, reference: Array) -> str:
-    """One sample's answer in words.
+    """Describe the answer for one sample.
 
     Args:
         value: the output without its sample axis.

@@ -1,4 +1,4 @@
-"""Data sets: an ``.npz``, or a folder of ``.npy`` files for what does not fit in memory.
+"""Data sets: an ``.npz`` file, or a folder of ``.npy`` files if the data does not fit in memory.
 
 One array for each model input, by its name (or ``input`` where there is one), first axis samples, and ``label`` where
 there are labels. Nothing is loaded whole: the members of an ``.npz`` are unpacked to ``.npy`` files, which are mapped.
@@ -28,14 +28,14 @@ Array = npt.NDArray[Any]
 
 LABEL = "label"
 SOLE_INPUT = "input"
-"""The name that the array of a model's only input may have, whatever the model calls it."""
+"""Name that the array may have if the model has one input, whatever the model calls that input."""
 CHUNK_BYTES = 8 << 20
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A checked data set, as it travels to the worker.
+    """A checked data set in the form that is sent to the worker.
 
     Attributes:
         arrays: the model's input name → an ``.npy`` file.
@@ -52,7 +52,7 @@ class Data:
 
 
 class Dataset:
-    """A data set as the user gave it: files found and opened, not yet held against a model.
+    """A data set as the user gave it: its files are open but not yet checked against a model.
 
     Args:
         path: the ``.npz`` or the folder.
@@ -104,7 +104,7 @@ class Dataset:
         self.arrays[LABEL] = open_array(self.files[LABEL], name=LABEL, where=self.where)
 
     def bind(self, inputs: Sequence[TensorInfo], states: Mapping[str, str] | None = None) -> Data:
-        """Hold the arrays against a model's inputs.
+        """Check the arrays against a model's inputs.
 
         Args:
             inputs: of the graph with its batch first.
@@ -137,14 +137,14 @@ class Dataset:
         )
 
     def _steps(self, specs: Mapping[str, TensorInfo]) -> int:
-        """The length of the sequences, or of the only one."""
+        """Return the length of each sequence, or of the only one."""
         for name, spec in specs.items():
             if spec.batched and self.arrays[name].ndim == len(spec.shape) + 1:
                 return int(self.arrays[name].shape[1])
         return self.samples
 
     def _labels(self, path: Path) -> Path:
-        """The labels' file, one for each sample."""
+        """Return the file of labels, one per sample."""
         labels = self.arrays[LABEL]
         if len(labels.shape) > 0 and labels.shape[0] == self.samples:
             return path
@@ -155,7 +155,7 @@ class Dataset:
         raise DatasetError(f"the arrays have different numbers of samples: {listed}", where=self.where)
 
     def _stored(self, name: str, array: Array) -> Path:
-        """The array's own file where that has its samples first, else a copy."""
+        """Return the array's own file if its first axis is the sample, else a copy."""
         own = self.arrays[name]
         if own.shape == array.shape and own.strides == array.strides:
             return self.files[name]
@@ -193,7 +193,7 @@ class Dataset:
             )
 
     def scan(self) -> Scan:
-        """Read everything once, in pieces: NaNs, the digest, a hash of each sample.
+        """Read all data once, in chunks: find NaNs, compute the digest, and hash each sample.
 
         Raises:
             DatasetError: a value that is not finite; the message names array and sample.
@@ -229,13 +229,13 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Scan:
-    """What reading a data set once told: its arrays' contents by array name, and one hash for each sample."""
+    """Result of reading a data set once: a digest of each array and a hash of each sample."""
 
     content: dict[str, bytes]
     rows: npt.NDArray[np.uint64]
 
     def digest(self, names: dict[str, str]) -> str:
-        """Digest of the arrays' contents by the model's names, the same for an ``.npz`` and a folder.
+        """Return a digest of the arrays by the model's input names; an ``.npz`` file and a folder give the same.
 
         Args:
             names: array name → input name.
@@ -244,7 +244,7 @@ class Scan:
         return digest.of_chunks(name.encode() + b"\0" + content + b"\n" for name, content in contents)
 
     def shared_with(self, other: Scan) -> int:
-        """How many samples of ``other`` are among these."""
+        """Return how many samples of ``other`` are also in this data set."""
         return int(np.isin(other.rows, self.rows).sum())
 
 
@@ -270,7 +270,7 @@ def open_array(path: Path, *, name: str, where: str) -> Array:
 
 
 def chunks(array: Array) -> Iterator[tuple[int, Array]]:
-    """``(index of the first sample, samples)`` in pieces of about :data:`CHUNK_BYTES`."""
+    """Yield ``(index of the first sample, samples)`` in chunks of about :data:`CHUNK_BYTES`."""
     step = max(1, CHUNK_BYTES // max(1, array[:1].nbytes))
     for start in range(0, array.shape[0], step):
         yield start, array[start : start + step]
@@ -306,8 +306,8 @@ def _unpacked(path: Path, scratch: Path, where: str) -> dict[str, Path]:
 
 
 def _likely_length(arrays: dict[str, Array]) -> int:
-    """How many samples there seem to be, before the model's axes are known: the first axis that most arrays share, of
-    the larger arrays where that is even."""
+    """Estimate the number of samples before the model's axes are known: the first axis that most arrays share; in a
+    tie, that of the larger arrays."""
     votes: dict[int, tuple[int, int]] = {}
     for array in arrays.values():
         length = array.shape[0] if array.ndim else 1

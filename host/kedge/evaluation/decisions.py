@@ -1,4 +1,4 @@
-"""Answers: what a program behind the model does with its scores."""
+"""Answers: what an application does with the model's scores."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _EDGE = 0.02
 
 
 def threshold(reference: Array) -> float:
-    """Where a program would divide the float model's probabilities into yes and no: at 0.5, or where hardly any lies
-    on one side of it, at the float model's own highest tenth (within 0.02..0.98)."""
+    """Return the threshold at which an application would turn probabilities into yes and no: 0.5, or, if hardly any lie
+    on one side of it, the float model's 90th percentile (within 0.02..0.98)."""
     values = np.asarray(reference, dtype=np.float64).ravel()
     values = values[np.isfinite(values)]
     if not values.size or _RARE <= float(np.mean(values > HALF)) <= 1 - _RARE:
@@ -32,21 +32,21 @@ def threshold(reference: Array) -> float:
 
 
 def edge_of(reference: Array) -> float:
-    """Where independent scores are divided into yes and no: 0.5 where the float model's are probabilities, 0 where they
-    are logits. A compressed model may leave 0..1 a little, so that its own scores do not tell."""
+    """Return the threshold of independent scores: 0.5 if the float model's are probabilities, 0 if they are logits. The
+    compressed model's scores cannot decide this, since they may leave 0..1 a little."""
     bounded = float(np.min(reference)) >= 0 and float(np.max(reference)) <= 1
     return HALF if bounded else 0.0
 
 
 def mean_ranks(values: Array) -> Array:
-    """Ranks from 1; equal values share the mean of theirs."""
+    """Return ranks from 1; equal values share their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: Array = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     return ranks
 
 
 def agreeing(seen: ClassifiedOutput, output: Array, reference: Array) -> Array:
-    """N shares of 0..1: how much of each sample's answers is the float model's."""
+    """Return, for each of N samples, the share (0..1) of its answers that equal the float model's."""
     if seen.kind is OutputKind.PROBABILITY:
         edge = threshold(reference)
         return shares((np.asarray(output) > edge) == (np.asarray(reference) > edge))
@@ -58,20 +58,20 @@ def agreeing(seen: ClassifiedOutput, output: Array, reference: Array) -> Array:
 def agreement(
     kinds: Mapping[str, ClassifiedOutput], outputs: Mapping[str, Array], reference: Mapping[str, Array]
 ) -> float | None:
-    """Share of samples whose answers are the float model's, of the output where they are least so; None where no output
+    """Return the share of samples with the float model's answers, of the output where it is lowest; None if no output
     has answers."""
     told = [float(np.mean(agreeing(kinds[name], outputs[name], reference[name]))) for name in answering(kinds)]
     return min(told, default=None)
 
 
 def answering(kinds: Mapping[str, ClassifiedOutput]) -> list[str]:
-    """The outputs that have answers: class scores and probabilities; where there are none, integers."""
+    """Return the outputs that have answers: class scores and probabilities, or integers if there are none of those."""
     named = [name for name, seen in kinds.items() if seen.kind in ANSWERS]
     return named or [name for name, seen in kinds.items() if seen.kind is OutputKind.INTEGERS]
 
 
 def check_asked(kinds: Mapping[str, ClassifiedOutput]) -> None:
-    """Check that there are answers to agree on, where the user asks for it.
+    """Check that there are answers to compare if the user asks for an agreement.
 
     Raises:
         ConfigError: no output has any.
@@ -86,6 +86,6 @@ def check_asked(kinds: Mapping[str, ClassifiedOutput]) -> None:
 
 
 def shares(right: Any) -> Array:
-    """The share of True in each sample, first axis the sample."""
+    """Return the share of True in each sample (first axis)."""
     found: Array = np.asarray(right, dtype=np.float64).reshape(len(right), -1).mean(axis=1)
     return found

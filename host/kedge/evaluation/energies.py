@@ -1,4 +1,4 @@
-"""How much of an output's energy and of its variation over the samples comes through, entry by entry.
+"""Measures how much of an output's energy and of its variation over the samples is preserved, element by element.
 
 What an output tells is how it differs from sample to sample, so its noise is held against that variation and not
 against its magnitude alone: a temperature of 300 K that no longer varies is lost at 30 dB.
@@ -19,7 +19,7 @@ _BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Energies:
-    """Sums over samples: of each entry of an output, or of one slice of it (a sum over entries).
+    """Sums over samples: for each element of an output, or for a slice of it (summed over its elements).
 
     Attributes:
         count: finite values of the float model.
@@ -40,12 +40,12 @@ class Energies:
     broken: Array
 
     def along(self, axis: int) -> Energies:
-        """Of each index along an axis of the output (1 or more)."""
+        """Return the energies of each index along an axis of the output (1 or higher)."""
         others = tuple(place for place in range(self.count.ndim) if place != axis - 1)
         return Energies(**{one.name: getattr(self, one.name).sum(axis=others) for one in fields(self)})
 
     def at(self, axis: int | None, indices: tuple[int, ...] = ()) -> Energies:
-        """Of some indices along an axis, together; of everything without an axis."""
+        """Return the summed energies of some indices along an axis, or of everything without an axis."""
         made = {}
         for one in fields(self):
             array = getattr(self, one.name)
@@ -54,11 +54,11 @@ class Energies:
 
 
 NOTHING = Energies(**{one.name: np.zeros(()) for one in fields(Energies)})
-"""Of an output without real numbers."""
+"""Energies of an output without real numbers."""
 
 
 def measure(output: Array, reference: Array) -> Energies:
-    """Energies of every entry; arrays of the output's shape without its samples.
+    """Return the energies of every element: arrays of the output's shape without the sample axis.
 
     Args:
         output: the candidate's answers, first axis the sample.

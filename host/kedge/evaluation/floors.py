@@ -1,4 +1,4 @@
-"""The floor under every output: below it the output is lost, and no metric and no budget lets it pass.
+"""The floor for every output: below it the output counts as lost, whatever the metric and the budget say.
 
 An output, a group of its channels, or one index along one of its axes is lost where
 
@@ -54,7 +54,7 @@ _BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What of an output is judged: a label for messages, and its energies."""
+    """A part of an output: its label in messages, and its energies."""
 
     label: str
     sums: Energies
@@ -62,7 +62,7 @@ class Part:
 
 
 def lost(seen: ClassifiedOutput, output: Array, reference: Array, sums: Energies, parts: list[Group]) -> str:
-    """Why an output is lost, in words; empty where it keeps the floor.
+    """Describe why an output is lost; empty if it keeps the floor.
 
     Args:
         output: the candidate's answers, first axis the sample.
@@ -84,14 +84,14 @@ def lost(seen: ClassifiedOutput, output: Array, reference: Array, sums: Energies
 
 
 def _in_unit(reference: Array, parts: list[Group], label: str) -> bool:
-    """Whether a group (the whole output without a label) is of probabilities."""
+    """Return whether a group (or the whole output, without a label) holds probabilities."""
     found = next((part for part in parts if part.label == label), Group())
     low, high = _range(found.of(reference), None)
     return bool(low >= 0 and high <= 1)
 
 
 def _range(values: Array, axes: tuple[int, ...] | None) -> tuple[Array, Array]:
-    """The least and largest finite value."""
+    """Return the smallest and the largest finite value."""
     finite = np.isfinite(values)
     return (
         np.min(values, axis=axes, where=finite, initial=np.inf),
@@ -100,7 +100,7 @@ def _range(values: Array, axes: tuple[int, ...] | None) -> tuple[Array, Array]:
 
 
 def _integers(output: Array, reference: Array) -> str:
-    """Labels, indices: the same, or (indices of the best) the same in another order."""
+    """Compare labels or indices: equal, or, for indices of the best, equal in another order."""
     same = np.asarray(output) == np.asarray(reference)
     if reference.ndim > 1:
         sorted_same = np.sort(output, axis=-1) == np.sort(reference, axis=-1)
@@ -112,7 +112,7 @@ def _integers(output: Array, reference: Array) -> str:
 
 
 def _varies(seen: ClassifiedOutput, part: Part, whole: Energies, *, bounded: bool) -> str:
-    """Whether the variation over the samples comes through."""
+    """Return whether the variation over the samples is preserved."""
     sums = part.sums
     noise, variation, power = float(sums.noise), float(sums.variation), float(sums.power)
     count = max(1.0, float(sums.count))
@@ -142,7 +142,7 @@ def _named(part: Part) -> str:
 
 
 def _along_axes(seen: ClassifiedOutput, output: Array, reference: Array, sums: Energies, whole: Energies) -> str:
-    """Every index along every axis by itself."""
+    """Check every index along every axis separately."""
     shape = sums.count.shape
     mean = _mean(reference)
     if said := _stand_out(seen, "", output, reference, mean, whole, axis=None):
@@ -189,7 +189,7 @@ def _stand_out(
     *,
     axis: int | None,
 ) -> str:
-    """Whether the values that stand out most still do; along an axis at each index.
+    """Return whether the values that stand out most still do; along an axis, at each index.
 
     Args:
         sums: energies of each index; of the whole output without an axis.
@@ -230,7 +230,7 @@ def _deviations(output: Array, reference: Array, mean: Array) -> Any:
 
 
 def _answers(seen: ClassifiedOutput, output: Array, reference: Array) -> str:
-    """Whether each class that the float model answers with is still answered."""
+    """Return whether each class among the float model's answers still occurs."""
     if seen.kind is not OutputKind.CLASSES or reference.ndim < 2:
         return ""
     wanted, got = np.argmax(reference, axis=-1).ravel(), np.argmax(output, axis=-1).ravel()

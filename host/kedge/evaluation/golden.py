@@ -1,4 +1,4 @@
-"""Choosing golden vectors, and measuring what they allow.
+"""Chooses golden vectors and measures their tolerances.
 
 A device's runtime may compute the same file with other kernels (on ic_resnet8 int8, XNNPACK and TFLite's built-in
 kernels differ on half of the rows). So each candidate sample is run by every kernel set; the vectors are those on
@@ -38,14 +38,14 @@ _LAST_TIER = 1000
 
 
 def candidates(samples: int, wanted: int = CANDIDATES) -> list[int]:
-    """Indices of the candidates: all, or ``wanted`` spread evenly."""
+    """Return the indices of the candidates: all, or ``wanted`` of them, evenly spread."""
     if samples <= wanted:
         return list(range(samples))
     return [int(i) for i in np.linspace(0, samples - 1, wanted).round()]
 
 
 def quantum(output: Array, spec: TensorSpec) -> float:
-    """How far an output moves when one number of 8 bits before it rounds the other way; 0 where nothing tells.
+    """Return how far an output moves if one 8-bit value before it rounds the other way; 0 if unknown.
 
     That is the scale of a quantized output. A file may also give float numbers that come from 8 bits inside: scores
     that lie on a grid, or probabilities whose logarithms do (softmax of such scores; a step ``s`` of one score moves
@@ -64,7 +64,7 @@ def quantum(output: Array, spec: TensorSpec) -> float:
 
 
 def grid_step(values: Array) -> float:
-    """The step of the grid on which values lie; 0 if they lie on none of at most 256 levels."""
+    """Return the step of the grid on which the values lie; 0 if there is no grid of at most 256 levels."""
     levels = np.unique(values)
     gaps = np.diff(levels)
     gaps = gaps[gaps > _SAME_LEVEL * _magnitude(values)]
@@ -76,7 +76,7 @@ def grid_step(values: Array) -> float:
 
 
 def probabilities(rows: Array) -> bool:
-    """Whether rows are probabilities: between 0 and 1, with a sum of 1 (to the precision of 8 bits)."""
+    """Return whether rows are probabilities: between 0 and 1, with a sum of 1 within 8-bit precision."""
     return bool(rows.shape[1] > 1 and rows.min() >= -1e-3 and np.allclose(rows.sum(axis=1), 1.0, atol=0.1))
 
 
@@ -84,7 +84,7 @@ def choose(
     runs: Sequence[Mapping[str, Array]], specs: Sequence[TensorSpec], *, eight_bits: bool, wanted: int = WANTED
 ) -> list[int]:
     """Pick vectors among the candidates, deterministically: those with the least disagreement for their sensitivity,
-    one of each class in turn.
+    one per class in turn.
 
     Args:
         runs: for each kernel set, output name → candidates' outputs; the first set's are expected later.
@@ -112,8 +112,8 @@ def choose(
 
 
 def sensitivity(outputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> Array:
-    """How much each row would move if something upstream changed, 0..1: the entropy of its probabilities; 1 for all
-    where the first output holds none."""
+    """Return how much each row would move if something upstream changed, 0..1: the entropy of its probabilities, or 1
+    if the first output holds none."""
     scores = _rows(outputs[specs[0].name])
     if not probabilities(scores):
         return np.ones(len(scores))
@@ -140,7 +140,7 @@ def tolerances(
 
 
 def _least(output: Array, spec: TensorSpec, *, eight_bits: bool) -> float:
-    """The smallest allowance of one element: a step with 8 bits, float32's noise without."""
+    """Return the smallest tolerance of one element: one 8-bit step, or the noise of float32."""
     magnitude = _magnitude(output)
     step = quantum(output, spec) or (magnitude / _GRID_LEVELS if eight_bits else 0.0)
     return max(step * 1.01, _FLOAT_FLOOR * magnitude)

@@ -1,4 +1,4 @@
-"""What golden vectors may weigh, and the form in which they weigh no more."""
+"""Limits the size of golden vectors and chooses a form that keeps the limit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RUN_BYTES = 256 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How vectors are stored.
+    """The form in which vectors are stored.
 
     Attributes:
         samples: at most.
@@ -44,26 +44,27 @@ class Form:
 
     @property
     def words(self) -> str:
-        """What the reader of the report should know; empty where nothing was made smaller."""
+        """Describe the reduction for the report; empty if nothing was reduced."""
         parts = ["inputs in 8 bits"] if self.eight_bits else []
         parts += [f"every {self.step}th value of long axes"] if self.step > 1 else []
         parts += [f"checksums of {name}" for name in self.checksums]
         return ", ".join(parts)
 
     def coded(self, raw: Mapping[str, Array]) -> dict[str, CodedInput]:
-        """The inputs that take a small form."""
+        """Return the inputs that can be stored in a small form."""
         if not self.eight_bits and self.step == 1:
             return {}
         return {name: code(array, eight_bits=self.eight_bits, step=self.step) for name, array in raw.items()}
 
 
 def budget(model_bytes: int) -> int:
-    """Bytes that golden vectors may have beside a model's files: a tenth, or 64 KiB, whichever is more."""
+    """Return the size limit, in bytes, of golden vectors: a tenth of the model's files or 64 KiB, whichever is
+    larger."""
     return max(LEAST_BYTES, model_bytes // _SHARE)
 
 
 def form(raw: Mapping[str, Array], outputs: Sequence[Array], specs: Sequence[TensorSpec], *, most: int) -> Form:
-    """The first form that fits, from the whole samples to ever smaller ones; the smallest where none does.
+    """Return the first form that fits, from whole samples to smaller and smaller ones; the smallest if none fits.
 
     Args:
         raw: one sample of each input, first axis the sample.
@@ -103,6 +104,6 @@ def _summed(outputs: Sequence[Array], specs: Sequence[TensorSpec], count: int) -
 
 
 def candidates(raw: Mapping[str, Array], outputs: Sequence[Array], wanted: int, least: int) -> int:
-    """How many candidates are run: fewer of large ones."""
+    """Return how many candidates to run; fewer if they are large."""
     one = sum(array.nbytes for array in (*raw.values(), *outputs))
     return int(np.clip(_RUN_BYTES // max(1, one), least, wanted))

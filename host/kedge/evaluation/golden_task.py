@@ -1,4 +1,4 @@
-"""The worker's task that makes a bundle's golden vectors."""
+"""Worker task: makes a bundle's golden vectors."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Array = npt.NDArray[Any]
 
 
 def make_golden(request: GoldenRequest, progress: Progress) -> GoldenAnswer:
-    """Choose golden vectors that fit the budget and measure what they allow; the expected outputs are the first kernel
-    set's.
+    """Choose golden vectors within the size limit and measure their tolerances. The expected outputs are those of the
+    first kernel set.
 
     Raises:
         VerificationError: a kernel set refuses the file.
@@ -62,7 +62,7 @@ def _runs(
     batch: int,
     progress: Progress,
 ) -> list[dict[str, Array]]:
-    """Each kernel set's outputs of all candidates."""
+    """Return each kernel set's outputs for all candidates."""
     count = len(next(iter(raw.values())))
     runs = []
     for number, executor in enumerate(executors):
@@ -78,7 +78,7 @@ def _runs(
 def _as_the_device(
     executors: Sequence[Executor], runs: Sequence[dict[str, Array]], picked: Sequence[int], chosen: Mapping[str, Array]
 ) -> None:
-    """Once more, as the device will (kedge_targets.proof): one sample a call."""
+    """Run them again as the device does (kedge_targets.proof): one sample per call."""
     for run, executor in zip(runs, executors, strict=True):
         for row, position in enumerate(picked):
             one = executor.on_samples({name: array[row : row + 1] for name, array in chosen.items()})

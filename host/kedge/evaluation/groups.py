@@ -1,4 +1,4 @@
-"""Channels of one output whose ranges are alike: the four rows of boxes apart from the eighty of scores."""
+"""Groups the channels of an output by range: the four box rows of a detector apart from its eighty score rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROWS = 64
 
 @dataclass(frozen=True)
 class Group:
-    """Some indices along one axis of an output.
+    """A group of indices along one axis of an output.
 
     Attributes:
         axis: 1 or more; None for the whole output.
@@ -31,7 +31,7 @@ class Group:
     indices: tuple[int, ...] = ()
 
     def of(self, array: Array) -> Array:
-        """The group's part of an output, first axis the sample."""
+        """Return the group's part of an output (first axis is the sample)."""
         return array if self.axis is None else np.take(array, self.indices, axis=self.axis)
 
     @property
@@ -43,7 +43,7 @@ class Group:
 
 
 def of(reference: Array, *, bounded: bool = False) -> list[Group]:
-    """The groups of an output along the axis where ranges differ most; one group, the whole, where none do.
+    """Return the groups of an output along the axis where ranges differ most; one group if none differ.
 
     Channels that are dead (nothing, or less than a millionth of the largest) go with the smallest of the others.
 
@@ -65,7 +65,7 @@ def of(reference: Array, *, bounded: bool = False) -> list[Group]:
 
 
 def peaks_along(reference: Array) -> dict[int, Array]:
-    """Axis → the largest finite magnitude of each index along it; axes of one index are left out."""
+    """Return axis → largest finite magnitude of each index along it; axes of length one are left out."""
     largest = np.zeros(reference.shape[1:], dtype=np.float64)
     for start in range(0, len(reference), _ROWS):
         part = np.abs(np.asarray(reference[start : start + _ROWS], dtype=np.float64))
@@ -78,7 +78,7 @@ def peaks_along(reference: Array) -> dict[int, Array]:
 
 
 def _divided(axis: int, peaks: Array) -> tuple[list[Group], float]:
-    """Groups along an axis, and the logarithm of the widest gap between them; 0 where there is none."""
+    """Return the groups along an axis and the logarithm of the widest gap between them; 0 if there is no gap."""
     order = np.argsort(peaks, kind="stable")
     ordered = peaks[order]
     least = ordered[ordered > _DEAD * ordered[-1]][:1]

@@ -1,4 +1,4 @@
-"""Error bars: of a share, and of a drop that is measured on the same samples twice.
+"""Confidence intervals of a share, and of a drop measured twice on the same samples.
 
 Right and wrong answers are paired by sample: the interval is Tango's score interval ("Equivalence test and confidence
 interval for the difference in proportions for the paired-sample design", 1998), wide also where hardly any sample
@@ -34,7 +34,7 @@ _MOST_NEEDED = 10_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Where a drop lies.
+    """The confidence interval of a drop.
 
     Attributes:
         low, high: its ends; a drop is worse than float above 0.
@@ -56,7 +56,7 @@ class Interval:
     p_value: float | None = None
 
     def needed(self, drop: float, allowed: float) -> int | None:
-        """About how many samples like these it takes for the upper end to be allowed; None where no number does."""
+        """Estimate how many samples like these bring the upper end within the limit; None if no number does."""
         if drop >= allowed:
             return None
         if self.high <= allowed:
@@ -68,7 +68,7 @@ class Interval:
 
 
 def of_drop(choice: Choice, reference: Score, score: Score, confidence: float = CONFIDENCE) -> Interval | None:
-    """The interval of a drop; None where the metric has no rows and could not be computed on drawn samples.
+    """Return the interval of a drop; None if the metric has no rows and cannot be computed on resamples.
 
     Args:
         reference: the float model's score.
@@ -83,7 +83,7 @@ def of_drop(choice: Choice, reference: Score, score: Score, confidence: float = 
 
 
 def of_answers(reference: Array, right: Array, confidence: float = CONFIDENCE) -> Interval:
-    """Of right and wrong.
+    """Return the interval of a drop of right answers.
 
     Args:
         reference, right: N times whether the float model, the candidate is right.
@@ -104,7 +104,7 @@ def of_answers(reference: Array, right: Array, confidence: float = CONFIDENCE) -
 
 
 def share(right: float, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Wilson's score interval of a share.
+    """Return Wilson's score interval of a share.
 
     Args:
         right: how many of ``count``.
@@ -119,7 +119,7 @@ def share(right: float, count: int, confidence: float = CONFIDENCE) -> tuple[flo
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """The exact p-value of McNemar's test: of a fair coin thrown ``lost + won`` times, two sides."""
+    """Return the exact two-sided p-value of McNemar's test: ``lost + won`` tosses of a fair coin."""
     thrown = lost + won
     if not thrown:
         return 1.0
@@ -131,11 +131,11 @@ def mcnemar(lost: int, won: int) -> float:
 
 
 def tango(lost: float, won: float, count: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The interval of ``(lost - won) / count``."""
+    """Return the interval of ``(lost - won) / count``."""
     z, point = _normal(confidence), (lost - won) / count
 
     def away(drop: float) -> float:
-        """The score statistic: falls with the drop."""
+        """Return the score statistic, which decreases with the drop."""
         a = 2 * count
         b = -lost - won + (2 * count - lost + won) * drop
         c = -won * drop * (1 - drop)
@@ -150,7 +150,7 @@ def tango(lost: float, won: float, count: float, confidence: float = CONFIDENCE)
 
 
 def _root(function: Callable[[float], float], level: float, low: float, high: float) -> float:
-    """Where a falling function crosses a level."""
+    """Find where a decreasing function crosses a level."""
     for _ in range(60):
         middle = (low + high) / 2
         if function(middle) > level:

@@ -1,4 +1,4 @@
-"""What an output of a model is: told by the graph behind it, by the data, or by the user; never guessed from its shape.
+"""Determines what an output is, from the graph, the data or the user; never from its shape alone.
 
 Class scores are those with a Softmax (or a sigmoid for each class) behind them, those whose labels fit, and those that
 the user calls so.
@@ -27,7 +27,7 @@ _SHAPING = frozenset(
         "Expand", "Dropout", "Pad", "Tile", "DequantizeLinear", "QuantizeLinear", "ZipMap",
     }
 )  # fmt: skip
-"""Operators that move numbers and do not change what they mean."""
+"""Operators that move values without changing their meaning."""
 _DISTRIBUTIONS = frozenset(
     {"Softmax", "LogSoftmax", "TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier", "Hardmax"}
 )
@@ -35,7 +35,7 @@ _SIGMOIDS = frozenset({"Sigmoid", "HardSigmoid"})
 
 
 class OutputKind(str, enum.Enum):
-    """What an output is."""
+    """The kind of an output."""
 
     CLASSES = "class scores"  # the largest of each row is the answer
     PROBABILITY = "probability"  # one number of 0..1 for each sample: yes or no
@@ -52,7 +52,7 @@ class OutputKind(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class GraphEvidence:
-    """What the graph computes an output with, seen through operators that only move numbers.
+    """The operator that computes an output, seen through operators that only move values.
 
     Attributes:
         distribution: a softmax or a classifier of ``ai.onnx.ml`` gives it.
@@ -69,7 +69,7 @@ class GraphEvidence:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifiedOutput:
-    """One output, and what it is.
+    """One output and its kind.
 
     Attributes:
         why: how that is known, in words.
@@ -85,7 +85,7 @@ class ClassifiedOutput:
 
 
 def graph_evidence(model: onnx.ModelProto) -> dict[str, GraphEvidence]:
-    """What stands behind each output of a graph, by name."""
+    """Return the evidence from the graph for each output, by name."""
     maker = {tensor: node for node in model.graph.node for tensor in node.output}
     inputs = {value.name for value in model.graph.input}
     return {value.name: _traced(value.name, maker, inputs) for value in model.graph.output}
@@ -126,7 +126,7 @@ def classify_outputs(
     named: str | None = None,
     asked: bool = False,
 ) -> dict[str, ClassifiedOutput]:
-    """What each output is, by name.
+    """Return the kind of each output, by name.
 
     Args:
         reference: the float model's answers, first axis the sample.
@@ -164,12 +164,13 @@ _ANSWERS = (OutputKind.CLASSES, OutputKind.PROBABILITY)
 
 
 def columns(array: Array) -> int:
-    """How many class scores the rows of an output would hold: of its last axis; 0 where it has but the samples'."""
+    """Return how many class scores a row of an output would hold (its last axis); 0 if the sample axis is the only
+    one."""
     return int(array.shape[-1]) if array.ndim > 1 else 0
 
 
 def fits(array: Array, labels: Any) -> bool:
-    """Whether labels can be the classes of an output: whole numbers, one for each row, none beyond its last axis."""
+    """Return whether labels can be classes of an output: whole numbers, one per row, none beyond the last axis."""
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or array.dtype.kind != "f":
         return False
     if columns(array) < 2 or labels.shape != array.shape[:-1] or not labels.size:
@@ -183,8 +184,8 @@ def _labelled(
     graph: Mapping[str, GraphEvidence],
     labels: Any,
 ) -> str | None:
-    """The output that labels are of: of several that fit, one with a softmax behind it, then the one that is right
-    most often in float."""
+    """Return the output that the labels belong to. Of several that fit, one with a softmax wins, then the one that the
+    float model gets right most often."""
     fitting = [
         name
         for name, array in reference.items()
@@ -246,5 +247,5 @@ def _floats(
 
 
 def _like_an_input(array: Array, inputs: Mapping[str, Array]) -> bool:
-    """Whether an output has an input's shape: what an autoencoder gives back."""
+    """Return whether an output has an input's shape, as an autoencoder's has."""
     return any(one.shape == array.shape and one[:1].size > 1 for one in inputs.values())

@@ -1,4 +1,4 @@
-"""Labels in the forms that people have: COCO JSON, YOLO text files, arrays, lines of text.
+"""Reads labels: COCO JSON, YOLO text files, arrays, lines of text.
 
 All become one array whose first axis is the sample:
 
@@ -81,7 +81,7 @@ def _lines(path: Path, where: str) -> Array:
 
 
 def _coco(path: Path, where: str) -> Array:
-    """Class numbers follow the order of the categories' ids, as detectors trained on COCO have them."""
+    """Read COCO JSON. Class numbers follow the order of the category ids, as in detectors trained on COCO."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         pictures = {one["id"]: (number, one["width"], one["height"]) for number, one in enumerate(content["images"])}
@@ -130,7 +130,7 @@ def _yolo_file(file: Path, where: str) -> list[list[float]]:
 
 
 def padded(rows: list[list[list[float]]]) -> Array:
-    """Boxes of each picture as one array; class -1 fills up."""
+    """Return the boxes of all pictures as one array, padded with class -1."""
     most = max(1, *(len(one) for one in rows)) if rows else 1
     made = np.zeros((len(rows), most, FIELDS), dtype=np.float32)
     made[..., 0] = -1

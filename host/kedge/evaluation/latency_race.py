@@ -1,4 +1,4 @@
-"""Calls measured in turns, so that what else the machine does falls on all of them alike.
+"""Measures the latency of several models in turns, so that other load on the machine affects all of them alike.
 
 A turn is a few calls of one contender after the other. What is compared is the least disturbed call of each turn:
 another process can only lengthen a call. A contender's pace is its time as a multiple of the first contender's in the
@@ -40,7 +40,7 @@ _TIGHT = 1.3
 
 @dataclass(frozen=True, kw_only=True)
 class RelativeLatency:
-    """How long a call takes beside another.
+    """The latency of a call relative to another.
 
     Attributes:
         ratio: median of the rounds; above 1 is slower.
@@ -55,16 +55,16 @@ class RelativeLatency:
 
     @property
     def slower(self) -> bool:
-        """Whether it is surely slower, by more than the machine's mood."""
+        """Return whether it is certainly slower, by more than the measurement noise."""
         return self.low > 1 + MOOD
 
     @property
     def faster(self) -> bool:
-        """Whether it is surely faster, by more than the machine's mood."""
+        """Return whether it is certainly faster, by more than the measurement noise."""
         return self.high < 1 - MOOD
 
     def noticed(self, milliseconds: float) -> bool:
-        """Whether it is surely slower, by surely as much as anyone would notice.
+        """Return whether it is certainly slower by a noticeable amount.
 
         Args:
             milliseconds: of the slower one's call.
@@ -72,11 +72,11 @@ class RelativeLatency:
         return self.slower and milliseconds * (1 - 1 / self.low) > NOTICED_MS
 
     def overlaps(self, other: RelativeLatency) -> bool:
-        """Whether nobody can say which of the two is faster."""
+        """Return whether the intervals overlap, so that neither is certainly faster."""
         return self.low * (1 - MOOD) <= other.high and other.low * (1 - MOOD) <= self.high
 
     def beside(self, other: RelativeLatency) -> RelativeLatency:
-        """The pace beside another contender, of whom the same is known."""
+        """Return the latency relative to another contender of the same race."""
         busy = self.busy or other.busy
         return RelativeLatency(
             ratio=self.ratio / other.ratio, low=self.low / other.high, high=self.high / other.low, busy=busy
@@ -91,7 +91,7 @@ class RelativeLatency:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Of one call with one sample, in milliseconds.
+    """The latency of one call with one sample, in milliseconds.
 
     Attributes:
         low, high: where the median lies, from turn to turn.
@@ -124,7 +124,7 @@ class InterleavedCalls:
 
     @property
     def latency(self) -> Latency:
-        """Of one call."""
+        """Return the latency of one call."""
         p50, p95 = np.percentile(self.calls, [50, 95])
         low, high = interval(self.middles)
         least = min(np.median(self.rounds), np.median(self.processor))
@@ -132,7 +132,7 @@ class InterleavedCalls:
         return Latency(**{name: round(float(value), 4) for name, value in figures.items()})
 
     def pace(self, beside: InterleavedCalls) -> RelativeLatency:
-        """Its pace beside a contender of the same race."""
+        """Return the latency relative to a contender of the same race."""
         found = _pace(self.rounds, beside.rounds)
         if found.high <= _TIGHT * found.low:
             return found
@@ -199,7 +199,7 @@ def _turns(turns: Sequence[Sequence[tuple[float, float]]]) -> InterleavedCalls:
 
 
 def _length(call: Callable[[], object]) -> int:
-    """How many calls make a turn."""
+    """Return how many calls make a turn."""
     taken = []
     for _ in range(_WARM_CALLS):
         began = time.perf_counter()
@@ -210,7 +210,7 @@ def _length(call: Callable[[], object]) -> int:
 
 
 def _turn(call: Callable[[], object], length: int) -> list[tuple[float, float]]:
-    """Wall-clock and processor time of each call, in milliseconds."""
+    """Return the wall-clock and processor time of each call, in milliseconds."""
     if length > 1:
         call()  # the contender before may have left its threads spinning, and the caches its own
     taken = []

@@ -1,4 +1,4 @@
-"""The metric of one compilation: which one, of which output, and its value."""
+"""Chooses the metric of a compilation and computes its value."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kedge_protocol.errors import ConfigError, DatasetError
 Array = npt.NDArray[Any]
 
 USER = "user"
-"""The kind of the user's own function."""
+"""Kind of the user's own function."""
 _SECONDS = 0.3
 """A function that takes longer is not called for every resample."""
 _BYTES = 256 << 20
@@ -52,7 +52,7 @@ class Choice:
 
     @property
     def seen(self) -> dict[str, ClassifiedOutput]:
-        """What each output is, by name."""
+        """Return the kind of each output, by name."""
         return {one.name: one for one in self.kinds}
 
     @property
@@ -77,7 +77,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A value, and what its error bar is made of.
+    """A metric value, with the data for its confidence interval.
 
     Attributes:
         samples: that it is of.
@@ -108,12 +108,12 @@ def check(text: str) -> None:
 
 
 def absolute(text: str) -> str:
-    """The same with a file's whole path: the worker may stand elsewhere."""
+    """Return the metric with an absolute file path, since the worker may have another working directory."""
     return user.absolute(text) if user.is_file(text) else text
 
 
 def named_output(text: str | None) -> str | None:
-    """The output that ``--metric`` says has answers, if it says so."""
+    """Return the output that ``--metric`` names, if it names one with answers."""
     if text is None or user.is_file(text):
         return None
     kind, _, output = text.partition(":")
@@ -172,7 +172,7 @@ _BY_LABELS = ("map", "miou", "multilabel-f1", "cer")
 
 
 def _misfit(kinds: Mapping[str, ClassifiedOutput], reference: Mapping[str, Array], labels: Any) -> Exception:
-    """Why labels fit no output: of the first that may hold scores."""
+    """Describe why the labels fit no output, for the first output that may hold scores."""
     from kedge.evaluation.metrics.classes import Top1
 
     names = [n for n, one in kinds.items() if one.kind not in (OutputKind.PASSED_THROUGH, OutputKind.INTEGERS)]
@@ -247,7 +247,7 @@ def score(
     inputs: Mapping[str, Array],
     labels: Any | None,
 ) -> Score:
-    """The metric's value.
+    """Compute the metric.
 
     Args:
         outputs: output name → answers, first axis the sample.

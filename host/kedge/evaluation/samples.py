@@ -50,7 +50,7 @@ class PreprocessedSamples:
 
     @property
     def samples(self) -> int:
-        """How many samples there are."""
+        """Number of samples."""
         return self._samples.count
 
     def __iter__(self) -> Iterator[dict[str, Array]]:

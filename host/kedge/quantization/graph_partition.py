@@ -1,4 +1,4 @@
-"""A graph cut before and behind some of its nodes, so that what follows one of them runs again without the rest.
+"""Partitions a graph around some of its nodes, so that only the part after one of them needs to run again.
 
 Each cut node becomes a session of its own that takes its weight as an input; what lies between becomes one session a
 piece. So a layer's input or weight can be changed, and the outputs computed anew from there, with no session made for
@@ -30,7 +30,7 @@ _MAX_THREADS = 4
 
 @dataclass(kw_only=True)
 class _Subgraph:
-    """Nodes that run together.
+    """A group of nodes that run together.
 
     Attributes:
         weight: name of the constant that is given from outside.
@@ -46,7 +46,7 @@ class _Subgraph:
 
 
 class GraphPartition:
-    """The graph in pieces.
+    """A graph divided into subgraphs.
 
     Args:
         model: constants folded; its nodes have names. Not changed.
@@ -68,14 +68,14 @@ class GraphPartition:
         }
 
     def run(self, feeds: Mapping[str, Array]) -> Tensors:
-        """The whole graph: every tensor between the pieces, the inputs and the outputs."""
+        """Run the whole graph; return every tensor between the subgraphs, the inputs and the outputs."""
         made = {name: np.asarray(array) for name, array in feeds.items()}
         for segment in self._partition:
             self._step(segment, made, {})
         return made
 
     def changed(self, layer: Layer, clean: Mapping[str, Array], changes: Mapping[str, Array], *, half: bool) -> Tensors:
-        """The outputs once one layer has other inputs.
+        """Return the outputs after one layer's inputs are replaced.
 
         Args:
             clean: of :meth:`run`; not changed.
@@ -161,7 +161,7 @@ class GraphPartition:
 
 
 def rounded_to_half(array: Array) -> Array:
-    """The nearest float16 of each number, as float32; other types as they are."""
+    """Round each number to the nearest float16, as float32; other types are returned unchanged."""
     if array.dtype != np.float32:
         return array
     with np.errstate(over="ignore"):

@@ -1,4 +1,5 @@
-"""Which layer moved a sample: the one whose rounding alone, all others in float, changes the sample's outputs most.
+"""Finds the layer that changed a sample: the one whose rounding alone, with all others in float, changes its outputs
+most.
 
 For the report only: the samples are those of the evaluation, and nothing is decided by what is found here.
 """
@@ -39,7 +40,7 @@ def most_altering(
     floating: Collection[str] = (),
     seconds: float = 8.0,
 ) -> list[str | None]:
-    """The layer of each sample; None where no layer was reached in time, or none changes it.
+    """Return the layer for each sample; None if no layer was measured in time, or none changes the sample.
 
     Args:
         model: the float graph with named nodes; not changed.

@@ -1,4 +1,4 @@
-"""One layer as a precision has it: its weight and its inputs, rounded."""
+"""Rounds the weight and the inputs of a single layer as a precision would."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HELD_BYTES = 256 << 20
 
 
 class LayerPerturbation:
-    """The layers of one graph, each in every precision that it can have.
+    """The layers of one graph, each in every precision that it supports.
 
     Args:
         model: the graph that is run, constants folded.
@@ -57,7 +57,7 @@ class LayerPerturbation:
         self._held = 0
 
     def of(self, layer: Layer) -> list[Precision]:
-        """The precisions that a layer can have, small to large."""
+        """Return the precisions that a layer supports, smallest first."""
         return [precision for precision in self._precisions if self._can(layer, precision)]
 
     @property
@@ -68,7 +68,7 @@ class LayerPerturbation:
         return 2 if any(_method(precision) is not RangeMethod.MIN_MAX for precision in self._precisions) else 1
 
     def observe(self, samples: Iterable[Mapping[str, Array]]) -> None:
-        """Find the ranges of activations.
+        """Observe the ranges of the activations.
 
         Raises:
             See :func:`kedge_targets.graph.ranges.observe`.

@@ -1,4 +1,4 @@
-"""The last step of every recipe: which numbers the backend is asked for. Its options become a plan."""
+"""The options of quantization, the last step of every recipe, and the plan made from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WHERE = "recipe, quantize"
 
 @dataclass(frozen=True, kw_only=True)
 class Quantize:
-    """Options of quantization. What is None is what the backend holds for best on the target's processor."""
+    """Options of quantization. None leaves the choice to the backend."""
 
     precision: Annotated[Precision, Option("Precision of every layer that `layers` does not name.")] = Precision.INT8
     layers: Annotated[dict[str, Precision], Option("Node name to precision, for mixed precision.")] = field(
@@ -44,7 +44,7 @@ class Quantize:
     ] = True
 
     def plan(self, compiler: Compiler, target: Target) -> Plan:
-        """The plan that a backend of this target can carry.
+        """Return the plan for a backend of this target.
 
         Raises:
             ConfigError: it cannot carry that; the message says what it can.
@@ -128,11 +128,12 @@ def _said(scheme: QuantizationScheme) -> str:
 
 
 def of_plan(plan: Plan, schemes: tuple[QuantizationScheme, ...]) -> Quantize:
-    """The options that give this plan again, without those that are the backend's own choice, its first scheme."""
+    """Return the options that reproduce a plan, without those that equal the backend's own choice (its first
+    scheme)."""
     default, scheme = schemes[0] if schemes else None, plan.scheme
 
     def chosen(name: str) -> Any:
-        """An attribute of the scheme, if it differs from the backend's own choice."""
+        """Return an attribute of the scheme if it differs from the backend's own choice."""
         if scheme is None or default is None or getattr(scheme, name) == getattr(default, name):
             return None
         return getattr(scheme, name)

@@ -1,4 +1,4 @@
-"""Whether a step made some activation's range explode: what a number format of few bits cannot survive."""
+"""Checks that a step has not made an activation's range explode, which no low-precision format survives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each layer suffers alone at each precision.
+"""Measures layer sensitivity: the error of each layer quantized on its own, at each precision.
 
 One layer at a time is computed as the precision has it, all others in float, on calibration samples; what is left at
 the model's outputs is compared with the float model's. The same rounding is simulated that backends carry out
@@ -94,7 +94,7 @@ def measure(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Sensitivity:
-    """Measure every layer (:func:`kedge_targets.graph.layers.layers`) at every precision that it can have.
+    """Measure every layer (:func:`kedge_targets.graph.layers.layers`) at every precision that it supports.
 
     Samples are taken in pieces, each through all layers, so that every figure is of the same samples; when the time is
     up after the first piece, the figures are of fewer samples than asked for, and within the first piece the last

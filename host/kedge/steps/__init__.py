@@ -1,4 +1,5 @@
-"""Kedge's own steps, a file each, and finding those of third parties (entry points of group ``kedge.steps``)."""
+"""Kedge's compression steps, one file each, and the lookup of third-party steps (entry points of the group
+``kedge.steps``)."""
 
 from __future__ import annotations
 
@@ -28,12 +29,12 @@ _OWN: dict[str, str] = {
 
 
 def names() -> list[str]:
-    """Every step that can be found, sorted."""
+    """Return the names of all available steps, sorted."""
     return sorted({*_OWN, *(point.name for point in metadata.entry_points(group=GROUP))})
 
 
 def find(name: str) -> type[Step[Any]]:
-    """A step's class by its name in a recipe; Kedge's own come first.
+    """Return a step's class by its name in a recipe; Kedge's own steps come first.
 
     Raises:
         ConfigError: unknown, or the third party's cannot be loaded.

@@ -1,4 +1,4 @@
-"""Bias correction: what rounding shifts a layer's output by in the mean is taken off its bias."""
+"""Bias correction: subtracts the mean shift of a layer's output, which rounding causes, from the layer's bias."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectBiasOptions:
-    """What the error is measured on."""
+    """Options of bias correction."""
 
     samples: Annotated[int, Option("Largest number of calibration samples.")] = 128
 
@@ -183,7 +183,7 @@ class _Twins:
 
 
 def _simulated(model: onnx.ModelProto, small: Mapping[str, Array], context: Context, limit: int) -> onnx.ModelProto:
-    """The graph as the plan rounds it."""
+    """Return the graph with the plan's rounding simulated."""
     plan = context.plan
     try:
         found = fakequant.calibrate(model, plan, _Limited(context, limit), progress=context.progress)
@@ -238,7 +238,7 @@ class _Limited:
 
 
 def _errors(probe: onnx.ModelProto, watched: Mapping[str, Layer], context: Context, limit: int) -> dict[str, Array]:
-    """The mean error of each channel of each layer's output."""
+    """Return the mean error of each channel of each layer's output."""
     if not watched:
         return {}
     session = library.load().InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""Self-distillation: the graph learns from the float model it came from, on the unlabelled calibration samples."""
+"""Self-distillation: trains the graph towards the original float model on the unlabelled calibration samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DistilOptions(TrainingOptions):
 
 
 class Distil(Step[DistilOptions]):
-    """The default repair after pruning or quantization to few bits."""
+    """Trains the graph towards the float model; the default repair after pruning or few-bit quantization."""
 
     name: ClassVar[str] = "distil"
     Options = DistilOptions

@@ -1,4 +1,4 @@
-"""Lossless pruning: channels that carry nothing are cut out."""
+"""Lossless pruning: removes channels that carry nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class DropDeadChannelsOptions:
 
 
 class DropDeadChannels(Step[DropDeadChannelsOptions]):
-    """Cuts out channels that weights of zero make or read; every compilation begins with it where it finds any."""
+    """Removes channels that only zero weights produce or read. Every compilation starts with this step if it finds
+    any."""
 
     name: ClassVar[str] = "drop-dead-channels"
     Options = DropDeadChannelsOptions

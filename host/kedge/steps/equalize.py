@@ -1,4 +1,4 @@
-"""Equalization: channels of unlike size are evened out between layers, so that few levels serve all of them."""
+"""Equalization: balances channels of different ranges between layers, so that one scale serves all of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _GROWTH = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class EqualizeOptions:
-    """What is evened out, and how far."""
+    """Options of equalization."""
 
     weights: Annotated[bool, Option("Equalize the weights of consecutive layers.")] = True
     activations: Annotated[bool, Option("Move activation outliers into the weights of the next layer.")] = True

@@ -1,5 +1,4 @@
-"""Quantization-aware fine-tuning: the graph learns, in the very numbers that the plan gives it, to answer as the float
-model did."""
+"""Quantization-aware fine-tuning: trains the graph, in exactly the precision of the plan, towards the float model."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuneOptions(TrainingOptions):
-    """How it is trained; few bits take longer."""
+    """Options of fine-tuning; few bits need more training."""
 
     steps: Steps = 800
     batch: Batch = 32
@@ -23,7 +22,7 @@ class FineTuneOptions(TrainingOptions):
 
 
 class FineTune(Step[FineTuneOptions]):
-    """Training in the plan's precision: any bit width, layer by layer, integers or stored weights."""
+    """Trains the graph in the plan's precision: any bit width, per layer, with integers or stored weights."""
 
     name: ClassVar[str] = "fine-tune"
     Options = FineTuneOptions

@@ -1,4 +1,4 @@
-"""Structured pruning of channels: whole channels are cut out of every layer that makes, handles or reads them."""
+"""Structured channel pruning: removes whole channels from every layer that produces, passes on or reads them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneChannelsOptions:
-    """How many channels go, and which."""
+    """Options of channel pruning."""
 
     ratio: Annotated[float, Option("Share of the channels to prune, at least 0 and below 1.")] = 0.5
     importance: Annotated[Importance, Option("Importance criterion for channels.")] = Importance.TAYLOR
@@ -37,7 +37,7 @@ class PruneChannelsOptions:
 
 
 class PruneChannels(Step[PruneChannelsOptions]):
-    """Cuts the least important channels of convolutions and hidden layers."""
+    """Prunes the least important channels of convolutions and hidden layers."""
 
     name: ClassVar[str] = "prune-channels"
     Options = PruneChannelsOptions

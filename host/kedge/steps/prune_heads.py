@@ -1,4 +1,5 @@
-"""Pruning of attention heads: queries, keys and values of a head, and what the output product reads of it, are cut."""
+"""Attention head pruning: removes a head's queries, keys and values, and the rows of the output projection that read
+it."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneHeadsOptions:
-    """How many heads go, and which."""
+    """Options of head pruning."""
 
     ratio: Annotated[float, Option("Share of the heads to prune, at least 0 and below 1.")] = 0.25
     importance: Annotated[Importance, Option("Importance criterion for heads.")] = Importance.TAYLOR
@@ -30,7 +31,7 @@ class PruneHeadsOptions:
 
 
 class PruneHeads(Step[PruneHeadsOptions]):
-    """Cuts the least important heads; layers may keep different numbers."""
+    """Prunes the least important attention heads; layers may keep different numbers of heads."""
 
     name: ClassVar[str] = "prune-heads"
     Options = PruneHeadsOptions

@@ -1,4 +1,4 @@
-"""Pruning of the feed-forward width: the inner dimension between two matrix products, as transformers have them."""
+"""Feed-forward width pruning: reduces the inner dimension between two matrix products, as in transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneWidthOptions:
-    """How much of the width goes, and what of it."""
+    """Options of width pruning."""
 
     ratio: Annotated[float, Option("Share of the width to prune, at least 0 and below 1.")] = 0.25
     importance: Annotated[Importance, Option("Importance criterion for the inner units.")] = Importance.TAYLOR
@@ -32,7 +32,7 @@ class PruneWidthOptions:
 
 
 class PruneWidth(Step[PruneWidthOptions]):
-    """Cuts the least important units between matrix products."""
+    """Prunes the least important units between two matrix products."""
 
     name: ClassVar[str] = "prune-width"
     Options = PruneWidthOptions

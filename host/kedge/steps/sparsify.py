@@ -1,5 +1,5 @@
-"""Unstructured and N:M pruning: single weights become zero. Nothing gets smaller or faster by it on a processor; it
-is for what packs files, and for GPUs that skip two of four."""
+"""Unstructured and N:M sparsity: sets single weights to zero. It makes nothing smaller or faster on a CPU; it helps
+file compression, and GPUs that skip two of four weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SparsifyOptions:
-    """How many weights become zero, and which."""
+    """Options of sparsification."""
 
     pattern: Annotated[str, Option("unstructured, or N:M such as 2:4: keep N of every M consecutive weights.")] = (
         "unstructured"
@@ -28,7 +28,7 @@ class SparsifyOptions:
 
 
 class Sparsify(Step[SparsifyOptions]):
-    """Zeroes the weights of least magnitude."""
+    """Sets the weights of least magnitude to zero."""
 
     name: ClassVar[str] = "sparsify"
     Options = SparsifyOptions

@@ -1,4 +1,4 @@
-"""Outliers apart: the few channels that would stretch an activation's range are computed beside it, in float."""
+"""Outlier decomposition: computes the few channels that would stretch an activation's range separately, in float."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class SplitOutliersOptions:
-    """Which channels are outliers."""
+    """Options of outlier decomposition."""
 
     channels: Annotated[int, Option("Largest number of outlier channels per activation.")] = 8
     spread: Annotated[float, Option("How many times larger than the other channels an outlier channel is.")] = 1.5
