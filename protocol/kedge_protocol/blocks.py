@@ -14,7 +14,6 @@ from __future__ import annotations
 import enum
 import hashlib
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,12 +67,6 @@ def block_length(size: int, index: int) -> int:
 def block_hash(data: bytes | memoryview) -> bytes:
     """The 32-byte hash of one block."""
     return hashlib.sha256(data).digest()
-
-
-def iter_hashes(block_map: bytes) -> Iterator[bytes]:
-    """The hashes of a block map in order."""
-    for start in range(0, len(block_map), HASH_SIZE):
-        yield block_map[start : start + HASH_SIZE]
 
 
 def map_of_file(path: Path) -> bytes:

@@ -27,7 +27,6 @@
     ├── IncompatibleError         a good bundle that this device cannot run
     ├── VerificationError         golden vectors did not hold
     ├── MessageError              a message on the wire that is not as agreed
-    ├── TransferError             a pull that cannot go on
     ├── StorageError              disk full, not writable, not readable
     └── FleetError                unknown device, release, rollout; conflict
         └── BrokerError
@@ -164,10 +163,6 @@ class VerificationError(KedgeError):
 
 class MessageError(KedgeError):
     """A message on the wire that is not as agreed."""
-
-
-class TransferError(KedgeError):
-    """A pull that cannot go on."""
 
 
 class StorageError(KedgeError):

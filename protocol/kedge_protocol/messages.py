@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import enum
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from kedge_protocol import codec, digest
@@ -309,17 +308,6 @@ def decode_bitmap(text: str, *, where: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
         raise MessageError(f"the bitmap is not base64: {error}", where=where) from error
-
-
-def bitmap_of(finished: Iterable[int]) -> bytes:
-    """The bitmap of a set of block indices."""
-    bits = bytearray()
-    for index in finished:
-        byte = index >> 3
-        if byte >= len(bits):
-            bits.extend(bytes(byte + 1 - len(bits)))
-        bits[byte] |= 1 << (index & 7)
-    return bytes(bits)
 
 
 def bit_is_set(bitmap: bytes | bytearray, index: int) -> bool:

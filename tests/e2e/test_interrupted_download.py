@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.support.brokers import Mosquitto
-from tests.support.bundles import make_bundle, samples
+from tests.support.bundles import iter_hashes, make_bundle, samples
 from tests.support.field import DEVICE, LEGACY, Device, Field, agent_of
 
 from kedge.demo.processes import wait_until
@@ -29,7 +29,7 @@ class Download:
     def __init__(self, device: Device, layout: Layout) -> None:
         bundle = layout.bundle(device.target)
         self.layer = max(bundle.manifest.layers, key=lambda layer: layer.size)
-        self._hashes = list(blocks.iter_hashes(blocks.map_of_file(layout.blob_path(self.layer.digest))))
+        self._hashes = list(iter_hashes(blocks.map_of_file(layout.blob_path(self.layer.digest))))
         self._hex = self.layer.digest.partition(":")[2]
         self._state = device.state
 

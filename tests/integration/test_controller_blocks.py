@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from tests.support.brokers import Mosquitto, mosquitto, wait_for
-from tests.support.bundles import make_bundle
+from tests.support.bundles import iter_hashes, make_bundle
 from tests.support.controllers import ControllerProcess
 from tests.support.scripted_agent import ScriptedAgent
 
 from kedge.fleet.fair_queue import MAX_WAITING
 from kedge.fleet.service import FleetService
 from kedge_protocol import digest
-from kedge_protocol.blocks import BLOCK_SIZE, BlockStatus, block_count, block_hash, iter_hashes
+from kedge_protocol.blocks import BLOCK_SIZE, BlockStatus, block_count, block_hash
 from kedge_protocol.bundle.layout import Bundle, Layout
 from kedge_protocol.messages import BlobKind
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_protocol import digest, golden
+from kedge_protocol import blocks, digest, golden
 from kedge_protocol.bundle import config as cfg
 from kedge_protocol.bundle.write import new_layout
 
@@ -356,3 +356,9 @@ def _tflite_spec(name: str, details: dict[str, Any], layout: str | None) -> cfg.
         zero_point=int(zero_point) if scale else None,
     )
     return cfg.TensorSpec(name=name, shape=(None, *shape[1:]), dtype="float32", file=file, layout=layout)
+
+
+def iter_hashes(block_map: bytes) -> Iterator[bytes]:
+    """The hashes of a block map in order."""
+    for start in range(0, len(block_map), blocks.HASH_SIZE):
+        yield block_map[start : start + blocks.HASH_SIZE]

@@ -25,10 +25,20 @@ from kedge_protocol.messages import (
     Reported,
     ReportedModel,
     Status,
-    bitmap_of,
     encode_bitmap,
 )
 from tests.support.brokers import wait_for
+
+
+def bitmap_of(finished: Iterable[int]) -> bytes:
+    """The bitmap of a set of block indices."""
+    bits = bytearray()
+    for index in finished:
+        byte = index >> 3
+        if byte >= len(bits):
+            bits.extend(bytes(byte + 1 - len(bits)))
+        bits[byte] |= 1 << (index & 7)
+    return bytes(bits)
 
 
 class ScriptedAgent:

@@ -11,7 +11,6 @@ from kedge_targets.target_survey import BackendView, survey
 
 _WORDS = {
     "executed": "run by the device's own runtime",
-    "emulated": "run on an emulated processor",
     "simulated": "run by a bit-exact simulator",
     "compiled": "the vendor's compiler makes the device's file",
     "checked": "the vendor's parser accepts it",

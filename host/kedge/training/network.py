@@ -91,10 +91,6 @@ class Network(torch.nn.Module):  # type: ignore[misc]
         value = self.get_parameter(self._keys[name])
         return self._first[name] * torch.exp(value) if name in self._first else value
 
-    def parameters_of(self, *roles: weights.Role) -> list[torch.nn.Parameter]:
-        """The parameters that are trained in these roles."""
-        return [self.get_parameter(self._keys[name]) for name, role in self.roles.items() if role in roles]
-
     def forward(self, feeds: Mapping[str, Tensor], keep: Collection[str] = ()) -> dict[str, Tensor]:
         """Outputs of the graph, in its order, and the tensors named in ``keep``.
 

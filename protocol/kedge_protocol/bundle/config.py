@@ -23,7 +23,6 @@ class Verified(str, enum.Enum):
     """How far a bundle was proved before it left the host."""
 
     EXECUTED = "executed"  # run with the runtime that the device uses
-    EMULATED = "emulated"  # run on an emulated processor
     SIMULATED = "simulated"  # run by a bit-exact simulator
     COMPILED = "compiled"  # the vendor's compiler made the device's file
     CHECKED = "checked"  # the vendor's parser accepted it

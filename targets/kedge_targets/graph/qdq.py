@@ -7,7 +7,7 @@ to tensors without asking whether they are taken.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -306,8 +306,3 @@ class _Writing:
         del self._model.graph.node[:]
         self._model.graph.node.extend(arranged)
         dead_code.remove_dead_nodes(self._model)
-
-
-def integer_layers(model: onnx.ModelProto, where: QdqPlacement) -> Collection[str]:
-    """Names of the weighted nodes that compute in integers."""
-    return [node.name for node in model.graph.node if node.op_type in WEIGHTED and node.name in where.integers]

@@ -153,11 +153,6 @@ def pack_codes(codes: Array) -> Array:
     return pairs.astype(np.uint8)
 
 
-def unpack_codes(raw: Array, count: int) -> Array:
-    """The first ``count`` codes of :func:`packed`, flat."""
-    return np.stack((raw & 15, raw >> 4), axis=-1).reshape(-1)[:count].astype(np.uint8)
-
-
 def _int4(values: Array, axis: int, group_size: int, asymmetric: bool) -> Encoded:
     groups = to_groups(to_rows(values, axis), group_size)
     low, high = np.minimum(groups.min(axis=-1), 0), np.maximum(groups.max(axis=-1), 0)
