@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from kedge.options import Option
 from kedge.pruning.importance import Importance, Norm
 from kedge.pruning.selection import Limits, Ranking, Target
-from kedge.step import Context, Step
-
-if TYPE_CHECKING:
-    import onnx
+from kedge.steps.pruning_step import PruningStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,39 +32,16 @@ class PruneChannelsOptions:
     rounds: Annotated[int, Option("Number of pruning rounds; importance is measured again in each.")] = 1
     samples: Annotated[int, Option("Largest number of calibration samples for measuring importance.")] = 128
 
+    @property
+    def limits(self) -> Limits:
+        """The bounds of one layer."""
+        return Limits(multiple=self.multiple_of, least=self.least, most=self.most)
 
-class PruneChannels(Step[PruneChannelsOptions]):
+
+class PruneChannels(PruningStep[PruneChannelsOptions]):
     """Prunes the least important channels of convolutions and hidden layers."""
 
     name: ClassVar[str] = "prune-channels"
     Options = PruneChannelsOptions
-
-    def apply(self, model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
-        """See :class:`kedge.step.Step`.
-
-        Raises:
-            StepError, ConfigError, ModelError: see :func:`kedge.pruning.pruner.prune`.
-        """
-        from kedge.pruning import pruner
-        from kedge.pruning.groups import Kind
-
-        options = self.options
-        return pruner.prune(
-            model,
-            context,
-            pruner.PruningRequest(
-                step=self.name,
-                kinds=(Kind.CHANNELS, Kind.WIDTH),
-                what="channels",
-                ratio=options.ratio,
-                importance=options.importance,
-                ranking=options.ranking,
-                target=options.target,
-                norm=options.norm,
-                layers=options.layers,
-                leave=options.leave,
-                limits=Limits(multiple=options.multiple_of, least=options.least, most=options.most),
-                rounds=options.rounds,
-                samples=options.samples,
-            ),
-        )
+    kinds: ClassVar[tuple[str, ...]] = ("channels", "width")
+    what: ClassVar[str] = "channels"

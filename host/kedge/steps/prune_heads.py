@@ -4,15 +4,12 @@ it."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from kedge.options import Option
 from kedge.pruning.importance import Importance
 from kedge.pruning.selection import Limits, Ranking
-from kedge.step import Context, Step
-
-if TYPE_CHECKING:
-    import onnx
+from kedge.steps.pruning_step import PruningStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,36 +26,16 @@ class PruneHeadsOptions:
     least: Annotated[int, Option("Smallest number of heads that each layer keeps.")] = 1
     samples: Annotated[int, Option("Largest number of calibration samples for measuring importance.")] = 64
 
+    @property
+    def limits(self) -> Limits:
+        """The bounds of one layer."""
+        return Limits(least=self.least)
 
-class PruneHeads(Step[PruneHeadsOptions]):
+
+class PruneHeads(PruningStep[PruneHeadsOptions]):
     """Prunes the least important attention heads; layers may keep different numbers of heads."""
 
     name: ClassVar[str] = "prune-heads"
     Options = PruneHeadsOptions
-
-    def apply(self, model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
-        """See :class:`kedge.step.Step`.
-
-        Raises:
-            StepError, ConfigError, ModelError: see :func:`kedge.pruning.pruner.prune`.
-        """
-        from kedge.pruning import pruner
-        from kedge.pruning.groups import Kind
-
-        options = self.options
-        return pruner.prune(
-            model,
-            context,
-            pruner.PruningRequest(
-                step=self.name,
-                kinds=(Kind.HEADS,),
-                what="heads",
-                ratio=options.ratio,
-                importance=options.importance,
-                ranking=options.ranking,
-                layers=options.layers,
-                leave=options.leave,
-                limits=Limits(least=options.least),
-                samples=options.samples,
-            ),
-        )
+    kinds: ClassVar[tuple[str, ...]] = ("heads",)
+    what: ClassVar[str] = "heads"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from kedge.options import Option
 from kedge.pruning.importance import Importance, Norm
 from kedge.pruning.selection import Limits, Ranking
-from kedge.step import Context, Step
-
-if TYPE_CHECKING:
-    import onnx
+from kedge.steps.pruning_step import PruningStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,37 +27,16 @@ class PruneWidthOptions:
     most: Annotated[float, Option("Largest share of one layer's width to prune.")] = 0.9
     samples: Annotated[int, Option("Largest number of calibration samples for measuring importance.")] = 64
 
+    @property
+    def limits(self) -> Limits:
+        """The bounds of one layer."""
+        return Limits(multiple=self.multiple_of, most=self.most)
 
-class PruneWidth(Step[PruneWidthOptions]):
+
+class PruneWidth(PruningStep[PruneWidthOptions]):
     """Prunes the least important units between two matrix products."""
 
     name: ClassVar[str] = "prune-width"
     Options = PruneWidthOptions
-
-    def apply(self, model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
-        """See :class:`kedge.step.Step`.
-
-        Raises:
-            StepError, ConfigError, ModelError: see :func:`kedge.pruning.pruner.prune`.
-        """
-        from kedge.pruning import pruner
-        from kedge.pruning.groups import Kind
-
-        options = self.options
-        return pruner.prune(
-            model,
-            context,
-            pruner.PruningRequest(
-                step=self.name,
-                kinds=(Kind.WIDTH,),
-                what="width",
-                ratio=options.ratio,
-                importance=options.importance,
-                ranking=options.ranking,
-                norm=options.norm,
-                layers=options.layers,
-                leave=options.leave,
-                limits=Limits(multiple=options.multiple_of, most=options.most),
-                samples=options.samples,
-            ),
-        )
+    kinds: ClassVar[tuple[str, ...]] = ("width",)
+    what: ClassVar[str] = "width"
