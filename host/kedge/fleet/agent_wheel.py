@@ -1,4 +1,4 @@
-"""The agent's own wheel, as a kit carries it: made of what is installed here, so that no board asks an index for it."""
+"""Builds the agent's wheel for a kit from this installation, so that no board needs a package index for it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from kedge_protocol.packages import AGENT
 
 _TREE = Path(kedge_protocol.__file__).resolve().parents[2]
 _RULE = _TREE / "agent" / "agent_files.py"
-"""In a checkout: which of its files a device needs."""
+"""In a checkout: lists the files that a device needs."""
 _NOT_METADATA = ("RECORD", "INSTALLER", "REQUESTED", "WHEEL", "direct_url.json")
 _WHEEL = "Wheel-Version: 1.0\nGenerator: kedge\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
 @functools.cache
 def build() -> tuple[str, bytes]:
-    """File name and content; the same installation gives the same bytes.
+    """Return the wheel's file name and content; the same installation gives the same bytes.
 
     Raises:
         MissingDependencyError: the agent's distribution is not installed, or is of another version than this code.
@@ -66,7 +66,7 @@ def _code(installed: importlib.metadata.Distribution) -> dict[str, Path]:
 
 
 def _packed(content: Mapping[str, bytes], *, record: str) -> bytes:
-    """A wheel without times (binary distribution format 1.0: RECORD holds urlsafe base64 without padding)."""
+    """Pack a wheel without timestamps (binary distribution format 1.0: RECORD holds urlsafe base64 without padding)."""
     lines = []
     raw = io.BytesIO()
     with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:

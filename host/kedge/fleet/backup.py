@@ -1,4 +1,4 @@
-"""Backups of the state database: taken while everything runs, put back while no controller does."""
+"""Backups of the state database: saved while the controller runs, restored while it is stopped."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Saved:
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """A backup that was put back; ``incomplete`` names releases whose blobs are not all in the state folder."""
+    """A restored backup; ``incomplete`` names releases whose blobs are not all in the state folder."""
 
     file: Path
     devices: int
@@ -38,7 +38,7 @@ class Restored:
 
 
 def save(file: Path, state: Path | None = None) -> Saved:
-    """Write the state database, as it is at one moment, to one file. Others may read and write meanwhile.
+    """Write a consistent copy of the state database to one file. Others may read and write meanwhile.
 
     A copy of ``fleet.db`` alone would lack what still lies in its write-ahead log.
 
@@ -60,8 +60,8 @@ def save(file: Path, state: Path | None = None) -> Saved:
 
 
 def restore(file: Path, state: Path | None = None, *, force: bool = False) -> Restored:
-    """Put a backup in the place of the state database. Devices heed what is rolled out afterwards: each answer of a
-    device that knows a higher desired version raises this database's.
+    """Replace the state database by a backup. Devices follow later rollouts: each answer of a device with a higher
+    desired version raises this database's version.
 
     Args:
         force: replace a database that is there; it is kept beside as ``fleet.db.before``.
@@ -114,7 +114,7 @@ def _check(file: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> int:
-    """Copy a database, what lies in its log too; how many devices are in the copy."""
+    """Copy a database, its log included; return the number of devices in the copy."""
     try:
         with (
             contextlib.closing(sqlite3.connect(source, timeout=15.0)) as read,
@@ -132,7 +132,7 @@ def _copy(source: Path, target: Path) -> int:
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A new file that takes the place of ``path``, synced, when the block ends well; else nothing is left."""
+    """Yield a new file that replaces ``path``, synced, if the block succeeds; otherwise it is removed."""
     with _storage_errors(path), files.replacement(path, mode=0o600) as temporary:
         try:
             yield temporary
@@ -142,7 +142,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def _keep(target: Path) -> None:
-    """Put the database that is there aside, whole, and take its log away: it would be read into the new one."""
+    """Move the existing database aside and remove its log, which would otherwise be read into the new one."""
     if target.exists():
         before = target.with_name(_BEFORE)
         before.unlink(missing_ok=True)

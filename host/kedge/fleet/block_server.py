@@ -1,4 +1,5 @@
-"""The block server: answers requests for blocks of published blobs, a block a message, at the broker's pace."""
+"""The block server: answers requests for blocks of published blobs, one block per message, as fast as the broker takes
+them."""
 
 from __future__ import annotations
 
@@ -29,22 +30,22 @@ from kedge_protocol.messages import BlobKind, BlockRequest, decode_bitmap
 log = logging.getLogger(__name__)
 
 MAX_BLOCKS_A_REQUEST = 256
-"""Indices that one request may name."""
+"""Largest number of indices in one request."""
 OPEN_FILES = 64
-"""Blobs and maps that are kept open."""
+"""Number of blobs and maps that are kept open."""
 WINDOW_BYTES = 1024 * 1024
-"""Payload bytes that may wait for the socket: enough to keep it busy, little enough that turns stay fair."""
+"""Payload bytes that may wait for the socket: enough to keep it busy, few enough to keep the turns fair."""
 
 
 class Outlet(Protocol):
-    """What the server needs of :class:`kedge_protocol.mqtt.Connection`."""
+    """The part of :class:`kedge_protocol.mqtt.Connection` that the server needs."""
 
     @property
     def connected(self) -> bool:
-        """Whether anything can be sent."""
+        """Return whether anything can be sent."""
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool:
-        """Send; False where it was not taken."""
+        """Send a message; return False if it was not accepted."""
 
     def wait_sent(self, below: int, timeout: float) -> bool:
         """Wait until fewer bytes than ``below`` wait for the socket."""
@@ -52,7 +53,7 @@ class Outlet(Protocol):
 
 @dataclass(frozen=True)
 class Client:
-    """A device that is served: its number in the database, the bundles that it is to have, and those in its report."""
+    """A served device: its number in the database, the bundles it should have, and those in its report."""
 
     number: int
     desired: frozenset[str]
@@ -60,7 +61,8 @@ class Client:
 
 
 class BlockServer:
-    """Requests come on the connection's thread (:meth:`request`); one thread of its own reads and sends.
+    """The block server. Requests arrive on the connection's thread (:meth:`request`); a separate thread reads and
+    sends.
 
     Args:
         repository: where blobs and maps lie.
@@ -84,22 +86,22 @@ class BlockServer:
     def know(
         self, clients: Mapping[str, Client], blobs: Mapping[str, int], bundles: Mapping[str, frozenset[str]]
     ) -> None:
-        """Whom to serve (by name) and with what: blob → its bytes, bundle → its blobs."""
+        """Set the devices to serve, by name, and what they may get: blob → bytes, bundle → blobs."""
         self._clients, self._blobs, self._bundles = clients, blobs, bundles
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start sending."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; what waits is not sent."""
+        """Stop the thread; queued blocks are not sent."""
         self._stopping.set()
         self._turns.clear()
         if self._thread.is_alive():
             self._thread.join(5.0)
 
     def clear(self) -> None:
-        """Forget what waits: on a new connection devices ask again."""
+        """Drop the queue: devices ask again on a new connection."""
         self._turns.clear()
 
     def request(self, device: str, rid: str, payload: bytes) -> None:
@@ -211,7 +213,7 @@ class BlockServer:
 
 
 def _size_of(kind: BlobKind, blob_size: int) -> int:
-    """Bytes of the blob or of its map; a blob of one block has no map."""
+    """Return the bytes of a blob or of its map; a blob of one block has no map."""
     if kind is BlobKind.BLOB:
         return blob_size
     count = block_count(blob_size)

@@ -1,4 +1,4 @@
-"""What a device is asked to do once: put down by a verb, sent by the controller, answered by the device."""
+"""One-time commands to a device: recorded by the CLI, sent by the controller, answered by the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEPT_SECONDS = 24 * 3600.0
 
 
 def ask(session: Session, device: int, verb: str) -> str:
-    """Put a command down; its number."""
+    """Record a command and return its number."""
     now = time.time()
     session.run("DELETE FROM command WHERE asked_at < ?", (now - KEPT_SECONDS,))
     cid = uuid.uuid4().hex
@@ -22,7 +22,7 @@ def ask(session: Session, device: int, verb: str) -> str:
 
 
 def view(session: Session, cid: str) -> CommandQueued:
-    """Where a command stands."""
+    """Return the state of a command."""
     query = "SELECT command.*, name FROM command JOIN device ON device.id = device_id WHERE cid = ?"
     row = session.row(query, (cid,))
     if row is None:

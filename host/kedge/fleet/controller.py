@@ -1,4 +1,5 @@
-"""The controller: makes the broker show what the database wants, and the database show what devices say.
+"""The controller publishes the database's desired states to the broker and records the devices' reports in the
+database.
 
 It holds no truth of its own. Verbs write to the database, from any process; the controller sees a change, publishes
 what is new, and after every connection publishes everything, for a broker may have lost it.
@@ -34,7 +35,7 @@ from kedge_protocol.mqtt import Backoff, Broker, Connection
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
-"""Between two rounds; what came between is written in one transaction."""
+"""Seconds between two rounds; all messages between them are written in one transaction."""
 LOOK_SECONDS = 10.0
 """Between two looks at the database that no verb asked for: one may have died before it could."""
 PUBLISHED_AT_ONCE = 256
@@ -74,8 +75,8 @@ def run(state: Path | None, options: ControllerOptions) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Signals to stop, as they come. (An event would not do: its lock may be held by the very code that a signal
-    interrupts.)"""
+    """Yield a flag that a stop signal sets. An event would not do: the code that the signal interrupts may hold its
+    lock."""
     caught: list[int] = []
     numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in numbers}
@@ -87,7 +88,8 @@ def _signals() -> Iterator[list[int]]:
 
 
 class Controller:
-    """One controller; a context manager. :meth:`tick` does the work that is not the connection's, four times a second.
+    """A controller, as a context manager. :meth:`tick` does all work outside the connection's thread, four times a
+    second.
 
     Args:
         state: the state folder; only one controller at a time may use it.
@@ -142,18 +144,18 @@ class Controller:
         self.stop()
 
     def start(self) -> None:
-        """Connect, and begin to serve."""
+        """Connect and start serving."""
         self._records.nobody_is_there()
         self._read_changes()
         self._blocks.start()
         self._connection.start()
 
     def disconnect(self) -> None:
-        """Say good-bye and leave the broker."""
+        """Announce the end and disconnect from the broker."""
         self._connection.stop()
 
     def stop(self) -> None:
-        """Leave, write what is unwritten, give the folder free."""
+        """Disconnect, write pending data, and release the folder."""
         self.disconnect()
         self._blocks.stop()
         try:
@@ -169,8 +171,8 @@ class Controller:
     # The controller's thread.
 
     def tick(self) -> None:
-        """One round: write what devices said, look for changes, publish what is new. Trouble with the disk is logged
-        and tried again in the next round."""
+        """Run one round: write the devices' messages, look for changes, publish them. Disk errors are logged and
+        retried in the next round."""
         try:
             self._write()
             self._read_changes()
@@ -189,7 +191,7 @@ class Controller:
             self._inbox.written()
 
     def _read_changes(self) -> None:
-        """Look at the database where a verb said that it has changed, and seldom without a word."""
+        """Read the database if a command has signalled a change, and occasionally without a signal."""
         wakened, now = self.database.wakened(), time.monotonic()
         if wakened == self._wakened and now - self._looked < LOOK_SECONDS:
             return
@@ -226,7 +228,7 @@ class Controller:
             self._unpublished = not self._publish_all(due) or not self._send_commands()
 
     def _remind(self) -> None:
-        """Tell devices that are there and do not answer once more what they shall run."""
+        """Publish the desired state again to online devices that have not answered it."""
         if time.monotonic() - self._reminded >= REMIND_SECONDS:
             self._reminded = time.monotonic()
             for name in self._records.lagging():
@@ -234,7 +236,8 @@ class Controller:
                 self._unpublished = True
 
     def _publish_all(self, due: list[str]) -> bool:
-        """Publish what these devices shall run; False where the queue was full: the rest goes in the next round."""
+        """Publish the desired state of these devices; return False if the queue is full, and the rest follows in the
+        next round."""
         for start in range(0, len(due), PUBLISHED_AT_ONCE):
             for publication in self._records.publications(due[start : start + PUBLISHED_AT_ONCE]):
                 if not self._send(
@@ -245,7 +248,8 @@ class Controller:
         return True
 
     def _send(self, topic: str, payload: bytes, device: str, *, retain: bool) -> bool:
-        """Publish; False where the queue is full. What can never be sent is dropped with a word in the log."""
+        """Publish a message; return False if the queue is full. A message that can never be sent is logged and
+        dropped."""
         try:
             return self._connection.publish(topic, payload, qos=1, retain=retain)
         except MessageError as error:
@@ -294,7 +298,7 @@ class Controller:
                 self._seldom.warning(f"req {device}", "a request was dropped: %s", error)
 
     def _heard_of_controller(self, payload: bytes) -> None:
-        """A late will of a former connection must not stand: devices would wait for a controller that is there."""
+        """Correct a late will of an earlier connection, since devices would wait for a controller that is online."""
         try:
             status = codec.decode(payload, Status, where=topics.CONTROLLER_STATUS)
         except KedgeError:
@@ -309,6 +313,6 @@ class Controller:
 
 
 def _taken_apart(topic: str) -> tuple[str, str, str]:
-    """Device, kind, tail of a topic that a subscription let through; cheap, for it is done for each request."""
+    """Return device, kind and tail of a subscribed topic. It is cheap, since it runs for each request."""
     parts = [*topic.split("/"), "", "", "", "", ""]
     return parts[3], parts[4], parts[5]

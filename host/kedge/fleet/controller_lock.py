@@ -1,4 +1,4 @@
-"""One controller a state folder: a lock file that the system frees with the process, however that ends."""
+"""Allows one controller per state folder by a lock file that the system releases with the process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kedge_protocol.errors import FleetError, StorageError
 
 @contextlib.contextmanager
 def only_controller(folder: Path) -> Iterator[None]:
-    """Be the folder's controller, or keep others from being it.
+    """Take the role of the folder's controller, or keep others from taking it.
 
     Raises:
         FleetError: another controller runs on this folder.

@@ -1,4 +1,4 @@
-"""The controller's side of the database: what it must publish and serve, and what devices said, in batches."""
+"""The controller's view of the database: what it must publish and serve, and the devices' messages, in batches."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from kedge_protocol.messages import MAX_VERSION_STEP, Desired, DesiredRefusal, R
 TELEMETRY_KEPT = 60
 """Telemetry messages kept for each device."""
 TELEMETRY_SLACK = 20
-"""As many more may lie there before the oldest are deleted, all at once."""
+"""Number of additional messages before the oldest are deleted in one go."""
 COMMAND_SECONDS = 60.0
-"""An older command that was not sent is not sent any more."""
+"""Age, in seconds, after which an unsent command is not sent any more."""
 
 _STATE = """
 INSERT INTO device_state
@@ -48,7 +48,7 @@ class DesiredPublication:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetSnapshot:
-    """Whom the controller serves, and with what.
+    """The devices that the controller serves, and what they may get.
 
     Attributes:
         changes: the number of changes that it is of.
@@ -68,7 +68,7 @@ class FleetSnapshot:
 
     @property
     def devices(self) -> dict[str, int]:
-        """Device → its number."""
+        """Return device → number."""
         return {name: memory.number for name, memory in self.memories.items()}
 
 
@@ -90,18 +90,19 @@ class ControllerStore:
         self._telemetry: dict[int, int] = {}
 
     def client_id(self) -> str:
-        """This state folder's name at the broker: one for ever, so that a controller that comes back takes the
-        connection of its former self over, and that one's will cannot come late."""
+        """Return this state folder's MQTT client id. It never changes, so that a restarted controller takes over its
+        previous connection, whose will then cannot arrive late."""
         with self._database.read() as session:
             return meta(session, "client_id")
 
     def nobody_is_there(self) -> None:
-        """What a controller that was killed left behind says nothing of who is there now; retained states will tell."""
+        """Mark all devices as offline: a killed controller's data does not show who is online, and retained states will
+        follow."""
         with self._database.write() as session:
             session.run("UPDATE device_state SET online = 0 WHERE online")
 
     def snapshot(self, *, known: Collection[str] = ()) -> FleetSnapshot:
-        """Devices and blobs as they are now.
+        """Return the current devices and blobs.
 
         Args:
             known: devices whose memory the caller has already: theirs is answered without what they said.
@@ -136,7 +137,7 @@ class ControllerStore:
             )
 
     def publications(self, names: Sequence[str]) -> list[DesiredPublication]:
-        """The desired state of these devices, in this order."""
+        """Return the desired states of these devices, in this order."""
         now = time.time()
         with self._database.read() as session:
             query = "SELECT id, name, desired_version, managed FROM device WHERE name IN {}"
@@ -159,7 +160,7 @@ class ControllerStore:
         ]
 
     def lagging(self) -> set[str]:
-        """Devices that are there and have not answered what they shall run."""
+        """Return online devices that have not answered their desired state."""
         with self._database.read() as session:
             rows = session.rows(
                 "SELECT name FROM device JOIN device_state ON device_id = device.id"
@@ -168,7 +169,7 @@ class ControllerStore:
         return {row["name"] for row in rows}
 
     def pending_commands(self) -> list[PendingCommand]:
-        """Commands that were not sent yet and are not too old."""
+        """Return unsent commands that are not too old."""
         with self._database.read() as session:
             rows = session.rows(
                 "SELECT cid, name, verb FROM command JOIN device ON device.id = device_id"
@@ -178,13 +179,13 @@ class ControllerStore:
         return [PendingCommand(cid=row["cid"], device=row["name"], verb=row["verb"]) for row in rows]
 
     def sent(self, cids: Collection[str]) -> None:
-        """These commands went to the broker."""
+        """Mark these commands as sent."""
         with self._database.write() as session:
             now = time.time()
             session.run_many("UPDATE command SET sent_at = ? WHERE cid = ?", [(now, cid) for cid in cids])
 
     def write(self, changes: Mapping[str, Change]) -> None:
-        """Write what devices said, in one transaction."""
+        """Write the devices' messages in one transaction."""
         with self._database.write() as session:
             if int(meta(session, "changes")) != self._changes:
                 # One may have been removed since the roster was read.
@@ -224,7 +225,7 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, frozenset[str]]:
 
 
 def _remember(session: Session, memories: Mapping[int, DeviceState]) -> None:
-    """Fill in what devices said to an earlier controller."""
+    """Restore what devices reported to an earlier controller."""
     query = "SELECT device_id, boot_id, session, seen_at, reported_boot_id, reported_seq FROM device_state"
     for row in session.rows(query):
         if memory := memories.get(row["device_id"]):
@@ -280,8 +281,8 @@ def _write_one(session: Session, change: Change) -> None:
 
 
 def _must_outbid(session: Session, number: int, view: Reported) -> bool:
-    """Whether to speak with a number that the device heeds: it holds a higher one than ours (a database that was
-    restored, a card that was cloned), or ours with other content than we wish.
+    """Return whether the device needs a higher desired version than ours: it holds a higher one (a restored database, a
+    cloned card), or the same one with other content.
 
     Done once after each rollout: if there is more to outbid, another controller speaks to the device too, and two that
     outbid each other would never end; :func:`kedge.fleet.device_progress.contradiction` names it.

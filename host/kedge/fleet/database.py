@@ -23,11 +23,12 @@ from kedge_protocol.folders import data_folder
 from kedge_protocol.messages import Reported
 
 BUSY_SECONDS = 15.0
-"""How long a process waits for another's write."""
+"""Seconds that a process waits for another's write."""
 WAKE = "fleet.wake"
-"""A file beside the database, touched after each change that the controller must act upon: it need not ask."""
+"""File beside the database, touched after each change that concerns the controller, so that it need not poll the
+database."""
 PARAMETERS = 900
-"""Values that one statement takes; SQLite's own limit was 999 for long."""
+"""Largest number of values in one statement; older SQLite versions limit it to 999."""
 
 Row = sqlite3.Row
 Values = Sequence[Any] | dict[str, Any]
@@ -44,7 +45,7 @@ def state_folder(given: Path | None = None) -> Path:
 
 
 class Session:
-    """One transaction; rows are read by column name.
+    """One transaction. Rows are read by column name.
 
     Attributes:
         changed: whether the controller has something to do once this is committed, see :func:`note_change`.
@@ -55,33 +56,33 @@ class Session:
         self.changed = False
 
     def rows(self, sql: str, values: Values = ()) -> list[Row]:
-        """All rows of a query."""
+        """Return all rows of a query."""
         return self._connection.execute(sql, values).fetchall()
 
     def row(self, sql: str, values: Values = ()) -> Row | None:
-        """The first row of a query."""
+        """Return the first row of a query."""
         found: Row | None = self._connection.execute(sql, values).fetchone()
         return found
 
     def value(self, sql: str, values: Values = ()) -> Any:
-        """The first column of the first row; None without one."""
+        """Return the first column of the first row; None without a row."""
         found = self._connection.execute(sql, values).fetchone()
         return None if found is None else found[0]
 
     def run(self, sql: str, values: Values = ()) -> int:
-        """A statement that writes; how many rows it changed."""
+        """Run a writing statement; return the number of changed rows."""
         return self._connection.execute(sql, values).rowcount
 
     def insert(self, sql: str, values: Values = ()) -> int:
-        """An ``INSERT``; the row's number."""
+        """Run an ``INSERT``; return the row's number."""
         return int(self._connection.execute(sql, values).lastrowid or 0)
 
     def run_many(self, sql: str, values: Iterable[Values]) -> None:
-        """The same statement for each of many."""
+        """Run the same statement for many parameters."""
         self._connection.executemany(sql, values)
 
     def where_in(self, sql: str, values: Sequence[Any]) -> list[Row]:
-        """A query whose ``{}`` stands for a list of any length."""
+        """Run a query whose ``{}`` stands for a list of any length."""
         found = []
         for start in range(0, len(values), PARAMETERS):
             some = values[start : start + PARAMETERS]
@@ -90,7 +91,7 @@ class Session:
 
 
 class Database:
-    """The database of a state folder, made where it is not there. Safe to use from several threads.
+    """The database of a state folder, created if missing. It may be used from several threads.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -114,7 +115,7 @@ class Database:
                 self._prepare()
 
     def _is_prepared(self) -> bool:
-        """Whether it is there and of this version: nobody waits for a writer to learn that."""
+        """Return whether the database exists in this version, without waiting for a writer."""
         if not self.path.is_file() or not self.path.stat().st_size:
             return False
         with self._translated(), self._connection() as connection:
@@ -145,7 +146,7 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that sees one state, writes nothing and waits for nobody."""
+        """Yield a read-only session with a consistent view; it waits for nobody."""
         with self._translated(), self._connection() as connection:
             connection.execute("BEGIN")
             try:
@@ -155,7 +156,7 @@ class Database:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Session]:
-        """A session that holds the write lock from its beginning and is committed when the block ends well."""
+        """Yield a session that holds the write lock from the start and commits if the block succeeds."""
         with self._translated(), self._connection() as connection:
             # A transaction that read first cannot wait for the write lock: SQLite fails it at once.
             connection.execute("BEGIN IMMEDIATE")
@@ -214,19 +215,20 @@ class Database:
         )
 
     def changes(self) -> int:
-        """A number that grows when the controller has something to do."""
+        """Return a number that grows when the controller has something to do."""
         with self.read() as session:
             return int(meta(session, "changes"))
 
     def wakened(self) -> int:
-        """When the database was last changed in what the controller acts upon (ns); 0 for never. Asks no database."""
+        """Return the time (ns) of the last change that concerns the controller; 0 for never. It does not read the
+        database."""
         try:
             return self._wake.stat().st_mtime_ns
         except OSError:
             return 0
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the database."""
         with self._lock:
             while self._idle:
                 self._idle.pop().close()
@@ -245,14 +247,14 @@ def _connected(path: Path) -> sqlite3.Connection:
 
 
 def _run_script(session: Session, script: str) -> None:
-    """Statement by statement, so that all are of one transaction."""
+    """Run a script statement by statement, all in one transaction."""
     for statement in script.split(";"):
         if statement.strip():
             session.run(statement)
 
 
 def _bring_up(session: Session) -> None:
-    """An older database to this version."""
+    """Upgrade an older database to this version."""
     _run_script(session, schema.NEW_COLUMNS)
     _run_script(session, schema.TABLES)
     _run_script(session, schema.SUPERSEDE)
@@ -266,7 +268,7 @@ def _bring_up(session: Session) -> None:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; it goes with the process that holds it.
+    """Hold a lock between processes; it is released with the process.
 
     Raises:
         StorageError: the file cannot be made.
@@ -280,11 +282,11 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def note_change(session: Session) -> None:
-    """Wake the controller when this session is committed."""
+    """Wake the controller when this session commits."""
     session.run("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'changes'")
     session.changed = True
 
 
 def meta(session: Session, key: str) -> str:
-    """A single value."""
+    """Return a single value."""
     return str(session.value("SELECT value FROM meta WHERE key = ?", (key,)))

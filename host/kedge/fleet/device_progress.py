@@ -1,4 +1,4 @@
-"""Where a device stands, judged from what it reported and nothing else.
+"""Judges a device's progress from its reports alone.
 
 A device is done only when it says that it serves this very bundle, that the bundle passed its golden vectors there,
 and that it says so in answer to this desired version or a later one. What a broker acknowledged counts for nothing.
@@ -16,7 +16,7 @@ NAMESAKE = "two devices use this name and throw each other off the broker: give 
 
 @dataclass(frozen=True)
 class Standing:
-    """The judgement; see :class:`kedge.fleet.results.DeviceRollout` for the fields."""
+    """A device's progress; see :class:`kedge.fleet.results.DeviceRollout` for the fields."""
 
     progress: Progress
     detail: str = ""
@@ -26,7 +26,7 @@ class Standing:
 
 
 def contradiction(answered: int | None, refused: RefusedDesired | None, version: int, content: str) -> str | None:
-    """What stands between this controller and a device and will not end by itself, in words.
+    """Describe a conflict between this controller and a device that will not resolve by itself.
 
     Args:
         answered: desired version in the device's last report; None before its first.
@@ -56,7 +56,7 @@ def contradiction(answered: int | None, refused: RefusedDesired | None, version:
 
 @dataclass(frozen=True)
 class LastReport:
-    """What a device said last, as far as one model goes.
+    """A device's last report about one model.
 
     Attributes:
         version: the desired version that it answered; None before its first report.
@@ -70,7 +70,7 @@ class LastReport:
 
 
 def judge(*, wanted: str | None, version: int, told: LastReport) -> Standing:
-    """Where a device stands.
+    """Judge a device's progress.
 
     Args:
         wanted: bundle digest; None where the model is to be taken away.

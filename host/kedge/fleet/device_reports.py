@@ -1,4 +1,4 @@
-"""A device's report in the database: taken apart when it comes, so that nobody who asks has to read it again."""
+"""Stores a device's report in columns when it arrives, so that queries need not parse it again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WHERE (files, p50_ms, p95_ms, calls) <> (excluded.files, excluded.p50_ms, exclud
 
 
 def note(session: Session, device_id: int, reported: Reported) -> None:
-    """Write down what a device is and where its models stand."""
+    """Record a device's properties and the state of its models."""
     refused = reported.refused
     told = (None,) * 4 if refused is None else (refused.version, refused.reason.value, refused.came, refused.held)
     session.run(_TOLD, (reported.target, reported.namesake, *told, device_id))
@@ -61,12 +61,12 @@ def _row(device_id: int, name: str, model: ReportedModel) -> dict[str, object]:
 
 
 def _bounded(count: int) -> int:
-    """JSON knows larger numbers than the database."""
+    """Limit a number to the database's range, since JSON allows larger ones."""
     return max(0, min(count, 1 << 53))
 
 
 def note_latency(session: Session, device_id: int, latency: Latency) -> None:
-    """Write down a measurement; every report repeats it, so what is known already is left as it is."""
+    """Record a measurement. Every report repeats it, so a known one is left alone."""
     values = {
         "device_id": device_id,
         "bundle": latency.bundle,

@@ -15,7 +15,7 @@ from kedge_protocol.messages import Desired, Reported, Telemetry
 from kedge_protocol.topics import checked_name
 
 TELEMETRY_SHOWN = 60
-"""Telemetry messages that are told of a device; as many lie there at least, once they came."""
+"""Number of telemetry messages shown for a device; at least as many are kept."""
 
 _DEVICES = """
 SELECT device.id, name, target, labels, desired_version, online, seen_at, told_target, {extra}
@@ -42,7 +42,7 @@ def check_new(session: Session, name: str, target: str, labels: Mapping[str, str
 
 
 def add(session: Session, name: str, target: str, labels: Mapping[str, str]) -> int:
-    """See :meth:`kedge.fleet.service.FleetService.device_add`; the device's number."""
+    """Add a device and return its number; see :meth:`kedge.fleet.service.FleetService.device_add`."""
     values = (check_new(session, name, target, labels), json.dumps(dict(labels)), time.time(), name)
     note_change(session)
     # The row of a removed device of this name goes on: its desired version must never fall.
@@ -75,7 +75,7 @@ def edit(session: Session, name: str, labels: Mapping[str, str], without: Collec
 
 
 def find(session: Session, name: str) -> int:
-    """The number of the device of this name.
+    """Return the number of the device with this name.
 
     Raises:
         FleetError: there is none; the message names those there are.
@@ -91,7 +91,7 @@ def find(session: Session, name: str) -> int:
 
 
 def select_devices(session: Session, select_by: Mapping[str, str], *, extra: str = "NULL") -> list[Row]:
-    """Devices that carry all these labels, by name; ``extra`` is one more column."""
+    """Return the devices with all these labels, by name; ``extra`` is an additional column."""
     rows = session.rows(_DEVICES.format(extra=extra, condition=""))
     if not select_by:
         return rows
@@ -100,7 +100,7 @@ def select_devices(session: Session, select_by: Mapping[str, str], *, extra: str
 
 
 def remove(session: Session, name: str) -> None:
-    """Forget a device but for its name and version (see :mod:`kedge.fleet.schema`)."""
+    """Remove a device, except for its name and version (see :mod:`kedge.fleet.schema`)."""
     number = find(session, name)
     for table in schema.PER_DEVICE:
         session.run(f"DELETE FROM {table} WHERE device_id = ?", (number,))
@@ -133,7 +133,7 @@ def rows_of(session: Session, rows: Sequence[Row]) -> tuple[DeviceRow, ...]:
 
 
 def reported_target(row: Row) -> str | None:
-    """The target that the device said it is, where that is another."""
+    """Return the target that the device reports, if it differs."""
     told: str | None = row["told_target"]
     return None if told == row["target"] else told
 
@@ -148,7 +148,7 @@ def views(session: Session, rows: Sequence[Row]) -> tuple[DeviceView, ...]:
 
 
 def view(session: Session, number: int) -> DeviceView:
-    """One device for those who ask."""
+    """Return the view of one device."""
     query = _DEVICES.format(extra="reported", condition="AND device.id = ?")
     return views(session, session.rows(query, (number,)))[0]
 
@@ -169,7 +169,7 @@ def _view(row: Row, desired: dict[str, str]) -> DeviceView:
 
 
 def desired_state(session: Session, number: int, version: int) -> Desired:
-    """The desired state of a device."""
+    """Return the desired state of a device."""
     rows = session.rows("SELECT model, digest, size FROM desired_model WHERE device_id = ?", (number,))
     return Desired(
         version=version,
@@ -179,7 +179,7 @@ def desired_state(session: Session, number: int, version: int) -> Desired:
 
 
 def transfers(session: Session, number: int) -> tuple[TransferView, ...]:
-    """What the device was sent, by blob."""
+    """Return the transfers to the device, by blob."""
     query = """
         SELECT transfer.*, blob.size FROM transfer LEFT JOIN blob ON blob.digest = transfer.digest
         WHERE device_id = ? ORDER BY transfer.digest, kind
@@ -199,7 +199,7 @@ def transfers(session: Session, number: int) -> tuple[TransferView, ...]:
 
 
 def latencies(session: Session, target: str | None) -> tuple[Measurement, ...]:
-    """What devices measured, by device, then by time."""
+    """Return the devices' measurements, by device, then by time."""
     query = """
         SELECT name, latency.target, bundle, files, p50_ms, p95_ms, calls, at
         FROM latency JOIN device ON device.id = device_id
@@ -221,7 +221,7 @@ def latencies(session: Session, target: str | None) -> tuple[Measurement, ...]:
 
 
 def telemetry(session: Session, number: int) -> tuple[Telemetry, ...]:
-    """The device's latest telemetry, oldest first."""
+    """Return the device's latest telemetry, oldest first."""
     query = "SELECT document FROM telemetry WHERE device_id = ? ORDER BY id DESC LIMIT ?"
     return tuple(_read(row["document"] for row in reversed(session.rows(query, (number, TELEMETRY_SHOWN)))))
 

@@ -1,5 +1,5 @@
-"""A broker in the process, for a start without one: amqtt (MQTT 3.1.1, about two hundred devices), on a thread of its
-own. It lets everybody in, so it listens on loopback unless told otherwise."""
+"""An embedded broker for a start without an external one: amqtt (MQTT 3.1.1, about two hundred devices) on its own
+thread. It has no access control, so it listens on loopback by default."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ START_SECONDS = 15.0
 
 
 class EmbeddedBroker:
-    """The broker; :meth:`start` and :meth:`stop` are called once each.
+    """The embedded broker. Call :meth:`start` and :meth:`stop` once each.
 
     Args:
         listen: ``host:port``.
@@ -34,12 +34,12 @@ class EmbeddedBroker:
 
     @property
     def url(self) -> str:
-        """For clients on this machine."""
+        """Return the broker's URL for clients on this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"mqtt://{addresses.join(host, self.port)}"
 
     def start(self) -> None:
-        """Begin to listen; returns when it does.
+        """Start listening; return when the broker listens.
 
         Raises:
             BrokerError: the address is taken, or is not of this machine.
@@ -55,7 +55,7 @@ class EmbeddedBroker:
             )
 
     def stop(self) -> None:
-        """Disconnect everybody and end the thread."""
+        """Disconnect all clients and stop the thread."""
         if self._done is not None:
             self._loop.call_soon_threadsafe(self._done.set)
         self._thread.join(10.0)

@@ -1,4 +1,4 @@
-"""Whose block comes next: devices take turns, whatever each of them asks for."""
+"""Decides whose block comes next: devices take turns, however much each of them requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from kedge_protocol.messages import BlobKind
 
 MAX_WAITING = 256
-"""Blocks of one device that may wait; a device that asks for more is told that the controller is busy."""
+"""Largest number of queued blocks per device; a device that requests more is told that the controller is busy."""
 
 BlockKey = tuple[str, BlobKind, int]
 """Digest, kind, index."""
@@ -17,7 +17,7 @@ BlockKey = tuple[str, BlobKind, int]
 
 @dataclass(frozen=True)
 class Job:
-    """One block to send. ``asked`` counts requests: a later one is newer."""
+    """One block to send. ``asked`` counts requests; a higher number is newer."""
 
     device: str
     rid: str
@@ -29,7 +29,8 @@ class Job:
 
 @dataclass
 class _DeviceQueue:
-    """The jobs of one device, in the order asked; and for each blob what its newest request said it has."""
+    """The jobs of one device in the order of its requests, and for each blob what the newest request says the device
+    has."""
 
     boot_id: str
     jobs: OrderedDict[BlockKey, Job] = field(default_factory=OrderedDict)
@@ -37,7 +38,7 @@ class _DeviceQueue:
 
 
 class FairQueue:
-    """The queue between the connection's thread, which asks, and the sender, which takes."""
+    """The queue between the connection's thread, which adds requests, and the sender, which takes jobs."""
 
     def __init__(self) -> None:
         self._lines: dict[str, _DeviceQueue] = {}
@@ -77,7 +78,7 @@ class FairQueue:
             return refused
 
     def take(self, timeout: float) -> Job | None:
-        """The next block to send; None after ``timeout`` seconds without one."""
+        """Return the next block to send; None after ``timeout`` seconds without one."""
         with self._filled:
             if not self._order:
                 self._filled.wait(timeout)
@@ -101,7 +102,7 @@ class FairQueue:
         return None
 
     def clear(self) -> None:
-        """Forget everything: devices ask again on a new connection."""
+        """Drop everything: devices ask again on a new connection."""
         with self._filled:
             self._lines.clear()
             self._order.clear()

@@ -1,4 +1,4 @@
-"""Whether a controller works: it marks a file while it runs and is connected; others look at the mark's age."""
+"""Health of a controller: it touches a file while it runs and is connected; others check the file's age."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What devices say, from the wire to the database: checked, put in order, and written in one transaction a round.
+"""Takes the devices' messages from the wire to the database: checks them, orders them, and writes them in one
+transaction per round.
 
 Nothing that a device sends may hurt the others: what is wrong is logged, seldom, and dropped.
 """
@@ -21,7 +22,7 @@ from kedge_protocol.messages import Ack, Latency, Reported, Status, Telemetry
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 20_000
-"""Messages between two rounds; the oldest are dropped beyond it."""
+"""Largest number of messages between two rounds; beyond it the oldest are dropped."""
 MAX_NUMBER = 1 << 53
 """No count in a message is larger: JSON readers and the database agree up to here."""
 MAX_MILLISECONDS = 1e8
@@ -35,7 +36,7 @@ SEEN_SECONDS = 60.0
 
 
 class SeldomLog:
-    """Logs a kind of trouble at most once in ``seconds``, with how often it came since."""
+    """Logs each kind of problem at most once in ``seconds``, with the number of occurrences since."""
 
     def __init__(self, seconds: float = 10.0) -> None:
         self._seconds = seconds
@@ -56,7 +57,7 @@ class SeldomLog:
 
 @dataclass
 class DeviceState:
-    """What is known of one device.
+    """The known state of one device.
 
     Attributes:
         number, added_at: of its row; another device of the same name has others.
@@ -76,7 +77,7 @@ class DeviceState:
 
 @dataclass
 class Change:
-    """What a round found out about one device.
+    """The changes of one device found in a round.
 
     Attributes:
         touched: whether its presence, or when it was seen, is to be written.
@@ -105,22 +106,21 @@ class Inbox:
         self._seldom = SeldomLog()
 
     def put(self, topic: str, payload: bytes, retained: bool) -> None:
-        """Note a message."""
+        """Add a message."""
         with self._lock:
             self._waiting.append((topic, payload, retained))
 
     def put_break(self) -> None:
-        """Note that the connection began or ended: until the devices' retained states come, none is known to be
-        there."""
+        """Note that the connection began or ended: until retained states arrive, no device is known to be online."""
         with self._lock:
             self._waiting.append(None)
 
     def known(self) -> dict[str, DeviceState]:
-        """The devices that are served."""
+        """Return the served devices."""
         return self._memory
 
     def know(self, devices: dict[str, DeviceState]) -> None:
-        """The devices that are served; what is known of one already is kept."""
+        """Set the served devices; known state is kept."""
         for name, memory in devices.items():
             known = self._memory.get(name)
             if known is not None and (known.number, known.added_at) == (memory.number, memory.added_at):
@@ -130,7 +130,7 @@ class Inbox:
         self._strangers -= devices.keys()
 
     def digest(self) -> dict[str, Change]:
-        """Work off what came. What it answers stays until :meth:`written`, so that a failed write loses nothing."""
+        """Process the queued messages. The result stays until :meth:`written`, so that a failed write loses nothing."""
         with self._lock:
             waiting, self._waiting = self._waiting, deque(maxlen=MAX_WAITING)
         for item in waiting:
@@ -147,7 +147,7 @@ class Inbox:
         return self._changes
 
     def written(self) -> None:
-        """What :meth:`digest` answered is in the database."""
+        """Confirm that the result of :meth:`digest` is in the database."""
         self._changes = {}
 
     def _all_away(self) -> None:
@@ -236,7 +236,7 @@ def _bundles(reported: Reported) -> Iterator[str]:
 
 
 def check_text(payload: bytes, *, where: str) -> None:
-    """Refuse what JSON can say and UTF-8 cannot: half a surrogate pair, which would fail on its way out.
+    """Refuse text that JSON can hold but UTF-8 cannot: half a surrogate pair.
 
     Raises:
         MessageError: there is one.
@@ -250,7 +250,7 @@ def check_text(payload: bytes, *, where: str) -> None:
 
 
 def _sound(latency: Latency) -> bool:
-    """Whether it can be a measurement: digests, and numbers that a clock gives (JSON knows NaN and infinity too)."""
+    """Return whether a measurement is plausible: valid digests and finite times (JSON may hold NaN and infinity)."""
     try:
         digest.checked(latency.bundle, where="latency")
         digest.checked(latency.files, where="latency")

@@ -1,4 +1,4 @@
-"""The kit of one device: the files that make its board ready, with its name, its broker and its credentials in them."""
+"""The setup kit of one device: the files for its board, with its name, broker and credentials filled in."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class Member:
 
 
 def write(name: str, target: str, options: KitOptions) -> None:
-    """Make the kit of a device: ``options.kit``, a .tar.gz that only its owner may read, in place of what was there.
+    """Write the kit of a device to ``options.kit``, a .tar.gz that only its owner may read; an existing file is
+    replaced.
 
     The same device with the same options gives the same bytes. Paths within are those at which files are installed;
     ``README.md``, ``install.sh``, ``packages/`` and ``wheels/`` lie beside. Passwords and keys have mode 0600.
@@ -64,7 +65,7 @@ def write(name: str, target: str, options: KitOptions) -> None:
 
 
 def members(name: str, target: str, options: KitOptions) -> dict[str, Member]:
-    """Path → file of a kit; see :func:`write`."""
+    """Return path → file of a kit; see :func:`write`."""
     checked_name(name, "device name")
     found = targets.find(target)
     own = target.endswith(".toml")
@@ -83,14 +84,14 @@ def members(name: str, target: str, options: KitOptions) -> dict[str, Member]:
 
 
 def _own_package() -> dict[str, Member]:
-    """Kedge's own wheel, and the line by which pip takes it and no other."""
+    """Return the agent's wheel and the requirement line that makes pip take exactly this wheel."""
     name, content = agent_wheel.build()
     line = f"./wheels/{name} --hash=sha256:{hashlib.sha256(content).hexdigest()}\n"
     return {f"wheels/{name}": _member(content), "packages/kedge.txt": _member(line.encode())}
 
 
 def archive(files: Mapping[str, Member]) -> bytes:
-    """A .tar.gz without times, all of it root's."""
+    """Pack a .tar.gz without timestamps, owned by root."""
     folders = {str(parent) for path in files for parent in Path(path).parents} - {"."}
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -107,7 +108,7 @@ def archive(files: Mapping[str, Member]) -> bytes:
 
 
 def fill_template(text: str, values: Mapping[str, str | None]) -> str:
-    """A board's ``agent.toml`` with these values in the place of its examples; comments stay.
+    """Fill these values into a board's ``agent.toml`` in place of its examples; comments stay.
 
     Args:
         text: one line a value; texts without escapes.
@@ -148,7 +149,7 @@ def fill_template(text: str, values: Mapping[str, str | None]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A basic string of TOML 1.0; control characters have no place in what a kit holds."""
+    """Return a basic string of TOML 1.0; control characters are refused."""
     if not text.isprintable():
         raise ConfigError(f"{text!r} holds characters that cannot be printed")
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
@@ -160,7 +161,7 @@ def _member(content: bytes) -> Member:
 
 
 def _broker(name: str, options: KitOptions) -> tuple[dict[str, str | None], dict[str, Member]]:
-    """The values of ``[broker]`` and the files that they name, checked as the agent will check them."""
+    """Return the values of ``[broker]`` and the files that they name, checked as the agent checks them."""
     password = None if options.password_file is None else credentials.read_password(options.password_file)
     username = options.username or (name if password is not None else None)
     parse_broker(

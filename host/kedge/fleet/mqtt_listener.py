@@ -1,4 +1,4 @@
-"""The door of the embedded broker: refuses what amqtt would wait for or swallow.
+"""The embedded broker's listener: refuses connections on which amqtt would hang or fail silently.
 
 amqtt reads a CONNECT of MQTT 5 as one of 3.1.1 and then waits for bytes that never come; and it takes packets of any
 length. So connections are accepted here, looked at, and handed on.
@@ -17,7 +17,7 @@ from kedge_protocol.blocks import MAX_MESSAGE_BYTES
 log = logging.getLogger(__name__)
 
 MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 4096
-"""A message with its topic; the connection of a client that sends more is closed."""
+"""Largest size of a message with its topic; the connection of a client that sends more is closed."""
 FIRST_PACKET_SECONDS = 10.0
 
 _LEVEL_3_1_1 = 4
@@ -27,8 +27,7 @@ _LISTENER = "default"
 
 
 class BoundedReader:
-    """A client's bytes, as amqtt reads them: first those that were looked at already; at the first wish for too many at
-    once, the end.
+    """A client's bytes as amqtt reads them: first those already inspected. A read of too many bytes ends the stream.
 
     amqtt reads a message's payload with one call, so the wish is the message's length.
     """
@@ -39,7 +38,7 @@ class BoundedReader:
         self._ended = False
 
     async def read(self, n: int = -1) -> bytes:
-        """``n`` bytes; empty where the connection ends."""
+        """Read ``n`` bytes; empty if the connection ends."""
         if self._ended or n > MAX_PACKET_BYTES:
             self._ended = True
             return b""
@@ -51,12 +50,12 @@ class BoundedReader:
         return bytes(await self._inner.read(n))
 
     def feed_eof(self) -> None:
-        """The broker wants no more."""
+        """Note that the broker stops reading."""
         self._inner.feed_eof()
 
 
 async def open_listener(broker: Broker, host: str, port: int) -> asyncio.Server:
-    """Accept connections for a started broker that has an external listener."""
+    """Accept connections for a started broker with an external listener."""
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -77,7 +76,7 @@ async def open_listener(broker: Broker, host: str, port: int) -> asyncio.Server:
 
 
 async def _beginning(reader: asyncio.StreamReader) -> bytes | None:
-    """The first bytes of a CONNECT up to the protocol's level; None where that is not 3.1.1."""
+    """Read the first bytes of a CONNECT up to the protocol level; None if it is not 3.1.1."""
     seen = await reader.readexactly(2)
     while seen[-1] & 0x80 and len(seen) < 5:
         seen += await reader.readexactly(1)

@@ -1,4 +1,4 @@
-"""What the commands of the fleet can be told; light, for every one of them reads it to know its options."""
+"""Options of the fleet's commands. The module is light, since every command imports it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT_LISTEN = "127.0.0.1:1883"
 
 @dataclass(frozen=True, kw_only=True)
 class ControllerOptions:
-    """How a controller runs."""
+    """Options of the controller."""
 
     broker: Annotated[str | None, Option("Broker: mqtt://HOST:PORT, or mqtts://HOST:PORT for TLS.")] = None
     embedded: Annotated[bool, Option("Run a broker in this process (for up to about two hundred devices).")] = False
@@ -30,7 +30,7 @@ class ControllerOptions:
     password_file: Annotated[Path | None, Option("File with the password on its first line.")] = None
 
     def parsed(self) -> Broker:
-        """The broker that these options name.
+        """Return the broker that these options name.
 
         Raises:
             ConfigError: none or two brokers are named, or an option does not fit.
@@ -47,7 +47,7 @@ class ControllerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class KitOptions:
-    """What a kit is filled with.
+    """Options of a kit.
 
     Attributes:
         kit: the file that is made; None makes none, and then nothing else may be given.
@@ -71,7 +71,7 @@ class KitOptions:
     ] = None
 
     def check(self) -> None:
-        """Raises :class:`ConfigError` where something is given that would go into a kit, and no kit is asked for."""
+        """Raise :class:`ConfigError` if kit options are given without ``--kit``."""
         given = {name: value for name, value in vars(self).items() if name != "kit" and value is not None}
         if self.kit is None and given:
             raise ConfigError(f"--{next(iter(given)).replace('_', '-')} is of use in a kit only", remedy="Give --kit")

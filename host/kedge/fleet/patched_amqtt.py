@@ -1,4 +1,4 @@
-"""amqtt's broker without two faults that cost a fleet its connections (amqtt 0.12, decision 017).
+"""amqtt's broker, patched for two faults that cost a fleet its connections (amqtt 0.12, decision 017).
 
 - It walks its subscriptions while it waits for clients. A subscription that arrives meanwhile ends the walk with a
   ``RuntimeError``, and with it the newcomer's connection.
@@ -18,18 +18,18 @@ _Value = TypeVar("_Value")
 
 
 class SnapshotDict(dict[_Key, _Value]):
-    """A dictionary that may change while it is walked: each walk sees what was there when it began."""
+    """A dictionary that may change during iteration: each iteration sees the items present at its start."""
 
     def __iter__(self) -> Iterator[_Key]:
         return iter(tuple(super().keys()))
 
     def items(self) -> Any:
-        """The pairs as they are now."""
+        """Return a snapshot of the items."""
         return dict(super().items()).items()
 
 
 class MendedBroker(Broker):  # type: ignore[misc]
-    """A broker that many clients can join at once."""
+    """A broker that many clients can join at the same time."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -1,4 +1,4 @@
-"""Who is there: judged from births, wills and signs of life, any of which may come late.
+"""Judges presence from births, wills and signs of life, any of which may arrive late.
 
 A broker sends a will when it gives a connection up, which may be long after the device is back: a will of another boot
 or of an earlier session of this boot says nothing about now.
@@ -13,7 +13,7 @@ from kedge_protocol.messages import Status
 
 @dataclass(frozen=True)
 class Presence:
-    """What is known of a device; ``boot_id`` is empty before its first word."""
+    """A device's presence; ``boot_id`` is empty before its first message."""
 
     online: bool = False
     boot_id: str = ""
@@ -21,7 +21,7 @@ class Presence:
 
 
 def after_status(known: Presence, status: Status) -> Presence:
-    """What is known after a birth or a will."""
+    """Return the presence after a birth or a will."""
     same_boot = status.boot_id == known.boot_id
     # A sender that does not count its sessions leaves them at 0.
     stale = same_boot and 0 < status.session < known.session
@@ -31,7 +31,7 @@ def after_status(known: Presence, status: Status) -> Presence:
 
 
 def after_word(known: Presence, boot_id: str) -> Presence:
-    """What is known after a message that was not retained: whoever speaks is there."""
+    """Return the presence after a message that was not retained: its sender is online."""
     if boot_id == known.boot_id:
         return replace(known, online=True)
     return Presence(True, boot_id, 0)

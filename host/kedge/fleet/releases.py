@@ -12,12 +12,12 @@ from kedge_protocol.errors import FleetError
 
 
 def by_name(session: Session, name: str, version: str) -> Row | None:
-    """The release of this name and version."""
+    """Return the release with this name and version."""
     return session.row("SELECT * FROM release WHERE name = ? AND version = ?", (name, version))
 
 
 def find(session: Session, reference: str) -> Row:
-    """The release ``NAME:VERSION``.
+    """Return the release ``NAME:VERSION``.
 
     Raises:
         FleetError: another form, or there is none; the message names those there are.
@@ -34,7 +34,7 @@ def find(session: Session, reference: str) -> Row:
 
 
 def refuse_conflict(session: Session, name: str, version: str, digest: str) -> Row | None:
-    """The same release if it is there already.
+    """Return the same release if it is already published.
 
     Raises:
         FleetError: the name and version are taken by another release.
@@ -49,7 +49,7 @@ def refuse_conflict(session: Session, name: str, version: str, digest: str) -> R
 
 
 def record(session: Session, stored: StoredRelease) -> int:
-    """Write down a release whose blobs are in the repository; its number."""
+    """Record a release whose blobs are in the repository; return its number."""
     number = session.insert(
         "INSERT INTO release (name, version, digest, published_at) VALUES (?, ?, ?, ?)",
         (stored.name, stored.version, stored.digest, time.time()),
@@ -72,7 +72,7 @@ def _record_bundle(session: Session, release: int, target: str, stored: StoredBu
 
 
 def remove(session: Session, release: Row) -> None:
-    """Forget a release. Blobs that nothing else needs are forgotten by :func:`forget_blobs`.
+    """Remove a release. :func:`forget_blobs` removes the blobs that nothing else needs.
 
     Raises:
         FleetError: a device is to have one of its bundles.
@@ -100,17 +100,17 @@ def remove(session: Session, release: Row) -> None:
 
 
 def forget_blobs(session: Session) -> None:
-    """Delete what the database knows of blobs that are of no bundle."""
+    """Delete the records of blobs that belong to no bundle."""
     session.run("DELETE FROM blob WHERE NOT EXISTS (SELECT 1 FROM bundle_blob WHERE bundle_blob.digest = blob.digest)")
 
 
 def blobs(session: Session) -> set[str]:
-    """All blobs that are published."""
+    """Return all published blobs."""
     return {row["digest"] for row in session.rows("SELECT digest FROM blob")}
 
 
 def versions(session: Session, digests: Sequence[str]) -> list[str]:
-    """The versions of the releases that these bundles belong to, or a digest's beginning."""
+    """Return the release versions of these bundles, or the beginning of a digest."""
     query = (
         "SELECT bundle.digest, version FROM bundle JOIN release ON release.id = release_id WHERE bundle.digest IN {}"
     )
@@ -119,7 +119,7 @@ def versions(session: Session, digests: Sequence[str]) -> list[str]:
 
 
 def views(session: Session, release: int | None = None) -> tuple[ReleaseView, ...]:
-    """All releases, oldest first, or one."""
+    """Return all releases, oldest first, or one of them."""
     query = """
         SELECT release.id, name, version, release.digest AS release_digest, published_at, target,
                bundle.digest, backend, precision,

@@ -1,4 +1,4 @@
-"""What the verbs of the fleet answer."""
+"""Results of the fleet service."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class DeviceRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceList:
-    """Devices that carry the labels that were asked for.
+    """The devices with the requested labels.
 
     Attributes:
         total, online: how many there are in all, and how many of them are there.
@@ -67,7 +67,7 @@ class DeviceList:
 
 @dataclass(frozen=True, kw_only=True)
 class CommandQueued:
-    """A command that was put down for a device.
+    """A command queued for a device.
 
     Attributes:
         sent: whether the controller sent it.
@@ -84,7 +84,7 @@ class CommandQueued:
 
 @dataclass(frozen=True, kw_only=True)
 class TransferView:
-    """What one device was sent of one blob.
+    """The transfer of one blob to one device.
 
     Attributes:
         kind: ``blob`` or ``map`` (its block map).
@@ -106,7 +106,7 @@ class TransferView:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What a call of one bundle took on one device, measured there when it proved the bundle.
+    """The latency of one bundle on one device, measured when the device proved the bundle.
 
     Attributes:
         target: of the device at that time.
@@ -136,7 +136,7 @@ class Measurements:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceDetail:
-    """A device with all that is known of it; ``telemetry`` is the newest last."""
+    """A device in full; the newest ``telemetry`` is last."""
 
     device: DeviceView
     transfers: tuple[TransferView, ...]
@@ -172,7 +172,7 @@ class ReleaseView:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseRemoved:
-    """A release that was removed, and the blobs that nothing else needs any more."""
+    """A removed release, and the blobs that nothing else needs."""
 
     release: ReleaseView
     blobs_removed: int
@@ -181,7 +181,7 @@ class ReleaseRemoved:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """The outcome of a publication; ``new`` is False where the same release was there already."""
+    """The outcome of a publication; ``new`` is False if the same release was already published."""
 
     release: ReleaseView
     new: bool
@@ -190,7 +190,7 @@ class Published:
 
 
 class Progress(str, enum.Enum):
-    """Where a device stands in a rollout."""
+    """A device's progress in a rollout."""
 
     PENDING = "pending"
     FETCHING = "fetching"
@@ -270,7 +270,7 @@ class RolloutStatus(RolloutSummary):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutStarted:
-    """A rollout that was begun, and the selected devices that it cannot reach (device → reason)."""
+    """A started rollout, and the selected devices that it cannot reach (device → reason)."""
 
     rollout: RolloutStatus
     skipped: dict[str, str]

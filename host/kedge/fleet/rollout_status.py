@@ -1,4 +1,4 @@
-"""Where rollouts stand: each device judged from what it said, counted, filtered, paged."""
+"""The status of rollouts: each device judged from its reports, counted, filtered and paged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FINAL = {Progress.DONE.value, Progress.FAILED.value, Progress.SUPERSEDED.value,
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceFilter:
-    """Which of a rollout's devices are told.
+    """A filter for the devices of a rollout.
 
     Attributes:
         progress: only those that stand there; empty for all.
@@ -46,7 +46,7 @@ class DeviceFilter:
 
 
 def status(session: Session, rollout: Row, shown: DeviceFilter) -> RolloutStatus:
-    """The rollout with the judgement on its devices."""
+    """Return a rollout with the progress of its devices."""
     rows = session.rows(_PARTS, {"model": rollout["model"], "rollout": rollout["id"]})
     judged = [(row, _judged(session, row)) for row in rows]
     summary = _summary(rollout, Counter(standing.progress.value for _, standing in judged))
@@ -62,13 +62,13 @@ def status(session: Session, rollout: Row, shown: DeviceFilter) -> RolloutStatus
 
 
 def summary(session: Session, rollout: Row) -> RolloutSummary:
-    """The rollout with its counts alone."""
+    """Return a rollout with its counts only."""
     rows = session.rows(_PARTS, {"model": rollout["model"], "rollout": rollout["id"]})
     return _summary(rollout, Counter(_judged(session, row).progress.value for row in rows))
 
 
 def is_settled(status: RolloutSummary) -> bool:
-    """Whether waiting longer can bring nothing: every device is done, has failed or was taken over."""
+    """Return whether waiting longer is pointless: every device is done, has failed or was taken over."""
     return status.state != ACTIVE or set(status.counts) <= _FINAL
 
 

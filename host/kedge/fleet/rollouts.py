@@ -1,4 +1,4 @@
-"""Rollouts in the database: begin and revert. Where they stand: :mod:`kedge.fleet.rollout_status`.
+"""Starts and reverts rollouts in the database; :mod:`kedge.fleet.rollout_status` reports their status.
 
 A rollout owns its devices until a newer rollout of the same model takes some of them over: those parts are superseded,
 the others are not. All is written by few statements, whatever the number of devices, so that the write lock is short.
@@ -60,7 +60,7 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A rollout to be: its row's values, and what is wanted of each device (by number; None takes the model away)."""
+    """A planned rollout: its row's values and the wanted bundle of each device, by number; None removes the model."""
 
     model: str
     version: str
@@ -144,7 +144,7 @@ def _check_published(session: Session, digests: Sequence[str]) -> None:
 
 
 def _begin(session: Session, plan: Plan) -> int:
-    """Write what the devices shall run, remember what it replaces, supersede what it takes over."""
+    """Write the desired bundles, remember those they replace, and supersede other rollouts on these devices."""
     number = session.insert(
         "INSERT INTO rollout (model, version, kind, state, started_at, selected, reverts) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (plan.model, plan.version, plan.kind, ACTIVE, time.time(), plan.selected, plan.reverts),
@@ -190,17 +190,18 @@ def _rows(session: Session, rollout: int, plan: Plan) -> list[dict[str, object]]
 
 
 def next_version(ours: int, answered: int) -> int:
-    """A desired version that the device heeds: above ours and above what it answered, where that can be true."""
+    """Return a desired version that the device accepts: above ours and above the one it answered, if that is
+    plausible."""
     return (max(ours, answered) if answered <= ours + MAX_VERSION_STEP else ours) + 1
 
 
 def bytes_sent(session: Session, bundles: Sequence[str]) -> dict[tuple[int, str], int]:
-    """Payload bytes that each device was ever sent of these bundles' blobs and their maps, by its number and bundle."""
+    """Return the payload bytes ever sent of these bundles' blobs and maps, by device number and bundle."""
     return {(row["device_id"], row["bundle"]): row["bytes"] for row in session.where_in(_BYTES, bundles)}
 
 
 def blobs(session: Session, rollout: int) -> dict[str, int]:
-    """All blobs of the bundles that a rollout wants, and their bytes."""
+    """Return all blobs of a rollout's bundles, with their bytes."""
     query = """
         SELECT DISTINCT blob.digest, blob.size FROM bundle
         JOIN bundle_blob ON bundle_id = bundle.id JOIN blob ON blob.digest = bundle_blob.digest
@@ -210,7 +211,7 @@ def blobs(session: Session, rollout: int) -> dict[str, int]:
 
 
 def find(session: Session, rollout_id: int | None) -> Row:
-    """A rollout by number, or the latest.
+    """Return a rollout by number, or the latest.
 
     Raises:
         FleetError: there is none.

@@ -1,4 +1,4 @@
-"""The tables of the state database, in SQL, and the way from older ones.
+"""The tables of the state database in SQL, and the upgrade from older versions.
 
 Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strings.
 
@@ -189,7 +189,7 @@ ALTER TABLE device_state ADD COLUMN refused_held VARCHAR;
 ALTER TABLE device_state ADD COLUMN namesake VARCHAR;
 ALTER TABLE rollout_device ADD COLUMN superseded_by INTEGER REFERENCES rollout (id);
 """
-"""What version 3 adds to tables of versions 1 and 2."""
+"""Columns that version 3 adds to tables of versions 1 and 2."""
 
 SUPERSEDE = """
 UPDATE rollout_device SET superseded_by = (
@@ -214,4 +214,4 @@ PER_DEVICE = (
     "device_state",
     "command",
 )
-"""Tables whose rows go with their device."""
+"""Tables whose rows are deleted with their device."""

@@ -1,4 +1,5 @@
-"""The one room of the fleet's verbs: the command line calls it, the controller reconciles from what it wrote."""
+"""The fleet service: all operations on a fleet. The command line calls it; the controller acts on the state that it
+writes."""
 
 from __future__ import annotations
 
@@ -31,12 +32,12 @@ from kedge_protocol.errors import StorageError
 __all__ = ["FleetService"]
 
 WAIT_SECONDS = 0.25
-"""Between two looks, at least, while somebody waits."""
+"""Seconds between two polls while a caller waits."""
 REPOSITORY_LOCK = "repository.lock"
 
 
 class FleetService:
-    """The fleet of one state folder. Usable from several threads and processes at once.
+    """The fleet of one state folder. It may be used from several threads and processes at the same time.
 
     Args:
         state: the folder; None for :func:`kedge.fleet.database.state_folder`'s choice.
@@ -52,7 +53,7 @@ class FleetService:
         self.repository = Repository(self.state)
 
     def close(self) -> None:
-        """Give the database back."""
+        """Close the database."""
         self.database.close()
 
     def __enter__(self) -> FleetService:
@@ -71,7 +72,7 @@ class FleetService:
         *,
         options: KitOptions | None = None,
     ) -> DeviceView:
-        """Make a device known. It is served from then on; nothing changes on it before a rollout.
+        """Register a device. The controller serves it from then on; nothing changes on it before a rollout.
 
         Args:
             name: as in its ``agent.toml``.
@@ -101,7 +102,7 @@ class FleetService:
     def device_edit(
         self, name: str, labels: Mapping[str, str] | None = None, without: Collection[str] = ()
     ) -> DeviceView:
-        """Change a device's labels. What it shall run stays as it is: labels count when a rollout begins.
+        """Change a device's labels. Its desired models stay the same: labels count when a rollout starts.
 
         Args:
             labels: set, beside those it has.
@@ -116,14 +117,14 @@ class FleetService:
             return devices.view(session, devices.find(session, name))
 
     def devices(self, select: Mapping[str, str] | None = None) -> tuple[DeviceView, ...]:
-        """All devices that carry these labels, by name, with all that is known of each."""
+        """Return all devices with these labels, by name, in full."""
         with self.database.read() as session:
             return devices.views(session, devices.select_devices(session, select or {}, extra="reported"))
 
     def device_list(
         self, select: Mapping[str, str] | None = None, *, limit: int | None = None, offset: int = 0
     ) -> DeviceList:
-        """The devices that carry these labels, by name, counted and in short.
+        """Return the devices with these labels, by name: their number and a short form of each.
 
         Args:
             limit, offset: so many of them, after so many; None for all.
@@ -135,7 +136,7 @@ class FleetService:
             return DeviceList(total=len(rows), online=online, devices=devices.rows_of(session, page))
 
     def device(self, name: str) -> DeviceDetail:
-        """One device with its transfers and its latest telemetry.
+        """Return one device with its transfers and its latest telemetry.
 
         Raises:
             FleetError: there is none.
@@ -149,7 +150,7 @@ class FleetService:
             )
 
     def device_report(self, name: str, *, wait: float = 0.0) -> CommandQueued:
-        """Ask a device to report anew.
+        """Ask a device for a fresh report.
 
         Args:
             wait: seconds to wait for its answer.
@@ -170,7 +171,7 @@ class FleetService:
             time.sleep(min(WAIT_SECONDS, left))
 
     def device_remove(self, name: str) -> None:
-        """Forget a device; its retained desired state is cleared at the broker. What it serves it goes on serving.
+        """Remove a device and clear its retained desired state at the broker. The device keeps serving its models.
 
         Raises:
             FleetError: there is none.
@@ -179,7 +180,7 @@ class FleetService:
             devices.remove(session, name)
 
     def latencies(self, target: str | None = None) -> Measurements:
-        """What a call of each bundle took on the devices that proved it, by device.
+        """Return the latency of each bundle on the devices that proved it, by device.
 
         Args:
             target: only of devices of this target (its name).
@@ -188,7 +189,7 @@ class FleetService:
             return Measurements(measurements=devices.latencies(session, target))
 
     def transfers(self, name: str) -> tuple[TransferView, ...]:
-        """What a device was sent, by blob.
+        """Return the transfers to a device, by blob.
 
         Raises:
             FleetError: there is no such device.
@@ -230,12 +231,12 @@ class FleetService:
                 )
 
     def releases(self) -> tuple[ReleaseView, ...]:
-        """All published releases, oldest first."""
+        """Return all published releases, oldest first."""
         with self.database.read() as session:
             return releases.views(session)
 
     def release_remove(self, reference: str) -> ReleaseRemoved:
-        """Forget a release, and delete the blobs that no other release needs. Devices that serve it go on serving it.
+        """Remove a release and delete the blobs that no other release needs. Devices that serve it keep serving it.
 
         Args:
             reference: ``NAME:VERSION``.
@@ -258,8 +259,8 @@ class FleetService:
     # Rollouts.
 
     def rollout_start(self, reference: str, select: Mapping[str, str] | None = None) -> RolloutStarted:
-        """Want a release on all selected devices at once. Rollouts of the same model that are under way are superseded
-        on these devices, and go on on others.
+        """Roll a release out to all selected devices at once. Running rollouts of the same model are superseded on
+        these devices and continue on others.
 
         Args:
             reference: ``NAME:VERSION``.
@@ -280,7 +281,7 @@ class FleetService:
     def rollout_status(
         self, rollout: int | None = None, *, wait: float = 0.0, shown: DeviceFilter | None = None
     ) -> RolloutStatus:
-        """A rollout with each device's standing.
+        """Return a rollout with the progress of each device.
 
         Args:
             rollout: its number; None for the latest.
@@ -304,7 +305,7 @@ class FleetService:
             time.sleep(min(max(WAIT_SECONDS, 10 * (time.monotonic() - since)), left))
 
     def rollouts(self, *, limit: int | None = None) -> tuple[RolloutSummary, ...]:
-        """Rollouts with their counts, newest first.
+        """Return rollouts with their counts, newest first.
 
         Args:
             limit: so many; None for all.
@@ -314,8 +315,8 @@ class FleetService:
             return tuple(rollout_status.summary(session, row) for row in rows)
 
     def rollout_revert(self, rollout: int | None = None) -> RolloutStatus:
-        """Want again what each device was to have before a rollout, on those devices that no newer rollout took over;
-        itself a rollout, which can be reverted.
+        """Revert a rollout: give each device its previous desired bundle back, unless a newer rollout has taken the
+        device over. This is itself a rollout and can be reverted.
 
         Args:
             rollout: its number; None for the latest.
@@ -330,7 +331,7 @@ class FleetService:
         return self.rollout_status(number)
 
     def _check_blobs(self, session: Session, rollout: int) -> None:
-        """Devices would ask in vain, one and all."""
+        """Refuse a rollout whose blobs are missing, since every device would ask in vain."""
         if missing := self.repository.missing(rollouts.blobs(session, rollout)):
             raise StorageError(
                 f"{len(missing)} of the blobs that devices would pull are not there, such as {missing[0]}",

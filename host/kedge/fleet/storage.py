@@ -1,4 +1,5 @@
-"""Blobs and block maps on the controller's disk: ``blobs/sha256/HEX`` and ``maps/HEX`` (both by the blob's digest).
+"""Stores blobs and block maps on the controller's disk: ``blobs/sha256/HEX`` and ``maps/HEX``, both named by the blob's
+digest.
 
 A file there is complete and checked: it is written beside its place, synced and renamed. A blob of one block has no
 map (see :mod:`kedge_protocol.blocks`).
@@ -22,7 +23,7 @@ from kedge_protocol.topics import checked_name
 
 @dataclass(frozen=True, kw_only=True)
 class StoredBlob:
-    """A blob that was taken in.
+    """A stored blob.
 
     Attributes:
         size: bytes.
@@ -36,7 +37,7 @@ class StoredBlob:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredBundle:
-    """A bundle that was taken in: its manifest's view and all its blobs, the manifest and the configuration too."""
+    """A stored bundle: its manifest's view and all its blobs, including the manifest and the configuration."""
 
     bundle: Bundle
     blobs: tuple[StoredBlob, ...]
@@ -44,7 +45,7 @@ class StoredBundle:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRelease:
-    """A release that was taken in; ``bundles`` by target."""
+    """A stored release; ``bundles`` by target."""
 
     name: str
     version: str
@@ -53,7 +54,7 @@ class StoredRelease:
 
 
 class Repository:
-    """The store below a folder; made when first written to.
+    """The store in a folder, created on the first write.
 
     Args:
         path: the state folder.
@@ -63,15 +64,16 @@ class Repository:
         self.path = path
 
     def blob_path(self, blob_digest: str) -> Path:
-        """Where a blob lies; not checked to exist."""
+        """Return the path of a blob, which may not exist."""
         return self.path / "blobs" / "sha256" / digest.hex_of(blob_digest)
 
     def map_path(self, blob_digest: str) -> Path:
-        """Where a blob's map lies; not checked to exist."""
+        """Return the path of a blob's map, which may not exist."""
         return self.path / "maps" / digest.hex_of(blob_digest)
 
     def collect(self, kept: Collection[str]) -> dict[str, int]:
-        """Delete every blob and map but those of ``kept``, what broken publications left too. Nobody may add meanwhile.
+        """Delete every blob and map except those of ``kept``, including remains of interrupted publications. Nobody may
+        add blobs meanwhile.
 
         Returns:
             The deleted blobs and their bytes.
@@ -92,7 +94,7 @@ class Repository:
         return removed
 
     def missing(self, blobs: Mapping[str, int]) -> list[str]:
-        """Those of these blobs (digest → bytes) that are not there in full."""
+        """Return which of these blobs (digest → bytes) are missing or incomplete."""
         found = []
         for blob, size in blobs.items():
             path = self.blob_path(blob)
@@ -101,7 +103,7 @@ class Repository:
         return found
 
     def add(self, layout: Layout) -> StoredRelease:
-        """Take in the one release of a layout, every blob checked on the way. Doing it again changes nothing.
+        """Add the release of a layout, checking every blob. Adding it again changes nothing.
 
         Raises:
             BundleError: not a release of Kedge, a blob missing or cut short, bundles that do not belong to the
@@ -142,13 +144,13 @@ class Repository:
             raise BundleError(f"blob {layer.digest} is missing", where=where) from error
 
     def add_bytes(self, data: bytes) -> StoredBlob:
-        """Take in a small blob."""
+        """Add a small blob."""
         import io
 
         return self._add_stream(io.BytesIO(data), digest.of_bytes(data), len(data), None, where="blob")
 
     def _add_stream(self, file: BinaryIO, name: str, size: int, announced: str | None, *, where: str) -> StoredBlob:
-        """One pass: copy, digest and map. An existing blob is not written again, but its source is checked."""
+        """Copy, hash and map in one pass. An existing blob is not written again, but its source is checked."""
         target = self.blob_path(name)
         present = target.is_file() and target.stat().st_size == size
         whole, hashes, read = hashlib.sha256(), bytearray(), 0

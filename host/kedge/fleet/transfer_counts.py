@@ -1,4 +1,4 @@
-"""The count of blocks: which were served to which device how often, and which it said it had.
+"""Counts blocks: which were served to which device and how often, and which the device reported as finished.
 
 Kept in memory and written to the database in batches, so that serving a block costs no disk write. What a device said
 it has (the union of all bitmaps that it ever sent for a blob) is what ``finished_served_again`` is judged by.
@@ -14,7 +14,7 @@ from kedge.fleet.database import Database
 from kedge_protocol.messages import BlobKind
 
 MAX_CLEAN = 16_384
-"""Entries kept in memory that are written already."""
+"""Number of written entries kept in memory."""
 
 _WRITE = """
 INSERT INTO transfer
@@ -31,7 +31,7 @@ Key = tuple[int, str, BlobKind]
 
 @dataclass
 class TransferCount:
-    """The counts of one device and blob; bitmaps are integers, bit i for block i."""
+    """The counts of one device and blob. Bitmaps are integers; bit i stands for block i."""
 
     served: int = 0
     have: int = 0
@@ -42,7 +42,7 @@ class TransferCount:
 
 
 class TransferCounts:
-    """All entries. :meth:`told` and :meth:`served` are called from different threads, :meth:`flush` from a third."""
+    """All counts. :meth:`told` and :meth:`served` are called from different threads, :meth:`flush` from a third."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -51,7 +51,7 @@ class TransferCounts:
         self._lock = threading.Lock()
 
     def told(self, key: Key, have: int) -> None:
-        """The device said that it has these blocks."""
+        """Record the blocks that the device reports as finished."""
         with self._lock:
             self._load(key[0])
             entry = self._entries.setdefault(key, TransferCount())
@@ -96,14 +96,14 @@ class TransferCounts:
             )
 
     def keep(self, devices: Collection[int]) -> None:
-        """Forget devices that are not among these numbers."""
+        """Drop devices that are not among these numbers."""
         kept = set(devices)
         with self._lock:
             self._entries = {key: entry for key, entry in self._entries.items() if key[0] in kept}
             self._loaded = {number: None for number in self._loaded if number in kept}
 
     def flush(self) -> None:
-        """Write what changed. On an error it stays marked as changed.
+        """Write the changes. After an error they stay marked as changed.
 
         Raises:
             StorageError: the database does not answer.
@@ -130,7 +130,7 @@ class TransferCounts:
             session.run_many(_WRITE, rows)
 
     def _forget_oldest(self) -> None:
-        """Forget whole devices, those first that were served first, until few enough entries are left."""
+        """Drop whole devices, the longest unserved first, until few enough entries are left."""
         with self._lock:
             excess = len(self._entries) - MAX_CLEAN
             if excess <= 0:
