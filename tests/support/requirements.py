@@ -20,6 +20,7 @@ SHARED = Path(os.environ.get("KEDGE_SHARED", ROOT.parent / "shared")) / "data"
 
 DEBIAN = {
     "cc": "gcc",
+    "mosquitto_passwd": "mosquitto",
     "qemu-x86_64": "qemu-user",
     "readelf": "binutils",
     "systemd-analyze": "systemd",
