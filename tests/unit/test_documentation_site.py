@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 from tests.support.documents import pages
 
 from kedge_protocol import messages
+from kedge_protocol.bundle.config import Verified
 
 sys.path.insert(0, str(ROOT / "tools" / "site"))
 
@@ -198,3 +199,9 @@ def test_the_site_builds_without_a_warning() -> None:
 def test_what_a_newcomer_must_read_is_short(name: str) -> None:
     (path,) = [path for path in (ROOT / name, *(ROOT / ".github").rglob(name)) if path.is_file()]
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 30
+
+
+def test_the_concepts_page_explains_each_proof() -> None:
+    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    table = text.partition("| `verified` | the host has |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {proof.value for proof in Verified}
