@@ -1,4 +1,4 @@
-"""``kedge-agent``: run the agent, or look at what it did."""
+"""The command line ``kedge-agent``."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def chat(
 
 
 def main() -> None:
-    """The console script: an error of Kedge's is one line and exit status 1."""
+    """Entry point of the console script: one of Kedge's errors becomes one line and exit status 1."""
     try:
         cli()
     except KedgeError as error:

@@ -1,4 +1,4 @@
-"""Counting calls: each process that uses a model writes a mapped file, the agent sums them up.
+"""Counts calls: each process that uses a model writes to a mapped file, and the agent sums the files.
 
 ::
 
@@ -104,7 +104,7 @@ class Counter:
         row[_ERRORS] += 1
 
     def close(self) -> None:
-        """Say that no more is counted here; the agent then folds the file."""
+        """Mark the file as final; the agent then folds it into the totals."""
         _counters.discard(self)
         if self._file >= 0:
             fcntl.flock(self._file, fcntl.LOCK_UN)
@@ -188,7 +188,7 @@ _warned: set[Path] = set()
 
 
 def open_counter(folder: Path, *, digest: str, generation: int) -> Counter | None:
-    """A counter, or None where this process may not write to the folder; that is said once in the log."""
+    """Open a counter; None if this process may not write to the folder, which is logged once."""
     try:
         return Counter(folder, digest=digest, generation=generation)
     except OSError as error:
@@ -199,7 +199,7 @@ def open_counter(folder: Path, *, digest: str, generation: int) -> Counter | Non
 
 
 def _bounds(bucket: int) -> tuple[float, float]:
-    """Lower and upper end of a bucket in nanoseconds."""
+    """Return the lower and upper end of a bucket in nanoseconds."""
     if bucket == 0:
         return 0.0, float(1 << _LOWEST_BIT)
     power, part = divmod(bucket - 1, 8)
@@ -230,7 +230,7 @@ class Totals:
         return self._with(other, lambda a, b: a + b)
 
     def __sub__(self, earlier: Totals) -> Totals:
-        """What came since ``earlier``; nothing is ever below zero (counts may have been reset)."""
+        """Return the counts since ``earlier``, never below zero, since counts may have been reset."""
         return self._with(earlier, lambda a, b: max(0, a - b))
 
     def _with(self, other: Totals, join: Callable[[int, int], int]) -> Totals:
@@ -244,8 +244,8 @@ class Totals:
         )
 
     def percentile_ms(self, share: float) -> float:
-        """The latency in milliseconds that ``share`` (0..1) of the inferences did not exceed, to about 6 %; 0.0
-        without inferences."""
+        """Return the latency in milliseconds that ``share`` (0..1) of the inferences did not exceed, within about 6 %;
+        0.0 without inferences."""
         wanted = share * sum(self.buckets)
         seen = 0
         for bucket, count in enumerate(self.buckets):
@@ -257,11 +257,11 @@ class Totals:
 
     @property
     def mean_ms(self) -> float:
-        """Mean latency in milliseconds; 0.0 without inferences."""
+        """Return the mean latency in milliseconds; 0.0 without inferences."""
         return self.nanoseconds / self.inferences / 1e6 if self.inferences else 0.0
 
     def latency_ms(self) -> dict[str, float]:
-        """``p50``, ``p95``, ``p99`` and ``mean`` in milliseconds; empty without inferences."""
+        """Return ``p50``, ``p95``, ``p99`` and ``mean`` in milliseconds; empty without inferences."""
         if not self.inferences:
             return {}
         shares = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
@@ -399,7 +399,7 @@ def _fold(folder: Path, kept: Totals, folded: set[str]) -> None:
 
 
 def _leftovers(folder: Path) -> list[str]:
-    """Hidden files of writers that were killed before their file was ready."""
+    """Return the hidden files of writers that were killed before their file was ready."""
     with contextlib.suppress(OSError):
         before = time.time() - 3600
         hidden = [entry for entry in os.scandir(folder) if entry.name.startswith(".")]

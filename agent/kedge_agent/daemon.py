@@ -1,5 +1,5 @@
-"""``kedge-agent run``: the resident process. It owns the only connection to the broker, the store, the update machine
-and the serving child."""
+"""The resident process of ``kedge-agent run``. It owns the only broker connection, the store, the update machine and
+the serving child."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from kedge_protocol.messages import ModelState, Reported, ReportedModel
 log = logging.getLogger(__name__)
 
 TICK = 0.25
-"""Seconds between two looks at the clock, the child and what it says."""
+"""Seconds between two checks of the clock, the child and its messages."""
 FIRST_TELEMETRY = 1.0
 _BOOTS_KEPT = 16
 
@@ -110,7 +110,7 @@ class Daemon:
         self._telemetry_at = clock() + FIRST_TELEMETRY
 
     def run(self) -> None:
-        """Run until SIGTERM or SIGINT (or :meth:`stop`); belongs in the main thread."""
+        """Run until SIGTERM, SIGINT or :meth:`stop`. Call it in the main thread."""
         self._watch.forget_all()
         gc.freeze()
         malloc.give_back()
@@ -138,11 +138,11 @@ class Daemon:
                 os.close(self._lock_handle)
 
     def stop(self) -> None:
-        """End :meth:`run` soon; from any thread or a signal's handler."""
+        """End :meth:`run` soon. Any thread or signal handler may call it."""
         self._stopping.set()
 
     def catch_signals(self) -> None:
-        """SIGTERM and SIGINT stop the agent cleanly."""
+        """Make SIGTERM and SIGINT stop the agent cleanly."""
 
         def handler(number: int, _: FrameType | None) -> None:
             self.stop()
@@ -151,7 +151,7 @@ class Daemon:
             signal.signal(number, handler)
 
     def post(self, event: events.Event) -> None:
-        """Hand an event to the update machine; from any thread."""
+        """Pass an event to the update machine. Any thread may call it."""
         with self._turn:
             self._effects.run(self._machine.handle(event, self._clock()))
 
@@ -190,7 +190,7 @@ class Daemon:
             log.warning("no telemetry: %s", error)
 
     def _report(self) -> None:
-        """Publish the reported state; the caller has the turn."""
+        """Publish the reported state; the caller holds the lock."""
         self._seq += 1
         models = self._machine.reported()
         self._log(models)
@@ -216,7 +216,7 @@ class Daemon:
         )
 
     def _free_bytes(self) -> int:
-        """For the report, which must not fail for it."""
+        """Return the free bytes for the report, which must not fail because of them."""
         try:
             return self._store.free_bytes()
         except OSError as error:
@@ -224,7 +224,7 @@ class Daemon:
             return 0
 
     def _log(self, models: dict[str, ReportedModel]) -> None:
-        """One line for each change of a model's state, and for a desired state that could not be taken."""
+        """Log each change of a model's state, and each desired state that is refused."""
         problem = self._machine.desired_states.problem
         if problem is not None and problem != self._problem:
             log.warning("the desired state was not taken: %s", problem)
@@ -253,7 +253,7 @@ class Daemon:
             log.info("%s: removed", name)
 
     def _command(self, verb: str) -> str | None:
-        """Do a command; None where it is done, else why not."""
+        """Run a command; return None if it succeeds, else the reason."""
         if verb != "report":
             return f"unknown verb {verb!r}"
         self._report_anew()
@@ -271,7 +271,7 @@ class Daemon:
 
 
 def _installed(state: Path) -> dict[str, events.Installed]:
-    """What is installed by model, once each model's folder is in order."""
+    """Return the installed bundles by model, after each model's folder is repaired."""
     installed = {}
     for folder in model_folders(state):
         try:

@@ -1,4 +1,4 @@
-"""Doing what the update machine wants, on a real disk with a real worker.
+"""Performs the update machine's actions on a real disk with a real worker.
 
 Writing a block, asking and reporting happen at once, in the caller's thread. All else that touches the disk happens
 in one thread, in order; the golden vectors run in another, so that a slow model does not hold up the others.
@@ -29,12 +29,12 @@ from kedge_protocol.messages import Latency
 log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 2.0
-"""Between two reports of how far a proof is."""
+"""Seconds between two progress reports of a proof."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProofLimits:
-    """What the worker that runs golden vectors may use.
+    """Resource limits of the worker that runs golden vectors.
 
     Attributes:
         deadline: seconds, its start included.
@@ -48,7 +48,7 @@ class ProofLimits:
 
 
 def installed_of(folder: ModelFolder) -> events.Installed:
-    """What the slots of one model hold."""
+    """Return what the slots of one model hold."""
     current, previous = folder.current(), folder.previous()
     version = None
     if current is not None:
@@ -61,8 +61,8 @@ def installed_of(folder: ModelFolder) -> events.Installed:
 
 
 def installed_runtimes(distributions: tuple[str, ...]) -> dict[str, str]:
-    """Versions of those distributions that are installed; nothing is imported. One whose metadata are damaged counts
-    as not installed."""
+    """Return the versions of the installed distributions among these, without importing them. A distribution with
+    damaged metadata counts as missing."""
     found = {}
     for name in distributions:
         try:
@@ -81,13 +81,13 @@ def installed_runtimes(distributions: tuple[str, ...]) -> dict[str, str]:
 
 
 def foreign(error: Exception) -> str:
-    """An error in words; one that is not of Kedge's tree begins with its type."""
+    """Describe an error; one outside Kedge's error tree begins with its type."""
     return str(error) if isinstance(error, KedgeError) else f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What a proof that held found out.
+    """The result of a successful proof.
 
     Attributes:
         detail: what really ran the vectors, in words; None where the runtime's name says it all.
@@ -101,7 +101,7 @@ class Proof:
     calls: int = 0
 
     def latency(self, bundle: Bundle) -> Latency | None:
-        """As it is reported of this bundle."""
+        """Return the latency as reported for this bundle."""
         entry = bundle.config.entry
         files = next((layer.digest for layer in bundle.manifest.layers if layer.title == entry), None)
         if self.p50_ms is None or self.p95_ms is None or files is None:
@@ -112,7 +112,7 @@ class Proof:
 def prove(
     folder: Path, config: BundleConfig, limits: ProofLimits, cache: Path | None, on_progress: Callable[[str], None]
 ) -> Proof:
-    """Let the backend build what it must on this device, then run a slot's golden vectors, both in the worker.
+    """Let the backend build what it needs on this device, then run a slot's golden vectors, both in the worker.
 
     Args:
         cache: keeps what is built; None for the user's own folder.
@@ -146,17 +146,17 @@ Prover = Callable[[Path, BundleConfig, ProofLimits, "Path | None", Callable[[str
 
 
 class Jobs(Protocol):
-    """Runs jobs one after the other."""
+    """Runs jobs one after another."""
 
     def put(self, job: Callable[[], None]) -> None:
-        """Run ``job`` after those before it."""
+        """Queue ``job``."""
 
     def stop(self, patience: float) -> None:
-        """Run nothing more; wait up to ``patience`` seconds for what is in hand."""
+        """Run no more jobs; wait up to ``patience`` seconds for the current one."""
 
 
 class EffectRunner:
-    """Does actions and posts their outcome.
+    """Performs actions and posts their outcomes.
 
     Args:
         store: the blobs.
@@ -206,7 +206,7 @@ class EffectRunner:
         }
 
     def run(self, wanted: list[actions.Action]) -> None:
-        """Do these actions, in this order. Outcomes are posted later, from another thread."""
+        """Perform these actions in this order. Outcomes are posted later from another thread."""
         for action in wanted:
             if isinstance(action, actions.WriteBlock):
                 self._write(action)
@@ -218,7 +218,7 @@ class EffectRunner:
                 self._disk.put(functools.partial(self._do, action))
 
     def close(self) -> None:
-        """End the threads once the work in hand is done (a proof under way is left to die with the process)."""
+        """Stop the threads after the current job; a running proof ends with the process."""
         self._proofs.stop(0.0)
         self._disk.stop(5.0)
 
@@ -371,7 +371,7 @@ class EffectRunner:
 
 
 def _failed(action: actions.Action, error: str) -> events.Event | None:
-    """The outcome of an action that raised; None for those that nobody waits for."""
+    """Return the outcome of an action that raised; None if nobody waits for it."""
     if isinstance(action, actions.OpenBlob):
         return events.BlobOpened(digest=action.digest, error=error)
     if isinstance(action, (actions.FinishBlob, actions.StoreBlob)):
@@ -386,7 +386,7 @@ def _failed(action: actions.Action, error: str) -> events.Event | None:
 
 
 class JobThread:
-    """Runs jobs one after the other, in a thread."""
+    """Runs jobs one after another in a thread."""
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()

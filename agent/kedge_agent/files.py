@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also after a power cut."""
+"""File operations that leave a complete file or none, even after a power cut."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kedge_protocol.files import flush
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn the system's errors into :class:`StorageError` that names ``path``."""
+    """Turn OS errors into a :class:`StorageError` that names ``path``."""
     try:
         yield
     except OSError as error:
@@ -25,7 +25,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def replace_link(path: Path, target: str) -> None:
-    """Point the symbolic link ``path`` at ``target`` (relative to its folder), in one step."""
+    """Point the symbolic link ``path`` at ``target`` (relative to its folder) atomically."""
     staged = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
         staged.unlink()

@@ -25,7 +25,7 @@ def infer(
     state: Path | None = None,
     output: Path | None = None,
 ) -> str:
-    """Load a model, call it once, and say what it answers.
+    """Load a model, call it once, and return its answer.
 
     Args:
         name: of an installed model, or a release folder where ``target`` is given.
@@ -52,7 +52,7 @@ def infer(
 
 
 def _read(text: str) -> tuple[str, Any]:
-    """Name (empty where none is given) and array of one option."""
+    """Return the name (empty if none is given) and the array of one option."""
     name, equals, file = text.rpartition("=")
     if equals and not name.isidentifier() and not Path(file).exists():
         name, file = "", text

@@ -1,4 +1,4 @@
-"""One bundle, loaded: what answers the calls of a :class:`kedge_agent.model.Model`."""
+"""A loaded bundle, which answers the calls of a :class:`kedge_agent.model.Model`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 
 
 class Loaded:
-    """One bundle, ready for calls. It is let go when the last call that uses it has ended."""
+    """A bundle ready for calls. It is released after the last call that uses it."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Loaded:
         weakref.finalize(self, _release, executor, counter).atexit = False
 
     def __call__(self, given: Any, named: Mapping[str, Any]) -> Any:
-        """Answer one call, and count it; see :meth:`Model.__call__`."""
+        """Answer one call and count it; see :meth:`Model.__call__`."""
         quick, counter = self._quick, self.counter
         array = None
         if quick is not None:
@@ -76,7 +76,7 @@ class Loaded:
         return result
 
     def named(self, raw: Mapping[str, Any]) -> dict[str, Array]:
-        """Run the bare model, and count it: input name → samples with their batch axis, to output name → answers."""
+        """Run the bare model and count the call: input name → samples with a batch axis, to output name → answers."""
         start = perf_counter_ns()
         try:
             result = self._executor(raw)
@@ -90,7 +90,7 @@ class Loaded:
 
     @property
     def generator(self) -> TextGenerator:
-        """What writes text.
+        """Return the text generator.
 
         Raises:
             InputError: the model is no language model.

@@ -138,7 +138,7 @@ class Model:
         return self.loaded()(array, named)
 
     def _other(self, name: str) -> Callable[[Any], Any]:
-        """Another model of this device, as a pipeline goes on to it."""
+        """Return another model of this device, to which a pipeline passes its results."""
         if name not in self._others:
             if self._folder is None:
                 raise InputError(
@@ -192,8 +192,7 @@ class Model:
         return Session(self, states)
 
     def loaded(self) -> Loaded:
-        """The bundle that answers now, to be called and asked about itself: what it says belongs to what it computes,
-        whatever is switched to meanwhile.
+        """The bundle that answers now. Its properties belong to its answers, even if the model switches meanwhile.
 
         Raises:
             InputError: the model was closed.
@@ -213,7 +212,7 @@ class Model:
 
     @property
     def config(self) -> BundleConfig:
-        """All that the bundle says of itself."""
+        """The bundle's configuration."""
         return self._bundle.config
 
     @property
@@ -228,48 +227,48 @@ class Model:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Class names in the order of the output's last axis; empty where none were given."""
+        """Class names in the order of the output's last axis; empty if there are none."""
         return self.config.labels
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What it takes, in order."""
+        """Specifications of the inputs, in order."""
         return self.config.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What it gives, in order."""
+        """Specifications of the outputs, in order."""
         return self.config.outputs
 
     @property
     def detail(self) -> str:
-        """What really runs the model here, in words; empty where the runtime's name says it all."""
+        """Description of what runs the model here; empty if the runtime's name says it all."""
         loaded = self._loaded
         return "" if loaded is None else loaded.detail
 
     @property
     def figures(self) -> Mapping[str, float]:
-        """What the runtime measured of the model on this device, by name with its unit; mostly nothing."""
+        """Figures that the runtime measured on this device, by name with unit; usually empty."""
         loaded = self._loaded
         return {} if loaded is None else loaded.figures
 
     @property
     def failure(self) -> Exception | None:
-        """Why the bundle that is installed now is not the one that answers; None where it is."""
+        """Why the installed bundle is not the one that answers; None if it is."""
         return self._failure
 
     @property
     def failed_loads(self) -> int:
-        """How many bundles could not be loaded when they were switched to."""
+        """Number of bundles that failed to load at a switch."""
         return self._failed_loads
 
     def refresh(self) -> None:
-        """Load what is installed now, if it is another, and wait for it; see :attr:`failure` for the outcome."""
+        """Load the installed bundle if it is a different one, and wait for it; see :attr:`failure` for the outcome."""
         with self._reloading:
             self._reload()
 
     def close(self) -> None:
-        """Let the model go. Calls under way end well; later ones fail."""
+        """Release the model. Running calls finish; later ones fail."""
         self._generation = None
         with self._reloading:
             self._loaded = None
@@ -310,7 +309,7 @@ class Model:
             self._reloading.release()
 
     def _reload(self) -> None:
-        """Load until what is loaded is what is installed; the caller holds the lock."""
+        """Load until the loaded bundle is the installed one; the caller holds the lock."""
         folder = self._folder
         while folder is not None and (view := self._generation) is not None and view[0] != self._seen:
             generation = view[0]
@@ -348,8 +347,8 @@ def _installed(name: str, state: Path) -> slots.ModelFolder:
 
 
 def _mapped(path: Path) -> memoryview:
-    """A file of one little-endian 64-bit number, as a view that changes with it. On a big-endian machine it reads
-    another number, which serves as well: it is only compared with itself."""
+    """Map a file of one little-endian 64-bit number as a live view. A big-endian machine reads another number, which is
+    fine: it is only compared with itself."""
     try:
         with path.open("rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 8, access=mmap.ACCESS_READ)).cast("Q")

@@ -1,4 +1,5 @@
-"""The agent on MQTT: what it hears becomes events of the update machine, what it says stays below the size limit."""
+"""The agent's MQTT link: received messages become events of the update machine; sent messages stay below the size
+limit."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ from kedge_protocol.mqtt import Connection
 log = logging.getLogger(__name__)
 
 MAX_REASON = 1500
-"""Characters of a failure's reason on the wire; the whole is in the agent's log."""
+"""Largest number of characters of a failure's reason on the wire; the full text is in the agent's log."""
 ECHO_SECONDS = 15.0
-"""Seconds after which an own status that was not heard is a matter for the log."""
+"""Seconds after which an unheard own status is logged."""
 _REMEMBERED_COMMANDS = 256
 
 
 class Link:
-    """One device's topics.
+    """The MQTT topics of one device.
 
     Args:
         broker: where.
@@ -82,20 +83,20 @@ class Link:
         )
 
     def start(self) -> None:
-        """Connect, and stay connected."""
+        """Connect and stay connected."""
         self.connection.start()
 
     def stop(self) -> None:
-        """Say that the device goes offline, and disconnect."""
+        """Announce that the device goes offline, and disconnect."""
         self._stopping = True
         self.connection.stop()
 
     def ask(self, action: actions.RequestBlocks) -> None:
-        """Publish a request. QoS 0: the update machine asks again when a connection broke."""
+        """Publish a request with QoS 0; the update machine asks again after a broken connection."""
         self.connection.publish(topics.request(self._name, action.rid), codec.encode(action.request))
 
     def reported(self, state: Reported) -> None:
-        """Publish the reported state; long reasons are cut so that it never grows over the limit."""
+        """Publish the reported state; long reasons are shortened so that it stays below the limit."""
         longest = MAX_REASON
         while True:
             payload = codec.encode(_shortened(state, longest))
@@ -108,15 +109,15 @@ class Link:
             log.error("the reported state cannot be sent: %s", error)
 
     def telemetry(self, message: Telemetry) -> None:
-        """Publish telemetry; only with a connection."""
+        """Publish telemetry if connected."""
         try:
             self.connection.publish(topics.telemetry(self._name, "metrics"), codec.encode(message))
         except MessageError as error:
             log.error("telemetry cannot be sent: %s", error)
 
     def watch(self, now: float) -> None:
-        """Look whether the broker lets this device's topics through: some say yes to each subscription and then drop
-        what they forbid. The device hears its own status, or a line in the log says why nothing works.
+        """Check that the broker delivers this device's topics: some accept every subscription and then drop forbidden
+        messages. If the device does not hear its own status, the log says why nothing works.
 
         Args:
             now: seconds of a steady clock.

@@ -1,4 +1,4 @@
-"""Noticing another device of this name.
+"""Detects another device with the same name.
 
 Two clients of one name throw each other off the broker for ever. Neither ever meets the other; but when this device has
 spoken and then hears of a boot that is none of its own as its retained status, somebody else spoke in between.
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 FORGET_SECONDS = 600.0
-"""Without a sign of the other before it is taken for gone."""
+"""Seconds without a sign of the other device until it counts as gone."""
 
 
 class NameConflict:
-    """Listens to what is said of this device's presence.
+    """Watches the presence messages of this device's name.
 
     Args:
         boot_id: of this start.
@@ -22,7 +22,7 @@ class NameConflict:
 
     def __init__(self, boot_id: str, earlier: Collection[str] = ()) -> None:
         self.boot: str | None = None
-        """Of the other device; None while there is none."""
+        """Boot id of the other device; None if there is none."""
         self._own = boot_id
         self._earlier = frozenset(earlier)
         self._has_spoken = False
@@ -30,7 +30,7 @@ class NameConflict:
         self._heard_at = 0.0
 
     def heard(self, boot_id: str) -> bool:
-        """A boot was named as this device's. Returns whether that is news."""
+        """Note a boot id published under this device's name; return whether it is new."""
         if boot_id == self._own:
             self._has_spoken = True
             return False
@@ -41,7 +41,8 @@ class NameConflict:
         return news
 
     def watch(self, now: float) -> bool:
-        """Forget one that has not been heard for long; whether that is news. ``now``: seconds of a steady clock."""
+        """Drop a conflict that has not been heard for long; return whether that changes anything. ``now``: seconds of a
+        monotonic clock."""
         if self._fresh:
             self._fresh, self._heard_at = False, now
         if self.boot is None or now - self._heard_at < FORGET_SECONDS:

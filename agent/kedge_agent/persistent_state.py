@@ -1,4 +1,4 @@
-"""``STATE/agent.json``: what the agent must not forget over a restart; and the lock that keeps it single."""
+"""``STATE/agent.json``: the state that survives a restart, and the lock that allows one agent per folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class AgentFile:
 
 
 def read(state: Path) -> AgentFile:
-    """The file, or an empty one where it is missing, damaged or not readable: the broker has the desired state too."""
+    """Read the file, or an empty one if it is missing, damaged or unreadable: the broker has the desired state too."""
     path = state / "agent.json"
     try:
         return codec.decode(path.read_bytes(), AgentFile, where=str(path))
@@ -57,7 +57,7 @@ def write(state: Path, content: AgentFile) -> None:
 
 
 def lock(state: Path) -> int | None:
-    """Take the state folder for this process, until it ends in whatever way.
+    """Lock the state folder for the lifetime of this process.
 
     Returns:
         The lock's file descriptor; None where there is no lock file and none can be made.
@@ -85,8 +85,8 @@ def lock(state: Path) -> int | None:
 
 
 def _lock_file(path: Path) -> int | None:
-    """Open it. A disk that is full or read-only is no reason to stay away where models are installed: they still
-    serve, and ``flock`` needs no right to write."""
+    """Open the lock file. A full or read-only disk does not stop the agent if models are installed: they still serve,
+    and ``flock`` needs no write permission."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -15,7 +15,7 @@ from kedge_protocol.errors import KedgeError
 
 
 def become(config: Path, *, verbose: bool) -> None:
-    """Turn this process into the resident agent; does not come back."""
+    """Replace this process by the resident agent; it does not return."""
     sys.stdout.flush()
     sys.stderr.flush()
     arguments = [sys.executable, "-m", "kedge_agent.resident", str(config), *(["-v"] if verbose else [])]
@@ -23,7 +23,7 @@ def become(config: Path, *, verbose: bool) -> None:
 
 
 def main() -> int:
-    """Run until SIGTERM; 1 on an error of Kedge's, told in one line."""
+    """Run until SIGTERM; return 1 after one of Kedge's errors, printed as one line."""
     logging.basicConfig(
         level=logging.DEBUG if sys.argv[2:] == ["-v"] else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",

@@ -1,4 +1,4 @@
-"""States that a model's outputs hand to its inputs, carried from call to call."""
+"""Sessions carry states from a model's outputs to its inputs from call to call."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class Session:
 
     @property
     def states(self) -> Mapping[str, Array]:
-        """What the next call takes, by input; nothing before the first call unless it was given."""
+        """States for the next call, by input; empty before the first call unless they were given."""
         return dict(self._states)
 
     def reset(self) -> None:
-        """Begin again."""
+        """Start over with initial states."""
         with self._alone:
             self._states = dict(self._initial)
 
@@ -101,7 +101,7 @@ class Session:
         return {spec.name: tensors.as_array(named[spec.name], spec) for spec in self._plain}
 
     def _batch(self, given: Mapping[str, Array]) -> tuple[bool, int]:
-        """Whether one sample came without its batch axis, and how many there are."""
+        """Return whether a single sample came without a batch axis, and the number of samples."""
         for spec in self._plain:
             if spec.batched:
                 array = given[spec.name]

@@ -1,4 +1,4 @@
-"""The folder of one model on the device: slots, which one is current, and how it is switched.
+"""The folder of one model on the device: its slots, the current one, and how it is switched.
 
 ::
 
@@ -42,7 +42,7 @@ _GENERATION = struct.Struct("<Q")
 
 
 def default_state() -> Path:
-    """The state folder where none is given: ``KEDGE_STATE``, else the system's if it is there, else the user's."""
+    """Return the default state folder: ``KEDGE_STATE``, else the system's if it exists, else the user's."""
     given = os.environ.get("KEDGE_STATE")
     if given:
         return Path(given)
@@ -52,18 +52,18 @@ def default_state() -> Path:
 
 
 def model_names(state: Path) -> list[str]:
-    """Names of the models that have a slot which serves, sorted."""
+    """Return the names of the models with a current slot, sorted."""
     return sorted(path.parent.name for path in (state / "models").glob("*/current"))
 
 
 def model_folders(state: Path) -> list[ModelFolder]:
-    """The folder of every model that is or was on the device, sorted by name."""
+    """Return the folder of every model that is or was on the device, sorted by name."""
     found = sorted(path.parent.name for path in (state / "models").glob("*/generation"))
     return [ModelFolder(state, name) for name in found]
 
 
 def _manifest(folder: Path) -> bytes:
-    """The manifest in a slot. The older name comes first: no newer slot has a file of that name."""
+    """Read the manifest of a slot. The older name comes first: no newer slot has a file of that name."""
     try:
         return (folder / FORMAT_1_MANIFEST).read_bytes()
     except FileNotFoundError:
@@ -72,7 +72,7 @@ def _manifest(folder: Path) -> bytes:
 
 @dataclass(frozen=True)
 class Slot:
-    """One bundle, ready to be loaded.
+    """A slot: one bundle, ready to be loaded.
 
     Attributes:
         folder: the real path (no link), with the bundle's files by title.
@@ -83,7 +83,7 @@ class Slot:
     digest: str
 
     def bundle(self) -> Bundle:
-        """The bundle's manifest and configuration.
+        """Read the bundle's manifest and configuration.
 
         Raises:
             BundleError: the slot's files are damaged.
@@ -144,27 +144,27 @@ class ModelFolder:
 
     @property
     def cache(self) -> Path | None:
-        """Where the state's owner keeps what backends build on this device; None for other users, who have folders of
-        their own: nobody runs what somebody else could have built."""
+        """Folder for files that backends build on this device, for the state's owner; None for other users, who have
+        their own: nobody runs what another user could have built."""
         try:
             return self._state / "cache" if self._state.stat().st_uid == os.geteuid() else None
         except OSError:
             return None
 
     def current(self) -> Slot | None:
-        """The slot that serves, or None."""
+        """Return the current slot, or None."""
         return self._linked("current")
 
     def previous(self) -> Slot | None:
-        """The slot kept for a roll-back, or None."""
+        """Return the slot kept for a rollback, or None."""
         return self._linked("previous")
 
     def slot(self, bundle: str) -> Slot:
-        """Where the slot of a bundle's digest lies; not checked to exist."""
+        """Return the slot for a bundle's digest, which may not exist."""
         return Slot(self.slots / digest.hex_of(bundle)[:16], bundle)
 
     def generation(self) -> int:
-        """How often the model was switched; 0 where it never was."""
+        """Return how often the model was switched."""
         try:
             raw = self.generation_file.read_bytes()
         except FileNotFoundError:
@@ -172,7 +172,7 @@ class ModelFolder:
         return int(_GENERATION.unpack(raw)[0]) if len(raw) == _GENERATION.size else 0
 
     def serving(self) -> Serving | None:
-        """What the serving child says of this model; None where it has said nothing yet."""
+        """Return what the serving child reports about this model; None if nothing yet."""
         try:
             return codec.decode(self.serving_file.read_bytes(), Serving, where=str(self.serving_file))
         except (OSError, MessageError):
@@ -188,12 +188,12 @@ class ModelFolder:
     # Writing: the agent alone (serving.json: the serving child alone).
 
     def write_serving(self, serving: Serving) -> None:
-        """Say what is loaded; for the serving child."""
+        """Write what is loaded; called by the serving child."""
         with storage_errors(self.serving_file):
             files.write(self.serving_file, codec.encode(serving))
 
     def assemble(self, bundle: Bundle, blob: Callable[[str], Path]) -> Slot:
-        """Make the bundle's slot, whole or not at all. It is not current yet.
+        """Create the bundle's slot, completely or not at all. It is not current yet.
 
         Args:
             bundle: checked.
@@ -229,7 +229,7 @@ class ModelFolder:
         return made
 
     def switch(self, slot: Slot) -> None:
-        """Make a slot current; the one before it becomes the previous. Nothing happens where it is current already.
+        """Make a slot current; the one before becomes the previous slot. Nothing happens if it is already current.
 
         Raises:
             StorageError: the disk is full or not writable; the old slot is still current.
@@ -244,8 +244,8 @@ class ModelFolder:
             self.bump()
 
     def roll_back(self) -> Slot | None:
-        """Make the previous slot current again and forget the current one; None where there is no previous one, then
-        nothing serves afterwards."""
+        """Make the previous slot current again and drop the current one. Return None if there is no previous slot; then
+        nothing serves."""
         before = self.previous()
         if before is None:
             self.remove()
@@ -258,7 +258,7 @@ class ModelFolder:
         return before
 
     def remove(self) -> None:
-        """Take the model off the device. The generation and the counters stay: applications watch them."""
+        """Remove the model from the device. The generation and the counters stay, since applications watch them."""
         with storage_errors(self.path):
             for link in ("current", "previous"):
                 with contextlib.suppress(FileNotFoundError):
@@ -270,8 +270,8 @@ class ModelFolder:
         self.prune()
 
     def prune(self, keep: Iterable[str] = ()) -> None:
-        """Remove every slot that is neither current nor previous nor of a bundle in ``keep`` (digests), and leftovers
-        of a crash."""
+        """Remove every slot except the current, the previous and those of the bundles in ``keep`` (digests), and
+        remains of a crash."""
         kept = {self.slot(bundle).folder.name for bundle in keep}
         kept |= {slot.folder.name for slot in (self.current(), self.previous()) if slot is not None}
         if self.slots.is_dir():
@@ -280,8 +280,8 @@ class ModelFolder:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def bump(self) -> None:
-        """Let the generation grow, in place. Also done at the agent's start: a crash may have come between a switch
-        and this."""
+        """Increase the generation in place. The agent also does it at its start, since a crash may have come between a
+        switch and this."""
         raw = _GENERATION.pack(self.generation() + 1)
         handle = os.open(self.generation_file, os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -15,7 +15,7 @@ from kedge_protocol import files
 from kedge_protocol.errors import StorageError
 
 FORMAT = 2
-"""What this agent writes."""
+"""The format that this agent writes."""
 _FILE = "format"
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def _number(state: Path) -> int:
 
 
 def _rename_manifest(slot: Path) -> None:
-    """Do nothing where a file of the bundle itself has the newer name: that slot goes with its bundle."""
+    """Rename a slot's manifest, unless a file of the bundle itself has the new name: that slot goes with its bundle."""
     old, new = slot / FORMAT_1_MANIFEST, slot / MANIFEST_FILE
     if old.exists() and not new.exists():
         old.rename(new)

@@ -1,4 +1,4 @@
-"""What a state folder tells of an agent, whether it runs or not."""
+"""Reads an agent's status from its state folder, whether or not the agent runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kedge_protocol.errors import BundleError, StorageError
 
 
 def is_running(state: Path) -> bool:
-    """Whether an agent has the state folder now."""
+    """Return whether an agent holds the state folder."""
     try:
         handle = os.open(state / "agent.lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -24,7 +24,7 @@ def is_running(state: Path) -> bool:
 
 
 def read_status(state: Path) -> str:
-    """Lines for people: the agent, then each model.
+    """Return lines for people: the agent, then each model.
 
     Raises:
         StorageError: the state folder is not there or not readable.

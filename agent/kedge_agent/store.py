@@ -1,4 +1,4 @@
-"""Blobs on the device's disk: complete ones, partial ones, block maps.
+"""Stores blobs on the device's disk: complete blobs, partial blobs and block maps.
 
 ::
 
@@ -37,7 +37,7 @@ _CHUNK = 1 << 20
 
 
 class Store:
-    """The blobs of one device. One thread at a time; :meth:`write` may come from another.
+    """The blobs of one device. One thread at a time may use it; :meth:`write` may come from another.
 
     Args:
         state: the agent's state folder. Where it is there and takes nothing, whatever needs to write says so.
@@ -68,18 +68,18 @@ class Store:
         return self._blobs / digests.hex_of(digest)
 
     def has(self, digest: str, size: int) -> bool:
-        """Whether the blob is complete. (It was checked when it came.)"""
+        """Return whether the blob is complete. It was checked when it arrived."""
         try:
             return self.blob_path(digest).stat().st_size == size
         except OSError:
             return False
 
     def free_bytes(self) -> int:
-        """Free space of the disk that the state lies on, for an ordinary user."""
+        """Return the free space, for an ordinary user, of the disk with the state folder."""
         return shutil.disk_usage(self.state).free
 
     def missing_bytes(self, bundle: Bundle) -> int:
-        """Bytes that must still be written for a bundle's files; what a partial file holds already is written."""
+        """Return the bytes still to be written for a bundle's files, without those already in partial files."""
         missing = 0
         for digest, size in {layer.digest: layer.size for layer in bundle.manifest.layers}.items():
             if not self.has(digest, size):
@@ -98,7 +98,7 @@ class Store:
         block_map: bytes | None = None,
         read: bool = False,
     ) -> BlobOpened:
-        """See what there is of a blob, and be ready for :meth:`write` where its map is known.
+        """Open a blob: find out what exists of it, and prepare :meth:`write` if its map is known.
 
         Args:
             map_digest: digest of the block map; None where there is none.
@@ -153,7 +153,7 @@ class Store:
             _write(file, payload, index * BLOCK_SIZE)
 
     def finish(self, digest: str) -> None:
-        """All blocks of an open blob are written: check the whole, make it durable, put it in its place.
+        """Finish an open blob after all its blocks are written: check it, sync it, and move it into place.
 
         Raises:
             DigestMismatchError: the whole is not what its digest says; it is dropped.
@@ -201,7 +201,7 @@ class Store:
             (self._partial / digests.hex_of(digest)).unlink(missing_ok=True)
 
     def collect(self, keep: Iterable[str]) -> None:
-        """Remove every blob, partial file and map that is not of a digest in ``keep``, and leftovers of a crash."""
+        """Remove every blob, partial file and map whose digest is not in ``keep``, and remains of a crash."""
         kept = {digests.hex_of(digest) for digest in keep}
         open_ = {digests.hex_of(digest) for digest in self._files}
         for folder in (self._blobs, self._maps, self._partial):
@@ -211,7 +211,7 @@ class Store:
                         path.unlink()
 
     def _map(self, digest: str, size: int, map_digest: str, block_map: bytes | None) -> bytes | None:
-        """The blob's map, as given or as stored; None where there is none that fits."""
+        """Return the blob's map, as given or as stored; None if none fits."""
         path = self._maps / digests.hex_of(digest)
         if block_map is not None:
             files.write(path, block_map)
@@ -223,7 +223,7 @@ class Store:
         return None
 
     def _copy(self, name: str, file: int, size: int, hashes: bytes, have: bytearray) -> None:
-        """Copy the blocks that another blob of this device holds, or another place of this one."""
+        """Copy blocks that another blob of this device, or another place in this one, already holds."""
         wanted: dict[bytes, list[int]] = {}
         for index in range(block_count(size)):
             if not bit_is_set(have, index):
@@ -260,7 +260,7 @@ class Store:
 
 
 def _write(file: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of it: the system may take less at a time (a disk that fills up, a signal)."""
+    """Write all bytes: the system may take fewer at a time (a full disk, a signal)."""
     left = memoryview(data)
     while left:
         written = os.pwrite(file, left, offset)
@@ -270,8 +270,8 @@ def _write(file: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def _finished(file: int, size: int, hashes: bytes) -> bytearray:
-    """Bitmap of the blocks whose content has the hash that the map says. Holes of the file are not read: they are
-    zeros, which finishes a block of zeros."""
+    """Return a bitmap of the blocks whose hash matches the map. Holes of the file are not read: they are zeros, which
+    completes a block of zeros."""
     count = block_count(size)
     have = bytearray((count + 7) // 8)
     zeros = {length: block_hash(bytes(length)) for length in {BLOCK_SIZE, block_length(size, count - 1)}}
@@ -289,7 +289,7 @@ def _finished(file: int, size: int, hashes: bytes) -> bytearray:
 
 
 def _next_data(file: int, offset: int, size: int) -> int:
-    """Where the next byte that was ever written is, from ``offset`` on; beyond ``size`` where there is none."""
+    """Return the offset of the next written byte from ``offset`` on; beyond ``size`` if there is none."""
     try:
         return os.lseek(file, offset, os.SEEK_DATA)
     except OSError as error:

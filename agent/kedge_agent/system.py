@@ -1,4 +1,4 @@
-"""What the device is and how it does, from ``/proc`` and ``/sys``."""
+"""Facts and figures of the device from ``/proc`` and ``/sys``."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Of the whole device, in bytes."""
+    """Memory of the whole device, in bytes."""
 
     total: int
     available: int
 
 
 def device_memory(proc: Path = PROC) -> DeviceMemory:
-    """Memory of the device (proc_meminfo(5): ``MemTotal``, ``MemAvailable``); zeros where it cannot be read."""
+    """Return the device's memory (proc_meminfo(5): ``MemTotal``, ``MemAvailable``); zeros if it cannot be read."""
     found = {"MemTotal": 0, "MemAvailable": 0}
     try:
         for line in (proc / "meminfo").read_text(encoding="ascii").splitlines():
@@ -35,14 +35,14 @@ def device_memory(proc: Path = PROC) -> DeviceMemory:
 
 
 class CpuMeter:
-    """Share of the whole device's processor time in use, between two calls."""
+    """Measures the share of the device's CPU time in use between two calls."""
 
     def __init__(self, proc: Path = PROC) -> None:
         self._stat = proc / "stat"
         self._last = self._read()
 
     def percent(self) -> float:
-        """0..100 since the last call (proc_stat(5): everything but ``idle`` and ``iowait``)."""
+        """Return the CPU use since the last call, 0..100 (proc_stat(5): everything but ``idle`` and ``iowait``)."""
         busy, total = self._read()
         was_busy, was_total = self._last
         self._last = busy, total
@@ -61,7 +61,7 @@ class CpuMeter:
 
 
 def temperature(thermal: Path = THERMAL) -> float | None:
-    """The hottest thermal zone in degrees Celsius; None where there is none."""
+    """Return the temperature of the hottest thermal zone in degrees Celsius; None if there is none."""
     found = []
     for path in thermal.glob("thermal_zone*/temp"):
         try:
@@ -74,7 +74,7 @@ def temperature(thermal: Path = THERMAL) -> float | None:
 
 
 def resident_bytes(pids: Iterable[int], proc: Path = PROC) -> int:
-    """Resident memory of processes, summed; those that are gone count nothing."""
+    """Return the summed resident memory of processes; ended ones count as zero."""
     pages = 0
     for pid in pids:
         try:
@@ -85,5 +85,5 @@ def resident_bytes(pids: Iterable[int], proc: Path = PROC) -> int:
 
 
 def architecture() -> str:
-    """The processor's, as in target files."""
+    """Return the processor's architecture as in target files."""
     return platform.machine()

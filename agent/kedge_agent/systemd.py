@@ -1,4 +1,4 @@
-"""Telling systemd that the service is ready and alive (sd_notify(3)): one datagram to ``NOTIFY_SOCKET``."""
+"""Tells systemd that the service is ready and alive (sd_notify(3)): one datagram to ``NOTIFY_SOCKET``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 
 
 def notify(message: str) -> None:
-    """Send ``READY=1``, ``WATCHDOG=1``, ``STOPPING=1`` …; nothing happens outside of systemd."""
+    """Send ``READY=1``, ``WATCHDOG=1``, ``STOPPING=1`` …; a no-op outside systemd."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return

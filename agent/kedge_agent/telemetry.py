@@ -1,4 +1,4 @@
-"""What the device does: calls counted in all processes, memory, processor, temperature."""
+"""Telemetry of the device: calls in all processes, memory, CPU, temperature."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kedge_targets import jetson
 
 
 class Meter:
-    """Figures of one interval after the other.
+    """Measures one interval after another.
 
     Args:
         state: the agent's state folder.
@@ -32,7 +32,7 @@ class Meter:
         self._root = root
 
     def measure(self, digests: Mapping[str, str | None], pids: Iterable[int], free_bytes: int, now: float) -> Telemetry:
-        """The figures since the last call.
+        """Return the figures since the last call.
 
         Args:
             digests: model name → digest that serves.
@@ -59,7 +59,7 @@ class Meter:
         )
 
     def fold(self, models: Iterable[str]) -> None:
-        """Sum up what processes that are gone have counted; the interval goes on."""
+        """Add the counts of ended processes; the interval continues."""
         for name in models:
             counters.collect(ModelFolder(self._state, name).counters)
 

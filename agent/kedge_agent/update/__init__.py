@@ -1,4 +1,4 @@
-"""The update logic, without input or output: events in, actions out, time given with each event.
+"""The update logic without I/O: events in, actions out, and the time given with each event.
 
 The same code runs on a device (:mod:`kedge_agent.effects` does the actions), in a test and in a simulation. Nothing
 here opens a file, reads a clock, starts a thread or knows MQTT.

@@ -1,4 +1,4 @@
-"""What the update machine wants done, in this order. Those with an outcome name the event that brings it."""
+"""Actions of the update machine, performed in order. An action with an outcome names its event."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kedge_protocol.messages import BlockRequest, Failure, Latency
 
 @dataclass(frozen=True)
 class RequestBlocks:
-    """Publish a request for blocks (at most once: the machine itself asks again)."""
+    """Publish a request for blocks, once; the machine itself asks again."""
 
     rid: str
     request: BlockRequest
@@ -18,7 +18,7 @@ class RequestBlocks:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenBlob:
-    """See what the store has of a blob → ``BlobOpened``.
+    """Find out what the store has of a blob → ``BlobOpened``.
 
     Attributes:
         map_digest: of its block map; None for a blob that is pulled into memory.
@@ -38,7 +38,7 @@ class OpenBlob:
 
 @dataclass(frozen=True)
 class WriteBlock:
-    """Write a checked block into the open partial file; only a failure is answered → ``WriteFailed``."""
+    """Write a checked block into the open partial file. Only a failure has an outcome → ``WriteFailed``."""
 
     digest: str
     index: int
@@ -47,7 +47,7 @@ class WriteBlock:
 
 @dataclass(frozen=True)
 class FinishBlob:
-    """All blocks are there: check the whole blob's digest and put it in its place → ``BlobStored``."""
+    """Check the digest of a blob with all its blocks and move it into place → ``BlobStored``."""
 
     digest: str
 
@@ -62,7 +62,7 @@ class StoreBlob:
 
 @dataclass(frozen=True)
 class CloseBlob:
-    """The blob is not wanted any more. Its partial file stays for later."""
+    """Close a blob that is no longer wanted. Its partial file stays for later."""
 
     digest: str
 
@@ -77,7 +77,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Assemble:
-    """Make the bundle's slot of checked blobs → ``Assembled``."""
+    """Create the bundle's slot from checked blobs → ``Assembled``."""
 
     model: str
     bundle: Bundle
@@ -93,7 +93,7 @@ class Prove:
 
 @dataclass(frozen=True)
 class Switch:
-    """Make the slot current, keep the one before → ``Switched``."""
+    """Make the slot current and keep the previous one → ``Switched``."""
 
     model: str
     bundle: Bundle
@@ -108,7 +108,7 @@ class RollBack:
 
 @dataclass(frozen=True)
 class Remove:
-    """Take the model off the device → ``Switched``."""
+    """Remove the model from the device → ``Switched``."""
 
     model: str
 
@@ -126,7 +126,7 @@ class CollectGarbage:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """A wanted bundle that failed under one desired version; it is not tried again under that version."""
+    """A bundle that failed under one desired version. It is not tried again under that version."""
 
     version: int
     failure: Failure
@@ -134,7 +134,7 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class PersistentState:
-    """What the machine must not forget over a restart.
+    """The machine's state that survives a restart.
 
     Attributes:
         desired: the accepted desired state, as it came (JSON); empty before the first.
@@ -155,14 +155,14 @@ class PersistentState:
 
 @dataclass(frozen=True)
 class Remember:
-    """Write the memory to disk."""
+    """Write the persistent state to disk."""
 
     memory: PersistentState
 
 
 @dataclass(frozen=True)
 class Report:
-    """The reported state changed; publish it."""
+    """Publish the changed reported state."""
 
 
 Action = (

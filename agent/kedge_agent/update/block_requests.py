@@ -1,4 +1,4 @@
-"""Which requests are under way, and when to ask again.
+"""Tracks pending block requests and decides when to ask again.
 
 An answer can be lost only with a connection: ours, the controller's or the broker's. So what is outstanding is asked
 for again when our connection is new, when the controller's status shows another boot or session, and else only after
@@ -20,13 +20,13 @@ from kedge_protocol.blocks import BLOCK_SIZE, BlockAnswer, BlockStatus
 from kedge_protocol.messages import Status
 
 MAX_SILENCE = 600.0
-"""Seconds; the patience grows no further."""
+"""Upper limit of the patience, in seconds."""
 MAX_PAUSE = 60.0
-"""Seconds that a busy controller is left alone at most."""
+"""Longest pause, in seconds, after a busy answer."""
 
 
 class Allowance:
-    """A token bucket: how many blocks may be asked for now.
+    """A token bucket that limits how many blocks may be requested now.
 
     Args:
         rate: blocks a second; 0 for no limit.
@@ -40,7 +40,7 @@ class Allowance:
         self._at: float | None = None
 
     def blocks(self, now: float) -> int:
-        """As many as are allowed by now."""
+        """Return how many blocks are allowed now."""
         if not self._rate:
             return sys.maxsize
         elapsed = 0.0 if self._at is None else max(0.0, now - self._at)
@@ -49,13 +49,13 @@ class Allowance:
         return int(self._tokens)
 
     def spend(self, blocks: int) -> None:
-        """Blocks were asked for."""
+        """Take requested blocks off the allowance."""
         self._tokens -= blocks if self._rate else 0
 
 
 @dataclass
 class _PendingRequest:
-    """A request under way: of what, since when, and which of its blocks have not been answered."""
+    """A pending request: its transfer, its time, and the blocks not yet answered."""
 
     transfer: Transfer
     at: float
@@ -91,22 +91,22 @@ class BlockRequests:
 
     @property
     def ready(self) -> bool:
-        """Whether a controller is there to be asked."""
+        """Return whether a controller is available."""
         return self._connected and self._controller is not None
 
     def connected(self) -> None:
-        """Our connection is new. The controller counts as away until its retained status comes."""
+        """Note a new connection. The controller counts as offline until its retained status arrives."""
         self.disconnected()
         self._connected = True
 
     def disconnected(self) -> None:
-        """Our connection is gone, with all answers under way."""
+        """Note the loss of the connection and of all pending answers."""
         self._connected = False
         self._controller = None
         self._ask_anew()
 
     def controller_seen(self, status: Status) -> None:
-        """The controller's status: a new boot or session never got what was asked of the one before."""
+        """Note the controller's status: a new boot or session did not get earlier requests."""
         spoke = (status.boot_id, status.session)
         if not status.online and self._controller not in (None, spoke):
             return  # the late will of an earlier session
@@ -116,21 +116,21 @@ class BlockRequests:
             self._ask_anew()
 
     def add(self, transfer: Transfer) -> None:
-        """Begin to ask for a transfer's blocks."""
+        """Start requesting a transfer's blocks."""
         self._transfers.append(transfer)
 
     def drop(self, transfer: Transfer) -> None:
-        """Ask no more for it; answers still under way are ignored."""
+        """Stop requesting a transfer's blocks; pending answers are ignored."""
         self._transfers = [other for other in self._transfers if other is not transfer]
         self._asked = {rid: other for rid, other in self._asked.items() if other.transfer is not transfer}
 
     @property
     def cut_off(self) -> bool:
-        """Whether small answers come on this connection and whole blocks do not."""
+        """Return whether small answers arrive on this connection but full blocks do not."""
         return self.vain > 1 and self._small_came and not self._whole_came
 
     def answered(self, rid: str, answer: BlockAnswer, now: float) -> Transfer | None:
-        """The transfer that request ``rid`` belongs to; None for a request that nobody here remembers."""
+        """Return the transfer of request ``rid``; None for an unknown request."""
         asked = self._asked.get(rid)
         if asked is None:
             return None
@@ -148,7 +148,7 @@ class BlockRequests:
         return asked.transfer
 
     def busy(self, transfer: Transfer, index: int, now: float) -> None:
-        """The controller said "not now" for one block: the transfer rests, longer each time."""
+        """Note a busy answer for one block: the transfer pauses, longer each time."""
         transfer.want_again(index)
         if now >= transfer.paused_until:
             transfer.busy += 1
@@ -156,7 +156,7 @@ class BlockRequests:
             transfer.paused_until = now + pause * self._chance.uniform(0.5, 1.0)
 
     def asks(self, now: float) -> list[RequestBlocks]:
-        """The requests to send now."""
+        """Return the requests to send now."""
         self._now = now
         if not self.ready or not self._transfers:
             return []

@@ -1,4 +1,4 @@
-"""Whether this device can run a bundle, decided before its files are pulled."""
+"""Checks whether this device can run a bundle before its files are pulled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _RELEASE = re.compile(r"\d+(?:\.\d+)*")
 
 
 def release_of(version: str) -> tuple[int, ...]:
-    """The release part of a version (PEP 440) as numbers, without zeros at its end: ``2.14.0rc1`` → (2, 14)."""
+    """Return the release part of a version (PEP 440) as numbers without trailing zeros: ``2.14.0rc1`` → (2, 14)."""
     found = _RELEASE.match(version.strip().lstrip("vV"))
     numbers = [int(part) for part in found.group().split(".")] if found else []
     while numbers and numbers[-1] == 0:
@@ -21,7 +21,7 @@ def release_of(version: str) -> tuple[int, ...]:
 
 
 def in_range(version: str, requirement: RuntimeRequirement) -> bool:
-    """Whether an installed version meets a requirement; ``minimum`` belongs to the range, ``below`` does not."""
+    """Return whether an installed version meets a requirement: ``minimum`` is inclusive, ``below`` exclusive."""
     installed = release_of(version)
     if installed < release_of(requirement.minimum):
         return False
@@ -29,7 +29,7 @@ def in_range(version: str, requirement: RuntimeRequirement) -> bool:
 
 
 def require_target(config: BundleConfig, model: str, target: str) -> None:
-    """Raises :class:`IncompatibleError` unless the bundle is of this model and for this kind of device."""
+    """Raise :class:`IncompatibleError` unless the bundle is of this model and for this target."""
     if config.name != model:
         raise IncompatibleError(f"the bundle holds model {config.name!r}, not {model!r}")
     if config.target != target:
@@ -40,8 +40,8 @@ def require_target(config: BundleConfig, model: str, target: str) -> None:
 
 
 def require_runtime(config: BundleConfig, measured: Measured) -> None:
-    """Raises :class:`IncompatibleError` unless one of the bundle's runtimes is installed in its range, and the device
-    has the memory."""
+    """Raise :class:`IncompatibleError` unless one of the bundle's runtimes is installed in its version range and the
+    device has enough memory."""
     if not any(
         need.distribution in measured.runtimes and in_range(measured.runtimes[need.distribution], need)
         for need in config.runtimes
@@ -59,7 +59,7 @@ def require_runtime(config: BundleConfig, measured: Measured) -> None:
 
 
 def require_room(measured: Measured, reserve: int) -> None:
-    """Raises :class:`IncompatibleError` unless the files fit on the disk with ``reserve`` bytes left."""
+    """Raise :class:`IncompatibleError` unless the files fit on the disk with ``reserve`` bytes left."""
     if measured.missing_bytes and measured.missing_bytes + reserve > measured.free_bytes:
         raise IncompatibleError(
             f"the bundle needs {_mib(measured.missing_bytes)} of disk and {_mib(reserve)} must stay free, "

@@ -1,4 +1,4 @@
-"""How often the serving process died lately."""
+"""Counts recent deaths of the serving process."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ class Crashes:
 
     def __init__(self, most: int, window: float) -> None:
         self.total = 0
-        """Since the agent's start."""
+        """Number of deaths since the agent's start."""
         self.window = window
         self._most = most
         self._deaths: deque[tuple[float, bool]] = deque(maxlen=1000)
 
     def note(self, now: float, *, came_up: bool) -> None:
-        """It died, or could not even begin."""
+        """Note a death, or a start that failed."""
         self.total += 1
         self._deaths.append((now, came_up))
 
     def lately(self, now: float) -> int:
-        """Deaths within the window."""
+        """Return the deaths within the window."""
         while self._deaths and now - self._deaths[0][0] > self.window:
             self._deaths.popleft()
         return len(self._deaths)
 
     def began(self, now: float) -> bool:
-        """Whether it had begun to serve before one of them; else no bundle is to blame."""
+        """Return whether it served before one of them; otherwise no bundle is to blame."""
         return self.lately(now) > 0 and any(came_up for _, came_up in self._deaths)
 
     def looping(self, now: float) -> bool:
-        """Whether it dies again and again."""
+        """Return whether it is in a crash loop."""
         return self.lately(now) >= self._most
 
     def forget(self) -> None:
-        """What was to blame is gone: count anew."""
+        """Restart the count after the cause is gone."""
         self._deaths.clear()

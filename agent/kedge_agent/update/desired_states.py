@@ -1,4 +1,4 @@
-"""Which desired state is in force, and why another was not taken."""
+"""Decides which desired state is in force, and why another is refused."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from kedge_protocol.messages import MAX_VERSION_STEP, Desired, DesiredRefusal, R
 from kedge_protocol.topics import checked_name
 
 MAX_VERSION = 1 << 52
-"""A remembered desired version above it was a mistake: no controller counts so far."""
+"""A stored desired version above this is a mistake: no controller counts that far."""
 
 
 class DesiredStates:
-    """The desired states of one device, as they come.
+    """The desired states of one device in the order of arrival.
 
     Args:
         remembered: the one that was in force before a restart (JSON); empty for none. One that no controller can outdo
@@ -22,11 +22,11 @@ class DesiredStates:
     def __init__(self, remembered: str) -> None:
         self.current: Desired | None = None
         self.problem: str | None = None
-        """Why the latest was not taken, in words."""
+        """Why the latest state was refused."""
         self.refused: RefusedDesired | None = None
-        """The latest, if it was understood and not taken."""
+        """The latest state, if it was understood and refused."""
         self.news = False
-        """Whether the latest was another than the one in force."""
+        """Whether the latest state differs from the one in force."""
         desired = self._parsed(remembered.encode()) if remembered else None
         if desired is not None and desired.version > MAX_VERSION:
             self.problem = f"the remembered desired version {desired.version} is beyond all bounds and is forgotten"
@@ -35,11 +35,12 @@ class DesiredStates:
 
     @property
     def version(self) -> int:
-        """Of the desired state in force; 0 before the first."""
+        """Version of the desired state in force; 0 before the first."""
         return 0 if self.current is None else self.current.version
 
     def take(self, raw: bytes) -> bool:
-        """Whether what came is in force now; if not, :attr:`news` says whether its sender should hear of it."""
+        """Return whether the received state is now in force. If not, :attr:`news` says whether its sender should learn
+        of it."""
         desired = self._parsed(raw)
         own = self.current
         self.news = desired is None or own is None or (desired.version, desired.content) != (own.version, own.content)

@@ -1,4 +1,4 @@
-"""What the update machine is told. Each may come late, twice, or for something that is no longer wanted."""
+"""Events of the update machine. Each may arrive late, twice, or for something that is no longer wanted."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from kedge_protocol.messages import Latency, Status
 
 @dataclass(frozen=True)
 class Connected:
-    """The broker accepted a new connection of ours."""
+    """The broker accepted a new connection."""
 
 
 @dataclass(frozen=True)
 class Disconnected:
-    """The connection is gone; what was asked may be lost."""
+    """The connection is lost, and pending requests with it."""
 
 
 @dataclass(frozen=True)
 class ControllerSeen:
-    """The controller's retained status came."""
+    """The controller's retained status arrived."""
 
     status: Status
 
 
 @dataclass(frozen=True)
 class DesiredArrived:
-    """A desired state came: the message's own bytes."""
+    """A desired state arrived, as the raw bytes of the message."""
 
     raw: bytes
 
@@ -67,7 +67,7 @@ class BlobOpened:
 
 @dataclass(frozen=True)
 class BlobStored:
-    """Outcome of ``StoreBlob`` and ``FinishBlob``: in the store under its digest, or why not."""
+    """Outcome of ``StoreBlob`` and ``FinishBlob``: the blob is stored under its digest, or the error."""
 
     digest: str
     error: str | None = None
@@ -83,7 +83,7 @@ class WriteFailed:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Outcome of ``Measure``: what there is on this device.
+    """Outcome of ``Measure``: the resources of this device.
 
     Attributes:
         missing_bytes: of the bundle's files that still have to be written.
@@ -113,7 +113,7 @@ class Assembled:
 
 @dataclass(frozen=True)
 class Proving:
-    """``Prove`` began (``detail`` None), or how far it is, in words: a backend may build for minutes."""
+    """``Prove`` started (``detail`` None) or made progress: a backend may build for minutes."""
 
     model: str
     digest: str
@@ -122,7 +122,7 @@ class Proving:
 
 @dataclass(frozen=True)
 class Proved:
-    """Outcome of ``Prove``: the golden vectors hold, or why not.
+    """Outcome of ``Prove``: the golden vectors match, or the error.
 
     Attributes:
         detail: what really ran them, in words, where the runtime's name does not say it all.
@@ -138,7 +138,7 @@ class Proved:
 
 @dataclass(frozen=True)
 class Installed:
-    """What is installed of one model."""
+    """The installed bundles of one model."""
 
     current: str | None = None
     version: str | None = None
@@ -147,7 +147,7 @@ class Installed:
 
 @dataclass(frozen=True)
 class Switched:
-    """Outcome of ``Switch``, ``RollBack`` and ``Remove``: what is installed now; None where that is unknown."""
+    """Outcome of ``Switch``, ``RollBack`` and ``Remove``: the installed bundles; None if unknown."""
 
     model: str
     installed: Installed | None
@@ -156,7 +156,7 @@ class Switched:
 
 @dataclass(frozen=True)
 class Served:
-    """The serving child loaded a bundle, or could not.
+    """The serving child loaded a bundle, or failed to.
 
     Attributes:
         detail: what really runs it, in words, where the runtime's name does not say it all.

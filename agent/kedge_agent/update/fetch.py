@@ -1,4 +1,4 @@
-"""The way of one blob onto the device: look, pull the block map, copy what is there, pull the rest, check the whole.
+"""Fetches blobs: looks in the store, pulls the block map, copies known blocks, pulls the rest, and checks the result.
 
 A blob of one block, a manifest or a configuration has no map and is pulled into memory, checked, and stored whole.
 """
@@ -16,11 +16,11 @@ from kedge_protocol.blocks import HASH_SIZE, BlockAnswer, BlockStatus, block_cou
 from kedge_protocol.messages import BlobKind
 
 MAX_IN_MEMORY = 4 << 20
-"""Bytes; a document or a block map is no larger (a map of 4 MiB is that of a blob of 8 GiB)."""
+"""Largest size, in bytes, of a document or block map (a map of 4 MiB belongs to a blob of 8 GiB)."""
 
 
 class Stage(enum.Enum):
-    """How far a fetch is."""
+    """The stage of a fetch."""
 
     LOOK = "looking for what is there"
     MAP = "block map"
@@ -30,7 +30,7 @@ class Stage(enum.Enum):
 
 @dataclass
 class Fetch:
-    """One blob that one or more models wait for.
+    """One blob for which one or more models wait.
 
     Attributes:
         size: in bytes.
@@ -50,12 +50,12 @@ class Fetch:
 
     @property
     def on_disk(self) -> bool:
-        """Whether it waits for the disk, not for the controller."""
+        """Return whether it waits for the disk rather than the controller."""
         return self.stage in (Stage.LOOK, Stage.CHECK)
 
     @property
     def blocks_done(self) -> int:
-        """Finished blocks of the blob (not of its map)."""
+        """Number of finished blocks of the blob (not of its map)."""
         if self.stage is Stage.CHECK:
             return block_count(self.size)
         return self.transfer.done if self.stage is Stage.BLOCKS and self.transfer is not None else 0
@@ -63,7 +63,7 @@ class Fetch:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a fetch: the blob is in the store (``data`` where it was to be read), or ``error`` says why not."""
+    """The end of a fetch: the blob is in the store (with ``data`` if requested), or ``error`` says why not."""
 
     digest: str
     models: frozenset[str]
@@ -72,7 +72,7 @@ class Outcome:
 
 
 class Fetches:
-    """All blobs under way.
+    """All blobs that are being fetched.
 
     Args:
         traffic: asks for their blocks.
@@ -86,7 +86,7 @@ class Fetches:
         self._fetches: dict[str, Fetch] = {}
 
     def want(self, model: str, digest: str, size: int, *, map_digest: str | None = None, read: bool = False) -> None:
-        """Fetch a blob for a model; :attr:`outcomes` tells its end."""
+        """Fetch a blob for a model; the result appears in :attr:`outcomes`."""
         fetch = self._fetches.get(digest)
         if fetch is not None and (fetch.read or not read):
             fetch.models.add(model)
@@ -104,7 +104,7 @@ class Fetches:
         self._emit(actions.OpenBlob(digest=digest, size=size, map_digest=map_digest, read=read))
 
     def unwant(self, model: str) -> None:
-        """A model waits no more for anything; what nobody waits for stops, its partial file stays."""
+        """Drop a model's interest in all blobs. A blob without interest stops; its partial file stays."""
         for fetch in list(self._fetches.values()):
             fetch.models.discard(model)
             if not fetch.models:
@@ -112,15 +112,15 @@ class Fetches:
                 self._emit(actions.CloseBlob(fetch.digest))
 
     def of(self, model: str) -> list[Fetch]:
-        """What a model waits for."""
+        """Return the fetches for which a model waits."""
         return [fetch for fetch in self._fetches.values() if model in fetch.models]
 
     def get(self, digest: str) -> Fetch | None:
-        """The fetch of a blob, if it is under way."""
+        """Return the fetch of a blob, if there is one."""
         return self._fetches.get(digest)
 
     def opened(self, event: events.BlobOpened) -> None:
-        """The store has looked."""
+        """Handle the store's answer about a blob."""
         fetch = self._fetches.get(event.digest)
         if fetch is None or fetch.stage is not Stage.LOOK:
             return
@@ -140,7 +140,7 @@ class Fetches:
             self._pull(fetch, Stage.BLOCKS, transfer)
 
     def block(self, rid: str, answer: BlockAnswer, now: float) -> Fetch | None:
-        """One answer came; the fetch it belongs to where it brought something new."""
+        """Handle an answer; return its fetch if it brought something new."""
         transfer = self.traffic.answered(rid, answer, now)
         fetch = self._fetches.get(transfer.digest) if transfer is not None else None
         if transfer is None or fetch is None:
@@ -166,13 +166,13 @@ class Fetches:
         return fetch
 
     def stored(self, event: events.BlobStored) -> None:
-        """The store has put a blob in its place, or not."""
+        """Handle the store's result for a blob."""
         fetch = self._fetches.get(event.digest)
         if fetch is not None and fetch.stage is Stage.CHECK:
             self._end(fetch, data=fetch.data, error=event.error)
 
     def write_failed(self, event: events.WriteFailed) -> None:
-        """The disk took a block not."""
+        """Handle a block that could not be written."""
         fetch = self._fetches.get(event.digest)
         if fetch is not None:
             self._end(fetch, error=event.error)

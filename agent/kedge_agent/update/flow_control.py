@@ -1,4 +1,4 @@
-"""How many blocks may be under way: as many as arrive within a few seconds.
+"""Flow control: as many blocks may be pending as arrive within a few seconds.
 
 What is under way waits in the link's queue, and everything else of this connection waits behind it: the broker's
 acknowledgements, and its answer to a sign of life, without which the connection counts as lost and all that is under
@@ -10,12 +10,12 @@ shrinks in proportion.
 from __future__ import annotations
 
 TARGET_SECONDS = 6.0
-"""A third of the time that a connection without an answer lives (:data:`kedge_protocol.mqtt.KEEPALIVE`)."""
+"""A third of the time that a connection survives without an answer (:data:`kedge_protocol.mqtt.KEEPALIVE`)."""
 MAX_PATIENCE = 600.0
 """Seconds."""
 _FIRST_WINDOW = 2
 _PATIENCE = 4.0
-"""Times what a block took lately before it counts as lost."""
+"""Multiple of the recent time per block after which a block counts as lost."""
 
 
 class FlowControl:
@@ -32,11 +32,11 @@ class FlowControl:
         self._shrunk_at = float("-inf")
 
     def patience(self, least: float) -> float:
-        """Seconds of silence that mean a loss; at least ``least``."""
+        """Return the seconds of silence that count as a loss; at least ``least``."""
         return max(least, min(_PATIENCE * self._latest, MAX_PATIENCE))
 
     def arrived(self, asked_at: float, now: float) -> None:
-        """A whole block came that was asked for then."""
+        """Note the arrival of a full block that was requested at that time."""
         self._latest = now - asked_at
         if self._latest < TARGET_SECONDS / 2:
             self.window = min(self._most, self.window + 1)
@@ -46,6 +46,6 @@ class FlowControl:
             self._shrunk_at = now
 
     def lost(self, now: float) -> None:
-        """What was under way did not come."""
+        """Note the loss of the pending blocks."""
         self.window = max(1, self.window // 2)
         self._shrunk_at = now

@@ -1,4 +1,4 @@
-"""The update machine of one device: :meth:`Machine.handle` takes an event and gives back the actions it leads to."""
+"""The update machine of one device: :meth:`Machine.handle` takes an event and returns the resulting actions."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from kedge_agent.update.settings import Settings
 from kedge_protocol.messages import Desired, Failure, ReportedModel
 
 PROGRESS_INTERVAL = 1.0
-"""Seconds between two reports that tell of nothing but progress."""
+"""Seconds between two reports that contain progress only."""
 RECEIVED_INTERVAL = 5.0
-"""Seconds between two writes of how much was received; what a crash can cost of that count."""
+"""Seconds between two writes of the received byte count; a crash can lose this much of it."""
 REMOVE_AGAIN = 60.0
-"""Seconds before a removal that failed is tried again."""
+"""Seconds before a failed removal is retried."""
 _FROM_DISK = (events.BlobOpened, events.BlobStored, events.WriteFailed, events.Measured, events.Assembled,
               events.Switched)  # fmt: skip
 _FROM_PROOFS = (events.Proving, events.Proved)
@@ -108,16 +108,16 @@ class Machine:
 
     @property
     def controller_is_there(self) -> bool:
-        """Whether this device is connected and a controller says that it is."""
+        """Return whether this device is connected and a controller reports as online."""
         return self._traffic.ready
 
     @property
     def settled(self) -> bool:
-        """Whether every model has reached its end, good or bad."""
+        """Return whether every model has reached a final state."""
         return all(update.step.ended for update in self._models.values())
 
     def start(self, now: float) -> list[Action]:
-        """Go on where the start before left off; once, before any event."""
+        """Resume from the previous run. Call it once, before any event."""
         self._context.now = now
         if self.desired_states.current is not None:
             self._work_towards(self.desired_states.current, restored=True)
@@ -128,7 +128,7 @@ class Machine:
         return self._finish()
 
     def handle(self, event: events.Event, now: float) -> list[Action]:
-        """Take one event.
+        """Handle one event.
 
         Args:
             event: see :mod:`kedge_agent.update.events`.
@@ -146,7 +146,7 @@ class Machine:
         return self._finish()
 
     def reported(self) -> dict[str, ReportedModel]:
-        """Each model as it stands."""
+        """Return the reported state of each model."""
         latencies, now = self._memory.latencies, self._context.now
         return {
             name: reported_model(update, self._fetches, latencies.get(name), now)
@@ -155,7 +155,7 @@ class Machine:
 
     @property
     def serving_restarts(self) -> int:
-        """How often the serving process died or hung since the agent's start."""
+        """Number of deaths and hangs of the serving process since the agent's start."""
         return self._crashes.total
 
     # Events.
@@ -229,9 +229,9 @@ class Machine:
             update.served(event, confirmed=self._is_confirmed(event.model), crashing=crashing)
 
     def _serving_died(self, event: events.ServingDied) -> None:
-        """One death is a restart and no more. A crash loop is blamed on what was switched to lately: it is rolled back
-        if there is something to go back to, or if it never served. Else every model is called failed until the loop
-        ends, and stays."""
+        """Handle a death of the serving process. A single death is only a restart. A crash loop is blamed on a recent
+        switch, which is rolled back if there is a previous bundle or if it never served. Otherwise every model counts
+        as failed until the loop ends, and stays."""
         crashes, now = self._crashes, self._context.now
         crashes.note(now, came_up=event.came_up)
         self._changed = True

@@ -1,4 +1,4 @@
-"""One model on its way from a wanted digest to a bundle that serves."""
+"""The update of one model from a desired digest to a serving bundle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Step(enum.Enum):
-    """Where a model stands; each has what is reported of it."""
+    """The step of an update, with the state that is reported for it."""
 
     MANIFEST = ModelState.FETCHING, "manifest"
     CONFIG = ModelState.FETCHING, "configuration"
@@ -36,18 +36,18 @@ class Step(enum.Enum):
 
     @property
     def fetching(self) -> bool:
-        """Whether the controller is needed to go on."""
+        """Return whether the controller is needed to continue."""
         return self in (Step.MANIFEST, Step.CONFIG, Step.FILES)
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more is to do."""
+        """Return whether nothing is left to do."""
         return self in (Step.DONE, Step.FAILED)
 
 
 @dataclass
 class UpdateContext:
-    """What the models of one machine share.
+    """State and callbacks shared by the models of one machine.
 
     Attributes:
         emit: takes an action.
@@ -92,7 +92,7 @@ class ModelUpdate:
         self.step = Step.MANIFEST
         self.since = context.now
         self.progress_at = context.now
-        """When something last came from the controller, or it was away."""
+        """Time of the last sign of the controller, or of its absence."""
         self.failure: Failure | None = None
         self.detail: str | None = None
         """In words: how far the proof is, then what really runs the bundle; None where the step says it all."""
@@ -109,7 +109,7 @@ class ModelUpdate:
         """Measured by this update's proof; None before it, and where the bundle was there already."""
 
     def start(self) -> None:
-        """The first step."""
+        """Take the first step."""
         if self.installed.current == self.digest:
             self._go(Step.SERVE)
         elif self._size is None:
@@ -118,17 +118,17 @@ class ModelUpdate:
             self._context.fetches.want(self.name, self.digest, self._size, read=True)
 
     def restore(self, failure: Failure) -> None:
-        """It failed before a restart and is not tried again."""
+        """Restore a failure from before a restart; it is not retried."""
         self.failure = failure
         self._go(Step.FAILED)
 
     def stop(self) -> None:
-        """It is not wanted any more."""
+        """Stop an update that is no longer wanted."""
         self._context.fetches.unwant(self.name)
 
     @property
     def digests(self) -> set[str]:
-        """What garbage collection must spare."""
+        """Return the digests that garbage collection must keep."""
         found = {self.digest, *self.layers}
         if self._bundle is not None:
             found.add(self._bundle.manifest.config.digest)
@@ -136,19 +136,19 @@ class ModelUpdate:
 
     @property
     def blocks_total(self) -> int:
-        """Blocks of all files; 0 before the manifest is there."""
+        """Number of blocks of all files; 0 before the manifest is available."""
         return sum(block_count(size) for size in self.layers.values())
 
     @property
     def blocks_done(self) -> int:
-        """Of these, the ones on the device."""
+        """Number of these blocks on the device."""
         done = sum(block_count(size) for digest, size in self.layers.items() if digest not in self._left)
         if self.step is not Step.FILES:
             return done
         return done + sum(fetch.blocks_done for fetch in self._context.fetches.of(self.name))
 
     def fetched(self, outcome: Outcome) -> None:
-        """A blob it waited for is there, or cannot be had."""
+        """Handle the arrival or failure of an awaited blob."""
         if outcome.error is not None:
             self.fail("fetch", outcome.error)
         elif self.step is Step.MANIFEST and outcome.digest == self.digest:
@@ -160,7 +160,7 @@ class ModelUpdate:
             self._assemble_when_complete()
 
     def measured(self, event: events.Measured) -> None:
-        """What the device has is known: refuse now, or pull the files."""
+        """Handle the device's resources: refuse the bundle or pull its files."""
         if self.step is Step.MEASURE and event.digest == self.digest and self._bundle is not None:
             if event.error is not None:
                 self.fail("check", f"what the device has cannot be found out: {event.error}")
@@ -168,7 +168,7 @@ class ModelUpdate:
             self._guarded("check", self._check_device, event)
 
     def assembled(self, event: events.Assembled) -> None:
-        """The slot is made."""
+        """Handle the finished slot."""
         if self.step is Step.ASSEMBLE and event.digest == self.digest and self._bundle is not None:
             if event.error is not None:
                 self.fail("check", event.error)
@@ -177,12 +177,12 @@ class ModelUpdate:
             self._context.emit(actions.Prove(self.name, self._bundle))
 
     def proving(self, event: events.Proving) -> None:
-        """The proof has come a step further."""
+        """Handle progress of the proof."""
         if self.step is Step.PROVE and event.digest == self.digest and event.detail is not None:
             self._note(event.detail)
 
     def proved(self, event: events.Proved) -> None:
-        """The golden vectors were run."""
+        """Handle the result of the golden vectors."""
         if self.step is Step.PROVE and event.digest == self.digest and self._bundle is not None:
             if event.error is not None:
                 self.fail("prove", event.error)
@@ -193,7 +193,7 @@ class ModelUpdate:
             self._context.emit(actions.Switch(self.name, self._bundle))
 
     def switched(self, event: events.Switched) -> None:
-        """The slots changed."""
+        """Handle a change of the slots."""
         self.installed = event.installed or self.installed
         current = self.installed.current
         late = self.step is Step.FAILED and self.failure is not None and self.failure.stage == "switch"
@@ -210,7 +210,7 @@ class ModelUpdate:
         self._context.changed()
 
     def served(self, event: events.Served, *, confirmed: bool, crashing: bool = False) -> None:
-        """The serving process spoke of the current bundle.
+        """Handle the serving process's report about the current bundle.
 
         Args:
             confirmed: this digest was seen serving before, so an error now is no reason to go back.
@@ -230,7 +230,7 @@ class ModelUpdate:
             self._serve_failed(event.error, confirmed=confirmed)
 
     def tick(self, *, confirmed: bool) -> None:
-        """Time has passed: no step lasts for ever."""
+        """Handle the passage of time; every step has a deadline."""
         context, limits = self._context, self._context.settings
         if self.step is Step.SERVE and context.now - self.since > limits.serve_deadline:
             reason = f"the serving process did not load it within {limits.serve_deadline:g} s"
@@ -253,20 +253,20 @@ class ModelUpdate:
 
     @property
     def _stage(self) -> str:
-        """Of a failure in this step."""
+        """Return the stage reported for a failure in this step."""
         if self.step is Step.SWITCH:
             return "switch"
         return "fetch" if self.step.fetching else "check"
 
     def crashed(self, reason: str, *, roll_back: bool) -> None:
-        """The serving process died too often while this bundle was current."""
+        """Handle a crash loop of the serving process while this bundle was current."""
         if self.step in (Step.SERVE, Step.DONE):
             self.fail("serve", reason)
             if roll_back:
                 self._context.emit(actions.RollBack(self.name))
 
     def fail(self, stage: str, reason: str) -> None:
-        """The wanted bundle is refused; what served before goes on serving."""
+        """Refuse the desired bundle; the previous one keeps serving."""
         self.stop()
         # What a foreign error says may hold what UTF-8 cannot (a file's name).
         self.failure = Failure(digest=self.digest, stage=stage, reason=codec.sayable(reason))

@@ -8,7 +8,7 @@ from kedge_protocol.messages import Latency, ModelState, ReportedModel
 
 
 def reported_model(update: ModelUpdate, fetches: Fetches, latency: Latency | None, now: float) -> ReportedModel:
-    """How one model stands.
+    """Return the reported state of one model.
 
     Args:
         fetches: what is under way.

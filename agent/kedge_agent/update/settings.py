@@ -1,4 +1,4 @@
-"""What an operator may turn in the update logic, with its bounds."""
+"""Settings of the update logic that an operator may change, with their bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks of one blob, or of its block map: which are finished, which are asked for, which are wanted."""
+"""Tracks the blocks of one blob or block map: finished, requested and wanted."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from kedge_protocol.blocks import BLOCK_SIZE, HASH_SIZE, block_count, block_hash
 from kedge_protocol.messages import BlobKind, BlockRequest, bit_is_set, encode_bitmap
 
 MAX_BROKEN = 3
-"""Answers of wrong content for one block before the transfer fails."""
+"""Number of wrong answers for one block before the transfer fails."""
 
 
 class Verdict(enum.Enum):
-    """What became of one block."""
+    """The verdict on one block."""
 
     NEW = enum.auto()
     KNOWN = enum.auto()
@@ -58,21 +58,21 @@ class Transfer:
 
     @property
     def finished(self) -> bool:
-        """Whether every block is there."""
+        """Return whether every block is finished."""
         return self.done == self.count
 
     @property
     def on_disk(self) -> bool:
-        """Whether blocks are written as they come."""
+        """Return whether blocks are written to disk as they arrive."""
         return self._buffer is None
 
     @property
     def wants(self) -> int:
-        """How many blocks could be asked for now."""
+        """Return how many blocks could be requested now."""
         return len(self._wanted)
 
     def take(self, most: int, rid: str) -> list[int]:
-        """The next wanted blocks, now asked for by ``rid``."""
+        """Take the next wanted blocks, now requested by ``rid``."""
         taken: list[int] = []
         while self._wanted and len(taken) < most:
             index = self._wanted.popleft()
@@ -82,17 +82,17 @@ class Transfer:
         return taken
 
     def request(self, indices: list[int], boot_id: str) -> BlockRequest:
-        """The message that asks for them. What is only in memory is not called finished: a restart loses it."""
+        """Return the request message. Blocks held only in memory do not count as finished: a restart loses them."""
         have = encode_bitmap(self.have) if self.on_disk else ""
         return BlockRequest(digest=self.digest, kind=self.kind, blocks=indices, have=have, boot_id=boot_id)
 
     def forget_asked(self) -> None:
-        """The answers under way are lost: what was asked is wanted again, first."""
+        """Mark all requested blocks as wanted again, before others, after their answers were lost."""
         self._wanted.extendleft(sorted(self.asked, reverse=True))
         self.asked.clear()
 
     def want_again(self, index: int) -> None:
-        """One block was answered with "not now"."""
+        """Mark a block as wanted again after a busy answer."""
         if self.asked.pop(index, None) is not None:
             self._wanted.appendleft(index)
 
@@ -124,11 +124,11 @@ class Transfer:
         return Verdict.NEW, fresh
 
     def given_up(self, index: int) -> bool:
-        """Whether the block came broken so often that the transfer shall fail."""
+        """Return whether the block arrived damaged so often that the transfer fails."""
         return self._broken.get(index, 0) >= MAX_BROKEN
 
     def data(self) -> bytes | None:
-        """The gathered bytes; None where they are not what their digest says, then all is wanted again."""
+        """Return the collected bytes; None if they do not match their digest, and all blocks are wanted again."""
         raw = bytes(self._buffer or b"")
         if digests.of_bytes(raw) == self._whole:
             return raw
