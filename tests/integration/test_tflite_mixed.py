@@ -120,6 +120,17 @@ def test_equal_plans_give_equal_files(odd: onnx.ModelProto, odd_int8: Lowered, t
     assert lowering.content(again) == lowering.content(odd_int8)
 
 
+def test_a_node_that_only_lays_numbers_out_anew_may_stay_in_float(tmp_path: Path) -> None:
+    # Its answer holds what it reads, so it cannot be told from its neighbours.
+    model = tflite_graphs.old()
+    ends = dict.fromkeys(("mean", "squeeze", "head"), Precision.FLOAT32)
+    lowered = lower(model, tmp_path / "int8", **ends)
+    before = counting.numbers(lower(model, tmp_path / "whole").files["model.tflite"])
+    after = counting.numbers(lowered.files[lowered.entry])
+    assert before.integer_macs - after.integer_macs == 8 * 3
+    assert judged(model, lowered)["y"] > HEALTHY
+
+
 def test_a_layer_that_is_not_there_is_refused(odd: onnx.ModelProto, tmp_path: Path) -> None:
     with pytest.raises(LoweringError, match="layer 9"):
         lower(odd, tmp_path / "x", **{"layer 9": Precision.FLOAT32})

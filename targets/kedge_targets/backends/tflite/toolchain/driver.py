@@ -47,6 +47,8 @@ CONTRIBUTED = {("com.microsoft", "Gelu")}
 # No operator of TFLite: onnx2tf builds it of others.
 PSEUDO = ["erf"]
 
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
 _OTHERWISE = "Export the model with other operators in its place, or choose a target with another backend"
 
 _LONGEST = 240  # characters of a vendor's message
@@ -152,7 +154,8 @@ class Driver:
         operators = set()
         for name in request["floating"]:
             mine = found.operators(nodes[name])
-            if not mine:
+            # Others round little, and lie between layers that are told apart.
+            if not mine and nodes[name].op_type in _LAYERS:
                 raise RefusedError(
                     "LoweringError",
                     "the layer cannot be told from others in the converted file, so it cannot stay in float alone",
