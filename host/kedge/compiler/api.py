@@ -32,6 +32,9 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
         progress: called with who (a target's name, ``reference``, ``data``), what, done, total; from several threads.
         options: the fields of :class:`kedge.search.options.CompileOptions`, which ``kedge compile`` takes too. A path
             may be a ``str``, a sequence of one text the text itself, and ``max_size`` a number of bytes.
+            ``calibration`` and ``evaluation`` may also be Python iterables (a torch ``DataLoader``) of samples or
+            batches, of mappings of them by the inputs' names, of raw data for the pipeline, or of pairs of any of these
+            and its label (:mod:`kedge.importing.iterables`).
             ``batch_axes`` maps a tensor's name to its batch axis, or to None where it has none; ``states`` maps a
             state input to the output that it takes.
 
@@ -48,7 +51,13 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
     """
     _SIGNATURE.bind(model, progress=progress, **options)
     source = Path(model) if isinstance(model, os.PathLike) else model
-    return service.run(source, arguments.to_options(options), on_progress=progress)
+    iterables = {role: one for role, one in options.items() if role in _DATA and not isinstance(one, (str, os.PathLike))}
+    named = {**options, **dict.fromkeys(iterables, "(iterable)")}
+    return service.run(source, arguments.to_options(named), on_progress=progress, iterables=iterables)
+
+
+_DATA = ("calibration", "evaluation")
+"""Arguments that may be Python iterables."""
 
 
 def _signature() -> inspect.Signature:

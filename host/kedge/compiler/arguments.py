@@ -7,7 +7,7 @@ import enum
 import inspect
 import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
@@ -25,8 +25,8 @@ class RequiredArguments(TypedDict):
     name: str
     version: str
     targets: Sequence[str]
-    calibration: PathLike
-    evaluation: PathLike
+    calibration: PathLike | Iterable[Any]
+    evaluation: PathLike | Iterable[Any]
     out: PathLike
 
 

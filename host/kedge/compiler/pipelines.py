@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from kedge.compiler.validation import ValidatedRequest
 from kedge.evaluation import pipeline_examples
 from kedge.evaluation.dataset import Dataset
 from kedge.evaluation.model import Model
 from kedge.evaluation.worker_messages import ReferenceAnswer
+from kedge.importing import iterables
 from kedge.importing.data_folders import converting, kinds
-from kedge.importing.data_folders.converting import Converted
+from kedge.importing.data_folders.converting import Converted, read_text
 from kedge.search import trial
 from kedge.search.options import CompileOptions
 from kedge.search.results import Compiled
 from kedge_protocol.bundle.pipeline import Pipeline
 from kedge_protocol.errors import ConfigError
 from kedge_targets.pipeline import boxes, settling
+from kedge_targets.pipeline.execution import Runner
 from kedge_targets.worker import Worker
 
 DEFAULT_CALIBRATION = 512
@@ -41,6 +44,7 @@ class PipelineJob:
         names: the model's class names, where the user or the export gives some.
         files: what the pipeline names, by title.
         raws: folder of raw items for the examples.
+        iterables: data sets that are no paths, by role.
         warnings: what the report should say.
     """
 
@@ -48,6 +52,7 @@ class PipelineJob:
     names: tuple[str, ...] = ()
     files: dict[str, Path] = field(default_factory=dict)
     raws: str | None = None
+    iterables: Mapping[str, Iterable[Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     @classmethod
@@ -113,7 +118,13 @@ class PipelineJob:
         options = asked.options
         evaluated = role == "evaluation"
         path = options.evaluation if evaluated else options.calibration
+        limit = options.evaluation_samples if evaluated else options.calibration_samples or DEFAULT_CALIBRATION
         annotations = options.annotations if evaluated else None
+        if model is not None and role in self.iterables:
+            runner = None if self.whole is None else Runner(self.whole, model.inputs, (), read_text)
+            source = self.iterables[role]
+            written = iterables.write(source, model.inputs, scratch, where=f"{role} {path}", runner=runner, most=limit)
+            return Dataset(path, scratch, role=role, annotations=annotations, files=written)
         if model is None or not kinds.is_raw(path):
             return Dataset(path, scratch, role=role, annotations=annotations)
         if self.whole is None:
@@ -124,7 +135,6 @@ class PipelineJob:
                 remedy="Give --task (classification, detection, …) or --pipeline; see docs/pipelines.md",
             )
         own = annotations is not None and annotations.suffix.lower() == ".json"
-        limit = options.evaluation_samples if evaluated else options.calibration_samples or DEFAULT_CALIBRATION
         made = worker.call(
             converting.TASK,
             converting.ConvertRequest(

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,11 +50,18 @@ Array = npt.NDArray[Any]
 _MEMORY_SHARE = 0.8
 
 
-def run(model: str | Path | object, options: CompileOptions, *, on_progress: ProgressCallback | None = None) -> Release:
+def run(
+    model: str | Path | object,
+    options: CompileOptions,
+    *,
+    on_progress: ProgressCallback | None = None,
+    iterables: Mapping[str, Iterable[Any]] | None = None,
+) -> Release:
     """Run a compilation; see :func:`kedge.compile`.
 
     Args:
         on_progress: hears of progress, from several threads.
+        iterables: ``calibration`` and ``evaluation`` where they are no paths.
     """
     validation.check_environment()
     named = isinstance(model, (str, Path))
@@ -64,7 +71,7 @@ def run(model: str | Path | object, options: CompileOptions, *, on_progress: Pro
             return decoders.run(Path(model), options, scratch, made, on_progress or _silent)
     asked = validation.check(str(model) if named else "", options)
     with _scratch(options.out) as scratch:
-        compilation = _Compilation(model if not named else None, asked, scratch, on_progress or _silent)
+        compilation = _Compilation(model if not named else None, asked, scratch, on_progress or _silent, iterables or {})
         return compilation.run()
 
 
@@ -118,9 +125,15 @@ class _Compilation:
     """One compilation. Its threads and workers live as long as :meth:`run`."""
 
     def __init__(
-        self, model: object | None, asked: ValidatedRequest, scratch: Path, on_progress: ProgressCallback
+        self,
+        model: object | None,
+        asked: ValidatedRequest,
+        scratch: Path,
+        on_progress: ProgressCallback,
+        iterables: Mapping[str, Iterable[Any]],
     ) -> None:
         self._object = model
+        self._iterables = iterables
         self._asked = asked
         self._options = asked.options
         self._scratch = scratch
@@ -200,11 +213,12 @@ class _Compilation:
         began = time.perf_counter()
         direct = self._object is None and self._asked.is_onnx and self._options.batch is None
         imported: Imported | None = None
-        if self._asked.raw_data:
+        if self._asked.raw_data or self._iterables:
             # A pipeline makes tensors of the size that the model takes, so the model comes first.
             imported = None if direct else self._import(worker, {})
             model = self._prepare(worker, imported)
             pipeline = PipelineJob.of(self._asked, model)
+            pipeline.iterables = self._iterables
             calibration, calibration_scan = self._dataset("calibration", worker, model, pipeline)
             evaluation, evaluation_scan = self._dataset("evaluation", worker, model, pipeline)
         else:

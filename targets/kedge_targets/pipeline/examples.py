@@ -61,7 +61,7 @@ def chosen(raws: Sequence[bytes], runner: Runner, models: Sequence[Raw], *, most
         answers = [bodies.answer(runner, model, raw, media) for model in models]
         allowed = dict(FLOORS)
         for other in answers[1:]:
-            for key, value in deviations(answers[0], other, FLOORS["score"]).items():
+            for key, value in deviations(answers[0], other, FLOORS["score"], floor=_floor(runner)).items():
                 allowed[key] = max(allowed[key], _MARGIN * value)
         if all(np.isfinite(value) for value in allowed.values()):
             data = base64.b64encode(raw).decode()
@@ -106,7 +106,9 @@ def failure(folder: Path, runner: Runner, raw: Raw) -> str:
         actual = bodies.answer(runner, raw, base64.b64decode(one.data), one.media)
         over = {
             key: value
-            for key, value in deviations(one.answer, actual, one.allowed.get("score", 0.0)).items()
+            for key, value in deviations(
+                one.answer, actual, one.allowed.get("score", 0.0), floor=_floor(runner)
+            ).items()
             if not value <= one.allowed.get(key, 0.0)
         }
         if over:
@@ -116,11 +118,16 @@ def failure(folder: Path, runner: Runner, raw: Raw) -> str:
     return ""
 
 
-def deviations(expected: Any, actual: Any, unsure: float) -> dict[str, float]:
+def _floor(runner: Runner) -> float | None:
+    return None if runner.pipeline.boxes is None else runner.pipeline.boxes.score_floor
+
+
+def deviations(expected: Any, actual: Any, unsure: float, *, floor: float | None = None) -> dict[str, float]:
     """How far one answer (as JSON) is from another, by kind of number; infinity where they are unlike.
 
     Args:
-        unsure: of labels and boxes, those whose score is within so much of the weakest that is shown may be missing.
+        unsure: of labels and boxes, those whose score is within so much of the floor may be missing.
+        floor: score from which on they are shown; None for the weakest of the two answers.
     """
     if isinstance(expected, Mapping) and isinstance(actual, Mapping):
         if "runs" in expected:
@@ -132,20 +139,20 @@ def deviations(expected: Any, actual: Any, unsure: float) -> dict[str, float]:
     if not isinstance(expected, list) or not isinstance(actual, list):
         return {"value": 0.0 if expected == actual else float("inf")}
     if any(isinstance(one, Mapping) for one in (*expected, *actual)):
-        return _of_lists(expected, actual, unsure)
+        return _of_lists(expected, actual, unsure, floor)
     if len(expected) != len(actual):
         return {"value": float("inf")}
     return {"value": max((abs(a - b) for a, b in zip(expected, actual, strict=True)), default=0.0)}
 
 
-def _of_lists(expected: list[Any], actual: list[Any], unsure: float) -> dict[str, float]:
+def _of_lists(expected: list[Any], actual: list[Any], unsure: float, floor: float | None) -> dict[str, float]:
     found = {"score": 0.0, "corner": 0.0}
-    weakest = min(one["score"] for one in (*expected, *actual))
+    weakest = min(one["score"] for one in (*expected, *actual)) if floor is None else floor
     for some, others in ((expected, actual), (actual, expected)):
         for one in some:
             partner = _partner(one, others)
             if partner is None:
-                if one["score"] > weakest + unsure or not others:
+                if one["score"] > weakest + unsure or (not others and floor is None):
                     return dict.fromkeys(found, float("inf"))
                 continue
             found["score"] = max(found["score"], abs(one["score"] - partner["score"]))

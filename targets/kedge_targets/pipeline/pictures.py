@@ -97,6 +97,12 @@ def decode(content: bytes, *, where: str = "", max_pixels: int = MAX_PIXELS) -> 
             return _pixels(picture, where)
     except InputError:
         raise
+    except image.DecompressionBombError as error:
+        raise InputError(
+            f"a picture is over the limit of {max_pixels} pixels: {error}",
+            where=where or None,
+            remedy="Make it smaller",
+        ) from error
     except Exception as error:
         # Pillow's plug-ins raise whatever a damaged file makes them raise.
         raise InputError(

@@ -1,4 +1,4 @@
-"""Scaling of 8-bit pictures, in the integer arithmetic of Pillow: the same bits with Pillow and without it.
+"""Scaling of 8-bit pictures, in the integer arithmetic of Pillow: the same bits with any Pillow and without one.
 
 Source: Pillow's ``Resample.c``, for 8 bits a channel. Each output pixel is a weighted sum of the input pixels under the
 filter, weights rounded to 22 fractional bits; first along rows, then along columns, rounded to 8 bits in between.
@@ -59,7 +59,10 @@ def _by_pillow(pixels: Pixels, size: tuple[int, int], by: Filter) -> Pixels | No
     if channels not in (1, 3):
         return None
     picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    made = np.asarray(picture.resize(size, Image.Resampling[by.name]))
+    # One pass each: Pillow 13 begins with the columns where that is cheaper, Pillow 12 never does.
+    for one in ((size[0], picture.height), size):
+        picture = picture.resize(one, Image.Resampling[by.name])
+    made = np.asarray(picture)
     return np.ascontiguousarray(made.reshape(size[1], size[0], channels))
 
 

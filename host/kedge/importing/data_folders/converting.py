@@ -91,7 +91,7 @@ def convert(request: ConvertRequest, progress: Progress) -> Converted:
     whole = kinds.listed(Path(request.path), request.role, annotations=annotations)
     listing = whole.picked(request.most).under(request.names)
     _check_item(listing, request.pipeline)
-    runner = Runner(request.pipeline, request.inputs, (), _read)
+    runner = Runner(request.pipeline, request.inputs, (), read_text)
     folder = Path(request.folder)
     rows: list[Array] = []
     with contextlib.ExitStack() as stack:
@@ -189,7 +189,12 @@ def _labels(listing: Listing, boxes: Sequence[Array]) -> Array:
     return made
 
 
-def _read(path: str) -> str:
+def read_text(path: str) -> str:
+    """A tokenizer's file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

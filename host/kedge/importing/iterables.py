@@ -1,0 +1,158 @@
+"""Samples of a Python iterable (a list, a generator, a torch ``DataLoader``) as ``.npy`` files, one after another:
+memory holds one item at a time.
+
+An item is a tensor, a mapping of tensors by the inputs' names, raw data for a pipeline (a path, bytes, a picture of
+Pillow, pixels, a text), or a pair of any of these and its label. A tensor of the input's rank is a batch, one of a rank
+less is a sample.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.importing.data_folders.npy_stream import NpyStream
+from kedge_protocol.errors import DatasetError
+from kedge_targets.graph.signature import TensorInfo
+from kedge_targets.pipeline import pictures
+from kedge_targets.pipeline.execution import Runner
+
+Array = npt.NDArray[Any]
+
+LABEL = "label"
+_PAIR = 2
+
+
+def write(
+    source: Iterable[Any],
+    inputs: Sequence[TensorInfo],
+    folder: Path,
+    *,
+    where: str,
+    runner: Runner | None = None,
+    most: int | None = None,
+) -> dict[str, Path]:
+    """Write what an iterable gives.
+
+    Args:
+        inputs: of the model, batch first.
+        folder: an empty folder.
+        where: for messages.
+        runner: the model's pipeline, for raw data.
+        most: samples at most; the iterable is not read further.
+
+    Returns:
+        Input's name, and ``label`` where there are labels → file.
+
+    Raises:
+        DatasetError: an item that is none; the message says which.
+        InputError: raw data that the pipeline cannot read.
+    """
+    streams: dict[str, NpyStream] = {}
+    with contextlib.ExitStack() as stack:
+        for count, sample in enumerate(_samples(source, inputs, where, runner)):
+            if count and set(sample) != set(streams):
+                raise DatasetError(
+                    f"sample {count} has {', '.join(sorted(sample))}, the first has {', '.join(sorted(streams))}",
+                    where=where,
+                )
+            for name, value in sample.items():
+                if name not in streams:
+                    made = NpyStream(folder / f"{len(streams)}.npy", where=where)
+                    streams[name] = stack.enter_context(made)
+                streams[name].add(value)
+            if count + 1 == most:
+                break
+    if not streams:
+        raise DatasetError("gives no samples", where=where, remedy="A generator gives its items only once")
+    return {name: stream.path for name, stream in streams.items()}
+
+
+def _samples(
+    source: Iterable[Any], inputs: Sequence[TensorInfo], where: str, runner: Runner | None
+) -> Iterator[dict[str, Array]]:
+    for number, item in enumerate(source):
+        at = f"{where}, item {number}"
+        data, label = (item[0], item[1]) if isinstance(item, (tuple, list)) and len(item) == _PAIR else (item, None)
+        if runner is not None and _is_raw(data, inputs):
+            yield {**_prepared(runner, data), **({} if label is None else {LABEL: _array(label, at)})}
+            continue
+        yield from _rows(_named(data, inputs, at), label, inputs, at)
+
+
+def _is_raw(data: Any, inputs: Sequence[TensorInfo]) -> bool:
+    if isinstance(data, (str, bytes, os.PathLike)) or pictures.is_picture(data):
+        return True
+    return isinstance(data, np.ndarray) and len(inputs) == 1 and not _fits(data, inputs[0])
+
+
+def _fits(array: Array, spec: TensorInfo) -> bool:
+    inner = spec.shape[1:]
+    have = array.shape[1:] if array.ndim == len(spec.shape) else array.shape
+    return len(have) == len(inner) and all(b is None or a == b for a, b in zip(have, inner, strict=True))
+
+
+def _prepared(runner: Runner, data: Any) -> dict[str, Array]:
+    how = runner.pipeline.text
+    if how is None:
+        return {name: array[0] for name, array in runner.prepare(data)[0].items()}
+    # An iterable is read once, so all its texts get the longest length.
+    return {name: array[0] for name, array in runner.tokens([runner.tokenizer()(data)], least=how.max_length).items()}
+
+
+def _named(data: Any, inputs: Sequence[TensorInfo], where: str) -> dict[str, Array]:
+    if isinstance(data, Mapping):
+        missing = [spec.name for spec in inputs if spec.name not in data]
+        if missing:
+            raise DatasetError(f"has no {missing[0]!r}", where=where)
+        return {spec.name: _array(data[spec.name], where) for spec in inputs}
+    if len(inputs) != 1:
+        names = ", ".join(spec.name for spec in inputs)
+        raise DatasetError("is no mapping", where=where, remedy=f"Give one with the model's inputs: {names}")
+    return {inputs[0].name: _array(data, where)}
+
+
+def _rows(
+    arrays: Mapping[str, Array], label: Any, inputs: Sequence[TensorInfo], where: str
+) -> Iterator[dict[str, Array]]:
+    batched = {arrays[spec.name].ndim == len(spec.shape) for spec in inputs}
+    for spec in inputs:
+        if not _fits(arrays[spec.name], spec):
+            have = "x".join(map(str, arrays[spec.name].shape)) or "a number"
+            want = "x".join("?" if axis is None else str(axis) for axis in spec.shape[1:])
+            raise DatasetError(f"{spec.name!r} has shape {have}, the model takes {want}", where=where)
+    labels = None if label is None else _array(label, where)
+    if batched != {True}:
+        yield {**arrays, **({} if labels is None else {LABEL: labels})}
+        return
+    lengths = {len(array) for array in arrays.values()} | (set() if labels is None else {_length(labels)})
+    if len(lengths) != 1:
+        raise DatasetError(f"a batch holds {sorted(lengths)} samples and labels", where=where)
+    for row in range(lengths.pop()):
+        yield {
+            **{name: array[row] for name, array in arrays.items()},
+            **({} if labels is None else {LABEL: np.asarray(labels[row])}),
+        }
+
+
+def _length(labels: Array) -> int:
+    return len(labels) if labels.ndim else -1
+
+
+def _array(value: Any, where: str) -> Array:
+    try:
+        array = np.asarray(value)
+    except Exception as error:
+        # Tensors of other libraries refuse in their own ways.
+        raise DatasetError(f"no array can be made of it: {error}", where=where) from error
+    if array.dtype.kind not in "fiub":
+        raise DatasetError(
+            f"{type(value).__name__} is no tensor", where=where, remedy="Give arrays, or raw data with --task"
+        )
+    return array
