@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kedge.compiler import arguments, service
 from kedge.compiler.release import Release
@@ -51,7 +51,9 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
     """
     _SIGNATURE.bind(model, progress=progress, **options)
     source = Path(model) if isinstance(model, os.PathLike) else model
-    iterables = {role: one for role, one in options.items() if role in _DATA and not isinstance(one, (str, os.PathLike))}
+    iterables: dict[str, Any] = {
+        role: one for role, one in options.items() if role in _DATA and not isinstance(one, (str, os.PathLike))
+    }
     named = {**options, **dict.fromkeys(iterables, "(iterable)")}
     return service.run(source, arguments.to_options(named), on_progress=progress, iterables=iterables)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from kedge.evaluation import carried_states, preprocessing
-from kedge.evaluation.dataset import Data
+from kedge.evaluation.dataset import Data, Scan
 from kedge.evaluation.model import Model
 from kedge.pruning import worker_task
 from kedge.search.options import CompileOptions
@@ -87,3 +87,27 @@ def without_dead_channels(
     if not answer.note:
         return model, ()
     return replace(model, graph=str(made), attention=answer.attention, ends=answer.ends), (answer.note,)
+
+
+_FEW = 8
+
+
+def few(samples: int) -> list[str]:
+    """A warning where calibration has next to nothing to look at."""
+    if samples >= _FEW:
+        return []
+    return [
+        f"only {samples} calibration sample{'s' * (samples != 1)}: ranges of activations are guesswork and training "
+        "has next to nothing to learn from; some hundred are usual"
+    ]
+
+
+def shared(calibration: Scan, evaluation: Scan) -> list[str]:
+    """A warning where evaluation samples were calibrated with."""
+    count = calibration.shared_with(evaluation)
+    if not count:
+        return []
+    return [
+        f"{count} of {len(evaluation.rows)} evaluation samples are among the calibration samples: "
+        "the measured drop is too good"
+    ]

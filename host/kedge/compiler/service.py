@@ -71,7 +71,9 @@ def run(
             return decoders.run(Path(model), options, scratch, made, on_progress or _silent)
     asked = validation.check(str(model) if named else "", options)
     with _scratch(options.out) as scratch:
-        compilation = _Compilation(model if not named else None, asked, scratch, on_progress or _silent, iterables or {})
+        compilation = _Compilation(
+            model if not named else None, asked, scratch, on_progress or _silent, iterables or {}
+        )
         return compilation.run()
 
 
@@ -243,7 +245,7 @@ class _Compilation:
             evaluation=self._bound(evaluation, model, worker),
             calibration_digest=calibration_scan.digest(calibration.names),
             evaluation_digest=evaluation_scan.digest(evaluation.names),
-            warnings=[*_shared(calibration_scan, evaluation_scan), *_few(calibration.samples)],
+            warnings=[*preparation.shared(calibration_scan, evaluation_scan), *preparation.few(calibration.samples)],
         )
         if found.evaluation.samples < LEAST:
             raise DatasetError(
@@ -410,28 +412,6 @@ class _Compilation:
             pipeline=data.pipeline.bundled,
             pipeline_files=data.pipeline.files,
         )
-
-
-_FEW = 8
-
-
-def _few(samples: int) -> list[str]:
-    if samples >= _FEW:
-        return []
-    return [
-        f"only {samples} calibration sample{'s' * (samples != 1)}: ranges of activations are guesswork and training "
-        "has next to nothing to learn from; some hundred are usual"
-    ]
-
-
-def _shared(calibration: Scan, evaluation: Scan) -> list[str]:
-    shared = calibration.shared_with(evaluation)
-    if not shared:
-        return []
-    return [
-        f"{shared} of {len(evaluation.rows)} evaluation samples are among the calibration samples: "
-        "the measured drop is too good"
-    ]
 
 
 def _all_failed(failed: Sequence[Failed], kept: Path | None) -> KedgeError:
