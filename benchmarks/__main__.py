@@ -7,7 +7,19 @@ import sys
 
 from benchmarks.harness import ROOT, Result, save, table
 
-ROOMS = ("compiling", "calling", "pulling", "memory", "fabric", "minilm", "pruning", "olive", "peers", "fleet")
+ROOMS = (
+    "compiling",
+    "calling",
+    "pulling",
+    "memory",
+    "fabric",
+    "minilm",
+    "pruning",
+    "olive",
+    "peers",
+    "fleet",
+    "serving",
+)
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ and one more follows the models folder and loads.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -39,6 +40,8 @@ _GRACE_SECONDS = 0.5
 """What calls of other models may take yet when one hangs."""
 _LOAD_FIRST_SECONDS = 3.0
 """What loading may take before connections are taken; then requests for what is not loaded yet get 503."""
+_MEMORY_SECONDS = 1.0
+"""Between two looks at whether memory can be given back to the device."""
 _SWITCH_SECONDS = 0.001
 """How long Python lets a thread go on while another waits; 5 ms would be added to short answers."""
 
@@ -111,7 +114,12 @@ class ServingProcess:
         server.start()
         if self._grpc is not None:
             self._grpc.start()
-        self._stop.wait()
+        # What is there now stays; the collector need not look at it again and again.
+        gc.freeze()
+        while not self._stop.wait(_MEMORY_SECONDS):
+            if self.server.had_large_bodies and not self.server.body_bytes:
+                self.server.had_large_bodies = False
+                malloc.give_back()
         seconds = _GRACE_SECONDS if self._hung else self._settings.drain_seconds
         self.server.stop(seconds)
         if self._grpc is not None:

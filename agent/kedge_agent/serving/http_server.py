@@ -30,6 +30,7 @@ log = logging.getLogger("kedge.serving")
 _ACCEPTS_A_TURN = 32
 _READ_BYTES = 256 << 10
 _PREFLIGHT_SECONDS = 600
+_LARGE_BODIES = 1 << 20
 
 
 class HttpServer:
@@ -57,6 +58,8 @@ class HttpServer:
         self.read_buffer = memoryview(bytearray(_READ_BYTES))
         self.responses: Counter[int] = Counter()
         """Status → how many answers had it."""
+        self.had_large_bodies = False
+        """Whether there was so much at once that the allocator may keep much of it; whoever sees to that clears it."""
         self._listening = list(listening)
         self._table = table
         self._beat = beat
@@ -161,6 +164,7 @@ class HttpServer:
         """Count bytes of bodies; False where there are too many now. From any thread."""
         with self._counting:
             self._body_bytes += change
+            self.had_large_bodies |= self._body_bytes >= _LARGE_BODIES
             return change <= 0 or self._body_bytes <= self.settings.all_bodies_bytes
 
     def count(self, status: int) -> None:

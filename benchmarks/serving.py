@@ -1,0 +1,262 @@
+"""The serving process: CPU a request against the bare model and against other servers, restarts, hostile clients.
+
+CPU microseconds of the server's whole process tree travel between machines; requests a second do not, and are printed
+beside them. ``KEDGE_BENCH_PEERS`` names a Python of an environment with mlserver, fastapi, uvicorn[standard] and
+onnxruntime; without it those rows are skipped aloud.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import serving_peers
+from benchmarks.harness import SHARED, Result, medians
+from benchmarks.serving_load import Target, health_milliseconds, load, wrk_rate
+
+REQUESTS = 2400
+ROUNDS = 3
+
+
+def run() -> Iterator[Result]:
+    """Every row of the serving table."""
+    if not (SHARED / "models" / "kws_dscnn_int8.tflite").exists():
+        print("skipped: serving (the shared data is absent)")
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        sample = _install(folder)
+        with Server(folder) as server:
+            yield from _costs(server, sample)
+            yield from _hostile(server)
+        yield from _restarts(folder, sample)
+        yield from _switches(folder)
+
+
+def _install(folder: Path) -> np.ndarray:
+    """The kws model on the state's disk; one sample of it."""
+    from tests.support.bundles import make_tflite_bundle
+    from tests.support.installed import install
+
+    with np.load(SHARED / "eval" / "kws.npz") as data:
+        samples = data["input"][:32].astype(np.float32)
+    model = SHARED / "models" / "kws_dscnn_int8.tflite"
+    install(folder / "state", make_tflite_bundle(folder, model, samples, "kws"), "rpi4")
+    return samples[:1]
+
+
+class Server:
+    """A supervised serving process, polled as the agent polls it.
+
+    Args:
+        folder: holds the state.
+    """
+
+    def __init__(self, folder: Path, **options: float) -> None:
+        from kedge_agent.serving.supervisor import ServingSupervisor
+
+        self.supervisor = ServingSupervisor(folder / "state", ["127.0.0.1:0"], **options)
+        self.port = int(self.supervisor.listen()[0].getsockname()[1])
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll)
+
+    def _poll(self) -> None:
+        while not self._stop.wait(0.25):
+            self.supervisor.poll(time.monotonic())
+        self.supervisor.stop()
+
+    def __enter__(self) -> Server:
+        self._thread.start()
+        while self.supervisor.pid is None or not Target(self.port, _get("/v2/health/ready")).answers():
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def pid(self) -> int:
+        return self.supervisor.pid or 0
+
+
+def _get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+
+
+def _post(path: str, body: bytes, more: str = "") -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{more}"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def json_body(sample: np.ndarray) -> bytes:
+    """A request with one tensor as JSON."""
+    tensor = {"name": "input", "datatype": "FP32", "shape": list(sample.shape), "data": sample.ravel().tolist()}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+def _binary(sample: np.ndarray) -> bytes:
+    tensor = {"name": "input", "datatype": "FP32", "shape": list(sample.shape)}
+    tensor["parameters"] = {"binary_data_size": sample.nbytes}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    return _post("/v2/models/kws/infer", head + sample.tobytes(), f"Inference-Header-Content-Length: {len(head)}\r\n")
+
+
+def _costs(server: Server, sample: np.ndarray) -> Iterator[Result]:
+    """CPU of a request, in turns with the bare model's."""
+    bare = _bare(sample)
+    body = json_body(sample)
+    kws = Target(server.port, _post("/v2/models/kws/infer", body))
+    binary = Target(server.port, _binary(sample))
+    peers = list(serving_peers.started(SHARED / "models" / "kws_dscnn.onnx"))
+    try:
+        for clients in (4, 16):
+            columns = [bare, lambda clients=clients: load(kws, server.pid, clients, REQUESTS)]
+            columns += [lambda peer=peer, clients=clients: peer.cost(clients, body, REQUESTS // 4) for peer in peers]
+            model, ours, *theirs = medians(ROUNDS, *columns)
+            yield _row(
+                f"HTTP JSON, kws, {clients} clients", ours, model, "the bare model", "≤ +300 µs", ours <= model + 300
+            )
+            for peer, cost in zip(peers, theirs, strict=True):
+                share = 6 if peer.name.startswith("MLServer") else 3
+                yield _row(
+                    f"HTTP JSON, kws, {clients} clients", ours, cost, peer.name, f"≤1/{share}", ours <= cost / share
+                )
+        model, ours = medians(ROUNDS, bare, lambda: load(binary, server.pid, 1, REQUESTS))
+        yield _row("binary tensors, kws, 1 client", ours, model, "the bare model", "≤1.3×", ours <= 1.3 * model)
+    finally:
+        for peer in peers:
+            peer.stop()
+    for clients in (1, 4, 16):
+        rate = wrk_rate(server.port, "/v2/models/kws/infer", body, clients)
+        if rate is not None:
+            print(f"wrk, {clients} clients: {rate:.0f} requests a second")
+
+
+def _row(name: str, ours: float, theirs: float, against: str, goal: str, met: bool) -> Result:
+    return Result(name, f"CPU a request, median of {ROUNDS} times {REQUESTS}", "µs", ours, theirs, against, goal, met)
+
+
+def _bare(sample: np.ndarray) -> Callable[[], float]:
+    """CPU µs of a call of LiteRT alone, quantization in numpy included."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(SHARED / "models" / "kws_dscnn_int8.tflite"), num_threads=1)
+    interpreter.allocate_tensors()
+    given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    scale, zero = given["quantization"]
+
+    def measure() -> float:
+        began = time.process_time()
+        for _ in range(REQUESTS):
+            values = np.clip(np.rint(sample / np.float32(scale)) + zero, -128, 127).astype(np.int8)
+            interpreter.set_tensor(given["index"], values.reshape(given["shape"]))
+            interpreter.invoke()
+            interpreter.get_tensor(made["index"])
+        return (time.process_time() - began) / REQUESTS * 1e6
+
+    return measure
+
+
+def _hostile(server: Server) -> Iterator[Result]:
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(200)]
+    for link in slow:
+        link.sendall(b"POST /v2/models/kws/infer HTTP/1.1\r\nHost: lo")
+    worst = health_milliseconds(server.port, 50)
+    for link in slow:
+        link.close()
+    yield Result(
+        "health beside 200 clients that send half a head", "worst of 50, new connections", "ms", worst, None, "",
+        "<50 ms", worst < 50,
+    )  # fmt: skip
+    before = _memory(server.pid, "VmRSS")
+    Path(f"/proc/{server.pid}/clear_refs").write_text("5")
+    body = b'{"inputs":[' + b"{}," * 5_000_000 + b"{}]}"
+    Target(server.port, _post("/v2/models/kws/infer", body)).answers()
+    time.sleep(2.5)  # memory is given back once a second
+    peak = _memory(server.pid, "VmHWM") - before
+    allowed = 3 * len(body) / 2**20 + 10
+    yield Result(
+        "15 MB of `{},`", "peak of resident memory over the base", "MiB", peak, None, "", f"≤{allowed:.0f} MiB",
+        peak <= allowed,
+    )  # fmt: skip
+    left = _memory(server.pid, "VmRSS") - before
+    yield Result("after it", "resident memory over the base", "MiB", left, None, "", "≤5 MiB", left <= 5)
+
+
+def _memory(pid: int, name: str) -> float:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
+
+
+def _restarts(folder: Path, sample: np.ndarray) -> Iterator[Result]:
+    ask = _post("/v2/models/kws/infer", json_body(sample))
+    with Server(folder, silence_seconds=2.0) as server:
+        target = Target(server.port, ask)
+        times = {}
+        for number in (signal.SIGKILL, signal.SIGSTOP):
+            taken = []
+            for _ in range(3):
+                time.sleep(2.5)  # it has served for a while, as in life
+                os.kill(server.pid, number)
+                began = time.monotonic()
+                while not target.answers():
+                    time.sleep(0.02)
+                taken.append(time.monotonic() - began)
+            times[number] = sorted(taken)[1]
+    killed, stopped = times[signal.SIGKILL], times[signal.SIGSTOP]
+    yield Result("killed → next good answer", "median of 3", "s", killed, None, "", "≤1.5 s", killed <= 1.5)
+    yield Result(
+        "stopped → next good answer", "median of 3; silence of 2 s is its deadline", "s", stopped, None, "",
+        "≤ deadline + 2.5 s", stopped <= 4.5,
+    )  # fmt: skip
+
+
+def _switches(folder: Path) -> Iterator[Result]:
+    """Answers whose version label is another bundle's, over switches under load (each bundle has its own answers)."""
+    from tests.support.bundles import make_bundle, samples
+    from tests.support.installed import install
+
+    from kedge_agent import Model
+
+    state = folder / "switched" / "state"
+    releases = [make_bundle(folder, version=f"{number}.0", seed=number) for number in range(2)]
+    sample = samples(1)
+    expected = {f"{n}.0": Model(path, target="generic-cpu")(sample).ravel() for n, path in enumerate(releases)}
+    install(state, releases[0])
+    wrong, count, stop = [], [0], threading.Event()
+
+    def work() -> None:
+        target = Target(server.port, _post("/v2/models/tiny/infer", json_body(sample)))
+        while not stop.is_set():
+            answer = json.loads(target.ask().partition(b"\r\n\r\n")[2])
+            found = np.float32(answer.get("outputs", [{"data": []}])[0]["data"])
+            count[0] += 1
+            if not np.array_equal(found, expected.get(answer.get("model_version", ""), [])):
+                wrong.append(answer)
+
+    switches = int(os.environ.get("KEDGE_BENCH_SWITCHES", "50"))
+    with Server(state.parent) as server:
+        clients = [threading.Thread(target=work) for _ in range(8)]
+        for client in clients:
+            client.start()
+        for number in range(switches):
+            install(state, releases[(number + 1) % 2])
+            time.sleep(0.3)
+        stop.set()
+        for client in clients:
+            client.join()
+    yield Result(
+        f"{switches} switches under 8 clients", f"of {count[0]} answers: failed, mixed or mislabelled", "",
+        len(wrong), None, "", "0", not wrong,
+    )  # fmt: skip
