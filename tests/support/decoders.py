@@ -221,3 +221,46 @@ class PlainDecoder:
         if self._spec.activation == "silu":
             return np.asarray(x / (1 + np.exp(-x)))
         return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
+
+
+def gguf(path: Path, name: str) -> Path:
+    """Write a random ``llama`` or ``qwen2`` as a GGUF file, float32, with the tokenizer of :func:`tokenizer`."""
+    import gguf as package
+
+    from kedge.importing.decoders import reading
+
+    source = reading.read(folder(path.with_suffix(".folder"), name))
+    spec = source.spec
+    writer = package.GGUFWriter(str(path), "llama" if spec.architecture == "llama" else spec.architecture)
+    writer.add_context_length(spec.context)
+    writer.add_embedding_length(spec.hidden)
+    writer.add_feed_forward_length(spec.intermediate)
+    writer.add_block_count(len(spec.layers))
+    writer.add_head_count(spec.heads)
+    writer.add_head_count_kv(spec.kv_heads)
+    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+    letters = ["<unk>", "<s>", "</s>", *(chr(32 + at) for at in range(VOCABULARY - 4))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(letters + ["<pad>"] * (VOCABULARY - len(letters)))
+    writer.add_token_types([3] * 3 + [1] * (VOCABULARY - 3))
+    writer.add_eos_token_id(2)
+    for own, stored in (("embedding", "token_embd"), ("norm", "output_norm"), ("head", "output")):
+        if own != "head" or not spec.tied:
+            writer.add_tensor(f"{stored}.weight", source.weights.outer(own))
+    named = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up"}
+    named |= {"down": "ffn_down", "attention_norm": "attn_norm", "feed_forward_norm": "ffn_norm"}
+    for index in range(len(spec.layers)):
+        for own, tensor in source.weights.layer(index).items():
+            stem, _, bias = own.partition(".")
+            value = tensor
+            if spec.architecture == "llama" and stem in ("q", "k"):
+                # llama.cpp's order: the two halves of a head interleaved.
+                heads = spec.heads if stem == "q" else spec.kv_heads
+                value = tensor.reshape(heads, 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
+            writer.add_tensor(f"blk.{index}.{named[stem]}.{bias or 'weight'}", np.ascontiguousarray(value))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -2,7 +2,7 @@
 
 The format (huggingface/safetensors, "Format"): eight bytes of length, a JSON header ``{name: {dtype, shape,
 data_offsets}}``, the data. It is read here and not by the library: that maps whole files, which then count as the
-process's memory, and has no BF16 for numpy (decision 041).
+process's memory, and has no BF16 for numpy (decision 028).
 """
 
 from __future__ import annotations

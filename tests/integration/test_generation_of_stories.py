@@ -1,0 +1,87 @@
+"""stories260K, a real model of 260 thousand weights: its well-known text, and what four bits cost it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.support import decoders
+
+import kedge
+from kedge.importing.decoders import reading
+from kedge_agent import Model
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "generation" / "stories260k"
+
+pytestmark = pytest.mark.shared_data
+
+_BEGINNING = (
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a "
+    "big, red ball. She wanted to play with it, but it was too high.\nLily"
+)
+
+
+def _compiled(place: Path, out: str, quantize: str) -> kedge.Release:
+    return kedge.compile(
+        SHARED,
+        name="stories",
+        version="1.0",
+        targets=["generic-cpu"],
+        calibration=place / "calibration",
+        evaluation=place / "evaluation",
+        out=place / out,
+        quantize=quantize,
+        max_perplexity="9x",
+        slots=4,
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts that the float model wrote itself: what it was trained on is not at hand."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the shared data are not there: {SHARED}")
+    path = tmp_path_factory.mktemp("stories")
+    for name in ("calibration", "evaluation"):
+        (path / name).mkdir()
+        (path / name / "a.txt").write_text("Once upon a time, there was a little girl. " * 60)
+    release = _compiled(path, "float", "precision=float32")
+    with Model(release.path, target="generic-cpu") as model:
+        for name, first in (("calibration", 0), ("evaluation", 100)):
+            streams = [
+                model.generate("", stream=True, max_tokens=255, temperature=1.0, seed=first + at, ignore_end=True)
+                for at in range(16)
+            ]
+            (path / name / "a.txt").write_text("\n".join(stream.finish().text for stream in streams))
+    return path
+
+
+def test_the_greedy_story_is_the_well_known_one(place: Path) -> None:
+    with Model(place / "float", target="generic-cpu") as model:
+        assert model.generate("Once upon a time", max_tokens=60).text == _BEGINNING.removeprefix("Once upon a time")
+
+
+def test_compensated_rounding_takes_away_two_fifths_of_what_plain_rounding_costs(place: Path) -> None:
+    figures = {}
+    for method in ("plain", "gptq"):
+        found = _compiled(place, method, f"precision=int4,method={method}").generation
+        assert found is not None
+        figures[method] = found.targets[0].attempt.figures
+    assert figures["gptq"].kl <= 0.65 * figures["plain"].kl
+    assert figures["gptq"].ratio <= 1.08
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_a_gguf_file_holds_the_same_model_as_the_folder_it_was_made_of(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    path = decoders.gguf(tmp_path / "model.gguf", name)
+    file, folder = reading.read(path), reading.read(path.with_suffix(".folder"))
+    assert (file.spec.heads, file.spec.tied, file.spec.context) == (
+        folder.spec.heads,
+        folder.spec.tied,
+        folder.spec.context,
+    )
+    tokens = [3, 9, 44, 50, 7, 31]
+    one = decoders.PlainDecoder(file.spec, file.weights).logits(tokens)
+    other = decoders.PlainDecoder(folder.spec, folder.weights).logits(tokens)
+    assert abs(one - other).max() < 1e-4 * other.std()
