@@ -70,7 +70,7 @@ def _printable(data: Any) -> Any:
         return data.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(data, dict):
         return {key: _printable(value) for key, value in data.items()}
-    return [_printable(one) for one in data] if isinstance(data, (list, tuple)) else data
+    return type(data)(map(_printable, data)) if isinstance(data, (list, tuple)) else data
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
