@@ -16,7 +16,6 @@ above (as in HdrHistogram, G. Tene). numpy is not needed here: the resident agen
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import mmap
@@ -107,7 +106,7 @@ class Counter:
         """Mark the file as final; the agent then folds it into the totals."""
         _counters.discard(self)
         if self._file >= 0:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+            files.unlock(self._file)
             os.close(self._file)
             self._file = -1
 

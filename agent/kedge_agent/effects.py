@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kedge_agent import system
 from kedge_agent.slots import CONFIG_FILE, ModelFolder, model_folders
 from kedge_agent.store import Store
 from kedge_agent.update import actions, events
+from kedge_protocol import memory
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.bundle.layout import Bundle
 from kedge_protocol.errors import BundleError, KedgeError, StorageError, VerificationError
@@ -286,7 +286,7 @@ class EffectRunner:
             digest=bundle.digest,
             missing_bytes=self._store.missing_bytes(bundle),
             free_bytes=self._store.free_bytes(),
-            memory_bytes=system.device_memory().total,
+            memory_bytes=memory.of_device().total,
             runtimes=installed_runtimes(tuple(need.distribution for need in bundle.config.runtimes)),
         )
 

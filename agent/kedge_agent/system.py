@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-PROC = Path("/proc")
+from kedge_protocol import memory
+
 THERMAL = Path("/sys/class/thermal")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-@dataclass(frozen=True)
-class DeviceMemory:
-    """Memory of the whole device, in bytes."""
-
-    total: int
-    available: int
-
-
-def device_memory(proc: Path = PROC) -> DeviceMemory:
-    """Return the device's memory (proc_meminfo(5): ``MemTotal``, ``MemAvailable``); zeros if it cannot be read."""
-    found = {"MemTotal": 0, "MemAvailable": 0}
-    try:
-        for line in (proc / "meminfo").read_text(encoding="ascii").splitlines():
-            name, _, value = line.partition(":")
-            if name in found:
-                found[name] = int(value.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return DeviceMemory(found["MemTotal"], found["MemAvailable"])
 
 
 class CpuMeter:
     """Measures the share of the device's CPU time in use between two calls."""
 
-    def __init__(self, proc: Path = PROC) -> None:
+    def __init__(self, proc: Path = memory.PROC) -> None:
         self._stat = proc / "stat"
         self._last = self._read()
 
@@ -73,15 +50,9 @@ def temperature(thermal: Path = THERMAL) -> float | None:
     return round(max(plausible), 1) if plausible else None
 
 
-def resident_bytes(pids: Iterable[int], proc: Path = PROC) -> int:
-    """Return the summed resident memory of processes; ended ones count as zero."""
-    pages = 0
-    for pid in pids:
-        try:
-            pages += int((proc / str(pid) / "statm").read_text(encoding="ascii").split()[1])
-        except (OSError, ValueError, IndexError):
-            continue
-    return pages * _PAGE
+def resident_bytes(pids: Iterable[int], proc: Path = memory.PROC) -> int:
+    """Resident memory of processes, summed; those that are gone count nothing."""
+    return sum(memory.resident(pid, proc) or 0 for pid in pids)
 
 
 def architecture() -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kedge_agent import counters, system
 from kedge_agent.slots import ModelFolder
+from kedge_protocol import memory
 from kedge_protocol.messages import BoardTelemetry, ModelTelemetry, Telemetry
 from kedge_targets import jetson
 
@@ -42,15 +43,15 @@ class Meter:
         """
         self._seq += 1
         interval, self._last_at = now - self._last_at, now
-        memory = system.device_memory()
+        device = memory.of_device()
         return Telemetry(
             boot_id=self._boot_id,
             seq=self._seq,
             interval=round(interval, 3),
             models={name: self._model(name, digest) for name, digest in digests.items()},
             cpu_percent=self._cpu.percent(),
-            memory_total_bytes=memory.total,
-            memory_available_bytes=memory.available,
+            memory_total_bytes=device.total,
+            memory_available_bytes=device.available,
             agent_bytes=system.resident_bytes(pids),
             free_bytes=free_bytes,
             temperature_c=system.temperature(),

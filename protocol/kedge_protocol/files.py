@@ -88,6 +88,16 @@ def try_lock(handle: int, *, shared: bool = False) -> bool:
     return True
 
 
+def lock(handle: int) -> None:
+    """Lock an open file for this process; waits where another one has it."""
+    fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+def unlock(handle: int) -> None:
+    """Give the lock back before the descriptor is closed."""
+    fcntl.flock(handle, fcntl.LOCK_UN)
+
+
 def open_lock(path: Path, *, mode: int = 0o644) -> int:
     """Open a lock file, which is made where it is missing, and never follow a link.
 
@@ -114,7 +124,7 @@ def locked(path: Path, *, mode: int = 0o644, on_wait: Callable[[], None] = lambd
     try:
         if not try_lock(handle):
             on_wait()
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock(handle)
         yield handle
     finally:
         os.close(handle)

@@ -5,6 +5,8 @@ The name ``kedge`` belongs to somebody else there: no text of Kedge tells anybod
 
 from __future__ import annotations
 
+import re
+
 HOST = "kedge-host"
 """What compiles and controls: the package ``kedge`` and the command of that name. It depends on :data:`AGENT`."""
 AGENT = "kedge-agent"
@@ -18,3 +20,8 @@ def pip_install(extra: str, *, of: str = HOST) -> str:
         of: :data:`HOST` or :data:`AGENT`.
     """
     return f'pip install "{of}[{extra}]"'
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """The numbers of a version, to compare: ``10.3.0.post1`` is 10, 3, 0, 1."""
+    return tuple(int(number) for number in re.findall(r"\d+", version))

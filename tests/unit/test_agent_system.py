@@ -11,6 +11,7 @@ import pytest
 from kedge_agent import system
 from kedge_agent.effects import installed_runtimes
 from kedge_agent.systemd import notify
+from kedge_protocol import memory
 
 pytestmark = pytest.mark.device
 
@@ -19,9 +20,9 @@ def test_memory_is_read_in_bytes(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text(
         "MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:    400 kB\nHugePages_Total: 0\n"
     )
-    assert system.device_memory(tmp_path) == system.DeviceMemory(1000 * 1024, 400 * 1024)
-    assert system.device_memory(tmp_path / "absent") == system.DeviceMemory(0, 0)
-    here = system.device_memory()
+    assert memory.of_device(tmp_path) == memory.DeviceMemory(1000 * 1024, 400 * 1024)
+    assert memory.of_device(tmp_path / "absent") == memory.DeviceMemory(0, 0)
+    here = memory.of_device()
     assert 0 < here.available <= here.total
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from kedge_agent.serving.handler import Job, Request, Response
 from kedge_agent.serving.model_pool import Entry, ServedModels
 from kedge_agent.serving.statistics import bounds
+from kedge_protocol import memory
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -68,9 +68,8 @@ def _process() -> Iterator[str]:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     yield from _family("process_cpu_seconds_total", "counter", "CPU time of the serving process, seconds.")
     yield f"process_cpu_seconds_total {usage.ru_utime + usage.ru_stime!r}"
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
     yield from _family("process_resident_memory_bytes", "gauge", "Resident memory of the serving process.")
-    yield f"process_resident_memory_bytes {pages * resource.getpagesize()}"
+    yield f"process_resident_memory_bytes {memory.resident() or 0}"
 
 
 def _family(name: str, kind: str, text: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from kedge_protocol import addresses
+from kedge_protocol import addresses, credentials
 from kedge_protocol.errors import ConfigError
 
 log = logging.getLogger("kedge.serving")
@@ -69,9 +69,9 @@ class ServerSettings:
         if self.token_file is None:
             return None
         try:
-            lines = Path(self.token_file).read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the token file cannot be read: {error}", where=self.token_file) from error
+            lines = credentials.read(Path(self.token_file)).decode().split()
+        except UnicodeDecodeError as error:
+            raise ConfigError("the token is not UTF-8", where=self.token_file) from error
         if len(lines) != 1:
             raise ConfigError(
                 "the token file does not hold one word",

@@ -23,7 +23,7 @@ from kedge_agent.serving.heartbeat import EXIT_HUNG, HeartbeatReader, new_page
 from kedge_agent.serving.settings import ServerSettings, listening_socket
 from kedge_agent.serving.status_pipe import StatusReader
 from kedge_agent.slots import Serving
-from kedge_protocol import codec
+from kedge_protocol import codec, memory
 from kedge_protocol.errors import ConfigError
 from kedge_protocol.mqtt import Backoff
 from kedge_targets.worker import bootstrap
@@ -80,7 +80,7 @@ class ServingSupervisor:
         self._listen = list(listen)
         self._settings = settings
         self._silence_seconds = silence_seconds
-        self._memory_bytes = memory_bytes or int(_MEMORY_SHARE * _device_memory())
+        self._memory_bytes = memory_bytes or int(_MEMORY_SHARE * memory.physical())
         self._backoff = backoff or Backoff(0.5, 30.0)
         self._sockets: list[socket.socket] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -188,11 +188,7 @@ class ServingSupervisor:
             process.kill()
         if process is None or self._killed_for:
             return
-        try:
-            pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
-        except (OSError, ValueError, IndexError):
-            return
-        if pages * os.sysconf("SC_PAGE_SIZE") > self._memory_bytes:
+        if (memory.resident(process.pid) or 0) > self._memory_bytes:
             self._killed_for = f"took more than {self._memory_bytes >> 20} MiB of memory and was ended"
             # It answers what it has accepted; what comes meanwhile waits for the next one.
             process.terminate()
@@ -277,10 +273,6 @@ class ServingSupervisor:
             os.close(writing)
             if page >= 0:
                 os.close(page)
-
-
-def _device_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _words(status: int) -> str:

@@ -4,7 +4,6 @@ and writes the release."""
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 import time
@@ -40,6 +39,7 @@ from kedge.search.local_trials import LocalTrials, Trials
 from kedge.search.options import CompileOptions
 from kedge.search.results import Compiled, Failed, Job, ProgressCallback, ReleaseSource
 from kedge.search.search import Search
+from kedge_protocol import memory
 from kedge_protocol.bundle.config import Preprocess
 from kedge_protocol.errors import CompileError, ConfigError, DatasetError, KedgeError, StorageError
 from kedge_targets.target import Target
@@ -82,10 +82,7 @@ def _silent(who: str, what: str, done: int, total: int) -> None:
 
 
 def _worker(name: str, limit: int | None) -> Worker:
-    if limit is not None:
-        allowed = limit << 20
-    else:
-        allowed = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * _MEMORY_SHARE)
+    allowed = limit << 20 if limit is not None else int(memory.physical() * _MEMORY_SHARE)
     return Worker(name=name, memory_limit=allowed)
 
 

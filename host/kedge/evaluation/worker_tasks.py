@@ -36,6 +36,7 @@ from kedge.evaluation.worker_messages import (
     ReferenceRequest,
     WarmRequest,
 )
+from kedge_protocol import memory
 from kedge_protocol.bundle.config import Preprocess, TensorSpec
 from kedge_protocol.errors import KedgeError, ModelError, StorageError
 from kedge_targets import free_lengths, registry
@@ -189,11 +190,11 @@ def evaluate(request: EvaluateRequest, progress: Progress) -> EvaluateAnswer:
     """
     began = time.perf_counter()
     samples = Samples(request.data)
-    before = _resident()
+    before = memory.resident() or 0
     executor = request.program.open()
     try:
         executor.on_samples(samples.rows(0, 1))
-        grown = max(0, _resident() - before)
+        grown = max(0, (memory.resident() or 0) - before)
         batches = _answers(request, executor, samples)
         names = [spec.name for spec in request.program.outputs]
         outputs = _collect(batches, names, Path(request.folder), samples.count, "evaluate", progress)
@@ -341,14 +342,6 @@ def _of_caller(spec: TensorSpec, given: Mapping[str, TensorInfo], how: Mapping[s
     info = given[spec.name]
     full = replace(spec, preprocess=how.get(spec.name), layout=info.layout)
     return batch_axes.in_own_axes(full, info.batch_axis)
-
-
-def _resident() -> int:
-    """Bytes of this process in memory."""
-    import resource
-
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
 
 
 def _runtime_version(backend: str) -> str:

@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kedge_protocol import codec
+from kedge_protocol import codec, toml
 from kedge_protocol.bundle.pipeline import (
     Boxes,
     Embedding,
@@ -39,11 +38,6 @@ from kedge_protocol.bundle.pipeline import (
 )
 from kedge_protocol.bundle.preprocess import Preprocess
 from kedge_protocol.errors import ConfigError, KedgeError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 INPUTS = ("picture", "sound", "text")
 OUTPUTS = ("scores", "boxes", "mask", "sequence", "embedding")
@@ -82,13 +76,7 @@ def read(path: Path) -> Pipeline:
         ConfigError: no such file, no TOML, or not of the form; the message names section and key.
     """
     where = str(path)
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", where=where) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"is no TOML: {error}", where=where) from error
-    pipeline = declared(data, where=where)
+    pipeline = declared(toml.read(path, ConfigError), where=where)
     if pipeline.text is None:
         return pipeline
     # The tokenizer's file lies beside the pipeline's.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kedge_protocol import memory
 from kedge_protocol.errors import KedgeError, LoweringError, WorkerError
 from kedge_targets.toolchain import store
 from kedge_targets.toolchain.installation import Versions
@@ -66,8 +66,7 @@ class ToolchainClient:
         installed = store.find(self._name)
         with self._lock:
             if installed.folder not in self._kept:
-                memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-                worker = installed.worker(memory_limit=int(memory * _MEMORY_SHARE))
+                worker = installed.worker(memory_limit=int(memory.physical() * _MEMORY_SHARE))
                 atexit.register(worker.close)
                 with lowering_errors():
                     found = worker.call("version", {}, Versions, deadline=self._start_seconds)

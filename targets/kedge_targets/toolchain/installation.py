@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kedge_protocol.errors import KedgeError, ToolchainError
+from kedge_protocol.packages import version_numbers
 from kedge_protocol.progress import ignore_progress
 from kedge_targets.toolchain import declaration, store
 from kedge_targets.toolchain.declaration import Declaration
@@ -96,11 +97,7 @@ def _candidates(version: str) -> Iterator[Path]:
             yield path
     root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     built = [path for path in (root / "versions").glob(f"{version}.*/bin/{name}") if os.access(path, os.X_OK)]
-    yield from sorted(built, key=lambda path: _patch(path.parent.parent.name), reverse=True)
-
-
-def _patch(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version))
+    yield from sorted(built, key=lambda path: version_numbers(path.parent.parent.name), reverse=True)
 
 
 def _answers(interpreter: Path, version: str) -> bool:

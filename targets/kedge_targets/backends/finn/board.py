@@ -8,7 +8,6 @@ where another's is in.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib
 import json
 import os
@@ -151,11 +150,11 @@ class _Fabric:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Hold the lock."""
-        fcntl.flock(self._handle, fcntl.LOCK_EX)
+        files.lock(self._handle)
         try:
             yield
         finally:
-            fcntl.flock(self._handle, fcntl.LOCK_UN)
+            files.unlock(self._handle)
 
     def ours(self) -> bool:
         """Whether this bitfile is in the fabric."""

@@ -3,7 +3,6 @@ graph itself."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kedge_protocol.bundle.config import RuntimeRequirement, Verified
 from kedge_protocol.errors import LoweringError
+from kedge_protocol.packages import version_numbers
 from kedge_targets.backends.onnxruntime import gelu, int8, integer_products
 from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
 from kedge_targets.contract import Lowered
@@ -261,14 +261,10 @@ def _first_runtime(model: onnx.ModelProto, target: Target) -> str:
     version = opsets.version(model)
     first = next((runtime for opset, runtime in _FIRST_RUNTIME.items() if version <= opset), None)
     has = target.runtimes.get("onnxruntime")
-    if first is None or (has is not None and _numbers(has) < _numbers(first)):
+    if first is None or (has is not None and version_numbers(has)[:3] < version_numbers(first)[:3]):
         raise LoweringError(
             f"opset {version} needs ONNX Runtime {first or 'newer than is known here'}, "
             f"target {target.name} has {has or 'none stated'}",
             remedy=f"Export the model with opset {min(_FIRST_RUNTIME)} or lower",
         )
     return first
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

@@ -213,19 +213,6 @@ class _Guard:
                 return
 
 
-def memory(proc: Path = Path("/proc")) -> tuple[int, int]:
-    """Bytes of memory of this device: all, and available (proc_meminfo(5)); zeros where it does not tell."""
-    found = {"MemTotal": 0, "MemAvailable": 0}
-    try:
-        for line in (proc / "meminfo").read_text(encoding="ascii").splitlines():
-            name, _, value = line.partition(":")
-            if name in found:
-                found[name] = int(value.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        return 0, 0
-    return found["MemTotal"], found["MemAvailable"]
-
-
 def _named(progress: Progress, name: str) -> Progress:
     def on_progress(what: str, done: int, total: int) -> None:
         progress(f"{name}: {what}", done, total)

@@ -8,12 +8,12 @@ carries graphs and this recipe, never an engine. Data alone: the device reads it
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from kedge_protocol import codec
 from kedge_protocol.errors import ConfigError, KedgeError, StorageError
+from kedge_protocol.packages import version_numbers
 
 ENTRY = "recipe.json"
 INT8 = "int8"
@@ -120,8 +120,7 @@ class Recipe:
 
 def numbers(version: str) -> tuple[int, ...]:
     """``10.3.0.30`` as numbers to compare: the first four, missing ones are 0."""
-    found = [int(part) for part in re.findall(r"\d+", version)[:4]]
-    return tuple(found + [0] * (4 - len(found)))
+    return (*version_numbers(version), 0, 0, 0, 0)[:4]
 
 
 def write(recipe: Recipe, path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kedge_protocol import memory
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.errors import ConfigError, KedgeError, MissingDependencyError, StorageError
 from kedge_targets import contract
@@ -123,7 +124,7 @@ def _bench(entry: Path, read: Recipe, options: Mapping[str, Any], cache: Path) -
             seconds=float(options.get("build_seconds") or engine_selection.Limits.seconds),
             memory_bytes=int(options.get("build_mib", 0)) << 20,
         ),
-        available=engine_selection.memory,
+        available=memory.of_device,
     )
 
 
