@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kedge_agent.effects import ProofLimits
+from kedge_agent.serving.settings import ServerSettings, checked_exposure
 from kedge_agent.slots import default_state
 from kedge_agent.update.settings import MAX_SECONDS, Settings
 from kedge_protocol import addresses, codec, toml
@@ -54,10 +55,31 @@ class StateTable:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeTable:
-    """``[serve]``: HTTP for local callers (Open Inference Protocol v2)."""
+    """``[serve]``: HTTP for callers of this device (Open Inference Protocol v2).
+
+    Attributes:
+        listen: ``host:port``; beyond loopback a token file or a client CA is needed, or ``insecure``.
+        socket: path of a Unix socket that is served too.
+        grpc: ``host:port`` of a gRPC server; needs the extra ``grpc``.
+        token_file: its word is what clients send as ``Authorization: Bearer``.
+        tls_cert, tls_key, tls_client_ca: PEM files; a client CA asks every client for a certificate.
+        cors_origins: web pages of these origins may call.
+        call_seconds: a call that takes longer is answered with 503 and counts as hung.
+        memory_mib: of the serving process; with more it is started anew. 0 for half of the device's.
+    """
 
     enabled: bool = True
     listen: str = "127.0.0.1:8080"
+    socket: str | None = None
+    grpc: str | None = None
+    token_file: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    insecure: bool = False
+    call_seconds: float = 30.0
+    memory_mib: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +99,7 @@ class LimitsTable:
     window: int = 16
     silence_seconds: float = 20.0
     serve_seconds: float = 60.0
-    hang_seconds: float = 30.0
+    hang_seconds: float = 10.0
     prove_seconds: float = 120.0
     prepare_seconds: float = 3600.0
     prove_mib: int = 0
@@ -108,7 +130,9 @@ class AgentConfig:
 
     Attributes:
         name, target: of the device; ``distributions``: runtimes that are looked for and reported.
-        listen: of the serving process; None where it is off.
+        listen: of the serving process; None where it is off. ``serve_socket``: path of its Unix socket.
+        server: settings of the HTTP server.
+        serve_memory_bytes: of the serving process; 0 for half of the device's.
         hang_seconds: without a sign of life of it before it is killed.
         telemetry_interval: seconds; 0 for none.
     """
@@ -119,7 +143,10 @@ class AgentConfig:
     broker: Broker
     state: Path
     listen: str | None = "127.0.0.1:8080"
-    hang_seconds: float = 30.0
+    serve_socket: str | None = None
+    server: ServerSettings = field(default_factory=ServerSettings)
+    serve_memory_bytes: int = 0
+    hang_seconds: float = 10.0
     update: Settings = field(default_factory=Settings)
     proof: ProofLimits = field(default_factory=ProofLimits)
     telemetry_interval: float = 5.0
@@ -149,8 +176,7 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
         raise ConfigError("limits must not be negative")
     if not 2 <= limits.hang_seconds <= MAX_SECONDS:
         raise ConfigError(f"limits.hang_seconds is {limits.hang_seconds} s", remedy=f"Use 2 to {MAX_SECONDS:g}")
-    if file.serve.enabled:
-        addresses.parse(file.serve.listen, where="serve.listen")
+    server = _server(file.serve, folder, limits.serve_seconds)
     target, distributions = _target(file.device.target, folder)
     return AgentConfig(
         name=checked_name(file.device.name, "device name"),
@@ -159,6 +185,9 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
         broker=_broker(file.broker, folder),
         state=folder / file.state.path if file.state.path else default_state(),
         listen=file.serve.listen if file.serve.enabled else None,
+        serve_socket=None if file.serve.socket is None else str(folder / file.serve.socket),
+        server=server,
+        serve_memory_bytes=file.serve.memory_mib << 20,
         hang_seconds=limits.hang_seconds,
         update=Settings(
             window=limits.window,
@@ -176,6 +205,33 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
         ),
         telemetry_interval=interval,
     )
+
+
+def _server(table: ServeTable, folder: Path, load_seconds: float) -> ServerSettings:
+    def path(name: str | None) -> str | None:
+        return None if name is None else str(folder / name)
+
+    if not 0.1 <= table.call_seconds <= MAX_SECONDS or table.memory_mib < 0:
+        raise ConfigError(
+            "serve.call_seconds or serve.memory_mib is out of range", remedy=f"Use 0.1 to {MAX_SECONDS:g}"
+        )
+    settings = ServerSettings(
+        call_seconds=table.call_seconds,
+        # What takes three times as long as a load may take is not slow, it hangs.
+        load_seconds=3 * load_seconds,
+        token_file=path(table.token_file),
+        tls_cert=path(table.tls_cert),
+        tls_key=path(table.tls_key),
+        tls_client_ca=path(table.tls_client_ca),
+        cors_origins=table.cors_origins,
+        grpc_listen=table.grpc,
+    )
+    if table.enabled:
+        addresses.parse(table.listen, where="serve.listen")
+        settings.token()
+        for address in (table.listen, *([table.grpc] if table.grpc else ())):
+            checked_exposure(address, settings, insecure=table.insecure)
+    return settings
 
 
 def _target(given: str, folder: Path) -> tuple[str, tuple[str, ...]]:

@@ -21,7 +21,6 @@ from kedge_agent.effects import EffectRunner, installed_of, installed_runtimes
 from kedge_agent.mqtt_link import Link
 from kedge_agent.name_conflict import NameConflict
 from kedge_agent.serving.bundle_watch import ServingWatch
-from kedge_agent.serving.settings import ServerSettings
 from kedge_agent.serving.supervisor import ServingSupervisor
 from kedge_agent.slots import model_folders
 from kedge_agent.store import Store
@@ -206,7 +205,7 @@ class Daemon:
                 free_bytes=self._free_bytes(),
                 desired_version=self._machine.desired_version,
                 models=models,
-                endpoint=None if self._config.listen is None else f"http://{self._config.listen}",
+                endpoint=_endpoint(self._config),
                 refused=self._machine.desired_states.refused,
                 serving_restarts=self._machine.serving_restarts,
                 namesake=self._conflict.boot,
@@ -283,9 +282,20 @@ def _installed(state: Path) -> dict[str, events.Installed]:
     return installed
 
 
+def _endpoint(config: AgentConfig) -> str | None:
+    """Where callers of this device reach its models."""
+    scheme = "http" if config.server.tls_cert is None else "https"
+    return None if config.listen is None else f"{scheme}://{config.listen}"
+
+
 def _serving_child(config: AgentConfig) -> ServingSupervisor | None:
     if config.listen is None:
         return None
-    # What takes three times as long as a load may take is not slow, it hangs.
-    settings = ServerSettings(load_seconds=3 * config.update.serve_deadline)
-    return ServingSupervisor(config.state, [config.listen], settings, silence_seconds=config.hang_seconds)
+    addresses = [config.listen, *([f"unix:{config.serve_socket}"] if config.serve_socket else ())]
+    return ServingSupervisor(
+        config.state,
+        addresses,
+        config.server,
+        silence_seconds=config.hang_seconds,
+        memory_bytes=config.serve_memory_bytes,
+    )
