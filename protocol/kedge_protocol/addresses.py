@@ -1,4 +1,4 @@
-"""Network addresses: ``host:port``, and which of them only this machine can reach."""
+"""Parses network addresses and tells which of them only this machine can reach."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def parse(text: str, *, where: str | None = None, any_port: bool = False) -> tup
 
 
 def join(host: str, port: int) -> str:
-    """``host:port``; an IPv6 address in brackets."""
+    """Return ``host:port``, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host."""
+    """Return whether only this machine can reach the host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -24,7 +24,7 @@ BLOCK_SIZE = 64 * 1024
 HASH_SIZE = 32
 """Bytes of one entry of a block map."""
 MAX_MESSAGE_BYTES = 96 * 1024
-"""No message of Kedge on the wire is larger (bytes, payload of the publish)."""
+"""Largest payload of a message on the wire, in bytes."""
 
 _HEADER = struct.Struct(">4sBBHII")
 _MAGIC = b"KBLK"
@@ -42,7 +42,7 @@ class BlockStatus(enum.IntEnum):
 
 @dataclass(frozen=True)
 class BlockAnswer:
-    """One answer: a block's payload, or why there is none."""
+    """One answer: a block's payload, or the reason why there is none."""
 
     index: int
     status: BlockStatus
@@ -55,22 +55,22 @@ class BlockAnswer:
 
 
 def block_count(size: int) -> int:
-    """How many blocks a blob of ``size`` bytes has; an empty blob has none."""
+    """Return the number of blocks of a blob of ``size`` bytes; an empty blob has none."""
     return -(-size // BLOCK_SIZE)
 
 
 def block_length(size: int, index: int) -> int:
-    """Bytes of block ``index`` of a blob of ``size`` bytes."""
+    """Return the bytes of block ``index`` of a blob of ``size`` bytes."""
     return min(BLOCK_SIZE, size - index * BLOCK_SIZE)
 
 
 def block_hash(data: bytes | memoryview) -> bytes:
-    """The 32-byte hash of one block."""
+    """Return the 32-byte hash of one block."""
     return hashlib.sha256(data).digest()
 
 
 def map_of_file(path: Path) -> bytes:
-    """The block map of a file.
+    """Return the block map of a file.
 
     Raises:
         StorageError: the file cannot be read.
@@ -86,12 +86,12 @@ def map_of_file(path: Path) -> bytes:
 
 
 def encode_answer(index: int, payload: bytes, status: BlockStatus = BlockStatus.OK) -> bytes:
-    """The bytes of one answer."""
+    """Encode one answer."""
     return _HEADER.pack(_MAGIC, _VERSION, status, 0, index, len(payload)) + payload
 
 
 def decode_answer(raw: bytes, *, where: str = "block answer") -> BlockAnswer:
-    """The view of one answer; the payload is not copied.
+    """Decode one answer; the payload is not copied.
 
     Raises:
         MessageError: wrong magic, version, status or length.

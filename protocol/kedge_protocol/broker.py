@@ -1,4 +1,4 @@
-"""Where the broker is and how to be let in: its address, TLS, user name and password."""
+"""The broker's address and credentials: URL, TLS, user name and password."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 @dataclass(frozen=True, kw_only=True)
 class Broker:
-    """Where the broker is and how to be let in; see :func:`parse_broker`."""
+    """The broker's address and credentials; see :func:`parse_broker`."""
 
     host: str
     port: int
@@ -36,7 +36,7 @@ class Broker:
         return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
 
     def tls_context(self) -> ssl.SSLContext | None:
-        """The TLS settings: TLS 1.2 or newer, the server's name checked; None without TLS.
+        """Return the TLS context: TLS 1.2 or newer, with host name check; None without TLS.
 
         Raises:
             ConfigError: a certificate or key that cannot be used.

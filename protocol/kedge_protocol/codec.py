@@ -21,18 +21,18 @@ __all__ = ["MAX_DOCUMENT_BYTES", "decode", "encode", "loads", "named", "sayable"
 T = TypeVar("T")
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
-"""No JSON document of Kedge is larger (bytes)."""
+"""Largest size of a JSON document, in bytes."""
 
 
 def encode(value: Any) -> bytes:
-    """Serialize something new: canonical JSON (sorted keys, no white space, UTF-8), so that equal values have equal
-    digests. Never used on what was received."""
+    """Serialize a new document as canonical JSON (sorted keys, no white space, UTF-8), so that equal values have equal
+    digests. Received documents are never serialized again."""
     plain = unstructure(value)
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def sayable(text: str) -> str:
-    """``text`` with what UTF-8 cannot say (half a surrogate pair, as in the names of some files) written out."""
+    """Return ``text`` with escapes for what UTF-8 cannot encode: half a surrogate pair, as in some file names."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -68,7 +68,7 @@ def _finite(text: str) -> float:
 
 
 def decode(raw: bytes, cls: type[T], *, where: str) -> T:
-    """The typed view of received JSON bytes.
+    """Parse received JSON bytes into a typed view.
 
     Raises:
         MessageError: not JSON, or a field that is missing or of the wrong type.

@@ -26,7 +26,7 @@ def read(path: Path) -> bytes:
 
 
 def read_password(path: Path) -> str:
-    """The first line of a password file.
+    """Read the first line of a password file.
 
     Raises:
         ConfigError: see :func:`read`; or the line is empty or not UTF-8.

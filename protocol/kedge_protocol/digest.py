@@ -14,12 +14,12 @@ _CHUNK = 1 << 20
 
 
 def of_bytes(data: bytes | bytearray | memoryview) -> str:
-    """The digest of ``data``."""
+    """Return the digest of ``data``."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def of_chunks(chunks: Iterable[bytes | memoryview]) -> str:
-    """The digest of bytes that come in pieces."""
+    """Return the digest of bytes given in chunks."""
     state = hashlib.sha256()
     for chunk in chunks:
         state.update(chunk)
@@ -27,7 +27,7 @@ def of_chunks(chunks: Iterable[bytes | memoryview]) -> str:
 
 
 def of_file(path: Path) -> str:
-    """The digest of a file, read in pieces.
+    """Return the digest of a file, read in chunks.
 
     Raises:
         StorageError: the file cannot be read.
@@ -40,7 +40,7 @@ def of_file(path: Path) -> str:
 
 
 def checked(digest: str, *, where: str = "digest") -> str:
-    """``digest`` itself if it is well formed: digests become file names, so none is trusted unseen.
+    """Return ``digest`` if it is well formed: digests become file names, so none is trusted unchecked.
 
     Raises:
         BundleError: it is not ``sha256:`` with 64 lower-case hexadecimal digits.
@@ -51,19 +51,19 @@ def checked(digest: str, *, where: str = "digest") -> str:
 
 
 def hex_of(digest: str) -> str:
-    """The hexadecimal part, after a check."""
+    """Return the hexadecimal part after a check."""
     return checked(digest).partition(":")[2]
 
 
 def verify_bytes(data: bytes | bytearray | memoryview, digest: str, *, where: str) -> None:
-    """Raises :class:`DigestMismatchError` unless ``data`` has this digest."""
+    """Raise :class:`DigestMismatchError` unless ``data`` has this digest."""
     actual = of_bytes(data)
     if actual != digest:
         raise DigestMismatchError(f"has digest {actual}, not {digest}", where=where)
 
 
 def verify_file(path: Path, digest: str) -> None:
-    """Raises :class:`DigestMismatchError` unless the file has this digest."""
+    """Raise :class:`DigestMismatchError` unless the file has this digest."""
     actual = of_file(path)
     if actual != digest:
         raise DigestMismatchError(f"has digest {actual}, not {digest}", where=str(path))

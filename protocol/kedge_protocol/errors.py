@@ -1,4 +1,4 @@
-"""The one exception tree of Kedge.
+"""The exception tree of Kedge.
 
 ::
 
@@ -70,7 +70,7 @@ def _unpickled(kind: type[KedgeError], what: str, where: str | None, remedy: str
 
 
 class InputError(KedgeError):
-    """What the user gave is wrong."""
+    """The user's input is wrong."""
 
 
 class ModelError(InputError):
@@ -82,7 +82,7 @@ class UnsupportedOperatorError(ModelError):
 
 
 class DatasetError(InputError):
-    """Calibration or evaluation data that do not fit the model."""
+    """Calibration or evaluation data that does not fit the model."""
 
 
 class TargetError(InputError):
@@ -102,7 +102,7 @@ class ToolchainError(MissingDependencyError):
 
 
 class WorkerError(KedgeError):
-    """The worker's child process did not answer well; the log's path is in the message."""
+    """The worker's child process failed to answer; the log's path is in the message."""
 
 
 class WorkerTimeoutError(WorkerError):
@@ -122,7 +122,7 @@ class WorkerTaskError(WorkerError):
 
 
 class CompileError(KedgeError):
-    """The compiler could not make what was asked."""
+    """The compiler could not fulfil the request."""
 
 
 class LoweringError(CompileError):
@@ -130,39 +130,39 @@ class LoweringError(CompileError):
 
 
 class CapacityError(LoweringError):
-    """The device has no room for it, or is not as fast as was asked for: fewer bits may help."""
+    """The device lacks the room or the requested speed; fewer bits may help."""
 
 
 class StepError(CompileError):
-    """A step of compression could not do its work on this model."""
+    """A compression step failed on this model."""
 
 
 class DivergedError(StepError):
-    """Training left the numbers, or only made the model worse."""
+    """Training produced NaN or infinity, or only made the model worse."""
 
 
 class BudgetError(CompileError):
-    """Nothing that was found keeps the budget; the message says how near the best came and where it lies."""
+    """No candidate keeps the budget; the message says how near the best one came and where it is stored."""
 
 
 class BundleError(KedgeError):
-    """A layout, manifest or configuration that is not as agreed."""
+    """A layout, manifest or configuration that violates the format."""
 
 
 class DigestMismatchError(BundleError):
-    """Bytes that are not what their digest says."""
+    """Bytes that do not match their digest."""
 
 
 class IncompatibleError(KedgeError):
-    """A good bundle that this device cannot run (target, runtime version, memory)."""
+    """A valid bundle that this device cannot run (target, runtime version, memory)."""
 
 
 class VerificationError(KedgeError):
-    """Golden vectors did not hold on this runtime."""
+    """Golden vectors do not match on this runtime."""
 
 
 class MessageError(KedgeError):
-    """A message on the wire that is not as agreed."""
+    """A message on the wire that violates the protocol."""
 
 
 class StorageError(KedgeError):
@@ -174,4 +174,4 @@ class FleetError(KedgeError):
 
 
 class BrokerError(FleetError):
-    """The broker cannot be reached or refuses."""
+    """The broker is unreachable or refuses the connection."""

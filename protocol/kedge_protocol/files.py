@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also after a power cut, and locks between processes."""
+"""Atomic file writes that survive a power cut, and locks between processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 
 def flush(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Sync a file, or the entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -22,7 +22,7 @@ def flush(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacement(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
-    """An empty file beside ``path`` that takes its place, synced, when the block ends well; else nothing is left.
+    """Yield an empty file beside ``path`` that replaces it, synced, if the block succeeds; otherwise it is removed.
 
     Args:
         path: its folder must exist.
@@ -48,19 +48,19 @@ def replacement(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """:func:`replacement`, open for writing."""
+    """Yield a :func:`replacement` opened for writing."""
     with replacement(path, mode=mode) as temporary, temporary.open("wb") as file:
         yield file
 
 
 def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a file: a reader sees the old bytes or the new ones. Errors as in :func:`replacement`."""
+    """Write a file atomically: a reader sees the old bytes or the new ones. Errors are as in :func:`replacement`."""
     with new_file(path, mode=mode) as file:
         file.write(data)
 
 
 def write_once(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a file that may not be there yet: of several processes the first one's stays.
+    """Write a file that must not exist yet: of several processes the first one wins.
 
     Raises:
         FileExistsError: it is there.
@@ -80,7 +80,7 @@ def write_once(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def try_lock(handle: int, *, shared: bool = False) -> bool:
-    """Lock an open file for this process, unless another one has it. The lock ends with the descriptor."""
+    """Lock an open file for this process unless another process holds the lock. The lock ends with the descriptor."""
     try:
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -99,7 +99,7 @@ def unlock(handle: int) -> None:
 
 
 def open_lock(path: Path, *, mode: int = 0o644) -> int:
-    """Open a lock file, which is made where it is missing, and never follow a link.
+    """Open a lock file, creating it if missing, without following links.
 
     Raises:
         OSError: it cannot be made.
@@ -109,7 +109,7 @@ def open_lock(path: Path, *, mode: int = 0o644) -> int:
 
 @contextlib.contextmanager
 def locked(path: Path, *, mode: int = 0o644, on_wait: Callable[[], None] = lambda: None) -> Iterator[int]:
-    """Hold the lock of a file: one process at a time, others wait. It ends with its process, however that ends.
+    """Hold the lock of a file: one process at a time, others wait. The system releases it with the process.
 
     Args:
         on_wait: called once where another process has the lock.

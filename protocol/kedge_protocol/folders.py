@@ -1,4 +1,4 @@
-"""The user's folders, by the XDG base directory specification."""
+"""The user's folders by the XDG base directory specification."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def user_folder(variable: str, default: str) -> Path:
-    """Kedge's folder in one of the user's base folders.
+    """Return Kedge's folder in one of the user's base folders.
 
     Args:
         variable: the environment variable that names the base folder; a relative path in it is ignored, as the
@@ -19,7 +19,7 @@ def user_folder(variable: str, default: str) -> Path:
 
 
 def data_folder() -> Path:
-    """The user's data folder of Kedge: ``KEDGE_DATA``, else ``XDG_DATA_HOME/kedge``, else ``~/.local/share/kedge``."""
+    """Return Kedge's data folder: ``KEDGE_DATA``, else ``XDG_DATA_HOME/kedge``, else ``~/.local/share/kedge``."""
     if own := os.environ.get("KEDGE_DATA"):
         return Path(own).absolute()
     return user_folder("XDG_DATA_HOME", ".local/share")

@@ -1,4 +1,4 @@
-"""Golden vectors: a bundle's proof, run on the device before a bundle serves.
+"""Golden vectors: a device runs them to verify a bundle before it serves.
 
 One ``.npz`` (no pickles; members carry no times, so equal vectors have equal bytes)::
 
@@ -43,7 +43,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Golden:
-    """Inputs, the outputs expected, the deviation allowed; each by tensor name.
+    """Inputs, expected outputs and tolerances, each by tensor name.
 
     Attributes:
         coded: inputs that are stored in a small form.
@@ -58,13 +58,13 @@ class Golden:
 
     @property
     def samples(self) -> int:
-        """How many vectors there are."""
+        """Number of vectors."""
         return int(next(iter(self.inputs.values())).shape[0])
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """What was measured of one output against its golden vectors."""
+    """The measured deviation of one output from its golden vectors."""
 
     output: str
     max_abs: float
@@ -73,12 +73,12 @@ class Deviation:
 
     @property
     def holds(self) -> bool:
-        """Whether it lies within the tolerance; a NaN never does."""
+        """Whether the deviation is within the tolerance; NaN never is."""
         return self.max_abs <= self.tolerance.max_abs and self.rms <= self.tolerance.rms
 
 
 def deviation(expected: Array, actual: Array) -> tuple[float, float]:
-    """``(max_abs, rms)`` of the difference, in float64.
+    """Return ``(max_abs, rms)`` of the difference in float64.
 
     Raises:
         VerificationError: the shapes differ.
@@ -112,7 +112,7 @@ def compare(golden: Golden, actual: dict[str, Array]) -> list[Deviation]:
 
 
 def require(deviations: list[Deviation], *, where: str) -> None:
-    """Raises :class:`VerificationError` naming the worst output, unless all hold."""
+    """Raise :class:`VerificationError` naming the worst output unless all match."""
     bad = [d for d in deviations if not d.holds]
     if bad:
         worst = max(bad, key=lambda d: d.rms)

@@ -1,4 +1,4 @@
-"""Small forms of golden vectors: inputs in few bits and coarser than the model takes them, outputs as checksums.
+"""Compact forms of golden vectors: inputs with few bits and lower resolution, outputs as checksums.
 
 Both sides of a proof read the same numbers: an input is *defined* as what :meth:`CodedInput.decoded` gives
 (multiplication and addition in float32, one after the other, are the same on every processor), and the expected outputs
@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 _LEVELS = 255
 _LEAST_AXIS = 32
-"""Shorter axes are not made coarser: they may be channels."""
+"""Axes shorter than this keep their resolution: they may be channels."""
 _MOST_ELEMENTS = 1 << 28
 _SIGNS = 0x9E3779B97F4A7C15
 """The multiplier of Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4)."""
@@ -44,7 +44,7 @@ class CodedInput:
     offset: float = 0.0
 
     def decoded(self) -> Array:
-        """The samples.
+        """Decode the samples.
 
         Raises:
             ValueError: a shape that the codes do not fill, or one beyond all reason.
@@ -64,11 +64,11 @@ class CodedInput:
         return real.astype(np.dtype(self.dtype))
 
     def rows(self, indices: Sequence[int]) -> CodedInput:
-        """Some of the samples, in the same code."""
+        """Return some of the samples in the same encoding."""
         return CodedInput(self.codes[list(indices)], self.shape, self.dtype, self.scale, self.offset)
 
     def how(self) -> bytes:
-        """All but the codes."""
+        """Return everything except the codes."""
         return json.dumps([list(self.shape), self.dtype, self.scale, self.offset]).encode()
 
     @classmethod
@@ -83,7 +83,7 @@ class CodedInput:
 
 
 def code(samples: Array, *, eight_bits: bool, step: int = 1) -> CodedInput:
-    """Samples in a small form.
+    """Encode samples in a compact form.
 
     Args:
         samples: first axis the sample.
@@ -111,7 +111,7 @@ def _ends(values: Array) -> tuple[Any, Any]:
 
 
 def _smallest(values: Array) -> np.dtype[Any]:
-    """The smallest type of integers that holds them all."""
+    """Return the smallest integer dtype that holds all values."""
     low, high = (int(end) for end in _ends(values))
     for name in ("uint8", "int8", "uint16", "int16", "uint32", "int32"):
         fits = np.iinfo(name).min <= low and high <= np.iinfo(name).max

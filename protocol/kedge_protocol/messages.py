@@ -15,12 +15,13 @@ from kedge_protocol import codec, digest
 from kedge_protocol.errors import MessageError
 
 MAX_VERSION_STEP = 10**6
-"""How far one desired version may lie above the last: a wrong number must not lock a device out for good."""
+"""Largest step between two desired versions: a wrong number must not lock a device out for good."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Desired:
-    """What a device shall run. ``version`` grows with each change by the controller; a device ignores older ones.
+    """The desired state of a device. ``version`` grows with each change by the controller; a device ignores older
+    versions.
 
     Attributes:
         models: model name → bundle digest (of the manifest). What is missing here is removed from the device.
@@ -39,7 +40,7 @@ class Desired:
 
 
 class DesiredRefusal(str, enum.Enum):
-    """Why a device does not take a desired state."""
+    """Why a device refuses a desired state."""
 
     JUMP = "jump"  # its version lies more than MAX_VERSION_STEP above the device's
     CONFLICT = "conflict"  # it has the device's version and other content
@@ -47,7 +48,7 @@ class DesiredRefusal(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class RefusedDesired:
-    """A desired state that a device did not take.
+    """A desired state that a device refused.
 
     Attributes:
         version: of what came.
@@ -62,7 +63,7 @@ class RefusedDesired:
 
 
 class ModelState(str, enum.Enum):
-    """Where one model stands on a device."""
+    """The state of one model on a device."""
 
     WAITING = "waiting"  # wanted, but the controller is away or the download is backing off
     FETCHING = "fetching"
@@ -74,7 +75,7 @@ class ModelState(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a wanted bundle does not serve.
+    """Why a desired bundle does not serve.
 
     Attributes:
         digest: of the bundle that failed.
@@ -89,7 +90,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """What a call of one bundle took on the device that proved it, one call after the other.
+    """The latency of sequential calls of one bundle on the device that proved it.
 
     Attributes:
         bundle: digest of its manifest.
@@ -140,7 +141,7 @@ class ReportedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Reported:
-    """What a device is and does. ``seq`` grows within one ``boot_id``.
+    """The reported state of a device. ``seq`` grows within one ``boot_id``.
 
     Attributes:
         refused: the latest desired state, if it was not taken.
@@ -169,8 +170,8 @@ class Reported:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """Presence, of a device or of the controller. A will carries the same ``boot_id`` with ``online`` false, so that
-    a late will of an earlier boot is known for what it is. ``session`` grows with each connection of one boot."""
+    """Presence of a device or the controller. A will carries the same ``boot_id`` with ``online`` false, so that a late
+    will of an earlier boot is recognised. ``session`` grows with each connection of one boot."""
 
     online: bool
     boot_id: str
@@ -179,7 +180,7 @@ class Status:
 
 
 class BlobKind(str, enum.Enum):
-    """What a request asks for: a blob's bytes or its block map's bytes, both in blocks of 64 KiB."""
+    """What a request asks for: the bytes of a blob or of its block map, both in blocks of 64 KiB."""
 
     BLOB = "blob"
     MAP = "map"
@@ -187,7 +188,7 @@ class BlobKind(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockRequest:
-    """A device asks for blocks of one blob.
+    """A device's request for blocks of one blob.
 
     Attributes:
         digest: of the blob (also for its map).
@@ -207,8 +208,8 @@ class BlockRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Something to do once, as it comes: a ``cid`` that was done is only acknowledged again, and a device that is away
-    never gets it.
+    """A one-time command. A ``cid`` that was already done is only acknowledged again, and an offline device never gets
+    it.
 
     Attributes:
         verb: ``report`` (send the reported state again) is known to every agent.

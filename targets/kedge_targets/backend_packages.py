@@ -1,4 +1,4 @@
-"""Where backends are: Kedge's own are folders below ``backends``, those of third parties are found by an entry point.
+"""Locates backends: Kedge's own are folders below ``backends``; third parties' are found by an entry point.
 
 A third party's distribution names its package in the group ``kedge.backends``::
 
@@ -25,13 +25,13 @@ GROUP = "kedge.backends"
 
 
 def own() -> list[str]:
-    """Kedge's own backends, sorted."""
+    """Return Kedge's own backends, sorted."""
     return sorted(path.parent.name for path in BACKENDS.glob("*/runtime.py"))
 
 
 @functools.cache
 def foreign() -> dict[str, str]:
-    """Third parties' backends: name → package, as the entry points of the installed distributions say."""
+    """Return third-party backends, name → package, from the entry points of the installed distributions."""
     from importlib import metadata
 
     points = metadata.entry_points(group=GROUP)
@@ -39,12 +39,12 @@ def foreign() -> dict[str, str]:
 
 
 def names() -> list[str]:
-    """Every backend there is, sorted."""
+    """Return all backends, sorted."""
     return sorted([*own(), *foreign()])
 
 
 def load(name: str, part: str | None = None) -> ModuleType:
-    """A backend's package, or a module of it.
+    """Import a backend's package, or a module of it.
 
     Args:
         part: the module: ``compiler``, ``runtime``, ``importer``.
@@ -65,7 +65,7 @@ def load(name: str, part: str | None = None) -> ModuleType:
 
 
 def has(name: str, part: str) -> bool:
-    """Whether a backend has a module of that name.
+    """Return whether a backend has a module with that name.
 
     Raises:
         TargetError: see :func:`load`.
@@ -74,7 +74,7 @@ def has(name: str, part: str) -> bool:
 
 
 def broken(name: str, what: str) -> TargetError:
-    """The error of a third party's backend."""
+    """Return the error for a broken third-party backend."""
     return TargetError(
         f"backend {name!r} {what}",
         where=f"entry point {GROUP}: {name} = {foreign()[name]}",

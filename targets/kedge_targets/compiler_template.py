@@ -1,4 +1,5 @@
-"""What every backend's compiler does alike: say what is missing, refuse unknown options, name its vendor's failures."""
+"""The common part of all backend compilers: reports missing tools, refuses unknown options, explains vendor
+failures."""
 
 from __future__ import annotations
 
@@ -31,22 +32,22 @@ class LoweringJob:
     workdir: Path
 
     def require_samples(self) -> None:
-        """Raises :class:`LoweringError` where there is no calibration sample."""
+        """Raise :class:`LoweringError` if there is no calibration sample."""
         if not self.calibration.samples:
             raise LoweringError("there are no calibration samples", remedy="Give at least one; some hundred are usual")
 
 
 class CompilerTemplate(contract.Compiler):
-    """A :class:`kedge_targets.contract.Compiler` of which only the lowering itself must be written."""
+    """A :class:`kedge_targets.contract.Compiler` whose subclasses implement only the lowering itself."""
 
     tools: str
-    """Whose tools lower, as errors name them: ``ONNX Runtime's tools``."""
+    """Name of the lowering tools in errors: ``ONNX Runtime's tools``."""
     modules: tuple[str, ...] = ("onnx",)
-    """What must be importable; the ``compile`` extra brings it."""
+    """Modules that must be importable; the ``compile`` extra provides them."""
     toolchain: str | None = None
     """The toolchain that must be installed."""
     known_options: frozenset[str] = frozenset()
-    """Options that a target's file may give."""
+    """Options that a target file may set."""
 
     def missing(self) -> str | None:
         """See :meth:`kedge_targets.contract.Compiler.missing`."""
@@ -60,7 +61,7 @@ class CompilerTemplate(contract.Compiler):
         return None
 
     def require_tools(self) -> None:
-        """Load or find what :attr:`modules` do not name.
+        """Load or find tools that :attr:`modules` does not name.
 
         Raises:
             MissingDependencyError: it is not installed.
@@ -77,7 +78,7 @@ class CompilerTemplate(contract.Compiler):
         """
 
     def reason_of(self, error: Exception) -> str:
-        """The vendor's own words of an error."""
+        """Return the vendor's message of an error."""
         return library.reason_of(error)
 
     @abc.abstractmethod

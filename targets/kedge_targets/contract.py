@@ -34,20 +34,20 @@ Array = npt.NDArray[np.generic]
 
 
 class Calibration(Protocol):
-    """Samples for calibration, streamed: each item is one batch of one sample, input name → array as the model's
-    input takes it (preprocessed, float32 unless the model's input is an integer)."""
+    """Calibration samples as a stream. Each item is a batch of one sample, input name → array in the form that the
+    model takes (preprocessed, float32 unless the input is an integer)."""
 
     @property
     def samples(self) -> int:
         """How many samples there are."""
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
-        """From the first sample; may be called again."""
+        """Iterate from the first sample. It may be called repeatedly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCost:
-    """What one layer costs on the device, as the vendor's tools estimate it.
+    """The cost of one layer on the device, estimated by the vendor's tools.
 
     Attributes:
         cycles: of the device's clock for one sample; None where the tools do not tell.
@@ -61,7 +61,7 @@ class LayerCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What the vendor's tools say that the device will do; nothing of it was measured.
+    """Performance on the device, estimated by the vendor's tools, not measured.
 
     Attributes:
         source: who says so, with version.
@@ -82,7 +82,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Lowered:
-    """What :meth:`Compiler.lower` made.
+    """The result of :meth:`Compiler.lower`.
 
     Attributes:
         files: title → path of each file that the device needs.
@@ -129,11 +129,11 @@ class Compiler(abc.ABC):
     @property
     @abc.abstractmethod
     def numerics(self) -> Numerics:
-        """What it can be asked for."""
+        """The numerics that the backend supports."""
 
     @abc.abstractmethod
     def missing(self) -> str | None:
-        """What must be installed before :meth:`lower` works, with the command; None where nothing is missing."""
+        """Return what must be installed before :meth:`lower` works, with the command; None if nothing is missing."""
 
     def verification(self, target: Target) -> Verified:
         """How far :meth:`lower` can prove this target's files on this host, once nothing is :meth:`missing`: the least
@@ -142,7 +142,7 @@ class Compiler(abc.ABC):
 
     @abc.abstractmethod
     def quantized_for(self, target: Target) -> tuple[QuantizationScheme, ...]:
-        """Ways of int8 that are safe and fast on this target's processor, best first."""
+        """Return the int8 schemes that are safe and fast on this target's processor, best first."""
 
     @abc.abstractmethod
     def lower(
@@ -172,11 +172,11 @@ class Compiler(abc.ABC):
         """
 
     def decoders(self) -> DecoderCompiler | None:
-        """What lowers decoder language models; None for a backend that takes none."""
+        """The lowering of decoder language models; None if the backend has none."""
         return None
 
     def numbers(self, files: Mapping[str, Path], shapes: Mapping[str, Sequence[int]]) -> Numbers | None:
-        """What the numbers in these files are, counted in the files themselves; None where they cannot be counted.
+        """Return the number formats in these files, counted in the files themselves; None if they cannot be counted.
 
         Args:
             files: of :meth:`lower`.
@@ -190,10 +190,10 @@ class Session(abc.ABC):
 
     concurrent: bool = False
     detail: str = ""
-    """What really runs the model here, in words (``… on the CPU, because …``); empty where the runtime's name says
-    it all. Status shows it."""
+    """Description of what runs the model here (``… on the CPU, because …``), shown in the status; empty if the
+    runtime's name says it all."""
     figures: Mapping[str, float] = {}
-    """What was measured of it on this device once and for all (``samples_per_second``); telemetry shows it."""
+    """Figures measured once on this device (``samples_per_second``), shown in telemetry."""
 
     @abc.abstractmethod
     def run(self, inputs: list[Array]) -> list[Array]:
@@ -201,29 +201,30 @@ class Session(abc.ABC):
         What comes back is the caller's own: the next run does not write over it."""
 
     def close(self) -> None:
-        """Free what the session holds."""
+        """Release the session's resources."""
 
 
 class Runtime(abc.ABC):
     """The device's half of a backend."""
 
     distributions: tuple[str, ...]
-    """Installed distributions that can run it, in order of preference."""
+    """Distributions that can run the files, in order of preference."""
 
     exact: bool = False
-    """Whether every kernel set, and the device, computes the very same numbers: golden vectors allow no deviation."""
+    """Whether every kernel set and the device compute identical numbers, so that golden vectors allow no deviation."""
 
     @property
     @abc.abstractmethod
     def kernel_sets(self) -> tuple[str, ...]:
-        """Kernel sets that a device may run the same file with; the first is what :meth:`load` takes by itself."""
+        """Kernel sets that a device may use for the same file; the first is the default of :meth:`load`."""
 
     def kernel_sets_for(self, options: Mapping[str, Any]) -> tuple[str, ...]:
-        """Those of :attr:`kernel_sets` that a device with these options may run: what tolerances are measured over."""
+        """Return the :attr:`kernel_sets` that a device with these options may use; tolerances are measured over
+        them."""
         return self.kernel_sets
 
     def prepare(self, folder: Path, config: BundleConfig, *, cache: Path, progress: Progress) -> Mapping[str, Any]:
-        """Do what this device must do once before it can load a bundle (build, measure), and keep the outcome.
+        """Do the one-time work of this device before it can load a bundle (build, measure), and keep the result.
 
         Args:
             folder: holds the bundle's files by title, the golden vectors among them.

@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class _Input:
-    """One input's plan.
+    """The precomputed plan of one input.
 
     Attributes:
         position: among the model's inputs; inputs themselves are kept in the file's order.
@@ -50,7 +50,7 @@ class _Input:
 
 
 class Executor:
-    """A model with what goes before and after it. Safe for several threads at once.
+    """A model with its pre- and postprocessing. Several threads may use it at the same time.
 
     Args:
         folder: holds the bundle's files by title.
@@ -103,7 +103,7 @@ class Executor:
         cache: Path | None = None,
         progress: Progress | None = None,
     ) -> Executor:
-        """The executor of a bundle whose files lie in ``folder``, prepared for this device where that is not done yet.
+        """Make the executor of a bundle with its files in ``folder``, and prepare the bundle for this device if needed.
 
         Args:
             cache: where backends keep what they build here; None for ``KEDGE_CACHE`` or the user's own.
@@ -147,7 +147,7 @@ class Executor:
         return {spec.name: tensors.to_batch_first(answer[spec.name], spec) for spec in self.outputs}
 
     def in_order(self, raw: Mapping[str, Any]) -> list[Any]:
-        """The inputs in the model's order.
+        """Return the inputs in the model's order.
 
         Raises:
             InputError: one is missing or unknown.
@@ -251,7 +251,7 @@ class Executor:
         return self._session.figures
 
     def close(self) -> None:
-        """Free the session."""
+        """Release the session."""
         self._session.close()
 
 
@@ -276,7 +276,7 @@ def _planned(spec: TensorSpec, position: int) -> _Input:
 
 
 def _is_plain(spec: TensorSpec) -> bool:
-    """Whether the file's numbers are the caller's: neither quantized nor with their axes moved."""
+    """Return whether the file's tensor equals the caller's: neither quantized nor transposed."""
     return spec.file.scale is None and spec.file.permutation is None
 
 

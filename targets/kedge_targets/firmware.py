@@ -1,4 +1,5 @@
-"""What makes a target's board ready: ``firmware-configs``, at the root of a checkout and within an installed package.
+"""Finds the setup files of a target's board: ``firmware-configs``, at the root of a checkout or in the installed
+package.
 
 ``kits.toml`` there says which folders belong to which target, laid over each other. In each of them ``root/`` holds
 what is installed, by its path; ``packages/`` lists; ``agent.toml`` and ``README.md`` lie beside.
@@ -22,7 +23,7 @@ class _Kits:
 
 
 def folder() -> Path:
-    """Where ``firmware-configs`` is.
+    """Return the folder ``firmware-configs``.
 
     Raises:
         StorageError: this Kedge was installed without it.
@@ -34,7 +35,7 @@ def folder() -> Path:
 
 
 def kits() -> dict[str, tuple[Path, ...]]:
-    """Target → the folders that make its board ready, lowest first.
+    """Return target → folders with its setup files, lowest first.
 
     Raises:
         ConfigError: the map is broken, or names a folder that is not there.
@@ -48,7 +49,7 @@ def kits() -> dict[str, tuple[Path, ...]]:
 
 
 def layers(target: str) -> tuple[Path, ...]:
-    """The folders of one target, lowest first.
+    """Return the folders of one target, lowest first.
 
     Raises:
         TargetError: there are none.

@@ -13,7 +13,7 @@ Array = npt.NDArray[Any]
 
 
 def stacked(rows: Sequence[Array]) -> Array:
-    """Batches of outputs one after the other, each filled up to the longest along every axis but the first."""
+    """Concatenate batches of outputs, each padded to the longest along every axis except the first."""
     if len({row.shape[1:] for row in rows}) == 1:
         return np.concatenate(rows)
     longest = tuple(max(row.shape[axis] for row in rows) for axis in range(1, rows[0].ndim))
@@ -21,13 +21,13 @@ def stacked(rows: Sequence[Array]) -> Array:
 
 
 def filled(array: Array, sample: tuple[int, ...]) -> Array:
-    """An output whose samples have at least this shape."""
+    """Pad an output so that its samples have at least this shape."""
     widths = [(0, 0)] + [(0, max(0, want - have)) for want, have in zip(sample, array.shape[1:], strict=True)]
     return np.pad(array, widths) if any(after for _, after in widths) else array
 
 
 def aligned(output: Array, reference: Array) -> tuple[Array, Array]:
-    """Two outputs of one rank with the shape of the longer along each axis."""
+    """Pad two outputs of the same rank to the longer one along each axis."""
     if output.shape == reference.shape or output.ndim != reference.ndim or len(output) != len(reference):
         return output, reference
     longest = tuple(max(pair) for pair in zip(output.shape[1:], reference.shape[1:], strict=True))
@@ -35,7 +35,7 @@ def aligned(output: Array, reference: Array) -> tuple[Array, Array]:
 
 
 def fitted(output: Array, reference: Array) -> Array:
-    """An output with the reference's shape: filled up with zeros, or cut."""
+    """Bring an output to the reference's shape: pad with zeros or cut."""
     if output.shape == reference.shape or output.ndim != reference.ndim or len(output) != len(reference):
         return output
     cut = output[tuple(slice(size) for size in reference.shape)]

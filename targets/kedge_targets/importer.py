@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """What reading a model told.
+    """The result of reading a model.
 
     Attributes:
         notes: what was decided, for people.
@@ -32,7 +32,7 @@ class Importer(abc.ABC):
 
     @abc.abstractmethod
     def kind(self, path: Path) -> str | None:
-        """What it calls this file or folder; None where it is none of its own. Looks at names only."""
+        """Return the kind of this file or folder; None if it is none of its own. Only names are inspected."""
 
     @abc.abstractmethod
     def read(self, path: Path, graph: Path) -> Read:

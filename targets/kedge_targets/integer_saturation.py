@@ -1,4 +1,4 @@
-"""What 8-bit sums are safe on which processor; why so: docs/decisions/004-activation-types.md."""
+"""Tells which 8-bit sums are safe on which processor; see docs/decisions/004-activation-types.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a Jetson tells of itself in ``/sys`` and two files of ``nvpmodel``; nothing on other devices.
+"""Reads a Jetson's figures from ``/sys`` and two files of ``nvpmodel``; nothing on other devices.
 
 Where each figure stands (JetPack 6 and 7, read by NVIDIA's own tegrastats and by jetson-stats too):
 
@@ -23,7 +23,7 @@ _SUM_OF_SHUNTS = 7
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """One look at a Jetson.
+    """The figures of a Jetson at one moment.
 
     Attributes:
         gpu_percent: load, 0..100; None where the driver does not tell.
@@ -39,7 +39,7 @@ class Figures:
 
 
 def is_one(root: Path = ROOT) -> bool:
-    """Whether this device is a Jetson: its device tree names a Tegra."""
+    """Return whether this device is a Jetson: its device tree names a Tegra."""
     try:
         return b"nvidia,tegra" in (root / "proc/device-tree/compatible").read_bytes()
     except OSError:
@@ -47,7 +47,7 @@ def is_one(root: Path = ROOT) -> bool:
 
 
 def look(root: Path = ROOT) -> Figures | None:
-    """Read all figures; None on other devices. What cannot be read is left out."""
+    """Read all figures; None on other devices. Unreadable figures are left out."""
     if not is_one(root):
         return None
     return Figures(
@@ -59,7 +59,7 @@ def look(root: Path = ROOT) -> Figures | None:
 
 
 def power_mode(root: Path = ROOT) -> str | None:
-    """The power mode's name, else its number; None where there is no nvpmodel."""
+    """Return the power mode's name, else its number; None without nvpmodel."""
     found = re.search(r"pmode:0*(\d+)", _text(root / "var/lib/nvpmodel/status"))
     if found is None:
         return None

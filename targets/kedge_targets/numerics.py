@@ -1,4 +1,4 @@
-"""What a backend's numerics can be, and the plan that the host makes of them: plain data."""
+"""The numerics that a backend declares, and the quantization plan that the host makes from them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 class Family(str, enum.Enum):
-    """How a precision is carried out. One plan holds one family besides float32."""
+    """How a precision is implemented. One plan holds one family besides float32."""
 
     FABRIC = "fabric"  # integers of few bits throughout, as programmable logic computes them
     WEIGHTS = "weights"  # weights are stored small and read back as float; sums are float
@@ -18,7 +18,7 @@ class Family(str, enum.Enum):
 
 
 class Precision(str, enum.Enum):
-    """The numbers that a layer computes with; ordered from small to large."""
+    """The number format that a layer computes in, ordered from small to large."""
 
     W2A2 = "w2a2"
     W3A3 = "w3a3"
@@ -36,7 +36,7 @@ class Precision(str, enum.Enum):
 
     @property
     def family(self) -> Family:
-        """How it is carried out."""
+        """The family that implements the precision."""
         return _FACTS[self][0]
 
     @property
@@ -56,7 +56,7 @@ class Precision(str, enum.Enum):
 
     @property
     def quantized(self) -> bool:
-        """Whether its numbers come in at most 256 levels."""
+        """Whether its numbers have at most 256 levels."""
         return self.family not in (Family.HALF, Family.FLOAT)
 
 
@@ -95,7 +95,7 @@ class RangeMethod(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationScheme:
-    """One way of int8 that a backend can carry.
+    """One int8 quantization scheme of a backend.
 
     Attributes:
         activation: ``int8`` or ``uint8``.
@@ -117,7 +117,7 @@ class QuantizationScheme:
 
 @dataclass(frozen=True, kw_only=True)
 class Numerics:
-    """What a backend declares.
+    """The numerics that a backend declares.
 
     Attributes:
         precisions: that it can lower a whole graph to.
@@ -143,7 +143,7 @@ class Numerics:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The host's decision for one graph.
+    """The quantization plan of one graph, decided by the host.
 
     Attributes:
         default: precision of every layer that ``layers`` does not name.
@@ -171,10 +171,10 @@ class Plan:
 
     @property
     def precisions(self) -> frozenset[Precision]:
-        """All that it holds."""
+        """All precisions in the plan."""
         return frozenset((self.default, *self.layers.values()))
 
     @property
     def quantizes(self) -> bool:
-        """Whether any layer's numbers come in at most 256 levels."""
+        """Whether any layer's numbers have at most 256 levels."""
         return any(precision.quantized for precision in self.precisions)

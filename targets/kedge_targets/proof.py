@@ -1,4 +1,4 @@
-"""The worker's task that runs a bundle's golden vectors, on the host and on the device alike."""
+"""Worker task: runs a bundle's golden vectors, on the host and on the device alike."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _DECODED = 12
 
 @dataclass(frozen=True, kw_only=True)
 class ProveRequest:
-    """What to prove.
+    """A request to prove a bundle.
 
     Attributes:
         folder: holds the bundle's files by title.
@@ -51,7 +51,7 @@ class ProveRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareAnswer:
-    """What the preparation found out: options for the runtime, over the bundle's own."""
+    """The result of the preparation: runtime options that override the bundle's."""
 
     options: dict[str, Any]
 
@@ -70,7 +70,7 @@ class OutputDeviation:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """What one call took, one after the other, on the golden samples.
+    """The latency of sequential calls on the golden samples.
 
     Attributes:
         p50_ms, p95_ms: milliseconds, what the application's samples need before and after (preprocessing,
@@ -85,7 +85,7 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class ProveAnswer:
-    """What was measured.
+    """The measurements of a proof.
 
     Attributes:
         holds: every output lies within its tolerance.
@@ -170,7 +170,7 @@ def prove(request: ProveRequest, progress: Progress) -> ProveAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """What running the vectors told."""
+    """The measurements from running the vectors."""
 
     found: list[golden.Deviation]
     seconds: list[float]
@@ -262,7 +262,7 @@ def run_vectors(
 
 
 def _examples(folder: Path, config: BundleConfig, executor: Executor) -> str:
-    """Run the examples of a bundle with a pipeline: why they do not hold, or an empty text."""
+    """Run the examples of a bundle with a pipeline; return why they fail, or an empty string."""
     if config.pipeline is None:
         return ""
     from kedge_targets.pipeline import examples
@@ -296,7 +296,7 @@ def _timed(folder: Path, config: BundleConfig, executor: Executor, before: list[
 
 
 def one_call(folder: Path, config: BundleConfig) -> dict[str, Any]:
-    """The inputs of one call: the first golden vectors, as many as the file takes at once."""
+    """Return the inputs of one call: the first golden vectors, as many as the file's batch takes."""
     from kedge_protocol import golden, tensors
 
     vectors = golden.load(folder / config.golden.file)
@@ -307,7 +307,7 @@ def one_call(folder: Path, config: BundleConfig) -> dict[str, Any]:
 
 
 def _batch(config: BundleConfig) -> int:
-    """How many samples the file takes at once; 1 where that is free."""
+    """Return the batch size of the file; 1 if it is dynamic."""
     spec = next((one for one in config.inputs if one.batched), None)
     if spec is None or not spec.batched:
         return 1

@@ -1,4 +1,4 @@
-"""What to do about a file that a runtime refuses, told from the runtime's own words."""
+"""Suggests what to do about a file that a runtime refuses, based on the runtime's message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _UNREADABLE = re.compile(
 
 
 def remedy(reason: str) -> str:
-    """Of a refusal. That a file is damaged is said only where the runtime could not read it."""
+    """Return the remedy for a refusal. It calls a file damaged only if the runtime could not read it."""
     if _UNREADABLE.search(reason):
         return "The file is damaged, or made for another version"
     return "Its kernels do not take this graph: leave the node that is named in float32, or export another form of it"

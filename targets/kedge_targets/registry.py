@@ -1,4 +1,4 @@
-"""Finding backends and their halves; nobody else knows their names. Where they are: :mod:`.backend_packages`."""
+"""Finds backends and their compilers and runtimes; no other module knows their names. See :mod:`.backend_packages`."""
 
 from __future__ import annotations
 

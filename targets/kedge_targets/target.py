@@ -1,4 +1,4 @@
-"""Targets: one TOML file a device. Kedge's own lie in ``devices/``; a user's board is ``./board.toml``."""
+"""Targets: one TOML file per kind of device. Kedge's own are in ``devices/``; a user's board is ``./board.toml``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class System:
 
 @dataclass(frozen=True, kw_only=True)
 class BackendChoice:
-    """One backend of a target; ``options`` go to its compiler and runtime as they are."""
+    """One backend of a target; ``options`` are passed to its compiler and runtime."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -84,12 +84,12 @@ def read(path: Path) -> Target:
 
 
 def names() -> list[str]:
-    """Names of Kedge's own targets, sorted."""
+    """Return the names of Kedge's own targets, sorted."""
     return sorted(path.stem for path in DEVICES.glob("*.toml"))
 
 
 def find(name_or_path: str) -> Target:
-    """A target by name, or by the path of its file (anything that ends in ``.toml``).
+    """Return a target by name, or by the path of its file (anything ending in ``.toml``).
 
     Raises:
         TargetError: unknown; the message lists those there are.

@@ -1,4 +1,4 @@
-"""What each target is compiled with, how far it can be proved on this host, and what is missing for it."""
+"""Surveys the targets: their backends, how far this host can verify bundles, and what is missing for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class BackendView:
 
     @property
     def here(self) -> Verified | None:
-        """How far bundles can be proved here and now; None where something is missing."""
+        """How far bundles can be verified here; None if something is missing."""
         return self.verification if self.missing is None else None
 
 
@@ -48,7 +48,7 @@ class TargetView:
 
 
 def survey() -> tuple[TargetView, ...]:
-    """All of Kedge's own targets, by name.
+    """Return all of Kedge's own targets, by name.
 
     Raises:
         TargetError: a target's file is broken, or names a backend that there is not.

@@ -1,4 +1,4 @@
-"""What the numbers of a lowered file are, counted in the file itself, and the name that is true of them."""
+"""Counts the number formats of a lowered file, and gives the precision name that is true of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """What a file's numbers are.
+    """The number formats of a file.
 
     Attributes:
         weight_bytes: numpy dtype (``int4`` and ``uint4`` among them) → bytes of the weights that are stored so; scales,
@@ -41,7 +41,7 @@ class Numbers:
 
     @property
     def macs_in_integers(self) -> float | None:
-        """Share of the multiply-accumulates; None where there are none."""
+        """Share of the multiply-accumulates in integers; None without any."""
         return self.integer_macs / self.macs if self.macs else None
 
     def _share(self, kinds: tuple[str, ...]) -> float | None:
@@ -51,7 +51,7 @@ class Numbers:
 
 
 def true_name(precision: Precision, numbers: Numbers | None) -> str:
-    """The name that is true of a file.
+    """Return the true precision name of a file.
 
     A name of 8-bit integers is true where :data:`MOST` of the weight bytes and of the multiply-accumulates are so; a
     name of few bits or of float16 where any weight is stored so. A file in which nothing is so is called by what it is.

@@ -1,4 +1,4 @@
-"""The configuration blob of a bundle: what it is, typed and versioned.
+"""The configuration blob of a bundle, typed and versioned.
 
 A device reads only this blob to decide whether it can run the bundle, before it pulls the model's files.
 """
@@ -16,11 +16,11 @@ from kedge_protocol.bundle.preprocess import Preprocess as Preprocess
 SCHEMA_VERSION = 1
 
 NO_BATCH = -1
-"""In the place of a batch axis: the tensor has none (a sample rate, a list of detections)."""
+"""Value of a batch axis for a tensor without one (a sample rate, a list of detections)."""
 
 
 class Verified(str, enum.Enum):
-    """How far a bundle was proved before it left the host."""
+    """How far a bundle was verified on the host."""
 
     EXECUTED = "executed"  # run with the runtime that the device uses
     SIMULATED = "simulated"  # run by a bit-exact simulator
@@ -30,7 +30,7 @@ class Verified(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class FileTensor:
-    """A tensor as the model's file really has it.
+    """A tensor as it is in the model's file.
 
     Attributes:
         name: in the file.
@@ -52,7 +52,7 @@ class FileTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """A tensor as the caller sees it: the trained model's name, shape and dtype, whatever the file has.
+    """A tensor as the caller sees it: with the trained model's name, shape and dtype, whatever the file has.
 
     Attributes:
         shape: None for a free dimension.
@@ -72,13 +72,13 @@ class TensorSpec:
 
     @property
     def batched(self) -> bool:
-        """Whether it has a batch."""
+        """Whether the tensor has a batch axis."""
         return self.batch_axis != NO_BATCH
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """An input that takes in each call what an output gave in the call before; zeros in the first."""
+    """A state: an input that takes in each call the output of the previous call; zeros in the first."""
 
     input: str
     output: str
@@ -86,7 +86,7 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeRequirement:
-    """One runtime that can run the bundle: an installed distribution of at least ``minimum``, below ``below``."""
+    """One runtime that can run the bundle: an installed distribution with ``minimum`` <= version < ``below``."""
 
     distribution: str
     minimum: str
@@ -95,7 +95,7 @@ class RuntimeRequirement:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What was measured on the packed files, and where.
+    """The metric measured on the packed files, and where it was measured.
 
     Attributes:
         name: ``top1``, ``agreement``, ``cosine`` or the user's function.
@@ -128,7 +128,7 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where the bundle comes from. No times, no paths: equal input gives an equal digest."""
+    """The origin of the bundle, without times and paths: equal input gives an equal digest."""
 
     model_digest: str
     calibration_digest: str | None = None
@@ -151,7 +151,7 @@ class GoldenRef:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleConfig:
-    """What a bundle says of itself.
+    """The configuration of a bundle.
 
     Attributes:
         name, version: of the model and its release.

@@ -1,4 +1,4 @@
-"""What a bundle that writes text says of itself, beside what every bundle says."""
+"""The configuration of a bundle for text generation, beside the common configuration."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ class Generation:
 
     @property
     def cache_bytes(self) -> int:
-        """Of all slots' caches."""
+        """Bytes of the caches of all slots."""
         return self.slots * self.context * self.position_bytes

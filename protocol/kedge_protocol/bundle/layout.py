@@ -1,4 +1,4 @@
-"""Reading an OCI image layout: releases and bundles by reference, blobs by digest, each checked as it is read."""
+"""Reads an OCI image layout: releases and bundles by reference, blobs by digest, each checked on reading."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ReleaseView:
 
 
 def parse_manifest(raw: bytes, *, where: str) -> oci.Manifest:
-    """The view of a bundle's manifest.
+    """Parse a bundle's manifest.
 
     Raises:
         BundleError: not a Kedge bundle, a digest that is none, or a title that is not a plain file name.
@@ -81,7 +81,7 @@ def parse_manifest(raw: bytes, *, where: str) -> oci.Manifest:
 
 
 def parse_config(raw: bytes, *, where: str) -> BundleConfig:
-    """The view of a bundle's configuration.
+    """Parse a bundle's configuration.
 
     Raises:
         BundleError: a field is missing or wrong, or the schema is newer than this Kedge reads.
@@ -104,8 +104,7 @@ def parse_config(raw: bytes, *, where: str) -> BundleConfig:
 
 
 def parse_bundle(raw: bytes, config_raw: bytes, *, where: str) -> Bundle:
-    """The view of a bundle from its manifest's and its configuration's bytes; the latter is checked against the
-    former.
+    """Parse a bundle from the bytes of its manifest and configuration; the latter is checked against the former.
 
     Raises:
         BundleError: see :func:`parse_manifest` and :func:`parse_config`; also an entry that is no layer.
@@ -124,7 +123,7 @@ def parse_bundle(raw: bytes, config_raw: bytes, *, where: str) -> Bundle:
 
 
 def checked_title(title: str, *, where: str) -> str:
-    """``title`` itself if it is a plain file name (it becomes one on the device).
+    """Return ``title`` if it is a plain file name, since it becomes one on the device.
 
     Raises:
         BundleError: empty, over 128 bytes of UTF-8, hidden, with a folder or a control character in it.
@@ -162,11 +161,11 @@ class Layout:
             raise BundleError(error.what, where=error.where) from error
 
     def blob_path(self, blob_digest: str) -> Path:
-        """Where a blob lies; not checked to exist."""
+        """Return the path of a blob, which may not exist."""
         return self.path / "blobs" / "sha256" / digest.hex_of(blob_digest)
 
     def read(self, descriptor: oci.Descriptor) -> bytes:
-        """A small blob's bytes, checked.
+        """Read a small blob and check its digest.
 
         Raises:
             BundleError: missing, or not of the descriptor's size.
@@ -182,7 +181,7 @@ class Layout:
         return raw
 
     def release(self) -> ReleaseView:
-        """The one release of this layout.
+        """Read the release of this layout.
 
         Raises:
             BundleError: none or several.
@@ -207,7 +206,7 @@ class Layout:
         )
 
     def bundle(self, target: str) -> Bundle:
-        """The release's bundle for one target.
+        """Read the release's bundle for one target.
 
         Raises:
             BundleError: no such bundle; the message lists those there are.
@@ -219,7 +218,7 @@ class Layout:
         return self.read_bundle(release.bundles[target])
 
     def read_bundle(self, descriptor: oci.Descriptor) -> Bundle:
-        """One bundle by its manifest's descriptor."""
+        """Read a bundle by its manifest's descriptor."""
         raw = self.read(descriptor)
         where = f"{self.path} {descriptor.digest[:19]}"
         config_raw = self.read(parse_manifest(raw, where=where).config)

@@ -24,7 +24,7 @@ TARGET = "io.kedge.target"
 NAME = "io.kedge.name"
 VERSION = "io.kedge.version"
 BLOCKS = "io.kedge.blocks"
-"""On a layer of more than one block: the digest of its block map."""
+"""Annotation of a layer with more than one block: the digest of its block map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Manifest:
 
 
 def plain(document: Descriptor | Index | Manifest) -> Any:
-    """Plain data for a new document: empty annotations are left out."""
+    """Return plain data for a new document, without empty annotations."""
     from kedge_protocol.codec import unstructure
 
     def clean(value: Any) -> Any:

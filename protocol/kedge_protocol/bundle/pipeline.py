@@ -1,4 +1,4 @@
-"""A pipeline as data: what turns a picture, a sound or a text into a model's tensors, and its tensors into an answer.
+"""Pipelines as data: how a picture, a sound or a text becomes a model's tensors, and its tensors an answer.
 
 It is written by the user as TOML (``kedge compile --pipeline``), checked against the model when that is compiled, and
 carried in the bundle's configuration. :mod:`kedge_targets.pipeline` runs it, on the host and on the device.
@@ -17,7 +17,7 @@ from kedge_protocol.bundle.preprocess import Preprocess
 
 
 class Task(str, enum.Enum):
-    """What a pipeline is for. Each has a ready one: ``kedge compile --task``."""
+    """The task of a pipeline. Each has a ready pipeline: ``kedge compile --task``."""
 
     CLASSIFICATION = "classification"
     DETECTION = "detection"
@@ -29,7 +29,7 @@ class Task(str, enum.Enum):
 
 
 class Fit(str, enum.Enum):
-    """How a picture comes to the model's size."""
+    """How a picture is fitted to the model's size."""
 
     STRETCH = "stretch"  # each side on its own
     LETTERBOX = "letterbox"  # the whole picture, its proportions kept, in the middle of a plain ground
@@ -48,7 +48,7 @@ class Filter(str, enum.Enum):
 
 
 class Colour(str, enum.Enum):
-    """Which channels the model takes, in which order."""
+    """The channels that the model takes, and their order."""
 
     RGB = "rgb"
     BGR = "bgr"
@@ -56,7 +56,7 @@ class Colour(str, enum.Enum):
 
 
 class Features(str, enum.Enum):
-    """What of a sound the model takes."""
+    """The audio features that the model takes."""
 
     WAVEFORM = "waveform"
     LOG_MEL = "log-mel"
@@ -64,14 +64,14 @@ class Features(str, enum.Enum):
 
 
 class MelScale(str, enum.Enum):
-    """How hertz become mel."""
+    """The formula that converts hertz to mel."""
 
     HTK = "htk"  # 2595 log10(1 + f / 700)
     SLANEY = "slaney"  # linear below 1 kHz, logarithmic above; triangles of equal area
 
 
 class Activation(str, enum.Enum):
-    """What makes probabilities of an output."""
+    """The activation that turns an output into probabilities."""
 
     NONE = "none"
     SOFTMAX = "softmax"
@@ -79,7 +79,7 @@ class Activation(str, enum.Enum):
 
 
 class Pooling(str, enum.Enum):
-    """How the vectors of a sentence's tokens become one."""
+    """How the token vectors of a sentence are pooled."""
 
     NONE = "none"
     MEAN = "mean"  # over the tokens that are no padding
@@ -87,7 +87,7 @@ class Pooling(str, enum.Enum):
 
 
 class Head(str, enum.Enum):
-    """How a detector writes its boxes.
+    """The format of a detector's boxes.
 
     Sources: the export of Ultralytics YOLOv8 and of YOLOv5; SSD (Liu et al., 2016, arXiv:1512.02325), with a background
     class in front; the ``TFLite_Detection_PostProcess`` operator of TensorFlow.
@@ -102,7 +102,7 @@ class Head(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture becomes uint8 pixels of the model's size.
+    """Converts a picture to uint8 pixels of the model's size.
 
     Attributes:
         width, height: pixels of the model's input.
@@ -131,7 +131,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Sound:
-    """A sound becomes samples in -1..1, or features of frames of them.
+    """Converts a sound to samples in -1..1, or to features of frames.
 
     Attributes:
         sample_rate: hertz; other rates are resampled.
@@ -167,7 +167,7 @@ class Sound:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A text becomes numbers of tokens, by the ``tokenizers`` library (WordPiece, BPE, Unigram).
+    """Converts a text to token ids by the ``tokenizers`` library (WordPiece, BPE, Unigram).
 
     Attributes:
         tokenizer: the user's ``tokenizer.json``; in a bundle, the title of its file.
@@ -189,7 +189,7 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Class scores become labels, best first.
+    """Converts class scores to labels, best first.
 
     Attributes:
         output: the model's output; its first one where that is not said.
@@ -206,7 +206,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Boxes:
-    """A detector's outputs become boxes, best first.
+    """Converts a detector's outputs to boxes, best first.
 
     Attributes:
         head: None tells it by the outputs' shapes.
@@ -225,7 +225,7 @@ class Boxes:
 
 @dataclass(frozen=True, kw_only=True)
 class Mask:
-    """Scores of each pixel become classes of each pixel of the picture.
+    """Converts scores per pixel to a class for each pixel of the picture.
 
     Attributes:
         output: the model's output; its first one where that is not said.
@@ -241,7 +241,7 @@ class Mask:
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence:
-    """Scores of each step become a text, by greedy CTC decoding (Graves et al., 2006).
+    """Converts scores per step to a text by greedy CTC decoding (Graves et al., 2006).
 
     Attributes:
         output: the model's output, ``[N, T, C]`` or with ``time_first`` ``[T, N, C]``.
@@ -257,7 +257,7 @@ class Sequence:
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding:
-    """An output becomes one vector.
+    """Converts an output to one vector.
 
     Attributes:
         output: the model's output; its first one where that is not said.
@@ -272,7 +272,7 @@ class Embedding:
 
 @dataclass(frozen=True, kw_only=True)
 class Then:
-    """What a detector finds goes on to another model, box by box.
+    """Passes a detector's boxes to another model, one by one.
 
     Attributes:
         model: name of another model on the same device.

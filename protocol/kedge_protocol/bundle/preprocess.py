@@ -1,4 +1,4 @@
-"""What turns a raw sample into a model's input."""
+"""Preprocessing of raw samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """What turns a raw sample into the model's input: ``(raw * scale - mean) / std``, in float32.
+    """Preprocessing of a raw sample into the model's input: ``(raw * scale - mean) / std`` in float32.
 
     Each of the three is one number, or one for each channel.
     """

@@ -1,4 +1,4 @@
-"""Writing an OCI image layout: blobs, manifests, a release. The folder appears whole or not at all."""
+"""Writes an OCI image layout: blobs, manifests, a release. The folder appears completely or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LayoutWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.bundles: dict[str, Bundle] = {}
-        """Target → its bundle."""
+        """Target → bundle."""
         self._bundles: list[tuple[str, oci.Descriptor]] = []
         (path / "blobs" / "sha256").mkdir(parents=True)
 
@@ -75,7 +75,7 @@ class LayoutWriter:
         return descriptor
 
     def add_release(self, name: str, version: str) -> oci.Descriptor:
-        """Write the release over all bundles added, ``index.json`` and ``oci-layout``; the last call.
+        """Write the release of all added bundles, ``index.json`` and ``oci-layout``. This is the last call.
 
         Returns:
             The release's descriptor.
@@ -110,7 +110,8 @@ class LayoutWriter:
 
 
 def check_place(path: Path, *, replace: bool) -> None:
-    """Whether a layout may be put at ``path``: nothing is there, or, with ``replace``, a layout or an empty folder.
+    """Check that a layout may be written to ``path``: it does not exist, or, with ``replace``, is a layout or an empty
+    folder.
 
     Raises:
         StorageError: something else is there, or ``replace`` is false.
@@ -130,7 +131,7 @@ def check_place(path: Path, *, replace: bool) -> None:
 
 
 def is_replaceable(path: Path) -> bool:
-    """Whether replacing ``path`` loses nothing but a layout: it is a folder that is one, or is empty."""
+    """Return whether replacing ``path`` loses nothing but a layout: it is a layout, or an empty folder."""
     try:
         return path.is_dir() and ((path / oci.LAYOUT_FILE).is_file() or not any(path.iterdir()))
     except OSError:
@@ -139,7 +140,7 @@ def is_replaceable(path: Path) -> bool:
 
 @contextlib.contextmanager
 def new_layout(path: Path, *, replace: bool = False) -> Iterator[LayoutWriter]:
-    """Fill a new layout beside ``path`` and put it in place when the block ends well; else nothing is left.
+    """Fill a new layout beside ``path`` and move it into place if the block succeeds; otherwise it is removed.
 
     Args:
         replace: whether a layout or an empty folder at ``path`` is replaced (by rename, at the end; where the rename
@@ -172,7 +173,7 @@ def new_layout(path: Path, *, replace: bool = False) -> Iterator[LayoutWriter]:
 
 
 def _put_in_place(new: Path, path: Path, *, aside: Path) -> None:
-    """Rename ``new`` to ``path``; what is there goes ``aside`` and comes back if that fails."""
+    """Rename ``new`` to ``path``; an existing folder goes ``aside`` and comes back if that fails."""
     replaced = os.path.lexists(path)
     if replaced:
         path.rename(aside)
@@ -192,6 +193,6 @@ def _put_in_place(new: Path, path: Path, *, aside: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Bring every file below ``folder`` to the disk, so that the rename never shows a release without its bytes."""
+    """Sync every file below ``folder``, so that the rename never exposes a release without its bytes."""
     for path in (folder, *sorted(folder.rglob("*"))):
         files.flush(path)

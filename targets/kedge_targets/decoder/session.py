@@ -100,4 +100,4 @@ class DecoderSession(abc.ABC):
         """What the caches of all slots take."""
 
     def close(self) -> None:
-        """Free what the session holds."""
+        """Release the session's resources."""

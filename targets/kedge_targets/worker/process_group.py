@@ -1,4 +1,4 @@
-"""One child in a process group of its own: starting it, watching its memory, killing all of it."""
+"""Runs a child in its own process group: starts it, watches its memory, kills all of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SCAN_SECONDS = 1.0  # how often new members of the group are looked for
 
 @functools.cache
 def _starter(pid: int) -> ThreadPoolExecutor:
-    """The thread that starts all children of process ``pid``.
+    """Return the thread that starts all children of process ``pid``.
 
     Linux sends a child its parent's death signal when the *thread* that started it ends, so no caller's thread may
     do it.
@@ -68,14 +68,14 @@ class Group:
         self._scanned = time.monotonic()
 
     def alive(self) -> bool:
-        """Whether the child itself still runs; it is not reaped here, so that its group's number stays its own."""
+        """Return whether the child still runs. It is not reaped here, so that its group id is not reused."""
         if self._process.returncode is not None:
             return False
         state = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         return state is None
 
     def memory(self) -> int:
-        """Bytes of memory of the whole group that nothing but swap could free: anonymous and shared memory.
+        """Return the bytes of memory of the whole group that only swap could free: anonymous and shared memory.
 
         Mapped files (a data set, a model) are not counted: the kernel drops their pages when it needs to.
         """
@@ -86,7 +86,7 @@ class Group:
         return sum(_memory_of(pid) for pid in self._members)
 
     def end(self, patience: float) -> None:
-        """Let the child finish within ``patience`` seconds: its request pipe is closed; then kill what is left."""
+        """Close the request pipe, let the child finish within ``patience`` seconds, then kill what is left."""
         with contextlib.suppress(OSError):
             self._stdin.close()
         until = time.monotonic() + patience
@@ -95,7 +95,7 @@ class Group:
         self.kill()
 
     def kill(self) -> int:
-        """Kill the whole group, free the pipes; returns the child's exit status as :mod:`subprocess` tells it."""
+        """Kill the whole group and close the pipes; return the child's exit status as in :mod:`subprocess`."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -106,7 +106,7 @@ class Group:
         return self._process.returncode
 
     def status(self) -> int:
-        """The exit status of a child that has ended by itself; the rest of its group is killed."""
+        """Return the exit status of a child that has ended by itself, and kill the rest of its group."""
         return self.kill()
 
 

@@ -1,4 +1,4 @@
-"""How a task says how far it is."""
+"""Progress reports of tasks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Given to every task; its reports reach ``on_progress`` of the caller, the fast ones thinned out."""
+    """Passed to every task. Its reports reach the caller's ``on_progress``; frequent ones are thinned out."""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """``done`` of ``total`` steps of ``what`` are done; a total of 0 means unknown."""
