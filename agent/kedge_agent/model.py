@@ -106,7 +106,7 @@ class Model:
             return loaded(array, named)
         if named or isinstance(array, Mapping):
             raise InputError("the pipeline takes one item, not tensors by name", remedy="Give tensors to Model.raw")
-        return loaded.pipeline(array, loaded.named, other=self._other)
+        return loaded.pipeline(array, loaded.named, other=self.other)
 
     def stream(self, items: Iterable[Any]) -> Iterator[Any]:
         """Answer one item after another, in order, for a bundle with a pipeline: while the model computes, the next
@@ -120,7 +120,7 @@ class Model:
         loaded = self.loaded()
         if loaded.pipeline is None:
             raise InputError("the bundle has no pipeline", remedy="Compile it with --task or --pipeline")
-        return stages.overlapped(items, loaded.pipeline, loaded.named, other=self._other)
+        return stages.overlapped(items, loaded.pipeline, loaded.named, other=self.other)
 
     def raw(self, array: Any = None, /, **named: Any) -> Any:
         """Run the bare model on raw samples (what stands before the bundle's preprocessing).
@@ -137,7 +137,7 @@ class Model:
         """
         return self.loaded()(array, named)
 
-    def _other(self, name: str) -> Callable[[Any], Any]:
+    def other(self, name: str) -> Callable[[Any], Any]:
         """Return another model of this device, to which a pipeline passes its results."""
         if name not in self._others:
             if self._folder is None:

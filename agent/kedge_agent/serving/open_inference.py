@@ -11,7 +11,7 @@ from typing import Any
 
 import kedge_protocol
 from kedge_agent.model import Loaded
-from kedge_agent.serving import binary_tensors, infer_request, json_tensors
+from kedge_agent.serving import binary_tensors, infer_request, json_tensors, pipeline_request
 from kedge_agent.serving.datatypes import Array, described, name_of
 from kedge_agent.serving.handler import Job, Request, Response, error_response, json_response
 from kedge_agent.serving.infer_request import InferResult, RequestedOutput
@@ -73,7 +73,7 @@ class InferenceHandler:
         if parts[:1] != ["models"] or len(parts) < 2:
             return ()
         rest = parts[4:] if parts[2:3] == ["versions"] else parts[2:]
-        if rest == ["infer"]:
+        if rest in (["infer"], ["pipeline"]):
             return ("POST",)
         return ("GET",) if rest in ([], ["ready"], ["config"], ["stats"]) else ()
 
@@ -120,6 +120,8 @@ class InferenceHandler:
         if rest == ["infer"]:
             arrived = perf_counter_ns()
             return Job(entry.workers, lambda: self._infer(name, version, request, arrived))
+        if rest == ["pipeline"]:
+            return Job(entry.workers, lambda: self._pipeline(name, version, request))
         if rest == ["ready"]:
             return json_response(200, {"name": name, "ready": True})
         if rest == ["config"]:
@@ -154,6 +156,15 @@ class InferenceHandler:
             output=perf_counter_ns() - ran,
         )
         return response
+
+    def _pipeline(self, name: str, version: str | None, request: Request) -> Response:
+        try:
+            entry, loaded = self.find(name, version)
+        except NoModelError as error:
+            return error_response(error.status, error.text)
+        if entry.model is None:
+            return error_response(503, f"the model {name!r} is not ready: {entry.error}")
+        return pipeline_request.answer(loaded, request, other=entry.model.other)
 
     def _repository(self, parts: list[str], request: Request) -> Response | Job:
         if parts == ["index"]:

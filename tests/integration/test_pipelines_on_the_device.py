@@ -1,0 +1,101 @@
+"""Installed bundles with pipelines: a detector whose finds go on to a classifier, over HTTP too, proved by examples."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.support import raw_data
+from tests.support.installed import install
+from tests.support.serving import ask
+
+import kedge
+from kedge_agent import Model
+from kedge_agent.serving.model_pool import ServedModels
+from kedge_agent.serving.open_inference import InferenceHandler
+from kedge_agent.slots import ModelFolder
+from kedge_targets import proof
+from kedge_targets.pipeline import examples
+
+PICTURE_SIDES = (64, 128)
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A device with a detector that goes on to a classifier, and the classifier."""
+    folder = tmp_path_factory.mktemp("device")
+    rng = np.random.default_rng(3)
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for number in range(10):
+        Image.fromarray(raw_data.boxed(rng)[0]).save(pictures / f"{number}.png")
+    (folder / "boxes.toml").write_text('task = "detection"\n[then]\nmodel = "colours"\nlabels = ["red", "blue"]\n')
+    labels = folder / "labels.txt"
+    labels.write_text("\n".join(raw_data.COLOURS))
+    for name, make, how in (
+        ("boxes", raw_data.box_model, {"pipeline": folder / "boxes.toml"}),
+        ("colours", raw_data.colour_model, {"task": "classification"}),
+    ):
+        kedge.compile(
+            make(folder / f"{name}.onnx"), name=name, version="1", targets=["generic-cpu"], calibration=pictures,
+            evaluation=pictures, labels=labels, out=folder / name, quantize="precision=float32", max_drop=1.0, **how,
+        )  # fmt: skip
+        install(folder / "state", folder / name)
+    return folder
+
+
+def test_what_a_detector_finds_goes_on_to_a_classifier(state: Path) -> None:
+    pixels, rows = raw_data.boxed(np.random.default_rng(5))
+    with Model("boxes", state=state / "state") as model:
+        found = model(pixels)
+        streamed = list(model.stream([pixels, pixels, pixels, pixels]))
+    assert sorted(box.index for box in found) == sorted(int(row[0]) for row in rows)
+    for box in found:
+        assert (box.then is None) == (box.label == "green")
+        assert box.then is None or box.then[0].name == box.label
+    assert streamed == [found] * 4
+
+
+def test_the_same_answer_over_http(state: Path, tmp_path: Path) -> None:
+    models = ServedModels(state / "state")
+    models.scan()
+    handler = InferenceHandler(models)
+    picture = tmp_path / "a.png"
+    Image.fromarray(raw_data.boxed(np.random.default_rng(5))[0]).save(picture)
+    path = "/v2/models/boxes/pipeline"
+    answer = ask(handler, "POST", path, picture.read_bytes(), content_type="image/png")
+    assert answer.status == 200
+    with Model("boxes", state=state / "state") as model:
+        expected = model(picture)
+    assert [box["label"] for box in answer.body["answer"]] == [box.label for box in expected]
+    assert answer.body["answer"][0]["x1"] == pytest.approx(expected[0].x1)
+    assert ask(handler, "POST", path, b"no picture", content_type="image/png").status == 400
+    assert ask(handler, "POST", path, b"a text", content_type="text/plain").status == 415
+    assert ask(handler, "GET", path).status == 405
+
+
+def test_examples_that_do_not_hold_are_told_before_the_bundle_serves(state: Path, tmp_path: Path) -> None:
+    slot = ModelFolder(state / "state", "colours").current()
+    assert slot is not None
+    folder = tmp_path / "slot"
+    folder.mkdir()
+    for path in slot.folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = tmp_path / "config.json"
+    config.write_bytes(slot.bundle().config_raw)
+    request = proof.ProveRequest(folder=str(folder), config=str(config))
+    assert proof.prove(request, lambda *_: None).holds
+    kept = examples.load(folder / examples.FILE)
+    assert kept
+    assert base64.b64decode(kept[0].data).startswith(b"\xff\xd8")
+    wrong = [{**one, "index": (one["index"] + 1) % 3} for one in kept[0].answer]
+    examples.save([replace(kept[0], answer=wrong)], folder / examples.FILE)
+    answer = proof.prove(request, lambda *_: None)
+    assert not answer.holds
+    assert "the pipeline's answer to example 0" in answer.reason
+    assert json.loads(config.read_bytes())["pipeline"]["picture"]["fit"] == "crop"
