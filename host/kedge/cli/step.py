@@ -1,4 +1,4 @@
-"""``kedge step``: the steps of compression, with what they can be told."""
+"""``kedge step``: the steps of compression, with what they can be purpose."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def list_steps(names: tuple[str, ...]) -> None:
     """List the steps and their options, third-party steps included."""
     for name in names or steps.names():
         found = steps.find(name)
-        told = (found.__doc__ or "").strip().partition("\n")[0]
-        click.echo(f"{name}: {told}" if told else name)
+        purpose = " ".join((found.__doc__ or "").strip().partition("\n\n")[0].split())
+        click.echo(f"{name}: {purpose}" if purpose else name)
         for field in dataclasses.fields(found.Options):
             click.echo(f"  {described(found.Options, field.name)}")

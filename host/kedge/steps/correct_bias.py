@@ -34,9 +34,9 @@ class CorrectBiasOptions:
 
 
 class CorrectBias(Step[CorrectBiasOptions]):
-    """Empirical bias correction (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
-    Correction", ICCV 2019), of all layers in one run: each layer runs twice on the float graph's activations, as it is
-    and as the plan rounds it and its input, so that no layer is corrected for another's error."""
+    """Corrects the mean error that rounding causes in each layer's output (Nagel et al., "Data-Free Quantization
+    Through Weight Equalization and Bias Correction", ICCV 2019). All layers are measured in one run, each on the float
+    graph's activations, so that no layer is corrected for another's error."""
 
     name: ClassVar[str] = "correct-bias"
     Options = CorrectBiasOptions

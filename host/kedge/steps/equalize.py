@@ -44,8 +44,8 @@ class EqualizeOptions:
 
 
 class Equalize(Step[EqualizeOptions]):
-    """Cross-layer equalization (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
-    Correction", ICCV 2019) and migration of activations' outliers (Xiao et al., "SmoothQuant", ICML 2023). In float
+    """Equalizes weight ranges across layers (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+    Correction", ICCV 2019) and moves activation outliers into weights (Xiao et al., "SmoothQuant", ICML 2023). In float
     the graph computes the same."""
 
     name: ClassVar[str] = "equalize"

@@ -34,9 +34,9 @@ class SplitOutliersOptions:
 
 
 class SplitOutliers(Step[SplitOutliersOptions]):
-    """Decomposition of outliers (Dettmers et al., "LLM.int8()", NeurIPS 2022): where few channels of an activation are
-    far larger than the rest, each layer that multiplies it becomes two that are added: one of these channels, in float,
-    and one of the rest, whose range is then small. In float the graph computes the same."""
+    """Computes outlier channels separately in float (Dettmers et al., "LLM.int8()", NeurIPS 2022). If few channels of
+    an activation are far larger than the rest, each layer that multiplies it becomes the sum of two: one over these
+    channels, in float, and one over the rest, whose range is then small. In float the graph computes the same."""
 
     name: ClassVar[str] = "split-outliers"
     Options = SplitOutliersOptions
