@@ -21,6 +21,7 @@ from kedge_protocol.bundle.pipeline import (
     Features,
     Filter,
     Fit,
+    Mask,
     MelScale,
     Picture,
     Pooling,
@@ -29,7 +30,7 @@ from kedge_protocol.bundle.pipeline import (
     Sound,
 )
 from kedge_protocol.errors import InputError, MissingDependencyError
-from kedge_targets.pipeline import audio, bodies, embeddings, examples, pictures, resampling, scores, sequences
+from kedge_targets.pipeline import audio, bodies, embeddings, examples, masks, pictures, resampling, scores, sequences
 from kedge_targets.pipeline.answers import Box, Label, Segments, Vector, to_json
 from kedge_targets.pipeline.execution import Runner
 
@@ -215,3 +216,25 @@ def _declared(**sections: Any) -> Any:
     from kedge_protocol.bundle.pipeline import Pipeline, Task
 
     return Pipeline(task=Task.CLASSIFICATION, scores=Scores(), **sections)
+
+
+def test_masks_come_back_to_the_pictures_pixels() -> None:
+    how = Picture(width=8, height=8, fit=Fit.LETTERBOX, layout="NCHW")
+    _, placement = pictures.place(np.zeros((20, 40, 3), np.uint8), how)
+    output = np.zeros((2, 8, 8), np.float32)
+    output[1, :, 4:] = 1.0  # the right half, bars above and below too
+    found = masks.segments(output, Mask(), ("ground", "thing"), placement)
+    assert found.classes.shape == (20, 40)
+    assert (found.classes[:, :20] == 0).all()
+    assert (found.classes[:, 20:] == 1).all()
+    single = masks.segments(output[1:] * 8 - 4, Mask(activation=Activation.SIGMOID), (), placement)
+    np.testing.assert_array_equal(single.classes, found.classes)
+
+
+def test_a_line_of_text_is_scaled_to_the_height_and_filled_on_the_right() -> None:
+    line = np.full((10, 30, 3), 200, np.uint8)
+    made, _ = pictures.place(line, Picture(width=40, height=10, fit=Fit.LINE, fill=7, layout="NHWC"))
+    assert (made[:, :30] == 200).all()
+    assert (made[:, 30:] == 7).all()
+    wide, _ = pictures.place(np.tile(line, (1, 4, 1)), Picture(width=40, height=10, fit=Fit.LINE, layout="NHWC"))
+    assert (wide == 200).all()
