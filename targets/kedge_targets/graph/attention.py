@@ -1,4 +1,4 @@
-"""What stands before a Softmax: in attention the mask, whose values are minus infinity or as good as."""
+"""Finds and bounds what precedes a Softmax: in attention the mask, whose values are minus infinity or very negative."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     import onnx
 
 MASKED = -5000.0
-"""Scores below it are masks: exporters write -10000, the least float, or minus infinity."""
+"""Scores below it are masks: exporters write -10000, the lowest float, or minus infinity."""
 _ENOUGH = -64.0
-"""For a mask: exp(-64) is 1.6e-28."""
+"""Replacement for a mask: exp(-64) is 1.6e-28."""
 
 # They make scores and masks ready; a product (MatMul, Conv, Gemm) ends the way back.
 _BETWEEN = frozenset({"Add", "Cast", "Div", "Expand", "Mul", "Sub", "Unsqueeze", "Where"})
@@ -19,7 +19,7 @@ _MOVING = frozenset({"Concat", "Identity", "Reshape", "Slice", "Squeeze", "Tile"
 
 
 def before_softmax(model: onnx.ModelProto) -> list[str]:
-    """Names of the element-wise nodes between the last products and each Softmax, in the graph's order.
+    """Return the names of the element-wise nodes between the last products and each Softmax, in graph order.
 
     Quantized they would do harm: a range that reaches to minus infinity has no scale, one that reaches to -10000 has
     no resolution left, and the Softmax after them works in float anyway.
@@ -29,7 +29,7 @@ def before_softmax(model: onnx.ModelProto) -> list[str]:
 
 
 def _leading_to_softmax(model: onnx.ModelProto, through: frozenset[str]) -> set[str]:
-    """Names of the nodes of these kinds that lead to a Softmax by such nodes alone."""
+    """Return the names of the nodes of these kinds that lead to a Softmax through such nodes only."""
     maker = {tensor: node for node in model.graph.node for tensor in node.output}
     found: set[str] = set()
     pending = [node.input[0] for node in model.graph.node if node.op_type in ("Softmax", "LogSoftmax")]
@@ -46,9 +46,9 @@ def _leading_to_softmax(model: onnx.ModelProto, through: frozenset[str]) -> set[
 
 
 def bound_masks(model: onnx.ModelProto) -> None:
-    """Let the constants of masks between the last products and a Softmax be -64, in place. In float the answers are as
-    good as the same: a masked place has a share of 1e-28 instead of none. In integers minus infinity has no scale, and
-    TensorFlow's quantizer aborts; -10000 leaves one step for all the scores."""
+    """Replace mask constants between the last products and a Softmax by -64, in place. In float the result is
+    practically the same: a masked position has a share of 1e-28 instead of 0. In integers minus infinity has no scale,
+    and TensorFlow's quantizer aborts; -10000 leaves one step for all scores."""
     import numpy as np
     from onnx import helper, numpy_helper
 
@@ -108,7 +108,7 @@ def products(model: onnx.ModelProto) -> list[str]:
 
 
 def _forward(tensor: str, users: dict[str, list[onnx.NodeProto]]) -> onnx.NodeProto | None:
-    """The product that takes a Softmax's answer, through what leaves it as it is."""
+    """Return the product that reads a Softmax's output, through operators that leave it unchanged."""
     for node in users.get(tensor, []):
         if node.op_type == "MatMul":
             return node

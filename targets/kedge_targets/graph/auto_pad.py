@@ -1,4 +1,4 @@
-"""ONNX's ``auto_pad`` in numbers."""
+"""Computes ONNX's ``auto_pad``."""
 
 from __future__ import annotations
 

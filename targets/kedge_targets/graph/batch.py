@@ -1,4 +1,4 @@
-"""The batch: the first axis of every input, free or fixed."""
+"""The batch: the first axis of every input, dynamic or fixed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 
 
 def size(model: onnx.ModelProto) -> int | None:
-    """How many samples the graph takes at once; None where that is free.
+    """Return the graph's batch size; None if it is dynamic.
 
     Raises:
         ModelError: the inputs disagree, or one has no axes.
@@ -39,8 +39,8 @@ def size(model: onnx.ModelProto) -> int | None:
 
 
 def fix_batch(model: onnx.ModelProto, samples: int) -> onnx.ModelProto:
-    """A copy that takes exactly ``samples`` at once, shapes inferred anew; outputs that shared the batch's symbol
-    follow.
+    """Return a copy with a batch of exactly ``samples`` and newly inferred shapes; outputs that share the batch's
+    symbol follow.
 
     Raises:
         ModelError: the graph's batch is fixed to another size already.
@@ -54,7 +54,7 @@ def fix_batch(model: onnx.ModelProto, samples: int) -> onnx.ModelProto:
 
 
 def regroup(samples: Iterable[dict[str, Array]], samples_at_once: int | None) -> Iterator[dict[str, Array]]:
-    """Batches of one sample each, put together to what a graph takes at once.
+    """Regroup batches of one sample into batches that the graph takes.
 
     Args:
         samples: input name → array whose first axis has length 1.

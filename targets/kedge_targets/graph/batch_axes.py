@@ -1,4 +1,4 @@
-"""Which axis of each input and output counts the samples, and the same graph with that axis first everywhere.
+"""Finds the batch axis of each input and output, and rewrites a graph so that it comes first everywhere.
 
 Recurrent states are ``[layers, batch, units]`` and scores of recognizers ``[time, batch, classes]``; a sample rate has
 no batch at all. Inside Kedge the first axis of every tensor counts the samples: :func:`batch_first` rewrites the ends
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     import onnx
 
 Axis = int | None
-"""Of the batch in the model's own shape; None for a tensor without a batch."""
+"""Position of the batch in the model's own shape; None for a tensor without a batch."""
 
 _BATCH = re.compile(r"(n|b|bs|batch.*)\Z", re.IGNORECASE)
 _TIME = re.compile(r"(t|l|time.*|seq.*|frames?|steps?|len.*|length.*)\Z", re.IGNORECASE)
 _PRIME = 7919
-"""A batch that no other axis is likely to have: where shape inference finds it, there is the batch."""
+"""A batch size that no other axis is likely to have, so that shape inference reveals the batch."""
 _LENGTHS = (8, 64, 512)
-"""Tried for other free axes where the model must be run to find the batch of an output."""
+"""Sizes for other dynamic axes if the model must be run to find the batch of an output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +45,19 @@ class BatchAxes:
     states: dict[str, str]
 
     def of(self, name: str) -> int:
-        """The axis of a tensor, or :data:`~kedge_protocol.bundle.config.NO_BATCH`."""
+        """Return the batch axis of a tensor, or :data:`~kedge_protocol.bundle.config.NO_BATCH`."""
         axis = self.inputs[name] if name in self.inputs else self.outputs[name]
         return NO_BATCH if axis is None else axis
 
     @property
     def plain(self) -> bool:
-        """Whether every tensor has its batch first."""
+        """Return whether the batch is the first axis of every tensor."""
         return set(self.inputs.values()) | set(self.outputs.values()) == {0}
 
 
 def find(model: onnx.ModelProto, *, declared: Mapping[str, int], states: Mapping[str, str]) -> BatchAxes:
-    """The batch axes of a model: what the user declares, then what symbols and names tell, then shape inference with an
-    unlikely batch, and a run on zeros for what is still open.
+    """Find the batch axes of a model: from the user's declaration, then symbols and names, then shape inference with an
+    unlikely batch, and finally a run on zeros.
 
     Args:
         declared: tensor's name → its axis, or :data:`~kedge_protocol.bundle.config.NO_BATCH`.
@@ -114,7 +114,7 @@ def _check(declared: Mapping[str, int], tensors: list[TensorInfo]) -> None:
 
 
 def _symbols(model: onnx.ModelProto) -> dict[str, list[str]]:
-    """Tensor → the symbol of each axis, empty where it has none."""
+    """Return tensor → symbol of each axis, empty for an axis without one."""
     return {
         value.name: [dim.dim_param for dim in value.type.tensor_type.shape.dim]
         for value in (*model.graph.input, *model.graph.output)
@@ -159,7 +159,7 @@ def _of_input(info: TensorInfo, symbols: list[str], inputs: list[TensorInfo], ba
 
 
 def _inferred(model: onnx.ModelProto, fixed: Mapping[tuple[str, int], int]) -> dict[str, tuple[int | None, ...]]:
-    """Shapes of the outputs where the batch has this size; nothing where inference fails."""
+    """Return the shapes of the outputs for this batch size; nothing if inference fails."""
     try:
         made = free_dimensions.fix_dimensions(_without_output_shapes(model), fixed)
         return {info.name: info.shape for info in signature.outputs(made)}
@@ -168,7 +168,7 @@ def _inferred(model: onnx.ModelProto, fixed: Mapping[tuple[str, int], int]) -> d
 
 
 def _without_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose outputs have axes of unknown size: what an exporter wrote there may be of its example."""
+    """Return a copy whose output axes are of unknown size, since an exporter may have written its example's sizes."""
     copy = type(model)()
     copy.CopyFrom(model)
     for value in copy.graph.output:
@@ -180,7 +180,7 @@ def _without_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 def _of_output(
     info: TensorInfo, symbols: list[str], inferred: tuple[int | None, ...], batch: str, *, free: bool
 ) -> Any:
-    """The axis; ``...`` where nothing tells."""
+    """Return the batch axis of an output; ``...`` if unknown."""
     if not info.shape:
         return None
     if not free:
@@ -200,8 +200,8 @@ def _of_output(
 def _probed(
     model: onnx.ModelProto, inputs: list[TensorInfo], axes: Mapping[str, Axis], unsure: list[TensorInfo]
 ) -> dict[str, Axis]:
-    """Run the model on zeros with one, two and three samples: the axis that follows is the batch. Where it cannot be
-    run the first axis is taken."""
+    """Run the model on zeros with one, two and three samples: the axis that follows is the batch. If it cannot run, the
+    first axis is taken."""
     onnxruntime = library.load()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
@@ -245,7 +245,7 @@ def _following(shapes: list[tuple[int, ...]]) -> Axis:
 
 
 def batch_first(model: onnx.ModelProto, axes: BatchAxes) -> onnx.ModelProto:
-    """A copy with the same names whose inputs and outputs all count the samples along their first axis.
+    """Return a copy with the same names in which the batch is the first axis of all inputs and outputs.
 
     A tensor without a batch gets one: of such an input the first sample's value is used, such an output belongs to a
     graph of one sample at a time.
@@ -344,12 +344,12 @@ def _copied(dim: Any) -> Any:
 
 
 def _first(axis: int, rank: int) -> tuple[int, ...]:
-    """The permutation that brings an axis to the front."""
+    """Return the permutation that moves an axis to the front."""
     return (axis, *(at for at in range(rank) if at != axis))
 
 
 def _read_instead(graph: onnx.GraphProto, old: str, new: str) -> None:
-    """Let every node read another tensor, those of inner graphs too unless they have one of that name themselves."""
+    """Make every node read another tensor, including nodes of nested graphs unless they define that name themselves."""
     for node in graph.node:
         for at, name in enumerate(node.input):
             if name == old:
@@ -366,7 +366,7 @@ def _read_instead(graph: onnx.GraphProto, old: str, new: str) -> None:
 
 
 def in_own_axes(spec: TensorSpec, axis: int) -> TensorSpec:
-    """A specification of the graph that :func:`batch_first` made, as the caller of the model sees it."""
+    """Return a specification of the graph made by :func:`batch_first` in the axes that the model's caller sees."""
     if axis == 0:
         return spec
     if axis == NO_BATCH:

@@ -1,4 +1,4 @@
-"""Calibration as the quantizer of ONNX Runtime reads it."""
+"""Adapts calibration samples to ONNX Runtime's quantizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kedge_targets.graph import batch
 
 
 class Samples:
-    """One batch after the other, none kept; ``used`` counts the samples."""
+    """Reads one batch after another without keeping any; ``used`` counts the samples."""
 
     def __init__(self, calibration: Calibration, at_once: int | None) -> None:
         self.used = 0
@@ -21,9 +21,9 @@ class Samples:
             yield sample
 
     def batches(self) -> Iterator[dict[str, Array]]:
-        """All that are left."""
+        """Return all remaining batches."""
         return self._batches
 
     def get_next(self) -> dict[str, Array] | None:
-        """What ``CalibrationDataReader`` asks for: the next batch, None at the end."""
+        """Return the next batch, or None at the end, as ``CalibrationDataReader`` requires."""
         return next(self._batches, None)

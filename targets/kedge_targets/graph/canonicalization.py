@@ -1,4 +1,4 @@
-"""Forms of a graph that mean the same, brought to the one that everything behind the reading knows."""
+"""Canonicalizes graphs: rewrites equivalent forms to the one that later passes expect."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def name_opsets_once(model: onnx.ModelProto) -> None:
 
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its own functions written out where they are called; the given one where it has none."""
+    """Return the model with its local functions inlined; the given model if it has none."""
     if not model.functions:
         return model
     from onnx import inliner
@@ -44,7 +44,7 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def simplify_gemms(model: onnx.ModelProto) -> None:
-    """Let the factors of each Gemm be 1 and its bias a vector, in place, where its constants can take them in."""
+    """Make the factors of each Gemm 1 and its bias a vector, in place, if its constants can absorb them."""
     wiring = Wiring(model)
     names = Names(model)
     changed = False
@@ -56,7 +56,7 @@ def simplify_gemms(model: onnx.ModelProto) -> None:
 
 
 def split_biases(model: onnx.ModelProto) -> None:
-    """Let each Gemm whose bias is no constant vector add it in a node of its own, in place."""
+    """Move each Gemm bias that is no constant vector into a separate Add node, in place."""
     from onnx import helper
 
     wiring = Wiring(model)
@@ -132,8 +132,8 @@ def _tensor(value: Any, name: str) -> onnx.TensorProto:
 
 
 def split_shared_weights(model: onnx.ModelProto) -> None:
-    """Give a weight that layers use along different axes to each axis as a copy of its own, in place: scales for each
-    output channel lie along one of them."""
+    """Copy a weight that layers use along different axes for each axis, in place, since per-channel scales lie along
+    one of them."""
     wiring, names = Wiring(model), Names(model)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     by_name = {node.name: node for node in model.graph.node}
@@ -153,7 +153,7 @@ def split_shared_weights(model: onnx.ModelProto) -> None:
 
 
 def is_half(model: onnx.ModelProto) -> bool:
-    """Whether most of what a model stores is float16: it is to be run so, and not to be made twice as large."""
+    """Return whether a model stores mostly float16; it then runs in float16 rather than doubling in size."""
     from onnx import TensorProto
 
     sizes = {TensorProto.FLOAT16: 0, TensorProto.FLOAT: 0}
@@ -164,7 +164,7 @@ def is_half(model: onnx.ModelProto) -> bool:
 
 
 def stores_small(model: onnx.ModelProto) -> bool:
-    """Whether most of its weights are numbers of fewer than 32 bits, which folding would make larger."""
+    """Return whether most weights have fewer than 32 bits, which folding would enlarge."""
     from onnx import TensorProto
 
     small = {TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT8, TensorProto.UINT8}
@@ -189,7 +189,7 @@ def convert_to_float32(model: onnx.ModelProto, *, ends: bool = False) -> None:
 
 
 def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which all is so, its inputs and outputs too."""
+    """Return a copy that is entirely float32, inputs and outputs included."""
     import onnx
 
     made = onnx.ModelProto()
@@ -239,7 +239,7 @@ def _convert(model: onnx.ModelProto, kind: int, *, ends: bool) -> None:
 
 
 def _rename(model: onnx.ModelProto, old: str, new: str, *, inputs: bool) -> None:
-    """In what nodes read, and in what they make too unless it is an input's name."""
+    """Rename a tensor where nodes read it, and where they produce it unless it is an input's name."""
     for node in model.graph.node:
         for ends in (node.input,) if inputs else (node.input, node.output):
             for index, name in enumerate(ends):

@@ -1,4 +1,5 @@
-"""Outputs of classifiers as scikit-learn, XGBoost and LightGBM export them: scores behind a ZipMap, texts as labels."""
+"""Handles classifier outputs as exported by scikit-learn, XGBoost and LightGBM: scores behind a ZipMap, string
+labels."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ def to_tensors(model: onnx.ModelProto) -> None:
 
 
 def class_names(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the classes that the graph holds, in the order of its scores; empty where it holds none, or only the
-    numbers from 0 up."""
+    """Return the class names in the graph, in the order of its scores; empty if it holds none, or only the numbers from
+    0."""
     stored = next((one.value for one in model.metadata_props if one.key == _CLASSES), "")
     return tuple(json.loads(stored)) if stored else tuple(_found(model))
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 _UNLIKE = 8.0
-"""Of largest values, from which on branches are evened out."""
+"""Ratio of largest values from which branches are balanced."""
 _KEEP_FACTORS = frozenset({"Relu", "LeakyRelu"})
 
 
@@ -84,7 +84,7 @@ def _scale(tensor: onnx.TensorProto, factor: float, columns: slice) -> None:
 
 
 def _concats(model: onnx.ModelProto) -> list[tuple[list[onnx.NodeProto], list[_Branch]]]:
-    """The convolutions that read each Concat, and its branches, where all of them can take a factor."""
+    """Return the convolutions that read each Concat, and its branches, if all of them can absorb a factor."""
     wiring = Wiring(model)
     own = _of_one_node(model)
     found = []
@@ -109,7 +109,7 @@ def _concats(model: onnx.ModelProto) -> list[tuple[list[onnx.NodeProto], list[_B
 
 
 def _of_one_node(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Stored floats that one node reads, once."""
+    """Return the stored floats that exactly one node reads."""
     import onnx
 
     counts: dict[str, int] = {}
@@ -125,13 +125,14 @@ def _of_one_node(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 
 def _takes_factors(node: onnx.NodeProto, own: Mapping[str, onnx.TensorProto]) -> bool:
-    """Whether a convolution's weights can be divided along its input channels."""
+    """Return whether a convolution's weights can be scaled along its input channels."""
     groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
     return node.op_type == "Conv" and groups == 1 and node.input[1] in own
 
 
 def _maker(tensor: str, wiring: Wiring, own: Mapping[str, onnx.TensorProto]) -> onnx.NodeProto | None:
-    """The convolution that makes a tensor for nobody else, at once or through what keeps factors."""
+    """Return the convolution that produces a tensor for no other reader, directly or through operators that preserve
+    factors."""
     while True:
         node = wiring.maker.get(tensor)
         if node is None or len(wiring.readers[tensor]) != 1 or tensor in wiring.outputs:

@@ -1,5 +1,5 @@
-"""Counting the weights and multiply-accumulates of an ONNX file by what they are computed in: quantized graphs of
-every form (QuantizeLinear and DequantizeLinear around layers, integer operators, weights stored small)."""
+"""Counts the weights and multiply-accumulates of an ONNX file by number format, for quantized graphs of every form
+(QuantizeLinear and DequantizeLinear around layers, integer operators, compressed weights)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FACTORS = {
     "DynamicQuantizeMatMul": (0, 1), "MatMulNBits": (0, 1), "QLinearConv": (0, 3), "QLinearMatMul": (0, 3),
     "QGemm": (0, 3), "LSTM": (0, 1, 2), "GRU": (0, 1, 2), "RNN": (0, 1, 2), "DynamicQuantizeLSTM": (0, 1, 2),
 }  # fmt: skip
-"""Operators that multiply and add → the inputs that they multiply."""
+"""Multiply-accumulate operators → the inputs that they multiply."""
 _INTEGER = frozenset({
     "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearConv", "QLinearMatMul",
     "QGemm", "DynamicQuantizeLSTM",
@@ -31,10 +31,10 @@ _TABLES = frozenset({"Gather", "GatherND", "GatherBlockQuantized"})
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"})
 _ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}) | _INTEGER
 _FORWARDS = frozenset({"Relu", "Clip"})
-"""What a runtime computes together with the layer before it."""
+"""Operators that a runtime fuses with the preceding layer."""
 _NO_WEIGHTS = ("int64", "int32", "bool")
 _LARGE = 1024
-"""A constant of so many numbers is a weight wherever it is used; smaller ones are scales, biases and the like."""
+"""Constants of at least this many elements count as weights; smaller ones are scales, biases and the like."""
 
 
 def numbers(
@@ -44,7 +44,7 @@ def numbers(
     integer_operators: Collection[str],
     rounded_answers: Collection[str] = (),
 ) -> Numbers:
-    """Count.
+    """Count the weights and multiply-accumulates of a file.
 
     Args:
         model: the file.
@@ -105,7 +105,7 @@ class _Counter:
             self._integer_macs += count
 
     def _weigh(self, tensor: str, rank: int = 0) -> None:
-        """Count the constant that a tensor comes from, if it comes from constants alone: of these the largest."""
+        """Count the largest constant behind a tensor, if only constants are behind it."""
         found, quantized = self._origin(tensor)
         if found is None or len(self._stored[found].dims) < rank or found in self._beside:
             return
@@ -115,8 +115,8 @@ class _Counter:
         self._weights[found] = quantized if quantized and not kind.startswith(("int", "uint")) else kind
 
     def _origin(self, tensor: str) -> tuple[str | None, str]:
-        """The largest constant behind a tensor and the dtype that it is rounded to on the way; (None, "") where
-        anything but constants is behind it."""
+        """Return the largest constant behind a tensor and the dtype it is rounded to on the way; (None, "") if anything
+        but constants is behind it."""
         pending, seen, constants, quantized = [tensor], {tensor}, [], ""
         while pending:
             name = pending.pop()
@@ -139,7 +139,7 @@ class _Counter:
         return _kind(self._stored[tensor]) if tensor in self._stored else ""
 
     def _others(self, everything: Sequence[onnx.NodeProto]) -> None:
-        """Large constants that no layer multiplies: a table of positions that is added."""
+        """Count large constants that no layer multiplies, such as an added position table."""
         aside = {name for node in everything if node.op_type in _ROUNDING for name in node.input[1:]} | self._beside
         for name, tensor in self._stored.items():
             large = _count(tensor) >= _LARGE and len(tensor.dims) > 1
@@ -156,7 +156,7 @@ class _Counter:
         return node.op_type not in self._rounded_answers or self._rounded(node.output[0])
 
     def _read_back(self, tensor: str) -> bool:
-        """Whether it is an integer that was turned back into a float, maybe with its axes in another order."""
+        """Return whether it is an integer converted back to float, possibly transposed."""
         node = self._wiring.maker.get(tensor)
         while node is not None and node.op_type in ("Transpose", "Reshape", "Squeeze", "Unsqueeze"):
             node = self._wiring.maker.get(node.input[0])
@@ -172,7 +172,7 @@ class _Counter:
         )
 
     def _multiplications(self, node: onnx.NodeProto) -> int:
-        """Of one sample. What the shapes do not tell counts as one position."""
+        """Return the multiply-accumulates of one sample. Unknown dimensions count as one."""
         made, given = self._shapes.get(node.output[0], ()), self._shapes.get(node.input[0], ())
         factor = self._shapes.get(node.input[_FACTORS[node.op_type][1]], ())
         if node.op_type in _CONVOLUTIONS:
@@ -190,7 +190,7 @@ class _Counter:
 
 
 def _shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-    """Tensor → its shape for one sample, as far as ONNX can infer it."""
+    """Return tensor → shape for one sample, as far as ONNX can infer it."""
     plain = _plain(model)
     free = {
         (value.name, axis): int(given[value.name][axis]) if len(given.get(value.name, ())) > axis else 1
@@ -214,7 +214,7 @@ def _shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[int]]) -> dict[
 
 
 def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which operators that shape inference does not know stand as some that it does."""
+    """Return a copy in which operators unknown to shape inference are replaced by known ones."""
     import onnx
 
     copy = onnx.ModelProto()
@@ -246,7 +246,7 @@ def _become(node: onnx.NodeProto, operator: str, inputs: Sequence[str]) -> None:
 
 
 def _stored(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """All constants, those of Constant nodes and of inner graphs among them."""
+    """Return all constants, including Constant nodes and those of nested graphs."""
     found: dict[str, onnx.TensorProto] = {}
     for graph in nodes.graphs(model.graph):
         found |= {tensor.name: tensor for tensor in graph.initializer}

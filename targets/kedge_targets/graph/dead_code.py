@@ -1,4 +1,4 @@
-"""Taking away what nothing needs any more."""
+"""Removes dead code from graphs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 def remove_dead_nodes(model: onnx.ModelProto) -> None:
-    """Take away nodes that no output depends on, initializers that no node reads, and the shapes of tensors that are
-    gone, in place; inputs stay."""
+    """Remove nodes that no output depends on, initializers that no node reads, and shapes of removed tensors, in place;
+    inputs stay."""
     needed = {value.name for value in model.graph.output}
     kept = []
     for node in reversed(model.graph.node):
@@ -34,7 +34,7 @@ def remove_dead_nodes(model: onnx.ModelProto) -> None:
 
 
 def inputs_of(node: onnx.NodeProto) -> set[str]:
-    """What a node reads, with what its inner graphs take from outside."""
+    """Return what a node reads, including what its nested graphs take from outside."""
     read: set[str] = set()
     made: set[str] = set()
     for attribute in node.attribute:

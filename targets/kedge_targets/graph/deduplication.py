@@ -1,5 +1,5 @@
-"""Bytes of a graph that are no numbers of its own: equal constants are stored once, and tensors have short names. Of a
-network for a microcontroller they are a fifth of the file."""
+"""Reduces overhead bytes of a graph: stores equal constants once and shortens tensor names. In a network for a
+microcontroller they are a fifth of the file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 _DIGITS = string.ascii_lowercase + string.digits
 _LARGE = 1 << 16
-"""Bytes of a constant that is taken to be a weight, of which no two are alike."""
+"""Size, in bytes, from which a constant counts as a weight; no two weights are assumed equal."""
 _UNNAMED = frozenset({"QuantizeLinear", "DequantizeLinear"})
-"""They come and go with rounding; no layer of the user's is among them."""
+"""Operators that belong to rounding; none of them is a layer of the user."""
 
 
 def share_constants(model: onnx.ModelProto) -> None:
-    """Store equal initializers once, in place (zero-points are nearly all alike)."""
+    """Store equal initializers once, in place; most zero-points are equal."""
     if _nested(model):
         return
     kept: dict[bytes, str] = {}
@@ -39,8 +39,8 @@ def share_constants(model: onnx.ModelProto) -> None:
 
 
 def shorten_names(model: onnx.ModelProto) -> None:
-    """Give every tensor between the graph's inputs and outputs a short name, in place. Nodes keep theirs, by which
-    layers are told apart, but for those that only round."""
+    """Give every tensor between the graph's inputs and outputs a short name, in place. Nodes keep their names, which
+    identify layers, except nodes that only round."""
     if _nested(model):
         return
     fixed = _fixed(model)
@@ -65,17 +65,17 @@ def shorten_names(model: onnx.ModelProto) -> None:
 
 
 def _fixed(model: onnx.ModelProto) -> set[str]:
-    """Names that callers know."""
+    """Return the names that callers know."""
     return {value.name for value in (*model.graph.input, *model.graph.output)}
 
 
 def _nested(model: onnx.ModelProto) -> bool:
-    """Whether a node holds a graph of its own, which may read tensors around it by name."""
+    """Return whether a node holds a nested graph, which may read outer tensors by name."""
     return any(attribute.HasField("g") or attribute.graphs for node in model.graph.node for attribute in node.attribute)
 
 
 def _content(tensor: onnx.TensorProto) -> bytes:
-    """Type, shape and numbers."""
+    """Return dtype, shape and values."""
     import onnx
 
     nameless = onnx.TensorProto()
@@ -85,7 +85,7 @@ def _content(tensor: onnx.TensorProto) -> bytes:
 
 
 def _short() -> Iterator[str]:
-    """a, b, ..., then a letter and digits or letters: never a number alone."""
+    """Yield short names: a, b, ..., then a letter followed by letters or digits; never a number alone."""
     for length in itertools.count(1):
         for rest in itertools.product(_DIGITS, repeat=length - 1):
             for first in string.ascii_lowercase:

@@ -1,4 +1,4 @@
-"""A file that holds pairs of QuantizeLinear and DequantizeLinear already, as the float graph that it stands for."""
+"""Restores the float graph of a file that is already quantized by QuantizeLinear and DequantizeLinear pairs."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ _INTEGER_OPERATORS = frozenset({
 
 
 def restored(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """The model without its pairs, and that in words; the given one where it has none. Weights become what they stand
-    for, activations are no longer rounded. What a pair clips at 0 is clipped still: quantizers leave a Relu out where
-    integers that begin at 0 do its work.
+    """Return the model without its pairs, and a note; the given model if it has none. Weights are dequantized,
+    activations are no longer rounded. Clipping at 0 stays: quantizers drop a Relu if unsigned integers do its work.
 
     Raises:
         UnsupportedOperatorError: the file holds operators on integers instead of pairs; names the first.
@@ -53,7 +52,7 @@ def restored(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
 
 
 def own_ranges(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
-    """Activation → what the integers of its pair stand for, of a file that is quantized already."""
+    """Return activation → range that its pair represents, for a file that is already quantized."""
     wiring = Wiring(model)
     found = {}
     for node in model.graph.node:
@@ -67,7 +66,8 @@ def own_ranges(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
 
 
 def _instead(node: onnx.NodeProto, wiring: Wiring, model: onnx.ModelProto) -> onnx.NodeProto | None:
-    """What a DequantizeLinear becomes; a node without an operator where it is no node any more; None of others."""
+    """Return the replacement of a DequantizeLinear; a node without an operator if it disappears; None for other
+    nodes."""
     import onnx
 
     if node.op_type != "DequantizeLinear" or wiring.constant(node.input[1]) is None:
@@ -100,7 +100,7 @@ def _values(value: Array, node: onnx.NodeProto, wiring: Wiring) -> Array:
 
 
 def _bounds(node: onnx.NodeProto, wiring: Wiring) -> tuple[float, float]:
-    """What the pair's integers can stand for."""
+    """Return the range that the pair's integers represent."""
     scale, _ = _parameters(node, wiring)
     zero = wiring.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros((), np.uint8)
     if zero is None or scale.size != 1 or zero.dtype.kind not in "iu":

@@ -1,5 +1,5 @@
-"""The two ends of a graph, from the inputs to its first layers and from its last layers to the outputs: few weights,
-wide ranges.
+"""The two ends of a graph: from the inputs to its first layers, and from its last layers to the outputs. They have few
+weights and wide ranges.
 
 Rounded in the middle of a graph an error is one of many; in the first layers, whose maps are large and whose channels
 differ most, and in what makes boxes and scores of the last ones, it is the whole picture's. They hold a hundredth of
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import onnx
 
 SHARES = (0.005, 0.01, 0.02, 0.04)
-"""Of all weights, that either end may hold."""
+"""Largest share of all weights in either end."""
 
 
 def ends(model: onnx.ModelProto) -> list[tuple[str, ...]]:
-    """Sets of nodes, from small to large, each of both ends of the graph; empty where there is nothing to choose.
+    """Return sets of nodes at both ends of the graph, from small to large; empty if there is nothing to choose.
 
     Args:
         model: its nodes have names, its tensors have types.
@@ -58,7 +58,7 @@ def ends(model: onnx.ModelProto) -> list[tuple[str, ...]]:
 def _distances(
     order: Sequence[str], sources: Mapping[str, Sequence[str]], weights: Mapping[str, int]
 ) -> dict[str, int]:
-    """How many layers with weights lie on the longest way from an end to each node, itself among them."""
+    """Return the number of layers with weights on the longest path from an end to each node, itself included."""
     found: dict[str, int] = {}
     for name in order:
         found[name] = max((found[source] for source in sources[name]), default=0) + (name in weights)
@@ -66,7 +66,7 @@ def _distances(
 
 
 def _level(distance: Mapping[str, int], weights: Mapping[str, int], room: float) -> int:
-    """The largest distance within which the layers have no more weights than there is room for."""
+    """Return the largest distance within which the layers stay within the share of weights."""
     level = held = 0
     while level < max(distance.values()):
         held += sum(size for name, size in weights.items() if distance[name] == level + 1)

@@ -1,4 +1,4 @@
-"""Quantization simulated in a float graph: QONNX ``Quant`` nodes put in, and taken out again.
+"""Simulates quantization in a float graph by inserting QONNX ``Quant`` nodes, and removes them again.
 
 A ``Quant`` node rounds its input to integers of a scale and gives them back as float, so that the graph still computes
 with real numbers, but only with those that the device has (A. Pappalardo et al., "QONNX: Representing
@@ -61,7 +61,7 @@ def calibrate(
     style: Style | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """The ranges that :func:`inserted` needs: the plan's own, the rest observed with the plan's method.
+    """Return the ranges for :func:`insert_quantizers`: the plan's own, the others observed with the plan's method.
 
     Args:
         samples: see :func:`kedge_targets.graph.ranges.observe`; not read where nothing is to be observed.
@@ -93,7 +93,7 @@ def insert_quantizers(
     *,
     style: Style | None = None,
 ) -> onnx.ModelProto:
-    """The graph with ``Quant`` nodes before its layers' weights and activations, as the plan has them.
+    """Return the graph with ``Quant`` nodes before weights and activations as planned.
 
     A weight's node takes the weight itself (an initializer of its own name, so that it can be trained), a constant
     scale of the weight's rank (one for each output channel), zero-point 0 and its bits. An activation's node takes
@@ -195,8 +195,8 @@ class _Inserting:
                     node.input[index] = output
 
     def _dynamic(self, one: Quantizer) -> tuple[str, str]:
-        """Nodes for scale and zero-point of each sample's own range, as DynamicQuantizeLinear has them for a whole
-        tensor: scale = (max - min) / 255 with 0 in between, zero-point = round(-min / scale)."""
+        """Add nodes that compute scale and zero-point from each sample's own range, as DynamicQuantizeLinear does for a
+        whole tensor: scale = (max - min) / 255 with 0 in the range, zero-point = round(-min / scale)."""
         import onnx
 
         value = self._types.get(one.tensor)
@@ -260,7 +260,7 @@ class _Inserting:
         return output
 
     def _number(self, value: float) -> str:
-        """A scalar; equal ones are stored once."""
+        """Add a scalar; equal ones are stored once."""
         key = ("number", np.float32(value).tobytes().hex())
         if key not in self._shared:
             self._shared[key] = self._store(self._name(f"number_{value:g}"), np.array(value, dtype=np.float32))
@@ -284,7 +284,7 @@ class _Inserting:
         return name
 
     def finish(self) -> None:
-        """Set the new nodes among the others, each behind what it takes."""
+        """Insert the new nodes in topological order."""
         import onnx
 
         nodes = topological_order.sort_nodes([*self._model.graph.node, *self._new])
@@ -295,7 +295,7 @@ class _Inserting:
 
 
 def remove_quantizers(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[float, float]]]:
-    """The graph without its ``Quant`` nodes, as a float graph to be lowered.
+    """Return the graph without its ``Quant`` nodes, as a float graph to lower.
 
     Weights are then the float ones that the nodes took; scale and zero-point of an activation become the range that
     its integers covered. ``BipolarQuant`` and ``Trunc`` have no float form and stay.
@@ -338,7 +338,7 @@ def remove_quantizers(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str
 
 
 def _covered(node: onnx.NodeProto, wiring: Wiring) -> tuple[float, float] | None:
-    """The real numbers between which an activation's integers lie; None where they change from call to call."""
+    """Return the range that an activation's integers cover; None if it changes from call to call."""
     numbers = [wiring.constant(tensor) for tensor in node.input[1:4]]
     if any(number is None or number.size != 1 for number in numbers):
         return None
@@ -349,7 +349,7 @@ def _covered(node: onnx.NodeProto, wiring: Wiring) -> tuple[float, float] | None
 
 
 def _pass_on(model: onnx.ModelProto, output: str) -> None:
-    """An output that a ``Quant`` node made comes straight from what it took."""
+    """Connect an output of a ``Quant`` node directly to the node's input."""
     import onnx
 
     for index, node in enumerate(model.graph.node):

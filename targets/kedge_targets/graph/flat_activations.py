@@ -1,5 +1,5 @@
-"""Activations that are flat far below zero (SiLU, Mish, GELU, Hardswish, ELU): what goes into them need not be told
-apart down there.
+"""Finds activation functions that are flat far below zero (SiLU, Mish, GELU, Hardswish, ELU), whose inputs need no
+resolution there.
 
 A convolution in front of a SiLU gives -140 to 140, and all below -6 becomes nothing. Rounded over its whole range its
 steps are wider than the bend of the SiLU; rounded from where the SiLU begins to answer, they are half as wide or less,
@@ -23,12 +23,12 @@ Array = npt.NDArray[Any]
 Gate = Callable[[Array], Array]
 
 _SHARE = 1 / 3
-"""Of a step: by so much the answer of what is cut off may differ. Rounding itself differs by half a step at most."""
+"""Share of a step by which the output of clipped values may differ. Rounding itself differs by at most half a step."""
 _PLACES = 1024
 
 
 def gates(model: onnx.ModelProto) -> dict[str, tuple[Gate, ...]]:
-    """Tensors that only such activations read, each with the functions of its readers."""
+    """Return tensors that only such activations read, each with the functions of its readers."""
     wiring = Wiring(model)
     found = {}
     for tensor, readers in wiring.readers.items():
@@ -44,8 +44,7 @@ def gates(model: onnx.ModelProto) -> dict[str, tuple[Gate, ...]]:
 
 
 def least(low: float, high: float, functions: tuple[Gate, ...], *, levels: int) -> float:
-    """Where the range may begin: the highest place below which no activation's answer changes by more than a share of
-    a step.
+    """Return the highest start of the range below which no activation's output changes by more than a share of a step.
 
     Args:
         low, high: what was seen, low ≤ 0 ≤ high.
@@ -66,7 +65,7 @@ def least(low: float, high: float, functions: tuple[Gate, ...], *, levels: int) 
 
 
 def _own(node: onnx.NodeProto) -> Gate | None:
-    """The function of one node."""
+    """Return the function of one node."""
     if node.domain not in ("", "ai.onnx"):
         return None
     alpha = next((attribute.f for attribute in node.attribute if attribute.name == "alpha"), 1.0)
@@ -80,7 +79,7 @@ def _own(node: onnx.NodeProto) -> Gate | None:
 
 
 def _gated(tensor: str, nodes: list[onnx.NodeProto], wiring: Wiring) -> Gate | None:
-    """The function where the tensor is multiplied by what was made of it: Mul(x, Sigmoid(x)) and its like."""
+    """Return the function if the tensor is multiplied by a function of itself, such as Mul(x, Sigmoid(x))."""
     product = next((node for node in nodes if node.op_type == "Mul"), None)
     first = next((node for node in nodes if node.op_type in ("Sigmoid", "HardSigmoid", "Softplus")), None)
     if len(nodes) != 2 or product is None or first is None:

@@ -1,5 +1,4 @@
-"""Where a graph of integers leaves them: what stays in float beside that which must, so that nothing is rounded for
-nothing, and nothing read back in vain."""
+"""Extends the float regions of an integer graph, so that no value is rounded or dequantized without need."""
 
 from __future__ import annotations
 
@@ -15,16 +14,16 @@ if TYPE_CHECKING:
 _ROUNDING = frozenset({
     "Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Resize", "Sigmoid", "Sub",
 })  # fmt: skip
-"""Operators without weights whose integer form rounds once more; others only pick or move integers."""
+"""Operators without weights whose integer form rounds again; others only select or move integers."""
 
 
 def extend_float_regions(
     model: onnx.ModelProto, floating: Collection[str], integer_operators: Collection[str]
 ) -> list[str]:
-    """All nodes that are to stay in float, in the graph's order: those that must, those without an integer form, and
-    the nodes without weights between them and the outputs. What works for layers in float alone wants no rounding (the
-    sums of a transformer before each LayerNormalization), and what reads them alone would round twice. Answers leave in
-    float, so what puts them together (boxes beside scores) rounds nothing.
+    """Return all nodes that stay in float, in graph order: those that must, those without an integer form, and nodes
+    without weights between them and the outputs. Nodes that serve only float layers need no rounding (a transformer's
+    sums before each LayerNormalization), and nodes that read only those would round twice. Outputs are float, so nodes
+    that join them (boxes beside scores) round nothing.
 
     Args:
         floating: names of nodes that must.
@@ -54,7 +53,7 @@ def extend_float_regions(
 
 
 def _ends_a_convolution(node: onnx.NodeProto, wiring: Wiring, found: Collection[str]) -> bool:
-    """Whether it is cut off together with a convolution's answer, which must be rounded anyway."""
+    """Return whether it is fused with a convolution, whose output must be rounded anyway."""
     maker = wiring.maker.get(node.input[0]) if node.op_type in CUTTING else None
     if maker is None or maker.op_type != "Conv" or maker.name in found:
         return False
@@ -66,13 +65,13 @@ def _weighted_gather(node: onnx.NodeProto, wiring: Wiring) -> bool:
 
 
 def _weighted(node: onnx.NodeProto, wiring: Wiring) -> bool:
-    """Whether it multiplies, or looks its answer up in a table."""
+    """Return whether it multiplies, or looks values up in a table."""
     return node.op_type in WEIGHTED or _weighted_gather(node, wiring)
 
 
 def pick_before_reading_back(model: onnx.ModelProto) -> None:
-    """Let each Gather that looks up rows in a table of integers do so before DequantizeLinear rather than behind it, in
-    place. Else ONNX Runtime reads the whole table back in each call, where nothing behind the Gather is an integer."""
+    """Move each Gather on an integer table before its DequantizeLinear, in place. Otherwise ONNX Runtime dequantizes
+    the whole table in each call if nothing behind the Gather is an integer."""
     wiring = Wiring(model)
     behind: dict[str, onnx.NodeProto] = {}
     for node in model.graph.node:

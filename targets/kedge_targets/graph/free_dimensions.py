@@ -1,4 +1,4 @@
-"""Axes that are free beside the batch (a sentence's length), for devices that want every axis fixed."""
+"""Fixes dynamic axes other than the batch (a sentence's length) for devices that need fixed shapes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def settle(model: onnx.ModelProto, calibration: Calibration, *, device: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """The model with the sizes of the calibration samples where axes beside the batch are free, and what was fixed, in
-    words. A model without such axes is given back as it is.
+    """Return the model with dynamic axes other than the batch fixed to the calibration samples' sizes, and a note on
+    what was fixed. A model without such axes is returned unchanged.
 
     Args:
         device: that wants it, for messages.
@@ -52,8 +52,8 @@ def settle(model: onnx.ModelProto, calibration: Calibration, *, device: str) -> 
 
 
 def fix_dimensions(model: onnx.ModelProto, sizes: Mapping[tuple[str, int], int]) -> onnx.ModelProto:
-    """A copy whose inputs have these sizes (input and axis → size), shapes inferred anew; axes that shared a symbol
-    follow."""
+    """Return a copy whose inputs have these sizes (input and axis → size) and newly inferred shapes; axes with the same
+    symbol follow."""
     import onnx
 
     copy = onnx.ModelProto()

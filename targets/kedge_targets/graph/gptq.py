@@ -1,6 +1,6 @@
-"""Rounding that makes up for itself: what one weight loses, the weights that are not yet rounded take over, as far as
-the samples tell that their inputs go together (Frantar et al., "GPTQ", ICLR 2023; Hassibi and Stork, "Optimal Brain
-Surgeon", 1993). A convolution is a product with the patches of its input.
+"""GPTQ: weights that are not yet rounded compensate the error of rounded ones, as far as their inputs correlate on the
+samples (Frantar et al., "GPTQ", ICLR 2023; Hassibi and Stork, "Optimal Brain Surgeon", 1993). A convolution is treated
+as a product with its im2col rows.
 
 The grid (scales, zero-points, table) of :func:`kedge_targets.graph.weight_encodings.encode` stays; other codes are
 chosen, but for the extremes of each group, which the grid was made from: so a weight that was rounded once is rounded
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 LONGEST = 4096
-"""Weights of an output channel at most: the matrix of their inputs' products has the square of it."""
+"""Largest number of weights per output channel: the matrix of input products has its square."""
 _FINE = 8
 _DAMPING = 0.01
 _SHORTEST = 1e-6
-"""Length of a row that counts as one of 0s."""
+"""Length below which a row counts as zero."""
 _BLOCK = 64
 
 
 def applies(precision: Precision) -> bool:
-    """Whether it is worth while: weights stored in less than 8 bits."""
+    """Return whether GPTQ is worthwhile: for weights with fewer than 8 bits."""
     return precision.family is Family.WEIGHTS and precision.weight_bits < _FINE
 
 
 def products(
     model: onnx.ModelProto, samples: Iterable[Mapping[str, Array]], precisions: Mapping[str, Precision]
 ) -> dict[str, Array]:
-    """For each Conv, MatMul and Gemm that is to be stored in less than 8 bits: X'X over all samples, float64, groups x
-    K x K, by the node's name; layers that read alike share one. With 8 bits there is nothing to make up for; layers
-    whose channels are longer than :data:`LONGEST` are left out.
+    """Return X'X over all samples (float64, groups x K x K) by node name, for each Conv, MatMul and Gemm stored in
+    fewer than 8 bits. Layers with the same input share one. Layers with more weights per channel than :data:`LONGEST`
+    are left out.
 
     Each row of X that a MatMul or Gemm takes is brought to length 1: in a transformer a few tokens are hundreds of
     times longer than the rest, and what follows normalizes them; the matrix of the plain rows would hold hardly
@@ -99,7 +99,7 @@ def products(
 
 
 def _readings(model: onnx.ModelProto, precisions: Mapping[str, Precision]) -> dict[str, RowReader]:
-    """By node, how the layers read their inputs whose rounding can be made up for."""
+    """Return, by node, how the layers that GPTQ can treat read their inputs."""
     wiring = Wiring(model)
     nodes = {node.name: node for node in model.graph.node}
     found = {}
@@ -145,7 +145,7 @@ def round_weights(
     asymmetric: bool = True,
     seed: int = 0,
 ) -> dict[str, Array]:
-    """The weights of a graph as they come back from storage, by the tensor's name, in their own dtype.
+    """Return the weights of a graph after rounding, by tensor name, in their own dtype.
 
     Args:
         model, samples, precisions: see :func:`products`; those of 8 bits are rounded each weight by itself.
@@ -176,7 +176,7 @@ def round_weights(
 
 
 def _compensated(weight: Array, made: Encoded, product: Array) -> Encoded:
-    """Other codes, from X'X of each group of channels."""
+    """Return compensated codes, from X'X of each group of channels."""
     channels = weight_encodings.to_rows(weight, made.axis)
     held = _extremes(channels, made)
     plain = weight_encodings.to_rows(made.codes, made.axis)
@@ -189,7 +189,7 @@ def _compensated(weight: Array, made: Encoded, product: Array) -> Encoded:
 
 
 def _extremes(channels: Array, made: Encoded) -> Array:
-    """Which weights keep their codes: the least and the greatest under each scale; bool, channels x K."""
+    """Return which weights keep their codes: the smallest and the largest under each scale; bool, channels x K."""
     length = channels.shape[1]
     groups = weight_encodings.to_groups(channels, made.group_size or length)
     held = np.zeros(groups.shape, bool)
@@ -200,7 +200,7 @@ def _extremes(channels: Array, made: Encoded) -> Array:
 
 
 def _codes(channels: Array, grid: _Grid, product: Array, held: Array, plain: Array) -> Array:
-    """Codes of channels x K weights; where ``held`` says so, those of ``plain``."""
+    """Return the codes of channels x K weights; those marked by ``held`` are taken from ``plain``."""
     matrix = channels.T.astype(np.float64)
     order, factors = _factors(product)
     matrix = matrix[order]
@@ -221,7 +221,7 @@ def _codes(channels: Array, grid: _Grid, product: Array, held: Array, plain: Arr
 
 
 def _factors(product: Array) -> tuple[Array, Array]:
-    """The order of the inputs, the strongest first, and the upper Cholesky factor of the inverse in that order."""
+    """Return the order of the inputs, strongest first, and the upper Cholesky factor of the inverse in that order."""
     diagonal = np.diag(product)
     damped = product + np.eye(len(product)) * max(_DAMPING * float(diagonal.mean()), 1e-12)
     order = np.argsort(-diagonal, kind="stable")
@@ -231,7 +231,7 @@ def _factors(product: Array) -> tuple[Array, Array]:
 
 
 class _Grid:
-    """The values that the weights of some channels may take."""
+    """The grid of values that the weights of some channels may take."""
 
     def __init__(self, encoded: Encoded, channels: slice) -> None:
         self._group_size = encoded.group_size or encoded.codes.size  # one group is the whole channel
@@ -244,7 +244,7 @@ class _Grid:
             self._edges = (entries[1:] + entries[:-1]) / 2
 
     def nearest(self, weights: Array, index: int) -> Array:
-        """Codes, uint8, for the weights of all channels at one input."""
+        """Return the codes (uint8) of all channels' weights at one input."""
         scales = self._scale(index)
         if self._table is None:
             return np.clip(np.rint(weights / scales) + self._zero(index), 0, 15).astype(np.uint8)
@@ -252,7 +252,7 @@ class _Grid:
         return picked.astype(np.uint8)
 
     def values(self, codes: Array, index: int) -> Array:
-        """What these codes stand for."""
+        """Return the values of these codes."""
         levels = codes - self._zero(index) if self._table is None else self._table[codes]
         values: Array = levels * self._scale(index)
         return values

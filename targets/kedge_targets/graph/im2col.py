@@ -1,5 +1,5 @@
-"""What a layer multiplies its weights with, as rows of a matrix: the rows that a product takes, the patches that a
-convolution moves over."""
+"""Extracts the rows that a layer multiplies with its weights: the rows of a product, the im2col patches of a
+convolution."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 POSITIONS = 1024
-"""Patches of one sample at most, evenly over it: neighbours hardly differ."""
+"""Largest number of patches per sample, evenly spread: neighbours hardly differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowReader:
-    """How a layer reads its input. Layers that read alike multiply the same rows.
+    """Reads the rows of a layer's input. Layers with equal readers multiply the same rows.
 
     Attributes:
         tensor: that is read.
@@ -43,7 +43,7 @@ class RowReader:
     pads: tuple[int, ...] | str = ()
 
     def rows(self, value: Array) -> Array:
-        """The rows that the weights meet.
+        """Return the rows that the weights multiply.
 
         Args:
             value: of the tensor: samples x channels x space, or any shape whose last axis is ``length``.
@@ -77,7 +77,7 @@ class RowReader:
         return parted.transpose(1, 0, 3, 2, 4).reshape(self.groups, samples * count, self.length).astype(np.float32)
 
     def _padding(self, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
-        """Before and behind each axis of space."""
+        """Return the padding before and after each spatial axis."""
         space = len(self.kernel)
         if isinstance(self.pads, str):
             pads = auto_pad.explicit_pads(self.pads, sizes, self.kernel, self.strides, self.dilations)
@@ -87,8 +87,7 @@ class RowReader:
 
 
 def read_rows(layer: Layer, node: onnx.NodeProto, shape: tuple[int, ...]) -> RowReader | None:
-    """How a layer reads its input; None for one whose weights meet no rows: a look-up, a convolution turned round, a
-    weight on the left.
+    """Return the row reader of a layer; None for a look-up, a transposed convolution, or a weight on the left.
 
     Args:
         shape: of its weight.

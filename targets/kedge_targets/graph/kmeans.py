@@ -1,4 +1,4 @@
-"""k-means of numbers: the table of a weight's codebook."""
+"""k-means of scalars: computes the table of a weight's codebook."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _ROUNDS = 200
 
 
 def clusters(values: Array, entries: int, *, seed: int = 0) -> Array:
-    """The ``entries`` numbers, ascending, that k-means finds for ``values``: float32, filled up with the last where
-    there are fewer different values.
+    """Return the ``entries`` cluster centres for ``values``: float32, ascending, padded with the last if there are
+    fewer distinct values.
 
     On a line the clusters are intervals, so one round of Lloyd's algorithm is a look-up in prefix sums. It starts from
     where the density's cube root says (Panter and Dite, 1951: best for many entries) and from k-means++ (Arthur and
@@ -35,7 +35,7 @@ def clusters(values: Array, entries: int, *, seed: int = 0) -> Array:
 
 
 def _histogram(values: Array) -> tuple[Array, Array]:
-    """Points in ascending order and how many values each stands for: all there are, or the means of many bins."""
+    """Return points in ascending order with their counts: all distinct values, or the means of many bins."""
     exact = values.astype(np.float64)
     if values.size <= _BINS:
         points, counts = np.unique(exact, return_counts=True)
@@ -69,7 +69,7 @@ def _plus_plus(points: Array, counts: Array, entries: int, rng: np.random.Genera
 
 
 def _lloyd(points: Array, counts: Array, centres: Array) -> tuple[Array, float]:
-    """Centres that no round moves any more, and their square error."""
+    """Return converged centres and their square error."""
     number = np.concatenate(([0.0], np.cumsum(counts)))
     total = np.concatenate(([0.0], np.cumsum(counts * points)))
     ends = None

@@ -1,4 +1,4 @@
-"""The layers of a graph that a plan decides about: those with a constant weight, and products of two activations."""
+"""Lists the layers that a plan decides about: those with a constant weight, and products of two activations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One node.
+    """One layer.
 
     Attributes:
         name, operator: of the node (``Conv``, ``ConvTranspose``, ``Gemm``, ``MatMul``, ``Gather``).
@@ -42,7 +42,7 @@ class Layer:
 
 
 def layers(model: onnx.ModelProto, wiring: Wiring | None = None) -> list[Layer]:
-    """All of them, in the graph's order: Conv, ConvTranspose, Gemm, MatMul, and Gather from a constant float table."""
+    """Return all layers in graph order: Conv, ConvTranspose, Gemm, MatMul, and Gather from a constant float table."""
     wiring = wiring or Wiring(model)
     found = (_layer(node, wiring) for node in model.graph.node if node.domain in ("", "ai.onnx"))
     return [layer for layer in found if layer is not None]
@@ -96,7 +96,7 @@ def _product(node: onnx.NodeProto, wiring: Wiring) -> Layer | None:
 
 
 def weight_value(tensor: str, wiring: Wiring) -> Array | None:
-    """The constant that a weight comes from, float or not, before it was quantized by QONNX's nodes or turned."""
+    """Return the constant behind a weight, before QONNX quantization or transposition."""
     value = wiring.constant(tensor)
     if value is not None:
         return np.asarray(value)

@@ -1,4 +1,4 @@
-"""The layout of an input: where its channels are, as its first convolution or pooling tells."""
+"""Finds the layout of an input from its first convolution or pooling."""
 
 from __future__ import annotations
 

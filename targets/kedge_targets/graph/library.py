@@ -1,4 +1,4 @@
-"""ONNX Runtime as the host uses it: imported without its telemetry, its errors in Kedge's words.
+"""Imports ONNX Runtime without telemetry, and turns its errors into Kedge's.
 
 From 1.31 on ``import onnxruntime`` by itself writes an identifier and a data base to ``~/.cache/Microsoft`` and opens a
 connection; ``disable_telemetry_events`` comes too late for that. The library looks for a variable in the environment
@@ -16,7 +16,7 @@ from kedge_protocol.packages import HOST, pip_install
 
 
 def load(extra: str = "compile", *, of: str = HOST) -> Any:
-    """The package ``onnxruntime``.
+    """Import the package ``onnxruntime``.
 
     Args:
         extra: what the user should install where it is missing.
@@ -37,19 +37,19 @@ def load(extra: str = "compile", *, of: str = HOST) -> Any:
 
 
 def reason_of(error: Exception) -> str:
-    """ONNX Runtime's own words, without its code and the place in its sources."""
+    """Return ONNX Runtime's message without the code and the source location."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
     return re.sub(r"^\S+\.(?:cc|h):\d+ .*?(?=[A-Z][a-z]+ )", "", text)[:400]
 
 
 def try_to_load(raw: bytes, settings: Any, *, where: str) -> None:
-    """Let ONNX Runtime load a model (and write what it made of it, where the settings say so); raises as
+    """Load a model with ONNX Runtime, and write the optimized model if the settings ask for it; raises as
     :func:`opened`."""
     opened(raw, settings, where=where)
 
 
 def opened(raw: bytes, settings: Any, *, where: str) -> Any:
-    """A session of a model on the CPU.
+    """Open a session of a model on the CPU.
 
     Raises:
         UnsupportedOperatorError: it has no kernel for an operator; names the operator and its node.

@@ -1,4 +1,4 @@
-"""Reading an ONNX file: whatever is wrong with it is said in one clear error."""
+"""Reads an ONNX file and reports whatever is wrong with it in one clear error."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     import onnx
 
 MAX_PROTOBUF_BYTES = 2**31 - 1
-"""Protobuf's own limit for one message."""
+"""Protobuf's limit for one message."""
 
 
 LOWEST_IR_VERSION = 4
-"""From it on an initializer need not be an input as well (ONNX, IR.md)."""
+"""IR version from which an initializer need not be an input too (ONNX, IR.md)."""
 
 
 def read(path: Path) -> onnx.ModelProto:
-    """Load a model, check it, and infer its shapes: the door for a file that a user gave.
+    """Load a user's model, check it, and infer its shapes.
 
     Raises:
         ModelError: see :func:`load`, :func:`check` and :func:`infer_shapes`; or ONNX Runtime refuses it.
@@ -35,8 +35,8 @@ def read(path: Path) -> onnx.ModelProto:
 
 
 def _check_loads(model: onnx.ModelProto, *, where: str) -> None:
-    """ONNX's checker and shape inference let contradictions pass that no runtime takes, and their strict mode refuses
-    models that every runtime takes; so the reference runtime is asked."""
+    """Check a model with the reference runtime: ONNX's checker and shape inference accept contradictions that no
+    runtime takes, and their strict mode refuses models that every runtime takes."""
     try:
         onnxruntime = library.load()
     except MissingDependencyError:
@@ -93,8 +93,8 @@ def _inlined(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
 
 
 def _fix_constants(model: onnx.ModelProto) -> None:
-    """Initializers that are listed as inputs too (IR version 3) may be given anew in each call, so nobody may fold
-    or quantize them; they are constants here."""
+    """Make constants of initializers that are listed as inputs too (IR version 3), so that they can be folded and
+    quantized."""
     constant = {tensor.name for tensor in model.graph.initializer}
     kept = [value for value in model.graph.input if value.name not in constant]
     if len(kept) < len(model.graph.input):
@@ -147,7 +147,7 @@ def check(model: onnx.ModelProto, *, where: str) -> None:
 
 
 def infer_shapes(model: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
-    """The model with the shapes of its tensors inferred, as far as ONNX can; the given one stays as it is.
+    """Return a copy of the model with inferred shapes, as far as ONNX can infer them.
 
     Raises:
         ModelError: the shapes contradict each other.
@@ -163,7 +163,7 @@ def infer_shapes(model: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
 
 
 def _shapes_taken_over(model: onnx.ModelProto, inferred: onnx.ModelProto) -> onnx.ModelProto:
-    """A QONNX model with the shapes that were inferred where its nodes are plain operators."""
+    """Return a QONNX model with shapes inferred from its expansion into plain operators."""
     import onnx
 
     made = onnx.ModelProto()

@@ -1,5 +1,5 @@
-"""Writing a graph: the lowest IR version that holds it, nothing in it that a runtime does not need, the same bytes
-each time."""
+"""Writes a graph reproducibly, with the lowest possible IR version and without anything that a runtime does not
+need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model; its IR version becomes the lowest that its opsets need, so that older runtimes take it too.
+    """Write a model with the lowest IR version that its opsets allow, so that older runtimes take it too.
 
     Raises:
         ModelError: over protobuf's 2 GiB.

@@ -1,4 +1,4 @@
-"""Names that a graph does not have yet."""
+"""Makes names that a graph does not contain yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Names:
-    """Gives new names to tensors and nodes of a model, those within nested graphs known too."""
+    """Makes new names for tensors and nodes of a model, unique across nested graphs."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._tensors: set[str] = set()
@@ -23,11 +23,11 @@ class Names:
                 self._tensors |= {*node.input, *node.output}
 
     def fresh(self, base: str) -> str:
-        """A name for a tensor, which is taken from now on."""
+        """Return a new tensor name and reserve it."""
         return _unlike(self._tensors, base)
 
     def fresh_node(self, base: str) -> str:
-        """A name for a node, which is taken from now on."""
+        """Return a new node name and reserve it."""
         return _unlike(self._nodes, base)
 
 

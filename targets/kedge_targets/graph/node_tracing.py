@@ -1,4 +1,4 @@
-"""Following layers from one form of a graph to the next: optimizers fuse nodes and rename them, tensors stay."""
+"""Traces layers between two forms of a graph: optimizers fuse and rename nodes, but tensors stay."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def trace_nodes(names: Iterable[str], before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
-    """The nodes of ``after`` that do the work of the nodes ``names`` of ``before``, in the order of ``after``.
+    """Return the nodes of ``after`` that do the work of the nodes ``names`` of ``before``, in the order of ``after``.
 
     A node that is still there is itself; of one that was fused it is the node that now makes the same tensor, or the
     next tensor downstream that is left.

@@ -1,4 +1,4 @@
-"""Nodes and operators of a graph, as plain data, with names that hold from one reading to the next."""
+"""Nodes and operators of a graph as plain data, with names that are stable between readings."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     import onnx
 
 DEFAULT_DOMAIN = "ai.onnx"
-"""What the empty domain means (ONNX specification, "Operator sets")."""
+"""Name of the empty domain (ONNX specification, "Operator sets")."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeInfo:
-    """One node of the main graph, in the graph's order.
+    """One node of the main graph.
 
     Attributes:
         name: unique in the graph, see :func:`name_nodes`.
@@ -34,7 +34,7 @@ class NodeInfo:
 
 
 def name_nodes(model: onnx.ModelProto) -> None:
-    """Give each node of the main graph a name of its own, in place.
+    """Give each node of the main graph a unique name, in place.
 
     A plan names layers by node name, so each must have one, and the same whenever the file is read: an empty name
     becomes ``Operator_INDEX``, the second of two equal names gets ``_2``.
@@ -52,7 +52,7 @@ def name_nodes(model: onnx.ModelProto) -> None:
 
 
 def nodes(model: onnx.ModelProto) -> list[NodeInfo]:
-    """The nodes of the main graph."""
+    """Return the nodes of the main graph."""
     return [
         NodeInfo(
             name=node.name,
@@ -66,7 +66,7 @@ def nodes(model: onnx.ModelProto) -> list[NodeInfo]:
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and every graph within it (branches of If, bodies of Loop and Scan)."""
+    """Yield a graph and every nested graph (branches of If, bodies of Loop and Scan)."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -77,14 +77,14 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def operators(model: onnx.ModelProto) -> frozenset[tuple[str, str]]:
-    """``(domain, operator)`` of every node, those of inner graphs and of the model's own functions among them."""
+    """Return ``(domain, operator)`` of every node, including nested graphs and local functions."""
     found = {(node.domain, node.op_type) for graph in graphs(model.graph) for node in graph.node}
     found |= {(node.domain, node.op_type) for function in model.functions for node in function.node}
     return frozenset((domain or DEFAULT_DOMAIN, operator) for domain, operator in found)
 
 
 def check_operators(model: onnx.ModelProto, *, where: str) -> None:
-    """Check that each operator is in an opset that is known here: ONNX's, ONNX Runtime's own, or QONNX's.
+    """Check that each operator is in a known opset: ONNX's, ONNX Runtime's own, or QONNX's.
 
     Raises:
         UnsupportedOperatorError: names the operator, its domain and its node.
@@ -116,7 +116,7 @@ def _is_standard(operator: str, domain: str, version: int | None) -> bool:
 
 
 def _contributed() -> set[tuple[str, str]]:
-    """Operators that ONNX Runtime brings beyond the standard; none where it is not installed."""
+    """Return ONNX Runtime's non-standard operators; none if it is not installed."""
     try:
         library.load()
     except MissingDependencyError:

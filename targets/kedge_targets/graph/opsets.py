@@ -1,4 +1,4 @@
-"""Opsets: which one a graph uses, and bringing an old graph up to one."""
+"""Reads a graph's opset and raises older graphs to a newer one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def version(model: onnx.ModelProto) -> int:
-    """The default domain's opset version; 0 where the model imports none."""
+    """Return the default domain's opset version; 0 if the model imports none."""
     found = [opset.version for opset in model.opset_import if opset.domain in ("", nodes.DEFAULT_DOMAIN)]
     return int(found[0]) if found else 0
 
 
 def raise_opset(model: onnx.ModelProto, lowest: int, *, where: str) -> onnx.ModelProto:
-    """The model in opset ``lowest`` or the newer one that it has; the given one stays as it is.
+    """Return the model in opset ``lowest``, or in its own if that is newer; the given model is not changed.
 
     Raises:
         ModelError: ONNX cannot convert it.

@@ -1,4 +1,4 @@
-"""A look at what integers made of each output, before a file leaves: which layers had better stay in float.
+"""The output guard: checks each output of the integer model, and keeps layers in float if an output would be lost.
 
 An output whose noise is above a hundredth of its power (20 dB) is not an answer any more, whatever the budget says of
 the others. On calibration samples that is seen at once, and so is where the noise comes from."""
@@ -24,22 +24,22 @@ Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 
 FLOOR_DB = 20.0
-"""Signal to noise that every output is to have."""
+"""Signal-to-noise ratio, in dB, that every output needs."""
 MARGIN_DB = 2.0
-"""What all samples together are to have more: they show what was calibrated on them at its best."""
+"""Extra dB for all samples together, since they are the calibration samples."""
 SAMPLES = 16
 _TOGETHER = 4
-"""Samples that are judged by themselves: one bad answer of many is hidden by the others."""
+"""Number of samples that are judged separately: others would hide a single bad answer."""
 
 
 def few(model: onnx.ModelProto, calibration: Iterable[dict[str, Array]]) -> list[Feed]:
-    """The first samples, as the graph takes them."""
+    """Return the first samples in the form that the graph takes."""
     return list(batch.regroup(itertools.islice(calibration, SAMPLES), batch.size(model)))
 
 
 def weak(reference: Sequence[Mapping[str, Array]], answers: Sequence[Mapping[str, Array]]) -> dict[str, float]:
-    """Outputs below :data:`FLOOR_DB` on some of the samples, or hardly above it on all, with their dB. What is no
-    float, or all 0 in float, is not judged."""
+    """Return the outputs below :data:`FLOOR_DB` on some samples, or hardly above it on all, with their dB. Non-float
+    outputs and outputs that are all 0 in float are not judged."""
     found = {}
     for name in reference[0] if reference else ():
         whole = _decibels(name, reference, answers)
@@ -63,7 +63,7 @@ def _decibels(
 
 
 def answers(model: onnx.ModelProto, feeds: Sequence[Feed], tensors: Sequence[str]) -> list[dict[str, Array]]:
-    """These tensors of each feed, each node computed for itself: the same on every processor."""
+    """Compute these tensors for each feed without graph optimization, so that every processor gives the same."""
     import onnx
 
     onnxruntime = library.load()
@@ -88,7 +88,7 @@ def apply_guard(
     feeds: Sequence[Feed],
     make: Callable[[Collection[str]], onnx.ModelProto],
 ) -> tuple[onnx.ModelProto, tuple[str, ...], dict[str, float]]:
-    """What ``make`` makes of the model, with so many nodes in float that every output holds.
+    """Return the result of ``make`` with as many nodes in float as every output needs.
 
     Args:
         model: the float graph, with shapes inferred.
@@ -114,8 +114,7 @@ def apply_guard(
 
 
 def simulated(model: onnx.ModelProto, calibration: Iterable[dict[str, Array]]) -> onnx.ModelProto:
-    """The graph as integers of 8 bits make it, whatever runtime will: for backends whose own files do not show what
-    happens in between."""
+    """Simulate the graph with 8-bit integers, for backends whose files do not expose intermediate tensors."""
     operators = WEIGHTED | MOVING | CUTTING | {"Add", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"}
     where = place_quantizers(model, operators, ())
     found = ranges.observe(model, calibration, qdq.tensors_to_observe(model, where))
@@ -126,7 +125,7 @@ def simulated(model: onnx.ModelProto, calibration: Iterable[dict[str, Array]]) -
 
 
 def note(kept: Sequence[str], weak_outputs: Mapping[str, float]) -> str:
-    """What a reader should know of them."""
+    """Return a note on the nodes kept in float."""
     worst = min(weak_outputs, key=lambda name: weak_outputs[name])
     listed = ", ".join(kept[:5]) + (", ..." if len(kept) > 5 else "")
     return (
@@ -136,7 +135,7 @@ def note(kept: Sequence[str], weak_outputs: Mapping[str, float]) -> str:
 
 
 def noisiest(model: onnx.ModelProto, made: onnx.ModelProto, feeds: Sequence[Feed], outputs: Sequence[str]) -> list[str]:
-    """Names of the nodes before these outputs, by the noise that each adds to what it reads, most first.
+    """Return the names of the nodes before these outputs, by the noise that each adds, noisiest first.
 
     Args:
         made: the same graph with integers; tensors that it has not are passed over.
@@ -159,7 +158,7 @@ def noisiest(model: onnx.ModelProto, made: onnx.ModelProto, feeds: Sequence[Feed
 
 
 def _relative(name: str, before: Sequence[Mapping[str, Array]], after: Sequence[Mapping[str, Array]]) -> float:
-    """Noise against signal."""
+    """Return the noise-to-signal ratio."""
     wanted = np.concatenate([np.ravel(one[name]) for one in before]).astype(np.float64)
     difference = np.concatenate([np.ravel(one[name]) for one in after]) - wanted
     power = float(wanted @ wanted)

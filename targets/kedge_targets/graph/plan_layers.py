@@ -1,4 +1,4 @@
-"""A plan laid over a graph: which layer has which precision."""
+"""Applies a plan to a graph: the precision of each layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def leading(plan: Plan) -> Precision:
-    """The precision that decides how a graph is lowered: the smallest that the plan has anywhere.
+    """Return the precision that decides how a graph is lowered: the smallest in the plan.
 
     Raises:
         LoweringError: two families (:class:`kedge_targets.numerics.Family`) besides float32 in one plan.
@@ -27,7 +27,7 @@ def leading(plan: Plan) -> Precision:
 
 
 def others(plan: Plan, model: onnx.ModelProto, precision: Precision) -> list[str]:
-    """The nodes that the plan wants in another precision than this one, in the graph's order.
+    """Return the nodes that the plan wants in a different precision, in graph order.
 
     Raises:
         LoweringError: the plan names a node that the graph has not.

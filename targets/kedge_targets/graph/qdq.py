@@ -1,4 +1,4 @@
-"""QuantizeLinear and DequantizeLinear written into a float graph: around what is computed in integers, around weights.
+"""Inserts QuantizeLinear and DequantizeLinear pairs into a float graph, around integer operators and weights.
 
 Kedge's own in place of ONNX Runtime's ``quantize_static``, which (1.31) looks neither at outputs nor at nested graphs,
 gives the input of a Relu or Clip the range behind it, one axis to a weight that is used along two, and names of its own
@@ -27,14 +27,14 @@ Array = npt.NDArray[Any]
 Ranges = Mapping[str, tuple[float, float]]
 
 _LARGEST_BIAS = float(2**30)
-"""In steps: biases are integers of 32 bits, and sums need room beside them."""
+"""Largest bias in steps: biases are 32-bit integers, and sums need headroom."""
 _SMALLEST_STEP = float(2.0**-60)
-"""Of a scale: the product of two is a normal number of float32 still."""
+"""Smallest scale: the product of two is still a normal float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QdqForm:
-    """How a runtime wants its pairs.
+    """The form of pairs that a runtime expects.
 
     Attributes:
         how: types, granularity and symmetry.
@@ -55,13 +55,13 @@ ALREADY = "quantized already: the file's own scales are kept, and nothing is qua
 
 
 def has_qdq(model: onnx.ModelProto) -> bool:
-    """Whether a graph rounds activations itself, as a file that was quantized before does."""
+    """Return whether a graph already rounds activations, as a quantized file does."""
     wiring = Wiring(model)
     return any(node.op_type == "QuantizeLinear" and wiring.constant(node.input[0]) is None for node in model.graph.node)
 
 
 def tensors_to_observe(model: onnx.ModelProto, where: QdqPlacement) -> list[str]:
-    """The activations whose ranges :func:`written` needs, in the graph's order."""
+    """Return the activations whose ranges :func:`insert_qdq` needs, in graph order."""
     stored = {tensor.name for tensor in model.graph.initializer}
     needed = {*where.roots.values(), *where.cuts.values()} - stored
     order = [value.name for value in model.graph.input]
@@ -70,7 +70,7 @@ def tensors_to_observe(model: onnx.ModelProto, where: QdqPlacement) -> list[str]
 
 
 def insert_qdq(model: onnx.ModelProto, where: QdqPlacement, found: Ranges, form: QdqForm) -> onnx.ModelProto:
-    """The graph with its pairs; the given one stays as it is.
+    """Return a copy of the graph with its pairs.
 
     Args:
         where: of :func:`kedge_targets.graph.qdq_placement.place_quantizers` for this graph.
@@ -94,7 +94,7 @@ def insert_qdq(model: onnx.ModelProto, where: QdqPlacement, found: Ranges, form:
 
 @dataclass(frozen=True)
 class _Scale:
-    """Names of a scale and a zero-point, and their numbers."""
+    """The names and values of a scale and a zero-point."""
 
     names: tuple[str, str]
     step: float
@@ -120,7 +120,7 @@ class _Writing:
         self._most = 64 if form.how.reduced_range else 127
 
     def cut(self) -> None:
-        """Take away each Relu and Clip that the integers' bounds make superfluous; before others round as well."""
+        """Remove each Relu and Clip that the integer bounds make redundant, before other tensors are rounded."""
         gone: list[onnx.NodeProto] = []
         for node in self._model.graph.node:
             before = self._where.cuts.get(node.name)
@@ -147,7 +147,7 @@ class _Writing:
         return low >= bounds[0] - 1e-3 * one.step and high <= bounds[1] + 1e-3 * one.step
 
     def activations(self) -> None:
-        """Round each tensor once, and give the rounded one to those that want it."""
+        """Round each tensor once, and connect its integer readers to the rounded one."""
         for tensor, root in self._roots.items():
             maker = self._wiring.maker.get(tensor)
             if maker is None and not self._wiring.is_input(tensor):
@@ -181,7 +181,7 @@ class _Writing:
         self._new.append(helper.make_node(operator, inputs, [output], name=name, **attributes))
 
     def _scale(self, root: str) -> _Scale:
-        """Of an activation, or of a constant that is read like one."""
+        """Return the scale of an activation, or of a constant that is read like one."""
         if root not in self._scales:
             value = self._wiring.constant(root) if root in self._stored else None
             low, high = self._found[root] if value is None else (float(value.min()), float(value.max()))
@@ -205,7 +205,7 @@ class _Writing:
         return name
 
     def weights(self) -> None:
-        """Round the constants of nodes that compute in integers."""
+        """Round the constants of integer nodes."""
         for node in self._model.graph.node:
             if node.name not in self._where.integers:
                 continue
@@ -217,7 +217,7 @@ class _Writing:
                 self._weighted(node)
 
     def _table(self, name: str) -> str:
-        """A constant that is read like an activation: one scale, with a zero-point."""
+        """Round a constant that is read like an activation: one scale with a zero-point."""
         key = ("table", name)
         if key not in self._weights:
             scale = self._scale(name)
@@ -257,7 +257,7 @@ class _Writing:
             node.input[2] = self._bias(bias, given, steps)
 
     def _axis(self, node: onnx.NodeProto, index: int, value: Array) -> int | None:
-        """Of the output channels; None for one scale."""
+        """Return the axis of the output channels; None for one scale."""
         if self._form.how.granularity is Granularity.PER_TENSOR:
             return None
         flags = {attribute.name: attribute.i for attribute in node.attribute}
@@ -301,7 +301,7 @@ class _Writing:
         return back
 
     def finish(self) -> None:
-        """Set the new nodes among the others, and take away what nobody reads any more."""
+        """Insert the new nodes in topological order and remove dead nodes."""
         arranged = topological_order.sort_nodes([*self._model.graph.node, *self._new])
         del self._model.graph.node[:]
         self._model.graph.node.extend(arranged)

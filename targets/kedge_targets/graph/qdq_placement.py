@@ -1,4 +1,4 @@
-"""Which tensors of a float graph are rounded to integers, and what decides their scales."""
+"""Decides which tensors of a float graph are rounded to integers, and which of them share a scale."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MOVING = frozenset({
     "ArgMax", "AveragePool", "DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Resize", "Slice",
     "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
-"""They pick, move or average values, so what comes out has the scale of what goes in."""
+"""Operators that select, move or average values, so that the output has the input's scale."""
 ANSWERS_IN_FLOAT = frozenset({"Gemm", "MatMul"})
-"""Their kernels hand sums over in float where nobody wants integers."""
+"""Operators whose kernels output float sums if no reader needs integers."""
 
 
 @dataclass
 class QdqPlacement:
-    """Where a graph is rounded.
+    """The tensors of a graph that are rounded.
 
     Attributes:
         integers: names of the nodes that compute in integers.
@@ -49,7 +49,7 @@ class QdqPlacement:
 def place_quantizers(
     model: onnx.ModelProto, operators: Collection[str], floating: Collection[str], *, answers: bool = True
 ) -> QdqPlacement:
-    """Where to round.
+    """Decide which tensors to round.
 
     Args:
         model: a float graph, constants folded, shapes inferred.
@@ -67,7 +67,7 @@ def place_quantizers(
 
 
 def floats(model: onnx.ModelProto) -> set[str]:
-    """Names of the tensors that are known to be float32, constants among them."""
+    """Return the names of the tensors known to be float32, including constants."""
     import onnx
 
     values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
@@ -101,7 +101,7 @@ class _Placing:
             self.places.integers.discard(node.name)
 
     def _data(self, node: onnx.NodeProto) -> list[int]:
-        """Indices of the inputs that are numbers, not shapes, bounds or biases."""
+        """Return the indices of the data inputs: no shapes, bounds or biases."""
         if node.op_type in ("Add", "Concat", "Mul", "Sub", "Div", "MatMul", "Gemm", "Conv", "ConvTranspose"):
             count = 2 if node.op_type in WEIGHTED else len(node.input)
             return [index for index in range(min(count, len(node.input))) if node.input[index]]
@@ -126,7 +126,7 @@ class _Placing:
         return True
 
     def _wanted(self, tensor: str) -> bool:
-        """Whether some node wants it in integers."""
+        """Return whether some node needs it in integers."""
         return any(reader.name in self.places.integers for reader, _ in self._wiring.readers[tensor])
 
     def _rank(self, name: str) -> int:
@@ -183,7 +183,7 @@ class _Placing:
 
 
 def bounds_of(node: onnx.NodeProto, wiring: Wiring) -> tuple[float, float] | None:
-    """Between which values a Relu or Clip lets pass; None where they are not constant."""
+    """Return the bounds of a Relu or Clip; None if they are not constant."""
     if node.op_type == "Relu":
         return 0.0, float("inf")
     attributes = {attribute.name: attribute.f for attribute in node.attribute}

@@ -1,4 +1,4 @@
-"""QONNX, ONNX with nodes for few bits: recognized, and run by ONNX Runtime once its nodes are plain operators.
+"""Expands QONNX (ONNX with few-bit nodes) into plain operators that ONNX Runtime runs.
 
 The arithmetic is that of the specification's operators IntQuant (formerly Quant), BipolarQuant, Trunc and
 MultiThreshold (github.com/fastmachinelearning/qonnx, docs/qonnx-custom-ops), step by step in float32, so that the
@@ -26,11 +26,11 @@ __all__ = ["DOMAIN", "OPERATORS", "expand_qonnx", "is_ours", "is_quantized", "no
 Array = npt.NDArray[Any]
 
 _OPSET = 13
-"""GreaterOrEqual (12), ReduceSum and Unsqueeze with axes as inputs."""
+"""Opset with GreaterOrEqual (12), and ReduceSum and Unsqueeze with axes as inputs."""
 
 
 def expand_qonnx(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with QONNX's nodes replaced by operators of ONNX (opset 13 or newer), the same float32 results.
+    """Return the model with QONNX nodes replaced by ONNX operators (opset 13 or newer) with the same float32 results.
 
     All other tensors keep their names; a model without such nodes comes back as a copy.
 
@@ -83,7 +83,7 @@ def _brought_up(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Builder:
-    """Nodes that stand in for one."""
+    """Builds the nodes that replace one QONNX node."""
 
     def __init__(self, model: onnx.ModelProto, wiring: Wiring) -> None:
         self._model = model
@@ -100,11 +100,11 @@ class _Builder:
         self._node: onnx.NodeProto | None = None
 
     def begin(self, node: onnx.NodeProto) -> None:
-        """Start on the next one."""
+        """Start with the next node."""
         self._node, self.nodes = node, []
 
     def add(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        """One more node; the name of its output."""
+        """Add a node; return the name of its output."""
         import onnx
 
         base = self._node.output[0] if self._node is not None else "expanded"
@@ -114,7 +114,7 @@ class _Builder:
         return made
 
     def number(self, value: Any, dtype: Any = np.float32) -> str:
-        """A constant; equal ones are stored once."""
+        """Add a constant; equal ones are stored once."""
         import onnx
 
         array = np.asarray(value, dtype=dtype, order="C")
@@ -125,7 +125,7 @@ class _Builder:
         return self._stored[key]
 
     def constant(self, index: int, what: str) -> Array:
-        """The value of an input that must be constant."""
+        """Return the value of an input that must be constant."""
         node = self._now()
         value = self._wiring.constant(node.input[index]) if index < len(node.input) else None
         if value is None:
@@ -133,11 +133,11 @@ class _Builder:
         return value
 
     def known(self, index: int) -> Array | None:
-        """The value of an input, None where it is computed."""
+        """Return the value of an input; None if it is computed."""
         return self._wiring.constant(self._now().input[index])
 
     def rank(self, tensor: str) -> int:
-        """How many axes a tensor has."""
+        """Return the rank of a tensor."""
         value = self._wiring.constant(tensor)
         rank = value.ndim if value is not None else self._ranks.get(tensor)
         if rank is None:
@@ -145,13 +145,13 @@ class _Builder:
         return rank
 
     def attributes(self) -> dict[str, Any]:
-        """Of the node."""
+        """Return the attributes of the node."""
         import onnx
 
         return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in self._now().attribute}
 
     def refused(self, what: str, remedy: str) -> UnsupportedOperatorError:
-        """The error for a node that cannot be replaced."""
+        """Return the error for a node that cannot be replaced."""
         node = self._now()
         return UnsupportedOperatorError(
             f"operator {node.op_type!r} of domain {node.domain!r}: {what}",
@@ -222,7 +222,7 @@ def _trunc(node: onnx.NodeProto, builder: _Builder) -> None:
 
 
 def _multithreshold(node: onnx.NodeProto, builder: _Builder) -> None:
-    """How many thresholds each value reaches, times out_scale plus out_bias."""
+    """Count the thresholds that each value reaches, times out_scale plus out_bias."""
     import onnx
 
     flags = builder.attributes()
@@ -257,7 +257,7 @@ def _bits(value: Array, builder: _Builder) -> float:
 
 
 def _shift(values: str, zero: str, builder: _Builder, operator: str) -> str:
-    """Plus or minus the zero-point, unless that is 0."""
+    """Add or subtract the zero-point unless it is 0."""
     node_inputs = builder.known(2)
     if node_inputs is not None and not np.any(node_inputs):
         return values

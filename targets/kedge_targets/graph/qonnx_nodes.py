@@ -1,4 +1,4 @@
-"""QONNX's nodes, recognized: ONNX with operators for few bits (github.com/fastmachinelearning/qonnx)."""
+"""Recognizes the nodes of QONNX, ONNX with few-bit operators (github.com/fastmachinelearning/qonnx)."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ if TYPE_CHECKING:
 DOMAIN = "qonnx.custom_op.general"
 VERSION = 1
 DOMAINS = frozenset({DOMAIN, "onnx.brevitas", "finn.custom_op.general"})
-"""The domain, and those that earlier exporters wrote."""
+"""The domain, and the ones that earlier exporters wrote."""
 _STANDARD = frozenset({"", "ai.onnx"})
-"""Published files name the standard's own domain too, which has none of these operators."""
+"""Domains in published files, including the standard domain, which has none of these operators."""
 OPERATORS = frozenset({"Quant", "IntQuant", "BipolarQuant", "Trunc", "MultiThreshold"})
 
 
 def is_ours(node: onnx.NodeProto) -> bool:
-    """Whether a node is one of :data:`OPERATORS`."""
+    """Return whether a node is one of :data:`OPERATORS`."""
     return node.domain in DOMAINS | _STANDARD and node.op_type in OPERATORS
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:
-    """Whether the main graph holds any of QONNX's nodes."""
+    """Return whether the main graph holds QONNX nodes."""
     return any(is_ours(node) for node in model.graph.node)
 
 
 def normalize(model: onnx.ModelProto) -> None:
-    """Give QONNX's nodes the one domain that the specification has today, and the model the import of it, in place."""
+    """Give QONNX nodes the domain of the current specification, and add its import to the model, in place."""
     import onnx
 
     ours = [node for node in model.graph.node if is_ours(node)]

@@ -1,4 +1,4 @@
-"""A graph made ready for ONNX Runtime's quantizer and float16 converter, and a plan carried over to it."""
+"""Prepares a graph for ONNX Runtime's quantizer and float16 converter, and transfers a plan to it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx
 
 QDQ_OPSET = 13
-"""The first opset in which DequantizeLinear has an axis, so that weights can have a scale for each channel."""
+"""First opset in which DequantizeLinear has an axis, so that weights can have per-channel scales."""
 
 
 def prepare(model: onnx.ModelProto, path: Path, *, quantized: bool) -> onnx.ModelProto:
@@ -59,7 +59,7 @@ def prepare(model: onnx.ModelProto, path: Path, *, quantized: bool) -> onnx.Mode
 
 
 def assigned(plan: Plan, given: onnx.ModelProto, made: onnx.ModelProto) -> dict[str, Precision]:
-    """Each node of the prepared graph ``made``, by name, with its precision.
+    """Return the precision of each node of the prepared graph ``made``, by name.
 
     Where a fused node stems from several layers, one that the plan names wins over the default, and of these the
     larger precision.
@@ -76,12 +76,13 @@ def assigned(plan: Plan, given: onnx.ModelProto, made: onnx.ModelProto) -> dict[
 
 
 def not_of(precision: Precision, plan: Plan, given: onnx.ModelProto, made: onnx.ModelProto) -> list[str]:
-    """Nodes of the prepared graph ``made`` that the plan wants in another precision; raises as :func:`assigned`."""
+    """Return the nodes of the prepared graph ``made`` that the plan wants in a different precision; raises as
+    :func:`assigned`."""
     return [name for name, wanted in assigned(plan, given, made).items() if wanted is not precision]
 
 
 def convert_to_float16(made: onnx.ModelProto, excluded: list[str]) -> onnx.ModelProto:
-    """The prepared graph typed float16 but for these nodes, inputs and outputs as they were."""
+    """Return the prepared graph in float16 except for these nodes; inputs and outputs keep their types."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     outputs = [type(value).FromString(value.SerializeToString()) for value in made.graph.output]

@@ -1,4 +1,5 @@
-"""Where a plan puts quantizers, and how wide they are: plain data, for observing ranges and for placing nodes."""
+"""Decides where a plan places quantizers and how wide they are, as plain data for observing ranges and inserting
+nodes."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ _CARRIED = (Family.FABRIC, Family.STATIC, Family.DYNAMIC)
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How a backend's integers look.
+    """The integer format of a backend.
 
     Attributes:
         per_channel: each output channel of a weight has its own scale.
@@ -62,7 +63,7 @@ FABRIC = Style(
     shared_scales=True,
     products=False,
 )
-"""Of programmable logic as FINN builds it: few bits, no zero-points, what a threshold can follow."""
+"""Style of FPGA logic as FINN builds it: few bits, no zero-points, before thresholds."""
 
 
 def style_of(plan: Plan) -> Style:
@@ -74,7 +75,7 @@ def style_of(plan: Plan) -> Style:
 
 
 def style_for(quantized: QuantizationScheme) -> Style:
-    """The style of one way of int8."""
+    """Return the style of an int8 scheme."""
     return Style(
         per_channel=quantized.granularity is Granularity.PER_CHANNEL,
         reduced_range=quantized.reduced_range,
@@ -111,17 +112,17 @@ class Quantizer:
 
     @property
     def narrow(self) -> bool:
-        """Whether signed integers do without the lowest, so that both sides are alike."""
+        """Whether signed integers omit the lowest value, so that they are symmetric."""
         return self.symmetric or self.unsigned is None
 
 
 def precision_of(name: str, plan: Plan) -> Precision:
-    """What the plan says of a node."""
+    """Return the plan's precision of a node."""
     return plan.layers.get(name, plan.default)
 
 
 def place(model: onnx.ModelProto, plan: Plan, *, style: Style) -> list[Quantizer]:
-    """Every quantizer of an activation, in the order in which the tensors arise.
+    """Return every activation quantizer, in the order in which the tensors are produced.
 
     Raises:
         LoweringError: the plan names a node that the graph has not.
@@ -143,7 +144,7 @@ def place(model: onnx.ModelProto, plan: Plan, *, style: Style) -> list[Quantizer
 
 
 def tensors(model: onnx.ModelProto, plan: Plan, *, style: Style | None = None) -> list[str]:
-    """Names of the tensors whose ranges must be observed for this plan."""
+    """Return the names of the tensors whose ranges must be observed for this plan."""
     placed = place(model, plan, style=style or style_of(plan))
     return list(dict.fromkeys(quantizer.tensor for quantizer in placed if not quantizer.dynamic))
 
@@ -160,7 +161,7 @@ def observing(model: onnx.ModelProto, plan: Plan, *, style: Style | None = None)
 
 
 def integers_of(one: Quantizer, found: Mapping[str, tuple[float, float]]) -> tuple[float, int, bool]:
-    """Scale, zero-point and whether the integers are signed, for the range of its tensor.
+    """Return scale, zero-point and signedness for the tensor's range.
 
     Raises:
         LoweringError: there is no range.
@@ -180,7 +181,7 @@ def integers_of(one: Quantizer, found: Mapping[str, tuple[float, float]]) -> tup
 
 
 def weight_of(layer: layers.Layer, precision: Precision, style: Style) -> tuple[int, int | None] | None:
-    """Bits and axis of the scales of a layer's weight; None where it stays float."""
+    """Return the bits and the scale axis of a layer's weight; None if it stays float."""
     if layer.weight is None or precision.family not in _CARRIED:
         return None
     if layer.operator == "Gather":

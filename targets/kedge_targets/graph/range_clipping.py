@@ -1,4 +1,4 @@
-"""Where to cut off a range, told from a histogram: by share of the values, by divergence, by square error."""
+"""Clips ranges from a histogram: by percentile, by divergence, by square error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Counts = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
 _COARSE, _FINE = 64, 8
-"""Places of an end that are tried, evenly over the histogram, and then on each side of the best."""
+"""Number of positions tried for an end: evenly over the histogram, then on each side of the best."""
 _EPSILON = 1e-9
 
 
@@ -30,7 +30,7 @@ def clip_range(
     bits: int,
     symmetric: bool,
 ) -> tuple[float, float]:
-    """The range that a method chooses.
+    """Return the range that a method chooses.
 
     Args:
         low, high: least and greatest value, low ≤ 0 ≤ high.
@@ -69,7 +69,7 @@ def clip_range(
 
 
 def _folded(edges: Array, counts: Counts) -> tuple[Array, Counts]:
-    """The histogram of the magnitudes, with as many bins."""
+    """Return the histogram of the magnitudes with the same number of bins."""
     middles = np.abs(edges[:-1] + edges[1:]) / 2
     bins = len(counts)
     largest = max(-float(edges[0]), float(edges[-1]))
@@ -94,7 +94,7 @@ def _percentile(edges: Array, counts: Counts, zeros: int, percentile: float, *, 
 
 
 def _searched(edges: Array, cost: Callable[[int, int], float]) -> tuple[float, float]:
-    """The ends of least cost: the upper end first, then the lower one, then the upper one again."""
+    """Return the ends of least cost: search the upper end, then the lower one, then the upper one again."""
     bins = len(edges) - 1
     # Both ends stay on their side of 0: the bin with 0 is never cut.
     zero = int(np.searchsorted(edges, 0.0))
@@ -149,7 +149,7 @@ def _divergence(counts: Counts, start: int, stop: int, levels: int) -> float:
 
 
 def _square_error(points: Array, weights: Array, low: float, high: float, bits: int, symmetric: bool) -> float:
-    """Of the values (at the middles of their bins), once rounded as the runtimes do."""
+    """Return the square error of the values (at their bin centres) after rounding as the runtimes do."""
     scale, zero = rounding.scale_and_zero_point(low, high, bits=bits, signed=symmetric, symmetric=symmetric)
     least, most = rounding.bounds(bits, signed=symmetric, narrow=symmetric)
     made = (np.clip(np.rint(points / scale) + zero, least, most) - zero) * scale

@@ -1,4 +1,4 @@
-"""Ranges of a graph's activations, observed on calibration samples.
+"""Observes the ranges of a graph's activations on calibration samples.
 
 The graph runs in ONNX Runtime with the tensors as further outputs. Nothing is kept but a few numbers for each tensor:
 a first pass finds the least and the greatest value, a second one (where the method asks for more) a histogram of
@@ -34,12 +34,12 @@ BINS = 2048
 _AS_GOOD_AS_INFINITE = 1e30
 _MAX_GROUP = 32
 _GROUP_BYTES = 64 << 20
-"""Of observed tensors that ONNX Runtime hands over at once; samples are grouped up to it where the batch is free."""
+"""Bytes of observed tensors per run; samples are grouped up to it if the batch is dynamic."""
 
 
 @dataclass
 class Histogram:
-    """What is known of one tensor.
+    """The histogram of one tensor.
 
     Attributes:
         floor: values below it are masks.
@@ -54,7 +54,7 @@ class Histogram:
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
 
     def extend(self, values: Array) -> bool:
-        """First pass; False where there is a NaN."""
+        """Update the range in the first pass; return False on NaN."""
         if values.size == 0:
             return True
         low, high = float(values.min()), float(values.max())
@@ -69,7 +69,7 @@ class Histogram:
         return True
 
     def count(self, values: Array) -> None:
-        """Second pass."""
+        """Count values in the second pass."""
         width = self.high - self.low
         if width <= 0.0:
             self.zeros += values.size
@@ -84,7 +84,7 @@ class Histogram:
         self.counts += np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
 
     def range(self, *, method: RangeMethod, percentile: float, bits: int, symmetric: bool) -> tuple[float, float]:
-        """The range that a method chooses; see :func:`observe`."""
+        """Return the range that a method chooses; see :func:`observe`."""
         return range_clipping.clip_range(
             self.low,
             self.high,
@@ -108,7 +108,7 @@ def observe(
     symmetric: bool | Collection[str] = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """The range of each tensor over all samples.
+    """Return the range of each tensor over all samples.
 
     Args:
         model: a checked float graph; not changed. QONNX nodes must have been expanded.
@@ -155,7 +155,7 @@ def histograms(
     counts: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Histogram]:
-    """What ranges of any method can be told from; arguments and errors as of :func:`observe`.
+    """Return histograms, from which every method can choose a range; arguments and errors as in :func:`observe`.
 
     Args:
         counts: whether values are counted, in a second pass; without it there are only the ends.
@@ -187,7 +187,7 @@ def histograms(
 
 
 class _Probe:
-    """A session that hands the tensors over."""
+    """A session that outputs the observed tensors."""
 
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str]) -> None:
         import onnx
@@ -238,7 +238,7 @@ class _Probe:
         return library.opened(wider.SerializeToString(), settings, where="graph with its tensors as outputs")
 
     def run(self, samples: Iterable[Sample]) -> Iterator[tuple[int, dict[str, Array]]]:
-        """How many samples, and their tensors."""
+        """Run samples; return their number and their tensors."""
         first = True
         for size, feed in self._grouped(samples):
             values = dict(self._constants) if first else {}
@@ -269,7 +269,7 @@ class _Probe:
         return rows >= min(_MAX_GROUP, int(_GROUP_BYTES // max(1, self._bytes)))
 
     def not_a_number(self, name: str, start: int, stop: int) -> ModelError:
-        """The error of a tensor that became NaN."""
+        """Return the error for a tensor that became NaN."""
         node = self._maker.get(name)
         where = f"tensor {name!r}" if node is None else f"node {node.name!r} ({node.op_type}), tensor {name!r}"
         which = f"sample {start}" if stop - start == 1 else f"samples {start} to {stop - 1}"
@@ -300,7 +300,7 @@ def _joined(samples: list[Sample]) -> tuple[int, Sample]:
 
 
 def _singles(samples: Iterable[Sample]) -> Iterator[dict[str, Array]]:
-    """One sample after the other, whatever they came in."""
+    """Yield single samples, whatever the batches."""
     return itertools.chain.from_iterable(
         ({name: array[row : row + 1] for name, array in sample.items()} for row in range(_rows(sample)))
         for sample in samples

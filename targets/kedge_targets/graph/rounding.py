@@ -1,4 +1,4 @@
-"""Numbers in few levels, bit for bit: scales, zero-points, rounding half to even. numpy alone.
+"""Bit-exact quantization arithmetic in numpy: scales, zero-points, rounding half to even.
 
 All arithmetic is float32, as runtimes do it. A quantized value is ``q = clip(round(x / scale) + zero_point, low,
 high)`` and stands for ``(q - zero_point) * scale`` (ONNX, QuantizeLinear and DequantizeLinear).
@@ -16,13 +16,13 @@ Floats = npt.NDArray[np.float32]
 
 _TINY = float(np.finfo(np.float32).tiny)
 _SHARES = np.concatenate([np.linspace(0.08, 0.6, 27), np.linspace(0.625, 1.0, 16)])
-"""Of the largest weight: the clippings that the search tries before it settles by least squares."""
+"""Fractions of the largest weight at which the search clips before it refines by least squares."""
 _SETTLE = 4
 _CHUNK = 1 << 16  # values that the search holds in cache at once
 
 
 def bounds(bits: int, *, signed: bool, narrow: bool = False) -> tuple[int, int]:
-    """The smallest and the largest integer; ``narrow`` gives up one, so that signed ones are symmetric.
+    """Return the smallest and the largest integer; ``narrow`` omits one, so that signed integers are symmetric.
 
     Raises:
         ValueError: fewer than 1 bit, or 1 bit with one level left.
@@ -35,7 +35,8 @@ def bounds(bits: int, *, signed: bool, narrow: bool = False) -> tuple[int, int]:
 
 
 def scale_and_zero_point(low: float, high: float, *, bits: int, signed: bool, symmetric: bool) -> tuple[float, int]:
-    """What carries the range ``low`` to ``high`` (widened to hold 0) in ``bits`` bits; 0 is always met exactly.
+    """Return scale and zero-point for the range ``low`` to ``high`` (widened to include 0) in ``bits`` bits; 0 is
+    represented exactly.
 
     Args:
         symmetric: the zero-point is the middle (0 for signed integers) and the scale fits the larger side.
@@ -60,7 +61,7 @@ def _positive(scale: float) -> float:
 
 
 def quantize(array: Array, scale: Any, zero_point: Any, low: int, high: int, axis: int | None = None) -> Floats:
-    """The integers, as float32; arguments as of :func:`fake_quantized`."""
+    """Return the integers as float32; arguments as in :func:`fake_quantize`."""
     values = np.asarray(array, dtype=np.float32)
     steps = broadcast_along(scale, values.ndim, axis)
     zero = broadcast_along(zero_point, values.ndim, axis)
@@ -70,7 +71,7 @@ def quantize(array: Array, scale: Any, zero_point: Any, low: int, high: int, axi
 
 
 def fake_quantize(array: Array, scale: Any, zero_point: Any, low: int, high: int, axis: int | None = None) -> Floats:
-    """The real numbers that are left of an array once it went through integers.
+    """Quantize and dequantize an array.
 
     Args:
         array: of any shape, float.
@@ -89,7 +90,7 @@ def fake_quantize(array: Array, scale: Any, zero_point: Any, low: int, high: int
 
 
 def broadcast_along(values: Any, rank: int, axis: int | None) -> Floats:
-    """Numbers of one axis, shaped so that they broadcast over an array of ``rank`` axes; float32."""
+    """Reshape values of one axis so that they broadcast over an array of rank ``rank``; float32."""
     made = np.asarray(values, dtype=np.float32)
     if axis is None or made.ndim == 0:
         return made
@@ -99,7 +100,7 @@ def broadcast_along(values: Any, rank: int, axis: int | None) -> Floats:
 
 
 def weight_scales(weight: Array, *, bits: int, axis: int | None, method: str = "max", narrow: bool = True) -> Floats:
-    """Scales of signed weights with zero-point 0.
+    """Return the scales of signed weights with zero-point 0.
 
     Args:
         weight: of any shape, finite.
@@ -137,7 +138,7 @@ def weight_scales(weight: Array, *, bits: int, axis: int | None, method: str = "
 
 
 def _least_squares(rows: Floats, full: Floats, low: int, high: int) -> Floats:
-    """For each row the scale of least square error."""
+    """Return the scale of least square error for each row."""
     best, least = full.copy(), _errors(rows, full, low, high)
     for share in _SHARES:
         best, least = _better(rows, best, least, np.maximum(full * np.float32(share), np.float32(_TINY)), low, high)
@@ -167,7 +168,7 @@ def _errors(rows: Floats, scales: Floats, low: int, high: int) -> Floats:
 
 
 def sqnr_db(reference: Array, other: Array) -> float:
-    """Signal to quantization noise, 10 log10(sum reference² / sum (other - reference)²), in dB.
+    """Return the signal-to-quantization-noise ratio, 10 log10(sum reference² / sum (other - reference)²), in dB.
 
     Returns:
         ``inf`` where both are equal, ``-inf`` where ``other`` holds NaN or infinity or the reference is all zero.

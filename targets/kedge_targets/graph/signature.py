@@ -40,7 +40,7 @@ class TensorInfo:
 
 
 def inputs(model: onnx.ModelProto) -> list[TensorInfo]:
-    """What a caller must give; initializers that are listed as inputs too are not among them.
+    """Return the inputs that a caller must give, without initializers that are listed as inputs too.
 
     Raises:
         ModelError: an input is no tensor, has no shape, or there is none.
@@ -56,7 +56,7 @@ def inputs(model: onnx.ModelProto) -> list[TensorInfo]:
 
 
 def outputs(model: onnx.ModelProto) -> list[TensorInfo]:
-    """What the model answers; raises as :func:`inputs`."""
+    """Return the model's outputs; raises as :func:`inputs`."""
     return [_info(value, "output", None) for value in model.graph.output]
 
 
@@ -77,7 +77,7 @@ def _info(value: onnx.ValueInfoProto, kind: str, layout: str | None) -> TensorIn
 
 
 def specs(tensors: Iterable[TensorInfo], *, layouts: Mapping[str, str | None] | None = None) -> tuple[TensorSpec, ...]:
-    """Specifications for a backend whose files keep the model's names, order, axes and types.
+    """Return the specifications for a backend whose files keep the model's names, order, axes and types.
 
     Args:
         tensors: of the file.

@@ -1,4 +1,4 @@
-"""What ONNX Runtime's quantizer of single calls needs before it."""
+"""Prepares Gemm nodes for ONNX Runtime's dynamic quantizer."""
 
 from __future__ import annotations
 

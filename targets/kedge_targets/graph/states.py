@@ -1,4 +1,4 @@
-"""States: inputs that take what an output gave in the call before (the hidden state of a recurrent network)."""
+"""Finds states: inputs that take an output of the previous call (the hidden state of a recurrent network)."""
 
 from __future__ import annotations
 

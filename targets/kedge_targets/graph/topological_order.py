@@ -1,4 +1,4 @@
-"""The order of nodes: each behind what it takes."""
+"""Sorts nodes topologically."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ def sort_model(model: onnx.ModelProto) -> None:
 
 
 def sort_nodes(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The nodes so that each stands behind those that it takes from, otherwise in the given order; as they were where
-    they go round in a circle."""
+    """Return the nodes in topological order, otherwise in the given order; unchanged if they form a cycle."""
     makers = {tensor: index for index, node in enumerate(nodes) for tensor in node.output if tensor}
     made: list[onnx.NodeProto] = []
     done = [False] * len(nodes)

@@ -1,4 +1,4 @@
-"""Weights stored small in an ONNX file, and read back by plain ONNX operators.
+"""Stores compressed weights in an ONNX file, dequantized by plain ONNX operators.
 
 Codes lie in the file as uint8, two of 4 bits in a byte. Nodes before each layer look them up in their table and scale
 them; they have nothing but constants for inputs, so that ONNX Runtime computes them once, as it loads the file, and
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 LOWEST_OPSET = 13
-"""From it on Slice and its like take their numbers as tensors."""
+"""Opset from which Slice and similar operators take their parameters as tensors."""
 _NODES_BYTES = 900
-"""What the nodes of one expansion take in a file, at most."""
+"""Largest number of bytes of one dequantization's nodes in a file."""
 _PAIRS = "kedge_pairs"
 _CONTRIBUTED = "com.microsoft"
 _BLOCKS = frozenset({16, 32, 64, 128, 256})
@@ -47,7 +47,7 @@ def store_weights(
     contributed: bool = True,
     products: Mapping[str, Array] | None = None,
 ) -> onnx.ModelProto:
-    """The graph with the weights of some layers stored small.
+    """Return the graph with the weights of some layers compressed.
 
     Args:
         model: in opset :data:`LOWEST_OPSET` or newer; not changed.
@@ -76,7 +76,7 @@ def store_weights(
 
 
 class _Writer:
-    """Puts codes and nodes into a model, in place."""
+    """Writes codes and nodes into a model, in place."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class _Writer:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def store(self, name: str, weight_input: int, axis: int, precision: Precision) -> None:
-        """Store the weight of one node, where that saves bytes."""
+        """Compress the weight of one node if that saves bytes."""
         from onnx import numpy_helper
 
         node = self._nodes[name]
@@ -130,7 +130,7 @@ class _Writer:
         node.input[weight_input] = self._expanded[key]
 
     def finish(self) -> None:
-        """Put the new nodes before and behind those that they serve."""
+        """Insert the new nodes before and after those that use them."""
         old = list(self._model.graph.node)
         del self._model.graph.node[:]
         self._model.graph.node.extend(self._first)
@@ -139,7 +139,7 @@ class _Writer:
             self._model.graph.node.extend((*before, node, *behind))
 
     def _whole(self, encoded: Encoded, tensor: str) -> str:
-        """The weight read back as a whole; the name of the tensor."""
+        """Dequantize the whole weight; return the tensor's name."""
         make = _Nodes(self, tensor, self._first)
         shape = encoded.codes.shape
         if encoded.scales is None:
@@ -167,14 +167,14 @@ class _Writer:
         return make("Transpose", back, perm=[int(axis) for axis in np.argsort(order)])
 
     def _looked_up(self, make: _Nodes, encoded: Encoded, codes: Array) -> str:
-        """What codes stand for, before zero-points and scales."""
+        """Look up the values of codes, before zero-points and scales."""
         levels = self._levels(encoded)
         if encoded.precision.weight_bits == 8:
             return make("Gather", levels, make.integers(codes))
         return make.reshaped(make.pairs(codes, levels), codes.shape, of=codes.size)
 
     def _gathered(self, node: onnx.NodeProto, encoded: Encoded, tensor: str) -> bool:
-        """A table of embeddings, of which single rows are read back; False where it must be the whole."""
+        """Dequantize single rows of an embedding table; return False if the whole table is needed."""
         rows, length = encoded.codes.shape
         rank = self._ranks.get(node.input[1])
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
@@ -226,7 +226,7 @@ class _Writer:
         return True
 
     def _multiplied(self, node: onnx.NodeProto, encoded: Encoded, tensor: str) -> bool:
-        """MatMul or Gemm as MatMulNBits; False where it is another product."""
+        """Replace MatMul or Gemm by MatMulNBits; return False for any other product."""
         import onnx
         from onnx import helper
 
@@ -268,11 +268,11 @@ class _Writer:
         return True
 
     def _levels(self, encoded: Encoded) -> str:
-        """By code, what it stands for before zero-points and scales."""
+        """Return the value of each code, before zero-points and scales."""
         return self.constant(np.arange(16, dtype=np.float32) if encoded.table is None else encoded.table)
 
     def table_of_pairs(self, levels: str) -> str:
-        """See :meth:`_Nodes.table_of_pairs`; made once for each table."""
+        """See :meth:`_Nodes.table_of_pairs`; made once per table."""
         if levels not in self._pairs:
             make = _Nodes(self, _PAIRS, self._first)
             if not self._halves:
@@ -282,7 +282,7 @@ class _Writer:
         return self._pairs[levels]
 
     def constant(self, array: Array, name: str = "") -> str:
-        """An initializer; equal ones are stored once."""
+        """Add an initializer; equal ones are stored once."""
         from onnx import numpy_helper
 
         key = (str(array.dtype), array.shape, array.tobytes())
@@ -294,7 +294,7 @@ class _Writer:
         return self._constants[key]
 
     def fresh(self, base: str) -> str:
-        """A tensor name that nothing has."""
+        """Return an unused tensor name."""
         name, count = base, 1
         while name in self._taken:
             count += 1
@@ -304,7 +304,7 @@ class _Writer:
 
 
 class _Nodes:
-    """Makes the nodes that serve one weight.
+    """Makes the nodes for one weight.
 
     Args:
         writer: keeps the constants.
@@ -325,11 +325,11 @@ class _Nodes:
         return output
 
     def integers(self, codes: Array) -> str:
-        """Codes as indices."""
+        """Convert codes to indices."""
         return self("Cast", self._writer.constant(codes, f"{self._base}_codes"), to=_int32())
 
     def single(self, scales: str, like: Array) -> str:
-        """Scales in the numbers of the layer; ``like`` is what they are stored as."""
+        """Convert scales to the layer's dtype; ``like`` is their stored form."""
         import onnx
 
         if like.dtype == np.float32:
@@ -337,15 +337,15 @@ class _Nodes:
         return self("Cast", scales, to=int(onnx.TensorProto.FLOAT))
 
     def table_of_pairs(self, levels: str) -> str:
-        """256 x 2: what the low and the high half of each byte stand for."""
+        """Return a 256 x 2 table: the values of the low and the high half of each byte."""
         return self._writer.table_of_pairs(levels)
 
     def pairs(self, codes: Array, levels: str) -> str:
-        """What codes of 4 bits stand for, as bytes x 2."""
+        """Return the values of 4-bit codes, as bytes x 2."""
         return self("Gather", self.table_of_pairs(levels), self.integers(weight_encodings.pack_codes(codes)))
 
     def reshaped(self, pairs: str, shape: tuple[int, ...], *, of: int) -> str:
-        """The first ``of`` numbers in a shape."""
+        """Reshape the first ``of`` values."""
         constant = self._writer.constant
         if of % 2:
             flat = self("Reshape", pairs, constant(np.array([-1])))
@@ -360,7 +360,7 @@ def _int32() -> int:
 
 
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:
-    """Tensor → number of axes, where that is known."""
+    """Return tensor → rank, if known."""
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     found = {
         value.name: len(value.type.tensor_type.shape.dim)

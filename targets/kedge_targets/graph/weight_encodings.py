@@ -1,4 +1,4 @@
-"""Weights stored small: 4-bit groups, codebooks and logarithms, in numpy.
+"""Encodes weights: 4-bit groups, codebooks and logarithms, in numpy.
 
 A weight has a channel axis; all else of it, in its own order, are the channel's weights. Three forms:
 
@@ -34,19 +34,19 @@ Array = npt.NDArray[Any]
 
 _LOG_STEPS = {Precision.LOG4: 1, Precision.LOG8: 8}
 _SCALED_FROM = 128
-"""Weights that a channel must have for scales of its own beside a codebook, and for scales in groups."""
+"""Smallest number of weights per channel for its own scales beside a codebook, and for scales in groups."""
 _JUDGED = 128
-"""Weights of a channel or group that choose a logarithmic scale."""
+"""Number of weights of a channel or group that choose a logarithmic scale."""
 _HALF = np.finfo(np.float16)
 _NOTHING = 1e-36
-"""Magnitudes below it are stored as 0: a float32 could not hold their scale."""
+"""Magnitudes below it are stored as 0: float32 cannot hold their scale."""
 _CHUNK = 1 << 20
-"""Weights that are compared with a table at once."""
+"""Number of weights compared with a table in one go."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """A weight as it is stored.
+    """An encoded weight.
 
     Attributes:
         precision: of family ``weights``.
@@ -68,14 +68,14 @@ class Encoded:
 
     @property
     def stored_bytes(self) -> int:
-        """Of codes, table, scales and zero-points (two in a byte), as files hold them."""
+        """Bytes of codes, table, scales and zero-points (two per byte) in a file."""
         bits = self.precision.weight_bits
         parts = [array.nbytes for array in (self.table, self.scales) if array is not None]
         zero_points = 0 if self.zero_points is None else -(-self.zero_points.size // 2)
         return -(-self.codes.size * bits // 8) + zero_points + sum(parts)
 
     def decoded(self) -> Array:
-        """The weights that these codes stand for, float32."""
+        """Decode the weights, float32."""
         if self.table is None and self.zero_points is None:
             raise LoweringError("codes without a table need scales and zero-points")
         channels = self.codes.shape[self.axis]
@@ -92,7 +92,7 @@ class Encoded:
 def dequantized(
     weight: Array, precision: Precision, *, axis: int, group_size: int = 32, asymmetric: bool = True, seed: int = 0
 ) -> Array:
-    """The weight as it comes back from storage, in its own shape and dtype; see :func:`encoded`."""
+    """Encode and decode a weight, in its own shape and dtype; see :func:`encode`."""
     made = encode(weight, precision, axis=axis, group_size=group_size, asymmetric=asymmetric, seed=seed)
     return made.decoded().astype(weight.dtype, copy=False)
 
@@ -100,7 +100,7 @@ def dequantized(
 def encode(
     weight: Array, precision: Precision, *, axis: int, group_size: int = 32, asymmetric: bool = True, seed: int = 0
 ) -> Encoded:
-    """A weight in one of the forms above.
+    """Encode a weight.
 
     Args:
         weight: float, at least one axis, any shape without a 0.
@@ -127,25 +127,25 @@ def encode(
 
 
 def to_rows(array: Array, axis: int) -> Array:
-    """Channels x weights of a channel."""
+    """Reshape a weight to channels x weights per channel."""
     return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
 
 
 def from_rows(array: Array, axis: int, shape: tuple[int, ...]) -> Array:
-    """What :func:`rows` was made of, of the given shape."""
+    """Undo :func:`to_rows` for the given shape."""
     moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
     return np.ascontiguousarray(np.moveaxis(array.reshape(moved), 0, axis))
 
 
 def to_groups(array: Array, group_size: int) -> Array:
-    """Channels x groups x weights of a group; the last is filled up with 0."""
+    """Reshape to channels x groups x weights per group; the last group is padded with 0."""
     missing = -array.shape[1] % group_size
     padded: Array = np.pad(array, ((0, 0), (0, missing)))
     return padded.reshape(len(array), -1, group_size)
 
 
 def pack_codes(codes: Array) -> Array:
-    """Two codes below 16 in a byte, the first in the low half: uint8 of half the length, rounded up."""
+    """Pack two 4-bit codes per byte, the first in the low half: uint8 of half the length, rounded up."""
     flat = codes.reshape(-1)
     if flat.size % 2:
         flat = np.append(flat, np.uint8(0))
@@ -199,7 +199,7 @@ def _codebook(values: Array, precision: Precision, axis: int, group_size: int, s
 
 
 def _group_size(precision: Precision, channels: Array, group_size: int) -> int:
-    """Weights under one scale beside a table; 0 for the whole channel."""
+    """Return the number of weights under one scale beside a table; 0 for the whole channel."""
     grouping = precision.weight_bits == 4 and channels.shape[1] >= _SCALED_FROM and group_size < channels.shape[1]
     return group_size if grouping else 0
 
@@ -211,7 +211,7 @@ def _largest(groups: Array) -> Array:
 
 
 def _short(scales: Array) -> Array:
-    """In float16, where that holds all of them without losing digits."""
+    """Convert to float16 if it holds all values without losing digits."""
     if scales.min() < _HALF.smallest_normal or scales.max() > _HALF.max:
         return scales
     return scales.astype(np.float16)
@@ -223,8 +223,8 @@ def _without_padding(groups: Array, like: Array, axis: int) -> Array:
 
 
 def log_table(precision: Precision) -> Array:
-    """The values of a logarithmic precision by code, float32, largest 1: 0, the positive ones from small to large, and
-    the same with the other sign."""
+    """Return the values of a logarithmic precision by code (float32, largest 1): 0, the positive values ascending, then
+    the same negated."""
     half = 1 << (precision.weight_bits - 1)
     magnitudes = np.exp2((np.arange(1, half) - (half - 1)) / _LOG_STEPS[precision])
     positive = np.concatenate(([0.0], magnitudes))
@@ -255,7 +255,7 @@ def _log(values: Array, precision: Precision, axis: int, group_size: int) -> Enc
 
 
 def _nearest(values: Array, table: Array) -> Array:
-    """Codes (uint8) of the table's entries nearest to the values."""
+    """Return the codes (uint8) of the nearest table entries."""
     order = np.argsort(table, kind="stable")
     entries = table[order]
     edges = (entries[1:] + entries[:-1]) / 2

@@ -1,4 +1,4 @@
-"""Who makes a tensor, who reads it, and which tensors are constant."""
+"""The wiring of a graph: the producer and the readers of each tensor, and which tensors are constant."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 SAME_VALUES = frozenset({"Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze", "MaxPool"})
-"""What comes out is some of what goes in: rounding before them or after them is the same."""
+"""Operators that output some of their input values, so that rounding before or after them is the same."""
 
 _NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "HardSigmoid", "Exp", "Abs", "Sqrt", "Softplus"})
 _KEEP_SIGN = SAME_VALUES | {
@@ -27,7 +27,7 @@ _KEEP_SIGN = SAME_VALUES | {
 
 
 class Wiring:
-    """The main graph's tensors; of the model as it was when this was made.
+    """The tensors of the main graph, as they were at construction.
 
     Attributes:
         maker: tensor → node.
@@ -54,23 +54,23 @@ class Wiring:
         self._values: dict[str, Array | None] = {}
 
     def constant(self, tensor: str) -> Array | None:
-        """A constant's value: an initializer, a Constant node, or one of these turned (Transpose, Identity)."""
+        """Return a constant's value: an initializer, a Constant node, or one of these behind Transpose or Identity."""
         if tensor not in self._values:
             self._values[tensor] = self._evaluated(tensor)
         return self._values[tensor]
 
     def is_input(self, tensor: str) -> bool:
-        """Whether the caller gives it."""
+        """Return whether a tensor is an input of the graph."""
         return tensor in self._inputs
 
     def source(self, tensor: str) -> str:
-        """The tensor that this one takes its values from, before all of :data:`SAME_VALUES`."""
+        """Return the tensor that provides the values of this one, before all of :data:`SAME_VALUES`."""
         while (node := self.maker.get(tensor)) is not None and node.op_type in SAME_VALUES and tensor == node.output[0]:
             tensor = node.input[0]
         return tensor
 
     def never_negative(self, tensor: str) -> bool:
-        """Whether the operators before it make values below 0 impossible."""
+        """Return whether the operators before it exclude values below 0."""
         pending, seen = [tensor], {tensor}
         while pending:
             name = pending.pop()
@@ -93,7 +93,7 @@ class Wiring:
         return True
 
     def behind(self, tensor: str) -> Iterator[onnx.NodeProto]:
-        """Every node that the tensor depends on."""
+        """Return every node that the tensor depends on."""
         pending, seen = [tensor], {tensor}
         while pending:
             node = self.maker.get(pending.pop())
