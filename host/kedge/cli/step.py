@@ -1,4 +1,4 @@
-"""``kedge step``: the steps of compression, with what they can be purpose."""
+"""``kedge step``: lists the compression steps and their options."""
 
 from __future__ import annotations
 
