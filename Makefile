@@ -119,6 +119,7 @@ check: $(HOST)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_names.py
+	$(BIN)/python tools/check_tree.py
 
 # What no linter of Python reads.
 lint: $(LINT)

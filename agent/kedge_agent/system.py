@@ -51,7 +51,7 @@ def temperature(thermal: Path = THERMAL) -> float | None:
 
 
 def resident_bytes(pids: Iterable[int], proc: Path = memory.PROC) -> int:
-    """Resident memory of processes, summed; those that are gone count nothing."""
+    """Return the summed resident memory of processes; ended ones count as zero."""
     return sum(memory.resident(pid, proc) or 0 for pid in pids)
 
 
