@@ -70,6 +70,14 @@ def test_outlines_become_their_boxes(tmp_path: Path) -> None:
     assert found.labels == [[[1.0, 0.1, 0.2, 0.5, 0.9, 0.0]]]
 
 
+def test_yolo_labels_given_as_annotations_follow_their_pictures(tmp_path: Path) -> None:
+    touched(tmp_path / "p" / "2.jpg", tmp_path / "p" / "1.jpg")
+    (tmp_path / "boxes").mkdir()
+    (tmp_path / "boxes" / "2.txt").write_text("0 0.5 0.5 1 1\n", encoding="utf-8")
+    found = kinds.listed(tmp_path / "p", "evaluation", annotations=tmp_path / "boxes")
+    assert found.labels == [[], [[0.0, 0.0, 0.0, 1.0, 1.0, 0.0]]]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

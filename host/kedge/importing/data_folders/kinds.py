@@ -27,7 +27,7 @@ def listed(path: Path, role: str, *, annotations: Path | None = None) -> Listing
 
     Args:
         role: ``calibration`` or ``evaluation``: which of ``train`` and ``val`` is taken where both are there.
-        annotations: COCO JSON of the pictures of a folder.
+        annotations: COCO JSON, or a folder of YOLO's text files, of the pictures of a folder.
 
     Raises:
         DatasetError: nothing there, no known form, or something wrong in it; the message names file and line.
@@ -54,6 +54,8 @@ def _file(path: Path, role: str, where: str) -> Listing:
 def _folder(folder: Path, role: str, where: str, annotations: Path | None) -> Listing:
     if annotations is not None and annotations.suffix.lower() == ".json":
         return coco.read(annotations, folder, where=where)
+    if annotations is not None and annotations.is_dir():
+        return yolo.read_folder(folder, where=where, labels=annotations)
     file = yolo.yaml_file(folder)
     if file is not None:
         return yolo.read_yaml(file, role, where=where)

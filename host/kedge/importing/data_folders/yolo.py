@@ -54,18 +54,21 @@ def read_yaml(file: Path, role: str, *, where: str) -> Listing:
     return _listed(pictures, _names(content.get("names"), file, where), where)
 
 
-def read_folder(folder: Path, *, where: str) -> Listing:
-    """List a folder of pictures whose labels lie beside it. Classes have no names."""
+def read_folder(folder: Path, *, where: str, labels: Path | None = None) -> Listing:
+    """List a folder of pictures whose labels lie beside it. Classes have no names.
+
+    Args:
+        labels: the folder of the text files, where it is another.
+    """
     inner = folder / "images"
-    return _listed(endings(inner if inner.is_dir() else folder, PICTURE_ENDINGS, deep=True), (), where)
+    return _listed(endings(inner if inner.is_dir() else folder, PICTURE_ENDINGS, deep=True), (), where, labels)
 
 
-def _listed(pictures: list[Path], classes: tuple[str, ...], where: str) -> Listing:
-    labels = [rows(_label_file(one), len(classes) or None, where=where) for one in pictures]
+def _listed(pictures: list[Path], classes: tuple[str, ...], where: str, folder: Path | None = None) -> Listing:
+    files = [_label_file(one) if folder is None else folder / f"{one.stem}.txt" for one in pictures]
+    labels = [rows(file, len(classes) or None, where=where) for file in files]
     if pictures and not any(labels):
-        raise DatasetError(
-            f"no picture has a label: {_label_file(pictures[0])} and all others are missing or empty", where=where
-        )
+        raise DatasetError(f"no picture has a label: {files[0]} and all others are missing or empty", where=where)
     return Listing(
         where=where,
         kind="pictures with YOLO labels",
