@@ -19,6 +19,7 @@ ROOMS = (
     "peers",
     "fleet",
     "serving",
+    "generation",
 )
 
 

@@ -109,6 +109,7 @@ def compensated(weight: Array, products: Array, grid: Grid, *, search: bool = Tr
     upper = _inverse_factor(damped).astype(np.float32)
     # Turned, so that what belongs to one input channel lies together.
     left = np.array(weight.T, np.float32, order="C")
+    importance = np.diag(products).astype(np.float32)
     groups = -(-columns // grid.group)
     codes = np.zeros((columns, rows), np.float32)
     scales, zeros = np.ones((groups, rows), np.float32), np.zeros((groups, rows), np.float32)
@@ -120,7 +121,8 @@ def compensated(weight: Array, products: Array, grid: Grid, *, search: bool = Tr
         for at in range(first, last):
             group = at // grid.group
             if at % grid.group == 0:
-                scale, zero = _grid(left[at : at + grid.group].T, grid, None, search=search)
+                weighed = importance[at : at + grid.group]
+                scale, zero = _grid(left[at : at + grid.group].T, grid, weighed, search=search)
                 scales[group], zeros[group] = scale[:, 0], zero[:, 0]
             codes[at] = np.clip(np.rint(left[at] / scales[group]) + zeros[group], 0, top)
             error = (left[at] - (codes[at] - zeros[group]) * scales[group]) / upper[at, at]
