@@ -11,6 +11,7 @@ import pytest
 from tests.support import requirements
 from tests.support.importing import Importer, answers, close, importer, signature
 
+from kedge.importing import api
 from kedge_protocol.errors import ModelError
 
 __all__ = ["importer"]
@@ -113,3 +114,12 @@ def test_a_lambda_is_not_run(importer: Importer, keras: Any, tmp_path: Path) -> 
     model = keras.Model(image, keras.layers.Lambda(lambda x: x * 2)(image))
     with pytest.raises(ModelError, match="Keras cannot load it"):
         importer(saved(model, tmp_path))
+
+
+def test_an_old_h5_is_read_where_the_user_trusts_it(picture: Any, tmp_path: Path) -> None:
+    picture.save(tmp_path / "model.h5")
+    with pytest.raises(ModelError, match=r"may hold code that runs when it is read.*--trust-pickle"):
+        api.import_model(tmp_path / "model.h5", workdir=tmp_path / "work")
+    made = api.import_model(tmp_path / "model.h5", workdir=tmp_path / "work", trust_pickle=True)
+    images = np.random.default_rng(0).random((3, 16, 16, 3), dtype=np.float32)
+    assert close(answers(made.graph, {"image": images})[0], picture.predict(images, verbose=0))

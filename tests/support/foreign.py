@@ -16,6 +16,7 @@ VERSIONS = {
     "nudenet": "3.4.2",
     "magika": "1.0.3",
     "rapidocr": "3.10.0",
+    "silero-vad": "6.2.3",
     "scikit-image": "0.26.0",
     "ai-edge-quantizer": "0.10.0",
     "immutabledict": "4.3.1",

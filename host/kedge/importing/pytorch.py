@@ -36,11 +36,13 @@ class Example:
     Attributes:
         args, kwargs: tensors, or nested lists, tuples and dicts of them.
         free: argument's name → axis → name of the axis, of those that are free beside the batch.
+        longest: name of an axis → what it may be at most.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     free: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    longest: Mapping[str, int] = field(default_factory=dict)
 
     def with_batch(self, samples: int) -> Example:
         """The same with so many samples, the first ones repeated."""
@@ -50,7 +52,7 @@ class Example:
                 return value
             return torch.cat([value] * -(-samples // len(value)))[:samples].contiguous()
 
-        return Example(_mapped(sized, self.args), _mapped(sized, self.kwargs), self.free)
+        return Example(_mapped(sized, self.args), _mapped(sized, self.kwargs), self.free, self.longest)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _called(module: torch.nn.Module, example: Example, where: str) -> Example:
         return example
     except Exception as error:  # noqa: BLE001 -- it is raised below, unless floats help
         first = error
-    floats = Example(_mapped(_float, example.args), _mapped(_float, example.kwargs), example.free)
+    floats = Example(_mapped(_float, example.args), _mapped(_float, example.kwargs), example.free, example.longest)
     with contextlib.suppress(Exception):
         module(*floats.args, **floats.kwargs)
         return floats
@@ -138,7 +140,10 @@ def _traced(module: torch.nn.Module, example: Example, shared: Mapping[int, str]
     shapes = torch.export.ShapesCollection()
     for name, tensor in _tensors(module, example):
         named = {**{axis: text for axis, text in shared.items() if tensor.ndim}, **example.free.get(name, {})}
-        dims = {axis: known.setdefault(text, torch.export.Dim(text)) for axis, text in named.items()}
+        dims = {
+            axis: known.setdefault(text, torch.export.Dim(text, max=example.longest.get(text)))
+            for axis, text in named.items()
+        }
         if dims:
             shapes[tensor] = dims
     try:

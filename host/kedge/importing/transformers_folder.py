@@ -128,7 +128,16 @@ def _example(model: Any, where: str) -> Example:
         )
     tokens = torch.randint(1, int(config.vocab_size), (2, _LENGTH))
     free = {"input_ids": {1: "sequence"}, "attention_mask": {1: "sequence"}}
-    return Example((tokens, torch.ones_like(tokens)), {}, free)
+    longest = getattr(config, "max_position_embeddings", None)
+    return Example(
+        (tokens, torch.ones_like(tokens)), {}, free, {} if longest is None else {"sequence": _usable(config, longest)}
+    )
+
+
+def _usable(config: Any, positions: int) -> int:
+    """Tokens that have a position: RoBERTa and its like begin to count behind the padding."""
+    offset = int(getattr(config, "pad_token_id", None) or 0) + 1
+    return positions - offset if "roberta" in str(config.model_type) else positions
 
 
 def tools() -> dict[str, str]:
