@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from tests.support.lowering import classifier
 
-from kedge.importing import api, model_kinds
+from kedge.importing import api, model_kinds, transformers_folder
 from kedge.importing.model_kinds import Factory, Kind
 from kedge.importing.worker_messages import ImportRequest
 from kedge.importing.worker_tasks import import_model
-from kedge_protocol.errors import ConfigError, ModelError
+from kedge_protocol.errors import ConfigError, MissingDependencyError, ModelError
 from kedge_targets import registry
 from kedge_targets.importer import Importer
 
@@ -148,3 +148,31 @@ def test_two_samples_of_each_input_go_along(tmp_path: Path) -> None:
 def test_an_object_that_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="dict is no model"):
         api.request({"a": 1}, workdir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "said"),
+    [
+        ('{"architectures": ["GPT2LMHeadModel"]}', True, "GPT2LMHeadModel generates"),
+        ('{"architectures": ["BertModel"]}', False, r"holds no \.safetensors"),
+        ("{}", True, "names no architecture"),
+        ("no json", True, r"its config\.json cannot be read"),
+    ],
+)
+def test_a_hugging_face_folder_is_looked_at_before_anything_is_loaded(
+    tmp_path: Path, config: str, weights: bool, said: str
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    if weights:
+        (tmp_path / "model.safetensors").touch()
+    assert model_kinds.recognise(str(tmp_path)) is Kind.TRANSFORMERS
+    with pytest.raises(ModelError, match=said):
+        transformers_folder.check(tmp_path)
+
+
+def test_a_hugging_face_folder_wants_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setattr(transformers_folder.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match="pip install transformers"):
+        transformers_folder.check(tmp_path)
