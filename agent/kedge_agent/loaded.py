@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from time import perf_counter_ns
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from kedge_targets.pipeline.execution import Runner
 
 Array = npt.NDArray[Any]
+
+
+log = logging.getLogger("kedge.model")
 
 
 class Loaded:
@@ -87,6 +91,16 @@ class Loaded:
         if self.counter is not None:
             self.counter.record(perf_counter_ns() - start)
         return result
+
+    @property
+    def version(self) -> str:
+        """Of the release; it belongs to every answer of this object, whatever the model is switched to meanwhile."""
+        return self.bundle.config.version
+
+    @property
+    def digest(self) -> str:
+        """Of the bundle."""
+        return self.bundle.digest
 
     @property
     def generator(self) -> TextGenerator:
@@ -163,6 +177,18 @@ class Loaded:
         if both := sorted(set(given) & set(named)):
             raise InputError(f"given twice: {', '.join(both)}")
         return self._executor.in_order({**given, **named})
+
+
+def warm_up(executor: Executor | TextGenerator) -> None:
+    """Call a model once with zeros, so that the first call of an application finds memory and kernels in place. What
+    it makes of zeros does not matter, not even that it refuses them."""
+    if not isinstance(executor, Executor):
+        return
+    zeros = [np.zeros([axis or 1 for axis in spec.shape], spec.dtype) for spec in executor.inputs]
+    try:
+        executor.run(zeros)
+    except Exception:
+        log.debug("the model does not take zeros", exc_info=True)
 
 
 def _release(executor: Executor | TextGenerator, counter: Counter | None) -> None:

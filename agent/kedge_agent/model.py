@@ -19,6 +19,7 @@ import numpy.typing as npt
 from kedge_agent import slots
 from kedge_agent.counters import open_counter
 from kedge_agent.loaded import Loaded as Loaded
+from kedge_agent.loaded import warm_up
 from kedge_agent.session import Session
 from kedge_protocol import digest
 from kedge_protocol.bundle.config import BundleConfig, TensorSpec
@@ -107,6 +108,12 @@ class Model:
         if named or isinstance(array, Mapping):
             raise InputError("the pipeline takes one item, not tensors by name", remedy="Give tensors to Model.raw")
         return loaded.pipeline(array, loaded.named, other=self.other)
+
+    async def call_async(self, array: Any = None, /, **named: Any) -> Any:
+        """:meth:`__call__` for asyncio: it runs in a thread, and the event loop goes on."""
+        import asyncio
+
+        return await asyncio.to_thread(self, array, **named)
 
     def stream(self, items: Iterable[Any]) -> Iterator[Any]:
         """Answer one item after another, in order, for a bundle with a pipeline: while the model computes, the next
@@ -378,6 +385,7 @@ def _load_slot(folder: slots.ModelFolder, generation: int) -> Loaded:
                     remedy="Let this user read the agent's state folder",
                 ) from error
             raise
+        warm_up(executor)
         counter = open_counter(folder.counters, digest=bundle.digest, generation=generation)
         return Loaded(bundle, executor, counter, pipeline)
     raise StorageError("changes faster than it can be loaded", where=str(folder.path))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from tests.support.installed import install
 
 from kedge_agent import InputError, Model
 from kedge_agent.counters import collect
+from kedge_targets.executor import Executor
 
 pytestmark = pytest.mark.device
 
@@ -128,3 +131,26 @@ def test_threads_see_only_whole_bundles_and_no_call_fails(tmp_path: Path) -> Non
     assert found.inferences == sum(calls)
     assert found.errors == 0
     assert len(found.digests) == 3
+
+
+def test_a_bundle_is_warmed_up_before_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+    run = Executor.run
+
+    def recorded(self: Executor, raw: Any) -> Any:
+        calls.append(not np.any(raw[0]))
+        return run(self, raw)
+
+    monkeypatch.setattr(Executor, "run", recorded)
+    folder = install(tmp_path / "state", make_bundle(tmp_path, version="1.0"))
+    with Model("tiny", state=tmp_path / "state") as model:
+        assert calls == [True]
+        install(tmp_path / "state", make_bundle(tmp_path, version="2.0", seed=2))
+        before = model.loaded()
+        model.refresh()
+        assert calls == [True, True]
+        assert (before.version, model.loaded().version) == ("1.0", "2.0")
+        assert before.digest != model.loaded().digest == model.digest
+        # Warming up is no inference.
+        assert collect(folder.counters).inferences == 0
+        np.testing.assert_array_equal(asyncio.run(model.call_async(samples(1))), model(samples(1)))

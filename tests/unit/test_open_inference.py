@@ -16,6 +16,7 @@ from tests.support.installed import install
 from tests.support.serving import ask
 
 from kedge_agent.model import Loaded
+from kedge_agent.serving import json_tensors
 from kedge_agent.serving.datatypes import DATATYPES
 from kedge_agent.serving.json_tensors import array_of
 from kedge_agent.serving.model_pool import ServedModels
@@ -280,3 +281,37 @@ def test_the_label_of_an_answer_is_of_the_bundle_that_computed_it(tmp_path: Path
     del model.loaded
     told = ask(InferenceHandler(models), "GET", "/v2/models/tiny").body
     assert told["versions"] == ["2.0"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":0.1,"b":[1,2.5,-0,1e-7],"c":"\xc3\xa4"}',
+        b'{"a":NaN}',
+        b'{"a":1e999}',
+        b'{"a":"\\ud800"}',
+        b'{"a":1,}',
+        b"\xef\xbb\xbf{}",
+        '{"a":1}'.encode("utf-16"),
+        b'{"a":01}',
+        b"[1]",
+    ],
+)
+def test_the_standard_library_takes_and_gives_what_orjson_does(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    found: list[object] = []
+    for library in (json_tensors.orjson, None):
+        monkeypatch.setattr(json_tensors, "orjson", library)
+        try:
+            found.append(json_tensors.parse(body, ()))
+        except InputError:
+            found.append(InputError)
+    assert found[0] == found[1]
+    array = np.float32([0.1, 1e-7, 3.4e38, -0.0, 16777217, 5])
+    texts = []
+    for library in (json_tensors.orjson, None):
+        monkeypatch.setattr(json_tensors, "orjson", library)
+        texts.append(json_tensors.encoded({"data": json_tensors.data_of(array)}))
+        with pytest.raises(ValueError, match="finite"):
+            json_tensors.data_of(np.float32([np.inf]))
+    assert all(np.float32(json.loads(text)["data"]).tobytes() == array.tobytes() for text in texts)
+    assert all(text.startswith(b'{"data":[0.1,1e-') for text in texts)
