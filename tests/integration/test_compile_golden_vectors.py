@@ -18,7 +18,7 @@ from kedge_protocol.bundle.layout import parse_config
 from kedge_targets import registry
 from kedge_targets.proof import ProveAnswer, ProveRequest, prove
 
-pytestmark = pytest.mark.shared_data
+pytestmark = [pytest.mark.shared_data, pytest.mark.slow]
 MODELS = sorted(SHARED_MODELS)
 
 

@@ -12,7 +12,7 @@ from tests.support.compiling import SHARED_MODELS, SHARED_TARGETS, shared_releas
 from kedge_agent.model import Model
 from kedge_protocol.bundle.layout import Layout
 
-pytestmark = pytest.mark.shared_data
+pytestmark = [pytest.mark.shared_data, pytest.mark.slow]
 MODELS = sorted(SHARED_MODELS)
 LARGEST = {"ic": 0.32, "kws": 0.52}
 """Size of generic-cpu's and rpi4's files, of the float model's."""
