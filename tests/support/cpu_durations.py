@@ -73,7 +73,8 @@ class CpuDurations:
         report = yield
         now = _seconds(os.getpid())
         # Attributes of a report travel from an xdist worker to its controller.
-        report.cpu_seconds, report.cpu_fixtures = round(now - self._start, 3), self._fixtures
+        # What a grandchild had used is lost with it where its parent was killed before: never less than nothing.
+        report.cpu_seconds, report.cpu_fixtures = round(max(0.0, now - self._start), 3), self._fixtures
         self._start, self._fixtures = now, []
         return report
 
