@@ -44,7 +44,10 @@ def infer(
         named = dict(_read(one) for one in inputs)
         if len(named) != len(inputs):
             raise InputError("an input is given twice")
-        result = model(named.pop("")) if set(named) == {""} else model(**named)
+        only = named.pop("") if set(named) == {""} else None
+        if isinstance(only, str) and model.config.pipeline is not None:
+            return _answered(model(only), output)
+        result = model.raw(**named) if only is None else model.raw(only)
         values = result if isinstance(result, dict) else {model.outputs[0].name: result}
         if output is not None:
             return _written(output, values)
@@ -70,6 +73,15 @@ def _read(text: str) -> tuple[str, Any]:
         return name, np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"is no array: {error}", where=file, remedy="Write one with numpy.save") from error
+
+
+def _answered(answer: Any, output: Path | None) -> str:
+    """Return a pipeline's answer as JSON, one line."""
+    from kedge_targets.pipeline.answers import to_json
+
+    if output is not None:
+        raise InputError("a pipeline's answer is no array", where=str(output), remedy="Leave out the output file")
+    return json.dumps({"answer": to_json(answer)}) + "\n"
 
 
 def _written(path: Path, values: dict[str, Any]) -> str:

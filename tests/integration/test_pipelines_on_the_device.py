@@ -16,6 +16,7 @@ from tests.support.serving import ask
 
 import kedge
 from kedge_agent import Model
+from kedge_agent.infer_command import infer
 from kedge_agent.serving.model_pool import ServedModels
 from kedge_agent.serving.open_inference import InferenceHandler
 from kedge_agent.slots import ModelFolder
@@ -77,6 +78,15 @@ def test_the_same_answer_over_http(state: Path, tmp_path: Path) -> None:
     assert ask(handler, "POST", path, b"no picture", content_type="image/png").status == 400
     assert ask(handler, "POST", path, b"a text", content_type="text/plain").status == 415
     assert ask(handler, "GET", path).status == 405
+
+
+def test_one_inference_at_the_terminal_takes_a_picture(state: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    Image.fromarray(raw_data.coloured(1, np.random.default_rng(0))).save(picture)
+    said = json.loads(infer("colours", [str(picture)], state=state / "state"))
+    assert said["answer"][0]["name"] == "green"
+    np.save(tmp_path / "a.npy", np.zeros((1, 3, 32, 32), np.uint8))
+    assert len(json.loads(infer("colours", [str(tmp_path / "a.npy")], state=state / "state"))["scores"][0]) == 3
 
 
 def test_examples_that_do_not_hold_are_told_before_the_bundle_serves(state: Path, tmp_path: Path) -> None:
