@@ -315,9 +315,9 @@ def test_equal_input_gives_equal_bytes_from_a_kept_and_from_a_new_driver(tmp_pat
     found = []
     for number in range(3):
         if number == 2:
-            for worker, _ in toolchain_client._kept.values():
+            for worker, _ in toolchain_client._client._kept.values():
                 worker.close()
-            toolchain_client._kept.clear()
+            toolchain_client._client._kept.clear()
         files = [lower(graph, p, samples, tmp_path / f"{p.value}-{number}") for p in lowering.precisions("rpi4")]
         found.append([lowering.content(lowered) for lowered in files])
         lower(other, Precision.FLOAT32, samples, tmp_path / f"other-{number}")
