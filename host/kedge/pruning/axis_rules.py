@@ -1,4 +1,4 @@
-"""How operators that only move things hand channels on; see :mod:`kedge.pruning.layer_rules`."""
+"""Channel rules of operators that only rearrange data; see :mod:`kedge.pruning.layer_rules`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def transposition(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
 
 
 def reshape(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """Reshape and Flatten: within each run of axes that becomes another run of axes of the same volume, one axis'
-    channels go on, in blocks where it was or becomes a part of a longer one; the others are held."""
+    """Follow channels through Reshape and Flatten. In each run of axes that becomes another run of the same volume, the
+    channels of one axis continue, in blocks if the axis was or becomes part of a longer one; the others are held."""
     data, made = node.input[0], node.output[0]
     groups = _runs(scope.lengths(data), scope.lengths(made))
     if groups is None:
@@ -48,7 +48,7 @@ def reshape(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
 
 
 def _runs(before: tuple[Length, ...], after: tuple[Length, ...]) -> list[tuple[list[int], list[int]]] | None:
-    """Runs of axes of equal volume, axes of length one left out."""
+    """Return pairs of runs of axes of equal volume, without axes of length one; None if the axes cannot be paired."""
     ins = [axis for axis, length in enumerate(before) if length != _ONE]
     outs = [axis for axis, length in enumerate(after) if length != _ONE]
     groups = []
@@ -68,7 +68,7 @@ def _runs(before: tuple[Length, ...], after: tuple[Length, ...]) -> list[tuple[l
 
 
 def _flat(scope: Scope, name: str, run: list[int]) -> Ids | None:
-    """What a run of axes carries once it is one axis."""
+    """Return what a run of axes carries when merged into one axis."""
     axes, lengths = scope.of(name), scope.lengths(name)
     carrying = [axis for axis in run if axes[axis] is not None]
     if not carrying:
@@ -89,7 +89,7 @@ def _flat(scope: Scope, name: str, run: list[int]) -> Ids | None:
 
 
 def _spread(scope: Scope, node: onnx.NodeProto, flat: Ids, run: list[int]) -> tuple[int, Ids] | None:
-    """Which axis of a run goes on with the channels of one axis, and what it carries."""
+    """Return the axis of a run that continues the channels of one axis, and what it carries."""
     lengths = scope.lengths(node.output[0])
     left = len(flat)
     parts: list[tuple[int, int]] = []
@@ -115,7 +115,7 @@ def _spread(scope: Scope, node: onnx.NodeProto, flat: Ids, run: list[int]) -> tu
 
 
 def _picked_apart(scope: Scope, name: str, axis: int) -> bool:
-    """Whether an axis is there only to be taken apart again, as the one of queries, keys and values packed."""
+    """Return whether an axis exists only to be split again, such as that of packed queries, keys and values."""
     for node in scope.readers[name]:
         rank = scope.rank(name)
         if node.op_type in ("Gather", "Split", "Slice") and node.input[0] == name:
@@ -144,7 +144,7 @@ def _picked_apart(scope: Scope, name: str, axis: int) -> bool:
 
 
 def _kept_axes(node: onnx.NodeProto, scope: Scope) -> list[int | None] | None:
-    """For each axis of the output of Squeeze or Unsqueeze the axis of the input that it was."""
+    """Return the input axis of each output axis of Squeeze or Unsqueeze."""
     rank = scope.rank(node.input[0])
     if scope.given(node, 1) and scope.constant(node, 1) is None:
         return None
@@ -209,7 +209,7 @@ def split(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
 
 
 def cut_out(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """Slice: along an axis with channels only forwards, one by one and between constant bounds."""
+    """Follow channels through Slice: along an axis with channels only with step 1 and constant bounds."""
     cuts = shape_constants.sliced(scope, node)
     if cuts is None:
         return None
@@ -224,7 +224,7 @@ def cut_out(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
 
 
 def padding(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """Pad: channels that are not padded go on."""
+    """Follow channels through Pad: channels continue along axes that are not padded."""
     axes = list(scope.of(node.input[0]))
     pads = integers(scope.constant(node, 1)) if scope.given(node, 1) else attribute(node, "pads")
     if pads is None or (scope.given(node, 3) and scope.constant(node, 3) is None):
@@ -238,7 +238,8 @@ def padding(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
 
 
 def gather(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """Gather: what is indexed is held, the rest goes on. A table of embeddings makes channels."""
+    """Follow channels through Gather: the indexed axis is held, the others continue. An embedding table produces
+    channels."""
     axes = scope.of(node.input[0])
     axis = attribute(node, "axis", 0) % len(axes)
     scope.tracker.hold(axes[axis])
@@ -249,7 +250,7 @@ def gather(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
 
 
 def expansion(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """Expand: an axis of one that is spread over a constant number takes whatever the others have."""
+    """Follow channels through Expand: an axis of length one expanded to a constant length can match any other axis."""
     data, made = node.input[0], node.output[0]
     axes: list[Ids | None] = []
     offset = scope.rank(made) - scope.rank(data)
@@ -265,7 +266,7 @@ def expansion(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
 
 
 def tile(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """Tile: what is not repeated goes on."""
+    """Follow channels through Tile: axes that are not repeated continue."""
     before, after = scope.lengths(node.input[0]), scope.lengths(node.output[0])
     axes = list(scope.of(node.input[0]))
     for axis, ids in enumerate(axes):
@@ -276,7 +277,7 @@ def tile(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
 
 
 def resize(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """Resize and Upsample by scales: batch and channels must keep theirs."""
+    """Follow channels through Resize and Upsample by scales: batch and channels must keep their lengths."""
     if node.op_type == "Resize" and (scope.given(node, 3) or scope.given(node, 1)):
         return None
     axes = scope.of(node.input[0])

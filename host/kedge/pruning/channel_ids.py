@@ -1,9 +1,9 @@
-"""Channels as numbers that travel with the tensors.
+"""Channels as numbers that are followed through the tensors of a graph.
 
-Each index of each axis of each floating-point constant gets a number of its own. A tensor's axis carries an array of
-such numbers: what an index of it belongs to. Operators hand them on, or join them: numbers that were joined can only
-be cut together. Numbers that are held fast cannot be cut. An axis that carries none (batch, picture, sentence) is not
-cut either. An array that is shorter than its axis repeats along it (batch and heads in one axis).
+Each index of each axis of each floating-point constant gets its own number. An axis of a tensor carries an array of
+such numbers, one for each index. Operators pass them on or join them: joined numbers can only be cut together, and
+held numbers cannot be cut. An axis that carries none (batch, image, sentence) is not cut either. An array shorter than
+its axis repeats along it (batch and heads in one axis).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Axes = tuple["Ids | None", ...]
 
 
 class Tracker:
-    """The numbers that were given out, what was joined, and what is held fast."""
+    """The numbers given out so far, which of them are joined, and which are held."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -27,13 +27,14 @@ class Tracker:
         self._held: list[Ids] = []
 
     def fresh(self, length: int) -> Ids:
-        """Numbers that nobody has yet."""
+        """Return new, unused numbers."""
         ids: Ids = np.arange(self.count, self.count + length, dtype=np.int64)
         self.count += length
         return ids
 
     def join(self, one: Ids | None, other: Ids | None) -> None:
-        """Index by index, the two can only be cut together; with an axis that cannot be cut neither can."""
+        """Join two axes index by index: they can only be cut together. If one of them cannot be cut, neither can the
+        other."""
         if one is None or other is None or len(one) != len(other):
             self.hold(one, other)
             return
@@ -41,18 +42,18 @@ class Tracker:
         self._right.append(other)
 
     def together(self, blocks: Ids) -> Ids:
-        """Each row of a matrix can only be cut as a whole; one number of each row."""
+        """Join each row of a matrix, which can then only be cut as a whole; return one number of each row."""
         first: Ids = np.ascontiguousarray(blocks[:, 0])
         for column in range(1, blocks.shape[1]):
             self.join(first, blocks[:, column])
         return first
 
     def hold(self, *arrays: Ids | None) -> None:
-        """None of these can be cut."""
+        """Mark numbers as held: they cannot be cut."""
         self._held += [ids.ravel() for ids in arrays if ids is not None]
 
     def solved(self) -> tuple[Ids, npt.NDArray[np.bool_]]:
-        """For each number the least one that it is joined with, and whether it is held."""
+        """Return for each number the smallest one that it is joined with, and whether it is held."""
         roots: Ids = np.arange(self.count, dtype=np.int64)
         if self._left:
             left, right = np.concatenate(self._left), np.concatenate(self._right)
@@ -72,12 +73,12 @@ class Tracker:
 
 
 def none(rank: int) -> Axes:
-    """Axes that carry nothing."""
+    """Return axes that carry nothing."""
     return (None,) * rank
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two axes carry the very same numbers, or both none."""
+    """Return whether two axes carry exactly the same numbers, or both none."""
     if one is None or other is None:
         return one is other
     return bool(np.array_equal(one, other))

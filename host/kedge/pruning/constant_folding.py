@@ -1,4 +1,4 @@
-"""Constants: whatever a graph computes from weights alone becomes a weight, so that it can be cut."""
+"""Constant folding: whatever a graph computes from weights alone becomes a weight, so that it can be cut."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ _STANDARD = ("", "ai.onnx")
 
 
 def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose ``Constant`` nodes, and nodes that read nothing but constants, are initializers under the names of
-    their outputs; initializers that were listed as inputs too are inputs no more, and those that nobody reads are
-    gone.
+    """Return a copy in which ``Constant`` nodes, and nodes that read only constants, are replaced by initializers under
+    the names of their outputs. Initializers are no longer listed as inputs, and unread ones are removed.
 
     Raises:
         UnsupportedOperatorError, ModelError: ONNX Runtime cannot compute a constant.
@@ -55,7 +54,7 @@ def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def drop_unread(model: onnx.ModelProto) -> None:
-    """Take away the initializers that nobody reads, in place."""
+    """Remove the initializers that nothing reads, in place."""
     from kedge_targets.graph import nodes
 
     graph = model.graph

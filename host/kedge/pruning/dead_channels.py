@@ -1,8 +1,9 @@
-"""Channels that carry nothing: weights of zero make them, so that they are constant, or weights of zero read them.
+"""Dead channels: zero weights produce them, so that they are constant, or zero weights read them.
 
-Training with weight decay behind ReLU leaves many (a published MobileNet of 96 pixels: most of its parameters). A
-constant goes into the bias of what reads it. Behind a padded convolution it is no constant at the border; there one
-channel is kept for all constants, its weights their sum in proportion. Nothing is lost but the rounding of float32.
+Training with ReLU and weight decay leaves many (in a published MobileNet for 96 pixels: most of its parameters). A
+constant is added to the bias of the layer that reads it. A padded convolution does not see it as constant at the
+border; there one channel is kept for all constants, with their weights summed in proportion. The outputs stay the same
+but for the rounding of float32.
 """
 
 from __future__ import annotations
@@ -24,36 +25,36 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 NEGLIGIBLE = 1e-12
-"""Of a layer's largest weight: what is smaller cannot be seen in float32 sums."""
+"""Share of a layer's largest weight: smaller weights make no difference in float32 sums."""
 _SAME = 1e-6
-"""Of a tensor's largest value: how far a constant may move over positions and samples."""
+"""Share of a tensor's largest value by which a constant may vary over positions and samples."""
 _LOSSLESS = 1e-5
-"""Of an output's largest value: float32 sums in another order."""
+"""Share of an output's largest value by which it may differ: float32 sums in another order."""
 SAMPLES = 8
 
 
 @dataclass(kw_only=True)
 class Dropped:
-    """What was taken out of a graph: channels by group, and how many there were."""
+    """A graph without its dead channels; ``channels`` maps group → number removed and number before."""
 
     model: onnx.ModelProto
     channels: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
-        """Of the channels that went."""
+        """Return the number of channels removed."""
         return sum(gone for gone, _ in self.channels.values())
 
     @property
     def note(self) -> str:
-        """In words."""
+        """Describe what was removed."""
         listed = ", ".join(f"{name} {size} → {size - gone}" for name, (gone, size) in self.channels.items())
         return f"{self.count} dead channels were dropped ({listed}): they carried constants, the answers stay the same"
 
 
 def suspected(model: onnx.ModelProto) -> bool:
-    """Whether any matrix or kernel has a row or column of zeros, or a normalization a scale of zero: a quick look,
-    before anything is run."""
+    """Return whether any matrix or kernel has a row or column of zeros, or any normalization a scale of zero: a quick
+    check before anything is run."""
     from onnx import numpy_helper
 
     readers = {name for node in model.graph.node if node.op_type in _LAYERS for name in node.input[1:2]}
@@ -75,8 +76,8 @@ _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def drop(model: onnx.ModelProto, samples: Sequence[Mapping[str, Array]]) -> Dropped:
-    """The graph without its dead channels; the given one where there are none, or where the answers on the samples
-    would not stay the same.
+    """Remove the dead channels of a graph. Return the given graph if there are none, or if its outputs on the samples
+    would change.
 
     Args:
         samples: feeds, first axis the batch.
@@ -101,7 +102,7 @@ def drop(model: onnx.ModelProto, samples: Sequence[Mapping[str, Array]]) -> Drop
 
 @dataclass(frozen=True)
 class _Reader:
-    """A layer that reads a group's channels: its weight, and the axis of its data that they lie along."""
+    """A layer that reads a group's channels: its weight, and the axis of its data along which they lie."""
 
     node: onnx.NodeProto
     place: Place
@@ -110,7 +111,7 @@ class _Reader:
 
     @property
     def folds(self) -> bool:
-        """Whether a constant input is a constant in its answer, for its bias."""
+        """Return whether a constant input adds a constant to the layer's output, which its bias can take."""
         if self.node.op_type == "Gemm":
             return True
         padded = any(attribute(self.node, "pads", [])) or attribute(self.node, "auto_pad", b"NOTSET") not in (
@@ -121,14 +122,14 @@ class _Reader:
 
     @property
     def adds_up(self) -> bool:
-        """Whether its answer is a weighted sum over its input's channels."""
+        """Return whether the layer's output is a weighted sum over the channels of its input."""
         return self.node.op_type in ("Gemm", "MatMul") or (
             self.node.op_type == "Conv" and attribute(self.node, "group", 1) == 1
         )
 
 
 class _Work:
-    """Finds the dead channels of a structure and changes its constants so that they may go."""
+    """Finds the dead channels of a structure and changes its constants so that they can be removed."""
 
     def __init__(self, found: Structure, samples: Sequence[Mapping[str, Array]]) -> None:
         self._found = found
@@ -137,7 +138,7 @@ class _Work:
         self._seen = _observed(found.model, wanted, samples)
 
     def dead(self, group: Group) -> list[int]:
-        """Channels of a group that may go now."""
+        """Return the channels of a group that can be removed now."""
         readers = self._readers[group]
         if not readers or len(readers) < len(group.consuming):
             return []
@@ -159,7 +160,7 @@ class _Work:
         return readers
 
     def _all_small(self, group: Group, places: Sequence[Place]) -> Array:
-        """For each channel whether its weights are zero in all these places."""
+        """Return for each channel whether its weights are zero in all these places."""
         small = np.ones(group.size, dtype=bool)
         for place in places:
             weight = np.abs(self._found.weight(place))
@@ -169,8 +170,8 @@ class _Work:
         return small
 
     def _constant(self, group: Group, readers: Sequence[_Reader]) -> Array:
-        """For each channel whether nothing of the input reaches it: weights of zero make it, and it was not seen to
-        move."""
+        """Return for each channel whether it is independent of the input: zero weights produce it, and it was never
+        seen to vary."""
         scope, roots = self._found.scope, self._found.roots
         makers = []
         for place in group.producing:
@@ -193,7 +194,7 @@ class _Work:
         return still
 
     def _folded(self, group: Group, readers: Sequence[_Reader], fixed: Sequence[int]) -> list[int]:
-        """Those of the constant channels that may go, their constants brought to where they are read."""
+        """Move the constants of channels to the layers that read them; return the channels that can then be removed."""
         strict = [reader for reader in readers if not (reader.folds and reader.adds_up and self._has_bias(reader))]
         moving = [channel for channel in fixed if any(self._value(group, one, channel).any() for one in strict)]
         kept: int | None = None
@@ -216,7 +217,8 @@ class _Work:
         return np.where(np.abs(middle) <= NEGLIGIBLE * largest, 0.0, middle)
 
     def _representative(self, group: Group, strict: Sequence[_Reader], moving: Sequence[int]) -> int | None:
-        """The channel that stands for all constants, the largest everywhere it must be; None where none can."""
+        """Return the channel that stands for all constants, the one with the largest values where they are read; None
+        if none can."""
         if not all(reader.adds_up for reader in strict):
             return None
         values = {channel: [self._value(group, reader, channel) for reader in strict] for channel in moving}
@@ -260,7 +262,7 @@ class _Work:
         self._store((reader.node.input[2], -1), bias + np.reshape(shift, -1))
 
     def _weight(self, place: Place) -> Array:
-        """In double precision, the channels' axis first."""
+        """Return the constant of a place in float64, with the axis of the channels first."""
         from onnx import numpy_helper
 
         value: Array = numpy_helper.to_array(_initializer(self._found.model, place[0])).astype(np.float64)
@@ -282,8 +284,8 @@ def _initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
 def _observed(
     model: onnx.ModelProto, names: Sequence[str], samples: Sequence[Mapping[str, Array]]
 ) -> dict[str, tuple[Array, Array, float]]:
-    """Tensor → smallest and largest value along its channels, and the largest magnitude of all; a tensor that a layer
-    reads along its last axis has channels there, else along the second."""
+    """Return tensor → smallest and largest value of each channel, and the largest magnitude of all. Channels lie along
+    the last axis if a layer reads the tensor along it, else along the second."""
     along = {
         node.input[0]: 1 if node.op_type in ("Conv", "ConvTranspose") else -1
         for node in model.graph.node
@@ -323,7 +325,7 @@ def _biases(model: onnx.ModelProto) -> set[str]:
 
 
 def _with_biases(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose convolutions and Gemms all have a bias of their own, a vector of the outputs' length."""
+    """Return a copy in which every convolution and Gemm has its own bias, a vector as long as its outputs."""
     from onnx import numpy_helper
 
     made = type(model)()
@@ -343,7 +345,7 @@ def _with_biases(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _without_empty_biases(model: onnx.ModelProto, own: set[str]) -> None:
-    """Take the biases away that were made and are zero still."""
+    """Remove the added biases that are still zero."""
     from onnx import numpy_helper
 
     empty = {

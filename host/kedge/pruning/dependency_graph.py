@@ -1,4 +1,4 @@
-"""Following every channel through a graph, node by node."""
+"""Follows every channel through a graph, node by node."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def follow_channels(model: onnx.ModelProto, example: shapes.Example | None = Non
 
 
 def _applied(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """What the outputs carry; None where the node is not understood."""
+    """Return what the outputs carry; None if there is no rule for the node."""
     if node.op_type == "Shape" and node.domain in ("", "ai.onnx"):
         return [none(1)]
     standard = node.domain in ("", "ai.onnx") or (node.domain == "com.microsoft" and node.op_type in _CONTRIBUTED)
@@ -60,7 +60,7 @@ def _applied(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
 
 
 def _fitting(scope: Scope, name: str, axes: Axes) -> Axes:
-    """The axes, those held that cannot be: a safeguard against a rule that errs."""
+    """Return the axes without those whose lengths do not fit, which are held: a safeguard against wrong rules."""
     lengths = scope.shapes.lengths.get(name, ())
     if len(lengths) != len(axes):
         scope.tracker.hold(*axes)
@@ -75,8 +75,8 @@ def _fitting(scope: Scope, name: str, axes: Axes) -> Axes:
 
 
 def _lengths_carried(node: onnx.NodeProto, scope: Scope) -> None:
-    """Shape vectors: where the length of an axis is put into anything but the target of another shape, the axis is
-    held, for its length would mean something else after a cut."""
+    """Follow the lengths of axes through shape vectors. An axis whose length goes anywhere but into the target of
+    another shape is held, since its length would mean something else after a cut."""
     if node.op_type == "Shape" and node.domain in ("", "ai.onnx"):
         axes = scope.of(node.input[0])
         scope.dims[node.output[0]] = axes[attribute(node, "start", 0) : attribute(node, "end", len(axes))]
@@ -131,7 +131,7 @@ def _joined(node: onnx.NodeProto, scope: Scope) -> Axes | None:
 
 
 def _reshaped(node: onnx.NodeProto, scope: Scope) -> Axes | None:
-    """A number made a vector of one, and the like."""
+    """Handle a scalar reshaped to a vector of one, and the reverse."""
     return scope.dims.get(node.input[0]) if integers(scope.constant(node, 1)) in ([-1], [1], []) else None
 
 

@@ -1,4 +1,5 @@
-"""What can be cut from a graph: groups of channels of one kind, each channel with all that goes with it."""
+"""Finds what can be cut from a graph: groups of channels of one kind, each channel with everything that depends on
+it."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Kind(enum.Enum):
-    """What a group's channels are."""
+    """The kind of a group's channels."""
 
     CHANNELS = "channels"
     HEADS = "heads"
@@ -30,14 +31,14 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Channels any of which can be cut from the same places, as long as one is left.
+    """Channels that can each be cut from the same places, as long as one is left.
 
     Attributes:
-        name: of the node that makes them; the first where several do.
-        nodes: all nodes whose weights make or scale them.
-        kind: what they are.
-        members: constant and axis → for each channel the indices along that axis.
-        producing, consuming, scaling: which of these places make the channels, read them, or scale them.
+        name: of the node that makes them; of the first if there are several.
+        nodes: all nodes whose weights make or scale the channels.
+        kind: what the channels are.
+        members: constant and axis → for each channel its indices along that axis.
+        producing, consuming, scaling: the places that make the channels, read them, or scale them.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Group:
 
     @property
     def size(self) -> int:
-        """How many channels there are."""
+        """Return the number of channels."""
         return len(self.roots)
 
 
@@ -60,10 +61,10 @@ class Structure:
     """A graph and what can be cut from it.
 
     Attributes:
-        model: the graph, constants folded and masks made for each reader.
-        groups: in the graph's order.
-        scope: how the channels travel; for :func:`kedge.pruning.surgery.cut`.
-        roots: number of a channel → the number that stands for all that goes with it.
+        model: the graph, with constants folded and masks copied for each reader.
+        groups: in the order of the graph.
+        scope: how channels pass through the graph; for :func:`kedge.pruning.surgery.cut`.
+        roots: number of a channel → the number that stands for everything joined with it.
     """
 
     model: onnx.ModelProto
@@ -72,11 +73,12 @@ class Structure:
     roots: Ids
 
     def of_kinds(self, *kinds: Kind) -> tuple[Group, ...]:
-        """The groups of these kinds."""
+        """Return the groups of these kinds."""
         return tuple(group for group in self.groups if group.kind in kinds)
 
     def alive(self, removed: Iterable[tuple[Group, Iterable[int]]]) -> npt.NDArray[np.bool_]:
-        """For each number whether it is left without some channels, given as groups with indices of their channels."""
+        """Return for each number whether it is left after removing channels, given as groups with the indices of their
+        channels."""
         gone = np.zeros(self.scope.tracker.count, dtype=bool)
         for group, indices in removed:
             gone[group.roots[list(indices)]] = True
@@ -84,7 +86,7 @@ class Structure:
         return left
 
     def weight(self, place: Place) -> npt.NDArray[Any]:
-        """The constant of a place, that axis moved to the front."""
+        """Return the constant of a place as float32, with the place's axis first."""
         from onnx import numpy_helper
 
         value: npt.NDArray[Any] = numpy_helper.to_array(self.scope.constants[place[0]])
@@ -92,7 +94,7 @@ class Structure:
 
 
 def structure(model: onnx.ModelProto, example: Example | None = None) -> Structure:
-    """Find what can be cut from a graph; the given one is not changed.
+    """Find what can be cut from a graph, without changing it.
 
     Args:
         example: see :func:`kedge.pruning.shapes.observed`.

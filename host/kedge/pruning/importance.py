@@ -1,4 +1,4 @@
-"""How much each channel of a group matters: higher matters more."""
+"""Scores the importance of each channel of a group; a higher score is more important."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 
 
 class Importance(enum.Enum):
-    """What ranks channels."""
+    """The criterion that ranks channels."""
 
     MAGNITUDE = "magnitude"  # the weights that make, read and scale a channel
     TAYLOR = "taylor"  # what the answers would change by without it, to first order
@@ -31,7 +31,7 @@ class Importance(enum.Enum):
 
 
 class Norm(enum.Enum):
-    """Of the weights of a channel."""
+    """The norm taken of a channel's weights."""
 
     L1 = "l1"
     L2 = "l2"
@@ -39,13 +39,13 @@ class Norm(enum.Enum):
 
 _BATCH = 8
 _PROJECTIONS = 4
-"""Random directions in which the change of the answers is looked at, for each batch."""
+"""Random directions per batch along which the change of the outputs is measured."""
 
 
 def magnitude(structure: Structure, group: Group, norm: Norm) -> Scores:
-    """The norm of all weights that belong to a channel, each weight tensor in proportion to its mean over the channels
-    (the grouped norm of Fang et al., "DepGraph: Towards any structural pruning", CVPR 2023): comparable from layer to
-    layer, whatever their scales."""
+    """Score each channel by the norm of all its weights, each weight tensor divided by its mean over the channels (the
+    grouped norm of Fang et al., "DepGraph: Towards any structural pruning", CVPR 2023). Scores are comparable between
+    layers, whatever their scales."""
     total: Scores = np.zeros(group.size)
     places = {*group.producing, *group.consuming, *group.scaling}
     for place in sorted(places):
@@ -60,22 +60,22 @@ def magnitude(structure: Structure, group: Group, norm: Norm) -> Scores:
 
 
 def at_random(groups: Sequence[Group], random: np.random.Generator) -> dict[Group, Scores]:
-    """Any order."""
+    """Score the channels at random."""
     return {group: random.random(group.size) for group in groups}
 
 
 def taylor(structure: Structure, groups: Sequence[Group], context: Context, samples: int) -> dict[Group, Scores]:
-    """What a channel adds to the answers, to first order: the squared gradient with respect to a factor on the channel
-    at its readers (Molchanov et al., "Importance estimation for neural network pruning", CVPR 2019; on heads: Michel
-    et al., "Are sixteen heads really better than one?", NeurIPS 2019).
+    """Score each channel by what it contributes to the outputs, to first order: the squared gradient with respect to a
+    factor on the channel where it is read (Molchanov et al., "Importance estimation for neural network pruning", CVPR
+    2019; on heads: Michel et al., "Are sixteen heads really better than one?", NeurIPS 2019).
 
-    With labels it is the gradient of the cross entropy. Without, the distance to the model's own answers has no
-    gradient at those answers; taken instead is the expected squared change of the answers themselves, by random
-    directions in which they are looked at (each with independent signs, so that samples of a batch do not mix).
+    With labels it is the gradient of the cross entropy. Without labels, the distance to the model's own outputs has no
+    gradient at those outputs, so the expected squared change of the outputs themselves is used, estimated along random
+    directions (each with independent signs, so that samples of a batch do not mix).
 
     Raises:
-        StepError: torch cannot compute the graph; names the node.
-        ConfigError: labels that fit no output.
+        StepError: torch cannot compute the graph; the error names the node.
+        ConfigError: the labels fit no output.
     """
     import torch
 
@@ -122,7 +122,7 @@ def taylor(structure: Structure, groups: Sequence[Group], context: Context, samp
 
 
 def _slopes_by_weights(loss: Any, weights: Mapping[str, Any], *, again: bool) -> dict[str, Array | None]:
-    """Each weight's gradient times the weight; None where the loss does not depend on it."""
+    """Return the gradient of each weight times the weight; None if the loss does not depend on it."""
     import torch
 
     slopes = torch.autograd.grad(loss, list(weights.values()), retain_graph=again, allow_unused=True)
@@ -164,8 +164,8 @@ def _entropy(heads: Any, answers: Mapping[str, torch.Tensor], labels: torch.Tens
 
 
 def _gates(group: Group, found: Mapping[str, Array | None]) -> Scores:
-    """Gradients with respect to a factor on each channel: weight times gradient, summed up over all weights that read
-    it; or that make it, where none does."""
+    """Return the gradients with respect to a factor on each channel: weight times gradient, summed over all weights
+    that read the channel, or over those that produce it if none reads it."""
     total: Scores = np.zeros(group.size)
     places = [place for place in group.consuming if found.get(place[0]) is not None]
     for name, axis in places or [place for place in group.producing if found.get(place[0]) is not None]:

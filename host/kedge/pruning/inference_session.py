@@ -1,4 +1,4 @@
-"""Running graphs with ONNX Runtime while pruning: as they are, on one thread."""
+"""Runs graphs with ONNX Runtime during pruning: unoptimized by default, on one thread."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def session(model: onnx.ModelProto, *, where: str, outputs: Iterable[str] = (), optimized: bool = False) -> Any:
-    """A session of a model.
+    """Open a session of a model.
 
     Args:
-        outputs: tensors that shall be outputs too.
-        optimized: whether ONNX Runtime may rewrite the graph first, which takes a while and is worth it for many runs.
+        outputs: tensors to return as well.
+        optimized: let ONNX Runtime optimize the graph first, which takes a while and pays off for many runs.
 
     Raises:
         UnsupportedOperatorError, ModelError: see :func:`kedge_targets.graph.library.opened`.

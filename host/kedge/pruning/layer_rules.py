@@ -1,7 +1,7 @@
-"""How layers hand channels on: products, normalization, element-wise work, pooling.
+"""Channel rules of layers: products, normalization, element-wise operators, pooling.
 
-A rule gets a node whose tensors were all observed, and says what the axes of each output carry (ONNX operator
-specifications). ``None`` instead: not understood, everything that touches the node is held.
+A rule takes a node whose tensors were all observed and returns what the axes of each output carry (ONNX operator
+specifications), or None if it cannot handle the node: then everything that touches the node is held.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Rule = Callable[["onnx.NodeProto", Scope], "list[Axes] | None"]
 
 
 def convolution(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """Conv: data (N, C, space), weights (O, C / groups, space), bias (O)."""
+    """Follow channels through Conv: data (N, C, space), weights (O, C / groups, space), bias (O)."""
     data, weight = node.input[0], node.input[1]
     channels, (out, into, *kernel) = scope.whole(data, 1), scope.of(weight)
     scope.tracker.hold(*kernel, *scope.of(data)[2:])
@@ -36,8 +36,8 @@ def convolution(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
 
 
 def _grouped(scope: Scope, weight: str, channels: Ids | None, groups: int) -> None:
-    """Every group keeps as many channels as the others. Many small groups (depthwise convolution) go as wholes, of a
-    few large ones each loses the channel at the same place."""
+    """Join channels so that all groups keep the same number. Many small groups (depthwise convolution) are cut as a
+    whole; a few large ones each lose the channel at the same position."""
     tracker = scope.tracker
     out, into = scope.of(weight)[:2]
     if channels is None or out is None:
@@ -54,7 +54,7 @@ def _grouped(scope: Scope, weight: str, channels: Ids | None, groups: int) -> No
 
 
 def transposed_convolution(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """ConvTranspose: data (N, C, space), weights (C, O / groups, space), bias (O)."""
+    """Follow channels through ConvTranspose: data (N, C, space), weights (C, O / groups, space), bias (O)."""
     if attribute(node, "group", 1) != 1:
         return None
     data, weight = node.input[0], node.input[1]
@@ -69,7 +69,7 @@ def transposed_convolution(node: onnx.NodeProto, scope: Scope) -> list[Axes] | N
 
 
 def gemm(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """Gemm: A (M, K) times B (K, N), or (N, K), plus C that spreads over (M, N)."""
+    """Follow channels through Gemm: A (M, K) times B (K, N) or (N, K), plus C broadcast to (M, N)."""
     if attribute(node, "transA", 0):
         return None
     left, right = node.input[0], node.input[1]
@@ -86,7 +86,8 @@ def gemm(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
 
 
 def matrix_product(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """MatMul of (batch, M, K) and (batch, K, N); what the batches of two activations carry are heads."""
+    """Follow channels through MatMul of (batch, M, K) and (batch, K, N). The batch axes of two activations carry
+    heads."""
     left, right = node.input
     if scope.rank(left) < 2 or scope.rank(right) < 2:
         return None
@@ -104,7 +105,7 @@ def matrix_product(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
 
 
 def batch_normalization(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """BatchNormalization in inference: four vectors along the channels."""
+    """Follow channels through BatchNormalization in inference: four vectors along the channels."""
     if len([name for name in node.output if name]) > 1:
         return None
     axes = scope.of(node.input[0])
@@ -115,7 +116,7 @@ def batch_normalization(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None
 
 
 def instance_normalization(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """InstanceNormalization: each channel by itself."""
+    """Follow channels through InstanceNormalization: each channel by itself."""
     axes = scope.of(node.input[0])
     scope.tracker.hold(*axes[2:])
     for name in node.input[1:3]:
@@ -125,13 +126,13 @@ def instance_normalization(node: onnx.NodeProto, scope: Scope) -> list[Axes] | N
 
 
 def unary(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """Each element by itself; further inputs (limits, ratios) are numbers."""
+    """Follow channels through operators on single elements; further inputs (limits, ratios) are scalars."""
     scope.hold(*filter(None, node.input[1:]))
     return [scope.of(node.input[0]) for _ in node.output]
 
 
 def elementwise(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """Element by element, axes of length one spread (ONNX, Broadcasting.md)."""
+    """Follow channels through element-wise operators with broadcasting (ONNX, Broadcasting.md)."""
     sides = [_side(scope, name) for name in node.input if name]
     return [_aligned(scope, sides, scope.rank(node.output[0]))]
 
@@ -163,14 +164,15 @@ def _aligned(scope: Scope, sides: list[Side], rank: int) -> Axes:
 
 
 def pooling(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """Batch and channels stay, what happens in space is nobody's concern."""
+    """Follow channels through pooling: batch and channels continue, the spatial axes are held."""
     axes = scope.of(node.input[0])
     scope.tracker.hold(*axes[2:])
     return [(*axes[:2], *(None for _ in axes[2:])) for _ in node.output]
 
 
 def along(first_axis_only: bool) -> Rule:
-    """Operators that mix what lies along one axis (from ``axis`` on, where they see the rest as one)."""
+    """Return the rule of operators that mix values along ``axis``, or along all axes from ``axis`` on if not
+    ``first_axis_only``."""
 
     def rule(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
         axes = scope.of(node.input[0])
@@ -187,7 +189,7 @@ def along(first_axis_only: bool) -> Rule:
 
 
 def softmax(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """Softmax and its like; before opset 13 all axes from ``axis`` on are one."""
+    """Follow channels through Softmax and similar operators; before opset 13 all axes from ``axis`` on count as one."""
     old = any(opset.domain in ("", "ai.onnx") and opset.version < 13 for opset in scope.model.opset_import)
     if old and attribute(node, "axis") is None:
         axes = scope.of(node.input[0])
@@ -197,7 +199,7 @@ def softmax(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
 
 
 def reduction(node: onnx.NodeProto, scope: Scope) -> list[Axes] | None:
-    """Sums, means and their like: the axes that are summed up are held."""
+    """Follow channels through sums, means and other reductions: the reduced axes are held."""
     axes = scope.of(node.input[0])
     if scope.given(node, 1) and scope.constant(node, 1) is None:
         return None

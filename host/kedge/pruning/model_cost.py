@@ -1,4 +1,4 @@
-"""What a graph costs: parameters, and multiply-accumulate operations for one sample."""
+"""The cost of a graph: parameters, and multiply-accumulate operations for one sample."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Alive = npt.NDArray[np.bool_]
 
 
 def parameters(model: onnx.ModelProto) -> int:
-    """Numbers in floating-point constants."""
+    """Return the number of elements in floating-point constants."""
     import onnx
 
     kinds = onnx.TensorProto
@@ -27,11 +27,11 @@ def parameters(model: onnx.ModelProto) -> int:
 
 
 def operations(scope: Scope, alive: Alive | None = None) -> int:
-    """Multiply-accumulate operations of convolutions and matrix products for one sample; free axes beside the batch
-    (a sentence's length) count as one.
+    """Return the multiply-accumulate operations of convolutions and matrix products for one sample; free axes other
+    than the batch (such as a sentence's length) count as one.
 
     Args:
-        alive: for each number of the scope whether it is left; None for all.
+        alive: for each number of the scope, whether it is left; None if all are.
     """
 
     def length(name: str, axis: int) -> int:

@@ -1,4 +1,4 @@
-"""Pruning from start to end, as the steps of a recipe ask for it: find, rank, choose, cut, tell."""
+"""Pruning from start to end, as the steps of a recipe request it: find groups, rank, choose, cut, report."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from kedge.step import Context
 
 _LEVELS = 8
-"""Into how many parts a group is divided to measure what their loss does."""
+"""Number of parts into which a group is divided to measure the effect of losing them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruningRequest:
-    """What is pruned, and how. See the options of the steps."""
+    """What is pruned, and how; see the options of the steps."""
 
     step: str
     kinds: tuple[Kind, ...]
@@ -43,10 +43,10 @@ class PruningRequest:
     samples: int = 64
 
     def check(self) -> None:
-        """Look at the numbers.
+        """Check the numbers.
 
         Raises:
-            ConfigError: one is not as it must be.
+            ConfigError: a number is out of range.
         """
         where = f"step {self.step!r}"
         if not 0 <= self.ratio < 1:
@@ -64,11 +64,11 @@ class PruningRequest:
 
 
 def prune(model: onnx.ModelProto, context: Context, how: PruningRequest) -> onnx.ModelProto:
-    """The graph without the least important channels of some kinds; figures and notes go to the context.
+    """Return the graph without the least important channels of some kinds; figures and notes go to the context.
 
     Raises:
-        StepError: nothing of these kinds can be cut, or gradients cannot be had.
-        ConfigError: numbers or names of layers that do not fit.
+        StepError: nothing of these kinds can be cut, or gradients cannot be computed.
+        ConfigError: a number is out of range, or a layer's name is unknown.
         UnsupportedOperatorError, ModelError: ONNX Runtime does not load the graph.
     """
     how.check()
@@ -106,7 +106,7 @@ def _groups(found: Structure, how: PruningRequest) -> tuple[Group, ...]:
 def _chosen(
     found: Structure, context: Context, how: PruningRequest, first: Mapping[str, int], ratio: float, operations: int
 ) -> dict[Group, list[int]]:
-    """The channels that go, so that ``ratio`` of what there was first has gone."""
+    """Return the channels to remove, so that ``ratio`` of the original amount is gone."""
     groups = tuple(group for group in found.of_kinds(*how.kinds) if group.name in first)
 
     def allowed(group: Group, wanted: float) -> int:
@@ -141,7 +141,8 @@ def _evenly(
     groups: Sequence[Group], first: Mapping[str, int], allowed: selection.Allowed, reached: selection.Reached,
     ratio: float, own: Kept, target: Target,
 ) -> Kept:  # fmt: skip
-    """The same share of each group; of operations, the least share that takes enough of them away."""
+    """Return the numbers left after removing the same share of each group; if operations are the target, the smallest
+    share that removes enough of them."""
 
     def left(share: float) -> Kept:
         return {group: allowed(group, first[group.name] * (1 - share)) for group in groups} | own
@@ -173,7 +174,7 @@ def _scores(
 def _harm(
     groups: Sequence[Group], scores: Mapping[Group, Scores], allowed: selection.Allowed, probe: Probe, context: Context
 ) -> dict[Group, list[tuple[int, float]]]:
-    """What it does to the answers to lose the least important parts of each group alone."""
+    """Measure the error of the outputs when each group alone loses its least important parts."""
     harm = {}
     for number, group in enumerate(groups):
         parts = min(_LEVELS, group.size)

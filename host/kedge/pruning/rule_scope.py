@@ -1,4 +1,4 @@
-"""What the rules of the operators see of a graph, and where they leave what they found."""
+"""What the operators' rules see of a graph, and where they record what they find."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Place = tuple[str, int]
 
 
 class Scope:
-    """One graph while its channels are followed.
+    """A graph whose channels are being followed.
 
     Attributes:
-        tracker: the numbers.
-        shapes: as observed.
+        tracker: the numbers of the channels.
+        shapes: the observed shapes.
         axes: tensor → what each axis carries.
-        dims: shape vector → for each entry what the axis carries whose length it is.
+        dims: shape vector → for each entry, what the axis carries whose length it holds.
         producing: axes of weights along which they make channels.
-        consuming: axes of weights along which they read channels: with zeros there a channel matters no more.
+        consuming: axes of weights along which they read channels; zeros there disconnect a channel.
         scaling: axes of weights that scale single channels.
-        heads: numbers that stood for a batch of products of two activations, as attention heads do.
+        heads: numbers along the batch axes of products of two activations, as attention heads are.
     """
 
     def __init__(self, model: onnx.ModelProto, shapes: Shapes) -> None:
@@ -61,11 +61,11 @@ class Scope:
             self.axes[name] = tuple(self.tracker.fresh(dim) if ids and dim > 1 else None for dim in tensor.dims)
 
     def of(self, name: str) -> Axes:
-        """What the axes of a tensor carry."""
+        """Return what the axes of a tensor carry."""
         return self.axes[name] if name in self.axes else none(self.rank(name))
 
     def known(self, name: str) -> bool:
-        """Whether the tensor was observed."""
+        """Return whether the tensor was observed."""
         return name in self.shapes.lengths
 
     def rank(self, name: str) -> int:
@@ -75,7 +75,7 @@ class Scope:
         return self.shapes.lengths[name]
 
     def constant(self, node: onnx.NodeProto, index: int) -> Array | None:
-        """The value of an input that is a constant; None where it is not, or left out."""
+        """Return the value of a constant input; None if it is not constant or is omitted."""
         from onnx import numpy_helper
 
         if index >= len(node.input) or node.input[index] not in self.constants:
@@ -84,11 +84,11 @@ class Scope:
         return value
 
     def given(self, node: onnx.NodeProto, index: int) -> bool:
-        """Whether an optional input is there."""
+        """Return whether an optional input is given."""
         return index < len(node.input) and bool(node.input[index])
 
     def whole(self, name: str, axis: int) -> Ids | None:
-        """What an axis carries where that is one number for each index; else it is held."""
+        """Return what an axis carries if that is one number for each index; otherwise hold it and return None."""
         ids = self.of(name)[axis]
         if ids is None:
             return None
@@ -98,13 +98,13 @@ class Scope:
         return ids
 
     def hold(self, *names: str) -> None:
-        """Nothing of these tensors can be cut."""
+        """Mark all channels of these tensors as held."""
         for name in names:
             self.tracker.hold(*self.of(name), *self.dims.get(name, ()))
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """The value of an attribute."""
+    """Return the value of an attribute."""
     import onnx
 
     for given in node.attribute:
@@ -114,5 +114,5 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 
 def integers(value: Array | None) -> list[int] | None:
-    """A constant of indices as plain numbers."""
+    """Return a constant of indices as a list of plain integers."""
     return None if value is None else [int(number) for number in np.ravel(value)]

@@ -1,4 +1,4 @@
-"""Which channels go: from scores and a share to indices, within what is allowed."""
+"""Chooses the channels to remove: from scores and a share to indices, within limits."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from kedge_protocol.errors import ConfigError
 
 Scores = npt.NDArray[np.float64]
 Kept = dict[Group, int]
-"""How many channels of each group are left."""
+"""Number of channels left in each group."""
 Allowed = Callable[[Group, float], int]
-"""How many channels of a group are left where so many should be."""
+"""Number of channels left in a group if this many are wanted."""
 Reached = Callable[[Kept], float]
-"""The share that has gone, of whatever is counted."""
+"""Share that is gone, of whatever is counted."""
 
 
 class Ranking(enum.Enum):
-    """Among which channels the least important are looked for."""
+    """Among which channels the least important ones are sought."""
 
     LAYER = "layer"  # each layer loses the same share
     GLOBAL = "global"  # all layers together lose it
 
 
 class Target(enum.Enum):
-    """What the share is of."""
+    """What the share refers to."""
 
     CHANNELS = "channels"
     OPERATIONS = "operations"  # multiply-accumulate operations, which latency follows
@@ -38,13 +38,13 @@ class Target(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What must be left of a group.
+    """Limits on what is left of a group.
 
     Attributes:
-        multiple: the number that is left is a multiple of it where the group is large enough (vector units of
-            processors hold 4, 8 or 16 channels); of a group smaller than twice as many, a half of it, and so on.
-        least: channels that are left at least.
-        most: share of a group that goes at most.
+        multiple: the number left is a multiple of this if the group is large enough (vector units of processors hold 4,
+            8 or 16 channels); of half of it if the group is smaller than twice as many, and so on.
+        least: least number of channels left.
+        most: largest share of a group that is removed.
     """
 
     multiple: int = 1
@@ -52,7 +52,7 @@ class Limits:
     most: float = 1.0
 
     def kept(self, size: int, first: int, wanted: float) -> int:
-        """How many of ``size`` channels, of which there were ``first`` once, are left where ``wanted`` should be."""
+        """Return how many of ``size`` channels (``first`` before any pruning) are left if ``wanted`` are asked for."""
         step = max(1, self.multiple)
         while step > 1 and first < 2 * step:
             step //= 2
@@ -68,10 +68,10 @@ def by_score(
     ratio: float,
     own: Kept,
 ) -> Kept:
-    """The lowest scores of all groups together, as many as it takes.
+    """Return the numbers left after removing the lowest scores of all groups together, as many as needed.
 
     Args:
-        own: groups whose number is settled.
+        own: groups whose number is already set.
     """
     every = np.sort(np.concatenate([values for group, values in scores.items() if group not in own] or [np.zeros(0)]))
 
@@ -93,11 +93,11 @@ def by_score(
 
 
 def by_harm(harm: Mapping[Group, Sequence[tuple[int, float]]], reached: Reached, ratio: float, own: Kept) -> Kept:
-    """Step by step from the group where it does the least harm for what it wins.
+    """Return the numbers left after shrinking, step by step, the group where it does the least harm for what it saves.
 
     Args:
-        harm: for each group how many channels may be left, most first, and the error of the answers where so many are.
-        own: groups whose number is settled.
+        harm: for each group the numbers of channels that may be left, largest first, each with the outputs' error.
+        own: groups whose number is already set.
     """
     kept: Kept = {group: group.size for group in harm} | own
     at = {group: -1 for group in harm if group not in own}
@@ -124,7 +124,7 @@ def by_harm(harm: Mapping[Group, Sequence[tuple[int, float]]], reached: Reached,
 
 
 def lowest(scores: Mapping[Group, Scores], kept: Kept) -> dict[Group, list[int]]:
-    """The least important channels of each group beyond those that are left; of equal ones the last."""
+    """Return the least important channels of each group, all but the number that is left; among equals the last."""
     chosen = {}
     for group, values in scores.items():
         order = np.lexsort((-np.arange(group.size), values))
@@ -133,10 +133,10 @@ def lowest(scores: Mapping[Group, Scores], kept: Kept) -> dict[Group, list[int]]
 
 
 def named(groups: Sequence[Group], ratios: Mapping[str, float], left_out: Sequence[str]) -> dict[Group, float]:
-    """Shares of single groups, by the names of nodes that make their channels; zero for those that are left out.
+    """Return the shares of single groups, named by the nodes that produce their channels; zero for those left out.
 
     Raises:
-        ConfigError: a name that makes no channels that could be cut, or a share outside 0 to 1.
+        ConfigError: a named node makes no channels that could be cut, or a share is outside 0 to 1.
     """
     by_name = {name: group for group in groups for name in group.nodes}
     found: dict[Group, float] = {}

@@ -1,4 +1,4 @@
-"""How far answers go wrong without some channels, measured: ONNX Runtime runs the graph with zeros where they are
+"""Measures the error of the outputs without some channels: ONNX Runtime runs the graph with zeros where they are
 read."""
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _BATCH = 16
 
 
 class Probe:
-    """A graph whose channels can be switched off, and the answers it gave to some samples with all of them on.
+    """A graph whose channels can be switched off, with its outputs on some samples when all channels are on.
 
     Args:
-        samples: how many are looked at, at most.
+        samples: the largest number of samples used.
     """
 
     def __init__(self, structure: Structure, groups: Iterable[Group], context: Context, samples: int) -> None:
@@ -50,7 +50,8 @@ class Probe:
         self._right = self._answers({})
 
     def error(self, off: Mapping[Group, Sequence[int]]) -> float:
-        """Mean square error of the answers without some channels, over the answers' mean square; the worst output's."""
+        """Return the mean square error of the outputs without some channels, over their mean square; of the worst
+        output."""
         wrong = self._answers(off)
         worst = 0.0
         for right, now in zip(self._right, wrong, strict=True):

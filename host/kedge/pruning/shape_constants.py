@@ -1,4 +1,4 @@
-"""Numbers in a graph that say how long an axis shall be: targets of Reshape and Expand, bounds of Slice."""
+"""Constants in a graph that give the length of an axis: targets of Reshape and Expand, bounds of Slice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Entry(enum.Enum):
-    """What stands for one axis in a target that is written anew."""
+    """What stands for one axis in a rewritten target."""
 
     LENGTH = "length"  # the axis' own length
     COPY = "copy"  # 0: as long as the input's axis at that place
@@ -24,13 +24,13 @@ class Entry(enum.Enum):
 
 
 def entries(scope: Scope, node: onnx.NodeProto, axes: Sequence[Ids | None]) -> list[Entry] | None:
-    """How the target of a Reshape or Expand can be written so that it holds after a cut.
+    """Determine how the target of a Reshape or Expand can be written so that it is valid after a cut.
 
     Args:
-        axes: what the output's axes carry; where none does, nothing need be written and the list is empty.
+        axes: what the output's axes carry; if none carries anything, nothing need be written and the list is empty.
 
     Returns:
-        An entry for each axis of the output; None where no target would do.
+        An entry for each axis of the output; None if no target would be valid.
     """
     if all(ids is None for ids in axes):
         return []
@@ -61,14 +61,14 @@ def _reshape(scope: Scope, node: onnx.NodeProto, axes: Sequence[Ids | None]) -> 
 
 
 def _is_fixed(scope: Scope, node: onnx.NodeProto, axis: int) -> bool:
-    """Whether an axis that looks fixed is fixed: the runs told, or a constant target says so outright."""
+    """Return whether an axis that looks fixed is fixed: the runs showed it, or a constant target states its length."""
     if scope.shapes.varied:
         return True
     return scope.constant(node, 1) is not None and _is_given(scope, node, axis)
 
 
 def _alike(scope: Scope, node: onnx.NodeProto, axis: int, axes: Sequence[Ids | None]) -> bool:
-    """Whether the input's axis at that place will be cut as the output's is."""
+    """Return whether the input's axis at the same position will be cut like the output's."""
     return same(scope.of(node.input[0])[axis], axes[axis])
 
 
@@ -90,7 +90,7 @@ def _expand(scope: Scope, node: onnx.NodeProto, axes: Sequence[Ids | None]) -> l
 
 
 def _is_given(scope: Scope, node: onnx.NodeProto, axis: int) -> bool:
-    """Whether the present target says the axis' length outright."""
+    """Return whether the present target states the length of the axis."""
     seen = scope.shapes.values.get(node.input[1])
     if seen is None or scope.shapes.fixed(node.input[1], 0) != scope.rank(node.output[0]):
         return False
@@ -98,8 +98,8 @@ def _is_given(scope: Scope, node: onnx.NodeProto, axis: int) -> bool:
 
 
 def sliced(scope: Scope, node: onnx.NodeProto) -> dict[int, tuple[int, int, int]] | None:
-    """The axes that a Slice cuts, with start, stop (both within the axis) and step; None where they are not constant,
-    or an axis' length is not fixed."""
+    """Return the axes that a Slice cuts, with start, stop (both within the axis) and step; zeros for a free axis. None
+    if the bounds are not constant."""
     if scope.given(node, 1):
         parts = [integers(scope.constant(node, index)) for index in range(1, 5)]
         for index in (3, 4):

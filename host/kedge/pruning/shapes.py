@@ -1,8 +1,8 @@
-"""What every tensor of a graph looks like, observed in two runs whose free axes differ.
+"""The shapes of all tensors of a graph, observed in two runs whose free axes differ.
 
-An axis is fixed where both runs agree. Where they differ, the pair of lengths tells what it is made of: a free batch
-of 3 and of 11 that was merged with 4 heads is an axis of 12 and of 44. Shape inference alone loses itself in the shape
-arithmetic that exporters write; the runtime does not.
+An axis is fixed if its length is the same in both runs. If not, the pair of lengths shows what it is made of: a free
+batch of 3 and of 11 merged with 4 heads is an axis of 12 and of 44. Shape inference alone fails on the shape arithmetic
+that exporters write; the runtime does not.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Length = tuple[int, int]
-"""Of one axis, in the first and in the second run."""
+"""Length of one axis in the first and in the second run."""
 
 _PRIMES: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
     ((3, 5, 7, 13), (11, 17, 19, 23)),
     ((2, 37, 41, 43), (3, 67, 71, 73)),
     ((2, 224, 224, 224), (3, 256, 256, 256)),
 )
-"""Lengths that free axes are given, run by run; the batch comes first. Where a graph refuses small ones (a picture
-shrinks to nothing), larger ones are tried."""
+"""Lengths of free axes in each run, the batch first. If a graph refuses small ones (an image shrinks to nothing),
+larger ones are tried."""
 _SMALLEST = (2, 3)
-"""Of the batch alone, where the other axes are as long as a sample's."""
+"""Lengths of the batch alone, if the other axes are as long as a sample's."""
 _MAX_SHAPE_VECTOR = 16
 
 Example = Mapping[str, tuple[int, ...]]
-"""Input → lengths of its axes that are known to do."""
+"""Input → lengths of its axes that are known to work."""
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Observations of a graph.
+    """The observed shapes of a graph.
 
     Attributes:
-        lengths: tensor → axis → length in both runs; a tensor that was not seen is missing.
+        lengths: tensor → axis → length in both runs; tensors that were not observed are missing.
         values: integer tensor of at most 16 numbers (shapes, indices) → its value in both runs.
-        inputs: what the first run was given; empty where nothing ran.
-        varied: whether all free axes differed between the runs; else some that look fixed may be free.
+        inputs: inputs of the first run; empty if nothing ran.
+        varied: whether all free axes differed between the runs; if not, some that look fixed may be free.
     """
 
     lengths: Mapping[str, tuple[Length, ...]]
@@ -58,7 +58,7 @@ class Shapes:
     varied: bool = True
 
     def fixed(self, tensor: str, axis: int) -> int | None:
-        """The length of an axis; None where it is free or unknown."""
+        """Return the length of an axis; None if it is free or unknown."""
         lengths = self.lengths.get(tensor)
         if lengths is None or not -len(lengths) <= axis < len(lengths):
             return None
@@ -67,12 +67,12 @@ class Shapes:
 
 
 def observed(model: onnx.ModelProto, example: Example | None = None) -> Shapes:
-    """Run the graph twice with made-up inputs. What refuses to run is taken from shape inference alone, in which no
-    free axis is understood; then less can be pruned, but nothing breaks.
+    """Run the graph twice with made-up inputs. If it does not run, use shape inference alone, which tells nothing of
+    free axes; then less can be pruned, but nothing breaks.
 
     Args:
-        example: taken for the free axes beside the batch where the graph refuses other lengths: some exporters write
-            the length of their own example into it.
+        example: lengths for the free axes other than the batch if the graph refuses others: some exporters write the
+            lengths of their own example into it.
 
     Raises:
         UnsupportedOperatorError, ModelError: ONNX Runtime does not load the graph.
@@ -156,15 +156,15 @@ def _inferred(model: onnx.ModelProto) -> Shapes:
 
 
 def product(lengths: Sequence[Length]) -> Length:
-    """Of lengths, run by run."""
+    """Return the product of lengths in each run."""
     return math.prod(one for one, _ in lengths), math.prod(other for _, other in lengths)
 
 
 def check(seen: Shapes, pruned: onnx.ModelProto) -> None:
-    """That a pruned graph loads, runs, and gives outputs of the shapes that the whole graph gave.
+    """Check that a pruned graph loads, runs, and gives outputs of the same shapes as the original graph.
 
     Raises:
-        UnsupportedOperatorError, ModelError: it does not; a fault of the pruning, not of the model.
+        UnsupportedOperatorError, ModelError: it does not, which is a bug in the pruning, not a fault of the model.
     """
     session = inference_session.session(pruned, where="the pruned graph")
     if not seen.inputs:

@@ -1,4 +1,4 @@
-"""Zeros among the weights, which stay where they are: without a pattern, or N of M."""
+"""Sparsity: weights set to zero in place, without a pattern or N of M."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _SUMMED = {"Conv": 1, "ConvTranspose": 0, "Gemm": 0, "MatMul": -2}
 
 @dataclass(frozen=True)
 class Pattern:
-    """``n`` of every ``m`` weights that lie side by side along the sum may differ from zero."""
+    """N:M sparsity: at most ``n`` of every ``m`` adjacent weights along the summed axis differ from zero."""
 
     n: int
     m: int
 
 
 def pattern(text: str) -> Pattern | None:
-    """``2:4`` → a pattern, ``unstructured`` → None.
+    """Parse a pattern such as ``2:4``; ``unstructured`` gives None.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: the text is neither.
     """
     if text == "unstructured":
         return None
@@ -48,7 +48,7 @@ def pattern(text: str) -> Pattern | None:
 
 
 def weights(model: onnx.ModelProto, leave: Sequence[str]) -> dict[str, int]:
-    """Weights of layers, by name, and the axis along which their products are summed up.
+    """Return the weights of layers: name → the axis along which their products are summed.
 
     Args:
         leave: nodes whose weights are left out.
@@ -70,7 +70,7 @@ def weights(model: onnx.ModelProto, leave: Sequence[str]) -> dict[str, int]:
 
 
 def smallest(arrays: Mapping[str, Array], ratio: float, *, together: bool) -> dict[str, Mask]:
-    """Masks, true where a weight stays: all but the smallest of each array, or of all of them together."""
+    """Return masks, true where a weight stays: all but the smallest of each array, or of all arrays together."""
     if together:
         every = np.sort(np.concatenate([np.abs(array).ravel() for array in arrays.values()]))
         count = int(len(every) * ratio)
@@ -85,8 +85,8 @@ def smallest(arrays: Mapping[str, Array], ratio: float, *, together: bool) -> di
 
 
 def best_of(array: Array, axis: int, chosen: Pattern) -> Mask | None:
-    """The ``n`` largest of every ``m`` along an axis, chosen for each row by itself; what does not fill a last ``m``
-    stays. None where there are less than ``m``."""
+    """Return a mask of the ``n`` largest of every ``m`` along an axis, chosen for each row separately; an incomplete
+    last block stays. None if there are fewer than ``m``."""
     moved = np.moveaxis(np.abs(array), axis, -1)
     whole = moved.shape[-1] // chosen.m * chosen.m
     if not whole:
@@ -101,5 +101,5 @@ def best_of(array: Array, axis: int, chosen: Pattern) -> Mask | None:
 
 
 def compressed(model: onnx.ModelProto) -> int:
-    """Bytes of the graph as zlib packs it."""
+    """Return the size of the graph in bytes after zlib compression."""
     return len(zlib.compress(model.SerializeToString(deterministic=True), level=6))

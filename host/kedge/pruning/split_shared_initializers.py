@@ -1,6 +1,6 @@
-"""What several layers read, copied for each of them where it costs next to nothing: vectors (exporters keep one of
-equal biases), and masks that were spread over the heads once. Else the channels of all those layers would hang together
-by it. Weights are left shared."""
+"""Gives each layer its own copy of a shared constant if that costs next to nothing: vectors (exporters merge equal
+biases), and masks expanded once for all heads. Otherwise they would tie the channels of all those layers together.
+Weights stay shared."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _MOVING = frozenset({"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity",
 
 
 def split_shared_initializers(model: onnx.ModelProto) -> None:
-    """Copy each vector among the constants, and each Expand with what only moves its result, for every reader but the
-    first, in place. The copies are named after the originals."""
+    """Copy each constant vector, and each Expand with the nodes that only rearrange its result, for every reader but
+    the first, in place. The copies are named after the originals."""
     _vectors(model)
     _masks(model)
 
@@ -81,7 +81,7 @@ def _masks(model: onnx.ModelProto) -> None:
 
 
 def _copied(path: list[onnx.NodeProto], suffix: str, names: set[str], copies: dict[str, list[onnx.NodeProto]]) -> str:
-    """Copy a chain of nodes; the name of the last one's output. Copies stand behind the last original."""
+    """Copy a chain of nodes to behind its last node; return the name of the last copy's output."""
     source = path[0].input[0]
     for node in path:
         copy = type(node).FromString(node.SerializeToString())

@@ -1,4 +1,4 @@
-"""Cutting channels out of a graph: weights get smaller, and the numbers in the graph that speak of them follow."""
+"""Cuts channels out of a graph: shrinks the weights and adapts the constants in the graph that give their lengths."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Alive = npt.NDArray[np.bool_]
 
 
 def cut(structure: Structure, removed: Iterable[tuple[Group, Iterable[int]]]) -> onnx.ModelProto:
-    """The graph without some channels; checked by running it.
+    """Return the graph without some channels, checked by running it.
 
     Args:
-        removed: groups, each with the indices of its channels that go.
+        removed: groups, each with the indices of its channels to remove.
 
     Raises:
-        ModelError: the graph that was made does not run, which is a fault of this module.
+        ModelError: the resulting graph does not run, which is a bug in this module.
     """
     import onnx
 
@@ -44,7 +44,7 @@ def cut(structure: Structure, removed: Iterable[tuple[Group, Iterable[int]]]) ->
 
 
 class _Surgeon:
-    """One cut of one graph, in place."""
+    """A cut of a graph, made in place."""
 
     def __init__(self, scope: Scope, alive: Alive, model: onnx.ModelProto) -> None:
         self._scope = scope
@@ -91,7 +91,7 @@ class _Surgeon:
         return self._scope.lengths(name)[axis][0] if ids is None else int(self._alive[ids].sum())
 
     def _constant(self, node: onnx.NodeProto, what: str, values: Iterable[int]) -> str:
-        """A new constant of integers, its name."""
+        """Add a constant of integers; return its name."""
         from onnx import numpy_helper
 
         name, count = f"{node.name}_{what}", 1
@@ -103,7 +103,7 @@ class _Surgeon:
         return name
 
     def _retarget(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """Write the target of a Reshape or Expand anew; the nodes that this takes before it."""
+        """Rewrite the target of a Reshape or Expand; return the nodes that must be inserted before it."""
         from onnx import helper
 
         axes = self._scope.of(node.output[0])
@@ -190,7 +190,7 @@ class _Surgeon:
 
 
 def _drop_dead(model: onnx.ModelProto) -> None:
-    """Take away the nodes whose outputs nobody reads any more."""
+    """Remove the nodes whose outputs nothing reads any more."""
     from kedge_targets.graph import nodes
 
     graph = model.graph

@@ -1,4 +1,4 @@
-"""The worker's task that drops dead channels before anything else is done with a model."""
+"""The worker's task that removes dead channels before anything else is done with a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kedge_targets.worker import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class DropRequest:
-    """Take the dead channels out of ``graph``; write to ``made``."""
+    """Remove the dead channels from ``graph``; write the result to ``made``."""
 
     graph: str
     made: str
@@ -27,10 +27,10 @@ class DropRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class DropAnswer:
-    """What was found; nothing was written where ``note`` is empty.
+    """What was removed; if ``note`` is empty, nothing was written.
 
     Attributes:
-        attention, ends: of the new graph, see :class:`kedge.evaluation.model.Model`.
+        attention, ends: those of the new graph, see :class:`kedge.evaluation.model.Model`.
     """
 
     note: str = ""
@@ -39,10 +39,10 @@ class DropAnswer:
 
 
 def drop_dead(request: DropRequest, progress: Progress) -> DropAnswer:
-    """A task of the worker. A graph that cannot be followed stays as it is.
+    """Remove dead channels, as a task of the worker. A graph whose channels cannot be followed stays unchanged.
 
     Raises:
-        StorageError: no space for the graph.
+        StorageError: there is no space for the graph.
     """
     from kedge.evaluation import worker_tasks
     from kedge_protocol.errors import KedgeError
