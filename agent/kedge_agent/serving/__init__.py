@@ -1,5 +1,5 @@
 """Inference over HTTP: the serving process, and the agent's side that starts and watches it.
 
-The agent's side (:mod:`supervisor`, :mod:`bundle_watch`, :mod:`status_pipe`) loads no numpy; the rest runs in the
-serving process alone.
+The agent's side (:mod:`supervisor`, :mod:`bundle_watch`, :mod:`status_pipe`) does not load numpy; the rest runs only in
+the serving process.
 """

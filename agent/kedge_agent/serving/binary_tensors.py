@@ -1,7 +1,7 @@
 """Tensors as bytes: the binary data extension of the Open Inference Protocol, and gRPC's raw contents.
 
-Numbers are little-endian in row-major order; BOOL is one byte; each element of BYTES has its length, four bytes
-little-endian, before it.
+Numbers are little-endian in row-major order; BOOL is one byte; each element of BYTES is preceded by its length, four
+bytes little-endian.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _LENGTH = struct.Struct("<I")
 
 
 def array_of(data: memoryview, datatype: str, shape: Sequence[int], *, where: str) -> Array:
-    """A tensor, without a copy where its datatype allows it.
+    """Return a tensor, without a copy if its datatype allows that.
 
     Args:
-        data: of this tensor alone.
+        data: the bytes of this tensor only.
         datatype: a known one.
-        shape: whole numbers.
+        shape: non-negative integers.
 
     Raises:
-        InputError: the bytes do not fill the shape, or are no elements of the datatype.
+        InputError: the bytes do not fill the shape, or are not elements of the datatype.
     """
     if datatype == "BYTES":
         return _texts(data, math.prod(shape), where=where).reshape(shape)
@@ -49,7 +49,7 @@ def array_of(data: memoryview, datatype: str, shape: Sequence[int], *, where: st
 
 
 def bytes_of(array: Array) -> memoryview | bytes:
-    """A tensor's bytes, without a copy where they lie in order already; an object array is BYTES."""
+    """Return a tensor's bytes, without a copy if they are contiguous; an object array is BYTES."""
     if array.dtype.kind == "O":
         texts = [text if isinstance(text, bytes) else str(text).encode() for text in array.reshape(-1)]
         return b"".join(_LENGTH.pack(len(text)) + text for text in texts)

@@ -1,4 +1,4 @@
-"""What the serving child says of itself, as events for the update machine."""
+"""Turns the serving process's status into events for the update state machine."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ REPEAT_SECONDS = 1.0
 
 
 class ServingWatch:
-    """Compares what is current with what the child says that it has loaded.
+    """Compares the installed bundles with those that the serving process reports as loaded.
 
     Args:
         state: the agent's state folder.
-        said: model name → what the child that lives said last; without a child, a bundle that is current serves
-            (applications load it themselves).
+        said: model name → the last report of the running serving process; None without such a process: then each
+            installed bundle counts as serving (applications load it themselves).
     """
 
     def __init__(self, state: Path, said: Callable[[str], Serving | None] | None) -> None:
@@ -28,15 +28,15 @@ class ServingWatch:
         self._seen: dict[str, tuple[Served, float]] = {}
 
     def forget_all(self) -> None:
-        """What a child that is gone said is worth nothing."""
+        """Discard everything that an ended process reported."""
         self._seen.clear()
         for path in (self._state / "models").glob("*/serving.json"):
             with contextlib.suppress(OSError):
                 path.unlink()
 
     def look(self) -> list[Served]:
-        """What is new since the last call, and every second what still holds: an update that comes back to the bundle
-        which serves already waits for it too."""
+        """Return new events, and once a second those that still hold, since an update that returns to the bundle
+        already served waits for its event too."""
         found = []
         for name in model_names(self._state):
             current = ModelFolder(self._state, name).current()

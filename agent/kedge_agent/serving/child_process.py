@@ -2,9 +2,9 @@
 
 ``python -m kedge_agent.serving --state DIR --listen 127.0.0.1:8080``
 
-The agent starts it (see :mod:`kedge_agent.serving.supervisor`) with sockets that listen already, and starts it anew
-when a runtime has taken it down. One thread serves all connections, each model has threads of its own for its calls,
-and one more follows the models folder and loads.
+The agent starts it (see :mod:`kedge_agent.serving.supervisor`) with sockets that already listen, and restarts it when a
+runtime has taken it down. One thread serves all connections, each model has its own threads for its calls, and one more
+thread watches the models folder and loads.
 """
 
 from __future__ import annotations
@@ -37,25 +37,26 @@ if TYPE_CHECKING:
 log = logging.getLogger("kedge.serving")
 
 _GRACE_SECONDS = 0.5
-"""What calls of other models may take yet when one hangs."""
+"""Seconds that calls of other models still get when one hangs."""
 _LOAD_FIRST_SECONDS = 3.0
-"""What loading may take before connections are taken; then requests for what is not loaded yet get 503."""
+"""Seconds that loading may take before connections are accepted; after it, requests for models not yet loaded get
+503."""
 _MEMORY_SECONDS = 1.0
-"""Between two looks at whether memory can be given back to the device."""
+"""Seconds between two checks of whether memory can be returned to the system."""
 _SWITCH_SECONDS = 0.001
-"""How long Python lets a thread go on while another waits; 5 ms would be added to short answers."""
+"""Python's thread switch interval; the default of 5 ms would be added to short answers."""
 
 
 class ServingProcess:
-    """What runs in the process.
+    """The server, its handlers and its models in this process.
 
     Args:
         state: the agent's state folder.
-        listening: sockets that listen.
-        settings: see there.
+        listening: listening sockets.
+        settings: limits and access rules.
         status_fd: file descriptor of the pipe to the agent, see :mod:`kedge_agent.serving.status_pipe`.
         page: file descriptor of the shared page, see :mod:`kedge_agent.serving.heartbeat`.
-        excluded: digests of bundles that are not loaded, because they took the process down before.
+        excluded: digests of bundles that are not loaded because they took the process down before.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class ServingProcess:
         self._hung = False
 
     def run(self) -> int:
-        """Serve until SIGTERM or SIGINT; the exit status."""
+        """Serve until SIGTERM or SIGINT; return the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         self._writer.send(StatusMessage())
@@ -144,7 +145,7 @@ class ServingProcess:
 
 
 def _handlers(models: ServedModels, inference: InferenceHandler) -> Sequence[tuple[str, Handler]]:
-    """What answers below which path."""
+    """Return path prefix → handler."""
     from kedge_agent.generation.openai import OpenAiHandler
     from kedge_agent.serving.metrics import MetricsHandler
 
@@ -167,7 +168,7 @@ def serve(
     """Serve in this process until SIGTERM or SIGINT; see :class:`ServingProcess`.
 
     Raises:
-        ConfigError: certificate files or a token file that cannot be read.
+        ConfigError: a certificate or token file cannot be read.
     """
     malloc.one_arena()
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -180,7 +181,7 @@ def serve(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m kedge_agent.serving``; see the module."""
+    """Run ``python -m kedge_agent.serving``; see the module."""
     parser = argparse.ArgumentParser(prog="python -m kedge_agent.serving", description="Serve the installed models.")
     parser.add_argument("--state", type=Path, required=True, help="the agent's state folder")
     parser.add_argument("--listen", action="append", help="host:port or unix:PATH (default: 127.0.0.1:8080)")

@@ -1,7 +1,7 @@
-"""One client's connection: its requests one after another, from bytes to an answer that is sent.
+"""One client's connection: reads its requests one after another and sends the answers.
 
-The event loop reads, keeps the deadlines and closes. A worker that has an answer sends it itself, so that the loop need
-not be woken for it; what the two share is held by the connection's lock.
+The event loop reads, checks deadlines and closes. A worker sends its answer itself, so that the loop need not be woken
+for it; the connection's lock guards what the two share.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
 log = logging.getLogger("kedge.serving")
 
 _READ_AHEAD = 64 << 10
-"""Bytes of later requests that are taken while one is answered."""
+"""Bytes of later requests that are read while one is being answered."""
 _DRAIN_SECONDS = 2.0
 _READS_A_TURN = 4
-"""How often one connection reads before the others have their turn."""
+"""Reads of one connection before the others get their turn."""
 
 
 class Connection:
-    """See the module.
+    """A client's connection; see the module.
 
     Args:
-        server: owns it.
-        link: the client's socket, not blocking.
-        encrypted: whether it is an ``ssl.SSLSocket``; then only the loop's thread touches it.
+        server: the owner.
+        link: the client's socket, non-blocking.
+        encrypted: whether the socket is an ``ssl.SSLSocket``; then only the loop's thread uses it.
     """
 
     def __init__(self, server: HttpServer, link: socket.socket, *, encrypted: bool) -> None:
         self.lock = threading.Lock()
         self.room = threading.Condition(self.lock)
-        """Notified when less waits to be sent, or the connection ends."""
+        """Notified when output has been sent, or the connection is closed."""
         self.closed = False
         self.exchange: Exchange | None = None
-        """The request that is being answered; with the lock."""
+        """The request that is being answered; guarded by the lock."""
         self.unsent = 0
-        """Bytes in the output queue; with the lock."""
+        """Bytes in the output queue; guarded by the lock."""
         self.deadline = time.monotonic() + server.settings.idle_seconds
-        """When the present step has lasted too long (steady clock)."""
+        """Time at which the current step times out (monotonic clock)."""
         self._server = server
         self._link = link
         self._number = link.fileno()
@@ -71,15 +71,15 @@ class Connection:
 
     @property
     def idle(self) -> bool:
-        """Whether no request is under way."""
+        """Return whether no request is in progress."""
         return self.exchange is None and self._head is None and not self.unsent
 
     def start(self) -> None:
-        """Wait for the first request."""
+        """Start waiting for the first request."""
         self._server.loop.watch(self._number, READ, self.on_event)
 
     def on_event(self, mask: int) -> None:
-        """The socket can be read, can be written, or has failed."""
+        """Handle a readable, writable or failed socket."""
         if mask & FAILED and not self._encrypted:
             self.close()
             return
@@ -91,7 +91,7 @@ class Connection:
             self._read()
 
     def on_deadline(self) -> None:
-        """The present step has lasted too long."""
+        """Handle the timeout of the current step."""
         exchange = self.exchange
         if exchange is not None and not exchange.begun and not self.unsent:
             exchange.finish(unavailable(f"no answer within {exchange.allowed:g} s"))
@@ -101,7 +101,7 @@ class Connection:
             self.close()
 
     def close(self) -> None:
-        """End it; in the loop's thread."""
+        """Close the connection; called in the loop's thread."""
         with self.lock:
             if self.closed:
                 return
@@ -118,7 +118,7 @@ class Connection:
         self._server.ended(self)
 
     def close_when_answered(self) -> None:
-        """Take no further request."""
+        """Close as soon as pending requests are answered."""
         if self.idle and not self._input:
             self.close()
         else:
@@ -127,13 +127,13 @@ class Connection:
     # Sending, in any thread.
 
     def send(self, pieces: Sequence[bytes | memoryview], exchange: Exchange, *, last: bool) -> bool:
-        """Send some of an answer, or queue it.
+        """Send a part of an answer, or queue it.
 
         Args:
-            last: the answer is complete with this.
+            last: whether this completes the answer.
 
         Returns:
-            False where the answer is no longer wanted: the client has gone, or got another one.
+            False if the answer is no longer wanted: the client has gone, or got another answer.
         """
         with self.lock:
             if self.exchange is not exchange:
@@ -152,7 +152,7 @@ class Connection:
         return True
 
     def wait_for_room(self, most: int, exchange: Exchange) -> bool:
-        """Wait until no more than so many bytes are queued; False where the answer is no longer wanted."""
+        """Wait until no more than ``most`` bytes are queued; return False if the answer is no longer wanted."""
         with self.lock:
             while self.exchange is exchange and self.unsent > most:
                 self.room.wait()
@@ -173,7 +173,7 @@ class Connection:
         self.deadline = time.monotonic() + seconds
 
     def _write(self) -> None:
-        """Send as much as goes now; the caller has the lock."""
+        """Send as much as possible without blocking; the caller holds the lock."""
         output = self._output
         while output:
             try:
@@ -199,7 +199,7 @@ class Connection:
     # In the loop's thread.
 
     def _continue(self) -> None:
-        """After an answer, or a part of it, was left to the loop."""
+        """Go on with output that a worker left to the loop."""
         if not self.closed:
             self._flush()
 
@@ -275,7 +275,7 @@ class Connection:
             self._server.loop.call_soon(self._read)
 
     def _on_end(self) -> None:
-        """The client sends no more; it may still wait for its answer."""
+        """Handle the end of the client's data; it may still wait for its answer."""
         self._ended = True
         with self.lock:
             exchange = self.exchange
@@ -301,7 +301,7 @@ class Connection:
         self._advance()
 
     def _advance(self) -> None:
-        """Begin every request that has come whole, as long as the one before is answered."""
+        """Begin each complete request once the previous one is answered."""
         try:
             while not self.closed and not self._draining:
                 with self.lock:
@@ -322,7 +322,7 @@ class Connection:
             self._choose_events(pending)
 
     def _next_request(self) -> bool:
-        """Take one request out of the input; False where it has not come whole."""
+        """Take one request out of the input; return False if it is not complete yet."""
         if self._head is None and (not self._input or not self._take_head()):
             return False
         if self._body is not None:
@@ -386,7 +386,7 @@ class Connection:
             self._body = None
 
     def _refuse(self, refused: RefusedError) -> None:
-        """Answer a request that is not read to its end, and close."""
+        """Answer a request without reading it to its end, and close."""
         head_only = self._head is not None and self._head.method == "HEAD"
         self._let_go_of_body()
         self._head = None
@@ -396,7 +396,8 @@ class Connection:
         self._server.refuse(self, error_response(refused.status, refused.text, fields), head_only=head_only)
 
     def _close_or_drain(self) -> None:
-        """Closed while the client is still sending, it would not see the answer: take more for a while."""
+        """Close, or read on for a while: a client that is still sending would not see the answer of a closed
+        connection."""
         if self._ended or self._draining or self._encrypted or not self._refused:
             self.close()
             return

@@ -1,4 +1,4 @@
-"""Datatypes of the Open Inference Protocol and numpy's."""
+"""Maps the datatypes of the Open Inference Protocol to numpy's."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ DATATYPES = {
     "BF16": "float32",
     "BYTES": "object",
 }
-"""Datatype of the protocol → numpy's dtype. BF16 has none of its own there: float32 holds every number of it."""
+"""Datatype of the protocol → numpy dtype. numpy has no BF16; float32 holds all its values."""
 _NAMES = {dtype: name for name, dtype in DATATYPES.items() if name != "BF16"}
 MAX_RANK = 16
 
 
 def name_of(dtype: str) -> str:
-    """The protocol's name of a numpy dtype."""
+    """Return the protocol's name of a numpy dtype."""
     return _NAMES.get(dtype, dtype.upper())
 
 
 def described(spec: TensorSpec) -> dict[str, Any]:
-    """An input or output as metadata name it: free axes are -1."""
+    """Return the metadata of an input or output; free axes are -1."""
     shape = [-1 if axis is None else axis for axis in spec.shape]
     return {"name": spec.name, "datatype": name_of(spec.dtype), "shape": shape}
 
 
 def checked_datatype(datatype: object, *, where: str) -> str:
-    """A datatype that is known.
+    """Return the datatype if it is known.
 
     Raises:
-        InputError: it is not.
+        InputError: the datatype is unknown.
     """
     if not isinstance(datatype, str) or datatype not in DATATYPES:
         raise InputError(f"datatype {str(datatype)[:40]!r} is not known; known are {', '.join(DATATYPES)}", where=where)
@@ -56,10 +56,10 @@ def checked_datatype(datatype: object, *, where: str) -> str:
 
 
 def checked_shape(shape: object, *, where: str) -> list[int]:
-    """A shape of whole numbers.
+    """Return the shape if it consists of non-negative integers.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not a list of non-negative integers, or has too many axes.
     """
     if isinstance(shape, list) and len(shape) <= MAX_RANK and all(type(axis) is int and axis >= 0 for axis in shape):
         return shape
@@ -67,13 +67,13 @@ def checked_shape(shape: object, *, where: str) -> list[int]:
 
 
 def converted(array: Array, spec: TensorSpec, *, where: str) -> tuple[Array, bool]:
-    """A request's tensor in the datatype that the input takes, and whether it had another.
+    """Return a request's tensor in the input's datatype, and whether it had to be converted.
 
-    The rule: any number may be sent for a float input and is rounded to it; for an integer or boolean input only whole
-    numbers in its range.
+    Any number may be sent for a float input and is rounded to its type; for an integer or boolean input, only integers
+    in its range.
 
     Raises:
-        InputError: a number that the input's datatype cannot hold, or text where numbers are taken.
+        InputError: a number that the input's datatype cannot hold, or text for an input of numbers.
     """
     wanted = np.dtype(spec.dtype)
     if array.dtype == wanted:

@@ -1,6 +1,6 @@
 """One thread for all connections: waits for sockets (epoll), for calls from other threads, and for the clock.
 
-``asyncio`` would do the same for 6 MiB of memory; an agent with a model has 60.
+``asyncio`` would do the same but take 6 MiB of memory; an agent with a model has 60.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ log = logging.getLogger("kedge.serving")
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 FAILED = select.EPOLLHUP | select.EPOLLERR
-"""The peer is gone in both directions."""
+"""The peer has closed both directions."""
 _MAX_EVENTS = 256
 
 
 class EventLoop:
-    """Runs callbacks in one thread.
+    """An event loop that runs callbacks in one thread.
 
     Args:
-        tick: called every ``period`` seconds, for deadlines and the sign of life.
+        tick: called every ``period`` seconds with the monotonic time, for deadlines and the heartbeat.
     """
 
     def __init__(self, tick: Callable[[float], None], *, period: float = 0.2) -> None:
@@ -39,33 +39,33 @@ class EventLoop:
         self._stopping = False
 
     def watch(self, descriptor: int, mask: int, handler: Callable[[int], None]) -> None:
-        """Call the handler with the events of a file descriptor."""
+        """Call the handler with each event of a file descriptor."""
         self._epoll.register(descriptor, mask)
         self._handlers[descriptor] = handler
 
     def change(self, descriptor: int, mask: int) -> None:
-        """Wait for other events of a descriptor that is watched."""
+        """Change the events that a watched descriptor waits for."""
         self._epoll.modify(descriptor, mask)
 
     def forget(self, descriptor: int) -> None:
-        """Watch a descriptor no more."""
+        """Stop watching a descriptor."""
         if self._handlers.pop(descriptor, None) is not None:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(descriptor)
 
     def call_soon(self, call: Callable[[], None]) -> None:
-        """Call something in the loop's thread; from any thread."""
+        """Call a function in the loop's thread; may be called from any thread."""
         self._calls.append(call)
         with contextlib.suppress(OSError):
             os.eventfd_write(self._wakeup, 1)
 
     def stop(self) -> None:
-        """End :meth:`run` soon; from any thread."""
+        """End :meth:`run` soon; may be called from any thread."""
         self._stopping = True
         self.call_soon(lambda: None)
 
     def run(self) -> None:
-        """Until :meth:`stop`."""
+        """Run until :meth:`stop`."""
         next_tick = time.monotonic()
         while not self._stopping:
             events = self._epoll.poll(max(next_tick - time.monotonic(), 0.0), _MAX_EVENTS)
@@ -82,7 +82,7 @@ class EventLoop:
                 self._guarded(self._tick, now)
 
     def close(self) -> None:
-        """Free the loop's own descriptors."""
+        """Close the loop's own descriptors."""
         self._epoll.close()
         os.close(self._wakeup)
 

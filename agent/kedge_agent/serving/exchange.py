@@ -1,4 +1,4 @@
-"""One request on its way: from the server to a worker, and back as bytes."""
+"""One request on its way from the server to a worker, and its answer on the way back."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ REASONS = {
     503: "Service Unavailable",
 }
 _STREAM_AHEAD = 64 << 10
-"""Bytes of a stream that may wait for a slow client before the stream waits too."""
+"""Bytes of a stream that are queued for a slow client before the stream pauses."""
 
 
 class Exchange:
-    """One request and its answer, which is sent once, whoever comes first: the worker, or the deadline.
+    """One request and its answer, which is sent once: by the worker or by the deadline, whichever comes first.
 
     Args:
-        request: what handlers get.
-        head_only: the answer has no body (HEAD).
-        keep_alive: another request may follow.
-        minor: of the client's HTTP version.
-        held: bytes of the body, counted by the server until the answer is there.
-        fields: header fields that every answer to this request has.
+        request: the request as handlers get it.
+        head_only: whether the answer has no body (HEAD).
+        keep_alive: whether another request may follow.
+        minor: minor number of the client's HTTP version.
+        held: bytes of the body, counted by the server until the answer is ready.
+        fields: header fields that every answer to this request carries.
     """
 
     __slots__ = (
@@ -72,7 +72,7 @@ class Exchange:
         self.job: Job | None = None
         self.allowed = server.settings.call_seconds
         self.begun = False
-        """Whether some of the answer was sent."""
+        """Whether a part of the answer was sent."""
         self.abandoned = False
         self._server = server
         self._connection = connection
@@ -82,7 +82,7 @@ class Exchange:
         self._fields = fields
 
     def run(self) -> None:
-        """Do the job and send its answer; in a worker."""
+        """Run the job and send its answer; called in a worker."""
         job = self.job
         if job is None or self.abandoned:
             return
@@ -106,7 +106,7 @@ class Exchange:
             self._stream(response, response.stream)
 
     def finish(self, response: Response) -> None:
-        """Send a whole answer; in any thread. A second one is dropped."""
+        """Send a complete answer; may be called from any thread. A second answer is dropped."""
         self._let_go_of_body()
         body = response.body
         pieces: list[bytes | memoryview] = [body] if isinstance(body, (bytes, memoryview)) else list(body)
@@ -124,7 +124,7 @@ class Exchange:
             self.abandoned = True
 
     def abandon(self) -> None:
-        """The client is gone: nobody waits for the answer."""
+        """Give up the request, since its client has gone."""
         self.abandoned = True
         self.request.client_gone = True
         self._let_go_of_body()
@@ -145,7 +145,7 @@ class Exchange:
         return b"HTTP/1.1 %d %b\r\n%b%b%b%b\r\n" % (status, reason, kind, length, close, more.encode("latin-1"))
 
     def _stream(self, response: Response, chunks: Iterator[bytes]) -> None:
-        """Send chunks as they come, no faster than the client takes them; in a worker."""
+        """Send chunks as they come, no faster than the client reads them; called in a worker."""
         self._let_go_of_body()
         connection = self._connection
         in_chunks = self._minor == 1

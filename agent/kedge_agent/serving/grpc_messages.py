@@ -1,7 +1,7 @@
 """The messages of the Open Inference Protocol's gRPC service (kserve/open-inference-protocol, ``grpc_service.proto``,
 with Triton's extensions), built from a table: generated code would tie the agent to one version of protobuf.
 
-Nested messages stand at the top here, and enums are int32: neither changes a byte on the wire.
+Nested messages are defined at the top level here, and enums are int32: neither changes a byte on the wire.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ RepositoryModelUnloadResponse
 
 DATA_TYPES = ("INVALID", "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16",
               "FP32", "FP64", "STRING", "BF16")  # fmt: skip
-"""``DataType`` of a model's configuration, by number."""
+"""Values of ``DataType`` in a model's configuration, by number."""
 
 
 @functools.cache
 def message_classes() -> dict[str, Any]:
-    """Message name → class."""
+    """Return message name → class."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     kinds = descriptor_pb2.FieldDescriptorProto
@@ -85,7 +85,8 @@ def message_classes() -> dict[str, Any]:
 
 
 def _add_map(message: Any, field: Any) -> None:
-    """``map<string, InferParameter>`` is a repeated message of key and value (protobuf's language guide, "Maps")."""
+    """Add a ``map<string, InferParameter>``: a repeated message of key and value (protobuf's language guide,
+    "Maps")."""
     entry = message.nested_type.add(name="ParametersEntry")
     entry.options.map_entry = True
     entry.field.add(name="key", number=1, label=1, type=9)

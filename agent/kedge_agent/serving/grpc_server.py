@@ -1,6 +1,6 @@
-"""The Open Inference Protocol over gRPC, for those who ask for it (extra ``grpc``).
+"""Serves the Open Inference Protocol over gRPC if the settings ask for it (extra ``grpc``).
 
-The same handler answers as over REST; tensors go as raw bytes.
+The handler is the same as for REST; tensors are sent as raw bytes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RefusedCallError(Exception):
 
     Args:
         status: name of a ``grpc.StatusCode``.
-        text: why.
+        text: the reason.
     """
 
     def __init__(self, status: str, text: str) -> None:
@@ -58,7 +58,7 @@ class RefusedCallError(Exception):
 
 
 class _Call:
-    """One inference as a task of the model's pool."""
+    """One inference as a task for the model's pool."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._work = work
@@ -77,15 +77,15 @@ class _Call:
 
 
 class GrpcServer:
-    """Serves from its own threads until it is stopped.
+    """The gRPC server; it serves from its own threads until it is stopped.
 
     Args:
-        handler: answers.
-        settings: ``grpc_listen`` is set.
+        handler: answers the calls.
+        settings: ``grpc_listen`` must be set.
 
     Raises:
         MissingDependencyError: grpcio is not installed.
-        ConfigError: the address cannot be listened on.
+        ConfigError: the server cannot listen on the address.
     """
 
     def __init__(self, handler: InferenceHandler, settings: ServerSettings) -> None:
@@ -108,11 +108,11 @@ class GrpcServer:
         self.port = self._listen(settings)
 
     def start(self) -> None:
-        """Take calls."""
+        """Start accepting calls."""
         self._server.start()
 
     def stop(self, seconds: float) -> None:
-        """Take no more calls, and end those under way within so many seconds."""
+        """Accept no more calls, and end those in progress within ``seconds``."""
         self._server.stop(seconds).wait(seconds)
 
     def _listen(self, settings: ServerSettings) -> int:
@@ -261,7 +261,7 @@ class GrpcServer:
         raise RefusedCallError("INTERNAL", str(error) or type(error).__name__)
 
     def _answer(self, entry: Entry, request: Any, arrived: int) -> Any:
-        """In a thread of the model's pool."""
+        """Answer a call; runs in a thread of the model's pool."""
         begun = perf_counter_ns()
         _, loaded = self._find(request.model_name, request.model_version)
         counts = entry.statistics.mine()
@@ -298,10 +298,10 @@ class GrpcServer:
 
 
 def _request(request: Any, config: BundleConfig) -> InferRequest:
-    """A message's tensors.
+    """Return a message's tensors as a request.
 
     Raises:
-        InputError: they are not what they say.
+        InputError: a tensor does not match its datatype or shape.
     """
     raw = list(request.raw_input_contents)
     if raw and len(raw) != len(request.inputs):
@@ -331,7 +331,7 @@ def _request(request: Any, config: BundleConfig) -> InferRequest:
 
 
 def _typed(contents: Any, datatype: str, shape: list[int], *, where: str) -> Array:
-    """A tensor from the message's typed fields."""
+    """Return a tensor from the message's typed fields."""
     import numpy as np
 
     field = _CONTENTS.get(datatype)

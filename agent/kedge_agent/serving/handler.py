@@ -1,7 +1,7 @@
-"""The contract between the HTTP server and what answers its requests.
+"""The contract between the HTTP server and the handlers of its requests.
 
-A server has an ordered table of path prefixes and their :class:`Handler`. For each request it asks the handler in the
-event loop, where nothing may block: the answer is a finished :class:`Response` (health, metadata, a refusal) or a
+A server has an ordered table of path prefixes and their :class:`Handler`. For each request it calls the handler in the
+event loop, where nothing may block: the result is a finished :class:`Response` (health, metadata, a refusal) or a
 :class:`Job` for one of the handler's worker pools. A job's response may be a stream::
 
     class Completions:
@@ -22,8 +22,8 @@ event loop, where nothing may block: the answer is a finished :class:`Response` 
             for token in generate(prompt):
                 yield server_sent_event(token)        # waits here while the client reads slowly
 
-A client that goes away closes the stream: GeneratorExit is raised at its ``yield``. Between two chunks, or in a job
-that does not stream, :attr:`Request.client_gone` says so.
+When the client goes away, the stream is closed: GeneratorExit is raised at its ``yield``. Between two chunks, or in a
+job that does not stream, :attr:`Request.client_gone` tells.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ EVENT_STREAM = "text/event-stream"
 
 @dataclass(slots=True)
 class Request:
-    """One request, whole.
+    """A complete request.
 
     Attributes:
-        method: upper case; a HEAD arrives as the GET that it stands for.
-        path: of the target without its query, percent-decoded.
-        query: what follows the question mark, as it was sent.
+        method: upper case; a HEAD arrives as the corresponding GET.
+        path: the target's path without its query, percent-decoded.
+        query: the part after the question mark, as sent.
         fields: header fields, names in lower case.
-        body: without chunks and Content-Encoding.
-        client_gone: set by the server when the client has closed the connection; may be read in any thread.
+        body: decoded from chunks and Content-Encoding.
+        client_gone: set by the server when the client has closed the connection; may be read from any thread.
     """
 
     method: str
@@ -67,12 +67,12 @@ class Response:
 
     Attributes:
         status: HTTP status code.
-        body: one piece of bytes, or several that are sent one after another (no copy is made of large tensors).
+        body: one piece of bytes, or several that are sent in order (large tensors are not copied).
         content_type: of the body.
-        fields: more header fields.
-        stream: chunks of a body whose length is not known yet, in place of ``body``. It is iterated in the job's
-            thread, which waits while the client is slower; its ``close`` is called when the client goes or the server
-            ends. Each chunk must come within the pool's deadline.
+        fields: additional header fields.
+        stream: chunks of a body of unknown length, in place of ``body``. It is iterated in the job's thread, which
+            waits while the client is slower; its ``close`` is called when the client goes or the server ends. Each
+            chunk must come within the pool's deadline.
     """
 
     status: int
@@ -84,12 +84,12 @@ class Response:
 
 @dataclass(slots=True)
 class Job:
-    """Work for a thread of a pool.
+    """Work for a thread of a worker pool.
 
     Attributes:
-        pool: whose queue it joins; a full queue is answered with 429.
-        run: called in one of the pool's threads. A :class:`~kedge_protocol.errors.InputError` that it raises becomes a
-            400, any other error a 500.
+        pool: the pool that runs it; a full queue is answered with 429.
+        run: called in one of the pool's threads. An :class:`~kedge_protocol.errors.InputError` becomes a 400, any other
+            error a 500.
     """
 
     pool: WorkerPool
@@ -100,31 +100,32 @@ class Handler(Protocol):
     """Answers the requests below one path."""
 
     def methods(self, path: str) -> Sequence[str]:
-        """Methods that a path takes (``GET`` includes HEAD; OPTIONS is answered by the server); none: 404."""
+        """Return the methods of a path (``GET`` includes HEAD; the server answers OPTIONS); an empty result means
+        404."""
         ...
 
     def route(self, request: Request) -> Response | Job:
-        """Answer at once, or name the job that will; called in the event loop, so it must not block."""
+        """Return the response or the job that will make it; called in the event loop, so it must not block."""
         ...
 
 
 def json_response(status: int, content: object, fields: Sequence[tuple[str, str]] = ()) -> Response:
-    """A response with a small JSON body."""
+    """Return a response with a small JSON body."""
     return Response(status, json.dumps(content, separators=(",", ":")).encode(), fields=fields)
 
 
 def error_response(status: int, text: str, fields: Sequence[tuple[str, str]] = ()) -> Response:
-    """An error as the Open Inference Protocol writes it."""
+    """Return an error response in the Open Inference Protocol's format."""
     return json_response(status, {"error": text}, fields)
 
 
 def unavailable(text: str, *, status: int = 503, retry_after: int = 1) -> Response:
-    """A 503 (or 429) that says after how many seconds to come again."""
+    """Return a 503 (or 429) that says after how many seconds to retry."""
     return error_response(status, text, (("Retry-After", str(retry_after)),))
 
 
 def server_sent_event(data: str, *, event: str | None = None) -> bytes:
-    """One event of a ``text/event-stream`` (WHATWG HTML, section 9.2)."""
+    """Return one event of a ``text/event-stream`` (WHATWG HTML, section 9.2)."""
     lines = [] if event is None else [f"event: {event}"]
     lines += [f"data: {line}" for line in data.split("\n")]
     return ("\n".join(lines) + "\n\n").encode()

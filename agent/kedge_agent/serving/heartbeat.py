@@ -1,5 +1,5 @@
-"""A page of memory that the serving process and the agent share: a counter that says that the event loop turns, and
-which model each thread calls just now. Writing it costs no system call, and the kernel keeps it when the writer dies.
+"""A memory page shared by the serving process and the agent: a counter that shows that the event loop is running, and
+the model that each thread is calling. Writing it costs no system call, and the kernel keeps it when the writer dies.
 
 ::
 
@@ -16,17 +16,17 @@ import threading
 
 PAGE = 4096
 EXIT_HUNG = 75
-"""Status of a serving process that has ended itself, because a runtime hangs."""
+"""Exit status of a serving process that ended itself because a runtime hangs."""
 _ROW = 64
 _RUNNING, _TAKEN, _NAME = 0, 1, 2
 _LONGEST_NAME = _ROW - _NAME
 
 
 def new_page() -> int:
-    """A page for a new process; its file descriptor.
+    """Create a page for a new process and return its file descriptor.
 
     Raises:
-        OSError: no memory, or no descriptor.
+        OSError: no memory or file descriptor is left.
     """
     page = os.memfd_create("kedge-heartbeat", os.MFD_CLOEXEC)
     os.ftruncate(page, PAGE)
@@ -34,10 +34,10 @@ def new_page() -> int:
 
 
 class Heartbeat:
-    """The serving process's side.
+    """The serving process's side of the page.
 
     Args:
-        page: file descriptor of :func:`new_page`; None where nobody watches.
+        page: file descriptor of :func:`new_page`; None if nobody watches.
     """
 
     def __init__(self, page: int | None) -> None:
@@ -46,16 +46,16 @@ class Heartbeat:
         self._taking = threading.Lock()
 
     def beat(self) -> None:
-        """The event loop turns."""
+        """Count a round of the event loop."""
         self._numbers[0] += 1
 
     def loading(self, under_way: bool) -> None:
-        """Models are being loaded, or no longer."""
+        """Record whether models are being loaded."""
         self._numbers[1] = int(under_way)
 
     def row(self, name: str) -> memoryview:
-        """A row for a thread: its first byte is to be 1 while it calls the runtime of this model. Where all rows are
-        taken nobody sees it."""
+        """Return a row for a thread, which sets its first byte to 1 while it calls this model's runtime. If all rows
+        are taken, the row is one that nobody reads."""
         with self._taking:
             for start in range(_ROW, PAGE, _ROW):
                 row = self._view[start : start + _ROW]
@@ -66,13 +66,13 @@ class Heartbeat:
         return memoryview(bytearray(_ROW))
 
     def give_back(self, row: memoryview) -> None:
-        """The thread of a row has ended."""
+        """Free the row of a thread that has ended."""
         with self._taking:
             row[_RUNNING] = row[_TAKEN] = 0
 
 
 class HeartbeatReader:
-    """The agent's side.
+    """The agent's side of the page.
 
     Args:
         page: file descriptor of :func:`new_page`; it may be closed afterwards.
@@ -84,16 +84,16 @@ class HeartbeatReader:
 
     @property
     def beats(self) -> int:
-        """How often the event loop has turned."""
+        """Return the number of rounds of the event loop."""
         return self._numbers[0]
 
     @property
     def loading(self) -> bool:
-        """Whether models are being loaded."""
+        """Return whether models are being loaded."""
         return self._numbers[1] != 0
 
     def running(self) -> set[str]:
-        """Models that are being called, or were when the process died."""
+        """Return the models that are being called, or were when the process died."""
         found = set()
         for start in range(_ROW, PAGE, _ROW):
             row = self._map[start : start + _ROW]

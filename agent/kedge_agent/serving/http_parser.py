@@ -1,6 +1,6 @@
-"""HTTP/1.1 requests (RFC 9112) from bytes: heads in one pass, bodies with a length or in chunks, gzip and deflate.
+"""Parses HTTP/1.1 requests (RFC 9112): heads in one pass, bodies with a length or in chunks, gzip and deflate.
 
-The standard library's ``http.server`` brings the mail parser, ``ssl`` and more: 3.3 MiB of an agent that has 60.
+The standard library's ``http.server`` imports the mail parser, ``ssl`` and more: 3.3 MiB of an agent that has 60.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import zlib
 
 MAX_HEAD = 64 << 10
-"""Bytes of a whole head, the request line included."""
+"""Largest size of a head in bytes, the request line included."""
 _MAX_LINE = 16 << 10
 _MAX_FIELDS = 100
 _MAX_CHUNK_LINE = 1 << 10
@@ -27,12 +27,12 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\Z")
 
 
 class RefusedError(Exception):
-    """A request that is no further read; the connection is closed after the answer.
+    """A request that is refused before it is read to its end; the connection is closed after the answer.
 
     Args:
-        status: to answer with.
+        status: status of the answer.
         text: what was wrong.
-        fields: more header fields of the answer.
+        fields: additional header fields of the answer.
     """
 
     def __init__(self, status: int, text: str, fields: Sequence[tuple[str, str]] = ()) -> None:
@@ -49,7 +49,7 @@ class Head:
     Attributes:
         path: percent-decoded, without the query.
         fields: header fields, names in lower case.
-        authority: host and port that the client asks for; None where an HTTP/1.0 request names none.
+        authority: host and port that the client requests; None if an HTTP/1.0 request names none.
         keep_alive: whether the client wants to send another request on the connection.
         minor: 1 for HTTP/1.1.
     """
@@ -64,13 +64,13 @@ class Head:
 
 
 def parse_head(raw: bytes) -> Head:
-    """Parse a head.
+    """Parse the head of a request.
 
     Args:
-        raw: up to the empty line, without it.
+        raw: the head up to the empty line, without it.
 
     Raises:
-        RefusedError: not HTTP/1.x, or too long.
+        RefusedError: it is not HTTP/1.x, malformed or too long.
     """
     if raw.count(b"\n") != raw.count(b"\r\n") or raw.count(b"\r") != raw.count(b"\r\n"):
         raise RefusedError(400, "lines of a head end with CRLF")
@@ -121,7 +121,7 @@ def _fields(lines: list[str]) -> dict[str, str]:
 
 
 def _target(method: str, target: str, host: str | None) -> tuple[str, str, str | None]:
-    """Path, query and authority of a request target in origin-, absolute- or asterisk-form (RFC 9112, section 3.2)."""
+    """Return path, query and authority of a target in origin-, absolute- or asterisk-form (RFC 9112, section 3.2)."""
     if target.startswith("/"):
         path, _, query = target.partition("?")
         authority = host
@@ -140,10 +140,10 @@ def _target(method: str, target: str, host: str | None) -> tuple[str, str, str |
 
 
 def decoded_path(path: str) -> str:
-    """A path without its percent escapes.
+    """Return a path without its percent escapes.
 
     Raises:
-        RefusedError: an escape that is none, or bytes that are not UTF-8.
+        RefusedError: a malformed escape, or bytes that are not UTF-8.
     """
 
     def byte(match: re.Match[bytes]) -> bytes:
@@ -158,13 +158,13 @@ def decoded_path(path: str) -> str:
 
 
 def body_of(head: Head, limit: int) -> Body | None:
-    """What will take a request's body; None where it has none.
+    """Return the reader of a request's body, or None if it has no body.
 
     Args:
-        limit: bytes that the body may have.
+        limit: largest size of the body in bytes.
 
     Raises:
-        RefusedError: it is too large, or in a form that is not taken.
+        RefusedError: the body is too large, or in an unsupported form.
     """
     fields = head.fields
     coding = fields.get("transfer-encoding")
@@ -191,35 +191,35 @@ def body_of(head: Head, limit: int) -> Body | None:
 
 
 class Body:
-    """Takes the bytes of one body as they come.
+    """Reads one body piece by piece.
 
     Attributes:
-        done: whether the whole has come.
-        held: bytes that it keeps in memory now.
+        done: whether the body is complete.
+        held: bytes that are now kept in memory.
     """
 
     done = False
     held = 0
 
     def feed(self, data: memoryview) -> int:
-        """Take what belongs to the body; returns how many bytes that was.
+        """Consume the bytes that belong to the body and return their number.
 
         Raises:
-            RefusedError: too large or malformed.
+            RefusedError: the body is too large or malformed.
         """
         raise NotImplementedError
 
     def content(self) -> bytes:
-        """The whole body, once it is done; to be called once.
+        """Return the complete body; to be called once, when :attr:`done`.
 
         Raises:
-            RefusedError: compressed data that ends too early.
+            RefusedError: the compressed data end too early.
         """
         raise NotImplementedError
 
 
 class LengthBody(Body):
-    """A body whose length was given."""
+    """A body whose length is given."""
 
     def __init__(self, length: int, inflater: Inflater | None) -> None:
         self._left = length
@@ -242,7 +242,7 @@ class LengthBody(Body):
 
 
 class ChunkedBody(Body):
-    """A body in chunks (RFC 9112, section 7.1); trailers are passed over."""
+    """A body in chunks (RFC 9112, section 7.1); trailers are ignored."""
 
     def __init__(self, limit: int, inflater: Inflater | None) -> None:
         self._limit = limit
@@ -276,7 +276,7 @@ class ChunkedBody(Body):
         return taken
 
     def _control(self, data: memoryview) -> int:
-        """Take bytes of a line; act on it once it is whole."""
+        """Consume bytes of a line, and act on it when it is complete."""
         room = _MAX_CHUNK_LINE - len(self._line)
         piece = bytes(data[:room])
         end = piece.find(b"\n")
@@ -315,7 +315,7 @@ class ChunkedBody(Body):
 
 
 class Inflater:
-    """Decompresses a body, no further than its limit."""
+    """Decompresses a body, up to a limit."""
 
     def __init__(self, encoding: str, limit: int) -> None:
         self._gzip = encoding != "deflate"
@@ -324,10 +324,10 @@ class Inflater:
         self._object: zlib._Decompress | None = None
 
     def inflate(self, data: bytes) -> bytes:
-        """What more of the data can be read now.
+        """Return the data that these bytes decompress to.
 
         Raises:
-            RefusedError: malformed, or larger than the limit.
+            RefusedError: the data are malformed, or larger than the limit.
         """
         import zlib
 
@@ -350,7 +350,7 @@ class Inflater:
 
     @property
     def complete(self) -> bool:
-        """Whether the compressed data came to their end."""
+        """Return whether the compressed data are complete."""
         return self._object is not None and self._object.eof
 
 

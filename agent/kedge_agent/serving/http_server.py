@@ -1,4 +1,4 @@
-"""The HTTP server: takes connections, asks the handlers, and keeps the bounds that hold for all clients together."""
+"""The HTTP server: accepts connections, calls the handlers, and enforces the limits for all clients together."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _LARGE_BODIES = 1 << 20
 
 
 class HttpServer:
-    """Serves until it is stopped.
+    """The HTTP server; it serves until it is stopped.
 
     Args:
-        listening: sockets that listen already; they are not closed here.
-        table: path prefix → handler, the first that fits answers.
-        settings: see there.
-        beat: called in the loop several times a second, with the steady clock.
+        listening: listening sockets; they are not closed here.
+        table: path prefix → handler; the first match answers.
+        settings: limits and access rules.
+        beat: called in the loop several times a second, with the monotonic time.
 
     Raises:
-        ConfigError: certificate or token files that cannot be read.
+        ConfigError: a certificate or token file cannot be read.
     """
 
     def __init__(
@@ -57,9 +57,10 @@ class HttpServer:
         self.loop = EventLoop(self._tick)
         self.read_buffer = memoryview(bytearray(_READ_BYTES))
         self.responses: Counter[int] = Counter()
-        """Status → how many answers had it."""
+        """Status → number of answers."""
         self.had_large_bodies = False
-        """Whether there was so much at once that the allocator may keep much of it; whoever sees to that clears it."""
+        """Whether bodies took so much memory that the allocator may keep much of it; whoever returns it clears the
+        flag."""
         self._listening = list(listening)
         self._table = table
         self._beat = beat
@@ -76,16 +77,16 @@ class HttpServer:
 
     @property
     def connections(self) -> int:
-        """Open now."""
+        """Return the number of open connections."""
         return len(self._connections)
 
     @property
     def body_bytes(self) -> int:
-        """Of all requests that are being received or answered."""
+        """Return the body bytes of all requests that are being received or answered."""
         return self._body_bytes
 
     def run(self) -> None:
-        """Serve, until :meth:`stop`."""
+        """Serve until :meth:`stop`."""
         self._accept_again()
         try:
             self.loop.run()
@@ -96,7 +97,8 @@ class HttpServer:
             self.loop.close()
 
     def stop(self, seconds: float = 0.0) -> None:
-        """Take no more connections, answer what was accepted for so long, then end :meth:`run`; from any thread."""
+        """Accept no more connections, answer accepted requests for ``seconds``, then end :meth:`run`; from any
+        thread."""
 
         def begin() -> None:
             self._ends_at = time.monotonic() + seconds
@@ -110,10 +112,10 @@ class HttpServer:
     # What connections ask of the server.
 
     def admit(self, head: Head) -> None:
-        """Look at a head before its body is taken.
+        """Check a head before its body is read.
 
         Raises:
-            RefusedError: the client may not ask that here.
+            RefusedError: the Host field names another machine, or a valid token is missing.
         """
         if head.authority is not None and not self._is_our_name(head.authority):
             raise RefusedError(421, "the Host field names another machine")
@@ -123,7 +125,7 @@ class HttpServer:
                 raise RefusedError(401, "a valid token is needed", (("WWW-Authenticate", "Bearer"),))
 
     def begin(self, connection: Connection, head: Head, body: bytes, held: int) -> None:
-        """Answer a request that has come whole, or hand it to a worker."""
+        """Answer a complete request, or hand it to a worker."""
         head_only = head.method == "HEAD"
         request = Request("GET" if head_only else head.method, head.path, head.query, head.fields, body)
         exchange = Exchange(
@@ -153,7 +155,7 @@ class HttpServer:
             exchange.finish(unavailable(f"too many requests wait for {routed.pool.name!r}", status=429))
 
     def refuse(self, connection: Connection, response: Response, *, head_only: bool) -> None:
-        """Send an answer to what is no whole request, and close."""
+        """Answer an incomplete request, and close."""
         request = Request("GET", "")
         exchange = Exchange(self, connection, request, head_only=head_only, keep_alive=False, minor=1)
         with connection.lock:
@@ -161,19 +163,19 @@ class HttpServer:
         exchange.finish(response)
 
     def hold(self, change: int) -> bool:
-        """Count bytes of bodies; False where there are too many now. From any thread."""
+        """Count body bytes; return False if there are too many now. May be called from any thread."""
         with self._counting:
             self._body_bytes += change
             self.had_large_bodies |= self._body_bytes >= _LARGE_BODIES
             return change <= 0 or self._body_bytes <= self.settings.all_bodies_bytes
 
     def count(self, status: int) -> None:
-        """Count an answer; from any thread."""
+        """Count an answer; may be called from any thread."""
         with self._counting:
             self.responses[status] += 1
 
     def ended(self, connection: Connection) -> None:
-        """A connection was closed."""
+        """Forget a closed connection."""
         self._connections.discard(connection)
         if self._ends_at is not None:
             self._end_if_done(time.monotonic())
@@ -197,7 +199,7 @@ class HttpServer:
         return handler.route(request)
 
     def _cross_origin(self, head: Head) -> Sequence[tuple[str, str]]:
-        """Header fields for a page of another origin (WHATWG Fetch, section 3.2); none where it may not call."""
+        """Return header fields for a page of another origin (WHATWG Fetch, section 3.2); none if it may not call."""
         origins = self.settings.cors_origins
         origin = head.fields.get("origin")
         if origin is None or not origins:
@@ -216,8 +218,8 @@ class HttpServer:
         return fields
 
     def _is_our_name(self, authority: str) -> bool:
-        """Whether a request was meant for us. A web page may lead its visitor's browser to an address of ours by a
-        name of its own (DNS rebinding); where clients show who they are, that gains it nothing."""
+        """Return whether a request is addressed to this server. By DNS rebinding, a web page may direct its visitor's
+        browser to our address under a name of its own; if clients must authenticate, that gains it nothing."""
         if not self._checks_names:
             return True
         host = authority.lower()
@@ -252,7 +254,7 @@ class HttpServer:
             self.refuse(connection, unavailable("too many connections"), head_only=False)
 
     def _evict(self) -> bool:
-        """Close the connection that waits longest for its client; False where all are being answered."""
+        """Close the connection that has waited longest for its client; return False if all are being answered."""
         waiting = [connection for connection in self._connections if connection.exchange is None]
         if not waiting:
             return False

@@ -1,4 +1,4 @@
-"""An inference request, whatever carried it: its tensors in, the model's tensors out."""
+"""An inference request, independent of its transport: its tensors in, the model's tensors out."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ _MAX_CLASSES = 10_000
 
 @dataclass(slots=True)
 class RequestedOutput:
-    """An output that a client asks for.
+    """An output that a client requests.
 
     Attributes:
-        binary: as bytes and not as JSON.
-        classes: so many best classes as texts ``value:index:label``, in place of the numbers; 0 for the numbers.
+        binary: whether it is sent as bytes instead of JSON.
+        classes: number of best classes to send as texts ``value:index:label`` in place of the numbers; 0 for the
+            numbers.
     """
 
     name: str
@@ -35,13 +36,13 @@ class RequestedOutput:
 
 @dataclass(slots=True)
 class InferRequest:
-    """A request, read and checked as far as it goes without the model.
+    """A parsed request, checked as far as possible without the model.
 
     Attributes:
         inputs: name → tensor, in the datatype that the client sent.
-        outputs: asked for; empty for all.
-        binary: whether all outputs go as bytes where ``outputs`` is empty.
-        id: of the client, given back.
+        outputs: the requested outputs; empty for all.
+        binary: whether all outputs are sent as bytes if ``outputs`` is empty.
+        id: the client's id of the request, returned in the answer.
     """
 
     inputs: dict[str, Array]
@@ -52,12 +53,12 @@ class InferRequest:
 
 @dataclass(slots=True)
 class InferResult:
-    """What a model answers.
+    """A model's answer.
 
     Attributes:
-        outputs: what was asked for, with its tensor.
-        version: of the bundle that computed it.
-        conversions: input → datatypes sent and taken, where they differ.
+        outputs: each requested output with its tensor.
+        version: version of the bundle that computed the answer.
+        conversions: input → the datatypes sent and taken, for inputs where they differ.
     """
 
     outputs: list[tuple[RequestedOutput, Array]]
@@ -66,15 +67,15 @@ class InferResult:
 
 
 def from_json(body: bytes, header_length: str | None, config: BundleConfig) -> InferRequest:
-    """Read a REST request.
+    """Parse a REST request.
 
     Args:
-        body: JSON; bytes of tensors may follow it.
-        header_length: of the field ``Inference-Header-Content-Length``: bytes of the JSON before them.
-        config: of the model.
+        body: JSON, possibly followed by bytes of tensors.
+        header_length: value of the field ``Inference-Header-Content-Length``: bytes of the JSON before the tensors.
+        config: the bundle's configuration.
 
     Raises:
-        InputError: the message says what does not fit.
+        InputError: the request is wrong; the message says what.
     """
     binary = memoryview(b"")
     if header_length is not None:
@@ -94,11 +95,11 @@ def from_json(body: bytes, header_length: str | None, config: BundleConfig) -> I
 
 
 def run(loaded: Loaded, request: InferRequest) -> InferResult:
-    """Let a bundle answer a request.
+    """Run a bundle on a request.
 
     Raises:
-        InputError: tensors that the model does not take.
-        KedgeError: what the runtime says.
+        InputError: the model does not take these tensors.
+        KedgeError: the runtime fails.
     """
     config = loaded.bundle.config
     conversions: dict[str, str] = {}
@@ -169,10 +170,10 @@ def _output(item: dict[str, Any], config: BundleConfig, every: bool) -> Requeste
 
 
 def checked_output(name: object, config: BundleConfig) -> str:
-    """The name of an output of the model.
+    """Return the name if the model has such an output.
 
     Raises:
-        InputError: it has no such output.
+        InputError: the model has no such output.
     """
     known = [spec.name for spec in config.outputs]
     if not isinstance(name, str) or name not in known:
@@ -181,10 +182,10 @@ def checked_output(name: object, config: BundleConfig) -> str:
 
 
 def checked_classes(count: object, *, where: str) -> int:
-    """How many classes are asked for.
+    """Return the number of requested classes.
 
     Raises:
-        InputError: no whole number, or too many.
+        InputError: it is not an integer in range.
     """
     if type(count) is int and 0 <= count <= _MAX_CLASSES:
         return count
@@ -192,8 +193,8 @@ def checked_classes(count: object, *, where: str) -> int:
 
 
 def _classes(array: Array, output: RequestedOutput, labels: Sequence[str]) -> Array:
-    """The best classes of each sample as ``value:index:label`` (the label only where the bundle has one), best first;
-    equal values in the order of the classes."""
+    """Return the best classes of each sample as ``value:index:label`` (the label only if the bundle has one), best
+    first; equal values in the order of the classes."""
     rows = array.reshape(array.shape[0], -1) if array.ndim > 1 else array.reshape(1, -1)
     count = min(output.classes, rows.shape[1])
     order = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]

@@ -1,7 +1,7 @@
 """Tensors as JSON: numbers, flat in row-major order or nested.
 
-orjson reads and writes them where it is installed, the standard library else; both take and give the same. A body is
-scanned before it is parsed: as objects, brackets cost up to thirty times their bytes.
+They are read and written by orjson if it is installed, otherwise by the standard library, with the same result. A body
+is scanned before it is parsed, since as objects brackets cost up to thirty times their bytes.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _DIGITS = bytes(range(0x30, 0x3A))
 
 
 def parse(body: bytes, inputs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """The JSON object of a request.
+    """Return the JSON object of a request.
 
     Args:
         body: UTF-8.
-        inputs: of the model; what their tensors can need bounds the brackets and strings.
+        inputs: the model's inputs; they bound the number of brackets and strings.
 
     Raises:
-        InputError: no JSON, no object, or more brackets or strings than a request for this model can need.
+        InputError: it is not a JSON object, or has more brackets or strings than a request for this model can need.
     """
     scan(body, inputs)
     try:
@@ -57,13 +57,13 @@ def parse(body: bytes, inputs: Sequence[TensorSpec]) -> dict[str, Any]:
 
 
 def scan(body: bytes, inputs: Sequence[TensorSpec]) -> None:
-    """Bound what a body becomes as objects, by counting bytes.
+    """Bound the number of objects that a body becomes, by counting bytes.
 
     Each number needs a digit and each nested list at least one number below it, so a request has no more brackets than
-    digits times the deepest nesting; a request for a few numbers has few.
+    digits times the deepest nesting; a request with few numbers has few.
 
     Raises:
-        InputError: it has more than a request for these inputs can need.
+        InputError: the body has more brackets or strings than a request for these inputs can need.
     """
     brackets = body.count(b"[") + body.count(b"{")
     if brackets > _SPARE_BRACKETS:
@@ -80,7 +80,8 @@ def scan(body: bytes, inputs: Sequence[TensorSpec]) -> None:
 
 
 def _lists_a_number(spec: TensorSpec) -> float:
-    """Lists of a nested tensor for each of its numbers: 1 for the innermost of one number, and what lies around it."""
+    """Return the number of lists of a nested tensor for each of its numbers: 1 for an innermost list of one number,
+    plus its share of the lists around it."""
     lists, numbers = 0.0, 1.0
     for axis in reversed(spec.shape[1:]):
         lists = lists * (axis or 1) + 1
@@ -89,7 +90,7 @@ def _lists_a_number(spec: TensorSpec) -> float:
 
 
 def _depth(body: bytes) -> int:
-    """The deepest nesting of brackets, those in strings counted too."""
+    """Return the deepest nesting of brackets, including those in strings."""
     codes = np.frombuffer(body, np.uint8)
     steps = codes[(codes == 0x5B) | (codes == 0x7B) | (codes == 0x5D) | (codes == 0x7D)]
     opened = (steps == 0x5B) | (steps == 0x7B)
@@ -108,18 +109,18 @@ def _finite(text: str) -> float:
 
 
 def array_of(item: dict[str, Any], *, where: str, truths: bool = True) -> Array:
-    """One request tensor, checked: what it says of itself must be true.
+    """Return a request's tensor, checked against its own datatype and shape.
 
     Args:
-        item: of the request.
-        where: for messages.
-        truths: whether booleans may stand among the numbers, and are to be looked for.
+        item: the tensor's object in the request.
+        where: for error messages.
+        truths: whether to look for booleans among the numbers, because the body may have some.
 
     Returns:
-        In the dtype that it says; BYTES as an array of ``bytes`` objects.
+        The tensor in its stated datatype; BYTES as an array of ``bytes`` objects.
 
     Raises:
-        InputError: the message says what does not fit.
+        InputError: the tensor is wrong; the message says what.
     """
     datatype = checked_datatype(item.get("datatype"), where=where)
     shape = checked_shape(item.get("shape"), where=where)
@@ -138,7 +139,7 @@ def array_of(item: dict[str, Any], *, where: str, truths: bool = True) -> Array:
 
 
 def _numbers(data: list[Any], shape: list[int], datatype: str, *, where: str, truths: bool) -> Array:
-    """Numbers of the right kind, in range, in the shape; in whatever dtype holds them."""
+    """Return numbers of the right kind, in range and in the shape, in any dtype that holds them."""
     dtype = np.dtype(DATATYPES[datatype])
     try:
         values = np.asarray(data)
@@ -166,18 +167,18 @@ def _numbers(data: list[Any], shape: list[int], datatype: str, *, where: str, tr
 
 
 def _holds_truths(data: list[Any]) -> bool:
-    """Whether a list of numbers, nested or not, holds a boolean, which numpy would take for a number."""
+    """Return whether a list of numbers, nested or not, holds a boolean, which numpy would take for a number."""
     if data and isinstance(data[0], list):
         return any(_holds_truths(inner) for inner in data)
     return bool in set(map(type, data))
 
 
 def _exact(data: list[Any], values: Array, kind: str) -> Array:
-    """Numbers for which numpy takes another kind of type: it makes floats of integers that no one of its types holds
-    together (1 and 2**63), and objects of those beyond 64 bits.
+    """Return numbers for which numpy chooses another kind of dtype: floats for integers that no single integer dtype
+    holds (1 and 2**63), objects for integers beyond 64 bits.
 
     Raises:
-        OverflowError: they are in no type's range.
+        OverflowError: no dtype can hold them.
     """
     exact = np.array(data, dtype=object)
     types = {type(number) for number in exact.flat}
@@ -206,7 +207,7 @@ def _texts(data: list[Any], shape: list[int], *, where: str) -> Array:
 
 
 def _rounded_to_bf16(array: Array, *, where: str) -> Array:
-    """float32 rounded to the nearest number with bfloat16's 8 bits, ties to even."""
+    """Return float32 rounded to the nearest number with bfloat16's 8 bits, ties to even."""
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
     rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) & np.uint32(0xFFFF0000)
     made = rounded.view(np.float32)
@@ -216,10 +217,10 @@ def _rounded_to_bf16(array: Array, *, where: str) -> Array:
 
 
 def encoded(content: dict[str, Any]) -> bytes:
-    """JSON of an answer; arrays within are written flat, float32 with the fewest digits that give it back.
+    """Return an answer as JSON; arrays in it are written flat, float32 with the fewest digits that round-trip.
 
     Raises:
-        ValueError: a number that JSON does not have (NaN, infinity).
+        ValueError: a number that JSON cannot represent (NaN, infinity).
     """
     if orjson is not None:
         return bytes(orjson.dumps(content, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY))
@@ -227,10 +228,10 @@ def encoded(content: dict[str, Any]) -> bytes:
 
 
 def data_of(array: Array) -> Any:
-    """A tensor's numbers for :func:`encoded`.
+    """Return a tensor's numbers for :func:`encoded`.
 
     Raises:
-        ValueError: not finite.
+        ValueError: a number is not finite.
     """
     flat = np.ascontiguousarray(array).reshape(-1)
     if flat.dtype.kind == "f":

@@ -1,4 +1,4 @@
-"""``/metrics``: counts of this process in the text format of Prometheus (version 0.0.4)."""
+"""``/metrics``: this process's counters in the text format of Prometheus (version 0.0.4)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MetricsHandler:
     """Answers ``/metrics``.
 
     Args:
-        models: that are counted.
+        models: the models whose requests are counted.
     """
 
     def __init__(self, models: ServedModels) -> None:

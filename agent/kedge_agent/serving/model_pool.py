@@ -1,4 +1,4 @@
-"""The models that the serving child has loaded: every one that is installed, followed as the fleet switches them."""
+"""The models of the serving process: loads every installed model, and follows it when the fleet switches it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Entry:
     """One installed model.
 
     Attributes:
-        folder: of the model on disk.
-        generation: that was looked at last.
-        workers: run its calls.
-        unloaded: by a client's wish; it is not loaded before a client wants it again.
-        model: None where nothing could be loaded.
-        error: why the bundle that is installed now does not serve; an older one may serve still.
-        untold: what is to be told to the agent and could not be yet.
-        unwritten: what is to be written to ``serving.json`` and could not be yet.
+        folder: the model's folder on disk.
+        generation: the generation that was seen last.
+        workers: the pool that runs its calls.
+        unloaded: whether a client unloaded it; then only a client loads it again.
+        model: the loaded model; None if nothing could be loaded.
+        error: why the installed bundle does not serve; an older one may still serve.
+        untold: a report that could not be sent to the agent yet.
+        unwritten: a report that could not be written to ``serving.json`` yet.
     """
 
     folder: slots.ModelFolder
@@ -48,14 +48,14 @@ class Entry:
 
 
 class ServedModels:
-    """Loads what is installed in a state folder. One thread scans; any thread may look models up.
+    """Loads the models that are installed in a state folder. One thread scans; any thread may look models up.
 
     Args:
         state: the agent's state folder.
-        on_loaded: told what was loaded of a model; returns whether the agent heard.
-        workers: makes the pool of threads that run a model's calls, by the model's name.
-        monitor: is told which model is being loaded.
-        excluded: digests of bundles that are not loaded: they took the process down.
+        on_loaded: called with each model's name and report; returns whether the agent received it.
+        workers: makes the worker pool of a model from its name.
+        monitor: records which model is being loaded.
+        excluded: digests of bundles that are not loaded because they took the process down.
     """
 
     def __init__(
@@ -72,23 +72,23 @@ class ServedModels:
         self._loading: tuple[str, float] | None = None
         self._workers = workers
         self._turn = threading.RLock()
-        """One load at a time."""
+        """Held during a load, so that there is one at a time."""
         self._on_loaded = on_loaded
         self._entries: dict[str, Entry] = {}
         self.first_scan = threading.Event()
-        """Set once all that was installed at the start is loaded, or could not be."""
+        """Set once each model installed at the start is loaded or has failed to load."""
 
     @property
     def scanned(self) -> bool:
-        """Whether the first scan is done."""
+        """Return whether the first scan is done."""
         return self.first_scan.is_set()
 
     def names(self) -> list[str]:
-        """Names of all installed models, sorted."""
+        """Return the names of all installed models, sorted."""
         return sorted(self._entries)
 
     def get(self, name: str) -> Entry | None:
-        """An installed model, or None."""
+        """Return an installed model, or None."""
         return self._entries.get(name)
 
     def watch(self, stop: threading.Event, *, period: float = 0.5) -> None:
@@ -102,12 +102,12 @@ class ServedModels:
             stop.wait(period)
 
     def scan(self) -> None:
-        """Look once: load what is new or switched, let go of what was removed."""
+        """Scan once: load new and switched models, release removed ones."""
         with self._turn:
             self._scan()
 
     def load(self, name: str) -> None:
-        """Load a model that a client had unloaded, or load it anew; :attr:`Entry.error` says how that went."""
+        """Load a model that a client had unloaded, or reload it; see :attr:`Entry.error` for the outcome."""
         with self._turn:
             entry = self._entries.get(name)
             if entry is None:
@@ -119,7 +119,7 @@ class ServedModels:
                 old.close()
 
     def unload(self, name: str) -> None:
-        """Let go of a model until a client loads it again. Calls under way end well."""
+        """Unload a model until a client loads it again. Running calls finish."""
         with self._turn:
             entry = self._entries.get(name)
             if entry is not None:
@@ -180,7 +180,7 @@ class ServedModels:
             complain("%s", error)
 
     def hung(self, now: float, call_seconds: float, load_seconds: float) -> str | None:
-        """The model whose call or load has been under way for too long (steady clock); None where all is well."""
+        """Return the model whose call or load has taken too long (monotonic clock), or None if there is none."""
         loading = self._loading
         if loading is not None and now - loading[1] > load_seconds:
             return loading[0]
@@ -189,7 +189,7 @@ class ServedModels:
 
     @contextlib.contextmanager
     def _watched(self, name: str) -> Iterator[None]:
-        """While a model is loaded the agent can see which one."""
+        """Show the agent which model is being loaded."""
         self._loading = name, time.monotonic()
         row = memoryview(bytearray(1)) if self._monitor is None else self._monitor.row(name)
         row[0] = 1

@@ -29,11 +29,11 @@ _FLEET_DECIDES = "the fleet's desired state decides which models this device loa
 
 
 class NoModelError(Exception):
-    """A path names no model that can answer.
+    """A path that names no model that can answer.
 
     Args:
         status: 404 or 503.
-        text: why.
+        text: the reason.
     """
 
     def __init__(self, status: int, text: str) -> None:
@@ -43,11 +43,11 @@ class NoModelError(Exception):
 
 
 class InferenceHandler:
-    """Answers what lies below ``/v2``.
+    """Answers requests below ``/v2``.
 
     Args:
-        models: looked up anew in each request.
-        fleet: models come and go as the fleet wants it; ``load`` and ``unload`` are refused.
+        models: looked up again for each request.
+        fleet: whether the fleet decides which models are loaded; then ``load`` and ``unload`` are refused.
     """
 
     def __init__(self, models: ServedModels, *, fleet: bool = True) -> None:
@@ -93,10 +93,10 @@ class InferenceHandler:
             return error_response(error.status, error.text)
 
     def find(self, name: str, version: str | None) -> tuple[Entry, Loaded]:
-        """The model of a name, and the bundle that answers now.
+        """Return the model with this name, and the bundle that answers now.
 
         Raises:
-            NoModelError: none is there, or it cannot answer.
+            NoModelError: there is no such model, or it cannot answer.
         """
         entry = self._models.get(name)
         if entry is None:
@@ -180,7 +180,7 @@ class InferenceHandler:
         return Job(entry.workers, lambda: self.change_repository(name, verb))
 
     def change_repository(self, name: str, verb: str) -> Response:
-        """Load or unload a model, which may take long.
+        """Load or unload a model, which may take a while.
 
         Args:
             verb: ``load`` or ``unload``.
@@ -198,12 +198,12 @@ class InferenceHandler:
         return json_response(200, {}) if error is None else error_response(400, f"the model {name!r}: {error}")
 
     def names(self) -> list[str]:
-        """Names of the models that can answer."""
+        """Return the names of the models that can answer."""
         found = ((name, self._models.get(name)) for name in self._models.names())
         return [name for name, entry in found if entry is not None and entry.model is not None]
 
     def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
-        """Every model that is there, and whether it can answer."""
+        """Return every installed model and whether it can answer."""
         rows = [index_row(name, entry) for name in self._models.names() if (entry := self._models.get(name))]
         return [row for row in rows if not only_ready or row["state"] == "READY"]
 
@@ -215,7 +215,7 @@ class InferenceHandler:
         return json_response(200, {"ready": True}) if reason is None else _not_ready(reason)
 
     def not_ready(self) -> str | None:
-        """Why not all models are ready; None where they are."""
+        """Return why not all models are ready, or None if they are."""
         if not self._models.scanned:
             return "the models are still being loaded"
         found = ((name, self._models.get(name)) for name in self._models.names())
@@ -238,7 +238,7 @@ class InferenceHandler:
 
 
 def answer(name: str, identifier: str, result: InferResult) -> Response:
-    """The response to an inference request, as JSON, or with binary tensors behind it."""
+    """Return the response to an inference request as JSON, followed by binary tensors if the client asked for them."""
     tensors: list[dict[str, Any]] = []
     binary: list[bytes | memoryview] = []
     try:
@@ -271,18 +271,18 @@ def _tensor(output: RequestedOutput, array: Array, binary: list[bytes | memoryvi
 
 
 def samples_of(inputs: dict[str, Array]) -> int:
-    """Samples in a request: the length of the first axis."""
+    """Return the number of samples in a request: the length of the first axis."""
     first = next(iter(inputs.values()), None)
     return 1 if first is None or not first.ndim else int(first.shape[0])
 
 
 def server_metadata() -> dict[str, Any]:
-    """What the server says of itself."""
+    """Return the server's metadata."""
     return {"name": "kedge-agent", "version": kedge_protocol.__version__, "extensions": list(EXTENSIONS)}
 
 
 def metadata(name: str, bundle: Bundle, failure: str | None) -> dict[str, Any]:
-    """What a model takes and gives."""
+    """Return a model's metadata: its inputs and outputs."""
     config = bundle.config
     return {
         "name": name,
@@ -295,7 +295,7 @@ def metadata(name: str, bundle: Bundle, failure: str | None) -> dict[str, Any]:
 
 
 def configuration(name: str, bundle: Bundle) -> dict[str, Any]:
-    """The model's configuration in the form that Triton gives it; the batch's axis stands in each shape."""
+    """Return the model's configuration in Triton's form; each shape includes the batch axis."""
     config = bundle.config
 
     def tensor(spec: dict[str, Any]) -> dict[str, Any]:
@@ -321,7 +321,7 @@ def configuration(name: str, bundle: Bundle) -> dict[str, Any]:
 
 
 def statistics(name: str, entry: Entry, bundle: Bundle) -> dict[str, Any]:
-    """A model's statistics, as the protocol's extension names them."""
+    """Return a model's statistics under the names of the protocol's extension."""
     counts = entry.statistics.total()
 
     def of(count: int, nanoseconds: int) -> dict[str, int]:
@@ -352,7 +352,7 @@ def _durations(counts: Counts, of: Callable[[int, int], dict[str, int]]) -> dict
 
 
 def index_row(name: str, entry: Entry) -> dict[str, str]:
-    """A model in the repository's index."""
+    """Return a model's entry in the repository index."""
     version = ""
     if entry.model is not None:
         try:
@@ -373,5 +373,5 @@ def _not_ready(reason: str) -> Response:
 
 
 def _parts(path: str) -> list[str]:
-    """Segments below ``/v2``."""
+    """Return the segments of a path below ``/v2``."""
     return path.strip("/").split("/")[1:]

@@ -1,4 +1,4 @@
-"""A request that brings raw data: ``POST /v2/models/NAME/pipeline`` with a picture, a sound or a text as its body."""
+"""A request with raw data: ``POST /v2/models/NAME/pipeline`` with a picture, a sound or a text as its body."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from kedge_protocol.errors import InputError, MissingDependencyError
 
 
 def answer(loaded: Loaded, request: Request, *, other: Callable[[str], Callable[[Any], Any]]) -> Response:
-    """The pipeline's answer as JSON: ``{"model_name": …, "model_version": …, "answer": …}``.
+    """Return the pipeline's answer as JSON: ``{"model_name": …, "model_version": …, "answer": …}``.
 
     Args:
-        other: another model of this device by its name.
+        other: returns another model of this device by its name.
     """
     from kedge_targets.pipeline import bodies
 

@@ -1,6 +1,6 @@
-"""Pulling a release from an OCI registry (distribution-spec 1.1), anonymously or with the token that anybody gets.
+"""Pulls a release from an OCI registry (distribution-spec 1.1), anonymously or with an anonymous token.
 
-Every blob is checked against the digest by which it was asked for.
+Every blob is checked against the requested digest.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Reference:
     """A release in a registry.
 
     Attributes:
-        host: with its port.
-        name: of the repository.
+        host: host name, with its port.
+        name: name of the repository.
         version: tag or digest.
     """
 
@@ -47,13 +47,14 @@ class Reference:
 
     @property
     def url(self) -> str:
-        """Of the repository; plain HTTP on this machine alone."""
+        """Return the repository's URL; plain HTTP on this machine only."""
         scheme = "http" if is_loopback(self.host.partition(":")[0]) else "https"
         return f"{scheme}://{self.host}/v2/{self.name}"
 
 
 def parse_reference(text: str) -> Reference | None:
-    """``[oci://]host[:port]/name[:tag|@digest]``; None for other text (a host has a dot or a port, or is localhost)."""
+    """Parse ``[oci://]host[:port]/name[:tag|@digest]``; return None for other text (a host has a dot or a port, or is
+    localhost)."""
     match = _REFERENCE.match(text)
     if match is None:
         return None
@@ -64,11 +65,11 @@ def parse_reference(text: str) -> Reference | None:
 
 
 class RegistryClient:
-    """Pulls into an image layout.
+    """Pulls a release into an OCI image layout.
 
     Args:
-        reference: of the release.
-        folder: where the layout is made; empty.
+        reference: the release.
+        folder: an empty folder for the layout.
     """
 
     def __init__(self, reference: Reference, folder: Path) -> None:
@@ -77,11 +78,11 @@ class RegistryClient:
         self._token: str | None = None
 
     def pull_index(self) -> Layout:
-        """The release's own document: which targets it has bundles for.
+        """Pull the release's index, which lists the targets that it has bundles for.
 
         Raises:
             ConfigError: no such registry, repository or tag.
-            BundleError: what is there is no release.
+            BundleError: it is not a release.
         """
         raw = self._document(f"manifests/{self._reference.version}")
         found = digest.of_bytes(raw)
@@ -96,11 +97,11 @@ class RegistryClient:
         return Layout(self._folder)
 
     def pull_bundle(self, layout: Layout, target: str) -> Bundle:
-        """One bundle with its files.
+        """Pull one bundle with its files.
 
         Raises:
             BundleError: no bundle for the target, or a damaged one.
-            ConfigError: the registry does not give it.
+            ConfigError: the registry refuses it or cannot be reached.
         """
         release = layout.release()
         if target in release.bundles:
@@ -166,7 +167,7 @@ class RegistryClient:
         return opened
 
     def _anonymous_token(self, challenge: str) -> str:
-        """What the registry's token service gives to anybody (docker/distribution, token authentication)."""
+        """Return the anonymous token of the registry's token service (docker/distribution, token authentication)."""
         scheme, _, rest = challenge.partition(" ")
         asked = dict(_CHALLENGE.findall(rest))
         realm = asked.pop("realm", "")

@@ -1,4 +1,4 @@
-"""What the HTTP server is told, and addresses to listen on."""
+"""Settings of the HTTP server, and addresses to listen on."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ _BACKLOG = 512
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """Limits of the HTTP server, and who may use it.
+    """Limits and access rules of the HTTP server.
 
     Attributes:
-        connections: open at once; one more takes the place of the one that is idle longest.
-        idle_seconds: a connection without a request is closed after.
-        head_seconds, body_seconds: that a request's head and body may take from their first byte on.
-        write_seconds: that a client may take no byte of an answer.
-        max_body_bytes: of one request, decompressed; a larger one is refused with 413.
-        all_bodies_bytes: of all requests together; what goes beyond is refused with 503.
-        call_seconds: from a request's arrival to its answer; after that it gets 503. A call that takes so long has
-            hung: the process is then started anew.
-        load_seconds: a load that takes longer has hung.
-        queue_limit: requests that wait for one model; one more is answered with 429.
-        drain_seconds: at the end, for requests that were accepted.
-        token_file: its first line is what clients send as ``Authorization: Bearer``; None asks for none.
-        allowed_hosts: names in the Host field beside localhost and addresses (any, where a token or TLS is asked for).
-        cors_origins: web pages of these origins may call; ``*`` for every one, without credentials.
-        tls_cert, tls_key, tls_client_ca: PEM files; a client CA asks every client for a certificate.
-        grpc_listen: ``host:port`` of the gRPC server; None for none.
-        fleet: models come and go as the fleet wants it, and not by ``load`` and ``unload``.
+        connections: largest number of open connections; one more replaces the one that has been idle longest.
+        idle_seconds: time after which a connection without a request is closed.
+        head_seconds, body_seconds: time limits of a request's head and body, from their first byte on.
+        write_seconds: time after which a client that accepts no byte of an answer is disconnected.
+        max_body_bytes: largest body of one request, decompressed; a larger one is refused with 413.
+        all_bodies_bytes: largest total of all requests' bodies; what exceeds it is refused with 503.
+        call_seconds: time from a request's arrival to its answer; after it the client gets 503. A call that takes
+            longer has hung: the process is then restarted.
+        load_seconds: time after which a load counts as hung.
+        queue_limit: largest number of requests that wait for one model; one more is answered with 429.
+        drain_seconds: time that accepted requests get when the server stops.
+        token_file: file with the token that clients send as ``Authorization: Bearer``; None to require none.
+        allowed_hosts: names allowed in the Host field besides localhost and IP addresses (any name if a token or TLS is
+            used).
+        cors_origins: origins whose web pages may call; ``*`` for any, without credentials.
+        tls_cert, tls_key, tls_client_ca: PEM files; with a client CA every client must present a certificate.
+        grpc_listen: ``host:port`` of the gRPC server; None for no gRPC.
+        fleet: whether the fleet decides which models are loaded, not ``load`` and ``unload``.
     """
 
     connections: int = 512
@@ -61,10 +62,10 @@ class ServerSettings:
     fleet: bool = True
 
     def token(self) -> bytes | None:
-        """What the token file holds.
+        """Return the token file's content, or None if no file is set.
 
         Raises:
-            ConfigError: it cannot be read, or is empty.
+            ConfigError: it cannot be read, or does not hold one word.
         """
         if self.token_file is None:
             return None
@@ -82,10 +83,10 @@ class ServerSettings:
 
 
 def checked_exposure(listen: str, settings: ServerSettings, *, insecure: bool) -> None:
-    """Let nobody in unasked: beyond this machine clients show a token or a certificate.
+    """Check that clients from other machines must present a token or a certificate.
 
     Raises:
-        ConfigError: an address beyond loopback with neither, and not ``insecure``.
+        ConfigError: an address beyond loopback with neither, without ``insecure``.
     """
     asks = settings.token_file is not None or settings.tls_client_ca is not None
     if listen.startswith("unix:") or addresses.is_loopback(addresses.parse(listen, any_port=True)[0]) or asks:
@@ -103,7 +104,7 @@ def listening_socket(listen: str) -> socket.socket:
     """Listen on ``host:port``, or on ``unix:PATH``.
 
     Raises:
-        ConfigError: the address is none, or cannot be listened on.
+        ConfigError: the address is malformed, or the process cannot listen on it.
     """
     try:
         return _unix_socket(Path(listen.removeprefix("unix:"))) if listen.startswith("unix:") else _tcp_socket(listen)
@@ -116,7 +117,7 @@ def listening_socket(listen: str) -> socket.socket:
 
 
 def address_of(listening: socket.socket) -> str:
-    """Where a listening socket is reached: ``http://host:port``, or ``unix:PATH``."""
+    """Return the address of a listening socket: ``http://host:port``, or ``unix:PATH``."""
     name = listening.getsockname()
     if listening.family == socket.AF_UNIX:
         return f"unix:{name}"
@@ -154,7 +155,7 @@ def _unix_socket(path: Path) -> socket.socket:
 
 
 def _answers(path: Path) -> bool:
-    """Whether somebody listens on a socket file; one that a killed process left is in the way."""
+    """Return whether a process listens on a socket file; one left by a killed process is in the way."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:

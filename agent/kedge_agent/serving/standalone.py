@@ -1,4 +1,4 @@
-"""``kedge-agent serve``: releases over HTTP with no fleet, from folders, registries or what is installed."""
+"""``kedge-agent serve``: serves releases over HTTP without a fleet, from folders, registries or installed models."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ def serve(
     state: Path | None = None,
     announce: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Serve releases until SIGTERM or SIGINT; belongs in the main thread.
+    """Serve releases until SIGTERM or SIGINT; to be called in the main thread.
 
     Args:
         sources: release folders (``kedge compile -o``), references of a registry
             (``[oci://]host/name[:tag|@digest]``), or names of installed models.
-        target: which bundle of each release; may be left out where a release has one.
+        target: which bundle of each release; may be omitted if a release has one.
         listen: addresses, ``host:port`` or ``unix:PATH``.
-        settings: of the server.
-        insecure: listen beyond this machine without asking clients for anything.
-        state: where models are installed; None for the default.
-        announce: told each model that is served and each address.
+        settings: limits and access rules of the server.
+        insecure: allow listening beyond this machine without authentication.
+        state: the agent's state folder with installed models; None for the default.
+        announce: called with a line for each served model and each address.
 
     Raises:
         ConfigError: an address, a token or certificate file, or a registry that cannot be used.
-        InputError: a source that is none of the three.
-        BundleError: a damaged release, or no bundle for the target.
-        StorageError: no space for a copy.
+        InputError: a source is none of the three.
+        BundleError: a release is damaged, or has no bundle for the target.
+        StorageError: a copy cannot be written.
     """
     settings = replace(settings or ServerSettings(), fleet=False)
     settings.token()
@@ -69,7 +69,7 @@ def serve(
 
 
 def install(source: str, into: Path, *, target: str | None, state: Path) -> Bundle:
-    """Put what a source names into a state folder.
+    """Install the bundle that a source names into a state folder.
 
     Raises:
         As :func:`serve`.
@@ -92,7 +92,7 @@ def install(source: str, into: Path, *, target: str | None, state: Path) -> Bund
 
 @contextlib.contextmanager
 def _opened(source: str, into: Path, target: str | None, state: Path) -> Iterator[tuple[Bundle, Callable[[str], Path]]]:
-    """The bundle that a source names, and where its blobs lie."""
+    """Yield the bundle that a source names, and a function that locates its blobs."""
     path = Path(source)
     if path.is_dir():
         layout = Layout(path)
@@ -119,10 +119,10 @@ def _opened(source: str, into: Path, target: str | None, state: Path) -> Iterato
 
 
 def _chosen(layout: Layout, target: str | None) -> str:
-    """The target that is meant.
+    """Return the chosen target.
 
     Raises:
-        BundleError: the release has several bundles, and none was named.
+        BundleError: no target is given, and the release does not have exactly one bundle.
     """
     if target is not None:
         return target
@@ -137,7 +137,7 @@ def _chosen(layout: Layout, target: str | None) -> str:
 
 
 def _copied(source: Path, copy: Path) -> None:
-    """Linked where that goes: on the same file system."""
+    """Hard-link a file if possible, that is on the same file system; otherwise copy it."""
     with contextlib.suppress(OSError):
         copy.hardlink_to(source)
         return

@@ -1,4 +1,4 @@
-"""How many requests each model answered and how long that took, counted without a lock by each thread for itself."""
+"""Counts each model's requests and their durations; each thread counts for itself, without a lock."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _LOWEST_BIT = 16
 
 @dataclass(slots=True)
 class Counts:
-    """Sums of one thread, or of all.
+    """Sums over one thread, or over all.
 
     Attributes:
-        answered, failed: requests; ``samples`` are those in the answered ones' batches.
-        answered_ns, failed_ns: from a request's arrival to its answer.
-        queue_ns, input_ns, infer_ns, output_ns: of answered requests: waiting for a thread, reading the tensors, the
-            model, writing the tensors.
+        answered, failed: numbers of requests; ``samples`` is the number of samples in the answered ones' batches.
+        answered_ns, failed_ns: time from a request's arrival to its answer.
+        queue_ns, input_ns, infer_ns, output_ns: for answered requests, time spent waiting for a thread, reading the
+            tensors, running the model, writing the tensors.
         last_ms: Unix time of the latest request.
-        buckets: of ``answered_ns``, see :func:`bounds`.
+        buckets: histogram of ``answered_ns``, see :func:`bounds`.
     """
 
     answered: int = 0
@@ -37,7 +37,7 @@ class Counts:
     buckets: list[int] = field(default_factory=lambda: [0] * (BUCKETS + 1))
 
     def record(self, *, samples: int, queue: int, input: int, infer: int, output: int) -> None:  # noqa: A002
-        """Count an answered request; nanoseconds."""
+        """Count an answered request; times in nanoseconds."""
         whole = queue + input + infer + output
         self.answered += 1
         self.samples += samples
@@ -50,26 +50,26 @@ class Counts:
         self.buckets[min((whole >> _LOWEST_BIT).bit_length(), BUCKETS)] += 1
 
     def record_failure(self, nanoseconds: int) -> None:
-        """Count a request that was answered by an error."""
+        """Count a request that was answered with an error."""
         self.failed += 1
         self.failed_ns += nanoseconds
         self.last_ms = int(time.time() * 1000)
 
 
 def bounds() -> list[float]:
-    """Upper bounds of the buckets, seconds: powers of two from 65.536 µs to 137 s; the last bucket has none."""
+    """Return the buckets' upper bounds in seconds: powers of two from 65.536 µs to 137 s; the last bucket has none."""
     return [(1 << (_LOWEST_BIT + number)) / 1e9 for number in range(BUCKETS)]
 
 
 class Statistics:
-    """Counts of one model."""
+    """The counters of one model."""
 
     def __init__(self) -> None:
         self._local = threading.local()
         self._all: list[Counts] = []
 
     def mine(self) -> Counts:
-        """The calling thread's counts, to be written by it alone."""
+        """Return the calling thread's counts, which only that thread may write."""
         try:
             found: Counts = self._local.counts
         except AttributeError:
@@ -78,7 +78,7 @@ class Statistics:
         return found
 
     def total(self) -> Counts:
-        """The sum of all threads' counts."""
+        """Return the sum over all threads."""
         total = Counts()
         for counts in list(self._all):
             for item in _numbers():

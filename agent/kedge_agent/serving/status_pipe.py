@@ -1,7 +1,7 @@
-"""What the serving child tells the agent, over a pipe: that it lives, and what it has loaded.
+"""Reports the serving process's status to the agent over a pipe: that it is alive, and what it has loaded.
 
-A pipe needs no disk, so a full or read-only one does not hide what serves. Each message is one line, shorter than what
-the system writes in one piece (``PIPE_BUF``), so none comes torn.
+A pipe needs no disk, so a full or read-only disk does not hide what serves. Each message is one line, shorter than what
+the system writes atomically (``PIPE_BUF``), so none arrives in parts.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from kedge_protocol import codec
 from kedge_protocol.errors import MessageError
 
 MAX_TEXT = 1000
-"""Characters of an error's or a detail's text; the whole is in the log."""
+"""Characters of an error's or a detail's text; the log has all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatusMessage:
-    """One message; a sign of life where it names no model."""
+    """A message; without a model it is a sign of life."""
 
     model: str = ""
     serving: Serving | None = None
 
 
 class StatusWriter:
-    """The child's end.
+    """The serving process's end of the pipe.
 
     Args:
-        pipe: file descriptor to write to; None where nobody listens.
+        pipe: file descriptor to write to; None if nobody listens.
     """
 
     def __init__(self, pipe: int | None) -> None:
@@ -40,7 +40,8 @@ class StatusWriter:
             os.set_blocking(pipe, False)
 
     def send(self, word: StatusMessage) -> bool:
-        """Whether it was said; False where the agent has not read for long: it is to be said again."""
+        """Send a message; return False if the pipe is full because the agent has not read for long, and it must be sent
+        again."""
         if self._pipe is None:
             return True
         serving = word.serving
@@ -58,10 +59,10 @@ class StatusWriter:
 
 
 class StatusReader:
-    """The agent's end.
+    """The agent's end of the pipe.
 
     Args:
-        pipe: file descriptor to read from; belongs to this object.
+        pipe: file descriptor to read from; this object closes it.
     """
 
     def __init__(self, pipe: int) -> None:
@@ -70,7 +71,7 @@ class StatusReader:
         os.set_blocking(pipe, False)
 
     def listen(self) -> list[StatusMessage]:
-        """What was told since the last call; what cannot be read is passed over."""
+        """Return the messages since the last call; unreadable ones are skipped."""
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(self._pipe, 1 << 16):
                 self._rest += chunk
@@ -82,7 +83,7 @@ class StatusReader:
         return words
 
     def close(self) -> None:
-        """Listen no more."""
+        """Close the pipe."""
         os.close(self._pipe)
 
 

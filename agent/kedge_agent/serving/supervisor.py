@@ -1,9 +1,8 @@
-"""The serving process, started and watched by the agent: a model that crashes its runtime takes this process down, and
-nothing else.
+"""Starts and watches the serving process: a model that crashes its runtime takes down that process and nothing else.
 
-The sockets belong to the agent, so that clients wait in the kernel's queue, and are not refused, while the process is
-started anew. One that hangs, or is stopped, no longer counts in the shared page and is killed. A model that was being
-called each of several times when the process died is left out from then on, so that the others go on.
+The sockets belong to the agent, so that clients wait in the kernel's queue, instead of being refused, while the process
+is restarted. A process that hangs or is stopped no longer counts in the shared page, and is killed. A model that was
+being called each of several times that the process died is left out from then on, so that the others go on.
 """
 
 from __future__ import annotations
@@ -31,32 +30,33 @@ from kedge_targets.worker import bootstrap
 log = logging.getLogger(__name__)
 
 STABLE_SECONDS = 30.0
-"""A process that lived this long ends the row of deaths."""
+"""A process that has lived this long resets the count of deaths."""
 PATIENCE = 5.0
-"""Seconds that it has to end by itself."""
+"""Seconds that the process gets to end by itself."""
 MAX_START_SECONDS = 60.0
-"""It must be there, and give its first sign of life, within this; a slow board takes 10 for its imports."""
+"""Seconds within which the process must give its first sign of life; a slow board takes 10 for its imports."""
 CRASHES_OF_ONE_MODEL, CRASH_WINDOW = 3, 600.0
-"""So many deaths within so many seconds during calls of one bundle, and it is left out."""
+"""After this many deaths within this many seconds during its calls, a bundle is left out."""
 _LATE = 5.0
-"""Seconds between two looks of ours after which the silence is not the process's fault."""
+"""If more seconds than this pass between two polls, the process is not blamed for its silence."""
 _AT_ONCE = 2
-"""Deaths in a row after which it is started again without waiting, if it had come up."""
+"""Number of consecutive deaths up to which the process is restarted without waiting, if it had come up."""
 _MEMORY_SHARE = 0.5
-"""Of the device's memory: a serving process that has more is leaking."""
+"""Share of the device's memory beyond which a serving process counts as leaking."""
 
 
 class ServingSupervisor:
-    """One process, restarted with back-off.
+    """Supervises one serving process and restarts it with back-off.
 
-    Linux kills it when the *thread* that started it ends, so :meth:`poll` belongs to the main thread.
+    Linux kills the process when the *thread* that started it ends, so :meth:`poll` must be called in the main thread.
 
     Args:
         state: the agent's state folder.
         listen: addresses, ``host:port`` or ``unix:PATH``.
-        settings: of the HTTP server.
-        silence_seconds: without a sign of life before it is killed; while it loads models, ``settings.load_seconds``.
-        memory_bytes: resident memory with which it is started anew; 0 for half of the device's.
+        settings: settings of the HTTP server.
+        silence_seconds: time without a sign of life after which the process is killed; while it loads models, at least
+            ``settings.load_seconds``.
+        memory_bytes: resident memory above which the process is restarted; 0 for half of the device's memory.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class ServingSupervisor:
         backoff: Backoff | None = None,
     ) -> None:
         self.deaths = 0
-        """In a row."""
+        """Number of consecutive deaths."""
         self.last_words = ""
         self.died_serving = False
-        """Whether the process that died last had given a sign of life before."""
+        """Whether the process that died last had given a sign of life."""
         self.left_out: dict[str, str] = {}
-        """Digests of bundles that took the process down again and again, and why they are left out."""
+        """Digest → model name of the bundles that are left out because they took the process down repeatedly."""
         self._state = state
         self._listen = list(listen)
         self._settings = settings
@@ -98,28 +98,28 @@ class ServingSupervisor:
 
     @property
     def pid(self) -> int | None:
-        """Of the running process."""
+        """Return the running process's id, or None if there is none."""
         return None if self._process is None else self._process.pid
 
     def said(self, model: str) -> Serving | None:
-        """What the process that runs said last of a model."""
+        """Return the running process's last report about a model."""
         return self._said.get(model)
 
     def listen(self) -> list[socket.socket]:
-        """The sockets, listening; connections wait until the process takes them.
+        """Return the listening sockets; connections wait until the process accepts them.
 
         Raises:
-            ConfigError: an address that cannot be listened on.
+            ConfigError: the process cannot listen on an address.
         """
         while len(self._sockets) < len(self._listen):
             self._sockets.append(listening_socket(self._listen[len(self._sockets)]))
         return self._sockets
 
     def poll(self, now: float) -> bool:
-        """Hear it; start it where it does not run and its time has come; kill it where it hangs.
+        """Read the process's messages; start it if it does not run and is due; kill it if it hangs.
 
         Returns:
-            Whether it was found dead since the last call, or could not be started.
+            Whether it has died since the last call, or could not be started.
         """
         if now - self._polled_at > _LATE:
             self._heard_at = max(self._heard_at, now - _LATE)
@@ -145,7 +145,7 @@ class ServingSupervisor:
         return False
 
     def stop(self) -> None:
-        """End it: politely, then not. The sockets are closed."""
+        """Terminate the process, kill it if it does not end in time, and close the sockets."""
         process = self._process
         self._forget()
         for one in self._sockets:
@@ -165,7 +165,7 @@ class ServingSupervisor:
             process.wait()
 
     def _patience(self) -> float:
-        """Seconds that the process may be silent now."""
+        """Return the seconds that the process may be silent now."""
         if not self._came_up:
             return max(self._silence_seconds, MAX_START_SECONDS)
         # Its loop turns once the models that were there at the start are loaded.
@@ -210,8 +210,7 @@ class ServingSupervisor:
             self._start(now)
 
     def _blame(self, calls: set[str], now: float) -> None:
-        """Remember whose calls were under way; a bundle that was among them each time, and no other was, is left
-        out."""
+        """Record whose calls were running; leave a bundle out if it, and no other, was among them each time."""
         for name in calls:
             serving = self._said.get(name)
             if serving is not None:
@@ -237,7 +236,7 @@ class ServingSupervisor:
             self._reader = None
 
     def _start(self, now: float) -> bool:
-        """Whether there is a process now."""
+        """Start the process; return whether it runs."""
         self._came_up = False
         try:
             sockets = self.listen()

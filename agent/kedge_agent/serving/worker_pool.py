@@ -1,4 +1,4 @@
-"""Threads that run the jobs of one model (or of one other runtime), with a bounded queue before them."""
+"""Threads that run the jobs of one model (or of another runtime), behind a bounded queue."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from typing import Protocol
 
 
 class Task(Protocol):
-    """What a pool runs."""
+    """A task that a pool runs."""
 
     def run(self) -> None:
-        """Do the work; nothing is raised."""
+        """Do the work; raises nothing."""
         ...
 
 
 class Monitor(Protocol):
-    """Keeps which calls run, so that a runtime that takes the process down can be named."""
+    """Records which calls are running, so that a runtime that takes the process down can be identified."""
 
     def row(self, name: str) -> memoryview:
-        """A row for a new thread of a pool: its first byte is 1 during a call."""
+        """Return a row for a new thread of a pool: its first byte is 1 during a call."""
         ...
 
     def give_back(self, row: memoryview) -> None:
-        """The thread has ended."""
+        """Free the row of a thread that has ended."""
         ...
 
     def loading(self, under_way: bool) -> None:
-        """A model is being loaded, or no longer."""
+        """Record whether a model is being loaded."""
         ...
 
 
 class WorkerPool:
-    """Threads that are started when there is work for them, and then stay.
+    """A pool of threads that start when there is work, and then stay.
 
     Args:
-        name: of the model or the runtime, for messages and metrics.
-        threads: calls at once.
-        queue_limit: jobs that wait; one more is refused.
-        deadline: seconds from a request's arrival to its answer (of a stream: to its next chunk), waiting included.
+        name: name of the model or the runtime, for messages and metrics.
+        threads: largest number of concurrent calls.
+        queue_limit: largest number of waiting jobs; one more is refused.
+        deadline: seconds from a request's arrival to its answer (for a stream, to its next chunk), waiting included.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class WorkerPool:
         self.deadline = deadline
         self.queue_limit = queue_limit
         self.refused = 0
-        """Jobs for which the queue had no place."""
+        """Number of jobs refused because the queue was full."""
         self._monitor = monitor
         self._queue: SimpleQueue[Task | None] = SimpleQueue()
         self._starting = threading.Lock()
@@ -65,7 +65,7 @@ class WorkerPool:
         self._closed = False
 
     def submit(self, task: Task) -> bool:
-        """Queue a task; False where the queue is full or the pool is closed."""
+        """Queue a task; return False if the queue is full or the pool is closed."""
         if self._closed or self._queue.qsize() >= self.queue_limit:
             self.refused += 1
             return False
@@ -75,33 +75,33 @@ class WorkerPool:
 
     @property
     def waiting(self) -> int:
-        """Jobs in the queue."""
+        """Return the number of jobs in the queue."""
         return self._queue.qsize()
 
     @property
     def running(self) -> int:
-        """Jobs under way."""
+        """Return the number of running jobs."""
         return len(self._running)
 
     def longest_call(self, now: float) -> float:
-        """Seconds since the oldest job under way began (steady clock); 0 where none is."""
+        """Return the seconds since the oldest running job began (monotonic clock), or 0 if there is none."""
         return now - min(list(self._running.values()), default=now)
 
     def progressed(self) -> None:
-        """The job of the calling thread goes on well (a stream has given a chunk): it counts as begun just now."""
+        """Restart the clock of the calling thread's job, since it makes progress (a stream has yielded a chunk)."""
         mine = threading.get_ident()
         if mine in self._running:
             self._running[mine] = time.monotonic()
 
     def close(self) -> None:
-        """Take no more jobs; those in the queue are done still, then the threads end."""
+        """Accept no more jobs; those in the queue are still done, then the threads end."""
         with self._starting:
             self._closed = True
             for _ in range(self._started):
                 self._queue.put(None)
 
     def _start_one(self) -> bool:
-        """Start a thread if none is free; False where there is no thread at all, and none to be had."""
+        """Start a thread if none is free; return False if there is no thread and none can be started."""
         with self._starting:
             if self._started < self.threads and self._queue.qsize() > self._started - len(self._running):
                 try:
