@@ -1,1 +1,1 @@
-"""Training ONNX graphs with PyTorch, without a training loop of the user's: see ``network``."""
+"""Trains ONNX graphs with PyTorch, without a training loop from the user; see ``network``."""

@@ -1,4 +1,4 @@
-"""What training reached, on the disk: written whole or not at all, and taken up only by the very same training."""
+"""Checkpoints of a training on disk: written atomically, and resumed only by exactly the same training."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from kedge_protocol import files
 Tensor: TypeAlias = torch.Tensor
 
 _SHARE = 0.05
-"""Of the time, that saving may take."""
+"""Share of the time that saving may take."""
 
 
 @dataclass(kw_only=True)
 class State:
-    """Everything that the loop needs to go on.
+    """Everything that the loop needs to resume.
 
     Attributes:
-        step: place in this attempt's course.
-        skipped: steps of it that were left out, to cool down early.
+        step: position in the schedule of this attempt.
+        skipped: steps of the schedule that were skipped, to cool down early.
         learning_rate: of this attempt.
-        before, best_loss: held-back loss of what came in, and of ``best``.
-        stale: judgements since the best one.
-        attempt: how often it began again.
-        finished: nothing is left to do.
+        before, best_loss: held-out loss of the initial parameters, and of ``best``.
+        stale: evaluations since the best one.
+        attempt: number of restarts.
+        finished: whether nothing is left to do.
         parameters, best: values, in the order of the parameters.
-        optimizer: its state; None at the beginning of an attempt.
+        optimizer: state of the optimizer; None at the beginning of an attempt.
     """
 
     step: int
@@ -49,15 +49,15 @@ class State:
 
 
 class Checkpoint:
-    """One training's file.
+    """The checkpoint file of one training.
 
     Args:
-        folder: made where it is not there.
-        what: begins the file's name.
-        parts: all that decides the result (graph, teacher, options, samples, seed); their digest is in the name.
+        folder: made if it does not exist.
+        what: the beginning of the file's name.
+        parts: all that determines the result (graph, teacher, options, samples, seed); their digest is in the name.
 
     Attributes:
-        notes: what went wrong with it; training goes on without.
+        notes: what went wrong with the checkpoint; training continues without it.
     """
 
     def __init__(self, folder: Path, what: str, *parts: bytes | str) -> None:
@@ -71,7 +71,7 @@ class Checkpoint:
         self._cost = 0.0
 
     def load(self) -> State | None:
-        """What was reached; None where nothing was, or the file is damaged."""
+        """Return the saved state; None if there is none or the file is damaged."""
         try:
             held = torch.load(self.path, weights_only=True)
             return State(**held)
@@ -82,12 +82,12 @@ class Checkpoint:
             return None
 
     def offer(self, state: State) -> None:
-        """Save, unless that was done so recently that saving would take too much of the time."""
+        """Save the state, unless the last save was so recent that saving would take too much of the time."""
         if time.monotonic() - self._saved >= self._cost / _SHARE:
             self.save(state)
 
     def save(self, state: State) -> None:
-        """Save, whole or not at all. A full disk is noted, and no reason to stop."""
+        """Save the state atomically. A full disk is noted and does not stop the training."""
         began = time.monotonic()
         if state.finished:
             state = dataclasses.replace(state, parameters=state.best, optimizer=None)

@@ -1,4 +1,4 @@
-"""A student that is trained towards its teacher's answers, on samples that need no labels."""
+"""Distillation: trains a student towards its teacher's outputs, on samples that need no labels."""
 
 from __future__ import annotations
 
@@ -25,29 +25,30 @@ UserLoss = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Tensor | None],
 WHERE = "--loss"
 _FEATURES_BESIDE_SCORES = 30.0
 _FEW = 50
-"""Measured on a damaged ResNet-8 with 50 pictures (top-1 0.08): soft labels alone brought it to 0.36, this to 0.77.
-Maps of features say far more of a sample than a handful of scores. Where samples are many they hold a student of few
-bits to what it cannot be: with 6000 digits and 2 bits the drop was 0.039 so, and 0.010 with a hundredth of it."""
+"""Measured on a damaged ResNet-8 with 50 images (top-1 0.08): soft labels alone brought it to 0.36, this to 0.77,
+since feature maps say far more about a sample than a few scores. With many samples they force a low-bit student
+towards what it cannot represent: with 6000 digits and 2 bits the drop was 0.039 with this weight, and 0.010 with a
+hundredth of it."""
 _FEATURES_BESIDE_VALUES = 1.0
 _USUAL_SPREAD = 4.0
-"""Standard deviation of a sample's logits, that larger ones are brought to: some networks answer in hundreds, and a
-temperature of 4 would leave one class of them and no gradient for the rest (after Sun et al., "Logit standardization in
+"""Standard deviation to which a sample's larger logits are scaled down: some networks give logits in the hundreds, of
+which a temperature of 4 would leave one class and no gradient for the rest (after Sun et al., "Logit standardization in
 knowledge distillation", 2024)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What the loss is made of.
+    """The terms of the loss.
 
     Attributes:
         temperature: of soft labels.
         hard_weight: share of the hard-label term, or of the user's own loss; the rest is soft labels.
-        attention_weight, feature_weight: of these terms, beside; None for what suits the kind of output and the
+        attention_weight, feature_weight: of these additional terms; None for the default for the kind of output and the
             number of samples.
-        features: how many tensors are compared.
+        features: number of tensors that are compared.
         mixup: whether samples are blended.
-        shift: whether pictures are moved.
-        batch: samples at once where nothing is learnt.
+        shift: whether images are shifted.
+        batch: samples per batch in evaluation.
     """
 
     temperature: float
@@ -61,16 +62,16 @@ class Terms:
 
 
 class Distillation:
-    """The objective; see :class:`kedge.training.loop.Objective`.
+    """The objective of distillation; see :class:`kedge.training.loop.Objective`.
 
     Args:
         student, teacher: tensors of the same name mean the same in both.
-        one_by_one: the graphs take one sample at a time only.
+        one_by_one: the graphs take only one sample at a time.
         loss: the user's own, ``file.py:function``.
 
     Raises:
         StepError: no output can be compared.
-        DatasetError: labels that are no classes of the first output.
+        DatasetError: the labels are not classes of the first output.
         ConfigError: the user's loss cannot be loaded.
     """
 
@@ -114,7 +115,8 @@ class Distillation:
 
     @property
     def projections(self) -> list[torch.nn.Parameter]:
-        """What is trained along and thrown away: from the student's widths to the teacher's."""
+        """Return the projections from the student's widths to the teacher's, which are trained too and then
+        discarded."""
         return list(self._projections.values())
 
     def loss(self, picked: Array, random: np.random.Generator) -> Tensor:
@@ -173,7 +175,7 @@ class Distillation:
         return total / len(self.heads)
 
     def _too_wide(self, head: Head, feeds: Mapping[str, Tensor]) -> float:
-        """How many times the usual spread the teacher's logits have; 1 at least."""
+        """Return the spread of the teacher's logits as a multiple of the usual spread, at least 1."""
         if head.kind is Kind.VALUES:
             return 1.0
         with torch.no_grad():
@@ -184,12 +186,12 @@ class Distillation:
         return network.each(feeds, keep) if self._one_by_one else network(feeds, keep)
 
     def _common(self, names: list[str]) -> list[str]:
-        """Those that the teacher has too: passes may have renamed some."""
+        """Return the tensors that the teacher has too: passes may have renamed some."""
         theirs = {name for node in self.teacher.model.graph.node for name in node.output}
         return [name for name in names if name in theirs]
 
     def _project(self, feeds: Mapping[str, Tensor]) -> None:
-        """A matrix for each feature whose width pruning changed, by least squares at the beginning."""
+        """Make a matrix for each feature whose width pruning changed, initialized by least squares."""
         with torch.no_grad():
             ours = self._computed(self.student, feeds, self._keep)
             theirs = self._computed(self.teacher, feeds, self._keep)
@@ -224,10 +226,10 @@ class Distillation:
 
 
 def user_loss(reference: str) -> UserLoss:
-    """The user's ``function(outputs, inputs, labels) -> scalar``, all of them tensors.
+    """Load the user's ``function(outputs, inputs, labels) -> scalar``; all of these are tensors.
 
     Raises:
-        ConfigError: no such file or function, or the file cannot be imported.
+        ConfigError: there is no such file or function, or the file cannot be imported.
     """
     try:
         found: Any = user.load(reference)
@@ -250,13 +252,13 @@ def _called(
 
 
 def _channels(tensor: Tensor) -> int:
-    """Pictures inside a graph are channels first; everything else has them last."""
+    """Return the axis of the channels: images inside a graph are channels first, everything else is channels last."""
     return 1 if tensor.ndim >= 4 else -1
 
 
 def _real_places(output: Tensor, feeds: Mapping[str, Tensor]) -> Tensor | None:
-    """Weight of each vector of an output N x length x width: 0 where the attention mask among the inputs says
-    padding, what is computed there is read by nobody."""
+    """Return a weight for each vector of an output N x length x width: 0 where an input's attention mask marks padding,
+    since nothing reads the output there."""
     if output.ndim != 3:
         return None
     for name, tensor in feeds.items():

@@ -1,4 +1,4 @@
-"""The one training loop: Adam, a warm-up and a cosine, the best state kept, and a way back after anything."""
+"""The training loop: Adam with warm-up and cosine schedule, keeping the best state and recovering from failures."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ _ROUNDS = 24
 _SLOWER = 5.0
 _RETRIES = 2
 _COOLING = 0.7
-"""Share of the course after which the learning rate is low. A training that finds nothing better goes on from there: it
-is by the small steps at the end that low bits gain most."""
+"""Share of the schedule after which the learning rate is low. A training that stops improving skips to this point: low
+bit widths gain most from the small steps at the end."""
 _NOTHING = 1e-9
-"""A loss that leaves nothing to learn."""
+"""A loss up to this leaves nothing to learn."""
 
 
 class Objective(Protocol):
-    """What is trained, and for what."""
+    """The objective of a training."""
 
     training: Array
-    """Indices of samples to learn from."""
+    """Indices of the training samples."""
 
     def loss(self, picked: Array, random: np.random.Generator) -> Tensor:
-        """The mean loss over the samples, to be made smaller; ``random`` for augmentation."""
+        """Return the mean loss over the samples, to be minimized; ``random`` is for augmentation."""
 
     def judged(self) -> float:
-        """The loss over the samples that are held back."""
+        """Return the loss over the held-out samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast.
+    """The schedule of a training.
 
     Attributes:
-        steps: updates at most.
-        learning_rate: at the top of the cosine.
-        batch: samples an update.
-        patience: judgements without an improvement before it goes over to the end of the course, or stops there.
+        steps: largest number of updates.
+        learning_rate: at the peak of the cosine.
+        batch: samples per update.
+        patience: evaluations without improvement before training skips to the end of the schedule, or stops there.
         warm_up: share of the steps over which the learning rate rises.
-        weight_decay: of AdamW; 0 is Adam.
-        clip: largest norm of a gradient.
+        weight_decay: of AdamW; 0 gives Adam.
+        clip: largest norm of the gradient.
         seed: of order and augmentation.
     """
 
@@ -67,12 +67,12 @@ class Schedule:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What came of it; the parameters hold the best state.
+    """The outcome of a training; the parameters hold the best state.
 
     Attributes:
-        before, after: the held-back loss of what came in and of what goes out; ``after`` is never larger.
-        steps: updates made by the attempt that counted.
-        resumed: the step that a checkpoint let it go on from; 0 without.
+        before, after: held-out loss of the initial and of the final parameters; ``after`` is never larger.
+        steps: updates made by the last attempt.
+        resumed: the step at which a checkpoint was resumed; 0 without one.
         notes: for the reader of the report.
     """
 
@@ -92,20 +92,20 @@ def train(
     checkpoint: Checkpoint | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Outcome:
-    """Train in place.
+    """Train parameters in place.
 
-    It is judged now and then on the samples held back; the best state is kept, that which came in among them. Where the
-    loss leaves the numbers, or nothing better is found, it goes back to the best state with a fifth of the learning
-    rate, twice at most. The same parameters, objective and seed give the same bits on the same number of threads,
-    whether it was interrupted or not.
+    The parameters are evaluated at intervals on the held-out samples; the best state, which may be the initial one, is
+    kept. If the loss becomes infinite or NaN, or nothing better is found, training restarts from the best state with a
+    fifth of the learning rate, at most twice. The same parameters, objective and seed give the same bits on the same
+    number of threads, whether training was interrupted or not.
 
     Args:
-        what: its name, for messages.
-        checkpoint: where to go on from, and to leave what was reached.
+        what: name of the training, for messages.
+        checkpoint: to resume from, and to save to.
 
     Raises:
-        DivergedError: not one attempt stayed in the numbers, and none got better before it left them. The parameters
-            hold what came in.
+        DivergedError: the loss became infinite or NaN in every attempt, and none had improved before. The parameters
+            keep their initial values.
     """
     run = _Run(list(parameters), objective, schedule, what, checkpoint, progress)
     return run.through()
@@ -213,7 +213,7 @@ class _Run:
                 self._judge(state, optimizer)
 
     def _cooled(self, state: State) -> bool:
-        """From the best state to the end of the course; False where it is there already."""
+        """Skip from the best state to the end of the schedule; return False if it is already there."""
         cooling = round(self._schedule.steps * _COOLING)
         if state.step >= cooling:
             return False
@@ -236,7 +236,7 @@ class _Run:
             self._checkpoint.offer(state)
 
     def _again(self, state: State, gone: _LeftNumbersError) -> None:
-        """Back to the best state, slower; or the end."""
+        """Restart from the best state with a lower learning rate, or give up."""
         said = f"the loss was {gone.loss} in epoch {gone.epoch} at learning rate {gone.learning_rate:g}"
         if state.attempt >= _RETRIES:
             if state.best_loss < state.before:
@@ -253,7 +253,7 @@ class _Run:
         self._slower(state)
 
     def _slower(self, state: State) -> None:
-        """From the best state on, with steps that are smaller."""
+        """Restart from the best state with a lower learning rate."""
         self._put(state.best)
         state.attempt += 1
         state.learning_rate /= _SLOWER
@@ -261,7 +261,7 @@ class _Run:
         state.optimizer, state.parameters = None, state.best
 
     def _picked(self, step: int) -> Array:
-        """Samples of one update: each sample once in an epoch, in an order of the seed's."""
+        """Return the samples of one update: each sample once per epoch, in an order set by the seed."""
         pool, batch = self._objective.training, self._schedule.batch
         each = max(1, len(pool) // batch)
         order = np.random.default_rng([self._schedule.seed, 2, step // each]).permutation(len(pool))
@@ -274,7 +274,8 @@ class _Run:
         return step // max(1, len(self._objective.training) // self._schedule.batch) + 1
 
     def _factor(self, step: int) -> float:
-        """Of the learning rate: a straight rise, then half a cosine (Loshchilov, Hutter, "SGDR", 2017)."""
+        """Return the factor of the learning rate: a linear warm-up, then half a cosine (Loshchilov, Hutter, "SGDR",
+        2017)."""
         rise = max(1, round(self._schedule.steps * self._schedule.warm_up))
         if step < rise:
             return (step + 1) / rise
@@ -285,8 +286,8 @@ class _Run:
         return [parameter.detach().clone() for parameter in self._parameters]
 
     def _put(self, values: list[Tensor]) -> None:
-        """Set the parameters, and judge them: whatever the objective keeps of others from step to step (a weight's
-        stored form) is of these then, as it was when they were judged first."""
+        """Set the parameters and evaluate them, so that whatever the objective caches between steps (a weight's stored
+        form) belongs to these parameters, as when they were first evaluated."""
         with torch.no_grad():
             for parameter, value in zip(self._parameters, values, strict=True):
                 parameter.copy_(value)

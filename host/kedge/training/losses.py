@@ -1,4 +1,4 @@
-"""What a student is told: how far its outputs, attention maps and features are from the teacher's."""
+"""Losses of a student: how far its outputs, attention maps and features are from the teacher's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROWS = 4096
 
 
 class Kind(str, enum.Enum):
-    """What an output means."""
+    """The meaning of an output."""
 
     LOGITS = "logits"  # class scores before a softmax
     PROBABILITIES = "probabilities"  # after it, where what was before cannot be had
@@ -33,11 +33,11 @@ class Kind(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """One output that is compared.
+    """An output that is compared.
 
     Attributes:
-        output: the graph's.
-        tensor: what is compared: the input of the softmax that the output comes from, or the output itself.
+        output: name of the graph's output.
+        tensor: name of the compared tensor: the input of the softmax that makes the output, or the output itself.
         kind: of ``tensor``.
     """
 
@@ -47,11 +47,11 @@ class Head:
 
 
 def heads(model: onnx.ModelProto, outputs: Mapping[str, Array]) -> list[Head]:
-    """How each float output is compared.
+    """Determine how each float output is compared.
 
     Args:
         model: the student; the teacher has the tensors of the same names.
-        outputs: some answers of the teacher, by output name, first axis the sample.
+        outputs: some outputs of the teacher, by name; the first axis is the sample.
     """
     maker = {tensor: node for node in model.graph.node for tensor in node.output}
     found = []
@@ -73,9 +73,8 @@ def heads(model: onnx.ModelProto, outputs: Mapping[str, Array]) -> list[Head]:
 
 
 def _like_class_scores(output: Array) -> bool:
-    """Whether an output may be class scores: two axes, several columns, and rows that are not of unit length. A guess,
-    which decides what training aims at and nothing else: what is judged is never guessed
-    (:mod:`kedge.evaluation.kinds`)."""
+    """Guess whether an output may be class scores: two axes, several columns, and rows that are not of unit length. The
+    guess only decides the objective of training; evaluation never guesses (:mod:`kedge.evaluation.kinds`)."""
     if output.ndim != 2 or output.shape[1] < 2:
         return False
     rows = np.asarray(output[:_ROWS], dtype=np.float64)
@@ -84,13 +83,14 @@ def _like_class_scores(output: Array) -> bool:
 
 
 def logits(head: Head, tensor: Tensor) -> Tensor:
-    """What a softmax would be taken of."""
+    """Return the values to which a softmax would be applied."""
     return torch.log(tensor.clamp_min(_TINY)) if head.kind is Kind.PROBABILITIES else tensor
 
 
 def soft_labels(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence of the class probabilities at a temperature, times its square, so that gradients
-    keep their size (Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", 2015).
+    """Return the Kullback-Leibler divergence of the class probabilities at a temperature, times the temperature
+    squared, so that gradients keep their size (Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network",
+    2015).
 
     Args:
         student, teacher: logits, classes on the last axis.
@@ -102,22 +102,22 @@ def soft_labels(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def hard_labels(student: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy with the true classes.
+    """Return the cross entropy with the true classes.
 
     Args:
         student: logits N x C.
-        labels: N whole numbers.
+        labels: N integers.
     """
     return functional.cross_entropy(student, labels.long())
 
 
 def values(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
-    """For outputs that are no class scores: one minus the cosine, and the mean square error over the teacher's mean
-    square.
+    """Return the loss of outputs that are not class scores: one minus the cosine, plus the mean square error over the
+    teacher's mean square.
 
     Args:
-        student, teacher: N x …; vectors lie on the last axis.
-        weight: of each vector (padding counts nothing), or None.
+        student, teacher: N x …; vectors lie along the last axis.
+        weight: of each vector (0 for padding), or None.
     """
     if student.ndim < 2:
         student, teacher = student.reshape(len(student), -1), teacher.reshape(len(teacher), -1)
@@ -133,11 +133,12 @@ def values(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Te
 
 
 def attention(student: Tensor, teacher: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of attention maps (after Jiao et al., "TinyBERT", 2020, who take the square error).
+    """Return the Kullback-Leibler divergence of attention maps (after Jiao et al., "TinyBERT", 2020, who use the square
+    error).
 
     Args:
-        student, teacher: N x heads x queries x keys, rows that sum to one. Where heads were pruned, their means are
-            compared.
+        student, teacher: N x heads x queries x keys, rows that sum to one. If heads were pruned, the means over the
+            heads are compared.
     """
     if student.shape != teacher.shape:
         student, teacher = student.mean(1), teacher.mean(1)
@@ -146,12 +147,12 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def features(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean square error over the teacher's mean square (after Romero et al., "FitNets", 2015)."""
+    """Return the mean square error over the teacher's mean square (after Romero et al., "FitNets", 2015)."""
     return ((student - teacher) ** 2).mean() / (teacher**2).mean().clamp_min(_TINY)
 
 
 def attention_maps(model: onnx.ModelProto, compared: Sequence[Head]) -> list[str]:
-    """Results of each softmax that is no class score."""
+    """Return the result of each softmax that does not give class scores."""
     taken = {head.tensor for head in compared}
     outputs = {value.name for value in model.graph.output}
     return [
@@ -167,8 +168,8 @@ _BLOCK_ENDS = frozenset(
 
 
 def feature_tensors(model: onnx.ModelProto, count: int) -> list[str]:
-    """Up to ``count`` tensors, evenly spread over the depth, at which blocks end: activations, normalizations, and
-    where branches are added."""
+    """Return up to ``count`` tensors, evenly spread over the depth, at which blocks end: activations, normalizations,
+    and additions of branches."""
     held = {tensor.name for tensor in model.graph.initializer}
     held |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
     outputs = {value.name for value in model.graph.output}

@@ -1,5 +1,5 @@
-"""An ONNX graph as a PyTorch module: torch computes its nodes, its weights are parameters, and what was learnt goes
-back into the same graph. Nothing is exported anew, so names, layouts and operators stay as the user's exporter made
+"""An ONNX graph as a PyTorch module: torch computes its nodes, its weights are parameters, and the trained values go
+back into the same graph. Nothing is exported again, so names, layouts and operators stay as the user's exporter wrote
 them."""
 
 from __future__ import annotations
@@ -38,24 +38,23 @@ class _Node:
 
 
 class Network(torch.nn.Module):  # type: ignore[misc]
-    """An ONNX graph that torch computes, on the CPU.
+    """An ONNX graph that torch computes on the CPU.
 
-    Trained are the weights and biases of layers, factors and biases of normalizations, and the step sizes of
-    quantizers (``Quant``, ``BipolarQuant``, ``QuantizeLinear``); see :mod:`kedge.training.weights`.
-    Embeddings, the statistics of batch normalization and the lone numbers of formulas stay as they are. Half floats
-    are computed in float32.
+    The weights and biases of layers, the factors and biases of normalizations, and the step sizes of quantizers
+    (``Quant``, ``BipolarQuant``, ``QuantizeLinear``) are trained; see :mod:`kedge.training.weights`. Embeddings, the
+    statistics of batch normalization and the scalars of formulas are not. Half floats are computed in float32.
 
     Args:
-        model: the main graph is taken; it is not changed.
-        hooks: tensor name → what is done to it before anybody reads it (a simulated precision): constants, inputs and
-            results of nodes.
+        model: its main graph is used; it is not changed.
+        hooks: tensor name → function applied to the tensor before anything reads it (a simulated precision); for
+            constants, inputs and results of nodes.
 
     Attributes:
-        inputs, outputs: names, in the graph's order.
-        roles: trained constant → what it is.
+        inputs, outputs: names, in the order of the graph.
+        roles: trained constant → its role.
 
     Raises:
-        StepError: an operator that torch cannot compute here; names the node.
+        StepError: there is no kernel for an operator; the error names the node.
     """
 
     def __init__(self, model: onnx.ModelProto, hooks: Mapping[str, Hook] | None = None) -> None:
@@ -87,18 +86,18 @@ class Network(torch.nn.Module):  # type: ignore[misc]
         self._readers = Counter(name for node in self._nodes for name in node.inputs)
 
     def weight(self, name: str) -> Tensor:
-        """A trained constant, as it is now and as gradients see it."""
+        """Return the current value of a trained constant, as gradients see it."""
         value = self.get_parameter(self._keys[name])
         return self._first[name] * torch.exp(value) if name in self._first else value
 
     def forward(self, feeds: Mapping[str, Tensor], keep: Collection[str] = ()) -> dict[str, Tensor]:
-        """Outputs of the graph, in its order, and the tensors named in ``keep``.
+        """Return the outputs of the graph, in its order, and the tensors named in ``keep``.
 
         Args:
-            feeds: input name → tensor of the input's shape; half floats are taken as float32.
+            feeds: input name → tensor of the input's shape; half floats are converted to float32.
 
         Raises:
-            StepError: a node failed (names it and says what torch said), or there is no tensor of that name.
+            StepError: a node failed (the error names it and quotes torch), or there is no tensor of that name.
         """
         values = dict(self._fixed)
         for name in self.roles:
@@ -122,7 +121,8 @@ class Network(torch.nn.Module):  # type: ignore[misc]
         return {name: values[name] for name in dict.fromkeys((*self.outputs, *keep))}
 
     def each(self, feeds: Mapping[str, Tensor], keep: Collection[str] = ()) -> dict[str, Tensor]:
-        """Like :meth:`forward` for a graph whose batch is fixed to one: samples side by side, first axis the sample."""
+        """Run :meth:`forward` for a graph whose batch is fixed to one, over many samples; the first axis is the
+        sample."""
 
         def one(feed: dict[str, Tensor]) -> dict[str, Tensor]:
             return self.forward(feed, keep)
@@ -137,8 +137,7 @@ class Network(torch.nn.Module):  # type: ignore[misc]
         return {name: value.flatten(0, 1) if value.ndim > 1 else value for name, value in made.items()}
 
     def written(self) -> onnx.ModelProto:
-        """The same graph with what was learnt in it: the trained constants in their own types; nothing else is
-        touched."""
+        """Return the same graph with the trained constants, in their own types; nothing else is changed."""
         made = onnx.ModelProto()
         made.CopyFrom(self.model)
         for name, proto in _stored(made):
@@ -172,7 +171,7 @@ class Network(torch.nn.Module):  # type: ignore[misc]
                 values[name] = self._hooked(name, value)
 
     def _folded(self, nodes: list[_Node]) -> list[_Node]:
-        """The nodes that depend on an input or a trained constant; the others are computed once, here."""
+        """Return the nodes that depend on an input or a trained constant; compute the others once, here."""
         left = []
         for node in nodes:
             if all(name in self._fixed for name in node.inputs if name) and any(node.inputs):
@@ -183,12 +182,12 @@ class Network(torch.nn.Module):  # type: ignore[misc]
 
 
 def tensors(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
-    """Samples as :class:`Network` takes them; copies, because mapped files cannot be written."""
+    """Return samples as :class:`Network` takes them; copied, because memory-mapped files are read-only."""
     return {name: torch.tensor(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
 def _stored(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    """Tensors that the graph holds, by the name that nodes read them under."""
+    """Yield the tensors stored in the graph, with the names by which nodes read them."""
     if model.graph.sparse_initializer:
         raise StepError("the graph has sparse weights, they cannot be trained here", remedy="Export them dense")
     for proto in model.graph.initializer:
@@ -201,7 +200,7 @@ def _stored(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
 
 
 def _small_constants(model: onnx.ModelProto) -> dict[str, Tensor]:
-    """Constants that are written as plain numbers."""
+    """Return the constants written as plain numbers."""
     found = {}
     for node in model.graph.node:
         if node.op_type == "Constant":
@@ -220,7 +219,7 @@ def _small_constants(model: onnx.ModelProto) -> dict[str, Tensor]:
 
 
 def _array(proto: onnx.TensorProto) -> Array:
-    """A stored tensor in a type that torch has: half floats as float32, numbers of four bits as int8."""
+    """Return a stored tensor in a type that torch has: half floats as float32, 4-bit integers as int8."""
     array: Array = numpy_helper.to_array(proto)
     if proto.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
         return array.astype(np.float32)

@@ -1,4 +1,4 @@
-"""The options of training that the steps ``distil`` and ``fine-tune`` share."""
+"""The training options shared by the steps ``distil`` and ``fine-tune``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Patience: TypeAlias = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How a graph is trained; the defaults are for a few dozen to a few thousand samples."""
+    """Options of training; the defaults are for a few dozen to a few thousand samples."""
 
     steps: Steps = 600
     learning_rate: Annotated[

@@ -1,4 +1,4 @@
-"""One repair from the options to the graph: what the steps ``distil`` and ``fine-tune`` share."""
+"""Repair by training, from the options to the trained network, as the steps ``distil`` and ``fine-tune`` share it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check(options: TrainingOptions, where: str) -> None:
     """Check the numbers.
 
     Raises:
-        ConfigError: one is outside of its range.
+        ConfigError: a number is out of range.
     """
     hard = options.hard_weight
     wrong = {
@@ -56,11 +56,11 @@ def trained(
     hooks: Mapping[str, Hook] | None = None,
     usual_rate: float | None = None,
 ) -> Network:
-    """The network with the best state that was found; figures and notes go to the context.
+    """Train a network and return it in the best state found; figures and notes go to the context.
 
     Args:
-        usual_rate: the learning rate where the options give none; by the kind of network if this is None too.
-        hooks: see :class:`kedge.training.network.Network`; of the student alone.
+        usual_rate: the learning rate if the options give none; if None, it depends on the kind of network.
+        hooks: see :class:`kedge.training.network.Network`; for the student only.
     """
     pool = Pool(context.samples, context.labels, held_back=options.held_back, seed=context.seed)
     student, teacher = Network(model, hooks), Network(context.teacher)
@@ -114,7 +114,7 @@ def _usual_rate(model: onnx.ModelProto) -> float:
 
 
 def _text(reference: str) -> str:
-    """The user's loss by what its file says: a checkpoint of another loss is none of this training's."""
+    """Return the source of the user's loss, so that a checkpoint of another loss is not resumed."""
     distillation.user_loss(reference)
     path, _, name = reference.rpartition(":")
     return Path(path).read_text(encoding="utf-8") + name

@@ -1,4 +1,4 @@
-"""The calibration samples as training uses them: at hand in any order, some held back to judge by."""
+"""The calibration samples as training uses them: accessible in any order, with some held out for evaluation."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ Array = npt.NDArray[Any]
 Tensor: TypeAlias = torch.Tensor
 
 MOST_BYTES = 1 << 30
-"""What is held in memory; of a larger set only the samples that fit, evenly spread."""
+"""Memory for samples; of a larger set only the samples that fit are used, evenly spread."""
 _CHUNK = 256
 _FEWEST_TO_SPLIT = 5
 
 
 class Pool:
-    """Samples at hand.
+    """The samples of a training, in memory.
 
     Args:
-        samples: of the calibration.
-        labels: first axis the sample, or None.
-        held_back: share of them to judge by.
+        samples: the calibration samples.
+        labels: their labels, or None; the first axis is the sample.
+        held_back: share of the samples held out for evaluation.
         seed: of the split.
 
     Attributes:
-        training, judging: indices of the samples; both hold all where there are too few to split.
-        left_out: how many did not fit into memory.
+        training, judging: indices of the samples for training and for evaluation; both hold all samples if
+            there are too few to split.
+        left_out: number of samples that did not fit into memory.
 
     Raises:
-        DatasetError: labels of another number than the samples, or no samples.
+        DatasetError: there are no samples, or the number of labels differs.
     """
 
     def __init__(self, samples: SampleSet, labels: Array | None, *, held_back: float, seed: int) -> None:
@@ -72,19 +73,19 @@ class Pool:
 
     @property
     def split(self) -> bool:
-        """Whether other samples judge than train."""
+        """Return whether evaluation uses other samples than training."""
         return len(self.training) + len(self.judging) == self.count and self.count > 1
 
     def feeds(self, picked: Sequence[int] | Array) -> dict[str, Tensor]:
-        """Samples at the indices, by input name."""
+        """Return the samples at the indices, by input name."""
         return {name: torch.from_numpy(array[picked]) for name, array in self.arrays.items()}
 
     def labels_of(self, picked: Sequence[int] | Array) -> Tensor | None:
-        """Their labels."""
+        """Return the labels at the indices."""
         return None if self.labels is None else torch.from_numpy(self.labels[picked])
 
     def digest(self) -> str:
-        """Of every sample and label, in hex."""
+        """Return the digest of all samples and labels, in hex."""
         found = hashlib.sha256()
         for name, array in sorted(self.arrays.items()):
             found.update(f"{name}{array.dtype}{array.shape}".encode())
@@ -95,8 +96,8 @@ class Pool:
 
 
 def mixed(feeds: Mapping[str, Tensor], random: np.random.Generator) -> dict[str, Tensor]:
-    """Samples blended with one another (Zhang et al., "mixup", 2018); the teacher says what the blends are. Inputs of
-    whole numbers (tokens, masks) cannot be blended: where there is one, the samples stay as they are."""
+    """Blend samples with one another (Zhang et al., "mixup", 2018); the teacher gives the targets of the blends.
+    Integer inputs (tokens, masks) cannot be blended: if there is one, the samples are returned unchanged."""
     if any(not tensor.is_floating_point() for tensor in feeds.values()):
         return dict(feeds)
     count = len(next(iter(feeds.values())))
@@ -110,9 +111,9 @@ def mixed(feeds: Mapping[str, Tensor], random: np.random.Generator) -> dict[str,
 
 
 def moved(feeds: Mapping[str, Tensor], random: np.random.Generator, reach: float = 0.125) -> dict[str, Tensor]:
-    """Pictures shifted by up to ``reach`` of their size, their edges continued; other inputs stay as they are.
+    """Shift images by up to ``reach`` of their size, extending their edges; other inputs are unchanged.
 
-    A picture is a float tensor of four axes whose channels (axis 1 or the last) are at most four.
+    An image is a float tensor of four axes with at most four channels (axis 1 or the last).
     """
     made = dict(feeds)
     for name, tensor in feeds.items():

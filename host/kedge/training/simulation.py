@@ -1,5 +1,5 @@
-"""A plan's precision as training simulates it: which graph is trained, what is done to its weights on the way, and what
-of it stays in the graph that comes out."""
+"""Simulates a plan's precision in training: which graph is trained, what is done to its weights during training, and
+what of that stays in the resulting graph."""
 
 from __future__ import annotations
 
@@ -37,21 +37,22 @@ Tensor: TypeAlias = torch.Tensor
 _AT_ONCE = 32
 _PROJECTED_AT_ONCE = {Precision.CODEBOOK4: 1 << 18, Precision.CODEBOOK8: 1 << 17}
 _PROJECTED_OTHERWISE = 1 << 21
-"""Weights of one layer that are brought into their stored form in every step; larger layers take turns."""
+"""Number of weights of a layer up to which they are projected in every step; larger layers less often."""
 _PROJECTED_EVERY = {Precision.CODEBOOK4: 8, Precision.CODEBOOK8: 8}
-"""Steps between two clusterings, at least: the table hardly moves in one, and finding it costs more than the step."""
+"""Least number of steps between two clusterings: the table hardly changes in one step, and finding it costs more than
+the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """What is trained.
+    """What is trained under a plan.
 
     Attributes:
-        model: the graph, perhaps with ``Quant`` nodes.
+        model: the graph, possibly with ``Quant`` nodes.
         hooks: of :class:`kedge.training.network.Network`.
-        stays: the ``Quant`` nodes are part of the result; else they are taken out of it.
-        stored: weights that the result holds as the hooks make them: they are then stored just so.
-        quantized: whether anything is simulated at all.
+        stays: whether the ``Quant`` nodes are part of the result; if not, they are removed from it.
+        stored: weights that the result holds as the hooks return them, to be stored exactly so.
+        quantized: whether any precision is simulated.
     """
 
     model: onnx.ModelProto
@@ -62,10 +63,10 @@ class Simulation:
 
 
 def simulate(model: onnx.ModelProto, context: Context) -> Simulation:
-    """The graph in the numbers of the context's plan.
+    """Simulate the precision of the context's plan.
 
     Raises:
-        StepError: ranges or weights that cannot be quantized; says the tensor.
+        StepError: a range or weight cannot be quantized; the error names the tensor.
     """
     plan = context.plan
     families = {precision.family for precision in plan.precisions}
@@ -85,7 +86,7 @@ def simulate(model: onnx.ModelProto, context: Context) -> Simulation:
 
 @dataclass(frozen=True)
 class _Samples:
-    """The context's samples, as often as they are asked for: some ranges take two passes."""
+    """The context's samples, to be iterated over any number of times: some ranges take two passes."""
 
     context: Context
 
@@ -94,7 +95,7 @@ class _Samples:
 
 
 def _fabric(model: onnx.ModelProto, context: Context) -> Simulation:
-    """Batch normalization is fused first: what logic computes is the fused layer, and its ``Quant`` nodes stay."""
+    """Fuse batch normalization first, since logic computes the fused layer, and insert ``Quant`` nodes, which stay."""
     context.workdir.mkdir(parents=True, exist_ok=True)
     made = quantizer_preparation.prepare(model, context.workdir / "prepared.onnx", quantized=True)
     plan = _followed(context.plan, model, made)
@@ -113,8 +114,8 @@ def _followed(plan: Plan, before: onnx.ModelProto, after: onnx.ModelProto) -> Pl
 
 
 def _integers(model: onnx.ModelProto, context: Context) -> Simulation:
-    """Activations by ``Quant`` nodes whose steps learn; weights as every backend rounds them afterwards, by their
-    largest value: a step that had been learnt would be lost on the way to it."""
+    """Quantize activations by ``Quant`` nodes with trained step sizes, and weights by their largest value, as every
+    backend rounds them afterwards: a trained step size would not reach the backend."""
     found = fakequant.calibrate(model, context.plan, _Samples(context))
     made = fakequant.insert_quantizers(model, context.plan, found)
     wiring = Wiring(made)
@@ -147,8 +148,8 @@ def _by_largest(axis: int | None, highest: float) -> Hook:
 
 
 def _stored_small(model: onnx.ModelProto, context: Context) -> Simulation:
-    """Weights in their stored form; of few bits they start where the backend's rounding would leave them, which is far
-    better than what each weight's own rounding gives."""
+    """Keep weights in their stored form. Low-bit weights start from the backend's rounding, which is far better than
+    rounding each weight on its own."""
     plan = context.plan
     made = onnx.ModelProto()
     made.CopyFrom(model)
@@ -176,9 +177,9 @@ def _stored_small(model: onnx.ModelProto, context: Context) -> Simulation:
 
 
 class _Projection:
-    """A weight brought into its stored form, straight through for the gradient. Large layers and codebooks keep what
-    they were brought to for some steps; where nothing is learnt they are always up to date. Judging ends a turn, so
-    that training which goes on from a judgement's checkpoint does the same as one that was never interrupted."""
+    """Projects a weight to its stored form, straight through for the gradient. Large layers and codebooks reuse a
+    projection for some steps; without gradients it is always up to date. An evaluation restarts the count, so that
+    training resumed from the checkpoint of an evaluation does the same as uninterrupted training."""
 
     def __init__(self, precision: Precision, axis: int, plan: Plan, seed: int, size: int) -> None:
         self._precision, self._axis, self._plan, self._seed = precision, axis, plan, seed
@@ -219,8 +220,8 @@ _RATE_OF_EIGHT_BITS = 1e-4
 
 
 def usual_rate(model: onnx.ModelProto, plan: Plan) -> float | None:
-    """The learning rate that suits the width of the integers: weights of few bits must go far to reach their next
-    number, those of eight are nearly right already. None where that of the kind of network suits."""
+    """Return the learning rate that suits the bit width: low-bit weights must move far to reach the next value, 8-bit
+    weights are nearly right already. None if the rate of the kind of network suits."""
     quantized = [precision for precision in plan.precisions if precision.needs_calibration]
     if qonnx_nodes.is_quantized(model) or any(precision.weight_bits <= _FEW_BITS for precision in quantized):
         return _RATE_OF_FEW_BITS
@@ -228,8 +229,8 @@ def usual_rate(model: onnx.ModelProto, plan: Plan) -> float | None:
 
 
 def finish(learnt: onnx.ModelProto, start: Simulation, context: Context) -> onnx.ModelProto:
-    """What was learnt, as the backend takes it: without ``Quant`` nodes unless they stay, weights of few bits as they
-    are stored. The ranges that were learnt go to the context."""
+    """Return the trained graph as the backend takes it: without ``Quant`` nodes unless they stay, and with low-bit
+    weights as they are stored. The trained ranges go to the context."""
     if start.stays:
         return learnt
     graph, ranges = fakequant.remove_quantizers(learnt)

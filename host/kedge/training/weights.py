@@ -1,4 +1,4 @@
-"""Which constants of a graph are what training learns: the weights, by where they are used."""
+"""Finds the constants of a graph that training changes: the weights, by where they are used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Role(str, enum.Enum):
-    """What a trained constant is."""
+    """The role of a trained constant."""
 
     WEIGHT = "weight"  # of a convolution or a product
     BIAS = "bias"  # and factors, of layers and of normalizations: one number for each channel
@@ -21,7 +21,7 @@ class Role(str, enum.Enum):
 
 
 _PASSING = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Flatten", "Expand"})
-"""A constant that only goes through these is still what it was."""
+"""Operators that leave the role of a constant unchanged."""
 _QUANTIZING = frozenset({"Quant", "BipolarQuant", "QuantizeLinear", "DequantizeLinear"})
 _PLACES: dict[str, dict[int, Role]] = {
     "Conv": {1: Role.WEIGHT, 2: Role.BIAS},
@@ -43,16 +43,16 @@ _PLACES: dict[str, dict[int, Role]] = {
     "QuantizeLinear": {1: Role.STEP},
     "DequantizeLinear": {1: Role.STEP},
 }
-"""Operator → input → what a constant there is. Embeddings (Gather) stay as they are: few samples touch few rows."""
+"""Operator → input → role of a constant there. Embeddings (Gather) are not trained: few samples touch few rows."""
 _LARGEST = 1e4
-"""Masks hold minus infinity or as good as; weights never come near."""
+"""Masks hold minus infinity or values nearly as large; weights never come near."""
 
 
 def trainable_weights(model: onnx.ModelProto, constants: dict[str, npt.NDArray[Any]]) -> dict[str, Role]:
-    """The constants that training may change, in the graph's order of use.
+    """Return the constants that training may change, in the order in which the graph uses them.
 
     Args:
-        constants: every constant of the main graph, by tensor name.
+        constants: all constants of the main graph, by tensor name.
     """
     maker = {tensor: node for node in model.graph.node for tensor in node.output}
     found: dict[str, Role] = {}

@@ -34,16 +34,16 @@ _KERNELS: dict[tuple[str, str], Kernel] = {key: kernel for table in _TABLES for 
 
 
 def find(operator: str, domain: str = "") -> Kernel | None:
-    """The kernel of an operator; None where it is not known here.
+    """Return the kernel of an operator; None if there is none.
 
     Args:
-        domain: the empty string is ONNX's own.
+        domain: the empty string is ONNX's own domain.
     """
     return _KERNELS.get((operator, domain))
 
 
 def known() -> frozenset[tuple[str, str]]:
-    """``(operator, domain)`` of all that are known here."""
+    """Return ``(operator, domain)`` of all operators that have a kernel."""
     return frozenset(_KERNELS)
 
 

@@ -1,4 +1,4 @@
-"""Operators that work element by element: arithmetic and activations."""
+"""Element-wise operators: arithmetic and activations."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ for _name, _function in _UNARY.items():
 
 
 def _legacy(call: Call, a: Tensor, b: Tensor) -> Tensor:
-    """Before opset 7 the second operand was laid along the first from ``axis`` on, not from the end."""
+    """Align the second operand with the first as before opset 7: from ``axis`` on, not from the end."""
     axis = call.get("axis")
     if call.opset >= 7 or axis is None:
         return b

@@ -1,4 +1,4 @@
-"""What a kernel is given, and the tables that kernels are entered in."""
+"""The arguments of a kernel, and the tables in which kernels are registered."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from kedge_protocol.errors import StepError
 
 Tensor: TypeAlias = torch.Tensor
 Given: TypeAlias = Sequence[Tensor | None]
-"""A node's inputs; None where an optional one is left out."""
+"""A node's inputs; None for an omitted optional one."""
 Kernel: TypeAlias = Callable[["Call", Given], Tensor | tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One node, as its kernel sees it.
+    """A node as its kernel sees it.
 
     Attributes:
         name, operator: of the node.
         opset: version of the operator's domain that the model imports.
-        attributes: name → value; tensors as torch has them, strings decoded.
-        outputs: how many the node names.
+        attributes: name → value; tensors are torch's, strings are decoded.
+        outputs: number of outputs that the node names.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Call:
     outputs: int = 1
 
     def get(self, name: str, default: Any = None) -> Any:
-        """An attribute, or the operator's default."""
+        """Return an attribute, or the operator's default."""
         return self.attributes.get(name, default)
 
     def refuse(self, what: str) -> StepError:
-        """The error for a variant that is not known here."""
+        """Return the error for an unsupported variant of the operator."""
         return StepError(
             f"{self.operator} with {what} cannot be trained here",
             where=f"node {self.name!r}",
@@ -54,7 +54,7 @@ class Table:
         self._domain = domain
 
     def add(self, *operators: str, domain: str | None = None) -> Callable[[Kernel], Kernel]:
-        """A decorator that enters a kernel under these names."""
+        """Return a decorator that registers a kernel under these names."""
 
         def enter(kernel: Kernel) -> Kernel:
             self.put(kernel, *operators, domain=domain)
@@ -63,18 +63,18 @@ class Table:
         return enter
 
     def put(self, kernel: Kernel, *operators: str, domain: str | None = None) -> None:
-        """Enter a kernel under these names."""
+        """Register a kernel under these names."""
         for operator in operators:
             self.kernels[operator, self._domain if domain is None else domain] = kernel
 
 
 def at(given: Given, index: int) -> Tensor | None:
-    """An optional input."""
+    """Return an input, or None if it is omitted."""
     return given[index] if index < len(given) else None
 
 
 def need(given: Given, index: int) -> Tensor:
-    """An input that the operator's definition demands (the model was checked as it was read)."""
+    """Return an input that the operator's definition requires (the model was checked when it was read)."""
     tensor = given[index]
     if tensor is None:
         raise StepError(f"input {index} of a node is left out", remedy="Export the model again")
@@ -82,12 +82,12 @@ def need(given: Given, index: int) -> Tensor:
 
 
 def whole(tensor: Tensor | None) -> list[int] | None:
-    """A tensor of whole numbers (a shape, axes, pads) as Python's own."""
+    """Return an integer tensor (a shape, axes, pads) as a list of Python integers."""
     return None if tensor is None else [int(value) for value in tensor.reshape(-1).tolist()]
 
 
 def wholes(call: Call, given: Given, name: str, index: int) -> list[int] | None:
-    """What was an attribute in old opsets and is an input in new ones; None where it is neither."""
+    """Return integers that are an attribute in old opsets and an input in new ones; None if they are neither."""
     if name in call.attributes:
         value = call.attributes[name]
         return [int(one) for one in value] if isinstance(value, (list, tuple)) else [int(value)]

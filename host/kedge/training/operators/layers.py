@@ -1,4 +1,4 @@
-"""The layers that hold the weights: convolutions and products."""
+"""Layers that hold weights: convolutions and products."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3
 def pads_of(
     call: Call, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """Padding before and after each spatial axis, by ``pads`` or ``auto_pad`` (ONNX specification of Conv)."""
+    """Return the padding before and after each spatial axis, by ``pads`` or ``auto_pad`` (ONNX specification of
+    Conv)."""
     count = len(sizes)
     how = call.get("auto_pad", "NOTSET")
     if how in ("NOTSET", ""):
@@ -29,7 +30,7 @@ def pads_of(
 
 
 def padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:
-    """The last axes padded with a constant."""
+    """Pad the last axes with a constant."""
     if not any(before) and not any(after):
         return x
     flat = [pad for pair in reversed(list(zip(before, after, strict=True))) for pad in pair]

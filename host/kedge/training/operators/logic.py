@@ -1,4 +1,4 @@
-"""Comparisons, logic, and changes of type."""
+"""Comparisons, logic, and type conversions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DTYPES: dict[int, torch.dtype] = {
     11: torch.float64,
     16: torch.float32,
 }
-"""ONNX's number of a type → what it is computed in. Half floats are computed in float32: gradients of small steps
+"""ONNX's number of a type → the type it is computed in. Half floats are computed in float32: gradients of small steps
 vanish in them."""
 
 

@@ -1,5 +1,4 @@
-"""Normalizations. Batch normalization keeps the statistics that it came with: a few calibration samples would make
-worse ones."""
+"""Normalizations. Batch normalization keeps its statistics: a few calibration samples would give worse ones."""
 
 from __future__ import annotations
 

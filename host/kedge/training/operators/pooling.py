@@ -19,7 +19,7 @@ _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 def _windows(call: Call, x: Tensor) -> tuple[list[int], list[int], list[int], list[int], list[int], list[int]]:
-    """Kernel, strides, dilations, padding before and after, and what ``ceil_mode`` adds after that."""
+    """Return kernel, strides, dilations, padding before and after, and what ``ceil_mode`` adds after that."""
     count = x.ndim - 2
     if count not in _MAX:
         raise call.refuse(f"{count} spatial axes")

@@ -1,9 +1,9 @@
-"""Quantization as training sees it: rounded forwards, straight through backwards, and a step size that learns.
+"""Quantization in training: rounding in the forward pass, straight-through gradients, and a trained step size.
 
-The straight-through estimator: Bengio, Léonard, Courville, "Estimating or propagating gradients through stochastic
-neurons", 2013. The gradient of the step size and its scale 1/sqrt(N·Q): Esser et al., "Learned step size
-quantization", ICLR 2020. ``Quant`` and ``BipolarQuant`` as QONNX defines them (Pappalardo et al., "QONNX: representing
-arbitrary-precision quantized neural networks", 2022).
+The straight-through estimator follows Bengio, Léonard, Courville, "Estimating or propagating gradients through
+stochastic neurons", 2013; the gradient of the step size and its scale 1/sqrt(N·Q) follow Esser et al., "Learned step
+size quantization", ICLR 2020. ``Quant`` and ``BipolarQuant`` are defined by QONNX (Pappalardo et al., "QONNX:
+representing arbitrary-precision quantized neural networks", 2022).
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from kedge.training.operators.kernel import Call, Given, Table, Tensor, at, need
 
 TABLE = Table()
 QONNX = ("qonnx.custom_op.general", "finn.custom_op.general", "onnx.brevitas")
-"""Domains that ``Quant`` has had."""
+"""Domains under which ``Quant`` has been defined."""
 
 
 def rounded(x: Tensor, function: Callable[[Tensor], Tensor] = torch.round) -> Tensor:
-    """Rounded; the gradient passes as if it were not."""
+    """Round values; the gradient passes as if they were not rounded."""
     return x + (function(x) - x).detach()
 
 
 def stepped(scale: Tensor, count: int, highest: float) -> Tensor:
-    """The step size as it is; its gradient is made smaller by 1/sqrt(count · highest)."""
+    """Return the step size unchanged, with its gradient scaled by 1/sqrt(count · highest)."""
     factor = 1.0 / math.sqrt(max(1.0, count * max(1.0, highest)))
     return scale * factor + (scale * (1 - factor)).detach()
 
 
 def bounds(bits: float, *, signed: bool, narrow: bool) -> tuple[float, float]:
-    """The least and the greatest whole number of so many bits."""
+    """Return the smallest and the largest integer of a bit width."""
     if signed:
         return -(2.0 ** (bits - 1)) + (1 if narrow else 0), 2.0 ** (bits - 1) - 1
     return 0.0, 2.0**bits - (2 if narrow else 1)
@@ -56,8 +56,8 @@ _ROUNDING: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _bipolar(x: Tensor, scale: Tensor) -> Tensor:
-    """Only the sign is left; the gradient passes where the value is within one step (Hubara et al., "Binarized neural
-    networks", 2016)."""
+    """Reduce values to their signs; the gradient passes where a value is within one step (Hubara et al., "Binarized
+    neural networks", 2016)."""
     scale = stepped(scale, x.numel() // max(1, scale.numel()), 1.0)
     inside = (x / scale).clamp(-1, 1)
     sign = torch.where(x / scale < 0, -1.0, 1.0).to(x.dtype)
@@ -67,7 +67,7 @@ def _bipolar(x: Tensor, scale: Tensor) -> Tensor:
 def quant(
     x: Tensor, scale: Tensor, zero: Tensor, bits: float, *, signed: bool, narrow: bool, rounding: str = "ROUND"
 ) -> Tensor:
-    """QONNX's ``Quant``, that can be trained."""
+    """Apply QONNX's ``Quant`` with gradients."""
     if bits == 1 and signed:
         return _bipolar(x + zero, scale)
     low, high = bounds(bits, signed=signed, narrow=narrow)
@@ -112,7 +112,7 @@ _LIMITS: dict[torch.dtype, tuple[float, float]] = {
 
 
 def _along(call: Call, x: Tensor, values: Tensor) -> Tensor:
-    """A scale or zero-point laid along the axis of ``x`` that it belongs to, or its blocks."""
+    """Reshape a scale or zero-point to lie along its axis of ``x``, or along the blocks of that axis."""
     if values.numel() == 1:
         return values.reshape(())
     axis = call.get("axis", 1) % x.ndim
@@ -123,7 +123,7 @@ def _along(call: Call, x: Tensor, values: Tensor) -> Tensor:
 
 @TABLE.add("QuantizeLinear")
 def _quantize(call: Call, given: Given) -> Tensor:
-    """The whole numbers, carried as floats so that a gradient can pass."""
+    """Return the integers as floats, so that a gradient can pass."""
     x, scale, zero = need(given, 0), need(given, 1), at(given, 2)
     wanted = call.get("output_dtype", 0)
     kind = zero.dtype if zero is not None else {0: torch.uint8, 2: torch.uint8, 3: torch.int8}.get(wanted)

@@ -1,5 +1,5 @@
-"""Resize, axis by axis: the source position of each result is known beforehand, so that only picking and weighing are
-left for the gradient (ONNX specification of Resize)."""
+"""Resize, axis by axis: the source position of each result is known beforehand, so that the gradient only passes
+through indexing and weighting (ONNX specification of Resize)."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ _ROUNDED: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _cubic(distance: Tensor, a: float) -> Tensor:
-    """Keys, "Cubic convolution interpolation for digital image processing", 1981."""
+    """Return the cubic weights of Keys, "Cubic convolution interpolation for digital image processing", 1981."""
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     return torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(far)))

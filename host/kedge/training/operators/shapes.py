@@ -1,4 +1,4 @@
-"""Operators that change shapes, and that make tensors of them."""
+"""Operators that change shapes, and that make tensors from shapes."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def _pad(call: Call, given: Given) -> Tensor:
 
 
 def _lengthened(x: Tensor, axis: int, before: int, after: int, mode: str) -> Tensor:
-    """One axis continued beyond its ends: by its edge, by its mirror image without the edge, or from the start."""
+    """Extend an axis beyond its ends: by its edge, by its mirror image without the edge, or by wrapping around."""
     if not before and not after:
         return x
     size = x.shape[axis]
