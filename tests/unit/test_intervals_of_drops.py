@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kedge.evaluation import intervals, resampling
+from kedge.evaluation import confidence_intervals, resampling
 from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
 from kedge.evaluation.metric import USER, Choice, Score
 from kedge.evaluation.metrics import Direction, Metric
@@ -37,28 +37,31 @@ def test_rows_travel_as_they_are() -> None:
 
 @pytest.mark.parametrize(("lost", "won", "p"), [(0, 0, 1.0), (5, 5, 1.0), (8, 1, 0.0390625), (10, 0, 0.001953125)])
 def test_mcnemar_is_exact(lost: int, won: int, p: float) -> None:
-    assert intervals.mcnemar(lost, won) == pytest.approx(p)
+    assert confidence_intervals.mcnemar(lost, won) == pytest.approx(p)
 
 
 def test_tangos_interval_is_open_where_nothing_differs() -> None:
-    assert intervals.tango(0, 0, 50)[1] == pytest.approx(1.96**2 / (50 + 1.96**2), abs=1e-4)
+    assert confidence_intervals.tango(0, 0, 50)[1] == pytest.approx(1.96**2 / (50 + 1.96**2), abs=1e-4)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 400))
 def test_tangos_interval_holds_the_point_and_turns_with_its_sides(lost: int, won: int, same: int) -> None:
     count = max(1, lost + won + same)
-    low, high = intervals.tango(lost, won, count)
+    low, high = confidence_intervals.tango(lost, won, count)
     assert -1 <= low <= (lost - won) / count + 1e-9
     assert (lost - won) / count - 1e-9 <= high <= 1
-    assert intervals.tango(won, lost, count) == (pytest.approx(-high, abs=1e-6), pytest.approx(-low, abs=1e-6))
+    assert confidence_intervals.tango(won, lost, count) == (
+        pytest.approx(-high, abs=1e-6),
+        pytest.approx(-low, abs=1e-6),
+    )
 
 
 def test_the_interval_of_answers_covers_the_truth() -> None:
     rng, hits = np.random.default_rng(0), 0
     for _ in range(400):
         kind = rng.choice(3, 120, p=[0.04, 0.02, 0.94])
-        found = intervals.of_answers(kind != 1, kind != 0)
+        found = confidence_intervals.of_answers(kind != 1, kind != 0)
         hits += found.low <= 0.02 <= found.high
     assert 0.92 <= hits / 400 <= 0.99
 
@@ -68,7 +71,7 @@ def test_the_bootstrap_covers_the_truth(count: int) -> None:
     rng, hits = np.random.default_rng(1), 0
     for _ in range(300):
         wanted = rng.gamma(2, 1, count)
-        found = intervals.of_drop(MINE, score(wanted), score(wanted - rng.normal(0.1, 0.3, count)))
+        found = confidence_intervals.of_drop(MINE, score(wanted), score(wanted - rng.normal(0.1, 0.3, count)))
         assert found is not None
         hits += found.low <= 0.1 <= found.high
     assert hits / 300 >= 0.89
@@ -76,25 +79,25 @@ def test_the_bootstrap_covers_the_truth(count: int) -> None:
 
 def test_no_difference_on_few_samples_shows_little() -> None:
     right = np.ones(32)
-    found = intervals.of_drop(TOP1, score(right), score(right))
+    found = confidence_intervals.of_drop(TOP1, score(right), score(right))
     assert found is not None
     assert (found.low, found.high) == (pytest.approx(-0.107, abs=1e-3), pytest.approx(0.107, abs=1e-3))
     budget = Budget(max_drop=0.01)
     assert statements.is_shown(0.0, found, budget) is False
     assert statements.budget_statement(0.0, found, budget) == "kept on these samples; to show it takes about 380"
     many = np.ones(400)
-    wide = intervals.of_drop(TOP1, score(many), score(many))
+    wide = confidence_intervals.of_drop(TOP1, score(many), score(many))
     assert statements.is_shown(0.0, wide, budget) is True
     assert statements.budget_statement(0.0, wide, budget).startswith("shown: 95% sure")
 
 
 def test_how_many_samples_would_show_it_is_about_right() -> None:
     lost, won = np.arange(200) < 3, np.arange(200) >= 198
-    found = intervals.of_answers(~won, ~lost)
+    found = confidence_intervals.of_answers(~won, ~lost)
     needed = found.needed(0.005, 0.01)
     assert needed is not None
     times = needed / 200
-    high = intervals.tango(3 * times, 2 * times, needed)[1]
+    high = confidence_intervals.tango(3 * times, 2 * times, needed)[1]
     assert high == pytest.approx(0.01, abs=2e-4)
     assert found.needed(0.01, 0.01) is None
     assert "no number of samples" in statements.budget_statement(0.01, found, Budget(max_drop=0.01))
@@ -103,18 +106,18 @@ def test_how_many_samples_would_show_it_is_about_right() -> None:
 def test_a_drop_is_worse_than_float_whichever_way_is_better() -> None:
     lower = Choice(kind=USER, name="e", function="e", direction=Direction.LOWER)
     error = np.linspace(1, 2, 50)
-    found = intervals.of_drop(lower, score(error), score(error + 0.5))
+    found = confidence_intervals.of_drop(lower, score(error), score(error + 0.5))
     assert found is not None
     assert lower.drop(1.0, 1.5) == 0.5
     assert found.low == pytest.approx(0.5)
 
 
 def test_what_could_not_be_computed_on_drawn_samples_has_no_interval() -> None:
-    assert intervals.of_drop(MINE, Score(value=1.0, samples=9), Score(value=0.9, samples=9)) is None
+    assert confidence_intervals.of_drop(MINE, Score(value=1.0, samples=9), Score(value=0.9, samples=9)) is None
     again = tuple(1.0 - 0.001 * number for number in range(resampling.CALLS))
     told = Score(value=1.0, samples=40, again=again)
     worse = Score(value=0.9, samples=40, again=tuple(one - 0.1 for one in again))
-    found = intervals.of_drop(MINE, told, worse)
+    found = confidence_intervals.of_drop(MINE, told, worse)
     assert found is not None
     assert (found.low, found.high) == (pytest.approx(0.1), pytest.approx(0.1))
     assert "no interval" in statements.budget_statement(0.0, None, Budget(max_drop=0.01))
@@ -134,7 +137,9 @@ def test_a_metric_that_some_draws_do_not_have_is_bootstrapped_on_the_others() ->
     rows = np.stack([np.linspace(0, 1, 30), np.arange(30) < 1], axis=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kedge.evaluation.metric.find", lambda name, where: Rare)
-        found = intervals.of_drop(Choice(kind="rare", name="rare"), score(rows), score(rows + np.array([0.5, 0.0])))
+        found = confidence_intervals.of_drop(
+            Choice(kind="rare", name="rare"), score(rows), score(rows + np.array([0.5, 0.0]))
+        )
     assert found is not None
     assert (found.low, found.high) == (pytest.approx(-0.5), pytest.approx(-0.5))
     assert 50 <= int(found.method.split()[-2]) < 900

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge.evaluation import intervals
+from kedge.evaluation import confidence_intervals
 from kedge.evaluation.energies import Energies
 from kedge.evaluation.groups import Group
 from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
@@ -106,7 +106,7 @@ def _integers(output: Array, reference: Array) -> str:
         sorted_same = np.sort(output, axis=-1) == np.sort(reference, axis=-1)
         same = same if same.mean() >= sorted_same.mean() else sorted_same
     right = same.reshape(len(same), -1).mean(axis=1)
-    if intervals.share(float(right.sum()), len(right))[1] < _SHARE:
+    if confidence_intervals.share(float(right.sum()), len(right))[1] < _SHARE:
         return f"{right.mean():.3g} of its values are the float model's"
     return ""
 
@@ -237,6 +237,6 @@ def _answers(seen: ClassifiedOutput, output: Array, reference: Array) -> str:
     for one in np.unique(wanted):
         mine = wanted == one
         right = int((got[mine] == one).sum())
-        if intervals.share(right, int(mine.sum()))[1] < _SHARE:
+        if confidence_intervals.share(right, int(mine.sum()))[1] < _SHARE:
             return f"class {one}: {right} of the float model's {int(mine.sum())} answers are left"
     return ""

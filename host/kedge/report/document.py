@@ -8,7 +8,7 @@ import platform
 from dataclasses import dataclass, field
 
 from kedge.evaluation import worker_messages
-from kedge.evaluation.intervals import Interval
+from kedge.evaluation.confidence_intervals import Interval
 from kedge.evaluation.outputs import OutputFigures
 from kedge.quantization.sensitivity import Sensitivity
 from kedge.report import statements

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kedge.evaluation.intervals import Interval
+from kedge.evaluation.confidence_intervals import Interval
 from kedge.evaluation.kinds import ClassifiedOutput
 from kedge.search.budget import Budget
 from kedge.search.cross_fitting import CrossFittedFigure

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kedge.evaluation import intervals
+from kedge.evaluation import confidence_intervals
 from kedge_protocol.errors import ConfigError
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>x|%|[kMG]i?B?|B)?", re.IGNORECASE)
@@ -101,7 +101,7 @@ class Budget:
     def _sure(self, agreement: float | None, samples: int) -> float | None:
         if agreement is None or self.confidence is None:
             return agreement
-        return intervals.share(agreement * samples, samples, self.confidence)[0]
+        return confidence_intervals.share(agreement * samples, samples, self.confidence)[0]
 
     def _dropped(self, drop: float, upper: float | None) -> str:
         if self.confidence is None or not drop <= self.max_drop:

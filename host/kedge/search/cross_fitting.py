@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kedge.evaluation import intervals, resampling
-from kedge.evaluation.intervals import Interval
+from kedge.evaluation import confidence_intervals, resampling
+from kedge.evaluation.confidence_intervals import Interval
 from kedge.evaluation.metric import Choice, Score
 from kedge.evaluation.resampling import Rows
 from kedge.search import pareto
@@ -92,7 +92,7 @@ def _of_rows(
     return CrossFittedFigure(
         value=value,
         drop=choice.drop(reference.value, value),
-        interval=intervals.of_drop(choice, reference, score, confidence),
+        interval=confidence_intervals.of_drop(choice, reference, score, confidence),
         folds=len(parts),
         same=same,
     )

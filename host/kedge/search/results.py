@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kedge.evaluation import worker_messages
+from kedge.evaluation.confidence_intervals import Interval
 from kedge.evaluation.dataset import Data
-from kedge.evaluation.intervals import Interval
 from kedge.evaluation.latency_race import RelativeLatency
 from kedge.evaluation.model import Model
 from kedge.evaluation.outputs import OutputFigures

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from kedge.evaluation import golden_size, user, worker_messages
-from kedge.evaluation.intervals import CONFIDENCE
+from kedge.evaluation.confidence_intervals import CONFIDENCE
 from kedge.quantization.sensitivity import Sensitivity
 from kedge.search import cross_fitting, pareto, recipe
 from kedge.search.candidate import Candidate

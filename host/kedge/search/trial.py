@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from kedge.evaluation import intervals, worker_messages
+from kedge.evaluation import confidence_intervals, worker_messages
 from kedge.search.candidate import Candidate, StepChoice
 from kedge.search.results import Attempt, Job, Outcome
 from kedge.search.worker_messages import ScoreAnswer, ScoreRequest, StepAnswer, StepEntry, StepRequest
@@ -89,8 +89,8 @@ def _run(outcome: Outcome, target: Target, job: Job, call: Call) -> None:
     attempt.value, attempt.agreement = evaluation.value, evaluation.agreement
     attempt.outputs = evaluation.outputs
     attempt.drop = reference.choice.drop(reference.value, evaluation.value)
-    attempt.interval = intervals.of_drop(
-        reference.choice, reference.score, evaluation.score, job.budget.confidence or intervals.CONFIDENCE
+    attempt.interval = confidence_intervals.of_drop(
+        reference.choice, reference.score, evaluation.score, job.budget.confidence or confidence_intervals.CONFIDENCE
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_targets.graph import batch, dead_code, library, qdq, ranges, rounding
+from kedge_targets.graph import batch, dead_code, library, qdq_insertion, ranges, rounding
 from kedge_targets.graph.qdq_placement import CUTTING, MOVING, WEIGHTED, floats, place_quantizers
 from kedge_targets.graph.wiring import Wiring
 from kedge_targets.numerics import Granularity, QuantizationScheme
@@ -117,11 +117,11 @@ def simulated(model: onnx.ModelProto, calibration: Iterable[dict[str, Array]]) -
     """Simulate the graph with 8-bit integers, for backends whose files do not expose intermediate tensors."""
     operators = WEIGHTED | MOVING | CUTTING | {"Add", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"}
     where = place_quantizers(model, operators, ())
-    found = ranges.observe(model, calibration, qdq.tensors_to_observe(model, where))
+    found = ranges.observe(model, calibration, qdq_insertion.tensors_to_observe(model, where))
     how = QuantizationScheme(
         activation="uint8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_CHANNEL
     )
-    return qdq.insert_qdq(model, where, found, qdq.QdqForm(how=how))
+    return qdq_insertion.insert_qdq(model, where, found, qdq_insertion.QdqForm(how=how))
 
 
 def note(kept: Sequence[str], weak_outputs: Mapping[str, float]) -> str:

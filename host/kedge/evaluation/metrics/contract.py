@@ -41,7 +41,7 @@ class Metric(abc.ABC):
         needs_labels: whether the evaluation set must have labels.
         whole: whether it judges all outputs together, so that none can be named.
         span: the largest amount by which one sample's value may change; None where nothing bounds it. What no sample
-            shows may still happen to one in N: see :func:`kedge.evaluation.intervals.interval`.
+            shows may still happen to one in N: see :func:`kedge.evaluation.confidence_intervals.interval`.
     """
 
     name: ClassVar[str]

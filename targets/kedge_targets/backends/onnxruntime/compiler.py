@@ -32,7 +32,7 @@ from kedge_targets.graph import (
     opsets,
     output_guard,
     plan_layers,
-    qdq,
+    qdq_insertion,
     quantizer_preparation,
     signature,
     weight_dequantization,
@@ -191,9 +191,9 @@ class _Made:
 def _lowered(given: onnx.ModelProto, usual: QuantizationScheme, job: LoweringJob) -> _Made:
     plan, precision = job.plan, plan_layers.leading(job.plan)
     # Preparing such files would fold what they store small into weights of two or four times the bytes.
-    already = precision in (Precision.INT8, Precision.FLOAT32) and qdq.has_qdq(given)
+    already = precision in (Precision.INT8, Precision.FLOAT32) and qdq_insertion.has_qdq(given)
     if already:
-        return _Made(model=given, notes=(qdq.ALREADY,))
+        return _Made(model=given, notes=(qdq_insertion.ALREADY,))
     if (precision is Precision.FLOAT32 and canonicalization.stores_small(given)) or (
         precision is Precision.FLOAT16 and canonicalization.is_half(given)
     ):

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import LoweringError
 from kedge_targets.contract import Calibration
-from kedge_targets.graph import concat_scales, float_regions, output_guard, qdq, qdq_placement, ranges, split_gemm
+from kedge_targets.graph import (
+    concat_scales,
+    float_regions,
+    output_guard,
+    qdq_insertion,
+    qdq_placement,
+    ranges,
+    split_gemm,
+)
 from kedge_targets.numerics import Plan, QuantizationScheme
 
 if TYPE_CHECKING:
@@ -60,7 +68,7 @@ def static(
     def made(more: Collection[str]) -> onnx.ModelProto:
         floating = float_regions.extend_float_regions(prepared, {*must, *more}, INTEGER_OPERATORS)
         where = qdq_placement.place_quantizers(prepared, INTEGER_OPERATORS, floating)
-        missing = [name for name in qdq.tensors_to_observe(prepared, where) if name not in found]
+        missing = [name for name in qdq_insertion.tensors_to_observe(prepared, where) if name not in found]
         if missing:
             found.update(
                 ranges.observe(
@@ -72,7 +80,7 @@ def static(
                     symmetric=how.symmetric_activation,
                 )
             )
-        return qdq.insert_qdq(prepared, where, found, qdq.QdqForm(how=how))
+        return qdq_insertion.insert_qdq(prepared, where, found, qdq_insertion.QdqForm(how=how))
 
     if not plan.guard:
         return Static(made(()), (), {})

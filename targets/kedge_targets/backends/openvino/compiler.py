@@ -31,7 +31,7 @@ from kedge_targets.graph import (
     nodes,
     output_guard,
     plan_layers,
-    qdq,
+    qdq_insertion,
     signature,
 )
 from kedge_targets.integer_saturation import FULL_RANGE, SEVEN_BITS, may_saturate
@@ -122,7 +122,7 @@ def _lower(job: LoweringJob, how: QuantizationScheme) -> Lowered:
     tools = {"openvino": openvino.__version__.split("-")[0]}
     quantized = _Quantized(model=model)
     if given.rounded:
-        quantized = _Quantized(model=model, notes=(qdq.ALREADY,))
+        quantized = _Quantized(model=model, notes=(qdq_insertion.ALREADY,))
     elif precision is Precision.INT8:
         job.require_samples()
         quantized = _by_nncf(openvino, graph, given, how, job, wanted)
@@ -179,7 +179,7 @@ def _ready(read: onnx.ModelProto, job: LoweringJob, wanted: devices.Settings) ->
         # An NPU takes fixed shapes only, and a GPU compiles each size anew.
         given = batch.fix_batch(given, 1)
     integers = plan_layers.leading(job.plan) is Precision.INT8
-    rounded = integers and qdq.has_qdq(given)
+    rounded = integers and qdq_insertion.has_qdq(given)
     if integers and not rounded:
         given = model_reader.infer_shapes(nncf_preparation.prepare_for_nncf(given), where=job.graph.name)
         given = concat_scales.even_out(given, job.calibration)

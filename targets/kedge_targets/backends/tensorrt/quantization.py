@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from kedge_targets.contract import Calibration
-from kedge_targets.graph import attention, qdq, qdq_placement, ranges
+from kedge_targets.graph import attention, qdq_insertion, qdq_placement, ranges
 from kedge_targets.numerics import Granularity, QuantizationScheme
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SYMMETRIC = QuantizationScheme(
 )
 """The one way of int8 that TensorRT takes: zero-points are 0 (operators.md, ``x_zero_point must be zero``)."""
 
-FORM = qdq.QdqForm(how=SYMMETRIC, answers=False, stored=False, biases=False, everywhere=True)
+FORM = qdq_insertion.QdqForm(how=SYMMETRIC, answers=False, stored=False, biases=False, everywhere=True)
 """The parser refuses biases of integers ("DequantizeLinear: input has type Int32"); that of TensorRT 8 takes no int8
 weights, so they lie in float before their pair."""
 
@@ -55,10 +55,10 @@ def quantize_graph(
     start = time.perf_counter()
     floating = {*excluded, *attention.before_softmax(prepared), *_other_sums(prepared)}
     where = qdq_placement.place_quantizers(prepared, {*WEIGHTED, _SUM}, floating, answers=False)
-    wanted = qdq.tensors_to_observe(prepared, where)
+    wanted = qdq_insertion.tensors_to_observe(prepared, where)
     missing = [name for name in wanted if name not in known]
     found = {**known, **(ranges.observe(prepared, calibration, missing, symmetric=True) if missing else {})}
-    made = qdq.insert_qdq(prepared, where, found, FORM)
+    made = qdq_insertion.insert_qdq(prepared, where, found, FORM)
     free_sums(made)
     return made, time.perf_counter() - start
 
