@@ -1,4 +1,4 @@
-"""Lowering for ONNX Runtime: int8 with ranges from calibration or of each call, weights stored small, float16, or the
+"""Lowers models for ONNX Runtime: int8 with calibrated or dynamic ranges, weight-only quantization, float16, or the
 graph itself."""
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ _KNOWN_OPTIONS = frozenset({"threads", "spin"})
 
 
 class Compiler(CompilerTemplate):
-    """ONNX Runtime's quantizer and float16 converter.
+    """Compiles with ONNX Runtime's quantizer and float16 converter.
 
     Options of a target's file:
         threads, spin: see :class:`kedge_targets.backends.onnxruntime.runtime.Runtime`.
@@ -161,8 +161,8 @@ class Compiler(CompilerTemplate):
         )
 
     def numbers(self, files: Mapping[str, Path], shapes: Mapping[str, Sequence[int]]) -> Numbers | None:
-        """See :meth:`kedge_targets.contract.Compiler.numbers`. A convolution is computed in integers only where its
-        answer is quantized too; a product with a matrix may answer in float."""
+        """See :meth:`kedge_targets.contract.Compiler.numbers`. A convolution is computed in integers only if its output
+        is quantized too; a matrix product may have a float output."""
         return counting.numbers(
             model_reader.load(files[ENTRY]),
             shapes,
@@ -173,12 +173,12 @@ class Compiler(CompilerTemplate):
 
 @dataclass(frozen=True, kw_only=True)
 class _Made:
-    """The graph of the file.
+    """The graph that goes into the file.
 
     Attributes:
-        seconds: that quantizing took; None where there was nothing to quantize.
-        samples: of the calibration, used.
-        floating: layers that stay in float though the plan does not name them.
+        seconds: duration of quantization; None if there was nothing to quantize.
+        samples: number of calibration samples used.
+        floating: layers that stay in float although the plan does not name them.
     """
 
     model: onnx.ModelProto
@@ -217,7 +217,7 @@ def _lowered(given: onnx.ModelProto, usual: QuantizationScheme, job: LoweringJob
 def _static(
     given: onnx.ModelProto, prepared: onnx.ModelProto, kept: Sequence[str], how: QuantizationScheme, job: LoweringJob
 ) -> _Made:
-    """int8 with ranges from calibration."""
+    """Quantize to int8 with ranges from calibration."""
     notes: tuple[str, ...] = ()
     apart = () if how.products else _unnamed_products(given, job.plan)
     if apart:
@@ -238,7 +238,7 @@ def _static(
 
 
 def _stored_small(given: onnx.ModelProto, prepared: onnx.ModelProto, job: LoweringJob) -> _Made:
-    """Weights in few bits, computed with in float."""
+    """Store weights in few bits; the computation is in float."""
     start = time.perf_counter()
     precisions = quantizer_preparation.assigned(job.plan, given, prepared)
     samples = Samples(job.calibration, batch.size(prepared))
@@ -253,7 +253,7 @@ def _stored_small(given: onnx.ModelProto, prepared: onnx.ModelProto, job: Loweri
 
 
 def _unnamed_products(model: onnx.ModelProto, plan: Plan) -> tuple[str, ...]:
-    """Products of two activations that the plan does not name."""
+    """Return the products of two activations that the plan does not name."""
     return tuple(one.name for one in layers.layers(model) if one.weight is None and one.name not in plan.layers)
 
 

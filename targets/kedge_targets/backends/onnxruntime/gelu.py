@@ -1,5 +1,5 @@
-"""GELU whose answer is rounded to integers at once: by its tanh form, which ONNX Runtime computes in two thirds of the
-time."""
+"""Switches GELU to its tanh form if its result is quantized directly; ONNX Runtime computes that form in two thirds of
+the time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     import onnx
 
 ERROR = 4.8e-4
-"""By which the tanh form (Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016) is off at most."""
+"""Largest error of the tanh form (Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016)."""
 _SHARE = 0.125
-"""Of a step: rounding itself is off by half of one."""
+"""Allowed error as a share of a step; rounding itself is off by half a step."""
 
 
 def by_tanh(model: onnx.ModelProto) -> None:
-    """Give each Gelu the tanh form, in place, where some reader rounds to steps that its error is a small part of."""
+    """Give each Gelu the tanh form, in place, if it is quantized to steps of which the error is a small part."""
     from onnx import helper
 
     wiring = Wiring(model)

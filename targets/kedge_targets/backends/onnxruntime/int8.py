@@ -1,4 +1,4 @@
-"""int8 for ONNX Runtime: with ranges of activations from calibration, or found in each call."""
+"""Quantizes to int8 for ONNX Runtime, with activation ranges from calibration or found in each call."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ INTEGER_OPERATORS = (
 )  # fmt: skip
 
 DYNAMIC_OPERATORS = ("Gather", "MatMul")
-"""Those with integer kernels that find the range of their input in each call; a Gather is a table of embeddings.
+"""Operators with integer kernels that find the range of their input in each call; a Gather is an embedding table.
 ConvInteger is slower than a convolution in float."""
 
 
 @dataclass(frozen=True)
 class Static:
-    """A graph of integers.
+    """A statically quantized graph.
 
     Attributes:
         model: with QuantizeLinear and DequantizeLinear around its integer layers.
-        kept: nodes that stay in float because an output would not hold.
-        weak: the outputs that would not → dB with these nodes in integers.
+        kept: nodes that stay in float because an output would not be accurate enough otherwise.
+        weak: those outputs → dB with these nodes in integers.
     """
 
     model: onnx.ModelProto
@@ -56,7 +56,7 @@ class Static:
 def static(
     prepared: onnx.ModelProto, plan: Plan, how: QuantizationScheme, must: Collection[str], calibration: Calibration
 ) -> Static:
-    """The prepared graph with integers in the ranges that calibration saw.
+    """Quantize the prepared graph with the ranges that calibration observed.
 
     Args:
         must: names of nodes that stay in float.
@@ -90,15 +90,15 @@ def static(
 def dynamic(
     prepared: onnx.ModelProto, excluded: list[str], workdir: Path, *, reduced_range: bool
 ) -> tuple[onnx.ModelProto, float]:
-    """The prepared graph with MatMulInteger for its products with a constant; also the seconds that it took.
+    """Return the prepared graph with MatMulInteger for its products with a constant, and the seconds that this took.
 
     Args:
         excluded: names of nodes that stay in float.
-        workdir: for files on the way.
-        reduced_range: weights of 7 bits.
+        workdir: folder for intermediate files.
+        reduced_range: limit weights to 7 bits.
 
     Raises:
-        LoweringError: the graph has nothing for it.
+        LoweringError: the graph has no such product.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic

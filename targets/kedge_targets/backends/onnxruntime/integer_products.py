@@ -1,4 +1,5 @@
-"""Products of integers with a constant matrix, brought to the form in which ONNX Runtime wastes least around them."""
+"""Rewrites products of integers with a constant matrix into the form in which ONNX Runtime has the least overhead
+around them."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ _DOMAIN = "com.microsoft"
 
 @dataclass(frozen=True, kw_only=True)
 class _Bias:
-    """A bias behind a product: its name, what is added before it (at most one), and its own addition."""
+    """A bias after a product: its name, the addition before it (at most one), and its own addition."""
 
     bias: str
     before: onnx.NodeProto | None
@@ -29,9 +30,9 @@ class _Bias:
 
 
 def without_masks(model: onnx.ModelProto) -> None:
-    """Take away, in place, each multiplication by zeros and ones whose answer is rounded and meets weights that are 0
-    wherever the mask is: the channel adds nothing, masked or not. The integers' range, which was found behind the mask,
-    stays."""
+    """Remove, in place, each multiplication by a mask of zeros and ones whose result is quantized and multiplied by
+    weights that are 0 wherever the mask is: the channel contributes nothing, masked or not. The range of the integers,
+    which was found after the mask, stays."""
     wiring = Wiring(model)
     for node in model.graph.node:
         index = next((i for i, name in enumerate(node.input) if wiring.constant(name) is not None), None)
@@ -48,9 +49,9 @@ def without_masks(model: onnx.ModelProto) -> None:
 
 
 def with_biases(model: onnx.ModelProto) -> None:
-    """Make of each product whose answer leaves in float, and of the bias that is added to it (behind another addition
-    too), one MatMulIntegerToFloat, in place. ONNX Runtime (to 1.31) makes the same of the product by itself, but leaves
-    the bias to a pass of its own over the answer."""
+    """Fuse each product with a float output and the bias added to it (possibly after another addition) into one
+    MatMulIntegerToFloat, in place. ONNX Runtime (up to 1.31) fuses the product by itself, but adds the bias in a
+    separate pass over the result."""
     from onnx import helper
 
     wiring = Wiring(model)
@@ -79,7 +80,7 @@ def with_biases(model: onnx.ModelProto) -> None:
 
 
 def _meets_zeros(down: onnx.NodeProto, place: int, masked: Array, wiring: Wiring) -> bool:
-    """Whether this is a QuantizeLinear whose integers go into products with weights that are 0 in these rows."""
+    """Return whether this is a QuantizeLinear whose integers go into products with weights that are 0 in these rows."""
     if down.op_type != "QuantizeLinear" or place != 0 or down.output[0] in wiring.outputs:
         return False
     for back, _ in wiring.readers[down.output[0]]:
@@ -94,8 +95,8 @@ def _meets_zeros(down: onnx.NodeProto, place: int, masked: Array, wiring: Wiring
 
 
 def _integer_sides(node: onnx.NodeProto, wiring: Wiring) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
-    """What reads back the integers on both sides of a MatMul with a constant matrix of integers: on the left with one
-    scale, on the right with one for all or for each column and a zero-point of 0."""
+    """Return the DequantizeLinear nodes on both sides of a MatMul with a constant integer matrix: the left one with one
+    scale, the right one with one scale for all or for each column and a zero-point of 0."""
     if node.op_type != "MatMul":
         return None
     left, right = (wiring.maker.get(name) for name in node.input)
@@ -113,12 +114,12 @@ def _integer_sides(node: onnx.NodeProto, wiring: Wiring) -> tuple[onnx.NodeProto
 
 
 def _zero(back: onnx.NodeProto) -> str:
-    """The name of a DequantizeLinear's zero-point, empty where it has none."""
+    """Return the name of a DequantizeLinear's zero-point, or an empty string if it has none."""
     return back.input[2] if len(back.input) > 2 else ""
 
 
 def _bias_behind(product: onnx.NodeProto, wiring: Wiring) -> _Bias | None:
-    """None where there is none, or another node reads what comes in between."""
+    """Return the bias after a product, or None if there is none or another node reads a tensor in between."""
     weight = wiring.maker[product.input[1]].input[0]
     columns = None if (value := wiring.constant(weight)) is None else value.shape[1]
     tensor, before = product.output[0], None

@@ -1,4 +1,4 @@
-"""ONNX Runtime on a CPU: loading a bundle's ``.onnx`` and running it."""
+"""Loads a bundle's ``.onnx`` in ONNX Runtime on a CPU, and runs it."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ _KNOWN_OPTIONS = frozenset({"threads", "spin"})
 
 
 class Runtime(contract.Runtime):
-    """ONNX Runtime's CPU kernels.
+    """Runs models on ONNX Runtime's CPU kernels.
 
     Options:
-        threads: for one call; 0 lets the library choose (one for each physical core).
-        spin: whether idle threads wait for the next call by spinning for a moment (the library's default). Measured
-            on 2 cores, ic_resnet8 int8: 91 us a call with it, 149 us without; a device that must save its battery
-            or has other work sets it to false.
+        threads: number of threads for one call; 0 lets the library choose (one for each physical core).
+        spin: whether idle threads wait for the next call by spinning for a moment (the library's default). Measured on
+            2 cores, ic_resnet8 int8: 91 us a call with it, 149 us without; a device that must save its battery or has
+            other work should set it to false.
     """
 
     distributions = ("onnxruntime",)
 
     @property
     def kernel_sets(self) -> tuple[str, ...]:
-        """``fused``: the library's own choice, integer kernels. ``reference``: each node by itself as ONNX defines
-        it, quantized layers between float operators.
+        """Return the kernel sets. ``fused``: the library's own choice, integer kernels. ``reference``: each node by
+        itself as ONNX defines it, quantized layers between float operators.
 
-        Measured on ic_resnet8 and kws_dscnn: the fused integer kernels answer bit for bit the same in 1.20, 1.23,
-        1.28 and 1.31, with AVX-512 VNNI and on an emulated Haswell. What another version or processor may do is fuse
-        less; the reference is the far end of that: no fusion at all.
+        Measured on ic_resnet8 and kws_dscnn: the fused integer kernels give bit-identical results in 1.20, 1.23, 1.28
+        and 1.31, with AVX-512 VNNI and on an emulated Haswell. Another version or processor may fuse less; the
+        reference is the extreme case: no fusion at all.
         """
         return (FUSED, REFERENCE)
 
@@ -71,7 +71,7 @@ def _opened(entry: Path, options: Mapping[str, Any], kernel_set: str | None) -> 
 
 
 class Session(contract.Session):
-    """One loaded model. ONNX Runtime's sessions may be run by several threads at once."""
+    """One loaded model. Several threads may run an ONNX Runtime session at once."""
 
     concurrent = True
 

@@ -1,4 +1,4 @@
 """OpenVINO, with NNCF for int8."""
 
 environment: dict[str, str] = {"CI": "true", "NNCF_CI": "1"}
-"""Told to every child: see :mod:`kedge_targets.worker.environment`."""
+"""Environment variables set in every child process: see :mod:`kedge_targets.worker.environment`."""

@@ -1,4 +1,4 @@
-"""Lowering for OpenVINO: NNCF's post-training int8, or weights in float16 or float32."""
+"""Lowers models for OpenVINO: NNCF's post-training int8, or weights in float16 or float32."""
 
 from __future__ import annotations
 
@@ -50,22 +50,22 @@ _KNOWN_OPTIONS = frozenset({*devices.KNOWN_OPTIONS, "model_type", "bias_correcti
 _MODEL_TYPES = ("any", "transformer")
 
 _UNREAD_ROUNDED = frozenset({"GRU"})
-"""The CPU plugin (2026.4) refuses their weights in integers: "expects Constant for port 3"."""
+"""Operators whose integer weights the CPU plugin (2026.4) refuses: "expects Constant for port 3"."""
 
 _UNREAD = re.compile(r"(?:No conversion rule found for operations|Conversion is failed for): *([^\n]+)")
 
 _FIRST_RUNTIME = "2025.0"
-"""The oldest OpenVINO that was seen to read these files and to answer as 2026.4 does."""
+"""Oldest OpenVINO version known to read these files and to give the same results as 2026.4."""
 
 
 class Compiler(CompilerTemplate):
-    """OpenVINO's ONNX reader and NNCF.
+    """Compiles with OpenVINO's ONNX reader and NNCF.
 
     Options of a target's file:
         device, threads, precision, streams, cache: see :class:`kedge_targets.backends.openvino.runtime.Runtime`.
-        model_type: ``transformer`` makes NNCF keep what attention and residual sums need in float, ``any`` does not;
-            by default what the graph has.
-        bias_correction: let NNCF correct each layer's bias by the mean error that quantization made (slow).
+        model_type: ``transformer`` makes NNCF keep in float what attention and residual sums need, ``any`` does not; by
+            default determined from the graph.
+        bias_correction: let NNCF correct each layer's bias by the mean quantization error (slow).
     """
 
     tools = "OpenVINO's tools"
@@ -84,7 +84,7 @@ class Compiler(CompilerTemplate):
 
     def verification(self, target: Target) -> Verified:
         """See :meth:`kedge_targets.contract.Compiler.verification`. A file for a GPU or an NPU is run on the CPU here,
-        which proves its numbers and not the device's."""
+        which verifies its numbers but not the device's."""
         options = next((one.options for one in target.backends if one.name == "openvino"), {})
         return _verified(devices.settings(_of_runtime(options)))
 
@@ -154,13 +154,13 @@ def _lower(job: LoweringJob, how: QuantizationScheme) -> Lowered:
 
 @dataclass(frozen=True, kw_only=True)
 class _Ready:
-    """The graph as OpenVINO takes it.
+    """The graph in the form that OpenVINO takes.
 
     Attributes:
-        read: as the file has it.
-        trained: with the sizes that a device fixes.
-        graph: with a fixed batch and prepared for NNCF, where these are needed.
-        rounded: whether it is quantized already, and left as it is.
+        read: as stored in the file.
+        trained: with the sizes that the device requires to be fixed.
+        graph: with a fixed batch and prepared for NNCF, if needed.
+        rounded: whether it is already quantized and left as it is.
     """
 
     read: onnx.ModelProto
@@ -188,7 +188,7 @@ def _ready(read: onnx.ModelProto, job: LoweringJob, wanted: devices.Settings) ->
 
 @dataclass(frozen=True, kw_only=True)
 class _Quantized:
-    """OpenVINO's model, and what quantizing it took."""
+    """OpenVINO's model and statistics of its quantization."""
 
     model: Any
     seconds: dict[str, float] = field(default_factory=dict)
@@ -222,13 +222,13 @@ def _by_nncf(
 
 
 def _elsewhere(wanted: devices.Settings) -> tuple[str, ...]:
-    """What a reader must know of figures that another device than the target's gave."""
+    """Return a note for figures that were obtained on a device other than the target's."""
     said = f"accuracy and latency are of this host's CPU, not of the {wanted.device}"
     return () if wanted.on_cpu else (said,)
 
 
 def _verified(wanted: devices.Settings) -> Verified:
-    """A file for a GPU or an NPU is read and run by OpenVINO here, but on the CPU."""
+    """Return how a file is verified: one for a GPU or an NPU is read and run by OpenVINO here, but on the CPU."""
     return Verified.EXECUTED if wanted.on_cpu else Verified.CHECKED
 
 
@@ -237,7 +237,7 @@ def _of_runtime(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _specs(trained: list[signature.TensorInfo], given: list[signature.TensorInfo]) -> tuple[TensorSpec, ...]:
-    """The trained model's tensors, and the shapes that the file has."""
+    """Return the trained model's tensors and the shapes in the file."""
     pairs = zip(signature.specs(trained), given, strict=True)
     return tuple(replace(spec, file=replace(spec.file, shape=info.shape)) for spec, info in pairs)
 
@@ -267,7 +267,8 @@ def _read(openvino: Any, graph: Path, given: onnx.ModelProto) -> Any:
 
 
 def _check_order(model: Any, given: onnx.ModelProto) -> None:
-    """A session takes arrays by position, so the representation must have kept inputs and outputs in their order."""
+    """Check that the representation keeps inputs and outputs in their order, since a session takes arrays by
+    position."""
     for kind, mine, theirs in (
         ("inputs", signature.inputs(given), model.inputs),
         ("outputs", signature.outputs(given), model.outputs),
@@ -283,7 +284,7 @@ def _check_order(model: Any, given: onnx.ModelProto) -> None:
 
 
 def _ignored(model: Any, names: list[str]) -> list[str]:
-    """OpenVINO's nodes that stem from these nodes: it splits one node into several named ``NODE/part``."""
+    """Return OpenVINO's nodes that stem from these nodes; it splits one node into several named ``NODE/part``."""
     wanted = set(names)
     return [
         name
@@ -293,7 +294,7 @@ def _ignored(model: Any, names: list[str]) -> list[str]:
 
 
 class _Making:
-    """A graph quantized by NNCF, anew where an output does not hold."""
+    """A graph quantized by NNCF, again with more nodes in float if an output is not accurate enough."""
 
     def __init__(
         self,
@@ -310,7 +311,8 @@ class _Making:
         self.seconds, self.version, self.used = 0.0, "", 0
 
     def guarded(self, must: list[str]) -> tuple[Any, tuple[str, ...], dict[str, float]]:
-        """The model, the nodes that stay in float for an output's sake, and the outputs that were weak without."""
+        """Return the model, the nodes that stay in float for the sake of an output, and the outputs that were weak
+        without them."""
         feeds = output_guard.few(self._given, self._calibration)
         outputs = [info.name for info in signature.outputs(self._given)]
         reference = output_guard.answers(self._given, feeds, outputs)
@@ -328,7 +330,7 @@ class _Making:
         return model, kept, first
 
     def made(self, floating: list[str]) -> Any:
-        """The model with these nodes in float."""
+        """Return the model with these nodes in float."""
         model = _read(self._openvino, self._graph, self._given)
         samples = _Samples(self._calibration, batch.size(self._given))
         ignored = _ignored(model, floating)
@@ -392,7 +394,8 @@ def _quantized(
 
 
 class _Samples:
-    """The calibration as NNCF reads it, as often as it wants to: one batch after the other, none kept."""
+    """The calibration samples as NNCF reads them, as often as it wants; one batch after another, without keeping
+    any."""
 
     def __init__(self, calibration: Calibration, at_once: int | None) -> None:
         self.used = 0

@@ -1,4 +1,4 @@
-"""Counting the weights and multiply-accumulates of an intermediate representation by what they are computed in."""
+"""Counts the weights and multiply-accumulates of an intermediate representation by number format."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _PASSES_INTEGERS = frozenset({
     "Reshape", "Squeeze", "Unsqueeze", "Transpose", "MaxPool", "Split", "VariadicSplit", "StridedSlice", "Slice",
     "Concat", "Relu", "ShuffleChannels", "DepthToSpace", "SpaceToDepth", "BatchToSpace", "SpaceToBatch", "Gather",
 })  # fmt: skip
-"""Behind which OpenVINO goes on in integers."""
+"""Operators after which OpenVINO continues in integers."""
 _READS_BACK = {"Multiply": ("Convert", "Subtract"), "Subtract": ("Convert",)}
-"""The end of a weight's way from integers: operator → what may stand before it."""
+"""Last operators on a weight's path from integers: operator → what may precede it."""
 _LARGE = 1024
 
 
 def numbers(entry: Path, shapes: Mapping[str, Sequence[int]]) -> Numbers:
-    """Count; see :func:`kedge_targets.graph.counting.numbers`.
+    """Count the weights and multiply-accumulates; see :func:`kedge_targets.graph.counting.numbers`.
 
     Args:
-        entry: the ``.xml``, its weights beside it.
+        entry: path of the ``.xml``; its weights lie beside it.
         shapes: input → shape of one sample, batch included.
     """
     model = library.load().Core().read_model(str(entry))
@@ -66,7 +66,7 @@ def _counted(model: Any) -> Numbers:
 
 
 def _weigh(operation: Any, weights: dict[str, tuple[str, int]]) -> None:
-    """A constant that a layer multiplies, or a large one; a bias, a scale or a range is none."""
+    """Count a constant that a layer multiplies, or a large one; biases, scales and ranges do not count."""
     name = _dtype(operation.get_element_type())
     shape = tuple(operation.get_output_shape(0))
     count = _product(shape)
@@ -92,7 +92,7 @@ def _feeds_layer(operation: Any) -> bool:
 
 
 def _integers(port: Any) -> bool:
-    """Whether what comes from a port is an integer that is read as a float."""
+    """Return whether a port delivers an integer that is read as a float."""
     node = port.get_node()
     while True:
         kind = node.get_type_name()

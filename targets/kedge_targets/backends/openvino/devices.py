@@ -1,4 +1,4 @@
-"""Which device runs a model, with what hints, and what happens where it cannot."""
+"""Chooses the device that runs a model and its hints, and what to do if it cannot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PRECISIONS = ("f32", "f16", "bf16")
 
 KNOWN_OPTIONS = frozenset({"device", "threads", "precision", "streams", "cache"})
 CACHE_DIR = "cache_dir"
-"""Given by :func:`cache_folder` to the runtime, never by a target's file."""
+"""Option that :func:`cache_folder` gives to the runtime; never part of a target's file."""
 
 _KEPT = 2  # compiled models of one name: of this version and of the one before, for going back
 
@@ -29,15 +29,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Options that were checked.
+    """Checked options.
 
     Attributes:
-        device: OpenVINO's name, ``GPU.1``.
-        threads: of the CPU, for one call; 0 lets the library choose.
-        precision: of what is not quantized.
-        streams: calls that run at once; 0 for one.
-        cache: keep what was compiled.
-        cache_dir: where; None where nothing is kept.
+        device: OpenVINO's name, such as ``GPU.1``.
+        threads: number of CPU threads for one call; 0 lets the library choose.
+        precision: precision of everything that is not quantized.
+        streams: number of simultaneous calls; 0 for one.
+        cache: whether to keep compiled models.
+        cache_dir: folder for them; None if nothing is kept.
     """
 
     device: str = CPU
@@ -49,19 +49,19 @@ class Settings:
 
     @property
     def kind(self) -> str:
-        """``CPU``, ``GPU`` or ``NPU``."""
+        """Return ``CPU``, ``GPU`` or ``NPU``."""
         return self.device.partition(".")[0]
 
     @property
     def on_cpu(self) -> bool:
-        """Whether it is the CPU that was asked for."""
+        """Return whether the requested device is the CPU."""
         return self.kind == CPU
 
     def hints(self, supported: Mapping[str, Any]) -> dict[str, Any]:
-        """Properties for compiling.
+        """Return the properties for compiling.
 
         Args:
-            supported: that the device knows, by name.
+            supported: properties that the device supports, by name.
         """
         wanted: dict[str, Any] = {
             "PERFORMANCE_HINT": "THROUGHPUT" if self.streams > 1 else "LATENCY",
@@ -75,7 +75,7 @@ class Settings:
         return {**made, "CACHE_DIR": self.cache_dir} if self.cache_dir else made
 
     def for_cpu(self) -> Settings:
-        """The same on a CPU that stands in: computing in float32 as the host did, nothing kept."""
+        """Return the settings for a CPU that stands in: computing in float32 as the host did, without a cache."""
         return Settings(threads=self.threads, streams=self.streams)
 
 
@@ -83,7 +83,7 @@ def settings(options: Mapping[str, Any]) -> Settings:
     """Check a runtime's options.
 
     Raises:
-        ConfigError: one is unknown or has a wrong value.
+        ConfigError: an option is unknown or has a wrong value.
     """
     if unknown := sorted(set(options) - KNOWN_OPTIONS - {CACHE_DIR}):
         raise ConfigError(f"unknown runtime option {unknown[0]!r}", remedy=f"Known are {sorted(KNOWN_OPTIONS)}")
@@ -113,7 +113,7 @@ def _count(options: Mapping[str, Any], name: str, what: str) -> int:
 
 
 def absent(core: Any, wanted: Settings) -> str:
-    """Why a device cannot be had, in words; empty where it can."""
+    """Return why a device is not available, in words; empty if it is."""
     found = [str(name) for name in core.available_devices]
     if any(name == wanted.device or name.partition(".")[0] == wanted.device for name in found):
         return ""
@@ -121,12 +121,12 @@ def absent(core: Any, wanted: Settings) -> str:
 
 
 def supported(core: Any, device: str) -> Mapping[str, Any]:
-    """Properties that a device knows."""
+    """Return the properties that a device supports."""
     return {str(name): how for name, how in core.get_property(device, "SUPPORTED_PROPERTIES").items()}
 
 
 def described(compiled: Any, wanted: Settings) -> str:
-    """What runs a model, for status: ``NPU (Intel(R) AI Boost), compiled earlier``."""
+    """Describe what runs a model, for status: ``NPU (Intel(R) AI Boost), compiled earlier``."""
     name = wanted.device
     # Not every plugin answers.
     with contextlib.suppress(RuntimeError):
@@ -138,11 +138,11 @@ def described(compiled: Any, wanted: Settings) -> str:
 
 
 def cache_folder(cache: Path, config: BundleConfig) -> Path | None:
-    """Where a bundle's compiled model is kept; made where it is missing, and what older versions left is taken away.
-    None where it cannot be made: then the model is compiled at each start.
+    """Return the folder for a bundle's compiled model, creating it if necessary and removing what older versions left.
+    Return None if it cannot be created; the model is then compiled at each start.
 
-    OpenVINO names what it keeps after the model, the device and its own version, and compiles anew where it cannot
-    read it; but it never takes anything away.
+    OpenVINO names its cache files after the model, the device and its own version, and recompiles if it cannot read
+    them; but it never deletes any.
     """
     of_name = cache / "openvino" / config.name
     folder = of_name / config.golden.digest.rpartition(":")[2][:16]

@@ -1,4 +1,4 @@
-"""Emulating, on a CPU, a device that keeps fewer bits between layers than float32 has."""
+"""Emulates, on a CPU, a device that keeps fewer bits between layers than float32 has."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 
 FLOAT32_BITS = 24
-"""Of float32's significand, the hidden one among them."""
+"""Bits of float32's significand, including the hidden one."""
 HALF_BITS = 11
-"""Of FP16's."""
+"""Bits of FP16's significand, including the hidden one."""
 
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
 def round_layers(model: Any, bits: int) -> None:
-    """Let each layer's result keep so many bits, and FP16's range, in place; inputs and outputs stay in their order.
+    """Round each layer's result to this many bits, within FP16's range, in place; inputs and outputs keep their order.
 
-    By Dekker's splitting: with ``c = x (2**s + 1)``, ``c - (c - x)`` is ``x`` rounded to ``24 - s`` bits
-    (T. J. Dekker, A floating-point technique for extending the available precision, 1971).
+    Uses Dekker's splitting: with ``c = x (2**s + 1)``, ``c - (c - x)`` is ``x`` rounded to ``24 - s`` bits (T. J.
+    Dekker, A floating-point technique for extending the available precision, 1971).
     """
     from openvino import opset1
 

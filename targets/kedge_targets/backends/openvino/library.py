@@ -1,8 +1,8 @@
-"""Importing OpenVINO without its telemetry.
+"""Imports OpenVINO without its telemetry.
 
 ``import openvino`` by itself (2026.4) writes an identifier and a counter to ``~/intel`` and sends an event over the
-network, unless the user opted out or ``openvino_telemetry`` cannot be imported; then it takes a stub of its own. The
-package is a dependency of OpenVINO, so it is hidden while OpenVINO is imported.
+network, unless the user opted out or ``openvino_telemetry`` cannot be imported; in that case it uses a stub of its own.
+The package is a dependency of OpenVINO, so it is hidden while OpenVINO is imported.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def hidden(*packages: str) -> Iterator[None]:
 
 
 def load() -> Any:
-    """The package ``openvino``.
+    """Import the package ``openvino``.
 
     Raises:
         MissingDependencyError: it is not installed.

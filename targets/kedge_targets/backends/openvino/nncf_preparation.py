@@ -1,4 +1,4 @@
-"""A graph made ready for NNCF and for what OpenVINO's plugins make of integers."""
+"""Prepares a graph for NNCF and for what OpenVINO's plugins make of integers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import onnx
 
 _NEXT_TO_NOTHING = np.float32(1e-30)
-"""Not 0, which is optimized away, and no subnormal number, which may be flushed to 0."""
+"""Value of added biases: not 0, which is optimized away, nor subnormal, which may be flushed to 0."""
 
 
 def prepare_for_nncf(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that answers the same, in the form that comes through quantization: float32 for float64, a weight for each
-    axis along which it is used, a bias for each convolution and each product that two others read."""
+    """Return an equivalent copy in a form that survives quantization: float32 for float64, a separate weight for each
+    axis along which it is used, and a bias for each convolution and each product that two others read."""
     import onnx
 
     made = onnx.ModelProto()
@@ -34,8 +34,8 @@ def prepare_for_nncf(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _give_biases(model: onnx.ModelProto) -> None:
-    """The CPU plugin (2026.4) answers wrongly, often zeros, where a convolution without bias is read by two others in
-    integers, as in ``x sigmoid(x)``; with a bias it does not."""
+    """Give a bias to convolutions that need one. The CPU plugin (2026.4) gives wrong results, often zeros, if two
+    others read a convolution without bias in integers, as in ``x sigmoid(x)``; with a bias it does not."""
     from onnx import numpy_helper
 
     wiring, names = Wiring(model), Names(model)
@@ -56,7 +56,7 @@ def _give_biases(model: onnx.ModelProto) -> None:
 
 
 def _give_products_biases(model: onnx.ModelProto) -> None:
-    """The same of products with a matrix, whose bias is an Add of its own."""
+    """Do the same for matrix products, whose bias is a separate Add."""
     from onnx import helper, numpy_helper
 
     wiring, names = Wiring(model), Names(model)
@@ -79,8 +79,9 @@ def _give_products_biases(model: onnx.ModelProto) -> None:
 
 
 def _convolve_averages(model: onnx.ModelProto) -> None:
-    """In integers the plugin counts the border of an AveragePool (``count_include_pad``) as the integer 0, which stands
-    for the lowest value. A Pad before it is fused into it again; a convolution with equal weights is not."""
+    """Replace each AveragePool with padding by a convolution. In integers the plugin counts the border of an
+    AveragePool (``count_include_pad``) as the integer 0, which stands for the lowest value. A preceding Pad is fused
+    into it again; a convolution with equal weights is not."""
     from onnx import helper, numpy_helper
 
     names = Names(model)
@@ -102,8 +103,8 @@ def _convolve_averages(model: onnx.ModelProto) -> None:
 
 
 def centring(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that take a mean out of what it is the mean of, as a norm does that is written out. In
-    integers the CPU plugin (2026.4) answers them at random where the batch is large."""
+    """Return the names of the nodes that subtract a tensor's mean from it, as a norm that is written out does. In
+    integers the CPU plugin (2026.4) gives random results for them if the batch is large."""
     wiring = Wiring(model)
     found: list[str] = []
     for node in model.graph.node:

@@ -1,7 +1,7 @@
-"""Writing a model as ``.xml`` and ``.bin`` with the same bytes each time.
+"""Writes a model as ``.xml`` and ``.bin`` with the same bytes each time.
 
-OpenVINO names what its passes add by a counter of the process (``Convert_7543``), and writes its version, NNCF's
-options and indentation beside the graph. None of it is read by a runtime.
+OpenVINO names what its passes add by a per-process counter (``Convert_7543``), and writes its version, NNCF's options
+and indentation in addition to the graph. No runtime reads any of this.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def save(model: Any, folder: Path, *, half: bool, names: Collection[str]) -> dic
 
     Args:
         model: an ``openvino.Model``; what its passes added is renamed.
-        half: weights as float16.
-        names: of the trained model's nodes and tensors; these are kept.
+        half: store weights as float16.
+        names: names of the trained model's nodes and tensors; these are kept.
 
     Returns:
         title → path of the two files.
@@ -46,7 +46,7 @@ def save(model: Any, folder: Path, *, half: bool, names: Collection[str]) -> dic
 
 
 def rename(model: Any, kept: frozenset[str]) -> None:
-    """Give names that do not depend on what else the process did, in place; the names ``kept`` stay."""
+    """Rename nodes and tensors independently of what else the process did, in place; the names ``kept`` stay."""
     model.set_friendly_name("model")
     operations = model.get_ordered_ops()
     used = {operation.get_friendly_name() for operation in operations}
@@ -62,7 +62,7 @@ def rename(model: Any, kept: frozenset[str]) -> None:
 
 
 def lean(raw: bytes) -> bytes:
-    """A representation without what no runtime reads."""
+    """Return a representation without what no runtime reads."""
     root = ElementTree.fromstring(raw)
     # Layers have information of their own, which stays.
     for information in root.findall("rt_info"):

@@ -1,4 +1,4 @@
-"""OpenVINO: loading a bundle's intermediate representation and running it."""
+"""Loads a bundle's intermediate representation in OpenVINO and runs it."""
 
 from __future__ import annotations
 
@@ -25,30 +25,31 @@ log = logging.getLogger(__name__)
 
 
 class Runtime(contract.Runtime):
-    """OpenVINO's plugins; ``CPU`` unless the options name another device.
+    """Runs models on OpenVINO's plugins; on ``CPU`` unless the options name another device.
 
     Options:
-        device: OpenVINO's name, ``CPU``, ``GPU`` or ``NPU``. Where another than the CPU cannot be had, or does not
-            compile the model, the CPU runs it; a warning and the session's detail say why.
-        threads: of the CPU, for one call; 0 lets the library choose.
-        precision: of what is not quantized; ``f32`` unless told. OpenVINO's own choice is bf16 wherever the processor
-            has it, so the same file would answer differently from one device to the next. A GPU or an NPU wants
-            ``f16``.
-        streams: calls that run at once; 0 for one.
-        cache: keep what the device compiled; true unless the device is a CPU.
+        device: OpenVINO's name, ``CPU``, ``GPU`` or ``NPU``. If a device other than the CPU is not available, or does
+            not compile the model, the CPU runs it; a warning and the session's detail say why.
+        threads: number of CPU threads for one call; 0 lets the library choose.
+        precision: precision of everything that is not quantized; ``f32`` by default. OpenVINO's own choice is bf16 if
+            the processor has it, so the same file would give different results from one device to the next. A GPU or an
+            NPU needs ``f16``.
+        streams: number of simultaneous calls; 0 for one.
+        cache: whether to keep what the device compiled; true by default unless the device is a CPU.
     """
 
     distributions = ("openvino",)
 
     @property
     def kernel_sets(self) -> tuple[str, ...]:
-        """``fused``: the library's own choice, integer kernels. ``reference``: low-precision transformations off,
-        so that quantization is computed in float, as its graph says. ``half``: the same with each layer's result
-        rounded to FP16, for devices that compute so. With a kernel set it is always a CPU that runs the model.
+        """Return the kernel sets. ``fused``: the library's own choice, integer kernels. ``reference``: low-precision
+        transformations off, so that quantization is computed in float, as the graph defines it. ``half``: the same with
+        each layer's result rounded to FP16, for devices that compute in it. With a kernel set, a CPU always runs the
+        model.
 
-        Measured on ic_resnet8 and kws_dscnn (int8): 2025.0, 2025.3 and 2026.4 answer bit for bit the same, and so
-        does an emulated Haswell where the weights have 7 bits; threads, pinning, streams, snippets and execution mode
-        change nothing. What is left to vary is how much is fused.
+        Measured on ic_resnet8 and kws_dscnn (int8): 2025.0, 2025.3 and 2026.4 give bit-identical results, and so does
+        an emulated Haswell if the weights have 7 bits; threads, pinning, streams, snippets and execution mode change
+        nothing. Only the degree of fusion remains to vary.
         """
         return (FUSED, REFERENCE, HALF)
 
@@ -57,7 +58,7 @@ class Runtime(contract.Runtime):
         return (FUSED, REFERENCE) if devices.settings(options).on_cpu else self.kernel_sets
 
     def prepare(self, folder: Path, config: BundleConfig, *, cache: Path, progress: Progress) -> Mapping[str, Any]:
-        """See :meth:`kedge_targets.contract.Runtime.prepare`: a place for what the device compiles."""
+        """See :meth:`kedge_targets.contract.Runtime.prepare`: creates a folder for what the device compiles."""
         if not devices.settings(config.runtime_options).cache:
             return {}
         kept = devices.cache_folder(cache, config)
@@ -120,7 +121,7 @@ def _session(compiled: Any, wanted: devices.Settings) -> Session:
 
 
 class Session(contract.Session):
-    """One loaded model with one inference request: for one thread at a time."""
+    """One loaded model with one inference request, for one thread at a time."""
 
     def __init__(self, compiled: Any) -> None:
         self._infer: Any = compiled.create_infer_request().infer
@@ -141,7 +142,7 @@ class Session(contract.Session):
 
 
 class Streams(Session):
-    """One loaded model with several inference requests: for as many threads at once; others wait."""
+    """One loaded model with several inference requests, for as many threads at once; further threads wait."""
 
     concurrent = True
 
@@ -175,7 +176,7 @@ def _inferred(infer: Any, inputs: list[Array]) -> list[Array]:
 
 
 def reason_of(error: Exception) -> str:
-    """OpenVINO's own words, without the places in its sources."""
+    """Return OpenVINO's own message, without its source locations."""
     lines = [line.strip() for line in str(error).splitlines()]
     told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
     return " ".join(told)[:400] or " ".join(str(error).split())[:400] or type(error).__name__
