@@ -1,4 +1,5 @@
-"""The worker's tasks: building one engine, and measuring it. What may hang, crash or eat the memory is done here."""
+"""The worker's tasks: building one engine, and measuring it. Everything that may hang, crash or exhaust the memory is
+done here."""
 
 from __future__ import annotations
 
@@ -20,18 +21,18 @@ _WARM_CALLS = 10
 _TIMED_CALLS = 100
 _TIMED_SECONDS = 1.0
 _SHARE_OF_FREE = 0.5
-"""Of the GPU's free memory that one layer may take at most, whatever the recipe allows."""
+"""Largest share of the GPU's free memory that one layer may use, whatever the recipe allows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """One engine.
+    """A request to build one engine.
 
     Attributes:
         entry: path of the recipe; the graphs lie beside it.
-        kernel_set: which graph.
-        name: to keep it under; the parent's word, so that both mean the same device.
-        cache: folder of the cache.
+        kernel_set: kernel set, which determines the graph.
+        name: name to keep it under; given by the parent, so that both mean the same device.
+        cache: the cache's folder.
     """
 
     entry: str
@@ -42,7 +43,7 @@ class BuildRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildAnswer:
-    """What came of it: the engine's size, and how long it took."""
+    """The result of a build: the engine's size, and how long it took."""
 
     engine_bytes: int
     seconds: float
@@ -50,13 +51,13 @@ class BuildAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureRequest:
-    """One engine of the cache, run as the bundle's model.
+    """A request to measure one cached engine, run as the bundle's model.
 
     Attributes:
-        folder: holds the bundle's files by title.
-        config: of the bundle.
-        kernel_set: which engine.
-        cache: as its folder was given to :meth:`Runtime.prepare`.
+        folder: folder with the bundle's files by title.
+        config: the bundle's configuration.
+        kernel_set: kernel set of the engine.
+        cache: folder as given to :meth:`Runtime.prepare`.
     """
 
     folder: str
@@ -67,12 +68,12 @@ class MeasureRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureAnswer:
-    """What was measured.
+    """The result of a measurement.
 
     Attributes:
-        milliseconds: median of one call, pre- and postprocessing included.
-        holds: the golden vectors hold.
-        reason: why not; empty where they do.
+        milliseconds: median time of one call, including pre- and postprocessing.
+        holds: whether the golden vectors pass.
+        reason: why not; empty if they pass.
     """
 
     milliseconds: float
@@ -84,7 +85,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildAnswer:
     """Build one engine and keep it in the cache.
 
     Raises:
-        MissingDependencyError: no TensorRT or no GPU here, or the recipe knows nothing of this TensorRT.
+        MissingDependencyError: there is no TensorRT or no GPU here, or the recipe does not cover this TensorRT.
         UnsupportedOperatorError: the parser refuses a node.
         VerificationError: the builder fails.
         StorageError: the engine cannot be kept.

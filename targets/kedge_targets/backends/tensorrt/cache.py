@@ -1,8 +1,8 @@
-"""What this device built, kept between starts: engines, failures to build, and which kernel set was the faster.
+"""Keeps what this device built between starts: engines, build failures, and which kernel set was faster.
 
-A TensorRT engine holds code, so a file that somebody else put there must never be deserialized. Every file carries a
-keyed digest (HMAC-SHA256 of its name and all its bytes) under a key that only this user of this device has; what does
-not verify is removed and counts as absent.
+A TensorRT engine holds code, so a file placed there by someone else must never be deserialized. Every file carries a
+keyed digest (HMAC-SHA256 of its name and all its bytes) under a key that only this user of this device has; a file that
+does not verify is removed and counts as absent.
 
 One file::
 
@@ -34,7 +34,7 @@ from kedge_protocol.errors import StorageError, WorkerTimeoutError
 log = logging.getLogger("kedge.tensorrt")
 
 LIMIT_BYTES = 2 << 30
-"""What all files together may take; the ones longest unused go first."""
+"""Largest total size of all files; those unused for the longest time are removed first."""
 _KEY_FILE = "key"
 _DIGEST_BYTES = 32
 _SUFFIX = ".kept"
@@ -42,26 +42,26 @@ _SUFFIX = ".kept"
 
 @dataclass(frozen=True)
 class Kept:
-    """One file's content."""
+    """The content of one file."""
 
     head: dict[str, Any]
     payload: bytes
 
 
 def name_of(kind: str, of: Mapping[str, Any]) -> str:
-    """The name under which something that depends on all of this is kept."""
+    """Return the name under which something that depends on all of this is kept."""
     text = json.dumps(of, sort_keys=True, separators=(",", ":"))
     return f"{kind}-{sha256(text.encode()).hexdigest()[:32]}"
 
 
 class Cache:
-    """A folder of kept files.
+    """A folder of cached files.
 
     Args:
-        folder: made where it is missing; only this user may enter it.
+        folder: created if missing; only this user may enter it.
 
     Raises:
-        StorageError: it cannot be made or read, or belongs to somebody else.
+        StorageError: the folder cannot be created or read, or belongs to someone else.
     """
 
     def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
@@ -81,7 +81,7 @@ class Cache:
             raise _storage(error, folder) from error
 
     def load(self, name: str) -> Kept | None:
-        """What is kept under a name; None where nothing is, or nothing that can be trusted."""
+        """Return what is kept under a name, or None if there is nothing, or nothing that can be trusted."""
         path = self._path(name)
         try:
             raw = path.read_bytes()
@@ -100,10 +100,10 @@ class Cache:
         return Kept(json.loads(bytes(rest[4 : 4 + length])), bytes(rest[4 + length :]))
 
     def store(self, name: str, head: Mapping[str, Any], payload: bytes = b"") -> None:
-        """Keep something; in its place at once or not at all.
+        """Store something atomically.
 
         Raises:
-            StorageError: no space, not writable.
+            StorageError: the disk is full or not writable.
         """
         encoded = json.dumps(head).encode()
         rest = len(encoded).to_bytes(4, "little") + encoded + payload
@@ -114,16 +114,16 @@ class Cache:
         self._shrink(self._path(name))
 
     def forget(self, name: str) -> None:
-        """Nothing is kept under a name any more."""
+        """Delete what is kept under a name."""
         with contextlib.suppress(OSError):
             self._path(name).unlink()
 
     @contextlib.contextmanager
     def alone(self, name: str, *, seconds: float) -> Iterator[None]:
-        """Keep other processes of this device from making the same thing meanwhile.
+        """Prevent other processes of this device from making the same thing at the same time.
 
         Raises:
-            WorkerTimeoutError: another one has been at it for longer than ``seconds``.
+            WorkerTimeoutError: another process has held it for longer than ``seconds``.
         """
         try:
             handle = files.open_lock(self.folder / f"{name}.lock", mode=0o600)

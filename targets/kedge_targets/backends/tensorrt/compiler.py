@@ -1,8 +1,9 @@
-"""Lowering for TensorRT: the graphs that a device builds its engines from, checked by NVIDIA's parser and builder.
+"""Lowers models for TensorRT: the graphs from which a device builds its engines, checked by NVIDIA's parser and
+builder.
 
-An engine holds for one version of TensorRT on one kind of GPU, so none is made here: the bundle carries an int8 graph
-(explicit QDQ) and an fp16 graph, both with float32 inputs and outputs, and a recipe. The device builds both and keeps
-the faster.
+An engine is valid for one version of TensorRT on one type of GPU, so none is made here: the bundle carries an int8
+graph (explicit QDQ) and an fp16 graph, both with float32 inputs and outputs, and a recipe. The device builds both and
+keeps the faster.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ _LARGEST_WORKSPACE = 1 << 30
 
 
 class Compiler(CompilerTemplate):
-    """ONNX Runtime's quantizer and float16 converter, then NVIDIA's parser and builder.
+    """Compiles with ONNX Runtime's quantizer and float16 converter, then checks with NVIDIA's parser and builder.
 
     Options of a target's file:
         threads, build_seconds, build_mib: see :class:`kedge_targets.backends.tensorrt.runtime.Runtime`.
-        batch: samples at once, fixed in the files; 1 unless told.
-        max_batch: leave the batch free instead, for engines that take 1 to so many samples at once.
-        workspace_mib: that the builder and the engine may use for scratch; an eighth of the device's memory and at most
-            1024 unless told.
+        batch: number of samples at once, fixed in the files; 1 by default.
+        max_batch: leave the batch dynamic instead, for engines that take 1 to this many samples at once.
+        workspace_mib: scratch memory that the builder and the engine may use; by default an eighth of the device's
+            memory, at most 1024.
     """
 
     tools = "ONNX Runtime's tools"
@@ -98,8 +99,8 @@ class Compiler(CompilerTemplate):
         return _lower(job)
 
     def numbers(self, files: Mapping[str, Path], shapes: Mapping[str, Sequence[int]]) -> Numbers | None:
-        """See :meth:`kedge_targets.contract.Compiler.numbers`: of the int8 graph where there is one, as TensorRT fuses
-        it."""
+        """See :meth:`kedge_targets.contract.Compiler.numbers`: numbers of the int8 graph if there is one, as TensorRT
+        fuses it."""
         graph = files.get(recipe.FILES[recipe.INT8]) or files[recipe.FILES[recipe.FP16]]
         kinds = ("Conv", "ConvTranspose", "Gemm", "MatMul")
         return counting.numbers(model_reader.load(graph), shapes, integer_operators=kinds)
@@ -107,13 +108,13 @@ class Compiler(CompilerTemplate):
 
 @dataclass(frozen=True, kw_only=True)
 class _Graph:
-    """The user's graph with its batch fixed, and the same made ready.
+    """The user's graph with its batch fixed, and the same graph prepared.
 
     Attributes:
-        shapes: of the inputs and outputs as the model has them, by name.
-        fit: what the tables say of it.
-        notes: what was done to it, for people.
-        ranges: of activations, which a file has that was quantized already.
+        shapes: the model's own input and output shapes, by name.
+        fit: what the tables say about it.
+        notes: what was done to it, for the user.
+        ranges: activation ranges from a file that was already quantized.
     """
 
     given: onnx.ModelProto
@@ -187,7 +188,7 @@ def _ready(graph: Path, target: Target, options: Mapping[str, Any], workdir: Pat
 
 
 def _batched(loaded: onnx.ModelProto, options: Mapping[str, Any], *, where: str) -> onnx.ModelProto:
-    """The graph with its batch fixed, unless it shall be free."""
+    """Return the graph with its batch fixed, unless it should be dynamic."""
     have = batch.size(loaded)
     if have is not None and options.get("batch", have) != have:
         raise LoweringError(
@@ -201,7 +202,7 @@ def _batched(loaded: onnx.ModelProto, options: Mapping[str, Any], *, where: str)
 
 
 def _kept_float(plan: Plan, ready: _Graph) -> list[str]:
-    """Layers that the plan keeps in float32 by name stay so in the fp16 graph too."""
+    """Return the layers that the plan keeps in float32 by name; they stay so in the fp16 graph too."""
     if plan.default is not Precision.INT8:
         return []
     kept = Plan(default=Precision.FLOAT16, layers=plan.layers)
@@ -240,7 +241,7 @@ def _recipe(
 
 
 def _checked(written: recipe.Recipe, files: Mapping[str, Path], notes: list[str]) -> float:
-    """Let NVIDIA's tools try each graph; nothing ships that they refuse. Returns the seconds it took."""
+    """Let NVIDIA's tools try each graph, since none ships that they refuse. Return the seconds that this took."""
     began = time.perf_counter()
     for path in files.values():
         found = parser_check.check(
@@ -258,7 +259,7 @@ def _checked(written: recipe.Recipe, files: Mapping[str, Path], notes: list[str]
 
 
 def _specs(infos: list[signature.TensorInfo], ready: _Graph) -> tuple[TensorSpec, ...]:
-    """The model's tensors, a free batch among their shapes; the file's batch is fixed."""
+    """Return the model's tensors, with a dynamic batch in their shapes; the file's batch is fixed."""
     layouts = {info.name: info.layout for info in signature.inputs(ready.given)}
     return tuple(replace(spec, shape=ready.shapes[spec.name]) for spec in signature.specs(infos, layouts=layouts))
 

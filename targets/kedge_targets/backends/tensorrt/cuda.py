@@ -1,7 +1,7 @@
-"""Device memory, pinned memory, streams and graphs through NVIDIA's ``cuda-python``.
+"""Provides device memory, pinned memory, streams and graphs through NVIDIA's ``cuda-python``.
 
-The same functions stand in ``cuda.bindings.runtime`` (12.6 and later, the only place from 13 on) and in ``cuda.cudart``
-(up to 12.9). Each answers with a tuple: the error, then what was asked for.
+The same functions are in ``cuda.bindings.runtime`` (12.6 and later, the only place from 13 on) and in ``cuda.cudart``
+(up to 12.9). Each returns a tuple: the error, then the results.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        name: NVIDIA's, e.g. ``Orin``.
+        name: NVIDIA's name, e.g. ``Orin``.
         capability: compute capability, e.g. ``8.7``.
-        free_bytes: of its memory, now. Jetson's GPU shares the device's memory.
+        free_bytes: its free memory now. A Jetson's GPU shares the device's memory.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Gpu:
 
 @functools.cache
 def library() -> Any:
-    """``cuda-python``'s runtime module.
+    """Return ``cuda-python``'s runtime module.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -57,10 +57,11 @@ def library() -> Any:
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """Call a function of CUDA's runtime; gives what it answers beside the error, a tuple where that is more than one.
+    """Call a function of CUDA's runtime; return what it returns besides the error, as a tuple if that is more than one
+    value.
 
     Raises:
-        VerificationError: CUDA's own words.
+        VerificationError: CUDA reports an error; with CUDA's own message.
     """
     cuda = library()
     error, *answer = getattr(cuda, name)(*arguments)
@@ -70,10 +71,10 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def gpu() -> Gpu:
-    """The GPU that CUDA takes by itself.
+    """Return the GPU that CUDA chooses by default.
 
     Raises:
-        MissingDependencyError: no cuda-python, no driver, or no GPU.
+        MissingDependencyError: there is no cuda-python, no driver, or no GPU.
     """
     attribute = library().cudaDeviceAttr
     try:
@@ -92,11 +93,11 @@ def gpu() -> Gpu:
 
 
 class Buffer:
-    """One tensor's memory: pinned on the host, and on the device.
+    """One tensor's memory, pinned on the host and on the device.
 
     Args:
-        shape: the largest that it will have.
-        dtype: of the tensor.
+        shape: the largest shape that the tensor will have.
+        dtype: the tensor's dtype.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
@@ -114,17 +115,17 @@ class Buffer:
         """The pinned memory as an array. It must not be used after :meth:`close`."""
 
     def reshape(self, shape: tuple[int, ...]) -> None:
-        """Another shape from here on, no larger than the first."""
+        """Change the shape, to one no larger than the first."""
         if shape != self.host.shape:
             self.host = self._view(shape)
 
     def to_device(self, stream: Any) -> None:
-        """Put a copy to the device on the stream."""
+        """Enqueue a copy to the device on the stream."""
         kind = library().cudaMemcpyKind.cudaMemcpyHostToDevice
         call("cudaMemcpyAsync", self.device, self.pinned, self.host.nbytes, kind, stream)
 
     def to_host(self, stream: Any) -> None:
-        """Put a copy to the host on the stream."""
+        """Enqueue a copy to the host on the stream."""
         kind = library().cudaMemcpyKind.cudaMemcpyDeviceToHost
         call("cudaMemcpyAsync", self.pinned, self.device, self.host.nbytes, kind, stream)
 
@@ -144,7 +145,7 @@ class Buffer:
 
 
 class Stream:
-    """A stream, and the graph that was recorded of it, if any."""
+    """A stream, and the graph that was recorded from it, if any."""
 
     def __init__(self) -> None:
         self.handle = call("cudaStreamCreate")
@@ -155,26 +156,26 @@ class Stream:
         return int(self.handle)
 
     def wait(self) -> None:
-        """Until all that was put on it is done."""
+        """Wait until all enqueued work is done."""
         call("cudaStreamSynchronize", self.handle)
 
     def begin(self) -> None:
-        """What is put on it from here on is recorded, not done."""
+        """Start recording; work enqueued from now on is recorded, not run."""
         # Of this thread only: another thread's CUDA calls go on meanwhile.
         mode = library().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         call("cudaStreamBeginCapture", self.handle, mode)
 
     def end(self) -> None:
-        """The recording becomes what :meth:`launch` does."""
+        """End the recording, which :meth:`launch` then runs."""
         self._graph = call("cudaStreamEndCapture", self.handle)
         self._program = call("cudaGraphInstantiate", self._graph, 0)
 
     def abandon(self) -> None:
-        """End a recording that failed; CUDA's word on it does not matter."""
+        """End a failed recording; any error that CUDA reports about it is ignored."""
         library().cudaStreamEndCapture(self.handle)
 
     def launch(self) -> None:
-        """Put the recorded work on the stream."""
+        """Enqueue the recorded work on the stream."""
         call("cudaGraphLaunch", self._program, self.handle)
 
     def close(self) -> None:

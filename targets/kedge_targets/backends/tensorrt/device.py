@@ -1,4 +1,4 @@
-"""This device, as far as an engine depends on it, and the names under which its engines are kept."""
+"""Identifies this device as far as an engine depends on it, and names its engines."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ class Identity:
 
     Attributes:
         tensorrt: its exact version.
-        gpu: its name; ``capability``: its compute capability.
-        power_mode: of a Jetson, empty elsewhere: clocks and the number of cores decide which kernels are the fastest.
+        gpu: the GPU's name; ``capability``: its compute capability.
+        power_mode: power mode of a Jetson, empty elsewhere; clocks and the number of cores decide which kernels are
+            fastest.
     """
 
     tensorrt: str
@@ -38,10 +39,10 @@ class Identity:
 
 
 def identity() -> Identity:
-    """This device's.
+    """Return this device's identity.
 
     Raises:
-        MissingDependencyError: no TensorRT, no cuda-python or no GPU.
+        MissingDependencyError: there is no TensorRT, no cuda-python or no GPU.
     """
     version = api.load().version
     gpu = cuda.gpu()
@@ -49,10 +50,10 @@ def identity() -> Identity:
 
 
 def line_of(recipe: Recipe, version: str) -> Line:
-    """How this TensorRT builds.
+    """Return how this TensorRT builds.
 
     Raises:
-        MissingDependencyError: the recipe has nothing for it.
+        MissingDependencyError: the recipe has no line for it.
     """
     found = recipe.line(version)
     if found is None:
@@ -64,7 +65,8 @@ def line_of(recipe: Recipe, version: str) -> Line:
 
 
 def engine_name(entry: Path, recipe: Recipe, kernel_set: str, of: Identity) -> str:
-    """Of one graph's engine here: another graph, recipe, TensorRT, GPU or power mode is another engine.
+    """Return the name of one graph's engine here; another graph, recipe, TensorRT, GPU or power mode gives another
+    name.
 
     Raises:
         MissingDependencyError: see :func:`line_of`.
@@ -86,14 +88,14 @@ def engine_name(entry: Path, recipe: Recipe, kernel_set: str, of: Identity) -> s
 
 
 def boot_id() -> str:
-    """Of the kernel's start; empty where there is none."""
+    """Return the identifier of this boot of the kernel; empty if there is none."""
     with contextlib.suppress(OSError):
         return _BOOT_ID.read_text(encoding="ascii").strip()
     return ""
 
 
 def missing() -> str | None:
-    """Why there is no TensorRT here, in words; None where there is."""
+    """Return why there is no TensorRT here, in words, or None if there is."""
     try:
         identity()
     except MissingDependencyError as error:
@@ -103,5 +105,6 @@ def missing() -> str | None:
 
 @functools.lru_cache(maxsize=16)
 def _digest(graph: Path, *_: int) -> str:
-    """By what the file is, not by its name alone: a slot may be replaced."""
+    """Return the digest of a graph, cached by the file's status and not by its name alone, since a slot may be
+    replaced."""
     return digest.of_file(graph)

@@ -1,4 +1,4 @@
-"""Running an engine: named tensors, pinned buffers, one stream, and a CUDA graph where the shapes are static."""
+"""Runs an engine: named tensors, pinned buffers, one stream, and a CUDA graph if the shapes are static."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Tensors:
     """An engine's tensors, in the ONNX file's order.
 
     Attributes:
-        inputs: with the shapes that the engine was built for.
-        outputs: names.
+        inputs: profiles with the shapes that the engine was built for.
+        outputs: names of the outputs.
     """
 
     inputs: tuple[InputProfile, ...]
@@ -33,24 +33,24 @@ class Tensors:
 
     @property
     def static(self) -> bool:
-        """Whether there is one shape only."""
+        """Return whether every input has only one shape."""
         return all(item.static for item in self.inputs)
 
 
 class Session(contract.Session):
-    """One engine with one execution context: for one thread at a time.
+    """One engine with one execution context, for one thread at a time.
 
-    With static shapes the work of one call, copies included, is recorded once as a CUDA graph and launched as a whole.
-    With a free batch, a larger one than the engine was built for is run in pieces.
+    With static shapes the work of one call, including copies, is recorded once as a CUDA graph and launched as a whole.
+    With a dynamic batch, one that is larger than the engine was built for is run in pieces.
 
     Args:
-        api: of the TensorRT that built it.
-        engine: its bytes; this device's own.
-        tensors: of the engine.
+        api: adapter of the TensorRT that built the engine.
+        engine: its bytes, built by this device itself.
+        tensors: the engine's tensors.
         detail: see :attr:`kedge_targets.contract.Session.detail`.
 
     Raises:
-        VerificationError: TensorRT or CUDA refuses it, or there is not enough memory.
+        VerificationError: TensorRT or CUDA refuses the engine, or there is not enough memory.
     """
 
     def __init__(self, api: Api, engine: bytes, tensors: Tensors, *, detail: str) -> None:
@@ -147,7 +147,7 @@ class Session(contract.Session):
                 )
 
     def _shape_of(self, name: str) -> tuple[int, ...]:
-        """As it is now; the context knows it once all inputs have theirs."""
+        """Return a tensor's current shape; the context knows it once the shapes of all inputs are set."""
         shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
         if any(size < 0 for size in shape):
             raise VerificationError(f"the shape of tensor {name!r} depends on the data: {shape}")
@@ -163,7 +163,7 @@ class Session(contract.Session):
             raise VerificationError(f"TensorRT takes no address for {name!r}: {self._api.last_words()}")
 
     def _enqueue(self) -> None:
-        """Put one call's work on the stream."""
+        """Enqueue one call's work on the stream."""
         stream = self._stream
         if stream is None:
             raise InputError("the model is closed")
@@ -175,7 +175,8 @@ class Session(contract.Session):
             buffer.to_host(stream.handle)
 
     def _record(self, stream: cuda.Stream) -> None:
-        """Some layers (loops, shapes that depend on data) cannot be recorded; then each call is put together anew."""
+        """Record one call as a CUDA graph. Some layers (loops, shapes that depend on data) cannot be recorded; each
+        call is then enqueued separately."""
         stream.begin()
         try:
             self._enqueue()

@@ -1,7 +1,7 @@
-"""Building what is missing and choosing what is faster: the parent's side.
+"""Builds missing engines and chooses the fastest: the parent process's side.
 
-Everything that is found out is kept, failures among them: a device that cannot build an engine must not try again for
-half an hour at each start.
+All results are kept, including failures: a device that cannot build an engine must not try for half an hour again at
+each start.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _LOOK_SECONDS = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What building one engine may use.
+    """The resources that building one engine may use.
 
     Attributes:
-        seconds: for one engine.
-        memory_bytes: of the child's own memory; 0 for three quarters of the device's.
-        spare_bytes: that must stay available on the whole device. A Jetson's GPU takes from the same memory, which the
-            child's own figure does not show, and a Jetson without memory stands still.
+        seconds: time for one engine.
+        memory_bytes: the child's own memory; 0 for three quarters of the device's.
+        spare_bytes: memory that must stay available on the whole device. A Jetson's GPU uses the same memory, which the
+            child's own figure does not include, and a Jetson that runs out of memory freezes.
     """
 
     seconds: float = 1800.0
@@ -51,12 +51,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and for whom is built.
+    """The recipe, device, cache and limits to build with.
 
     Attributes:
         entry: path of the recipe, ``recipe`` its content.
         here: this device.
-        available: bytes of memory: all, and what is available now.
+        available: returns the bytes of memory: the total, and what is available now.
     """
 
     entry: Path
@@ -68,7 +68,7 @@ class Bench:
 
 
 def engine(bench: Bench, kernel_set: str, progress: Progress) -> Kept:
-    """The engine of one kernel set: from the cache, else built now.
+    """Return the engine of one kernel set, from the cache or newly built.
 
     Raises:
         KedgeError: it cannot be built (now, or when it was tried before).
@@ -101,10 +101,10 @@ def engine(bench: Bench, kernel_set: str, progress: Progress) -> Kept:
 
 
 def choose(bench: Bench, folder: Path, config: BundleConfig, progress: Progress) -> dict[str, Any]:
-    """Measure every kernel set of the recipe, once, and take the fastest that holds the golden vectors.
+    """Measure every kernel set of the recipe once, and choose the fastest that passes the golden vectors.
 
     Returns:
-        ``kernel_set``: its name, None where none holds; ``reason``: in words.
+        ``kernel_set``: its name, None if none passes; ``reason``: in words.
 
     Raises:
         StorageError: the cache cannot be used.
@@ -143,7 +143,7 @@ def choose(bench: Bench, folder: Path, config: BundleConfig, progress: Progress)
 
 
 def _kept(bench: Bench, name: str) -> Kept | None:
-    """What the cache has; a failure that still holds is raised."""
+    """Return what the cache holds, if anything; raise a recorded failure that still applies."""
     kept = bench.cache.load(name)
     if kept is None or "failure" not in kept.head:
         return kept
@@ -189,11 +189,11 @@ def _measure(
 
 
 class _Guard:
-    """Watches the whole device's memory while a child builds, and ends the child before none is left."""
+    """Watches the whole device's memory while a child builds, and ends the child before the memory runs out."""
 
     def __init__(self, worker: Worker, bench: Bench) -> None:
         self.least: int | None = None
-        """Bytes that were available when the child was ended; None where it was not."""
+        """Bytes that were available when the child was ended; None if it was not."""
         self._worker = worker
         self._bench = bench
         self._over = threading.Event()
@@ -221,6 +221,6 @@ def _named(progress: Progress, name: str) -> Progress:
 
 
 def _reason(error: KedgeError) -> str:
-    """In one line; a worker's remedy is its whole log."""
+    """Return an error's reason in one line; a worker's remedy is its whole log."""
     where = "" if isinstance(error, WorkerError) or error.where is None else f"{error.where}: "
     return f"{where}{error.what}"

@@ -1,4 +1,5 @@
-"""Where TensorRT cannot run the model: the same ONNX files in ONNX Runtime, on the GPU if it can, else on the CPU."""
+"""Runs the same ONNX files in ONNX Runtime if TensorRT cannot run the model, on the GPU if possible, else on the
+CPU."""
 
 from __future__ import annotations
 
@@ -12,30 +13,31 @@ from kedge_targets.contract import Array
 from kedge_targets.graph import library
 
 DISTRIBUTIONS = ("onnxruntime-gpu", *cpu.Runtime.distributions)
-"""Of ONNX Runtime: for CUDA, and without it."""
+"""Distributions of ONNX Runtime: with CUDA, and without it."""
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 
 
 def has_cuda() -> bool:
-    """Whether the installed ONNX Runtime was made for CUDA (whether CUDA works here shows when a model is loaded)."""
+    """Return whether the installed ONNX Runtime was built for CUDA (only loading a model shows whether CUDA works
+    here)."""
     return CUDA in library.load(DISTRIBUTIONS[-1]).get_available_providers()
 
 
 class Session(contract.Session):
-    """One model in ONNX Runtime; several threads may run it.
+    """One model in ONNX Runtime; several threads may run it at once.
 
     Args:
         graph: the ONNX file.
-        kernel_set: that the file is of, for :attr:`detail`.
-        threads: for one call on the CPU; 0 lets the library choose.
-        reason: why it is not TensorRT.
-        raw: what the file shall be taken to hold; None for what it holds.
+        kernel_set: kernel set of the file, for :attr:`detail`.
+        threads: number of threads for one call on the CPU; 0 lets the library choose.
+        reason: why TensorRT is not used.
+        raw: content to use instead of the file's; None for the file's own.
 
     Raises:
-        MissingDependencyError: no ONNX Runtime either.
-        VerificationError: it refuses the file.
+        MissingDependencyError: ONNX Runtime is not installed either.
+        VerificationError: ONNX Runtime refuses the file.
     """
 
     concurrent = True

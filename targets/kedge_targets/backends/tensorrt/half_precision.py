@@ -1,8 +1,8 @@
-"""The fp16 graph as a GPU would compute it that rounds products to half precision, so that a tolerance has room for it.
+"""Simulates a GPU that rounds products to half precision, so that tolerances leave room for it.
 
 ONNX Runtime computes half precision on a CPU in single precision between the layers; GPUs have kernels that sum in
-half. Rounding each product once more is the same as moving each weight by one step of half precision, up or down by
-chance (backward error): that is what is done here, always with the same chance.
+half. Rounding each product once more is equivalent to moving each weight by one step of half precision, randomly up or
+down (backward error); this is done here, always with the same seed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _SEED = 0
 
 
 def of(graph: Path) -> bytes:
-    """The graph with every half-precision weight moved by one step.
+    """Return the graph with every half-precision weight moved by one step.
 
     Raises:
-        MissingDependencyError: the package ``onnx`` is missing; only the host calls this.
+        MissingDependencyError: the package ``onnx`` is missing; only the host calls this function.
     """
     try:
         import onnx

@@ -1,4 +1,4 @@
-"""Which TensorRT takes a graph, by NVIDIA's own tables (``operators.toml``)."""
+"""Determines which TensorRT versions take a graph, from NVIDIA's own tables (``operators.toml``)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _STANDARD = ("", nodes.DEFAULT_DOMAIN)
 
 @dataclass(frozen=True)
 class Table:
-    """The tables.
+    """The tables of opsets and operators.
 
     Attributes:
-        lowest_opset: that every version takes.
-        opsets: version → the highest opset that it and those after it take.
-        operators: version → the operators that came with it.
-        undated: operators of the latest table whose first version is told nowhere.
-        costly: operator → what is known of it.
+        lowest_opset: highest opset that every version takes.
+        opsets: version → the highest opset that it and later versions take.
+        operators: version → the operators that it introduced.
+        undated: operators of the latest table whose first version is not documented.
+        costly: operator → what is known about it.
     """
 
     lowest_opset: int
@@ -39,15 +39,15 @@ class Table:
     costly: dict[str, str]
 
     def since(self, operator: str) -> str | None:
-        """The first version that has an operator; None where none has."""
+        """Return the first version that has an operator, or None if none has."""
         return next((version for version, names in self.operators.items() if operator in names), None)
 
     def since_opset(self, opset: int) -> str | None:
-        """The first version that takes an opset."""
+        """Return the first version that takes an opset."""
         return next((version for version, highest in self.opsets.items() if opset <= highest), None)
 
     def highest_opset(self, version: str) -> int:
-        """That a version of TensorRT takes."""
+        """Return the highest opset that a version of TensorRT takes."""
         return max(
             (highest for first, highest in self.opsets.items() if numbers(first) <= numbers(version)),
             default=self.lowest_opset,
@@ -56,17 +56,17 @@ class Table:
 
 @functools.cache
 def table() -> Table:
-    """The tables, from the oldest version to the newest."""
+    """Return the tables, from the oldest version to the newest."""
     return codec.structure(toml.read(_PATH, TargetError), Table, where=_PATH.name, strict=True)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What the tables say of a graph.
+    """What the tables say about a graph.
 
     Attributes:
-        first: the oldest version that takes it.
-        notes: what is known of its operators.
+        first: the oldest version that takes the graph.
+        notes: what is known about its operators.
     """
 
     first: str
@@ -74,14 +74,15 @@ class Fit:
 
 
 def fit(model: onnx.ModelProto, version: str, *, where: str) -> Fit:
-    """Look a graph up for a target's TensorRT.
+    """Check a graph against the tables for a target's TensorRT.
 
     Args:
-        version: the oldest that the target's devices have.
-        where: for messages.
+        version: the oldest version that the target's devices have.
+        where: location for messages.
 
     Raises:
-        UnsupportedOperatorError: no TensorRT has an operator, or this one has not; names the operator and its node.
+        UnsupportedOperatorError: no TensorRT has an operator, or this version does not; names the operator and its
+            node.
         LoweringError: the opset is too new for this version.
     """
     known = table()

@@ -1,4 +1,4 @@
-"""The host's check: NVIDIA's own parser and builder, in the toolchain's driver."""
+"""Checks graphs on the host with NVIDIA's own parser and builder, in the toolchain's driver."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from kedge_targets.toolchain.client import ToolchainClient
 NAME = "tensorrt"
 
 CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
-"""GPUs that are built for, as the vendor names them: Ampere, Ada, Blackwell. Orin (SM87) is not among those that the
-ahead-of-time builder knows; SM86 is the nearest."""
+"""GPUs to build for, as the vendor names them: Ampere, Ada, Blackwell. The ahead-of-time builder does not know Orin
+(SM87); SM86 is the nearest."""
 
 _START_SECONDS = 120.0
 _BUILD_SECONDS = 1800.0
@@ -31,12 +31,12 @@ class CheckRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """One error.
+    """One error of the parser or builder.
 
     Attributes:
-        node, operator: of the graph; empty where the vendor does not tell.
-        code: the parser's (``UNSUPPORTED_NODE``), or ``BUILD``.
-        what: the vendor's words.
+        node, operator: those of the graph; empty if the vendor does not name them.
+        code: the parser's code (``UNSUPPORTED_NODE``), or ``BUILD``.
+        what: the vendor's message.
     """
 
     node: str
@@ -47,12 +47,12 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What the parser and the builder said.
+    """The result of the parser and the builder.
 
     Attributes:
-        accepted: parsed, and built for every capability.
-        layers: of TensorRT's network.
-        engine_bytes: of the engine that was built and thrown away.
+        accepted: whether it was parsed, and built for every capability.
+        layers: number of layers in TensorRT's network.
+        engine_bytes: size of the engine that was built and discarded.
     """
 
     accepted: bool
@@ -76,7 +76,7 @@ def check(
     """Let NVIDIA's parser and builder try a graph.
 
     Raises:
-        ToolchainError: it is not installed.
+        ToolchainError: the toolchain is not installed.
         LoweringError: the parser or the builder crashed, or ran out of time or memory.
     """
     request = CheckRequest(
@@ -86,11 +86,11 @@ def check(
 
 
 def require(found: Checked, *, where: str) -> None:
-    """Raises what the first refusal means, naming the node, unless the graph was accepted.
+    """Raise the error for the first refusal, naming the node, unless the graph was accepted.
 
     Raises:
         UnsupportedOperatorError: TensorRT has no such operator, or not with these types or attributes.
-        LoweringError: all else.
+        LoweringError: anything else.
     """
     if found.accepted:
         return
@@ -107,5 +107,5 @@ def require(found: Checked, *, where: str) -> None:
 
 
 def versions() -> dict[str, str]:
-    """The packages that checked, and their versions."""
+    """Return the packages that perform the check, and their versions."""
     return _client.versions()

@@ -1,4 +1,4 @@
-"""The shapes that engines are built for."""
+"""Determines the shapes that engines are built for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kedge_targets.graph.signature import TensorInfo
 
 
 class Watched:
-    """A calibration that remembers the shapes that went by."""
+    """A calibration that remembers the shapes of the samples it yields."""
 
     def __init__(self, inner: Calibration) -> None:
         self._inner = inner
@@ -21,7 +21,7 @@ class Watched:
 
     @property
     def samples(self) -> int:
-        """How many samples there are."""
+        """Return the number of samples."""
         return self._inner.samples
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
@@ -32,11 +32,11 @@ class Watched:
 
 
 def of(infos: Sequence[TensorInfo], seen: Watched, max_batch: int) -> tuple[InputProfile, ...]:
-    """A profile for each input. A free batch goes from 1 to ``max_batch``, 1 being the usual; another free axis from
-    the shortest to the longest calibration sample, the longest being the usual.
+    """Return a profile for each input. A dynamic batch ranges from 1 to ``max_batch`` with an optimum of 1; another
+    dynamic axis ranges from the shortest to the longest calibration sample, with the longest as its optimum.
 
     Raises:
-        LoweringError: an axis beside the batch is free and no sample tells how long it may be.
+        LoweringError: an axis other than the batch is dynamic and no sample shows how long it may be.
     """
     if any(None in info.shape[1:] for info in infos) and not seen.shapes:
         for _ in seen:  # a plan without int8 has not read them

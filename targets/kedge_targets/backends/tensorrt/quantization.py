@@ -1,7 +1,7 @@
-"""Explicit QDQ as TensorRT wants it.
+"""Inserts explicit QDQ as TensorRT expects it.
 
 TensorRT fuses a weighted layer with what follows it (Relu, Add, ...) up to the next QuantizeLinear. So only the inputs
-of weighted layers are quantized, and of a sum the branch that is not fused into it (NVIDIA, TensorRT documentation,
+of weighted layers are quantized, and the branch of a sum that is not fused into it (NVIDIA, TensorRT documentation,
 "Explicit Quantization", recommendations on placing Q/DQ).
 """
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 SYMMETRIC = QuantizationScheme(
     activation="int8", weight="int8", symmetric_activation=True, granularity=Granularity.PER_CHANNEL
 )
-"""The one way of int8 that TensorRT takes: zero-points are 0 (operators.md, ``x_zero_point must be zero``)."""
+"""The only int8 scheme that TensorRT takes: zero-points are 0 (operators.md, ``x_zero_point must be zero``)."""
 
 FORM = qdq_insertion.QdqForm(how=SYMMETRIC, answers=False, stored=False, biases=False, everywhere=True)
-"""The parser refuses biases of integers ("DequantizeLinear: input has type Int32"); that of TensorRT 8 takes no int8
-weights, so they lie in float before their pair."""
+"""QDQ form for TensorRT. The parser refuses integer biases ("DequantizeLinear: input has type Int32"); TensorRT 8's
+parser takes no int8 weights, so they are stored in float before their pair."""
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
@@ -46,11 +46,11 @@ def quantize_graph(
     calibration: Calibration,
     known: Mapping[str, tuple[float, float]],
 ) -> tuple[onnx.ModelProto, float]:
-    """The prepared graph with Q/DQ pairs, and the seconds that it took.
+    """Return the prepared graph with Q/DQ pairs, and the seconds that this took.
 
     Args:
         excluded: nodes that stay in float.
-        known: ranges that stand fast; calibration finds the others.
+        known: fixed ranges; calibration finds the others.
     """
     start = time.perf_counter()
     floating = {*excluded, *attention.before_softmax(prepared), *_other_sums(prepared)}
@@ -64,7 +64,8 @@ def quantize_graph(
 
 
 def _other_sums(model: onnx.ModelProto) -> list[str]:
-    """Sums that are fused into no convolution: of a bias, of positions, in attention. They stay in float."""
+    """Return the sums that are not fused into a convolution: of a bias, of positions, in attention. They stay in
+    float."""
     constants = {tensor.name for tensor in model.graph.initializer}
     maker = {tensor: node.op_type for node in model.graph.node for tensor in node.output}
     return [
@@ -76,8 +77,8 @@ def _other_sums(model: onnx.ModelProto) -> list[str]:
 
 
 def free_sums(model: onnx.ModelProto) -> None:
-    """Let one branch of a quantized sum come in float, in place: the convolution that TensorRT fuses the sum into. Of
-    two convolutions that is the one at the end of the longer branch."""
+    """Leave one branch of a quantized sum in float, in place: the convolution that TensorRT fuses the sum into. Of two
+    convolutions that is the one at the end of the longer branch."""
     maker = {tensor: node for node in model.graph.node for tensor in node.output}
     users: dict[str, int] = {}
     for node in model.graph.node:
@@ -103,14 +104,14 @@ def free_sums(model: onnx.ModelProto) -> None:
 
 
 def _pair(maker: dict[str, onnx.NodeProto], tensor: str) -> onnx.NodeProto | None:
-    """The QuantizeLinear of the pair that makes a tensor."""
+    """Return the QuantizeLinear of the pair that produces a tensor."""
     up = maker.get(tensor)
     down = maker.get(up.input[0]) if up is not None and up.op_type == "DequantizeLinear" else None
     return down if down is not None and down.op_type == "QuantizeLinear" else None
 
 
 def _depths(model: onnx.ModelProto) -> dict[str, int]:
-    """Node → how many nodes lie before it on the longest way; nodes are in topological order."""
+    """Return node → its position on the longest path to it; nodes are in topological order."""
     of_tensor: dict[str, int] = {}
     of_node: dict[str, int] = {}
     for node in model.graph.node:
@@ -120,7 +121,7 @@ def _depths(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _drop_unused(model: onnx.ModelProto) -> None:
-    """Take away the pairs, and then the constants, that nothing reads any more."""
+    """Remove unused pairs, and then unused constants."""
     outputs = {value.name for value in model.graph.output}
     while True:
         used = outputs | {tensor for node in model.graph.node for tensor in node.input}
@@ -139,7 +140,7 @@ def _drop_unused(model: onnx.ModelProto) -> None:
 
 
 def notes(model: onnx.ModelProto) -> list[str]:
-    """What of a quantized graph does not run in int8, in words."""
+    """Describe which parts of a quantized graph do not run in int8."""
     maker = {tensor: node for node in model.graph.node for tensor in node.output}
     weighted = [node for node in model.graph.node if node.op_type in WEIGHTED]
     in_float = [node.name for node in weighted if _pair(maker, node.input[0]) is None]

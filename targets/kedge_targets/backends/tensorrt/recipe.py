@@ -1,8 +1,8 @@
-"""The recipe in a bundle: how a device builds its engine, for each line of TensorRT.
+"""The recipe in a bundle: how a device builds its engine, for each release line of TensorRT.
 
-An engine holds for one version of TensorRT on one kind of GPU, and loading a foreign one runs its code; so a bundle
-carries graphs and this recipe, never an engine. Data alone: the device reads it with the standard library and
-:mod:`kedge_protocol`.
+An engine is valid for one version of TensorRT on one type of GPU, and loading a foreign one runs its code; so a bundle
+carries graphs and this recipe, never an engine. The recipe is pure data: the device reads it with the standard library
+and :mod:`kedge_protocol`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ FILES = {INT8: "model_int8_qdq.onnx", FP16: "model_fp16.onnx"}
 """Precision → the graph's file beside the recipe."""
 
 CACHE = "cache"
-"""Option of the device's load: the folder that holds its engines."""
+"""Load option of the device: the folder that holds its engines."""
 ONLY_ENGINES = "only_engines"
-"""Option of the device's load: fail where there is no engine, rather than run the model another way."""
+"""Load option of the device: fail if there is no engine, rather than run the model another way."""
 
 FORM = 1
-"""Number of this form; a device refuses another."""
+"""Version of the recipe's format; a device refuses any other."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputProfile:
-    """The shapes that an engine is built for, of one input.
+    """The shapes of one input for which an engine is built.
 
     Attributes:
-        name: in the graphs.
-        minimum, optimum, maximum: shapes with the batch first; all three are equal where the shape is static.
+        name: name in the graphs.
+        minimum, optimum, maximum: shapes with the batch first; all three are equal if the shape is static.
     """
 
     name: str
@@ -46,13 +46,13 @@ class InputProfile:
 
     @property
     def static(self) -> bool:
-        """Whether there is one shape only."""
+        """Return whether there is only one shape."""
         return self.minimum == self.maximum
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """How the versions of one line of TensorRT build.
+    """How versions of one line of TensorRT build.
 
     Attributes:
         first, below: the line's versions, ``first <= version < below``.
@@ -66,7 +66,7 @@ class Line:
     builder_flags: dict[str, tuple[str, ...]]
 
     def holds(self, version: str) -> bool:
-        """Whether a version (``10.3.0.30``) belongs to the line."""
+        """Return whether a version (``10.3.0.30``) belongs to the line."""
         return numbers(self.first) <= numbers(version) < numbers(self.below)
 
 
@@ -87,17 +87,17 @@ LINES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a device needs beside the graphs.
+    """What a device needs in addition to the graphs.
 
     Attributes:
         form: see :data:`FORM`.
-        precisions: on offer, in the order of the plan's preference; the device measures them and keeps the fastest
-            that holds the golden vectors.
+        precisions: those offered, in the plan's order of preference; the device measures them and keeps the fastest
+            that passes the golden vectors.
         files: precision → title of its graph, beside the recipe.
-        workspace_bytes: that the builder and the engine may use for scratch (``MemoryPoolType.WORKSPACE``).
-        inputs: in the graphs' order.
-        outputs: names in the graphs' order.
-        lines: for the versions that take these graphs.
+        workspace_bytes: scratch memory that the builder and the engine may use (``MemoryPoolType.WORKSPACE``).
+        inputs: profiles of the inputs, in the graphs' order.
+        outputs: names, in the graphs' order.
+        lines: those whose versions accept these graphs.
     """
 
     form: int = FORM
@@ -110,16 +110,16 @@ class Recipe:
 
     @property
     def static(self) -> bool:
-        """Whether every input has one shape only."""
+        """Return whether every input has only one shape."""
         return all(item.static for item in self.inputs)
 
     def line(self, version: str) -> Line | None:
-        """The line of a version of TensorRT; None where the recipe has none for it."""
+        """Return the line of a TensorRT version, or None if the recipe has none for it."""
         return next((line for line in self.lines if line.holds(version)), None)
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """``10.3.0.30`` as numbers to compare: the first four, missing ones are 0."""
+    """Return ``10.3.0.30`` as numbers for comparison: the first four, missing ones are 0."""
     return (*version_numbers(version), 0, 0, 0, 0)[:4]
 
 
@@ -140,8 +140,8 @@ def read(path: Path) -> Recipe:
     """Read a recipe.
 
     Raises:
-        StorageError: cannot be read.
-        ConfigError: not a recipe, or of another form.
+        StorageError: the file cannot be read.
+        ConfigError: the file is not a recipe, or has another format version.
     """
     try:
         raw = path.read_bytes()

@@ -1,4 +1,4 @@
-"""TensorRT on an NVIDIA GPU: a bundle's graphs become engines on the device, and run there."""
+"""Turns a bundle's graphs into TensorRT engines on an NVIDIA GPU, and runs them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _KNOWN_OPTIONS = frozenset({"threads", "build_seconds", "build_mib"})
 
 
 class Runtime(contract.Runtime):
-    """TensorRT 8.6, 10 or 11 with cuda-python; where they cannot run the model, ONNX Runtime does, and the session's
-    detail says so.
+    """Runs models on TensorRT 8.6, 10 or 11 with cuda-python; if they cannot run the model, ONNX Runtime does, and the
+    session's detail says so.
 
     Options:
-        threads: of ONNX Runtime on the CPU; 0 lets it choose.
-        build_seconds: for building one engine; 0 for 1800.
+        threads: number of ONNX Runtime's threads on the CPU; 0 lets it choose.
+        build_seconds: time limit for building one engine; 0 for 1800.
         build_mib: memory that the building process may use; 0 for three quarters of the device's.
     """
 
@@ -44,14 +44,14 @@ class Runtime(contract.Runtime):
 
     @property
     def kernel_sets(self) -> tuple[str, ...]:
-        """``int8``: the graph with explicit quantization. ``fp16``: the half-precision graph. A device measures both
-        and takes the faster, so a bundle's tolerances must hold for both; a bundle without an int8 graph has one graph
-        under both names. ``coarse``: no device is asked for it; the half-precision graph with its products rounded,
-        which tolerances must leave room for (see :mod:`.coarse`)."""
+        """Return the kernel sets. ``int8``: the graph with explicit quantization. ``fp16``: the half-precision graph. A
+        device measures both and uses the faster, so a bundle's tolerances must hold for both; a bundle without an int8
+        graph has one graph under both names. ``coarse``: never requested from a device; the half-precision graph with
+        its products rounded, for which tolerances must leave room (see :mod:`.half_precision`)."""
         return (INT8, FP16, COARSE)
 
     def prepare(self, folder: Path, config: BundleConfig, *, cache: Path, progress: Progress) -> Mapping[str, Any]:
-        """Build the engines that are missing, measure them, choose. Nothing to do where there is no TensorRT."""
+        """Build the missing engines, measure them, and choose one. Does nothing without TensorRT."""
         from kedge_targets.backends.tensorrt import device, engine_selection
 
         entry = folder / config.entry
@@ -66,8 +66,8 @@ class Runtime(contract.Runtime):
         return {CHOSEN: chosen["kernel_set"], REASON: chosen["reason"], CACHE: str(cache)}
 
     def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> contract.Session:
-        """See :meth:`kedge_targets.contract.Runtime.load`. Without :meth:`prepare` before it, an engine is built here
-        where none is kept."""
+        """See :meth:`kedge_targets.contract.Runtime.load`. Without a preceding :meth:`prepare`, a missing engine is
+        built here."""
         _check(options, kernel_set)
         read = recipe.read(entry)
         reason = options.get(REASON, "")
@@ -107,7 +107,7 @@ class Runtime(contract.Runtime):
 
 
 def _offered(read: Recipe, kernel_set: str | None) -> str:
-    """The kernel set that is asked for, or the one there is."""
+    """Return the requested kernel set if the recipe has it, else its first."""
     return kernel_set if kernel_set in read.precisions else read.precisions[0]
 
 

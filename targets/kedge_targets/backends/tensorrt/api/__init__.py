@@ -1,6 +1,6 @@
-"""TensorRT's Python package in its three lines: 8.6 (JetPack 6.0), 10 (JetPack 6.1 and later), 11 (JetPack 7.2).
+"""TensorRT's Python package in three release lines: 8.6 (JetPack 6.0), 10 (JetPack 6.1 and later), 11 (JetPack 7.2).
 
-What differs stands in ``lines``, all else in ``base``.
+Differences are in ``lines``, everything else is in ``base``.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _LEAST = (8, 6)
 
 
 def of(library: Any) -> Api:
-    """The adapter that fits a TensorRT package.
+    """Return the adapter for a TensorRT package.
 
     Args:
         library: the imported package; TensorRT for RTX (``tensorrt_rtx``) counts as line 11, whose builder it has.
 
     Raises:
-        MissingDependencyError: a version that Kedge has no adapter for.
+        MissingDependencyError: Kedge has no adapter for this version.
     """
     text = str(library.__version__)
     version = tuple(int(part) for part in text.split(".")[:2])
@@ -38,7 +38,7 @@ def of(library: Any) -> Api:
 
 @functools.cache
 def load() -> Api:
-    """The adapter of the installed TensorRT.
+    """Return the adapter for the installed TensorRT.
 
     Raises:
         MissingDependencyError: none is installed, or it cannot be loaded here.

@@ -1,4 +1,4 @@
-"""What TensorRT's three lines share.
+"""What TensorRT's three release lines have in common.
 
 Sources: NVIDIA's Python API reference of each line, and the bindings themselves (a test loads the bindings of 8.6.1,
 10.3.0 and 11.4.0 and looks each name up).
@@ -23,14 +23,14 @@ ProgressCallback = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What to build.
+    """The engine to build.
 
     Attributes:
         graph: the ONNX file.
         network_flags: members of ``NetworkDefinitionCreationFlag``.
         builder_flags: members of ``BuilderFlag``.
-        workspace_bytes: that a layer may take for its own.
-        shapes: input name → (least, usual, largest) shape, of the inputs with free dimensions.
+        workspace_bytes: scratch memory that a layer may use.
+        shapes: input name → (minimum, optimum, maximum) shape, for inputs with dynamic dimensions.
     """
 
     graph: Path
@@ -41,7 +41,7 @@ class Order:
 
 
 class Api(abc.ABC):
-    """One TensorRT.
+    """Adapter of one TensorRT package.
 
     Args:
         library: the imported package.
@@ -56,18 +56,18 @@ class Api(abc.ABC):
 
     @abc.abstractmethod
     def watch(self, config: Any, on_progress: ProgressCallback) -> None:
-        """Let the builder tell how far it is."""
+        """Make the builder report its progress."""
 
     @abc.abstractmethod
     def node_of(self, error: Any) -> str:
-        """The node that a ``ParserError`` is about, for people."""
+        """Return the node that a ``ParserError`` is about, for messages."""
 
     def build(self, order: Order, on_progress: ProgressCallback) -> bytes:
         """Parse an ONNX file and build an engine for this GPU.
 
         Raises:
-            UnsupportedOperatorError: the parser refuses a node, which is named.
-            VerificationError: the builder gives nothing, with TensorRT's last words.
+            UnsupportedOperatorError: the parser refuses a node; names it.
+            VerificationError: the builder returns nothing; with TensorRT's last messages.
         """
         trt = self.library
         self._words.clear()
@@ -98,10 +98,10 @@ class Api(abc.ABC):
         return bytes(memory)
 
     def deserialize(self, engine: bytes) -> Any:
-        """An ``ICudaEngine`` of bytes that this device built itself: deserializing runs what they say.
+        """Deserialize an ``ICudaEngine`` that this device built itself; deserializing runs the code in it.
 
         Raises:
-            VerificationError: TensorRT refuses them.
+            VerificationError: TensorRT refuses the bytes.
         """
         self._words.clear()
         found = self.library.Runtime(self.logger).deserialize_cuda_engine(engine)
@@ -110,7 +110,7 @@ class Api(abc.ABC):
         return found
 
     def last_words(self) -> str:
-        """TensorRT's latest errors and warnings."""
+        """Return TensorRT's latest errors and warnings."""
         return "; ".join(self._words[-3:])[:400] or "it gives no reason"
 
     def _parse_error(self, parser: Any, order: Order) -> Exception:
@@ -149,7 +149,7 @@ class Api(abc.ABC):
 
 
 def monitor(library: Any, on_progress: ProgressCallback) -> Any:
-    """An ``IProgressMonitor`` that tells of the outermost phase (10 and later have it)."""
+    """Return an ``IProgressMonitor`` that reports the outermost phase (available in 10 and later)."""
 
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]  # the base is known at run time only
         def __init__(self) -> None:

@@ -1,8 +1,8 @@
-"""NVIDIA's ONNX parser and ahead-of-time builder, in the toolchain's own environment: standard library and vendor
+"""Runs NVIDIA's ONNX parser and ahead-of-time builder in the toolchain's own environment: standard library and vendor
 stack only, never Kedge. No GPU is needed or used.
 
-Speaks the worker's lines (docs/architecture.md): one JSON request a line on standard input, JSON lines of progress
-and one answer to the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
+Speaks the worker's protocol (docs/architecture.md): one JSON request per line on standard input, JSON lines of progress
+and one answer on the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
 
 ``version``
     ``{}`` → ``{"python", "packages"}``
@@ -10,10 +10,10 @@ and one answer to the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
     ``{"graph", "capabilities", "workspace_bytes", "profiles"}`` → ``{"accepted", "errors", "warnings", "layers",
     "engine_bytes", "seconds"}``. ``graph`` is an ONNX file, ``capabilities`` names GPUs (``SM86``), ``profiles`` holds
     for each input with free axes ``{"name", "minimum", "optimum", "maximum"}``. ``errors`` are ``{"node", "operator",
-    "code", "what"}``: those of the parser, or the builder's, whose node is as far known as its words tell. What was
-    built is counted and thrown away: an engine is made on the device only.
+    "code", "what"}``: the parser's, or the builder's, whose node is known only if its message names it. What was built
+    is measured and discarded: engines are made on the device only.
 
-An error's ``kind`` is the name of a class of Kedge's tree.
+An error's ``kind`` is the name of a class in Kedge's hierarchy of errors.
 """
 
 import re
@@ -37,7 +37,8 @@ _ECHO = re.compile(r"^ModelImporter\.cpp:\d+: ")
 
 
 class Driver:
-    """The loop's state: the way back, and the vendor's logger (one for a process: it is kept by the library)."""
+    """The state of the loop: the answer channel, and the vendor's logger (one per process, since the library keeps
+    it)."""
 
     def __init__(self, answers):
         self.progress = answers.progress
@@ -45,12 +46,12 @@ class Driver:
         self._said = []
 
     def version(self, request):
-        """Load the stack and say what it is."""
+        """Load the stack and return its versions."""
         self._library()
         return driver_loop.versions(PACKAGES)
 
     def parse_and_build(self, request):
-        """Let the parser read a graph and the builder build it for each GPU that is named."""
+        """Let the parser read a graph and the builder build it for each named GPU."""
         trt = self._library()
         self._said.clear()
         begun = time.perf_counter()
@@ -96,7 +97,8 @@ class Driver:
         return {"accepted": True, "engine_bytes": engine.nbytes}
 
     def _unnamed(self, otherwise, network=None):
-        """An error that has no place but in the vendor's words; a layer that they name is named as its node."""
+        """Return an error that has no location except in the vendor's message; a layer named there is taken as its
+        node."""
         words = "; ".join(text for severity, text in self._said if severity == "error")[:_WORDS] or otherwise
         layers = [] if network is None else [network.get_layer(index) for index in range(network.num_layers)]
         named = [layer for layer in layers if layer.name and re.search(rf"(?<!\w){re.escape(layer.name)}(?!\w)", words)]
@@ -122,7 +124,8 @@ def _logger(trt, said):
 
 
 def _parse_error(error):
-    """One of the parser's errors; its description begins with the node, then the reason on lines of its own."""
+    """Return one of the parser's errors; its description begins with the node, followed by the reason on separate
+    lines."""
     lines = [line.strip() for line in error.desc().splitlines() if line.strip() and not _NOT_OURS.search(line)]
     return {
         "node": error.node_name(),
@@ -133,7 +136,7 @@ def _parse_error(error):
 
 
 def main():
-    """Serve until the worker closes the pipe."""
+    """Serve requests until the worker closes the pipe."""
     answers = driver_loop.Answers()
     driver = Driver(answers)
     driver_loop.serve(answers, {"version": driver.version, "parse_and_build": driver.parse_and_build})
