@@ -8,4 +8,4 @@ environment: dict[str, str] = {
     "DEPTHAI_DISABLE_STARTUP_NOTIFICATIONS": "1",
     "DEPTHAI_LEVEL": "error",
 }
-"""Told to every child: see :mod:`kedge_targets.worker.environment`."""
+"""Environment variables set in every child process: see :mod:`kedge_targets.worker.environment`."""

@@ -1,4 +1,4 @@
-"""OAK cameras: a blob on the Myriad X of a camera, fed and read over XLink by depthai 3."""
+"""Runs a blob on the Myriad X of an OAK camera, over XLink with depthai 3."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ANSWER_SECONDS = 10.0  # for one inference; networks that fit take milliseconds
 
 @dataclass(frozen=True, kw_only=True)
 class Port:
-    """An input or output of the model as a caller of the session has it: name in the blob, shape, numpy's dtype."""
+    """An input or output of the model as the session's caller sees it: name in the blob, shape, numpy's dtype."""
 
     name: str
     shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class Port:
 
 
 class Session(contract.Session):
-    """One blob that runs on one camera; one request is under way at a time."""
+    """One blob running on one camera; one request is in progress at a time."""
 
     def __init__(
         self, depthai: Any, device: Any, blob: Any, path: Path, outputs: list[Port], inputs: list[str]
@@ -51,8 +51,8 @@ class Session(contract.Session):
         """See :meth:`kedge_targets.contract.Session.run`.
 
         Raises:
-            InputError: the number of arrays, or depthai refuses one.
-            VerificationError: the camera gives no answer.
+            InputError: the number of arrays is wrong, or depthai refuses one.
+            VerificationError: the camera does not answer.
         """
         if len(inputs) != len(self._inputs):
             raise InputError(f"{len(inputs)} arrays were given, the blob takes {len(self._inputs)}")
@@ -76,17 +76,17 @@ class Session(contract.Session):
         return wire.arrays(answer, self._outputs)
 
     def close(self) -> None:
-        """Stop the camera and let others have it."""
+        """Stop the camera and release it."""
         self._pipeline.stop()
         self._device.close()
 
 
 def load(entry: Path, shaves: int, inputs: list[str], outputs: list[Port]) -> Session:
-    """Run the blob beside ``entry`` on the first camera with a Myriad X that is free.
+    """Run the blob beside ``entry`` on the first free camera with a Myriad X.
 
     Raises:
-        MissingDependencyError: depthai is not installed, or no camera can be had.
-        VerificationError: the blob is missing or damaged, or is not the model's.
+        MissingDependencyError: depthai is not installed, or no camera is available.
+        VerificationError: the blob is missing or damaged, or belongs to another model.
     """
     for name, value in environment.items():  # an application's own process is no child of Kedge's
         os.environ.setdefault(name, value)

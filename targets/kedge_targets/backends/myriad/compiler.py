@@ -1,5 +1,5 @@
-"""Lowering for Myriad X: the FP16 representation by today's OpenVINO, blobs by the old compiler in a toolchain of its
-own."""
+"""Lowers models for Myriad X: the FP16 representation by today's OpenVINO, blobs by the old compiler in a separate
+toolchain."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _FEEDERS = frozenset({"Parameter", "Constant", "Convert"})
 
 
 class Compiler(CompilerTemplate):
-    """OpenVINO's ONNX reader of today, and the Myriad compiler of its release 2021.4.
+    """Compiles with today's ONNX reader of OpenVINO and the Myriad compiler of release 2021.4.
 
     Options of a target's file:
         device, shaves: see :class:`kedge_targets.backends.myriad.runtime.Runtime`.
@@ -54,7 +54,7 @@ class Compiler(CompilerTemplate):
 
     @property
     def numerics(self) -> Numerics:
-        """See :meth:`kedge_targets.contract.Compiler.numerics`. A Myriad X computes in FP16 and in nothing else."""
+        """See :meth:`kedge_targets.contract.Compiler.numerics`. A Myriad X computes only in FP16."""
         return Numerics(precisions=(Precision.FLOAT16,), schemes=(), mixed=False, layouts=("NCHW",))
 
     def verification(self, target: Target) -> Verified:
@@ -146,7 +146,7 @@ def _lower(graph: Path, given: onnx.ModelProto, *, options: Mapping[str, Any], w
 
 
 def _read(openvino: Any, graph: Path, given: onnx.ModelProto) -> Any:
-    """The graph with all shapes fixed; a free batch becomes 1."""
+    """Return the graph with all shapes fixed; a dynamic batch becomes 1."""
     try:
         # Not convert_model, which lets newer operation sets in.
         model = openvino.Core().read_model(str(graph))
@@ -195,7 +195,7 @@ def _check_taken(unsupported: tuple[toolchain_client.Layer, ...], origins: Origi
 
 
 def _check_blob(blob: toolchain_client.Blob, model: Any, inputs: list[str], outputs: list[str]) -> None:
-    """What depthai reads in the blob must be what goes in and comes out of the representation."""
+    """Check that what depthai reads in the blob matches the representation's inputs and outputs."""
     for kind, names, ports, found in (
         ("input", inputs, model.inputs, blob.inputs),
         ("output", outputs, model.outputs, blob.outputs),
@@ -229,7 +229,7 @@ def _specs(infos: list[signature.TensorInfo], ports: list[Any]) -> tuple[TensorS
 
 
 def _runtimes(device: str) -> tuple[RuntimeRequirement, ...]:
-    """The device's own library first; the other runs the representation on a CPU."""
+    """Return the runtimes: first the device's own library; the other runs the representation on a CPU."""
     representation = [
         RuntimeRequirement(distribution=name, minimum=_STICKS_RELEASE) for name in Representation.distributions
     ]

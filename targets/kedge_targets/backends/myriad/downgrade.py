@@ -1,11 +1,11 @@
-"""Bringing a graph of today's OpenVINO down to opsets 1 to 7, which its release 2021.4 reads, and to weights in FP16.
+"""Converts a graph of today's OpenVINO to operation sets 1 to 7, which release 2021.4 reads, and to weights in FP16.
 
-What the old release cannot express is refused with its layer and node. What it can express and its Myriad compiler does
-not take is not known here: the compiler is asked (:mod:`kedge_targets.backends.myriad.toolchain_client`). It takes
-some layers only in parts, or takes them and does not find them again when it is asked; these are taken apart here.
+What the old release cannot express is refused with its layer and node. What it can express but its Myriad compiler does
+not take is not known here: the compiler is queried (:mod:`kedge_targets.backends.myriad.toolchain_client`). It takes
+some layers only in parts, or takes them but does not report them when queried; these are decomposed here.
 
-Sources: OpenVINO's operation sets (opset1 to opset16), and of its release 2021.4 "Supported Devices" (the column VPU)
-and "VPU Plugins" (known limitations).
+Sources: OpenVINO's operation sets (opset1 to opset16), and for release 2021.4 "Supported Devices" (the column VPU) and
+"VPU Plugins" (known limitations).
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ HIGHEST = 7
 """The last operation set of release 2021.4."""
 
 _FIXED_EPSILON = 1e-9
-"""Of MVN on a Myriad, whatever the graph says ("VPU Plugins", known layers limitations)."""
+"""Epsilon of MVN on a Myriad, whatever the graph says ("VPU Plugins", known layers limitations)."""
 
 Rebuild = Callable[["_Operations", Any, Mapping[str, Any]], Any]
-"""``(operations, operation, attributes)`` → the operation's new form, or None where the old sets have none."""
+"""``(operations, operation, attributes)`` → the operation's new form, or None if the old sets have none."""
 
 
 def downgrade(model: Any, nodes_of: Callable[[str], str]) -> list[str]:
-    """Replace what is newer than opset 7, in place; layers keep their names.
+    """Replace everything newer than opset 7, in place; layers keep their names.
 
     Args:
         model: an ``openvino.Model`` with fixed shapes.
-        nodes_of: a layer's name → the node of the trained model's graph that it stems from, for messages.
+        nodes_of: name of a layer → the node of the trained model's graph that it stems from, for messages.
 
     Returns:
         The types that were replaced, sorted (``Softmax``).
 
     Raises:
-        UnsupportedOperatorError: names the layer and its node.
+        UnsupportedOperatorError: a layer has no old form; names it and its node.
     """
     library.load()
     from openvino import opset1, opset3, opset7
@@ -88,13 +88,14 @@ class _Operations:
 
 
 def _opset(operation: Any) -> int:
-    """The operation set that a layer belongs to; 0 for none (OpenVINO's own, which are no part of a file)."""
+    """Return the operation set of a layer; 0 if it belongs to none (OpenVINO's internal operations, which never occur
+    in a file)."""
     name = str(operation.get_type_info().version_id)
     return int(name.removeprefix("opset")) if name.startswith("opset") and name[5:].isdigit() else 0
 
 
 def _replace(old: Any, new: Any) -> None:
-    """Put a new operation in the place of an old one: its name, its tensors' names, its consumers."""
+    """Replace an old operation by a new one, which takes over its name, its tensors' names and its consumers."""
     new.set_friendly_name(old.get_friendly_name())
     for before, after in zip(old.outputs(), new.outputs(), strict=False):
         names = before.get_names()
@@ -107,8 +108,8 @@ _NEUTRAL = {"Add": 0.0, "Multiply": 1.0}
 
 
 def _drop_neutral(model: Any) -> None:
-    """Take out sums with 0 and products with 1 (ONNX's Gemm brings them): the old compiler does so by itself, and when
-    it is asked then says that it does not take them."""
+    """Remove additions of 0 and multiplications by 1 (from ONNX's Gemm): the old compiler removes them by itself, but
+    then reports them as unsupported when queried."""
     for operation in model.get_ordered_ops():
         neutral = _NEUTRAL.get(operation.get_type_name())
         if neutral is None:
@@ -137,7 +138,7 @@ def _only_first_output(operation: Any) -> bool:
 
 
 def _constant(operation: Any, index: int) -> Any | None:
-    """An input's values where they are constant."""
+    """Return an input's values if it is constant, else None."""
     node = operation.input_value(index).get_node()
     return node.get_data() if node.get_type_name() == "Constant" else None
 
@@ -183,7 +184,8 @@ def _avg_pool(ops: _Operations, operation: Any, attributes: Mapping[str, Any]) -
 
 
 def _rounding(attributes: Mapping[str, Any]) -> str:
-    """``ceil_torch`` is ``ceil`` but for a last window that would lie in the padding: then the shape differs."""
+    """Return the old name of a rounding type. ``ceil_torch`` equals ``ceil`` except for a last window that would lie in
+    the padding; then the shape differs."""
     return str(attributes["rounding_type"]).removesuffix("_torch")
 
 
@@ -281,7 +283,7 @@ def _soft_sign(ops: _Operations, operation: Any, attributes: Mapping[str, Any]) 
 
 
 def _reshape(ops: _Operations, operation: Any, attributes: Mapping[str, Any]) -> Any:
-    """Shapes are fixed: what only renames axes is a reshape."""
+    """Reshape to the output's shape: with fixed shapes, operations that only rename axes are reshapes."""
     return ops.one.reshape(operation.input_value(0), _integers(ops, operation.get_output_shape(0)), False)
 
 
@@ -301,7 +303,7 @@ def _divide(ops: _Operations, operation: Any, attributes: Mapping[str, Any]) -> 
 
 
 def _batch_norm(ops: _Operations, operation: Any, attributes: Mapping[str, Any]) -> Any:
-    """One product and one sum for each channel."""
+    """Replace batch normalization by one multiplication and one addition per channel."""
     value = operation.input_value(0)
     given = [_constant(operation, index) for index in range(1, 5)]
     gamma, beta, mean, variance = (values for values in given if values is not None)
@@ -313,7 +315,8 @@ def _batch_norm(ops: _Operations, operation: Any, attributes: Mapping[str, Any])
 
 
 def _log_softmax(ops: _Operations, operation: Any, attributes: Mapping[str, Any]) -> Any:
-    """``x - max - log(sum(exp(x - max)))``: the largest is 0, so FP16 holds every sum."""
+    """Replace LogSoftmax by ``x - max - log(sum(exp(x - max)))``: the largest argument is 0, so FP16 holds every
+    sum."""
     name = operation.get_friendly_name()
     axis = _integers(ops, [int(attributes["axis"]) % _rank(operation)])
     value = operation.input_value(0)
@@ -371,4 +374,4 @@ _REBUILDS: dict[str, Rebuild] = {
 }
 
 _ALWAYS = frozenset({"Divide", "BatchNormInference", "LogSoftmax", "Subtract", "HardSigmoid"})
-"""Whatever their operation set: see above."""
+"""Operations that are replaced whatever their operation set: see above."""

@@ -1,4 +1,4 @@
-"""Which node of the trained model's graph a layer stems from."""
+"""Finds the node of the trained model's graph that a layer stems from."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 
 
 class Origins:
-    """Layers' names to nodes' names.
+    """Maps layers' names to nodes' names.
 
-    OpenVINO names a layer by its node or by the tensor that it makes; where it splits a node into several, the last
-    has the name and the ones before it are counted.
+    OpenVINO names a layer after its node or after the tensor that it produces; if it splits a node into several, the
+    last has the name and the preceding ones are numbered.
 
     Args:
         model: an ``openvino.Model`` as it was read from ``given``; it may be changed afterwards, as long as layers keep
-            their names, and the parts of a layer get names that begin with its own and ``/``.
+            their names, and names of a layer's parts begin with its own and ``/``.
     """
 
     def __init__(self, model: Any, given: onnx.ModelProto) -> None:
@@ -33,7 +33,7 @@ class Origins:
                 self._known[name] = found
 
     def node_of(self, layer: str) -> str:
-        """The node; the layer's own name where there is none."""
+        """Return the node's name, or the layer's own if there is no node."""
         return self._named(layer) or layer
 
     def _named(self, layer: str) -> str | None:

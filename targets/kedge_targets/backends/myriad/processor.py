@@ -1,7 +1,7 @@
-"""The FP16 representation through OpenVINO: on a Neural Compute Stick 2, or on a CPU.
+"""Runs the FP16 representation in OpenVINO, on a Neural Compute Stick 2 or on a CPU.
 
-On a CPU weights are FP16 and sums are float32. What a Myriad's FP16 arithmetic adds to that is emulated by rounding the
-result of each layer.
+On a CPU, weights are FP16 and sums are float32. The additional error of a Myriad's FP16 arithmetic is emulated by
+rounding each layer's result.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ class Session(contract.Session):
 
 
 def made_by(port: Any) -> str:
-    """The name of an output of a model as the Myriad compiler has it: of the layer that makes it."""
+    """Return the name of a model's output as the Myriad compiler gives it: that of the layer that produces it."""
     source = port.get_node().input_value(0)
     name = str(source.get_node().get_friendly_name())
     return name if source.get_node().get_output_size() == 1 else f"{name}.{source.get_index()}"
 
 
 def stick(entry: Path, inputs: list[str], outputs: list[str]) -> Session:
-    """On a Neural Compute Stick 2.
+    """Load the file on a Neural Compute Stick 2.
 
     Raises:
-        MissingDependencyError: no OpenVINO, or one without the Myriad plugin, or no stick.
+        MissingDependencyError: there is no OpenVINO, or one without the Myriad plugin, or no stick.
         VerificationError: the stick refuses the file.
     """
     openvino, core = _core()
@@ -77,13 +77,13 @@ def stick(entry: Path, inputs: list[str], outputs: list[str]) -> Session:
 
 
 def cpu(entry: Path, inputs: list[str], outputs: list[str], *, bits: int = emulation.FLOAT32_BITS) -> Session:
-    """On this machine's CPU.
+    """Load the file on this machine's CPU.
 
     Args:
-        bits: of the significand that each layer's result keeps; FP16 has 11.
+        bits: number of significand bits that each layer's result keeps; FP16 has 11.
 
     Raises:
-        MissingDependencyError: no OpenVINO.
+        MissingDependencyError: there is no OpenVINO.
         VerificationError: OpenVINO refuses the file.
     """
     openvino, core = _core()
@@ -124,7 +124,7 @@ class _Opening:
 
 
 def _core() -> tuple[Any, Any]:
-    """The package and a ``Core``: at the top of the package from 2023.1 on, in ``runtime`` before."""
+    """Return the package and a ``Core``, which is at the top of the package from 2023.1 on, in ``runtime`` before."""
     package = library.load()
     if hasattr(package, "Core"):
         return package, package.Core()

@@ -1,4 +1,4 @@
-"""The FP16 representation that old and new releases read: IR version 10, operation sets 1 to 7, fixed shapes."""
+"""Writes the FP16 representation that old and new releases read: IR version 10, operation sets 1 to 7, fixed shapes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _HALF_MAX = float(np.finfo(np.float16).max)
 
 
 def halve(model: Any) -> int:
-    """Turn float32 constants into FP16, each with a conversion back behind it, in place.
+    """Convert float32 constants to FP16, each followed by a conversion back, in place.
 
     Returns:
-        How many numbers were beyond FP16's range and are now its largest.
+        The count of numbers that were beyond FP16's range and are now its largest.
     """
     from openvino import opset1
 
@@ -46,7 +46,7 @@ def halve(model: Any) -> int:
 
 
 def rename(model: Any, names: Collection[str]) -> None:
-    """Give layers names that do not depend on what else the process did, in place; the names given stay."""
+    """Rename layers independently of what else the process did, in place; the given names stay."""
     representation.rename(model, frozenset(names))
 
 
@@ -55,13 +55,13 @@ def save(model: Any, folder: Path, *, names: Collection[str]) -> dict[str, Path]
 
     Args:
         model: an ``openvino.Model``; what its passes added is renamed.
-        names: of the trained model's nodes and tensors; these are kept.
+        names: names of the trained model's nodes and tensors; these are kept.
 
     Returns:
         title → path of the two files.
 
     Raises:
-        LoweringError: the model has what version 10 cannot hold.
+        LoweringError: the model has something that version 10 cannot hold.
         StorageError: the disk is full or not writable.
     """
     from openvino.passes import Manager, Serialize, Version

@@ -1,4 +1,4 @@
-"""Myriad X: a blob on an OAK camera, the FP16 representation on a Neural Compute Stick 2, or on the CPU without
+"""Runs a blob on an OAK camera, the FP16 representation on a Neural Compute Stick 2, or the latter on the CPU without
 either."""
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class _Settings:
 
 
 class Runtime(contract.Runtime):
-    """depthai or OpenVINO.
+    """Runs models with depthai or OpenVINO.
 
     Options:
         device: ``oak`` or ``ncs2``.
-        shaves: 4, 6 or 8: which of the bundle's blobs a camera gets.
-        inputs: names in the blob, in the file's order.
+        shaves: 4, 6 or 8; selects the bundle's blob for a camera.
+        inputs: the inputs' names in the blob, in the file's order.
         outputs: for each output ``[name in the blob, shape, dtype]``, in the file's order.
     """
 
@@ -51,16 +51,16 @@ class Runtime(contract.Runtime):
 
     @property
     def kernel_sets(self) -> tuple[str, ...]:
-        """Ways of the CPU, on which the host stands in for a Myriad; :meth:`load` by itself takes the device, and the
-        first of these where there is none. All have weights in FP16. ``cpu-f32``: sums and results in float32.
-        ``cpu-f16``: each layer's result rounded to FP16. ``cpu-f16-sums``: rounded to three bits less, for what sums
-        in FP16 within a layer may add; how much that is on the device was not measured, for there was none.
-        """
+        """Return the CPU's kernel sets, with which the host stands in for a Myriad; :meth:`load` by itself uses the
+        device, or the first of these if there is none. All have FP16 weights. ``cpu-f32``: sums and results in float32.
+        ``cpu-f16``: each layer's result rounded to FP16. ``cpu-f16-sums``: rounded to three bits less, for the
+        additional error of FP16 sums within a layer; how large that is on the device was not measured, since none was
+        available."""
         return (FLOAT, HALF, COARSE)
 
     def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> contract.Session:
-        """See :meth:`kedge_targets.contract.Runtime.load`. Without a kernel set: the device; where it cannot be had,
-        the CPU, and a warning says why."""
+        """See :meth:`kedge_targets.contract.Runtime.load`. Without a kernel set, the device runs the model; if it is
+        not available, the CPU does, and a warning says why."""
         settings = _settings(options)
         names = [port.name for port in settings.outputs]
         if kernel_set is not None:
@@ -101,7 +101,7 @@ def _settings(options: Mapping[str, Any]) -> _Settings:
 
 
 def check_device(device: object, shaves: object) -> None:
-    """Raises :class:`ConfigError` where one of the two is unknown."""
+    """Raise :class:`ConfigError` if one of the two is unknown."""
     if device not in DEVICES:
         raise ConfigError(f"device = {device!r} is unknown", remedy=f"Known are {', '.join(DEVICES)}")
     if isinstance(shaves, bool) or shaves not in SHAVES:

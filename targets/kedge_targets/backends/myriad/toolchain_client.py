@@ -1,4 +1,4 @@
-"""Talking to the toolchain's driver: what its compiler takes, and the blobs that it makes."""
+"""Talks to the toolchain's driver, which knows what its compiler takes and makes the blobs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Queried:
-    """Layers that the compiler does not take, in the graph's order."""
+    """The layers that the compiler does not take, in the graph's order."""
 
     unsupported: tuple[Layer, ...]
 
@@ -41,7 +41,7 @@ class BlobTensor:
     Attributes:
         shape: the slowest axis first.
         dtype: depthai's name: ``FP16``, ``U8F``, ``INT``.
-        order: depthai's name of the axes, ``NCHW``.
+        order: depthai's name for the axes' order, ``NCHW``.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Blob:
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """What ``compile`` answers."""
+    """The answer to ``compile``."""
 
     blobs: tuple[Blob, ...]
 
@@ -75,23 +75,23 @@ class Driver:
         self._worker = worker
 
     def versions(self) -> dict[str, str]:
-        """The packages that it works with."""
+        """Return the packages that it works with, and their versions."""
         return dict(self._worker.call("version", {}, Versions, deadline=_START_SECONDS).packages)
 
     def unsupported(self, model: Path) -> tuple[Layer, ...]:
-        """The layers of an ``.xml`` that the compiler does not take, by its own query.
+        """Return the layers of an ``.xml`` that the compiler does not take, according to its own query.
 
         Raises:
-            LoweringError: the old release cannot read the graph, with its own words.
+            LoweringError: the old release cannot read the graph; with its own message.
         """
         request = {"model": str(model)}
         return self._worker.call("query", request, Queried, deadline=_QUERY_SECONDS).unsupported
 
     def compile(self, model: Path, shaves: tuple[int, ...], folder: Path) -> tuple[Blob, ...]:
-        """One ``model-SHAVES.blob`` in ``folder`` for each number of SHAVEs.
+        """Compile one ``model-SHAVES.blob`` in ``folder`` for each number of SHAVEs.
 
         Raises:
-            LoweringError: the compiler fails, with its own words; or depthai does not parse what it made.
+            LoweringError: the compiler fails, with its own message; or depthai does not parse the result.
         """
         request = {"model": str(model), "shaves": list(shaves), "folder": str(folder)}
         return self._worker.call("compile", request, Compiled, deadline=_COMPILE_SECONDS).blobs
@@ -99,11 +99,11 @@ class Driver:
 
 @contextlib.contextmanager
 def driver() -> Iterator[Driver]:
-    """The driver, for as long as the block lasts.
+    """Provide the driver for the duration of the block.
 
     Raises:
         ToolchainError: the toolchain is not installed, or libusb is not.
-        LoweringError: the driver crashed or overran its time.
+        LoweringError: the driver crashed or exceeded its time limit.
     """
     with toolchain.find(NAME).worker() as worker, lowering_errors():
         yield Driver(worker)

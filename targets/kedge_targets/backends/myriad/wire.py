@@ -1,4 +1,5 @@
-"""Arrays to depthai's messages and back. numpy and the standard library only: the library itself is given."""
+"""Converts arrays to depthai's messages and back. Uses numpy and the standard library only; the library itself is
+passed in."""
 
 from __future__ import annotations
 
@@ -12,15 +13,15 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 DTYPES: dict[str, np.dtype[Any]] = {"FP16": np.dtype(np.float16), "U8F": np.dtype(np.uint8), "INT": np.dtype(np.int32)}
-"""depthai's names of what an input or output of a blob can hold (``TensorInfo.DataType``)."""
+"""depthai's names for the types of a blob's inputs and outputs (``TensorInfo.DataType``)."""
 
 
 def message(depthai: Any, tensors: list[tuple[str, Any, Array]]) -> Any:
-    """One message with all inputs.
+    """Return one message with all inputs.
 
     Args:
         tensors: name, the blob's description (``TensorInfo``) and array of each input; an array has the input's shape
-            and is turned into the numbers that the blob takes.
+            and is converted to the dtype that the blob takes.
     """
     made = depthai.NNData()
     for name, info, array in tensors:
@@ -30,9 +31,9 @@ def message(depthai: Any, tensors: list[tuple[str, Any, Array]]) -> Any:
 
 
 def arrays(answer: Any, wanted: list[tuple[str, tuple[int, ...], str]]) -> list[Array]:
-    """The outputs of one message.
+    """Return the outputs in one message.
 
     Args:
-        wanted: name, shape and numpy's dtype of each output, in the order that they are to come in.
+        wanted: name, shape and numpy's dtype of each output, in the order in which they are returned.
     """
     return [np.array(answer.getTensor(name), dtype=dtype).reshape(shape) for name, shape, dtype in wanted]

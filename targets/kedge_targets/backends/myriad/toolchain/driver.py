@@ -1,23 +1,23 @@
-"""Myriad X blobs by OpenVINO 2021.4.2, in the toolchain's own environment: standard library and vendor stack only,
-never Kedge.
+"""Compiles Myriad X blobs with OpenVINO 2021.4.2, in the toolchain's own environment: standard library and vendor stack
+only, never Kedge.
 
-Speaks the worker's lines (docs/architecture.md): one JSON request a line on standard input, JSON lines of progress
-and one answer to the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
+Speaks the worker's protocol (docs/architecture.md): one JSON request per line on standard input, JSON lines of progress
+and one answer on the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
 
 ``version``
     ``{}`` → ``{"python", "packages"}``
 ``query``
-    ``{"model"}`` → ``{"unsupported": [{"name", "type"}]}``: the layers of an ``.xml`` that the compiler does not
-    take, in the graph's order, by its own query.
+    ``{"model"}`` → ``{"unsupported": [{"name", "type"}]}``: the layers of an ``.xml`` that the compiler does not take,
+    in the graph's order, according to its own query.
 ``compile``
     ``{"model", "shaves", "folder"}`` → ``{"blobs": [{"shaves", "file", "inputs", "outputs", "stages"}]}``: one
     ``FOLDER/model-SHAVES.blob`` for each number of SHAVEs, each parsed by depthai.
 
 The compiler has no interface of its own in the wheel: loading a network for the device waits five seconds for one,
-compiles without it, writes what came out to the cache, and then fails. It waits under a lock of the machine, so three
-blobs would take three times as long; see :func:`private_plugin`.
+compiles without it, writes the result to the cache, and then fails. It waits under a machine-wide lock, so three blobs
+would take three times as long; see :func:`private_plugin`.
 
-An error's ``kind`` is the name of a class of Kedge's tree.
+An error's ``kind`` is the name of a class in Kedge's hierarchy of errors.
 """
 
 import ctypes
@@ -56,7 +56,7 @@ INTEGERS = {"I8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}
 
 
 def check_libusb():
-    """The plugin cannot be loaded without it, and then says only that it cannot be loaded."""
+    """Check that libusb is there. The plugin cannot be loaded without it, but does not say why."""
     try:
         ctypes.CDLL(LIBUSB)
     except OSError as error:
@@ -68,7 +68,7 @@ def check_libusb():
 
 
 def version(request):
-    """Load the stack and say what it is."""
+    """Load the stack and return its versions."""
     check_libusb()
     import depthai  # noqa: F401
     import openvino
@@ -81,7 +81,7 @@ def version(request):
 
 
 def read(core, model):
-    """The network of an ``.xml`` with its ``.bin``."""
+    """Read the network of an ``.xml`` with its ``.bin``."""
     path = Path(model)
     try:
         return core.read_network(str(path), str(path.with_suffix(".bin")))
@@ -91,7 +91,7 @@ def read(core, model):
 
 
 def query(request):
-    """Name what the compiler does not take."""
+    """Return the layers that the compiler does not take."""
     check_libusb()
     import ngraph
     from openvino.inference_engine import IECore
@@ -112,7 +112,7 @@ def query(request):
 
 
 def compile_all(request):
-    """One blob for each number of SHAVEs, all at once."""
+    """Compile one blob for each number of SHAVEs, all in parallel."""
     check_libusb()
     folder = Path(request["folder"])
     plugin = folder / ".plugin"
@@ -131,11 +131,11 @@ def compile_all(request):
 
 
 def private_plugin(folder):
-    """A copy of the plugin, and a list of plugins that names it, in a new folder.
+    """Make a copy of the plugin, and a list of plugins that names it, in a new folder.
 
-    The plugin waits for a device under a lock on ``/tmp/mvnc.mutex``, which every user of the machine shares and which
-    only the one who made it may open. The copy locks a file where it stands, and each compilation stands in a folder
-    of its own. A copy that cannot be made so is the plugin as it is: slower, no more.
+    The plugin waits for a device under a lock on ``/tmp/mvnc.mutex``, which all users of the machine share and only its
+    creator may open. The copy locks a file in its working folder, and each compilation has a folder of its own. If the
+    plugin cannot be changed this way, the copy is unchanged, which is merely slower.
     """
     import openvino
 
@@ -177,7 +177,7 @@ class Compilation:
             )
 
     def done(self):
-        """Whether the blob is whole; raises where there will be none."""
+        """Return whether the blob is complete; raise if there will be none."""
         if self._blob is None:
             ended = self._process.poll() is not None
             self._blob = whole_blob(self._cache)
@@ -193,7 +193,7 @@ class Compilation:
         return self._blob is not None
 
     def end(self):
-        """Nothing is left of it but the blob."""
+        """End the process and remove everything but the blob."""
         self._process.kill()
         self._process.wait()
         if self._blob is not None:
@@ -201,7 +201,7 @@ class Compilation:
         shutil.rmtree(self._cache, ignore_errors=True)
 
     def described(self):
-        """What depthai reads in it."""
+        """Return what depthai reads in the blob."""
         import depthai
 
         try:
@@ -220,12 +220,13 @@ class Compilation:
 
 
 def described_tensor(name, info):
-    """Axes in their order in memory, the slowest first."""
+    """Describe a tensor, with the axes in memory order, slowest first."""
     return {"name": name, "shape": list(reversed(info.dims)), "dtype": info.dataType.name, "order": info.order.name}
 
 
 def whole_blob(cache):
-    """The blob in the cache, without the line of XML before it; None while it is not there or not whole."""
+    """Return the blob in the cache, without the line of XML before it, or None as long as it is missing or
+    incomplete."""
     for path in cache.glob("*.blob"):
         raw = path.read_bytes()
         blob = raw[raw.find(b"\n") + 1 :]
@@ -240,7 +241,7 @@ FAILED = "failed: "
 
 
 def compile_one(model, shaves, plugin):
-    """In a process of its own, where its cache is to be: let the plugin wait in vain for a device, and compile."""
+    """Compile, letting the plugin wait in vain for a device; runs in a separate process in the folder of its cache."""
     from openvino.inference_engine import IECore
 
     core = IECore(str(Path(plugin) / PLUGINS))
@@ -267,7 +268,7 @@ def compile_one(model, shaves, plugin):
 
 
 def wire_type(precision):
-    """Of an input or output, for the precision that the graph has."""
+    """Return the precision with which an input or output is transferred, given its precision in the graph."""
     return "I32" if precision in INTEGERS else "U8" if precision == "U8" else "FP16"
 
 
@@ -277,7 +278,7 @@ def one_line(error):
 
 
 def main():
-    """Serve until the worker closes the pipe."""
+    """Serve requests until the worker closes the pipe."""
     answers = driver_loop.Answers()
     driver_loop.serve(answers, {"version": version, "query": query, "compile": compile_all})
 
