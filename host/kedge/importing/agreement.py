@@ -1,4 +1,4 @@
-"""Whether an imported graph computes what the framework computes: both are run on the same arrays."""
+"""Checks that an imported graph computes what the framework computes, by running both on the same arrays."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from kedge_targets.graph import library
 Array = npt.NDArray[Any]
 
 AGREES = 1e-3
-"""The largest difference, relative to the output's largest value: two libraries' kernels differ in the order of their
-sums, a wrong graph differs by far more."""
+"""The largest allowed difference relative to the output's largest value: kernels of two libraries differ in the order
+of their sums, while a wrong graph differs by far more."""
 
 
 def check(
@@ -26,15 +26,15 @@ def check(
     *,
     where: str,
 ) -> float:
-    """Run both on each feed; the largest relative difference.
+    """Run both on each feed and return the largest relative difference.
 
     Args:
         graph: the ONNX file.
-        feeds: input's name → array.
-        framework: answers in the order of the graph's outputs.
+        feeds: input name → array.
+        framework: returns its outputs in the order of the graph's outputs.
 
     Raises:
-        ModelError: they differ, or one of the two fails.
+        ModelError: the outputs differ, or one of the two fails.
     """
     onnxruntime = library.load()
     options = onnxruntime.SessionOptions()
@@ -66,7 +66,7 @@ def check(
 
 
 def difference(mine: Array, theirs: Array) -> float:
-    """The largest difference, relative to the largest value; infinity where shapes, or values that are no numbers,
+    """Return the largest difference relative to the largest value, or infinity if shapes or non-finite values
     differ."""
     if mine.shape != theirs.shape:
         return float("inf")
@@ -84,13 +84,13 @@ def difference(mine: Array, theirs: Array) -> float:
 def varied(
     names: Sequence[str], arrays: Sequence[Array], shapes: Mapping[str, Sequence[int | str]]
 ) -> list[dict[str, Array]]:
-    """Feeds that try the free axes: the arrays themselves; one sample; three; one element less along each other free
-    axis.
+    """Return feeds that vary the free axes: the arrays themselves, one sample, three samples, and one element less
+    along each other free axis.
 
     Args:
-        names: of the inputs.
-        arrays: one for each.
-        shapes: input's name → axes, a free one by its name.
+        names: the inputs' names.
+        arrays: one for each input.
+        shapes: input name → axes; a free axis is given by its name.
     """
     feeds = [dict(zip(names, arrays, strict=True))]
     free = {axis for shape in shapes.values() for axis in shape if isinstance(axis, str)}

@@ -1,4 +1,4 @@
-"""The importer's door: a model of any kind that Kedge reads, as an ONNX graph."""
+"""The importer's entry point: turns a model of any kind that Kedge reads into an ONNX graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from kedge_targets.worker import Worker
 Array = npt.NDArray[Any]
 
 TASK = "kedge.importing.worker_tasks:import_model"
-"""For :meth:`kedge_targets.worker.Worker.call`, with the request that :func:`request` makes and :class:`Imported`."""
+"""The task for :meth:`kedge_targets.worker.Worker.call`; takes the request made by :func:`request` and returns
+:class:`Imported`."""
 
 _SAMPLES = 2
 
@@ -30,19 +31,19 @@ def request(
     batch: int | None = None,
     trust_pickle: bool = False,
 ) -> ImportRequest:
-    """What the worker needs to know; made in the parent, which alone knows the user's folder and objects.
+    """Make the request for the worker; runs in the parent, because only the parent knows the user's folder and objects.
 
     Args:
         source: a path, ``module:factory``, ``file.py:factory``, or an object
             (:func:`kedge.importing.objects.save_object`).
         workdir: an empty folder that outlives the import.
-        inputs: name → samples as the model takes them (preprocessed), first axis samples; the first ones are kept.
-            Needed for a PyTorch module whose factory gives no example inputs; ``input`` where there is one.
-        batch, trust_pickle: as in :class:`ImportRequest`; an object of the caller's own is trusted.
+        inputs: name → preprocessed samples as the model takes them, batch axis first; the first ones are kept.
+            Needed for a PyTorch module whose factory gives no example inputs; a single input may be named ``input``.
+        batch, trust_pickle: as in :class:`ImportRequest`; an object passed by the caller is trusted.
 
     Raises:
-        ConfigError: a batch below 1.
-        ModelError: an object that cannot be saved.
+        ConfigError: the batch is below 1.
+        ModelError: the object cannot be saved.
     """
     if batch is not None and batch < 1:
         raise ConfigError(f"{batch} is no batch", where="batch", remedy="Give a number of samples from 1 up")
@@ -61,7 +62,7 @@ def request(
 
 
 def name_inputs(inputs: Mapping[str, Array] | None) -> list[tuple[str, Array]]:
-    """The arrays in their order; none where there are none."""
+    """Return the (name, array) pairs in order; empty if there are none."""
     return list((inputs or {}).items())
 
 
@@ -79,18 +80,18 @@ def import_model(
     trust_pickle: bool = False,
     deadline: float = 3600.0,
 ) -> Imported:
-    """Import a model in a child process of its own.
+    """Import a model in its own child process.
 
     Args:
         source, workdir, inputs, batch, trust_pickle: as in :func:`request`.
         deadline: seconds.
 
     Raises:
-        ModelError: no such file, a kind that is not read, a factory that raises, a graph that does not compute what
-            the model computes; the message says what to do.
-        UnsupportedOperatorError: an operator that has no counterpart in ONNX.
-        MissingDependencyError: a package or toolchain that this kind needs.
-        WorkerError: the framework took the child down.
+        ModelError: the file does not exist, its kind is not supported, the factory raises, or the graph does not
+            compute what the model computes; the message says what to do.
+        UnsupportedOperatorError: an operator has no counterpart in ONNX.
+        MissingDependencyError: a package or toolchain that this kind needs is not installed.
+        WorkerError: the framework crashed the child process.
     """
     with Worker(name="import") as worker:
         asked = request(source, workdir=workdir, inputs=inputs, batch=batch, trust_pickle=trust_pickle)

@@ -1,4 +1,4 @@
-"""Free axes of an exported graph under names that a reader knows: exporters call them ``s23`` or ``unk__126``."""
+"""Gives the free axes of an exported graph readable names: exporters call them ``s23`` or ``unk__126``."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ BATCH = "batch"
 
 
 def rename_axes(model: onnx.ModelProto, known: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Name the free axes of inputs and outputs, in place; shapes inferred within the graph go, they hold the old names.
+    """Name the free axes of inputs and outputs in place; inferred shapes are removed, because they hold the old names.
 
-    The first axis of an input is the batch, an axis of a symbol in ``known`` has that name, any other that of the
-    input and its number (``ids_1``). Axes of one symbol keep one name.
+    The first axis of an input is the batch; an axis whose symbol is in ``known`` gets that name, and any other gets
+    the input's name and its number (``ids_1``). Axes of the same symbol share one name.
 
     Args:
         known: symbol → name.
 
     Returns:
-        The names of the inputs' free axes, each once, in their order.
+        The distinct names of the inputs' free axes, in order.
     """
     names = dict(known or {})
     found: list[str] = []

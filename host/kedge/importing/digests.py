@@ -1,4 +1,4 @@
-"""Digests of what the user gave, the same on every machine and at every time."""
+"""Digests of the user's input, the same on every machine and at any time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kedge_protocol import digest
 
 
 def of_path(path: Path) -> tuple[str, int]:
-    """Digest and size of a file, or of a folder's files with their names, sorted."""
+    """Return the digest and size of a file, or of a folder's files and their names, sorted."""
     if path.is_file():
         return digest.of_file(path), path.stat().st_size
     files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -19,8 +19,8 @@ def of_path(path: Path) -> tuple[str, int]:
 
 
 def of_module(module: Any, code: Path | None) -> tuple[str, int]:
-    """Digest of a PyTorch module's state (names, dtypes, shapes, bytes) and of the file that built it; size of its
-    parameters and buffers."""
+    """Return the digest of a PyTorch module's state (names, dtypes, shapes, bytes) and of the file that built it, and
+    the size of its parameters and buffers."""
     import torch
 
     state = hashlib.sha256()

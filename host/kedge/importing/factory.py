@@ -1,4 +1,4 @@
-"""The user's factory: a function without arguments that makes a PyTorch module."""
+"""Calls the user's factory: a function without arguments that makes a PyTorch module."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ FORM = (
 
 
 def call_factory(factory: Factory, folder: Path) -> tuple[Any, Example | None]:
-    """The module that the factory makes, or the exported program, and its example inputs where it gives some.
+    """Call the factory and return its module or exported program, with its example inputs if it gives any.
 
     Args:
-        folder: the user's current folder; modules are found there, and so are the files that the factory opens.
+        folder: the user's current folder, in which modules and the files that the factory opens are found.
 
     Raises:
-        ModelError: it is not there, raises, or returns something else.
+        ModelError: the factory does not exist, raises, or returns something else.
     """
     where = f"{factory.where}:{factory.name}"
     with _inside(folder):
@@ -96,10 +96,10 @@ def _module(factory: Factory, folder: Path) -> Any:
 
 
 def parse_factory_result(made: Any, where: str) -> tuple[Any, Example | None]:
-    """What a factory's answer means.
+    """Interpret a factory's return value.
 
     Raises:
-        ModelError: something else than :data:`FORM`.
+        ModelError: the value does not have the form :data:`FORM`.
     """
     if isinstance(made, torch.export.ExportedProgram):
         return made, None
@@ -121,7 +121,7 @@ def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _free(module: torch.nn.Module, count: int, given: Any, where: str) -> dict[str, dict[int, str]]:
-    """Free axes by argument's name; an axis's name may be a text or a ``torch.export.Dim``."""
+    """Return the free axes by argument name; an axis may be named by a string or a ``torch.export.Dim``."""
     named = given
     if isinstance(given, Sequence) and not isinstance(given, str):
         named = dict(zip(argument_names(module, count), given, strict=False))
@@ -135,13 +135,13 @@ def _free(module: torch.nn.Module, count: int, given: Any, where: str) -> dict[s
 
 
 def example_from_samples(module: torch.nn.Module, inputs: Mapping[str, Any], where: str) -> Example:
-    """Example inputs from samples, ordered by the names of forward's arguments.
+    """Return example inputs from samples, in the order of forward's arguments.
 
     Args:
-        inputs: name → array, first axis samples; a single one may have any name.
+        inputs: name → array, batch axis first; a single one may have any name.
 
     Raises:
-        ModelError: there are none, or an argument has no array.
+        ModelError: there are no samples, or an argument has no array.
     """
     import inspect
 
@@ -170,5 +170,5 @@ def example_from_samples(module: torch.nn.Module, inputs: Mapping[str, Any], whe
 
 
 def _narrow(array: Any) -> Any:
-    """Double precision is what NumPy writes by itself, hardly ever what a network takes."""
+    """Convert float64, NumPy's default, to float32: networks hardly ever take double precision."""
     return array.astype("float32") if array.dtype == "float64" else array

@@ -1,9 +1,9 @@
-"""Samples of a Python iterable (a list, a generator, a torch ``DataLoader``) as ``.npy`` files, one after another:
-memory holds one item at a time.
+"""Writes the samples of a Python iterable (a list, a generator, a torch ``DataLoader``) as ``.npy`` files one by one:
+memory holds a single item.
 
-An item is a tensor, a mapping of tensors by the inputs' names, raw data for a pipeline (a path, bytes, a picture of
-Pillow, pixels, a text), or a pair of any of these and its label. A tensor of the input's rank is a batch, one of a rank
-less is a sample.
+An item is a tensor, a mapping from input names to tensors, raw data for a pipeline (a path, bytes, a Pillow picture,
+pixels, a text), or a pair of any of these and its label. A tensor of the input's rank is a batch; one with a rank lower
+by one is a sample.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ def write(
     runner: Runner | None = None,
     most: int | None = None,
 ) -> dict[str, Path]:
-    """Write what an iterable gives.
+    """Write the samples that an iterable yields.
 
     Args:
-        inputs: of the model, batch first.
+        inputs: the model's inputs, batch axis first.
         folder: an empty folder.
-        where: for messages.
+        where: the data set's name in messages.
         runner: the model's pipeline, for raw data.
-        most: samples at most; the iterable is not read further.
+        most: the maximum number of samples; the iterable is not read beyond it.
 
     Returns:
-        Input's name, and ``label`` where there are labels → file.
+        Input name (and ``label``, if there are labels) → file.
 
     Raises:
-        DatasetError: an item that is none; the message says which.
-        InputError: raw data that the pipeline cannot read.
+        DatasetError: an item is invalid; the message says which.
+        InputError: the pipeline cannot read the raw data.
     """
     streams: dict[str, NpyStream] = {}
     with contextlib.ExitStack() as stack:

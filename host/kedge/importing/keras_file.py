@@ -1,7 +1,6 @@
-"""Keras: ``.keras`` files, read by Keras 3 on PyTorch, so that no TensorFlow is needed.
+"""Reads ``.keras`` files with Keras 3 on PyTorch, so that no TensorFlow is needed.
 
-Keras chooses its backend, and writes its settings, when it is imported: the worker's child imports it here and nowhere
-else.
+Keras chooses its backend and writes its settings on import, so it is imported only here, in the worker's child process.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ ENGINE = "torch"
 
 
 def load() -> Any:
-    """The package ``keras``, on PyTorch.
+    """Import and return the package ``keras`` on PyTorch.
 
     Raises:
-        MissingDependencyError: it is not installed, or was imported with another backend before.
+        MissingDependencyError: it is not installed, or was already imported with another backend.
     """
     if "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = ENGINE
@@ -48,10 +47,10 @@ def load() -> Any:
 
 
 def read(path: Path) -> Any:
-    """The model in a ``.keras`` file, for inference.
+    """Return the model in a ``.keras`` file, for inference.
 
     Raises:
-        ModelError: broken, of unknown classes, or with a lambda, which would run code from the file.
+        ModelError: the file is damaged, names unknown classes, or has a lambda, which would run code from the file.
         MissingDependencyError: see :func:`load`.
     """
     keras = load()
@@ -75,11 +74,11 @@ def read(path: Path) -> Any:
 
 
 def module(model: Any) -> Any:
-    """The model as a PyTorch module whose forward takes its inputs one by one."""
+    """Return the model as a PyTorch module whose forward takes the inputs one by one."""
     import torch
 
     class Flat(torch.nn.Module):  # type: ignore[misc]
-        """Keras takes several inputs as one list."""
+        """Passes several inputs on as one list, as Keras expects."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -92,7 +91,7 @@ def module(model: Any) -> Any:
 
 
 def names(model: Any) -> tuple[list[str], list[str]]:
-    """Names of its inputs and outputs."""
+    """Return the names of the model's inputs and outputs."""
     outputs = list(getattr(model, "output_names", None) or [])
     if len(outputs) != len(model.outputs):
         outputs = [tensor.name for tensor in model.outputs]
@@ -100,7 +99,7 @@ def names(model: Any) -> tuple[list[str], list[str]]:
 
 
 def example(model: Any, samples: Mapping[str, Any]) -> list[Any]:
-    """Arrays for each input: the user's samples where they fit, else noise, and for integers 0 and 1.
+    """Return an array for each input: the user's samples if they fit, otherwise noise, or 0 and 1 for integers.
 
     An axis that Keras leaves free besides the batch gets a length of 8.
     """
@@ -122,7 +121,7 @@ def example(model: Any, samples: Mapping[str, Any]) -> list[Any]:
 
 
 def free_axes(model: Any) -> list[dict[int, str]]:
-    """For each input its free axes besides the batch, each with a name."""
+    """Return the named free axes of each input, without the batch."""
     return [
         {at: f"{tensor.name}_{at}" for at, axis in enumerate(tensor.shape) if axis is None and at > 0}
         for tensor in model.inputs
@@ -130,5 +129,5 @@ def free_axes(model: Any) -> list[dict[int, str]]:
 
 
 def tools() -> dict[str, str]:
-    """Versions of what reads."""
+    """Return the versions of the packages that read the model."""
     return {"keras": importlib.metadata.version("keras")}

@@ -1,4 +1,4 @@
-"""What a user's ``MODEL`` is, told by its name and, for a folder, by what lies in it; nothing is loaded for it."""
+"""Recognizes the kind of a user's ``MODEL`` by its name and, for a folder, by its files; nothing is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kedge_targets.importer import Importer
 
 
 class Kind(str, enum.Enum):
-    """Kinds that Kedge itself reads; the others are those of the backends' importers."""
+    """The kinds that Kedge itself reads; the backends' importers read the others."""
 
     ONNX = "ONNX"
     FACTORY = "PyTorch module"
@@ -27,14 +27,14 @@ class Kind(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Factory:
-    """``where:name``: a function without arguments, in a file or a module."""
+    """A factory ``where:name``: a function without arguments in a file or a module."""
 
     where: str
     name: str
 
     @property
     def file(self) -> Path | None:
-        """The file; None for a module by its dotted name."""
+        """The file; None for a module given by its dotted name."""
         return Path(self.where) if self.where.endswith(".py") else None
 
 
@@ -58,11 +58,11 @@ _TRUSTED = {
     ".h5": Kind.KERAS,
     ".hdf5": Kind.KERAS,
 }
-"""What is read only with the user's word for it."""
+"""Suffixes of files that are read only if the user trusts them."""
 
 
 def factory(source: str) -> Factory | None:
-    """The factory that a source names; None where it is a path."""
+    """Return the factory that a source names, or None if it is a path."""
     found = _FACTORY.fullmatch(source)
     if found is None or Path(source).exists():
         return None
@@ -70,7 +70,7 @@ def factory(source: str) -> Factory | None:
 
 
 def absolute(source: str) -> str:
-    """The source with its path made absolute: the worker's child has another current folder."""
+    """Return the source with an absolute path: the worker's child process has another current folder."""
     named = factory(source)
     if named is None:
         return str(Path(source).absolute())
@@ -78,13 +78,13 @@ def absolute(source: str) -> str:
 
 
 def recognise(source: str, *, trust_pickle: bool = False) -> Kind | Importer:
-    """The kind of a source, or the importer that reads it.
+    """Return the kind of a source, or the importer that reads it.
 
     Args:
         trust_pickle: whether the user trusts a file that may run code when it is read.
 
     Raises:
-        ModelError: there is nothing there, or it is of a kind that cannot be read; the remedy says what to give.
+        ModelError: the source does not exist or its kind cannot be read; the remedy says what to give.
     """
     if (named := factory(source)) is not None:
         if named.file is not None and not named.file.is_file():
@@ -112,7 +112,7 @@ def recognise(source: str, *, trust_pickle: bool = False) -> Kind | Importer:
 
 
 def readable() -> str:
-    """All that can be read, in words."""
+    """Return a list of all readable kinds, in words."""
     others = [words for importer in registry.importers() for words in importer.reads]
     own = [".onnx", "FILE.py:FACTORY or MODULE:FACTORY (PyTorch)", ".pt2", ".keras", "a Hugging Face folder"]
     return ", ".join([*own, *others])

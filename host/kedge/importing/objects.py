@@ -1,7 +1,7 @@
-"""Models given as Python objects, saved to a file that the worker's child reads.
+"""Saves models given as Python objects to a file that the worker's child process reads.
 
-This is the one place where a framework runs in the caller's own process: the object lives there, the user has imported
-that framework already, and nobody can hand a module to another process without pickling its code.
+This is the only place where a framework runs in the caller's own process: the object lives there, the user has already
+imported that framework, and a module cannot be passed to another process without pickling its code.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _KINDS = (
 
 
 def save_object(model: object, example: Mapping[str, Any] | None, folder: Path) -> Path:
-    """Save a model; its weights, its mode (training or not) and its place stay as they are.
+    """Save a model; its weights, its mode (training or not) and its device stay as they are.
 
     Args:
-        model: a ``torch.nn.Module`` (traced with the batch free where it lets that), a
+        model: a ``torch.nn.Module`` (traced with a free batch if possible), a
             ``torch.export.ExportedProgram``, a ``keras.Model`` or a fitted estimator of scikit-learn.
-        example: argument's name → samples as a module takes them, first axis samples; only for a module.
-        folder: where ``model.pt2``, ``model.keras`` or ``model.joblib`` is written.
+        example: argument name → samples as the module takes them, batch axis first; only for a module.
+        folder: the folder to write ``model.pt2``, ``model.keras`` or ``model.joblib`` to.
 
     Raises:
-        ModelError: an object of another kind, a module that cannot be traced, no example.
+        ModelError: the object is of another kind, the module cannot be traced, or there is no example.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Whoever has such an object has imported its framework.

@@ -1,4 +1,4 @@
-"""Pickles: looked into without being run, and read where the user trusts them."""
+"""Inspects pickles without running them, and reads them if the user trusts them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _LOOKED_AT = 1 << 20
 
 
 def modules(path: Path) -> set[str]:
-    """Top-level modules that a pickle would import, found in its opcodes without running it; of PyTorch's archives too.
-    Nothing where the file is no pickle."""
+    """Return the top-level modules that a pickle, or PyTorch's archive, would import, found in its opcodes without
+    running it; empty if the file is not a pickle."""
     try:
         raw = _pickle_of(path)
         found, texts = set(), [""]
@@ -48,12 +48,12 @@ def _pickle_of(path: Path) -> bytes:
 
 
 def is_ultralytics(path: Path) -> bool:
-    """Whether it is a checkpoint of Ultralytics' YOLO."""
+    """Return whether the file is a checkpoint of Ultralytics' YOLO."""
     return path.suffix.lower() in TORCH and "ultralytics" in modules(path)
 
 
 def ultralytics(path: str) -> ModelError:
-    """What to do with such a checkpoint."""
+    """Return the error that says what to do with such a checkpoint."""
     return ModelError(
         "is a checkpoint of Ultralytics' YOLO, whose code is AGPL and no part of Kedge",
         where=path,
@@ -65,10 +65,10 @@ def read(path: Path, folder: Path) -> Any:
     """Unpickle: this runs whatever code the file names.
 
     Args:
-        folder: the user's current folder, where modules of the file's classes are looked for.
+        folder: the user's current folder, which is searched for the modules of the file's classes.
 
     Raises:
-        ModelError: broken, or a class that is not here.
+        ModelError: the file is damaged, or a class cannot be imported.
     """
     sys.path.insert(0, str(folder))
     try:

@@ -1,7 +1,7 @@
-"""PyTorch: a module becomes an exported program (``torch.export``), and that an ONNX graph (``torch.onnx``).
+"""Turns a PyTorch module into an exported program (``torch.export``), and that into an ONNX graph (``torch.onnx``).
 
-Only imported inside functions. The batch stays free where the module lets it; other axes are free where the user named
-them, in the words of ``torch.export`` (``dynamic_shapes``).
+Only imported inside functions. The batch stays free if the module allows it; other axes are free if the user named
+them, in the terms of ``torch.export`` (``dynamic_shapes``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kedge_protocol.errors import MissingDependencyError, ModelError, Unsupporte
 from kedge_protocol.packages import pip_install
 
 OPSET = 20
-"""Taken by every toolchain (`docs/decisions/011-importing-models.md`)."""
+"""Supported by every toolchain (`docs/decisions/011-importing-models.md`)."""
 
 _TRACED_BATCH = 2  # of one sample a tracer takes "one" for a property of the model
 _UNKNOWN = re.compile(r"No (?:ONNX function|decompositions) (?:found|registered) for (?:<OpOverload\(op=')?([\w.:]+)")
@@ -31,12 +31,12 @@ _NODE = re.compile(r"Failure when translating node %?(\w+)|translating node (\w+
 
 @dataclass(frozen=True)
 class Example:
-    """What a module is called with.
+    """The inputs that a module is called with.
 
     Attributes:
         args, kwargs: tensors, or nested lists, tuples and dicts of them.
-        free: argument's name → axis → name of the axis, of those that are free beside the batch.
-        longest: name of an axis → what it may be at most.
+        free: argument name → axis → name of the axis, for axes that are free besides the batch.
+        longest: name of an axis → its maximum length.
     """
 
     args: tuple[Any, ...]
@@ -45,7 +45,7 @@ class Example:
     longest: Mapping[str, int] = field(default_factory=dict)
 
     def with_batch(self, samples: int) -> Example:
-        """The same with so many samples, the first ones repeated."""
+        """Return the same example with this many samples, repeating the first ones."""
 
         def sized(value: Any) -> Any:
             if not isinstance(value, torch.Tensor) or value.ndim == 0 or len(value) == samples:
@@ -57,7 +57,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Program:
-    """An exported program with what was decided on the way."""
+    """An exported program and the decisions made on the way."""
 
     program: Any
     notes: tuple[str, ...]
@@ -67,7 +67,7 @@ class Program:
 
 @contextlib.contextmanager
 def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
-    """The module in its mode for inference, and afterwards as it was."""
+    """Put the module into inference mode, and restore its modes afterwards."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -79,13 +79,13 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
 
 
 def export_program(module: torch.nn.Module, example: Example, *, batch: int | None, where: str) -> Program:
-    """Trace a module; call it within :func:`evaluating`.
+    """Trace a module; call this within :func:`evaluation_mode`.
 
     Args:
-        batch: fix it; None to leave it free.
+        batch: the batch to fix; None to leave it free.
 
     Raises:
-        ModelError: its forward raises on the example, or cannot be traced.
+        ModelError: the module's forward raises on the example or cannot be traced.
     """
     if batch is not None:
         return _with(module, example.with_batch(batch), {}, (f"batch fixed to {batch} on request",), where)
@@ -105,7 +105,7 @@ def _with(
 
 
 def _symbols(program: Any, free: Mapping[str, Mapping[int, str]]) -> dict[str, str]:
-    """The tracer's symbols of the axes that the user named."""
+    """Return the tracer's symbols of the axes that the user named."""
     shapes = {node.name: node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"}
     return {
         str(shapes[name][axis]): text for name, named in free.items() if name in shapes for axis, text in named.items()
@@ -113,7 +113,7 @@ def _symbols(program: Any, free: Mapping[str, Mapping[int, str]]) -> dict[str, s
 
 
 def _called(module: torch.nn.Module, example: Example, where: str) -> Example:
-    """The example as the module takes it: where integers (raw pixels) fail, they are given as floats."""
+    """Return the example as the module takes it: integers (raw pixels) are converted to float if they fail."""
     try:
         module(*example.args, **example.kwargs)
         return example
@@ -135,7 +135,7 @@ def _float(value: Any) -> Any:
 
 
 def _traced(module: torch.nn.Module, example: Example, shared: Mapping[int, str], where: str) -> Any:
-    """Trace with the axes ``shared`` by all inputs free, and those of the example."""
+    """Trace with the example's free axes and the axes ``shared`` by all inputs free."""
     known: dict[str, Any] = {}
     shapes = torch.export.ShapesCollection()
     for name, tensor in _tensors(module, example):
@@ -157,7 +157,7 @@ def _traced(module: torch.nn.Module, example: Example, shared: Mapping[int, str]
 
 
 def _tensors(module: torch.nn.Module, example: Example) -> list[tuple[str, torch.Tensor]]:
-    """The tensors of an example, each with the name of the argument that it stands in."""
+    """Return the tensors of an example, each with the name of its argument."""
     arguments = {**dict(zip(argument_names(module, len(example.args)), example.args, strict=True)), **example.kwargs}
     found = []
     for name, value in arguments.items():
@@ -167,7 +167,7 @@ def _tensors(module: torch.nn.Module, example: Example) -> list[tuple[str, torch
 
 
 def argument_names(module: torch.nn.Module, count: int) -> list[str]:
-    """Names of the first ``count`` positional arguments of a module's forward."""
+    """Return the names of the first ``count`` positional arguments of a module's forward."""
     import inspect
 
     parameters = inspect.signature(module.forward).parameters.values()
@@ -183,15 +183,15 @@ def to_onnx(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
 ) -> tuple[str, ...]:
-    """Write an exported program as ONNX; the names of its free axes.
+    """Write an exported program as ONNX and return the names of its free axes.
 
     Args:
-        path: of the new file.
-        inputs, outputs: names; by default those of the arguments, and ``output`` or the keys of the answer.
+        path: the new file.
+        inputs, outputs: names; by default the arguments' names, and ``output`` or the keys of the returned dict.
 
     Raises:
-        UnsupportedOperatorError: names the operator and its node.
-        ModelError: it cannot be exported.
+        UnsupportedOperatorError: an operator has no counterpart in ONNX; names it and its node.
+        ModelError: the program cannot be exported.
     """
     import onnx
 
@@ -226,12 +226,12 @@ def to_onnx(
 
 
 def input_names(program: Any) -> list[str]:
-    """Names of the tensors that a program takes; what else it takes became constants."""
+    """Return the names of the tensors that a program takes; its other arguments became constants."""
     return [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
 
 
 def output_names(program: Any) -> list[str]:
-    """``output`` where there is one, the keys where the answer is a dict, else ``output_0`` …"""
+    """Return the output names: ``output`` if there is one, the keys if a dict is returned, otherwise ``output_0`` …"""
     count = len(program.graph_signature.user_outputs)
     spec = program.call_spec.out_spec
     keys = spec.context if spec is not None and spec.type is dict else None
@@ -241,7 +241,7 @@ def output_names(program: Any) -> list[str]:
 
 
 def answers(program: Any, feed: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-    """What an exported program answers to flat inputs, in the order of :func:`input_names`."""
+    """Run an exported program on flat inputs, in the order of :func:`input_names`, and return its outputs."""
     flat = iter(torch.from_numpy(np.ascontiguousarray(array)) for array in feed)
     taken = program.graph_signature.user_inputs
     originals, spec = torch.utils._pytree.tree_flatten(program.example_inputs)
@@ -255,13 +255,13 @@ def answers(program: Any, feed: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarr
 
 
 def example_arrays(program: Any) -> list[np.ndarray[Any, Any]]:
-    """The example that a program was traced with, flat."""
+    """Return the example that a program was traced with, flattened."""
     leaves, _ = torch.utils._pytree.tree_flatten(program.example_inputs)
     return [np.asarray(leaf.detach().cpu()) for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def tools() -> dict[str, str]:
-    """Versions of what exports."""
+    """Return the versions of the packages that export the model."""
     import importlib.metadata
 
     return {name: importlib.metadata.version(name) for name in ("torch", "onnxscript")}
@@ -273,7 +273,7 @@ def _mapped(function: Any, value: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warning, at each export, that torchvision is not there."""
+    """Suppress the warning, given at each export, that torchvision is not installed."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""scikit-learn: estimators and pipelines, converted by skl2onnx."""
+"""Converts scikit-learn estimators and pipelines with skl2onnx."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OPSETS = {"": 18, "ai.onnx.ml": 3}
 
 
 def is_estimator(model: object) -> bool:
-    """Whether an object is scikit-learn's, without importing it for the question."""
+    """Return whether an object is scikit-learn's, without importing scikit-learn."""
     does = hasattr(model, "predict") or hasattr(model, "transform")
     return hasattr(model, "get_params") and does and not hasattr(model, "state_dict")
 
@@ -29,7 +29,7 @@ def to_onnx(estimator: Any, path: Path, *, where: str) -> None:
 
     Raises:
         MissingDependencyError: skl2onnx is not installed.
-        ModelError: not fitted, or a part of it has no counterpart in ONNX.
+        ModelError: the estimator is not fitted, or a part of it has no counterpart in ONNX.
     """
     try:
         import skl2onnx
@@ -66,15 +66,16 @@ def to_onnx(estimator: Any, path: Path, *, where: str) -> None:
 
 
 def _is_two_sided(estimator: Any) -> bool:
-    """Whether it decides between two classes by one signed distance, and has no probabilities: skl2onnx writes that in
-    three ways, one of them (SVC) with the larger score for the other class. The label alone is sure."""
+    """Return whether the estimator decides between two classes by one signed distance, without probabilities: skl2onnx
+    writes that in three ways, one of them (SVC) with the larger score for the other class, so only the label is
+    reliable."""
     classes = getattr(estimator, "classes_", ())
     numbers = len(classes) == 2 and np.asarray(classes).dtype.kind in "iub"
     return numbers and not hasattr(estimator, "predict_proba")
 
 
 def answers(estimator: Any, feed: Mapping[str, Array], outputs: list[str]) -> list[Array]:
-    """What the estimator answers, for the outputs of a graph of :func:`to_onnx`: ``label``, scores, or a value."""
+    """Return the estimator's results for the outputs of a graph of :func:`to_onnx`: ``label``, scores, or a value."""
     (given,) = feed.values()
     found = []
     for name in outputs:
@@ -91,7 +92,7 @@ def answers(estimator: Any, feed: Mapping[str, Array], outputs: list[str]) -> li
 
 
 def example(estimator: Any, samples: Mapping[str, Array]) -> Array:
-    """Two or more rows to compare on: the user's samples, or numbers around 0 where there are none."""
+    """Return two or more rows to compare on: the user's samples, or random numbers around 0 if there are none."""
     for array in samples.values():
         if array.ndim == 2 and array.shape[1] == estimator.n_features_in_:
             return np.ascontiguousarray(array, np.float32)
@@ -99,5 +100,5 @@ def example(estimator: Any, samples: Mapping[str, Array]) -> Array:
 
 
 def tools() -> dict[str, str]:
-    """Versions of what converts."""
+    """Return the versions of the packages that convert the model."""
     return {name: importlib.metadata.version(name) for name in ("scikit-learn", "skl2onnx")}

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face's transformers: encoders of text, pictures and sound, where that package is installed."""
+"""Reads folders of Hugging Face's transformers (encoders of text, pictures and sound), if that package is installed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SECONDS = 1
 
 
 def check(path: Path) -> None:
-    """Look at a folder before anything is loaded.
+    """Check a folder before anything is loaded.
 
     Raises:
-        ModelError: a broken ``config.json``, no weights, or a model that generates.
+        ModelError: ``config.json`` is invalid, weights are missing, or the model is generative.
         MissingDependencyError: transformers is not installed.
     """
     try:
@@ -55,10 +55,10 @@ def check(path: Path) -> None:
 
 
 def read(path: Path) -> tuple[Any, Example]:
-    """The model as a module of tensors, and example inputs.
+    """Return the model as a module that takes tensors, and example inputs.
 
     Raises:
-        ModelError: see :func:`check`; or transformers cannot load it.
+        ModelError: as in :func:`check`, or transformers cannot load the model.
     """
     check(path)
     import torch
@@ -82,7 +82,7 @@ def _plain(model: Any) -> Any:
     import torch
 
     class Plain(torch.nn.Module):  # type: ignore[misc]
-        """Tensors in, tensors out."""
+        """A module that takes tensors and returns tensors."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -135,11 +135,12 @@ def _example(model: Any, where: str) -> Example:
 
 
 def _usable(config: Any, positions: int) -> int:
-    """Tokens that have a position: RoBERTa and its like begin to count behind the padding."""
+    """Return the number of tokens that have a position: RoBERTa and similar models start counting after the padding
+    index."""
     offset = int(getattr(config, "pad_token_id", None) or 0) + 1
     return positions - offset if "roberta" in str(config.model_type) else positions
 
 
 def tools() -> dict[str, str]:
-    """Versions of what read it."""
+    """Return the versions of the packages that read the model."""
     return {"transformers": importlib.metadata.version("transformers")}

@@ -1,4 +1,4 @@
-"""What goes to the worker and back when a model is imported: plain data, JSON on the wire."""
+"""The worker's messages for importing a model: plain data, JSON on the wire."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class ImportRequest:
-    """Bring ``source`` to an ONNX graph; made by :func:`kedge.importing.api.request`.
+    """A request to turn ``source`` into an ONNX graph; made by :func:`kedge.importing.api.request`.
 
     Attributes:
         source: an absolute path, ``/absolute/file.py:factory`` or ``dotted.module:factory``.
         workdir: an empty folder that outlives the call; the graph is written there.
-        inputs: input's name → ``.npy`` file of one or two samples as the model takes them, first axis samples.
-        batch: samples at once that the graph shall be fixed to; None leaves free what the source leaves free.
-        folder: the user's current folder: modules are looked for there, and a factory runs in it.
-        trust_pickle: whether a file may be read that may run code then.
+        inputs: input name → ``.npy`` file of one or two samples as the model takes them, batch axis first.
+        batch: the batch size to fix in the graph; None leaves free what the source leaves free.
+        folder: the user's current folder, which is searched for modules and in which a factory runs.
+        trust_pickle: whether to read a file that may run code when it is read.
     """
 
     source: str
@@ -28,16 +28,16 @@ class ImportRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What an import made.
+    """The result of an import.
 
     Attributes:
-        graph: the ONNX file; the user's own where the source is one and nothing was to be fixed.
-        kind: of the source, in words for people (``PyTorch module``).
-        notes: what was decided (``batch fixed to 1: …``, ``free axes: batch, sequence``).
-        tools: package → version of what read and exported it.
-        source_digest: ``sha256:…`` of the user's file, of a folder's files and their names, or of a factory's file
-            together with the names and numbers of the module's state.
-        size_bytes: of the same; of a module, its parameters and buffers.
+        graph: the ONNX file; the user's own if the source is one and nothing had to be fixed.
+        kind: the kind of the source, in words (``PyTorch module``).
+        notes: the decisions made (``batch fixed to 1: …``, ``free axes: batch, sequence``).
+        tools: package → version, for the packages that read and exported the model.
+        source_digest: ``sha256:…`` of the user's file, of a folder's files and their names, or of a factory's file and
+            the names and values of the module's state.
+        size_bytes: the size of the same; for a module, of its parameters and buffers.
     """
 
     graph: str

@@ -1,4 +1,4 @@
-"""The worker's task: bring a model of any kind to an ONNX graph, and see that it computes the same."""
+"""The worker's task that turns a model of any kind into an ONNX graph and checks that it computes the same."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _GRAPH = "imported.onnx"
 
 
 def import_model(request: ImportRequest, progress: Progress) -> Imported:
-    """A task of the worker.
+    """Import a model; a task of the worker.
 
     Raises:
-        ModelError: no such file, a kind that is not read, a factory that raises, a graph that does not compute what
-            the model computes.
-        UnsupportedOperatorError: an operator that has no counterpart in ONNX.
-        MissingDependencyError: a package or toolchain that this kind needs.
-        StorageError: no space for the graph.
+        ModelError: the file does not exist, its kind is not supported, the factory raises, or the graph does not
+            compute what the model computes.
+        UnsupportedOperatorError: an operator has no counterpart in ONNX.
+        MissingDependencyError: a package or toolchain that this kind needs is not installed.
+        StorageError: there is no space for the graph.
     """
     kind = model_kinds.recognise(request.source, trust_pickle=request.trust_pickle)
     try:
@@ -59,7 +59,7 @@ def _onnx(request: ImportRequest, progress: Progress) -> Imported:
 
 
 def _unknown(request: ImportRequest, progress: Progress) -> Imported:
-    """A file whose suffix tells nothing: ONNX, or none that can be read."""
+    """Import a file with an unknown suffix, which is ONNX or cannot be read."""
     from kedge_targets.graph import model_reader
 
     try:
@@ -119,7 +119,7 @@ def _exported(request: ImportRequest, progress: Progress) -> Imported:
 
 
 def _program(made: Program, kind: Kind, request: ImportRequest, progress: Progress, found: str, size: int) -> Imported:
-    """Export a program, and compare."""
+    """Export a program and compare the results."""
     from kedge.importing import pytorch
 
     graph = Path(request.workdir) / _GRAPH
@@ -284,7 +284,7 @@ def _compare(
 
 
 def _fix(graph: Path, request: ImportRequest, free: tuple[str, ...]) -> tuple[str, ...]:
-    """Fix the batch of a graph that was written, where that was asked for; what is free, and what is not, in words."""
+    """Fix the batch of a written graph if requested; return the notes on what is free and what is not."""
     if request.batch is not None and axes.BATCH in free:
         from kedge_targets.graph import model_reader
 

@@ -1,1 +1,1 @@
-"""What turns raw data into a model's tensors and a model's tensors into answers: one code for host and device."""
+"""Turns raw data into a model's tensors and a model's tensors into answers; host and device share this code."""

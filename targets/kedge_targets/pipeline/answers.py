@@ -1,4 +1,4 @@
-"""What a pipeline answers: small typed objects, and their form as JSON."""
+"""A pipeline's answers: small typed objects, and their form as JSON."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Label:
-    """A class.
+    """A class with its score.
 
     Attributes:
-        name: its number, where the bundle has no labels.
-        index: among the classes, from 0.
-        score: as the pipeline has it, mostly a probability.
+        name: the class's name, or its number if the bundle has no labels.
+        index: the class's index, from 0.
+        score: the pipeline's score, usually a probability.
     """
 
     name: str
@@ -27,11 +27,11 @@ class Label:
 
 @dataclass(frozen=True)
 class Box:
-    """An object in a picture: corners in pixels of the picture as it is shown, x to the right and y downwards.
+    """An object in a picture, with its corners in pixels of the picture as displayed, x to the right and y downwards.
 
     Attributes:
         label, index, score: see :class:`Label`.
-        then: what the next model in the row said of it.
+        then: the answer of the next model in the chain.
     """
 
     label: str
@@ -46,10 +46,10 @@ class Box:
 
 @dataclass(frozen=True)
 class Text:
-    """A text that was read.
+    """A recognized text.
 
     Attributes:
-        score: mean probability of its characters, 0..1.
+        score: the mean probability of its characters, 0..1.
     """
 
     text: str
@@ -73,7 +73,7 @@ class Vector:
         return len(self.values)
 
     def similarity(self, other: Vector) -> float:
-        """Cosine of the angle to another one; 0 where one of them has no length."""
+        """Return the cosine similarity to another vector; 0 if either has length zero."""
         left, right = self.values.astype(np.float64), other.values.astype(np.float64)
         lengths = float(np.linalg.norm(left) * np.linalg.norm(right))
         return float(left @ right) / lengths if lengths else 0.0
@@ -84,8 +84,8 @@ class Segments:
     """A class for each pixel of a picture.
 
     Attributes:
-        classes: uint8 or int32, height x width, of the picture as it is shown.
-        labels: names of the classes, by number.
+        classes: uint8 or int32, height x width, of the picture as displayed.
+        labels: the class names, by number.
     """
 
     classes: npt.NDArray[Any]
@@ -93,7 +93,7 @@ class Segments:
 
 
 def to_json(answer: Any) -> Any:
-    """An answer as plain data: objects, lists, strings, numbers. Numbers keep the digits that float32 has.
+    """Return an answer as plain data: objects, lists, strings, numbers; numbers keep the precision of float32.
 
     :class:`Segments` become runs: ``[class, length]`` pairs, row by row.
     """
@@ -114,5 +114,5 @@ def to_json(answer: Any) -> Any:
 
 
 def _short(value: Any) -> float:
-    """The shortest decimal that gives the same float32."""
+    """Return the shortest decimal number that gives the same float32."""
     return float(str(np.float32(value)))

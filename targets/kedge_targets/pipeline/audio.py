@@ -1,4 +1,4 @@
-"""Sounds: reading wav files, resampling, log-mel energies and MFCC. numpy and the standard library alone.
+"""Reads wav files, resamples, and computes log-mel energies and MFCC with only numpy and the standard library.
 
 Formulas: resampling by windowed-sinc interpolation (J. O. Smith, Digital Audio Resampling; width 6, roll-off 0.99, Hann
 window, as torchaudio has it); the mel scale of HTK (O'Shaughnessy, 1987) or of Slaney's Auditory Toolbox (1998);
@@ -25,20 +25,20 @@ Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float32]
 
 MAX_SECONDS = 3600.0
-"""A longer sound is refused by its header."""
+"""A longer sound is rejected by its header."""
 _WIDTH = 6
 _ROLL_OFF = 0.99
 
 
 def load(item: Any, how: Sound, *, where: str = "") -> Float:
-    """One channel of samples in -1..1 at the pipeline's rate; several channels are averaged.
+    """Return one channel of samples in -1..1 at the pipeline's rate; several channels are averaged.
 
     Args:
         item: the path or the bytes of a wav file; samples at the pipeline's rate (float in -1..1, or int16), frames x
-            channels where there are several; or ``(samples, rate)``.
+            channels if there are several; or ``(samples, rate)``.
 
     Raises:
-        InputError: it is no such sound.
+        InputError: the item is not such a sound.
     """
     if isinstance(item, (str, os.PathLike)):
         path = Path(item)
@@ -54,7 +54,7 @@ def load(item: Any, how: Sound, *, where: str = "") -> Float:
 
 
 def decode(content: bytes, how: Sound, *, where: str = "") -> Float:
-    """Samples of a wav file's bytes: PCM of 8, 16, 24 or 32 bits; see :func:`load`."""
+    """Decode a wav file's bytes to samples: PCM with 8, 16, 24 or 32 bits; see :func:`load`."""
     try:
         with wave.open(io.BytesIO(content)) as file:
             rate, channels, width, frames = (
@@ -104,7 +104,7 @@ def _samples(array: Array, where: str) -> Float:
 
 
 def resampled(samples: Float, rate: int, wanted: int) -> Float:
-    """The same sound at another rate; ``ceil(length * wanted / rate)`` samples."""
+    """Resample a sound to another rate; the result has ``ceil(length * wanted / rate)`` samples."""
     if rate == wanted or not samples.size:
         return samples
     shared = math.gcd(rate, wanted)
@@ -118,7 +118,7 @@ def resampled(samples: Float, rate: int, wanted: int) -> Float:
 
 @functools.lru_cache(maxsize=8)
 def _kernels(given: int, made: int) -> tuple[Array, int]:
-    """One filter for each of ``made`` output phases, and its reach in input samples."""
+    """Return one filter for each of ``made`` output phases, and its reach in input samples."""
     lowest = min(given, made) * _ROLL_OFF
     width = math.ceil(_WIDTH * given / lowest)
     at = np.arange(-width, width + given)[None, :] / given
@@ -128,14 +128,14 @@ def _kernels(given: int, made: int) -> tuple[Array, int]:
 
 
 def fitted(samples: Float, count: int) -> Float:
-    """The first ``count`` samples, silence behind a shorter sound; all where ``count`` is 0."""
+    """Return the first ``count`` samples, padding a shorter sound with silence; all if ``count`` is 0."""
     if not count:
         return samples
     return np.pad(samples[:count], (0, max(0, count - len(samples))))
 
 
 def features(samples: Float, how: Sound) -> Float:
-    """What the model takes of the samples: themselves, or frames x features.
+    """Return the model's features of the samples: the samples themselves, or frames x features.
 
     Raises:
         InputError: the sound is shorter than one frame.
@@ -148,8 +148,8 @@ def features(samples: Float, how: Sound) -> Float:
 
 
 def log_mel(samples: Float, how: Sound) -> Float:
-    """Natural logarithm of the energies of the mel filters, frames x filters. Frames of ``how.frame`` samples under a
-    (periodic) Hann window, filled with zeros to ``how.fft``; no padding at the ends."""
+    """Return the natural logarithm of the mel filters' energies, frames x filters. Frames of ``how.frame`` samples
+    under a (periodic) Hann window are padded with zeros to ``how.fft``; the ends are not padded."""
     if len(samples) < how.frame:
         raise InputError(f"a sound of {len(samples)} samples is shorter than one frame of {how.frame}")
     size = fft_size(how)
@@ -161,12 +161,12 @@ def log_mel(samples: Float, how: Sound) -> Float:
 
 
 def fft_size(how: Sound) -> int:
-    """Length of the Fourier transform."""
+    """Return the length of the Fourier transform."""
     return how.fft or 1 << (how.frame - 1).bit_length()
 
 
 def mfcc(mels: Float, count: int) -> Float:
-    """The first ``count`` coefficients of the orthonormal DCT-II of log-mel energies (frames x filters)."""
+    """Return the first ``count`` coefficients of the orthonormal DCT-II of log-mel energies (frames x filters)."""
     size = mels.shape[1]
     places = (np.arange(size) + 0.5)[:, None] * np.arange(count)[None, :]
     basis = np.cos(np.pi / size * places) * math.sqrt(2 / size)
@@ -176,7 +176,7 @@ def mfcc(mels: Float, count: int) -> Float:
 
 @functools.lru_cache(maxsize=8)
 def filters(size: int, rate: int, count: int, low: float, high: float, scale: MelScale) -> Array:
-    """Triangles, evenly spread on the mel scale: ``size / 2 + 1`` frequencies x ``count``."""
+    """Return triangular filters, evenly spaced on the mel scale: ``size / 2 + 1`` frequencies x ``count``."""
     edges = _to_hertz(np.linspace(_to_mel(low, scale), _to_mel(high, scale), count + 2), scale)
     hertz = np.linspace(0, rate / 2, size // 2 + 1)[:, None]
     left, middle, right = edges[:-2], edges[1:-1], edges[2:]

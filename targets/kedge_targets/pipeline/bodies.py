@@ -1,4 +1,4 @@
-"""The body of a request as a pipeline's item: what a server mounts to answer pictures, sounds and texts."""
+"""Takes a request's body as a pipeline's item; a server mounts this to answer pictures, sounds and texts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXTS = ("text/plain", "application/json")
 
 
 def media_types(pipeline: Runner) -> tuple[str, ...]:
-    """Content types that a pipeline takes."""
+    """Return the content types that a pipeline accepts."""
     declared = pipeline.pipeline
     if declared.picture is not None:
         return PICTURES
@@ -32,28 +32,29 @@ def answer(
     max_pixels: int = pictures.MAX_PIXELS,
     other: Other | None = None,
 ) -> Any:
-    """Answer one request: a picture, a sound or a text in, plain data for JSON out.
+    """Answer one request: takes a picture, a sound or a text and returns plain data for JSON.
 
-    To mount it, let a route (such as ``POST /v2/models/NAME/pipeline``) call, in a thread that may compute::
+    To mount it, let a route (such as ``POST /v2/models/NAME/pipeline``) call, in a thread that may block::
 
         loaded = model.loaded()
         answer(loaded.pipeline, loaded.named, body, headers["content-type"])
 
-    and send what comes back as JSON with status 200; :class:`InputError` becomes 400 (415 where
-    :func:`media_types` does not hold the type), :class:`MissingDependencyError` 501, each with its text. The server
-    bounds the body's bytes; this function bounds what they unfold to: pictures by the pixels that their header tells,
-    sounds by their seconds, texts by their characters.
+    and send the result as JSON with status 200; :class:`InputError` becomes 400 (415 if the type is not in
+    :func:`media_types`), :class:`MissingDependencyError` 501, each with its text. The server limits the body's bytes;
+    this function limits their decoded size: pictures by the pixels in their header, sounds by their seconds, texts by
+    their characters.
 
     Args:
-        pipeline: of the loaded bundle.
-        raw_callable: input name → samples with their batch axis, to output name → answers likewise.
+        pipeline: the loaded bundle's pipeline.
+        raw_callable: the bare model: maps input name → samples with batch axis to output name → results with batch
+            axis.
         body_bytes: a JPEG or PNG file, a wav file, UTF-8 text, or JSON: a string or a list of strings.
-        content_type: of the body, with or without parameters.
-        max_pixels: of a picture.
-        other: other models of this device, for a pipeline that goes on to one.
+        content_type: the body's content type, with or without parameters.
+        max_pixels: the maximum number of a picture's pixels.
+        other: the device's other models, for a pipeline that continues with one.
 
     Raises:
-        InputError: another content type, or a body that is not of it.
+        InputError: the content type is not accepted, or the body does not match it.
         MissingDependencyError: a package that the pipeline needs is not installed.
     """
     kind = content_type.partition(";")[0].strip().lower()

@@ -1,6 +1,6 @@
-"""Boxes from a detector's outputs: decoding of the usual heads, and non-maximum suppression.
+"""Gets boxes from a detector's outputs: decodes the usual heads and applies non-maximum suppression.
 
-Everything here is numpy alone, so that host and device get the same boxes.
+Everything here uses only numpy, so that host and device get the same boxes.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float32]
 
 SCORE_FLOOR = 0.001
-"""Detections below this score are dropped: where COCO mAP is measured, the curve wants the unsure ones too."""
+"""Detections below this score are dropped; it is low because COCO mAP also counts uncertain detections."""
 IOU_LIMIT = 0.7
-"""Of two boxes of one class that overlap by more, the one with the smaller score is dropped."""
+"""If two boxes of one class overlap by more than this, the one with the smaller score is dropped."""
 MAX_DETECTIONS = 300
 _BOX = 4
 _SUPPRESSED = (Head.FINAL, Head.ROWS)
-"""Heads that bring no two boxes of one object."""
+"""Heads that never give two boxes for one object."""
 _NORMALIZED = 2.0
-"""Coordinates that never exceed this are shares of the picture's size, not pixels."""
+"""Coordinates that never exceed this are fractions of the picture's size, not pixels."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Detections:
     """Objects found in one picture, best first.
 
     Attributes:
-        boxes: ``[D, 4]`` as x1, y1, x2, y2, shares of the picture's width and height.
+        boxes: ``[D, 4]`` as x1, y1, x2, y2, fractions of the picture's width and height.
         scores: ``[D]`` from 0 to 1.
         classes: ``[D]``, counted from 0.
     """
@@ -46,13 +46,13 @@ class Detections:
 
 
 def head_of(outputs: Mapping[str, Array]) -> Head:
-    """Tell the head by the outputs' shapes.
+    """Return the head that matches the outputs' shapes.
 
     Args:
-        outputs: output name → array, first axis the picture.
+        outputs: output name → array with one picture per entry of the first axis.
 
     Raises:
-        InputError: the outputs fit none.
+        InputError: the outputs match no head.
     """
     shapes = {name: array.shape for name, array in outputs.items()}
     if len(outputs) == 1:
@@ -84,19 +84,19 @@ def decode(
     iou_limit: float = IOU_LIMIT,
     most: int = MAX_DETECTIONS,
 ) -> list[Detections]:
-    """Turn a detector's outputs into objects, picture by picture.
+    """Decode a detector's outputs into objects, picture by picture.
 
     Args:
-        outputs: output name → array, first axis the picture.
+        outputs: output name → array with one picture per entry of the first axis.
         size: width and height of the model's input, in pixels.
-        head: None tells it by the outputs' shapes.
-        shares: whether boxes are shares of the picture's size, not pixels; None tells it by :func:`in_shares`.
-        score_floor: detections below are dropped.
-        iou_limit: for :func:`suppress`.
-        most: detections kept of each picture.
+        head: the head; None to recognize it by the outputs' shapes.
+        shares: whether boxes are fractions of the picture's size, not pixels; None to ask :func:`in_shares`.
+        score_floor: detections with a lower score are dropped.
+        iou_limit: as in :func:`suppress`.
+        most: the maximum number of detections kept per picture.
 
     Raises:
-        InputError: the outputs fit no known head.
+        InputError: the outputs match no known head.
     """
     kind = head or head_of(outputs)
     read = _READERS[kind]
@@ -118,10 +118,10 @@ def decode(
 
 
 def in_shares(outputs: Mapping[str, Array], head: Head | None = None) -> bool:
-    """Whether boxes are shares of the picture's size, not pixels: none of their coordinates exceeds 2.
+    """Return whether boxes are fractions of the picture's size, not pixels: none of their coordinates exceeds 2.
 
     Args:
-        outputs: as for :func:`decode`; of many pictures, or of a model that is known to be right.
+        outputs: as for :func:`decode`; from many pictures, or from a model known to be correct.
     """
     return _unit(_READERS[head or head_of(outputs)](outputs))
 
@@ -129,17 +129,17 @@ def in_shares(outputs: Mapping[str, Array], head: Head | None = None) -> bool:
 def suppress(
     boxes: Array, scores: Array, classes: Array, *, iou_limit: float = IOU_LIMIT, most: int = MAX_DETECTIONS
 ) -> npt.NDArray[np.int64]:
-    """Greedy non-maximum suppression within each class.
+    """Apply greedy non-maximum suppression within each class.
 
     Args:
         boxes: ``[D, 4]`` as x1, y1, x2, y2.
         scores: ``[D]``.
         classes: ``[D]``.
-        iou_limit: a box goes when its overlap (intersection over union) with a better one of its class is larger.
-        most: boxes that are kept.
+        iou_limit: a box is dropped if its overlap (intersection over union) with a better one of its class is larger.
+        most: the maximum number of boxes kept.
 
     Returns:
-        Indices of what is kept, best first.
+        The indices of the boxes kept, best first.
     """
     order = np.argsort(-scores, kind="stable")
     kept: list[int] = []
@@ -152,8 +152,8 @@ def suppress(
 
 
 def iou(left: Array, right: Array) -> Array:
-    """Intersection over union of each of ``left`` ``[L, 4]`` with each of ``right`` ``[R, 4]``, as x1, y1, x2, y2:
-    ``[L, R]``; 0 where a box has no area."""
+    """Return the intersection over union of each of ``left`` ``[L, 4]`` with each of ``right`` ``[R, 4]``, as x1, y1,
+    x2, y2: ``[L, R]``; 0 if a box has no area."""
     low = np.maximum(left[:, None, :2], right[None, :, :2])
     high = np.minimum(left[:, None, 2:], right[None, :, 2:])
     shared = np.prod(np.clip(high - low, 0, None), axis=2)
@@ -200,8 +200,8 @@ def _ssd(outputs: Mapping[str, Array]) -> _Raw:
 
 
 def _ssd_names(outputs: Mapping[str, Array]) -> tuple[str, str] | None:
-    """The outputs of boxes and of scores; None where there are no such two. With three classes and a background both
-    have four columns: then the names must tell."""
+    """Return the names of the outputs of boxes and scores, or None if there are no such two. With three classes and a
+    background, both have four columns, and the names decide."""
     if len(outputs) != 2 or any(array.ndim != 3 for array in outputs.values()):
         return None
     (one, first), (other, second) = outputs.items()

@@ -1,6 +1,6 @@
-"""Reading a pipeline as users declare it: TOML, or one of the ready ones.
+"""Reads a pipeline as users declare it: TOML, or one of the predefined ones.
 
-A file names its ``task`` and states what differs from the task's ready pipeline::
+A file names its ``task`` and states what differs from the task's predefined pipeline::
 
     task = "detection"
 
@@ -43,7 +43,7 @@ INPUTS = ("picture", "sound", "text")
 OUTPUTS = ("scores", "boxes", "mask", "sequence", "embedding")
 _SHARE = Preprocess(scale=(1 / 255,))
 _IMAGENET = Preprocess(scale=(1 / 255,), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-"""Of torchvision's, timm's and most others' models of pictures."""
+"""The normalization of torchvision's, timm's and most other picture models."""
 
 READY: dict[Task, Pipeline] = {
     Task.CLASSIFICATION: Pipeline(
@@ -66,14 +66,14 @@ READY: dict[Task, Pipeline] = {
         sequence=Sequence(),
     ),
 }
-"""The ready pipelines. ``embedding`` of a model that takes pictures has the picture of ``classification``."""
+"""The predefined pipelines; ``embedding`` of a model that takes pictures has the picture of ``classification``."""
 
 
 def read(path: Path) -> Pipeline:
-    """A declared pipeline.
+    """Read a declared pipeline.
 
     Raises:
-        ConfigError: no such file, no TOML, or not of the form; the message names section and key.
+        ConfigError: the file does not exist, is not TOML or is invalid; the message names section and key.
     """
     where = str(path)
     pipeline = declared(toml.read(path, ConfigError), where=where)
@@ -85,10 +85,10 @@ def read(path: Path) -> Pipeline:
 
 
 def declared(data: Mapping[str, Any], *, where: str) -> Pipeline:
-    """A pipeline of plain data: what it states, over the ready pipeline of its task.
+    """Return a pipeline from plain data: its values on top of the predefined pipeline of its task.
 
     Raises:
-        ConfigError: not of the form.
+        ConfigError: the data is invalid.
     """
     try:
         task = Task(data.get("task", ""))
@@ -127,7 +127,7 @@ def declared(data: Mapping[str, Any], *, where: str) -> Pipeline:
 
 
 def _numbers(value: Any, where: str) -> Any:
-    """Numbers of ``[normalize]``: one or a list of them; ``"1/255"`` is one too."""
+    """Read the numbers of ``[normalize]``: one or a list of them; ``"1/255"`` is a number too."""
     return [_number(one, where) for one in (value if isinstance(value, list) else [value])]
 
 
@@ -143,7 +143,7 @@ def _number(value: Any, where: str) -> Any:
 
 
 def _check(pipeline: Pipeline, where: str) -> None:
-    """Values that no type forbids."""
+    """Check values that the types allow but that are invalid."""
     problems: list[tuple[str, bool, str]] = []
     if (picture := pipeline.picture) is not None:
         problems += [

@@ -1,4 +1,4 @@
-"""Embeddings: one vector from a model's output."""
+"""Makes an embedding: one vector from a model's output."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LEAST = 1e-12
 
 
 def vector(output: Array, how: Embedding, mask: Array | None = None) -> Vector:
-    """The vector of one sample.
+    """Return the vector of one sample.
 
     Args:
-        output: of the sample: ``[T, D]`` with a pooling, else any shape, which is flattened.
-        mask: ``[T]``, 1 for tokens that are no padding; None where all count.
+        output: the sample's output: ``[T, D]`` with a pooling, otherwise any shape, which is flattened.
+        mask: ``[T]``, 1 for tokens that are not padding; None if all count.
     """
     values = output.astype(np.float64)
     if how.pooling is Pooling.MEAN and values.ndim == 2:

@@ -1,5 +1,5 @@
 """Examples in a bundle: raw items with the answers that the host measured, run through the whole pipeline on the device
-before the bundle serves. They lie in one file (:data:`FILE`), a JSON list of :class:`Example`."""
+before the bundle serves. They are stored in one file (:data:`FILE`), a JSON list of :class:`Example`."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from kedge_targets.pipeline.execution import Raw, Runner
 
 FILE = "examples.json"
 MOST_BYTES = 64 << 10
-"""Of all raw items together."""
+"""The maximum total size of all raw items."""
 FLOORS = {"score": 0.05, "corner": 2.0, "value": 0.02, "pixels": 0.02}
-"""Smallest allowances: of scores, of corners in pixels, of an embedding's values, of the share of pixels."""
+"""The smallest tolerances: of scores, of corners in pixels, of an embedding's values, of the fraction of pixels."""
 _MARGIN = 2.0
 _CORNERS = ("x1", "y1", "x2", "y2")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One raw item.
+    """A raw item with its expected answer.
 
     Attributes:
-        media: content type.
-        data: base64 of the bytes.
-        answer: expected, as JSON.
-        allowed: how far numbers may be from it; see :data:`FLOORS`.
+        media: the content type.
+        data: the bytes in base64.
+        answer: the expected answer, as JSON.
+        allowed: the tolerances of its numbers; see :data:`FLOORS`.
     """
 
     media: str
@@ -49,11 +49,12 @@ class _File:
 
 
 def chosen(raws: Sequence[bytes], runner: Runner, models: Sequence[Raw], *, most: int = 2) -> list[Example]:
-    """The items on which all kernel sets give the same answer, with what they allow; those with an answer first.
+    """Return the items on which all kernel sets give the same answer, with their tolerances; non-empty answers come
+    first.
 
     Args:
-        raws: bytes of files or texts.
-        models: one for each kernel set; the first one's answers are expected later.
+        raws: the bytes of files or texts.
+        models: one for each kernel set; the first one gives the expected answers.
     """
     media = bodies.media_types(runner)[0]
     found: list[Example] = []
@@ -75,15 +76,15 @@ def chosen(raws: Sequence[bytes], runner: Runner, models: Sequence[Raw], *, most
 
 
 def save(examples: Sequence[Example], path: Path) -> None:
-    """Write them."""
+    """Write examples to a file."""
     path.write_bytes(codec.encode(_File(examples=tuple(examples))))
 
 
 def load(path: Path) -> tuple[Example, ...]:
-    """Read them.
+    """Read examples from a file.
 
     Raises:
-        BundleError: no such file.
+        BundleError: the file cannot be read.
     """
     try:
         return codec.decode(path.read_bytes(), _File, where=path.name).examples
@@ -92,8 +93,8 @@ def load(path: Path) -> tuple[Example, ...]:
 
 
 def failure(folder: Path, runner: Runner, raw: Raw) -> str:
-    """Run a bundle's examples: why the pipeline's answers are not the host's, or an empty text. Pictures are left out
-    where nothing decodes them (no Pillow): such a device can only be given pixels.
+    """Run a bundle's examples; return why the pipeline's answers differ from the host's, or an empty text. Pictures are
+    skipped if nothing decodes them (no Pillow): such a device can only be given pixels.
 
     Raises:
         BundleError: the examples cannot be read.
@@ -123,11 +124,11 @@ def _floor(runner: Runner) -> float | None:
 
 
 def deviations(expected: Any, actual: Any, unsure: float, *, floor: float | None = None) -> dict[str, float]:
-    """How far one answer (as JSON) is from another, by kind of number; infinity where they are unlike.
+    """Return the deviations between two answers (as JSON) by kind of number; infinity if they do not match.
 
     Args:
-        unsure: of labels and boxes, those whose score is within so much of the floor may be missing.
-        floor: score from which on they are shown; None for the weakest of the two answers.
+        unsure: labels and boxes whose score is within this distance of the floor may be missing.
+        floor: the lowest score that is reported; None for the lowest score of the two answers.
     """
     if isinstance(expected, Mapping) and isinstance(actual, Mapping):
         if "runs" in expected:

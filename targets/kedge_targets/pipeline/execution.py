@@ -1,4 +1,4 @@
-"""Running a pipeline: from what an application has to what it wants. The host and the device run this same code."""
+"""Runs a pipeline from an application's raw data to its answer; host and device run this same code."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from kedge_targets.pipeline.pictures import Pixels, Placement
 
 Array = npt.NDArray[Any]
 Raw = Callable[[Mapping[str, Array]], Mapping[str, Array]]
-"""A bare model: input name → samples with their batch axis, to output name → answers likewise."""
+"""A bare model: maps input name → samples with batch axis to output name → results with batch axis."""
 Other = Callable[[str], Callable[[Any], Any]]
-"""Another model of the same device by its name, as a function from raw data to its answer."""
+"""Returns another model of the same device by its name, as a function from raw data to its answer."""
 
 
 class Tensor(Protocol):
-    """What a pipeline must know of an input; first axis of the shape is the batch."""
+    """What a pipeline must know of an input; the first axis of the shape is the batch."""
 
     @property
     def name(self) -> str:
-        """Of the model's input."""
+        """The input's name."""
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """With the batch axis."""
+        """The input's shape with the batch axis."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What is kept of the raw data until the model has answered.
+    """The part of the raw data that is kept until the model has answered.
 
     Attributes:
-        pixels: of the picture.
-        placement: where it lies in the input.
-        mask: of a text's tokens.
+        pixels: the picture's pixels.
+        placement: the picture's place in the input.
+        mask: the mask of a text's tokens.
     """
 
     pixels: Pixels | None = None
@@ -52,13 +52,13 @@ class Context:
 
 
 class Runner:
-    """A pipeline of one model.
+    """The runnable pipeline of one model.
 
     Args:
-        pipeline: settled, as a bundle has it.
-        inputs: of the model.
-        labels: class names.
-        read: gives the text of a file that the pipeline names (``tokenizer.json``); called when it is first needed.
+        pipeline: the settled pipeline, as stored in a bundle.
+        inputs: the model's inputs.
+        labels: the class names.
+        read: returns the text of a file that the pipeline names (``tokenizer.json``); called on first use.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Runner:
 
     @classmethod
     def of(cls, folder: Path, config: BundleConfig) -> Runner | None:
-        """The pipeline of a bundle whose files lie in ``folder``; None where it has none. Its files are read at once:
-        the folder may go."""
+        """Return the pipeline of a bundle whose files are in ``folder``, or None if it has none. Its files are read
+        immediately, so the folder may be deleted."""
         if config.pipeline is None:
             return None
         texts = {}
@@ -87,17 +87,17 @@ class Runner:
         return cls(config.pipeline, config.inputs, config.labels, texts.__getitem__)
 
     def __call__(self, item: Any, raw: Raw, *, other: Other | None = None) -> Any:
-        """The answer to one item, or a list of answers to a list of items.
+        """Return the answer to one item, or a list of answers to a list of items.
 
         Args:
-            item: a picture (path, bytes of a file, picture of Pillow, array height x width x 3 of uint8), a sound (path
+            item: a picture (path, bytes of a file, Pillow picture, array height x width x 3 of uint8), a sound (path
                 or bytes of a wav file, array of samples, ``(samples, rate)``), or a text.
             raw: the bare model.
-            other: for a pipeline with ``then``.
+            other: other models, for a pipeline with ``then``.
 
         Raises:
-            InputError: it is none.
-            MissingDependencyError: a package that it needs is not installed.
+            InputError: the item is none of these.
+            MissingDependencyError: a package that the pipeline needs is not installed.
         """
         if isinstance(item, list):
             return [self(one, raw, other=other) for one in item]
@@ -105,10 +105,10 @@ class Runner:
         return self.finish(raw(feeds), context, other=other)
 
     def prepare(self, item: Any, *, where: str = "") -> tuple[dict[str, Array], Context]:
-        """The model's inputs (raw samples, with a batch axis of 1) of one item.
+        """Return the model's inputs (raw samples, with a batch axis of 1) for one item.
 
         Args:
-            where: for messages.
+            where: the item's name in messages.
         """
         pipeline = self.pipeline
         if pipeline.picture is not None:
@@ -122,7 +122,7 @@ class Runner:
         raise InputError("the pipeline takes nothing", remedy="Declare [picture], [sound] or [text]")
 
     def finish(self, outputs: Mapping[str, Array], context: Context, *, other: Other | None = None) -> Any:
-        """The answer, from the model's outputs of one item."""
+        """Return the answer from the model's outputs for one item."""
         pipeline, labels = self.pipeline, self.labels
         if pipeline.boxes is not None:
             return self._boxes(outputs, context, other)
@@ -141,7 +141,7 @@ class Runner:
         return {name: array[0] for name, array in outputs.items()}
 
     def tokenizer(self) -> text.Tokenizer:
-        """The pipeline's tokenizer, read when it is first needed."""
+        """Return the pipeline's tokenizer, read on first use."""
         if self._tokenizer is None:
             how = self.pipeline.text
             if how is None:
@@ -150,10 +150,10 @@ class Runner:
         return self._tokenizer
 
     def tokens(self, encodings: Sequence[text.Encoding], *, least: int = 0) -> dict[str, Array]:
-        """The model's inputs of some encoded texts, all filled to one length.
+        """Return the model's inputs for some encoded texts, all padded to one length.
 
         Args:
-            least: the length is at least that of a text of so many tokens.
+            least: the length is at least that of a text with this many tokens.
         """
         how = self.pipeline.text
         if how is None:
@@ -214,11 +214,11 @@ class Runner:
 
 
 def shaped(values: Array, shape: Sequence[int | None]) -> Array:
-    """Features of one sample in the shape that the model's input has without its batch: axes of 1 are put in, and
-    frames x features turned where the input has features first.
+    """Return the features of one sample in the shape of the model's input without its batch: axes of length 1 are
+    inserted, and frames x features is transposed if the input has features first.
 
     Raises:
-        InputError: they do not fit.
+        InputError: the features do not fit the input.
     """
     wanted = tuple(shape[1:])
     inner = [axis for axis in wanted if axis != 1]

@@ -1,4 +1,4 @@
-"""Segmentation: a class for each pixel of the picture from a model's scores."""
+"""Segmentation: gets a class for each pixel of the picture from a model's scores."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Array = npt.NDArray[Any]
 
 
 def segments(output: Array, how: Mask, labels: Sequence[str], placement: Placement) -> Segments:
-    """Classes in the picture's own pixels (nearest neighbour).
+    """Return the classes in the picture's own pixels (nearest neighbour).
 
     Args:
-        output: of one sample: scores C x H x W or H x W x C (the channel axis is the shortest), or classes H x W.
+        output: one sample's output: scores C x H x W or H x W x C (the channel axis is the shortest), or classes H x W.
     """
     classes = _classes(output, how)
     height, width = classes.shape
@@ -41,6 +41,6 @@ def _classes(output: Array, how: Mask) -> Array:
 
 
 def _source(count: int, scale: float, offset: float, ratio: float, limit: int) -> Array:
-    """For each pixel of the picture the pixel of the output that its middle falls into."""
+    """Return, for each pixel of the picture, the output pixel that contains its centre."""
     middle = ((np.arange(count) + 0.5) * scale + offset) * ratio
     return np.clip(middle.astype(np.int64), 0, limit - 1)

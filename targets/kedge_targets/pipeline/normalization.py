@@ -1,4 +1,4 @@
-"""Preprocessing: the same code on the host (calibration, evaluation) and on the device (every call)."""
+"""Normalizes inputs, with the same code on the host (calibration, evaluation) and on the device (every call)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ Prepared = Callable[[npt.NDArray[np.generic]], npt.NDArray[np.float32]]
 
 
 def channel_axis(layout: str | None, rank: int) -> int:
-    """The axis that per-channel values run along: ``C`` of the layout, else the last."""
+    """Return the axis of per-channel values: ``C`` of the layout, or the last axis."""
     if layout is not None and "C" in layout and len(layout) == rank:
         return layout.index("C")
     return rank - 1
 
 
 def prepared(how: Preprocess, *, layout: str | None, rank: int) -> Prepared:
-    """:func:`apply` for many arrays of one rank: what does not depend on the samples is worked out once.
+    """Return :func:`apply` for many arrays of one rank; everything that does not depend on the samples is computed
+    once.
 
     The result is always a new array.
     """
@@ -53,14 +54,14 @@ def prepared(how: Preprocess, *, layout: str | None, rank: int) -> Prepared:
 
 
 def apply(raw: npt.NDArray[np.generic], how: Preprocess, *, layout: str | None) -> npt.NDArray[np.float32]:
-    """``(raw * scale - mean) / std`` in float32.
+    """Return ``(raw * scale - mean) / std`` in float32.
 
     Args:
-        raw: samples of any numeric dtype, first axis the batch.
-        how: one number, or one for each channel, for each step.
-        layout: tells the channel axis.
+        raw: samples of any numeric dtype, batch axis first.
+        how: for each step, one number or one per channel.
+        layout: defines the channel axis.
 
     Raises:
-        InputError: as many values as the input has no channels.
+        InputError: the number of values differs from the number of channels.
     """
     return prepared(how, layout=layout, rank=raw.ndim)(raw)

@@ -1,6 +1,6 @@
-"""Pictures: decoding, orientation, and the geometry that brings them to a model's size and boxes back to the picture.
+"""Decodes and orients pictures, scales them to a model's size and maps boxes back to the picture.
 
-JPEG, PNG, BMP and WebP are decoded by Pillow (the agent's extra ``pictures``); arrays need nothing but numpy.
+JPEG, PNG, BMP and WebP are decoded by Pillow (the agent's extra ``pictures``); arrays need only numpy.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from kedge_targets.pipeline.resampling import resize
 Array = npt.NDArray[Any]
 
 MAX_PIXELS = 64_000_000
-"""A picture with more is refused by its header, before it is decoded."""
+"""A picture with more pixels is rejected by its header, before it is decoded."""
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "MPO")
 _GREY = np.asarray([19595, 38470, 7471], dtype=np.uint32)
-"""ITU-R 601 in 16 fractional bits, as Pillow converts to grey."""
+"""ITU-R 601 weights in 16 fractional bits, as in Pillow's conversion to grey."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Placement:
     """Where a picture lies in a model's input: ``input = picture * scale + offset``, in pixels.
 
     Attributes:
-        size: width and height of the picture, oriented.
-        input_size: width and height of the model's input.
+        size: the width and height of the picture after orientation.
+        input_size: the width and height of the model's input.
     """
 
     size: tuple[int, int]
@@ -44,34 +44,36 @@ class Placement:
     offset: tuple[float, float]
 
     def to_picture(self, boxes: Array) -> Array:
-        """Boxes ``[D, 4]`` as shares of the input (x1, y1, x2, y2) in pixels of the picture, cut at its edges."""
+        """Convert boxes ``[D, 4]`` from fractions of the input (x1, y1, x2, y2) to pixels of the picture, clipped at
+        its edges."""
         corners = boxes.astype(np.float64) * np.tile(self.input_size, 2)
         moved = (corners - np.tile(self.offset, 2)) / np.tile(self.scale, 2)
         return np.asarray(np.clip(moved, 0, np.tile(self.size, 2)))
 
     def to_input(self, boxes: Array) -> Array:
-        """Boxes ``[D, 4]`` as shares of the picture, as shares of the input, cut at its edges."""
+        """Convert boxes ``[D, 4]`` from fractions of the picture to fractions of the input, clipped at its edges."""
         corners = boxes.astype(np.float64) * np.tile(self.size, 2)
         moved = corners * np.tile(self.scale, 2) + np.tile(self.offset, 2)
         return np.asarray(np.clip(moved / np.tile(self.input_size, 2), 0, 1))
 
 
 def is_picture(item: Any) -> bool:
-    """Whether it is a picture of Pillow, told without importing it."""
+    """Return whether an item is a Pillow picture, without importing Pillow."""
     return type(item).__module__.startswith("PIL.") and hasattr(item, "convert")
 
 
 def load(item: Any, *, where: str = "", max_pixels: int = MAX_PIXELS) -> Pixels:
-    """A picture's pixels: uint8, height x width x 3 (RGB) or x 1 (grey), turned as its EXIF orientation says.
+    """Return a picture's pixels: uint8, height x width x 3 (RGB) or x 1 (grey), rotated according to its EXIF
+    orientation.
 
     Args:
-        item: a path, the bytes of a file, a picture of Pillow, or an array height x width (x 1, 3 or 4) of uint8.
-        where: for messages.
+        item: a path, the bytes of a file, a Pillow picture, or an array height x width (x 1, 3 or 4) of uint8.
+        where: the item's name in messages.
         max_pixels: see :data:`MAX_PIXELS`.
 
     Raises:
-        InputError: it is no picture, is damaged, or is larger than ``max_pixels``.
-        MissingDependencyError: Pillow is needed and is not installed.
+        InputError: the item is not a picture, is damaged, or is larger than ``max_pixels``.
+        MissingDependencyError: Pillow is needed but not installed.
     """
     if isinstance(item, (str, os.PathLike)):
         return decode(_read(Path(item)), where=where or str(item), max_pixels=max_pixels)
@@ -83,7 +85,7 @@ def load(item: Any, *, where: str = "", max_pixels: int = MAX_PIXELS) -> Pixels:
 
 
 def decode(content: bytes, *, where: str = "", max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Pixels of a file's bytes; see :func:`load`."""
+    """Decode a file's bytes to pixels; see :func:`load`."""
     image = _pillow()
     try:
         with image.open(io.BytesIO(content), formats=FORMATS) as picture:
@@ -111,10 +113,10 @@ def decode(content: bytes, *, where: str = "", max_pixels: int = MAX_PIXELS) -> 
 
 
 def header_size(path: Path) -> tuple[int, int]:
-    """Width and height of a picture's file as it is shown, without decoding it.
+    """Return the displayed width and height of a picture file without decoding it.
 
     Raises:
-        InputError: it is no picture.
+        InputError: the file is not a picture.
         MissingDependencyError: Pillow is not installed.
     """
     image = _pillow()
@@ -129,18 +131,18 @@ def header_size(path: Path) -> tuple[int, int]:
 
 _ORIENTATION = 0x0112
 _FIRST_TURNED = 5
-"""EXIF orientations from here on swap width and height."""
+"""EXIF orientations from this one on swap width and height."""
 
 
 def place(pixels: Pixels, how: Picture) -> tuple[Pixels, Placement]:
-    """Bring a picture to the model's size, colour and layout.
+    """Convert a picture to the model's size, colour and layout.
 
     Args:
         pixels: see :func:`load`.
-        how: with ``width``, ``height`` and ``layout``.
+        how: the picture section, with ``width``, ``height`` and ``layout``.
 
     Returns:
-        uint8 of the layout without its batch (``NCHW`` gives C x H x W), and where the picture lies in it.
+        uint8 in the layout without its batch (``NCHW`` gives C x H x W), and the picture's place in it.
     """
     coloured = colour(pixels, how.colour or Colour.RGB)
     size = (coloured.shape[1], coloured.shape[0])
@@ -156,7 +158,7 @@ def place(pixels: Pixels, how: Picture) -> tuple[Pixels, Placement]:
 
 
 def colour(pixels: Pixels, wanted: Colour) -> Pixels:
-    """RGB or grey pixels in the order of channels that a model takes."""
+    """Convert RGB or grey pixels to the model's order of channels."""
     if wanted is Colour.GREY:
         if pixels.shape[2] == 1:
             return pixels
@@ -167,7 +169,8 @@ def colour(pixels: Pixels, wanted: Colour) -> Pixels:
 
 
 def crop(pixels: Pixels, box: Array, *, margin: float = 0.0) -> Pixels:
-    """What lies in a box (x1, y1, x2, y2 in pixels), ``margin`` of its size added on each side; one pixel at least."""
+    """Return the contents of a box (x1, y1, x2, y2 in pixels) with ``margin`` of its size added on each side; at least
+    one pixel."""
     height, width = pixels.shape[:2]
     x1, y1, x2, y2 = (float(value) for value in box)
     across, down = (x2 - x1) * margin, (y2 - y1) * margin
@@ -178,7 +181,8 @@ def crop(pixels: Pixels, box: Array, *, margin: float = 0.0) -> Pixels:
 
 
 def _scaled_size(size: tuple[int, int], how: Picture) -> tuple[tuple[int, int], int, int]:
-    """Size of the scaled picture, and where its left and top edges lie in the input (below 0 where it is cut)."""
+    """Return the size of the scaled picture and the position of its left and top edges in the input (below 0 if it is
+    cropped)."""
     width, height = size
     wide, high = how.width, how.height
     if how.fit is Fit.STRETCH:

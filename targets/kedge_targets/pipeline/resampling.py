@@ -1,9 +1,9 @@
-"""Scaling of 8-bit pictures, in the integer arithmetic of Pillow: the same bits with any Pillow and without one.
+"""Scales 8-bit pictures in Pillow's integer arithmetic: the same bits with any version of Pillow and without it.
 
-Source: Pillow's ``Resample.c``, for 8 bits a channel. Each output pixel is a weighted sum of the input pixels under the
-filter, weights rounded to 22 fractional bits; first along rows, then along columns, rounded to 8 bits in between.
-Without antialiasing (which Pillow does not offer) the filter keeps its size where a picture is made smaller, as in
-OpenCV's ``resize``.
+Source: Pillow's ``Resample.c``, for 8 bits per channel. Each output pixel is a weighted sum of the input pixels under
+the filter, with weights rounded to 22 fractional bits; first along rows, then along columns, rounded to 8 bits in
+between. Without antialiasing (which Pillow does not offer) the filter keeps its size when a picture is scaled down, as
+in OpenCV's ``resize``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def resize(pixels: Pixels, size: tuple[int, int], *, by: Filter = Filter.BILINEA
 
     Args:
         pixels: height x width x channels.
-        size: width and height that it gets.
+        size: the new width and height.
         by: the filter.
-        antialias: whether the filter grows where the picture shrinks.
+        antialias: whether the filter widens when the picture is scaled down.
     """
     height, width = pixels.shape[:2]
     if (width, height) == size:
@@ -50,7 +50,7 @@ def _nearest(given: int, wanted: int) -> npt.NDArray[np.int64]:
 
 
 def _by_pillow(pixels: Pixels, size: tuple[int, int], by: Filter) -> Pixels | None:
-    """The same by Pillow, which is quicker; None where it is not installed or takes no such picture."""
+    """Scale with Pillow, which is faster; None if it is not installed or does not support the picture."""
     try:
         from PIL import Image
     except ImportError:
@@ -79,7 +79,7 @@ def _along(pixels: Pixels, axis: int, wanted: int, by: Filter, antialias: bool) 
 
 @functools.lru_cache(maxsize=64)
 def _weights(given: int, wanted: int, by: Filter, antialias: bool) -> tuple[Any, Any]:
-    """For each output pixel its first input pixel, and the weights from there on (output x taps)."""
+    """Return for each output pixel its first input pixel and the weights from there on (output x taps)."""
     function, reach = _FILTERS[by]
     scale = given / wanted
     growth = max(scale, 1.0) if antialias else 1.0

@@ -1,4 +1,4 @@
-"""Class scores: probabilities, and the best labels."""
+"""Turns class scores into probabilities and the best labels."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ Array = npt.NDArray[Any]
 
 
 def softmax(logits: Array) -> Array:
-    """Over the last axis, in float64."""
+    """Return the softmax over the last axis, in float64."""
     shifted = logits.astype(np.float64) - np.max(logits, axis=-1, keepdims=True)
     powers = np.exp(shifted)
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
 def sigmoid(logits: Array) -> Array:
-    """``1 / (1 + exp(-x))``, in float64, without overflow."""
+    """Return ``1 / (1 + exp(-x))`` in float64, without overflow."""
     x = logits.astype(np.float64)
     small = np.exp(-np.abs(x))
     return np.asarray(np.where(x >= 0, 1 / (1 + small), small / (1 + small)))
 
 
 def activated(values: Array, how: Activation | None) -> Array:
-    """Probabilities of an output that lacks its activation."""
+    """Return the probabilities of an output by applying its missing activation."""
     if how is Activation.SOFTMAX:
         return softmax(values)
     return sigmoid(values) if how is Activation.SIGMOID else values.astype(np.float64)
 
 
 def best(values: Array, how: Scores, labels: Sequence[str]) -> list[Label]:
-    """The best labels of one sample's scores (any shape; one score for each class), best first.
+    """Return the best labels of one sample's scores (any shape; one score per class), best first.
 
-    NaN is no score; of equal scores the lower class comes first.
+    NaN is not a score; if scores are equal, the lower class comes first.
     """
     scores = activated(values.reshape(-1), how.activation)
     order = np.argsort(-np.where(np.isnan(scores), -np.inf, scores), kind="stable")
@@ -47,5 +47,5 @@ def best(values: Array, how: Scores, labels: Sequence[str]) -> list[Label]:
 
 
 def name_of(index: int, labels: Sequence[str]) -> str:
-    """A class's name; its number where it has none."""
+    """Return a class's name, or its number if it has none."""
     return labels[index] if 0 <= index < len(labels) else str(index)

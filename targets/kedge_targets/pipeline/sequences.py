@@ -1,5 +1,5 @@
-"""Sequences: greedy decoding of CTC scores (Graves et al., 2006): the best class of each step, repetitions joined,
-blanks dropped."""
+"""Greedy decoding of CTC scores (Graves et al., 2006): takes the best class of each step, joins repetitions and drops
+blanks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Array = npt.NDArray[Any]
 
 
 def decode(scores: Array, how: Sequence, alphabet: Names[str]) -> Text:
-    """The text of one sample.
+    """Return the text of one sample.
 
     Args:
         scores: steps x classes, probabilities or logits of a softmax.
-        alphabet: characters of the classes, without the blank.
+        alphabet: the characters of the classes, without the blank.
 
     Raises:
-        InputError: a class that has no character.
+        InputError: a class has no character.
     """
     characters = [*alphabet, " "] if how.space else list(alphabet)
     characters.insert(min(how.blank, len(characters)), "")

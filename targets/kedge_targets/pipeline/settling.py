@@ -1,4 +1,4 @@
-"""Settling a declared pipeline: what it leaves open is taken from the model, what it states is held against it."""
+"""Settles a declared pipeline: takes open values from the model and checks stated values against it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _CHANNELS = (1, 3)
 _LINE_WIDTH = 320
 _BUCKETS = (16, 32, 64, 128, 256, 512)
 _TASKS = {"detect": Task.DETECTION, "classify": Task.CLASSIFICATION, "segment": None, "pose": None, "obb": None}
-"""Of Ultralytics; None for those that have no ready pipeline."""
+"""Ultralytics' tasks; None for those without a predefined pipeline."""
 
 
 def from_metadata(metadata: Mapping[str, str]) -> Pipeline | None:
-    """The pipeline that an export of Ultralytics states in its metadata (``task``, ``imgsz``, ``stride``); None where
-    it states none that is known."""
+    """Return the pipeline that an Ultralytics export states in its metadata (``task``, ``imgsz``, ``stride``), or None
+    if it states no known one."""
     task = _TASKS.get(metadata.get("task", ""))
     if task is None or "stride" not in metadata:
         return None
@@ -41,7 +41,8 @@ def from_metadata(metadata: Mapping[str, str]) -> Pipeline | None:
 
 
 def names_of(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Class names of an export's metadata (``names``: ``{0: 'person', ...}`` or a list); empty where there are none."""
+    """Return the class names in an export's metadata (``names``: ``{0: 'person', ...}`` or a list); empty if there are
+    none."""
     names = _literal(metadata.get("names", ""))
     if isinstance(names, dict) and sorted(names) == list(range(len(names))):
         return tuple(str(names[number]) for number in range(len(names)))
@@ -56,11 +57,11 @@ def settled(
     where: str,
     metadata: Mapping[str, str] | None = None,
 ) -> Pipeline:
-    """A pipeline that leaves nothing open that the model's inputs and outputs tell.
+    """Return a pipeline in which everything that the model's inputs and outputs determine is filled in.
 
     Args:
         where: the option or file, for messages.
-        metadata: of the export.
+        metadata: the export's metadata.
 
     Raises:
         ConfigError: the pipeline does not fit the model.
@@ -81,7 +82,8 @@ def settled(
 
 
 def probable(pipeline: Pipeline, bounded: Mapping[str, bool], first: str) -> Pipeline:
-    """The activation, where the pipeline leaves it open: softmax, unless the float model's scores are probabilities.
+    """Fill in the activation if the pipeline leaves it open: softmax, unless the float model's scores are
+    probabilities.
 
     Args:
         bounded: output → whether its numbers are known to be probabilities.
@@ -238,7 +240,7 @@ def _input(
 
 
 def _image_size(metadata: Mapping[str, str]) -> tuple[int, int]:
-    """Width and height of ``imgsz`` (height, width); zeros where it says none."""
+    """Return the width and height in ``imgsz`` (height, width); zeros if it states none."""
     size = _literal(metadata.get("imgsz", ""))
     if isinstance(size, int) and size > 0:
         return size, size

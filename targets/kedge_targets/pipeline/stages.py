@@ -1,4 +1,4 @@
-"""Stages that overlap: while the model computes, the next item is decoded and the last answer finished."""
+"""Overlaps stages: while the model computes, the next item is decoded and the last answer is finished."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from kedge_targets.pipeline.execution import Other, Raw, Runner
 
 AHEAD = 2
-"""Items that are prepared before the model is ready for them."""
+"""The number of items prepared before the model is ready for them."""
 
 
 def overlapped(items: Iterable[Any], runner: Runner, raw: Raw, *, other: Other | None = None) -> Iterator[Any]:
-    """Answers in the order of the items. An item's error is raised in its turn and ends the iteration.
+    """Yield answers in the order of the items; an item's error is raised in its turn and ends the iteration.
 
-    At most :data:`AHEAD` items are prepared in advance, and as many answers wait, so memory stays bounded however
-    long the source is. A pipeline that goes on to another model runs that one while the first takes the next item.
+    At most :data:`AHEAD` items are prepared in advance, and as many answers wait, so memory stays bounded for a source
+    of any length. A pipeline that continues with another model runs it while the first takes the next item.
     """
     source = iter(items)
     with ThreadPoolExecutor(1, "kedge-prepare") as before, ThreadPoolExecutor(1, "kedge-finish") as after:

@@ -1,4 +1,5 @@
-"""Texts: tokens by the ``tokenizers`` library (WordPiece, BPE, Unigram), filled to the lengths that a model takes."""
+"""Turns texts into tokens with the ``tokenizers`` library (WordPiece, BPE, Unigram), padded to the lengths that a model
+takes."""
 
 from __future__ import annotations
 
@@ -15,38 +16,38 @@ from kedge_protocol.packages import AGENT, pip_install
 Array = npt.NDArray[Any]
 
 MAX_CHARACTERS = 1_000_000
-"""A longer text is refused."""
+"""A longer text is rejected."""
 USUAL = {
     "ids": ("input_ids", "ids", "tokens", "input"),
     "mask": ("attention_mask", "mask", "input_mask"),
     "types": ("token_type_ids", "segment_ids", "type_ids"),
 }
-"""Names that a model's inputs mostly have."""
+"""The usual names of a model's inputs."""
 
 
 class Encoding(Protocol):
-    """What the library makes of one text."""
+    """The library's encoding of one text."""
 
     @property
     def ids(self) -> list[int]:
-        """Numbers of the tokens."""
+        """The numbers of the tokens."""
 
     @property
     def type_ids(self) -> list[int]:
-        """Which of two texts each is of."""
+        """For each token, which of two texts it belongs to."""
 
 
 class Tokenizer:
     """A ``tokenizer.json``, ready to encode.
 
     Args:
-        content: of the file.
+        content: the file's content.
         how: the pipeline's section.
-        where: for messages.
+        where: the item's name in messages.
 
     Raises:
         MissingDependencyError: ``tokenizers`` is not installed.
-        BundleError: the file is no tokenizer's.
+        BundleError: the file is not a tokenizer.
     """
 
     def __init__(self, content: str, how: Text, *, where: str = "") -> None:
@@ -68,10 +69,10 @@ class Tokenizer:
         self._library.enable_truncation(how.max_length)
 
     def __call__(self, text: str) -> Encoding:
-        """Tokens of one text, special ones among them.
+        """Return the tokens of one text, including special tokens.
 
         Raises:
-            InputError: no text, or longer than :data:`MAX_CHARACTERS`.
+            InputError: the item is not a text, or is longer than :data:`MAX_CHARACTERS`.
         """
         if not isinstance(text, str):
             raise InputError(
@@ -84,10 +85,10 @@ class Tokenizer:
 
 
 def bucket(length: int, how: Text, fixed: int | None) -> int:
-    """The length that a text of ``length`` tokens is filled to.
+    """Return the length to which a text of ``length`` tokens is padded.
 
     Args:
-        fixed: the model's own length, where it has one.
+        fixed: the model's own length, if it has one.
     """
     if fixed is not None:
         return fixed
@@ -95,7 +96,8 @@ def bucket(length: int, how: Text, fixed: int | None) -> int:
 
 
 def filled(encodings: Sequence[Encoding], length: int, how: Text) -> dict[str, Array]:
-    """Tensors of some texts, int64 texts x length: ``ids``, ``mask`` (1 for what is no padding) and ``types``."""
+    """Return the tensors of some texts, int64 texts x length: ``ids``, ``mask`` (1 for all but padding) and
+    ``types``."""
     shape = (len(encodings), length)
     made = {"ids": np.full(shape, how.pad, np.int64), "mask": np.zeros(shape, np.int64), "types": np.zeros(shape, int)}
     for row, one in enumerate(encodings):

@@ -1,4 +1,4 @@
-"""Pictures or sounds in one folder for each class (``DIR/cat/1.jpg``), or in one folder without classes."""
+"""Reads pictures or sounds in one folder per class (``DIR/cat/1.jpg``), or in one folder without classes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _ENDINGS = {Item.PICTURE: PICTURE_ENDINGS, Item.SOUND: SOUND_ENDINGS}
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Subfolders that hold anything, sorted."""
+    """Return the subfolders that are not hidden, sorted."""
     return sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
 
 
 def read(folder: Path, item: Item, *, where: str) -> Listing:
-    """List a folder with class folders: the folders' names are the classes, in alphabetical order.
+    """List a folder with class folders; the folders' names are the classes, in alphabetical order.
 
     Raises:
-        DatasetError: a class without a file, or files beside the class folders.
+        DatasetError: a class has no file, or files lie beside the class folders.
     """
     sources: list[Path | str] = []
     labels: list[int] = []
@@ -49,7 +49,7 @@ def read(folder: Path, item: Item, *, where: str) -> Listing:
 
 
 def flat(folder: Path, item: Item, *, where: str) -> Listing:
-    """List a folder of files of which nothing is known."""
+    """List a folder of files without labels."""
     return Listing(
         where=where,
         kind=f"a folder of {item.value}",

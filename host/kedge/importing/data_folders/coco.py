@@ -1,4 +1,4 @@
-"""COCO: one JSON file of pictures, categories and annotations, and the pictures beside it."""
+"""Reads COCO: one JSON file with pictures, categories and annotations, and the pictures beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FOLDERS = ("", "images", "train2017", "val2017", "train", "val", "valid", "test
 
 
 def is_coco(path: Path) -> bool:
-    """Whether a JSON file is COCO's, told by its first bytes' keys."""
+    """Return whether a JSON file is COCO's, judged by the keys in its first bytes."""
     if path.suffix.lower() != ".json" or not path.is_file():
         return False
     try:
@@ -24,20 +24,21 @@ def is_coco(path: Path) -> bool:
 
 
 def found_in(folder: Path) -> list[Path]:
-    """COCO files in a folder or in its folder ``annotations``."""
+    """Return the COCO files in a folder or in its folder ``annotations``."""
     places = [folder, folder / "annotations"]
     return [file for place in places if place.is_dir() for file in sorted(place.glob("*.json")) if is_coco(file)]
 
 
 def read(file: Path, pictures: Path, *, where: str) -> Listing:
-    """List the pictures that a COCO file names. Class numbers follow the order of the categories' ids.
+    """List the pictures that a COCO file names; class numbers follow the order of the category ids.
 
     Args:
         file: the JSON.
-        pictures: where pictures lie, in it or in a folder of a usual name (``images``, ``val2017``, …).
+        pictures: the folder of the pictures; they lie in it or in a subfolder with a usual name (``images``,
+            ``val2017``, …).
 
     Raises:
-        DatasetError: no COCO JSON; a picture that is not there; the message names it.
+        DatasetError: the file is not COCO JSON, or a picture is missing; the message names it.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -1,5 +1,5 @@
-"""The worker's task that runs a listed data set through the model's pipeline: item by item into ``.npy`` files, so that
-memory does not grow with the number of items."""
+"""The worker's task that runs a listed data set through the model's pipeline item by item into ``.npy`` files, so that
+memory use does not grow with the number of items."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ Array = npt.NDArray[Any]
 TASK = "kedge.importing.data_folders.converting:convert"
 _BOX_FIELDS = 6
 _CHUNK = 64
-"""Items that are prepared at once."""
+"""The number of items prepared together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertRequest:
-    """Turn a data set into arrays.
+    """A request to turn a data set into arrays.
 
     Attributes:
-        path: absolute.
+        path: the absolute path of the data set.
         role: ``calibration`` or ``evaluation``.
         annotations: COCO JSON for a folder of pictures.
-        pipeline: settled.
-        names: the model's class names, where it has some.
-        most: items at most, spread evenly; None for all.
+        pipeline: the settled pipeline.
+        names: the model's class names, if any.
+        most: the maximum number of items, spread evenly; None for all.
         folder: an empty folder that outlives the call.
-        examples: raw items that are kept for the bundle's own proof, at most.
+        examples: the maximum number of raw items kept as the bundle's examples.
     """
 
     path: str
@@ -60,14 +60,14 @@ class ConvertRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What was made.
+    """The result of a conversion.
 
     Attributes:
-        arrays: input's name, and ``label`` where there are labels → an ``.npy`` file.
-        samples: converted, of ``found``.
-        kind: of the data set, in words.
-        classes: names, in the order of the labels.
-        examples: folder of raw items; None where none were asked for.
+        arrays: input name (and ``label``, if there are labels) → ``.npy`` file.
+        samples: the number of converted samples, out of ``found``.
+        kind: the kind of the data set, in words.
+        classes: the class names, in the order of the labels.
+        examples: the folder of raw items; None if none were requested.
     """
 
     arrays: dict[str, str]
@@ -79,13 +79,13 @@ class Converted:
 
 
 def convert(request: ConvertRequest, progress: Progress) -> Converted:
-    """Read, prepare and write.
+    """Read, preprocess and write a data set.
 
     Raises:
-        DatasetError: something is wrong with the data set; the message names the file.
-        ConfigError: the pipeline takes other items.
+        DatasetError: the data set is invalid; the message names the file.
+        ConfigError: the pipeline takes another kind of item.
         MissingDependencyError: a package that reads them is not installed.
-        StorageError: no space.
+        StorageError: the disk is full.
     """
     annotations = None if request.annotations is None else Path(request.annotations)
     whole = kinds.listed(Path(request.path), request.role, annotations=annotations)
@@ -140,7 +140,7 @@ def _check_item(listing: Listing, pipeline: Pipeline) -> None:
 
 
 def _prepared(listing: Listing, runner: Runner) -> Iterator[tuple[dict[str, Array], Context]]:
-    """Items as the model takes them, in order; decoding leaves Python's lock, so several threads gain."""
+    """Yield items as the model takes them, in order; decoding releases the GIL, so several threads help."""
     if listing.item is Item.TEXT:
         yield from _texts(listing, runner)
         return
@@ -161,7 +161,7 @@ def _prepared(listing: Listing, runner: Runner) -> Iterator[tuple[dict[str, Arra
 
 
 def _texts(listing: Listing, runner: Runner) -> Iterator[tuple[dict[str, Array], Context]]:
-    """Tokens of all texts, filled to one length: the bucket of the longest."""
+    """Return the tokens of all texts, padded to one length: the bucket of the longest."""
     encode = runner.tokenizer()
     longest = max(len(encode(str(text)).ids) for text in listing.sources)
     for text in listing.sources:
@@ -169,7 +169,7 @@ def _texts(listing: Listing, runner: Runner) -> Iterator[tuple[dict[str, Array],
 
 
 def _boxes(rows: Sequence[Sequence[float]], context: Context) -> Array:
-    """Boxes of the picture as shares of the model's input."""
+    """Return the picture's boxes as fractions of the model's input."""
     made = np.asarray(rows, dtype=np.float32).reshape(-1, _BOX_FIELDS)
     if len(made) and context.placement is not None:
         made[:, 1:5] = context.placement.to_input(made[:, 1:5])
@@ -190,10 +190,10 @@ def _labels(listing: Listing, boxes: Sequence[Array]) -> Array:
 
 
 def read_text(path: str) -> str:
-    """A tokenizer's file.
+    """Read a tokenizer's file.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the file cannot be read.
     """
     try:
         return Path(path).read_text(encoding="utf-8")

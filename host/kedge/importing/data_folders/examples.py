@@ -1,4 +1,4 @@
-"""Raw items that are kept small for a bundle's own proof: the bytes of a JPEG, of a wav file, of a text."""
+"""Raw items kept small as a bundle's examples: the bytes of a JPEG, a wav file or a text."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from kedge_protocol.bundle.pipeline import Pipeline, Sound
 from kedge_targets.pipeline import audio, pictures, resampling
 
 _SIDE = 256
-"""Pixels of a kept picture's longer side, at most."""
+"""The maximum length of a kept picture's longer side, in pixels."""
 _QUALITY = 90
 _SECONDS = 4
-"""Of a kept sound, at most."""
+"""The maximum length of a kept sound, in seconds."""
 
 
 def write_examples(sources: Sequence[Path | str], pipeline: Pipeline, folder: Path) -> str:
-    """Write ``0``, ``1``, … into a new folder; its path."""
+    """Write the files ``0``, ``1``, … into a new folder and return its path."""
     folder.mkdir()
     for number, source in enumerate(sources):
         (folder / str(number)).write_bytes(small(source, pipeline))
@@ -29,7 +29,7 @@ def write_examples(sources: Sequence[Path | str], pipeline: Pipeline, folder: Pa
 
 
 def small(source: Path | str, pipeline: Pipeline) -> bytes:
-    """A raw item's bytes, small enough to travel with a bundle."""
+    """Return a raw item's bytes, small enough to ship in a bundle."""
     if pipeline.picture is not None:
         return _picture(pictures.load(source))
     if pipeline.sound is not None:

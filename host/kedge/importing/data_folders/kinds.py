@@ -1,4 +1,4 @@
-"""What lies at a path: told by the files that are there."""
+"""Recognizes the format of a data set by the files at its path."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ _SPLITS = {"calibration": ("train", "training"), "evaluation": ("val", "valid", 
 
 
 def is_raw(path: Path) -> bool:
-    """Whether a path holds something else than arrays, so that a pipeline must make arrays of it."""
+    """Return whether a path holds something other than arrays, so that a pipeline must make arrays of it."""
     if path.is_dir():
         return not any(path.glob("*.npy"))
     return path.suffix.lower() in (*tables.TABLES, *tables.LINES, ".json", ".yaml", ".yml")
 
 
 def listed(path: Path, role: str, *, annotations: Path | None = None) -> Listing:
-    """List a data set by the form that is recognised.
+    """List a data set in whichever format is recognized.
 
     Args:
-        role: ``calibration`` or ``evaluation``: which of ``train`` and ``val`` is taken where both are there.
-        annotations: COCO JSON, or a folder of YOLO's text files, of the pictures of a folder.
+        role: ``calibration`` or ``evaluation``: selects between ``train`` and ``val`` if both exist.
+        annotations: COCO JSON, or a folder of YOLO text files, for a folder of pictures.
 
     Raises:
-        DatasetError: nothing there, no known form, or something wrong in it; the message names file and line.
+        DatasetError: the path does not exist, the format is unknown, or the data is invalid; the message names file
+            and line.
     """
     where = f"{role} {path}"
     if not path.exists():

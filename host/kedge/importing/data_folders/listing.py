@@ -1,4 +1,4 @@
-"""What a reader found: where each item lies and what is right for it, without reading the items themselves."""
+"""A reader's result: the location of each item and its expected answer, without reading the items themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOUND_ENDINGS = (".wav",)
 
 
 class Item(str, enum.Enum):
-    """What the items are."""
+    """The kind of the items."""
 
     PICTURE = "pictures"
     SOUND = "sounds"
@@ -23,7 +23,7 @@ class Item(str, enum.Enum):
 
 
 class Truth(str, enum.Enum):
-    """What is known of each item."""
+    """The kind of label that is known for each item."""
 
     NOTHING = "nothing"
     CLASS = "class"  # a class number, or a class name
@@ -36,11 +36,11 @@ class Listing:
     """A data set's items, in order.
 
     Attributes:
-        where: for messages.
-        kind: of the data set, in words (``pictures in class folders``).
-        sources: a path each, or a text.
-        labels: as ``truth`` says; empty where nothing is known.
-        classes: names, in the order of the class numbers; empty where there are none.
+        where: the data set's name in messages.
+        kind: the kind of the data set, in words (``pictures in class folders``).
+        sources: a path or a text for each item.
+        labels: the labels, as ``truth`` says; empty if nothing is known.
+        classes: the class names, in the order of the class numbers; empty if there are none.
     """
 
     where: str
@@ -52,7 +52,7 @@ class Listing:
     classes: tuple[str, ...] = ()
 
     def picked(self, most: int | None) -> Listing:
-        """At most so many items, spread evenly over the list."""
+        """Return a listing of at most this many items, spread evenly over the list."""
         count = len(self.sources)
         if most is None or count <= most:
             return self
@@ -61,13 +61,13 @@ class Listing:
         return replace(self, sources=[self.sources[place] for place in places], labels=labels)
 
     def under(self, names: tuple[str, ...]) -> Listing:
-        """The same with the classes numbered as a model has them.
+        """Return the same listing with the classes numbered as in the model.
 
         Args:
-            names: the model's class names; empty where it has none.
+            names: the model's class names; empty if it has none.
 
         Raises:
-            DatasetError: the data set has more classes than the model, or another name.
+            DatasetError: the data set has more classes than the model, or a class that the model lacks.
         """
         if not names or not self.classes or self.classes == names:
             return self
@@ -90,7 +90,7 @@ class Listing:
 
 
 def numbered(values: Sequence[str], *, where: str) -> tuple[list[int], tuple[str, ...]]:
-    """Class numbers of labels that are written as numbers or as names, and the names in order (none for numbers)."""
+    """Return the class numbers of labels written as numbers or as names, and the names in order (empty for numbers)."""
     if all(value.lstrip("-").isdigit() for value in values):
         return [int(value) for value in values], ()
     names = tuple(sorted(set(values)))
@@ -101,7 +101,7 @@ def numbered(values: Sequence[str], *, where: str) -> tuple[list[int], tuple[str
 
 
 def endings(folder: Path, wanted: tuple[str, ...], *, deep: bool = False) -> list[Path]:
-    """Files of a folder by their ending, sorted; hidden ones are left out."""
+    """Return a folder's files with one of the wanted suffixes, sorted; hidden files are left out."""
     found = folder.rglob("*") if deep else folder.iterdir()
     return sorted(
         path for path in found if path.suffix.lower() in wanted and not path.name.startswith(".") and path.is_file()

@@ -1,4 +1,4 @@
-"""An ``.npy`` file that grows sample by sample: its header is written last, into room that was left for it."""
+"""An ``.npy`` file that grows sample by sample: its header is written last, into space reserved for it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Array = npt.NDArray[Any]
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = 256
-"""Bytes of the whole header; a multiple of 64, as the format asks."""
+"""The size of the whole header in bytes; a multiple of 64, as the format requires."""
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 class NpyStream:
-    """One array of samples.
+    """A writer for one array of samples.
 
     Args:
-        path: of the new file.
-        where: the data set, for messages.
-        expected: samples that will come, if that is known: the disk is looked at before the long work.
+        path: the new file.
+        where: the data set's name in messages.
+        expected: the expected number of samples, if known, to check the free disk space before the long work.
     """
 
     def __init__(self, path: Path, *, where: str, expected: int | None = None) -> None:
@@ -41,10 +41,10 @@ class NpyStream:
         self._dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def add(self, sample: Array) -> None:
-        """Append one sample, which has no batch axis.
+        """Append one sample without a batch axis.
 
         Raises:
-            DatasetError: it has another shape than the first; the message names it.
+            DatasetError: its shape differs from that of the first; the message names it.
             StorageError: the disk is full.
         """
         if self._shape is None:

@@ -1,4 +1,5 @@
-"""Tables and lines: sounds or pictures with a CSV of their labels, texts of a CSV, of JSON lines or of plain lines."""
+"""Reads tables and lines: sounds or pictures with a CSV of their labels, and texts from a CSV, JSON lines or plain
+lines."""
 
 from __future__ import annotations
 
@@ -28,11 +29,11 @@ _ITEMS = {**dict.fromkeys(PICTURE_ENDINGS, Item.PICTURE), **dict.fromkeys(SOUND_
 
 
 def read(file: Path, *, where: str) -> Listing:
-    """List a table with a header (``.csv``, ``.tsv``: a column of files or of texts, and one of labels), JSON lines
-    (strings, or objects with ``text`` and ``label``), or a ``.txt`` with a text on each line.
+    """List a table with a header (``.csv``, ``.tsv``: a column of files or texts, and one of labels), JSON lines
+    (strings, or objects with ``text`` and ``label``), or a ``.txt`` file with one text per line.
 
     Raises:
-        DatasetError: not of that form; the message names file and line.
+        DatasetError: the file does not have that format; the message names file and line.
     """
     suffix = file.suffix.lower()
     if suffix in TABLES:
@@ -89,7 +90,7 @@ def _found(table: Path, name: str, number: int, where: str) -> Path:
 
 
 def _rows(file: Path, where: str) -> Iterator[tuple[int, list[str]]]:
-    """Lines of a table that are not empty, with the number of the last line of each."""
+    """Yield the non-empty rows of a table, each with the number of its last line."""
     any_row = False
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
@@ -156,7 +157,7 @@ def _text(file: Path, where: str) -> list[str]:
 
 
 def table_in(folder: Path, role: str) -> Path | None:
-    """The table or the file of lines of a folder: its only one, or the one that the role names (``train.csv``)."""
+    """Return a folder's table or file of lines: the only one, or the one named after the role (``train.csv``)."""
     found = endings(folder, (*TABLES, *LINES[1:])) or endings(folder, LINES[:1])
     names = {"calibration": ("train",), "evaluation": ("val", "valid", "validation", "eval", "test")}[role]
     named = [one for name in names for one in found if one.stem.lower() == name]

@@ -1,5 +1,5 @@
-"""YOLO: pictures in ``images/``, one text file of boxes for each in ``labels/``, and a ``data.yaml`` that names folders
-and classes."""
+"""Reads YOLO: pictures in ``images/``, one text file of boxes per picture in ``labels/``, and a ``data.yaml`` that
+names folders and classes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from kedge_protocol.packages import pip_install
 _BOX = 5
 _SPLITS = {"calibration": ("train",), "evaluation": ("val", "valid", "test")}
 _EDGE = 1e-3
-"""Boxes may reach over the picture's edge by rounding."""
+"""How far boxes may extend beyond the picture's edge because of rounding."""
 
 
 def yaml_file(path: Path) -> Path | None:
-    """The ``data.yaml`` that a path is or holds."""
+    """Return the ``data.yaml`` that a path is or contains."""
     if path.is_file():
         return path if path.suffix.lower() in (".yaml", ".yml") else None
     return next((path / name for name in ("data.yaml", "data.yml", "dataset.yaml") if (path / name).is_file()), None)
 
 
 def labels_folder(pictures: Path) -> Path | None:
-    """Where the labels of a folder of pictures lie: ``…/labels/…`` for ``…/images/…``, or ``labels`` in the folder."""
+    """Return the folder of a picture folder's labels: ``…/labels/…`` for ``…/images/…``, or ``labels`` in the
+    folder."""
     if (pictures / "labels").is_dir():
         return pictures / "labels"
     parts = list(pictures.absolute().parts)
@@ -37,10 +38,10 @@ def labels_folder(pictures: Path) -> Path | None:
 
 
 def read_yaml(file: Path, role: str, *, where: str) -> Listing:
-    """List what a ``data.yaml`` names: ``train`` for calibration, ``val`` for evaluation.
+    """List the pictures that a ``data.yaml`` names: ``train`` for calibration, ``val`` for evaluation.
 
     Raises:
-        DatasetError: no such file, a folder that is not there, labels that are none.
+        DatasetError: the file or a folder does not exist, or labels are invalid.
         MissingDependencyError: PyYAML is not installed.
     """
     content = _yaml(file, where)
@@ -55,10 +56,10 @@ def read_yaml(file: Path, role: str, *, where: str) -> Listing:
 
 
 def read_folder(folder: Path, *, where: str, labels: Path | None = None) -> Listing:
-    """List a folder of pictures whose labels lie beside it. Classes have no names.
+    """List a folder of pictures whose labels lie beside it; classes have no names.
 
     Args:
-        labels: the folder of the text files, where it is another.
+        labels: the folder of the text files, if it is not the usual one.
     """
     inner = folder / "images"
     return _listed(endings(inner if inner.is_dir() else folder, PICTURE_ENDINGS, deep=True), (), where, labels)
@@ -86,14 +87,14 @@ def _label_file(picture: Path) -> Path:
 
 
 def rows(file: Path, classes: int | None, *, where: str) -> list[list[float]]:
-    """Boxes of one text file: class, x1, y1, x2, y2, 0, as shares of the picture; none where there is no such file. A
-    line holds a class and centre, width and height, or a class and the corners of an outline.
+    """Return the boxes of one text file as class, x1, y1, x2, y2, 0, in fractions of the picture; empty if the file
+    does not exist. A line holds a class with centre, width and height, or a class with the corners of an outline.
 
     Args:
-        classes: how many there are, where that is known.
+        classes: the number of classes, if known.
 
     Raises:
-        DatasetError: a line of another form; the message names file and line.
+        DatasetError: a line has another form; the message names file and line.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
