@@ -14,7 +14,7 @@ _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>x|%|[kMG]i?B?|B)?", re
 _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _PERCENT = 100
 ACCURACY = frozenset({"drop", "agreement", "output"})
-"""What of a budget is about the answers."""
+"""The parts of a budget that concern the outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +22,12 @@ class Budget:
     """Limits on what a bundle may cost.
 
     Attributes:
-        max_drop: how much worse than the float model's the metric may be.
+        max_drop: largest allowed drop of the metric below the float model's.
         min_agreement: share of the samples that must get the float model's own answer, right or wrong.
-        confidence: with which drop and agreement must be shown to be kept: the ends of their intervals decide; None
-            where the figures themselves do.
-        max_size: bytes of the files that the device needs.
-        max_latency: milliseconds of one call with one sample (p50) on the target.
+        confidence: at which the limits of drop and agreement must be kept: the ends of their intervals decide; None
+            if the figures themselves decide.
+        max_size: largest size of the files that the device needs, in bytes.
+        max_latency: longest time of one call with one sample (p50) on the target, in milliseconds.
     """
 
     max_drop: float
@@ -47,13 +47,13 @@ class Budget:
         upper: float | None = None,
         samples: int = 0,
     ) -> dict[str, float]:
-        """What is over the budget: name → how much, as a share of what is allowed (drop and agreement: in hundredths,
-        since nothing may be allowed). Empty where the promise is kept. What has no answers to compare (``agreement``
-        None) agrees. Each output that is lost (:mod:`kedge.evaluation.floors`) counts as everything.
+        """Return what exceeds the budget: name → excess as a share of the limit (drop and agreement: in hundredths,
+        since the limit may be 0). Empty if the budget is kept. An ``agreement`` of None, with no answers to compare,
+        never exceeds it. Each lost output (:mod:`kedge.evaluation.floors`) counts as an excess of 100 hundredths.
 
         Args:
-            upper: the upper end of the drop's interval, None where it has none: with ``confidence`` that decides.
-            samples: that the agreement is of: with ``confidence`` the lower end of its interval decides.
+            upper: upper end of the drop's interval, which decides with ``confidence``; None if there is none.
+            samples: number of samples of the agreement; with ``confidence`` the lower end of its interval decides.
         """
         if self.confidence is not None:
             drop = math.inf if upper is None else max(drop, upper)
@@ -115,10 +115,10 @@ def size_bytes(text: str, *, of: int, where: str) -> int:
     """Read a size: ``200k``, ``1.5MB``, ``300KiB``, ``12345``; or a share of the float model's file: ``0.3x``, ``30%``.
 
     Args:
-        of: bytes of the float model's file.
+        of: size of the float model's file in bytes.
 
     Raises:
-        ConfigError: no such size, or none at all.
+        ConfigError: the text is not a size, or the size is zero.
     """
     found = _SIZE.fullmatch(text.strip())
     if found is None or float(found["number"]) == 0:

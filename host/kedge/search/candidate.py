@@ -16,22 +16,22 @@ from kedge_targets.target import BackendChoice
 
 @dataclass(frozen=True, kw_only=True)
 class StepChoice:
-    """One step by name, with the options that differ from its own (plain data, as in a recipe)."""
+    """A step by name, with the options that differ from its defaults (plain data, as in a recipe)."""
 
     use: str
     options: dict[str, Any] = field(default_factory=dict)
 
     def checked(self) -> StepChoice:
-        """The same.
+        """Return the choice itself after checking it.
 
         Raises:
-            ConfigError: there is no such step, or an option that it does not know or of a wrong type.
+            ConfigError: there is no such step, or an option is unknown or of the wrong type.
         """
         self.made()
         return self
 
     def made(self) -> Any:
-        """The step itself; raises as :meth:`checked`."""
+        """Return the step; raises like :meth:`checked`."""
         step = known_steps.find(self.use)
         where = f"recipe, step {self.use!r}"
         try:
@@ -43,7 +43,7 @@ class StepChoice:
 
     @property
     def said(self) -> str:
-        """Short, for a table: ``prune-channels ratio=0.5``."""
+        """Return a short form for tables: ``prune-channels ratio=0.5``."""
         return " ".join([self.use, *(f"{name}={_short(value)}" for name, value in self.options.items())])
 
 
@@ -53,12 +53,12 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One candidate of the search.
+    """A candidate of the search.
 
     Attributes:
-        backend: of the target, with its options.
-        why: why it is tried, for the reader of the report.
-        reasons: layer → why it has the precision that the plan gives it.
+        backend: one of the target's, with its options.
+        why: why it is tried, for the report.
+        reasons: layer → why the plan gives it its precision.
     """
 
     backend: BackendChoice
@@ -69,7 +69,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """Short, for tables: ``prune-channels ratio=0.5 + distil + int8 (2 layers float32)``."""
+        """Return a short form for tables: ``prune-channels ratio=0.5 + distil + int8 (2 layers float32)``."""
         plan = self.plan
         text = plan.default.value
         details = []
@@ -84,11 +84,11 @@ class Candidate:
 
     @property
     def is_float(self) -> bool:
-        """Whether it is the float model itself: no step, no layer of lower precision."""
+        """Return whether this is the float model itself: no step, no layer of lower precision."""
         return self.plan.precisions == {Precision.FLOAT32} and not self.steps
 
     @property
     def key(self) -> str:
-        """Sixteen digits that are the same for the same candidate; ``why`` is no part of it."""
+        """Return sixteen hex digits that identify the candidate; ``why`` does not count."""
         content = {"backend": self.backend, "plan": self.plan, "steps": list(self.steps)}
         return hashlib.sha256(codec.encode(content)).hexdigest()[:16]

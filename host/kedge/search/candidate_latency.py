@@ -1,4 +1,4 @@
-"""Latencies of candidates: measured on this host in turns with the float model, and what they mean on the target."""
+"""Latencies of candidates: measured on this host in alternation with the float model, and converted to the target."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CandidateLatency:
     """Measures the candidates of one target.
 
     Args:
-        call: of the worker that measures.
+        call: runs a task in the worker that measures.
     """
 
     def __init__(self, target: Target, job: Job, call: Call) -> None:
@@ -36,7 +36,7 @@ class CandidateLatency:
         self._outcomes: list[Outcome] = []
 
     def first(self, outcome: Outcome) -> None:
-        """Measure a candidate that ran to its end, in turns with the float model."""
+        """Measure a completed candidate in alternation with the float model."""
         lowered, program = outcome.lowered, outcome.program
         if lowered is None or program is None:
             raise CompileError(f"{outcome.attempt.label} has no files", where=f"target {self._target.name}")
@@ -51,8 +51,8 @@ class CandidateLatency:
         )
 
     def again(self, outcomes: Sequence[Outcome]) -> None:
-        """Measure candidates in turns with each other; their paces are those of this race. What was recorded in an
-        earlier search, or measured by a device, stays."""
+        """Measure candidates in alternation with each other and set their paces by this race. Values recorded in an
+        earlier search or measured by a device stay."""
         if all(self._settled(one) for one in outcomes):
             return
         answer = self._raced([one.program for one in outcomes if one.program is not None], FINAL_SECONDS)
@@ -79,7 +79,7 @@ class CandidateLatency:
 
     @property
     def measurements(self) -> list[Measurement]:
-        """What was measured on this host for this target, for the record."""
+        """Return the latencies measured on this host for this target, for the record."""
         found = []
         for outcome in self._outcomes:
             here, there = outcome.attempt.latency_ms, outcome.attempt.target_latency
@@ -98,8 +98,8 @@ class CandidateLatency:
         return found
 
     def beside_float(self, outcome: Outcome) -> RelativeLatency | None:
-        """How a candidate stands beside float by the same backend, where that was tried, else beside the float model by
-        ONNX Runtime; None where nobody can tell. On a target that is not this machine it is the host's."""
+        """Return a candidate's latency relative to float by the same backend if that was tried, else to the float model
+        by ONNX Runtime; None if it is unknown. For a target other than this machine it is the host's."""
         latency = outcome.attempt.target_latency
         if latency is None or latency.pace is None or outcome.candidate.is_float:
             return None
@@ -111,14 +111,14 @@ class CandidateLatency:
         return latency.pace
 
     def slower(self, outcome: Outcome) -> bool:
-        """Whether it is surely slower than float on the target itself, by what anyone would notice."""
+        """Return whether a candidate is certainly and noticeably slower than float on the target itself."""
         latency, pace = outcome.attempt.target_latency, self.beside_float(outcome)
         if latency is None or latency.estimated or pace is None:
             return False
         return pace.noticed(outcome.quiet)
 
     def remarks(self, outcome: Outcome) -> tuple[str, ...]:
-        """What the reader of the report must know of a candidate's latency."""
+        """Return the remarks for the report on a candidate's latency."""
         latency, pace = outcome.attempt.target_latency, self.beside_float(outcome)
         said = []
         if latency is not None and latency.estimated and latency.pace is not None:

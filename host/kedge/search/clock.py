@@ -1,4 +1,4 @@
-"""The time that a compilation may spend on looking."""
+"""The time that a compilation may spend on the search."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from kedge.search.effort import Effort
 
 @dataclass(kw_only=True)
 class Clock:
-    """Counts from when it was made.
+    """A time limit that counts from when the clock is made.
 
     Attributes:
-        limit: seconds; infinite where nothing bounds the search.
-        said: who set it.
-        lenient: whether what runs now may take as long as it wants: the first candidate of each target does, for a
-            search that tried nothing is of no use.
+        limit: seconds; infinite if nothing limits the search.
+        said: the option that set the limit.
+        lenient: whether the current candidate may exceed the limit: the first one of each target may, since a search
+            that tried nothing is useless.
     """
 
     limit: float = float("inf")
@@ -26,17 +26,17 @@ class Clock:
 
     @classmethod
     def of(cls, effort: Effort, time_limit: float | None) -> Clock:
-        """The user's limit, else that of the effort."""
+        """Return a clock with the user's limit, or else that of the effort."""
         if time_limit is not None:
             return cls(limit=time_limit, said="--time-limit")
         return cls(limit=effort.seconds, said=f"--effort {effort.value}")
 
     @property
     def late(self) -> bool:
-        """Whether the time is up."""
+        """Return whether the time is up."""
         return self.left <= 0
 
     @property
     def left(self) -> float:
-        """Seconds; below 0 when the time is up."""
+        """Return the seconds left; negative when the time is up."""
         return self.limit - (time.monotonic() - self.began)

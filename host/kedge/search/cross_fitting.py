@@ -1,8 +1,8 @@
-"""The figure of what a search chose, on samples that the choice did not see.
+"""Cross-fitting: the figure of the chosen candidate on samples that the choice did not use.
 
 The evaluation set is divided into folds. For each fold the choice is made again from the candidates' figures on all
-other folds, and what it takes is measured on that fold; all folds together give the figure. Where every fold takes the
-same candidate, that is its figure on all samples, and it owes nothing to luck. Nothing is run again.
+other folds, and the chosen candidate is measured on that fold; all folds together give the figure. If every fold
+chooses the same candidate, this is its figure on all samples, without selection bias. Nothing is run again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kedge.search.budget import Budget
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredCandidate:
-    """One candidate: where it lies, and its score on all samples."""
+    """A candidate's measured point, and its score on all samples."""
 
     point: pareto.Point
     score: Score
@@ -31,11 +31,11 @@ class MeasuredCandidate:
 
 @dataclass(frozen=True, kw_only=True)
 class CrossFittedFigure:
-    """The figure of a choice on samples that it did not see.
+    """The figure of a choice on samples that it did not use.
 
     Attributes:
-        value: of the metric; ``drop`` against the float model's; ``interval`` of that.
-        folds: that the samples were divided into; ``same`` of them took what was chosen on all samples.
+        value: of the metric; ``drop`` against the float model's, with its ``interval``.
+        folds: number of folds; ``same`` of them chose the candidate that was chosen on all samples.
     """
 
     value: float
@@ -54,11 +54,12 @@ def cross_fit(
     budget: Budget,
     confidence: float,
 ) -> CrossFittedFigure | None:
-    """The figure; None where there was nothing to choose between, or the metric cannot be had of some samples alone.
+    """Return the cross-fitted figure; None if there was only one candidate, or the metric cannot be computed on some
+    samples alone.
 
     Args:
-        taken: what was chosen on all samples.
-        candidates: all that could have been, ``taken`` among them.
+        taken: the candidate chosen on all samples.
+        candidates: all candidates of the choice, including ``taken``.
         reference: the float model's score.
     """
     if len(candidates) < 2:
@@ -101,7 +102,7 @@ def _of_rows(
 def _of_calls(
     taken: MeasuredCandidate, candidates: Sequence[MeasuredCandidate], reference: Score, choice: Choice, budget: Budget
 ) -> CrossFittedFigure | None:
-    """From the values that were computed on each fold, and on the samples outside of it."""
+    """Compute the figure from the values on each fold and on the samples outside of it."""
     parts = resampling.folds(reference.samples)
     count = len(parts)
     calls = [reference.again, *(one.score.again for one in candidates)]
@@ -126,7 +127,7 @@ def _of_calls(
 def _picked(
     taken: MeasuredCandidate, candidates: Sequence[MeasuredCandidate], drops: dict[str, float], budget: Budget
 ) -> str:
-    """What would have been chosen had the drops been these."""
+    """Return the key of the candidate that would be chosen with these drops."""
     points = [
         dataclasses.replace(
             one.point, drop=drops[one.point.key], upper=_shifted(one.point.upper, drops[one.point.key] - one.point.drop)

@@ -1,9 +1,9 @@
 """Trials on a Dask cluster, for a sweep that outgrows one machine.
 
-What a trial needs travels with it: the graph, both data sets, the float model's answers, the user's own functions; each
-file once a cluster, named by its digest. A trial on the cluster runs the very code that a trial here runs
-(:mod:`kedge.search.trial`), in a worker's child process of its own; its files come back. Latencies are measured
-where the compilation was started, so the result does not depend on where a trial ran.
+Everything that a trial needs is sent with it: the graph, both data sets, the float model's outputs, the user's own
+functions. Each file is sent to a cluster once, named by its digest. A trial on the cluster runs the same code as a
+local one (:mod:`kedge.search.trial`), in its own child process of a Dask worker; its files are sent back. Latencies are
+measured where the compilation was started, so the result does not depend on where a trial ran.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CONNECT_SECONDS = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteTrial:
-    """One trial as it travels; paths are those of the machine that sends it."""
+    """A trial as it is sent; paths are those of the sending machine."""
 
     version: str
     candidate: Candidate
@@ -56,7 +56,7 @@ class RemoteTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFailure:
-    """An error of Kedge's tree on the wire."""
+    """A Kedge error as it is sent."""
 
     kind: str
     what: str
@@ -66,7 +66,7 @@ class RemoteFailure:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteAnswer:
-    """What comes back, beside the files (title → bytes)."""
+    """The answer of a trial, apart from its files (title → bytes)."""
 
     attempt: Attempt
     plan: Plan
@@ -83,7 +83,7 @@ class Cluster:
 
     Raises:
         MissingDependencyError: Dask is not installed.
-        ConfigError: no scheduler answers there, or it has no workers.
+        ConfigError: no scheduler answers at the address, or it has no workers.
     """
 
     def __init__(self, address: str, target: Target, job: Job) -> None:
@@ -157,7 +157,7 @@ class Cluster:
         ]
 
     def _scattered(self, path: str) -> Any:
-        """A file's bytes on the cluster, sent once."""
+        """Return a file's bytes on the cluster, sent only once."""
         name = digest.of_file(Path(path))
         if name not in self._sent:
             self._sent[name] = self._client.scatter(Path(path).read_bytes(), broadcast=False)
@@ -165,7 +165,7 @@ class Cluster:
 
 
 def _files(job: Job, reference: worker_messages.ReferenceAnswer) -> list[str]:
-    """All files that a trial reads."""
+    """Return all files that a trial reads."""
     found = [job.model.graph, job.model.reference, *reference.outputs.values()]
     for data in (job.calibration, job.evaluation):
         found += [*data.arrays.values(), *([] if data.label is None else [data.label])]
@@ -179,14 +179,14 @@ def _files(job: Job, reference: worker_messages.ReferenceAnswer) -> list[str]:
 
 
 def remote(raw: bytes, blobs: Mapping[str, bytes]) -> tuple[bytes, dict[str, bytes]]:
-    """One trial, on a machine of the cluster.
+    """Run one trial on a machine of the cluster.
 
     Args:
-        raw: a :class:`Parcel`.
-        blobs: path on the sender's machine → contents.
+        raw: an encoded :class:`RemoteTrial`.
+        blobs: path on the sending machine → content.
 
     Returns:
-        An :class:`Answer`, and the lowered files by title.
+        An encoded :class:`RemoteAnswer`, and the lowered files by title.
     """
     with tempfile.TemporaryDirectory(prefix="kedge-trial-") as scratch:
         folder = Path(scratch)
@@ -227,11 +227,11 @@ def remote(raw: bytes, blobs: Mapping[str, bytes]) -> tuple[bytes, dict[str, byt
 
 
 def _nobody(who: str, what: str, done: int, total: int) -> None:
-    """Progress stays on the cluster."""
+    """Ignore progress: it is not sent back from the cluster."""
 
 
 def _placed(folder: Path, path: str, content: bytes) -> Path:
-    """A file under its own name; files that lay beside each other still do."""
+    """Write a file under its own name; files of the same folder stay together."""
     parent = digest.hex_of(digest.of_bytes(str(Path(path).parent).encode()))
     place = folder / "files" / parent[:16] / Path(path).name
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -240,7 +240,7 @@ def _placed(folder: Path, path: str, content: bytes) -> Path:
 
 
 def _moved(plain: Any, places: Mapping[str, str]) -> Any:
-    """The same data with each path where it is now; ``path:function`` too."""
+    """Return the same data with each path replaced by its new one, also in ``path:function``."""
     if isinstance(plain, dict):
         return {name: _moved(value, places) for name, value in plain.items()}
     if isinstance(plain, list):
@@ -269,7 +269,7 @@ def _refused(request: RemoteTrial) -> bytes:
 
 
 def _outcome(candidate: Candidate, folder: Path, raw: bytes, files: Mapping[str, bytes]) -> Outcome:
-    """The answer with its files laid where a trial here would have laid them."""
+    """Return the outcome, with the files written where a local trial would have written them."""
     answer = codec.decode(raw, RemoteAnswer, where="answer of the cluster")
     attempt = answer.attempt
     outcome = Outcome(candidate=candidate, attempt=attempt, plan=answer.plan, folder=folder)

@@ -1,4 +1,4 @@
-"""How long a search may look."""
+"""How long a search may take."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class Effort(str, enum.Enum):
 
     @property
     def seconds(self) -> float:
-        """That the search for all targets may take, unless the user says otherwise: no candidate is begun after it."""
+        """Return the default time limit of the search for all targets, after which no candidate is started."""
         return {Effort.QUICK: 600.0, Effort.NORMAL: 1800.0, Effort.HIGH: float("inf")}[self]
 
     @property
     def sensitivity_seconds(self) -> float:
-        """That measuring the sensitivity of layers may take."""
+        """Return how long measuring the sensitivity of layers may take."""
         return {Effort.QUICK: 0.0, Effort.NORMAL: 20.0, Effort.HIGH: 120.0}[self]
 
     @property
     def sensitivity_samples(self) -> int:
-        """Calibration samples that it may use."""
+        """Return the number of calibration samples that measuring sensitivity may use."""
         return {Effort.QUICK: 0, Effort.NORMAL: 64, Effort.HIGH: 256}[self]

@@ -1,5 +1,5 @@
-"""Latencies of the target: measured here where the target is this machine, measured by a device of the fleet, taken
-from the record of an earlier search, or estimated, which is then said."""
+"""Latencies on the target: measured here if the target is this machine, measured by a device of the fleet, taken from
+the record of an earlier search, or estimated and marked as such."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kedge_targets.contract import Estimate
 from kedge_targets.target import Target
 
 HOST = "(the host that compiled)"
-"""Stands for a device's name in the record of a search."""
+"""The name of the host in the record of a search, in place of a device's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class Measurement:
 
     Attributes:
         files: digest of the file that the runtime opens.
-        bundle: digest of the bundle, where it is known.
-        pace: beside the float model by ONNX Runtime on the same device, where both were measured in turns.
+        bundle: digest of the bundle, if known.
+        pace: relative to the float model by ONNX Runtime on the same device, if both were measured in alternation.
     """
 
     device: str
@@ -49,13 +49,13 @@ class LatencyLog:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetLatency:
-    """What one call takes on the target.
+    """The latency of one call on the target.
 
     Attributes:
         p50: milliseconds.
-        source: who says so, in words.
-        estimated: nothing measured these files on such a device.
-        pace: beside the float model by ONNX Runtime, measured in turns on the host; None where another measured.
+        source: where the value comes from, in words.
+        estimated: whether these files were never measured on such a device.
+        pace: relative to the float model by ONNX Runtime, measured in alternation on the host; None if it was not.
     """
 
     p50: float
@@ -68,7 +68,7 @@ def read(path: Path) -> LatencyLog:
     """Read a record.
 
     Raises:
-        ConfigError: cannot be read, or is none.
+        ConfigError: the file cannot be read, or is not a record.
     """
     where = f"--latencies {path}"
     try:
@@ -81,10 +81,10 @@ def read(path: Path) -> LatencyLog:
 
 
 class LatencyTable:
-    """What is known of one target's latencies.
+    """The known latencies of one target.
 
     Args:
-        measurements: of any targets; those of this one are used.
+        measurements: of any targets; those of this target are used.
     """
 
     def __init__(self, target: Target, measurements: Iterable[Measurement] = ()) -> None:
@@ -96,11 +96,11 @@ class LatencyTable:
         self._pairs: list[tuple[Measurement, float]] = []
 
     def seen(self, files: str, host_p50: float) -> None:
-        """Tell what the host took for files, so that the device's measurement of the same gives a ratio."""
+        """Record the host's latency of files, so that a device's measurement of the same files gives a ratio."""
         self._pairs += [(one, host_p50) for one in self._known.get(files, ()) if one.device != HOST]
 
     def knows(self, files: str) -> bool:
-        """Whether the record has these files."""
+        """Return whether the record has these files."""
         return files in self._known
 
     def of(
@@ -112,14 +112,14 @@ class LatencyTable:
         *,
         pace: RelativeLatency | None = None,
     ) -> TargetLatency:
-        """What these files take on the target.
+        """Return the latency of files on the target.
 
         Args:
             files: digest of the file that the runtime opens.
-            host_p50: milliseconds here.
-            verified: how far the host could prove the files.
-            estimate: of the vendor's tools.
-            pace: on the host.
+            host_p50: milliseconds on this host.
+            verified: how far the host could verify the files.
+            estimate: by the vendor's tools.
+            pace: relative latency on the host.
         """
         if found := self._known.get(files):
             devices = sorted({one.device for one in found})
@@ -145,6 +145,6 @@ class LatencyTable:
 
 
 def written(measurements: Sequence[Measurement]) -> str:
-    """The text of a record."""
+    """Return a record as text."""
     plain = codec.unstructure(LatencyLog(measurements=tuple(measurements)))
     return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""Trials on this machine: as many at once as there are cores, each in a worker of its own."""
+"""Trials on this machine: as many in parallel as there are cores, each in its own worker."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Trials(Protocol):
     """Something that runs candidates."""
 
     def run(self, candidates: Sequence[Candidate], folders: Sequence[Path]) -> list[Outcome]:
-        """Run them, at once where that can be; outcomes in the same order."""
+        """Run candidates, in parallel if possible; return the outcomes in the same order."""
 
 
 class LocalTrials:
-    """The workers of one target. The first is there from the start and does what stands alone.
+    """The workers of one target. The first exists from the start and runs single tasks.
 
     Args:
-        first: a worker; others are made when several candidates come at once.
-        make: makes another.
-        jobs: at most so many.
+        first: a worker; others are made when several candidates are to be run.
+        make: makes another worker of the given name.
+        jobs: largest number of workers.
     """
 
     def __init__(
@@ -69,5 +69,5 @@ class LocalTrials:
             self._idle.put(worker)
 
     def close(self) -> None:
-        """End all workers but the first, which the caller made."""
+        """Stop all workers except the first, which the caller made."""
         self._stack.close()

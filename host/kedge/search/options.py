@@ -1,4 +1,4 @@
-"""What a compilation is asked for."""
+"""The options of a compilation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kedge_targets.contract import Compiler
 
 @dataclass(frozen=True, kw_only=True)
 class CompileOptions:
-    """Everything :func:`kedge.compile` takes beside the model; ``kedge compile`` derives its options from it."""
+    """All arguments of :func:`kedge.compile` besides the model; ``kedge compile`` derives its options from them."""
 
     name: Annotated[str, Option("The model's name in the fleet.")]
     version: Annotated[str, Option("The release's version, e.g. 1.0.")]
@@ -225,10 +225,10 @@ class CompileOptions:
 
     @property
     def batch_axes(self) -> dict[str, int]:
-        """:attr:`batch_axis` by tensor.
+        """Return :attr:`batch_axis` by tensor.
 
         Raises:
-            ConfigError: not of the form ``NAME=AXIS`` or ``NAME=none``.
+            ConfigError: an entry is not of the form ``NAME=AXIS`` or ``NAME=none``.
         """
         found: dict[str, int] = {}
         for text in self.batch_axis:
@@ -244,10 +244,10 @@ class CompileOptions:
 
     @property
     def states(self) -> dict[str, str]:
-        """:attr:`state`, input to output.
+        """Return :attr:`state` as a map from input to output.
 
         Raises:
-            ConfigError: not of the form ``IN=OUT``, or an input or output in two of them.
+            ConfigError: an entry is not of the form ``IN=OUT``, or an input or output is in two entries.
         """
         pairs = [text.partition("=")[::2] for text in self.state]
         for text, (name, output) in zip(self.state, pairs, strict=True):
@@ -260,18 +260,18 @@ class CompileOptions:
 
     @property
     def loss_function(self) -> str | None:
-        """The user's loss with its file's whole path; the worker may stand elsewhere."""
+        """Return the user's loss with the absolute path of its file, since the worker may run in another folder."""
         if self.loss is None:
             return None
         path, _, name = self.loss.rpartition(":")
         return f"{Path(path).absolute()}:{name}"
 
     def requirements(self, compiler: Compiler) -> dict[str, Any]:
-        """What was asked for beside the target's own options, as far as a backend takes it."""
+        """Return the user's requirements that a backend takes, in addition to the target's own options."""
         return {name: value for name, value in self.asked_of_backends().items() if name in compiler.requirements}
 
     def asked_of_backends(self) -> dict[str, Any]:
-        """All such requirements."""
+        """Return all requirements that the user gave for backends."""
         asked = {
             "target_fps": self.target_fps,
             "max_utilization": self.max_utilization,

@@ -10,32 +10,31 @@ from kedge.evaluation.latency_race import RelativeLatency
 from kedge.search.budget import Budget
 
 _LATENCY_STEP = math.log(1.10)
-"""Latencies are compared in steps of a tenth: less than that is the machine's mood, and would make choices that nobody
-can repeat."""
+"""Latencies are compared in steps of a tenth: smaller differences are noise, and would make choices unrepeatable."""
 
 _SAME_SIZE = 0.02
-"""Files that differ by less are of the same size."""
+"""Files whose sizes differ by a smaller share count as equally large."""
 
 _CLOSE = math.log(1.3)
 _MOST_FINALISTS = 4
 _UNKNOWN = 50.0
-"""Logarithm of a latency that nobody knows: beyond any that is known."""
+"""Logarithm assumed for an unknown latency: larger than any known one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One candidate, measured.
+    """The measurements of one candidate.
 
     Attributes:
         key: of the candidate.
         drop: of the metric, against the float model.
         size: bytes of the files.
-        latency: milliseconds (p50); None where it was not measured.
-        pace: beside the float model, where it was measured in turns with it.
-        agreement: with the float model's answers; None where there are none to compare.
-        upper: end of the drop's interval; None where it has none.
-        lost: the outputs below the floor, and why, in words.
-        samples: that drop and agreement are of.
+        latency: milliseconds (p50); None if not measured.
+        pace: relative to the float model, if measured in alternation with it.
+        agreement: with the float model's answers; None if there are none to compare.
+        upper: upper end of the drop's interval; None if there is none.
+        lost: the outputs below the floor, each with the reason in words.
+        samples: number of samples behind drop and agreement.
     """
 
     key: str
@@ -88,11 +87,11 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def choose(points: Sequence[Point], budget: Budget) -> Point | None:
-    """The smallest and fastest that keeps the budget; None where none keeps it.
+    """Return the smallest and fastest candidate that keeps the budget; None if none does.
 
-    That is the least product of bytes and milliseconds. Where nobody can say which of two is faster the smaller one is
-    taken; of as good as equal sizes the one with the smaller drop, then the earlier. So a new measurement chooses
-    otherwise only among candidates whose spreads overlap.
+    The product of bytes and milliseconds is minimized. Among candidates that may be equally fast, the smaller one is
+    taken; among nearly equal sizes the one with the smaller drop, then the earlier one. So a repeated measurement only
+    changes the choice among candidates whose spreads overlap.
     """
     holding = [one for one in points if not excess(one, budget)]
     if not holding:
@@ -108,8 +107,8 @@ def choose(points: Sequence[Point], budget: Budget) -> Point | None:
 
 
 def finalists(points: Sequence[Point], budget: Budget) -> list[Point]:
-    """Those among which the choice is not sure, the likeliest first: as fast as the best one, as far as is known, or
-    nearly as good. One alone where it is sure."""
+    """Return the candidates between which the choice is uncertain, the most likely first: possibly as fast as the best
+    one, or nearly as good. A single one if the choice is certain."""
     holding = [one for one in points if not excess(one, budget)]
     if not holding or any(one.pace is None for one in holding):
         return []

@@ -42,7 +42,7 @@ class Section:
     """What a recipe asks for on one target, or on all.
 
     Attributes:
-        backend: of the target; its first where None.
+        backend: one of the target's; None for its first.
         step: ``use`` and the step's options, in order.
     """
 
@@ -52,10 +52,10 @@ class Section:
 
     @property
     def steps(self) -> tuple[StepChoice, ...]:
-        """Checked steps.
+        """Return the steps after checking them.
 
         Raises:
-            ConfigError: an unknown step or option.
+            ConfigError: a step or option is unknown.
         """
         found = []
         for number, entry in enumerate(self.step, start=1):
@@ -71,7 +71,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A recipe file. ``target`` maps names to what stands instead of the rest for them."""
+    """A recipe file. ``target`` maps a target's name to the section that replaces the rest for it."""
 
     schema: int = SCHEMA
     seed: int | None = None
@@ -92,7 +92,7 @@ class Recipe:
         """Check every step.
 
         Raises:
-            ConfigError: see :attr:`Section.steps`; or another schema.
+            ConfigError: see :attr:`Section.steps`; or the schema is unknown.
         """
         if self.schema != SCHEMA:
             raise ConfigError(f"schema {self.schema} is not known", where="recipe", remedy=f"Write schema = {SCHEMA}")
@@ -104,7 +104,7 @@ def read(path: Path) -> Recipe:
     """Read a recipe; unknown keys are errors.
 
     Raises:
-        ConfigError: cannot be read, not TOML, a key unknown or of a wrong type, an unknown step or option.
+        ConfigError: the file cannot be read or is not TOML; a key, step or option is unknown or of the wrong type.
     """
     where = f"recipe {path}"
     try:
@@ -122,7 +122,7 @@ def candidate(section: Section, target: Target) -> Candidate:
     """Return the candidate that a recipe describes for one target.
 
     Raises:
-        ConfigError: its backend is none of the target's, or cannot carry the plan.
+        ConfigError: the backend is not one of the target's, or does not support the plan.
         TargetError: see :func:`kedge_targets.registry.compiler`.
     """
     choice = _backend(section, target)

@@ -15,7 +15,7 @@ def parse_recipe(steps: Sequence[str], quantize: str | None) -> Recipe | None:
     """Parse ``--step`` and ``--quantize`` into a recipe; None if neither is given.
 
     Raises:
-        ConfigError: cannot be read, an unknown step or option.
+        ConfigError: an argument cannot be read, or a step or option is unknown.
     """
     if not steps and quantize is None:
         return None
@@ -34,10 +34,10 @@ def parse_recipe(steps: Sequence[str], quantize: str | None) -> Recipe | None:
 
 
 def options(text: str, *, where: str) -> dict[str, Any]:
-    """``a=1,b=word`` as plain data: numbers, true and false, lists and tables as TOML writes them; all else is a word.
+    """Parse ``a=1,b=word`` into plain data: numbers, booleans, lists and tables as in TOML; anything else is a string.
 
     Raises:
-        ConfigError: a part without ``=``, or an option given twice.
+        ConfigError: a part has no ``=``, or an option is given twice.
     """
     found: dict[str, Any] = {}
     for part in _parts(text) if text.strip() else []:

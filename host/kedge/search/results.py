@@ -27,33 +27,33 @@ from kedge_targets.numerics import Plan, Precision
 from kedge_targets.target import Target
 
 ProgressCallback = Callable[[str, str, int, int], None]
-"""``(who, what, done, total)``: who is a target's name, ``reference`` or ``data``."""
+"""``(who, what, done, total)``; ``who`` is a target's name, ``reference`` or ``data``."""
 
 
 KEPT = "keeps the budget; another is smaller or faster"
-"""The reason why an attempt was not taken that could have been."""
+"""The reason given for an attempt that keeps the budget but was not taken."""
 SLOWER = "keeps the budget, but is slower than float; --max-size takes it for its bytes"
 
 
 @dataclass(kw_only=True)
 class Attempt:
-    """One candidate tried with one backend. Stages that were not reached are None.
+    """A candidate tried with one backend. Values of stages that were not reached are None.
 
     Attributes:
-        precision: the name that is true of the files (:func:`kedge_targets.true_precision.true_name`).
-        label: the whole way in words, steps and all.
-        why: it was tried.
+        precision: the true precision name of the files (:func:`kedge_targets.true_precision.true_name`).
+        label: the whole candidate in words, including its steps.
+        why: why it was tried.
         outputs: figures of every output.
         interval: of the drop.
         drop: reference minus value.
         weights_in_integers, macs_in_integers: shares of the weight bytes and of the multiply-accumulates, counted in
             the files.
-        steps: over the float graph, each measured.
-        seconds: by span.
+        steps: the steps over the float graph, each measured.
+        seconds: time by stage.
         latency_ms: on the host; ``target_latency`` on the target.
-        front: whether no other attempt is as good in metric, bytes and latency.
-        remarks: what must be known of its latency: whose it is, whether it is slower than float.
-        reason: why it was not taken, empty for the one that was.
+        front: whether it lies on the Pareto front of metric, bytes and latency.
+        remarks: on its latency: where it was measured, whether it is slower than float.
+        reason: why it was not taken; empty for the one that was.
     """
 
     backend: str
@@ -106,9 +106,9 @@ class Outcome:
     """The outcome of one candidate, up to the stage that it reached.
 
     Attributes:
-        plan: the candidate's, with the ranges that its steps decided.
-        lowered, program, evaluation: None where it did not get so far.
-        error: what stopped it.
+        plan: the candidate's plan, with the ranges that its steps decided.
+        lowered, program, evaluation: None if that stage was not reached.
+        error: the error that stopped it.
     """
 
     candidate: Candidate
@@ -128,7 +128,7 @@ class Outcome:
 
     @property
     def named_truly(self) -> bool:
-        """Whether the files are of the precision that was asked for, or of one that the graph itself decided."""
+        """Return whether the files have the requested precision, or one that the graph itself determined."""
         decided = "" if self.lowered is None else self.lowered.precision
         return not self.measured or self.attempt.precision in (self.asked.value, decided)
 
@@ -139,13 +139,14 @@ class Outcome:
 
     @property
     def pace(self) -> RelativeLatency | None:
-        """Beside the float model by ONNX Runtime; None where nothing was measured on the target itself."""
+        """Return the latency relative to the float model by ONNX Runtime; None if it was not measured on the target
+        itself."""
         latency = self.attempt.target_latency
         return None if latency is None or latency.estimated else latency.pace
 
     @property
     def quiet(self) -> float:
-        """Milliseconds of a call on this host when it does nothing else; 0 where nobody knows."""
+        """Return the milliseconds of a call on this host when it is otherwise idle; 0 if unknown."""
         latency = self.attempt.latency_ms
         return 0.0 if latency is None else latency.least or latency.p50
 
@@ -165,11 +166,11 @@ class Compiled:
     """The candidate taken for a target.
 
     Attributes:
-        attempts: all that was tried; the one that was taken is last.
-        over: what of the budget it does not keep, in words; empty for what goes into OUT.
-        changes: the evaluation samples that it moved most.
-        unseen: its figure on samples that the choice did not see; None where there was no choice.
-        examples: file of raw items and their answers (:mod:`kedge_targets.pipeline.examples`).
+        attempts: all attempts; the one that was taken is last.
+        over: what exceeds the budget, in words; empty for a candidate that goes into OUT.
+        changes: the evaluation samples that it changed most.
+        unseen: its figure on samples that the choice did not use; None if there was no choice.
+        examples: file of raw items and their outputs (:mod:`kedge_targets.pipeline.examples`).
     """
 
     target: Target
@@ -201,8 +202,8 @@ class Failed:
     """A target for which no candidate keeps the budget.
 
     Attributes:
-        error: the first backend's, or how near the best came.
-        nearest: the best that was found, where anything could be measured.
+        error: that of the first backend, or how near the best candidate came.
+        nearest: the best candidate, if any could be measured.
     """
 
     target: Target
@@ -216,7 +217,7 @@ class ReleaseSource:
     """The common origin of all bundles of a release.
 
     Attributes:
-        pipeline: settled; ``pipeline_files`` holds what it names, by title.
+        pipeline: the final one; ``pipeline_files`` holds the files that it names, by title.
     """
 
     options: CompileOptions

@@ -1,6 +1,6 @@
 """Searches for one target: tries candidates until one keeps the budget or none are left, then chooses one.
 
-Backends in the target's order: the first that has anything within the budget is taken.
+Backends are tried in the target's order; with quick effort only until one has a candidate within the budget.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from kedge_targets import registry
 from kedge_targets.target import BackendChoice, Target
 
 _FINAL = (UnsupportedOperatorError, TargetError, ConfigError, MissingDependencyError)
-"""Another candidate of the same backend would meet the same."""
+"""Errors that any other candidate of the same backend would meet too."""
 _FREE_BYTES = 1 << 20
 
 
@@ -44,8 +44,8 @@ class Search:
     """The search for one target.
 
     Args:
-        local_trials: this machine's workers; ``trials`` runs candidates (the crew itself, or a cluster).
-        sensitivity: measures the layers' sensitivity when it is first asked for.
+        local_trials: this machine's workers; ``trials`` runs candidates (these workers, or a cluster).
+        sensitivity: measures the layers' sensitivity when first called.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class Search:
         return self._stopwatch.measurements
 
     def run(self) -> Compiled | Failed:
-        """Search.
+        """Run the search.
 
         Raises:
             StorageError: the disk is full.
-            KedgeError: what is not this target's: the float reference, or the user's metric, failed.
+            KedgeError: the failure is not this target's: the float reference or the user's metric failed.
         """
         try:
             if self._section is not None:
@@ -221,8 +221,8 @@ class Search:
         return (*((said,) if rivals else ()), *((self._ended,) if self._ended else ()))
 
     def _unseen(self, taken: Outcome, left: Mapping[pareto.Point, Outcome]) -> cross_fitting.CrossFittedFigure | None:
-        """The figure of the choice on samples that it did not see; None where there was no choice, or where the float
-        model itself was taken: no choice of samples flatters that."""
+        """Return the figure of the choice on samples that it did not use; None if there was no choice, or if the float
+        model itself was taken, which no choice of samples favors."""
         if taken.candidate.is_float:
             return None
         reference = self._job.reference.result()
@@ -241,7 +241,7 @@ class Search:
         )
 
     def _over_unseen(self, unseen: cross_fitting.CrossFittedFigure, chosen: pareto.Point) -> str:
-        """What of the budget the choice does not keep on samples that it did not see, in words."""
+        """Describe what exceeds the budget on samples that the choice did not use."""
         said = self._job.budget.said(
             drop=unseen.drop,
             size=chosen.size,

@@ -20,7 +20,7 @@ class SensitivityJob:
     """Layer sensitivity, measured in the background. Calling the job waits for the result; None if there is none.
 
     Args:
-        worker: of the float reference; it is used after that.
+        worker: that of the float reference, used after the reference is done.
     """
 
     def __init__(self, job: Job, targets: Sequence[Target], worker: Worker, pool: ThreadPoolExecutor) -> None:
@@ -77,7 +77,7 @@ class SensitivityJob:
 
 
 def _asked(targets: Sequence[Target], effort: Effort) -> tuple[tuple[Precision, ...], QuantizationScheme | None]:
-    """The precisions to measure: those that the backends carry, of few bits; with high effort all of them."""
+    """Return the precisions to measure: the backends' usual low-bit ones; with high effort all quantized ones."""
     precisions: set[Precision] = set()
     scheme: QuantizationScheme | None = None
     for target in targets:

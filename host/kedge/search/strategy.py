@@ -1,8 +1,8 @@
 """Decides what a search tries on one backend, and in which order: cheap candidates before expensive ones, and only what
 the budget still calls for.
 
-A strategy is a generator: it yields batches of candidates and is sent their outcomes. It runs nothing itself, so it is
-the same wherever trials run, and tested by itself.
+A strategy is a generator: it yields batches of candidates and receives their outcomes. It runs nothing itself, so it
+does not depend on where trials run and is tested in isolation.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Batches = Generator[list[Candidate], list[Outcome], None]
 
 _SMALL_WEIGHTS = (Precision.INT4, Precision.CODEBOOK4, Precision.LOG4, Precision.CODEBOOK8, Precision.LOG8)
 _RATIOS = (0.25, 0.5, 0.7)
-"""Shares of channels that are pruned, one after the other."""
+"""Shares of channels to prune, tried in this order."""
 _HEAD_RATIOS = (0.25, 0.5)
 _USUAL = "the usual precision of this backend"
 _FAR = 5.0
-"""Hundredths over the budget."""
+"""Excess over the budget, in hundredths, that is considered large."""
 _CLEARLY = 0.6
-"""A pace beside the float model by ONNX Runtime that no other runtime's float reaches, as a rule."""
+"""A latency relative to the float model by ONNX Runtime that other runtimes' float usually does not reach."""
 _BESIDE = "what is smaller may be slower than float"
 _UNTRUE = "the usual precision is not what the file's numbers are"
 _REPAIR = StepChoice(use="distil")
@@ -44,8 +44,8 @@ class Strategy:
     """Generates the candidates of one backend.
 
     Args:
-        sensitivity: measures it when it is first needed; None where it cannot be measured.
-        budget: what is to be kept; outcomes say whether it is.
+        sensitivity: measures layer sensitivity when first needed; returns None if it cannot be measured.
+        budget: the budget to keep; outcomes say whether they keep it.
     """
 
     def __init__(
@@ -105,8 +105,8 @@ class Strategy:
         return [one for one in (Precision.FLOAT16, Precision.FLOAT32) if one in self._numerics.precisions]
 
     def _beside(self, seen: Sequence[Outcome]) -> Batches:
-        """Float, where what holds may be slower on the target and its bytes alone were not what the user wants; and
-        where it surely is slower, what is small and computes in float too."""
+        """Try float if the candidates that hold may be slower on the target and the user did not ask for size; if they
+        certainly are slower, also small precisions that compute in float."""
         holding = [one for one in seen if one.holds and one.pace is not None]
         tried = {one.candidate.plan.default for one in seen}
         if not holding or self._budget.max_size is not None or Precision.FLOAT32 in tried:
@@ -122,8 +122,8 @@ class Strategy:
                 yield [self._candidate(self._plan(one), why="small, and computed in float") for one in small]
 
     def _maybe_slower(self, one: Outcome) -> bool:
-        """Whether float may be faster by as much as anyone would notice: where the host's float is the backend's own
-        that was measured, else all but what is far ahead may be."""
+        """Return whether float may be noticeably faster. If the measured float is the backend's own, the measurement
+        decides; otherwise any candidate that is not far ahead may be slower."""
         if one.pace is None or Precision.FLOAT32 not in self._numerics.precisions:
             return False
         return one.pace.noticed(one.quiet) if self._reference else one.pace.high > _CLEARLY and one.quiet > NOTICED_MS
@@ -171,8 +171,8 @@ class Strategy:
         return 1 - attempt.agreement > (1 - budget.min_agreement) / 2
 
     def _repaired(self, first: Outcome) -> Generator[list[Candidate], list[Outcome], tuple[Outcome, bool]]:
-        """Static int8 brought back: other ranges, equalization, bias correction; then layers in float; then training.
-        Returns the best, and whether anything holds the accuracy."""
+        """Repair static int8: other ranges, equalization, bias correction; then layers in float; then training. Return
+        the best outcome, and whether any keeps the accuracy."""
         seen = [first]
         if self._numerics.mixed and max(first.over.get("drop", 0.0), first.over.get("output", 0.0)) > _FAR:
             # No change of ranges makes good so much: more likely an end of the graph is rounded that must not be.
@@ -229,7 +229,8 @@ class Strategy:
         return made
 
     def _ended(self, best: Outcome) -> Generator[list[Candidate], list[Outcome], list[Outcome]]:
-        """Both ends of the graph in float, more and more of them: with plain ranges, and as the best so far has it."""
+        """Try growing parts of both ends of the graph in float: with plain ranges, and with the settings of the best so
+        far."""
         seen: list[Outcome] = []
         schemes: list[tuple[Plan, tuple[StepChoice, ...]]] = [(self._plan(Precision.INT8), ())]
         other = best.candidate
@@ -244,8 +245,8 @@ class Strategy:
         return seen
 
     def _mixed(self, base: Outcome) -> Generator[list[Candidate], list[Outcome], list[Outcome]]:
-        """The fewest layers in float that keep the accuracy: attention first where there is any, then by
-        sensitivity, doubling and halving their number."""
+        """Find the fewest layers in float that keep the accuracy: attention first if there is any, then by sensitivity,
+        doubling and halving their number."""
         seen: list[Outcome] = []
         plan, steps = base.candidate.plan, base.candidate.steps
         if plan.default is not Precision.INT8:
@@ -291,8 +292,8 @@ class Strategy:
         )
 
     def _smaller(self, base: Outcome, *, size: bool, latency: bool) -> Batches:
-        """What is smaller or faster than int8: few-bit weights, then fewer channels, heads and units; each repaired by
-        self-distillation where it dropped."""
+        """Try what is smaller or faster than int8: low-bit weights, then fewer channels, heads and units, each repaired
+        by training."""
         if size:
             small = [one for one in _SMALL_WEIGHTS if one in self._numerics.precisions]
             plain = yield [self._candidate(self._plan(one), why="weights of few bits") for one in small]
@@ -302,7 +303,7 @@ class Strategy:
         yield from self._pruned(base.candidate)
 
     def _tuned(self, plain: Sequence[Outcome]) -> Generator[list[Candidate], list[Outcome], list[Outcome]]:
-        """Those of few bits that only the accuracy keeps from holding, fine-tuned; without high effort the best one."""
+        """Fine-tune the low-bit candidates that fail only in accuracy; without high effort only the best one."""
         high = self._effort is Effort.HIGH
         if not high and any(one.holds for one in plain):
             return []

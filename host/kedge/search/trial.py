@@ -27,7 +27,7 @@ A = TypeVar("A")
 
 
 class Call(Protocol):
-    """:meth:`kedge_targets.worker.Worker.call`."""
+    """The signature of :meth:`kedge_targets.worker.Worker.call`."""
 
     def __call__(
         self, task: str, request: Any, answer_type: type[A], *, deadline: float, on_progress: OnProgress | None = None
@@ -39,8 +39,8 @@ def run(candidate: Candidate, target: Target, job: Job, call: Call, folder: Path
     """Run a candidate as far as possible; the outcome holds the error that stopped it.
 
     Args:
-        call: of the worker that does it.
-        folder: an empty one for this trial.
+        call: runs a task in the worker.
+        folder: an empty folder for this trial.
     """
     attempt = Attempt(
         backend=candidate.backend.name,
@@ -147,8 +147,8 @@ def _name(outcome: Outcome, lowered: worker_messages.LowerAnswer) -> None:
 def _stepped(
     candidate: Candidate, job: Job, call: Call, progress: Callable[[str, int, int], None]
 ) -> tuple[str, Plan, tuple[StepEntry, ...]]:
-    """The graph after all steps, the plan with the ranges that they decided, and what each was worth. What was done
-    once for the same beginning of a way is not done again."""
+    """Return the graph after all steps, the plan with the ranges that they decided, and the effect of each step. Steps
+    that another candidate began with are not run again."""
     graph, plan = job.model.graph, candidate.plan
     entries: list[StepEntry] = []
     for number, choice in enumerate(candidate.steps):
@@ -169,7 +169,8 @@ def _stepped(
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One at a time: ways that begin alike are tried at once, and who comes second takes what the first made."""
+    """Hold a lock on a step's folder: parallel candidates may begin with the same steps, and the second reuses the
+    result of the first."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with files.locked(folder.with_suffix(".lock")):
         yield
@@ -183,7 +184,7 @@ class _Stored:
 
 
 def _key(steps: tuple[StepChoice, ...], plan: Plan) -> str:
-    """Steps may look at the plan."""
+    """Return the key of steps; it includes the plan because steps may read it."""
     return hashlib.sha256(codec.encode({"steps": list(steps), "plan": plan})).hexdigest()[:24]
 
 

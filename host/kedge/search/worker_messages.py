@@ -21,8 +21,8 @@ class StepRequest:
     """Run one step over a graph; see :class:`kedge.step.Context`.
 
     Attributes:
-        graph, made: paths of the graph that is taken, and of the one that is written.
-        teacher: path of the float model as it came.
+        graph, made: paths of the input graph, and of the graph that is written.
+        teacher: path of the original float model.
     """
 
     use: str
@@ -78,13 +78,13 @@ class ScoreAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class StepEntry:
-    """One step of a candidate as the report has it: what it cost in accuracy and won in bytes and milliseconds.
+    """One step of a candidate for the report: its cost in accuracy, and its savings in bytes and milliseconds.
 
     Attributes:
         use, options: as in the recipe.
-        value: the metric of the graph after it, in float by ONNX Runtime; ``drop`` against the float model.
-        size_bytes: of the graph after it; ``latency_ms`` on the host.
-        figures, notes: what the step itself says.
+        value: the metric of the graph after the step, in float by ONNX Runtime; ``drop`` against the float model.
+        size_bytes: of the graph after the step; ``latency_ms`` on the host.
+        figures, notes: given by the step itself.
     """
 
     use: str
@@ -103,11 +103,11 @@ class ChangesRequest:
     """Find the evaluation samples that a bundle changed most; see :mod:`kedge.evaluation.changes`.
 
     Attributes:
-        outputs: output name → ``.npy`` file, of the bundle; ``reference`` of the float model.
-        kinds: what each output is.
-        precision: of the layers that are quantized, to say which moves a sample; None where none is.
-        floating: layers that are left in float.
-        seconds: about, for that.
+        outputs: output name → ``.npy`` file of the bundle; ``reference`` of the float model.
+        kinds: the kind of each output.
+        precision: of the quantized layers, to find the layer that changes a sample; None if none is quantized.
+        floating: layers left in float.
+        seconds: approximate time for finding the layers.
     """
 
     graph: str
@@ -134,7 +134,7 @@ class ShownChange:
 
 @dataclass(frozen=True, kw_only=True)
 class ChangesAnswer:
-    """The samples, those that changed most first; ``note`` says why no layers are named, where none are."""
+    """The samples, most changed first; ``note`` says why no layers are named, if none are."""
 
     changes: tuple[ShownChange, ...] = ()
     note: str = ""

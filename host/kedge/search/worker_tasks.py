@@ -37,8 +37,8 @@ def apply_step(request: StepRequest, progress: Progress) -> StepAnswer:
     """Run one step and write the graph that it makes.
 
     Raises:
-        StepError: the step cannot do its work; whatever else it raised stands in the message.
-        ConfigError: its options.
+        StepError: the step failed; the message quotes any other exception that it raised.
+        ConfigError: its options are invalid.
     """
     from kedge_targets.graph import model_reader, model_writer
 
@@ -90,7 +90,7 @@ def score(request: ScoreRequest, progress: Progress) -> ScoreAnswer:
     """Score a graph in float and count its bytes.
 
     Raises:
-        ModelError: ONNX Runtime refuses it.
+        ModelError: ONNX Runtime refuses the graph.
     """
     from kedge_targets.graph import model_reader, model_writer, qonnx
 
@@ -138,7 +138,7 @@ def sensitivity(request: SensitivityRequest, progress: Progress) -> Sensitivity:
 
 
 def changes(request: ChangesRequest, progress: Progress) -> ChangesAnswer:
-    """The evaluation samples that a bundle changed most, each with the layer that moves it most."""
+    """Return the evaluation samples that a bundle changed most, each with the layer that changes it most."""
     from kedge.evaluation import changes as finding
     from kedge.evaluation import preview
     from kedge.evaluation.dataset import open_array
