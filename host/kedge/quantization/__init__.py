@@ -1,1 +1,1 @@
-"""What quantization costs, layer by layer, and the graph transformations that prepare a model for it."""
+"""The cost of quantization, layer by layer, and the graph transformations that prepare a model for it."""

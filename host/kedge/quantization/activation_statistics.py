@@ -1,4 +1,4 @@
-"""How large each channel of an activation becomes on the calibration samples."""
+"""Measures how large each channel of an activation becomes on the calibration samples."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 _AT_ONCE = 8
-"""Samples that the graph runs on together."""
+"""Number of samples in one run of the graph."""
 
 
 def largest_magnitudes(
     model: onnx.ModelProto, watched: Mapping[str, int], context: Context, *, limit: int, where: str
 ) -> dict[str, Array]:
-    """The largest magnitude in each channel.
+    """Return the largest magnitude in each channel.
 
     Args:
         model: not changed.
-        watched: name of an activation → the axis that its channels lie along.
-        limit: samples at most.
+        watched: name of an activation → the axis along which its channels lie.
+        limit: largest number of samples.
         where: the step's name, for messages.
 
     Returns:
-        Name → float array of so many numbers as there are channels.
+        Name → float array with one number per channel.
 
     Raises:
         StepError: there are no samples, or the graph does not run on them.

@@ -1,5 +1,5 @@
-"""A decoder's layers, quantized one after the other: each sees what the quantized ones before it give, and is
-forgotten when it is stored."""
+"""Quantizes a decoder's layers one after the other: each gets the outputs of the quantized layers before it, and is
+released once it is stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kedge_targets.decoder.rounding import Grid
 from kedge_targets.decoder.spec import Array, DecoderSpec, Weights
 
 Heard = Callable[[int, int], None]
-"""Told how many layers are done, of how many."""
+"""Called with the number of layers done and the total number of layers."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class LayerSource:
     context: int
 
     def piece(self, index: int) -> Piece:
-        """A layer in float32."""
+        """Return a layer in float32."""
         layer = layouts.arranged(self.spec, self.compiler.layout(self.spec), self.weights.layer(index))
         return Piece(
             matrices={name: tensor for name, tensor in layer.items() if tensor.ndim == 2},
@@ -39,7 +39,7 @@ class LayerSource:
         )
 
     def runner(self, index: int, piece: Piece) -> LayerRunner:
-        """A layer that runs."""
+        """Return a runner for a layer."""
         floats: dict[str, Matrix] = {name: real(matrix) for name, matrix in piece.matrices.items()}
         return self.compiler.layer_runner(
             self.spec, index, Piece(matrices=floats, vectors=piece.vectors), context=self.context
@@ -47,11 +47,11 @@ class LayerSource:
 
 
 class QuantizedLayers:
-    """Callable as :data:`kedge_targets.decoder.plan.Pieces`: layers in order, each once.
+    """The quantized layers, callable as :data:`kedge_targets.decoder.plan.Pieces`: in order, each once.
 
     Args:
-        calibration: embedded sequences, float32 [positions, channels] each; changed as the layers go by.
-        heard: told of each layer.
+        calibration: embedded sequences, float32 [positions, channels] each; updated after each layer.
+        heard: called before each layer.
     """
 
     def __init__(self, source: LayerSource, scheme: Scheme, calibration: list[Array], heard: Heard) -> None:
@@ -80,8 +80,8 @@ class QuantizedLayers:
         return made
 
     def _products(self, index: int, piece: Piece) -> dict[str, Array]:
-        """X'X of each probe over the calibration, each row brought to length 1: a few tokens are hundreds of times
-        longer than the rest, and the norms that follow take that away again."""
+        """Return X'X of each probe over the calibration, with each row scaled to length 1: a few tokens are hundreds of
+        times longer than the rest, and the norms that follow remove this."""
         runner = self._source.runner(index, piece)
         found: dict[str, Array] = {}
         for hidden in self._hidden:
@@ -99,13 +99,13 @@ class QuantizedLayers:
 
 
 def stored(matrix: Matrix, precision: str) -> Matrix:
-    """A float matrix as it is stored."""
+    """Return a float matrix as it is stored."""
     values = real(matrix)
     return values.astype(np.float16) if precision == "float16" else values
 
 
 def table(weight: Array, precision: str, group: int) -> Matrix:
-    """An embedding or a head as it is stored; in float where its channels do not fill whole groups."""
+    """Return an embedding or a head as it is stored; in float if its channels do not fill whole groups."""
     bits = {"int4": 4, "int8": 8}.get(precision, 0)
     while bits and group > 16 and weight.shape[1] % group:
         group //= 2

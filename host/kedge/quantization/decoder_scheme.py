@@ -1,4 +1,4 @@
-"""How a decoder's weights are stored, and what is tried in which order."""
+"""How a decoder's weights are stored, and in which order schemes are tried."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _BITS = {"int4": 4, "int8": 8}
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """One way to store a decoder.
+    """A way to store a decoder.
 
     Attributes:
         precision: of the layers' matrices.
-        group: input channels that share a scale.
+        group: number of input channels that share a scale.
         symmetric: whether zero-points are fixed.
-        method: ``gptq`` (rounding errors make up for each other, scales searched) or ``plain``.
-        embedding: of the embedding and the head.
+        method: ``gptq`` (rounding errors compensate each other, scales are searched) or ``plain``.
+        embedding: precision of the embedding and the head.
     """
 
     precision: str = "int4"
@@ -32,17 +32,17 @@ class Scheme:
 
     @property
     def bits(self) -> int:
-        """Of the layers' codes; 0 where they are float."""
+        """Return the bits of the layers' codes; 0 if they are float."""
         return _BITS.get(self.precision, 0)
 
     @property
     def embedding_bits(self) -> int:
-        """Of the embedding's codes; 0 where it is float."""
+        """Return the bits of the embedding's codes; 0 if it is float."""
         return _BITS.get(self.embedding, 0)
 
     @property
     def label(self) -> str:
-        """For people: ``int4 g32 gptq, embedding int8``."""
+        """Return a readable form: ``int4 g32 gptq, embedding int8``."""
         if not self.bits:
             return (
                 self.precision if self.embedding == self.precision else f"{self.precision}, embedding {self.embedding}"
@@ -58,14 +58,14 @@ LADDER = (
     Scheme(precision="float16", embedding="float16"),
     Scheme(precision="float32", embedding="float32"),
 )
-"""What is tried until the budget is kept, smallest first."""
+"""Schemes tried until the budget is kept, smallest first."""
 
 
 def parse(text: str) -> Scheme:
-    """``precision=int4,group=32,symmetric=true,method=plain,embedding=int8``.
+    """Parse a scheme: ``precision=int4,group=32,symmetric=true,method=plain,embedding=int8``.
 
     Raises:
-        ConfigError: an unknown option or value.
+        ConfigError: an option or value is unknown.
     """
     where = "--quantize"
     known = {field.name for field in fields(Scheme)}

@@ -1,7 +1,7 @@
-"""Where a factor for each channel can move from one layer into the next, so that the graph computes the same.
+"""Finds where a factor for each channel can move from one layer into the next without changing the graph's outputs.
 
-Between a layer and those that read it nothing but operators that let positive factors through: then channel i may be
-divided by s before and multiplied by s behind. Rounded to few levels the two forms differ.
+If only operators that preserve positive factors lie between a layer and its readers, channel i may be divided by s in
+the first and multiplied by s in the others. Rounded to few levels the two forms differ.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ class Reader:
 
 @dataclass(frozen=True, kw_only=True)
 class Joint:
-    """An activation with a weight on every way out of it.
+    """An activation that feeds layers with weights.
 
     Attributes:
         activation: its name.
-        channels: how many.
-        axis: of the activation that its channels lie along.
-        readers: the layers that multiply it.
-        absorbing: initializers before it that take the factor, with the axis of the channels; empty where a
-            multiplication must be put in.
-        first: the weight among these; None where there is none.
+        channels: number of channels.
+        axis: axis of the activation along which its channels lie.
+        readers: the layers that multiply it by their weights.
+        absorbing: initializers before it that take the factor, with the axis of the channels; empty if a multiplication
+            must be inserted.
+        first: the weight among these; None if there is none.
     """
 
     activation: str
@@ -60,7 +60,7 @@ class Joint:
 
 
 class Weights:
-    """A graph's initializers, to be read and replaced in place. Those that more than one node reads are left alone."""
+    """A graph's initializers, to be read and replaced in place. Those read by more than one node are not touched."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = model
@@ -68,7 +68,7 @@ class Weights:
         self.wiring = Wiring(model)
 
     def own(self, name: str) -> Array | None:
-        """A float32 initializer that one node alone reads, else None."""
+        """Return a float32 initializer that only one node reads, else None."""
         from onnx import numpy_helper
 
         tensor = self._tensors.get(name)
@@ -78,19 +78,19 @@ class Weights:
         return value if value.dtype == np.float32 else None
 
     def replace(self, name: str, value: Array) -> None:
-        """Other numbers of the same shape."""
+        """Replace an initializer by values of the same shape."""
         from onnx import numpy_helper
 
         self._tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value, dtype=np.float32), name))
 
     def multiply(self, name: str, axis: int, factors: Array) -> None:
-        """Multiply along an axis."""
+        """Multiply an initializer by factors along an axis."""
         value = self.own(name)
         if value is not None:
             self.replace(name, value * _along(factors, axis, value.ndim))
 
     def add(self, base: str, value: Array) -> str:
-        """A new initializer; its name."""
+        """Add an initializer; return its name."""
         from onnx import numpy_helper
 
         name, count = base, 1
@@ -104,13 +104,13 @@ class Weights:
 
 
 def ranges_along(value: Array, axis: int) -> Array:
-    """The largest magnitude in each channel."""
+    """Return the largest magnitude in each channel."""
     return np.asarray(np.abs(np.moveaxis(value, axis, 0).reshape(value.shape[axis], -1)).max(axis=1))
 
 
 def joints(model: onnx.ModelProto, weights: Weights) -> Iterator[Joint]:
-    """Every activation that a layer multiplies by a weight of its own, in the graph's order. Those that are made by
-    setting channels to 0 (:mod:`kedge.steps.split_outliers`) are dealt with already and left out."""
+    """Yield every activation that a layer multiplies by its own weight, in the graph's order, except those made by
+    setting channels to 0 (:mod:`kedge.steps.split_outliers`), which are already handled."""
     by_name = {node.name: node for node in model.graph.node}
     groups: dict[str, list[Reader]] = {}
     for layer in layers(model, weights.wiring):
@@ -136,7 +136,7 @@ def joints(model: onnx.ModelProto, weights: Weights) -> Iterator[Joint]:
 
 
 def fold_batch_normalization(model: onnx.ModelProto) -> int:
-    """Fold each BatchNormalization behind a convolution into its weights, in place; how many there were."""
+    """Fold each BatchNormalization after a convolution into its weights, in place; return how many there were."""
     weights = Weights(model)
     folded: list[onnx.NodeProto] = []
     for node in model.graph.node:
@@ -209,7 +209,7 @@ def _masked(activation: str, weights: Weights) -> bool:
 def _absorbing(
     activation: str, joint: Joint, weights: Weights
 ) -> tuple[tuple[tuple[str, int], ...], tuple[str, int] | None] | None:
-    """The initializers that can take a factor of the activation's channels, and the weight among them."""
+    """Return the initializers that can take a factor of the activation's channels, and the weight among them."""
     taken: list[tuple[str, int]] = []
     spatial = joint.axis == 1
     flattened = False
@@ -267,7 +267,7 @@ def _ended(
 
 
 def _vector(node: onnx.NodeProto, channels: int, weights: Weights) -> int | None:
-    """The index of an input that is one number for each channel of the last axis."""
+    """Return the index of an input that holds one number for each channel of the last axis."""
     for index, name in enumerate(node.input):
         value = weights.own(name)
         if value is not None and value.size == channels == value.shape[-1]:

@@ -1,8 +1,8 @@
 """Partitions a graph around some of its nodes, so that only the part after one of them needs to run again.
 
-Each cut node becomes a session of its own that takes its weight as an input; what lies between becomes one session a
-piece. So a layer's input or weight can be changed, and the outputs computed anew from there, with no session made for
-that, no weight copied, and nothing before the layer computed again.
+Each cut node becomes its own session, which takes its weight as an input; each part in between becomes one session. So
+a layer's input or weight can be changed and the outputs recomputed from there, without making a session, copying a
+weight, or computing anything before the layer again.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class _Subgraph:
     """A group of nodes that run together.
 
     Attributes:
-        weight: name of the constant that is given from outside.
-        inputs: names of what it takes that changes from call to call; the weight is not among them.
-        outputs: that a later segment or the graph's caller reads.
+        weight: name of the constant that is passed as an input.
+        inputs: names of the inputs that change from call to call, without the weight.
+        outputs: names of the outputs that a later subgraph or the graph's caller reads.
     """
 
     nodes: list[onnx.NodeProto]
@@ -49,12 +49,12 @@ class GraphPartition:
     """A graph divided into subgraphs.
 
     Args:
-        model: constants folded; its nodes have names. Not changed.
-        layers: where it is cut.
-        weights: of these layers, tensor name → array.
+        model: the graph with constants folded and named nodes; not changed.
+        layers: the layers at which it is cut.
+        weights: of these layers; tensor name → array.
 
     Raises:
-        ModelError: ONNX Runtime refuses a piece or fails in it.
+        ModelError: ONNX Runtime rejects a subgraph or fails in it.
     """
 
     def __init__(self, model: onnx.ModelProto, layers: Sequence[Layer], weights: Mapping[str, Array]) -> None:
@@ -78,9 +78,9 @@ class GraphPartition:
         """Return the outputs after one layer's inputs are replaced.
 
         Args:
-            clean: of :meth:`run`; not changed.
-            changes: tensor name → array, of the layer's inputs or its weight; others who read them see the clean ones.
-            half: whether what the layer gives is rounded to float16.
+            clean: tensors from :meth:`run`; not changed.
+            changes: tensor name → array, for the layer's inputs or its weight; other readers see the clean ones.
+            half: whether the layer's output is rounded to float16.
         """
         place = self._place[layer.name]
         segment = self._partition[place]

@@ -1,7 +1,7 @@
 """Finds the layer that changed a sample: the one whose rounding alone, with all others in float, changes its outputs
 most.
 
-For the report only: the samples are those of the evaluation, and nothing is decided by what is found here.
+For the report only: the samples are evaluation samples, and nothing is decided by the result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 _CALIBRATION = 16
-"""Samples that the ranges of activations are taken from."""
+"""Number of samples from which the ranges of activations are taken."""
 _FOR_RANGES = 0.4
 
 
@@ -44,12 +44,12 @@ def most_altering(
 
     Args:
         model: the float graph with named nodes; not changed.
-        calibration: where the ranges of activations come from.
+        calibration: samples for the ranges of activations.
         picked: the samples as the model takes them, one at a time, with their sample axis.
         precision: of the layers.
         quantized: the scheme of int8.
-        floating: layers that are left in float.
-        seconds: about, of wall-clock time.
+        floating: layers left in float.
+        seconds: approximate wall-clock time.
 
     Raises:
         DatasetError, ModelError: see :func:`kedge.quantization.sensitivity.measure`.

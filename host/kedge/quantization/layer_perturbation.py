@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 _HELD_BYTES = 256 << 20
-"""Of rounded weights that are kept for the next samples; others are made anew."""
+"""Size of the rounded weights that are kept for the next samples; others are computed again."""
 
 
 class LayerPerturbation:
     """The layers of one graph, each in every precision that it supports.
 
     Args:
-        model: the graph that is run, constants folded.
-        weights: of the layers, tensor name → array.
-        precisions: to choose from.
-        quantized: the way of int8.
-        group_size, asymmetric, seed: of weights stored small.
+        model: the graph that is run, with constants folded.
+        weights: of the layers; tensor name → array.
+        precisions: the precisions to choose from.
+        quantized: the scheme of int8.
+        group_size, asymmetric, seed: for weights in low-bit storage.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class LayerPerturbation:
 
     @property
     def passes(self) -> int:
-        """How often :meth:`observe` reads the samples; 0 where it has nothing to find."""
+        """Return how often :meth:`observe` reads the samples; 0 if there are no ranges to find."""
         if not self._observed():
             return 0
         return 2 if any(_method(precision) is not RangeMethod.MIN_MAX for precision in self._precisions) else 1
@@ -91,8 +91,8 @@ class LayerPerturbation:
         }
 
     def changes(self, layer: Layer, precision: Precision, clean: Mapping[str, Array]) -> tuple[dict[str, Array], bool]:
-        """Tensor name → array, of all that the precision changes in what the layer takes; and whether its output is
-        rounded to float16.
+        """Return tensor name → array for each input and weight of the layer that the precision changes, and whether the
+        layer's output is rounded to float16.
 
         Args:
             clean: the layer's inputs in float.
@@ -155,7 +155,7 @@ class LayerPerturbation:
         return list(dict.fromkeys(one.tensor for one in placed))
 
     def _placed(self, precision: Precision) -> dict[str, Quantizer]:
-        """Of each layer's activations, were all layers in this precision."""
+        """Return the quantizer of each activation if all layers had this precision."""
         if precision.activation_bits is None:
             return {}
         plan = Plan(default=precision)
@@ -173,8 +173,8 @@ class LayerPerturbation:
 
 
 def per_sample(values: Array, bits: int) -> Array:
-    """Rounded to unsigned integers in the range of each sample (first axis), as DynamicQuantizeLinear does it: scale =
-    (max - min) / levels with 0 in between, zero-point = round(-min / scale)."""
+    """Round to unsigned integers in the range of each sample (first axis), like DynamicQuantizeLinear: scale = (max -
+    min) / levels with 0 in between, zero-point = round(-min / scale)."""
     rows = values.reshape(len(values), -1)
     levels = np.float32(2**bits - 1)
     low, high = np.minimum(rows.min(axis=1), np.float32(0)), np.maximum(rows.max(axis=1), np.float32(0))
@@ -183,7 +183,7 @@ def per_sample(values: Array, bits: int) -> Array:
 
 
 def _style(precision: Precision, quantized: QuantizationScheme | None) -> Style:
-    """The backend's, reduced to what a single layer has: its own inputs."""
+    """Return the backend's style, reduced to what a single layer has: its own inputs."""
     if precision.family is Family.FABRIC:
         style = quantizers.FABRIC
     else:
@@ -194,5 +194,5 @@ def _style(precision: Precision, quantized: QuantizationScheme | None) -> Style:
 
 
 def _method(precision: Precision) -> RangeMethod:
-    """Few bits need a clipping of their own."""
+    """Return the range method: low bit widths need their own clipping."""
     return RangeMethod.MSE if precision.family is Family.FABRIC else RangeMethod.MIN_MAX

@@ -47,7 +47,7 @@ class Quantize:
         """Return the plan for a backend of this target.
 
         Raises:
-            ConfigError: it cannot carry that; the message says what it can.
+            ConfigError: the backend does not support the options; the message says what it supports.
         """
         numerics = compiler.numerics
         allowed = {*numerics.precisions, Precision.FLOAT32}

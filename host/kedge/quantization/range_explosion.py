@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 LARGEST = 1000.0
-"""Times that a range may grow. Evening out two layers moves factors of some tens."""
+"""Factor by which a range may grow. Equalizing two layers moves factors of some tens."""
 _SMALL = 1e-3
-"""Of the largest range: what lies below it may grow as if it were this large."""
+"""Share of the largest range: smaller ranges may grow as if they were this large."""
 _SAMPLES = 4
 
 
@@ -27,11 +27,11 @@ def check(before: onnx.ModelProto, after: onnx.ModelProto, context: Context, *, 
     """Compare the ranges of the activations that both graphs have, on a few calibration samples.
 
     Args:
-        before, after: graphs with shapes inferred; graphs with QONNX's nodes are not looked at.
+        before, after: graphs with inferred shapes; graphs with QONNX's nodes are not checked.
         where: the step's name, for messages.
 
     Raises:
-        StepError: an activation that grew, or is not finite any more; names it and the node that makes it.
+        StepError: an activation grew too much or is no longer finite; the error names it and the node that makes it.
     """
     makers = {tensor: node.name for node in after.graph.node for tensor in node.output if tensor}
     common = [tensor for tensor in _activations(before) if tensor in makers]

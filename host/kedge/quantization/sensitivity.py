@@ -1,8 +1,8 @@
 """Measures layer sensitivity: the error of each layer quantized on its own, at each precision.
 
-One layer at a time is computed as the precision has it, all others in float, on calibration samples; what is left at
-the model's outputs is compared with the float model's. The same rounding is simulated that backends carry out
-(:mod:`kedge_targets.graph.fakequant`); activations in ranges of the usual method (min-max for int8, least square error
+One layer at a time is computed at the precision, all others in float, on calibration samples; the model's outputs are
+compared with the float model's. The simulated rounding is the one that backends do
+(:mod:`kedge_targets.graph.fakequant`), with activation ranges of the usual method (min-max for int8, least square error
 for programmable logic).
 """
 
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 LARGEST_DB = 150.0
-"""Above it float32 itself is the noise; a layer that changes nothing has it."""
+"""Largest reported SQNR: above it float32 itself is the noise. The value of a layer that changes nothing."""
 _CHUNK_BYTES = 192 << 20
-"""Of tensors between the layers that are held at once."""
+"""Size of the tensors between the layers that are held at the same time."""
 _MAX_CHUNK = 64
 _FOR_RANGES = 0.4
 """Share of the time that finding ranges may take."""
@@ -45,14 +45,14 @@ _FOR_RANGES = 0.4
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSensitivity:
-    """One layer.
+    """The sensitivity of one layer.
 
     Attributes:
         name, operator: of its node.
-        weights: how many it has; 0 of a product of two activations.
-        sqnr_db: precision → signal to quantization noise in dB, within ±:data:`LARGEST_DB`; of the output, and of its
-            group of channels of like range, that suffers most.
-        drop: precision → how many answers are lost; below 0 where some are won; empty where nothing is right or wrong.
+        weights: number of weights; 0 for a product of two activations.
+        sqnr_db: precision → signal to quantization noise in dB, within ±:data:`LARGEST_DB`; lowest over the outputs and
+            their groups of channels of similar range.
+        drop: precision → share of answers lost; negative if some are gained; empty if there are no answers.
     """
 
     name: str
@@ -64,13 +64,13 @@ class LayerSensitivity:
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """All layers, in the graph's order.
+    """The sensitivity of all layers, in the graph's order.
 
     Attributes:
-        metric: what ``drop`` is of: ``top1`` with labels, ``agreement`` with the float model's answers; ``sqnr`` where
-            an output has no answers, or the user's metric is another: then layers are ranked by ``sqnr_db`` alone.
-        samples: that each figure is of.
-        left_out: what was not measured, and why, a sentence each.
+        metric: of ``drop``: ``top1`` with labels, ``agreement`` with the float model's answers; ``sqnr`` if an output
+            has no answers, or the user's metric is another: then layers are ranked by ``sqnr_db`` alone.
+        samples: number of samples behind each figure.
+        left_out: what was not measured and why, one sentence each.
     """
 
     metric: str
@@ -96,24 +96,24 @@ def measure(
 ) -> Sensitivity:
     """Measure every layer (:func:`kedge_targets.graph.layers.layers`) at every precision that it supports.
 
-    Samples are taken in pieces, each through all layers, so that every figure is of the same samples; when the time is
-    up after the first piece, the figures are of fewer samples than asked for, and within the first piece the last
-    layers are left out. Calibration samples only: those of the evaluation must not decide anything.
+    Samples are taken in chunks, each through all layers, so that every figure is over the same samples. If the time is
+    up after the first chunk, the figures are over fewer samples than requested; if within the first chunk, the last
+    layers are left out. Only calibration samples are used: evaluation samples must not decide anything.
 
     Args:
         model: the float graph with named nodes; not changed.
-        precisions: float32 is left out.
-        quantized: the way of int8.
-        labels: of the samples, first axis the sample.
-        choice: the metric of the compilation; None to take what suits the graph and the labels.
-        limit_samples: at most, from the first on.
-        seconds: about, of wall-clock time; ranges and preparation among them, so that a little more may be used.
-        group_size, asymmetric_weights, seed: of weights stored small.
-        progress: told ``sensitivity``, and how many figures are measured of how many in the first piece.
+        precisions: the precisions to measure; float32 is left out.
+        quantized: the scheme of int8.
+        labels: of the samples; the first axis is the sample.
+        choice: the metric of the compilation; None for one that suits the graph and the labels.
+        limit_samples: largest number of samples, from the first on.
+        seconds: approximate wall-clock time, including ranges and preparation, so that a little more may be used.
+        group_size, asymmetric_weights, seed: for weights in low-bit storage.
+        progress: called with ``sensitivity``, the number of measured figures and their total, in the first chunk.
 
     Raises:
         DatasetError: there is no sample.
-        ModelError: ONNX Runtime refuses the model, or it becomes NaN on a sample; names the node.
+        ModelError: ONNX Runtime rejects the model, or it becomes NaN on a sample; the error names the node.
     """
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="kedge-") as scratch:
@@ -125,18 +125,18 @@ def measure(
 
 
 class Limited:
-    """The first samples; iterating gives small batches."""
+    """The first samples of a set; iterating gives small batches."""
 
     def __init__(self, samples: SampleSet, limit: int) -> None:
         self._samples = samples
         self.samples = min(samples.samples, limit)
 
     def first(self, count: int) -> Limited:
-        """Of these the first."""
+        """Return the first of these samples."""
         return Limited(self._samples, min(self.samples, count))
 
     def batches(self, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
-        """Index of the first sample, and the arrays."""
+        """Yield batches: the index of the first sample, and the arrays."""
         start = 0
         for batch in self._samples.batches(size):
             count = min(len(next(iter(batch.values()))), self.samples - start)
@@ -178,7 +178,7 @@ def _db(signal: float, noise: float) -> float:
 
 @dataclass
 class _Sums:
-    """Of some samples: every figure, and the float model's own metric."""
+    """Sums over some samples: every figure, and the float model's own metric."""
 
     samples: int = 0
     reference: float = 0.0
@@ -192,8 +192,8 @@ class _Sums:
 
 
 class Run:
-    """One graph whose layers are altered one at a time; :func:`measure` and
-    :mod:`kedge.quantization.layer_attribution` say what for."""
+    """A graph whose layers are altered one at a time, for :func:`measure` and
+    :mod:`kedge.quantization.layer_attribution`."""
 
     def __init__(
         self,
@@ -244,7 +244,7 @@ class Run:
         )
 
     def begin(self, samples: Limited, labels: Array | None, choice: metric.Choice | None) -> None:
-        """Run one sample, to see how long that takes and what the outputs are."""
+        """Run one sample to find out how long that takes and what the outputs are."""
         if not samples.samples:
             raise DatasetError(
                 "there is no sample to measure on", where="calibration", remedy="Give at least one sample"
@@ -264,7 +264,8 @@ class Run:
     def _judged(
         self, outputs: dict[str, Array], labels: Array | None, choice: metric.Choice | None
     ) -> metric.Choice | None:
-        """What is right or wrong: top-1, or agreement of the output that it is of; None where nothing is."""
+        """Return the metric that counts right answers: top-1, or agreement, of one output; None if there are no
+        answers."""
         if choice is None:
             made = metric.choose(None, kinds=self._kinds, reference=outputs, labels=labels)
             return made if made.of_answers else None
@@ -278,7 +279,7 @@ class Run:
         )
 
     def observe(self, samples: Limited, *, seconds: float) -> None:
-        """Find the ranges of activations, on as many samples as there is time for."""
+        """Find the ranges of activations, on as many samples as time allows."""
         passes = self._perturbation.passes
         if not passes:
             return
@@ -318,7 +319,7 @@ class Run:
         return self._told(sums)
 
     def _size(self, figures: int, seconds: float) -> int:
-        """How many samples to take at once."""
+        """Return how many samples to run together."""
         if self._at_once == 1:
             return 1
         # On the way from a layer to the outputs lies half of the graph, on average.
@@ -337,7 +338,7 @@ class Run:
         return _Part(self._partition, self._perturbation, feeds, clean, labels, self._choice, self._groups)
 
     def errors(self, feeds: dict[str, Array], precision: Precision, *, end: float) -> Iterator[tuple[str, Array]]:
-        """Each layer altered alone, until ``end``: its name, and the error of each sample in the group of channels
+        """Alter each layer alone, until ``end``: yield its name, and the error of each sample in the group of channels
         where it is largest, as noise over signal.
 
         Args:
@@ -376,7 +377,7 @@ class Run:
 
 
 class _Part:
-    """Some samples, run once in float, and then with one layer altered after the other."""
+    """Some samples, run once in float and then with each layer altered in turn."""
 
     def __init__(
         self,
@@ -400,7 +401,7 @@ class _Part:
         self.sums = _Sums(samples=self._count, reference=self._score(self._reference))
 
     def figure(self, name: str, layer: Layer, precision: Precision) -> None:
-        """Measure one."""
+        """Measure one layer at one precision."""
         changes, half = self._perturbation.changes(layer, precision, self._clean)
         outputs = self._fitted(self._partition.changed(layer, self._clean, changes, half=half))
         with np.errstate(invalid="ignore", over="ignore"):
@@ -413,7 +414,7 @@ class _Part:
         self.sums.figures[name, precision] = _Figures(signal=self._signal, noise=noise, value=self._score(outputs))
 
     def errors(self, layer: Layer, precision: Precision) -> Array:
-        """N: see :meth:`Run.errors`."""
+        """Return the N errors; see :meth:`Run.errors`."""
         changes, half = self._perturbation.changes(layer, precision, self._clean)
         outputs = self._fitted(self._partition.changed(layer, self._clean, changes, half=half))
         found = np.zeros(self._count)
@@ -427,7 +428,7 @@ class _Part:
         return found
 
     def _fitted(self, outputs: dict[str, Array]) -> dict[str, Array]:
-        """Outputs of free length with as many rows as the float graph's."""
+        """Fit outputs of free length to the number of rows of the float graph's."""
         return {name: free_lengths.fitted(outputs[name], wanted) for name, wanted in self._reference.items()}
 
     def _numbers(self, outputs: dict[str, Array]) -> list[Array]:
