@@ -19,13 +19,13 @@ import numpy.typing as npt
 
 from kedge_protocol.bundle.config import BundleConfig, RuntimeRequirement, TensorSpec, Verified
 from kedge_protocol.errors import VerificationError
-from kedge_targets.numerics import Numerics, Plan, QuantizationScheme
-from kedge_targets.target import Target
-from kedge_targets.true_precision import Numbers
 
 if TYPE_CHECKING:
     from kedge_targets.decoder.contract import DecoderCompiler
     from kedge_targets.decoder.session import DecoderSession
+    from kedge_targets.numerics import Numerics, Plan, QuantizationScheme
+    from kedge_targets.target import Target
+    from kedge_targets.true_precision import Numbers
     from kedge_targets.worker.progress import Progress
 
 __all__ = ["Calibration", "Compiler", "Estimate", "LayerCost", "Lowered", "Runtime", "Session"]
