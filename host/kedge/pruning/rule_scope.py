@@ -1,4 +1,4 @@
-"""What the operators' rules see of a graph, and where they record what they find."""
+"""What the operators' rules read of a graph and record about it."""
 
 from __future__ import annotations
 

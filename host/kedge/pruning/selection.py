@@ -93,7 +93,7 @@ def by_score(
 
 
 def by_harm(harm: Mapping[Group, Sequence[tuple[int, float]]], reached: Reached, ratio: float, own: Kept) -> Kept:
-    """Return the numbers left after shrinking, step by step, the group where it does the least harm for what it saves.
+    """Return the numbers left after repeatedly shrinking the group that does the least harm for what it saves.
 
     Args:
         harm: for each group the numbers of channels that may be left, largest first, each with the outputs' error.

@@ -118,7 +118,7 @@ class Cluster:
         self._client.close()
 
     def run(self, candidates: Sequence[Candidate], folders: Sequence[Path]) -> list[Outcome]:
-        """See :meth:`kedge.search.local_trials.Trials.run`.
+        """Run candidates; see :meth:`kedge.search.local_trials.Trials.run`.
 
         Raises:
             WorkerError: the cluster lost a trial.

@@ -50,7 +50,7 @@ class LocalTrials:
         self._made = 1
 
     def run(self, candidates: Sequence[Candidate], folders: Sequence[Path]) -> list[Outcome]:
-        """See :meth:`Trials.run`."""
+        """Run candidates; see :meth:`Trials.run`."""
         if len(candidates) == 1 or self._size == 1:
             return [self._one(*pair) for pair in zip(candidates, folders, strict=True)]
         if self._pool is None:

@@ -49,7 +49,7 @@ class Point:
 
 
 def excess(one: Point, budget: Budget) -> dict[str, float]:
-    """See :meth:`kedge.search.budget.Budget.excess`."""
+    """Return what exceeds the budget; see :meth:`kedge.search.budget.Budget.excess`."""
     return budget.excess(
         drop=one.drop,
         size=one.size,

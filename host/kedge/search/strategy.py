@@ -129,7 +129,7 @@ class Strategy:
         return one.pace.noticed(one.quiet) if self._reference else one.pace.high > _CLEARLY and one.quiet > NOTICED_MS
 
     def _usual(self) -> Precision:
-        """Try the usual precision: 4 bits on FPGAs, else static int8, else the smallest float."""
+        """Return the usual precision: 4 bits on FPGAs, else static int8, else the smallest float."""
         has = self._numerics.precisions
         for precision in (Precision.W4A4, Precision.INT8, Precision.FLOAT16):
             if precision in has and (precision is not Precision.INT8 or self._schemes):

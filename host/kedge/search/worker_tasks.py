@@ -1,4 +1,4 @@
-"""The search's tasks in the worker (``kedge_targets.worker``), one function each. A task imports what it needs."""
+"""The search's tasks in the worker (``kedge_targets.worker``), one function each. Each imports what it needs."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def score(request: ScoreRequest, progress: Progress) -> ScoreAnswer:
 
 
 def sensitivity(request: SensitivityRequest, progress: Progress) -> Sensitivity:
-    """See :func:`kedge.quantization.sensitivity.measure`."""
+    """Measure layer sensitivity; see :func:`kedge.quantization.sensitivity.measure`."""
     from kedge.quantization.sensitivity import measure
     from kedge_targets.graph import model_reader
 

@@ -120,7 +120,7 @@ class Distillation:
         return list(self._projections.values())
 
     def loss(self, picked: Array, random: np.random.Generator) -> Tensor:
-        """See :class:`kedge.training.loop.Objective`."""
+        """Return the training loss; see :class:`kedge.training.loop.Objective`."""
         feeds = self.pool.feeds(picked)
         labels = self.pool.labels_of(picked)
         if self.terms.shift:
@@ -130,7 +130,7 @@ class Distillation:
         return self._loss(feeds, labels)
 
     def judged(self) -> float:
-        """See :class:`kedge.training.loop.Objective`."""
+        """Return the held-out loss; see :class:`kedge.training.loop.Objective`."""
         total = 0.0
         with torch.no_grad():
             for start in range(0, len(self.pool.judging), self.terms.batch):
