@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kedge.report.document import BundleEntry
 
 SOME_FAILED = 3
-"""Exit status where some targets have a bundle and others do not."""
+"""Exit status if some targets have a bundle and others do not."""
 _PLAIN_WIDTH = 140
 
 
@@ -25,13 +25,13 @@ _PLAIN_WIDTH = 140
 @click.argument("model", metavar="MODEL")
 @command_line(CompileOptions)
 def compile_command(model: str, **values: Any) -> int:
-    """Compile MODEL into a release: one bundle for each target, the smallest and fastest that keeps the budget,
-    measured with the runtime of the device.
+    """Compile MODEL into a release: one bundle for each target, the smallest and fastest within the budget, measured
+    with the device's runtime.
 
     MODEL: an .onnx file, a PyTorch program (.pt2, or FILE.py:FACTORY), a .keras file, a SavedModel, a float .tflite, a
     language model (a folder with config.json and safetensors, or a .gguf).
 
-    Exit status: 0 where every target has its bundle, 3 where some failed (the others are written), 1 on an error.
+    Exit status: 0 if every target has its bundle, 3 if some failed (the others are written), 1 on an error.
     """
     check_environment()  # before anything of the extra is imported
     with progress.progress_display() as on_progress:
@@ -79,12 +79,12 @@ def _show(release: Release) -> None:
 
 
 def _ends(bundle: BundleEntry) -> str:
-    """``-0.0012 to 0.0051, ``; nothing where there is no interval."""
+    """Return text like ``-0.0012 to 0.0051, ``, or nothing if there is no interval."""
     return "" if bundle.interval is None else f"{bundle.interval.low:.4f} to {bundle.interval.high:.4f}, "
 
 
 def _latency(bundle: BundleEntry) -> str:
-    """Milliseconds on the target; ``~`` before what is only estimated."""
+    """Return the milliseconds on the target; ``~`` precedes an estimate."""
     known = bundle.target_latency
     if known is None:
         return f"{bundle.latency_ms.p50:.3g}"
@@ -92,7 +92,8 @@ def _latency(bundle: BundleEntry) -> str:
 
 
 def _integers(bundle: BundleEntry) -> str:
-    """Shares of the weight bytes and of the multiply-accumulates in integers; empty where nobody counted."""
+    """Return the fractions of the weight bytes and of the multiply-accumulates in integers; empty if they were not
+    counted."""
     shares = (bundle.weights_in_integers, bundle.macs_in_integers)
     if shares == (None, None):
         return ""

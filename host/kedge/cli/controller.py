@@ -36,7 +36,7 @@ def controller_run(state: Path | None, verbose: bool, **values: Any) -> None:
 @state_option
 @json_option
 def controller_health(state: Path | None, as_json: bool) -> None:
-    """Say whether a controller runs on this state folder and is connected to its broker; exit status 1 if not."""
+    """Check whether a controller runs on this state folder and is connected to its broker; exit status 1 if not."""
     from kedge.fleet import health
 
     found = health.check(state)
@@ -48,7 +48,7 @@ def controller_health(state: Path | None, as_json: bool) -> None:
 @state_option
 @json_option
 def controller_backup(file: Path, state: Path | None, as_json: bool) -> None:
-    """Write the state database to FILE, whole and as of one moment, while the controller runs.
+    """Write a consistent snapshot of the state database to FILE while the controller runs.
 
     Published blobs are files that never change: copy the folders `blobs` and `maps` of the state folder too, or publish
     the releases again after a restore.

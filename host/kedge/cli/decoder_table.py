@@ -1,4 +1,4 @@
-"""What ``kedge compile`` prints of a language model."""
+"""Prints the results of ``kedge compile`` for a language model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MIB = 1 << 20
 
 
 def show(console: Console, path: Path, digest: str, report: DecoderReport) -> None:
-    """Print the table of a release's targets, its warnings and where it lies."""
+    """Print the table of a release's targets, its warnings and its folder."""
     from rich.table import Table
 
     reference = report.targets[0].attempt.figures.reference

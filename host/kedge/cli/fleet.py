@@ -1,4 +1,4 @@
-"""What the commands of the fleet share: the state folder, labels, pages, and how results are printed."""
+"""Shared parts of the fleet commands: the state folder, labels, pages, and printing of results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 
 
 def parse_labels(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """``key=value``, several times."""
+    """Parse repeated ``key=value`` options."""
     found = {}
     for value in values:
         key, equals, text = value.partition("=")
@@ -53,35 +53,35 @@ _SHOWN_IN_A_TERMINAL = 50
 
 
 def page(limit: int | None) -> int | None:
-    """How many rows to show."""
+    """Return the maximum number of rows to show."""
     if limit is None and sys.stdout.isatty():
         return _SHOWN_IN_A_TERMINAL
     return limit
 
 
 def print_remainder(shown: int, offset: int, total: int) -> None:
-    """Say what a page leaves out."""
+    """Print which rows a page leaves out."""
     if shown and shown < total:
         click.echo(f"{offset + 1} to {offset + shown} of {total}; more: --limit, --offset, or filters", err=True)
 
 
 def devices_text(count: int) -> str:
-    """``1 device``, ``2 devices``."""
+    """Return ``1 device``, ``2 devices``, …."""
     return f"{count} device{'s' * (count != 1)}"
 
 
 def labels_text(labels: dict[str, str]) -> str:
-    """Labels in a cell."""
+    """Return labels as the text of a table cell."""
     return " ".join(f"{key}={value}" for key, value in sorted(labels.items())) or "-"
 
 
 def target_text(target: str, told: str | None) -> str:
-    """A device's target, and the one that it says it is where that is another."""
+    """Return a device's target, followed by the one the device reports if that differs."""
     return target if told is None else f"{target} (says {told})"
 
 
 def size_text(count: float) -> str:
-    """Bytes for people."""
+    """Return a number of bytes in a readable unit."""
     for unit in ("B", "KiB", "MiB"):
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -90,7 +90,7 @@ def size_text(count: float) -> str:
 
 
 def ago(seconds: float) -> str:
-    """A time span for people."""
+    """Return a time span in a readable unit."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
@@ -98,7 +98,7 @@ def ago(seconds: float) -> str:
 
 
 def show(value: Any, as_json: bool, line: str) -> None:
-    """One result: as JSON, or in a line."""
+    """Print one result as JSON or as a line."""
     if as_json:
         show_json(value)
     else:
@@ -106,12 +106,12 @@ def show(value: Any, as_json: bool, line: str) -> None:
 
 
 def print_line(line: str) -> None:
-    """Print what devices said, in part: their text must not steer the terminal."""
+    """Print a line that contains text from devices, which must not control the terminal."""
     click.echo(printable(line))
 
 
 def show_json(value: Any) -> None:
-    """A result as JSON."""
+    """Print a result as JSON."""
     from kedge_protocol import codec
 
     click.echo(json.dumps(codec.unstructure(value), indent=2))

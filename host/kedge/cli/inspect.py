@@ -43,7 +43,7 @@ def _files(bundle: Bundle) -> None:
 
 
 def _tree(value: Any, *, depth: int) -> None:
-    """Nested data, one line a leaf."""
+    """Yield nested data, one line per leaf."""
     pad = "  " * depth
     for key, item in value.items():
         if isinstance(item, dict) and item:

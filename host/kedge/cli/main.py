@@ -1,5 +1,5 @@
-"""``kedge``: the group of all commands, each imported when it is called, so that ``kedge --help`` is quick and a
-controller without the compiler works."""
+"""``kedge``: the group of all commands; each is imported when it is called, so that ``kedge --help`` is fast and a
+controller works without the compiler."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "release": ("kedge.cli.release:release", "Manage the published releases."),
     "rollout": ("kedge.cli.rollout:rollout", "Roll a release out to devices."),
 }
-"""Command → where it is, and its line in ``kedge --help``."""
+"""Command → its import path and its line in ``kedge --help``."""
 
 _EXTRAS = {"amqtt": "fleet", "rich": "host"}
 
@@ -34,14 +34,14 @@ class LazyGroup(click.Group):
     """A group that knows its commands by import path."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names, in the order of :data:`COMMANDS`."""
+        """Return the names, in the order of :data:`COMMANDS`."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command.
 
         Raises:
-            MissingDependencyError: what it needs is not installed.
+            MissingDependencyError: a package that the command needs is not installed.
         """
         if cmd_name not in COMMANDS:
             return None
@@ -59,7 +59,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list in ``--help``, without an import."""
+        """Write the list of commands for ``--help`` without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
@@ -67,11 +67,12 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kedge")
 def cli() -> None:
-    """Compile trained models for a fleet of unlike edge devices, roll them out, and keep them running well."""
+    """Compile trained models for a fleet of different edge devices, roll them out, and keep them running well."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point: errors of Kedge are one line on standard error and exit status 1; Ctrl-C is 130."""
+    """Run the command line: a Kedge error prints one line on standard error and gives exit status 1; Ctrl-C gives
+    130."""
     try:
         status: Any = cli.main(args=arguments, prog_name="kedge", standalone_mode=False)
     except KedgeError as error:
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _one_line(error: KedgeError) -> str:
-    """The message; lines after the first (a worker's log) are indented below it."""
+    """Return the message; lines after the first (a worker's log) are indented below it."""
     first, *rest = str(error).splitlines() or [""]
     return "\n".join([first, *(f"  {line}" for line in rest)])
 

@@ -1,4 +1,4 @@
-"""How far a compilation is: bars on a terminal, lines elsewhere."""
+"""Shows the progress of a compilation: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import click
 from kedge.search.results import ProgressCallback
 
 _SECONDS = 10.0
-"""After which the same work is told of once more."""
+"""The interval after which the same work is reported again, in seconds."""
 
 
 @contextlib.contextmanager
 def progress_display() -> Iterator[ProgressCallback]:
-    """One bar for each target where standard error is a terminal, else one line for each piece of work."""
+    """Show one bar per target if standard error is a terminal, otherwise one line per piece of work."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -39,11 +39,11 @@ def progress_display() -> Iterator[ProgressCallback]:
 
 
 class Lines:
-    """A line when a target begins other work, and every ten seconds while it is at the same; from any thread.
+    """Writes a line when a target begins other work, and every ten seconds while the work stays the same; thread-safe.
 
     Args:
-        write: takes a line.
-        clock: seconds.
+        write: writes a line.
+        clock: returns the time in seconds.
     """
 
     def __init__(self, write: Callable[[str], object], *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,7 +54,7 @@ class Lines:
         self._alone = threading.Lock()
 
     def __call__(self, who: str, what: str, done: int, total: int) -> None:
-        """Hear of progress; see :data:`kedge.search.results.ProgressCallback`."""
+        """Report progress; see :data:`kedge.search.results.ProgressCallback`."""
         with self._alone:
             now = self._clock()
             before, when = self._last.get(who, ("", now))

@@ -1,4 +1,4 @@
-"""Tables, as all commands print them."""
+"""Formats the tables of all commands."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import click
 
 
 def printable(text: str) -> str:
-    """``text`` without what would steer a terminal."""
+    """Return ``text`` without characters that control a terminal."""
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table for a terminal; for a pipe plain columns, nothing cut."""
+    """Print a table on a terminal, or untruncated plain columns to a pipe."""
     rows = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console

@@ -15,7 +15,7 @@ _WORDS = {
     "compiled": "the vendor's compiler makes the device's file",
     "checked": "the vendor's parser accepts it",
 }
-"""What ``Verified`` means, for readers."""
+"""The values of ``Verified`` in words."""
 
 
 @click.group()
@@ -27,7 +27,7 @@ def target() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def list_targets(as_json: bool) -> None:
     """List every target: its backends in order, their precisions, how far this host can verify a bundle, and what is
-    missing for it."""
+    missing."""
     found = survey()
     if as_json:
         click.echo(json.dumps(codec.unstructure(found), indent=2))

@@ -28,26 +28,26 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
     Args:
         model: an ONNX file, ``file.py:factory`` or ``module:factory`` of PyTorch, a ``.pt2`` exported program, a
             ``.keras`` file, a SavedModel folder, a float ``.tflite`` file, a Hugging Face folder, a GGUF file; a
-            ``torch.nn.Module``, a ``keras.Model`` or a fitted estimator of scikit-learn. It is never changed.
+            ``torch.nn.Module``, a ``keras.Model`` or a fitted scikit-learn estimator. It is never changed.
         progress: called with who (a target's name, ``reference``, ``data``), what, done, total; from several threads.
-        options: the fields of :class:`kedge.search.options.CompileOptions`, which ``kedge compile`` takes too. A path
-            may be a ``str``, a sequence of one text the text itself, and ``max_size`` a number of bytes.
+        options: the fields of :class:`kedge.search.options.CompileOptions`, the same as for ``kedge compile``. A path
+            may be a ``str``, a sequence of one text may be the text itself, and ``max_size`` a number of bytes.
             ``calibration`` and ``evaluation`` may also be Python iterables (a torch ``DataLoader``) of samples or
             batches, of mappings of them by the inputs' names, of raw data for the pipeline, or of pairs of any of these
             and its label (:mod:`kedge.importing.iterables`).
-            ``batch_axes`` maps a tensor's name to its batch axis, or to None where it has none; ``states`` maps a
-            state input to the output that it takes.
+            ``batch_axes`` maps a tensor's name to its batch axis, or to None if it has none; ``states`` maps a state
+            input to the output that feeds it.
 
     Returns:
-        The release. Where some targets could not be compiled the others are still written, and
-        ``release.failures`` maps each failed target to its error; only when none could be is an error raised.
+        The release. If some targets could not be compiled, the others are still written, and ``release.failures``
+        maps each failed target to its error; an error is raised only if no target could be compiled.
 
     Raises:
         InputError: the model, a data set, a target or an option is wrong (:class:`kedge.errors.ModelError`, …).
-        BudgetError: no target keeps the budget; what came nearest is kept in the folder ``OUT.nearest``.
+        BudgetError: no target meets the budget; the nearest result is kept in the folder ``OUT.nearest``.
         CompileError: no target could be compiled.
         MissingDependencyError: Python older than 3.11, or the ``compile`` extra or a toolchain is missing.
-        StorageError: ``out`` exists, or the disk is full. In every such case ``out`` is as it was before.
+        StorageError: ``out`` exists, or the disk is full. In all these cases ``out`` stays unchanged.
     """
     _SIGNATURE.bind(model, progress=progress, **options)
     source = Path(model) if isinstance(model, os.PathLike) else model
@@ -63,7 +63,7 @@ _DATA = ("calibration", "evaluation")
 
 
 def _signature() -> inspect.Signature:
-    """With each option by name, for ``help`` and editors."""
+    """Return the signature with each option by name, for ``help`` and editors."""
     model, progress, _ = inspect.signature(compile).parameters.values()
     return inspect.signature(compile).replace(parameters=[model, *arguments.parameters(), progress])
 

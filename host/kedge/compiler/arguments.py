@@ -20,7 +20,7 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
 class RequiredArguments(TypedDict):
-    """Those without a default."""
+    """The keyword arguments without a default."""
 
     name: str
     version: str
@@ -31,7 +31,8 @@ class RequiredArguments(TypedDict):
 
 
 class CompileArguments(RequiredArguments, total=False):
-    """For type checkers: names and types; defaults and meanings are those of :class:`CompileOptions`."""
+    """The keyword arguments for type checkers: names and types; :class:`CompileOptions` has the defaults and
+    meanings."""
 
     max_drop: float
     min_agreement: float | None
@@ -75,11 +76,11 @@ class CompileArguments(RequiredArguments, total=False):
 
 
 _MAPPINGS = {"batch_axis": "batch_axes", "state": "states"}
-"""Options that the shell repeats as ``NAME=VALUE`` → their name in Python, where they are a mapping."""
+"""Options that are repeated as ``NAME=VALUE`` in the shell → their name in Python, where they are a mapping."""
 
 
 def parameters() -> list[inspect.Parameter]:
-    """The keyword arguments in the order of the options, with their defaults."""
+    """Return the keyword arguments in the order of the options, with their defaults."""
     found = []
     for field in dataclasses.fields(CompileOptions):
         name = _MAPPINGS.get(field.name, field.name)
@@ -98,16 +99,16 @@ def parameters() -> list[inspect.Parameter]:
 
 
 def described() -> str:
-    """A line for each argument, for the docstring."""
+    """Return a line for each argument, for the docstring."""
     texts = options.texts(CompileOptions).items()
     return "\n".join(f"        {_MAPPINGS.get(name, name)}: {text}" for name, text in texts)
 
 
 def to_options(arguments: Mapping[str, Any]) -> CompileOptions:
-    """The options of a compilation; paths, texts and sequences may come in any form that the types name.
+    """Return the options of a compilation; paths, texts and sequences may come in any form that the types allow.
 
     Raises:
-        ConfigError: an effort that is unknown.
+        ConfigError: the effort is unknown.
     """
     hints = typing.get_type_hints(CompileOptions)
     given = {}

@@ -84,7 +84,7 @@ def add(writer: LayoutWriter, compiled: Compiled, source: ReleaseSource) -> oci.
     """Add the bundle to a layout and return its descriptor, whose digest identifies the bundle.
 
     Raises:
-        BundleError: a backend's file has a title that is no plain file name.
+        BundleError: a backend's file has a title that is not a plain file name.
     """
     files = {title: Path(path) for title, path in compiled.lowered.files.items()} | source.pipeline_files
     if compiled.examples is not None:

@@ -25,12 +25,12 @@ from kedge_targets.pipeline.execution import Runner
 from kedge_targets.worker import Worker
 
 DEFAULT_CALIBRATION = 512
-"""Items of a folder that calibrate where nobody says how many."""
+"""The default number of a folder's items for calibration."""
 _EXAMPLES = 6
-"""Raw items of which a bundle's examples are chosen."""
+"""The number of raw items from which a bundle's examples are chosen."""
 _TOKENIZER = "tokenizer.json"
 _SETTLED_BY = 64
-"""Answers of the float model that tell in which unit boxes are."""
+"""The number of the float model's answers that decide the unit of boxes."""
 
 ProgressCallback = Callable[[str, int, int], None]
 
@@ -40,12 +40,12 @@ class PipelineJob:
     """The pipeline of one compilation.
 
     Attributes:
-        pipeline: settled; None where there is none.
-        names: the model's class names, where the user or the export gives some.
-        files: what the pipeline names, by title.
-        raws: folder of raw items for the examples.
-        iterables: data sets that are no paths, by role.
-        warnings: what the report should say.
+        pipeline: the settled pipeline, or None if there is none.
+        names: the model's class names, if the user or the export gives them.
+        files: the files that the pipeline names, by title.
+        raws: the folder of raw items for the examples.
+        iterables: data sets that are not paths, by role.
+        warnings: warnings for the report.
     """
 
     pipeline: Pipeline | None
@@ -57,7 +57,7 @@ class PipelineJob:
 
     @classmethod
     def of(cls, asked: ValidatedRequest, model: Model) -> PipelineJob:
-        """Settle what was asked for, or what the export's metadata states.
+        """Settle the requested pipeline, or the one that the export's metadata states.
 
         Raises:
             ConfigError: the pipeline does not fit the model.
@@ -84,13 +84,13 @@ class PipelineJob:
 
     @property
     def whole(self) -> Pipeline | None:
-        """The pipeline with the user's files in the place of titles."""
+        """The pipeline with the user's files in place of titles."""
         if self.pipeline is None or self.pipeline.text is None:
             return self.pipeline
         return replace(self.pipeline, text=replace(self.pipeline.text, tokenizer=str(self.files[_TOKENIZER])))
 
     def normalizing(self, options: CompileOptions) -> CompileOptions:
-        """The options with the pipeline's normalization as ``--preprocess``, where none is stated there."""
+        """Return the options with the pipeline's normalization as ``--preprocess``, unless that is already given."""
         pipeline = self.pipeline
         section = None if pipeline is None else pipeline.picture or pipeline.sound
         if options.preprocess or pipeline is None or pipeline.normalize is None or section is None:
@@ -109,10 +109,10 @@ class PipelineJob:
         scratch: Path,
         on_progress: ProgressCallback,
     ) -> Dataset:
-        """A data set: arrays as they are, a folder of raw data through the pipeline.
+        """Return a data set: arrays as they are, a folder of raw data through the pipeline.
 
         Raises:
-            ConfigError: raw data, and no pipeline.
+            ConfigError: the data is raw and there is no pipeline.
             DatasetError: see :mod:`kedge.importing.data_folders`.
         """
         options = asked.options
@@ -164,10 +164,10 @@ class PipelineJob:
             self.warnings.append(f"{role}: {made.samples} of {made.found} items ({made.kind}), spread evenly")
 
     def settle(self, model: Model, reference: ReferenceAnswer) -> None:
-        """What only the float model's answers on_progress: the missing activation, the detector's head and its unit.
+        """Fill in what only the float model's answers reveal: the missing activation, the detector's head and its unit.
 
         Raises:
-            InputError: the outputs are no detector's.
+            InputError: the outputs are not a detector's.
         """
         if self.pipeline is None:
             return
@@ -189,14 +189,15 @@ class PipelineJob:
 
     @property
     def bundled(self) -> Pipeline | None:
-        """The pipeline as a bundle holds it: normalization stands with the input, files go by their titles."""
+        """The pipeline as stored in a bundle: normalization is stored with the input, files are named by their
+        titles."""
         if self.pipeline is None:
             return None
         text = None if self.pipeline.text is None else replace(self.pipeline.text, tokenizer=_TOKENIZER)
         return replace(self.pipeline, normalize=None, text=text)
 
     def measured(self, worker: Worker, one: Compiled, folder: Path, deadline: float) -> Compiled:
-        """A compiled target with its examples, where there are raw items and a pipeline of one model."""
+        """Return a compiled target with its examples, if there are raw items and a pipeline of one model."""
         pipeline = self.bundled
         if pipeline is None or self.raws is None or pipeline.then is not None:
             return one

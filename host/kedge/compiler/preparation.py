@@ -21,7 +21,7 @@ from kedge_targets.worker import Worker
 def with_states(
     data: Data, model: Model, options: CompileOptions, worker: Worker, *, scratch: Path, on_progress: ProgressCallback
 ) -> Data:
-    """A data set of a model with states that the user's files leave out: as the float model carries them.
+    """Return the data set with the states that the user's files leave out, as the float model carries them.
 
     Raises:
         ModelError: see :func:`kedge.evaluation.carried_states.carry`.
@@ -46,10 +46,10 @@ def with_states(
 
 
 def with_class_numbers(data: Data, model: Model, where: str, *, scratch: Path) -> Data:
-    """A data set whose labels are numbers of classes where they are names of classes that the model holds.
+    """Return a data set with class numbers as labels, converted from the model's class names if necessary.
 
     Raises:
-        DatasetError: texts as labels, and the model holds no names, or not this one.
+        DatasetError: a label is a text, and the model has no class names, or not this one.
     """
     if data.label is None:
         return data
@@ -68,7 +68,7 @@ def with_class_numbers(data: Data, model: Model, where: str, *, scratch: Path) -
 def without_dead_channels(
     model: Model, calibration: Data, options: CompileOptions, worker: Worker, *, scratch: Path
 ) -> tuple[Model, tuple[str, ...]]:
-    """The model without channels that carry nothing, and a note on them; the float reference stays the user's own."""
+    """Return the model without dead channels, and a note on them; the float reference stays the user's own."""
     if model.quantized:
         return model, ()
     made = scratch / "without-dead-channels.onnx"
@@ -93,7 +93,7 @@ _FEW = 8
 
 
 def few(samples: int) -> list[str]:
-    """A warning where calibration has next to nothing to look at."""
+    """Return a warning if there are too few calibration samples."""
     if samples >= _FEW:
         return []
     return [
@@ -103,7 +103,7 @@ def few(samples: int) -> list[str]:
 
 
 def shared(calibration: Scan, evaluation: Scan) -> list[str]:
-    """A warning where evaluation samples were calibrated with."""
+    """Return a warning if evaluation samples are among the calibration samples."""
     count = calibration.shared_with(evaluation)
     if not count:
         return []

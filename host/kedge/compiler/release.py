@@ -20,12 +20,12 @@ class Release:
 
     Attributes:
         path: the OCI image layout.
-        digest: of the release's image index.
+        digest: the digest of the release's image index.
         bundles: target → view of its bundle (``config``, ``digest``, ``files``, ``model_bytes``).
-        report: what was measured; None for a folder that came without it.
-        generation: of a language model, what was measured; None for all others.
-        failures: target → error of those that were asked for and have no bundle. :func:`kedge.compile` raises only
-            where no target could be compiled: look here when all are needed.
+        report: the measurements; None for a folder without a report.
+        generation: the measurements of a language model; None for all others.
+        failures: target → error, for requested targets without a bundle. :func:`kedge.compile` raises only if no
+            target could be compiled: check this if all are needed.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class Release:
         """Read a release folder; files are not checked (see :meth:`kedge_protocol.bundle.layout.Layout.verify`).
 
         Raises:
-            BundleError: the folder is no release.
+            BundleError: the folder is not a release.
         """
         layout = Layout(Path(path))
         view = layout.release()

@@ -34,7 +34,7 @@ def release(
     """Write the release folder OUT, completely or not at all.
 
     Args:
-        out: another folder than the options'.
+        out: a folder other than that in the options.
     """
     began = time.perf_counter()
     with new_layout(out or options.out, replace=options.force or out is not None) as writer:
@@ -58,9 +58,9 @@ def release(
 
 
 def nearest(out: Path, source: ReleaseSource, failed: list[Failed], told: document.RunInfo) -> Path | None:
-    """Where no target keeps the budget: the nearest that was found goes into a folder beside OUT, for nothing that was
-    found may be lost. A release of that name is replaced; anything else stays, and the next free name is taken. None
-    where nothing was found."""
+    """Write the nearest results into a folder beside OUT if no target meets the budget, so that no result is lost. A
+    release of that name is replaced; anything else stays, and the next free name is used. Return None if nothing was
+    found."""
     kept = [one.nearest for one in failed if one.nearest is not None]
     if not kept:
         return None

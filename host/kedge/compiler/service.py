@@ -60,8 +60,8 @@ def run(
     """Run a compilation; see :func:`kedge.compile`.
 
     Args:
-        on_progress: hears of progress, from several threads.
-        iterables: ``calibration`` and ``evaluation`` where they are no paths.
+        on_progress: receives progress, from several threads.
+        iterables: ``calibration`` and ``evaluation`` if they are not paths.
     """
     validation.check_environment()
     named = isinstance(model, (str, Path))
@@ -78,7 +78,7 @@ def run(
 
 
 def _silent(who: str, what: str, done: int, total: int) -> None:
-    """Progress that nobody hears."""
+    """Ignore progress."""
 
 
 def _worker(name: str, limit: int | None) -> Worker:
@@ -107,7 +107,7 @@ def _scratch(out: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    """The user's data, checked."""
+    """The user's checked data."""
 
     model: Model
     imported: Imported | None

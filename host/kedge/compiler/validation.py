@@ -40,7 +40,7 @@ class ValidatedRequest:
 
     Attributes:
         model: a path, or a factory (:mod:`kedge.importing.model_kinds`).
-        pipeline: as it was declared; what it leaves open the model will tell.
+        pipeline: the pipeline as declared; what it leaves open is taken from the model later.
         is_onnx: whether the model needs no import.
     """
 
@@ -60,7 +60,7 @@ class ValidatedRequest:
 
     @property
     def seed(self) -> int:
-        """Return the seed: the option's, else the recipe's, else 0."""
+        """Return the seed: the option's, otherwise the recipe's, otherwise 0."""
         if self.options.seed is not None:
             return self.options.seed
         return self.recipe.seed if self.recipe is not None and self.recipe.seed is not None else 0
@@ -71,13 +71,13 @@ class ValidatedRequest:
         return Path(self.model).name
 
     def budget(self, float_bytes: int) -> budget.Budget:
-        """Limits on what a bundle may cost.
+        """Return the limits on a bundle's cost.
 
         Args:
-            float_bytes: of the user's file.
+            float_bytes: the size of the user's file.
 
         Raises:
-            ConfigError: ``--max-size`` is no size.
+            ConfigError: ``--max-size`` is not a size.
         """
         size = self.options.max_size
         return budget.Budget(
@@ -93,12 +93,12 @@ def check(model: str, options: CompileOptions) -> ValidatedRequest:
     """Check everything that can be checked without reading the model.
 
     Args:
-        model: as the user named it; empty for an object, which has no name.
+        model: the user's name for it; empty for an object, which has no name.
 
     Raises:
         InputError: an option, target or recipe is wrong (:class:`kedge_protocol.errors.ConfigError`, …).
         MissingDependencyError: this installation cannot compile.
-        StorageError: OUT is there already, or is not what --force replaces.
+        StorageError: OUT already exists, or is not something that --force replaces.
     """
     check_environment()
     asked = _targets(options)
@@ -126,7 +126,7 @@ def check(model: str, options: CompileOptions) -> ValidatedRequest:
 
 
 def check_environment() -> None:
-    """Raises :class:`MissingDependencyError` where this Python or this installation cannot compile."""
+    """Raise :class:`MissingDependencyError` if this Python or this installation cannot compile."""
     if sys.version_info < (3, 11):
         version = ".".join(map(str, sys.version_info[:2]))
         raise MissingDependencyError(
@@ -224,7 +224,7 @@ def _recipe(options: CompileOptions) -> Recipe | None:
 
 
 def _check_requirements(options: CompileOptions, asked: Sequence[Target]) -> None:
-    """Refuse an option that no backend of any target takes, since it would be ignored silently."""
+    """Reject an option that no backend of any target supports, since it would be silently ignored."""
     taken = {name for target in asked for one in target.backends for name in registry.compiler(one.name).requirements}
     for name in options.asked_of_backends():
         if name not in taken:

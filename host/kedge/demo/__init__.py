@@ -1,1 +1,1 @@
-"""``make demo``: the main job on real input, end to end, with real processes on loopback."""
+"""``make demo``: the main workflow on real input, end to end, with real processes on loopback."""

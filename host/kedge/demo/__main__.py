@@ -10,7 +10,7 @@ from kedge_protocol.errors import KedgeError
 
 
 def main() -> int:
-    """Run the demo; 1 where a step went wrong."""
+    """Run the demo; return 1 if a step failed."""
     parser = argparse.ArgumentParser(prog="python -m kedge.demo", description="The main job of Kedge, shown.")
     parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
     try:

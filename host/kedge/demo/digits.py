@@ -22,7 +22,7 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Digits:
-    """1797 images of 8x8, values 0..16, as float32 (samples, 1, 8, 8), split once with a fixed seed."""
+    """The data set: 1797 images of 8x8, values 0..16, as float32 (samples, 1, 8, 8), split once with a fixed seed."""
 
     train: Array
     train_label: Array
@@ -32,7 +32,7 @@ class Digits:
 
 
 def load() -> Digits:
-    """The digits, shuffled with a fixed seed: 1000 to train, 200 to calibrate, the rest held out.
+    """Return the digits, shuffled with a fixed seed: 1000 to train, 200 to calibrate, the rest held out.
 
     Raises:
         MissingDependencyError: scikit-learn is not installed.
@@ -74,7 +74,7 @@ class Classifier:
         Args:
             images: float32 (samples, 1, 8, 8), values 0..1.
             labels: int64 (samples,).
-            last_layer_only: fine-tune only the class scores, so that all other weights stay the same bits.
+            last_layer_only: fine-tune only the class scores, so that all other weights stay bit-identical.
         """
         import torch
         from torch.nn import functional

@@ -1,4 +1,4 @@
-"""Real processes on loopback: started with their output in a log, ended with their parent."""
+"""Runs real processes on loopback: their output goes to a log, and they end with their parent."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ T = TypeVar("T")
 
 
 class DemoError(KedgeError):
-    """A step did not go as it must; the message names the log to read."""
+    """A failed step of the demo; the message names the log to read."""
 
 
 def say(text: str = "") -> None:
-    """Print one line at once."""
+    """Print one line immediately."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on now."""
+    """Return a port of the loopback interface on which nobody is listening."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -39,10 +39,10 @@ def free_port() -> int:
 
 
 def wait_until(what: str, ready: Callable[[], T | None], *, seconds: float, every: float = 0.2) -> T:
-    """Call ``ready`` until it gives something true.
+    """Call ``ready`` until it returns something true, and return that.
 
     Raises:
-        DemoError: it did not within ``seconds``.
+        DemoError: that did not happen within ``seconds``.
     """
     end = time.monotonic() + seconds
     while not (found := ready()):
@@ -53,15 +53,15 @@ def wait_until(what: str, ready: Callable[[], T | None], *, seconds: float, ever
 
 
 def command_of(program: str) -> str:
-    """The path of one of this environment's commands (``kedge``, ``kedge-agent``)."""
+    """Return the path of one of this environment's commands (``kedge``, ``kedge-agent``)."""
     return str(Path(sys.executable).parent / program)
 
 
 def run(argv: Sequence[str], *, env: dict[str, str] | None = None, echo: bool = True) -> str:
-    """Run a command to its end and give back what it printed.
+    """Run a command to its end and return its output.
 
     Raises:
-        DemoError: it failed; the message holds what it printed.
+        DemoError: the command failed; the message holds its output.
     """
     if echo:
         say("$ " + " ".join([Path(argv[0]).name, *argv[1:]]))
@@ -72,11 +72,11 @@ def run(argv: Sequence[str], *, env: dict[str, str] | None = None, echo: bool = 
 
 
 class Process:
-    """A process that runs beside: its output goes to ``log``.
+    """A background process whose output goes to ``log``.
 
     Args:
-        argv: what to start.
-        log: appended to, so that a restart is seen.
+        argv: the command line.
+        log: appended to, so that a restart is visible.
     """
 
     def __init__(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> None:
@@ -86,7 +86,7 @@ class Process:
         self._child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Process:
-        """Start it, in a session of its own."""
+        """Start the process in its own session."""
         with self.log.open("ab") as output:
             self._child = subprocess.Popen(
                 self.argv, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=self.env, start_new_session=True
@@ -95,16 +95,16 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Its process id; 0 where it was not started."""
+        """The process id; 0 if the process was not started."""
         return self._child.pid if self._child is not None else 0
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process is still running."""
         return self._child is not None and self._child.poll() is None
 
     def stop(self, *, seconds: float = 10.0) -> None:
-        """SIGTERM, then SIGKILL for the whole session when it takes too long."""
+        """Send SIGTERM, then SIGKILL to the whole session if it takes too long."""
         self._signal(signal.SIGTERM, group=False)
         try:
             if self._child is not None:
@@ -114,7 +114,7 @@ class Process:
         self._signal(signal.SIGKILL, group=True)
 
     def kill(self) -> None:
-        """SIGKILL of this one process, as a power cut would; its children must notice by themselves."""
+        """Send SIGKILL to this process only, like a power cut; its children must notice by themselves."""
         self._signal(signal.SIGKILL, group=False)
         if self._child is not None:
             self._child.wait()
@@ -128,15 +128,15 @@ class Process:
             return
 
     def tail(self, lines: int = 20) -> str:
-        """The end of its log."""
+        """Return the end of the process's log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
 
 
 def ask(url: str, body: dict[str, Any] | None = None, *, seconds: float = 30.0) -> dict[str, Any]:
-    """GET, or POST of a JSON body; the answer's JSON.
+    """Send GET, or POST with a JSON body, and return the answer's JSON.
 
     Raises:
-        DemoError: no connection, or a status that is an error (its text is in the message).
+        DemoError: there is no connection, or the status is an error (its text is in the message).
     """
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})

@@ -1,4 +1,4 @@
-"""The demo's site: a controller with its embedded broker and an agent for each device, all processes of their own."""
+"""The demo's site: a controller with its embedded broker and an agent for each device, each in its own process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Agent:
     """One device's agent.
 
     Attributes:
-        endpoint: where it answers inference calls.
+        endpoint: the address for inference calls.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Agent:
 
 
 class Site:
-    """Start with :meth:`start`, end with :meth:`stop`.
+    """The running site; start it with :meth:`start`, end it with :meth:`stop`.
 
     Args:
         folder: an empty folder for states and logs.
@@ -48,7 +48,7 @@ class Site:
         )
 
     def start(self) -> None:
-        """Broker and controller, then the devices, made known and started."""
+        """Start the broker and the controller, then register and start the devices."""
         self.controller.start()
         for name, target in DEVICES.items():
             self.command("device", "add", name, "--target", target, "--label", "site=demo")
@@ -65,7 +65,7 @@ class Site:
         return run([command_of("kedge"), *arguments], env=self.environment)
 
     def rollout(self, release: str) -> RolloutStatus:
-        """Start a rollout and wait until it is decided on every device."""
+        """Start a rollout and wait until it has succeeded or failed on every device."""
         self.command("rollout", "start", release)
         with FleetService(self.state) as service:
             return wait_until(
@@ -75,7 +75,7 @@ class Site:
             )
 
     def device(self, name: str) -> DeviceDetail:
-        """What the controller knows of one device."""
+        """Return everything that the controller knows about one device."""
         with FleetService(self.state) as service:
             return service.device(name)
 
@@ -91,7 +91,7 @@ class Site:
         return status if decided else None
 
     def _alive(self) -> bool:
-        """True, or an error with the log's end when a process has ended."""
+        """Return True, or raise an error with the log's end if a process has ended."""
         for process in (self.controller, *(agent.process for agent in self.agents)):
             if not process.running:
                 raise DemoError(f"a process has ended:\n{process.tail()}", where=str(process.log))
@@ -115,14 +115,14 @@ class Site:
 
 
 def classify(agent: Agent, model: str, images: list[list[float]], shape: list[int]) -> list[list[float]]:
-    """Send each sample through the agent's own door (Open Inference Protocol v2), one call a sample.
+    """Send each sample to the agent's inference endpoint (Open Inference Protocol v2), one call per sample.
 
     Args:
         images: flattened samples.
-        shape: of one sample.
+        shape: the shape of one sample.
 
     Returns:
-        The class scores of each.
+        The class scores of each sample.
     """
     scores = []
     for image in images:

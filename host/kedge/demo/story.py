@@ -1,4 +1,4 @@
-"""What ``make demo`` tells: train, compile, roll out to three devices, ask them; a small update; a bad one."""
+"""The steps of ``make demo``: train, compile, roll out to three devices, query them; a small update; a bad one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODEL = "digits"
 
 @dataclass(frozen=True)
 class Row:
-    """One device's line of the table."""
+    """One device's row of the table."""
 
     device: str
     target: str
@@ -41,10 +41,10 @@ def on_progress(*, keep: bool) -> None:
     """Run the demo.
 
     Args:
-        keep: leave everything running at the end and say how to look at it.
+        keep: leave everything running at the end and print how to inspect it.
 
     Raises:
-        KedgeError: a step did not go as it must.
+        KedgeError: a step failed.
     """
     folder = Path(tempfile.mkdtemp(prefix="kedge-demo-"))
     began = time.monotonic()
@@ -119,7 +119,7 @@ def _compile(folder: Path, version: str) -> Path:
 
 
 def _ask_all(site: Site, data: digits.Digits, out: Path, version: str, pulled_before: dict[str, int]) -> list[Row]:
-    """Send the held-out digits through each agent's own door and count the right answers here."""
+    """Send the held-out digits to each agent's inference endpoint and count the correct answers here."""
     reference = float(json.loads((out / "report.json").read_text())["reference"]["value"])
     images = data.held_out.reshape(len(data.held_out), -1).tolist()
     rows = []
@@ -151,7 +151,7 @@ def _serving(site: Site, agent: Agent) -> str:
 
 
 def _p50(site: Site, agent: Agent) -> float:
-    """The latency that the device itself reported of the calls just made."""
+    """Return the latency that the device itself reported for the calls just made."""
 
     def latest() -> float | None:
         for message in reversed(site.device(agent.name).telemetry):
@@ -180,7 +180,8 @@ def _must_be_refused(status: RolloutStatus, still: Path, site: Site) -> None:
 
 
 def _broken(weights: Path, vectors: Path, out: Path) -> Path:
-    """A release with valid digests whose golden vectors do not hold: files of one, golden vectors of the other."""
+    """Write a release with valid digests whose golden vectors fail: files of one release, golden vectors of the
+    other."""
     files, proofs = Layout(weights), Layout(vectors)
     with new_layout(out) as writer:
         for target, descriptor in files.release().bundles.items():
