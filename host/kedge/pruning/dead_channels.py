@@ -1,7 +1,7 @@
 """Dead channels: zero weights produce them, so that they are constant, or zero weights read them.
 
 Training with ReLU and weight decay leaves many (in a published MobileNet for 96 pixels: most of its parameters). A
-constant is added to the bias of the layer that reads it. A padded convolution does not see it as constant at the
+constant is folded into the bias of the layer that reads it. A padded convolution does not see it as constant at the
 border; there one channel is kept for all constants, with their weights summed in proportion. The outputs stay the same
 but for the rounding of float32.
 """

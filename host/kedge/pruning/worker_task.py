@@ -16,7 +16,7 @@ from kedge_targets.worker import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class DropRequest:
-    """Remove the dead channels from ``graph``; write the result to ``made``."""
+    """A request to remove the dead channels from ``graph`` and to write the result to ``made``."""
 
     graph: str
     made: str

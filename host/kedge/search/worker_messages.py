@@ -18,7 +18,7 @@ from kedge_targets.numerics import Plan, Precision, QuantizationScheme
 
 @dataclass(frozen=True, kw_only=True)
 class StepRequest:
-    """Run one step over a graph; see :class:`kedge.step.Context`.
+    """A request to run one step over a graph; see :class:`kedge.step.Context`.
 
     Attributes:
         graph, made: paths of the input graph, and of the graph that is written.
@@ -54,7 +54,7 @@ class StepAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRequest:
-    """Run a float graph (or one with QONNX's nodes) by ONNX Runtime over the evaluation set."""
+    """A request to run a float graph (or one with QONNX's nodes) by ONNX Runtime over the evaluation set."""
 
     graph: str
     inputs: tuple[TensorInfo, ...]
@@ -100,7 +100,7 @@ class StepEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class ChangesRequest:
-    """Find the evaluation samples that a bundle changed most; see :mod:`kedge.evaluation.changes`.
+    """A request for the evaluation samples that a bundle changed most; see :mod:`kedge.evaluation.changes`.
 
     Attributes:
         outputs: output name → ``.npy`` file of the bundle; ``reference`` of the float model.
@@ -126,7 +126,7 @@ class ChangesRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownChange:
-    """A sample that changed, and what it looks like."""
+    """A sample that changed, with previews of it."""
 
     change: Change
     previews: tuple[Preview, ...]
@@ -142,7 +142,7 @@ class ChangesAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityRequest:
-    """Measure layer sensitivity; see :mod:`kedge.quantization.sensitivity`."""
+    """A request to measure layer sensitivity; see :mod:`kedge.quantization.sensitivity`."""
 
     graph: str
     inputs: tuple[TensorInfo, ...]
