@@ -1,4 +1,4 @@
-"""``kedge-agent infer``: one inference for a person at a terminal."""
+"""``kedge-agent infer``: one inference in a terminal."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def infer(
     """Load a model, call it once, and return its answer.
 
     Args:
-        name: of an installed model, or a release folder where ``target`` is given.
-        inputs: ``[INPUT=]FILE``; ``.npy``, or ``-`` for numbers in JSON on standard input. Other files are handed to
-            the model as paths: its pipeline reads them.
-        output: a ``.npz`` for the result.
+        name: name of an installed model, or a release folder if ``target`` is given.
+        inputs: ``[INPUT=]FILE``; ``.npy``, or ``-`` for numbers in JSON on standard input. Other files are passed to
+            the model as paths for its pipeline.
+        output: a ``.npz`` file for the result.
 
     Returns:
-        The result as JSON, one line; what was written where ``output`` is given.
+        The result as one line of JSON; with ``output``, a description of what was written.
 
     Raises:
-        InputError: a file that is missing or no array, or what the model does not take.
+        InputError: a file is missing or not an array, or the model does not take it.
         StorageError: ``output`` cannot be written.
     """
     with Model(name, target=target, state=state) as model:

@@ -39,7 +39,7 @@ class Loaded:
     ) -> None:
         self.bundle = bundle
         self.pipeline = pipeline
-        """From raw data to answers; None where the bundle has none."""
+        """The pipeline from raw data to answers; None if the bundle has none."""
         self.counter = counter
         self.detail = executor.detail
         self.figures = executor.figures
@@ -48,7 +48,7 @@ class Loaded:
         only = executor.one
         self._only = None if only is None else (self._specs[0], len(self._specs[0].shape), only)
         self._quick = None if only is None else (self._specs[0].name, len(self._specs[0].shape), only)
-        """Name and rank of the only input, and what computes the only output."""
+        """Name and rank of the only input, and the function that computes the only output."""
         self._names = [spec.name for spec in bundle.config.outputs]
         self._axes_in = [spec.batch_axis if spec.batched else None for spec in self._specs]
         self._axes_out = [spec.batch_axis if spec.batched else None for spec in bundle.config.outputs]
@@ -94,12 +94,13 @@ class Loaded:
 
     @property
     def version(self) -> str:
-        """Of the release; it belongs to every answer of this object, whatever the model is switched to meanwhile."""
+        """Return the release's version. It belongs to every answer of this object, whatever the model is switched to
+        meanwhile."""
         return self.bundle.config.version
 
     @property
     def digest(self) -> str:
-        """Of the bundle."""
+        """Return the bundle's digest."""
         return self.bundle.digest
 
     @property
@@ -107,14 +108,14 @@ class Loaded:
         """Return the text generator.
 
         Raises:
-            InputError: the model is no language model.
+            InputError: the model is not a language model.
         """
         if self.bundle.config.generation is None or isinstance(self._executor, Executor):
             raise InputError("writes no text", where=self.bundle.config.name, remedy="Call the model with arrays")
         return self._executor
 
     def write(self, prompt: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> AnswerStream:
-        """Begin an answer; see :meth:`Model.generate`."""
+        """Start an answer; see :meth:`Model.generate`."""
         from kedge_agent.generation.sampling import split
 
         sampling, others = split(options)
@@ -124,8 +125,8 @@ class Loaded:
             raise InputError(f"an option is not known or of another type: {error}", where="generate") from error
 
     def begin(self, tokens: Sequence[int], **options: Any) -> AnswerStream:
-        """Begin an answer to tokens, and count it when it ends; options as
-        :meth:`kedge_agent.generation.generator.TextGenerator.stream` takes them."""
+        """Start an answer to tokens, and count it when it ends. The options are those of
+        :meth:`kedge_agent.generation.generator.TextGenerator.stream`."""
         start = perf_counter_ns()
 
         def ended(failed: bool) -> None:
@@ -180,8 +181,8 @@ class Loaded:
 
 
 def warm_up(executor: Executor | TextGenerator) -> None:
-    """Call a model once with zeros, so that the first call of an application finds memory and kernels in place. What
-    it makes of zeros does not matter, not even that it refuses them."""
+    """Call a model once with zeros, so that memory and kernels are ready for an application's first call. The result
+    does not matter, nor does a refusal."""
     if not isinstance(executor, Executor):
         return
     zeros = [np.zeros([axis or 1 for axis in spec.shape], spec.dtype) for spec in executor.inputs]

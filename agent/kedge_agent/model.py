@@ -44,18 +44,18 @@ class Model:
     Args:
         source: name of a model that the fleet installed; with ``target``, a release folder (``kedge compile -o``).
         target: which bundle of the release folder.
-        state: the agent's state folder; else ``KEDGE_STATE``, else the system's (see
+        state: the agent's state folder; by default ``KEDGE_STATE``, then the system's (see
             :func:`kedge_agent.slots.default_state`).
-        others: models that the bundle's pipeline goes on to, by name; those installed beside it are found by
-            themselves.
+        others: models to which the bundle's pipeline passes results, by name; those installed on the device are found
+            automatically.
 
-    An installed model follows the fleet: when another bundle was switched to, it is loaded in the background and takes
-    over between two calls; calls under way end on the old one. If it cannot be loaded the old one goes on and
+    An installed model follows the fleet: after a switch, the new bundle is loaded in the background and takes over
+    between two calls; running calls finish on the old one. If it cannot be loaded, the old one goes on and
     :attr:`failure` says why.
 
     Raises:
-        InputError: no such model, no such folder.
-        BundleError: a damaged release folder, or no bundle for ``target``.
+        InputError: there is no such model or folder.
+        BundleError: the release folder is damaged, or has no bundle for ``target``.
         MissingDependencyError: the bundle's runtime is not installed.
         VerificationError: the runtime refuses the file.
     """
@@ -87,16 +87,16 @@ class Model:
             self._loaded = _load_slot(self._folder, self._seen)
 
     def __call__(self, array: Any = None, /, **named: Any) -> Any:
-        """Answer what the application has: with a pipeline in the bundle a picture (a path, the bytes of a file, a
-        picture of Pillow, an array height x width x 3 of uint8), a sound (a path or the bytes of a wav file, samples,
-        ``(samples, rate)``) or a text, or a list of them; without one, as :meth:`raw`.
+        """Answer raw data by the bundle's pipeline: a picture (a path, the bytes of a file, a Pillow image, a uint8
+        array height x width x 3), a sound (a path or the bytes of a wav file, samples, ``(samples, rate)``) or a text,
+        or a list of them; without a pipeline, the same as :meth:`raw`.
 
         Returns:
-            Labels, boxes, a text, a vector or segments (:mod:`kedge_targets.pipeline.answers`), or a list of such;
-            :func:`kedge_targets.pipeline.answers.to_json` makes plain data of them.
+            Labels, boxes, a text, a vector or segments (:mod:`kedge_targets.pipeline.answers`), or a list of these;
+            :func:`kedge_targets.pipeline.answers.to_json` converts them to plain data.
 
         Raises:
-            InputError: nothing that the pipeline takes; the model was closed; see :meth:`raw`.
+            InputError: the pipeline does not take the data, or the model is closed; see :meth:`raw`.
             MissingDependencyError: a package that the pipeline needs is not installed.
         """
         # As in loaded(), whose call alone is a quarter of what this adds to a small model.
@@ -110,7 +110,7 @@ class Model:
         return loaded.pipeline(array, loaded.named, other=self.other)
 
     async def call_async(self, array: Any = None, /, **named: Any) -> Any:
-        """:meth:`__call__` for asyncio: it runs in a thread, and the event loop goes on."""
+        """Run :meth:`__call__` in a thread, so that asyncio's event loop is not blocked."""
         import asyncio
 
         return await asyncio.to_thread(self, array, **named)
@@ -130,17 +130,17 @@ class Model:
         return stages.overlapped(items, loaded.pipeline, loaded.named, other=self.other)
 
     def raw(self, array: Any = None, /, **named: Any) -> Any:
-        """Run the bare model on raw samples (what stands before the bundle's preprocessing).
+        """Run the bare model, without the pipeline, on raw samples (as they are before the bundle's preprocessing).
 
         Args:
-            array: samples of the only input, first axis the batch; or one sample without that axis, then the result
-                has none either. Several inputs: a mapping by name, or keywords.
+            array: samples of the only input with the batch as first axis, or one sample without it; then the result has
+                none either. For several inputs, a mapping by name, or keywords.
 
         Returns:
             The only output as an array of real numbers, or a dictionary by name.
 
         Raises:
-            InputError: a missing or unknown input, a wrong shape or dtype; or the model was closed.
+            InputError: an input is missing or unknown, or has a wrong shape or dtype; or the model is closed.
         """
         return self.loaded()(array, named)
 
@@ -171,38 +171,40 @@ class Model:
         """Write text with a language model.
 
         Args:
-            prompt: a text to go on with, or messages (``[{"role": "user", "content": "…"}]``) for the model's chat
+            prompt: a text to continue, or messages (``[{"role": "user", "content": "…"}]``) for the model's chat
                 template.
-            stream: return at once, with the text in pieces as it comes: for ``for`` and ``async for``.
-            options: ``max_tokens`` of the answer (200; it ends earlier where the context does); ``temperature``,
+            stream: return immediately, with an iterator over pieces of text as they come, for ``for`` and ``async
+                for``.
+            options: ``max_tokens`` of the answer (default 200; fewer if the context ends earlier); ``temperature``,
                 ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``, ``seed``, see
-                :class:`kedge_agent.generation.sampling.Sampling`; ``stop``, one or several texts at which the answer
-                ends, no part of it; ``log_probabilities``, how many alternatives are told with each token;
-                ``seconds`` after which the answer ends as it is; ``ignore_end`` to go on after an end token.
+                :class:`kedge_agent.generation.sampling.Sampling`; ``stop``, one or several texts that end the answer
+                and are not part of it; ``log_probabilities``, the number of alternatives returned with each token;
+                ``seconds`` after which the answer is cut off; ``ignore_end`` to continue after an end token.
 
         Raises:
-            InputError: no language model, a prompt that is empty or longer than the context, messages that the
-                template refuses, an option out of its range; or the model was closed.
+            InputError: the model is not a language model, the prompt is empty or longer than the context, the template
+                refuses the messages, an option is out of range, or the model is closed.
         """
         found = self.loaded().write(prompt, options)
         return found if stream else found.finish()
 
     def session(self, **states: Any) -> Session:
-        """A sequence of calls of a model with states, which are carried from call to call.
+        """Open a session: a sequence of calls of a model with states, which are carried from call to call.
 
         Args:
-            states: what the first call takes, by the inputs' names; zeros otherwise.
+            states: states for the first call, by input name; zeros by default.
 
         Raises:
-            InputError: the model has no states, or none of such a name.
+            InputError: the model has no states, or none with this name.
         """
         return Session(self, states)
 
     def loaded(self) -> Loaded:
-        """The bundle that answers now. Its properties belong to its answers, even if the model switches meanwhile.
+        """Return the bundle that answers now. Its properties belong to its answers, even if the model switches
+        meanwhile.
 
         Raises:
-            InputError: the model was closed.
+            InputError: the model is closed.
         """
         generation = self._generation
         if generation is not None and generation[0] != self._seen:
@@ -214,59 +216,59 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """Digest of the bundle that answers."""
+        """Return the digest of the bundle that answers."""
         return self._bundle.digest
 
     @property
     def config(self) -> BundleConfig:
-        """The bundle's configuration."""
+        """Return the bundle's configuration."""
         return self._bundle.config
 
     @property
     def name(self) -> str:
-        """The model's name."""
+        """Return the model's name."""
         return self.config.name
 
     @property
     def version(self) -> str:
-        """The release's version."""
+        """Return the release's version."""
         return self.config.version
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Class names in the order of the output's last axis; empty if there are none."""
+        """Return class names in the order of the output's last axis; empty if there are none."""
         return self.config.labels
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Specifications of the inputs, in order."""
+        """Return the specifications of the inputs, in order."""
         return self.config.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Specifications of the outputs, in order."""
+        """Return the specifications of the outputs, in order."""
         return self.config.outputs
 
     @property
     def detail(self) -> str:
-        """Description of what runs the model here; empty if the runtime's name says it all."""
+        """Return a description of what runs the model here; empty if the runtime's name says it all."""
         loaded = self._loaded
         return "" if loaded is None else loaded.detail
 
     @property
     def figures(self) -> Mapping[str, float]:
-        """Figures that the runtime measured on this device, by name with unit; usually empty."""
+        """Return figures that the runtime measured on this device, by name with unit; usually empty."""
         loaded = self._loaded
         return {} if loaded is None else loaded.figures
 
     @property
     def failure(self) -> Exception | None:
-        """Why the installed bundle is not the one that answers; None if it is."""
+        """Return why the installed bundle is not the one that answers, or None if it is."""
         return self._failure
 
     @property
     def failed_loads(self) -> int:
-        """Number of bundles that failed to load at a switch."""
+        """Return the number of bundles that failed to load at a switch."""
         return self._failed_loads
 
     def refresh(self) -> None:

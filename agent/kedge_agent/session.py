@@ -23,13 +23,13 @@ class Session:
     """One stream through a model with states: a microphone, a patient, a conversation.
 
     Args:
-        model: whose bundle has states.
-        initial: by input; zeros otherwise.
+        model: a model whose bundle has states.
+        initial: initial states by input; zeros by default.
 
-    A session stays with the bundle that answered its first call: the states of another would mean nothing to it.
+    A session stays with the bundle that answered its first call, since states have no meaning to another bundle.
 
     Raises:
-        InputError: the model has no states, or none of such a name.
+        InputError: the model has no states, or none with this name.
     """
 
     def __init__(self, model: Model, initial: Mapping[str, Any]) -> None:
@@ -52,7 +52,7 @@ class Session:
 
     @property
     def states(self) -> Mapping[str, Array]:
-        """States for the next call, by input; empty before the first call unless they were given."""
+        """Return the states for the next call, by input; empty before the first call unless they were given."""
         return dict(self._states)
 
     def reset(self) -> None:
@@ -65,8 +65,8 @@ class Session:
         come without its batch axis.
 
         Returns:
-            The outputs that are no states: the only one as an array, or a dictionary by name. A model whose outputs are
-            all states gives them.
+            The outputs that are not states: the only one as an array, or a dictionary by name. If all outputs are
+            states, these.
 
         Raises:
             InputError: see :meth:`Model.__call__`.

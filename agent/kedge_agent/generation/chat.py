@@ -1,5 +1,5 @@
-"""Messages become a prompt by the model's own chat template, which is untrusted: it runs in jinja2's sandbox, with a
-bound on what it may write and how long it may take."""
+"""Renders messages to a prompt with the model's own chat template, which is untrusted: it runs in jinja2's sandbox,
+with limits on its output and its running time."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _REMEDY = "Correct the template beside the model and compile it again"
 
 
 class ChatTemplate:
-    """A chat template, ready to be rendered.
+    """A compiled chat template.
 
     Args:
-        source: Jinja.
-        special: variables of the template (``bos_token``, …).
+        source: the template's Jinja source.
+        special: the template's variables for special tokens (``bos_token``, …).
 
     Raises:
         MissingDependencyError: the ``text`` extra is not installed.
-        BundleError: the template is too large or no Jinja.
+        BundleError: the template is too large or not Jinja.
     """
 
     def __init__(self, source: str, special: Mapping[str, str]) -> None:
@@ -50,14 +50,14 @@ class ChatTemplate:
         self._special = dict(special)
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None) -> str:
-        """The prompt that asks for the next message.
+        """Render messages to the prompt for the next message.
 
         Args:
-            messages: each with ``role`` and ``content``.
-            tools: descriptions of functions, as the template takes them.
+            messages: mappings with ``role`` and ``content``.
+            tools: descriptions of functions in the template's form.
 
         Raises:
-            InputError: a message without role, or one that the template refuses; or a template that does not end.
+            InputError: a message has no role, the template refuses it, or the template exceeds its limits.
         """
         check(messages)
         variables = {**self._special, "messages": [dict(one) for one in messages], "add_generation_prompt": True}
@@ -80,7 +80,7 @@ class ChatTemplate:
 
 
 class _Bound:
-    """How much longer a template may run."""
+    """The limits of a running template: steps, characters and time."""
 
     def __init__(self) -> None:
         self.begin()
@@ -116,7 +116,7 @@ class _Bound:
 
 
 def check(messages: Any) -> None:
-    """Raises :class:`InputError` where something is no list of messages."""
+    """Raise :class:`InputError` if the value is not a list of messages."""
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)) or not messages:
         raise InputError("there is no message", where="messages", remedy="Give [{'role': 'user', 'content': '…'}]")
     for at, one in enumerate(messages):
@@ -132,7 +132,7 @@ def _environment(bound: _Bound) -> Any:
     from jinja2.visitor import NodeTransformer
 
     class Bounded(NodeTransformer):
-        """Every loop asks whether it may go on, and every text that is put together how long it is."""
+        """Adds checks of the limits to every loop and every concatenation of texts."""
 
         def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 -- jinja2 finds it by this name
             self.generic_visit(node)

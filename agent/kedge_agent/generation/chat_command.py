@@ -1,4 +1,4 @@
-"""``kedge-agent chat``: a person talks with a language model in a terminal."""
+"""``kedge-agent chat``: a conversation with a language model in a terminal."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kedge_protocol.errors import InputError
 
 
 def opened(source: str, target: str | None, state: Path | None) -> Model:
-    """A release folder's model (its only bundle where no target is named), or an installed one.
+    """Open a release folder's model (its only bundle if no target is given), or an installed model.
 
     Raises:
-        InputError: several bundles and no target, or no such model.
+        InputError: the folder has several bundles and no target is given, or there is no such model.
     """
     if not (Path(source) / "oci-layout").is_file():
         return Model(source, state=state)
@@ -28,12 +28,12 @@ def opened(source: str, target: str | None, state: Path | None) -> Model:
 
 
 def talk(model: Model, lines: Iterable[str], write: Callable[[str], object], options: dict[str, Any]) -> None:
-    """Answer line after line; a model without a chat template goes on with each line.
+    """Answer line after line; a model without a chat template continues each line.
 
     Args:
-        lines: what the person says; an empty line is passed over.
+        lines: the user's messages; empty lines are skipped.
         write: shows a piece of text.
-        options: of :meth:`kedge_agent.Model.generate`.
+        options: options of :meth:`kedge_agent.Model.generate`.
     """
     spec = model.config.generation
     messages: list[dict[str, str]] = []

@@ -1,7 +1,7 @@
-"""One thread runs a decoder's slots: it takes requests from a queue, reads prompts in chunks between the steps that
-write, and writes one token for every answer under way at once.
+"""The generation engine: one thread runs a decoder's slots. It takes requests from a queue, prefills prompts in chunks
+between decoding steps, and decodes one token of all running answers in one step.
 
-A slot keeps its tokens when its answer is done; the next prompt that begins alike goes on from there.
+A slot keeps its tokens when its answer is done; the next prompt with the same beginning reuses them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 log = logging.getLogger("kedge.generation")
 
 CHUNK = 128
-"""Tokens of a prompt that are read between two steps of the answers under way."""
+"""Tokens of a prompt that are prefilled between two decoding steps."""
 QUEUE = 64
 STOP = "stop"
 LENGTH = "length"
@@ -40,14 +40,14 @@ class BusyError(KedgeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What is asked of the engine.
+    """A request to the engine.
 
     Attributes:
-        prompt: tokens, at least one.
-        max_tokens: of the answer.
-        end_tokens: any of them ends it, and is no part of it.
-        top_log_probabilities: how many alternatives are told with each token; None tells no log-probabilities.
-        seconds: after which the answer ends as it is; None for no limit.
+        prompt: tokens of the prompt, at least one.
+        max_tokens: largest number of tokens of the answer.
+        end_tokens: tokens that end the answer and are not part of it.
+        top_log_probabilities: number of alternatives returned with each token; None for no log-probabilities.
+        seconds: time after which the answer is cut off; None for no limit.
     """
 
     prompt: Sequence[int]
@@ -60,7 +60,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Token:
-    """One token of an answer, with its natural log-probability and the most likely ones where they were asked for."""
+    """One token of an answer, with its natural log-probability and the most likely tokens if they were requested."""
 
     id: int
     log_probability: float | None = None
@@ -69,11 +69,12 @@ class Token:
 
 @dataclass
 class Ticket:
-    """An answer under way; iterate it for the tokens.
+    """A running answer; iterate over it for the tokens.
 
     Attributes:
-        reason: why it ended (:data:`STOP`, :data:`LENGTH`, :data:`CANCELLED`, :data:`TIMEOUT`); empty while it runs.
-        cached: tokens of the prompt that were there already.
+        reason: why the answer ended (:data:`STOP`, :data:`LENGTH`, :data:`CANCELLED`, :data:`TIMEOUT`); empty while it
+            runs.
+        cached: number of the prompt's tokens that were already in the cache.
     """
 
     order: Order
@@ -85,7 +86,7 @@ class Ticket:
     _cancelled: bool = False
 
     def __iter__(self) -> Iterator[Token]:
-        """Each token as it comes.
+        """Yield each token as it comes.
 
         Raises:
             KedgeError: the engine was closed, or the runtime failed.
@@ -103,30 +104,30 @@ class Ticket:
                 yield event
 
     def cancel(self) -> None:
-        """No more of it is wanted; the slot is free after the step under way."""
+        """Cancel the answer; its slot is free after the current step."""
         self._cancelled = True
 
     @property
     def over(self) -> str:
-        """Why no further token shall be written; empty where one shall."""
+        """Return why no further token may be written, or an empty text if one may."""
         if self._cancelled:
             return CANCELLED
         late = self.order.seconds is not None and time.monotonic() - self.begun > self.order.seconds
         return TIMEOUT if late else ""
 
     def put(self, event: Token | str | Exception) -> None:
-        """Hand an event to whoever iterates."""
+        """Queue an event for the iterating thread."""
         self._events.put(event)
 
 
 @dataclass
 class _Slot:
-    """A sequence.
+    """The state of one of the session's slots.
 
     Attributes:
-        tokens: in the cache.
-        left: of the prompt, to be read.
-        next: the token that was picked and is not in the cache yet.
+        tokens: the tokens in the cache.
+        left: the prompt's tokens that are not prefilled yet.
+        next: the picked token that is not in the cache yet.
     """
 
     index: int
@@ -140,11 +141,11 @@ class _Slot:
 
 
 class Engine:
-    """Runs a session; requests come from any thread.
+    """Runs a decoder session; requests may come from any thread.
 
     Args:
-        session: is the engine's own from now on.
-        queue_limit: answers that wait for a slot.
+        session: owned by the engine from now on.
+        queue_limit: largest number of answers that wait for a slot.
     """
 
     def __init__(self, session: DecoderSession, *, queue_limit: int = QUEUE) -> None:
@@ -159,21 +160,21 @@ class Engine:
 
     @property
     def session(self) -> DecoderSession:
-        """What it runs."""
+        """Return the session that the engine runs."""
         return self._session
 
     @property
     def waiting(self) -> int:
-        """Answers that have no slot yet."""
+        """Return the number of answers that have no slot yet."""
         return len(self._waiting)
 
     def submit(self, order: Order) -> Ticket:
-        """Ask for an answer.
+        """Queue a request for an answer.
 
         Raises:
-            InputError: an empty prompt, one longer than the context, a token beyond the vocabulary, or the engine is
-                closed.
-            BusyError: too many wait already.
+            InputError: the prompt is empty or longer than the context, a token is outside the vocabulary, or the engine
+                is closed.
+            BusyError: too many answers already wait.
         """
         session = self._session
         if not order.prompt:
@@ -202,7 +203,7 @@ class Engine:
         return ticket
 
     def close(self) -> None:
-        """End all answers, and free the session."""
+        """End all answers, and release the session."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -224,7 +225,7 @@ class Engine:
         self._session.close()
 
     def _wait(self) -> bool:
-        """Until there is something to do; False when there never will be again."""
+        """Wait until there is something to do; return False if the engine is closed."""
         with self._changed:
             while not self._closed and not self._waiting and not any(slot.ticket for slot in self._slots):
                 self._changed.wait()
@@ -241,14 +242,14 @@ class Engine:
             ticket.put(error)
 
     def _forget(self, slot: _Slot) -> None:
-        """Empty a slot whose cache may be anything."""
+        """Empty a slot whose cache may be invalid."""
         slot.ticket = slot.sampler = slot.next = None
         slot.tokens, slot.left = [], []
         with contextlib.suppress(Exception):
             self._session.truncate(slot.index, 0)
 
     def _turn(self) -> None:
-        """Admit what fits, read a chunk of one prompt, write a token of every answer."""
+        """Admit waiting requests, prefill a chunk of one prompt, decode a token of every answer."""
         self._clock += 1
         self._admit()
         for slot in self._slots:
@@ -304,7 +305,7 @@ class Engine:
             self._pick(slot, logits[0])
 
     def _pick(self, slot: _Slot, logits: Array) -> None:
-        """Choose the next token of an answer, tell it, and see whether it is the last."""
+        """Pick the next token of an answer, report it, and end the answer if it is the last."""
         ticket, sampler = slot.ticket, slot.sampler
         if ticket is None or sampler is None:
             return
@@ -333,7 +334,7 @@ class Engine:
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences have alike at their beginning."""
+    """Return the length of the common prefix of two sequences."""
     count = 0
     for left, right in zip(one, other, strict=False):
         if left != right:

@@ -1,4 +1,4 @@
-"""A bundle that writes text, ready for calls."""
+"""A loaded bundle that generates text."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Answer:
     """A finished answer.
 
     Attributes:
-        text: without the token or string that ended it.
-        tokens: that were written.
+        text: the text without the token or string that ended it.
+        tokens: the generated tokens.
         reason: ``stop`` (an end token or a stop string), ``length`` (``max_tokens`` or the context), ``timeout`` or
             ``cancelled``.
-        prompt_tokens: of the prompt; ``cached_tokens`` of them were there from an earlier one.
-        log_probabilities: one entry a token where they were asked for.
-        first_token_seconds, seconds: from the call on.
+        prompt_tokens: number of the prompt's tokens; ``cached_tokens`` of them were cached from an earlier one.
+        log_probabilities: one entry per token if they were requested, otherwise empty.
+        first_token_seconds, seconds: times of the first token and of the end, from the call on.
     """
 
     text: str
@@ -48,7 +48,8 @@ class Answer:
 
 @dataclass
 class AnswerStream:
-    """Pieces of text as they come, for ``for`` and ``async for``; :attr:`answer` when they have ended."""
+    """An iterator over pieces of text as they come, for ``for`` and ``async for``; :attr:`answer` is set when they have
+    ended."""
 
     _ticket: Ticket
     _pieces: TextPieces
@@ -59,28 +60,28 @@ class AnswerStream:
     _iterator: Iterator[str] | None = None
 
     def __iter__(self) -> Iterator[str]:
-        """The pieces, once."""
+        """Iterate over the pieces; possible once."""
         if self._iterator is None:
             self._iterator = self._run()
         return self._iterator
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """The pieces, without blocking the event loop."""
+        """Iterate over the pieces without blocking the event loop."""
         iterator = iter(self)
         while (piece := await asyncio.to_thread(next, iterator, None)) is not None:
             yield piece
 
     @property
     def tokens(self) -> Sequence[Token]:
-        """All tokens so far."""
+        """Return all tokens so far."""
         return self._tokens
 
     def close(self) -> None:
-        """No more is wanted."""
+        """Cancel the answer."""
         self._ticket.cancel()
 
     def finish(self) -> Answer:
-        """Wait for the end."""
+        """Wait for the end, and return the answer."""
         for _ in self:
             pass
         if self.answer is None:
@@ -129,11 +130,11 @@ class TextGenerator:
     """A bundle's decoder with its tokenizer, template and engine.
 
     Args:
-        folder: holds the bundle's files by title.
+        folder: the folder with the bundle's files, named by title.
 
     Raises:
         MissingDependencyError: the ``text`` extra or the runtime is not installed.
-        BundleError: the tokenizer or the template is refused.
+        BundleError: the tokenizer or the template is invalid.
         InputError: the caches do not fit into memory.
         VerificationError: the runtime refuses the file.
     """
@@ -158,10 +159,11 @@ class TextGenerator:
         self.figures: Mapping[str, float] = {"cache_bytes": float(session.cache_bytes)}
 
     def tokens(self, prompt: str | Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
-        """A prompt's tokens: a plain text after the model's begin token, or messages through its chat template.
+        """Return a prompt's tokens: a plain text after the model's begin token, or messages rendered by its chat
+        template.
 
         Raises:
-            InputError: messages, and the model has no chat template or refuses them.
+            InputError: messages are given, and the model has no chat template or its template refuses them.
         """
         if isinstance(prompt, str):
             begin = [] if self.spec.begin_token is None else [self.spec.begin_token]
@@ -185,14 +187,14 @@ class TextGenerator:
         ignore_end: bool = False,
         ended: Callable[[bool], None] = lambda failed: None,
     ) -> AnswerStream:
-        """Begin an answer.
+        """Start an answer.
 
         Args:
-            ended: told at the end whether it failed.
+            ended: called at the end with whether the answer failed.
 
         Raises:
-            InputError: see :meth:`kedge_agent.generation.engine.Engine.submit`; or a stop string that is none.
-            BusyError: too many answers wait already.
+            InputError: see :meth:`kedge_agent.generation.engine.Engine.submit`; or ``stop`` is invalid.
+            BusyError: too many answers already wait.
         """
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if len(stops) > MAX_STOP or not all(isinstance(one, str) and one for one in stops):
@@ -208,11 +210,11 @@ class TextGenerator:
         return AnswerStream(self.engine.submit(order), TextPieces(self.tokenizer, stops), ended)
 
     def __call__(self, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """See :meth:`in_order`."""
+        """Refuse; see :meth:`in_order`."""
         raise self._refusal()
 
     def in_order(self, raw: Mapping[str, Any]) -> list[Any]:
-        """A language model takes no arrays.
+        """Refuse: a language model does not take arrays.
 
         Raises:
             InputError: always.
@@ -220,14 +222,14 @@ class TextGenerator:
         raise self._refusal()
 
     def run(self, raw: Sequence[Any]) -> list[Any]:
-        """See :meth:`in_order`."""
+        """Refuse; see :meth:`in_order`."""
         raise self._refusal()
 
     def _refusal(self) -> InputError:
         return InputError("this model writes text", where=self._name, remedy="Call Model.generate(prompt)")
 
     def close(self) -> None:
-        """End all answers and free the model."""
+        """End all answers and release the model."""
         self.engine.close()
 
 

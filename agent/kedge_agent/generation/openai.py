@@ -1,5 +1,5 @@
-"""``/v1``: the OpenAI API for the installed language models. Streams are server-sent events; a client that goes away
-ends its answer."""
+"""``/v1``: the OpenAI API for the installed language models. Streams are server-sent events; an answer ends when its
+client goes away."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _QUEUE = 64
 
 
 class OpenAiHandler:
-    """Answers below ``/v1``; see :class:`kedge_agent.serving.handler.Handler`.
+    """Answers requests below ``/v1``; see :class:`kedge_agent.serving.handler.Handler`.
 
     Args:
-        models: looked up anew in each request.
-        deadline: seconds to the answer, or to a stream's next piece.
+        models: looked up again for each request.
+        deadline: seconds until the answer, or until a stream's next piece.
     """
 
     def __init__(self, models: ServedModels, *, deadline: float = 180.0) -> None:
@@ -71,7 +71,7 @@ class OpenAiHandler:
         return _refusal(404, text, kind="invalid_request_error", param="model", code="model_not_found")
 
     def _loaded(self, name: str) -> Loaded | None:
-        """The language model of a name, where it serves."""
+        """Return the language model with this name if it serves, otherwise None."""
         entry = self._models.get(name)
         if entry is None or entry.model is None:
             return None
@@ -121,7 +121,7 @@ def _error(text: str, kind: str, param: str | None = None, code: str | None = No
 
 @dataclass
 class _Choice:
-    """One answer of a response."""
+    """One choice of a response."""
 
     index: int
     answer: AnswerStream
@@ -129,14 +129,14 @@ class _Choice:
 
     @property
     def reason(self) -> str:
-        """In the API's words."""
+        """Return the finish reason in the API's terms."""
         found = self.answer.answer
         ended = found.reason if found is not None else CANCELLED
         return "length" if ended in (LENGTH, TIMEOUT) else "stop"
 
 
 class _Completion:
-    """One request's answers, whole or as events."""
+    """One request's choices, complete or as events."""
 
     def __init__(self, asked: TextRequest, loaded: Loaded) -> None:
         self._asked = asked
@@ -148,11 +148,11 @@ class _Completion:
         self._choices: list[_Choice] = []
 
     def begin(self) -> None:
-        """Give every answer to the engine.
+        """Submit every choice to the engine.
 
         Raises:
-            InputError: a prompt that is too long, or messages that the template refuses.
-            BusyError: too many answers wait already.
+            InputError: a prompt is too long, or the template refuses the messages.
+            BusyError: too many answers already wait.
         """
         try:
             for tokens in self._prompts():
@@ -188,7 +188,7 @@ class _Completion:
             choice.answer.close()
 
     def whole(self, request: Request) -> dict[str, Any]:
-        """The body of an answer that does not stream."""
+        """Return the body of an answer that is not streamed."""
         self.begin()
         try:
             for choice in self._choices:
@@ -210,7 +210,7 @@ class _Completion:
         return {**found, "logprobs": self._logs(choice.answer.tokens)}
 
     def events(self) -> Iterator[bytes]:
-        """The events of a stream."""
+        """Yield the events of a stream."""
         try:
             yield from self._events()
         except KedgeError as error:

@@ -1,4 +1,4 @@
-"""Requests of the OpenAI API, read strictly: what is not served is an error that names the parameter."""
+"""Parses requests of the OpenAI API strictly: an unsupported parameter is an error that names it."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "audio": (None,),
 }
-"""Parameters that are not served, with the values that ask for nothing."""
+"""Unsupported parameters, with the neutral values that are accepted."""
 
 
 class RequestError(InputError):
-    """A parameter that is wrong; ``where`` names it."""
+    """A wrong parameter; ``where`` names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextRequest:
-    """A completion that is asked for.
+    """A requested completion.
 
     Attributes:
-        chat: whether ``messages`` were given; else ``prompts``.
+        chat: whether ``messages`` are given; otherwise ``prompts``.
         prompts: texts or lists of tokens.
-        choices: answers to each prompt.
-        max_tokens: None for all that the context has room for.
-        log_probabilities: how many alternatives are told; None tells nothing.
-        usage: whether a stream ends with the count of tokens.
+        choices: number of answers to each prompt.
+        max_tokens: largest number of tokens of an answer; None for all that the context has room for.
+        log_probabilities: number of alternatives returned with each token; None for no log-probabilities.
+        usage: whether a stream ends with the token counts.
     """
 
     model: str
@@ -57,10 +57,10 @@ class TextRequest:
 
 
 def parse(body: bytes, *, chat: bool) -> TextRequest:
-    """The request in a body.
+    """Parse a request's body.
 
     Raises:
-        RequestError: no JSON object, or a parameter that is missing, wrong or not served.
+        RequestError: the body is not a JSON object, or a parameter is missing, wrong or unsupported.
     """
     try:
         raw = json.loads(body)
@@ -150,7 +150,7 @@ def _messages(value: Any) -> tuple[Mapping[str, Any], ...]:
 
 
 def _content(value: Any, at: int) -> str:
-    """A message's text, which may come in parts."""
+    """Return a message's text, which may come in parts."""
     if value is None or isinstance(value, str):
         return value or ""
     texts = [part.get("text") for part in value if isinstance(part, dict)] if isinstance(value, list) else [None]

@@ -1,4 +1,4 @@
-"""Tokens become pieces of text that may be shown: never a part of a character, never a part of a stop string."""
+"""Decodes tokens to pieces of text that may be shown: never a part of a character, never a part of a stop string."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 class TextPieces:
-    """The text of one answer, piece by piece.
+    """Decodes one answer piece by piece.
 
     Args:
-        tokenizer: of the ``tokenizers`` library.
-        stop: strings at which the answer ends; what is shown never holds one, nor the beginning of one that may still
-            become whole.
+        tokenizer: a tokenizer of the ``tokenizers`` library.
+        stop: strings that end the answer; the shown text never contains one, nor the beginning of one that may still be
+            completed.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
@@ -23,10 +23,10 @@ class TextPieces:
         self._stop = [text for text in stop if text]
         self._held = ""
         self.stopped = False
-        """Whether a stop string came."""
+        """Whether a stop string was found."""
 
     def add(self, token: int) -> str:
-        """What may be shown now that a token came; often nothing yet."""
+        """Add a token and return the text that may be shown now, which is often empty."""
         if self.stopped:
             return ""
         self._held += self._stream.step(self._tokenizer, token) or ""
@@ -38,12 +38,12 @@ class TextPieces:
         return self._release()
 
     def end(self) -> str:
-        """What is left when no further token comes."""
+        """Return the rest of the text when no further token comes."""
         shown, self._held = self._held, ""
         return "" if self.stopped else shown
 
     def _release(self) -> str:
-        """All but an end that may be the beginning of a stop string."""
+        """Return the held text except an end that may be the beginning of a stop string."""
         longest = 0
         for text in self._stop:
             for size in range(min(len(text) - 1, len(self._held)), longest, -1):

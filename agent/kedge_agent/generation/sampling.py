@@ -1,4 +1,4 @@
-"""Picking the next token from logits."""
+"""Picks the next token from logits."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are picked.
+    """Options for picking tokens.
 
     Attributes:
-        temperature: logits are divided by it; 0 takes the most likely token.
-        top_k: only the so many most likely ones; 0 for all.
-        top_p: only the most likely ones whose probabilities together reach it; 1 for all.
-        min_p: only those at least so likely as this share of the most likely one; 0 for all.
-        repetition_penalty: logits of tokens that are there already are divided by it (multiplied, where negative);
-            1 for none (Keskar et al., "CTRL", 2019).
-        seed: equal seeds give equal answers to equal prompts; None for another one each time.
+        temperature: divisor of the logits; 0 picks the most likely token.
+        top_k: pick only from this many most likely tokens; 0 for all.
+        top_p: pick only from the most likely tokens whose probabilities add up to it; 1 for all.
+        min_p: pick only tokens at least as likely as this share of the most likely one; 0 for all.
+        repetition_penalty: divisor of the logits of tokens that already occur (a factor of negative logits); 1 for none
+            (Keskar et al., "CTRL", 2019).
+        seed: equal seeds give equal answers to equal prompts; None for a random one.
     """
 
     temperature: float = 0.0
@@ -52,10 +52,10 @@ class Sampling:
 
 
 def split(options: Mapping[str, Any]) -> tuple[Sampling, dict[str, Any]]:
-    """Options of a call, with those of :class:`Sampling` taken out.
+    """Split a call's options into those of :class:`Sampling` and the others.
 
     Raises:
-        InputError: one is out of its range or of another type.
+        InputError: an option is out of range or of the wrong type.
     """
     own = {one.name for one in fields(Sampling)}
     try:
@@ -73,11 +73,11 @@ class Sampler:
         self._random = np.random.default_rng(None if sampling.seed is None else abs(sampling.seed))
 
     def pick(self, logits: Array, seen: Collection[int]) -> int:
-        """The next token.
+        """Pick the next token.
 
         Args:
-            logits: float32 [vocabulary]; not changed.
-            seen: tokens that are there already, for the repetition penalty.
+            logits: float32 [vocabulary]; not modified.
+            seen: tokens that already occur, for the repetition penalty.
         """
         how = self._sampling
         if how.repetition_penalty != 1 and seen:
@@ -94,7 +94,7 @@ class Sampler:
         return int(allowed[min(place, len(allowed) - 1)])
 
     def _allowed(self, logits: Array) -> tuple[Array, Array]:
-        """Tokens that may be picked, most likely first, and their probabilities."""
+        """Return the tokens that may be picked, most likely first, and their probabilities."""
         how = self._sampling
         if 0 < how.top_k < len(logits):
             kept = np.argpartition(-logits, how.top_k - 1)[: how.top_k]
@@ -112,7 +112,7 @@ class Sampler:
 
 
 def log_probabilities(logits: Array, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
-    """A token's natural log-probability, and the ``top`` most likely tokens with theirs, most likely first."""
+    """Return a token's natural log-probability, and the ``top`` most likely tokens with theirs, most likely first."""
     shifted = logits.astype(np.float64) - float(logits.max())
     logs = shifted - math.log(float(np.exp(shifted).sum()))
     best: list[int] = []

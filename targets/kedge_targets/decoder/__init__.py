@@ -1,2 +1,2 @@
-"""Decoder language models: what one is (``spec``), how its weights are stored (``matrix``, ``rounding``, ``layout``),
-and what a backend does with it (``contract``, ``session``)."""
+"""Decoder language models: their specification (``spec``), the storage of their weights (``matrix``, ``rounding``,
+``layout``), and their backends' contract (``contract``, ``session``)."""

@@ -1,4 +1,4 @@
-"""What a backend that takes decoders offers the host; the device's half is
+"""The contract of a backend's compiler for decoders on the host; its counterpart on the device is
 :meth:`kedge_targets.contract.Runtime.load_decoder`."""
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from kedge_targets.decoder.spec import Array, DecoderSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Ends:
-    """What stands before and after the layers.
+    """The parts of a decoder before and after its layers.
 
     Attributes:
         embedding: float or codes [vocabulary, hidden].
-        positions: learned ones, float32 [context, hidden]; None where heads turn.
-        norm: the last norm, ``norm`` and maybe ``norm.bias``.
-        head: None where it is the embedding.
+        positions: learned position embeddings, float32 [context, hidden]; None with rotary embedding.
+        norm: tensors of the last norm, ``norm`` and optionally ``norm.bias``.
+        head: the head's matrix; None if it is the embedding.
     """
 
     embedding: Matrix
@@ -33,8 +33,8 @@ class Ends:
 
 @dataclass(frozen=True, kw_only=True)
 class LoweredDecoder:
-    """What :meth:`DecoderCompiler.lower` made: as :class:`kedge_targets.contract.Lowered`, and the bytes of all caches
-    for one position."""
+    """The result of :meth:`DecoderCompiler.lower`: like :class:`kedge_targets.contract.Lowered`, with the bytes of all
+    caches for one position."""
 
     files: dict[str, Path]
     entry: str
@@ -44,7 +44,7 @@ class LoweredDecoder:
 
 
 class LayerRunner(abc.ABC):
-    """One layer in float32, alone: what comes in goes out as the next layer's input."""
+    """A single layer in float32: maps its input to the next layer's input."""
 
     @abc.abstractmethod
     def run(self, hidden: Array) -> tuple[Array, dict[str, Array]]:
@@ -60,28 +60,29 @@ class LayerRunner(abc.ABC):
 
 
 class DecoderCompiler(abc.ABC):
-    """The host's half for decoders."""
+    """A backend's compiler for decoders."""
 
     @abc.abstractmethod
     def layout(self, spec: DecoderSpec) -> HeadLayout:
-        """How its kernels want a head's channels; every :class:`Piece` comes in this layout."""
+        """Return the layout of a head's channels that the kernels need; every :class:`Piece` has this layout."""
 
     @abc.abstractmethod
     def groups(self, columns: int) -> tuple[int, ...]:
-        """Sizes of groups in which a matrix of so many input channels can be stored in codes, smallest first."""
+        """Return the group sizes in which a matrix with ``columns`` input channels can be stored as codes, smallest
+        first."""
 
     @abc.abstractmethod
     def lower(self, spec: DecoderSpec, ends: Ends, pieces: Pieces, *, context: int, workdir: Path) -> LoweredDecoder:
-        """Write a decoder's files; ``pieces`` is asked for one layer after the other.
+        """Write a decoder's files; ``pieces`` is called for one layer after the other.
 
         Raises:
-            LoweringError: with the vendor's own words.
+            LoweringError: the vendor's tool refuses it; the message quotes it.
         """
 
     @abc.abstractmethod
     def layer_runner(self, spec: DecoderSpec, index: int, piece: Piece, *, context: int) -> LayerRunner:
-        """One layer for calibration and for the float reference.
+        """Return a runner of one layer for calibration and for the float reference.
 
         Raises:
-            LoweringError: with the vendor's own words.
+            LoweringError: the vendor's tool refuses it; the message quotes it.
         """

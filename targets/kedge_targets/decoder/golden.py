@@ -1,9 +1,9 @@
-"""Golden vectors of a decoder: the logits of forced tokens, by one step of many and by single steps.
+"""Golden vectors of a decoder: the logits of forced tokens, computed in one step and in single steps.
 
 Inputs: ``tokens`` int64 [vectors, positions], ``columns`` int64 [vectors, columns] (tokens whose logits are compared;
-a whole vocabulary would weigh more than the model). Outputs: ``prefill`` float32 [vectors, positions, columns] from
-one step of all positions, ``steps`` [vectors, positions - prompt, columns] where those after the prompt come one by
-one.
+those of a whole vocabulary would be larger than the model). Outputs: ``prefill`` float32 [vectors, positions, columns]
+from one step of all positions, ``steps`` [vectors, positions - prompt, columns] from one step for each position after
+the prompt.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from kedge_targets.decoder.session import DecoderSession
 Array = npt.NDArray[Any]
 
 STEPS = 4
-"""Positions that come one by one."""
+"""Number of last positions that are computed one by one."""
 
 
 def answers(session: DecoderSession, tokens: Array, columns: Array) -> dict[str, Array]:
-    """What a session gives for golden inputs; it uses the first slot.
+    """Return a session's outputs for golden inputs; uses the first slot.
 
     Raises:
-        InputError: a token beyond the vocabulary, or no room for the vectors.
+        InputError: a token is outside the vocabulary, or the context has no room for the vectors.
     """
     prefill, steps = [], []
     for row, wanted in zip(tokens.tolist(), columns, strict=True):
@@ -40,7 +40,7 @@ def answers(session: DecoderSession, tokens: Array, columns: Array) -> dict[str,
 
 
 def inputs(vectors: Golden, *, where: str) -> tuple[Array, Array]:
-    """``tokens`` and ``columns`` of golden vectors.
+    """Return ``tokens`` and ``columns`` of golden vectors.
 
     Raises:
         BundleError: they are not those of a decoder.

@@ -1,8 +1,8 @@
-"""Head channels in the order and number that attention kernels take.
+"""Arranges head channels in the order and number that attention kernels need.
 
-Kernels turn channel ``j`` together with ``j + size / 2`` for every ``j``, and want ``size`` to be a multiple of some
-number. Heads of another size, or of which only a share turns, get channels that are always 0, and channels whose
-frequency is 0: the function stays the same.
+Kernels rotate channel ``j`` together with ``j + size / 2`` for every ``j``, and need ``size`` to be a multiple of some
+number. Heads of another size get channels that are always 0, and partially rotated heads get channels whose frequency
+is 0; the function stays the same.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class HeadLayout:
-    """Where a head's channels lie.
+    """The positions of a head's channels in the kernel's layout.
 
     Attributes:
-        size: channels of a head as the kernel sees it.
-        places: of each of the model's channels among them [head_size].
+        size: channels of a head in the kernel.
+        places: the kernel's channel for each of the model's channels [head_size].
     """
 
     size: int
@@ -32,7 +32,7 @@ class HeadLayout:
 
     @classmethod
     def of(cls, spec: DecoderSpec, *, multiple: int = 16) -> HeadLayout:
-        """The layout for kernels that want ``size`` to be a multiple of a number."""
+        """Return the layout for kernels that need ``size`` to be a multiple of ``multiple``."""
         size = -(-spec.head_size // multiple) * multiple
         turning = turning_channels(spec)
         half, rest = turning // 2, spec.head_size - turning
@@ -43,11 +43,11 @@ class HeadLayout:
 
     @property
     def plain(self) -> bool:
-        """Whether nothing moves."""
+        """Return whether the layout is the model's own."""
         return self.places == tuple(range(self.size))
 
     def rows(self, weight: Array, heads: int) -> Array:
-        """A projection to heads, [heads * head_size, …], for the kernel."""
+        """Arrange a projection to heads, [heads * head_size, …], for the kernel."""
         if self.plain:
             return weight
         before = weight.reshape(heads, len(self.places), *weight.shape[1:])
@@ -56,11 +56,11 @@ class HeadLayout:
         return after.reshape(heads * self.size, *weight.shape[1:])
 
     def columns(self, weight: Array, heads: int) -> Array:
-        """A projection from heads, [out, heads * head_size], for the kernel."""
+        """Arrange a projection from heads, [out, heads * head_size], for the kernel."""
         return weight if self.plain else np.ascontiguousarray(self.rows(np.ascontiguousarray(weight.T), heads).T)
 
     def frequencies(self, spec: DecoderSpec, kind: LayerKind) -> Array:
-        """Radians a position of each of the kernel's pairs, float64 [size / 2]."""
+        """Return radians per position of each of the kernel's pairs, float64 [size / 2]."""
         found = np.zeros(self.size // 2)
         if kind.rotary is not None:
             plain = kind.rotary.frequencies(spec.head_size)
@@ -68,18 +68,18 @@ class HeadLayout:
         return found
 
     def norm_factor(self) -> float:
-        """A mean of squares over the kernel's channels is the model's times this."""
+        """Return the factor of a mean of squares over the kernel's channels relative to one over the model's."""
         return len(self.places) / self.size
 
 
 def turning_channels(spec: DecoderSpec) -> int:
-    """How many channels of a head turn; the same in every layer."""
+    """Return the number of rotated channels of a head; the same in every layer."""
     shares = {kind.rotary.share for kind in spec.layers if kind.rotary is not None}
     return 0 if not shares else int(spec.head_size * max(shares))
 
 
 def arranged(spec: DecoderSpec, layout: HeadLayout, layer: dict[str, Array]) -> dict[str, Array]:
-    """A layer's tensors with their heads in the kernel's layout."""
+    """Return a layer's tensors with their heads in the kernel's layout."""
     found = dict(layer)
     for name, heads in (("q", spec.heads), ("k", spec.kv_heads), ("v", spec.kv_heads)):
         for part in (name, f"{name}.bias"):

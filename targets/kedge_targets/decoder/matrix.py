@@ -1,4 +1,4 @@
-"""A weight matrix as a file stores it: float, or integer codes with a scale for each group of an output channel."""
+"""Weight matrices as a file stores them: float, or integer codes with a scale for each group of an output channel."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Codes:
-    """``real = (codes - zeros) * scales`` in groups along the input channels.
+    """A quantized matrix: ``real = (codes - zeros) * scales`` in groups along the input channels.
 
     Attributes:
         codes: uint8 [out, in], each below ``2**bits``.
         scales: float32 [out, groups].
-        zeros: uint8 [out, groups]; None where all are ``2**(bits - 1)``.
+        zeros: uint8 [out, groups]; None if all are ``2**(bits - 1)``.
         bits: 4 or 8.
         group: input channels of one scale; the last group may be shorter.
     """
@@ -31,18 +31,18 @@ class Codes:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """``(out, in)``."""
+        """Return ``(out, in)``."""
         return self.codes.shape[0], self.codes.shape[1]
 
     def real(self) -> Array:
-        """The numbers that the codes stand for, float32 [out, in]."""
+        """Return the dequantized matrix, float32 [out, in]."""
         columns = np.arange(self.shape[1]) // self.group
         zeros: Any = 2 ** (self.bits - 1) if self.zeros is None else self.zeros[:, columns].astype(np.float32)
         real: Array = (self.codes.astype(np.float32) - zeros) * self.scales[:, columns]
         return real
 
     def rows(self, first: int, last: int) -> Codes:
-        """Some output channels."""
+        """Return the output channels from ``first`` up to ``last``."""
         zeros = None if self.zeros is None else self.zeros[first:last]
         return Codes(
             codes=self.codes[first:last],
@@ -54,16 +54,17 @@ class Codes:
 
 
 Matrix = Array | Codes
-"""Float [out, in] (float32 or float16), or codes."""
+"""A matrix: float [out, in] (float32 or float16), or codes."""
 
 
 def real(matrix: Matrix) -> Array:
-    """Float32 [out, in]."""
+    """Return a matrix as float32 [out, in]."""
     return matrix.real() if isinstance(matrix, Codes) else matrix.astype(np.float32, copy=False)
 
 
 def stacked(parts: list[Matrix]) -> Matrix:
-    """Matrices of the same input, one above the other; they are all float or all codes of one kind."""
+    """Concatenate matrices of the same input along the output channels: as codes if all are codes of one kind,
+    otherwise as float."""
     coded = [part for part in parts if isinstance(part, Codes)]
     if len(coded) != len(parts):
         return np.concatenate([real(part) if isinstance(part, Codes) else part for part in parts])
@@ -87,7 +88,7 @@ def stacked(parts: list[Matrix]) -> Matrix:
 
 
 def packed(codes: Array, bits: int) -> Array:
-    """Codes as bytes along the last axis; 4-bit codes in pairs, the first in the low half."""
+    """Pack codes into bytes along the last axis; 4-bit codes in pairs, the first in the low half."""
     if bits == 8:
         return codes
     if codes.shape[-1] % 2:

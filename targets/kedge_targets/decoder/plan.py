@@ -1,4 +1,4 @@
-"""What a decoder's file is made with, whatever the backend."""
+"""What a decoder's file is made from, independent of the backend."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from kedge_targets.decoder.matrix import Matrix
 from kedge_targets.decoder.spec import Array
 
 PROBES = ("attention", "o", "feed_forward", "down")
-"""Inputs of a layer's matrices: of queries, keys and values; of what gathers the heads; of gate and up; of down."""
+"""Inputs of a layer's matrices: of queries, keys and values; of the output projection; of gate and up; of down."""
 PROBE_OF = {
     **dict.fromkeys(("q", "k", "v"), "attention"),
     "o": "o",
     **dict.fromkeys(("gate", "up"), "feed_forward"),
     "down": "down",
 }
-"""Matrix of a layer → the probe that sees its input."""
+"""Matrix of a layer → the probe of its input."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One layer, or what stands outside the layers, ready to be stored.
+    """One layer, ready to be stored.
 
     Attributes:
-        matrices: by the names of :class:`kedge_targets.decoder.spec.Weights`.
-        vectors: norms and biases, float32, heads laid out as the matrices' are.
+        matrices: matrices by their names in :class:`kedge_targets.decoder.spec.Weights`.
+        vectors: norms and biases, float32, with the matrices' head layout.
     """
 
     matrices: dict[str, Matrix]
@@ -33,4 +33,4 @@ class Piece:
 
 
 Pieces = Callable[[int], Piece]
-"""Index of a layer → the layer; called once for each, in order, so that one alone need be in memory."""
+"""Index of a layer → the layer; called once for each, in order, so that only one needs to be in memory."""

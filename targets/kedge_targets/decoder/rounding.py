@@ -1,5 +1,5 @@
-"""Rounding a matrix to codes in groups: plainly, with the scale that costs least, or so that rounding errors make up
-for each other (Frantar et al., "GPTQ", ICLR 2023)."""
+"""Rounds a matrix to codes in groups: to the nearest code, optionally with the scales of least error, or so that
+rounding errors compensate each other (Frantar et al., "GPTQ", ICLR 2023)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from kedge_targets.decoder.matrix import Codes
 Array = npt.NDArray[Any]
 
 _SHRINK = np.linspace(0.8, 1.05, 11)
-"""Widths of the grid that the search tries, as shares of the plain one."""
+"""Factors of the scale that the search tries."""
 _DAMPING = 0.01
 _BLOCK = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """How one matrix is stored: bits (4 or 8), input channels of a group, whether zero-points are fixed."""
+    """The quantization grid of a matrix: bits (4 or 8), input channels of a group, whether zero-points are fixed."""
 
     bits: int
     group: int
@@ -29,7 +29,7 @@ class Grid:
 
 
 def _grid(values: Array, grid: Grid, importance: Array | None, *, search: bool) -> tuple[Array, Array]:
-    """Scale and zero-point of groups that lie along the last axis, each float32 with that axis of length 1."""
+    """Return scale and zero-point of groups along the last axis, each float32 with that axis of length 1."""
     top = float(2**grid.bits - 1)
     if grid.symmetric:
         at = np.abs(values).argmax(-1, keepdims=True)
@@ -62,7 +62,7 @@ def _grid(values: Array, grid: Grid, importance: Array | None, *, search: bool) 
 
 
 def _grouped(values: Array, group: int) -> Array:
-    """[out, in] → [out, groups, group]; a short last group is filled with 0."""
+    """Reshape [out, in] to [out, groups, group]; a short last group is filled with 0."""
     missing = -values.shape[1] % group
     if missing:
         values = np.pad(values, ((0, 0), (0, missing)))
@@ -80,12 +80,12 @@ def _codes(codes: Array, scales: Array, zeros: Array, grid: Grid) -> Codes:
 
 
 def plain(weight: Array, grid: Grid, *, importance: Array | None = None, search: bool = False) -> Codes:
-    """Each weight to its nearest code.
+    """Round each weight to its nearest code.
 
     Args:
         weight: float32 [out, in].
-        importance: of each input channel [in]: the mean square of what comes in; weighs the search's errors.
-        search: try narrower and wider grids for each group and take the one with the least squared error.
+        importance: mean square of each input channel [in]; the weight of the search's errors.
+        search: whether to try narrower and wider grids for each group and take the one with the least squared error.
     """
     values = _grouped(weight.astype(np.float32, copy=False), grid.group)
     weights = None if importance is None else _grouped(importance[None].astype(np.float32), grid.group)
@@ -96,11 +96,11 @@ def plain(weight: Array, grid: Grid, *, importance: Array | None = None, search:
 
 
 def compensated(weight: Array, products: Array, grid: Grid, *, search: bool = True) -> Codes:
-    """Column after column; what one loses, those to its right take over.
+    """Round column after column by GPTQ; the columns to the right compensate each column's error.
 
     Args:
         weight: float32 [out, in].
-        products: X'X of what comes in, float64 [in, in].
+        products: X'X of the inputs X, float64 [in, in].
         search: as in :func:`plain`.
     """
     rows, columns = weight.shape
@@ -133,6 +133,6 @@ def compensated(weight: Array, products: Array, grid: Grid, *, search: bool = Tr
 
 
 def _inverse_factor(matrix: Array) -> Array:
-    """U with U'U = matrix⁻¹ and U upper triangular."""
+    """Return the upper triangular U with U'U = matrix⁻¹."""
     inverse = np.linalg.inv(matrix)
     return np.linalg.cholesky((inverse + inverse.T) / 2).T

@@ -1,4 +1,4 @@
-"""A loaded decoder on the device: several sequences side by side, each in a slot with a cache of its own."""
+"""A loaded decoder on the device: several sequences side by side, each in a slot with its own cache."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Array = npt.NDArray[Any]
 
 
 class DecoderSession(abc.ABC):
-    """Slots of ``context`` positions. One thread at a time.
+    """A decoder session with slots of ``context`` positions, for one thread at a time.
 
     Attributes:
-        slots, context, vocabulary: how many of each.
-        lengths: positions in use of each slot, int64 [slots].
+        slots, context, vocabulary: numbers of slots, of positions per slot, and of tokens in the vocabulary.
+        lengths: number of positions in use in each slot, int64 [slots].
     """
 
     def __init__(self, *, slots: int, context: int, vocabulary: int) -> None:
@@ -32,13 +32,13 @@ class DecoderSession(abc.ABC):
         """Append tokens to one slot.
 
         Args:
-            keep: of how many of the last tokens the logits are wanted.
+            keep: number of last tokens whose logits are returned.
 
         Returns:
-            float32 [keep, vocabulary]: row ``i`` says what follows the token that it belongs to.
+            float32 [keep, vocabulary]: each row predicts the token after its own.
 
         Raises:
-            InputError: no token, a token beyond the vocabulary, or more than the context has room for.
+            InputError: there is no token, a token is outside the vocabulary, or the context has no room for them.
         """
         self._check(tokens, int(self.lengths[slot]))
         found = self._run(slot, np.asarray([tokens], np.int64), self.lengths[slot : slot + 1], keep)
@@ -47,7 +47,7 @@ class DecoderSession(abc.ABC):
         return logits
 
     def step(self, tokens: Mapping[int, int]) -> dict[int, Array]:
-        """Append one token to each of several slots at once.
+        """Append one token to each of several slots in one step.
 
         Args:
             tokens: slot → token.
@@ -72,7 +72,7 @@ class DecoderSession(abc.ABC):
         return {slot: found[slot - first, 0] for slot in tokens}
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget what lies beyond the first ``length`` positions of a slot."""
+        """Keep only the first ``length`` positions of a slot."""
         self.lengths[slot] = min(length, int(self.lengths[slot]))
 
     def _check(self, tokens: Sequence[int], length: int) -> None:
@@ -88,16 +88,16 @@ class DecoderSession(abc.ABC):
 
     @abc.abstractmethod
     def copy(self, source: int, to: int, positions: int) -> None:
-        """Make the first positions of one slot those of another, which has that length afterwards."""
+        """Copy the first positions of one slot to another, which has that length afterwards."""
 
     @abc.abstractmethod
     def _run(self, first: int, tokens: Array, lengths: Array, keep: int) -> Array:
-        """Logits [rows, keep, vocabulary] of the slots from ``first`` on, which have these lengths before."""
+        """Return logits [rows, keep, vocabulary] of the slots from ``first`` on, which have these lengths before."""
 
     @property
     @abc.abstractmethod
     def cache_bytes(self) -> int:
-        """What the caches of all slots take."""
+        """Return the bytes of the caches of all slots."""
 
     def close(self) -> None:
         """Release the session's resources."""

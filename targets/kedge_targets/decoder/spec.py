@@ -1,4 +1,4 @@
-"""What a decoder language model computes, as plain data; a backend lowers this and nothing else."""
+"""The function of a decoder language model as plain data, which is all that a backend lowers."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Rotary:
 
     Attributes:
         theta: base of the frequencies.
-        share: of a head's channels that turn, from the first on.
+        share: share of a head's channels that are rotated, from the first on.
         kind: ``default``; ``linear`` divides all frequencies by ``factor``; ``llama3`` only the low ones (Llama 3.1).
-        low_frequency_factor, high_frequency_factor, original_context: of ``llama3``.
+        low_frequency_factor, high_frequency_factor, original_context: parameters of ``llama3``.
     """
 
     theta: float
@@ -37,7 +37,7 @@ class Rotary:
     original_context: int = 8192
 
     def frequencies(self, head_size: int) -> Array:
-        """Radians a position of each pair, float64 [turning channels / 2]."""
+        """Return radians per position of each pair, float64 [rotated channels / 2]."""
         turning = int(head_size * self.share)
         plain = self.theta ** (-np.arange(0, turning, 2, dtype=np.float64) / turning)
         if self.kind == "linear":
@@ -53,11 +53,11 @@ class Rotary:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerKind:
-    """How the attention of one layer looks back.
+    """The attention span and position encoding of one layer.
 
     Attributes:
-        window: positions that it sees, its own among them; None for all.
-        rotary: None where positions are learned.
+        window: number of visible positions, its own included; None for all.
+        rotary: its rotary embedding; None if positions are learned.
     """
 
     rotary: Rotary | None
@@ -69,19 +69,20 @@ class DecoderSpec:
     """A decoder without its weights.
 
     Attributes:
-        architecture: the source's own name of it (``llama``).
+        architecture: the source's name of the architecture (``llama``).
         hidden, intermediate: channels between layers, and inside the feed-forward network.
-        heads, kv_heads, head_size: of attention; ``kv_heads`` divides ``heads``.
-        context: positions at most.
-        layers: one entry each.
+        heads, kv_heads, head_size: attention heads, key-value heads (a divisor of ``heads``), channels of a head.
+        context: largest number of positions.
+        layers: one entry per layer.
         activation: ``silu`` or ``gelu_tanh``.
         gated: whether the feed-forward network multiplies two projections (``down(act(gate(x)) * up(x))``).
         norm: ``rms`` or ``layer`` (with biases).
         norm_offset: added to a stored norm weight (Gemma stores weight - 1).
-        qk_norm: whether queries and keys are normalized in each head.
-        post_norms: whether what attention and feed-forward give is normalized too, before it is added (Gemma 3).
-        attention_scale: of the products of queries and keys.
-        embedding_scale: of the embedded tokens.
+        qk_norm: whether queries and keys are normalized per head.
+        post_norms: whether the outputs of attention and feed-forward are also normalized before they are added (Gemma
+            3).
+        attention_scale: factor of the products of queries and keys.
+        embedding_scale: factor of the embedded tokens.
         tied: whether the head is the embedding.
         learned_positions: whether a table of positions is added to the embedded tokens.
     """
@@ -109,23 +110,22 @@ class DecoderSpec:
 
 
 class Weights(Protocol):
-    """A decoder's float weights, read when they are asked for.
+    """A decoder's float weights, read on demand.
 
-    Matrices are float32 [out, in]. Names, with ``.bias`` beside where there is one: ``embedding``, ``positions``,
-    ``norm``, ``head``; in a layer ``attention_norm``, ``q``, ``k``, ``v``, ``q_norm``, ``k_norm``, ``o``,
-    ``attention_post_norm``, ``feed_forward_norm``, ``gate`` (gated only), ``up``, ``down``,
-    ``feed_forward_post_norm``.
+    Matrices are float32 [out, in]. The names, each optionally with a ``.bias``: ``embedding``, ``positions``, ``norm``,
+    ``head``; in a layer ``attention_norm``, ``q``, ``k``, ``v``, ``q_norm``, ``k_norm``, ``o``,
+    ``attention_post_norm``, ``feed_forward_norm``, ``gate`` (gated only), ``up``, ``down``, ``feed_forward_post_norm``.
     """
 
     def outer(self, name: str) -> Array:
-        """A tensor outside the layers."""
+        """Return a tensor outside the layers."""
 
     def layer(self, index: int) -> dict[str, Array]:
-        """All tensors of one layer by name."""
+        """Return all tensors of one layer by name."""
 
 
 def check(spec: DecoderSpec, *, where: str) -> None:
-    """Raises :class:`ModelError` where the numbers of a specification do not belong together."""
+    """Raise :class:`ModelError` if the numbers of a specification are inconsistent."""
     tests: tuple[tuple[bool, str], ...] = (
         (min(spec.hidden, spec.intermediate, spec.heads, spec.kv_heads, spec.head_size) > 0, "a size is not positive"),
         (spec.kv_heads > 0 and spec.heads % spec.kv_heads == 0, "num_key_value_heads does not divide the heads"),
@@ -139,5 +139,5 @@ def check(spec: DecoderSpec, *, where: str) -> None:
 
 
 def map_tensors(tensors: dict[str, Array], change: Callable[[str, Array], Array]) -> dict[str, Array]:
-    """Each tensor as ``change(name, tensor)`` makes it."""
+    """Apply ``change(name, tensor)`` to each tensor."""
     return {name: change(name, tensor) for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""What compiling a decoder measured: ``generation.json`` beside the release."""
+"""The report of a compiled decoder: ``generation.json`` beside the release."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FILE = "generation.json"
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderEntry:
-    """One target.
+    """The report of one target.
 
     Attributes:
-        chosen: index among the attempts.
-        bytes: of the files that the runtime opens.
-        memory_bytes: of files and caches.
-        position_bytes: of the caches, for each position of each slot.
+        chosen: index of the attempt that was packed.
+        bytes: size of the files that the runtime opens.
+        memory_bytes: memory of files and caches.
+        position_bytes: cache bytes per position of each slot.
     """
 
     target: str
@@ -37,13 +37,13 @@ class DecoderEntry:
 
     @property
     def attempt(self) -> Attempt:
-        """The one that was packed."""
+        """Return the attempt that was packed."""
         return self.attempts[self.chosen]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderReport:
-    """All targets of a release."""
+    """The report of all targets of a release."""
 
     name: str
     version: str
@@ -60,10 +60,10 @@ def write(report: DecoderReport, folder: Path) -> None:
 
 
 def read(folder: Path) -> DecoderReport | None:
-    """The report of a release; None where there is none.
+    """Return the report of a release, or None if there is none.
 
     Raises:
-        BundleError: it is damaged.
+        BundleError: the report is damaged.
     """
     path = folder / FILE
     if not path.is_file():

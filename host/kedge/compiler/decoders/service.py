@@ -1,4 +1,4 @@
-"""A decoder for each target, in a worker of its own; the release is written at the end."""
+"""Compiles a decoder for each target in its own worker, and writes the release at the end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from kedge_targets.worker import Worker
 
 TASK = "kedge.compiler.decoders.worker_tasks:compile_decoder"
 RATIO = 1.15
-"""Perplexity over the float model's that is allowed where no budget is given."""
+"""Allowed ratio of the perplexity to the float model's if no budget is given."""
 GOLDEN = "golden.npz"
 
 
@@ -47,7 +47,7 @@ def run(
 
     Args:
         scratch: a folder that outlives the call.
-        worker: makes one, by its name.
+        worker: makes a worker with this name.
 
     Raises:
         InputError: the model, a text, a target or an option is wrong.
@@ -91,10 +91,10 @@ def _check(options: CompileOptions, asked: list[Target]) -> None:
 
 
 def budget(options: CompileOptions) -> Budget:
-    """What the options allow.
+    """Return the budget that the options set.
 
     Raises:
-        ConfigError: a limit that is none.
+        ConfigError: a limit is invalid.
     """
     ratio, absolute = None, None
     if options.max_perplexity is not None:

@@ -1,4 +1,4 @@
-"""What goes to the worker and back when a decoder is compiled: plain data, JSON on the wire."""
+"""Messages to and from the worker that compiles a decoder: plain data, JSON on the wire."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kedge_protocol.bundle.generation import Generation
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What compression may cost.
+    """The limits of the loss by compression.
 
     Attributes:
-        max_ratio: perplexity over the float model's.
-        max_perplexity: perplexity itself.
-        max_kl: nats a token.
+        max_ratio: largest ratio of the perplexity to the float model's.
+        max_perplexity: largest perplexity.
+        max_kl: largest KL divergence from the float model, nats per token.
     """
 
     max_ratio: float | None = None
@@ -26,7 +26,7 @@ class Budget:
     max_kl: float | None = None
 
     def broken(self, figures: Figures) -> str:
-        """What is beyond it, in words; empty where all is kept."""
+        """Describe which limits the figures exceed; empty if none."""
         checks = (
             ("perplexity ×", figures.ratio, self.max_ratio),
             ("perplexity", figures.perplexity, self.max_perplexity),
@@ -42,14 +42,14 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderRequest:
-    """Compile one decoder for one backend.
+    """A request to compile one decoder for one backend.
 
     Attributes:
         source, adapter, calibration, evaluation: absolute paths.
-        options: for the backend's runtime.
-        context, slots: asked for; context None: the model's own, up to :data:`CONTEXT`.
+        options: options of the backend's runtime.
+        context, slots: the requested ones; with context None the model's own, up to :data:`CONTEXT`.
         schemes: tried in order until one keeps the budget.
-        memory_bytes: of the target.
+        memory_bytes: the target's memory.
         workdir: an empty folder that outlives the call.
     """
 
@@ -69,7 +69,7 @@ class DecoderRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One scheme that was tried."""
+    """A scheme that was tried, and its figures."""
 
     scheme: Scheme
     label: str
@@ -81,12 +81,12 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderAnswer:
-    """What was made.
+    """The result of compiling a decoder.
 
     Attributes:
-        files: title → path of all that the device needs, the text's files among them.
-        chosen: index of the attempt whose files these are: the first that keeps the budget, else the last.
-        memory_bytes: of files and caches.
+        files: title → path of all files that the device needs, including those of the text side.
+        chosen: index of the attempt with these files: the first that keeps the budget; -1, the last, if none does.
+        memory_bytes: memory of files and caches.
     """
 
     files: dict[str, str]
@@ -111,4 +111,4 @@ class DecoderAnswer:
 
 
 CONTEXT = 4096
-"""Positions that a bundle has room for where none is asked for and the model has more."""
+"""Largest default context; a longer one must be requested."""

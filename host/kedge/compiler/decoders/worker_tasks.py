@@ -1,4 +1,4 @@
-"""The worker's task: a decoder becomes one target's files, measured with the device's runtime."""
+"""The worker's task: compiles a decoder to one target's files, evaluated with the device's runtime."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ _GOLDEN = 4
 _GOLDEN_LENGTH = 24
 _COLUMNS = 512
 _FLOOR = 1e-4
-"""Smallest allowance of golden logits, of their standard deviation."""
+"""Smallest tolerance of golden logits, relative to their standard deviation."""
 TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"
 
 
 def compile_decoder(request: DecoderRequest, progress: Progress) -> DecoderAnswer:
-    """A task of the worker.
+    """Compile a decoder in the worker.
 
     Raises:
         InputError: the model or a text is wrong.
         TargetError: the device has too little memory.
-        MissingDependencyError: the ``generation`` extra.
-        LoweringError: the backend refuses it.
+        MissingDependencyError: the ``generation`` extra is not installed.
+        LoweringError: the backend refuses the model.
     """
     return _Compilation(request, progress).run()
 
 
 @dataclass
 class _Made:
-    """Files of one scheme."""
+    """The files and figures of one scheme."""
 
     lowered: LoweredDecoder
     attempt: Attempt
@@ -116,7 +116,7 @@ class _Compilation:
         )
 
     def _check_memory(self) -> None:
-        """Before the long work: the smallest that the schemes can give, and the caches."""
+        """Check, before the long work, that the smallest scheme and the caches fit into the target's memory."""
         scheme = min(self._request.schemes, key=lambda one: one.bits or 16)
         spec, layout = self._spec, self._compiler.layout(self._spec)
         weights = self._decoder.parameters * (scheme.bits or 16) // 8
@@ -161,7 +161,7 @@ class _Compilation:
         )
 
     def _search(self, calibration: list[list[int]], reference: Reference) -> tuple[list[_Made], bool]:
-        """The schemes in order; what is not kept is removed at once."""
+        """Try the schemes in order until one keeps the budget; delete the files of those that do not."""
         made: list[_Made] = []
         for at, scheme in enumerate(self._request.schemes):
             folder = self._workdir / f"scheme-{at}"
@@ -213,8 +213,8 @@ class _Compilation:
         )
 
     def _golden(self, lowered: LoweredDecoder, sequences: list[list[int]]) -> tuple[Path, tuple[str, ...]]:
-        """Vectors from the evaluation texts; the tolerance is the largest deviation of any kernel set, and of one
-        step of many positions from single steps."""
+        """Write golden vectors from the evaluation texts. The tolerance follows from the largest deviation of any
+        kernel set, and of one step of many positions from single steps."""
         self._progress("golden vectors", 0, 0)
         runtime = registry.runtime(self._request.backend)
         length = min(_GOLDEN_LENGTH, self._context, *(len(one) for one in sequences))

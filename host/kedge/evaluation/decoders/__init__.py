@@ -1,1 +1,1 @@
-"""What a decoder is measured on, and how: texts, the float model's answers, perplexity and divergence."""
+"""Evaluates decoders: texts, the float model's answers, perplexity and divergence."""

@@ -1,4 +1,4 @@
-"""Perplexity, divergence from the float model, agreement of the top token; summed up sequence by sequence."""
+"""Computes perplexity, divergence from the float model and top-token agreement, summed up sequence by sequence."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What was measured of one file.
+    """The figures of one compressed decoder.
 
     Attributes:
-        perplexity, reference: of the file and of the float model, on the same tokens.
-        kl: mean KL divergence of the file's distribution from the float model's, nats a token.
+        perplexity, reference: perplexity of the compressed and of the float model, on the same tokens.
+        kl: mean KL divergence of the compressed model's distribution from the float model's, nats per token.
         kl_error: its standard error over the sequences.
         agreement: share of positions whose most likely token is the float model's.
-        tokens: positions that were judged.
+        tokens: number of evaluated positions.
     """
 
     perplexity: float
@@ -33,13 +33,13 @@ class Figures:
 
     @property
     def ratio(self) -> float:
-        """Perplexity over the float model's."""
+        """Return the perplexity divided by the float model's."""
         return self.perplexity / self.reference
 
 
 @dataclass
 class Tally:
-    """Sums over sequences; positions come in pieces of any length."""
+    """Sums over sequences, added in pieces of any number of positions."""
 
     nats: float = 0.0
     reference_nats: float = 0.0
@@ -49,16 +49,16 @@ class Tally:
     _counts: list[int] = field(default_factory=list)
 
     def begin(self) -> None:
-        """The next pieces are of another sequence."""
+        """Begin another sequence."""
         self._kls.append(0.0)
         self._counts.append(0)
 
     def add(self, logits: Array, reference: Array, targets: Array) -> None:
-        """Judge some positions.
+        """Add some positions.
 
         Args:
             logits, reference: float32 [positions, vocabulary].
-            targets: the tokens that really follow, int64 [positions].
+            targets: the tokens that actually follow, int64 [positions].
         """
         own, true = log_softmax(logits), log_softmax(reference)
         rows = np.arange(len(targets))
@@ -70,7 +70,7 @@ class Tally:
         self._counts[-1] += len(targets)
 
     def figures(self) -> Figures:
-        """What the sums say."""
+        """Return the figures of all positions added."""
         counts = np.array(self._counts, np.float64)
         means = np.array(self._kls) / np.maximum(counts, 1)
         kl = float(np.sum(self._kls) / self.tokens)
@@ -86,7 +86,7 @@ class Tally:
 
 
 def log_softmax(logits: Array) -> Array:
-    """Logarithms of probabilities along the last axis, float64."""
+    """Return the log-softmax along the last axis, float64."""
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     found: Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return found

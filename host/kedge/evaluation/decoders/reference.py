@@ -1,4 +1,4 @@
-"""The float model's answers, layer by layer: never more than one layer's weights in memory."""
+"""Computes the float model's answers layer by layer, with only one layer's weights in memory."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from kedge_targets.decoder.session import DecoderSession
 from kedge_targets.decoder.spec import Array, DecoderSpec
 
 POSITIONS = 64
-"""Logits that are held at once."""
+"""Number of positions whose logits are in memory together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What the float model thinks of some sequences.
+    """The float model's answers to some sequences.
 
     Attributes:
-        sequences: tokens.
-        hidden: of each what goes into the head, float32 [positions, channels].
-        head: float32 [vocabulary, channels].
+        sequences: tokens of each sequence.
+        hidden: the head's input for each sequence, float32 [positions, channels].
+        head: the head's weight, float32 [vocabulary, channels].
     """
 
     sequences: list[list[int]]
@@ -31,13 +31,13 @@ class Reference:
     head: Array
 
     def logits(self, sequence: int, first: int, last: int) -> Array:
-        """Float32 [positions, vocabulary]."""
+        """Return logits of these positions, float32 [positions, vocabulary]."""
         found: Array = self.hidden[sequence][first:last] @ self.head.T
         return found
 
 
 def embedded(spec: DecoderSpec, table: Array, positions: Array | None, sequences: list[list[int]]) -> list[Array]:
-    """Each sequence as the first layer takes it."""
+    """Return each sequence as the first layer's input."""
     found = []
     for sequence in sequences:
         hidden = table[np.asarray(sequence)] * np.float32(spec.embedding_scale)
@@ -48,7 +48,7 @@ def embedded(spec: DecoderSpec, table: Array, positions: Array | None, sequences
 def through(
     hidden: list[Array], layers: int, runner: Callable[[int], LayerRunner], heard: Callable[[int, int], None]
 ) -> list[Array]:
-    """Sequences through all layers."""
+    """Run sequences through all layers."""
     for index in range(layers):
         heard(index, layers)
         one = runner(index)
@@ -57,7 +57,7 @@ def through(
 
 
 def normalized(spec: DecoderSpec, norm: dict[str, Array], hidden: Array) -> Array:
-    """The norm before the head."""
+    """Apply the norm before the head."""
     values = hidden.astype(np.float32, copy=False)
     if spec.norm == "layer":
         values = values - values.mean(-1, keepdims=True)
@@ -67,7 +67,7 @@ def normalized(spec: DecoderSpec, norm: dict[str, Array], hidden: Array) -> Arra
 
 
 def judged(session: DecoderSession, reference: Reference, heard: Callable[[int, int], None]) -> Figures:
-    """Run a file on the reference's sequences, by its first slot."""
+    """Evaluate a session on the reference's sequences; uses the first slot."""
     tally = Tally()
     for at, sequence in enumerate(reference.sequences):
         heard(at, len(reference.sequences))

@@ -1,4 +1,4 @@
-"""Texts of the user's as sequences of tokens."""
+"""Reads the user's texts as sequences of tokens."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from kedge_protocol.packages import pip_install
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 _KEYS = ("text", "content")
 _PIECE = 1 << 16
-"""Characters that are tokenized at once."""
+"""Characters that are tokenized in one call."""
 
 
 def tokenizer(raw: bytes, *, where: str) -> Any:
-    """The tokenizer of a ``tokenizer.json``.
+    """Return the tokenizer of a ``tokenizer.json``.
 
     Raises:
         MissingDependencyError: the ``generation`` extra is not installed.
@@ -39,10 +39,10 @@ def tokenizer(raw: bytes, *, where: str) -> Any:
 
 
 def files(path: Path) -> list[Path]:
-    """The text files that a path names: itself, or those in the folder.
+    """Return the text files of a path: the file itself, or those in the folder.
 
     Raises:
-        DatasetError: none there.
+        DatasetError: there are none.
     """
     if path.is_file() and path.suffix in SUFFIXES:
         return [path]
@@ -53,11 +53,11 @@ def files(path: Path) -> list[Path]:
 
 
 def read(path: Path) -> tuple[list[str], str]:
-    """Every text that a path holds, and their digest: a file each, or a line or row each.
+    """Return all texts of a path (one per file, line or row) and their digest.
 
     Raises:
-        DatasetError: no text there, or a file that cannot be read.
-        MissingDependencyError: a parquet file, and pyarrow is not installed.
+        DatasetError: there is no text, or a file cannot be read.
+        MissingDependencyError: a file is parquet, and pyarrow is not installed.
     """
     found = [text for file in files(path) for text in _texts(file) if text.strip()]
     if not found:
@@ -112,7 +112,8 @@ def _rows(file: Path) -> Iterator[str]:
 def sequences(
     texts: list[str], tokens: Any, *, length: int, wanted: int, begin: int | None, where: str
 ) -> list[list[int]]:
-    """Sequences of ``length`` tokens, spread evenly over all texts; each begins with ``begin`` where there is one.
+    """Return sequences of ``length`` tokens, spread evenly over all texts; each begins with ``begin`` unless it is
+    None.
 
     Raises:
         DatasetError: the texts are shorter than one sequence of eight tokens.

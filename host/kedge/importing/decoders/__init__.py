@@ -1,1 +1,1 @@
-"""Decoder language models as they are published: a folder of Hugging Face's form, or a GGUF file."""
+"""Imports decoder language models in their published forms: a Hugging Face folder or a GGUF file."""

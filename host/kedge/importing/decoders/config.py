@@ -1,5 +1,5 @@
-"""``config.json`` of a decoder → :class:`DecoderSpec`. What would change the function and is not known is an error that
-names the key."""
+"""Reads a decoder's ``config.json`` as a :class:`DecoderSpec`. An unknown value that would change the function is an
+error that names the key."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     ),
     "scale_attn_weights": (None, True),
 }
-"""Keys that change what is computed, with the values that change nothing."""
+"""Keys that change the function, with their neutral values."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object from a file.
 
     Raises:
-        ModelError: missing, or none.
+        ModelError: the file is missing or not a JSON object.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -60,10 +60,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def spec_of(config: Mapping[str, Any], *, where: str) -> DecoderSpec:
-    """What a configuration says.
+    """Return the specification that a configuration describes.
 
     Raises:
-        ModelError: an architecture, or a key's value, that is not known; a key that is missing.
+        ModelError: an architecture or a key's value is unknown, or a key is missing.
     """
     family = config.get("model_type")
     if family not in FAMILIES:
@@ -179,7 +179,8 @@ def _usual_kinds(family: str, config: Mapping[str, Any], count: int, window: int
 
 
 def _rotary(family: str, config: Mapping[str, Any], kind: str, where: str) -> Rotary:
-    """Of one kind of layer; transformers 5 writes ``rope_parameters`` where older ones wrote single keys."""
+    """Return the rotary embedding of one kind of layer; transformers 5 writes ``rope_parameters``, older versions wrote
+    single keys."""
     parameters = config.get("rope_parameters") or {}
     if isinstance(parameters.get(kind), Mapping):
         parameters = parameters[kind]

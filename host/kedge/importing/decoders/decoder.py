@@ -1,4 +1,4 @@
-"""A decoder that was read: its specification, its weights, its text side."""
+"""An imported decoder: its specification, its weights, its text side."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class Weights(Protocol):
     """See :class:`kedge_targets.decoder.spec.Weights`."""
 
     def outer(self, name: str) -> Array:
-        """A tensor outside the layers."""
+        """Return a tensor outside the layers."""
 
     def has_bias(self, name: str) -> bool:
-        """Whether one has a bias."""
+        """Return whether a tensor has a bias."""
 
     def layer(self, index: int) -> dict[str, Array]:
-        """A layer's tensors."""
+        """Return a layer's tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,9 @@ class Decoder:
     """A decoder that can be lowered.
 
     Attributes:
-        weights: read when they are asked for.
-        source_digest, size_bytes: of the user's files.
-        parameters: how many weights there are.
+        weights: read on demand.
+        source_digest, size_bytes: digest and size of the user's files.
+        parameters: number of weights.
     """
 
     spec: DecoderSpec

@@ -1,5 +1,5 @@
-"""A GGUF file (ggml/docs/gguf.md of llama.cpp) as a decoder: its header as a configuration, its tensors turned to
-float32 by the ``gguf`` package when they are asked for, its vocabulary as ``tokenizer.json``."""
+"""Reads a GGUF file (ggml/docs/gguf.md of llama.cpp) as a decoder: its header as a configuration, its tensors
+dequantized to float32 by the ``gguf`` package on demand, its vocabulary as ``tokenizer.json``."""
 
 from __future__ import annotations
 
@@ -53,23 +53,23 @@ class GgufTensors:
 
     @property
     def names(self) -> set[str]:
-        """Every tensor's name."""
+        """Return the names of all tensors."""
         return set(self._by_name)
 
     @property
     def parameters(self) -> int:
-        """How many numbers there are in all."""
+        """Return the total number of weights."""
         return sum(int(one.n_elements) for one in self._by_name.values())
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape."""
+        """Return a tensor's shape."""
         return tuple(int(axis) for axis in reversed(self._by_name[name].shape))
 
     def read(self, name: str) -> Array:
-        """A tensor as float32.
+        """Return a tensor as float32.
 
         Raises:
-            ModelError: a type that is not known.
+            ModelError: the tensor's type is unknown.
         """
         import gguf
 
@@ -105,8 +105,8 @@ class GgufTensors:
 
 
 def _half_split(weight: Array, heads: int) -> Array:
-    """llama.cpp turns neighbouring channels, Hugging Face those half a head apart; the rows of ``llama`` files are in
-    the order of the former."""
+    """Reorder rows for half-split pairs: llama.cpp rotates neighbouring channels, Hugging Face those half a head apart;
+    the rows of ``llama`` files are in the former's order."""
     rows = weight.reshape(heads, -1, 2, *weight.shape[1:])
     return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(weight.shape)
 
@@ -140,7 +140,7 @@ def read(path: Path) -> Decoder:
 
 
 def _configuration(fields: dict[str, Any], tensors: set[str], where: str) -> dict[str, Any]:
-    """What ``config.json`` would say."""
+    """Return the header as the equivalent ``config.json``."""
     architecture = fields.get("general.architecture")
     if architecture not in _FAMILIES:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""The text side of a GGUF file: its vocabulary as ``tokenizer.json``, its template, its end tokens."""
+"""Reads the text side of a GGUF file: its vocabulary as ``tokenizer.json``, its template, its end tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def text_of(fields: dict[str, Any], where: str) -> TextFiles:
     """Read the text side.
 
     Raises:
-        ModelError: no vocabulary, or one of a kind that is not known.
+        ModelError: there is no vocabulary, or its kind is unknown.
     """
     tokens = fields.get("tokenizer.ggml.tokens")
     if not tokens:
@@ -98,7 +98,7 @@ def _byte_level(fields: dict[str, Any], tokens: list[str], where: str) -> dict[s
 
 
 def _sentence_pieces(fields: dict[str, Any], tokens: list[str]) -> dict[str, Any]:
-    """SentencePiece's BPE: scores say in which order pieces are merged."""
+    """Convert SentencePiece's BPE, whose scores determine the order of merges."""
     ranks = {token: at for at, token in enumerate(tokens)}
     scores = fields.get("tokenizer.ggml.scores") or [0.0] * len(tokens)
     merges = []

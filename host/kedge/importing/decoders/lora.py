@@ -1,4 +1,4 @@
-"""A LoRA folder (peft: ``adapter_config.json`` and ``adapter_model.safetensors``) merged into the weights it was
+"""Merges a LoRA folder (peft: ``adapter_config.json`` and ``adapter_model.safetensors``) into the weights that it was
 trained on: ``W + B A * alpha / rank`` (Hu et al., "LoRA", 2021)."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NEUTRAL = {
 
 
 class _Merged:
-    """The weights with the adapter in them; a layer is merged when it is read."""
+    """Weights merged with an adapter; a layer is merged when it is read."""
 
     def __init__(self, weights: Weights, pairs: dict[tuple[int, str], tuple[Array, Array]]) -> None:
         self._weights = weights
@@ -54,10 +54,10 @@ class _Merged:
 
 
 def merged(weights: Weights, spec: DecoderSpec, folder: Path) -> Weights:
-    """The weights with an adapter in them.
+    """Return the weights merged with an adapter.
 
     Raises:
-        ModelError: no LoRA folder, one that changes more than plain LoRA does, or one for another model.
+        ModelError: the folder is not LoRA, changes more than plain LoRA does, or is for another model.
     """
     config = read_json(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":

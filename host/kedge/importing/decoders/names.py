@@ -1,4 +1,4 @@
-"""Hugging Face's names of a decoder's tensors → :class:`kedge_targets.decoder.spec.Weights`."""
+"""Maps Hugging Face's tensor names to :class:`kedge_targets.decoder.spec.Weights`."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ class Reader(Protocol):
 
     @property
     def names(self) -> set[str]:
-        """Every tensor's name."""
+        """Return the names of all tensors."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape."""
+        """Return a tensor's shape."""
 
     def read(self, name: str) -> Array:
-        """One tensor."""
+        """Return one tensor."""
 
 
 class NamedWeights:
     """The weights of one decoder.
 
     Raises:
-        ModelError: a tensor is missing, has another shape than the configuration says, or belongs to nothing.
+        ModelError: a tensor is missing, has another shape than the configuration says, or is unknown.
     """
 
     def __init__(self, tensors: Reader, spec: DecoderSpec, *, where: str) -> None:
@@ -85,7 +85,7 @@ class NamedWeights:
         return self._tensors.read(_outer_name(self._spec, name, self._prefix))
 
     def has_bias(self, name: str) -> bool:
-        """Whether a tensor outside the layers, ``name.bias``, is stored."""
+        """Return whether ``name.bias``, a tensor outside the layers, is stored."""
         return self._gpt2 and f"{name}.bias" in _GPT2_OUTER
 
     def layer(self, index: int) -> dict[str, Array]:
@@ -100,7 +100,7 @@ class NamedWeights:
         }
 
     def _stored(self, index: int) -> dict[str, Any]:
-        """Own name → name in the file, of those tensors that are there."""
+        """Return own name → name in the file of the tensors that exist."""
         table = _GEMMA if self._spec.post_norms else _GPT2 if self._gpt2 else _LAYER
         found: dict[str, Any] = {}
         for own, stored in table.items():
@@ -111,7 +111,7 @@ class NamedWeights:
         return found
 
     def _split(self, found: dict[str, Any], index: int) -> None:
-        """Phi-3 stores projections of one input as one matrix."""
+        """Split Phi-3's matrices, which combine projections of one input."""
         spec, base = self._spec, f"{self._prefix}layers.{index}."
         whole = self._tensors.read(f"{base}self_attn.qkv_proj.weight")
         queries, keys = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
@@ -119,7 +119,7 @@ class NamedWeights:
         found["gate"], found["up"] = np.split(self._tensors.read(f"{base}mlp.gate_up_proj.weight"), 2)
 
     def _gpt2_layer(self, index: int) -> dict[str, Array]:
-        """GPT-2's "Conv1D" stores its matrices [in, out], and queries, keys and values as one."""
+        """Read a layer of GPT-2, whose "Conv1D" stores matrices as [in, out], and queries, keys and values as one."""
         found = {name: self._tensors.read(stored) for name, stored in self._stored(index).items()}
         for name in ("o", "up", "down"):
             found[name] = np.ascontiguousarray(found[name].T)
@@ -135,7 +135,7 @@ class NamedWeights:
         return "transformer." if "transformer.wte.weight" in self._tensors.names else ""
 
     def _check(self) -> None:
-        """Every tensor that the specification needs is there in its shape, and no other is."""
+        """Check that exactly the tensors that the specification needs exist, each in its shape."""
         for name, shape in expected_shapes(self._spec, prefix=self._prefix).items():
             if name not in self._tensors.names:
                 raise ModelError(
@@ -161,10 +161,10 @@ class NamedWeights:
 
 
 def expected_shapes(spec: DecoderSpec, *, prefix: str | None = None) -> dict[str, tuple[int, ...]]:
-    """Name in the file → shape of every tensor that a decoder must have; biases that are optional are not listed.
+    """Return name in the file → shape of every tensor that a decoder must have, without optional biases.
 
     Args:
-        prefix: before the names of all but the head; None for the usual one.
+        prefix: prefix of all names but the head's; None for the usual one.
     """
     gpt2 = spec.architecture == "gpt2"
     if prefix is None:

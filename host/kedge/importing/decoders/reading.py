@@ -1,4 +1,4 @@
-"""A decoder as the user named it: a folder or a GGUF file, read without torch and without transformers."""
+"""Reads a decoder from a folder or a GGUF file, without torch and without transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _GGUF = b"GGUF"
 
 
 def is_decoder(path: Path) -> bool:
-    """Whether a path names a decoder: a folder whose ``config.json`` says so, or a GGUF file. No weights are read."""
+    """Return whether a path is a decoder: a folder whose ``config.json`` says so, or a GGUF file. No weights are
+    read."""
     if path.is_dir():
         return _says_so(path / "config.json")
     try:
@@ -37,14 +38,14 @@ def _says_so(path: Path) -> bool:
 
 
 def read(path: Path, *, adapter: Path | None = None) -> Decoder:
-    """Read all but the weights.
+    """Read everything but the weights.
 
     Args:
-        adapter: a LoRA folder (peft) that is merged into the weights as they are read.
+        adapter: a LoRA folder (peft) to merge into the weights as they are read.
 
     Raises:
-        ModelError: a file is missing, cut short or damaged; an architecture or key that is not known.
-        MissingDependencyError: a GGUF file, and the ``generation`` extra is not installed.
+        ModelError: a file is missing, truncated or damaged, or an architecture or key is unknown.
+        MissingDependencyError: the file is GGUF, and the ``generation`` extra is not installed.
     """
     if not path.is_dir():
         from kedge.importing.decoders import gguf_file

@@ -1,8 +1,8 @@
-"""Tensors in safetensors files, each read when it is asked for and never more.
+"""Reads tensors in safetensors files, one at a time, on demand.
 
 The format (huggingface/safetensors, "Format"): eight bytes of length, a JSON header ``{name: {dtype, shape,
-data_offsets}}``, the data. It is read here and not by the library: that maps whole files, which then count as the
-process's memory, and has no BF16 for numpy (decision 028).
+data_offsets}}``, the data. It is not read by the library, which maps whole files, so that they count as the process's
+memory, and has no BF16 for numpy (decision 028).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _AGAIN = "Fetch the file again"
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor lies in a file."""
+    """The location of a tensor in a file."""
 
     path: Path
     dtype: str
@@ -61,8 +61,8 @@ class Tensors:
     """The tensors of one or several files, by name.
 
     Args:
-        places: where each lies.
-        where: for messages.
+        places: location of each tensor.
+        where: for error messages.
     """
 
     def __init__(self, places: Mapping[str, _Place], where: str) -> None:
@@ -71,28 +71,28 @@ class Tensors:
 
     @property
     def names(self) -> set[str]:
-        """Every tensor's name."""
+        """Return the names of all tensors."""
         return set(self._places)
 
     @property
     def parameters(self) -> int:
-        """How many numbers there are in all."""
+        """Return the total number of weights."""
         return sum(math.prod(place.shape) for place in self._places.values())
 
     @property
     def files(self) -> list[Path]:
-        """The files, sorted."""
+        """Return the files, sorted."""
         return sorted({place.path for place in self._places.values()})
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape; see :meth:`read`."""
+        """Return a tensor's shape; see :meth:`read`."""
         return self._place(name).shape
 
     def read(self, name: str) -> Array:
-        """A tensor as float32.
+        """Return a tensor as float32.
 
         Raises:
-            ModelError: there is no such tensor, or its type is not read.
+            ModelError: there is no such tensor, or its type is not supported.
         """
         return self._place(name).read()
 
@@ -105,10 +105,10 @@ class Tensors:
 
 
 def of_folder(folder: Path, *, whole: str = WHOLE, index: str = INDEX) -> Tensors:
-    """The weights of a folder: one file, or the shards that an index names.
+    """Return the weights of a folder: one file, or the shards that an index names.
 
     Raises:
-        ModelError: none there, one that is cut short or damaged, a shard that is missing.
+        ModelError: there are none, or a file is truncated or damaged, or a shard is missing.
     """
     if (folder / whole).is_file():
         return Tensors(_header(folder / whole), str(folder))

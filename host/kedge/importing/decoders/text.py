@@ -1,4 +1,4 @@
-"""What stands between text and tokens: tokenizer, chat template, the tokens that end an answer."""
+"""The text side of a decoder: tokenizer, chat template, the tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class TextFiles:
     """The text side of a decoder.
 
     Attributes:
-        tokenizer: bytes of ``tokenizer.json``.
-        template: Jinja; None where there is none.
-        begin_token: put before a plain text; None where the tokenizer does that or nothing does.
-        end_tokens: each ends an answer.
-        special: ``bos_token``, ``eos_token``, … as the template writes them.
+        tokenizer: content of ``tokenizer.json``.
+        template: the chat template in Jinja; None if there is none.
+        begin_token: token put before a plain text; None if the tokenizer adds it or there is none.
+        end_tokens: tokens that end an answer.
+        special: texts of ``bos_token``, ``eos_token``, … for the template.
     """
 
     tokenizer: bytes
@@ -69,10 +69,10 @@ def of_folder(folder: Path, config: Mapping[str, Any]) -> TextFiles:
 
 
 def token_ids(tokenizer: bytes, *, where: str) -> dict[str, int]:
-    """The tokenizer's added tokens by their text.
+    """Return the tokenizer's added tokens: text → id.
 
     Raises:
-        ModelError: the bytes are no tokenizer.json.
+        ModelError: the bytes are not a tokenizer.json.
     """
     try:
         found = json.loads(tokenizer)

@@ -1,1 +1,2 @@
-"""Decoders on ONNX Runtime: one graph for prefill, chunk, decode and ragged batches, caches written in place."""
+"""Decoders on ONNX Runtime: one graph for prefill, chunks, decoding and ragged batches, with caches written in
+place."""

@@ -1,4 +1,5 @@
-"""Decoders for ONNX Runtime: a small graph and one file of constants beside it, which the runtime maps."""
+"""Compiles decoders for ONNX Runtime: a small graph and a file of constants beside it, which the runtime
+memory-maps."""
 
 from __future__ import annotations
 
@@ -20,10 +21,10 @@ from kedge_targets.graph import library
 ENTRY = "decoder.onnx"
 DATA = "decoder.bin"
 _HEAD_MULTIPLE = 16
-"""GroupQueryAttention turns heads of such sizes alone."""
+"""GroupQueryAttention only rotates heads whose size is a multiple of this."""
 _GROUPS = (16, 32, 64, 128, 256)
 _MINIMUM = "1.23"
-"""The first with CPU kernels for 8 bits in MatMulNBits and GatherBlockQuantized."""
+"""The first version with CPU kernels for 8 bits in MatMulNBits and GatherBlockQuantized."""
 
 
 class Compiler(contract.DecoderCompiler):
@@ -82,7 +83,7 @@ class Compiler(contract.DecoderCompiler):
 
 
 class LayerRunner(contract.LayerRunner):
-    """One layer's session."""
+    """An ONNX Runtime session of one layer."""
 
     def __init__(self, session: Any, index: int, kv_heads: int, head_size: int) -> None:
         self._session = session

@@ -1,14 +1,14 @@
 """A decoder as a graph of ONNX Runtime's fused operators (com.microsoft, docs/ContribOperators.md there)::
 
     input_ids [batch, step] int64      tokens that follow those in the cache
-    keep [1] int64                     logits are computed of the last so many positions
+    keep [1] int64                     number of last positions whose logits are computed
     seqlens_k [batch] int32            positions of each row after this step, less 1
     total [1] int32                    the largest of them, plus 1
-    position_ids [batch, step] int64   only where positions are learned
+    position_ids [batch, step] int64   only if positions are learned
     past.L.k, past.L.v                 [batch, kv heads, room, head size]; present.L.k and .v are the same buffers
     → logits [batch, keep, vocabulary] float32
 
-A part of the layers (``first``, ``last``) takes and gives ``hidden`` [batch, step, channels] instead.
+A part of the layers has ``hidden`` [batch, step, channels] as input and output instead.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class DecoderGraph:
     end.
 
     Args:
-        context: positions that it can hold.
-        probes: whether the inputs of each layer's matrices are outputs too (:data:`kedge_targets.decoder.plan.PROBES`).
+        context: largest number of positions.
+        probes: whether the inputs of each layer's matrices are also outputs
+            (:data:`kedge_targets.decoder.plan.PROBES`).
     """
 
     def __init__(
@@ -50,12 +51,12 @@ class DecoderGraph:
         self._rotary: dict[LayerKind, tuple[str, str]] = {}
         self._hidden = ""
         self._added = ""
-        """What still has to be added to the hidden state; the next norm does both at once."""
+        """The tensor still to be added to the hidden state; the next norm does both in one operator."""
         self._shared: tuple[Codes, tuple[str, str, str]] | None = None
         self._embedding = ""
 
     def begin(self, embedding: Matrix | None, positions: Array | None = None) -> None:
-        """The inputs, and the embedded tokens; None for a part that takes ``hidden``."""
+        """Write the inputs and the embedding of tokens; ``embedding`` is None for a part that takes ``hidden``."""
         w, spec = self._w, self._spec
         if embedding is None:
             w.take("hidden", _FLOAT, ["batch", "step", spec.hidden])
@@ -100,7 +101,7 @@ class DecoderGraph:
         return w.op("Cast", [found], to=_FLOAT)
 
     def layer(self, index: int, piece: Piece) -> None:
-        """One layer."""
+        """Write one layer."""
         w, m, v = self._w, piece.matrices, piece.vectors
         normed = self._norm_of_sum("attention_norm", v)
         self._probe(index, "attention", normed)
@@ -116,7 +117,8 @@ class DecoderGraph:
         self._added = self._post_norm("feed_forward_post_norm", out, v)
 
     def end(self, norm: dict[str, Array] | None, head: Matrix | None) -> None:
-        """Norm and head. ``head`` None: the head is the embedding; ``norm`` None: give ``hidden`` as it is."""
+        """Write norm and head. With ``head`` None the head is the embedding; with ``norm`` None the output is
+        ``hidden`` itself."""
         w, spec = self._w, self._spec
         if norm is None:
             w.op("Add", [self._hidden, self._added], ["hidden_out"])
@@ -202,7 +204,7 @@ class DecoderGraph:
         return w.op("LayerNormalization", [value, scale, bias], axis=-1, epsilon=spec.norm_epsilon)
 
     def _norm_of_sum(self, name: str, vectors: dict[str, Array]) -> str:
-        """Add what is left to add, and normalize the sum."""
+        """Add the pending tensor to the hidden state, normalize the sum, and return the name of the result."""
         w, spec = self._w, self._spec
         if not self._added:
             return self._norm(name, self._hidden, vectors)

@@ -1,4 +1,4 @@
-"""ONNX Runtime's decoder on the device: past and present of a cache are one buffer, bound by its address."""
+"""Runs decoders with ONNX Runtime on the device: past and present of a cache are one buffer, bound by its address."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class OnnxDecoderSession(DecoderSession):
     """See :class:`kedge_targets.decoder.session.DecoderSession`.
 
     Args:
-        session: ONNX Runtime's, of a graph as ``decoder/graph.py`` describes it.
+        session: an ONNX Runtime session of a graph as described in ``decoder/graph.py``.
 
     Raises:
-        VerificationError: the graph is none.
+        VerificationError: the graph is not of this form.
         InputError: the caches do not fit into memory.
     """
 
@@ -77,7 +77,7 @@ class OnnxDecoderSession(DecoderSession):
         return logits
 
     def _bound(self, first: int, rows: int) -> Any:
-        """A binding of the slots from ``first`` on; its caches stay bound."""
+        """Return a binding of the slots from ``first`` on; its caches stay bound."""
         if (first, rows) not in self._bindings:
             binding = self._session.io_binding()
             for name, cache in self._caches.items():

@@ -1,4 +1,4 @@
-"""Nodes and constants of a graph that is written piece by piece: large constants go to a file beside it at once."""
+"""Writes a graph piece by piece: large constants go directly to a file beside it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ Array = npt.NDArray[Any]
 MICROSOFT = "com.microsoft"
 OPSET = 21
 _EXTERNAL = 1024
-"""Bytes from which a constant lies in the file beside the graph."""
+"""Bytes from which a constant is stored in the file beside the graph."""
 _ALIGN = 4096
 _ACCURACY = 4
-"""MatMulNBits: activations in int8. Measured on AVX2: 2.6 times the tokens a second of float activations."""
+"""Accuracy level of MatMulNBits: activations in int8. Measured on AVX2: 2.6 times the tokens per second of float
+activations."""
 
 
 class GraphWriter:
-    """A context manager around the constants' file.
+    """A writer of a graph; a context manager that owns the constants' file.
 
     Args:
-        data: path of the file for large constants; None keeps them in the graph.
+        data: path of the file for large constants; None to keep them in the graph.
     """
 
     def __init__(self, data: Path | None = None) -> None:
@@ -51,12 +52,12 @@ class GraphWriter:
             self._file = None
 
     def name(self, stem: str) -> str:
-        """A name that is not used yet."""
+        """Return an unused name."""
         self._names += 1
         return f"{stem}.{self._names}"
 
     def constant(self, array: Array, stem: str = "constant") -> str:
-        """Store a constant; its name."""
+        """Store a constant and return its name."""
         array = np.ascontiguousarray(array)
         name = self.name(stem)
         if self._file is None or array.nbytes < _EXTERNAL:
@@ -75,21 +76,21 @@ class GraphWriter:
     def op(
         self, kind: str, inputs: list[str], outputs: list[str] | None = None, *, domain: str = "", **attributes: Any
     ) -> str:
-        """Add a node; the name of its first output."""
+        """Add a node and return the name of its first output."""
         named = outputs or [self.name(kind)]
         self.nodes.append(helper.make_node(kind, inputs, named, self.name(f"node.{kind}"), domain=domain, **attributes))
         return named[0]
 
     def take(self, name: str, kind: int, shape: list[Any]) -> None:
-        """An input of the graph."""
+        """Add an input of the graph."""
         self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
 
     def give(self, name: str, kind: int, shape: list[Any]) -> None:
-        """An output of the graph."""
+        """Add an output of the graph."""
         self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
     def product(self, value: str, matrix: Matrix, stem: str, bias: Array | None = None, output: str = "") -> str:
-        """``value @ matrix.T + bias``."""
+        """Add ``value @ matrix.T + bias`` and return its name."""
         named = [output] if output and bias is None else None
         if isinstance(matrix, Codes):
             codes, scales, zeros = self.codes(matrix, stem)
@@ -102,14 +103,15 @@ class GraphWriter:
         return self.op("Add", [found, self.constant(bias.astype(np.float32), f"{stem}.bias")], added)
 
     def real(self, array: Array, stem: str) -> str:
-        """A constant in float32; where it is stored in float16, the library turns it once as it loads."""
+        """Store a constant that is used in float32; if it is stored in float16, ONNX Runtime converts it once at
+        loading."""
         stored = self.constant(array, stem)
         if array.dtype == np.float32:
             return stored
         return self.op("Cast", [stored], to=onnx.TensorProto.FLOAT)
 
     def codes(self, matrix: Codes, stem: str) -> tuple[str, str, str]:
-        """Codes [out, groups, bytes], scales and zero-points as MatMulNBits takes them."""
+        """Store codes [out, groups, bytes], scales and zero-points in MatMulNBits's layout, and return their names."""
         rows, columns = matrix.shape
         groups = -(-columns // matrix.group)
         padded = np.pad(matrix.codes, ((0, 0), (0, groups * matrix.group - columns)))
@@ -132,11 +134,11 @@ class GraphWriter:
         )
 
     def shared_product(self, value: str, matrix: Codes, names: tuple[str, str, str], output: str) -> str:
-        """:meth:`product` with codes that are stored already."""
+        """Add :meth:`product` with codes that are already stored."""
         return self._nbits(value, matrix, *names, [output])
 
     def model(self) -> onnx.ModelProto:
-        """The finished graph."""
+        """Return the finished model."""
         graph = helper.make_graph(self.nodes, "decoder", self.inputs, self.outputs, self._constants)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="kedge")
