@@ -1,8 +1,8 @@
-"""Which axes and which order a converted file really has: found by running it, not by its shapes alone.
+"""Finds the real axes and their order in a converted file by running it, not from its shapes alone.
 
-onnx2tf moves axes, and where sizes repeat (square pictures, sequences as long as they are wide) no shape tells how.
-So every order of axes that fits the shapes is tried on real samples and on noise, and the one whose answers are the
-ONNX graph's is taken.
+onnx2tf moves axes, and if sizes repeat (square pictures, sequences as long as they are wide) shapes do not show how. So
+every order of axes that fits the shapes is tried on real samples and on noise, and the one that reproduces the ONNX
+graph's results is used.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _CHANNELS_LAST = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
 @dataclass(frozen=True)
 class Match:
-    """How the file's tensors belong to the model's.
+    """The mapping of the file's tensors to the model's.
 
     Attributes:
         inputs: for each input of the model ``file = model.transpose(permutation)``.
         outputs: for each output of the model its position in the file and the permutation, likewise.
-        error: root mean square of the difference, relative to the reference's; of the worst output.
-        off: likewise, but probabilities near 0 are compared with what is no longer small for a probability.
-        worst: the output that is ``off`` most.
+        error: root mean square of the difference, relative to the reference's, for the worst output.
+        off: likewise, but probabilities near 0 are compared with a value that is no longer small for a probability.
+        worst: the output with the largest ``off``.
     """
 
     inputs: tuple[Permutation, ...]
@@ -56,8 +56,8 @@ class Probe:
 
 
 def permutations(model: Sequence[int], file: Sequence[int]) -> list[Permutation]:
-    """Every order of axes that turns the model's shape into the file's, likely ones first; the batch stays in front.
-    Orders that move only axes of size 1 past each other are the same data and stand for one."""
+    """Return every order of axes that turns the model's shape into the file's, likely ones first; the batch stays in
+    front. Orders that only exchange axes of size 1 are the same data and count as one."""
     rank = len(model)
     if rank != len(file):
         return []
@@ -81,14 +81,14 @@ def match(
     *,
     bounded: Sequence[bool] = (),
 ) -> Match | None:
-    """The best match, or None where no order of axes fits the shapes.
+    """Return the best match, or None if no order of axes fits the shapes.
 
     Args:
-        session: of the float file.
+        session: session of the float file.
         file_inputs: shapes of the file's inputs, in the file's order.
-        order: for each input of the model its position in the file.
+        order: position in the file of each input of the model.
         probes: runs of the ONNX graph.
-        bounded: of each output, whether it lies in 0..1 by its making.
+        bounded: for each output whether it lies in 0..1 by construction.
     """
     choices = [
         permutations(array.shape, file_inputs[position])
@@ -157,7 +157,7 @@ def _error(
 
 
 def made_up(tensors: Sequence[TensorInfo]) -> dict[str, Array]:
-    """A sample where none is given: standard normal noise, zeros for integers; a free batch is 1."""
+    """Return an artificial sample if none is given: standard normal noise, zeros for integers; a dynamic batch is 1."""
     source = np.random.default_rng(0)
     made: dict[str, Array] = {}
     for info in tensors:
@@ -168,7 +168,7 @@ def made_up(tensors: Sequence[TensorInfo]) -> dict[str, Array]:
 
 
 def noise_like(sample: Mapping[str, Array], seed: int) -> dict[str, Array]:
-    """Noise of a sample's own mean and spread: real samples may be so regular that orders of axes look alike.
+    """Return noise with a sample's own mean and spread: real samples may be so regular that orders of axes look alike.
     Integers (indices) are shuffled instead, so that they stay in their range."""
     source = np.random.default_rng(seed)
     made: dict[str, Array] = {}

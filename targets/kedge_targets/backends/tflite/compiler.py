@@ -1,4 +1,5 @@
-"""Lowering for LiteRT: ONNX to TensorFlow by onnx2tf, to .tflite by TensorFlow, both in a toolchain of their own."""
+"""Lowers models for LiteRT: ONNX to TensorFlow with onnx2tf, to .tflite with TensorFlow, both in a separate
+toolchain."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ _COARSE = 20.0  # dB of an output, below which the report says so
 
 
 class Compiler(CompilerTemplate):
-    """TensorFlow's converter, fed by onnx2tf.
+    """Compiles with TensorFlow's converter, fed by onnx2tf.
 
     Options of a target's file:
         threads: see :class:`kedge_targets.backends.tflite.runtime.Runtime`.
@@ -186,8 +187,8 @@ def _final_file(
 
 
 def _write_calibration(found: FloatFile, calibration: Calibration, paths: Sequence[Path]) -> int:
-    """Write the samples in the file's layout, one array for each input of the file, in its order; one sample in
-    memory at a time. Returns how many there are."""
+    """Write the samples in the file's layout, one array for each input of the file, in its order, with one sample in
+    memory at a time. Return their number."""
     tensors = found.made.inputs
     groups = -(-calibration.samples // found.batch)
     try:
@@ -231,11 +232,11 @@ def _in_layout(found: FloatFile, calibration: Calibration, tensors: Sequence[Con
 def _specs(
     given: onnx.ModelProto, model: onnx.ModelProto, found: FloatFile, made: Converted
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """The model's tensors with what the file really has. The float file's tensors, whose axes are known, are found
-    in the final one by name.
+    """Return the model's tensors with those of the file. The float file's tensors, whose axes are known, are found in
+    the final one by name.
 
     Args:
-        given: what the caller knows: a model of float16 takes and gives float16, whatever the file does.
+        given: the model that the caller knows: a float16 model has float16 inputs and outputs, whatever the file has.
     """
     own = {info.name: info.dtype for info in (*signature.inputs(given), *signature.outputs(given))}
     at_input = {tensor.name: index for index, tensor in enumerate(made.inputs)}
@@ -277,7 +278,7 @@ def _spec(info: signature.TensorInfo, tensor: ConvertedTensor, index: int, order
 
 
 def _runtimes(made: Converted) -> tuple[RuntimeRequirement, ...]:
-    """The runtimes that have the file's operators."""
+    """Return the runtimes that have the file's operators."""
     needed = _version(made.minimum_runtime)
     return tuple(
         RuntimeRequirement(distribution=name, minimum=minimum)
@@ -303,7 +304,7 @@ def _notes(made: Converted, precision: Precision, besides: Sequence[str]) -> tup
 
 
 def _coarse(model: onnx.ModelProto, found: FloatFile, made: Converted) -> tuple[str, ...]:
-    """Outputs of int8 that are far from float on calibration samples."""
+    """Return notes on int8 outputs that are far from float on calibration samples."""
     if not made.decibels:
         return ()
     at = {tensor.name: index for index, tensor in enumerate(made.outputs)}

@@ -1,4 +1,4 @@
-"""Counting the weights and multiply-accumulates of a ``.tflite`` by what they are computed in."""
+"""Counts the weights and multiply-accumulates of a ``.tflite`` by number format."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from kedge_targets.true_precision import Numbers
 _WEIGHT_AT = {
     "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1, "TRANSPOSE_CONV": 1, "CONV_3D": 1, "BATCH_MATMUL": 1,
 }  # fmt: skip
-"""Operators that multiply and add → the index of their second factor."""
+"""Multiply-accumulate operators → the index of their second factor."""
 _RECURRENT = ("UNIDIRECTIONAL_SEQUENCE_LSTM", "LSTM", "UNIDIRECTIONAL_SEQUENCE_RNN", "RNN")
 _LARGE = 1024
 _SMALL_INTEGERS = ("int8", "uint8", "int4", "int16")
 
 
 def numbers(file: Path) -> Numbers:
-    """Count; see :func:`kedge_targets.graph.counting.numbers`. A ``.tflite`` has all its shapes."""
+    """Count the weights and multiply-accumulates; see :func:`kedge_targets.graph.counting.numbers`. A ``.tflite`` has
+    all its shapes."""
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(file.read_bytes(), 0))
@@ -52,7 +53,7 @@ class _Subgraph:
         self._made = {index for _, _, outputs in self._steps for index in outputs}
 
     def weights(self) -> list[tuple[str, int]]:
-        """Dtype and bytes of each constant that a layer multiplies, and of each other large one."""
+        """Return dtype and bytes of each constant that a layer multiplies, and of each other large one."""
         used = set()
         for name, inputs, _ in self._steps:
             if name in _WEIGHT_AT:
@@ -70,7 +71,7 @@ class _Subgraph:
         return found
 
     def macs(self) -> tuple[int, int]:
-        """All, and those whose factors are both integers."""
+        """Return all multiply-accumulates, and those whose factors are both integers."""
         whole = integers = 0
         for name, inputs, outputs in self._steps:
             count = self._multiplications(name, inputs, outputs)
@@ -80,15 +81,15 @@ class _Subgraph:
         return whole, integers
 
     def rounds(self) -> bool:
-        """Whether any tensor is quantized."""
+        """Return whether any tensor is quantized."""
         return any(
             tensor.quantization is not None and tensor.quantization.scale is not None and len(tensor.quantization.scale)
             for tensor in self._tensors
         )
 
     def _in_integers(self, activation: int, weight: int) -> bool:
-        """Whether both factors are integers. Of a float activation beside an integer weight the kernel finds the range
-        in each call."""
+        """Return whether both factors are integers. If a float activation meets an integer weight, the kernel finds the
+        range in each call."""
         return self._kind(activation) in (*_SMALL_INTEGERS, "float32") and self._kind(weight) in _SMALL_INTEGERS
 
     def _multiplications(self, name: str, inputs: list[int], outputs: list[int]) -> int:
@@ -105,7 +106,7 @@ class _Subgraph:
         return _product((*made[:-1], *factor))
 
     def _source(self, index: int) -> int:
-        """The tensor that this one is read back from (float16 weights are stored behind DEQUANTIZE)."""
+        """Return the tensor from which this one is dequantized (float16 weights are stored behind DEQUANTIZE)."""
         for name, inputs, outputs in self._steps:
             if name == "DEQUANTIZE" and outputs[0] == index:
                 return int(inputs[0])

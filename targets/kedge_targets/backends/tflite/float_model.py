@@ -1,4 +1,4 @@
-"""The model in float as a ``.tflite``, compared with the ONNX graph: what all other files of it are made of."""
+"""Makes the model's float ``.tflite``, from which all its other files are made, and compares it with the ONNX graph."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ _BOUNDED = frozenset({"Sigmoid", "Softmax", "HardSigmoid"})
 
 @dataclass(frozen=True)
 class FloatFile:
-    """The graph in float, with how its axes belong to the model's.
+    """The float file, and how its axes map to the model's.
 
     Attributes:
-        graph: what the converter was given.
-        prepared: the same before its names were made plain.
-        names: node of ``graph`` → node of ``prepared``, where they differ.
+        graph: the ONNX file given to the converter.
+        prepared: the same graph before its names were simplified.
+        names: node of ``graph`` → node of ``prepared``, if they differ.
         keep: inputs whose axes the converter left alone.
         plain: whether Kedge's own converter made it.
         file: the ``.tflite``.
-        made: what it has.
-        match: axes.
-        batch: samples of one call.
+        made: its contents.
+        match: the mapping of axes.
+        batch: number of samples in one call.
     """
 
     graph: Path
@@ -58,19 +58,19 @@ class FloatFile:
     batch: int
 
     def nodes_of(self, layers: Sequence[str], given: onnx.ModelProto) -> list[str]:
-        """Nodes of :attr:`graph` that do the work of these nodes of the model."""
+        """Return the nodes of :attr:`graph` that do the work of these nodes of the model."""
         plain = {old: new for new, old in self.names.items()}
         return [plain.get(name, name) for name in node_tracing.trace_nodes(layers, given, self.prepared)]
 
     def layers_of(self, nodes: Sequence[str], given: onnx.ModelProto) -> tuple[str, ...]:
-        """Nodes of the model that these nodes of :attr:`graph` come of, as far as names tell."""
+        """Return the nodes of the model from which these nodes of :attr:`graph` come, as far as names tell."""
         wanted = {self.names.get(name, name) for name in nodes}
         return tuple(node.name for node in given.graph.node if node.name in wanted)
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A form of the graph, the inputs whose axes must stay, and whether onnx2tf is passed over."""
+    """A form of the graph, the inputs whose axes must stay, and whether onnx2tf is skipped."""
 
     graph: Path
     prepared: onnx.ModelProto
@@ -80,16 +80,16 @@ class _Attempt:
 
 
 def make_float_model(model: onnx.ModelProto, calibration: Calibration, workdir: Path) -> FloatFile:
-    """The float file and its axes.
+    """Make the float file and determine its axes.
 
-    onnx2tf guesses where axes went by their sizes, and where sizes repeat it may guess wrong. What it made is compared
-    with the ONNX graph; where they differ, or where it fails, Kedge's own converter is asked, which knows every axis
-    and fewer operators; then onnx2tf again with the graph in another form: not folded, with norms written out, with all
-    its inputs left as they are, with none.
+    onnx2tf infers the order of axes from their sizes, and may be wrong if sizes repeat. Its result is compared with the
+    ONNX graph; if they differ, or if it fails, Kedge's own converter is tried, which knows every axis but fewer
+    operators; then onnx2tf again with the graph in another form: not folded, with norms written out, with all its
+    inputs left as they are, with none.
 
     Raises:
-        UnsupportedOperatorError: names the operator and its node.
-        LoweringError: no form can be converted, or none computes what the graph computes.
+        UnsupportedOperatorError: an operator is not supported; names it and its node.
+        LoweringError: no form can be converted, or none gives the graph's results.
     """
     probes = _probes(model, calibration)
     first_error: _Refusal | None = None
@@ -102,7 +102,7 @@ def make_float_model(model: onnx.ModelProto, calibration: Calibration, workdir: 
 
 
 def _with_own_name(error: _Refusal, attempt: _Attempt) -> _Refusal:
-    """The error with the name that the node has in the model."""
+    """Return the error with the node's name in the model."""
     place = error.where or ""
     for plain, own in attempt.names.items():
         place = place.replace(repr(plain), repr(own))
@@ -110,7 +110,7 @@ def _with_own_name(error: _Refusal, attempt: _Attempt) -> _Refusal:
 
 
 def _attempts(model: onnx.ModelProto, workdir: Path) -> Iterator[_Attempt]:
-    """The likeliest to be right first."""
+    """Yield the attempts, the most promising first."""
     folded = _attempt(graph_preparation.prepare(model), workdir / "folded.onnx")
     yield folded
     yield dataclasses.replace(folded, plain=True)
@@ -163,14 +163,14 @@ def _matched(model: onnx.ModelProto, attempt: _Attempt, file: Path, probes: list
 
 
 def _bounded(model: onnx.ModelProto) -> list[bool]:
-    """Of each output, whether it lies in 0..1 by its making: then 1e-9 beside 2e-9 is no error."""
+    """Return for each output whether it lies in 0..1 by construction; 1e-9 instead of 2e-9 is then no error."""
     wiring = Wiring(model)
     makers = [wiring.maker.get(wiring.source(info.name)) for info in signature.outputs(model)]
     return [maker is not None and maker.op_type in _BOUNDED for maker in makers]
 
 
 def _probes(model: onnx.ModelProto, calibration: Calibration) -> list[axis_matching.Probe]:
-    """Runs of the ONNX graph itself: on real samples, and on noise like them."""
+    """Return runs of the ONNX graph itself, on real samples and on noise like them."""
     onnxruntime = library.load()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -1,4 +1,4 @@
-"""GELU as exporters spell it out, put together again: TFLite has the whole, but no Erf."""
+"""Fuses GELU as exporters spell it out: TFLite has the whole function, but no Erf."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     import onnx
 
 DOMAIN = "com.microsoft"
-"""Where ONNX Runtime has Gelu for any opset; ONNX itself has it from opset 20 on only."""
+"""Domain in which ONNX Runtime has Gelu for any opset; ONNX itself has it only from opset 20 on."""
 
 _NEAR = 1e-4
 
 
 def fuse(model: onnx.ModelProto) -> None:
-    """Replace each ``x * (1 + erf(x / sqrt(2))) / 2`` (in whatever order its factors stand) by one Gelu, in place."""
+    """Replace each ``x * (1 + erf(x / sqrt(2))) / 2`` (with its factors in any order) by one Gelu, in place."""
     import onnx
 
     graph = _Graph(model)
@@ -37,7 +37,7 @@ def fuse(model: onnx.ModelProto) -> None:
 
 
 class _Graph:
-    """Who makes and who takes each tensor; the values of scalar constants."""
+    """The producers and readers of each tensor, and the values of scalar constants."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         import onnx
@@ -59,7 +59,7 @@ class _Graph:
         }
 
     def gelu_around(self, erf: onnx.NodeProto) -> tuple[str, onnx.NodeProto] | None:
-        """The input and the last node of the GELU that ``erf`` belongs to."""
+        """Return the input and the last node of the GELU that ``erf`` belongs to."""
         source = self._scaled(erf.input[0])
         added = self._only_taker(erf.output[0], "Add")
         if source is None or added is None or not self._is(self._other(added, erf.output[0]), 1.0):
@@ -77,7 +77,7 @@ class _Graph:
         return source, node
 
     def _scaled(self, name: str) -> str | None:
-        """``x`` where ``name`` is ``x / sqrt(2)``."""
+        """Return ``x`` if ``name`` is ``x / sqrt(2)``."""
         maker = self._maker.get(name)
         if maker is None or maker.op_type not in ("Div", "Mul"):
             return None
@@ -111,7 +111,7 @@ class _Graph:
 
 
 def _drop_unused(model: onnx.ModelProto) -> None:
-    """Nodes whose answers nobody takes."""
+    """Remove nodes whose outputs nothing reads."""
     while True:
         used = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
         dead = [node for node in model.graph.node if not used & set(node.output)]

@@ -1,4 +1,4 @@
-"""The graph as onnx2tf likes it: fixed shapes, constants folded, channels first, every node with a name."""
+"""Prepares the graph for onnx2tf: fixed shapes, folded constants, channels first, a name for every node."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _PLAIN = re.compile(r"[A-Za-z0-9./][A-Za-z0-9_./-]*")
 
 
 def prepare(model: onnx.ModelProto, *, fold: bool = True, plain_norms: bool = False) -> onnx.ModelProto:
-    """A copy of ``model`` for the converter. A free batch becomes 1.
+    """Return a copy of ``model`` for the converter. A dynamic batch becomes 1.
 
     Args:
-        model: the trained model's graph, with no other axis than the batch free.
+        model: the trained model's graph, in which only the batch may be dynamic.
         fold: let ONNX Runtime fold constants and shapes first.
         plain_norms: write each LayerNormalization out.
     """
@@ -51,8 +51,8 @@ def prepare(model: onnx.ModelProto, *, fold: bool = True, plain_norms: bool = Fa
 
 
 def with_plain_names(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """A copy in which every name is one that TensorFlow takes for a scope's (no spaces, no accents, no colons), and
-    new → old of the nodes whose names were changed."""
+    """Return a copy in which every name is valid as a TensorFlow scope (no spaces, no accents, no colons), and new →
+    old name of the nodes that were renamed."""
     import onnx
 
     copy = onnx.ModelProto()
@@ -75,7 +75,7 @@ def with_plain_names(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str,
 
 
 class _Plain:
-    """Plain names for names."""
+    """Maps names to plain names."""
 
     def __init__(self, taken: set[str]) -> None:
         self._taken = set(taken)
@@ -96,8 +96,8 @@ class _Plain:
 
 
 def kept_inputs(model: onnx.ModelProto) -> list[str]:
-    """Inputs whose axes onnx2tf must leave alone. It moves the channels of every input of three axes or more to the
-    end, which is right only where the second axis is the channels."""
+    """Return the inputs whose axes onnx2tf must leave alone. It moves the channels of every input with three or more
+    axes to the end, which is right only if the second axis is the channels."""
     kept = []
     for info in signature.inputs(model):
         channels_first = info.layout is not None and info.layout[1:2] == "C"
@@ -107,7 +107,8 @@ def kept_inputs(model: onnx.ModelProto) -> list[str]:
 
 
 def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """ONNX Runtime's basic optimizations: constants and shapes folded, nothing outside the ONNX standard."""
+    """Return the graph after ONNX Runtime's basic optimizations: folded constants and shapes, nothing outside the ONNX
+    standard."""
     onnxruntime = library.load()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -124,7 +125,8 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _drop_constant_inputs(model: onnx.ModelProto) -> None:
-    """Initializers that are listed as inputs too (IR version 3): the converter would ask for them."""
+    """Remove initializers from the inputs if listed there too (IR version 3), in place; the converter would expect
+    them."""
     constant = {tensor.name for tensor in model.graph.initializer}
     kept = [value for value in model.graph.input if value.name not in constant]
     del model.graph.input[:]
@@ -132,8 +134,8 @@ def _drop_constant_inputs(model: onnx.ModelProto) -> None:
 
 
 def _take_transposes_off_inputs(model: onnx.ModelProto) -> None:
-    """An input with channels last that is transposed at once: take the transposition away, the graph then has
-    channels first, which onnx2tf turns into channels last by itself."""
+    """Remove the transposition of inputs with channels last that are transposed immediately, in place. The graph then
+    has channels first, which onnx2tf turns into channels last by itself."""
     for value in model.graph.input:
         consumers = [node for node in model.graph.node if value.name in node.input]
         dims = value.type.tensor_type.shape.dim
@@ -147,7 +149,7 @@ def _take_transposes_off_inputs(model: onnx.ModelProto) -> None:
 
 
 def _take_transposes_off_outputs(model: onnx.ModelProto) -> None:
-    """Likewise an output that is transposed to channels last at the very end."""
+    """Do the same for outputs that are transposed to channels last at the very end."""
     for value in model.graph.output:
         makers = [node for node in model.graph.node if value.name in node.output]
         rank = len(value.type.tensor_type.shape.dim)

@@ -1,5 +1,6 @@
-"""HardSwish and HardSigmoid by a Clip from 0 to 6, which TFLite has as an operator and fuses into HARD_SWISH: onnx2tf
-(1.28) writes a Clip from 0 to 1, to which TensorFlow's quantizer gives the steps of what it is multiplied with."""
+"""Rewrites HardSwish and HardSigmoid with a Clip from 0 to 6, which TFLite has as an operator and fuses into
+HARD_SWISH. onnx2tf (1.28) writes a Clip from 0 to 1, to which TensorFlow's quantizer gives the steps of its other
+factor."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def spell_out(model: onnx.ModelProto) -> None:
-    """Replace each of them, in place. The last node keeps the name and the answer."""
+    """Replace each of them, in place. The last node keeps the original's name and output."""
     from onnx import helper, numpy_helper
 
     names = Names(model)

@@ -1,4 +1,4 @@
-"""Reading TensorFlow's SavedModels and float ``.tflite`` files as ONNX graphs: tf2onnx, in the toolchain."""
+"""Reads TensorFlow's SavedModels and float ``.tflite`` files as ONNX graphs with tf2onnx, in the toolchain."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class ReadAnswer:
     """What the driver read.
 
     Attributes:
-        notes: for people.
-        packages: package → version, of those that read.
+        notes: messages for the user.
+        packages: package → version, of those that read the model.
     """
 
     notes: tuple[str, ...]
@@ -34,7 +34,8 @@ class ReadAnswer:
 
 
 class Importer(importer.Importer):
-    """tf2onnx; the driver runs model and graph on the same noise and refuses a graph that answers otherwise."""
+    """Reads models with tf2onnx; the driver runs model and graph on the same noise and refuses a graph whose results
+    differ."""
 
     reads = ("a TensorFlow SavedModel folder", ".tflite (float)")
 

@@ -1,4 +1,4 @@
-"""Norms by their definition: onnx2tf (1.28) gives TensorFlow an axis for them that it does not take."""
+"""Writes norms out by their definition: onnx2tf (1.28) gives TensorFlow an axis for them that it does not take."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _NORMS = frozenset({"ReduceL1", "ReduceL2"})
 
 
 def spell_out(model: onnx.ModelProto) -> None:
-    """Replace ReduceL1 by Abs and ReduceSum, ReduceL2 by Mul, ReduceSum and Sqrt, in place. The sum keeps the node's
-    name and its axes, be they an attribute or an input."""
+    """Replace ReduceL1 by Abs and ReduceSum, and ReduceL2 by Mul, ReduceSum and Sqrt, in place. The sum keeps the
+    node's name and its axes, whether an attribute or an input."""
     from onnx import helper
 
     made: list[onnx.NodeProto] = []
@@ -39,8 +39,8 @@ def spell_out(model: onnx.ModelProto) -> None:
 
 
 def spell_out_layers(model: onnx.ModelProto) -> None:
-    """Replace each LayerNormalization by its definition (ONNX operators, LayerNormalization), in place: onnx2tf fails
-    on some of them. Shapes must have been inferred; a node whose mean or deviation is read stays."""
+    """Replace each LayerNormalization by its definition (ONNX operators, LayerNormalization), in place, since onnx2tf
+    fails on some of them. Shapes must have been inferred; a node whose mean or deviation is read stays."""
     from onnx import helper
 
     ranks = {

@@ -1,5 +1,5 @@
-"""MaxPool with padding as operators that int8 can carry: onnx2tf pads with the least float there is, and a tensor that
-holds it has no scale."""
+"""Rewrites MaxPool with padding using operators that int8 can represent: onnx2tf pads with the lowest float, and a
+tensor that holds it has no scale."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _FAR = 2**31 - 1  # as the end of a slice: up to the last
 
 
 def spell_out_pads(model: onnx.ModelProto) -> None:
-    """Put the padding of each MaxPool before it, in place: zeros where what comes in is never negative, else its own
-    edge, which changes no largest value as long as the padding is narrower than the window. Padding that TensorFlow
-    knows by itself (``SAME``), and windows with gaps, stay as they are. Shapes must have been inferred."""
+    """Put the padding of each MaxPool before it, in place: zeros if its input is never negative, else the input's own
+    edge, which changes no maximum as long as the padding is narrower than the window. Padding that TensorFlow supports
+    itself (``SAME``), and dilated windows, stay as they are. Shapes must have been inferred."""
     wiring = Wiring(model)
     shapes = _shapes(model)
     made: list[onnx.NodeProto] = []
@@ -59,7 +59,7 @@ def _before(
 
 
 def _pads(given: dict[str, Any], kernel: list[int], shape: Sequence[int] | None) -> tuple[list[int], list[int]] | None:
-    """Before and behind each axis of space; None where the node may stay as it is."""
+    """Return the padding before and behind each spatial axis, or None if the node may stay as it is."""
     axes = len(kernel)
     strides = [int(one) for one in given.get("strides", [1] * axes)]
     if any(int(one) != 1 for one in given.get("dilations", [1] * axes)) or shape is None or len(shape) != axes + 2:
@@ -83,7 +83,7 @@ def _pads(given: dict[str, Any], kernel: list[int], shape: Sequence[int] | None)
 
 
 def _started(size: int, kernel: int, stride: int, real: int) -> int:
-    """What a last window that is begun reaches over the end (ONNX: one that would begin in the padding is left out)."""
+    """Return how far a last partial window reaches beyond the end (ONNX omits one that would begin in the padding)."""
     windows = -(-(size - kernel) // stride) + 1
     if (windows - 1) * stride >= real:
         windows -= 1
@@ -93,7 +93,7 @@ def _started(size: int, kernel: int, stride: int, real: int) -> int:
 def _edges(
     source: str, name: str, pads: tuple[list[int], list[int]], model: onnx.ModelProto
 ) -> tuple[list[onnx.NodeProto], str]:
-    """Nodes that repeat the first and last row, then column."""
+    """Return nodes that repeat the first and last row, then column."""
     from onnx import helper
 
     made: list[onnx.NodeProto] = []
@@ -122,7 +122,7 @@ def _stored(model: onnx.ModelProto, name: str, value: int) -> str:
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
-    """Tensor → its shape, where every axis is known."""
+    """Return tensor → its shape, if every axis is known."""
     found = {}
     for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
         dims = value.type.tensor_type.shape.dim

@@ -1,4 +1,4 @@
-"""LiteRT on a CPU, or its predecessor: loading a bundle's ``.tflite`` and running it."""
+"""Loads a bundle's ``.tflite`` in LiteRT or its predecessor on a CPU, and runs it."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ _KNOWN_OPTIONS = frozenset({"threads"})
 
 
 class Runtime(contract.Runtime):
-    """LiteRT's interpreter (``ai-edge-litert``, else ``tflite-runtime``: the same interface).
+    """Runs models in LiteRT's interpreter (``ai-edge-litert``, else ``tflite-runtime``, which has the same interface).
 
     Options:
-        threads: for one call; 0 lets the library choose.
+        threads: number of threads for one call; 0 lets the library choose.
     """
 
     distributions = ("ai-edge-litert", "tflite-runtime")
 
     @property
     def kernel_sets(self) -> tuple[str, ...]:
-        """``xnnpack``: what LiteRT takes by itself. ``builtin``: the kernels without a delegate, which tflite-runtime
-        2.14 takes for int8. The two round differently: measured on ic_resnet8 int8 up to 66 steps of the output."""
+        """Return the kernel sets. ``xnnpack``: LiteRT's default. ``builtin``: the kernels without a delegate, which
+        tflite-runtime 2.14 uses for int8. The two round differently: measured on ic_resnet8 int8 up to 66 steps of the
+        output."""
         return (XNNPACK, BUILTIN)
 
     def check(self) -> None:
-        """Raises :class:`MissingDependencyError` where no runtime is installed."""
+        """Raise :class:`MissingDependencyError` if no runtime is installed."""
         _library()
 
     def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> Session:
@@ -57,7 +58,7 @@ class Runtime(contract.Runtime):
 
 
 class Session(contract.Session):
-    """One loaded model; an interpreter holds the tensors of one call, so only one thread may run it."""
+    """One loaded model; an interpreter holds the tensors of one call, so only one thread may run it at a time."""
 
     def __init__(self, interpreter: Any) -> None:
         self._interpreter = interpreter

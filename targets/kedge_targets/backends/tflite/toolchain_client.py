@@ -1,4 +1,4 @@
-"""Talking to the toolchain's driver: one process, kept for all conversions of this process."""
+"""Talks to the toolchain's driver: one process, kept for all conversions of this process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ConvertRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertedTensor:
-    """A tensor as the file really has it; see :class:`kedge_protocol.bundle.config.FileTensor`."""
+    """A tensor as stored in the file; see :class:`kedge_protocol.bundle.config.FileTensor`."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,20 +46,20 @@ class ConvertedTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What the driver made.
+    """The driver's answer to ``convert``.
 
     Attributes:
-        inputs, outputs: in the file's order.
-        input_order: for each input of the graph its position in the file.
-        samples: of the calibration, really used.
-        operators: how many there are, without those that only quantize.
-        float_operators: names of those that compute in float, where the file is quantized.
-        minimum_runtime: the oldest runtime that has all the operators' versions, as TensorFlow says; empty where it
-            does not.
+        inputs, outputs: tensors in the file's order.
+        input_order: position in the file of each input of the graph.
+        samples: number of calibration samples actually used.
+        operators: number of operators, without those that only quantize.
+        float_operators: names of those that compute in float, if the file is quantized.
+        minimum_runtime: the oldest runtime that has all the operators' versions, according to TensorFlow; empty if it
+            does not say.
         seconds: spans: ``graph`` (ONNX to TensorFlow), ``convert`` (TensorFlow to the file).
-        floating: of int8, nodes of the graph that stay in float though nobody asked for it.
-        decibels: of int8, each output's signal-to-noise ratio against the float file on calibration samples, in the
-            file's order; None of integers.
+        floating: for int8, nodes of the graph that stay in float although this was not requested.
+        decibels: for int8, each output's signal-to-noise ratio against the float file on calibration samples, in the
+            file's order; None for integer outputs.
     """
 
     inputs: tuple[ConvertedTensor, ...]
@@ -78,27 +78,27 @@ _client = ToolchainClient(NAME, start_seconds=_START_SECONDS)
 
 
 def convert(request: ConvertRequest) -> Converted:
-    """Make one file.
+    """Convert a graph to one file.
 
     Raises:
-        ToolchainError: it is not installed.
-        UnsupportedOperatorError: names the operator and its node.
-        LoweringError: all else, with the vendor's own words.
+        ToolchainError: the toolchain is not installed.
+        UnsupportedOperatorError: an operator is not supported; names it and its node.
+        LoweringError: anything else, with the vendor's own message.
     """
     return ask("convert", request, Converted, deadline=_CONVERT_SECONDS + _SECONDS_A_SAMPLE * request.samples)
 
 
 def ask(task: str, request: Any, answer_type: type[T], *, deadline: float = _CONVERT_SECONDS) -> T:
-    """Run one of the driver's tasks; raises as :func:`convert`."""
+    """Run one of the driver's tasks; raises the same errors as :func:`convert`."""
     return _client.call(task, request, answer_type, deadline=deadline)
 
 
 def start() -> None:
-    """Begin to load the driver while the caller prepares the graph; :func:`convert` waits for it, and says so if it
+    """Start loading the driver while the caller prepares the graph; :func:`convert` waits for it and reports if it
     cannot be loaded."""
     _client.start()
 
 
 def versions() -> dict[str, str]:
-    """The packages that the driver works with, and their versions."""
+    """Return the packages that the driver works with, and their versions."""
     return _client.versions()

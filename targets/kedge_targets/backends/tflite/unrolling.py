@@ -1,5 +1,5 @@
-"""LSTM, GRU and RNN step by step: TFLite's own are bound to one layout and one way of quantizing, plain operators are
-not. Formulas as in ONNX's operators of these names."""
+"""Unrolls LSTM, GRU and RNN step by step: TFLite's own operators are bound to one layout and one quantization scheme,
+plain operators are not. Formulas as in ONNX's operators of these names."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float32]
 
 MOST_STEPS = 64
-"""Longer sequences would make a graph of thousands of nodes."""
+"""Longest sequence; longer ones would give a graph of thousands of nodes."""
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _ACTIVATIONS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
 
 
 def unroll(model: onnx.ModelProto) -> None:
-    """Replace each recurrent node by what it does in each step, in place. Shapes must have been inferred and fixed.
+    """Replace each recurrent node by the operations of each step, in place. Shapes must have been inferred and fixed.
 
     Raises:
-        UnsupportedOperatorError: names a node that cannot be unrolled, with the reason.
+        UnsupportedOperatorError: a node cannot be unrolled; names it, with the reason.
     """
     if not any(node.op_type in _GATES for node in model.graph.node):
         return
@@ -46,10 +46,10 @@ def unroll(model: onnx.ModelProto) -> None:
 
 
 class _Unrolled:
-    """One node.
+    """One unrolled node.
 
     Attributes:
-        nodes: that take its place.
+        nodes: nodes that replace it.
     """
 
     def __init__(self, model: onnx.ModelProto, node: onnx.NodeProto, wiring: Wiring) -> None:
@@ -122,7 +122,7 @@ class _Unrolled:
             self._add("Concat", parts, answer, axis=axis) if len(parts) > 1 else self._renamed(parts[0], answer)
 
     def _direction(self, flat: str, index: int, backwards: bool) -> tuple[str, str, str]:
-        """All steps one below the other, the last hidden state, the last cell."""
+        """Return all steps stacked, the last hidden state and the last cell."""
         gates, hidden, kind = _GATES[self._node.op_type], self._hidden, self._node.op_type
         weight = self._weights(1, index, (gates * hidden, self._width))
         again = self._weights(2, index, (gates * hidden, hidden))
@@ -150,7 +150,7 @@ class _Unrolled:
         return whole, state, cell
 
     def _start(self, at: int, index: int) -> str:
-        """The state before the first step; empty where it is 0."""
+        """Return the state before the first step; empty if it is 0."""
         name = self._tensor(at)
         value = self._wiring.constant(name) if name else None
         if not name or (value is not None and not value.any()):

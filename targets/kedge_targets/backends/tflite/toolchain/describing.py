@@ -1,10 +1,10 @@
-"""What a ``.tflite`` really has: tensors, operators, the oldest runtime that takes it."""
+"""Describes the actual content of a ``.tflite``: tensors, operators, the oldest runtime that takes it."""
 
 import re
 
 
 def interpreter(content):
-    """That takes and gives what the file has."""
+    """Return an interpreter whose inputs and outputs have the file's own dtypes."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     interpreter = Interpreter(
@@ -16,7 +16,7 @@ def interpreter(content):
 
 
 def described(content, float_content):
-    """What the file really has. Operators that stayed in float are as old as in the float file."""
+    """Describe what the file contains. Operators that stayed in float have the same versions as in the float file."""
     opened = interpreter(content)
     details = {item["index"]: item for item in opened.get_tensor_details()}
     operators = [item for item in opened._get_ops_details() if item["op_name"] not in ("QUANTIZE", "DEQUANTIZE")]
@@ -37,13 +37,13 @@ def described(content, float_content):
 
 
 def input_order(names):
-    """For each input of the graph its position in the file: ``_converter`` has named them by number."""
+    """Return the position in the file of each input of the graph; ``_converter`` has named them by number."""
     numbers = [int(re.search(r"input_(\d+)", name).group(1)) for name in names]
     return [numbers.index(number) for number in range(len(numbers))]
 
 
 def _minimum_runtime(content):
-    """What TensorFlow wrote as ``min_runtime_version``: the first release that has all operators' versions."""
+    """Return what TensorFlow wrote as ``min_runtime_version``: the first release that has all operators' versions."""
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))

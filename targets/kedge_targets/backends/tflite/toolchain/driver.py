@@ -1,27 +1,26 @@
-"""ONNX to .tflite, in the toolchain's own environment: standard library and vendor stack only, never Kedge.
+"""Converts ONNX to .tflite, in the toolchain's own environment: standard library and vendor stack only, never Kedge.
 
-Speaks the worker's lines (docs/architecture.md): one JSON request a line on standard input, JSON lines of progress
-and one answer to the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
+Speaks the worker's protocol (docs/architecture.md): one JSON request per line on standard input, JSON lines of progress
+and one answer on the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
 
 ``version``
     ``{}`` → ``{"python", "packages"}``
 ``convert``
     ``{"graph", "keep", "plain", "precision", "file", "calibration", "samples", "group", "orders", "floating",
-    "guard"}`` →
-    ``{"inputs", "outputs", "input_order", "samples", "operators", "float_operators", "minimum_runtime", "seconds",
-    "floating", "decibels"}``. ``graph`` is an ONNX file with fixed shapes, ``keep`` the inputs whose axes must stay,
-    ``plain`` whether Kedge's own converter (``plainly.py`` beside) takes the place of onnx2tf,
-    ``precision`` ``float32``, ``float16``, ``int8-dynamic`` or ``int8``. For the last ``calibration`` names for each
-    input an ``.npy`` of samples in the file's layout, ``group`` is the batch, ``orders`` says of each input of the
-    graph how its axes were permuted for the file, ``floating`` names nodes of the graph that stay in float, and
-    ``guard`` says whether more may stay in float than weighs little, where an output would not hold otherwise; back
-    come the nodes that stay in float besides, and what each output's dB is against the float file on calibration
-    samples. The graph is turned into a TensorFlow model once, calibrated once, and kept for further calls.
+    "guard"}`` → ``{"inputs", "outputs", "input_order", "samples", "operators", "float_operators", "minimum_runtime",
+    "seconds", "floating", "decibels"}``. ``graph`` is an ONNX file with fixed shapes, ``keep`` the inputs whose axes
+    must stay, ``plain`` whether Kedge's own converter (``plainly.py`` in this folder) replaces onnx2tf, ``precision``
+    ``float32``, ``float16``, ``int8-dynamic`` or ``int8``. For the last ``calibration`` names for each input an
+    ``.npy`` of samples in the file's layout, ``group`` is the batch, ``orders`` is the permutation of each graph
+    input's axes for the file, ``floating`` names nodes of the graph that stay in float, and ``guard`` says whether more
+    than a small share of the weights may stay in float if an output would not be accurate enough otherwise; the answer
+    has the other nodes that stay in float, and each output's dB against the float file on calibration samples. The
+    graph is converted to a TensorFlow model once, calibrated once, and kept for further calls.
 ``read``
     ``{"model", "graph"}`` → ``{"notes", "packages"}``. ``model`` is a SavedModel's folder or a float ``.tflite``,
-    ``graph`` the ONNX file to write; see ``reading.py`` beside.
+    ``graph`` the ONNX file to write; see ``reading.py`` in this folder.
 
-An error's ``kind`` is the name of a class of Kedge's tree.
+An error's ``kind`` is the name of a class in Kedge's hierarchy of errors.
 """
 
 import hashlib
@@ -55,7 +54,7 @@ _LONGEST = 240  # characters of a vendor's message
 
 
 class Driver:
-    """The loop's state: the way back, and the models made so far."""
+    """The state of the loop: the answer channel, and the models made so far."""
 
     def __init__(self, answers):
         self.progress = answers.progress
@@ -69,14 +68,14 @@ class Driver:
         self._matching = None
 
     def version(self, request):
-        """Load the stack and say what it is."""
+        """Load the stack and return its versions."""
         import onnx2tf  # noqa: F401
         import tensorflow  # noqa: F401
 
         return driver_loop.versions(PACKAGES)
 
     def convert(self, request):
-        """Make one .tflite."""
+        """Convert a graph to one .tflite."""
         import describing
 
         model = self._model_of(Path(request["graph"]), request["keep"], request["plain"])
@@ -90,7 +89,7 @@ class Driver:
         return {**describing.described(content, self._content(model, "float32")), **more, "seconds": seconds}
 
     def _content(self, model, precision):
-        """The file of a precision that no calibration enters."""
+        """Return the file for a precision that needs no calibration."""
         if precision not in self._float:
             self.progress("converting", 0, 0)
             try:
@@ -105,7 +104,7 @@ class Driver:
         return self._float[precision]
 
     def _static(self, model, request):
-        """Int8, and what the answer says of it."""
+        """Return the int8 file, and its part of the answer."""
         import matching
         import quantizing
 
@@ -131,7 +130,7 @@ class Driver:
         return made, {"samples": request["samples"], "floating": besides, "decibels": decibels}
 
     def _matched(self, matching, content, request):
-        """The graph beside its float file, both run on the first samples."""
+        """Return the matching of the graph with its float file, both run on the first samples."""
         import describing
         import numpy
         import onnx
@@ -148,7 +147,7 @@ class Driver:
         return self._matching
 
     def _operators(self, matching, content, request):
-        """Indices of the operators that do the work of the nodes that are to stay in float."""
+        """Return the indices of the operators that do the work of the nodes that must stay in float."""
         found = self._matched(matching, content, request)
         nodes = {node.name: node for node in found.graph.graph.node}
         operators = set()
@@ -166,7 +165,8 @@ class Driver:
         return operators
 
     def _nodes(self, matching, content, request, operators):
-        """Names of the graph's nodes that these operators belong to; for people, so nothing fails for want of them."""
+        """Return the names of the graph's nodes that these operators belong to; they only inform the user, so errors
+        are ignored."""
         try:
             return self._matched(matching, content, request).nodes(operators)
         except Exception:  # noqa: BLE001 -- a file without these names is better than none
@@ -174,7 +174,7 @@ class Driver:
             return []
 
     def read(self, request):
-        """Turn a model of TensorFlow's into an ONNX graph."""
+        """Convert a TensorFlow model to an ONNX graph."""
         import reading
 
         self.progress("reading the model", 0, 0)
@@ -186,7 +186,7 @@ class Driver:
             raise RefusedError(error.kind, error.what, where, error.remedy) from error
 
     def _model_of(self, graph, keep, plain):
-        """The TensorFlow model of a graph; the last one is kept."""
+        """Return the TensorFlow model of a graph; the last one is kept."""
         raw = graph.read_bytes()
         key = hashlib.sha256(raw + json.dumps([sorted(keep), plain]).encode()).hexdigest()
         if key != self._key:
@@ -202,7 +202,7 @@ class Driver:
 
 
 def _from_onnx(raw, keep):
-    """A Keras model of an ONNX graph: activations NHWC, inputs in the graph's order."""
+    """Convert an ONNX graph to a Keras model: activations NHWC, inputs in the graph's order."""
     import numpy
     import onnx
     import onnx2tf
@@ -251,7 +251,7 @@ def _from_onnx(raw, keep):
 
 
 def _plainly(raw, keep):
-    """The same by Kedge's own converter, which knows fewer operators and every axis."""
+    """Convert with Kedge's own converter, which knows fewer operators but every axis."""
     import onnx
     import plainly
 
@@ -271,7 +271,7 @@ def _node_refused(error):
 
 
 def _check_operators(model):
-    """Name an operator that onnx2tf has no module for, before it stumbles over it."""
+    """Refuse an operator that onnx2tf has no module for, naming it, before onnx2tf fails on it."""
     for node in model.graph.node:
         standard = node.domain in ("", "ai.onnx")
         known = standard or (node.domain, node.op_type) in CONTRIBUTED
@@ -302,7 +302,7 @@ def _converter(model):
 
 
 def _set_precision(converter, precision):
-    """Tell the converter what numbers to use."""
+    """Set the converter's number format."""
     import tensorflow as tf
 
     if precision == "float16":
@@ -316,7 +316,7 @@ def _set_precision(converter, precision):
 
 
 def _samples(request, progress):
-    """The representative set, read as it is used."""
+    """Yield the representative data set, reading it as it is used."""
     import numpy
 
     arrays = [numpy.load(path, mmap_mode="r") for path in request["calibration"]]
@@ -328,11 +328,11 @@ def _samples(request, progress):
 
 
 def _silent(what, done, total):
-    """Nobody listens."""
+    """Ignore progress."""
 
 
 def _digest(paths):
-    """Of all the files' bytes."""
+    """Return the digest of all the files' bytes."""
     found = hashlib.sha256()
     for path in paths:
         with Path(path).open("rb") as file:
@@ -355,7 +355,7 @@ def _converter_refused(error):
 
 
 def _one_line(error):
-    """The vendor's own words, without the tables of numbers and the call stacks among them."""
+    """Return the vendor's own message, without the tables of numbers and the call stacks in it."""
     lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
     text = re.split(r"\s\S*:\d+:\d+: note: |\scalled from|\snote: loc", " ".join(lines))[0]
     text = re.sub(r"[\[({](?:[\s\d.,;eE+\-\[\](){}]|nan|inf){24,}[\])}]", "[…]", text)
@@ -363,7 +363,7 @@ def _one_line(error):
 
 
 def main():
-    """Serve until the worker closes the pipe."""
+    """Serve requests until the worker closes the pipe."""
     answers = driver_loop.Answers()
     driver = Driver(answers)
     driver_loop.serve(answers, {"version": driver.version, "convert": driver.convert, "read": driver.read})

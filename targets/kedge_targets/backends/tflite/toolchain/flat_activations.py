@@ -1,11 +1,11 @@
-"""Ranges before activations that answer the same below some number: steps are of use only where the answer changes.
+"""Narrows ranges before activations that are flat below some value: steps are useful only where the output changes.
 
-As ``kedge_targets.graph.flat_activations`` has it for the backends whose integers Kedge writes itself."""
+``kedge_targets.graph.flat_activations`` does the same for backends whose graphs Kedge quantizes itself."""
 
 import math
 
 _SHARE = 1 / 3
-"""Of a step, that the answers below a range's begin may differ by."""
+"""Share of a step by which the outputs below the start of a range may differ."""
 
 
 def _swish(x):
@@ -17,16 +17,16 @@ _FLAT = {
     "HARD_SWISH": lambda low: 0.0 if low <= -3 else math.inf,
     "ELU": math.exp,
 }
-"""Operator → how much its answers differ from the one at ``low``, below it."""
+"""Operator → largest difference between its outputs below ``low`` and the one at ``low``."""
 _LOWEST, _FIRST, _STEP = -16.0, -1.5, 0.125
 
 
 def narrowed(wiring, ranges):
-    """Tensor → (low, high), where that is narrower than what calibration saw.
+    """Return tensor → (low, high), if that is narrower than what calibration observed.
 
     Args:
-        wiring: of the float file.
-        ranges: name of a tensor → (low, high) that calibration saw.
+        wiring: wiring of the float file.
+        ranges: name of a tensor → (low, high) that calibration observed.
     """
     found = {}
     for tensor, readers in wiring.readers.items():
@@ -41,7 +41,7 @@ def narrowed(wiring, ranges):
 
 
 def _begin(difference, least, most):
-    """The highest begin below which the answer is as good as flat."""
+    """Return the highest start of the range below which the output is practically flat."""
     low = _FIRST
     while low > max(least, _LOWEST):
         if difference(low) <= _SHARE * (max(most, 0.0) - low) / 255:
@@ -51,7 +51,8 @@ def _begin(difference, least, most):
 
 
 def _difference(wiring, tensor, readers):
-    """Of the one activation that reads a tensor; None where there is none, or others read it too."""
+    """Return the difference function of the only activation that reads a tensor, or None if there is none or others
+    read it too."""
     names = [wiring.names[at] for at in readers]
     if len(readers) == 1:
         return _FLAT.get(names[0])

@@ -1,4 +1,4 @@
-"""A ``.tflite`` as objects: its operators by name, and what is done to them."""
+"""Represents a ``.tflite`` as objects, with its operators by name, and edits it."""
 
 from ai_edge_litert import schema_py_generated as schema
 
@@ -9,12 +9,12 @@ CUSTOM = schema.BuiltinOperator.CUSTOM
 
 
 def parsed(content):
-    """The file as objects."""
+    """Return the file as objects."""
     return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
 
 
 def packed(model):
-    """The objects as a file."""
+    """Return the objects as a file."""
     import flatbuffers
 
     builder = flatbuffers.Builder(1 << 16)
@@ -23,7 +23,7 @@ def packed(model):
 
 
 def name_of(model, operator):
-    """``CONV_2D``, or a custom operator's own name."""
+    """Return an operator's name: ``CONV_2D``, or a custom operator's own name."""
     code = model.operatorCodes[operator.opcodeIndex]
     if code.customCode:
         return code.customCode.decode(errors="replace")
@@ -31,12 +31,12 @@ def name_of(model, operator):
 
 
 def kind_of(tensor):
-    """``float32``, ``int8`` …"""
+    """Return a tensor's dtype: ``float32``, ``int8`` …"""
     return _KINDS[tensor.type]
 
 
 def range_of(tensor):
-    """(low, high) as calibration saw it; None where it did not look."""
+    """Return (low, high) as calibration observed it, or None if it did not."""
     found = tensor.quantization
     if found is None or found.min is None or found.max is None or not len(found.min) or not len(found.max):
         return None
@@ -44,7 +44,7 @@ def range_of(tensor):
 
 
 def represented(tensor):
-    """(low, high) of what an int8 tensor can hold; None of other tensors and of those with several scales."""
+    """Return (low, high) of what an int8 tensor can hold; None for other tensors and for those with several scales."""
     found = tensor.quantization
     if kind_of(tensor) != "int8" or found is None or found.scale is None or len(found.scale) != 1:
         return None
@@ -53,7 +53,7 @@ def represented(tensor):
 
 
 class Wiring:
-    """Who makes and who reads each tensor of the main graph, by operators' indices."""
+    """The producer and the readers of each tensor of the main graph, by operators' indices."""
 
     def __init__(self, model):
         self.graph = model.subgraphs[0]
@@ -70,16 +70,16 @@ class Wiring:
         self._model = model
 
     def constant(self, tensor):
-        """Whether the file holds its values."""
+        """Return whether the file holds a tensor's values."""
         return tensor not in self.maker and tensor not in self.given
 
     def bytes_of(self, tensor):
-        """Of a constant."""
+        """Return the bytes of a constant."""
         data = self._model.buffers[self.graph.tensors[tensor].buffer].data
         return 0 if data is None else len(data)
 
     def size_of(self, tensor):
-        """How many numbers it has."""
+        """Return the number of elements."""
         size = 1
         for axis in self.graph.tensors[tensor].shape if self.graph.tensors[tensor].shape is not None else ():
             size *= int(axis)
@@ -87,10 +87,10 @@ class Wiring:
 
 
 def hidden(content, indices):
-    """The file with these operators under names that nobody knows, and what is needed to bring them back.
+    """Return the file with these operators under unknown names, and what is needed to restore them.
 
-    A quantizer lets an operator that it does not know alone: what it reads stays in float, and so does what it makes,
-    without a scale that its neighbours would have to share.
+    A quantizer leaves an unknown operator alone: its inputs and outputs stay in float, without a scale that its
+    neighbours would have to share.
     """
     model = parsed(content)
     kept = {}
@@ -113,7 +113,7 @@ def hidden(content, indices):
 
 
 def brought_back(model, kept):
-    """Give hidden operators their own names again, in place; returns how many there were."""
+    """Restore the names of hidden operators, in place; return their number."""
     graph = model.subgraphs[0]
     found = 0
     for operator in graph.operators:
@@ -135,8 +135,8 @@ def brought_back(model, kept):
 
 
 def without_rounding_at_the_ends(model):
-    """Let the file take and give integers where nothing but a QUANTIZE reads an input, or a DEQUANTIZE makes an output,
-    in place. The integer tensor takes over the float one's name and place."""
+    """Make an input or output of the file an integer if only a QUANTIZE reads it or a DEQUANTIZE produces it, in place.
+    The integer tensor takes over the float one's name and place."""
     wiring = Wiring(model)
     graph = wiring.graph
     replaced, dropped = {}, set()
@@ -168,7 +168,7 @@ def without_rounding_at_the_ends(model):
 
 
 def _drop_unused_tensors(model):
-    """Tensors that nobody reads or makes any more, in place."""
+    """Remove tensors that nothing reads or produces any more, in place."""
     graph = model.subgraphs[0]
     used = {int(tensor) for tensor in (*graph.inputs, *graph.outputs)}
     for operator in graph.operators:

@@ -1,7 +1,7 @@
-"""Which operators of a float ``.tflite`` do the work of which nodes of the ONNX graph that it was made of.
+"""Finds the operators of a float ``.tflite`` that do the work of given nodes of its ONNX graph.
 
-Converters keep no names, they fuse and split; so both are run on the same sample, and tensors that hold the same
-numbers, in whatever order of axes, are the same tensor.
+Converters do not keep names, and they fuse and split nodes; so both are run on the same sample, and tensors that hold
+the same numbers, in any order of axes, are the same tensor.
 """
 
 import flatbuffer
@@ -39,7 +39,7 @@ class Matching:
         }
 
     def operators(self, node):
-        """Indices of the operators that do a node's work; empty where none can be told from the others."""
+        """Return the indices of the operators that do a node's work; empty if they cannot be told from the others."""
         before = self._before(node)
         ends = {tensor for name in self._next(node) for tensor in self._first(name, before)}
         known = {tensor for name in before for tensor in self._tensors.get(name, ())}
@@ -53,7 +53,7 @@ class Matching:
         return found
 
     def nodes(self, operators):
-        """Names of the graph's nodes whose work these operators do, in the graph's order."""
+        """Return the names of the graph's nodes whose work these operators do, in the graph's order."""
         found = []
         for node in self.graph.graph.node:
             mine = self.operators(node)
@@ -62,7 +62,7 @@ class Matching:
         return found
 
     def _before(self, node):
-        """All tensors that a node depends on."""
+        """Return all tensors that a node depends on."""
         found, pending = set(), [name for name in node.input if name]
         while pending:
             name = pending.pop()
@@ -74,7 +74,7 @@ class Matching:
         return found
 
     def _next(self, node):
-        """The node's outputs, or the nearest tensors behind them that the file has too."""
+        """Return the node's outputs, or the nearest tensors behind them that the file has too."""
         found, pending, seen = [], list(node.output), set()
         while pending:
             name = pending.pop(0)
@@ -88,15 +88,14 @@ class Matching:
         return found
 
     def _first(self, name, before):
-        """The tensor of the file that comes first of those that hold these numbers, and that is nothing that the node
-        reads."""
+        """Return the first of the file's tensors that hold these numbers, excluding what the node reads."""
         read = {tensor for one in before for tensor in self._tensors.get(one, ())}
         fresh = [tensor for tensor in self._tensors[name] if tensor not in read and tensor in self._wiring.maker]
         return sorted(fresh, key=lambda tensor: self._wiring.maker[tensor])[:1]
 
 
 def _of_onnx(graph, feed):
-    """Fingerprints of all tensors that are floats and not constant."""
+    """Return fingerprints of all tensors that are float and not constant."""
     import onnx
     import onnxruntime
 
@@ -135,7 +134,8 @@ def _of_file(content, given, wiring):
 
 
 def _print(array):
-    """What does not depend on the order of the axes: how many numbers, and five of their statistics."""
+    """Return properties that do not depend on the order of axes: the number of elements, and five of their
+    statistics."""
     flat = numpy.nan_to_num(array.reshape(-1).astype(numpy.float64), posinf=1e30, neginf=-1e30)
     return flat.size, numpy.array(
         [numpy.sqrt((flat**2).mean()), flat.mean(), numpy.abs(flat).mean(), flat.min(), flat.max()]

@@ -1,4 +1,4 @@
-"""What cuts, joins, reduces or lays out anew, from ONNX to TensorFlow; formulas as in ONNX's operators."""
+"""Converts operators that slice, join, reduce or rearrange from ONNX to TensorFlow; formulas as in ONNX's operators."""
 
 import numpy
 from values import RefusedError, Value, constant, in_last, last_axis, to_first, to_last, turned
@@ -32,7 +32,7 @@ def _split(node, given, attributes):
 
 
 def _cut(node, given, attributes):
-    """Slice."""
+    """Convert Slice."""
     value, rank = given[0], len(given[0].shape)
     starts, ends = (list(constant(node, given, at)) for at in (1, 2))
     axes = list(constant(node, given, 3, range(len(starts))))
@@ -153,7 +153,7 @@ def _reduced(name):
 
 
 def _largest(name):
-    """ArgMax, ArgMin."""
+    """Return a converter for ArgMax or ArgMin."""
 
     def run(node, given, attributes):
         import tensorflow as tf
@@ -219,7 +219,7 @@ def _resized(node, given, attributes):
 
 
 def _nearest(old, new, how, rounding):
-    """Which place each new one is taken from."""
+    """Return the source position of each new position."""
     at = numpy.arange(new, dtype=numpy.float64)
     if how == "align_corners":
         at = at * (old - 1) / max(1, new - 1)

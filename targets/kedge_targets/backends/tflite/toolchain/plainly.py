@@ -1,7 +1,7 @@
-"""ONNX to TensorFlow operator by operator, axes known at every step: for graphs that onnx2tf cannot convert, or whose
-axes it takes for others.
+"""Converts ONNX to TensorFlow operator by operator, with axes known at every step: for graphs that onnx2tf cannot
+convert, or whose axes it confuses.
 
-Pictures are computed with channels last, as TFLite has them; a tensor is turned where an operator needs the ONNX order.
+Images are computed with channels last, as in TFLite; a tensor is transposed if an operator needs the ONNX order.
 """
 
 import math
@@ -13,11 +13,11 @@ from values import RefusedError, Value, attributes_of, constant, in_last, last_a
 
 
 class Model:
-    """A graph with fixed shapes as a function of TensorFlow; ``inputs`` has the shapes and dtypes it takes.
+    """A graph with fixed shapes as a TensorFlow function; ``inputs`` holds the shapes and dtypes that it takes.
 
     Args:
         model: the ONNX model.
-        keep: inputs that are taken in the ONNX order; the others have channels last.
+        keep: inputs in the ONNX order; the others have channels last.
     """
 
     def __init__(self, model, keep):
@@ -41,7 +41,7 @@ class Model:
                 raise RefusedError(f"the operator {node.op_type} cannot be converted", node)
 
     def __call__(self, inputs):
-        """The outputs, each in whatever order of axes it was made."""
+        """Return the outputs, each in the order of axes in which it was made."""
         made = dict(self._constants)
         for value, tensor, turned in zip(self._graph.input, inputs, self._turned, strict=True):
             made[value.name] = Value(last=tensor) if turned else Value(first=tensor)
@@ -70,7 +70,7 @@ def _first(value):
 
 
 def _each(compute):
-    """An operator on each number, of any count of inputs that broadcast."""
+    """Return an element-wise operator with any number of inputs that broadcast."""
 
     def run(node, given, attributes):
         values = [one for one in given if isinstance(one, Value)]
@@ -98,7 +98,7 @@ def _named(name):
 
 
 def _folded(name):
-    """Of any number of inputs, two by two."""
+    """Return a function that applies an operator to any number of inputs, pair by pair."""
 
     def compute(*given):
         found = given[0]
@@ -110,7 +110,7 @@ def _folded(name):
 
 
 def _with(compute):
-    """An operator on each number that reads its attributes."""
+    """Return an element-wise operator that reads its attributes."""
 
     def run(node, given, attributes):
         return _each(lambda *numbers: compute(attributes, *numbers))(node, given, attributes)
@@ -136,7 +136,7 @@ def _clip(node, given, attributes):
 
 
 def _error_function(x):
-    """Abramowitz and Stegun, 7.1.26: within 1.5e-7."""
+    """Compute erf after Abramowitz and Stegun, 7.1.26: within 1.5e-7."""
     import tensorflow as tf
 
     size = tf.abs(x)
@@ -210,7 +210,7 @@ def _einsum(node, given, attributes):
 
 
 def _lookup(node, given, attributes):
-    """Gather."""
+    """Convert Gather."""
     import tensorflow as tf
 
     data, indices = given[0], _first(given[1])
@@ -236,7 +236,7 @@ def _cast(node, given, attributes):
 
 
 def _stored(node, given, attributes):
-    """Constant."""
+    """Convert Constant."""
     import onnx
 
     name, value = next(iter(attributes.items()))
@@ -264,7 +264,7 @@ _BY_NAME = {
     "Softplus": "nn.softplus", "Softsign": "nn.softsign", "Sqrt": "sqrt", "Sub": "subtract", "Tanh": "tanh",
     "Where": "where",
 }  # fmt: skip
-"""Operators that TensorFlow has under a name of its own."""
+"""Operators that have a different name in TensorFlow."""
 
 OPERATORS = {
     **moving.OPERATORS,

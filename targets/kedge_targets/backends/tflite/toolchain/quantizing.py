@@ -1,14 +1,15 @@
-"""Int8 by TFLite's own quantizer, with single operators left in float; a file is checked against the float one."""
+"""Quantizes to int8 with TFLite's own quantizer, leaving single operators in float; a file is checked against the float
+one."""
 
 import flat_activations
 import flatbuffer
 import numpy
 
 FLOOR = 20.0
-"""dB of an output against the float file's; below it, something is wrong and not merely coarse."""
+"""Lowest acceptable dB of an output against the float file's; below it, something is wrong and not merely coarse."""
 
 _SURE = FLOOR + 2.0
-"""dB that the guard asks for on calibration samples: fresh ones do no better."""
+"""dB that the guard requires on calibration samples, since unseen samples do no better."""
 
 _WORTH = 1.0  # dB that a further operator in float must bring
 _COMPARED = 8  # groups of samples
@@ -27,15 +28,15 @@ _ONE_SCALE = _CLIPS | {
     "RESIZE_NEAREST_NEIGHBOR", "REVERSE_V2", "SELECT", "SELECT_V2", "SLICE", "SPACE_TO_BATCH_ND", "SPACE_TO_DEPTH",
     "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "TILE", "TRANSPOSE", "UNPACK",
 }  # fmt: skip
-"""Operators whose inputs and outputs the quantizer gives one scale."""
+"""Operators whose inputs and outputs get one common scale from the quantizer."""
 
 
 class Quantizer:
-    """A float file and what calibration saw in it; of these files are made in milliseconds.
+    """A float file and what calibration observed in it; int8 files are made from these in milliseconds.
 
     Args:
         content: the float file.
-        groups: a function that gives an iterator over groups of samples, each a list of arrays in the file's layout.
+        groups: a function that returns an iterator over groups of samples, each a list of arrays in the file's layout.
     """
 
     def __init__(self, content, groups):
@@ -60,11 +61,12 @@ class Quantizer:
         self._wanted = None
 
     def quantized(self, asked, guard=False):
-        """The file with the operators ``asked`` (indices in the float file) in float; then all that are in float, and
-        each output's dB (None where it is no float).
+        """Return the file with the operators ``asked`` (indices in the float file) in float, the indices of all that
+        are in float, and each output's dB (None if it is not float).
 
         Args:
-            guard: keep as many more in float as it takes for every output to hold; else only what weighs little.
+            guard: keep as many more in float as it takes for every output to be accurate enough; else only what has few
+                weights.
         """
         floating = set(asked) | self._separate_clips() | self._unlike_tails()
         content, floating = self._without_cut_ranges(floating)
@@ -84,7 +86,7 @@ class Quantizer:
         return self._guarded(best) if guard and _worst(best[2]) < _SURE else best
 
     def _guarded(self, best):
-        """The noisiest operators in float, twice as many each time, until every output holds."""
+        """Keep the noisiest operators in float, doubling their number until every output is accurate enough."""
         content, floating, found = best
         order = self._noisiest(content, self._bad(found, _SURE))
         count = 1
@@ -97,7 +99,7 @@ class Quantizer:
         return best
 
     def _noisiest(self, content, outputs):
-        """Operators before these outputs, by the noise that each adds to what it reads, most first."""
+        """Return the operators before these outputs, sorted by the noise that each adds to its inputs, most first."""
         behind, pending = set(), list(outputs)
         while pending:
             at = self.wiring.maker.get(pending.pop())
@@ -114,7 +116,8 @@ class Quantizer:
         return sorted(added, key=lambda at: -added[at])
 
     def _noise(self, content):
-        """Tensor of the float file → noise against signal in another file, where that has a tensor of its name."""
+        """Return tensor of the float file → noise-to-signal ratio in another file, if that has a tensor with the same
+        name."""
         float_run, run = (_Run(one, fast=False, watched=True) for one in (self._float, content))
         names = {tensor: self.wiring.graph.tensors[tensor].name for tensor in self.wiring.maker}
         there = {name.encode(): tensor for name, tensor in reversed(run.tensors())}
@@ -133,8 +136,8 @@ class Quantizer:
         return {tensor: error[tensor] / power[tensor] for tensor in power if power[tensor] > 0}
 
     def _further(self, found):
-        """What to keep in float where an output is too bad, cheapest first: what lies between the last layers and it,
-        the first layers, the last layers."""
+        """Return what to keep in float if an output is too inaccurate, cheapest first: what lies between the last
+        layers and it, the first layers, the last layers."""
         bad = self._bad(found)
         behind = set().union(*(self._tail(tensor) for tensor in bad))
         last = set().union(*(self._ends(tensor) for tensor in bad))
@@ -150,7 +153,7 @@ class Quantizer:
         return set(range(len(self.wiring.names)))
 
     def _made(self, floating):
-        """The file, integers at its ends where integers are behind them."""
+        """Return the quantized file, with integer inputs and outputs if integers follow or precede them."""
         from tensorflow.lite.python.convert import mlir_quantize
 
         hidden, kept = flatbuffer.hidden(self._calibrated, sorted(floating))
@@ -162,7 +165,7 @@ class Quantizer:
         return flatbuffer.packed(model)
 
     def _without_cut_ranges(self, floating):
-        """The file, with the operators in float too whose neighbours would have to share too narrow a range."""
+        """Return the file with those operators in float too whose neighbours would have to share too narrow a range."""
         content = self._made(floating)
         for _ in range(_ROUNDS):
             more = self._narrowing(content) - floating
@@ -173,7 +176,7 @@ class Quantizer:
         return content, floating
 
     def _narrowing(self, content):
-        """Operators that give a tensor a range narrower than what calibration saw, and that another reader needs."""
+        """Return operators that give a tensor a range narrower than calibration observed and another reader needs."""
         found = set()
         holds = {}
         for tensor in flatbuffer.parsed(content).subgraphs[0].tensors:
@@ -195,7 +198,8 @@ class Quantizer:
         return self.wiring.names[at] in _CLIPS and any(self.wiring.constant(one) for one in self.wiring.inputs[at])
 
     def _separate_clips(self):
-        """Clips (MINIMUM, MAXIMUM) of a tensor that others read too: the quantizer would clip it for all of them."""
+        """Return clips (MINIMUM, MAXIMUM) of tensors that others read too; the quantizer would clip them for all
+        readers."""
         wiring = self.wiring
         found = set()
         for at in self._all():
@@ -211,7 +215,7 @@ class Quantizer:
         return found
 
     def _unlike_tails(self):
-        """What lies behind the last layers, of each output that puts unlike ranges together (boxes beside scores)."""
+        """Return what lies behind the last layers, for each output that joins unlike ranges (boxes beside scores)."""
         found = set()
         for tensor in self.wiring.answers:
             tail = self._tail(tensor)
@@ -230,7 +234,7 @@ class Quantizer:
         return len(widths) > 1 and max(widths) > _UNLIKE * min(widths)
 
     def _tail(self, tensor):
-        """Operators between the last layers and a tensor."""
+        """Return the operators between the last layers and a tensor."""
         found, pending = set(), [tensor]
         while pending:
             at = self.wiring.maker.get(pending.pop())
@@ -240,14 +244,14 @@ class Quantizer:
         return found
 
     def _ends(self, tensor):
-        """The layers that the tail of a tensor reads."""
+        """Return the layers that the tail of a tensor reads."""
         tail = self._tail(tensor)
         read = {one for at in tail for one in self.wiring.inputs[at]} | {tensor}
         makers = {self.wiring.maker[one] for one in read if one in self.wiring.maker}
         return {at for at in makers if self._is_layer(at)}
 
     def _head(self):
-        """The first layers, and what lies before them and directly behind them."""
+        """Return the first layers, and what lies before them and directly behind them."""
         found, pending = set(), list(self.wiring.given)
         while pending:
             for at in self.wiring.readers.get(pending.pop(), []):
@@ -257,7 +261,7 @@ class Quantizer:
         return found
 
     def _is_layer(self, at):
-        """Whether it multiplies by weights, or two activations."""
+        """Return whether an operator multiplies by weights, or multiplies two activations."""
         weight = _WEIGHTED.get(self.wiring.names[at])
         if weight is None:
             return False
@@ -271,7 +275,7 @@ class Quantizer:
         return sum(self.wiring.bytes_of(one) for one in tensors)
 
     def _compared(self, content):
-        """dB of each output against the float file, over some samples, the worse of LiteRT's two sets of kernels."""
+        """Return each output's dB against the float file over some samples, the worse of LiteRT's two kernel sets."""
         if self._wanted is None:
             self._wanted = [_answers(self._float, group) for group in self._some()]
         worst = None
@@ -292,7 +296,7 @@ class Quantizer:
 
 
 class _Run:
-    """A file in LiteRT, which takes and gives floats."""
+    """A file in LiteRT, with float inputs and outputs."""
 
     def __init__(self, content, fast, watched=False):
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -315,11 +319,11 @@ class _Run:
         return [self._read(detail) for detail in self._made]
 
     def tensors(self):
-        """Name and index of each tensor, in the file's order."""
+        """Return name and index of each tensor, in the file's order."""
         return [(detail["name"], detail["index"]) for detail in self._interpreter.get_tensor_details()]
 
     def tensor(self, index):
-        """What it holds after a call, as floats; of a file that is watched."""
+        """Return a tensor's content after a call, as floats; only for a watched file."""
         return self._read(self._interpreter._get_tensor_details(index, subgraph_index=0))
 
     def _read(self, detail):
@@ -337,7 +341,7 @@ def _answers(content, group):
 
 
 def _decibels(wanted, got):
-    """Signal-to-noise ratio of one output over groups; None of integers."""
+    """Return the signal-to-noise ratio of one output over groups; None for integers."""
     if wanted[0].dtype.kind != "f":
         return None
     wanted = numpy.concatenate([one.reshape(-1) for one in wanted]).astype(numpy.float64)
@@ -359,7 +363,7 @@ def _worst(found):
 
 
 def _total(found):
-    """What is to become better: how far the outputs lie below the floor."""
+    """Return the quantity to improve: how far the outputs lie below the floor."""
     return sum(min(one, FLOOR) for one in found if one is not None)
 
 

@@ -1,16 +1,16 @@
-"""TensorFlow's models as ONNX graphs, in the toolchain's own environment: the driver's task ``read``.
+"""Converts TensorFlow's models to ONNX graphs, in the toolchain's own environment: the driver's task ``read``.
 
-The graph is compared with the model: both answer the same noise.
+The graph is compared with the model on the same noise.
 """
 
 import importlib.metadata
 from pathlib import Path
 
 OPSET = 18
-"""The newest that tf2onnx 1.17 writes."""
+"""The newest opset that tf2onnx 1.17 writes."""
 
 AGREES = 1e-3
-"""The largest difference, relative to the output's largest value."""
+"""The largest allowed difference, relative to the output's largest value."""
 
 _FREE = 5  # length of a free axis in a trial
 _SIGNATURE = "serving_default"
@@ -18,7 +18,7 @@ _QUANTIZED = ("INT8", "UINT8", "INT16", "INT4")
 
 
 class RefusedError(Exception):
-    """An error with its class in Kedge's tree."""
+    """An error with its class in Kedge's hierarchy."""
 
     def __init__(self, kind, what, remedy=None, node=None):
         super().__init__(what)
@@ -26,7 +26,7 @@ class RefusedError(Exception):
 
 
 def read(path, graph):
-    """Write ``graph``; notes for people, and the versions of what read it."""
+    """Write ``graph``; return notes for the user, and the versions of the packages that read the model."""
     path = Path(path)
     notes, model, answers = _saved_model(path) if path.is_dir() else _tflite(path)
     _check_operators(model)
@@ -38,7 +38,7 @@ def read(path, graph):
 
 
 def _saved_model(path):
-    """Graph of a SavedModel's signature, and a function that runs it."""
+    """Return the graph of a SavedModel's signature, and a function that runs it."""
     import tensorflow as tf
     import tf2onnx
 
@@ -89,7 +89,7 @@ def _saved_model(path):
 
 
 def _tflite(path):
-    """Graph of a ``.tflite``, and a function that runs it."""
+    """Return the graph of a ``.tflite``, and a function that runs it."""
     import tf2onnx
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -135,7 +135,7 @@ def _tflite(path):
 
 
 def _check_float(described, schema):
-    """Refuse a file whose numbers were quantized: the float model knows more."""
+    """Refuse a file whose numbers were quantized, since the float model has more information."""
     kinds = {value: name for name, value in vars(schema.TensorType).items() if not name.startswith("_")}
     for subgraph in described.subgraphs:
         for tensor in subgraph.tensors:
@@ -150,7 +150,7 @@ def _check_float(described, schema):
 
 
 def _signature_names(described):
-    """Tensor's index → its name in the file's only signature."""
+    """Return a tensor's index → its name in the file's only signature."""
     if len(described.signatureDefs or ()) != 1:
         return {}
     signature = described.signatureDefs[0]
@@ -191,7 +191,7 @@ def _rename(model, inputs, outputs):
 
 
 def _check_operators(model):
-    """tf2onnx leaves an operator that it does not know in the graph, under its own name."""
+    """Refuse unknown operators; tf2onnx leaves them in the graph, under their own names."""
     import onnx
 
     for node in model.graph.node:
@@ -205,7 +205,7 @@ def _check_operators(model):
 
 
 def _compare(model, answers):
-    """Run graph and model on noise, with one sample and with three where the batch is free."""
+    """Compare graph and model on noise, with one sample, and with three if the batch is dynamic."""
     import numpy
     import onnx
     import onnxruntime

@@ -1,4 +1,4 @@
-"""Tensors on their way from ONNX to TensorFlow, in the order of axes in which they were made."""
+"""Tensors during conversion from ONNX to TensorFlow, in the order of axes in which they were made."""
 
 
 class RefusedError(Exception):
@@ -10,7 +10,7 @@ class RefusedError(Exception):
 
 
 class Value:
-    """A tensor, in ONNX's order of axes or with channels last; turned at the first need.
+    """A tensor, in ONNX's order of axes or with channels last; transposed when first needed.
 
     Attributes:
         native_last: whether it was made with channels last.
@@ -25,21 +25,21 @@ class Value:
 
     @property
     def first(self):
-        """In ONNX's order."""
+        """Return the tensor in ONNX's order of axes."""
         if self._first is None:
             self._first = turned(self._last, to_first(len(self.shape)))
         return self._first
 
     @property
     def last(self):
-        """With channels last."""
+        """Return the tensor with channels last."""
         if self._last is None:
             self._last = turned(self._first, to_last(len(self.shape)))
         return self._last
 
 
 def turned(tensor, order):
-    """Transposed; by a Reshape where only axes of size 1 move."""
+    """Transpose a tensor, with a Reshape if only axes of size 1 move."""
     import tensorflow as tf
 
     shape = [int(size) for size in tensor.shape]
@@ -50,22 +50,22 @@ def turned(tensor, order):
 
 
 def to_last(rank):
-    """Order of axes from ONNX's to channels last."""
+    """Return the permutation from ONNX's order of axes to channels last."""
     return [0, *range(2, rank), 1]
 
 
 def to_first(rank):
-    """Back."""
+    """Return the permutation from channels last to ONNX's order of axes."""
     return [0, rank - 1, *range(1, rank - 1)]
 
 
 def last_axis(axis, rank):
-    """Where an axis of ONNX's order is with channels last."""
+    """Return the position of an axis of ONNX's order with channels last."""
     return to_last(rank).index(axis % rank)
 
 
 def in_last(value, rank):
-    """With channels last, after axes of size 1 were put in front as broadcasting does."""
+    """Return the tensor with channels last, after adding axes of size 1 in front as broadcasting does."""
     import tensorflow as tf
 
     missing = rank - len(value.shape)
@@ -77,14 +77,14 @@ def in_last(value, rank):
 
 
 def attributes_of(node):
-    """Name → value."""
+    """Return a node's attributes: name → value."""
     import onnx
 
     return {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
 
 
 def constant(node, given, at, default=None):
-    """An input's array, which must be constant; the default where there is none."""
+    """Return an input's array, which must be constant, or the default if there is none."""
     value = given[at] if len(given) > at else None
     if isinstance(value, Value):
         raise RefusedError(f"its input {node.input[at]!r} is not constant", node)

@@ -1,11 +1,11 @@
-"""Convolutions, windows and norms, from ONNX to TensorFlow. Formulas as in ONNX's operators of these names."""
+"""Converts convolutions, windows and norms from ONNX to TensorFlow. Formulas as in ONNX's operators of these names."""
 
 import numpy
 from values import RefusedError, Value, constant
 
 
 def _windows(attributes, sizes, kernel):
-    """Strides, dilations, and the padding before and behind each axis of space."""
+    """Return strides, dilations, the dilated kernel sizes, and the padding before and behind each spatial axis."""
     axes = len(kernel)
     strides, dilations = (list(attributes.get(name, [1] * axes)) for name in ("strides", "dilations"))
     spans = [(width - 1) * gap + 1 for width, gap in zip(kernel, dilations, strict=True)]
@@ -22,7 +22,7 @@ def _windows(attributes, sizes, kernel):
 
 
 def _spread(weight, dilations):
-    """A kernel (its axes of space behind the first two) with zeros in its gaps."""
+    """Return a kernel (with the spatial axes after the first two) with zeros in its gaps."""
     for axis, gap in enumerate(dilations, start=2):
         if gap > 1:
             shape = list(weight.shape)
@@ -34,7 +34,7 @@ def _spread(weight, dilations):
 
 
 def _padded(x, pads, value=0.0):
-    """Axes of space of a tensor with channels last."""
+    """Pad the spatial axes of a tensor with channels last."""
     import tensorflow as tf
 
     if not any(side for pair in pads for side in pair):
@@ -43,7 +43,7 @@ def _padded(x, pads, value=0.0):
 
 
 def _flat(x):
-    """A row as a picture of one line; and whether it was one."""
+    """Return a 1-D signal as an image of one row, and whether it was one."""
     import tensorflow as tf
 
     return (tf.expand_dims(x, 1), True) if len(x.shape) == 3 else (x, False)
@@ -145,7 +145,7 @@ def _pooled(node, given, attributes):
 
 
 def _reached(size, span, stride, pad):
-    """The padding with what a last window that is begun reaches over the end."""
+    """Return the padding, extended by how far a last partial window reaches beyond the end."""
     before, behind = pad
     windows = -(-(size + before + behind - span) // stride) + 1
     if (windows - 1) * stride >= size + before:
@@ -154,7 +154,8 @@ def _reached(size, span, stride, pad):
 
 
 def _shares(sizes, kernel, strides, pads, inside):
-    """What a mean over whole windows is multiplied by, so that it is one over what counts; None where that is 1."""
+    """Return the factors that turn means over whole windows into means over the elements that count; None if all are
+    1."""
     factors = []
     for size, width, stride, (before, behind), (low, high) in zip(sizes, kernel, strides, pads, inside, strict=True):
         counted = numpy.zeros(size + before + behind, numpy.float32)
