@@ -5,4 +5,4 @@ driver, or the streamlined integer graph in numpy.
 """
 
 environment: dict[str, str] = {}
-"""FINN+ sends nothing home that would have to be switched off."""
+"""Empty, since FINN+ has no telemetry to switch off."""

@@ -1,4 +1,4 @@
-"""Constants of few bits in a file: each value as a code of 1, 2, 4 or 8 bits, ``value = low + step * code``.
+"""Stores constants of few bits in a file: each value as a code of 1, 2, 4 or 8 bits, ``value = low + step * code``.
 
 Codes are not compressed, so that a changed weight changes its own block of the file and no other.
 """
@@ -19,7 +19,7 @@ _LARGEST_EXACT = float(1 << 53)
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """How values are coded: ``bits`` for each, ``value = low + step * code``."""
+    """The coding of values: ``bits`` for each, ``value = low + step * code``."""
 
     bits: int
     low: int
@@ -27,7 +27,7 @@ class Code:
 
 
 def integral(values: Array) -> bool:
-    """Whether all are integers that float64 holds exactly."""
+    """Return whether all values are integers that float64 holds exactly."""
     if values.dtype.kind in "iub":
         return True
     return bool(
@@ -36,7 +36,7 @@ def integral(values: Array) -> bool:
 
 
 def code_for(values: Array) -> Code | None:
-    """The code with the fewest bits; None where there is none (no integers, too many levels, no values)."""
+    """Return the code with the fewest bits, or None if there is none (not integers, too many levels, no values)."""
     if values.size == 0 or not integral(values):
         return None
     whole = values.astype(np.int64).ravel()
@@ -50,19 +50,19 @@ def code_for(values: Array) -> Code | None:
 
 
 def pack(values: Array, code: Code) -> npt.NDArray[np.uint8]:
-    """The codes of all values, in C order, most significant bit first, as bytes."""
+    """Return the codes of all values, in C order, most significant bit first, as bytes."""
     codes = ((values.astype(np.int64).ravel() - code.low) // code.step).astype(np.uint8)
     bits = np.unpackbits(codes[:, None], axis=1)[:, 8 - code.bits :]
     return np.packbits(bits.ravel())
 
 
 def packed_size(count: int, code: Code) -> int:
-    """Bytes that ``count`` values take."""
+    """Return the number of bytes for ``count`` values."""
     return (count * code.bits + 7) // 8
 
 
 def unpack(raw: npt.NDArray[np.uint8], code: Code, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """The values again; ``raw`` must be of :func:`packed_size`."""
+    """Return the unpacked values; ``raw`` must have the size :func:`packed_size`."""
     count = int(np.prod(shape, dtype=np.int64))
     bits = np.unpackbits(raw)[: count * code.bits].reshape(count, code.bits)
     weights = (1 << np.arange(code.bits - 1, -1, -1)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""A finished bitfile that the user gives, with what its driver must know."""
+"""Handles a finished bitfile from the user, and its driver's settings."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _SAME = ("idt", "odt", "ishape_normal", "oshape_normal")
 
 
 def settings_for(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """The driver's settings for a bitfile: ``settings.json`` of FINN's deployment package where it lies beside the
-    bitfile, else those that this very graph and folding would have.
+    """Return the driver's settings for a bitfile: ``settings.json`` of FINN's deployment package if it lies beside the
+    bitfile, else those that this graph and folding would have.
 
     Args:
-        path: of the ``.bit`` file.
-        expected: of the toolchain.
+        path: path of the ``.bit`` file.
+        expected: settings from the toolchain.
 
     Raises:
-        ConfigError: the file, or the ``.hwh`` beside it, is missing or cannot be read.
-        LoweringError: it was built of another model.
+        ConfigError: the file, or the ``.hwh`` beside it, is missing or unreadable.
+        LoweringError: it was built from another model.
     """
     for file in (path, path.with_suffix(".hwh")):
         if not file.is_file():
@@ -57,7 +57,7 @@ def settings_for(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def copied(path: Path, folder: Path) -> dict[str, Path]:
-    """Title → copy of the bitfile and its hardware description.
+    """Return title → copy of the bitfile and its hardware description.
 
     Raises:
         StorageError: they cannot be copied.

@@ -1,8 +1,8 @@
-"""The accelerator on a board: FINN's own driver on top of PYNQ.
+"""Runs the accelerator on a board: FINN's own driver on top of PYNQ.
 
-One bitstream at a time is in the fabric, and several processes may want it: the agent proves a new bundle while the old
-one serves, and applications load models of their own. So each takes a lock for each call, and puts its bitstream back
-where another's is in.
+Only one bitstream at a time is in the fabric, and several processes may need it: the agent verifies a new bundle while
+the old one serves, and applications load models of their own. So each process takes a lock for each call, and reloads
+its bitstream if another's is loaded.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ Array = npt.NDArray[Any]
 
 DISTRIBUTION = "finn-plus-driver"
 LOCK = "KEDGE_FABRIC_LOCK"
-"""Environment variable: the file whose lock goes with the fabric."""
+"""Environment variable: the file whose lock protects the fabric."""
 
 _BUFFER_BYTES = 4 << 20
 _LARGEST_BATCH = 256
 _CONTAINERS = {"INT8": np.int8, "UINT8": np.uint8}
-"""What the driver packs without touching single bits; it takes all else as float32."""
+"""Types that the driver packs without handling single bits; it takes all others as float32."""
 _DRIVER = "finn_plus_driver.overlays.dma"
 _INSTALL = f"pip install --no-deps {DISTRIBUTION} qonnx; bitstring beside them, pynq is part of the board's image"
 
 
 class Accelerator:
-    """A bitfile in the fabric. For one thread at a time; other processes are kept out by a lock.
+    """A bitfile in the fabric, for one thread at a time; a lock excludes other processes.
 
     Args:
-        bitfile: ``.bit``, with its ``.hwh`` beside.
-        settings: ``settings.json`` of FINN's deployment package: what its driver must know.
-        shapes: of one sample that goes in and of what comes out, as the streamlined graph has them.
+        bitfile: path of the ``.bit``, with its ``.hwh`` beside it.
+        settings: path of ``settings.json`` from FINN's deployment package, which configures its driver.
+        shapes: shapes of one input sample and one output sample, as in the streamlined graph.
 
     Raises:
-        MissingDependencyError: no driver, no PYNQ, or no device.
-        VerificationError: the bitfile or its settings are refused, or they are of another graph.
+        MissingDependencyError: there is no driver, no PYNQ, or no device.
+        VerificationError: the bitfile or its settings are refused, or they belong to another graph.
     """
 
     def __init__(self, bitfile: Path, settings: Path, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
@@ -73,11 +73,11 @@ class Accelerator:
         self._container = _CONTAINERS.get(self._overlay.idt().name, np.float32)
         sizes = [int(np.prod(shape)) for shape in (self._overlay.ishape_packed(), self._overlay.oshape_packed())]
         self.batch = max(1, min(_LARGEST_BATCH, _BUFFER_BYTES // max(sizes)))
-        """Samples that one call takes."""
+        """Largest number of samples in one call."""
         self.clock_mhz = float(self._overlay.fclk_mhz_actual)
 
     def run(self, samples: Array) -> Array:
-        """Run a batch of at most :attr:`batch` samples [batch, …]; what comes out is float32 and the caller's own.
+        """Run a batch of at most :attr:`batch` samples [batch, …]; the result is float32 and owned by the caller.
 
         Raises:
             VerificationError: the driver fails.
@@ -93,8 +93,8 @@ class Accelerator:
         return np.asarray(answer, dtype=np.float32)
 
     def throughput(self) -> dict[str, float]:
-        """FINN's own throughput test at the largest batch: samples a second, milliseconds of it, MB a second in and
-        out, MHz."""
+        """Run FINN's own throughput test at the largest batch: samples per second, its duration in ms, MB per second in
+        and out, MHz."""
         with self._in_fabric():
             try:
                 self._overlay.batch_size = self.batch
@@ -112,7 +112,7 @@ class Accelerator:
         return {**found, "clock_mhz": self.clock_mhz}
 
     def close(self) -> None:
-        """Give the buffers back; the bitstream stays in the fabric until another is wanted."""
+        """Release the buffers; the bitstream stays in the fabric until another is needed."""
         with contextlib.suppress(AttributeError):
             self._overlay.ibuf_packed_device = self._overlay.obuf_packed_device = None
         self._fabric.close()
@@ -133,7 +133,7 @@ class Accelerator:
 
 
 class _Fabric:
-    """The lock, and the mark of what is in the fabric: the digest of the bitfile, in the locked file."""
+    """The lock, and the mark of the fabric's content: the bitfile's digest, in the locked file."""
 
     def __init__(self, bitfile_digest: str) -> None:
         path = Path(os.environ.get(LOCK) or Path(tempfile.gettempdir()) / "kedge-fabric.lock")
@@ -157,16 +157,16 @@ class _Fabric:
             files.unlock(self._handle)
 
     def ours(self) -> bool:
-        """Whether this bitfile is in the fabric."""
+        """Return whether this bitfile is in the fabric."""
         return os.pread(self._handle, len(self._mark) + 1, 0) == self._mark
 
     def mark(self) -> None:
-        """This bitfile is in the fabric, and idle."""
+        """Record that this bitfile is in the fabric, and idle."""
         os.ftruncate(self._handle, 0)
         os.pwrite(self._handle, self._mark, 0)
 
     def clear(self) -> None:
-        """Nobody knows what state the fabric is in."""
+        """Record that the state of the fabric is unknown."""
         os.ftruncate(self._handle, 0)
 
     def close(self) -> None:
@@ -175,10 +175,10 @@ class _Fabric:
 
 
 def _driver() -> Any:
-    """FINN's driver for one DMA in and one out.
+    """Return FINN's driver for one input DMA and one output DMA.
 
     Raises:
-        MissingDependencyError: it is not here, or PYNQ is not, or PYNQ finds no device.
+        MissingDependencyError: the driver or PYNQ is missing, or PYNQ finds no device.
     """
     try:
         pynq = importlib.import_module("pynq")
@@ -196,8 +196,8 @@ def _driver() -> Any:
 
 @contextlib.contextmanager
 def _without_onnx() -> Iterator[None]:
-    """QONNX's module of data types, which the driver needs, imports two names of onnx for annotations alone. There is
-    no onnx for a 32-bit ARM: there the names stand in a placeholder, which is gone before anybody else looks."""
+    """Provide a placeholder for onnx if it is missing, inside the block only. QONNX's module of data types, which the
+    driver needs, imports two names of onnx only for annotations, and there is no onnx for 32-bit ARM."""
     try:
         importlib.import_module("onnx")
     except ImportError:

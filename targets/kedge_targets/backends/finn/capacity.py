@@ -1,4 +1,4 @@
-"""What the boards' chips have (``boards.toml``), and whether a design fits."""
+"""Knows the resources of the boards' chips (``boards.toml``), and checks whether a design fits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from kedge_targets.backends.finn.toolchain_client import Cost
 _PATH = Path(__file__).parent / "boards.toml"
 
 DEFAULT_UTILIZATION = 0.7
-"""Share of each resource that a design may take by the estimates. They count neither FIFOs nor the shell around the
-design (DMA, interconnect), and above some three quarters of the LUTs timing gets hard to close."""
+"""Default share of each resource that a design may use by the estimates. They count neither FIFOs nor the shell around
+the design (DMA, interconnect), and above about three quarters of the LUTs timing closure becomes difficult."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +23,8 @@ class Board:
     """One board.
 
     Attributes:
-        part: of the chip.
-        source: of the numbers.
+        part: the chip's part number.
+        source: source of the numbers.
     """
 
     part: str
@@ -36,7 +36,7 @@ class Board:
 
     @property
     def capacity(self) -> dict[str, float]:
-        """Resource, as the estimates name it → how many there are."""
+        """Return resource, as named in the estimates → available amount."""
         return {
             "LUT": float(self.lut),
             "BRAM_18K": float(self.bram_18k),
@@ -45,18 +45,18 @@ class Board:
         }
 
     def limits(self, utilization: float) -> dict[str, float]:
-        """The most of each that may be used."""
+        """Return the largest amount of each that may be used."""
         return {name: utilization * count for name, count in self.capacity.items()}
 
 
 @functools.cache
 def boards() -> Mapping[str, Board]:
-    """FINN's name of a board → the board."""
+    """Return FINN's name of a board → the board."""
     return codec.structure(toml.read(_PATH, TargetError), dict[str, Board], where=_PATH.name, strict=True)
 
 
 def board(name: str, *, where: str) -> Board:
-    """A board by FINN's name.
+    """Return a board by FINN's name.
 
     Raises:
         TargetError: its capacity is not known.
@@ -78,14 +78,15 @@ def require(
     utilization: float,
     target_fps: float | None,
 ) -> None:
-    """Check that a folding fits the board and is as fast as was asked for.
+    """Check that a folding fits the board and reaches the requested speed.
 
     Args:
-        fold: of the speed that was asked for, or the smallest that there is.
-        fastest: the fastest that fits.
+        fold: the folding with the requested speed, or the smallest possible.
+        fastest: the fastest folding that fits.
 
     Raises:
-        CapacityError: names the layer that takes most of what is short, or the slowest; and what could be had.
+        CapacityError: it does not; names the layer that takes most of the scarcest resource, or the slowest, and what
+            is possible.
     """
     if not fits:
         raise _too_large(fold, fastest, board_name, limits, utilization, target_fps)

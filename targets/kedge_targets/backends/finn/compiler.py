@@ -1,8 +1,8 @@
-"""Lowering for FPGAs: a QONNX graph of few bits, brought into one dataflow partition by FINN+, folded for a board, and
-its streamlined integer graph for the simulator.
+"""Lowers models for FPGAs: a QONNX graph of few bits, mapped to one dataflow partition by FINN+ and folded for a board,
+and its streamlined integer graph for the simulator.
 
-No bitfile is made here, which takes Vivado and hours: the bundle carries all that a machine with Vivado needs for it,
-and the bitfile itself once the user has it (option ``bitfile``).
+No bitfile is made here, since that takes Vivado and hours: the bundle carries everything that a machine with Vivado
+needs for it, and the bitfile itself once the user has it (option ``bitfile``).
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ _UNITS = ("MVAU", "VVAU")
 
 
 class Compiler(CompilerTemplate):
-    """FINN+, up to its estimates.
+    """Compiles with FINN+, up to its estimates.
 
     Options of a target's file:
-        board: by FINN's name (``Pynq-Z2``).
-        clock_mhz: of the design; 100 unless told.
-        standalone_thresholds: build thresholds apart from the matrix units, so that these may be RTL on DSPs.
-        input_datatype: FINN's name (``UINT8``) of what the model's input holds, where a QONNX model takes integers
-            without a quantizer of its own.
+        board: FINN's name of the board (``Pynq-Z2``).
+        clock_mhz: clock of the design; 100 by default.
+        standalone_thresholds: build thresholds separately from the matrix units, so that these may be RTL on DSPs.
+        input_datatype: FINN's name (``UINT8``) of the model input's type, if a QONNX model takes integers without a
+            quantizer of its own.
 
     Options of one compilation:
-        target_fps: samples a second that the design must reach; without it the fastest that fits is looked for.
-        max_utilization: share of each of the chip's resources that the estimate may take
+        target_fps: samples per second that the design must reach; without it the fastest that fits is searched.
+        max_utilization: share of each of the chip's resources that the estimate may use
             (:data:`kedge_targets.backends.finn.capacity.DEFAULT_UTILIZATION`).
-        bitfile: path of a finished ``.bit`` with its ``.hwh`` beside.
+        bitfile: path of a finished ``.bit`` with its ``.hwh`` beside it.
     """
 
     tools = "FINN's tools"
@@ -140,7 +140,7 @@ class Compiler(CompilerTemplate):
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """The options, checked."""
+    """Checked options."""
 
     board: str
     clock_mhz: float
@@ -186,7 +186,7 @@ class _Settings:
         return self.chip.limits(self.max_utilization)
 
     def with_input(self, wide: WideInput | None) -> _Settings:
-        """The same for a fabric that is given the integers of a wide quantizer."""
+        """Return the settings for a fabric that receives the integers of a wide quantizer."""
         return self if wide is None else dataclasses.replace(self, input_datatype=wide.datatype)
 
     def request(self, graph: Path, folder: Path, model: onnx.ModelProto) -> toolchain_client.BuildRequest:
@@ -204,7 +204,7 @@ class _Settings:
         )
 
     def require(self, built: Built) -> Cost:
-        """Raises LoweringError unless the design fits and is fast enough."""
+        """Raise LoweringError unless the design fits and is fast enough."""
         if built.fold is None or built.fastest is None:
             raise LoweringError("FINN brought no layer into the fabric", remedy="See docs/fpga.md for what converts")
         capacity.require(
@@ -219,7 +219,7 @@ class _Settings:
         return built.fold
 
     def with_bitfile(self, built: Built, workdir: Path) -> dict[str, Path]:
-        """The driver's settings, and the bitfile where there is one."""
+        """Return the driver's settings, and the bitfile if there is one."""
         files = {bitfile.SETTINGS: workdir / bitfile.SETTINGS}
         settings = built.settings
         if self.bitfile is not None:
@@ -234,7 +234,7 @@ class _Settings:
 
 
 def _named(built: Built, weighted: Sequence[str]) -> Built:
-    """The same with the names of the user's layers at their matrix units, where both are as many."""
+    """Return the same with the user's layer names at their matrix units, if their numbers match."""
 
     def renamed(cost: Cost | None) -> Cost | None:
         if cost is None:
@@ -250,7 +250,7 @@ def _named(built: Built, weighted: Sequence[str]) -> Built:
 
 
 def _simulated(built: Built, workdir: Path) -> tuple[onnx.ModelProto, dict[str, Path]]:
-    """The streamlined graph, and the simulator's files of it."""
+    """Return the streamlined graph, and the simulator's files for it."""
     import onnx
 
     streamlined = onnx.load_model(built.streamlined)
@@ -261,7 +261,7 @@ def _simulated(built: Built, workdir: Path) -> tuple[onnx.ModelProto, dict[str, 
 
 
 def _for_vivado(built: Built, settings: _Settings, workdir: Path) -> dict[str, Path]:
-    """Folding, FINN's own reports, and what builds the bitfile."""
+    """Return the folding, FINN's own reports, and what is needed to build the bitfile."""
     files = {Path(path).name: Path(path) for path in built.reports if Path(path).name in _REPORTS}
     files[synthesis.FOLDING] = workdir / synthesis.FOLDING
     shutil.copyfile(built.folding, files[synthesis.FOLDING])
@@ -280,7 +280,7 @@ def _for_vivado(built: Built, settings: _Settings, workdir: Path) -> dict[str, P
 def _specs(
     given: list[signature.TensorInfo], in_file: Sequence[Any], wide: WideInput | None = None
 ) -> tuple[TensorSpec, ...]:
-    """The model's tensors; the simulator takes any number of samples at once."""
+    """Return the model's tensors; the simulator takes any number of samples at once."""
     made = []
     for index, (info, value) in enumerate(zip(given, in_file, strict=True)):
         sizes = [axis.dim_value for axis in value.type.tensor_type.shape.dim]

@@ -1,9 +1,9 @@
-"""Whether FINN will bring a quantized graph into the fabric as one piece: judged on the graph, before the toolchain
+"""Checks whether FINN will bring a quantized graph into the fabric as one piece: on the graph, before the toolchain
 runs, and afterwards on what it left outside.
 
 What converts (measured with FINN+ 1.6.1, see ``docs/fpga.md``): a chain without branches, of convolutions (dense or
-depthwise) and matrices with quantized weights, each behind integers; Relu, batch normalization and other constant
-scaling between them as far as a quantizer follows; MaxPool and averages on integers; Flatten before matrices.
+depthwise) and matrices with quantized weights, each with integer inputs; Relu, batch normalization and other constant
+scaling between them if a quantizer follows; MaxPool and averages on integers; Flatten before matrices.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MOVES = frozenset({"Flatten", "Reshape", "Identity", "Squeeze", "Unsqueeze"})
 _POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool"})
 
 INTEGERS, REAL, GIVEN = "integers", "real numbers", "the input as it is given"
-"""What a tensor holds: quantized values, what was computed of them, or what the caller gives (float)."""
+"""Content of a tensor: quantized values, values computed from them, or what the caller gives (float)."""
 
 _QUANTIZE = "Put a quantizer there (QuantIdentity or QuantReLU in Brevitas, Quant in QONNX)"
 _OTHER = "or choose a target with another backend"
@@ -66,7 +66,7 @@ _OUTSIDE = {
     "Flatten": "Flatten just before the first matrix and nowhere else",
     "MaxPool": "Pool integers: put the quantizer before it",
 }
-"""What is left outside → what the user can change."""
+"""Operators left outside → what the user can change."""
 _OUTSIDE_ELSE = (
     "Quantize the input and every activation, keep to the layers that docs/fpga.md lists, or choose a target with "
     "another backend"
@@ -74,13 +74,13 @@ _OUTSIDE_ELSE = (
 
 
 def check(model: onnx.ModelProto, *, input_type: str | None = None) -> None:
-    """Check a quantized graph (:func:`kedge_targets.backends.finn.graph_preparation.complete_attributes` before).
+    """Check a quantized graph (after :func:`kedge_targets.backends.finn.graph_preparation.complete_attributes`).
 
     Args:
-        input_type: FINN's data type of the input where its values are integers of few bits already (``UINT8``).
+        input_type: FINN's data type of the input if its values already are integers of few bits (``UINT8``).
 
     Raises:
-        UnsupportedOperatorError: names the node that FINN cannot bring into the fabric as part of one chain, and what
+        UnsupportedOperatorError: FINN cannot bring a node into the fabric as part of one chain; names the node and what
             to change.
     """
     _Check(model, input_type).run()
@@ -99,7 +99,7 @@ class _Check:
         self._holds: dict[str, str] = {}
 
     def run(self) -> None:
-        """Judge each node in the graph's order."""
+        """Check each node in the graph's order."""
         self._ends()
         self._holds[self._given[0]] = INTEGERS if self._input_type else GIVEN
         for node in self._model.graph.node:
@@ -126,7 +126,7 @@ class _Check:
                 )
 
     def _constant(self, node: onnx.NodeProto) -> bool:
-        """Whether a node works on constants alone (a weight's quantizer)."""
+        """Return whether a node works on constants alone (a weight's quantizer)."""
         if all(name in self._constants for name in node.input if name):
             self._constants.update(node.output)
             if node.op_type in _QUANTIZERS:
@@ -135,7 +135,7 @@ class _Check:
         return False
 
     def _alone(self, tensor: str) -> None:
-        """A tensor must go one way."""
+        """Check that a tensor has only one use."""
         readers = [node for node, _ in self._wiring.readers[tensor]]
         ways = len(readers) + int(tensor in self._outputs)
         if ways > 1:
@@ -158,7 +158,7 @@ class _Check:
         )
 
     def _judged(self, node: onnx.NodeProto, held: str) -> str:
-        """What a node's output holds."""
+        """Return what a node's output holds."""
         operator = node.op_type
         if operator in _QUANTIZERS:
             self._quantizer(node)
@@ -193,7 +193,7 @@ class _Check:
         return value is not None and value.size == 1
 
     def _followed(self, node: onnx.NodeProto) -> None:
-        """A Relu becomes part of the quantizer behind it."""
+        """Check that a quantizer follows a Relu, which becomes part of it."""
         readers = [reader for reader, _ in self._wiring.readers[node.output[0]]]
         if not readers or any(reader.op_type not in _QUANTIZERS for reader in readers):
             what = f"{readers[0].name!r} ({readers[0].op_type})" if readers else "the output"
@@ -299,7 +299,7 @@ class _Check:
 
 
 def _annotated(model: onnx.ModelProto, inputs: Sequence[str]) -> str | None:
-    """FINN's data type of the input, where the graph tells it and it is one of integers."""
+    """Return FINN's data type of the input if the graph gives it and it is an integer type."""
     for annotation in model.graph.quantization_annotation:
         if annotation.tensor_name in inputs:
             for entry in annotation.quant_parameter_tensor_names:
@@ -313,7 +313,7 @@ def _refused(node: onnx.NodeProto, what: str, remedy: str) -> UnsupportedOperato
 
 
 def weighted(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that become matrix units, in the order of the data."""
+    """Return the names of the nodes that become matrix units, in data-flow order."""
     constant = {tensor.name for tensor in model.graph.initializer}
     found = []
     for node in model.graph.node:
@@ -325,13 +325,13 @@ def weighted(model: onnx.ModelProto) -> list[str]:
 
 
 def judge(outside: Sequence[Outside]) -> list[str]:
-    """Judge what FINN left outside the one partition.
+    """Check what FINN left outside the one partition.
 
     Returns:
         Notes that list it.
 
     Raises:
-        LoweringError: something that computes is outside, or the fabric is interrupted; names the node.
+        LoweringError: something that computes is outside, or the partition is interrupted; names the node.
     """
     strange = [node for node in outside if node.place == "between"]
     strange += [node for node in outside if node.operator not in ("Transpose", "TopK") and node.place != "between"]

@@ -1,4 +1,4 @@
-"""FINN's names of integer types, and the numbers that they hold."""
+"""FINN's names of integer types, and their ranges."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Range:
 
 
 def integers(datatype: str) -> Range | None:
-    """What an integer type holds; None where the type is of real numbers (``FLOAT32``, ``FIXED<8,4>``, …)."""
+    """Return the range of an integer type, or None if the type is not an integer type (``FLOAT32``, ``FIXED<8,4>``,
+    …)."""
     if datatype in _NAMED:
         return Range(*_NAMED[datatype])
     sized = _SIZED.fullmatch(datatype)

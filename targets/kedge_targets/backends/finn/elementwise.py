@@ -1,4 +1,4 @@
-"""Operations on each number by itself: thresholds, and the scales and biases around the integers."""
+"""Element-wise operations: thresholds, and the scales and biases around the integers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Array = npt.NDArray[Any]
 
 _LAYOUTS = {2: "NC", 3: "NWC", 4: "NCHW"}
 _LARGEST_TABLE = 1 << 22
-"""Entries of a table of counts, all channels together."""
+"""Largest number of entries in a table of counts, all channels together."""
 _FEW = 3
-"""So many thresholds are compared one by one where there is neither a line nor a table."""
+"""Largest number of thresholds that are compared one by one if there is neither a line nor a table."""
 
 
 def multi_threshold(context: Context) -> Operation:
-    """QONNX's ``MultiThreshold``: ``out_scale * (thresholds of the channel that are reached) + out_bias``."""
+    """Make QONNX's ``MultiThreshold``: ``out_scale * (number of the channel's thresholds reached) + out_bias``."""
     value = context.value()
     scale, bias = context.number("out_scale", 1.0), context.number("out_bias", 0.0)
     steps = np.sort(context.constant(1).astype(np.float64), axis=1)
@@ -55,11 +55,11 @@ def multi_threshold(context: Context) -> Operation:
 
 
 _Counted = Callable[[Space, Array, Array], None]
-"""Gives the steps that count the thresholds of an array into another."""
+"""Adds the steps that count the thresholds of one array into another."""
 
 
 def _channels(context: Context, value: Value, rows: int) -> tuple[int, ...]:
-    """The shape in which one number a channel is broadcast over a batch."""
+    """Return the shape in which one number per channel broadcasts over a batch."""
     rank = len(value.shape) + 1
     layout = context.attributes.get("data_layout") or _LAYOUTS.get(rank, "")
     axis = layout.index("C") if "C" in layout else 1
@@ -71,7 +71,7 @@ def _channels(context: Context, value: Value, rows: int) -> tuple[int, ...]:
 
 
 def _counted(context: Context, value: Value, steps: Array, shape: tuple[int, ...], bias: int) -> _Counted:
-    """How the thresholds are counted, and ``bias`` added: the quickest way that is exact."""
+    """Choose how thresholds are counted and ``bias`` is added: the fastest way that is exact."""
     if value.integer and np.isfinite([value.low, value.high]).all():
         # In the stored numbers, before the offset.
         shift = 0 if value.offset is None else value.offset
@@ -168,7 +168,8 @@ _FUNCTIONS: dict[str, np.ufunc] = {"Add": np.add, "Sub": np.subtract, "Mul": np.
 
 
 def arithmetic(context: Context) -> Operation:
-    """``Add``, ``Sub``, ``Mul``, ``Div``: of integers exact, of real numbers one float32 operation, as ONNX has it."""
+    """Make ``Add``, ``Sub``, ``Mul`` or ``Div``: exact for integers, one float32 operation for real numbers, as in
+    ONNX."""
     function = _FUNCTIONS[context.node.operator]
     sides = [_side(context, index) for index in (0, 1)]
     shapes = [side.shape if isinstance(side, np.ndarray) else (1, *side.shape) for side in sides]
@@ -204,7 +205,7 @@ def _side(context: Context, index: int) -> Value | Array:
 
 
 def _bounds(side: Value | Array) -> tuple[bool, float, float]:
-    """Whether all are integers; the smallest and the largest."""
+    """Return whether all are integers, and the smallest and the largest."""
     if isinstance(side, np.ndarray):
         return bit_packing.integral(side), float(side.min()), float(side.max())
     return side.integer, side.low, side.high

@@ -1,9 +1,9 @@
-"""The streamlined integer graph as a bundle carries it: ``graph.json`` and ``constants.npz``, for devices without onnx.
+"""Stores the streamlined integer graph in a bundle: ``graph.json`` and ``constants.npz``, for devices without onnx.
 
-``graph.json`` is the graph's nodes in the order of execution, the shape and FINN datatype of every tensor (for a batch
-of one), and how each constant is coded; ``constants.npz`` holds the constants' bytes (``0``, ``1``, … in the order of
-``graph.json``), and its digest stands in ``graph.json``. Equal graphs have equal bytes. Writing needs onnx, reading
-numpy alone.
+``graph.json`` holds the graph's nodes in execution order, the shape and FINN datatype of every tensor (for a batch of
+one), and how each constant is coded; ``constants.npz`` holds the constants' bytes (``0``, ``1``, … in the order of
+``graph.json``), and its digest stands in ``graph.json``. Equal graphs give equal bytes. Writing needs onnx, reading
+only numpy.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Node:
     """One operation.
 
     Attributes:
-        operator: of ONNX or QONNX (``MultiThreshold``, ``Im2Col``, …).
-        inputs, outputs: names of tensors and constants; an input that is left out is empty.
+        operator: operator of ONNX or QONNX (``MultiThreshold``, ``Im2Col``, …).
+        inputs, outputs: names of tensors and constants; an omitted input is empty.
         attributes: numbers, strings, and lists of them.
         fabric: whether it is part of the accelerator; the rest runs on the processor around it.
     """
@@ -77,7 +77,7 @@ class Graph:
 
 @dataclass(frozen=True, kw_only=True)
 class _Constant:
-    """How a constant is kept: coded, or as an array of ``dtype``."""
+    """How a constant is stored: coded, or as an array of ``dtype``."""
 
     name: str
     shape: tuple[int, ...]
@@ -87,7 +87,7 @@ class _Constant:
 
 @dataclass(frozen=True, kw_only=True)
 class _Document:
-    """What ``graph.json`` says."""
+    """The content of ``graph.json``."""
 
     version: int
     inputs: tuple[str, ...]
@@ -100,7 +100,7 @@ class _Document:
 
 @dataclass(frozen=True)
 class _Version:
-    """All that is read of a document before its version is known."""
+    """The only part of a document that is read before its version is known."""
 
     version: int
 
@@ -117,16 +117,16 @@ def written(
     Args:
         streamlined: FINN-ONNX after streamlining, with shapes inferred for a batch of one and ``finn_datatype``
             annotations.
-        folder: for the files; made where it is missing.
+        folder: folder for the files; created if missing.
         before, behind: operators of the nodes outside the one dataflow partition, in order (``["Transpose"]``,
-            ``["TopK"]``); all other nodes are the accelerator. ``before`` None: no partition is known.
+            ``["TopK"]``); all other nodes are the accelerator. None for ``before`` means that no partition is known.
 
     Returns:
         Title → path: :data:`GRAPH`, which the runtime opens, and :data:`CONSTANTS`.
 
     Raises:
-        ModelError: a tensor without a shape, a batch other than one, an attribute that cannot be kept, nodes outside
-            the partition that the graph has not there.
+        ModelError: a tensor has no shape, the batch is not one, an attribute cannot be stored, or the given nodes
+            outside the partition are not in the graph there.
         StorageError: the disk is full or not writable.
     """
     return save(of_onnx(streamlined, before=before, behind=behind), folder)
@@ -163,7 +163,7 @@ def read(path: Path) -> Graph:
     """Read a graph; ``constants.npz`` lies beside it.
 
     Raises:
-        VerificationError: not such a file, of another version, or damaged.
+        VerificationError: the file is not such a graph, has another version, or is damaged.
     """
     where = path.name
     try:
@@ -219,7 +219,7 @@ def _constants(raw: bytes, listed: Sequence[_Constant]) -> dict[str, Array]:
 
 
 def _check(graph: Graph, where: str) -> None:
-    """Raises :class:`VerificationError` unless every node finds what it reads and nothing is made twice."""
+    """Raise :class:`VerificationError` unless every node's inputs exist and nothing is produced twice."""
     made = set(graph.inputs) | set(graph.constants)
     for node in graph.nodes:
         if absent := [name for name in node.inputs if name and name not in made]:
@@ -239,7 +239,7 @@ def _check(graph: Graph, where: str) -> None:
 
 
 def _npz(arrays: Sequence[Array]) -> bytes:
-    """Equal arrays give equal bytes: no times, no compression."""
+    """Return the arrays as ``.npz`` bytes. Equal arrays give equal bytes: no times, no compression."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for index, value in enumerate(arrays):
@@ -249,7 +249,7 @@ def _npz(arrays: Sequence[Array]) -> bytes:
 
 
 def of_onnx(streamlined: onnx.ModelProto, *, before: Sequence[str] | None = None, behind: Sequence[str] = ()) -> Graph:
-    """A streamlined graph as this module keeps it; see :func:`written`."""
+    """Convert a streamlined graph to this module's form; see :func:`written`."""
     from onnx import helper, numpy_helper
 
     graph = streamlined.graph
@@ -334,8 +334,8 @@ def _attribute(value: Any, node: onnx.NodeProto, name: str) -> Any:
 
 
 def _transposed_first(nodes: list[Node], tensors: dict[str, Tensor]) -> list[Node]:
-    """Thresholds that a transposition follows come after it, as in hardware layers, whose channels are always last.
-    ``tensors`` gets what lies between the two."""
+    """Move thresholds behind a transposition that follows them, as in hardware layers, whose channels are always last.
+    The tensor between the two is added to ``tensors``."""
     nodes = list(nodes)
     index = 0
     while index + 1 < len(nodes):
@@ -369,10 +369,10 @@ def _transposed_first(nodes: list[Node], tensors: dict[str, Tensor]) -> list[Nod
 
 
 def _with_fabric(nodes: list[Node], before: Sequence[str], behind: Sequence[str]) -> list[Node]:
-    """All nodes marked as part of the accelerator but the first and the last that are outside.
+    """Return all nodes, marked as part of the accelerator except the first and last ones that are outside.
 
     Raises:
-        ModelError: the first or last nodes are others.
+        ModelError: the first or last nodes are different ones.
     """
     inside = slice(len(before), len(nodes) - len(behind))
     found = [node.operator for node in nodes]

@@ -1,6 +1,6 @@
-"""A graph as FINN takes it: one sample at once, every attribute written out, averages as convolutions.
+"""Prepares a graph for FINN: one sample at once, all attributes explicit, averages as convolutions.
 
-What FINN reads of a graph and ONNX leaves to defaults is written out; nothing that is computed changes by it.
+Attributes that FINN reads but ONNX leaves to defaults are made explicit; the results do not change.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ _AVERAGES = frozenset({"AveragePool", "GlobalAveragePool"})
 
 
 def single(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that takes one sample at once, with the shapes of all tensors, those behind QONNX's nodes too.
+    """Return a copy that takes one sample at once, with the shapes of all tensors, including those behind QONNX's
+    nodes.
 
     Raises:
-        ModelError: its batch is fixed to more.
+        ModelError: its batch is fixed to more than one.
     """
     made = batch.fix_batch(model, 1)
     qonnx_nodes.normalize(made)
@@ -40,8 +41,8 @@ def single(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fold_constants(model: onnx.ModelProto) -> None:
-    """Replace what is constant once shapes are fixed (Shape and what exporters compute of it) by its value, in place;
-    QONNX's nodes stay, with what they take."""
+    """Replace what is constant once shapes are fixed (Shape and what exporters compute from it) by its value, in place;
+    QONNX's nodes and their inputs stay."""
     import onnx
     from onnx.reference import ReferenceEvaluator
 
@@ -78,7 +79,7 @@ def _alone(node: onnx.NodeProto, model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Tensor → shape, of those whose shape is known in full."""
+    """Return tensor → shape, for those whose shape is fully known."""
     found = {}
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
         sizes = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
@@ -88,20 +89,20 @@ def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """Name → value."""
+    """Return a node's attributes: name → value."""
     import onnx
 
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def complete_attributes(model: onnx.ModelProto) -> list[str]:
-    """Write out the attributes of convolutions and poolings, in place.
+    """Make the attributes of convolutions and poolings explicit, in place.
 
     Returns:
-        Names of the nodes that lacked any.
+        Names of the nodes that lacked any attribute.
 
     Raises:
-        ModelError: ``auto_pad`` of an input whose shape is not known; names the node.
+        ModelError: the shape of an input with ``auto_pad`` is unknown; names the node.
     """
     shapes, wiring = shapes_of(model), Wiring(model)
     lacking = []
@@ -152,7 +153,7 @@ def _pads(
     strides: list[int],
     dilations: list[int],
 ) -> list[int]:
-    """ONNX's ``auto_pad`` in numbers (ONNX operators, Conv: ``SAME_UPPER`` and its like)."""
+    """Return the padding for ONNX's ``auto_pad`` (ONNX operators, Conv: ``SAME_UPPER`` and the like)."""
     if how == "VALID":
         return [0] * (2 * len(kernel))
     shape = shapes.get(node.input[0])
@@ -176,8 +177,8 @@ def _set(node: onnx.NodeProto, values: Mapping[str, Any]) -> None:
 
 
 def pooled_by_convolution(model: onnx.ModelProto) -> list[str]:
-    """Averages become convolutions of each channel with ones, scaled by the number of their taps, in place: FINN has
-    no average that ends in a threshold. Those with padding or rounded-up ends are left alone.
+    """Replace averages by convolutions of each channel with ones, scaled by the number of taps, in place: FINN has no
+    average that ends in a threshold. Those with padding or rounded-up ends stay as they are.
 
     Returns:
         Names of the nodes that were replaced; the convolutions have the same names.
@@ -214,7 +215,7 @@ def pooled_by_convolution(model: onnx.ModelProto) -> list[str]:
 
 
 def _ones(model: onnx.ModelProto, name: str, *, channels: int, kernel: list[int]) -> str:
-    """A quantized weight of ones (2 bits, signed), whose scale is one by the number of taps."""
+    """Return a quantized weight of ones (2 bits, signed), whose scale is one divided by the number of taps."""
     import onnx
 
     taps = math.prod(kernel)
@@ -245,8 +246,8 @@ def _ones(model: onnx.ModelProto, name: str, *, channels: int, kernel: list[int]
 
 
 def quantized_before_moves(model: onnx.ModelProto) -> None:
-    """Exchange a quantizer of one scale with what only moves values before it (Flatten, Reshape), in place: FINN
-    absorbs what stands before a threshold, but not through a change of shape."""
+    """Move a quantizer with one scale before a preceding node that only moves values (Flatten, Reshape), in place: FINN
+    absorbs what precedes a threshold, but not through a change of shape."""
     wiring = Wiring(model)
     shapes = shapes_of(model)
     types = {value.name: value for value in model.graph.value_info}
@@ -288,7 +289,7 @@ def _one_scale(node: onnx.NodeProto, wiring: Wiring) -> bool:
 
 
 def without_identities(model: onnx.ModelProto) -> None:
-    """Take out Identity and Dropout, in place, but where one makes an output of the graph's input itself."""
+    """Remove Identity and Dropout, in place, except one that connects the graph's input directly to an output."""
     gone: dict[str, str] = {}
     outputs = {value.name for value in model.graph.output}
     kept = []

@@ -14,17 +14,18 @@ Array = npt.NDArray[Any]
 
 
 def matmul(context: Context) -> Operation:
-    """``MatMul`` of an activation with constant weights [depth, columns].
+    """Make ``MatMul`` of an activation with constant weights [depth, columns].
 
-    Every partial sum, in whatever order, is at most the sum of the products' magnitudes; the carrier is chosen so
-    that integers up to there are exact.
+    Every partial sum, in any order, is at most the sum of the products' magnitudes; the carrier dtype is chosen so that
+    integers up to this bound are exact.
     """
     return _product(context, context.whole_constant(1), None)
 
 
 def xnor_popcount(context: Context) -> Operation:
-    """``XnorPopcountMatMul`` of bits: for each column the number of places where activation and weight agree, that is
-    ``x @ (2 w - 1) + sum(1 - w)``. The last term waits for whoever reads the sums: thresholds take it in."""
+    """Make ``XnorPopcountMatMul`` of bits: for each column the number of places where activation and weight agree, that
+    is ``x @ (2 w - 1) + sum(1 - w)``. The last term is left to the readers of the sums, as an offset; thresholds absorb
+    it."""
     weights = context.whole_constant(1)
     value = context.integers()
     if value.low < 0 or value.high > 1 or weights.min(initial=0) < 0 or weights.max(initial=0) > 1:
@@ -72,8 +73,8 @@ def _product(context: Context, weights: Array, offset: Array | None) -> Operatio
 
 
 def _diagonal(weights: Array) -> Array | None:
-    """Weights [taps, channels] of a matrix [taps * channels, channels] that joins each channel with itself alone, as a
-    depthwise convolution's does; None where another has more than that."""
+    """Return weights [taps, channels] of a matrix [taps * channels, channels] that connects each channel only with
+    itself, as a depthwise convolution does; None for any other matrix."""
     depth, columns = weights.shape
     if columns < 2 or depth % columns:
         return None

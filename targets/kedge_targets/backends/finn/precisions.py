@@ -1,4 +1,4 @@
-"""How many bits a quantized graph has, told from its own nodes."""
+"""Determines how many bits a quantized graph has, from its own nodes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _QUANTIZERS = frozenset({"Quant", "IntQuant", "BipolarQuant"})
 
 
 def of(model: onnx.ModelProto) -> str:
-    """``w1a2``: the widest weight and the widest activation between two layers (the input's own quantizer is left
-    out where there are others); empty where there is neither."""
+    """Return ``w1a2``: the widest weight and the widest activation between two layers (excluding the input's own
+    quantizer if there are others); empty if there is neither."""
     wiring = Wiring(model)
     constant = {tensor.name for tensor in model.graph.initializer}
     weights: list[int] = []

@@ -1,4 +1,4 @@
-"""From a float graph to a QONNX graph of few bits, by calibration alone; or a QONNX graph taken as it is."""
+"""Quantizes a float graph to a QONNX graph of few bits, by calibration alone; or takes a QONNX graph as it is."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Quantized:
     """A graph that FINN takes.
 
     Attributes:
-        model: QONNX, one sample at once.
+        model: QONNX graph, one sample at once.
         given: the user's graph, as it was read.
-        samples: of the calibration, really used.
+        samples: number of calibration samples actually used.
         notes: what was changed.
-        taken: whether it was quantized already.
-        wide: what the processor does with the input, where its quantizer is too wide for the fabric.
+        taken: whether it was already quantized.
+        wide: what the processor does with the input, if its quantizer is too wide for the fabric.
     """
 
     model: onnx.ModelProto
@@ -43,16 +43,16 @@ class Quantized:
 def quantize_graph(
     graph: Path, plan: Plan, calibration: Calibration, *, workdir: Path, input_type: str | None = None
 ) -> Quantized:
-    """Bring a graph into the form that FINN takes.
+    """Convert a graph to the form that FINN takes.
 
     Args:
-        graph: float, or with QONNX's nodes: then neither plan nor calibration is asked.
+        graph: a float graph, or one with QONNX's nodes; the latter uses neither plan nor calibration.
         input_type: see :func:`kedge_targets.backends.finn.convertibility.check`.
 
     Raises:
-        UnsupportedOperatorError: FINN will not take it as one chain; names the node and what to change.
-        LoweringError: the plan holds a precision that is none of the fabric's; no calibration samples.
-        ModelError: the graph contradicts itself.
+        UnsupportedOperatorError: FINN will not take the graph as one chain; names the node and what to change.
+        LoweringError: the plan has a precision that the fabric does not support, or there are no calibration samples.
+        ModelError: the graph is inconsistent.
     """
     given = model_reader.load(graph)
     _check_input(given)
@@ -85,7 +85,7 @@ def quantize_graph(
 
 
 def _arranged(model: onnx.ModelProto) -> tuple[str, ...]:
-    """What FINN needs beyond the quantizers, in place."""
+    """Apply what FINN needs beyond the quantizers, in place."""
     graph_preparation.without_identities(model)
     lacking = graph_preparation.complete_attributes(model)
     averages = graph_preparation.pooled_by_convolution(model)
@@ -118,7 +118,7 @@ def _check_plan(plan: Plan) -> None:
 
 
 def _carried(plan: Plan, given: onnx.ModelProto, prepared: onnx.ModelProto) -> Plan:
-    """The plan for the prepared graph, whose nodes may have other names."""
+    """Return the plan for the prepared graph, whose nodes may have other names."""
     layers: dict[str, Precision] = {}
     names = {node.name for node in given.graph.node}
     if unknown := sorted(set(plan.layers) - names):
@@ -136,7 +136,7 @@ def _carried(plan: Plan, given: onnx.ModelProto, prepared: onnx.ModelProto) -> P
 
 
 class _Counted:
-    """The calibration, with how many samples were read in one pass."""
+    """The calibration, with a count of the samples read in one pass."""
 
     def __init__(self, calibration: Calibration) -> None:
         self._calibration = calibration
@@ -144,7 +144,7 @@ class _Counted:
 
     @property
     def samples(self) -> int:
-        """How many there are."""
+        """Return the number of samples."""
         return self._calibration.samples
 
     def __iter__(self) -> Iterator[dict[str, Array]]:

@@ -1,4 +1,5 @@
-"""The device's half: the accelerator where there is a bitfile and a board, else the bit-exact simulator, said aloud."""
+"""Runs models on the device: on the accelerator if there is a bitfile and a board, else in the bit-exact simulator,
+with a warning."""
 
 from __future__ import annotations
 
@@ -32,10 +33,10 @@ log = logging.getLogger(__name__)
 
 
 class Runtime(contract.Runtime):
-    """FINN's driver with a bitfile; numpy without.
+    """Runs models with FINN's driver and a bitfile, or in numpy without one.
 
     Options:
-        board: by FINN's name (``Pynq-Z2``), for messages.
+        board: FINN's name of the board (``Pynq-Z2``), for messages.
         bitfile: title of the ``.bit`` file in the bundle.
         settings: title of the driver's ``settings.json``.
     """
@@ -45,12 +46,12 @@ class Runtime(contract.Runtime):
 
     @property
     def kernel_sets(self) -> tuple[str, ...]:
-        """``simulator``: the streamlined integer graph in numpy. The fabric computes the same integers, so that it is
-        the only one, and nothing may deviate from it."""
+        """Return the kernel sets. ``simulator``: the streamlined integer graph in numpy. It is the only one, since the
+        fabric computes the same integers, and nothing may deviate from it."""
         return (SIMULATOR,)
 
     def prepare(self, folder: Path, config: BundleConfig, *, cache: Path, progress: Progress) -> Mapping[str, Any]:
-        """Run FINN's throughput test once for each bitfile, and keep what it says."""
+        """Run FINN's throughput test once for each bitfile, and keep the results."""
         options = _checked(config.runtime_options)
         if "bitfile" not in options:
             return {}
@@ -72,7 +73,7 @@ class Runtime(contract.Runtime):
         return {FIGURES: figures}
 
     def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> contract.Session:
-        """See :meth:`kedge_targets.contract.Runtime.load`. With a kernel set it is always the simulator that runs."""
+        """See :meth:`kedge_targets.contract.Runtime.load`. With a kernel set, the simulator always runs."""
         if kernel_set not in (None, SIMULATOR):
             raise ConfigError(f"unknown kernel set {kernel_set!r}", remedy=f"Known is {SIMULATOR}")
         checked = _checked(options)
@@ -108,7 +109,7 @@ class Simulated(contract.Session):
 
 
 class OnBoard(contract.Session):
-    """The accelerator, with what lies before and behind it in numpy."""
+    """The accelerator, with the parts before and after it in numpy."""
 
     def __init__(
         self, parts: _Parts, accelerator: board.Accelerator, detail: str, figures: Mapping[str, float] | None
@@ -132,10 +133,11 @@ class OnBoard(contract.Session):
 
 
 class _Parts:
-    """A graph cut at the accelerator.
+    """A graph split at the accelerator.
 
     Raises:
-        VerificationError: nothing of it is one, or more than one tensor goes in or comes out.
+        VerificationError: no part of it, or more than one, is the accelerator, or not exactly one tensor goes in and
+            out.
     """
 
     def __init__(self, graph: graph_file.Graph) -> None:
@@ -163,7 +165,7 @@ class _Parts:
         self.behind = Simulator(replace(graph, inputs=(self._answer,), nodes=outside[1]))
 
     def accelerator(self, folder: Path, options: Mapping[str, Any]) -> board.Accelerator:
-        """The accelerator of a bundle's files; see :class:`board.Accelerator`."""
+        """Return the accelerator for a bundle's files; see :class:`board.Accelerator`."""
         given, answer = (self._graph.tensors[name].shape[1:] for name in (self._given, self._answer))
         return board.Accelerator(folder / options["bitfile"], folder / options["settings"], (given, answer))
 

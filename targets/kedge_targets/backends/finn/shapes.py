@@ -1,4 +1,4 @@
-"""Operations that move numbers and change none: axes, shapes, order."""
+"""Operations that move numbers without changing them: axes, shapes, order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 
 
 def reshape(context: Context) -> Operation:
-    """``Reshape``, ``Flatten``, ``Squeeze``, ``Unsqueeze``, ``Identity``: to the shape that the graph says, sample by
+    """Make ``Reshape``, ``Flatten``, ``Squeeze``, ``Unsqueeze`` or ``Identity``: to the graph's shape, sample by
     sample."""
     value = context.value()
     shape = context.sample_shape()
@@ -42,7 +42,7 @@ def reshape(context: Context) -> Operation:
 
 
 def transpose(context: Context) -> Operation:
-    """``Transpose`` of any axes but the batch."""
+    """Make ``Transpose`` of any axes but the batch."""
     value = context.value()
     rank = len(value.shape) + 1
     order = context.ints("perm", list(range(rank))[::-1])
@@ -62,7 +62,7 @@ def transpose(context: Context) -> Operation:
 
 
 def concatenate(context: Context) -> Operation:
-    """``Concat`` of activations along any axis but the batch."""
+    """Make ``Concat`` of activations along any axis but the batch."""
     values = [context.value(index) for index in range(len(context.node.inputs))]
     rank = len(values[0].shape) + 1
     axis = int(context.number("axis", 1)) % rank
@@ -89,7 +89,7 @@ def concatenate(context: Context) -> Operation:
 
 
 def top_k(context: Context) -> Operation:
-    """``TopK``: of equal numbers the first comes first, as in ONNX Runtime."""
+    """Make ``TopK``: of equal numbers the first comes first, as in ONNX Runtime."""
     value = context.value()
     rank = len(value.shape) + 1
     axis = int(context.number("axis", -1)) % rank

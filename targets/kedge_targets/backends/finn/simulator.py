@@ -1,9 +1,9 @@
-"""A streamlined integer graph, executed in numpy: bit for bit what the fabric computes, for a batch at a time.
+"""Executes a streamlined integer graph in numpy: bit for bit what the fabric computes, one batch at a time.
 
-Every activation inside is an integer, so there is one right result and no rounding to argue about. What is known when
-a model is loaded (ranges of all sums, lines for thresholds, memory) is worked out then, once; a batch is a list of
-numpy calls on arrays that are already there. Sums run in float32 where a bound on them proves that it is exact, else
-in float64 (see :mod:`.matrices`).
+Every activation inside is an integer, so there is exactly one correct result, without rounding. Everything that can be
+known when a model is loaded (ranges of all sums, lines for thresholds, memory) is computed then, once; a batch is a
+list of numpy calls on preallocated arrays. Sums are computed in float32 if a bound on them proves that this is exact,
+else in float64 (see :mod:`.matrices`).
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ OPERATIONS: dict[str, Callable[[Context], Operation]] = {
 
 LARGEST_BATCH = 256
 _WORKING_BYTES = 1 << 20
-"""Of the largest activation of a batch: what a processor's second cache holds."""
+"""Target size of the largest activation of a batch: what a processor's second-level cache holds."""
 _PROGRAMS = 4
-"""Sizes of a batch whose memory is kept."""
+"""Number of batch sizes whose memory is kept."""
 
 
 class Simulator:
-    """A graph that is ready to run. Safe for several threads, one after the other.
+    """A graph that is ready to run. Several threads may use it, one after the other.
 
     Args:
-        graph: with a batch of one; it is run with any.
+        graph: a graph with a batch of one; it runs with any batch.
 
     Raises:
-        VerificationError: an operation that is not known, or whose numbers do not fit together; names the node.
+        VerificationError: an operation is unknown, or its numbers are inconsistent; names the node.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -92,7 +92,7 @@ class Simulator:
         self._last_use.update(dict.fromkeys((*graph.outputs, *graph.inputs), never))
         largest = max(value.size for value in self._values.values())
         self.batch = max(1, min(LARGEST_BATCH, _WORKING_BYTES // largest))
-        """Samples that are run at once; a larger batch is run in pieces."""
+        """Number of samples that are run at once; a larger batch is run in pieces."""
         self._programs: OrderedDict[int, _Program] = OrderedDict()
         self._alone = threading.Lock()
 
@@ -100,14 +100,15 @@ class Simulator:
         """Run a batch.
 
         Args:
-            inputs: in the order of :attr:`inputs`, first axis the batch; any numeric dtype. An input of an integer
-                type must hold integers of that type.
+            inputs: arrays in the order of :attr:`inputs`, batch first; any numeric dtype. An input of an integer type
+                must hold integers of that type.
 
         Returns:
-            In the order of :attr:`outputs`: float32 (integers in it are exact), indices int64; the caller's own.
+            Arrays in the order of :attr:`outputs`: float32 (integers in it are exact), indices int64; owned by the
+                caller.
 
         Raises:
-            InputError: a shape, a NaN or a number that an input does not take.
+            InputError: an input does not take a shape, a NaN or a number.
         """
         count = self._checked(inputs)
         parts = []
@@ -121,7 +122,7 @@ class Simulator:
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     def value(self, name: str) -> Value:
-        """What is known of an activation."""
+        """Return what is known about an activation."""
         return self._values[name]
 
     def _checked(self, inputs: Sequence[Array]) -> int:
@@ -146,7 +147,7 @@ class Simulator:
 
 
 class _Program:
-    """The steps of one size of a batch."""
+    """The steps for one batch size."""
 
     def __init__(self, made_for: Simulator, batch: int) -> None:
         values = made_for._values
@@ -176,7 +177,7 @@ def _given(shape: tuple[int, ...], allowed: datatypes.Range | None, name: str) -
 
 
 def _require(array: Array, allowed: datatypes.Range | None, name: str) -> None:
-    """Raises :class:`InputError` where an input holds what its type has not."""
+    """Raise :class:`InputError` if an input holds a value that its type does not have."""
     if array.dtype.kind == "f":
         low, high = array.min(), array.max()
         if np.isnan(low):

@@ -1,4 +1,4 @@
-"""What a machine with Vivado needs to build the bitfile of a bundle: FINN's flow configuration, and a script."""
+"""Writes what a machine with Vivado needs to build a bundle's bitfile: FINN's flow configuration, and a script."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def written(
     """Write both files.
 
     Args:
-        steps: of FINN's flow, from the streamlined graph on.
-        version: of finn-plus.
+        steps: steps of FINN's flow, from the streamlined graph on.
+        version: version of finn-plus.
 
     Returns:
         Title → path.

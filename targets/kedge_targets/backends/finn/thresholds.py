@@ -1,9 +1,9 @@
-"""MultiThreshold on integers: a sum of comparisons, computed as a line that is rounded down wherever that is the same.
+"""Computes MultiThreshold on integers: a sum of comparisons, as a line rounded down if that is equivalent.
 
 QONNX's MultiThreshold counts, of each number, the thresholds of its channel that it reaches: ``out = scale * count +
 bias``. Thresholds of a uniform quantizer are steps of a line, so ``count = clip(floor(slope * x + start), low, high)``
-for some slope and start. That takes five passes over the numbers instead of one for each threshold. Where no such line
-exists a table, a search or the comparisons themselves do the same.
+for some slope and start. That takes five passes over the numbers instead of one for each threshold. If no such line
+exists, a table, a search or the comparisons themselves give the same result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _ROUNDS = 60
 
 @dataclass(frozen=True)
 class Line:
-    """``count = clip(floor(slope * x + start), low, high)``; each one number a channel, in the carrier's dtype."""
+    """``count = clip(floor(slope * x + start), low, high)``; each parameter one number per channel, in the carrier's
+    dtype."""
 
     slope: Array
     start: Array
@@ -30,11 +31,11 @@ class Line:
 
     @property
     def whole(self) -> bool:
-        """Whether ``slope * x + start`` is an integer for every integer, so that nothing is rounded."""
+        """Return whether ``slope * x + start`` is an integer for every integer, so that nothing is rounded."""
         return bool((self.slope == np.rint(self.slope)).all() and (self.start == np.rint(self.start)).all())
 
     def count(self, x: Array) -> Array:
-        """The counts of ``x`` [channels, points], in the order of operations that the simulator uses."""
+        """Return the counts of ``x`` [channels, points], with the operations in the simulator's order."""
         found = x * self.slope[:, None]
         found += self.start[:, None]
         np.floor(found, out=found)
@@ -44,17 +45,17 @@ class Line:
 
 
 def line(thresholds: Array, low: int, high: int, dtype: Any, *, bias: int = 0) -> Line | None:
-    """A line that gives ``count + bias`` for every integer in ``low`` .. ``high``; None where there is none.
+    """Return a line that gives ``count + bias`` for every integer in ``low`` .. ``high``, or None if there is none.
 
     Both sides are monotonic in ``x`` (rounding is), and the count is the same from one threshold to the integer before
-    the next. So they are equal everywhere if they are equal there: at each threshold, at the integer before it, and
-    at both ends. That is computed, with the dtype and the operations that are used later, before a line is given.
+    the next. So they are equal everywhere if they are equal at each threshold, at the integer before it, and at both
+    ends. This is checked, with the dtype and the operations that are used later, before a line is returned.
 
     Args:
         thresholds: integers [channels, steps], ascending.
-        low, high: what ``x`` is known to lie in.
+        low, high: known range of ``x``.
         dtype: float32 or float64.
-        bias: added to the count.
+        bias: number that is added to the count.
     """
     channels, steps = thresholds.shape
     inside = (thresholds > low) & (thresholds <= high)
@@ -73,23 +74,23 @@ def line(thresholds: Array, low: int, high: int, dtype: Any, *, bias: int = 0) -
 
 
 def count(points: Array, thresholds: Array) -> Array:
-    """How many thresholds [channels, steps] (ascending) each point [channels, points] reaches."""
+    """Return how many thresholds [channels, steps] (ascending) each point [channels, points] reaches."""
     rows = [np.searchsorted(row, point, side="right") for row, point in zip(thresholds, points, strict=True)]
     return np.stack(rows)
 
 
 def table(thresholds: Array, low: int, high: int) -> Array:
-    """Counts of every integer in ``low`` .. ``high``, int64 [channels, high - low + 1]."""
+    """Return the counts of every integer in ``low`` .. ``high``, int64 [channels, high - low + 1]."""
     points = np.arange(low, high + 1)
     return np.stack([np.searchsorted(row, points, side="right") for row in thresholds])
 
 
 def _fitted(thresholds: Array, inside: Array, levels: Array) -> tuple[Array, Array]:
-    """Slope and start of each channel's line with the largest margin.
+    """Return slope and start of each channel's line with the largest margin.
 
     A line steps to level ``k`` at threshold ``t`` if ``slope * t + start >= k`` and ``slope * (t - 1) + start < k``.
-    For a given slope the starts that do so for all steps are an interval, whose length is concave in the slope: a
-    ternary search finds the longest.
+    For a given slope, the starts that satisfy this for all steps form an interval, whose length is concave in the
+    slope: a ternary search finds the longest.
     """
     count = inside.sum(axis=1)
     any_inside = count > 0

@@ -1,4 +1,4 @@
-"""What FINN's throughput test said of a bitfile on this device, kept."""
+"""Keeps the results of FINN's throughput test for a bitfile on this device."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ class Kept:
     """The figures of one bitfile.
 
     Args:
-        cache: folder of what backends keep on this device.
-        bitfile: that was measured; by its bytes.
+        cache: folder in which backends keep data on this device.
+        bitfile: the measured bitfile, identified by its bytes.
     """
 
     def __init__(self, cache: Path, bitfile: Path) -> None:
         self._path = cache / "finn" / f"throughput-{digest.hex_of(digest.of_file(bitfile))[:32]}.json"
 
     def read(self) -> dict[str, float] | None:
-        """What was kept; None where there is nothing that can be read."""
+        """Return what was kept, or None if there is nothing readable."""
         try:
             found = codec.loads(self._path.read_bytes(), where=self._path.name)
         except (OSError, KedgeError):

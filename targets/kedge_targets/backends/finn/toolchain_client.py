@@ -1,4 +1,4 @@
-"""Talking to the toolchain's driver: one process, kept for all calls of this process."""
+"""Talks to the toolchain's driver: one process, kept for all calls of this process."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class BuildRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Outside:
-    """A node that no hardware layer was found for.
+    """A node without a hardware layer.
 
     Attributes:
         place: ``before``, ``behind`` or ``between`` hardware layers.
-        weights: how many constants it takes.
+        weights: number of its constant inputs.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Outside:
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareLayer:
-    """One layer in the fabric: cycles of a sample, and resources (``LUT``, ``BRAM_18K``, ``URAM``, ``DSP``)."""
+    """One layer in the fabric: cycles per sample, and resources (``LUT``, ``BRAM_18K``, ``URAM``, ``DSP``)."""
 
     name: str
     operator: str
@@ -58,7 +58,7 @@ class HardwareLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one folding costs and delivers; ``bottleneck`` names the slowest layer."""
+    """The cost and speed of one folding; ``bottleneck`` names the slowest layer."""
 
     layers: tuple[HardwareLayer, ...]
     total: dict[str, float]
@@ -71,18 +71,18 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """What the driver made; only ``outside`` and ``seconds`` where there is no single partition.
+    """What the driver made; only ``outside`` and ``seconds`` are set if there is no single partition.
 
     Attributes:
         streamlined, hardware, parent, child: ONNX files: the integer graph, the same as hardware layers, the graph
             around the partition, and the partition, folded.
         folding: FINN's folding configuration.
         reports: FINN's own estimates.
-        fold: of the wanted speed, or the fastest that fits, or the smallest.
-        fits: whether that is within the limits.
-        fastest: the fastest that fits, as far as anybody looked.
-        settings: of the board's driver.
-        steps: of FINN's flow, that lead from the streamlined graph to a bitfile.
+        fold: cost of the folding with the requested speed, or the fastest that fits, or the smallest.
+        fits: whether this folding is within the limits.
+        fastest: cost of the fastest folding that fits, as far as the search went.
+        settings: settings of the board's driver.
+        steps: steps of FINN's flow from the streamlined graph to a bitfile.
     """
 
     outside: tuple[Outside, ...]
@@ -114,7 +114,7 @@ class ExecuteRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Executed:
-    """How many samples, and the seconds that they took without loading the model."""
+    """The number of samples, and the seconds that they took without loading the model."""
 
     samples: int
     seconds: float
@@ -124,31 +124,31 @@ _client = ToolchainClient(NAME, start_seconds=_START_SECONDS)
 
 
 def build(request: BuildRequest) -> Built:
-    """Bring a graph into the fabric, fold it, estimate it.
+    """Map a graph to the fabric, fold it, and estimate its cost.
 
     Raises:
-        ToolchainError: it is not installed.
-        LoweringError: with FINN's own words, and the node where it names one.
+        ToolchainError: the toolchain is not installed.
+        LoweringError: FINN fails; with its own message, and the node if it names one.
     """
     return _client.call("build", request, Built, deadline=_BUILD_SECONDS)
 
 
 def execute(request: ExecuteRequest, samples: int) -> Executed:
-    """Run a model with the tools' own executors: the reference that the simulator is compared with.
+    """Run a model with the tools' own executors: the reference for the simulator.
 
     Raises:
-        ToolchainError: it is not installed.
-        LoweringError: with the executor's own words.
+        ToolchainError: the toolchain is not installed.
+        LoweringError: the executor fails; with its own message.
     """
     return _client.call("execute", request, Executed, deadline=_BUILD_SECONDS + _SECONDS_A_SAMPLE * samples)
 
 
 def start() -> None:
-    """Begin to load the driver while the caller prepares the graph; :func:`build` waits for it, and says so if it
-    cannot be loaded."""
+    """Start loading the driver while the caller prepares the graph; :func:`build` waits for it and reports if it cannot
+    be loaded."""
     _client.start()
 
 
 def versions() -> dict[str, str]:
-    """The packages that the driver works with, and their versions."""
+    """Return the packages that the driver works with, and their versions."""
     return _client.versions()

@@ -1,4 +1,4 @@
-"""What is known of an activation before any sample comes, and the memory that a batch of them takes."""
+"""What is known about an activation before any sample arrives, and the memory for a batch of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ Array = npt.NDArray[Any]
 Step = Callable[[], object]
 
 EXACT32 = 1 << 24
-"""float32 holds each integer up to here, and adds such integers without error as long as no sum goes beyond."""
+"""Largest exact integer in float32: it holds each integer up to here, and adds such integers without error as long as
+no sum exceeds it."""
 EXACT64 = 1 << 53
-"""The same of float64."""
+"""The same for float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +25,10 @@ class Value:
     """An activation.
 
     Attributes:
-        shape: of one sample, without the batch.
-        integer: whether every number is an integer, in ``low`` .. ``high``.
-        dtype: that carries it: float32 or float64; int64 for indices.
-        offset: what must still be added along the last axis (integers); None for nothing.
+        shape: shape of one sample, without the batch.
+        integer: whether every value is an integer, in ``low`` .. ``high``.
+        dtype: dtype that represents it: float32 or float64; int64 for indices.
+        offset: integers that must still be added along the last axis; None if there are none.
     """
 
     shape: tuple[int, ...]
@@ -39,12 +40,12 @@ class Value:
 
     @property
     def size(self) -> int:
-        """Bytes of one sample."""
+        """Return the size of one sample in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
 class _Block:
-    """A piece of memory, and the names of the activations that lie in it."""
+    """A block of memory, and the names of the activations in it."""
 
     def __init__(self, raw: npt.NDArray[np.uint8]) -> None:
         self.raw = raw
@@ -52,13 +53,13 @@ class _Block:
 
 
 class Space:
-    """The memory of one batch: arrays by name, taken from a pool and given back after their last use, and the steps
-    that fill them.
+    """The memory of one batch: arrays by name, taken from a pool and returned after their last use, and the steps that
+    fill them.
 
     Args:
-        batch: samples.
-        values: of every activation.
-        last_use: activation → number of the last operation that reads it; the graph's outputs are never given back.
+        batch: number of samples.
+        values: what is known about every activation.
+        last_use: activation → number of the last operation that reads it; the graph's outputs are never returned.
     """
 
     def __init__(self, batch: int, values: Mapping[str, Value], last_use: Mapping[str, int]) -> None:
@@ -76,7 +77,7 @@ class Space:
         return self._arrays[name]
 
     def begin(self, number: int) -> None:
-        """The next operation's number; what the one before read last is free again."""
+        """Start the next operation; memory last read by the previous one is free again."""
         self._number = number
         self._free += self._scratch
         self._scratch = []
@@ -88,12 +89,12 @@ class Space:
                 self._free.append(block.raw)
 
     def new(self, name: str, *, over: str | None = None) -> Array:
-        """Memory for an activation.
+        """Return memory for an activation.
 
         Args:
-            name: of it.
-            over: an input that is read element by element where the output is written, so that it may be overwritten
-                if nobody else needs it.
+            name: name of the activation.
+            over: an input that is read element by element in the output's order, so that it may be overwritten if
+                nothing else needs it.
         """
         value = self._values[name]
         shape = (self.batch, *value.shape)
@@ -106,7 +107,7 @@ class Space:
         return self._arrays[name]
 
     def alias(self, name: str, of: str, array: Array) -> Array:
-        """An activation that lies in another's memory; ``array`` is the view."""
+        """Register an activation in the memory of another; ``array`` is the view."""
         block = self._blocks[of]
         block.names.add(name)
         self._blocks[name] = block
@@ -114,18 +115,18 @@ class Space:
         return array
 
     def scratch(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Memory for this operation alone."""
+        """Return memory for this operation alone."""
         wanted = np.dtype(dtype)
         raw = self._take(int(np.prod(shape, dtype=np.int64)) * wanted.itemsize)
         self._scratch.append(raw)
         return self._shaped(raw, shape, wanted)
 
     def step(self, function: Callable[..., object], *arguments: Any, **more: Any) -> None:
-        """Call this each time the batch is run."""
+        """Add a call that is made each time the batch is run."""
         self.steps.append(functools.partial(function, *arguments, **more))
 
     def as_type(self, array: Array, dtype: Any) -> Array:
-        """The array in another dtype: itself, or a copy that a step makes."""
+        """Return the array in another dtype: itself, or a copy that a step makes."""
         if array.dtype == dtype:
             return array
         copied = self.scratch(array.shape, dtype)
@@ -133,7 +134,8 @@ class Space:
         return copied
 
     def reshaped(self, array: Array, shape: tuple[int, ...]) -> Array:
-        """The array in another shape: a view, or a copy that a step makes where its memory is not in order."""
+        """Return the array in another shape: a view, or a copy that a step makes if its memory does not allow a
+        view."""
         turned = array.view()
         try:
             turned.shape = shape

@@ -1,5 +1,5 @@
-"""An input's quantizer of 16 bits, which the fabric would need 65535 thresholds for: the processor does it, as it
-quantizes the inputs of other integer files, and the fabric is given integers."""
+"""Moves a 16-bit input quantizer, for which the fabric would need 65535 thresholds, to the processor, which quantizes
+the input as for other integer files; the fabric receives integers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
 _BITS = 16
-"""Of the types that a processor clips to by itself."""
+"""Bits of the integer types to which a processor clips natively."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class WideInput:
     """What the processor does with the input before the fabric.
 
     Attributes:
-        node: the quantizer that was taken away.
-        scale: of one integer.
-        signed: whether there are integers below 0.
+        node: name of the removed quantizer.
+        scale: scale of the integers.
+        signed: whether there are negative integers.
     """
 
     node: str
@@ -34,23 +34,23 @@ class WideInput:
 
     @property
     def datatype(self) -> str:
-        """By FINN's name."""
+        """Return FINN's name of the integer type."""
         return f"INT{_BITS}" if self.signed else f"UINT{_BITS}"
 
     @property
     def dtype(self) -> str:
-        """By numpy's name."""
+        """Return numpy's name of the integer type."""
         return self.datatype.lower()
 
     @property
     def note(self) -> str:
-        """For people."""
+        """Return a note for the user."""
         return f"the input is quantized to {_BITS} bits on the processor ({self.node}), not in the fabric"
 
 
 def taken_out(model: onnx.ModelProto) -> WideInput | None:
-    """Replace the quantizer of the input by its scale, in place; None where there is none of 16 bits that is the only
-    reader of the only input, with one scale, no zero-point and the usual rounding."""
+    """Replace the input's quantizer by its scale, in place. Return None if the only reader of the only input is not a
+    16-bit quantizer with one scale, no zero-point and the usual rounding."""
     from onnx import helper
 
     wiring = Wiring(model)

@@ -17,12 +17,12 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class _Windows:
-    """Where windows lie over two axes of an image.
+    """The positions of windows over two axes of an image.
 
     Attributes:
-        kernel, stride, dilation, before, after: of both axes; the last two are the padding.
+        kernel, stride, dilation, before, after: values for both axes; the last two are the padding.
         image: sizes without the padding.
-        count: windows along each axis.
+        count: number of windows along each axis.
     """
 
     kernel: tuple[int, int]
@@ -35,7 +35,7 @@ class _Windows:
 
     @property
     def padded(self) -> tuple[int, int]:
-        """Sizes that hold the padding and every window."""
+        """Return the sizes that hold the padding and every window."""
         ends = [
             (count - 1) * stride + (kernel - 1) * dilation + 1
             for count, stride, kernel, dilation in zip(self.count, self.stride, self.kernel, self.dilation, strict=True)
@@ -44,7 +44,8 @@ class _Windows:
         return max(ends[0], whole[0]), max(ends[1], whole[1])
 
     def of(self, array: Array) -> Array:
-        """A view [batch, rows, columns, kernel rows, kernel columns, channels] of [batch, height, width, channels]."""
+        """Return a view [batch, rows, columns, kernel rows, kernel columns, channels] of [batch, height, width,
+        channels]."""
         batch, down, across, channel = array.strides
         return np.lib.stride_tricks.as_strided(
             array,
@@ -62,7 +63,7 @@ class _Windows:
 
 
 def im2col(context: Context) -> Operation:
-    """QONNX's ``Im2Col`` on NHWC: each output pixel holds its window, as (kernel row, kernel column, channel)."""
+    """Make QONNX's ``Im2Col`` on NHWC: each output pixel holds its window, as (kernel row, kernel column, channel)."""
     value = context.integers() if any(context.ints("pad_amount", [0] * 4)) else context.value()
     pads = context.ints("pad_amount", [0, 0, 0, 0])
     fill = int(context.number("pad_value", 0))
@@ -91,7 +92,7 @@ def im2col(context: Context) -> Operation:
 
 
 def max_pool(context: Context) -> Operation:
-    """``MaxPool`` (NCHW) and QONNX's ``MaxPoolNHWC``."""
+    """Make ``MaxPool`` (NCHW) or QONNX's ``MaxPoolNHWC``."""
     value = context.value()
     last = context.node.operator == "MaxPoolNHWC"
     height, width = value.shape[:2] if last else value.shape[1:3]
@@ -118,7 +119,7 @@ def max_pool(context: Context) -> Operation:
 
 
 def quant_average_pool(context: Context) -> Operation:
-    """QONNX's ``QuantAvgPool2d``: the sum of a window, shifted right as far as its result has fewer bits."""
+    """Make QONNX's ``QuantAvgPool2d``: the sum of a window, shifted right by as many bits as its result is narrower."""
     value = context.integers()
     kernel, stride = int(context.number("kernel", 1)), int(context.number("stride", 1))
     last = context.attributes.get("data_layout", "NCHW") == "NHWC"
@@ -155,7 +156,7 @@ def quant_average_pool(context: Context) -> Operation:
 
 
 def global_average_pool(context: Context) -> Operation:
-    """``GlobalAveragePool``: the sum, exact, over its count in float32, as ONNX Runtime has it."""
+    """Make ``GlobalAveragePool``: the exact sum divided by its count in float32, as in ONNX Runtime."""
     value = context.integers()
     if len(value.shape) != 3:
         context.refuse(f"it pools {value.shape}, an image was expected")
@@ -174,7 +175,7 @@ def global_average_pool(context: Context) -> Operation:
 
 
 def pad(context: Context) -> Operation:
-    """``Pad`` with a constant."""
+    """Make ``Pad`` with a constant."""
     value = context.value()
     if context.attributes.get("mode", "constant") != "constant":
         context.refuse("it pads with another mode than a constant")
@@ -232,7 +233,7 @@ def _windows(
 
 
 def _padded(space: Space, array: Array, windows: _Windows, fill: float) -> Array:
-    """[batch, height, width, channels] with every window's pixels."""
+    """Return [batch, height, width, channels] with every window's pixels."""
     batch, height, width, channels = array.shape
     if windows.padded == (height, width):
         return array

@@ -1,21 +1,21 @@
-"""QONNX to a dataflow accelerator's estimates by FINN+, in the toolchain's own environment: standard library and vendor
-stack only, never Kedge. No Vivado is needed or used.
+"""Converts QONNX to a dataflow accelerator and its estimates with FINN+, in the toolchain's own environment: standard
+library and vendor stack only, never Kedge. No Vivado is needed or used.
 
-Speaks the worker's lines (docs/architecture.md): one JSON request a line on standard input, JSON lines of progress
-and one answer to the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
+Speaks the worker's protocol (docs/architecture.md): one JSON request per line on standard input, JSON lines of progress
+and one answer on the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
 
 ``version``
     ``{}`` → ``{"python", "packages"}``
 ``build``
     ``{"graph", "folder", "board", "clock_mhz", "limits", "target_fps", "input_types", "standalone_thresholds"}`` → see
-    :meth:`Driver.build`. ``graph`` is a QONNX file with fixed shapes; ``limits`` are resource → most that may be used;
-    without ``target_fps`` the fastest that fits is looked for; ``input_types`` names FINN's data type of an input
-    (``UINT8``).
+    :meth:`Driver.build`. ``graph`` is a QONNX file with fixed shapes; ``limits`` is resource → largest amount that may
+    be used; without ``target_fps`` the fastest folding that fits is searched; ``input_types`` names FINN's data type of
+    an input (``UINT8``).
 ``execute``
     ``{"model", "samples", "answers", "dialect"}`` → ``{"samples", "seconds"}``: run a model with the tools' own
     executors, sample by sample (``dialect`` ``qonnx`` or ``finn``); ``samples`` and ``answers`` are ``.npy`` files.
 
-An error's ``kind`` is the name of a class of Kedge's tree.
+An error's ``kind`` is the name of a class in Kedge's hierarchy of errors.
 """
 
 import atexit
@@ -52,15 +52,15 @@ _NO_VIVADO = "/nonexistent/Vivado/2024.2"
 
 
 class Driver:
-    """The loop's state: the way back, and whether the stack is loaded."""
+    """The state of the loop: the answer channel, and whether the stack is loaded."""
 
     def __init__(self, answers):
         self.progress = answers.progress
         self._loaded = False
 
     def load(self):
-        """Load the stack, once: the folder that FINN builds in, a Vivado's version, and the simulator that is not
-        there are told to it before."""
+        """Load the stack, once, after setting the folder that FINN builds in, a Vivado version, and the missing
+        simulator."""
         if not self._loaded:
             os.environ["XILINX_VIVADO"] = _NO_VIVADO
             building = tempfile.mkdtemp(prefix="kedge-fpga-")
@@ -79,12 +79,12 @@ class Driver:
             self._loaded = True
 
     def version(self, request):
-        """Load the stack and say what it is."""
+        """Load the stack and return its versions."""
         self.load()
         return driver_loop.versions(PACKAGES)
 
     def build(self, request):
-        """Bring a graph into the fabric, fold it, and estimate it.
+        """Map a graph to the fabric, fold it, and estimate its cost.
 
         Returns:
             ``streamlined``, ``hardware``, ``parent``, ``child``: ONNX files; ``folding``: JSON; ``reports``: JSON files
@@ -172,8 +172,8 @@ class Driver:
 
 
 def _without_torch():
-    """FINN imports torch for one thing, the execution of a LayerNorm, which no accelerator of ours has. Its module is
-    loaded over a placeholder that is gone before anybody else looks for torch."""
+    """Import FINN's LayerNorm module with a placeholder for torch. FINN imports torch only to execute a LayerNorm,
+    which none of our accelerators has; the placeholder is removed before anything else imports torch."""
     import scipy.special  # noqa: F401 -- it would ask the placeholder for its tensors
 
     names = ("torch", "torch.nn", "torch.nn.functional")
@@ -193,7 +193,7 @@ def _annotate(model, name, datatype):
 
 
 def _outside(model):
-    """Nodes that no hardware layer was found for, and whether they stand before, behind or between hardware layers."""
+    """Return the nodes without a hardware layer, and whether they are before, behind or between hardware layers."""
     inside = [node.domain.startswith("finn.custom_op.fpgadataflow") for node in model.graph.node]
     first = inside.index(True) if True in inside else len(inside)
     last = len(inside) - inside[::-1].index(True) if True in inside else 0
@@ -207,7 +207,7 @@ def _outside(model):
 
 
 def _settings(model, config):
-    """What the board's driver must know, as FINN's ``MakePYNQDriver`` writes it once the DMA is in the design: its
+    """Return the board driver's settings, as FINN's ``MakePYNQDriver`` writes them once the DMA is in the design; the
     names are those that FINN gives to one input and one output."""
     first, last = model.graph.node[0], model.graph.node[-1]
     from qonnx.custom_op.registry import getCustomOp
@@ -261,7 +261,7 @@ def _timed(seconds, name):
 
 
 def main():
-    """Serve until the worker closes the pipe."""
+    """Serve requests until the worker closes the pipe."""
     answers = driver_loop.Answers()
     driver = Driver(answers)
     driver_loop.serve(answers, {"version": driver.version, "build": driver.build, "execute": driver.execute})

@@ -1,11 +1,11 @@
-"""FINN's own flow, a step at a time: a part of the driver."""
+"""Runs FINN's own flow, one step at a time: a part of the driver."""
 
 import re
 import traceback
 
 
 class RefusedError(Exception):
-    """An error with its class in Kedge's tree."""
+    """An error with its class in Kedge's hierarchy."""
 
     def __init__(self, kind, what, where=None, remedy=None):
         super().__init__(what)
@@ -50,14 +50,14 @@ def through(steps, model, config):
 
 
 def steps_after(step):
-    """What FINN's own flow does from there on, up to the bitfile."""
+    """Return the steps of FINN's own flow after a given one, up to the bitfile."""
     from finn.builder.build_dataflow_config import default_build_dataflow_steps
 
     return default_build_dataflow_steps[default_build_dataflow_steps.index(step) + 1 :]
 
 
 def _named(error, model):
-    """The node that an error speaks of, as far as it names one."""
+    """Return the node that an error refers to, if it names one."""
     text = str(error)
     names = [node.name for node in model.graph.node if node.name and re.search(rf"\b{re.escape(node.name)}\b", text)]
     return f"node {max(names, key=len)!r}" if names else None

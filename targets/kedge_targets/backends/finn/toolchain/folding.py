@@ -1,5 +1,5 @@
-"""The folding of a dataflow graph: the fastest that fits, or as small as a wanted speed allows; what each costs. A part
-of the driver."""
+"""Finds the folding of a dataflow graph: the fastest that fits, or as small as a requested speed allows, and the cost
+of each. A part of the driver."""
 
 import copy
 import math
@@ -21,7 +21,7 @@ class _Fold:
 
     Attributes:
         cost: see :func:`_cost`.
-        target: cycles that were asked for.
+        target: requested cycles.
     """
 
     def __init__(self, model, cost, target, fits):
@@ -29,11 +29,11 @@ class _Fold:
 
 
 class _Found:
-    """What the search came to.
+    """The result of the search.
 
     Attributes:
-        best: the wanted one, or the fastest that fits, or the smallest of all where none fits.
-        fastest: the fastest that fits, as far as anybody looked; ``best`` where none does.
+        best: the requested one, or the fastest that fits, or the smallest of all if none fits.
+        fastest: the fastest that fits, as far as the search went; ``best`` if none does.
     """
 
     def __init__(self, best, fastest, tries):
@@ -41,8 +41,8 @@ class _Found:
 
 
 class Folding:
-    """The search for the folding: more parallel hardware takes fewer cycles and more of the chip, so the cycles that
-    are asked for are bisected."""
+    """The search for a folding: more parallel hardware takes fewer cycles but more of the chip, so the requested cycles
+    are bisected."""
 
     def __init__(self, model, config, limits, progress):
         self._model, self._config, self._limits, self._progress = model, config, limits, progress
@@ -89,7 +89,7 @@ class Folding:
         return best
 
     def _balanced(self, best):
-        """As fast, with no layer faster than the slowest lets it be."""
+        """Return an equally fast folding in which no layer is faster than the slowest requires."""
         if best.target >= best.cost["max_cycles"]:
             return best
         again = self._fold(best.cost["max_cycles"])
@@ -120,7 +120,7 @@ class Folding:
 
 
 def _deep_enough(model):
-    """Raise SIMD where a matrix is folded deeper than HLS unrolls."""
+    """Raise SIMD if a matrix is folded deeper than HLS unrolls."""
     from qonnx.custom_op.registry import getCustomOp
 
     for node in model.graph.node:
@@ -134,8 +134,8 @@ def _deep_enough(model):
 
 
 def _cost(model, config):
-    """Cycles and resources: ``layers`` (``{"name", "operator", "cycles", "resources"}``), ``total``, ``max_cycles``,
-    ``bottleneck``, ``latency_cycles``, ``frames_per_second``, ``latency_ms``."""
+    """Return cycles and resources: ``layers`` (``{"name", "operator", "cycles", "resources"}``), ``total``,
+    ``max_cycles``, ``bottleneck``, ``latency_cycles``, ``frames_per_second``, ``latency_ms``."""
     from finn.analysis.fpgadataflow.dataflow_performance import dataflow_performance
     from finn.analysis.fpgadataflow.exp_cycles_per_layer import exp_cycles_per_layer
     from finn.analysis.fpgadataflow.res_estimation import res_estimation
@@ -171,8 +171,8 @@ def _cost(model, config):
 
 
 def _transfers(model, config):
-    """The two ends' DMA, as layers: FINN's estimates leave them out, although with samples of many bytes they are the
-    slowest part. One word of the memory's port a cycle; the word's width is what ``InsertIODMA`` makes it."""
+    """Return the DMA at both ends as layers: FINN's estimates omit them, although they are the slowest part if samples
+    have many bytes. The memory port transfers one word per cycle; ``InsertIODMA`` determines the word's width."""
     from finn.util.basic import pynq_native_port_width
     from qonnx.custom_op.registry import getCustomOp
 

@@ -1,10 +1,11 @@
-"""Where a threshold of the network's input stands, to the last bit: a part of the driver."""
+"""Places the thresholds of the network's input exactly, to the last bit: a part of the driver."""
 
 import numpy
 
 
 def rounding_of_inputs(model):
-    """Place of an input → qonnx's function from a float32 to its level, for inputs with one quantizer of one scale."""
+    """Return position of an input → qonnx's function from a float32 to its level, for inputs with one quantizer of one
+    scale."""
     from qonnx.custom_op.general.quant import quant
     from qonnx.custom_op.registry import getCustomOp
 
@@ -30,9 +31,9 @@ def rounding_of_inputs(model):
 
 
 def make_exact(model, rounding):
-    """Thresholds of inputs stand where qonnx's own arithmetic goes from one level to the next. FINN computes them as
-    (level + 0.5) x scale: a pixel that lies on such a half is rounded to even by ``Quant``, and upwards by a threshold.
-    """
+    """Move thresholds of inputs to where qonnx's own arithmetic changes from one level to the next, in place. FINN
+    computes them as (level + 0.5) x scale: a pixel exactly on such a half is rounded to even by ``Quant``, and upwards
+    by a threshold."""
     places = {given.name: place for place, given in enumerate(model.graph.input)}
     for node in model.get_nodes_by_op_type("MultiThreshold"):
         source = node.input[0]
