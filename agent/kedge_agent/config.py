@@ -1,4 +1,4 @@
-"""``agent.toml``: who this device is, where the broker is, what the agent may use. Unknown keys are errors."""
+"""``agent.toml``: the device's name, the broker's address, and the agent's limits. Unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from kedge_protocol.topics import checked_name
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceTable:
-    """``[device]``: the name that the controller knows, and the kind of device.
+    """``[device]``: the device's name, as the controller knows it, and its target.
 
     Attributes:
-        target: a target's name, or the path of a board's own ``.toml``.
+        target: name of a target, or path of a board's own ``.toml``.
     """
 
     name: str
@@ -34,7 +34,7 @@ class BrokerTable:
 
     Attributes:
         url: ``mqtt://host[:port]`` or ``mqtts://host[:port]``.
-        password_file: its first line is the password; better than ``password``.
+        password_file: file whose first line is the password; better than ``password``.
     """
 
     url: str
@@ -48,24 +48,24 @@ class BrokerTable:
 
 @dataclass(frozen=True, kw_only=True)
 class StateTable:
-    """``[state]``: where the agent keeps everything."""
+    """``[state]``: the folder in which the agent keeps everything."""
 
     path: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeTable:
-    """``[serve]``: HTTP for callers of this device (Open Inference Protocol v2).
+    """``[serve]``: HTTP for clients of this device (Open Inference Protocol v2).
 
     Attributes:
-        listen: ``host:port``; beyond loopback a token file or a client CA is needed, or ``insecure``.
-        socket: path of a Unix socket that is served too.
+        listen: ``host:port``; beyond loopback it needs a token file, a client CA or ``insecure``.
+        socket: path of an additional Unix socket.
         grpc: ``host:port`` of a gRPC server; needs the extra ``grpc``.
-        token_file: its word is what clients send as ``Authorization: Bearer``.
-        tls_cert, tls_key, tls_client_ca: PEM files; a client CA asks every client for a certificate.
-        cors_origins: web pages of these origins may call.
+        token_file: file with the token that clients send as ``Authorization: Bearer``.
+        tls_cert, tls_key, tls_client_ca: PEM files; with a client CA every client must present a certificate.
+        cors_origins: origins whose web pages may call.
         call_seconds: a call that takes longer is answered with 503 and counts as hung.
-        memory_mib: of the serving process; with more it is started anew. 0 for half of the device's.
+        memory_mib: memory above which the serving process is restarted; 0 for half of the device's.
     """
 
     enabled: bool = True
@@ -87,13 +87,14 @@ class LimitsTable:
     """``[limits]``: see :class:`kedge_agent.update.settings.Settings`.
 
     Attributes:
-        serve_seconds: deadline of the serving process to load a bundle; a call that takes three times as long has hung.
-        hang_seconds: without a sign of life of the serving process before it is killed and started again.
-        prove_seconds: deadline of the golden vectors.
-        prepare_seconds: deadline of what a backend builds on the device before them.
-        prove_mib: memory limit of the worker that runs them; 0 for none.
+        serve_seconds: deadline for the serving process to load a bundle; a call that takes three times as long counts
+            as hung.
+        hang_seconds: time without a sign of life after which the serving process is killed and restarted.
+        prove_seconds: deadline for the golden vectors.
+        prepare_seconds: deadline for what a backend builds on the device before the golden vectors.
+        prove_mib: memory limit of the worker that runs the golden vectors; 0 for none.
         reserve_mib: free disk space that a download must leave.
-        kib_per_second: of downloads; 0 for no limit.
+        kib_per_second: rate limit of downloads; 0 for none.
     """
 
     window: int = 16
@@ -129,12 +130,12 @@ class AgentConfig:
     """A checked configuration.
 
     Attributes:
-        name, target: of the device; ``distributions``: runtimes that are looked for and reported.
-        listen: of the serving process; None where it is off. ``serve_socket``: path of its Unix socket.
+        name, target: name and target of the device; ``distributions``: runtimes to look for and report.
+        listen: address of the serving process; None if it is off. ``serve_socket``: path of its Unix socket.
         server: settings of the HTTP server.
-        serve_memory_bytes: of the serving process; 0 for half of the device's.
-        hang_seconds: without a sign of life of it before it is killed.
-        telemetry_interval: seconds; 0 for none.
+        serve_memory_bytes: memory above which the serving process is restarted; 0 for half of the device's.
+        hang_seconds: time without a sign of life after which the serving process is killed.
+        telemetry_interval: seconds between two messages; 0 for none.
     """
 
     name: str
@@ -156,8 +157,8 @@ def read(path: Path) -> AgentConfig:
     """Read and check ``agent.toml``.
 
     Raises:
-        ConfigError: missing, not TOML, a key unknown, missing or of the wrong type, a value out of bounds; the message
-            names it.
+        ConfigError: the file is missing or not TOML, a key is unknown, missing or of the wrong type, or a value is out
+            of bounds; the message names it.
         TargetError: the board's own target file is missing or broken.
     """
     file = codec.structure(toml.read(path, ConfigError), _File, where=str(path), strict=True)

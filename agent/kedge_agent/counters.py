@@ -5,12 +5,12 @@
     models/NAME/counters/PID-NONCE   header (one page), then rows of 2048 bytes, one a thread
     models/NAME/counters/totals      JSON: the sum of files whose processes are gone
 
-A row has one writer, so a call takes no lock. A file serves one bundle: after a switch a process opens a new one.
-While its writer lives the file is locked (``flock``); the kernel lifts the lock when the process ends in whatever
-way, whichever number or name space it has, so a reused process number is never mistaken for the writer.
+A row has one writer, so a call takes no lock. A file serves one bundle: after a switch a process opens a new one. While
+its writer lives, the file is locked (``flock``); the kernel releases the lock however the process ends, and whatever
+its number or namespace is, so a reused process number is never mistaken for the writer.
 
-Latencies go into log-linear buckets: 8 of equal width for each power of two from 1.024 µs to 137 s, one below, one
-above (as in HdrHistogram, G. Tene). numpy is not needed here: the resident agent does without it.
+Latencies are counted in log-linear buckets: 8 of equal width for each power of two from 1.024 µs to 137 s, one below,
+one above (as in HdrHistogram, G. Tene). This module does not use numpy, which the resident agent does not load.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Counter:
 
     Args:
         folder: ``models/NAME/counters``.
-        digest: of the bundle.
-        generation: of the model when the bundle was loaded.
+        digest: digest of the bundle.
+        generation: the model's generation when the bundle was loaded.
 
     Raises:
         OSError: the folder is missing or not writable.
@@ -212,11 +212,11 @@ class Totals:
     """Sums over processes and threads.
 
     Attributes:
-        inferences: calls that gave a result.
-        errors: calls that failed.
-        nanoseconds: spent in ``inferences``.
-        buckets: of the latency histogram.
-        digests: bundle digest → inferences; the latest bundles only.
+        inferences: number of calls that returned a result.
+        errors: number of calls that failed.
+        nanoseconds: time spent in ``inferences``.
+        buckets: counts of the latency histogram.
+        digests: bundle digest → inferences, for the latest bundles only.
     """
 
     inferences: int = 0
@@ -270,12 +270,12 @@ class Totals:
 def collect(folder: Path, *, fold: bool = True) -> Totals:
     """Sum all counts of a model since it was installed.
 
-    Files of processes that are gone are folded into ``totals`` and removed. Files that are torn, foreign or no
-    counters are passed over; links are never followed.
+    Files of ended processes are folded into ``totals`` and removed. Files that are incomplete, foreign or not counters
+    are skipped; links are never followed.
 
     Args:
         folder: ``models/NAME/counters``; it need not exist.
-        fold: False only reads, for callers other than the agent.
+        fold: whether to fold files; False only reads, for callers other than the agent.
     """
     kept, folded = _read_totals(folder / TOTALS_FILE)
     total = kept

@@ -1,5 +1,5 @@
 """The resident process of ``kedge-agent run``. It owns the only broker connection, the store, the update machine and
-the serving child."""
+the serving process."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Daemon:
     """One device's agent.
 
     Args:
-        config: checked.
-        clock: a steady clock, in seconds.
+        config: the checked configuration.
+        clock: a monotonic clock, in seconds.
 
     Raises:
-        StorageError: another agent has the state folder, or there is none and it cannot be made.
+        StorageError: another agent uses the state folder, or it does not exist and cannot be created.
     """
 
     def __init__(self, config: AgentConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -75,7 +75,7 @@ class Daemon:
         self._told: dict[str, tuple[object, ...]] = {}
         self._runtimes = installed_runtimes(config.distributions)
         self._turn = threading.Lock()
-        """Events are handled and their actions done one at a time, in whatever thread they come."""
+        """Held while an event is handled and its actions are performed, in whatever thread it arrives."""
         self._machine = Machine(
             target=config.target,
             boot_id=self._boot_id,
@@ -283,7 +283,7 @@ def _installed(state: Path) -> dict[str, events.Installed]:
 
 
 def _endpoint(config: AgentConfig) -> str | None:
-    """Where callers of this device reach its models."""
+    """Return the address at which clients reach this device's models."""
     scheme = "http" if config.server.tls_cert is None else "https"
     return None if config.listen is None else f"{scheme}://{config.listen}"
 

@@ -1,7 +1,7 @@
 """Performs the update machine's actions on a real disk with a real worker.
 
-Writing a block, asking and reporting happen at once, in the caller's thread. All else that touches the disk happens
-in one thread, in order; the golden vectors run in another, so that a slow model does not hold up the others.
+Writing a block, requesting and reporting happen immediately, in the caller's thread. All other disk work happens in one
+thread, in order; the golden vectors run in another, so that a slow model does not delay the others.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class ProofLimits:
     """Resource limits of the worker that runs golden vectors.
 
     Attributes:
-        deadline: seconds, its start included.
-        prepare_deadline: seconds for what the backend builds on the device before.
-        memory_bytes: None for no limit.
+        deadline: seconds, including the worker's start.
+        prepare_deadline: seconds for what the backend builds on the device before the golden vectors.
+        memory_bytes: memory limit; None for no limit.
     """
 
     deadline: float = 120.0
@@ -90,9 +90,9 @@ class Proof:
     """The result of a successful proof.
 
     Attributes:
-        detail: what really ran the vectors, in words; None where the runtime's name says it all.
-        p50_ms, p95_ms: milliseconds of one call; None where none was timed.
-        calls: how many were.
+        detail: description of what ran the vectors; None if the runtime's name says it all.
+        p50_ms, p95_ms: milliseconds of one call; None if none was timed.
+        calls: number of timed calls.
     """
 
     detail: str | None = None
@@ -115,12 +115,12 @@ def prove(
     """Let the backend build what it needs on this device, then run a slot's golden vectors, both in the worker.
 
     Args:
-        cache: keeps what is built; None for the user's own folder.
-        on_progress: is told how far it is, in words.
+        cache: folder for what is built; None for the user's own.
+        on_progress: called with descriptions of the progress.
 
     Raises:
-        VerificationError: they do not hold.
-        KedgeError: the worker crashed, overran its limits, or the runtime refuses the file.
+        VerificationError: the golden vectors do not match.
+        KedgeError: the worker crashes or exceeds its limits, or the runtime refuses the file.
     """
     from kedge_targets.proof import PREPARE, PROVE, PrepareAnswer, ProveAnswer, ProveRequest
     from kedge_targets.worker import Worker
@@ -159,14 +159,14 @@ class EffectRunner:
     """Performs actions and posts their outcomes.
 
     Args:
-        store: the blobs.
-        limits: of the golden vectors.
-        post: takes an event, from any thread.
+        store: the store of blobs.
+        limits: limits of the golden vectors.
+        post: called with each event, from any thread.
         ask: publishes a request.
-        report: is told that the reported state changed.
-        remember: writes the machine's memory.
+        report: called when the reported state has changed.
+        remember: writes the machine's persistent state.
         prover: runs the golden vectors of a slot.
-        disk, proofs: run jobs one after the other; threads by default.
+        disk, proofs: run jobs one after another; threads by default.
     """
 
     def __init__(

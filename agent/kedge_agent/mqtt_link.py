@@ -31,13 +31,13 @@ class Link:
     """The MQTT topics of one device.
 
     Args:
-        broker: where.
-        name: of the device; also the client's.
-        boot_id: of this start.
-        post: takes events for the update machine.
-        command: does a verb; returns why not, or None.
-        conflict: notices another device of this name.
-        noticed: is called when it did, or when that one is gone.
+        broker: the broker's address and credentials.
+        name: name of the device, and of the MQTT client.
+        boot_id: boot id of this start.
+        post: called with events for the update machine.
+        command: runs a verb; returns None, or the reason if it fails.
+        conflict: detects another device with this name.
+        noticed: called when another device is detected, or is gone.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Link:
         messages. If the device does not hear its own status, the log says why nothing works.
 
         Args:
-            now: seconds of a steady clock.
+            now: seconds of a monotonic clock.
         """
         if self._conflict.watch(now):
             log.info("the other device named %s is gone", self._name)

@@ -1,7 +1,8 @@
 """Detects another device with the same name.
 
-Two clients of one name throw each other off the broker for ever. Neither ever meets the other; but when this device has
-spoken and then hears of a boot that is none of its own as its retained status, somebody else spoke in between.
+Two clients with one name disconnect each other from the broker forever. Neither meets the other, but if this device has
+published its status and then receives a retained status with a foreign boot id, another device has published in
+between.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ class NameConflict:
     """Watches the presence messages of this device's name.
 
     Args:
-        boot_id: of this start.
-        earlier: boots of this device before: a broker may come back with an old store.
+        boot_id: boot id of this start.
+        earlier: earlier boot ids of this device, since a broker may come back with an old store.
     """
 
     def __init__(self, boot_id: str, earlier: Collection[str] = ()) -> None:

@@ -23,9 +23,9 @@ class AgentFile:
     """Content of ``agent.json``.
 
     Attributes:
-        boots: starts of the agent so far.
-        boot_ids: of the latest of them.
-        memory: of the update machine.
+        boots: number of starts of the agent.
+        boot_ids: boot ids of the latest starts.
+        memory: persistent state of the update machine.
     """
 
     boots: int = 0
@@ -49,7 +49,7 @@ def write(state: Path, content: AgentFile) -> None:
     """Replace the file.
 
     Raises:
-        StorageError: disk full or not writable.
+        StorageError: the disk is full or not writable.
     """
     path = state / "agent.json"
     with storage_errors(path):
@@ -60,10 +60,10 @@ def lock(state: Path) -> int | None:
     """Lock the state folder for the lifetime of this process.
 
     Returns:
-        The lock's file descriptor; None where there is no lock file and none can be made.
+        The lock's file descriptor; None if there is no lock file and none can be created.
 
     Raises:
-        StorageError: another agent has it, or there is no folder with models and none can be made.
+        StorageError: another agent uses the folder, or there is no folder with models and none can be created.
     """
     path = state / "agent.lock"
     with storage_errors(path):

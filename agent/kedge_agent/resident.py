@@ -1,7 +1,7 @@
 """The resident process: ``python -m kedge_agent.resident CONFIG [-v]``.
 
-``kedge-agent run`` becomes this process by exec, so that what parsed the command line (about 2 MiB of it) does not stay
-in memory for months.
+``kedge-agent run`` becomes this process by exec, so that the command line's parser (about 2 MiB) does not stay in
+memory for months.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@
     STATE/models/NAME/serving.json   what the serving child has loaded
     STATE/models/NAME/counters/      one file a process, see :mod:`kedge_agent.counters`
 
-The agent writes; applications and the serving child read. A reader takes :meth:`ModelFolder.generation` first and
-:meth:`ModelFolder.current` after it; when the generation is another later, it reads both again. Once it has opened a
-slot's files it may keep them: removing a slot takes only the names away.
+The agent writes; applications and the serving process read. A reader reads :meth:`ModelFolder.generation` first and
+:meth:`ModelFolder.current` after it; when the generation changes, it reads both again. It may keep a slot's files open:
+removing a slot removes only their names.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Slot:
     """A slot: one bundle, ready to be loaded.
 
     Attributes:
-        folder: the real path (no link), with the bundle's files by title.
-        digest: of the bundle's manifest.
+        folder: the real path (not a link), with the bundle's files by title.
+        digest: digest of the bundle's manifest.
     """
 
     folder: Path
@@ -98,14 +98,14 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """``serving.json``: what the serving child has loaded of a model, written after each attempt to load.
+    """``serving.json``: what the serving process has loaded of a model, written after each attempt to load.
 
     Attributes:
-        digest: of the bundle that was tried.
-        pid: of the serving child.
-        error: why it does not serve; None where it does.
-        detail: what really runs it, in words, where the runtime's name does not say it all.
-        figures: what the runtime measured of it on this device (a board's throughput), by name with its unit.
+        digest: digest of the bundle that was loaded or failed to load.
+        pid: process id of the serving process.
+        error: why the bundle does not serve; None if it does.
+        detail: description of what runs the bundle; None if the runtime's name says it all.
+        figures: figures that the runtime measured on this device (a board's throughput), by name with unit.
     """
 
     digest: str
@@ -120,10 +120,10 @@ class ModelFolder:
 
     Args:
         state: the agent's state folder.
-        name: of the model.
+        name: name of the model.
 
     Raises:
-        ConfigError: ``name`` cannot be a model's name.
+        ConfigError: ``name`` is not valid for a model.
     """
 
     def __init__(self, state: Path, name: str) -> None:
@@ -139,13 +139,13 @@ class ModelFolder:
 
     @property
     def state(self) -> Path:
-        """The agent's state folder."""
+        """Return the agent's state folder."""
         return self._state
 
     @property
     def cache(self) -> Path | None:
-        """Folder for files that backends build on this device, for the state's owner; None for other users, who have
-        their own: nobody runs what another user could have built."""
+        """Return the folder for files that backends build on this device, for the state's owner; None for other users,
+        who have their own: nobody runs what another user could have built."""
         try:
             return self._state / "cache" if self._state.stat().st_uid == os.geteuid() else None
         except OSError:
@@ -172,7 +172,7 @@ class ModelFolder:
         return int(_GENERATION.unpack(raw)[0]) if len(raw) == _GENERATION.size else 0
 
     def serving(self) -> Serving | None:
-        """Return what the serving child reports about this model; None if nothing yet."""
+        """Return what the serving process reports about this model; None if nothing yet."""
         try:
             return codec.decode(self.serving_file.read_bytes(), Serving, where=str(self.serving_file))
         except (OSError, MessageError):
@@ -188,7 +188,7 @@ class ModelFolder:
     # Writing: the agent alone (serving.json: the serving child alone).
 
     def write_serving(self, serving: Serving) -> None:
-        """Write what is loaded; called by the serving child."""
+        """Write what is loaded; called by the serving process."""
         with storage_errors(self.serving_file):
             files.write(self.serving_file, codec.encode(serving))
 
@@ -196,11 +196,11 @@ class ModelFolder:
         """Create the bundle's slot, completely or not at all. It is not current yet.
 
         Args:
-            bundle: checked.
-            blob: digest → path of the checked blob; its bytes are linked, not copied.
+            bundle: the checked bundle.
+            blob: digest → path of the checked blob; blobs are linked, not copied.
 
         Raises:
-            BundleError: a layer has a name that the slot needs for itself.
+            BundleError: a layer has a name that is reserved for the slot.
             StorageError: the disk is full or not writable.
         """
         for reserved in (MANIFEST_FILE, FORMAT_1_MANIFEST, CONFIG_FILE):

@@ -1,8 +1,8 @@
 """``STATE/format``: the number of the state folder's format, and the upgrade of an older folder at the agent's start.
 
 Format 2 names a slot's manifest ``manifest.json``; format 1, which has no ``format`` file, named it ``bundle.json``. An
-upgrade renames within one folder and flushes it, so a power cut leaves each slot in the one form or the other, and
-:mod:`kedge_agent.slots` reads both: models serve before, during and after it, also on a disk that cannot be written.
+upgrade renames within one folder and flushes it, so a power cut leaves each slot in one form or the other.
+:mod:`kedge_agent.slots` reads both, so models serve before, during and after the upgrade, even on a read-only disk.
 """
 
 from __future__ import annotations

@@ -24,10 +24,10 @@ def is_running(state: Path) -> bool:
 
 
 def read_status(state: Path) -> str:
-    """Return lines for people: the agent, then each model.
+    """Return readable lines: the agent, then each model.
 
     Raises:
-        StorageError: the state folder is not there or not readable.
+        StorageError: the state folder does not exist or is not readable.
     """
     if not state.is_dir():
         raise StorageError("there is no state folder", where=str(state), remedy="Give --state or --config")

@@ -6,8 +6,8 @@
     STATE/maps/HEX           block map of the blob HEX, checked against the manifest that named it
     STATE/partial/HEX        a blob under way
 
-There is no journal: a block of a partial file is finished when its hash fits the map. A process killed at any point,
-or a power cut, can only cost blocks.
+There is no journal: a block of a partial file is finished when its hash matches the map. A killed process or a power
+cut can only lose blocks.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ class Store:
     """The blobs of one device. One thread at a time may use it; :meth:`write` may come from another.
 
     Args:
-        state: the agent's state folder. Where it is there and takes nothing, whatever needs to write says so.
+        state: the agent's state folder. If it exists and is not writable, each operation that needs to write raises its
+            error.
 
     Raises:
-        StorageError: there is none and it cannot be made.
+        StorageError: the folder does not exist and cannot be created.
     """
 
     def __init__(self, state: Path) -> None:
@@ -64,7 +65,7 @@ class Store:
                 log.error("%s cannot be made: %s", folder, error.strerror)
 
     def blob_path(self, digest: str) -> Path:
-        """Where a complete blob lies; not checked to exist."""
+        """Return the path of a complete blob, which may not exist."""
         return self._blobs / digests.hex_of(digest)
 
     def has(self, digest: str, size: int) -> bool:
@@ -101,12 +102,12 @@ class Store:
         """Open a blob: find out what exists of it, and prepare :meth:`write` if its map is known.
 
         Args:
-            map_digest: digest of the block map; None where there is none.
-            block_map: the map, checked; it is stored.
-            read: bring the bytes of a complete blob.
+            map_digest: digest of the block map; None if there is none.
+            block_map: the checked map, to be stored.
+            read: whether to return the bytes of a complete blob.
 
         Returns:
-            The event of the update machine; ``error`` is set where the disk does not play along.
+            The event for the update machine; ``error`` is set if the disk fails.
         """
         try:
             with storage_errors(self._partial):
@@ -144,7 +145,7 @@ class Store:
         """Write a checked block of an open blob.
 
         Raises:
-            OSError: disk full, or the blob is not open.
+            OSError: the disk is full, or the blob is not open.
         """
         with self._writing:
             file = self._files.get(digest)
@@ -156,8 +157,8 @@ class Store:
         """Finish an open blob after all its blocks are written: check it, sync it, and move it into place.
 
         Raises:
-            DigestMismatchError: the whole is not what its digest says; it is dropped.
-            StorageError: disk full, or the blob is not open.
+            DigestMismatchError: the blob does not match its digest; it is deleted.
+            StorageError: the disk is full, or the blob is not open.
         """
         path = self.blob_path(digest)
         partial = self._partial / path.name
@@ -185,14 +186,14 @@ class Store:
         """Store a blob whose digest was checked.
 
         Raises:
-            StorageError: disk full.
+            StorageError: the disk is full.
         """
         path = self.blob_path(digest)
         with storage_errors(path):
             files.write(path, data, mode=0o444)
 
     def close(self, digest: str, *, drop: bool = False) -> None:
-        """Close a blob under way; ``drop`` removes its partial file."""
+        """Close an open blob; ``drop`` removes its partial file."""
         with self._writing:
             file = self._files.pop(digest, None)
             if file is not None:

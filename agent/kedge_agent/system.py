@@ -1,4 +1,4 @@
-"""Facts and figures of the device from ``/proc`` and ``/sys``."""
+"""Reads facts and figures of the device from ``/proc`` and ``/sys``."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ class Meter:
 
     Args:
         state: the agent's state folder.
-        boot_id: of this start.
-        now: seconds of the steady clock that :meth:`measure` is given too.
-        root: of the file system that a board's sensors are read from.
+        boot_id: boot id of this start.
+        now: seconds of the monotonic clock that is also used for :meth:`measure`.
+        root: root of the file system with the board's sensors.
     """
 
     def __init__(self, state: Path, boot_id: str, now: float, *, root: Path = jetson.ROOT) -> None:
@@ -36,10 +36,10 @@ class Meter:
         """Return the figures since the last call.
 
         Args:
-            digests: model name → digest that serves.
-            pids: of the agent's processes.
-            free_bytes: of the disk.
-            now: seconds of a steady clock.
+            digests: model name → digest of the serving bundle.
+            pids: process ids of the agent.
+            free_bytes: free space of the disk.
+            now: seconds of a monotonic clock.
         """
         self._seq += 1
         interval, self._last_at = now - self._last_at, now

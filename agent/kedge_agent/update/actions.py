@@ -21,12 +21,12 @@ class OpenBlob:
     """Find out what the store has of a blob → ``BlobOpened``.
 
     Attributes:
-        map_digest: of its block map; None for a blob that is pulled into memory.
-        block_map: the map, pulled and checked; it is stored first.
-        read: bring the bytes of a complete blob.
+        map_digest: digest of the block map; None for a blob that is pulled into memory.
+        block_map: the pulled and checked map, to be stored first.
+        read: whether to return the bytes of a complete blob.
 
-    With a map in the store or given, the partial file is opened, its finished blocks are found by their hashes, and
-    blocks that another blob of the store holds are copied.
+    If the map is stored or given, the partial file is opened, its finished blocks are found by their hashes, and blocks
+    that another stored blob holds are copied.
     """
 
     digest: str
@@ -118,7 +118,7 @@ class CollectGarbage:
     """Remove blobs, partial files, maps and slots that no current or previous slot needs.
 
     Attributes:
-        keep: digests in work: blobs, and bundles whose slot stays.
+        keep: digests in use: blobs, and bundles whose slot stays.
     """
 
     keep: frozenset[str] = frozenset()
@@ -137,12 +137,12 @@ class PersistentState:
     """The machine's state that survives a restart.
 
     Attributes:
-        desired: the accepted desired state, as it came (JSON); empty before the first.
-        refused: by model name.
-        served: model name → digest that was seen serving on this device since it was switched to.
-        latencies: model name → what its served bundle took when it was proved.
-        probation: model name → digest that was switched to and has not served for long yet.
-        received: bundle's digest → payload bytes that came for it.
+        desired: the accepted desired state, as received (JSON); empty before the first.
+        refused: refused bundles by model name.
+        served: model name → digest that has been seen serving on this device since the switch to it.
+        latencies: model name → latency of its served bundle, measured when it was proved.
+        probation: model name → digest that was switched to recently and has not served for long yet.
+        received: bundle's digest → payload bytes received for it.
     """
 
     desired: str = ""

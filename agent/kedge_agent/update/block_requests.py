@@ -1,9 +1,9 @@
 """Tracks pending block requests and decides when to ask again.
 
-An answer can be lost only with a connection: ours, the controller's or the broker's. So what is outstanding is asked
-for again when our connection is new, when the controller's status shows another boot or session, and else only after
-a long silence that grows with each vain try, and with what a block takes on a slow link: a fleet must not attack its
-own server, and a slow link must not carry anything twice.
+An answer can be lost only with a connection: the device's, the controller's or the broker's. So pending blocks are
+requested again when the device's connection is new, when the controller's status shows another boot or session, and
+otherwise only after a long silence, which grows with each failed attempt and with the time per block on a slow link: a
+fleet must not attack its own server, and a slow link must not carry anything twice.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Allowance:
     """A token bucket that limits how many blocks may be requested now.
 
     Args:
-        rate: blocks a second; 0 for no limit.
-        window: what the bucket holds at least.
+        rate: blocks per second; 0 for no limit.
+        window: smallest capacity of the bucket, in blocks.
     """
 
     def __init__(self, rate: float, window: int) -> None:
@@ -66,14 +66,14 @@ class BlockRequests:
     """Requests and answers of all transfers.
 
     Args:
-        boot_id: of this start of the agent; makes request ids unique.
-        settings: window and silence.
+        boot_id: boot id of this start of the agent; it makes request ids unique.
+        settings: provide window and silence.
         chance: source of jitter.
     """
 
     def __init__(self, boot_id: str, settings: Settings, chance: random.Random) -> None:
         self.vain = 0
-        """How often in a row what was asked for did not come, although the controller is there."""
+        """Number of consecutive times that pending blocks did not arrive although the controller is online."""
         self._small_came = self._whole_came = False
         self._boot_id = boot_id
         self._settings = settings

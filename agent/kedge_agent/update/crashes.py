@@ -9,8 +9,8 @@ class Crashes:
     """Deaths of the serving process.
 
     Args:
-        most: so many within the window are a crash loop.
-        window: seconds.
+        most: number of deaths within the window that counts as a crash loop.
+        window: length of the window in seconds.
     """
 
     def __init__(self, most: int, window: float) -> None:

@@ -15,8 +15,8 @@ class DesiredStates:
     """The desired states of one device in the order of arrival.
 
     Args:
-        remembered: the one that was in force before a restart (JSON); empty for none. One that no controller can outdo
-            is forgotten, for it would lock the device out.
+        remembered: the state in force before a restart (JSON); empty for none. A version that no controller can exceed
+            is discarded, since it would lock the device out.
     """
 
     def __init__(self, remembered: str) -> None:
@@ -35,7 +35,7 @@ class DesiredStates:
 
     @property
     def version(self) -> int:
-        """Version of the desired state in force; 0 before the first."""
+        """Return the version of the desired state in force; 0 before the first."""
         return 0 if self.current is None else self.current.version
 
     def take(self, raw: bytes) -> bool:

@@ -50,10 +50,10 @@ class BlobOpened:
     """Outcome of :class:`~kedge_agent.update.actions.OpenBlob`.
 
     Attributes:
-        complete: the store has the blob, checked.
-        data: its bytes, where they were asked for and it is complete.
-        block_map: its block map, checked; None where the store has none and none was given.
-        have: bitmap of the finished blocks on disk, copied ones among them.
+        complete: whether the store has the blob, checked.
+        data: the blob's bytes if they were requested and the blob is complete.
+        block_map: the checked block map; None if the store has none and none was given.
+        have: bitmap of the finished blocks on disk, including copied ones.
         error: why the store cannot hold it.
     """
 
@@ -86,11 +86,11 @@ class Measured:
     """Outcome of ``Measure``: the resources of this device.
 
     Attributes:
-        missing_bytes: of the bundle's files that still have to be written.
-        free_bytes: of the disk that the state lies on.
-        memory_bytes: of the whole device.
-        runtimes: installed distribution → version, of those that were asked about.
-        error: why it could not be found out.
+        missing_bytes: bytes of the bundle's files still to be written.
+        free_bytes: free space of the disk with the state folder.
+        memory_bytes: memory of the device.
+        runtimes: installed distribution → version, for the requested ones.
+        error: why the resources are unknown.
     """
 
     model: str
@@ -125,8 +125,8 @@ class Proved:
     """Outcome of ``Prove``: the golden vectors match, or the error.
 
     Attributes:
-        detail: what really ran them, in words, where the runtime's name does not say it all.
-        latency: of a call on this device.
+        detail: description of what ran the vectors; None if the runtime's name says it all.
+        latency: latency of a call on this device.
     """
 
     model: str
@@ -156,10 +156,10 @@ class Switched:
 
 @dataclass(frozen=True)
 class Served:
-    """The serving child loaded a bundle, or failed to.
+    """The serving process loaded a bundle, or failed to.
 
     Attributes:
-        detail: what really runs it, in words, where the runtime's name does not say it all.
+        detail: description of what runs the bundle; None if the runtime's name says it all.
     """
 
     model: str
@@ -170,11 +170,11 @@ class Served:
 
 @dataclass(frozen=True)
 class ServingDied:
-    """The serving child died, or hung and was killed.
+    """The serving process died, or hung and was killed.
 
     Attributes:
-        reason: its last words.
-        came_up: whether it had begun to serve at all; else no bundle is to blame.
+        reason: how the process ended.
+        came_up: whether it had begun to serve; otherwise no bundle is to blame.
     """
 
     reason: str

@@ -1,6 +1,6 @@
 """Fetches blobs: looks in the store, pulls the block map, copies known blocks, pulls the rest, and checks the result.
 
-A blob of one block, a manifest or a configuration has no map and is pulled into memory, checked, and stored whole.
+A blob of one block, a manifest or a configuration has no map and is pulled into memory, checked, and stored as a whole.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Fetch:
     """One blob for which one or more models wait.
 
     Attributes:
-        size: in bytes.
+        size: size in bytes.
         map_digest: None for a blob that is pulled into memory.
-        read: its bytes are needed, not only its presence.
-        models: that wait for it.
+        read: whether its bytes are needed, not only its presence.
+        models: the models that wait for it.
     """
 
     digest: str
@@ -55,7 +55,7 @@ class Fetch:
 
     @property
     def blocks_done(self) -> int:
-        """Number of finished blocks of the blob (not of its map)."""
+        """Return the number of finished blocks of the blob (not of its map)."""
         if self.stage is Stage.CHECK:
             return block_count(self.size)
         return self.transfer.done if self.stage is Stage.BLOCKS and self.transfer is not None else 0
@@ -75,8 +75,8 @@ class Fetches:
     """All blobs that are being fetched.
 
     Args:
-        traffic: asks for their blocks.
-        emit: takes the actions.
+        traffic: requests their blocks.
+        emit: called with each action.
     """
 
     def __init__(self, traffic: BlockRequests, emit: Callable[[actions.Action], None]) -> None:

@@ -1,10 +1,10 @@
 """Flow control: as many blocks may be pending as arrive within a few seconds.
 
-What is under way waits in the link's queue, and everything else of this connection waits behind it: the broker's
-acknowledgements, and its answer to a sign of life, without which the connection counts as lost and all that is under
-way is sent twice. So the time a block takes from its request on is held to :data:`TARGET_SECONDS`, as delay-based
-congestion control does it (L. Brakmo, TCP Vegas): below half of it the window grows by one a block, above it the window
-shrinks in proportion.
+Pending blocks wait in the link's queue, and everything else on this connection waits behind them: the broker's
+acknowledgements, and its ping response, without which the connection counts as lost and all pending blocks are sent
+twice. So the time from a block's request to its arrival is held to :data:`TARGET_SECONDS`, as in delay-based congestion
+control (L. Brakmo, TCP Vegas): below half of it, the window grows by one per block; above it, the window shrinks in
+proportion.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class FlowControl:
     """The window of one device, over all its downloads.
 
     Args:
-        most: blocks; the window grows no further.
+        most: largest size of the window, in blocks.
     """
 
     def __init__(self, most: int) -> None:

@@ -30,16 +30,16 @@ _FROM_PROOFS = (events.Proving, events.Proved)
 
 
 class Machine:
-    """Desired state in, actions out. Equal events, at equal times, from an equal start give equal actions.
+    """Turns desired states into actions. Equal events, at equal times, from an equal start give equal actions.
 
     Args:
-        target: of this device.
-        boot_id: of this start; part of every request's id.
-        memory: of the start before (:class:`~kedge_agent.update.actions.Remember`).
-        installed: model name → what the slots hold.
-        settings: limits.
-        seed: of the jitter.
-        now: seconds of any steady clock.
+        target: target of this device.
+        boot_id: boot id of this start; part of every request's id.
+        memory: persistent state of the previous run (:class:`~kedge_agent.update.actions.Remember`).
+        installed: model name → content of its slots.
+        settings: limits of the update logic.
+        seed: seed of the jitter.
+        now: seconds of any monotonic clock.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Machine:
 
     @property
     def desired_version(self) -> int:
-        """Version of the accepted desired state; 0 before the first."""
+        """Return the version of the accepted desired state; 0 before the first."""
         return self.desired_states.version
 
     @property
@@ -132,10 +132,10 @@ class Machine:
 
         Args:
             event: see :mod:`kedge_agent.update.events`.
-            now: seconds of the same steady clock each time.
+            now: seconds of the same monotonic clock each time.
 
         Returns:
-            The actions, to be done in this order.
+            The actions, to be performed in this order.
         """
         self._context.now = now
         if isinstance(event, _FROM_DISK):
@@ -155,7 +155,7 @@ class Machine:
 
     @property
     def serving_restarts(self) -> int:
-        """Number of deaths and hangs of the serving process since the agent's start."""
+        """Return the number of deaths and hangs of the serving process since the agent's start."""
         return self._crashes.total
 
     # Events.

@@ -50,12 +50,12 @@ class UpdateContext:
     """State and callbacks shared by the models of one machine.
 
     Attributes:
-        emit: takes an action.
-        changed: is called when a model's reported state changed.
-        failed, served: are called when a model's update ended (for the memory).
-        switched: is called when a bundle became current.
-        make_room: emits the removal of all that neither slots nor updates need.
-        disk_at, proofs_at: when the threads that do this work were heard last.
+        emit: called with each action.
+        changed: called when a model's reported state has changed.
+        failed, served: called when a model's update has ended (for the persistent state).
+        switched: called when a bundle has become current.
+        make_room: emits the removal of everything that neither slots nor updates need.
+        disk_at, proofs_at: times of the last outcome of the disk's and the proofs' thread.
     """
 
     target: str
@@ -76,11 +76,11 @@ class ModelUpdate:
     """The update of one model to one digest.
 
     Args:
-        context: shared with the other models.
-        name: of the model.
-        digest: wanted.
-        size: of the bundle's manifest; None where the desired state does not say.
-        installed: what is there.
+        context: state shared with the other models.
+        name: name of the model.
+        digest: the desired digest.
+        size: size of the bundle's manifest; None if the desired state does not say.
+        installed: the installed bundles.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class ModelUpdate:
         """Time of the last sign of the controller, or of its absence."""
         self.failure: Failure | None = None
         self.detail: str | None = None
-        """In words: how far the proof is, then what really runs the bundle; None where the step says it all."""
+        """Description of the proof's progress, later of what runs the bundle; None if the step says it all."""
         self.received = 0
         self.layers: dict[str, int] = {}
         self._size = size
@@ -106,7 +106,7 @@ class ModelUpdate:
         self._made_room = False
         self._ran: str | None = None
         self.latency: Latency | None = None
-        """Measured by this update's proof; None before it, and where the bundle was there already."""
+        """Latency measured by this update's proof; None before it, and if the bundle was already installed."""
 
     def start(self) -> None:
         """Take the first step."""
@@ -136,12 +136,12 @@ class ModelUpdate:
 
     @property
     def blocks_total(self) -> int:
-        """Number of blocks of all files; 0 before the manifest is available."""
+        """Return the number of blocks of all files; 0 before the manifest is available."""
         return sum(block_count(size) for size in self.layers.values())
 
     @property
     def blocks_done(self) -> int:
-        """Number of these blocks on the device."""
+        """Return the number of these blocks on the device."""
         done = sum(block_count(size) for digest, size in self.layers.items() if digest not in self._left)
         if self.step is not Step.FILES:
             return done
@@ -213,8 +213,8 @@ class ModelUpdate:
         """Handle the serving process's report about the current bundle.
 
         Args:
-            confirmed: this digest was seen serving before, so an error now is no reason to go back.
-            crashing: the process dies again and again: that it serves just now is no recovery.
+            confirmed: whether this digest has been seen serving, so that an error now is no reason to roll back.
+            crashing: whether the process is in a crash loop, so that serving at this moment is no recovery.
         """
         if event.digest != self.digest or self.installed.current != self.digest:
             return

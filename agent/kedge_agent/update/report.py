@@ -1,4 +1,4 @@
-"""A model's update as it is reported."""
+"""The reported state of a model's update."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def reported_model(update: ModelUpdate, fetches: Fetches, latency: Latency | Non
     """Return the reported state of one model.
 
     Args:
-        fetches: what is under way.
-        latency: what is remembered of the model's calls.
-        now: seconds of the steady clock.
+        fetches: the running fetches.
+        latency: the stored latency of the model's calls.
+        now: seconds of the monotonic clock.
     """
     state, detail = update.step.value
     detail = update.detail or detail

@@ -15,16 +15,17 @@ class Settings:
     """Limits of the update machine.
 
     Attributes:
-        window: blocks asked for and not yet answered, over all downloads (1 to 256).
-        silence: seconds without any answer before asking again; grows with each vain try, with jitter.
-        serve_deadline: seconds that the serving child has to load a new bundle.
-        crashes: deaths of the serving child within ``crash_window`` seconds that are a crash loop (2 to 1000): a bundle
-            that was switched to within that time is rolled back.
-        disk_deadline: seconds without a word of the disk's thread after which a step that waits for it has failed.
-        prove_deadline: the same for golden vectors, with what a backend builds before them.
-        fetch_deadline: seconds without a new block from a controller that is there.
-        reserve_bytes: free space that a download must leave.
-        bytes_per_second: of blocks asked for, over all downloads; 0 for no limit.
+        window: largest number of pending blocks over all downloads (1 to 256).
+        silence: seconds without any answer before blocks are requested again; grows with each failed attempt, with
+            jitter.
+        serve_deadline: seconds that the serving process has to load a new bundle.
+        crashes: number of deaths of the serving process within ``crash_window`` seconds that counts as a crash loop (2
+            to 1000): a bundle that was switched to within that time is rolled back.
+        disk_deadline: seconds without an outcome of the disk's thread after which a step that waits for it fails.
+        prove_deadline: the same for golden vectors, including what a backend builds before them.
+        fetch_deadline: seconds without a new block from an online controller after which a fetch fails.
+        reserve_bytes: free disk space that a download must leave.
+        bytes_per_second: limit of requested bytes over all downloads; 0 for none.
     """
 
     window: int = 16

@@ -25,13 +25,13 @@ class Transfer:
     """The state of one transfer.
 
     Args:
-        digest: of the blob (also for its map).
-        kind: the blob's bytes or its map's.
-        size: bytes to pull.
+        digest: digest of the blob (also for its map).
+        kind: whether the blob or its map is transferred.
+        size: number of bytes to pull.
         whole: digest of those bytes.
-        hashes: the block map; with it each block is checked as it comes and written to disk by the caller. Without,
-            the bytes gather in memory and are checked whole.
-        have: bitmap of blocks that are on disk already.
+        hashes: the block map; with it each block is checked on arrival and written to disk by the caller. Without it
+            the bytes are collected in memory and checked as a whole.
+        have: bitmap of blocks that are already on disk.
     """
 
     def __init__(
@@ -97,10 +97,11 @@ class Transfer:
             self._wanted.appendleft(index)
 
     def accept(self, index: int, payload: bytes | memoryview) -> tuple[Verdict, list[int]]:
-        """Judge one block.
+        """Check one block.
 
         Returns:
-            The verdict; for a new block also the indices where its bytes belong (several where the blob repeats).
+            The verdict, and for a new block the indices where its bytes belong (several if the block occurs
+            repeatedly).
         """
         if index >= self.count or bit_is_set(self.have, index):
             return Verdict.KNOWN, []
@@ -141,7 +142,7 @@ class Transfer:
 
 
 def _twins(indices: list[int], hashes: bytes) -> dict[bytes, list[int]]:
-    """Hash → indices of those blocks that occur more than once."""
+    """Return hash → indices of the blocks that occur more than once."""
     places: dict[bytes, list[int]] = {}
     for index in indices:
         places.setdefault(hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE], []).append(index)
