@@ -236,7 +236,7 @@ def _server(table: ServeTable, folder: Path, load_seconds: float) -> ServerSetti
 
 
 def _target(given: str, folder: Path) -> tuple[str, tuple[str, ...]]:
-    """The target's name, and the runtimes to look for: its own, or those of every target known here."""
+    """Return the target's name and the runtimes to look for: its own, or those of every target known here."""
     from kedge_targets import target as targets
 
     if given.endswith(".toml"):

@@ -7,7 +7,7 @@
     STATE/models/NAME/previous       the one before it, kept for a roll-back
     STATE/models/NAME/generation     8 bytes, little-endian; grows after each switch; written in place, so that
                                      applications that mapped it see it
-    STATE/models/NAME/serving.json   what the serving child has loaded
+    STATE/models/NAME/serving.json   what the serving process has loaded
     STATE/models/NAME/counters/      one file a process, see :mod:`kedge_agent.counters`
 
 The agent writes; applications and the serving process read. A reader reads :meth:`ModelFolder.generation` first and

@@ -4,7 +4,7 @@
 
     STATE/blobs/sha256/HEX   complete and checked; read-only, slots are hard links to it
     STATE/maps/HEX           block map of the blob HEX, checked against the manifest that named it
-    STATE/partial/HEX        a blob under way
+    STATE/partial/HEX        an unfinished blob
 
 There is no journal: a block of a partial file is finished when its hash matches the map. A killed process or a power
 cut can only lose blocks.

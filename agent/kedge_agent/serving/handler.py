@@ -23,7 +23,7 @@ event loop, where nothing may block: the result is a finished :class:`Response` 
                 yield server_sent_event(token)        # waits here while the client reads slowly
 
 When the client goes away, the stream is closed: GeneratorExit is raised at its ``yield``. Between two chunks, or in a
-job that does not stream, :attr:`Request.client_gone` tells.
+job that does not stream, :attr:`Request.client_gone` is set.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Response:
     Attributes:
         status: HTTP status code.
         body: one piece of bytes, or several that are sent in order (large tensors are not copied).
-        content_type: of the body.
+        content_type: media type of the body.
         fields: additional header fields.
         stream: chunks of a body of unknown length, in place of ``body``. It is iterated in the job's thread, which
             waits while the client is slower; its ``close`` is called when the client goes or the server ends. Each

@@ -17,7 +17,7 @@ class Scheme:
     """A way to store a decoder.
 
     Attributes:
-        precision: of the layers' matrices.
+        precision: precision of the layers' matrices.
         group: number of input channels that share a scale.
         symmetric: whether zero-points are fixed.
         method: ``gptq`` (rounding errors compensate each other, scales are searched) or ``plain``.

@@ -43,7 +43,7 @@ def inputs(vectors: Golden, *, where: str) -> tuple[Array, Array]:
     """Return ``tokens`` and ``columns`` of golden vectors.
 
     Raises:
-        BundleError: they are not those of a decoder.
+        BundleError: the vectors are not those of a decoder.
     """
     tokens, columns = vectors.inputs.get("tokens"), vectors.inputs.get("columns")
     if tokens is None or columns is None or tokens.ndim != 2 or tokens.shape[1] <= STEPS or columns.ndim != 2:

@@ -19,7 +19,7 @@ class Figures:
     Attributes:
         perplexity, reference: perplexity of the compressed and of the float model, on the same tokens.
         kl: mean KL divergence of the compressed model's distribution from the float model's, nats per token.
-        kl_error: its standard error over the sequences.
+        kl_error: standard error of ``kl`` over the sequences.
         agreement: share of positions whose most likely token is the float model's.
         tokens: number of evaluated positions.
     """
