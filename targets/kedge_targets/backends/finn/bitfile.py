@@ -60,7 +60,7 @@ def copied(path: Path, folder: Path) -> dict[str, Path]:
     """Return title → copy of the bitfile and its hardware description.
 
     Raises:
-        StorageError: they cannot be copied.
+        StorageError: the files cannot be copied.
     """
     files = {BIT: folder / BIT, HWH: folder / HWH}
     try:

@@ -20,7 +20,7 @@ the design (DMA, interconnect), and above about three quarters of the LUTs timin
 
 @dataclass(frozen=True, kw_only=True)
 class Board:
-    """One board.
+    """The resources of one board's chip.
 
     Attributes:
         part: the chip's part number.

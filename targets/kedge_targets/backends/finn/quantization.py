@@ -25,7 +25,7 @@ class Quantized:
 
     Attributes:
         model: QONNX graph, one sample at once.
-        given: the user's graph, as it was read.
+        given: the user's graph, as read.
         samples: number of calibration samples actually used.
         notes: what was changed.
         taken: whether it was already quantized.

@@ -1,6 +1,6 @@
 """Computes MultiThreshold on integers: a sum of comparisons, as a line rounded down if that is equivalent.
 
-QONNX's MultiThreshold counts, of each number, the thresholds of its channel that it reaches: ``out = scale * count +
+QONNX's MultiThreshold counts, for each number, the thresholds of its channel that it reaches: ``out = scale * count +
 bias``. Thresholds of a uniform quantizer are steps of a line, so ``count = clip(floor(slope * x + start), low, high)``
 for some slope and start. That takes five passes over the numbers instead of one for each threshold. If no such line
 exists, a table, a search or the comparisons themselves give the same result.

@@ -29,7 +29,7 @@ class Kept:
         return found if whole and "samples_per_second" in found else None
 
     def write(self, figures: dict[str, float]) -> None:
-        """Keep figures.
+        """Store the figures.
 
         Raises:
             StorageError: the disk is full or not writable.

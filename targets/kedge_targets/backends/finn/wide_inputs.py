@@ -49,8 +49,8 @@ class WideInput:
 
 
 def taken_out(model: onnx.ModelProto) -> WideInput | None:
-    """Replace the input's quantizer by its scale, in place. Return None if the only reader of the only input is not a
-    16-bit quantizer with one scale, no zero-point and the usual rounding."""
+    """Replace the input's quantizer by its scale, in place. Return None unless a 16-bit quantizer with one scale, no
+    zero-point and the usual rounding is the only reader of the only input."""
     from onnx import helper
 
     wiring = Wiring(model)

@@ -39,7 +39,7 @@ class BlobTensor:
     """An input or output of a blob as depthai reads it.
 
     Attributes:
-        shape: the slowest axis first.
+        shape: shape, slowest axis first.
         dtype: depthai's name: ``FP16``, ``U8F``, ``INT``.
         order: depthai's name for the axes' order, ``NCHW``.
     """

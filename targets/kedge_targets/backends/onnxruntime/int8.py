@@ -43,7 +43,7 @@ class Static:
     """A statically quantized graph.
 
     Attributes:
-        model: with QuantizeLinear and DequantizeLinear around its integer layers.
+        model: graph with QuantizeLinear and DequantizeLinear around its integer layers.
         kept: nodes that stay in float because an output would not be accurate enough otherwise.
         weak: those outputs → dB with these nodes in integers.
     """

@@ -294,7 +294,7 @@ def _ignored(model: Any, names: list[str]) -> list[str]:
 
 
 class _Making:
-    """A graph quantized by NNCF, again with more nodes in float if an output is not accurate enough."""
+    """Quantizes a graph with NNCF, and again with more nodes in float if an output is not accurate enough."""
 
     def __init__(
         self,

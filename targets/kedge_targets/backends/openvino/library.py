@@ -39,7 +39,7 @@ def load() -> Any:
     """Import the package ``openvino``.
 
     Raises:
-        MissingDependencyError: it is not installed.
+        MissingDependencyError: OpenVINO is not installed.
     """
     try:
         if "openvino" in sys.modules:

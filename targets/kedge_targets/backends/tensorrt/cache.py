@@ -8,7 +8,7 @@ One file::
 
     32 bytes    the keyed digest
     4 bytes     length of the head, little-endian
-    head        JSON: what is known of the payload
+    head        JSON: what is known about the payload
     payload     the engine; may be empty
 """
 

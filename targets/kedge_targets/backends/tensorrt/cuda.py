@@ -42,7 +42,7 @@ def library() -> Any:
     """Return ``cuda-python``'s runtime module.
 
     Raises:
-        MissingDependencyError: it is not installed.
+        MissingDependencyError: ``cuda-python`` is not installed.
     """
     reasons = []
     for name in _MODULES:
@@ -130,7 +130,7 @@ class Buffer:
         call("cudaMemcpyAsync", self.pinned, self.device, self.host.nbytes, kind, stream)
 
     def close(self) -> None:
-        """Free both."""
+        """Free the memory on the host and on the device."""
         device, pinned = self.device, self.pinned
         self.device = self.pinned = 0
         if device:

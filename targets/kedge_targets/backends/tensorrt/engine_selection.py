@@ -71,7 +71,7 @@ def engine(bench: Bench, kernel_set: str, progress: Progress) -> Kept:
     """Return the engine of one kernel set, from the cache or newly built.
 
     Raises:
-        KedgeError: it cannot be built (now, or when it was tried before).
+        KedgeError: the engine cannot be built (now, or in an earlier attempt).
     """
     name = device.engine_name(bench.entry, bench.recipe, kernel_set, bench.here)
     kept = _kept(bench, name)

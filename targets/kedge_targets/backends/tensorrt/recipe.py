@@ -91,8 +91,8 @@ class Recipe:
 
     Attributes:
         form: see :data:`FORM`.
-        precisions: those offered, in the plan's order of preference; the device measures them and keeps the fastest
-            that passes the golden vectors.
+        precisions: offered precisions, in the plan's order of preference; the device measures them and keeps the
+            fastest that passes the golden vectors.
         files: precision → title of its graph, beside the recipe.
         workspace_bytes: scratch memory that the builder and the engine may use (``MemoryPoolType.WORKSPACE``).
         inputs: profiles of the inputs, in the graphs' order.

@@ -33,8 +33,8 @@ class Match:
     """The mapping of the file's tensors to the model's.
 
     Attributes:
-        inputs: for each input of the model ``file = model.transpose(permutation)``.
-        outputs: for each output of the model its position in the file and the permutation, likewise.
+        inputs: permutation for each input of the model: ``file = model.transpose(permutation)``.
+        outputs: position in the file and permutation for each output of the model, likewise.
         error: root mean square of the difference, relative to the reference's, for the worst output.
         off: likewise, but probabilities near 0 are compared with a value that is no longer small for a probability.
         worst: the output with the largest ``off``.

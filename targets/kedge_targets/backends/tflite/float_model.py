@@ -42,7 +42,7 @@ class FloatFile:
         keep: inputs whose axes the converter left alone.
         plain: whether Kedge's own converter made it.
         file: the ``.tflite``.
-        made: its contents.
+        made: what the file contains.
         match: the mapping of axes.
         batch: number of samples in one call.
     """

@@ -87,8 +87,8 @@ class Driver:
         """Map a graph to the fabric, fold it, and estimate its cost.
 
         Returns:
-            ``streamlined``, ``hardware``, ``parent``, ``child``: ONNX files; ``folding``: JSON; ``reports``: JSON files
-            of FINN's own; ``outside``: ``{"name", "operator", "place"}`` of nodes outside the partition; ``fold``: see
+            ``streamlined``, ``hardware``, ``parent``, ``child``: ONNX files; ``folding``: JSON; ``reports``: FINN's
+            own JSON files; ``outside``: ``{"name", "operator", "place"}`` of nodes outside the partition; ``fold``: see
             :mod:`folding`; ``fits``, ``tries``, ``fastest`` (of all that was tried), ``settings`` (of the board's
             driver), ``part``, ``steps`` (of FINN's flow, from the streamlined graph to the bitfile), ``seconds``.
         """

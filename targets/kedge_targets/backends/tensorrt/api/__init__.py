@@ -41,7 +41,7 @@ def load() -> Api:
     """Return the adapter for the installed TensorRT.
 
     Raises:
-        MissingDependencyError: none is installed, or it cannot be loaded here.
+        MissingDependencyError: TensorRT is not installed, or cannot be loaded here.
     """
     try:
         library = importlib.import_module("tensorrt")

@@ -18,7 +18,7 @@ from kedge_protocol.errors import UnsupportedOperatorError, VerificationError
 log = logging.getLogger("kedge.tensorrt")
 
 ProgressCallback = Callable[[str, int, int], None]
-"""``(what, done, total)``."""
+"""Called with ``(what, done, total)``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ _NEAR = 1e-3  # of a tensor's root mean square
 
 
 class Matching:
-    """The two graphs side by side.
+    """The two graphs, matched tensor by tensor.
 
     Args:
         graph: the ONNX model.

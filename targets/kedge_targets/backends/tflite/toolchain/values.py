@@ -14,7 +14,7 @@ class Value:
 
     Attributes:
         native_last: whether it was made with channels last.
-        shape: in ONNX's order.
+        shape: shape in ONNX's order.
     """
 
     def __init__(self, first=None, last=None):
