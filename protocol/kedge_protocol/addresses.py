@@ -1,4 +1,4 @@
-"""Parses network addresses and tells which of them only this machine can reach."""
+"""Parses network addresses and identifies those that only this machine can reach."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ def parse(text: str, *, where: str | None = None, any_port: bool = False) -> tup
     """Read ``host:port``, or ``[host]:port`` for an IPv6 address.
 
     Args:
-        where: what the error names.
+        where: the place named in the error.
         any_port: whether port 0, a free port that the system chooses, is allowed.
 
     Returns:
         The host, without brackets, and the port.
 
     Raises:
-        ConfigError: another form, or a port that does not exist.
+        ConfigError: the address has another form, or the port is out of range.
     """
     host, _, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")

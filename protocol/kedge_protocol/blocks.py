@@ -1,12 +1,12 @@
 """Blocks: the unit of transfer, resume and delta.
 
 A blob is cut into blocks of 64 KiB (the last may be shorter). Its *block map* is the concatenation of the 32-byte
-SHA-256 of each block, in order. The digest of the map stands in the bundle's manifest (annotation
-``io.kedge.blocks``), so a device proves the map before it asks for a block, and each block as it comes. A blob of
+SHA-256 of each block, in order. The digest of the map is stored in the bundle's manifest (annotation
+``io.kedge.blocks``), so a device verifies the map before it requests a block, and each block on arrival. A blob of
 one block needs no map: its own digest is the block's.
 
 Answers on ``…/blk/{rid}`` are binary: a 16-byte header (big-endian: magic ``KBLK``, version, status, two reserved
-bytes, block index, payload length), then the payload; with a status other than OK the payload is a UTF-8 reason.
+bytes, block index, payload length), then the payload; if the status is not OK, the payload is a reason in UTF-8.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 from kedge_protocol.errors import MessageError, StorageError
 
 BLOCK_SIZE = 64 * 1024
-"""Payload bytes of a block."""
+"""The payload size of a block in bytes."""
 HASH_SIZE = 32
-"""Bytes of one entry of a block map."""
+"""The size of one entry of a block map in bytes."""
 MAX_MESSAGE_BYTES = 96 * 1024
-"""Largest payload of a message on the wire, in bytes."""
+"""The largest payload of a message on the wire, in bytes."""
 
 _HEADER = struct.Struct(">4sBBHII")
 _MAGIC = b"KBLK"
@@ -50,7 +50,7 @@ class BlockAnswer:
 
     @property
     def reason(self) -> str:
-        """The refusal in words; empty for OK."""
+        """Return the refusal in words; empty for OK."""
         return "" if self.status is BlockStatus.OK else bytes(self.payload).decode(errors="replace")
 
 
@@ -60,7 +60,7 @@ def block_count(size: int) -> int:
 
 
 def block_length(size: int, index: int) -> int:
-    """Return the bytes of block ``index`` of a blob of ``size`` bytes."""
+    """Return the number of bytes of block ``index`` of a blob of ``size`` bytes."""
     return min(BLOCK_SIZE, size - index * BLOCK_SIZE)
 
 
@@ -94,7 +94,7 @@ def decode_answer(raw: bytes, *, where: str = "block answer") -> BlockAnswer:
     """Decode one answer; the payload is not copied.
 
     Raises:
-        MessageError: wrong magic, version, status or length.
+        MessageError: the magic, version, status or length is wrong.
     """
     if len(raw) < _HEADER.size:
         raise MessageError(f"{len(raw)} bytes are too few", where=where)

@@ -39,7 +39,7 @@ class Broker:
         """Return the TLS context: TLS 1.2 or newer, with host name check; None without TLS.
 
         Raises:
-            ConfigError: a certificate or key that cannot be used.
+            ConfigError: a certificate or key cannot be used.
         """
         if not self.tls:
             return None
@@ -71,11 +71,11 @@ def parse_broker(
     Args:
         ca: PEM file of the authority that signed the broker's certificate; None for the system's.
         cert, key: PEM files of this client's certificate; the key may be in ``cert``.
-        username, password: for the broker; a password never stands in the URL, where every process list shows it.
+        username, password: for the broker; a password is never part of the URL, where every process list would show it.
 
     Raises:
-        ConfigError: another scheme, no host, a bad port, anything after the port, files that are missing, or options
-            that do not go together.
+        ConfigError: the scheme is unknown, the host is missing, the port is invalid, something follows the port, files
+            are missing, or options conflict.
     """
     try:
         parts = urlsplit(url)

@@ -1,9 +1,9 @@
 """JSON documents and their typed views.
 
-Bytes are identity: a received document is kept as the bytes that came and is never serialized anew. Parsing makes
-a *view*: a frozen dataclass with the fields this version knows; unknown fields stay in the bytes. Types are checked
-strictly (no ``"5"`` for ``5``). What users write by hand (TOML) is read with ``strict=True``: there an unknown key
-is an error.
+Bytes are identity: a received document is kept as received and is never serialized again. Parsing makes a
+*view*: a frozen dataclass with the fields that this version knows; unknown fields stay in the bytes. Types are checked
+strictly (no ``"5"`` for ``5``). Files written by hand (TOML) are read with ``strict=True``: there an unknown key is
+an error.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def encode(value: Any) -> bytes:
 
 
 def sayable(text: str) -> str:
-    """Return ``text`` with escapes for what UTF-8 cannot encode: half a surrogate pair, as in some file names."""
+    """Return ``text`` with escapes for characters that UTF-8 cannot encode: lone surrogates, as in some file names."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -40,11 +40,12 @@ def loads(raw: bytes, *, where: str, finite: bool = True) -> Any:
     """Parse JSON bytes.
 
     Args:
-        finite: refuse NaN and Infinity; a worker may have measured them.
+        finite: reject NaN and Infinity, which a worker may have measured.
 
     Raises:
-        MessageError: not JSON as RFC 8259 has it (UTF-8, no NaN, no Infinity), a number beyond a double's range, half a
-            surrogate pair, or larger than :data:`MAX_DOCUMENT_BYTES`: all that :func:`encode` could not write.
+        MessageError: it is not JSON by RFC 8259 (UTF-8, no NaN, no Infinity), contains a number beyond a double's
+            range or a lone surrogate, or is larger than :data:`MAX_DOCUMENT_BYTES`: anything that :func:`encode` could
+            not write.
     """
     if len(raw) > MAX_DOCUMENT_BYTES:
         raise MessageError(f"a document of {len(raw)} bytes is over the limit", where=where)
@@ -71,7 +72,7 @@ def decode(raw: bytes, cls: type[T], *, where: str) -> T:
     """Parse received JSON bytes into a typed view.
 
     Raises:
-        MessageError: not JSON, or a field that is missing or of the wrong type.
+        MessageError: it is not JSON, or a field is missing or of the wrong type.
     """
     data = loads(raw, where=where)
     if not isinstance(data, Mapping):

@@ -13,7 +13,7 @@ def read(path: Path) -> bytes:
     """Read a credential.
 
     Raises:
-        ConfigError: it cannot be read, or is too large to be one.
+        ConfigError: the file cannot be read, or is too large for a credential.
     """
     try:
         with path.open("rb") as file:
@@ -29,7 +29,7 @@ def read_password(path: Path) -> str:
     """Read the first line of a password file.
 
     Raises:
-        ConfigError: see :func:`read`; or the line is empty or not UTF-8.
+        ConfigError: as in :func:`read`; or the line is empty or not UTF-8.
     """
     try:
         lines = read(path).decode().splitlines()

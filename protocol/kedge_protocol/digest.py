@@ -40,7 +40,7 @@ def of_file(path: Path) -> str:
 
 
 def checked(digest: str, *, where: str = "digest") -> str:
-    """Return ``digest`` if it is well formed: digests become file names, so none is trusted unchecked.
+    """Return ``digest`` if it is well formed: digests become file names, so all are checked.
 
     Raises:
         BundleError: it is not ``sha256:`` with 64 lower-case hexadecimal digits.
@@ -51,7 +51,7 @@ def checked(digest: str, *, where: str = "digest") -> str:
 
 
 def hex_of(digest: str) -> str:
-    """Return the hexadecimal part after a check."""
+    """Check a digest and return its hexadecimal part."""
     return checked(digest).partition(":")[2]
 
 

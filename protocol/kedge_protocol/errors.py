@@ -3,30 +3,30 @@
 ::
 
     KedgeError
-    ├── InputError                what the user gave is wrong
-    │   ├── ModelError            not a model, too new, broken
+    ├── InputError                the user's input is wrong
+    │   ├── ModelError            not a model, too new, damaged
     │   │   └── UnsupportedOperatorError
     │   ├── DatasetError          arrays of the wrong name, shape, dtype, length, content
     │   ├── TargetError           unknown target, broken target file
     │   └── ConfigError           broken configuration file or option
     ├── MissingDependencyError    an extra, a program, a toolchain or a newer Python is missing
     │   └── ToolchainError
-    ├── WorkerError               the child process did not answer well
+    ├── WorkerError               the child process failed to answer
     │   ├── WorkerTimeoutError
     │   ├── WorkerMemoryError
     │   ├── WorkerCrashedError    killed by a signal, or exited without an answer
     │   └── WorkerTaskError       the task itself raised
-    ├── CompileError              the compiler could not make what was asked
+    ├── CompileError              the compiler could not fulfil the request
     │   ├── LoweringError         one backend could not lower this graph with this plan
-    │   │   └── CapacityError     the device has no room for it, or is not as fast as was asked for
-    │   ├── StepError             a step of compression could not do its work on this model
-    │   │   └── DivergedError     training left the numbers (NaN, infinity) or only made it worse
-    │   └── BudgetError           nothing that was found keeps the budget; says how near it came
-    ├── BundleError               a layout, manifest or configuration that is not as agreed
+    │   │   └── CapacityError     the device lacks the room or the requested speed
+    │   ├── StepError             a compression step failed on this model
+    │   │   └── DivergedError     training produced NaN or infinity, or only made it worse
+    │   └── BudgetError           no candidate meets the budget; says how near the best one came
+    ├── BundleError               a layout, manifest or configuration violates the format
     │   └── DigestMismatchError
-    ├── IncompatibleError         a good bundle that this device cannot run
-    ├── VerificationError         golden vectors did not hold
-    ├── MessageError              a message on the wire that is not as agreed
+    ├── IncompatibleError         a valid bundle that this device cannot run
+    ├── VerificationError         golden vectors do not match
+    ├── MessageError              a message on the wire violates the protocol
     ├── StorageError              disk full, not writable, not readable
     └── FleetError                unknown device, release, rollout; conflict
         └── BrokerError
@@ -40,11 +40,11 @@ from typing import Any
 
 
 class KedgeError(Exception):
-    """Base of every error that Kedge raises on purpose.
+    """The base of every error that Kedge raises on purpose.
 
     Args:
-        what: what was wrong, one sentence without a full stop at its end.
-        where: the file, node, field or device where it was seen.
+        what: what was wrong, as one sentence without a full stop.
+        where: the file, node, field or device in question.
         remedy: what the reader can do about it.
     """
 
@@ -78,7 +78,7 @@ class ModelError(InputError):
 
 
 class UnsupportedOperatorError(ModelError):
-    """An operator that no backend of the target takes; names the operator and its node."""
+    """An operator that no backend of the target supports; names the operator and its node."""
 
 
 class DatasetError(InputError):
@@ -142,7 +142,7 @@ class DivergedError(StepError):
 
 
 class BudgetError(CompileError):
-    """No candidate keeps the budget; the message says how near the best one came and where it is stored."""
+    """No candidate meets the budget; the message says how near the best one came and where it is stored."""
 
 
 class BundleError(KedgeError):

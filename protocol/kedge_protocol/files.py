@@ -29,7 +29,7 @@ def replacement(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
         mode: the permissions of the file, whatever the umask is.
 
     Raises:
-        OSError: the disk is full or not writable; ``path`` is as before.
+        OSError: the disk is full or not writable; ``path`` is unchanged.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -60,10 +60,10 @@ def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def write_once(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a file that must not exist yet: of several processes the first one wins.
+    """Write a file that must not exist yet: if several processes try, the first one wins.
 
     Raises:
-        FileExistsError: it is there.
+        FileExistsError: the file exists.
         OSError: the disk is full or not writable.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -89,12 +89,12 @@ def try_lock(handle: int, *, shared: bool = False) -> bool:
 
 
 def lock(handle: int) -> None:
-    """Lock an open file for this process; waits where another one has it."""
+    """Lock an open file for this process; wait if another process holds the lock."""
     fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def unlock(handle: int) -> None:
-    """Give the lock back before the descriptor is closed."""
+    """Release the lock before the descriptor is closed."""
     fcntl.flock(handle, fcntl.LOCK_UN)
 
 
@@ -102,7 +102,7 @@ def open_lock(path: Path, *, mode: int = 0o644) -> int:
     """Open a lock file, creating it if missing, without following links.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the file cannot be created.
     """
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
 
@@ -112,13 +112,13 @@ def locked(path: Path, *, mode: int = 0o644, on_wait: Callable[[], None] = lambd
     """Hold the lock of a file: one process at a time, others wait. The system releases it with the process.
 
     Args:
-        on_wait: called once where another process has the lock.
+        on_wait: called once if another process holds the lock.
 
     Yields:
         The lock's descriptor: a process that inherits it holds the lock too.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
     handle = open_lock(path, mode=mode)
     try:

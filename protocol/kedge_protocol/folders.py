@@ -1,4 +1,4 @@
-"""The user's folders by the XDG base directory specification."""
+"""The user's folders according to the XDG base directory specification."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def user_folder(variable: str, default: str) -> Path:
 
     Args:
         variable: the environment variable that names the base folder; a relative path in it is ignored, as the
-            specification asks.
-        default: the base folder below the home folder where the variable does not name one.
+            specification requires.
+        default: the base folder below the home folder if the variable does not name one.
     """
     base = Path(os.environ.get(variable, ""))
     return (base if base.is_absolute() else Path.home() / default) / "kedge"

@@ -2,17 +2,17 @@
 
 One ``.npz`` (no pickles; members carry no times, so equal vectors have equal bytes)::
 
-    in/<input name>      raw samples, before preprocessing, first axis the sample
+    in/<input name>      raw samples, before preprocessing, sample axis first
     out/<output name>    float outputs expected of this very file
-    tol/<output name>    float64 [max_abs, rms]: the largest deviation allowed of one element, and of the root mean
+    tol/<output name>    float64 [max_abs, rms]: the largest allowed deviation of one element, and of the root mean
                          square over all elements
-    code/<input name>    bytes: in/ holds codes (:class:`kedge_protocol.golden_coding.CodedInput`), where the samples
-                         themselves would weigh too much
-    shape/<output name>  int64: of one sample; out/ holds checksums (:func:`kedge_protocol.golden_coding.checksums`),
-                         where the outputs themselves would weigh too much
+    code/<input name>    bytes: in/ holds codes (:class:`kedge_protocol.golden_coding.CodedInput`) if the samples
+                         themselves would be too large
+    shape/<output name>  int64, of one sample: out/ holds checksums (:func:`kedge_protocol.golden_coding.checksums`)
+                         if the outputs themselves would be too large
 
-The tolerance is *measured*: at compile time the file is run by every kernel set that the target may use, and the
-allowance is the largest deviation seen with a margin (see ``kedge.evaluation.golden``).
+The tolerance is *measured*: at compile time every kernel set that the target may use runs the file, and the
+tolerance is the largest deviation seen plus a margin (see ``kedge.evaluation.golden``).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Allowed deviation of one output, in the output's own unit."""
+    """The allowed deviation of one output, in the output's own unit."""
 
     max_abs: float
     rms: float
@@ -46,8 +46,8 @@ class Golden:
     """Inputs, expected outputs and tolerances, each by tensor name.
 
     Attributes:
-        coded: inputs that are stored in a small form.
-        shapes: of one sample of those outputs of which ``outputs`` has only checksums.
+        coded: the inputs that are stored in a compact form.
+        shapes: the shape of one sample, for outputs of which ``outputs`` has only checksums.
     """
 
     inputs: dict[str, Array]
@@ -58,7 +58,7 @@ class Golden:
 
     @property
     def samples(self) -> int:
-        """Number of vectors."""
+        """The number of vectors."""
         return int(next(iter(self.inputs.values())).shape[0])
 
 
@@ -92,7 +92,7 @@ def deviation(expected: Array, actual: Array) -> tuple[float, float]:
 
 
 def compare(golden: Golden, actual: dict[str, Array]) -> list[Deviation]:
-    """Measure each output.
+    """Measure the deviation of each output.
 
     Raises:
         VerificationError: an output is missing or has another shape.
@@ -149,7 +149,7 @@ def load(path: Path) -> Golden:
     """Read golden vectors.
 
     Raises:
-        BundleError: not such a file, or parts of it do not belong together.
+        BundleError: the file does not hold golden vectors, or its parts do not match.
     """
     parts: dict[str, dict[str, Array]] = {"in": {}, "out": {}, "tol": {}, "code": {}, "shape": {}}
     try:

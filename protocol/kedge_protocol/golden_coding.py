@@ -1,8 +1,8 @@
 """Compact forms of golden vectors: inputs with few bits and lower resolution, outputs as checksums.
 
-Both sides of a proof read the same numbers: an input is *defined* as what :meth:`CodedInput.decoded` gives
-(multiplication and addition in float32, one after the other, are the same on every processor), and the expected outputs
-are those of these very inputs.
+Both sides of a verification read the same numbers: an input is *defined* as the result of :meth:`CodedInput.decoded`
+(a multiplication and then an addition in float32 give the same result on every processor), and the expected outputs are
+those of exactly these inputs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 _LEVELS = 255
 _LEAST_AXIS = 32
-"""Axes shorter than this keep their resolution: they may be channels."""
+"""Axes shorter than this keep their resolution, because they may be channels."""
 _MOST_ELEMENTS = 1 << 28
 _SIGNS = 0x9E3779B97F4A7C15
 """The multiplier of Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4)."""
@@ -28,13 +28,13 @@ _SIGNS = 0x9E3779B97F4A7C15
 
 @dataclass(frozen=True)
 class CodedInput:
-    """Samples of one input.
+    """The encoded samples of one input.
 
     Attributes:
-        codes: first axis the sample.
-        shape: of one sample as the model takes it; longer axes than those of ``codes`` are filled by repetition.
-        dtype: as the model takes it.
-        scale, offset: ``value = codes * scale + offset`` in float32; None where the codes are the values.
+        codes: the codes, sample axis first.
+        shape: the shape of one sample for the model; axes longer than those of ``codes`` are filled by repetition.
+        dtype: the dtype for the model.
+        scale, offset: ``value = codes * scale + offset`` in float32; None if the codes are the values.
     """
 
     codes: Array
@@ -47,7 +47,7 @@ class CodedInput:
         """Decode the samples.
 
         Raises:
-            ValueError: a shape that the codes do not fill, or one beyond all reason.
+            ValueError: the codes do not fill the shape, or the shape is unreasonably large.
         """
         values = self.codes
         if values.ndim != len(self.shape) + 1 or math.prod(self.shape) * len(values) > _MOST_ELEMENTS:
@@ -73,10 +73,10 @@ class CodedInput:
 
     @classmethod
     def of(cls, codes: Array, how: bytes) -> CodedInput:
-        """What :meth:`how` tells of these codes.
+        """Make a coded input from codes and the result of :meth:`how`.
 
         Raises:
-            ValueError, TypeError: something else.
+            ValueError, TypeError: ``how`` is something else.
         """
         shape, dtype, scale, offset = json.loads(how)
         return cls(codes, tuple(int(axis) for axis in shape), str(dtype), scale, float(offset))
@@ -86,10 +86,10 @@ def code(samples: Array, *, eight_bits: bool, step: int = 1) -> CodedInput:
     """Encode samples in a compact form.
 
     Args:
-        samples: first axis the sample.
-        eight_bits: round floats to 256 levels between their smallest and largest value; whole numbers of that range
-            stay what they are. Integers never lose anything.
-        step: of every axis of 32 or more only each ``step``-th value is kept, and repeated when it is read.
+        samples: the samples, sample axis first.
+        eight_bits: round floats to 256 levels between their smallest and largest value; whole numbers in such a range
+            stay exact. Integers are always exact.
+        step: of every axis of 32 or more, only every ``step``-th value is kept, and repeated when decoded.
     """
     kept = tuple(slice(None, None, step if size >= _LEAST_AXIS else 1) for size in samples.shape[1:])
     values = samples[(slice(None), *kept)]
@@ -121,8 +121,9 @@ def _smallest(values: Array) -> np.dtype[Any]:
 
 
 def checksums(outputs: Array, count: int) -> Array:
-    """``[N, count]`` sums, in float64, of every output's elements with signs: each element is in one sum, and a change
-    of any element changes it by as much. (A count sketch, Charikar et al. 2002, whose hash is the element's place.)"""
+    """Return ``[N, count]`` signed sums, in float64, of every output's elements: each element is in one sum, and a
+    change of any element changes that sum by as much. (A count sketch, Charikar et al. 2002, whose hash is the
+    element's position.)"""
     rows = outputs.reshape(len(outputs), -1).astype(np.float64)
     places = np.arange(rows.shape[1], dtype=np.uint64) * np.uint64(_SIGNS)
     signs = np.where(places >> np.uint64(63), -1.0, 1.0)

@@ -1,5 +1,5 @@
 """A bundle: one model for one target, as an OCI image manifest; a release: the bundles of one version.
 
-``config`` is what a bundle says of itself, ``oci`` the documents around it, ``layout`` reads and ``write`` writes an
-OCI image layout on disk.
+``config`` is a bundle's description of itself, ``oci`` the documents around it; ``layout`` reads and ``write`` writes
+an OCI image layout on disk.
 """

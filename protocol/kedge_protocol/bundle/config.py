@@ -16,7 +16,7 @@ from kedge_protocol.bundle.preprocess import Preprocess as Preprocess
 SCHEMA_VERSION = 1
 
 NO_BATCH = -1
-"""Value of a batch axis for a tensor without one (a sample rate, a list of detections)."""
+"""The batch axis of a tensor without one (a sample rate, a list of detections)."""
 
 
 class Verified(str, enum.Enum):
@@ -33,12 +33,12 @@ class FileTensor:
     """A tensor as it is in the model's file.
 
     Attributes:
-        name: in the file.
-        index: position among the file's inputs or outputs.
-        shape: of the file; None for a free dimension.
-        dtype: numpy's name (``float32``, ``int8``, …).
-        permutation: ``file = model.transpose(permutation)``; None where the axes are the same.
-        scale, zero_point: ``real = (file - zero_point) * scale``; None where the file's tensor is not quantized.
+        name: the name in the file.
+        index: the position among the file's inputs or outputs.
+        shape: the shape in the file; None for a free dimension.
+        dtype: NumPy's name (``float32``, ``int8``, …).
+        permutation: ``file = model.transpose(permutation)``; None if the axes are the same.
+        scale, zero_point: ``real = (file - zero_point) * scale``; None if the file's tensor is not quantized.
     """
 
     name: str
@@ -52,14 +52,14 @@ class FileTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """A tensor as the caller sees it: with the trained model's name, shape and dtype, whatever the file has.
+    """A tensor as the caller sees it: with the trained model's name, shape and dtype, regardless of the file's.
 
     Attributes:
-        shape: None for a free dimension.
-        layout: ``NCHW``, ``NHWC``, … where it is known.
-        preprocess: for inputs; raw samples are turned before anything else.
-        batch_axis: of ``shape``; :data:`NO_BATCH` for a tensor without a batch. Its file has
-            a first axis of one sample before those of ``shape``, and ``file.permutation`` counts it.
+        shape: the shape; None for a free dimension.
+        layout: ``NCHW``, ``NHWC``, … if known.
+        preprocess: for inputs: the conversion of raw samples, applied before anything else.
+        batch_axis: the batch axis in ``shape``; :data:`NO_BATCH` for a tensor without a batch. The file then has a
+            first axis of one sample before those of ``shape``, which ``file.permutation`` includes.
     """
 
     name: str
@@ -78,7 +78,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """A state: an input that takes in each call the output of the previous call; zeros in the first."""
+    """A state: an input that takes the output of the previous call; zeros in the first call."""
 
     input: str
     output: str
@@ -99,10 +99,10 @@ class Metric:
 
     Attributes:
         name: ``top1``, ``agreement``, ``cosine`` or the user's function.
-        value: of the packed files; ``reference`` of the float model.
-        agreement: share of samples (0..1) whose answer is the float model's; None where that has no meaning.
-        samples: evaluated.
-        measured_on: runtime with version, and architecture.
+        value: the value for the packed files; ``reference`` is that of the float model.
+        agreement: the fraction of samples (0..1) with the float model's answer; None if that has no meaning.
+        samples: the number of samples evaluated.
+        measured_on: the runtime with its version, and the architecture.
     """
 
     name: str
@@ -115,10 +115,10 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What the bundle needs on the device, in bytes: its files on disk, and an estimate of the model's memory beside
-    the runtime's own (the files twice, as read and as the runtime packs them anew, and every tensor of one sample).
+    """The bundle's needs on the device, in bytes: its files on disk, and an estimate of the model's memory in addition
+    to the runtime's own (the files twice, as read and as repacked by the runtime, and every tensor of one sample).
 
-    An estimate and not a measurement, so that equal input gives an equal digest; what was measured on the host is in
+    It is an estimate and not a measurement, so that equal input gives an equal digest; the host's measurements are in
     the report.
     """
 
@@ -141,7 +141,7 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenRef:
-    """The golden vectors: their file in the bundle and what the tolerance was measured over (kernel sets)."""
+    """The golden vectors: their file in the bundle and the kernel sets over which the tolerance was measured."""
 
     file: str
     digest: str
@@ -154,16 +154,16 @@ class BundleConfig:
     """The configuration of a bundle.
 
     Attributes:
-        name, version: of the model and its release.
-        target, backend: where and how it runs.
-        entry: the file that the runtime opens; others of the bundle lie beside it.
-        precision: ``int8``, ``float16`` or ``float32``: what the host's plan was.
-        runtimes: any of these can run it, in order of preference.
-        runtime_options: passed to the backend's runtime as they are (threads, hints).
-        labels: class names, in the order of the output's last axis.
-        states: of a model that remembers.
-        generation: of a model that writes text; None for all others.
-        pipeline: from raw data to an answer; None where the caller brings tensors.
+        name, version: the model's name and its release's version.
+        target, backend: where and how the model runs.
+        entry: the file that the runtime opens; the bundle's other files lie beside it.
+        precision: ``int8``, ``float16`` or ``float32``, from the host's plan.
+        runtimes: the runtimes that can run the bundle, in order of preference.
+        runtime_options: passed to the backend's runtime unchanged (threads, hints).
+        labels: the class names, in the order of the output's last axis.
+        states: the states of a stateful model.
+        generation: the configuration of a model that generates text; None for all others.
+        pipeline: the pipeline from raw data to an answer; None if the caller passes tensors.
     """
 
     schema_version: int

@@ -1,4 +1,4 @@
-"""The configuration of a bundle for text generation, beside the common configuration."""
+"""The configuration of a bundle for text generation, in addition to the common configuration."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class Generation:
 
     Attributes:
         architecture: the family (``llama``).
-        context: positions of one sequence, prompt and answer together.
-        slots: sequences at once that ``resources.memory_bytes`` counts.
-        vocabulary: tokens that there are.
-        position_bytes: of the caches, for one position of one slot.
-        tokenizer: title of the file ``tokenizer.json``.
-        template: title of the chat template (Jinja); None for a model that only goes on with a text.
-        begin_token: put before a plain text; None where there is none.
+        context: the number of positions of one sequence, prompt and answer together.
+        slots: the number of concurrent sequences assumed in ``resources.memory_bytes``.
+        vocabulary: the number of tokens.
+        position_bytes: the size of the caches for one position of one slot, in bytes.
+        tokenizer: the title of the file ``tokenizer.json``.
+        template: the title of the chat template (Jinja); None for a model that only continues a text.
+        begin_token: the token put before a plain text; None if there is none.
         end_tokens: any of these ends an answer.
         special: the template's variables ``bos_token``, ``eos_token``, ….
     """
@@ -35,5 +35,5 @@ class Generation:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the caches of all slots."""
+        """The size of the caches of all slots, in bytes."""
         return self.slots * self.context * self.position_bytes

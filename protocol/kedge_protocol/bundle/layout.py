@@ -13,7 +13,7 @@ from kedge_protocol.errors import BundleError, MessageError
 
 MAX_TITLE_BYTES = 128
 _UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Control characters, line separators, halves of surrogate pairs."""
+"""Control characters, line separators, and lone surrogates."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Bundle:
     """A view of one bundle: the manifest's own bytes are its identity.
 
     Attributes:
-        digest: of ``raw``.
-        raw: the manifest as it was received.
-        manifest, config: views.
-        config_raw: the configuration blob as it was received.
+        digest: the digest of ``raw``.
+        raw: the manifest as received.
+        manifest, config: typed views.
+        config_raw: the configuration blob as received.
     """
 
     digest: str
@@ -35,12 +35,12 @@ class Bundle:
 
     @property
     def files(self) -> dict[str, oci.Descriptor]:
-        """Title → descriptor of every layer, golden vectors among them."""
+        """Title → descriptor of every layer, including the golden vectors."""
         return {layer.title: layer for layer in self.manifest.layers}
 
     @property
     def model_bytes(self) -> int:
-        """Bytes of the files that the device needs to run the model (without the golden vectors)."""
+        """The size of the files that the device needs to run the model (without the golden vectors), in bytes."""
         return sum(layer.size for layer in self.manifest.layers if layer.media_type == oci.FILE_TYPE)
 
 
@@ -59,7 +59,7 @@ def parse_manifest(raw: bytes, *, where: str) -> oci.Manifest:
     """Parse a bundle's manifest.
 
     Raises:
-        BundleError: not a Kedge bundle, a digest that is none, or a title that is not a plain file name.
+        BundleError: it is not a Kedge bundle, a digest is invalid, or a title is not a plain file name.
     """
     try:
         manifest = codec.decode(raw, oci.Manifest, where=where)
@@ -107,7 +107,7 @@ def parse_bundle(raw: bytes, config_raw: bytes, *, where: str) -> Bundle:
     """Parse a bundle from the bytes of its manifest and configuration; the latter is checked against the former.
 
     Raises:
-        BundleError: see :func:`parse_manifest` and :func:`parse_config`; also an entry that is no layer.
+        BundleError: as in :func:`parse_manifest` and :func:`parse_config`; or the entry is not a layer.
         DigestMismatchError: the configuration is not the manifest's.
     """
     manifest = parse_manifest(raw, where=where)
@@ -126,7 +126,7 @@ def checked_title(title: str, *, where: str) -> str:
     """Return ``title`` if it is a plain file name, since it becomes one on the device.
 
     Raises:
-        BundleError: empty, over 128 bytes of UTF-8, hidden, with a folder or a control character in it.
+        BundleError: it is empty, over 128 bytes of UTF-8, hidden, or contains a folder or a control character.
     """
     plain = PurePosixPath(title).name == title and "\\" not in title and not _UNPRINTABLE.search(title)
     if not title or not plain or title.startswith(".") or len(title.encode()) > MAX_TITLE_BYTES:
@@ -141,7 +141,7 @@ class Layout:
         path: the folder with ``oci-layout``, ``index.json`` and ``blobs``.
 
     Raises:
-        BundleError: the folder is none.
+        BundleError: the folder is not an image layout.
     """
 
     def __init__(self, path: Path) -> None:
@@ -168,8 +168,8 @@ class Layout:
         """Read a small blob and check its digest.
 
         Raises:
-            BundleError: missing, or not of the descriptor's size.
-            DigestMismatchError: other bytes.
+            BundleError: the blob is missing or does not have the descriptor's size.
+            DigestMismatchError: the blob has other bytes.
         """
         path = self.blob_path(descriptor.digest)
         if not path.is_file():
@@ -184,7 +184,7 @@ class Layout:
         """Read the release of this layout.
 
         Raises:
-            BundleError: none or several.
+            BundleError: there is no release, or there are several.
         """
         found = [m for m in self.index.manifests if m.media_type == oci.INDEX_TYPE]
         if len(found) != 1:
@@ -209,7 +209,7 @@ class Layout:
         """Read the release's bundle for one target.
 
         Raises:
-            BundleError: no such bundle; the message lists those there are.
+            BundleError: there is no such bundle; the message lists the existing ones.
         """
         release = self.release()
         if target not in release.bundles:
@@ -228,7 +228,7 @@ class Layout:
         """Check every blob that the release reaches, by size and digest.
 
         Raises:
-            BundleError, DigestMismatchError: the first that is wrong.
+            BundleError, DigestMismatchError: for the first invalid blob.
         """
         for descriptor in self.release().bundles.values():
             for layer in self.read_bundle(descriptor).manifest.layers:

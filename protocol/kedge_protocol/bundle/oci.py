@@ -10,7 +10,7 @@ from kedge_protocol.codec import named
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 BUNDLE_TYPE = "application/vnd.kedge.bundle.v1"
-"""``artifactType`` of a bundle's manifest."""
+"""The ``artifactType`` of a bundle's manifest."""
 CONFIG_TYPE = "application/vnd.kedge.bundle.config.v1+json"
 FILE_TYPE = "application/vnd.kedge.file.v1"
 GOLDEN_TYPE = "application/vnd.kedge.golden.v1"
@@ -24,7 +24,7 @@ TARGET = "io.kedge.target"
 NAME = "io.kedge.name"
 VERSION = "io.kedge.version"
 BLOCKS = "io.kedge.blocks"
-"""Annotation of a layer with more than one block: the digest of its block map."""
+"""The annotation of a layer with more than one block: the digest of its block map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Descriptor:
 
     @property
     def title(self) -> str:
-        """The file name, or empty."""
+        """The file name; empty if there is none."""
         return self.annotations.get(TITLE, "")
 
 

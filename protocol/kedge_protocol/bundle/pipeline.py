@@ -1,11 +1,11 @@
 """Pipelines as data: how a picture, a sound or a text becomes a model's tensors, and its tensors an answer.
 
-It is written by the user as TOML (``kedge compile --pipeline``), checked against the model when that is compiled, and
+The user writes it as TOML (``kedge compile --pipeline``); it is checked against the model when that is compiled, and
 carried in the bundle's configuration. :mod:`kedge_targets.pipeline` runs it, on the host and on the device.
 
 A pipeline has one input section (``picture``, ``sound`` or ``text``) and at most one output section (``scores``,
-``boxes``, ``mask``, ``sequence`` or ``embedding``). Lengths of 0 mean "as the model has it"; a bundle holds none where
-the model says more.
+``boxes``, ``mask``, ``sequence`` or ``embedding``). A length of 0 means the model's own; a bundle contains
+none if the model determines it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kedge_protocol.bundle.preprocess import Preprocess
 
 
 class Task(str, enum.Enum):
-    """The task of a pipeline. Each has a ready pipeline: ``kedge compile --task``."""
+    """The task of a pipeline. Each has a predefined pipeline: ``kedge compile --task``."""
 
     CLASSIFICATION = "classification"
     DETECTION = "detection"
@@ -89,8 +89,8 @@ class Pooling(str, enum.Enum):
 class Head(str, enum.Enum):
     """The format of a detector's boxes.
 
-    Sources: the export of Ultralytics YOLOv8 and of YOLOv5; SSD (Liu et al., 2016, arXiv:1512.02325), with a background
-    class in front; the ``TFLite_Detection_PostProcess`` operator of TensorFlow.
+    Sources: the exports of Ultralytics YOLOv8 and YOLOv5; SSD (Liu et al., 2016, arXiv:1512.02325), with a background
+    class first; the ``TFLite_Detection_PostProcess`` operator of TensorFlow.
     """
 
     ANCHOR_FREE = "anchor-free"  # one output [N, 4 + C, A]: centre x, centre y, width, height; C probabilities
@@ -105,16 +105,16 @@ class Picture:
     """Converts a picture to uint8 pixels of the model's size.
 
     Attributes:
-        width, height: pixels of the model's input.
-        fit: how the picture comes to that size.
-        crop_share: for ``crop``: share of the (scaled) picture's shorter side that is kept; 0.875 scales to 256 before
-            224 are cut out.
-        filter: of the scaling.
-        antialias: where a picture is made smaller, whether the filter grows with it (as Pillow does; OpenCV does not).
-        fill: 0..255, of the ground of ``letterbox`` and ``line``.
-        colour: of the model's input; by default RGB, grey where it has one channel.
-        layout: of the model's input; by default what its graph or its shape tells.
-        input: the model's input; its only one where that is not said.
+        width, height: the size of the model's input in pixels.
+        fit: how the picture is fitted to that size.
+        crop_share: for ``crop``: the fraction of the (scaled) picture's shorter side that is kept; 0.875 scales to 256
+            before 224 are cropped.
+        filter: the filter used for scaling.
+        antialias: whether the filter widens when a picture is scaled down (as in Pillow, but not in OpenCV).
+        fill: the background of ``letterbox`` and ``line``, 0..255.
+        colour: the colour of the model's input; by default RGB, or grey if it has one channel.
+        layout: the layout of the model's input; by default taken from its graph or its shape.
+        input: the model's input; by default its only one.
     """
 
     width: int = 0
@@ -134,19 +134,19 @@ class Sound:
     """Converts a sound to samples in -1..1, or to features of frames.
 
     Attributes:
-        sample_rate: hertz; other rates are resampled.
-        samples: of one call; a longer sound is cut, a shorter one filled with silence. 0 takes what the model's input
-            has, or the sound as it is where that is free.
+        sample_rate: the sample rate in hertz; other rates are resampled.
+        samples: the number of samples of one call; a longer sound is cut, a shorter one padded with silence. 0 uses
+            the length of the model's input, or the sound's own length if the input is free.
         features: see :class:`Features`.
-        frame, hop: samples of one frame, and from one frame to the next.
-        fft: length of the Fourier transform; 0 is the next power of two from ``frame``.
-        mels: triangular filters on the mel scale.
-        coefficients: of the MFCC.
-        low, high: hertz, edges of the filters; a ``high`` of 0 is half the sample rate.
+        frame, hop: the samples of one frame, and from one frame to the next.
+        fft: the length of the Fourier transform; 0 is the next power of two from ``frame``.
+        mels: the number of triangular filters on the mel scale.
+        coefficients: the number of MFCC coefficients.
+        low, high: the edges of the filters in hertz; a ``high`` of 0 is half the sample rate.
         mel_scale: see :class:`MelScale`.
-        floor: smallest energy whose logarithm is taken (natural logarithm).
-        gain: factor on the samples; 32768 for a model trained on 16-bit numbers.
-        input: the model's input; its only one where that is not said.
+        floor: the smallest energy whose (natural) logarithm is taken.
+        gain: a factor on the samples; 32768 for a model trained on 16-bit numbers.
+        input: the model's input; by default its only one.
     """
 
     sample_rate: int = 16000
@@ -167,14 +167,14 @@ class Sound:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """Converts a text to token ids by the ``tokenizers`` library (WordPiece, BPE, Unigram).
+    """Converts a text to token ids with the ``tokenizers`` library (WordPiece, BPE, Unigram).
 
     Attributes:
         tokenizer: the user's ``tokenizer.json``; in a bundle, the title of its file.
-        max_length: tokens; longer texts are cut.
-        buckets: lengths to which texts are filled where the model's length is free, ascending; the last is
+        max_length: the maximum number of tokens; longer texts are cut.
+        buckets: the lengths to which texts are padded if the model's length is free, ascending; the last is
             ``max_length``.
-        pad: token that fills.
+        pad: the padding token.
         ids, mask, types: the model's inputs; empty ones are found by their usual names.
     """
 
@@ -192,10 +192,11 @@ class Scores:
     """Converts class scores to labels, best first.
 
     Attributes:
-        output: the model's output; its first one where that is not said.
-        activation: that the model lacks; by default softmax, where the float model's scores are no probabilities.
-        top: labels at most.
-        threshold: labels below are left out.
+        output: the model's output; by default its first one.
+        activation: the activation that the model lacks; by default softmax, if the float model's scores are not
+            probabilities.
+        top: the maximum number of labels.
+        threshold: labels with a lower score are left out.
     """
 
     output: str = ""
@@ -209,11 +210,11 @@ class Boxes:
     """Converts a detector's outputs to boxes, best first.
 
     Attributes:
-        head: None tells it by the outputs' shapes.
-        shares: whether coordinates are shares of the input's size, not pixels; None: their magnitude tells.
-        score_floor: boxes below are left out.
-        iou_limit: of two boxes of one class that overlap by more, the weaker is left out.
-        most: boxes at most.
+        head: the format of the boxes; None to recognize it by the outputs' shapes.
+        shares: whether coordinates are fractions of the input's size, not pixels; None to decide by their magnitude.
+        score_floor: boxes with a lower score are left out.
+        iou_limit: if two boxes of one class overlap by more than this, the one with the lower score is left out.
+        most: the maximum number of boxes.
     """
 
     head: Head | None = None
@@ -228,10 +229,10 @@ class Mask:
     """Converts scores per pixel to a class for each pixel of the picture.
 
     Attributes:
-        output: the model's output; its first one where that is not said.
-        threshold: for one channel: from which score on (after a sigmoid, where ``activation`` says so) a pixel is of
-            class 1.
-        activation: of a single channel; many channels need none.
+        output: the model's output; by default its first one.
+        threshold: for a single channel: the lowest score (after a sigmoid, if ``activation`` says so) at which a pixel
+            is of class 1.
+        activation: for a single channel; several channels need none.
     """
 
     output: str = ""
@@ -245,8 +246,8 @@ class Sequence:
 
     Attributes:
         output: the model's output, ``[N, T, C]`` or with ``time_first`` ``[T, N, C]``.
-        blank: class that stands for nothing; the others are the bundle's labels, in order.
-        space: whether a space follows the labels as a last class.
+        blank: the blank class; the others are the bundle's labels, in order.
+        space: whether a space follows the labels as the last class.
     """
 
     output: str = ""
@@ -260,9 +261,10 @@ class Embedding:
     """Converts an output to one vector.
 
     Attributes:
-        output: the model's output; its first one where that is not said.
-        pooling: over the tokens of ``[N, T, D]``; by default their mean, none where the output is ``[N, D]``.
-        normalize: to length 1.
+        output: the model's output; by default its first one.
+        pooling: the pooling over the tokens of ``[N, T, D]``; by default their mean, or none if the output is
+            ``[N, D]``.
+        normalize: whether to normalize the vector to length 1.
     """
 
     output: str = ""
@@ -275,10 +277,10 @@ class Then:
     """Passes a detector's boxes to another model, one by one.
 
     Attributes:
-        model: name of another model on the same device.
-        labels: only boxes of these; all where there are none.
-        margin: share of a box's size that is added on each side.
-        most: boxes at most, the best.
+        model: the name of another model on the same device.
+        labels: only boxes with these labels are passed; all if empty.
+        margin: the fraction of a box's size that is added on each side.
+        most: the maximum number of boxes; the best are passed.
     """
 
     model: str
@@ -289,10 +291,10 @@ class Then:
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """From raw data to an answer.
+    """The conversion from raw data to an answer.
 
     Attributes:
-        normalize: ``(raw * scale - mean) / std`` of the prepared input. In a bundle it stands with the input
+        normalize: ``(raw * scale - mean) / std`` of the prepared input. In a bundle it is stored with the input
             (:attr:`kedge_protocol.bundle.config.TensorSpec.preprocess`) instead.
     """
 

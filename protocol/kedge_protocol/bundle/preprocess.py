@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Preprocess:
     """Preprocessing of a raw sample into the model's input: ``(raw * scale - mean) / std`` in float32.
 
-    Each of the three is one number, or one for each channel.
+    Each of the three is one number, or one per channel.
     """
 
     scale: tuple[float, ...] = (1.0,)

@@ -47,7 +47,7 @@ class LayoutWriter:
         """Add one bundle.
 
         Args:
-            config: its configuration; ``config.golden.file`` names the golden vectors' layer.
+            config: the bundle's configuration; ``config.golden.file`` names the golden vectors' layer.
             files: title → file, the model's files.
             golden: the golden vectors' file.
 
@@ -143,11 +143,11 @@ def new_layout(path: Path, *, replace: bool = False) -> Iterator[LayoutWriter]:
     """Fill a new layout beside ``path`` and move it into place if the block succeeds; otherwise it is removed.
 
     Args:
-        replace: whether a layout or an empty folder at ``path`` is replaced (by rename, at the end; where the rename
-            fails, the old folder is put back).
+        replace: whether a layout or an empty folder at ``path`` is replaced (by rename, at the end; if the rename
+            fails, the old folder is restored).
 
     Raises:
-        StorageError: see :func:`check_place`, or the disk is full or not writable.
+        StorageError: as in :func:`check_place`, or the disk is full or not writable.
     """
     check_place(path, replace=replace)
     staging: Path | None = None
@@ -173,7 +173,7 @@ def new_layout(path: Path, *, replace: bool = False) -> Iterator[LayoutWriter]:
 
 
 def _put_in_place(new: Path, path: Path, *, aside: Path) -> None:
-    """Rename ``new`` to ``path``; an existing folder goes ``aside`` and comes back if that fails."""
+    """Rename ``new`` to ``path``; an existing folder is moved to ``aside`` and restored if that fails."""
     replaced = os.path.lexists(path)
     if replaced:
         path.rename(aside)
