@@ -1,4 +1,4 @@
-"""Memory of this machine and of its processes, by proc(5)."""
+"""Reads the memory of this machine and of its processes, by proc(5)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ PROC = Path("/proc")
 
 
 class DeviceMemory(NamedTuple):
-    """Bytes."""
+    """The memory of a device in bytes."""
 
     total: int
     available: int
 
 
 def of_device(proc: Path = PROC) -> DeviceMemory:
-    """Memory of the device (proc_meminfo(5): ``MemTotal``, ``MemAvailable``); zeros where it cannot be read."""
+    """Return the memory of the device (proc_meminfo(5): ``MemTotal``, ``MemAvailable``); zeros if it cannot be read."""
     found = {"MemTotal": 0, "MemAvailable": 0}
     try:
         for line in (proc / "meminfo").read_text(encoding="ascii").splitlines():
@@ -30,12 +30,12 @@ def of_device(proc: Path = PROC) -> DeviceMemory:
 
 
 def physical() -> int:
-    """Bytes that the system may use, by sysconf(3)."""
+    """Return the physical memory that the system may use, in bytes, by sysconf(3)."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def resident(pid: int | None = None, proc: Path = PROC) -> int | None:
-    """Bytes of a process that are in memory; None where it is gone.
+    """Return a process's resident memory in bytes, or None if the process is gone.
 
     Args:
         pid: None for this process.

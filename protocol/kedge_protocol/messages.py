@@ -1,7 +1,7 @@
 """Messages between devices and the controller, as typed views of JSON (blocks are binary, see
 :mod:`kedge_protocol.blocks`).
 
-Times are seconds since 1970 by the sender's clock and are for people only: ordering is by ``version`` (desired) and
+Times are seconds since 1970 by the sender's clock and are informational only: ordering is by ``version`` (desired) and
 by ``boot_id`` with ``seq`` (reported), never by clocks.
 """
 
@@ -15,7 +15,7 @@ from kedge_protocol import codec, digest
 from kedge_protocol.errors import MessageError
 
 MAX_VERSION_STEP = 10**6
-"""Largest step between two desired versions: a wrong number must not lock a device out for good."""
+"""The largest step between two desired versions, so that a wrong number does not lock a device out for good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class Desired:
     versions.
 
     Attributes:
-        models: model name → bundle digest (of the manifest). What is missing here is removed from the device.
-        sizes: bundle digest → bytes of its manifest, so that it can be pulled like any blob.
+        models: model name → bundle digest (of the manifest). A model missing here is removed from the device.
+        sizes: bundle digest → size of its manifest in bytes, so that it can be pulled like any blob.
     """
 
     version: int
@@ -35,7 +35,7 @@ class Desired:
 
     @property
     def content(self) -> str:
-        """Digest of what is wanted, whatever its version: equal models, equal content."""
+        """The digest of the desired models, without the version: equal models have equal content."""
         return digest.of_bytes(codec.encode(self.models))
 
 
@@ -51,9 +51,9 @@ class RefusedDesired:
     """A desired state that a device refused.
 
     Attributes:
-        version: of what came.
-        came: content of what came, see :attr:`Desired.content`.
-        held: content that the device holds to; empty where it holds to none.
+        version: the version of the refused state.
+        came: the content of the refused state; see :attr:`Desired.content`.
+        held: the content of the state that the device keeps; empty if there is none.
     """
 
     version: int
@@ -78,7 +78,7 @@ class Failure:
     """Why a desired bundle does not serve.
 
     Attributes:
-        digest: of the bundle that failed.
+        digest: the digest of the bundle that failed.
         stage: ``fetch``, ``check``, ``prove``, ``switch`` or ``serve``.
         reason: the error in words.
     """
@@ -93,10 +93,10 @@ class Latency:
     """The latency of sequential calls of one bundle on the device that proved it.
 
     Attributes:
-        bundle: digest of its manifest.
-        files: digest of the file that the runtime opens: two bundles with the same one are as fast.
-        p50_ms, p95_ms: milliseconds of one call with one golden sample (as many as the file takes at once).
-        calls: how many were timed.
+        bundle: the digest of the bundle's manifest.
+        files: the digest of the file that the runtime opens: two bundles with the same one are equally fast.
+        p50_ms, p95_ms: milliseconds of one call with one golden sample (or with the file's fixed batch of them).
+        calls: the number of calls timed.
     """
 
     bundle: str
@@ -111,18 +111,18 @@ class ReportedModel:
     """One model in the reported state.
 
     Attributes:
-        state: where the wanted bundle stands.
-        desired: digest that the device works towards.
-        digest: what serves now; None where nothing does.
-        version: release version of ``digest``.
-        previous: the bundle kept for a roll-back.
+        state: the state of the desired bundle.
+        desired: the digest of the desired bundle.
+        digest: the digest of the bundle that serves now; None if none does.
+        version: the release version of ``digest``.
+        previous: the bundle kept for a rollback.
         proved: whether ``digest`` passed its golden vectors on this device.
-        blocks_done, blocks_total: of the download under way.
-        bytes_received: payload bytes of blocks received for ``desired`` since it was wanted.
-        failure: of the latest wanted bundle, if it failed.
-        detail: what is waited for; of a model that serves: what really runs it, where the runtime's name does not say
-            it all. In words.
-        latency: of ``digest``, measured when it was proved; None from agents before 0.2.
+        blocks_done, blocks_total: the progress of the current download.
+        bytes_received: the payload bytes of blocks received for ``desired`` since it became desired.
+        failure: the failure of the latest desired bundle, if it failed.
+        detail: in words, what the device is waiting for; for a serving model, what really runs it, if the runtime's
+            name does not say it all.
+        latency: the latency of ``digest``, measured when it was proved; None from agents before 0.2.
     """
 
     state: ModelState
@@ -144,10 +144,10 @@ class Reported:
     """The reported state of a device. ``seq`` grows within one ``boot_id``.
 
     Attributes:
-        refused: the latest desired state, if it was not taken.
+        refused: the latest desired state, if the device refused it.
         serving_restarts: how often the serving process died, or hung and was killed, since this boot.
-        namesake: boot of another device that uses this name; they throw each other off the broker.
-        unheard_seconds: of telemetry since this boot that was sent while no controller was there.
+        namesake: the boot of another device with the same name; the two disconnect each other from the broker.
+        unheard_seconds: the seconds of telemetry since this boot that were sent while there was no controller.
     """
 
     boot_id: str
@@ -170,8 +170,8 @@ class Reported:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """Presence of a device or the controller. A will carries the same ``boot_id`` with ``online`` false, so that a late
-    will of an earlier boot is recognised. ``session`` grows with each connection of one boot."""
+    """The presence of a device or the controller. A will carries the same ``boot_id`` with ``online`` false, so that a
+    late will of an earlier boot is recognized. ``session`` grows with each connection of one boot."""
 
     online: bool
     boot_id: str
@@ -180,7 +180,7 @@ class Status:
 
 
 class BlobKind(str, enum.Enum):
-    """What a request asks for: the bytes of a blob or of its block map, both in blocks of 64 KiB."""
+    """The kind of data requested: the bytes of a blob or of its block map, both in blocks of 64 KiB."""
 
     BLOB = "blob"
     MAP = "map"
@@ -191,12 +191,12 @@ class BlockRequest:
     """A device's request for blocks of one blob.
 
     Attributes:
-        digest: of the blob (also for its map).
+        digest: the digest of the blob (also for its map).
         kind: bytes or map.
-        blocks: wanted indices.
-        have: finished blocks of this blob on the device's disk, see :func:`encode_bitmap`; the controller's count of
-            blocks served twice rests on it.
-        boot_id: the agent's.
+        blocks: the requested indices.
+        have: the finished blocks of this blob on the device's disk, see :func:`encode_bitmap`; the controller uses it
+            to count blocks served twice.
+        boot_id: the agent's boot id.
     """
 
     digest: str
@@ -208,11 +208,11 @@ class BlockRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A one-time command. A ``cid`` that was already done is only acknowledged again, and an offline device never gets
-    it.
+    """A one-time command. A ``cid`` that was already done is only acknowledged again; an offline device never gets the
+    command.
 
     Attributes:
-        verb: ``report`` (send the reported state again) is known to every agent.
+        verb: the action; every agent knows ``report`` (send the reported state again).
     """
 
     cid: str
@@ -230,15 +230,15 @@ class Ack:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTelemetry:
-    """Of one model over the last interval; totals since the agent's first start.
+    """Telemetry of one model over the last interval; totals are since the agent's first start.
 
     Attributes:
-        digest: bundle that served.
-        inferences, errors: calls in the interval, over all processes that use the model.
-        inferences_total, errors_total: since the model was installed.
+        digest: the bundle that served.
+        inferences, errors: the calls in the interval, over all processes that use the model.
+        inferences_total, errors_total: the calls since the model was installed.
         latency_ms: ``p50``, ``p95``, ``p99``, ``mean`` of the interval; empty without calls.
-        figures: what the runtime measured of the model on this device, by name with its unit
-            (``samples_per_second`` of an accelerator's own throughput test); mostly empty.
+        figures: the runtime's own measurements of the model on this device, by a name that includes the unit
+            (``samples_per_second`` of an accelerator's own throughput test); usually empty.
     """
 
     digest: str | None = None
@@ -252,13 +252,13 @@ class ModelTelemetry:
 
 @dataclass(frozen=True, kw_only=True)
 class BoardTelemetry:
-    """What boards with sensors of their own tell (Jetson).
+    """Telemetry of boards with their own sensors (Jetson).
 
     Attributes:
-        gpu_percent: load of the GPU, 0..100.
+        gpu_percent: the load of the GPU, 0..100.
         power_mw: rail → milliwatts.
         temperatures_c: zone → degrees Celsius.
-        power_mode: the board's name of it.
+        power_mode: the board's name for its power mode.
     """
 
     gpu_percent: float | None = None
@@ -269,15 +269,15 @@ class BoardTelemetry:
 
 @dataclass(frozen=True, kw_only=True)
 class Telemetry:
-    """Stream ``metrics``, every few seconds.
+    """The telemetry stream ``metrics``, sent every few seconds.
 
     Attributes:
-        interval: seconds that the interval figures cover.
-        cpu_percent: of the whole device, 0..100.
-        memory_total_bytes, memory_available_bytes: of the device.
-        agent_bytes: resident memory of the agent's processes.
-        temperature_c: hottest thermal zone in degrees Celsius; None where there is none.
-        board: of boards that have more to tell.
+        interval: the seconds that the interval figures cover.
+        cpu_percent: the CPU load of the whole device, 0..100.
+        memory_total_bytes, memory_available_bytes: the memory of the device.
+        agent_bytes: the resident memory of the agent's processes.
+        temperature_c: the hottest thermal zone in degrees Celsius; None if there is none.
+        board: telemetry of boards that report more.
     """
 
     boot_id: str
@@ -295,15 +295,15 @@ class Telemetry:
 
 
 def encode_bitmap(finished: bytes | bytearray) -> str:
-    """Base64 of a bitmap, least significant bit first within each byte; bit i says that block i is finished."""
+    """Return a bitmap in base64, least significant bit first within each byte; bit i says that block i is finished."""
     return base64.b64encode(bytes(finished).rstrip(b"\0")).decode("ascii")
 
 
 def decode_bitmap(text: str, *, where: str) -> bytes:
-    """The bitmap's bytes; what is beyond its end is unset.
+    """Return the bitmap's bytes; bits beyond its end are unset.
 
     Raises:
-        MessageError: not base64.
+        MessageError: the text is not base64.
     """
     try:
         return base64.b64decode(text, validate=True)
@@ -312,6 +312,6 @@ def decode_bitmap(text: str, *, where: str) -> bytes:
 
 
 def bit_is_set(bitmap: bytes | bytearray, index: int) -> bool:
-    """Whether block ``index`` is finished."""
+    """Return whether block ``index`` is finished."""
     byte = index >> 3
     return byte < len(bitmap) and bool(bitmap[byte] >> (index & 7) & 1)

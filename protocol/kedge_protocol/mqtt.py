@@ -1,8 +1,8 @@
-"""The connection to a broker that agent and controller share: MQTT 5 with a fall-back to 3.1.1, reconnection with
-jittered back-off, the will, and a cap on every message.
+"""The connection to a broker, shared by agent and controller: MQTT 5 with a fallback to 3.1.1, reconnection with
+jittered back-off, the will, and a size limit on every message.
 
-Nothing is carried over from one connection to the next: paho would resend what was not acknowledged after newer
-state was published, and past its own in-flight cap. State is published anew in ``on_connected`` instead.
+Nothing is carried over from one connection to the next: paho would resend unacknowledged messages after newer state was
+published, and beyond its own in-flight limit. State is published again in ``on_connected`` instead.
 """
 
 from __future__ import annotations
@@ -31,31 +31,32 @@ __all__ = ["Backoff", "Broker", "Connection", "parse_broker"]
 log = logging.getLogger(__name__)
 
 KEEPALIVE = 20
-"""Seconds; a broker sends the will after about one and a half of these without a sign of life."""
+"""The keepalive in seconds; a broker sends the will after about one and a half of these without a sign of life."""
 CONNECT_TIMEOUT = 8.0
-"""Seconds for TCP and TLS."""
+"""The time limit for TCP and TLS, in seconds."""
 ANSWER_TIMEOUT = 5.0
-"""Seconds for the broker's answer to a connection, and again for its answers to the subscriptions."""
+"""The time limit for the broker's answer to a connection, and again for its answers to the subscriptions, in
+seconds."""
 MAX_INFLIGHT = 16
-"""QoS 1 messages sent and not acknowledged."""
+"""The maximum number of QoS 1 messages sent but not acknowledged."""
 MAX_QUEUED = 512
-"""QoS 1 messages waiting; :meth:`Connection.publish` refuses more."""
+"""The maximum number of QoS 1 messages waiting; :meth:`Connection.publish` refuses more."""
 MAX_UNSENT_BYTES = 8 * 1024 * 1024
-"""QoS 0 payload bytes that wait for the socket; :meth:`Connection.publish` refuses more."""
+"""The maximum number of QoS 0 payload bytes waiting for the socket; :meth:`Connection.publish` refuses more."""
 STABLE_SECONDS = 5.0
-"""A connection that held this long starts the back-off anew."""
+"""A connection that lasted this many seconds resets the back-off."""
 
 _EARLY_MESSAGES = 10_000
 _OVERHEAD = 512
-"""Bytes of a packet beside its payload: header, topic, properties."""
+"""The bytes of a packet in addition to its payload: header, topic, properties."""
 
 
 class Backoff:
-    """Waiting times between attempts: doubled each time up to ``cap``, and drawn at random from the upper half, so
-    that a fleet does not come back in step.
+    """Waiting times between attempts: doubled each time up to ``cap``, and drawn at random from the upper half, so that
+    a fleet does not reconnect in step.
 
     Args:
-        base, cap: seconds.
+        base, cap: the first and the longest waiting time, in seconds.
     """
 
     def __init__(self, base: float = 0.5, cap: float = 30.0, *, source: random.Random | None = None) -> None:
@@ -65,13 +66,13 @@ class Backoff:
         self._failures = 0
 
     def next(self) -> float:
-        """Seconds to wait before the next attempt."""
+        """Return the seconds to wait before the next attempt."""
         ceiling = min(self.cap, self.base * 2.0 ** min(self._failures, 32))
         self._failures += 1
         return self._source.uniform(ceiling / 2, ceiling)
 
     def reset(self) -> None:
-        """Begin anew after a success."""
+        """Start again from ``base`` after a success."""
         self._failures = 0
 
 
@@ -81,7 +82,7 @@ def _no_delay(opened: object) -> None:
 
 
 class _RefusedError(Exception):
-    """The broker answered and said no."""
+    """The broker refused the connection."""
 
 
 class _WrongProtocolError(Exception):
@@ -89,7 +90,7 @@ class _WrongProtocolError(Exception):
 
 
 def _tried_both(broker: Broker) -> str:
-    """What may be wrong where neither version of MQTT is answered."""
+    """Return what may be wrong if neither version of MQTT is answered."""
     hint = (
         "is it an MQTT broker?" if broker.tls else "does it want TLS on this port (mqtts://), or is it no MQTT broker?"
     )
@@ -97,23 +98,23 @@ def _tried_both(broker: Broker) -> str:
 
 
 class Connection:
-    """One client's connection to the broker, kept up until :meth:`stop`.
+    """One client's connection to the broker, maintained until :meth:`stop`.
 
-    MQTT 5 is tried first; a broker that refuses it, or closes without an answer, is asked with 3.1.1. Sessions are
-    always clean. Callbacks come one at a time on the thread of this class, and may publish; one that raises is
-    logged and does not end the connection.
+    MQTT 5 is tried first, and 3.1.1 if the broker refuses it or closes without an answer. Sessions are always clean.
+    Callbacks run one at a time on the thread of this class, and may publish; an exception in one is logged and does
+    not end the connection.
 
     Args:
         client_id: unique at the broker.
         will_topic, will_payload: published by the broker (retained, QoS 1) when this client is lost, and by
             :meth:`stop`. A function is called for each connection with its session's number.
-        subscriptions: topic filters, or pairs of a filter and its QoS; 1 where none is said. (Give 0 for bulk: some
+        subscriptions: topic filters, or pairs of a filter and its QoS; 1 by default. (Give 0 for bulk data: some
             brokers send everything with the subscriber's QoS.)
-        on_connected: with the session's number, which grows with each attempt, once all subscriptions stand. State is
-            published here.
-        on_disconnected: once for each call of ``on_connected``, with the reason in words.
-        on_message: topic, payload, and whether it was retained. Only between the other two.
-        keepalive: seconds.
+        on_connected: called with the session's number, which grows with each attempt, once all subscriptions are
+            active. State is published here.
+        on_disconnected: called once for each call of ``on_connected``, with the reason in words.
+        on_message: called with topic, payload, and whether it was retained; only between the other two.
+        keepalive: the keepalive in seconds.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class Connection:
         self.client_id = client_id
         self.session = 0
         self.problem: str | None = None
-        """Why there is no connection; None while there is one or none was tried."""
+        """Why there is no connection; None while there is one or before the first attempt."""
         self._will_topic = will_topic
         self._will_payload = will_payload
         self._subscriptions = [(item, 1) if isinstance(item, str) else item for item in subscriptions]
@@ -161,7 +162,7 @@ class Connection:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection stands and all subscriptions with it."""
+        """Whether the connection and all subscriptions are active."""
         return self._ready.is_set()
 
     @property
@@ -170,7 +171,7 @@ class Connection:
         return "5" if self._protocol is MQTTProtocolVersion.MQTTv5 else "3.1.1"
 
     def start(self) -> None:
-        """Begin; returns at once. The broker need not be there yet."""
+        """Start connecting and return immediately; the broker need not be available yet."""
         self._thread.start()
 
     def wait_connected(self, timeout: float) -> bool:
@@ -178,18 +179,18 @@ class Connection:
         return self._ready.wait(timeout)
 
     def set_will(self, payload: bytes | Callable[[int], bytes]) -> None:
-        """Another will, from the next connection on (and for :meth:`stop`)."""
+        """Set another will, used from the next connection on (and for :meth:`stop`)."""
         self._will_payload = payload
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool:
-        """Hand over one message.
+        """Queue one message for sending.
 
         Returns:
-            Whether it was taken: False without a connection or with full queues. True is no promise that it arrives;
-            only an answer of the other side is.
+            Whether it was accepted: False without a connection or with full queues. True does not guarantee that it
+            arrives; only an answer from the other side does.
 
         Raises:
-            MessageError: the payload is over 96 KiB, or over what this broker takes. (Brokers drop such a message and
+            MessageError: the payload is over 96 KiB, or over this broker's limit. (Brokers drop such a message and
                 acknowledge it, or drop the client.)
         """
         if len(payload) > MAX_MESSAGE_BYTES:
@@ -217,8 +218,8 @@ class Connection:
         return True
 
     def wait_sent(self, below: int, timeout: float) -> bool:
-        """Wait until fewer than ``below`` payload bytes of QoS 0 wait for the socket, so that a sender of much goes
-        at the broker's pace.
+        """Wait until fewer than ``below`` payload bytes of QoS 0 wait for the socket, so that a bulk sender keeps to
+        the broker's pace.
 
         Returns:
             False after ``timeout`` seconds, or without a connection.
@@ -241,7 +242,7 @@ class Connection:
         return False
 
     def stop(self, timeout: float = 3.0) -> None:
-        """Publish the will (a clean disconnect makes the broker forget it), disconnect, end the thread."""
+        """Publish the will (a clean disconnect makes the broker discard it), disconnect, and end the thread."""
         if self._ready.is_set():
             self.publish(self._will_topic, self._will(), qos=1, retain=True)
         self._stopping.set()
@@ -280,7 +281,7 @@ class Connection:
                 self._stopping.wait(delay)
 
     def _one_connection(self) -> None:
-        """Connect and stay until the connection ends, which is always by an exception unless stopped."""
+        """Connect and wait until the connection ends, which always raises an exception unless stopped."""
         self.session += 1
         client = self._new_client()
         self._failure, self._answered = None, False

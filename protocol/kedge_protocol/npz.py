@@ -1,4 +1,4 @@
-"""What reading NumPy's files raises when their bytes are damaged: one tuple for every reader of them."""
+"""The exceptions raised when damaged NumPy files are read: one tuple for every reader."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Kedge's two distributions, by their names in a package index, and how to install an extra of theirs.
+"""Kedge's two distributions, by their names in a package index, and how to install their extras.
 
-The name ``kedge`` belongs to somebody else there: no text of Kedge tells anybody to install it.
+The name ``kedge`` belongs to another project there: no text of Kedge tells anybody to install it.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 
 HOST = "kedge-host"
-"""What compiles and controls: the package ``kedge`` and the command of that name. It depends on :data:`AGENT`."""
+"""The distribution for compiling and controlling: the package ``kedge`` and the command of that name. It depends on
+:data:`AGENT`."""
 AGENT = "kedge-agent"
-"""What a device needs: ``kedge_agent``, ``kedge_protocol`` and the devices' part of ``kedge_targets``."""
+"""The distribution for a device: ``kedge_agent``, ``kedge_protocol`` and the devices' part of ``kedge_targets``."""
 
 
 def pip_install(extra: str, *, of: str = HOST) -> str:
-    """The command that installs what an extra needs, beside the distribution that is installed already.
+    """Return the command that installs an extra in addition to the distribution that is already installed.
 
     Args:
         of: :data:`HOST` or :data:`AGENT`.
@@ -23,5 +24,5 @@ def pip_install(extra: str, *, of: str = HOST) -> str:
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """The numbers of a version, to compare: ``10.3.0.post1`` is 10, 3, 0, 1."""
+    """Return the numbers of a version, for comparison: ``10.3.0.post1`` is 10, 3, 0, 1."""
     return tuple(int(number) for number in re.findall(r"\d+", version))

@@ -1,4 +1,4 @@
-"""The progress callback of a caller that wants none."""
+"""The progress callback for callers that need none."""
 
 from __future__ import annotations
 

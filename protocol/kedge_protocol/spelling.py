@@ -1,4 +1,4 @@
-"""A name that is not known: which one was meant, and which there are."""
+"""Suggestions for an unknown name: the most similar name, and all known names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of these names that was meant, most likely; None where nothing is like it."""
+    """Return the most similar of these names, or None if none is similar."""
     import difflib  # only where something is wrong already
 
     lower = {one.lower(): one for one in reversed(list(names))}
@@ -15,7 +15,8 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
 
 def known_names(name: str, names: Iterable[str]) -> str:
-    """A remedy: ``Did you mean 'rpi4'? Known are generic-cpu, rpi4``; without the question where nothing is like it."""
+    """Return a remedy: ``Did you mean 'rpi4'? Known are generic-cpu, rpi4``; without the question if no name is
+    similar."""
     listed = list(names)
     near = nearest(name, listed)
     question = "" if near is None else f"Did you mean {near!r}? "

@@ -1,4 +1,4 @@
-"""Between what a caller gives and gets and what a model's file takes and gives: axes and quantization.
+"""Converts between the caller's tensors and those of a model's file: axes and quantization.
 
 Affine quantization as in Jacob et al. 2018 (arXiv:1712.05877), eq. 1: ``real = (q - zero_point) * scale``; rounding
 is half to even and the division is a division, as in ONNX's QuantizeLinear.
@@ -20,10 +20,10 @@ Conversion = Callable[[Array], Array]
 
 
 def as_array(raw: Any, spec: TensorSpec) -> Array:
-    """What numpy makes of ``raw``; an array is itself.
+    """Return ``raw`` as a NumPy array; an array is returned unchanged.
 
     Raises:
-        InputError: nothing, e.g. of lists of different lengths.
+        InputError: NumPy cannot make an array, e.g. from lists of different lengths.
     """
     try:
         return np.asarray(raw)
@@ -35,7 +35,7 @@ def check_input(array: Array, spec: TensorSpec) -> None:
     """Check a batch of samples against an input: rank, fixed axes, a numeric dtype.
 
     Raises:
-        InputError: the message names the input, what came and what it takes.
+        InputError: the array does not fit; the message names the input, the array's shape and the expected one.
     """
     expected = spec.shape
     if array.dtype.kind not in "fiub":
@@ -55,25 +55,25 @@ _ORDINALS = {0: "first axis is the batch", 1: "second axis is the batch", NO_BAT
 
 
 def to_batch_first(array: Array, spec: TensorSpec) -> Array:
-    """A tensor in the caller's axes with the samples along the first; one without a batch is one sample's."""
+    """Return a tensor in the caller's axes with the batch axis first; a tensor without a batch becomes one sample."""
     if spec.batch_axis == 0:
         return array
     return array[np.newaxis] if not spec.batched else np.moveaxis(array, spec.batch_axis, 0)
 
 
 def from_batch_first(array: Array, spec: TensorSpec) -> Array:
-    """The way back from :func:`to_batch_first`; of a tensor without a batch the first sample's."""
+    """Undo :func:`to_batch_first`; for a tensor without a batch, return the first sample's."""
     if spec.batch_axis == 0:
         return array
     return array[0] if not spec.batched else np.moveaxis(array, 0, spec.batch_axis)
 
 
 def encoder(spec: TensorSpec, *, reuse: bool = False) -> Conversion:
-    """:func:`to_file` for many arrays: what does not depend on the samples is worked out once.
+    """Return :func:`to_file` for many arrays; everything that does not depend on the samples is computed once.
 
     Args:
-        spec: of the input.
-        reuse: the arrays that will be given are float32 and may be overwritten.
+        spec: the input's spec.
+        reuse: the arrays passed are float32 and may be overwritten.
     """
     file = spec.file
     dtype = np.dtype(file.dtype)
@@ -106,7 +106,7 @@ def encoder(spec: TensorSpec, *, reuse: bool = False) -> Conversion:
 
 
 def decoder(spec: TensorSpec) -> Conversion:
-    """:func:`from_file` for many arrays: what does not depend on the samples is worked out once."""
+    """Return :func:`from_file` for many arrays; everything that does not depend on the samples is computed once."""
     file = spec.file
     dtype = np.dtype(spec.dtype)
     back = None if file.permutation is None else tuple(int(axis) for axis in np.argsort(file.permutation))
@@ -126,14 +126,14 @@ def decoder(spec: TensorSpec) -> Conversion:
 
 
 def to_file(array: Array, spec: TensorSpec) -> Array:
-    """A model input (after preprocessing) as the file takes it: axes moved, quantized, cast, contiguous.
+    """Convert a model input (after preprocessing) to the file's form: transposed, quantized, cast, contiguous.
 
     Raises:
-        InputError: NaN for a quantized file.
+        InputError: the input has NaN and the file is quantized.
     """
     return encoder(spec)(array)
 
 
 def from_file(array: Array, spec: TensorSpec) -> Array:
-    """A file's output as the caller gets it: real numbers in the model's dtype and axes."""
+    """Convert a file's output to the caller's form: real numbers in the model's dtype and axes."""
     return decoder(spec)(array)

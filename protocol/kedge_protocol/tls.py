@@ -1,4 +1,4 @@
-"""What went wrong with TLS, in words that name the remedy: the library's own name an alert and a line of C."""
+"""Explains TLS errors in words that name the remedy; the library's own text is an alert and a line of C."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CLIENT_ALERTS = (
 
 
 def explained(error: OSError, broker: Broker) -> str:
-    """The error with what may be done about it; errors that are not of TLS as they are."""
+    """Return the error's text with a remedy; errors not from TLS are returned as they are."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"{_plain(error)}{_about_verification(error)}"
     if broker.tls and isinstance(error, (ConnectionResetError, ssl.SSLEOFError)):
@@ -55,14 +55,14 @@ def _about_client(broker: Broker) -> str:
 
 
 def _plain(error: ssl.SSLError) -> str:
-    """Without the place in the C source."""
+    """Return the error's text without the location in the C source."""
     return str(error).partition(" (_ssl.c")[0].partition("] ")[2] or str(error)
 
 
 def alert_of(broker: Broker) -> str | None:
-    """Why a broker that closed a TLS connection without a word did so, asked by a handshake of its own: with TLS 1.3
-    the refusal of a client certificate comes after the handshake, where an MQTT client only sees the end. None where
-    TLS is not the trouble."""
+    """Return why a broker closed a TLS connection without an answer, determined by a separate handshake: with TLS 1.3
+    the refusal of a client certificate comes after the handshake, where an MQTT client only sees the end. Return None
+    if TLS is not the cause."""
     try:
         context = broker.tls_context()
         if context is None:

@@ -1,4 +1,4 @@
-"""TOML 1.0, by the standard library where Python has it (3.11)."""
+"""Reads TOML 1.0, with the standard library if Python has it (3.11)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def read(path: Path, failure: type[KedgeError], *, where: str | None = None, rem
     """Read a file's tables.
 
     Args:
-        failure: the error of this kind of file.
-        where: what the error names; None for the path.
+        failure: the error class for this kind of file.
+        where: the place named in the error; None for the path.
 
     Raises:
         failure: the file is missing, not readable or not TOML.

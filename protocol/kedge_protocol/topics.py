@@ -1,13 +1,13 @@
 """Topic names, version 1.
 
-Everything of a device lies below ``kedge/v1/d/{device}/``. A device's own user reads ``desired``, ``cmd`` and ``blk``
+All topics of a device lie below ``kedge/v1/d/{device}/``. A device's own user reads ``desired``, ``cmd`` and ``blk``
 and writes the rest; docs/fleet.md has the access rules.
 
 =================  =========  ===================================================================
 level              retained   what
 =================  =========  ===================================================================
 ``desired``        yes        controller → device: model name → bundle digest, monotonic version
-``reported``       yes        device → controller: what it is, what each model does
+``reported``       yes        device → controller: the device, the state of each model
 ``status``         yes, will  device → controller: presence with boot id
 ``cmd/{cid}``      never      controller → device: a command, done once
 ``ack/{cid}``      never      device → controller: its outcome
@@ -16,7 +16,7 @@ level              retained   what
 ``tele/{stream}``  never      device → controller: telemetry
 =================  =========  ===================================================================
 
-``kedge/v1/controller/status`` (retained, will) tells devices that a controller is there and when a new one is.
+``kedge/v1/controller/status`` (retained, will) tells devices that a controller is present and when a new one starts.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
 def checked_name(name: str, what: str = "name") -> str:
-    """``name`` itself if it may be a device, model, version or target name: it becomes a topic level and a file name.
+    """Return ``name`` if it is valid for a device, model, version or target: it becomes a topic level and a file name.
 
     Raises:
-        ConfigError: not 1 to 64 letters, digits, ``.``, ``_`` or ``-``, or it begins with a sign.
+        ConfigError: it is not 1 to 64 letters, digits, ``.``, ``_`` or ``-``, or it begins with one of these signs.
     """
     if not _NAME.match(name):
         raise ConfigError(
@@ -47,48 +47,48 @@ def checked_name(name: str, what: str = "name") -> str:
 
 
 def desired(device: str) -> str:
-    """Retained desired state of a device."""
+    """Return the topic of a device's retained desired state."""
     return f"{ROOT}/d/{device}/desired"
 
 
 def reported(device: str) -> str:
-    """Retained reported state of a device."""
+    """Return the topic of a device's retained reported state."""
     return f"{ROOT}/d/{device}/reported"
 
 
 def status(device: str) -> str:
-    """Retained presence of a device; also the topic of its will."""
+    """Return the topic of a device's retained presence, which is also the topic of its will."""
     return f"{ROOT}/d/{device}/status"
 
 
 def command(device: str, cid: str) -> str:
-    """A command; never retained."""
+    """Return the topic of a command, which is never retained."""
     return f"{ROOT}/d/{device}/cmd/{cid}"
 
 
 def ack(device: str, cid: str) -> str:
-    """A command's outcome."""
+    """Return the topic of a command's outcome."""
     return f"{ROOT}/d/{device}/ack/{cid}"
 
 
 def request(device: str, rid: str) -> str:
-    """A request for blocks."""
+    """Return the topic of a request for blocks."""
     return f"{ROOT}/d/{device}/req/{rid}"
 
 
 def block(device: str, rid: str) -> str:
-    """One block in answer to request ``rid``."""
+    """Return the topic of the blocks that answer request ``rid``."""
     return f"{ROOT}/d/{device}/blk/{rid}"
 
 
 def telemetry(device: str, stream: str) -> str:
-    """A telemetry stream."""
+    """Return the topic of a telemetry stream."""
     return f"{ROOT}/d/{device}/tele/{stream}"
 
 
 @dataclass(frozen=True)
 class Topic:
-    """A parsed device topic: ``kind`` is the level after the device, ``tail`` what follows it (or empty)."""
+    """A parsed device topic: ``kind`` is the level after the device, ``tail`` the rest, which may be empty."""
 
     device: str
     kind: str
@@ -96,10 +96,10 @@ class Topic:
 
 
 def parse(topic: str) -> Topic:
-    """Take a device topic apart.
+    """Parse a device topic.
 
     Raises:
-        MessageError: it is none.
+        MessageError: it is not a device topic.
     """
     parts = topic.split("/")
     if len(parts) < 5 or len(parts) > 6 or parts[:3] != ["kedge", "v1", "d"] or not _NAME.match(parts[3]):

@@ -1,7 +1,7 @@
 """Typed views of plain data: frozen dataclasses, read strictly.
 
-The views need few kinds of types (see :func:`_reader`), so this is written here. A library for it costs every process
-of an agent 4 MiB and its start 60 ms (decision 002).
+The views need only a few kinds of types (see :func:`_reader`), so no library is used: one would cost every process of
+an agent 4 MiB and 60 ms at startup (decision 002).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ T = TypeVar("T")
 
 
 def named(json_name: str, **options: Any) -> Any:
-    """A dataclass field whose name in JSON differs (``media_type`` / ``mediaType``)."""
+    """Return a dataclass field whose name in JSON differs (``media_type`` / ``mediaType``)."""
     return dataclasses.field(metadata={"json": json_name}, **options)
 
 
 class _ProblemsError(Exception):
-    """What is wrong with plain data, field by field."""
+    """The problems of invalid plain data, field by field."""
 
     def __init__(self, found: list[str]) -> None:
         super().__init__(*found)
@@ -36,11 +36,11 @@ class _ProblemsError(Exception):
 
 
 _Reader = Callable[[Any, str, bool], Any]
-"""(plain value, where it stands, whether unknown keys are errors) → typed value, or :class:`_ProblemsError`."""
+"""(plain value, its location, whether unknown keys are errors) → typed value, or raises :class:`_ProblemsError`."""
 
 
 def _came(value: Any) -> str:
-    """What came instead, in words: its type alone does not help the reader find it."""
+    """Return a description of the unexpected value: its type alone does not help the reader find it."""
     if value is None:
         return "nothing"
     try:
@@ -52,8 +52,8 @@ def _came(value: Any) -> str:
 
 @functools.cache
 def _reader(of: Any) -> _Reader:
-    """How a type is read: str, int, float, bool, enumerations of them, paths, Any, dataclasses, lists, tuples of any
-    length, dictionaries with string keys, and any of these or None."""
+    """Return the reader of a type: str, int, float, bool, enumerations of them, paths, Any, dataclasses, lists, tuples
+    of any length, dictionaries with string keys, and any of these or None."""
     origin = typing.get_origin(of)
     arguments = typing.get_args(of)
     if of is Any:
@@ -143,7 +143,7 @@ def _each(inner: _Reader, items: Iterable[tuple[str, Any]], strict: bool) -> lis
 
 @functools.cache
 def _names(of: type) -> dict[str, tuple[str, Any, bool]]:
-    """Name in JSON → name of the field, its type, whether it must be there."""
+    """Return name in JSON → name of the field, its type, and whether it is required."""
     hints = typing.get_type_hints(of)
     return {
         field.metadata.get("json", field.name): (
@@ -187,7 +187,8 @@ def structure(data: Any, cls: type[T], *, where: str, strict: bool = False) -> T
     """Make a typed view of plain data.
 
     Raises:
-        ConfigError: with ``strict``, else :class:`MessageError`; the message names each bad field.
+        ConfigError: the data is invalid, with ``strict``; otherwise :class:`MessageError`. The message names each bad
+            field.
     """
     try:
         reader: _Reader = _reader(cls)  # type: ignore[arg-type] # a class is hashable; typeshed asks for the protocol
@@ -199,7 +200,7 @@ def structure(data: Any, cls: type[T], *, where: str, strict: bool = False) -> T
 
 
 def unstructure(value: Any) -> Any:
-    """Plain data of a view: dicts, lists, strings and numbers; fields that are None are left out."""
+    """Return a view as plain data: dicts, lists, strings and numbers; fields that are None are left out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         items = ((key, getattr(value, field)) for key, (field, _, _) in _names(type(value)).items())
         return {key: unstructure(item) for key, item in items if item is not None}

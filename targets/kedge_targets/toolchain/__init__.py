@@ -1,10 +1,9 @@
-"""Toolchains: vendor stacks that do not live well beside others, each in an isolated environment.
+"""Toolchains: vendor stacks that conflict with others, each in an isolated environment.
 
-A backend declares one in ``backends/<name>/toolchain/``: ``toolchain.toml`` (description, the Python versions that
-the lock is made for, disk space), ``requirements.txt`` (locked, with hashes) and ``driver.py`` (speaks the worker's
-lines with the standard library and the vendor stack; never imports Kedge). The environments lie in the user's data
-folder as ``toolchains/<name>-<key>``, where the key is of the lock and the Python version: another lock is another
-environment.
+A backend declares one in ``backends/<name>/toolchain/``: ``toolchain.toml`` (description, the Python versions of the
+lock, disk space), ``requirements.txt`` (locked, with hashes) and ``driver.py`` (speaks the worker's protocol with only
+the standard library and the vendor stack; never imports Kedge). The environments lie in the user's data folder as
+``toolchains/<name>-<key>``; the key depends on the lock and the Python version, so another lock is another environment.
 """
 
 from kedge_targets.toolchain.declaration import Declaration, names

@@ -1,4 +1,4 @@
-"""A toolchain's driver as its backend calls it: one process, kept for all calls of this one."""
+"""Calls a toolchain's driver: one process, kept for all calls of this process."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ToolchainClient:
     """The driver of one toolchain, started by the first call: loading a vendor's stack takes seconds to minutes.
 
     Args:
-        name: of the toolchain.
-        start_seconds: that loading the stack may take.
+        name: the toolchain's name.
+        start_seconds: the time limit for loading the stack, in seconds.
     """
 
     def __init__(self, name: str, *, start_seconds: float) -> None:
@@ -38,18 +38,19 @@ class ToolchainClient:
         """Run one of the driver's tasks.
 
         Args:
-            where: the place of an error of the driver itself; None for its own.
+            where: the place named in an error of the driver itself; None for its own.
 
         Raises:
             ToolchainError: the toolchain is not installed.
-            LoweringError: the driver crashed, or ran out of time or memory; and what the task refuses.
+            LoweringError: the driver crashed, or ran out of time or memory.
+            KedgeError: the task raised it.
         """
         worker, _ = self._driver()
         with lowering_errors(where):
             return worker.call(task, request, answer_type, deadline=deadline)
 
     def start(self) -> None:
-        """Begin to load the driver while the caller prepares the graph; :meth:`call` waits for it, and says so if it
+        """Start loading the driver while the caller prepares the graph; :meth:`call` waits for it, and raises if it
         cannot be loaded."""
 
         def load() -> None:
@@ -59,7 +60,7 @@ class ToolchainClient:
         threading.Thread(target=load, name="kedge-driver-start", daemon=True).start()
 
     def versions(self) -> dict[str, str]:
-        """The packages that the driver works with, and their versions; raises as :meth:`call`."""
+        """Return the packages that the driver uses and their versions; raises like :meth:`call`."""
         return dict(self._driver()[1].packages)
 
     def _driver(self) -> tuple[Worker, Versions]:
@@ -76,7 +77,7 @@ class ToolchainClient:
 
 @contextlib.contextmanager
 def lowering_errors(where: str | None = None) -> Iterator[None]:
-    """Turn a driver's end into a :class:`LoweringError`."""
+    """Turn the end of a driver's process into a :class:`LoweringError`."""
     try:
         yield
     except WorkerError as error:

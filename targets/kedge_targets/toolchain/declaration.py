@@ -1,4 +1,4 @@
-"""What a backend declares of its toolchain."""
+"""Reads a backend's declaration of its toolchain."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class _Document:
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """One toolchain as declared.
+    """The declaration of one toolchain.
 
     Attributes:
-        name: the backend's.
-        folder: holds ``requirements.txt`` and ``driver.py``.
-        description: for people.
-        python: versions (``3.11``) that the lock is made for, best first.
-        disk_bytes: that the finished environment needs, about.
+        name: the backend's name.
+        folder: the folder with ``requirements.txt`` and ``driver.py``.
+        description: a description for users.
+        python: the Python versions (``3.11``) of the lock, best first.
+        disk_bytes: the approximate disk space of the finished environment, in bytes.
     """
 
     name: str
@@ -52,26 +52,27 @@ class Declaration:
 
     @property
     def packages(self) -> int:
-        """How many packages the lock names."""
+        """The number of packages in the lock."""
         return len(re.findall(r"^[A-Za-z0-9][^\s#]*==", self.lock.read_text(encoding="utf-8"), re.MULTILINE))
 
     def key(self, python: str) -> str:
-        """The environment's key for one Python version: first 16 digits of the sha256 of lock and version."""
+        """Return the environment's key for one Python version: the first 16 digits of the sha256 of lock and
+        version."""
         state = hashlib.sha256(self.lock.read_bytes())
         state.update(f"python {python}".encode())
         return state.hexdigest()[:_KEY_DIGITS]
 
 
 def names() -> list[str]:
-    """Every toolchain there is, sorted."""
+    """Return the names of all toolchains, sorted."""
     return sorted(path.parent.parent.name for path in BACKENDS.glob("*/toolchain/toolchain.toml"))
 
 
 def read(name: str) -> Declaration:
-    """The declaration of a toolchain.
+    """Read the declaration of a toolchain.
 
     Raises:
-        ToolchainError: there is none of that name, or it is broken.
+        ToolchainError: there is none of that name, or it is invalid.
     """
     if name not in names():
         raise ToolchainError(f"unknown toolchain {name!r}", remedy=known_names(name, names()))

@@ -1,4 +1,4 @@
-"""Building an environment: beside its place, tried, then put there by one rename."""
+"""Builds an environment in a temporary place, tries it out, and moves it into place with one rename."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ _ASK_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Versions:
-    """A driver's answer to its task ``version``: the Python and the packages that it works with."""
+    """A driver's answer to its task ``version``: the Python version and the packages that it uses."""
 
     python: str
     packages: dict[str, str] = field(default_factory=dict)
 
 
 def install(name: str, on_progress: OnProgress = ignore_progress) -> Toolchain:
-    """Install a toolchain, or find it installed. Two installations at once are safe: the second waits for the first.
+    """Install a toolchain unless it is installed. Two concurrent installations are safe: the second waits for the
+    first.
 
     Args:
-        name: of the toolchain.
+        name: the toolchain's name.
         on_progress: called with what, done, total.
 
     Raises:
-        ToolchainError: unknown name, no fitting Python, no disk space, or the packages could not be installed: then
-            with pip's own reason, the log kept, and nothing left in place.
+        ToolchainError: the name is unknown, there is no suitable Python or no disk space, or the packages could not be
+            installed: then it gives pip's own reason, the log is kept, and nothing is left in place.
     """
     declared = declaration.read(name)
     with store.locked(name, on_progress) as lock:
@@ -71,7 +72,7 @@ def install(name: str, on_progress: OnProgress = ignore_progress) -> Toolchain:
 
 
 def _interpreter(declared: Declaration) -> tuple[str, Path]:
-    """A Python of a version that the lock is made for: this one, one on the path, or one that pyenv built."""
+    """Return a Python of one of the lock's versions: this one, one on the path, or one built by pyenv."""
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if here in declared.python:
         return here, Path(sys.executable)
@@ -89,7 +90,7 @@ def _interpreter(declared: Declaration) -> tuple[str, Path]:
 
 
 def _candidates(version: str) -> Iterator[Path]:
-    """Files that may be this Python: of every folder on the path, then of pyenv's versions, the newest first."""
+    """Yield files that may be this Python: in every folder on the path, then in pyenv's versions, newest first."""
     name = f"python{version}"
     for folder in os.get_exec_path():
         path = Path(folder) / name
@@ -101,7 +102,7 @@ def _candidates(version: str) -> Iterator[Path]:
 
 
 def _answers(interpreter: Path, version: str) -> bool:
-    """Whether it is what its name says: version managers put placeholders on the path."""
+    """Return whether an interpreter has the version in its name: version managers put placeholders on the path."""
     ask = [str(interpreter), "-c", "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"]
     try:
         found = subprocess.run(ask, capture_output=True, text=True, timeout=_ASK_SECONDS, check=False)
@@ -122,10 +123,10 @@ def _check_space(declared: Declaration) -> None:
 
 @dataclass(frozen=True)
 class _Build:
-    """The two steps that fill an environment; their words go to the log.
+    """The two steps that fill an environment; their output goes to the log.
 
     Attributes:
-        lock: a descriptor that the steps inherit, so that the lock outlives this process as long as they do.
+        lock: a descriptor that the steps inherit, so that the lock outlives this process for as long as they run.
     """
 
     declared: Declaration
@@ -134,7 +135,7 @@ class _Build:
     lock: int
 
     def run(self, interpreter: Path, report: OnProgress) -> None:
-        """Make the environment and install what is locked."""
+        """Create the environment and install the locked packages."""
         report("making the environment", 0, 0)
         self._step([str(interpreter), "-m", "venv", str(self.building)])
         total = self.declared.packages + 1
@@ -155,7 +156,7 @@ class _Build:
         self._step(command, heard)
 
     def _step(self, command: list[str], heard: OnLine | None = None) -> None:
-        """Raises :class:`ToolchainError` with the step's own reason where it fails."""
+        """Run one step; raise :class:`ToolchainError` with the step's own reason if it fails."""
         env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
         env |= {"PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1"}
         with (
@@ -190,7 +191,7 @@ class _Build:
 
 
 def _reason(log: Path) -> str:
-    """The installer's own reason: its errors, else its last line."""
+    """Return the installer's own reason: its errors, or else its last line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     errors = [line for line in errors if not line.startswith("Ignored the following")]
@@ -198,8 +199,8 @@ def _reason(log: Path) -> str:
 
 
 def _try_out(declared: Declaration, building: Path, report: OnProgress) -> None:
-    """Nothing is put in place that cannot load its own packages. What is loaded is compiled by the way, where pip would
-    compile everything."""
+    """Check that an environment can load its own packages before it is put in place. This also compiles what is loaded,
+    whereas pip would compile everything."""
     report("trying it out", 0, 0)
     try:
         with store.toolchain_in(declared, building).worker() as worker:

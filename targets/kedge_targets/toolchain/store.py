@@ -1,4 +1,4 @@
-"""The environments on disk: where they lie, which there are, taking them away."""
+"""Manages the environments on disk: finds, lists and removes them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Toolchain:
     """An installed toolchain.
 
     Attributes:
-        name: the backend's.
+        name: the backend's name.
         folder: the environment.
-        python: its interpreter; the environment's scripts are not used (they hold the path it was built at).
+        python: its interpreter; the environment's scripts are not used (they contain the path where it was built).
         driver: the program that runs in it.
     """
 
@@ -37,7 +37,7 @@ class Toolchain:
     driver: Path
 
     def worker(self, *, memory_limit: int | None = None) -> Worker:
-        """A worker that runs the driver."""
+        """Return a worker that runs the driver."""
         return Worker(name=self.name, python=self.python, driver=self.driver, memory_limit=memory_limit)
 
 
@@ -46,7 +46,7 @@ class ToolchainState:
     """A declared toolchain and whether it is installed.
 
     Attributes:
-        folder: the environment of the current lock; None where it is not installed.
+        folder: the environment of the current lock; None if it is not installed.
         outdated: environments of other locks.
     """
 
@@ -58,15 +58,15 @@ class ToolchainState:
 
     @property
     def installed(self) -> bool:
-        """Whether the current lock's environment is there."""
+        """Whether the current lock's environment is installed."""
         return self.folder is not None
 
 
 def toolchains_folder() -> Path:
-    """Where all environments lie; made if it is missing.
+    """Return the folder of all environments, and create it if it is missing.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: it cannot be created.
     """
     folder = data_folder() / "toolchains"
     try:
@@ -77,28 +77,29 @@ def toolchains_folder() -> Path:
 
 
 def environment_of(declared: Declaration, python: str) -> Path:
-    """Where the environment of the current lock lies, for one Python version."""
+    """Return the place of the current lock's environment for one Python version."""
     return data_folder() / "toolchains" / f"{declared.name}-{declared.key(python)}"
 
 
 def toolchain_in(declared: Declaration, folder: Path) -> Toolchain:
-    """The toolchain of an environment that is there."""
+    """Return the toolchain of an existing environment."""
     return Toolchain(
         name=declared.name, folder=folder, python=folder / "bin" / "python", driver=declared.driver.resolve()
     )
 
 
 def installed(declared: Declaration) -> Path | None:
-    """The environment of the current lock, or None. What is there is whole: it is put in place by one rename."""
+    """Return the current lock's environment, or None. An existing one is complete, because it is put in place by one
+    rename."""
     found = (environment_of(declared, python) for python in declared.python)
     return next((folder for folder in found if (folder / "bin" / "python").exists()), None)
 
 
 def find(name: str) -> Toolchain:
-    """An installed toolchain.
+    """Return an installed toolchain.
 
     Raises:
-        ToolchainError: unknown, or not installed; the remedy is the command that installs it.
+        ToolchainError: it is unknown or not installed; the remedy is the command that installs it.
     """
     declared = declaration.read(name)
     folder = installed(declared)
@@ -108,7 +109,7 @@ def find(name: str) -> Toolchain:
 
 
 def list_toolchains() -> list[ToolchainState]:
-    """Every declared toolchain, sorted by name."""
+    """Return all declared toolchains, sorted by name."""
     states = []
     for name in declaration.names():
         declared = declaration.read(name)
@@ -126,16 +127,16 @@ def list_toolchains() -> list[ToolchainState]:
 
 
 def environments(name: str) -> list[Path]:
-    """All environments of a toolchain, of whatever lock."""
+    """Return all environments of a toolchain, for any lock."""
     digits = "[0-9a-f]" * 16
     return sorted((data_folder() / "toolchains").glob(f"{name}-{digits}"))
 
 
 def remove(name: str) -> list[Path]:
-    """Take away every environment of a toolchain; returns those there were.
+    """Remove all environments of a toolchain and return them.
 
     Raises:
-        ToolchainError: unknown toolchain.
+        ToolchainError: the toolchain is unknown.
         StorageError: an environment cannot be removed.
     """
     declaration.read(name)
@@ -153,20 +154,23 @@ def remove(name: str) -> list[Path]:
 
 
 def staging(name: str) -> Path:
-    """A new path beside the environments, for what is being built or taken away; call it under :func:`locked`."""
+    """Return a new path beside the environments for one that is being built or removed; call this under
+    :func:`locked`."""
     return toolchains_folder() / f"{_STAGING}{name}-{secrets.token_hex(4)}"
 
 
 def clear_staging(name: str) -> None:
-    """Remove what a killed installation or removal left; call it under :func:`locked`: then nobody works there."""
+    """Remove the remains of a killed installation or removal; call this under :func:`locked`, so that nobody works
+    there."""
     for stale in toolchains_folder().glob(f"{_STAGING}{name}-*"):
         shutil.rmtree(stale, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def locked(name: str, on_progress: OnProgress = ignore_progress) -> Iterator[int]:
-    """Only one at a time; others wait. The lock ends with its process, however that ends, and with the processes that
-    were given its descriptor, which is yielded: what a killed installation left running must end first."""
+    """Allow only one installation or removal at a time; others wait. The lock ends with its process, however that ends,
+    and with the processes that inherited its descriptor, which is yielded: leftovers of a killed installation must end
+    first."""
     path = toolchains_folder() / f".{name}.lock"
     with files.locked(path, on_wait=lambda: on_progress("waiting for another installation", 0, 0)) as handle:
         yield handle

@@ -1,7 +1,7 @@
-"""A child's first act, then its program: ``python bootstrap.py PROGRAM.py``, or ``--module NAME``.
+"""A child's first step, followed by its program: ``python bootstrap.py PROGRAM.py``, or ``--module NAME``.
 
-Run by path with any Python, a toolchain's too, so it needs the standard library alone. The process is bound to its
-parent's life here and not in ``preexec_fn``, which is not safe in a parent that has threads.
+It is run by path with any Python, including a toolchain's, so it needs only the standard library. The process is bound
+to its parent's life here and not in ``preexec_fn``, which is not safe in a parent with threads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def bind_to_parent() -> None:
-    """Die with the parent, and leave no core file."""
+    """Make this process die with its parent, and leave no core file."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     parent = os.environ.pop(PARENT_VARIABLE, "")
     # The parent may have died before the line above: then nobody will send the signal.
@@ -28,7 +28,7 @@ def bind_to_parent() -> None:
 
 
 def main() -> None:
-    """Bind, then become the program."""
+    """Bind to the parent, then run the program."""
     bind_to_parent()
     del sys.argv[0], sys.path[0]  # this file's folder is no place to import from
     if sys.argv[0] == "--module":

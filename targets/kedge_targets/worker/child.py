@@ -1,6 +1,6 @@
-"""The child's loop: one JSON line a request in, JSON lines of progress and one answer out.
+"""The child's loop: reads one JSON line per request, writes JSON lines of progress and one answer.
 
-Imports nothing heavy: what a task needs, the task imports.
+Imports nothing heavy: each task imports what it needs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PROGRESS_SECONDS = 0.05
 
 
 class _Answers:
-    """The way back to the parent."""
+    """Sends progress and answers to the parent."""
 
     def __init__(self, descriptor: int) -> None:
         os.set_inheritable(descriptor, False)
@@ -44,7 +44,7 @@ class _Answers:
 
 
 def _requests() -> io.BufferedReader:
-    """The request pipe, moved away from standard input so that no task reads it by mistake."""
+    """Return the request pipe, moved away from standard input so that no task reads it by mistake."""
     moved = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -53,7 +53,7 @@ def _requests() -> io.BufferedReader:
 
 
 def find(task: str) -> tuple[Callable[..., Any], type[Any]]:
-    """A task's function and its request's type.
+    """Return a task's function and the type of its request.
 
     Args:
         task: ``module:function``; the function's first parameter is ``request``, with its type annotated.
@@ -64,7 +64,8 @@ def find(task: str) -> tuple[Callable[..., Any], type[Any]]:
 
 
 def described(error: BaseException) -> dict[str, Any]:
-    """An error as it goes on the wire: Kedge's own by the nearest class of the tree, others by their type's name."""
+    """Return an error as sent on the wire: a Kedge error with the nearest class of the tree, others with their type's
+    name."""
     if isinstance(error, errors.KedgeError):
         kind = next(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__)
         return {"kind": kind, "what": error.what, "where": error.where, "remedy": error.remedy}

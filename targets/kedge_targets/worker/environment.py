@@ -1,7 +1,7 @@
-"""What every child is told: vendors' telemetry off, vendors' files in a temporary folder.
+"""The environment of every child: vendors' telemetry off, vendors' files in a temporary folder.
 
-Each backend's package declares the variables that its own vendors honour (``environment`` in
-``backends/<name>/__init__.py``): a child may load any of them.
+Each backend's package declares the variables of its own vendors (``environment`` in ``backends/<name>/__init__.py``);
+all are set, because a child may load any backend.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FOREIGN = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE", "PYTH
 
 @functools.cache
 def _declared() -> Mapping[str, str]:
-    """The variables that the backends declare, merged."""
+    """Return the variables that the backends declare, merged."""
     merged: dict[str, str] = {}
     for name in backend_packages.names():
         # One that cannot be loaded is an error where it is used.
@@ -41,7 +41,7 @@ LOG_VARIABLE = "KEDGE_LOG_DIR"
 
 
 def log_dir(given: Path | None) -> Path:
-    """Where logs are kept: as given, as the environment says, or the system's temporary folder."""
+    """Return the folder for logs: the given one, the environment's, or the system's temporary folder."""
     return given or Path(os.environ.get(LOG_VARIABLE) or tempfile.gettempdir())
 
 
@@ -49,20 +49,20 @@ CACHE_VARIABLE = "KEDGE_CACHE"
 
 
 def cache_dir() -> Path:
-    """Where what this device builds for itself is kept: as the environment says, or the user's cache folder."""
+    """Return the folder for what this device builds for itself: the environment's, or the user's cache folder."""
     if given := os.environ.get(CACHE_VARIABLE):
         return Path(given)
     return folders.user_folder("XDG_CACHE_HOME", ".cache")
 
 
 def of_child(scratch: Path, logs: Path, python: Path | None, extra: Mapping[str, str] | None) -> dict[str, str]:
-    """The whole environment of a child.
+    """Return the complete environment of a child.
 
     Args:
-        scratch: where caches and temporary files go.
-        logs: where the workers that the child starts keep their logs: these outlive ``scratch``.
-        python: another interpreter than this one, which must not see this one's packages.
-        extra: the caller's own; it wins.
+        scratch: the folder for caches and temporary files.
+        logs: the folder for logs of workers that the child starts; these outlive ``scratch``.
+        python: the child's interpreter; one other than this must not see this one's packages.
+        extra: the caller's own variables, which take precedence.
     """
     made = dict(os.environ)
     if python is not None and python != Path(sys.executable):

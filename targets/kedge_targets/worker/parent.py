@@ -1,4 +1,4 @@
-"""The parent's side: :class:`Worker`."""
+"""The parent's side of the worker: :class:`Worker`."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ _TAIL_LINES = 20
 
 
 class Worker:
-    """A child process, kept for several calls and started anew when it died.
+    """A child process, kept for several calls and restarted if it died.
 
-    The child has its own session and process group, dies with its parent, and leaves no core file. One call at a
-    time; several workers may live at once, each in its own thread.
+    The child has its own session and process group, dies with its parent, and leaves no core file. A worker runs one
+    call at a time; several workers may exist at the same time, each in its own thread.
 
     Args:
-        name: for messages and the log's file name.
+        name: used in messages and the log's file name.
         python: the interpreter; None for this one.
-        driver: a program that speaks the worker's lines with the standard library alone; None for Kedge's own child.
-        memory_limit: bytes for the child's whole process group, mapped files not counted; looked at every 100 ms.
-        log_dir: where the child's output is kept; None for ``KEDGE_LOG_DIR`` or the system's temporary folder.
+        driver: a program that speaks the worker's protocol with only the standard library; None for Kedge's own child.
+        memory_limit: bytes for the child's whole process group, without mapped files; checked every 100 ms.
+        log_dir: the folder for the child's output; None for ``KEDGE_LOG_DIR`` or the system's temporary folder.
         env: variables added to the child's environment.
     """
 
@@ -67,7 +67,7 @@ class Worker:
     ) -> None:
         self.name = name
         self.log: Path | None = None
-        """The child's output; removed at :meth:`close` unless a call failed."""
+        """The file with the child's output; removed at :meth:`close` unless a call failed."""
         self._python = python
         self._driver = driver
         self._memory_limit = memory_limit
@@ -92,17 +92,17 @@ class Worker:
         """Run one task in the child.
 
         Args:
-            task: ``module:function``, or whatever the driver calls its tasks.
+            task: ``module:function``, or the driver's name for the task.
             request: a dataclass or plain data.
-            answer_type: of the answer.
-            deadline: seconds, the child's start included.
+            answer_type: the type of the answer.
+            deadline: seconds, including the child's start.
             on_progress: called in this thread with what, done, total.
 
         Raises:
-            WorkerTimeoutError, WorkerMemoryError: killed for it.
-            WorkerCrashedError: killed by a signal, or ended without an answer.
+            WorkerTimeoutError, WorkerMemoryError: the child exceeded the limit and was killed.
+            WorkerCrashedError: the child was killed by a signal, or ended without an answer.
             WorkerTaskError: the task raised an error that is not Kedge's.
-            KedgeError: whatever of Kedge's own the task raised, as the same class.
+            KedgeError: the task raised a Kedge error; it has the same class.
         """
         line = json.dumps({"task": task, "request": codec.unstructure(request)}).encode() + b"\n"
         with self._lock:
@@ -117,11 +117,12 @@ class Worker:
             return codec.structure(message["answer"], answer_type, where=f"answer of {task}")
 
     def stop(self) -> None:
-        """From another thread: the call under way, and every later one, ends with :class:`WorkerCrashedError`."""
+        """Stop the worker from another thread: the current call, and every later one, raises
+        :class:`WorkerCrashedError`."""
         self._stopped.set()
 
     def close(self) -> None:
-        """End the child; its log goes, unless a call failed."""
+        """End the child and remove its log, unless a call failed."""
         with self._lock:
             self._end(patience=_PATIENCE)
             if self._scratch is not None:
@@ -231,7 +232,7 @@ class Worker:
             )
 
     def _ended(self, group: Group) -> NoReturn:
-        """The child is gone, or has shut its mouth: tell which."""
+        """Raise the error for a child that has ended or closed its answers."""
         until = time.monotonic() + _PATIENCE
         while group.alive() and time.monotonic() < until:
             time.sleep(0.01)
@@ -259,7 +260,7 @@ class Worker:
         self._fail(WorkerTaskError, f"{kind}: {error.get('what')}")
 
     def _last_words(self) -> str:
-        """The log's tail and path."""
+        """Return the log's tail and path."""
         if self.log is None:
             return "It left no log"
         with contextlib.suppress(OSError), self.log.open("rb") as file:
@@ -271,7 +272,7 @@ class Worker:
 
 
 def _write(descriptor: int, data: memoryview) -> memoryview:
-    """Write what the pipe takes now; the rest comes back. A child that is gone is found out by its answers."""
+    """Write as much as the pipe accepts now and return the rest. A dead child is detected by its answers."""
     try:
         return data[os.write(descriptor, data) :]
     except BlockingIOError:

@@ -29,11 +29,11 @@ def _starter(pid: int) -> ThreadPoolExecutor:
 
 
 class Group:
-    """A running child and whatever it starts.
+    """A running child and all processes that it starts.
 
     Attributes:
-        requests: file descriptor to write requests to; not blocking.
-        answers: file descriptor to read answers from.
+        requests: the file descriptor for writing requests; non-blocking.
+        answers: the file descriptor for reading answers.
     """
 
     def __init__(self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None, log: int) -> None:
@@ -68,14 +68,14 @@ class Group:
         self._scanned = time.monotonic()
 
     def alive(self) -> bool:
-        """Return whether the child still runs. It is not reaped here, so that its group id is not reused."""
+        """Return whether the child is still running. It is not reaped here, so that its group id is not reused."""
         if self._process.returncode is not None:
             return False
         state = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         return state is None
 
     def memory(self) -> int:
-        """Return the bytes of memory of the whole group that only swap could free: anonymous and shared memory.
+        """Return the memory, in bytes, of the whole group that only swap could free: anonymous and shared memory.
 
         Mapped files (a data set, a model) are not counted: the kernel drops their pages when it needs to.
         """
@@ -86,7 +86,7 @@ class Group:
         return sum(_memory_of(pid) for pid in self._members)
 
     def end(self, patience: float) -> None:
-        """Close the request pipe, let the child finish within ``patience`` seconds, then kill what is left."""
+        """Close the request pipe, let the child finish within ``patience`` seconds, then kill the rest."""
         with contextlib.suppress(OSError):
             self._stdin.close()
         until = time.monotonic() + patience

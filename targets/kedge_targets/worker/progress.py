@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Passed to every task. Its reports reach the caller's ``on_progress``; frequent ones are thinned out."""
+    """Passed to every task; its reports reach the caller's ``on_progress``, and frequent ones are thinned out."""
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """``done`` of ``total`` steps of ``what`` are done; a total of 0 means unknown."""
+        """Report that ``done`` of ``total`` steps of ``what`` are done; a total of 0 means unknown."""

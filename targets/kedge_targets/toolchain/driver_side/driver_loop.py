@@ -1,8 +1,8 @@
-"""The loop of every toolchain's driver: it speaks the worker's lines (docs/architecture.md), one JSON request a line on
-standard input, JSON lines of progress and one answer to the file descriptor ``KEDGE_ANSWER_FD``.
+"""The loop of every toolchain's driver: it speaks the worker's protocol (docs/architecture.md), with one JSON request
+per line on standard input, and JSON lines of progress and one answer on the file descriptor ``KEDGE_ANSWER_FD``.
 
-It runs in the toolchain's own environment: standard library only, Python 3.9 on, and never Kedge. A driver finds it
-beside Kedge's own toolchain package::
+It runs in the toolchain's own environment: standard library only, Python 3.9 or newer, and never Kedge. A driver finds
+it beside Kedge's own toolchain package::
 
     sys.path.append(str(Path(__file__).resolve().parents[3] / "toolchain" / "driver_side"))
 """
@@ -22,7 +22,7 @@ _NO_ANSWER = "KEDGE_ANSWER_FD is not set: this program is run by Kedge's worker"
 
 
 class RefusedError(Exception):
-    """An error with its class in Kedge's tree."""
+    """An error with the name of its class in Kedge's tree."""
 
     def __init__(self, kind: str, what: str, where: str | None = None, remedy: str | None = None) -> None:
         super().__init__(what)
@@ -30,7 +30,7 @@ class RefusedError(Exception):
 
 
 class Answers:
-    """The way back to the worker."""
+    """Sends progress and answers to the worker."""
 
     def __init__(self) -> None:
         if "KEDGE_ANSWER_FD" not in os.environ:
@@ -40,17 +40,17 @@ class Answers:
         self._file = os.fdopen(descriptor, "wb")
 
     def send(self, kind: str, value: Any) -> None:
-        """One line."""
+        """Send one line."""
         self._file.write(json.dumps({kind: value}).encode() + b"\n")
         self._file.flush()
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """``done`` of ``total`` steps of ``what`` are done; a total of 0 means unknown."""
+        """Report that ``done`` of ``total`` steps of ``what`` are done; a total of 0 means unknown."""
         self.send("progress", {"what": what, "done": done, "total": total})
 
 
 def versions(packages: Iterable[str]) -> Mapping[str, Any]:
-    """The answer to the task ``version``: the Python and the packages that are installed here."""
+    """Return the answer to the task ``version``: the Python version and the packages installed here."""
     return {
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
@@ -58,7 +58,7 @@ def versions(packages: Iterable[str]) -> Mapping[str, Any]:
 
 
 def serve(answers: Answers, tasks: Mapping[str, Callable[[Any], Any]]) -> None:
-    """Serve until the worker closes the pipe. An error that holds ``wire`` goes back as that."""
+    """Serve until the worker closes the pipe. An error that has the attribute ``wire`` is sent as that."""
     for line in sys.stdin:
         message = json.loads(line)
         try:
