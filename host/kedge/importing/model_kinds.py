@@ -58,7 +58,7 @@ _TRUSTED = {
     ".h5": Kind.KERAS,
     ".hdf5": Kind.KERAS,
 }
-"""Suffixes of files that are read only if the user trusts them."""
+"""Suffixes of files that are read only if the user trusts them → their kind."""
 
 
 def factory(source: str) -> Factory | None:

@@ -17,7 +17,7 @@ from kedge_protocol.bundle.preprocess import Preprocess
 
 
 class Task(str, enum.Enum):
-    """The task of a pipeline. Each has a predefined pipeline: ``kedge compile --task``."""
+    """The task of a pipeline. Each has a ready pipeline: ``kedge compile --task``."""
 
     CLASSIFICATION = "classification"
     DETECTION = "detection"

@@ -1,6 +1,6 @@
-"""Reads a pipeline as users declare it: TOML, or one of the predefined ones.
+"""Reads a pipeline as users declare it: TOML, or one of the ready ones.
 
-A file names its ``task`` and states what differs from the task's predefined pipeline::
+A file names its ``task`` and states what differs from the task's ready pipeline::
 
     task = "detection"
 
@@ -66,7 +66,7 @@ READY: dict[Task, Pipeline] = {
         sequence=Sequence(),
     ),
 }
-"""The predefined pipelines; ``embedding`` of a model that takes pictures has the picture of ``classification``."""
+"""The ready pipelines; ``embedding`` of a model that takes pictures has the picture of ``classification``."""
 
 
 def read(path: Path) -> Pipeline:
@@ -85,7 +85,7 @@ def read(path: Path) -> Pipeline:
 
 
 def declared(data: Mapping[str, Any], *, where: str) -> Pipeline:
-    """Return a pipeline from plain data: its values on top of the predefined pipeline of its task.
+    """Return a pipeline from plain data: its values on top of the ready pipeline of its task.
 
     Raises:
         ConfigError: the data is invalid.

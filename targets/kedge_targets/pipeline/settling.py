@@ -20,7 +20,7 @@ _CHANNELS = (1, 3)
 _LINE_WIDTH = 320
 _BUCKETS = (16, 32, 64, 128, 256, 512)
 _TASKS = {"detect": Task.DETECTION, "classify": Task.CLASSIFICATION, "segment": None, "pose": None, "obb": None}
-"""Ultralytics' tasks; None for those without a predefined pipeline."""
+"""Ultralytics' tasks; None for those without a ready pipeline."""
 
 
 def from_metadata(metadata: Mapping[str, str]) -> Pipeline | None:

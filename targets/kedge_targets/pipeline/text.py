@@ -43,7 +43,7 @@ class Tokenizer:
     Args:
         content: the file's content.
         how: the pipeline's section.
-        where: the item's name in messages.
+        where: the file's name in messages.
 
     Raises:
         MissingDependencyError: ``tokenizers`` is not installed.

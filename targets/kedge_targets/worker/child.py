@@ -35,7 +35,7 @@ class _Answers:
         self._file.flush()
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """See :class:`kedge_targets.worker.Progress`."""
+        """Report progress; see :class:`kedge_targets.worker.Progress`."""
         now = time.monotonic()
         if what == self._last[0] and done != total and now - self._last[1] < _PROGRESS_SECONDS:
             return
