@@ -1,4 +1,4 @@
-"""Kedge compiles trained models for a fleet of unlike edge devices, rolls them out, and keeps them running well.
+"""Kedge compiles trained models for a fleet of different edge devices, rolls them out, and keeps them running well.
 
 The public interface::
 

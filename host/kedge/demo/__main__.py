@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from kedge.demo.story import on_progress
+from kedge.demo.story import show_demo
 from kedge_protocol.errors import KedgeError
 
 
@@ -14,7 +14,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m kedge.demo", description="The main job of Kedge, shown.")
     parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
     try:
-        on_progress(keep=parser.parse_args().keep)
+        show_demo(keep=parser.parse_args().keep)
     except KedgeError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

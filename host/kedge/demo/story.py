@@ -37,7 +37,7 @@ class Row:
     bytes_pulled: int
 
 
-def on_progress(*, keep: bool) -> None:
+def show_demo(*, keep: bool) -> None:
     """Run the demo.
 
     Args:
