@@ -9,8 +9,8 @@ from kedge_protocol.errors import ConfigError
 LARGEST_BYTES = 1 << 20
 
 
-def read(path: Path) -> bytes:
-    """Read a credential.
+def read(path: Path, what: str = "the file") -> bytes:
+    """Read a credential; ``what`` names it in errors.
 
     Raises:
         ConfigError: the file cannot be read, or is too large for a credential.
@@ -19,9 +19,9 @@ def read(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(LARGEST_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        raise ConfigError(f"{what} cannot be read: {error.strerror}", where=str(path)) from error
     if len(content) > LARGEST_BYTES:
-        raise ConfigError(f"is no credential: more than {LARGEST_BYTES} bytes", where=str(path))
+        raise ConfigError(f"{what} is no credential: more than {LARGEST_BYTES} bytes", where=str(path))
     return content
 
 
@@ -32,7 +32,7 @@ def read_password(path: Path) -> str:
         ConfigError: as in :func:`read`; or the line is empty or not UTF-8.
     """
     try:
-        lines = read(path).decode().splitlines()
+        lines = read(path, "the password file").decode().splitlines()
     except UnicodeDecodeError as error:
         raise ConfigError("the password is not UTF-8", where=str(path)) from error
     if not lines or not lines[0]:

@@ -154,11 +154,12 @@ def test_vivados_machine_gets_the_same_design(lowered: Lowered, tmp_path: Path) 
 
 
 _FLOW = """
-import io, sys
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 sys.path.insert(0, sys.argv[1])
 import driver
-driver.Driver(io.BytesIO()).load()
+driver.Driver(SimpleNamespace(progress=lambda what, done, total: None)).load()
 from finn.builder import build_dataflow_steps
 from finn.builder.build_dataflow_config import DataflowBuildConfig, estimate_only_dataflow_steps
 from qonnx.core.modelwrapper import ModelWrapper

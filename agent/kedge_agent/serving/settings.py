@@ -70,7 +70,7 @@ class ServerSettings:
         if self.token_file is None:
             return None
         try:
-            lines = credentials.read(Path(self.token_file)).decode().split()
+            lines = credentials.read(Path(self.token_file), "the token file").decode().split()
         except UnicodeDecodeError as error:
             raise ConfigError("the token is not UTF-8", where=self.token_file) from error
         if len(lines) != 1:
