@@ -49,4 +49,5 @@ class _Finder(MetaPathFinder):
         return spec
 
 
-sys.meta_path.insert(0, _Finder())
+if __name__ == "sitecustomize":  # a test that reads the constants is not a child
+    sys.meta_path.insert(0, _Finder())
