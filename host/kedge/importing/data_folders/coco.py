@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,46 @@ def found_in(folder: Path) -> list[Path]:
     return [file for place in places if place.is_dir() for file in sorted(place.glob("*.json")) if is_coco(file)]
 
 
+@dataclass(frozen=True)
+class Annotations:
+    """The content of a COCO file.
+
+    Attributes:
+        images, categories: as in the file; categories by ascending id, which gives the class numbers.
+        boxes: of each image: class, x1, y1, x2, y2 in fractions of the picture, and whether it is a crowd.
+    """
+
+    images: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+    boxes: list[list[list[float]]]
+
+
+def read_annotations(file: Path, *, where: str) -> Annotations:
+    """Read the boxes of a COCO file, without looking for its pictures.
+
+    Raises:
+        DatasetError: the file is not COCO JSON; the message names the annotation.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{file.name} is no JSON: {error}", where=where) from error
+    try:
+        rows: dict[Any, list[list[float]]] = {one["id"]: [] for one in content["images"]}
+        sizes = {one["id"]: (float(one["width"]), float(one["height"])) for one in content["images"]}
+        kinds = sorted(content["categories"], key=lambda kind: kind["id"])
+        numbers = {kind["id"]: number for number, kind in enumerate(kinds)}
+        for place, one in enumerate(content["annotations"]):
+            rows[one["image_id"]].append(_row(one, numbers, sizes, f"{where}: {file.name}: annotations[{place}]"))
+        return Annotations(content["images"], kinds, [rows[one["id"]] for one in content["images"]])
+    except KeyError as error:
+        raise DatasetError(
+            f"{file.name} is no COCO JSON: {error} is missing or refers to nothing", where=where
+        ) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DatasetError(f"{file.name} is no COCO JSON: {error}", where=where) from error
+
+
 def read(file: Path, pictures: Path, *, where: str) -> Listing:
     """List the pictures that a COCO file names; class numbers follow the order of the category ids.
 
@@ -40,25 +81,12 @@ def read(file: Path, pictures: Path, *, where: str) -> Listing:
     Raises:
         DatasetError: the file is not COCO JSON, or a picture is missing; the message names it.
     """
+    found = read_annotations(file, where=where)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{file.name} is no JSON: {error}", where=where) from error
-    try:
-        kinds = sorted(content["categories"], key=lambda kind: kind["id"])
-        numbers = {kind["id"]: number for number, kind in enumerate(kinds)}
-        rows: dict[Any, list[list[float]]] = {one["id"]: [] for one in content["images"]}
-        sizes = {one["id"]: (float(one["width"]), float(one["height"])) for one in content["images"]}
-        for place, one in enumerate(content["annotations"]):
-            rows[one["image_id"]].append(_row(one, numbers, sizes, f"{where}: {file.name}: annotations[{place}]"))
-        names = [(one["id"], str(one["file_name"])) for one in content["images"]]
-        classes = tuple(str(kind["name"]) for kind in kinds)
+        names = [str(one["file_name"]) for one in found.images]
+        classes = tuple(str(kind["name"]) for kind in found.categories)
     except KeyError as error:
-        raise DatasetError(
-            f"{file.name} is no COCO JSON: {error} is missing or refers to nothing", where=where
-        ) from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise DatasetError(f"{file.name} is no COCO JSON: {error}", where=where) from error
+        raise DatasetError(f"{file.name} is no COCO JSON: {error} is missing", where=where) from error
     places = [pictures / name for name in _FOLDERS] + [file.parent / name for name in _FOLDERS]
     places += [file.parent.parent / name for name in _FOLDERS]
     return Listing(
@@ -66,8 +94,8 @@ def read(file: Path, pictures: Path, *, where: str) -> Listing:
         kind="pictures with COCO annotations",
         item=Item.PICTURE,
         truth=Truth.BOXES,
-        sources=[_picture(name, places, file, where) for _, name in names],
-        labels=[rows[one] for one, _ in names],
+        sources=[_picture(name, places, file, where) for name in names],
+        labels=found.boxes,
         classes=classes,
     )
 
