@@ -145,8 +145,8 @@ def test_a_bundle_is_warmed_up_before_it_answers(tmp_path: Path, monkeypatch: py
     folder = install(tmp_path / "state", make_bundle(tmp_path, version="1.0"))
     with Model("tiny", state=tmp_path / "state") as model:
         assert calls == [True]
-        install(tmp_path / "state", make_bundle(tmp_path, version="2.0", seed=2))
         before = model.loaded()
+        install(tmp_path / "state", make_bundle(tmp_path, version="2.0", seed=2))
         model.refresh()
         assert calls == [True, True]
         assert (before.version, model.loaded().version) == ("1.0", "2.0")
