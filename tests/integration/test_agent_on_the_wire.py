@@ -203,14 +203,14 @@ def test_telemetry_of_a_time_without_a_controller_is_accounted_for(
     ask_for_a_report()
     wait_for(lambda: reported().unheard_seconds > 1.0, what="the time that no controller heard of")
     online = Status(online=True, boot_id="controller", session=1)
-    ear.say(topics.CONTROLLER_STATUS, codec.encode(online), retain=True)
     before = reported().seq
+    ear.say(topics.CONTROLLER_STATUS, codec.encode(online), retain=True)
     wait_for(lambda: reported().seq > before, what="a report to the controller")
     unheard = reported().unheard_seconds
     count = len(ear.of(topics.telemetry("dev", "metrics")))
     wait_for(lambda: len(ear.of(topics.telemetry("dev", "metrics"))) >= count + 3, what="telemetry")
-    ask_for_a_report()
     before = reported().seq
+    ask_for_a_report()
     wait_for(lambda: reported().seq > before, what="another report")
     assert reported().unheard_seconds == pytest.approx(unheard, abs=0.6)
 

@@ -236,10 +236,33 @@ def test_a_stopped_server_answers_what_it_has_accepted(run: Callable[..., Runnin
     with server.raw(GET % b"hang") as link, server.raw() as idle:
         time.sleep(0.1)
         server.server.stop(5.0)
-        assert idle.recv(10) == b""
         server.handler.let_go.set()
+        assert idle.recv(10) == b""
         answer = link.makefile("rb").read()
     assert answer.endswith(b"late")
+    server.thread.join(5)
+    assert not server.thread.is_alive()
+
+
+def test_a_stopping_server_answers_requests_that_have_begun_to_arrive(run: Callable[..., Running]) -> None:
+    server = run()
+    request = b"GET /t/now HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    idle = server.raw(request)
+    assert b"200" in idle.recv(4096)
+    fresh, half = server.raw(), server.raw(request[:20])
+    for link in (fresh, half):  # taken by the server, not only by the system
+        while link.getsockname() not in [one._link.getpeername() for one in list(server.server._connections)]:
+            time.sleep(0.01)
+    fresh.sendall(request)
+    server.server.stop(10.0)
+    assert idle.recv(10) == b""
+    half.sendall(request[20:])
+    for link in (fresh, half):
+        received = b""
+        while part := link.recv(4096):
+            received += part
+        assert received.startswith(b"HTTP/1.1 200")
+        assert received.endswith(b"true}")
     server.thread.join(5)
     assert not server.thread.is_alive()
 

@@ -67,6 +67,8 @@ class Connection:
         self._refused = False
         self._draining = False
         self._close_after_output = False
+        self._is_last = False
+        self._taken = 0
         self._input_waits = False
 
     @property
@@ -118,11 +120,25 @@ class Connection:
         self._server.ended(self)
 
     def close_when_answered(self) -> None:
-        """Close as soon as pending requests are answered."""
-        if self.idle and not self._input:
+        """Close as soon as the pending request is answered: the one in progress, or one that is partly or wholly
+        received. A new connection is given until the loop's next tick to send its first request."""
+        if self.exchange is not None or self.unsent:
+            self._close_after_output = True
+        elif self._head is None and not self._input and self._taken and not self._has_unread():
             self.close()
         else:
-            self._close_after_output = True
+            self._is_last = True
+            if self._head is None and not self._input:
+                self.deadline = time.monotonic()
+
+    def _has_unread(self) -> bool:
+        """Return whether the system holds received bytes that were not read yet; unknown, so True, under TLS."""
+        if self._encrypted:
+            return True
+        try:
+            return bool(self._link.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            return False
 
     # Sending, in any thread.
 
@@ -308,7 +324,11 @@ class Connection:
                     if self.exchange is not None or self._output:
                         self._input_waits = bool(self._input)
                         break
-                if self._close_after_output or not self._next_request():
+                if self._close_after_output:
+                    break
+                self._close_after_output = self._is_last
+                if not self._next_request():
+                    self._close_after_output = False
                     break
         except RefusedError as refused:
             self._refuse(refused)
@@ -337,6 +357,7 @@ class Connection:
         content = b"" if body is None else body.content()
         held = 0 if body is None else body.held
         self._head = self._body = None
+        self._taken += 1
         self._server.begin(self, head, content, held)
         return True
 
