@@ -129,7 +129,9 @@ class ServingSupervisor:
         status = self._process.poll()
         if status is not None:
             self._hear(now)
-            self._died(now, self._killed_for or _words(status))
+            # Nobody kills or terminates itself: that came from outside, and no bundle is to blame.
+            outside = status in (-signal.SIGKILL, -signal.SIGTERM) and not self._killed_for
+            self._died(now, self._killed_for or _words(status), blamed=not outside)
             return True
         self._hear(now)
         silence = now - self._heard_at
@@ -194,11 +196,12 @@ class ServingSupervisor:
             process.terminate()
             self._kill_at = now + self._settings.drain_seconds + PATIENCE
 
-    def _died(self, now: float, words: str) -> None:
+    def _died(self, now: float, words: str, *, blamed: bool = True) -> None:
         calls = set() if self._heartbeat is None else self._heartbeat.running()
         if calls:
             words += f", during calls of {', '.join(sorted(calls))}"
-        self._blame(calls, now)
+        if blamed:
+            self._blame(calls, now)
         self._forget()
         self.died_serving = self._came_up
         self.deaths += 1
