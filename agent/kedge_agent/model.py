@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import mmap
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy.typing as npt
-
-from kedge_agent import slots
-from kedge_agent.counters import open_counter
-from kedge_agent.loaded import Loaded as Loaded
-from kedge_agent.loaded import warm_up
-from kedge_agent.session import Session
-from kedge_protocol import digest
-from kedge_protocol.bundle.config import BundleConfig, TensorSpec
-from kedge_protocol.bundle.layout import Bundle, Layout
-from kedge_protocol.errors import BundleError, InputError, KedgeError, StorageError
-from kedge_targets.executor import Executor
+from kedge_protocol.errors import InputError, KedgeError
 
 if TYPE_CHECKING:
-    from kedge_agent.generation.generator import Answer, AnswerStream, TextGenerator
-    from kedge_targets.pipeline.execution import Runner
-
-Array = npt.NDArray[Any]
+    from kedge_agent import slots
+    from kedge_agent.generation.generator import Answer, AnswerStream
+    from kedge_agent.loaded import Loaded
+    from kedge_agent.session import Session
+    from kedge_protocol.bundle.config import BundleConfig, TensorSpec
+    from kedge_protocol.bundle.layout import Bundle
 
 log = logging.getLogger("kedge.model")
-
-_LOAD_ATTEMPTS = 5
 
 
 class Model:
@@ -68,6 +53,9 @@ class Model:
         state: str | os.PathLike[str] | None = None,
         others: Mapping[str, Model] | None = None,
     ) -> None:
+        # Importing this module is cheap; numpy, the bundle's format and the runtime come with the first model.
+        from kedge_agent import loading
+
         self._others: dict[str, Model] = dict(others or {})
         self._folder: slots.ModelFolder | None = None
         self._generation: memoryview | None = None
@@ -79,12 +67,12 @@ class Model:
         if target is not None:
             if state is not None:
                 raise InputError("a release folder has no state folder", remedy="Leave out `state` or `target`")
-            self._loaded = _load_release(Path(source), target)
+            self._loaded = loading.load_release(Path(source), target)
         else:
-            self._folder = _installed(str(source), slots.default_state() if state is None else Path(state))
-            self._generation = _mapped(self._folder.generation_file)
+            self._folder = loading.installed(str(source), None if state is None else Path(state))
+            self._generation = loading.mapped(self._folder.generation_file)
             self._seen = self._generation[0]
-            self._loaded = _load_slot(self._folder, self._seen)
+            self._loaded = loading.load_slot(self._folder, self._seen)
 
     def __call__(self, array: Any = None, /, **named: Any) -> Any:
         """Answer raw data by the bundle's pipeline: a picture (a path, the bytes of a file, a Pillow image, a uint8
@@ -104,7 +92,7 @@ class Model:
         if loaded is None or (generation is not None and generation[0] != self._seen):
             loaded = self.loaded()
         if loaded.pipeline is None:
-            return loaded(array, named)
+            return loaded.call(loaded, array, named)
         if named or isinstance(array, Mapping):
             raise InputError("the pipeline takes one item, not tensors by name", remedy="Give tensors to Model.raw")
         return loaded.pipeline(array, loaded.named, other=self.other)
@@ -142,7 +130,8 @@ class Model:
         Raises:
             InputError: an input is missing or unknown, or has a wrong shape or dtype; or the model is closed.
         """
-        return self.loaded()(array, named)
+        loaded = self.loaded()
+        return loaded.call(loaded, array, named)
 
     def other(self, name: str) -> Callable[[Any], Any]:
         """Return another model of this device, to which a pipeline passes its results."""
@@ -197,6 +186,8 @@ class Model:
         Raises:
             InputError: the model has no states, or none with this name.
         """
+        from kedge_agent.session import Session
+
         return Session(self, states)
 
     def loaded(self) -> Loaded:
@@ -319,6 +310,8 @@ class Model:
 
     def _reload(self) -> None:
         """Load until the loaded bundle is the installed one; the caller holds the lock."""
+        from kedge_agent import loading
+
         folder = self._folder
         while folder is not None and (view := self._generation) is not None and view[0] != self._seen:
             generation = view[0]
@@ -326,7 +319,7 @@ class Model:
                 slot = folder.current()
                 before = self._loaded
                 if before is None or slot is None or slot.digest != before.bundle.digest:
-                    self._loaded = _load_slot(folder, generation)
+                    self._loaded = loading.load_slot(folder, generation)
                 self._failure = None
             except KedgeError as error:
                 log.error("%s: the new bundle cannot be loaded, the old one goes on: %s", folder.name, error)
@@ -344,91 +337,9 @@ class Model:
             self._loaded.counter.error()
 
 
-def _installed(name: str, state: Path) -> slots.ModelFolder:
-    there = slots.model_names(state)
-    if name not in there:
-        if (Path(name) / "oci-layout").is_file():
-            remedy = "For a release folder name the target too: Model(folder, target=...)"
-        else:
-            remedy = f"Installed are: {', '.join(there)}" if there else "Nothing is installed there yet"
-        raise InputError(f"no model {name!r} is installed", where=str(state), remedy=remedy)
-    return slots.ModelFolder(state, name)
+def __getattr__(name: str) -> Any:
+    if name == "Loaded":
+        from kedge_agent.loaded import Loaded
 
-
-def _mapped(path: Path) -> memoryview:
-    """Map a file of one little-endian 64-bit number as a live view. A big-endian machine reads another number, which is
-    fine: it is only compared with itself."""
-    try:
-        with path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 8, access=mmap.ACCESS_READ)).cast("Q")
-    except (OSError, ValueError) as error:
-        raise StorageError(
-            f"cannot be mapped: {error}", where=str(path), remedy="Let this user read the agent's state folder"
-        ) from error
-
-
-def _load_slot(folder: slots.ModelFolder, generation: int) -> Loaded:
-    for attempt in range(_LOAD_ATTEMPTS):
-        slot = folder.current()
-        if slot is None:
-            raise InputError(f"the model {folder.name!r} was taken off this device", where=str(folder.path))
-        try:
-            bundle = slot.bundle()
-            pipeline = _pipeline(slot.folder, bundle.config)
-            executor = _executor(slot.folder, bundle.config, folder.cache)
-        except (OSError, KedgeError) as error:
-            # The slot may have been replaced and removed while it was read.
-            if folder.current() != slot and attempt < _LOAD_ATTEMPTS - 1:
-                continue
-            if isinstance(error, OSError):
-                raise StorageError(
-                    f"cannot be read: {error.strerror}",
-                    where=str(error.filename or slot.folder),
-                    remedy="Let this user read the agent's state folder",
-                ) from error
-            raise
-        warm_up(executor)
-        counter = open_counter(folder.counters, digest=bundle.digest, generation=generation)
-        return Loaded(bundle, executor, counter, pipeline)
-    raise StorageError("changes faster than it can be loaded", where=str(folder.path))
-
-
-def _load_release(path: Path, target: str) -> Loaded:
-    layout = Layout(path)
-    bundle = layout.bundle(target)
-    # Blobs have no file names and some runtimes look for a file beside another by name. A runtime keeps open what it
-    # needs, so the names may go when it has loaded (as those of a slot may).
-    with tempfile.TemporaryDirectory(prefix="kedge-model-") as scratch:
-        for title, layer in bundle.files.items():
-            source, copy = layout.blob_path(layer.digest), Path(scratch) / title
-            try:
-                _link_or_copy(source, copy)
-            except OSError as error:
-                raise BundleError(f"blob {layer.digest}: {error.strerror}", where=str(path)) from error
-            digest.verify_file(copy, layer.digest)
-        pipeline = _pipeline(Path(scratch), bundle.config)
-        return Loaded(bundle, _executor(Path(scratch), bundle.config, None), None, pipeline)
-
-
-def _pipeline(folder: Path, config: BundleConfig) -> Runner | None:
-    if config.pipeline is None:
-        return None
-    from kedge_targets.pipeline.execution import Runner
-
-    return Runner.of(folder, config)
-
-
-def _executor(folder: Path, config: BundleConfig, cache: Path | None) -> Executor | TextGenerator:
-    if config.generation is None:
-        return Executor.of(folder, config, cache=cache)
-    # A device that runs no language model has no tokenizer installed.
-    from kedge_agent.generation.generator import TextGenerator
-
-    return TextGenerator(folder, config)
-
-
-def _link_or_copy(source: Path, copy: Path) -> None:
-    with contextlib.suppress(OSError):
-        copy.hardlink_to(source)
-        return
-    shutil.copyfile(source, copy)
+        return Loaded
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -192,6 +192,7 @@ class Executor:
         sample, rank, turn, encode = item.sample, item.rank, item.preprocess, item.encode
         index, decode = self._decode[0]
         out = self.outputs[0]
+        single = (1, *sample) if sample is not None and piece in (None, 1) else None
         # Numbers that the file takes, or gives, as they are: conversions of nothing cost as much as a small model.
         taken = np.dtype(item.spec.file.dtype) if turn is None and _is_plain(item.spec) else None
         given = np.dtype(out.dtype) if _is_plain(out) else None
@@ -200,9 +201,14 @@ class Executor:
             shape = array.shape
             if (
                 array.dtype is taken
-                and len(shape) == rank
-                and shape[1:] == sample
-                and (shape[0] == piece or (piece is None and shape[0]))
+                and (
+                    shape == single
+                    or (
+                        len(shape) == rank
+                        and shape[1:] == sample
+                        and (shape[0] == piece or (piece is None and shape[0]))
+                    )
+                )
                 and array.flags.c_contiguous
             ):
                 made = run([array])[index]

@@ -37,9 +37,10 @@ class Echo:
     """Paths below ``/t``: each one tries something else."""
 
     def __init__(self) -> None:
-        self.pool = WorkerPool("echo", threads=2, queue_limit=2, deadline=5.0)
-        self.hung = WorkerPool("hung", queue_limit=1, deadline=0.3)
+        self.pool = WorkerPool("echo", threads=2, queue_limit=2, deadline=5.0, in_loop=True)
+        self.hung = WorkerPool("hung", queue_limit=1, deadline=0.3, in_loop=True)
         self.let_go = threading.Event()
+        self.threads: set[str] = set()
         self.given: queue.Queue[str] = queue.Queue()
 
     def methods(self, path: str) -> Sequence[str]:
@@ -52,6 +53,7 @@ class Echo:
         return Job(self.hung if name == "hang" else self.pool, lambda: getattr(self, name)(request))
 
     def post(self, request: Request) -> Response:
+        self.threads.add(threading.current_thread().name)
         return Response(200, request.body, "application/octet-stream")
 
     def bad(self, request: Request) -> Response:
@@ -171,6 +173,26 @@ def test_a_call_that_hangs_is_answered_in_time_and_others_go_on(run: Callable[..
     assert statuses == [b"429", b"429", b"503", b"503"]
     for link in waiting:
         link.close()
+
+
+def test_short_calls_run_in_the_loop_and_a_long_one_among_them_keeps_nobody_waiting(
+    run: Callable[..., Running],
+) -> None:
+    server = run()
+    for _ in range(20):
+        assert server.ask("POST", "/t/post", b"abc").read() == b"abc"
+    assert server.handler.threads <= {"kedge-loop"}
+    for _ in range(2):  # the loop is taken over, and over again
+        with server.raw(GET % b"hang") as link:
+            assert server.ask("GET", "/t/now").status == 200
+            assert server.ask("POST", "/t/post", b"abc").read() == b"abc"
+            assert link.recv(15) == b"HTTP/1.1 503 Se"
+        server.handler.let_go.set()
+        while server.handler.hung.running:
+            time.sleep(0.01)
+        server.handler.let_go.clear()
+    loops = [thread for thread in threading.enumerate() if thread.name == "kedge-loop"]
+    assert len([thread for thread in loops if thread.is_alive()]) <= 2  # the last to hang may not have ended yet
 
 
 def test_slow_clients_keep_nobody_waiting_and_are_let_go(run: Callable[..., Running]) -> None:

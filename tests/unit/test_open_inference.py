@@ -15,7 +15,7 @@ from tests.support.bundles import CLASSES, make_bundle, samples
 from tests.support.installed import install
 from tests.support.serving import ask
 
-from kedge_agent.model import Loaded
+from kedge_agent.loaded import Loaded
 from kedge_agent.serving import json_tensors
 from kedge_agent.serving.datatypes import DATATYPES
 from kedge_agent.serving.json_tensors import array_of

@@ -80,7 +80,11 @@ class ServingProcess:
 
         def workers(name: str) -> WorkerPool:
             return WorkerPool(
-                name, queue_limit=settings.queue_limit, deadline=settings.call_seconds, monitor=self._heartbeat
+                name,
+                queue_limit=settings.queue_limit,
+                deadline=settings.call_seconds,
+                monitor=self._heartbeat,
+                in_loop=True,
             )
 
         self.models = ServedModels(

@@ -30,12 +30,19 @@ DATATYPES = {
 }
 """Datatype of the protocol → numpy dtype. numpy has no BF16; float32 holds all its values."""
 _NAMES = {dtype: name for name, dtype in DATATYPES.items() if name != "BF16"}
+_NAMES_OF_DTYPES = {np.dtype(dtype): name for dtype, name in _NAMES.items()}
 MAX_RANK = 16
 
 
 def name_of(dtype: str) -> str:
     """Return the protocol's name of a numpy dtype."""
     return _NAMES.get(dtype, dtype.upper())
+
+
+def datatype_of(array: Array) -> str:
+    """Return the protocol's name of an array's dtype; ``BYTES`` for objects."""
+    # numpy computes the name of a dtype anew each time, for 15 µs.
+    return _NAMES_OF_DTYPES.get(array.dtype) or name_of(array.dtype.name)
 
 
 def described(spec: TensorSpec) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from kedge_agent.serving import binary_tensors, infer_request, open_inference
-from kedge_agent.serving.datatypes import DATATYPES, Array, checked_datatype, checked_shape, name_of
+from kedge_agent.serving.datatypes import DATATYPES, Array, checked_datatype, checked_shape, datatype_of
 from kedge_agent.serving.grpc_messages import DATA_TYPES, SERVICE, message_classes
 from kedge_agent.serving.infer_request import InferRequest, RequestedOutput, checked_classes, checked_output
 from kedge_agent.serving.model_pool import Entry
@@ -274,8 +274,7 @@ class GrpcServer:
                 model_name=request.model_name, model_version=result.version, id=request.id
             )
             for output, array in result.outputs:
-                datatype = "BYTES" if array.dtype.kind == "O" else name_of(array.dtype.name)
-                answer.outputs.add(name=output.name, datatype=datatype, shape=array.shape)
+                answer.outputs.add(name=output.name, datatype=datatype_of(array), shape=array.shape)
                 answer.raw_output_contents.append(bytes(binary_tensors.bytes_of(array)))
         except BaseException:
             counts.record_failure(perf_counter_ns() - arrived)

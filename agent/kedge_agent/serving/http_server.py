@@ -151,8 +151,11 @@ class HttpServer:
         exchange.job = routed
         exchange.allowed = routed.pool.deadline
         connection.deadline = time.monotonic() + exchange.allowed
-        if not routed.pool.submit(exchange):
-            exchange.finish(unavailable(f"too many requests wait for {routed.pool.name!r}", status=429))
+        pool = routed.pool
+        if pool.takes_here():
+            self.loop.run_here(lambda: pool.run_here(exchange))
+        elif not pool.submit(exchange):
+            exchange.finish(unavailable(f"too many requests wait for {pool.name!r}", status=429))
 
     def refuse(self, connection: Connection, response: Response, *, head_only: bool) -> None:
         """Answer an incomplete request, and close."""

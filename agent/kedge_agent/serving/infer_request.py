@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kedge_agent.serving import binary_tensors, json_tensors
-from kedge_agent.serving.datatypes import Array, checked_datatype, checked_shape, converted, name_of
+from kedge_agent.serving.datatypes import Array, checked_datatype, checked_shape, converted, datatype_of, name_of
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.errors import InputError
 
 if TYPE_CHECKING:
-    from kedge_agent.model import Loaded
+    from kedge_agent.loaded import Loaded
 
 _MAX_CLASSES = 10_000
 
@@ -108,10 +108,10 @@ def run(loaded: Loaded, request: InferRequest) -> InferResult:
     for name, array in request.inputs.items():
         spec = known.get(name)
         if spec is not None and spec.preprocess is None:
-            sent = array.dtype.name
+            sent = array
             array, differs = converted(array, spec, where=f"input {name[:80]!r}")
             if differs:
-                conversions[name] = f"{name_of(sent)} to {name_of(spec.dtype)}"
+                conversions[name] = f"{datatype_of(sent)} to {name_of(spec.dtype)}"
         inputs[name] = array
     only = len(inputs) == 1 == len(known) and inputs.keys() == known.keys()
     result = loaded(next(iter(inputs.values())) if only else inputs, {})

@@ -10,9 +10,9 @@ from time import perf_counter_ns
 from typing import Any
 
 import kedge_protocol
-from kedge_agent.model import Loaded
+from kedge_agent.loaded import Loaded
 from kedge_agent.serving import binary_tensors, infer_request, json_tensors, pipeline_request
-from kedge_agent.serving.datatypes import Array, described, name_of
+from kedge_agent.serving.datatypes import Array, datatype_of, described
 from kedge_agent.serving.handler import Job, Request, Response, error_response, json_response
 from kedge_agent.serving.infer_request import InferResult, RequestedOutput
 from kedge_agent.serving.model_pool import Entry, ServedModels
@@ -259,8 +259,7 @@ def answer(name: str, identifier: str, result: InferResult) -> Response:
 
 
 def _tensor(output: RequestedOutput, array: Array, binary: list[bytes | memoryview]) -> dict[str, Any]:
-    datatype = "BYTES" if array.dtype.kind == "O" else name_of(array.dtype.name)
-    described: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": list(array.shape)}
+    described: dict[str, Any] = {"name": output.name, "datatype": datatype_of(array), "shape": list(array.shape)}
     if output.binary:
         raw = binary_tensors.bytes_of(array)
         described["parameters"] = {"binary_data_size": len(raw)}

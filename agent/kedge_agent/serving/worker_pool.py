@@ -7,6 +7,9 @@ import time
 from queue import SimpleQueue
 from typing import Protocol
 
+_LONGEST_HERE = 0.002
+"""Usual seconds of a call up to which it runs in the event loop's thread."""
+
 
 class Task(Protocol):
     """A task that a pool runs."""
@@ -40,6 +43,7 @@ class WorkerPool:
         threads: largest number of concurrent calls.
         queue_limit: largest number of waiting jobs; one more is refused.
         deadline: seconds from a request's arrival to its answer (for a stream, to its next chunk), waiting included.
+        in_loop: whether calls may run in the event loop's thread as long as they are short, see :meth:`takes_here`.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class WorkerPool:
         queue_limit: int = 64,
         deadline: float = 30.0,
         monitor: Monitor | None = None,
+        in_loop: bool = False,
     ) -> None:
         self.name = name
         self.threads = threads
@@ -63,20 +68,85 @@ class WorkerPool:
         self._running: dict[int, float] = {}
         self._started = 0
         self._closed = False
+        self._in_loop = in_loop
+        self._here: memoryview | None = None
+        self._here_waiting = 0
+        self._is_here = False
+        self._held: list[Task] = []
+        self._seconds = 0.0
+        """Usual duration of a call: an average in which the latest calls weigh most."""
 
     def submit(self, task: Task) -> bool:
         """Queue a task; return False if the queue is full or the pool is closed."""
-        if self._closed or self._queue.qsize() >= self.queue_limit:
+        if self._closed or self.waiting >= self.queue_limit:
             self.refused += 1
             return False
+        if self._is_held_back(task):
+            return True
         self._queue.put(task)
         # With all threads there is nothing to look at; before, one more than needed may be started, and is kept.
         return self._started == self.threads or self._start_one()
 
+    def takes_here(self) -> bool:
+        """Return whether the event loop's thread may run the next call itself, at :meth:`run_here`: calls are short, no
+        thread has one, and there is room in the queue. If so, it counts as waiting."""
+        if not self._in_loop or self._seconds > _LONGEST_HERE or self._running or self._queue.qsize():
+            return False
+        if self._closed or self._here_waiting >= self.queue_limit:
+            return False
+        self._here_waiting += 1
+        return True
+
+    def run_here(self, task: Task) -> None:
+        """Run a task in this thread; if meanwhile another call runs, queue it."""
+        self._here_waiting -= 1
+        if self._running:
+            if not self._is_held_back(task):
+                self._queue.put(task)
+                self._start_one()
+            return
+        if self._here is None:
+            self._here = memoryview(bytearray(1)) if self._monitor is None else self._monitor.row(self.name)
+        self._is_here = True
+        try:
+            self._timed(task, threading.get_ident(), self._here)
+        finally:
+            self._release_held()
+
+    def _is_held_back(self, task: Task) -> bool:
+        """Keep a task back while the event loop's thread has the only call that may run; return whether it is kept."""
+        if not self._is_here or self.threads > 1:
+            return False
+        with self._starting:
+            if self._is_here:
+                self._held.append(task)
+            return self._is_here
+
+    def _release_held(self) -> None:
+        with self._starting:
+            self._is_here = False
+            held, self._held = self._held, []
+            for task in held:
+                self._queue.put(task)
+        if held:
+            self._start_one()
+            if self._closed:
+                self._queue.put(None)
+
+    def _timed(self, task: Task, mine: int, row: memoryview) -> None:
+        begun = self._running[mine] = time.monotonic()
+        row[0] = 1
+        try:
+            task.run()
+        finally:
+            row[0] = 0
+            del self._running[mine]
+            self._seconds += (min(time.monotonic() - begun, 1.0) - self._seconds) / 8
+
     @property
     def waiting(self) -> int:
         """Return the number of jobs in the queue."""
-        return self._queue.qsize()
+        return self._queue.qsize() + self._here_waiting + len(self._held)
 
     @property
     def running(self) -> int:
@@ -112,17 +182,11 @@ class WorkerPool:
         return True
 
     def _work(self) -> None:
-        monitor, mine, running = self._monitor, threading.get_ident(), self._running
+        monitor, mine = self._monitor, threading.get_ident()
         row = memoryview(bytearray(1)) if monitor is None else monitor.row(self.name)
         try:
             while (task := self._queue.get()) is not None:
-                running[mine] = time.monotonic()
-                row[0] = 1
-                try:
-                    task.run()
-                finally:
-                    row[0] = 0
-                    del running[mine]
+                self._timed(task, mine, row)
         finally:
             if monitor is not None:
                 monitor.give_back(row)

@@ -80,6 +80,7 @@ class Session(contract.Session):
         # Bound once: the bare call builds both lists anew each time.
         self._inputs = [tensor.name for tensor in session.get_inputs()]
         self._outputs = [tensor.name for tensor in session.get_outputs()]
+        self._only = self._inputs[0] if len(self._inputs) == 1 else None
 
     def run(self, inputs: list[Array]) -> list[Array]:
         """See :meth:`kedge_targets.contract.Session.run`.
@@ -87,8 +88,10 @@ class Session(contract.Session):
         Raises:
             InputError: ONNX Runtime refuses these arrays.
         """
+        only = self._only
         try:
-            answer: list[Array] = self._run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
+            feeds = dict(zip(self._inputs, inputs, strict=True)) if only is None else {only: inputs[0]}
+            answer: list[Array] = self._run(self._outputs, feeds)
         except Exception as error:  # the library's errors have no common base but Exception
             raise InputError(f"ONNX Runtime cannot run these arrays: {library.reason_of(error)}") from error
         return answer

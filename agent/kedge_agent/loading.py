@@ -1,0 +1,142 @@
+"""Loads a bundle from an installed model's slot or from a release folder."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kedge_agent import slots
+from kedge_agent.counters import open_counter
+from kedge_agent.loaded import Loaded, warm_up
+from kedge_protocol import digest
+from kedge_protocol.bundle.config import BundleConfig
+from kedge_protocol.bundle.layout import Layout
+from kedge_protocol.errors import BundleError, InputError, KedgeError, StorageError
+from kedge_targets.executor import Executor
+
+if TYPE_CHECKING:
+    from kedge_agent.generation.generator import TextGenerator
+    from kedge_targets.pipeline.execution import Runner
+
+_LOAD_ATTEMPTS = 5
+
+
+def installed(name: str, state: Path | None) -> slots.ModelFolder:
+    """Return the folder of an installed model.
+
+    Args:
+        state: the agent's state folder; None for the default.
+
+    Raises:
+        InputError: no such model is installed.
+    """
+    state = slots.default_state() if state is None else state
+    there = slots.model_names(state)
+    if name not in there:
+        if (Path(name) / "oci-layout").is_file():
+            remedy = "For a release folder name the target too: Model(folder, target=...)"
+        else:
+            remedy = f"Installed are: {', '.join(there)}" if there else "Nothing is installed there yet"
+        raise InputError(f"no model {name!r} is installed", where=str(state), remedy=remedy)
+    return slots.ModelFolder(state, name)
+
+
+def mapped(path: Path) -> memoryview:
+    """Map a file of one little-endian 64-bit number as a live view. A big-endian machine reads another number, which is
+    fine: it is only compared with itself."""
+    try:
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 8, access=mmap.ACCESS_READ)).cast("Q")
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"cannot be mapped: {error}", where=str(path), remedy="Let this user read the agent's state folder"
+        ) from error
+
+
+def load_slot(folder: slots.ModelFolder, generation: int) -> Loaded:
+    """Load an installed model's current bundle.
+
+    Args:
+        generation: the model's generation, read before.
+
+    Raises:
+        InputError: the model was removed.
+        StorageError: its files cannot be read.
+        KedgeError: the runtime refuses it.
+    """
+    for attempt in range(_LOAD_ATTEMPTS):
+        slot = folder.current()
+        if slot is None:
+            raise InputError(f"the model {folder.name!r} was taken off this device", where=str(folder.path))
+        try:
+            bundle = slot.bundle()
+            pipeline = _pipeline(slot.folder, bundle.config)
+            executor = _executor(slot.folder, bundle.config, folder.cache)
+        except (OSError, KedgeError) as error:
+            # The slot may have been replaced and removed while it was read.
+            if folder.current() != slot and attempt < _LOAD_ATTEMPTS - 1:
+                continue
+            if isinstance(error, OSError):
+                raise StorageError(
+                    f"cannot be read: {error.strerror}",
+                    where=str(error.filename or slot.folder),
+                    remedy="Let this user read the agent's state folder",
+                ) from error
+            raise
+        warm_up(executor)
+        counter = open_counter(folder.counters, digest=bundle.digest, generation=generation)
+        return Loaded(bundle, executor, counter, pipeline)
+    raise StorageError("changes faster than it can be loaded", where=str(folder.path))
+
+
+def load_release(path: Path, target: str) -> Loaded:
+    """Load a bundle of a release folder.
+
+    Raises:
+        BundleError: the folder is damaged, or has no bundle for the target.
+        KedgeError: the runtime refuses it.
+    """
+    layout = Layout(path)
+    bundle = layout.bundle(target)
+    # Blobs have no file names and some runtimes look for a file beside another by name. A runtime keeps open what it
+    # needs, so the names may go when it has loaded (as those of a slot may).
+    with tempfile.TemporaryDirectory(prefix="kedge-model-") as scratch:
+        for title, layer in bundle.files.items():
+            source, copy = layout.blob_path(layer.digest), Path(scratch) / title
+            try:
+                _link_or_copy(source, copy)
+            except OSError as error:
+                raise BundleError(f"blob {layer.digest}: {error.strerror}", where=str(path)) from error
+            digest.verify_file(copy, layer.digest)
+        pipeline = _pipeline(Path(scratch), bundle.config)
+        executor = _executor(Path(scratch), bundle.config, None)
+        warm_up(executor)
+        return Loaded(bundle, executor, None, pipeline)
+
+
+def _pipeline(folder: Path, config: BundleConfig) -> Runner | None:
+    if config.pipeline is None:
+        return None
+    from kedge_targets.pipeline.execution import Runner
+
+    return Runner.of(folder, config)
+
+
+def _executor(folder: Path, config: BundleConfig, cache: Path | None) -> Executor | TextGenerator:
+    if config.generation is None:
+        return Executor.of(folder, config, cache=cache)
+    # A device that runs no language model has no tokenizer installed.
+    from kedge_agent.generation.generator import TextGenerator
+
+    return TextGenerator(folder, config)
+
+
+def _link_or_copy(source: Path, copy: Path) -> None:
+    with contextlib.suppress(OSError):
+        copy.hardlink_to(source)
+        return
+    shutil.copyfile(source, copy)
