@@ -49,3 +49,9 @@ def test_what_the_thread_of_the_golden_vectors_adds_is_light_too() -> None:
         "print(json.dumps(sorted(sys.modules)))"
     )
     assert not {name.partition(".")[0] for name in modules} & HEAVY
+
+
+def test_importing_model_loads_neither_numpy_nor_the_format_of_bundles() -> None:
+    modules = loaded("import json, sys\nfrom kedge_agent import Model\nprint(json.dumps(sorted(sys.modules)))")
+    assert not {name.partition(".")[0] for name in modules} & (HEAVY | {"kedge_targets"})
+    assert not {name for name in modules if name.startswith("kedge_protocol.bundle")}
