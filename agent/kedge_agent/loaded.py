@@ -195,10 +195,7 @@ def _caller(
             array = given.get(name) if len(given) == 1 else None
         start = clock()
         try:
-            if array.__class__ is kind and array.ndim == rank:
-                result = run(array)
-            else:
-                result = loaded.answer(given, named)
+            result = run(array) if array.__class__ is kind and array.ndim == rank else loaded.answer(given, named)
         except BaseException:
             error()
             raise
