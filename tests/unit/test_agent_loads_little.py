@@ -55,3 +55,14 @@ def test_importing_model_loads_neither_numpy_nor_the_format_of_bundles() -> None
     modules = loaded("import json, sys\nfrom kedge_agent import Model\nprint(json.dumps(sorted(sys.modules)))")
     assert not {name.partition(".")[0] for name in modules} & (HEAVY | {"kedge_targets"})
     assert not {name for name in modules if name.startswith("kedge_protocol.bundle")}
+
+
+def test_a_serving_process_without_a_language_model_loads_nothing_for_one() -> None:
+    modules = loaded(
+        "import json, sys, pathlib, tempfile\n"
+        "from kedge_agent.serving.child_process import ServingProcess\n"
+        "from kedge_agent.serving.settings import ServerSettings\n"
+        "ServingProcess(pathlib.Path(tempfile.mkdtemp()), [], ServerSettings())\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    assert not {name for name in modules if name.startswith(("asyncio", "kedge_agent.generation"))}

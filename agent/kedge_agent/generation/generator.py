@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +66,8 @@ class AnswerStream:
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """Iterate over the pieces without blocking the event loop."""
+        import asyncio  # a quarter of a serving process's start, and only this needs it
+
         iterator = iter(self)
         while (piece := await asyncio.to_thread(next, iterator, None)) is not None:
             yield piece

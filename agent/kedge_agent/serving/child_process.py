@@ -10,6 +10,7 @@ thread watches the models folder and loads.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import logging
 import os
@@ -30,7 +31,7 @@ from kedge_protocol.errors import KedgeError
 
 if TYPE_CHECKING:
     from kedge_agent.serving.grpc_server import GrpcServer
-    from kedge_agent.serving.handler import Handler
+    from kedge_agent.serving.handler import Handler, Job, Request, Response
     from kedge_agent.serving.model_pool import ServedModels
     from kedge_agent.serving.open_inference import InferenceHandler
 
@@ -148,14 +149,35 @@ class ServingProcess:
                 self._stop.set()
 
 
+class _GenerationHandler:
+    """Answers requests below ``/v1``. What writes text is imported with the first of them: a device without a language
+    model needs none of it."""
+
+    def __init__(self, models: ServedModels) -> None:
+        self._models = models
+
+    @functools.cached_property
+    def _handler(self) -> Handler:
+        from kedge_agent.generation.openai import OpenAiHandler
+
+        return OpenAiHandler(self._models)
+
+    def methods(self, path: str) -> Sequence[str]:
+        """See :class:`kedge_agent.serving.handler.Handler`."""
+        return self._handler.methods(path)
+
+    def route(self, request: Request) -> Response | Job:
+        """See :class:`kedge_agent.serving.handler.Handler`."""
+        return self._handler.route(request)
+
+
 def _handlers(models: ServedModels, inference: InferenceHandler) -> Sequence[tuple[str, Handler]]:
     """Return path prefix → handler."""
-    from kedge_agent.generation.openai import OpenAiHandler
     from kedge_agent.serving.metrics import MetricsHandler
 
     return (
         ("/v2", inference),
-        ("/v1", OpenAiHandler(models)),
+        ("/v1", _GenerationHandler(models)),
         ("/metrics", MetricsHandler(models)),
     )
 
