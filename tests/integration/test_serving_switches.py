@@ -3,6 +3,7 @@ versions' own outputs."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -75,8 +76,11 @@ class Clients:
 def usage(pid: int) -> tuple[int, int]:
     """MiB that belong to a process alone, and its descriptors that are not connections."""
     found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    targets = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
-    return int(found[1]) >> 10 if found else 0, sum(not name.startswith("socket:") for name in targets)
+    kept = 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # it was closed meanwhile
+            kept += not str(entry.readlink()).startswith("socket:")
+    return int(found[1]) >> 10 if found else 0, kept
 
 
 @pytest.mark.parametrize(("switches", "harms"), [(12, 1), pytest.param(1000, 20, marks=pytest.mark.campaign)])

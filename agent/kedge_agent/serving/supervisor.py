@@ -41,6 +41,8 @@ _LATE = 5.0
 """If more seconds than this pass between two polls, the process is not blamed for its silence."""
 _AT_ONCE = 2
 """Number of consecutive deaths up to which the process is restarted without waiting, if it had come up."""
+_LIVED_SECONDS = 1.0
+"""A process that lived this long before it was killed from outside is restarted without waiting, however often."""
 _MEMORY_SHARE = 0.5
 """Share of the device's memory beyond which a serving process counts as leaking."""
 
@@ -131,14 +133,16 @@ class ServingSupervisor:
             self._hear(now)
             # Nobody kills or terminates itself: that came from outside, and no bundle is to blame.
             outside = status in (-signal.SIGKILL, -signal.SIGTERM) and not self._killed_for
-            self._died(now, self._killed_for or _words(status), blamed=not outside)
+            self._died(now, self._killed_for or _words(status), outside=outside)
             return True
         self._hear(now)
         silence = now - self._heard_at
         if silence > self._patience():
+            stopped = _is_stopped(self._process.pid)
             self._process.kill()
             self._process.wait()
-            self._died(now, f"gave no sign of life for {silence:.0f} s and was killed")
+            words = f"gave no sign of life for {silence:.0f} s and was killed"
+            self._died(now, f"was stopped from outside, {words}" if stopped else words, outside=stopped)
             return True
         self._watch_memory(now)
         if self.deaths and now - self._started_at > STABLE_SECONDS:
@@ -196,17 +200,24 @@ class ServingSupervisor:
             process.terminate()
             self._kill_at = now + self._settings.drain_seconds + PATIENCE
 
-    def _died(self, now: float, words: str, *, blamed: bool = True) -> None:
+    def _died(self, now: float, words: str, *, outside: bool = False) -> None:
+        """Forget the process that has died and plan the next one's start.
+
+        Args:
+            outside: whether it was killed or stopped by somebody else.
+        """
         calls = set() if self._heartbeat is None else self._heartbeat.running()
         if calls:
             words += f", during calls of {', '.join(sorted(calls))}"
-        if blamed:
+        if not outside:
             self._blame(calls, now)
         self._forget()
         self.died_serving = self._came_up
         self.deaths += 1
         self.last_words = words
-        delay = 0.0 if self._came_up and self.deaths <= _AT_ONCE else self._backoff.next()
+        harmless = outside and now - self._started_at > _LIVED_SECONDS
+        at_once = self._came_up and (harmless or self.deaths <= _AT_ONCE)
+        delay = 0.0 if at_once else self._backoff.next()
         self._next_start = now + delay
         log.error("the serving process %s; again in %.1f s", words, delay)
         if delay == 0.0:
@@ -275,6 +286,13 @@ class ServingSupervisor:
             os.close(writing)
             if page >= 0:
                 os.close(page)
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether a signal has stopped a process (SIGSTOP, a debugger)."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
+    return False
 
 
 def _words(status: int) -> str:
