@@ -16,6 +16,7 @@ from tests.support.serving import ask
 
 import kedge
 from kedge_agent import Model
+from kedge_agent.counters import collect
 from kedge_agent.infer_command import infer
 from kedge_agent.serving.model_pool import ServedModels
 from kedge_agent.serving.open_inference import InferenceHandler
@@ -78,6 +79,13 @@ def test_the_same_answer_over_http(state: Path, tmp_path: Path) -> None:
     assert ask(handler, "POST", path, b"no picture", content_type="image/png").status == 400
     assert ask(handler, "POST", path, b"a text", content_type="text/plain").status == 415
     assert ask(handler, "GET", path).status == 405
+    (counted,) = ask(handler, "GET", "/v2/models/boxes/stats").body["model_stats"]
+    assert counted["inference_stats"]["success"]["count"] == counted["execution_count"] == 1
+    assert counted["inference_stats"]["fail"]["count"] == 2
+    # What it found went on to the model that is served, and was counted there by the agent's counters.
+    assert collect(ModelFolder(state / "state", "colours").counters).inferences >= 1
+    models.unload("colours")
+    assert "does not serve" in ask(handler, "POST", path, picture.read_bytes(), content_type="image/png").body["error"]
 
 
 def test_one_inference_at_the_terminal_takes_a_picture(state: Path, tmp_path: Path) -> None:

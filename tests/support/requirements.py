@@ -23,6 +23,7 @@ DEBIAN = {
     "mosquitto_passwd": "mosquitto",
     "qemu-x86_64": "qemu-user",
     "readelf": "binutils",
+    "promtool": "prometheus",
     "systemd-analyze": "systemd",
     "systemd-sysusers": "systemd",
 }

@@ -121,7 +121,8 @@ class InferenceHandler:
             arrived = perf_counter_ns()
             return Job(entry.workers, lambda: self._infer(name, version, request, arrived))
         if rest == ["pipeline"]:
-            return Job(entry.workers, lambda: self._pipeline(name, version, request))
+            came = perf_counter_ns()
+            return Job(entry.workers, lambda: self._pipeline(name, version, request, came))
         if rest == ["ready"]:
             return json_response(200, {"name": name, "ready": True})
         if rest == ["config"]:
@@ -157,14 +158,32 @@ class InferenceHandler:
         )
         return response
 
-    def _pipeline(self, name: str, version: str | None, request: Request) -> Response:
+    def _pipeline(self, name: str, version: str | None, request: Request, arrived: int) -> Response:
+        begun = perf_counter_ns()
         try:
             entry, loaded = self.find(name, version)
         except NoModelError as error:
             return error_response(error.status, error.text)
-        if entry.model is None:
-            return error_response(503, f"the model {name!r} is not ready: {entry.error}")
-        return pipeline_request.answer(loaded, request, other=entry.model.other)
+        response = pipeline_request.answer(loaded, request, other=lambda other: self._other(entry, other))
+        counts = entry.statistics.mine()
+        if response.status == 200:
+            counts.record(samples=1, queue=begun - arrived, input=0, infer=perf_counter_ns() - begun, output=0)
+        else:
+            counts.record_failure(perf_counter_ns() - arrived)
+        return response
+
+    def _other(self, entry: Entry, name: str) -> Callable[[Any], Any]:
+        """Return the model to which a pipeline passes its results: the one that is served, not another copy of it.
+
+        Raises:
+            InputError: no such model serves.
+        """
+        other = self._models.get(name)
+        if other is None or other.model is None:
+            raise InputError(
+                f"the pipeline of {entry.folder.name!r} goes on to the model {name!r}, which does not serve"
+            )
+        return other.model
 
     def _repository(self, parts: list[str], request: Request) -> Response | Job:
         if parts == ["index"]:
