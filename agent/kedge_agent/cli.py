@@ -109,7 +109,11 @@ def serve(
 @cli.command()
 @click.argument("name", metavar="NAME")
 @click.option(
-    "--input", "inputs", multiple=True, required=True, help="[INPUT=]FILE.npy, or - for JSON numbers on standard input."
+    "--input",
+    "inputs",
+    multiple=True,
+    required=True,
+    help="[INPUT=]FILE.npy, - for JSON numbers on standard input, or a picture, sound or text for a pipeline.",
 )
 @click.option("--target", help="NAME is a release folder: which of its bundles.")
 @click.option("--state", type=click.Path(path_type=Path), help="State folder [default: the built-in one].")
@@ -119,6 +123,49 @@ def infer(name: str, inputs: tuple[str, ...], target: str | None, state: Path | 
     from kedge_agent.infer_command import infer as infer_once
 
     click.echo(infer_once(name, inputs, target=target, state=state, output=output), nl=False)
+
+
+@cli.command()
+@click.argument("name", metavar="NAME")
+@click.option("--source", required=True, help="Folder of pictures, video file, /dev/video0, or rtsp://HOST/PATH.")
+@click.option("--target", help="NAME is a release folder: which of its bundles.")
+@click.option("--state", type=click.Path(path_type=Path), help="State folder [default: the built-in one].")
+@click.option("--out", type=click.Choice(["jsonl", "mqtt"]), default="jsonl", show_default=True)
+@click.option("--fps", type=float, help="Pace of a folder or file; 0 answers every frame [default: the video's own].")
+@click.option("--follow", is_flag=True, help="Wait for more pictures in the folder.")
+@click.option("--config", type=click.Path(path_type=Path), help="agent.toml of this device, for its broker.")
+@click.option("--broker", help="mqtt://HOST or mqtts://HOST, instead of the one in --config.")
+@click.option("--ca", type=click.Path(path_type=Path), help="PEM file of the broker's authority.")
+@click.option("--username", help="For --broker.")
+@click.option("--password-file", type=click.Path(path_type=Path), help="File whose first line is the password.")
+@click.option("--topic", help="MQTT topic [default: kedge-watch/NAME].")
+def watch(
+    name: str,
+    source: str,
+    target: str | None,
+    state: Path | None,
+    out: str,
+    fps: float | None,
+    follow: bool,
+    config: Path | None,
+    broker: str | None,
+    ca: Path | None,
+    username: str | None,
+    password_file: Path | None,
+    topic: str | None,
+) -> None:
+    """Run a model's pipeline over frames; one JSON record for each.
+
+    Frames that come while the model still computes are dropped, and each record says how many.
+    """
+    import logging
+
+    from kedge_agent.watching import command
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    link = command.chosen_broker(out, config, broker, ca=ca, username=username, password_file=password_file)
+    summary = command.run(name, source, target=target, state=state, broker=link, topic=topic, fps=fps, follow=follow)
+    click.echo(summary, err=True)
 
 
 @cli.command()

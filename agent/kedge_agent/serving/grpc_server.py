@@ -6,6 +6,7 @@ The handler is the same as for REST; tensors are sent as raw bytes.
 from __future__ import annotations
 
 import hmac
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -226,7 +227,8 @@ class GrpcServer:
         response = self._handler.change_repository(request.model_name, verb)
         if response.status != 200:
             status = {403: "PERMISSION_DENIED", 404: "NOT_FOUND"}.get(response.status, "INVALID_ARGUMENT")
-            raise RefusedCallError(status, bytes(response.body).decode())  # type: ignore[arg-type]
+            reason = json.loads(bytes(response.body))["error"]  # type: ignore[arg-type]
+            raise RefusedCallError(status, reason)
         return self._messages["RepositoryModelLoadResponse" if verb == "load" else "RepositoryModelUnloadResponse"]()
 
     def _stream(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:

@@ -193,6 +193,8 @@ class InferenceHandler:
                 return error_response(400, str(error))
             return json_response(200, self.index(only_ready=only_ready))
         name, verb = parts[1], parts[2]
+        if verb == "load" and request.body:
+            _check_load(request.body)
         entry = self._models.get(name)
         if self._fleet or entry is None:
             return self.change_repository(name, verb)
@@ -384,6 +386,16 @@ def index_row(name: str, entry: Entry) -> dict[str, str]:
         "state": "UNAVAILABLE" if entry.model is None else "READY",
         "reason": reason,
     }
+
+
+def _check_load(body: bytes) -> None:
+    """Refuse a load that would change the model: bundles are made by ``kedge compile`` alone."""
+    try:
+        parameters = json_tensors.parse(body, ()).get("parameters", {})
+    except InputError as error:
+        raise NoModelError(400, str(error)) from error
+    if not isinstance(parameters, dict) or parameters:
+        raise NoModelError(400, "a bundle is loaded as it was compiled; 'parameters' of a load are not supported")
 
 
 def _not_ready(reason: str) -> Response:
