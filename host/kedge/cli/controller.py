@@ -11,6 +11,7 @@ import click
 from kedge.cli.fleet import devices_text, json_option, show, size_text, state_option
 from kedge.fleet.options import ControllerOptions
 from kedge.options import command_line, made
+from kedge.page.options import PageOptions
 
 
 @click.group()
@@ -21,15 +22,17 @@ def controller() -> None:
 @controller.command("run")
 @state_option
 @command_line(ControllerOptions)
+@command_line(PageOptions)
 @click.option("-v", "--verbose", is_flag=True, help="Log more details.")
 def controller_run(state: Path | None, verbose: bool, **values: Any) -> None:
-    """Run the controller until SIGTERM: publish desired states, send blocks, record the devices' reports."""
-    from kedge.fleet.controller import run
+    """Run the controller until SIGTERM: publish desired states, send blocks, record the devices' reports. With --page, serve the
+    page, the JSON routes and /metrics too."""
+    from kedge.page import run
 
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    run(state, made(ControllerOptions, values))
+    run(state, made(ControllerOptions, values), made(PageOptions, values))
 
 
 @controller.command("health")

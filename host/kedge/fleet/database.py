@@ -234,6 +234,25 @@ class Database:
                 self._idle.pop().close()
 
 
+class ChangeWatch:
+    """Sees that somebody, in any process, committed to the database.
+
+    Args:
+        database: whose; one thread at a time may ask.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._connection = _connected(database.path)
+
+    def number(self) -> int:
+        """Return a number that differs from the last one if there was a commit in between."""
+        return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
 def _connected(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row

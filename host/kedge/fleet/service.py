@@ -7,9 +7,10 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from kedge.fleet import commands, devices, releases, rollout_status, rollouts
+from kedge.fleet import commands, devices, overview, releases, rollout_status, rollouts
 from kedge.fleet.database import Database, Session, alone, note_change, state_folder
 from kedge.fleet.options import KitOptions
+from kedge.fleet.overview import DevicePart, DeviceQuery, DevicesFound, FleetOverview
 from kedge.fleet.results import (
     CommandQueued,
     DeviceDetail,
@@ -27,7 +28,7 @@ from kedge.fleet.results import (
 from kedge.fleet.rollout_status import DeviceFilter
 from kedge.fleet.storage import Repository
 from kedge_protocol.bundle.layout import Layout
-from kedge_protocol.errors import StorageError
+from kedge_protocol.errors import FleetError, StorageError
 
 __all__ = ["FleetService"]
 
@@ -135,6 +136,25 @@ class FleetService:
             online = sum(bool(row["online"]) for row in rows)
             return DeviceList(total=len(rows), online=online, devices=devices.rows_of(session, page))
 
+    def overview(self) -> FleetOverview:
+        """Return the fleet in counts: by target, health and release."""
+        with self.database.read() as session:
+            return overview.overview(session)
+
+    def device_find(self, query: DeviceQuery) -> DevicesFound:
+        """Return the devices that a query finds, each in a short form with its health."""
+        with self.database.read() as session:
+            return overview.find(session, query)
+
+    def device_history(self, name: str) -> tuple[DevicePart, ...]:
+        """Return what the latest rollouts wanted of a device, newest first.
+
+        Raises:
+            FleetError: there is no such device.
+        """
+        with self.database.read() as session:
+            return overview.history(session, devices.find(session, name))
+
     def device(self, name: str) -> DeviceDetail:
         """Return one device with its transfers and its latest telemetry.
 
@@ -219,6 +239,7 @@ class FleetService:
         # A release that is removed meanwhile must not take a blob along that is found here to be there already.
         with alone(self.state / REPOSITORY_LOCK):
             stored = self.repository.add(opened)
+            self.repository.keep_report(opened, stored.digest)
             added = {blob.digest: blob.size for item in stored.bundles.values() for blob in item.blobs if blob.added}
             with self.database.write() as session:
                 known = releases.refuse_conflict(session, stored.name, stored.version, stored.digest)
@@ -254,7 +275,24 @@ class FleetService:
             with self.database.read() as session:
                 kept = releases.blobs(session)
             removed = self.repository.collect(kept)
+            self.repository.report_path(view.digest).unlink(missing_ok=True)
         return ReleaseRemoved(release=view, blobs_removed=len(removed), bytes_removed=sum(removed.values()))
+
+    def release_report(self, name: str, version: str) -> bytes:
+        """Return the compile report of a release as HTML, as the publisher's folder held it.
+
+        Raises:
+            FleetError: no such release, or it was published without a report.
+        """
+        with self.database.read() as session:
+            release = releases.find(session, f"{name}:{version}")
+        path = self.repository.report_path(release["digest"])
+        if not path.is_file():
+            raise FleetError(
+                f"{name}:{version} was published without a report",
+                remedy="Publish the folder that `kedge compile -o` wrote again",
+            )
+        return path.read_bytes()
 
     # Rollouts.
 

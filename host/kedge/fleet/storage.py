@@ -20,6 +20,10 @@ from kedge_protocol.bundle.layout import Bundle, Layout, ReleaseView
 from kedge_protocol.errors import BundleError, DigestMismatchError, StorageError
 from kedge_protocol.topics import checked_name
 
+REPORT = "report.html"
+"""Written beside the layout by ``kedge compile``."""
+MAX_REPORT_BYTES = 32 * 1024 * 1024
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredBlob:
@@ -70,6 +74,22 @@ class Repository:
     def map_path(self, blob_digest: str) -> Path:
         """Return the path of a blob's map, which may not exist."""
         return self.path / "maps" / digest.hex_of(blob_digest)
+
+    def report_path(self, release_digest: str) -> Path:
+        """Return the path of a release's compile report, which may not exist."""
+        return self.path / "reports" / f"{digest.hex_of(release_digest)}.html"
+
+    def keep_report(self, layout: Layout, release_digest: str) -> None:
+        """Keep the compile report of a layout, if it has one of a sensible size.
+
+        Raises:
+            StorageError: no space, or not writable.
+        """
+        source, path = layout.path / REPORT, self.report_path(release_digest)
+        if not source.is_file() or source.stat().st_size > MAX_REPORT_BYTES:
+            return
+        with _storage_errors(path), _new_file(path) as file:
+            file.write(source.read_bytes())
 
     def collect(self, kept: Collection[str]) -> dict[str, int]:
         """Delete every blob and map except those of ``kept``, including remains of interrupted publications. Nobody may

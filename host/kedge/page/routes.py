@@ -1,0 +1,228 @@
+"""The fleet's verbs as JSON routes. Answers have the form of the commands' ``--json``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Path, Query, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from kedge.fleet import health
+from kedge.fleet.overview import DeviceHealth, DevicePart, DeviceQuery, DevicesFound, FleetOverview
+from kedge.fleet.results import (
+    CommandQueued,
+    DeviceDetail,
+    DeviceView,
+    Measurements,
+    Progress,
+    ReleaseRemoved,
+    ReleaseView,
+    RolloutStarted,
+    RolloutStatus,
+    RolloutSummary,
+)
+from kedge.fleet.rollout_status import DeviceFilter
+from kedge.fleet.service import FleetService
+from kedge_protocol import codec
+
+PREFIX = "/api/v1"
+MAX_ROWS = 1000
+
+_WORD = r"^[A-Za-z0-9][A-Za-z0-9._\-]*$"
+Word = Annotated[str, Field(pattern=_WORD, max_length=64)]
+"""A name of a device, label, model or version."""
+Name = Annotated[str, Path(pattern=_WORD, max_length=64)]
+Asked = Annotated[str | None, Query(pattern=_WORD, max_length=64)]
+Number = Annotated[int, Path(ge=1, le=1 << 53)]
+Limit = Annotated[int, Query(ge=1, le=MAX_ROWS)]
+Offset = Annotated[int, Query(ge=0, le=1 << 53)]
+Labels = Annotated[dict[Word, Word], Field(max_length=64)]
+
+
+class Problem(BaseModel):
+    """An error: what was wrong, where, and what to do."""
+
+    error: str
+    what: str
+    where: str | None = None
+    remedy: str | None = None
+
+
+class Asking(BaseModel):
+    """What a request's body has in common: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class NewDevice(Asking):
+    """A device to be added, without a kit."""
+
+    name: Word
+    target: Word
+    labels: Labels = {}
+
+
+class NewLabels(Asking):
+    """Labels to be set, and keys of labels to be removed."""
+
+    labels: Labels = {}
+    without: Annotated[list[Word], Field(max_length=64)] = []
+
+
+class NewRollout(Asking):
+    """A rollout to be started: ``release`` is NAME:VERSION, ``select`` the labels that a device must carry."""
+
+    release: Annotated[str, Field(pattern=r"^[A-Za-z0-9._\-]+:[A-Za-z0-9._\-]+$", max_length=130)]
+    select: Labels = {}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    texts = {404: "There is none.", 409: "The fleet's state forbids it.", 503: "The state folder does not answer."}
+    common = {
+        400: "Bad request.",
+        401: "A token is needed.",
+        403: "The request comes from another site.",
+        413: "The body is too large.",
+        421: "A foreign name for this host.",
+        422: "The request does not fit.",
+    }
+    found = common | {status: texts[status] for status in (*statuses, 503)}
+    return {status: {"model": Problem, "description": text} for status, text in found.items()}
+
+
+def _json(value: Any, status: int = 200) -> JSONResponse:
+    return JSONResponse(codec.unstructure(value), status_code=status)
+
+
+def _fleet(request: Request) -> FleetService:
+    fleet: FleetService = request.app.state.fleet
+    return fleet
+
+
+router = APIRouter(prefix=PREFIX)
+
+
+@router.get("/fleet", response_model=FleetOverview, responses=_problems(), tags=["fleet"])
+def fleet_overview(request: Request) -> JSONResponse:
+    """Return the fleet in counts: by target, health and release."""
+    return _json(_fleet(request).overview())
+
+
+@router.get("/health", response_model=dict[str, float], responses=_problems(404), tags=["fleet"])
+def controller_health(request: Request) -> JSONResponse:
+    """Return how many seconds ago the controller was connected to its broker; 404 if it is not."""
+    return _json({"age_seconds": health.check(_fleet(request).state).age_seconds})
+
+
+@router.get("/devices", response_model=DevicesFound, responses=_problems(), tags=["devices"])
+def device_list(
+    request: Request,
+    target: Asked = None,
+    health: DeviceHealth | None = None,
+    model: Asked = None,
+    version: Asked = None,
+    text: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Limit = 100,
+    offset: Offset = 0,
+) -> JSONResponse:
+    """Return the devices that fit, by name."""
+    query = DeviceQuery(
+        target=target, health=health, model=model, version=version, text=text, limit=limit, offset=offset
+    )
+    return _json(_fleet(request).device_find(query))
+
+
+@router.post("/devices", response_model=DeviceView, status_code=201, responses=_problems(404, 409), tags=["devices"])
+def device_add(request: Request, device: Annotated[NewDevice, Body()]) -> JSONResponse:
+    """Register a device; nothing changes on it before a rollout."""
+    return _json(_fleet(request).device_add(device.name, device.target, device.labels), 201)
+
+
+@router.get("/devices/{name}", response_model=DeviceDetail, responses=_problems(404), tags=["devices"])
+def device_show(request: Request, name: Name) -> JSONResponse:
+    """Return one device with its transfers and its latest telemetry."""
+    return _json(_fleet(request).device(name))
+
+
+@router.patch("/devices/{name}", response_model=DeviceView, responses=_problems(404, 409), tags=["devices"])
+def device_edit(request: Request, name: Name, edit: Annotated[NewLabels, Body()]) -> JSONResponse:
+    """Change a device's labels."""
+    _fleet(request).device_history(name)
+    return _json(_fleet(request).device_edit(name, edit.labels, edit.without))
+
+
+@router.delete("/devices/{name}", response_model=None, status_code=204, responses=_problems(404), tags=["devices"])
+def device_remove(request: Request, name: Name) -> None:
+    """Remove a device; it keeps serving its models."""
+    _fleet(request).device_remove(name)
+
+
+@router.get("/devices/{name}/history", response_model=list[DevicePart], responses=_problems(404), tags=["devices"])
+def device_history(request: Request, name: Name) -> JSONResponse:
+    """Return what the latest rollouts wanted of a device, newest first."""
+    return _json(_fleet(request).device_history(name))
+
+
+@router.post(
+    "/devices/{name}/report", response_model=CommandQueued, status_code=202, responses=_problems(404), tags=["devices"]
+)
+def device_report(request: Request, name: Name) -> JSONResponse:
+    """Ask a device for a fresh report."""
+    return _json(_fleet(request).device_report(name), 202)
+
+
+@router.get("/latencies", response_model=Measurements, responses=_problems(), tags=["devices"])
+def latencies(request: Request, target: Asked = None) -> JSONResponse:
+    """Return the latency of each bundle on the devices that proved it."""
+    return _json(_fleet(request).latencies(target))
+
+
+@router.get("/releases", response_model=list[ReleaseView], responses=_problems(), tags=["releases"])
+def release_list(request: Request) -> JSONResponse:
+    """Return all published releases, oldest first."""
+    return _json(_fleet(request).releases())
+
+
+@router.delete(
+    "/releases/{name}/{version}", response_model=ReleaseRemoved, responses=_problems(404, 409), tags=["releases"]
+)
+def release_remove(request: Request, name: Name, version: Name) -> JSONResponse:
+    """Remove a release that no device shall run."""
+    return _json(_fleet(request).release_remove(f"{name}:{version}"))
+
+
+@router.get("/rollouts", response_model=list[RolloutSummary], responses=_problems(), tags=["rollouts"])
+def rollout_list(request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> JSONResponse:
+    """Return the latest rollouts with their counts, newest first."""
+    return _json(_fleet(request).rollouts(limit=limit))
+
+
+@router.post(
+    "/rollouts", response_model=RolloutStarted, status_code=201, responses=_problems(404, 409), tags=["rollouts"]
+)
+def rollout_start(request: Request, rollout: Annotated[NewRollout, Body()]) -> JSONResponse:
+    """Roll a release out to the selected devices."""
+    return _json(_fleet(request).rollout_start(rollout.release, rollout.select), 201)
+
+
+@router.get("/rollouts/{number}", response_model=RolloutStatus, responses=_problems(404), tags=["rollouts"])
+def rollout_status(
+    request: Request,
+    number: Number,
+    progress: Annotated[list[Progress], Query(max_length=8)] = [],  # noqa: B006
+    limit: Limit = 100,
+    offset: Offset = 0,
+) -> JSONResponse:
+    """Return a rollout with the progress of its devices; ``progress`` picks those that stand there."""
+    shown = DeviceFilter(progress=frozenset(progress), limit=limit, offset=offset)
+    return _json(_fleet(request).rollout_status(number, shown=shown))
+
+
+@router.post(
+    "/rollouts/{number}/revert", response_model=RolloutStatus, responses=_problems(404, 409), tags=["rollouts"]
+)
+def rollout_revert(request: Request, number: Number) -> JSONResponse:
+    """Give each device of a rollout its previous bundle back; this is a rollout of its own."""
+    _fleet(request).rollout_status(number, shown=DeviceFilter(limit=0))
+    return _json(_fleet(request).rollout_revert(number))

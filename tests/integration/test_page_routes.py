@@ -1,0 +1,208 @@
+"""The controller's page over HTTP: who is let in, the JSON routes, and the figures for Prometheus."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.integration.test_serving_metrics import value
+from tests.support import requirements
+from tests.support.brokers import free_port, wait_for
+from tests.support.controllers import ControllerProcess
+from tests.support.pages import Page, fleet, page, releases
+
+from kedge.fleet.service import FleetService
+from kedge.page.options import PageAddress, PageOptions
+from kedge.page.server import serving
+from kedge_protocol.errors import ConfigError
+
+__all__ = ["fleet", "page", "releases"]
+
+pytestmark = pytest.mark.packages("fastapi")
+TOKEN = "0123456789abcdef"
+
+
+def test_the_verbs_work_as_json(page: Page, fleet: FleetService) -> None:
+    assert page.json("GET", "/fleet")["health"] == {"unheard": 2}
+    assert [one["name"] for one in page.json("GET", "/devices?target=rpi4")["devices"]] == ["pi"]
+    assert page.json("POST", "/devices", {"name": "new", "target": "rpi5"}, 201)["target"] == "rpi5"
+    assert page.json("PATCH", "/devices/new", {"labels": {"site": "paris"}})["labels"] == {"site": "paris"}
+    page.json("DELETE", "/devices/new", status=204)
+    started = page.json("POST", "/rollouts", {"release": "tiny:1.0", "select": {"site": "berlin"}}, 201)
+    assert started["rollout"]["counts"] == {"offline": 1}
+    page.json("POST", "/rollouts", {"release": "tiny:2.0"}, 201)
+    assert page.json("GET", "/rollouts/1")["state"] == "superseded"
+    assert page.json("POST", "/rollouts/2/revert")["version"] == "1.0"
+    assert [one["rollout"] for one in page.json("GET", "/devices/pi/history")] == [3, 2, 1]
+    assert fleet.rollout_status().kind == "revert"
+
+
+def test_what_cannot_be_done_is_told_with_a_remedy(page: Page) -> None:
+    assert page.json("GET", "/devices/none", status=404)["remedy"].startswith("Known are: pc, pi")
+    assert page.json("POST", "/rollouts", {"release": "tiny:9"}, 404)["remedy"] == "Published are: tiny:1.0, tiny:2.0"
+    assert page.json("POST", "/rollouts", {"release": "tiny:1.0", "selct": {}}, 422)["where"] == "body.selct"
+    assert page.json("POST", "/devices", {"name": "pi", "target": "rpi4"}, 409)["error"] == "FleetError"
+    assert page.json("POST", "/devices", {"name": "a", "target": "none"}, 422)["error"] == "TargetError"
+    page.json("POST", "/rollouts", {"release": "tiny:1.0"}, 201)
+    assert "cannot be removed" in page.json("DELETE", "/releases/tiny/1.0", status=409)["what"]
+    for path in ("/rollouts/99", "/rollouts/99/revert"):
+        page.json("POST" if path.endswith("revert") else "GET", path, status=404)
+    assert page.ask("GET", f"/api/v1/rollouts/{10**30}")[0] == 422
+
+
+def test_a_foreign_name_for_this_host_is_refused(page: Page) -> None:
+    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::", "10.0.0.1"):
+        assert page.ask("GET", "/api/v1/fleet", headers={"Host": host})[0] in {400, 421}, host
+    for host in ("localhost", "localhost:8090", "127.0.0.1", "[::1]:8090", "LOCALHOST"):
+        assert page.ask("GET", "/api/v1/fleet", headers={"Host": host})[0] == 200, host
+
+
+def test_another_site_changes_nothing(page: Page, fleet: FleetService) -> None:
+    wish = {"release": "tiny:1.0"}
+    for headers in (
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:1"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ):
+        assert page.ask("POST", "/api/v1/rollouts", wish, headers)[0] == 403, headers
+    assert page.ask("POST", "/api/v1/rollouts", wish, {"Content-Type": "text/plain"})[0] == 422
+    assert fleet.rollouts() == ()
+    own = {"Origin": page.url, "Sec-Fetch-Site": "same-origin"}
+    assert page.ask("POST", "/api/v1/rollouts", wish, own)[0] == 201
+
+
+def test_a_large_body_is_refused_before_it_is_read(page: Page) -> None:
+    assert page.ask("POST", "/api/v1/rollouts", b" " * 70_000)[0] == 413
+    assert page.ask("POST", "/api/v1/rollouts", b"", {"Transfer-Encoding": "chunked"})[0] == 413
+
+
+def test_every_answer_forbids_what_the_page_does_not_need(page: Page) -> None:
+    for path in ("/", "/devices", "/rollouts", "/releases", "/static/page.js", "/api/v1/fleet", "/nothing"):
+        _, headers, body = page.ask("GET", path, headers={"Accept": "text/html"})
+        policy = headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; "), path
+        assert "unsafe" not in policy, path
+        assert headers["x-content-type-options"] == "nosniff"
+        assert b"https://" not in body, path
+
+
+def test_a_compile_report_may_draw_and_run_nothing(page: Page) -> None:
+    status, headers, body = page.ask("GET", "/releases/tiny/2.0/report")
+    assert (status, body[:19]) == (200, b"<title>made</title>")
+    policy = headers["content-security-policy"]
+    assert policy.endswith("; sandbox")
+    assert "script-src" not in policy
+    assert page.ask("GET", "/releases/tiny/1.0/report")[0] == 404
+
+
+def test_what_devices_and_people_wrote_is_text_on_the_page(page: Page, fleet: FleetService) -> None:
+    status, _, body = page.ask("GET", "/devices?text=%3Cscript%3Ex&health=nonsense&target=%22%3E%3Cb%3E")
+    assert status == 200
+    assert b"<script>x" not in body
+    assert b"<b>" not in body
+
+
+def test_with_tokens_nobody_comes_in_without_one(fleet: FleetService) -> None:
+    with serving(fleet.state, PageAddress(host="127.0.0.1", port=0, tokens={"anna": TOKEN})) as url:
+        page = Page(url)
+        for path in ("/api/v1/fleet", "/metrics", "/events", "/", "/rollouts/1", "/releases/tiny/2.0/report"):
+            assert page.ask("GET", path)[0] == 401, path
+            assert page.ask("GET", path, headers={"Authorization": "Bearer wrong"})[0] == 401, path
+            assert page.ask("GET", path, headers={"Cookie": "kedge_page=anna.9999999999.00"})[0] == 401, path
+        status, headers, _ = page.ask("GET", "/", headers={"Accept": "text/html"})
+        assert (status, headers["location"]) == (303, "/login")
+        assert page.ask("GET", "/metrics", headers={"Authorization": f"Bearer {TOKEN}"})[0] == 200
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        assert page.ask("POST", "/login", "token=wrong", form)[0] == 403
+        status, headers, _ = page.ask("POST", "/login", f"token={TOKEN}", form)
+        cookie = headers["set-cookie"]
+        assert status == 303
+        assert "HttpOnly" in cookie
+        assert "SameSite=strict" in cookie
+        assert TOKEN not in cookie
+        status, _, body = page.ask("GET", "/", headers={"Cookie": cookie.partition(";")[0]})
+        assert status == 200
+        assert b"anna" in body
+
+
+def test_an_address_that_is_taken_is_told(fleet: FleetService) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = PageOptions(page=f"127.0.0.1:{other.getsockname()[1]}").parsed()
+        assert address is not None
+        with pytest.raises(ConfigError, match="cannot listen"), serving(fleet.state, address):
+            pass
+
+
+def test_open_pages_hear_of_a_change_in_another_process(page: Page, fleet: FleetService) -> None:
+    host, _, port = page.netloc.partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as stream:
+        stream.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        heard = b""
+        while heard.count(b"event: changed") < 1:
+            heard += stream.recv(4096)
+        fleet.device_edit("pi", {"floor": "2"})
+        while heard.count(b"event: changed") < 2:
+            heard += stream.recv(4096)
+    assert b"text/event-stream" in heard
+
+
+@pytest.mark.needs("prometheus", "promtool")
+def test_prometheus_reads_the_fleets_figures(fleet: FleetService, tmp_path: Path) -> None:
+    fleet.rollout_start("tiny:1.0")
+    port, broker, at = free_port(), free_port(), free_port()
+    options = ("--embedded", "--listen", f"127.0.0.1:{broker}", "--page", f"127.0.0.1:{port}")
+    with ControllerProcess(fleet.state, *options) as controller:
+        controller.start()
+        metrics = Page(f"http://127.0.0.1:{port}").ask("GET", "/metrics")[2]
+        checked = subprocess.run(
+            [requirements.program("promtool"), "check", "metrics"], input=metrics, capture_output=True, timeout=60
+        )
+        assert checked.returncode == 0, checked.stderr.decode()
+        config = tmp_path / "prometheus.yml"
+        config.write_text(
+            "scrape_configs: [{job_name: kedge, scrape_interval: 300ms, scrape_timeout: 300ms, "
+            f'static_configs: [{{targets: ["127.0.0.1:{port}"]}}]}}]\n'
+        )
+        command = [
+            requirements.program("prometheus"),
+            f"--config.file={config}",
+            f"--storage.tsdb.path={tmp_path}/tsdb",
+        ]
+        process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{at}"], stderr=subprocess.DEVNULL)
+        try:
+            wait_for(lambda: value(at, "kedge_controller_connected") == 1, 60, "a scrape")
+            assert value(at, 'sum(kedge_devices{target="rpi4"})') == 1
+            assert value(at, 'kedge_rollout_devices{rollout="1",progress="offline"}') == 2
+            assert value(at, "process_resident_memory_bytes") is not None
+        finally:
+            process.terminate()
+            process.wait(30)
+        assert controller.terminate() == 0
+
+
+def test_a_page_beyond_loopback_is_refused_before_the_controller_starts(fleet: FleetService) -> None:
+    with ControllerProcess(fleet.state, "--embedded", "--page", "0.0.0.0:8090") as controller:
+        controller.start(connected=False)
+        assert controller.wait() != 0
+        assert "needs a token and TLS" in controller.text()
+
+
+def test_a_page_of_two_thousand_devices_stays_small(page: Page, fleet: FleetService) -> None:
+    rows = [(f"many-{number:04}", "rpi4", '{"site": "berlin"}') for number in range(2000)]
+    with fleet.database.write() as session:
+        session.run_many(
+            "INSERT INTO device (name, target, labels, added_at, desired_version, managed, removed)"
+            " VALUES (?, ?, ?, 0, 0, 0, 0)",
+            rows,
+        )
+    fleet.rollout_start("tiny:1.0")
+    for path in ("/", "/devices", "/rollouts/1"):
+        status, _, body = page.ask("GET", path)
+        assert status == 200
+        assert len(body) < 150_000, path
+    assert json.loads(page.ask("GET", "/api/v1/devices?limit=1")[2])["total"] == 2002
