@@ -25,8 +25,9 @@ def controller() -> None:
 @command_line(PageOptions)
 @click.option("-v", "--verbose", is_flag=True, help="Log more details.")
 def controller_run(state: Path | None, verbose: bool, **values: Any) -> None:
-    """Run the controller until SIGTERM: publish desired states, send blocks, record the devices' reports. With --page, serve the
-    page, the JSON routes and /metrics too."""
+    """Run the controller until SIGTERM: publish desired states, send blocks, record the devices' reports.
+
+    With --page, serve the page, the JSON routes and /metrics too."""
     from kedge.page import run
 
     logging.basicConfig(
