@@ -45,7 +45,7 @@ def test_what_cannot_be_done_is_told_with_a_remedy(page: Page) -> None:
     assert page.json("POST", "/rollouts", {"release": "tiny:9"}, 404)["remedy"] == "Published are: tiny:1.0, tiny:2.0"
     assert page.json("POST", "/rollouts", {"release": "tiny:1.0", "selct": {}}, 422)["where"] == "body.selct"
     assert page.json("POST", "/devices", {"name": "pi", "target": "rpi4"}, 409)["error"] == "FleetError"
-    assert page.json("POST", "/devices", {"name": "a", "target": "none"}, 422)["error"] == "TargetError"
+    assert page.json("POST", "/devices", {"name": "a", "target": "none"}, 404)["error"] == "TargetError"
     page.json("POST", "/rollouts", {"release": "tiny:1.0"}, 201)
     assert "cannot be removed" in page.json("DELETE", "/releases/tiny/1.0", status=409)["what"]
     for path in ("/rollouts/99", "/rollouts/99/revert"):

@@ -1,11 +1,11 @@
-"""The fleet's verbs as JSON routes. Answers have the form of the commands' ``--json``."""
+"""The fleet's verbs as JSON routes. Answers hold the fields of the commands' ``--json``, and null where those leave one
+out."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Request
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from kedge.fleet import health
@@ -24,20 +24,19 @@ from kedge.fleet.results import (
 )
 from kedge.fleet.rollout_status import DeviceFilter
 from kedge.fleet.service import FleetService
-from kedge_protocol import codec
 
 PREFIX = "/api/v1"
 MAX_ROWS = 1000
 
-_WORD = r"^[A-Za-z0-9][A-Za-z0-9._\-]*$"
-Word = Annotated[str, Field(pattern=_WORD, max_length=64)]
+_WORD = r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,63}$"
+Word = Annotated[str, Field(pattern=_WORD)]
 """A name of a device, label, model or version."""
-Name = Annotated[str, Path(pattern=_WORD, max_length=64)]
-Asked = Annotated[str | None, Query(pattern=_WORD, max_length=64)]
+Name = Annotated[str, Path(pattern=_WORD)]
+Asked = Annotated[str | None, Query(pattern=_WORD)]
 Number = Annotated[int, Path(ge=1, le=1 << 53)]
 Limit = Annotated[int, Query(ge=1, le=MAX_ROWS)]
 Offset = Annotated[int, Query(ge=0, le=1 << 53)]
-Labels = Annotated[dict[Word, Word], Field(max_length=64)]
+Labels = Annotated[dict[Word, Word], Field(max_length=64, json_schema_extra={"additionalProperties": False})]
 
 
 class Problem(BaseModel):
@@ -73,12 +72,16 @@ class NewLabels(Asking):
 class NewRollout(Asking):
     """A rollout to be started: ``release`` is NAME:VERSION, ``select`` the labels that a device must carry."""
 
-    release: Annotated[str, Field(pattern=r"^[A-Za-z0-9._\-]+:[A-Za-z0-9._\-]+$", max_length=130)]
+    release: Annotated[str, Field(pattern=f"{_WORD[:-1]}:{_WORD[1:]}")]
     select: Labels = {}
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    texts = {404: "There is none.", 409: "The fleet's state forbids it.", 503: "The state folder does not answer."}
+    texts = {
+        404: "There is none.",
+        409: "The fleet's state or its rules forbid it.",
+        503: "The state folder does not answer.",
+    }
     common = {
         400: "Bad request.",
         401: "A token is needed.",
@@ -91,10 +94,6 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem, "description": text} for status, text in found.items()}
 
 
-def _json(value: Any, status: int = 200) -> JSONResponse:
-    return JSONResponse(codec.unstructure(value), status_code=status)
-
-
 def _fleet(request: Request) -> FleetService:
     fleet: FleetService = request.app.state.fleet
     return fleet
@@ -103,19 +102,19 @@ def _fleet(request: Request) -> FleetService:
 router = APIRouter(prefix=PREFIX)
 
 
-@router.get("/fleet", response_model=FleetOverview, responses=_problems(), tags=["fleet"])
-def fleet_overview(request: Request) -> JSONResponse:
+@router.get("/fleet", responses=_problems(), tags=["fleet"])
+def fleet_overview(request: Request) -> FleetOverview:
     """Return the fleet in counts: by target, health and release."""
-    return _json(_fleet(request).overview())
+    return _fleet(request).overview()
 
 
-@router.get("/health", response_model=dict[str, float], responses=_problems(404), tags=["fleet"])
-def controller_health(request: Request) -> JSONResponse:
+@router.get("/health", responses=_problems(404), tags=["fleet"])
+def controller_health(request: Request) -> dict[str, float]:
     """Return how many seconds ago the controller was connected to its broker; 404 if it is not."""
-    return _json({"age_seconds": health.check(_fleet(request).state).age_seconds})
+    return {"age_seconds": health.check(_fleet(request).state).age_seconds}
 
 
-@router.get("/devices", response_model=DevicesFound, responses=_problems(), tags=["devices"])
+@router.get("/devices", responses=_problems(), tags=["devices"])
 def device_list(
     request: Request,
     target: Asked = None,
@@ -125,31 +124,31 @@ def device_list(
     text: Annotated[str | None, Query(max_length=64)] = None,
     limit: Limit = 100,
     offset: Offset = 0,
-) -> JSONResponse:
+) -> DevicesFound:
     """Return the devices that fit, by name."""
     query = DeviceQuery(
         target=target, health=health, model=model, version=version, text=text, limit=limit, offset=offset
     )
-    return _json(_fleet(request).device_find(query))
+    return _fleet(request).device_find(query)
 
 
-@router.post("/devices", response_model=DeviceView, status_code=201, responses=_problems(404, 409), tags=["devices"])
-def device_add(request: Request, device: Annotated[NewDevice, Body()]) -> JSONResponse:
+@router.post("/devices", status_code=201, responses=_problems(404, 409), tags=["devices"])
+def device_add(request: Request, device: Annotated[NewDevice, Body()]) -> DeviceView:
     """Register a device; nothing changes on it before a rollout."""
-    return _json(_fleet(request).device_add(device.name, device.target, device.labels), 201)
+    return _fleet(request).device_add(device.name, device.target, device.labels)
 
 
-@router.get("/devices/{name}", response_model=DeviceDetail, responses=_problems(404), tags=["devices"])
-def device_show(request: Request, name: Name) -> JSONResponse:
+@router.get("/devices/{name}", responses=_problems(404), tags=["devices"])
+def device_show(request: Request, name: Name) -> DeviceDetail:
     """Return one device with its transfers and its latest telemetry."""
-    return _json(_fleet(request).device(name))
+    return _fleet(request).device(name)
 
 
-@router.patch("/devices/{name}", response_model=DeviceView, responses=_problems(404, 409), tags=["devices"])
-def device_edit(request: Request, name: Name, edit: Annotated[NewLabels, Body()]) -> JSONResponse:
+@router.patch("/devices/{name}", responses=_problems(404, 409), tags=["devices"])
+def device_edit(request: Request, name: Name, edit: Annotated[NewLabels, Body()]) -> DeviceView:
     """Change a device's labels."""
     _fleet(request).device_history(name)
-    return _json(_fleet(request).device_edit(name, edit.labels, edit.without))
+    return _fleet(request).device_edit(name, edit.labels, edit.without)
 
 
 @router.delete("/devices/{name}", response_model=None, status_code=204, responses=_problems(404), tags=["devices"])
@@ -158,71 +157,63 @@ def device_remove(request: Request, name: Name) -> None:
     _fleet(request).device_remove(name)
 
 
-@router.get("/devices/{name}/history", response_model=list[DevicePart], responses=_problems(404), tags=["devices"])
-def device_history(request: Request, name: Name) -> JSONResponse:
+@router.get("/devices/{name}/history", responses=_problems(404), tags=["devices"])
+def device_history(request: Request, name: Name) -> list[DevicePart]:
     """Return what the latest rollouts wanted of a device, newest first."""
-    return _json(_fleet(request).device_history(name))
+    return _fleet(request).device_history(name)
 
 
-@router.post(
-    "/devices/{name}/report", response_model=CommandQueued, status_code=202, responses=_problems(404), tags=["devices"]
-)
-def device_report(request: Request, name: Name) -> JSONResponse:
+@router.post("/devices/{name}/report", status_code=202, responses=_problems(404), tags=["devices"])
+def device_report(request: Request, name: Name) -> CommandQueued:
     """Ask a device for a fresh report."""
-    return _json(_fleet(request).device_report(name), 202)
+    return _fleet(request).device_report(name)
 
 
-@router.get("/latencies", response_model=Measurements, responses=_problems(), tags=["devices"])
-def latencies(request: Request, target: Asked = None) -> JSONResponse:
+@router.get("/latencies", responses=_problems(), tags=["devices"])
+def latencies(request: Request, target: Asked = None) -> Measurements:
     """Return the latency of each bundle on the devices that proved it."""
-    return _json(_fleet(request).latencies(target))
+    return _fleet(request).latencies(target)
 
 
-@router.get("/releases", response_model=list[ReleaseView], responses=_problems(), tags=["releases"])
-def release_list(request: Request) -> JSONResponse:
+@router.get("/releases", responses=_problems(), tags=["releases"])
+def release_list(request: Request) -> list[ReleaseView]:
     """Return all published releases, oldest first."""
-    return _json(_fleet(request).releases())
+    return _fleet(request).releases()
 
 
-@router.delete(
-    "/releases/{name}/{version}", response_model=ReleaseRemoved, responses=_problems(404, 409), tags=["releases"]
-)
-def release_remove(request: Request, name: Name, version: Name) -> JSONResponse:
+@router.delete("/releases/{name}/{version}", responses=_problems(404, 409), tags=["releases"])
+def release_remove(request: Request, name: Name, version: Name) -> ReleaseRemoved:
     """Remove a release that no device shall run."""
-    return _json(_fleet(request).release_remove(f"{name}:{version}"))
+    return _fleet(request).release_remove(f"{name}:{version}")
 
 
-@router.get("/rollouts", response_model=list[RolloutSummary], responses=_problems(), tags=["rollouts"])
-def rollout_list(request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> JSONResponse:
+@router.get("/rollouts", responses=_problems(), tags=["rollouts"])
+def rollout_list(request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> list[RolloutSummary]:
     """Return the latest rollouts with their counts, newest first."""
-    return _json(_fleet(request).rollouts(limit=limit))
+    return _fleet(request).rollouts(limit=limit)
 
 
-@router.post(
-    "/rollouts", response_model=RolloutStarted, status_code=201, responses=_problems(404, 409), tags=["rollouts"]
-)
-def rollout_start(request: Request, rollout: Annotated[NewRollout, Body()]) -> JSONResponse:
+@router.post("/rollouts", status_code=201, responses=_problems(404, 409), tags=["rollouts"])
+def rollout_start(request: Request, rollout: Annotated[NewRollout, Body()]) -> RolloutStarted:
     """Roll a release out to the selected devices."""
-    return _json(_fleet(request).rollout_start(rollout.release, rollout.select), 201)
+    return _fleet(request).rollout_start(rollout.release, rollout.select)
 
 
-@router.get("/rollouts/{number}", response_model=RolloutStatus, responses=_problems(404), tags=["rollouts"])
+@router.get("/rollouts/{number}", responses=_problems(404), tags=["rollouts"])
 def rollout_status(
     request: Request,
     number: Number,
     progress: Annotated[list[Progress], Query(max_length=8)] = [],  # noqa: B006
     limit: Limit = 100,
     offset: Offset = 0,
-) -> JSONResponse:
+) -> RolloutStatus:
     """Return a rollout with the progress of its devices; ``progress`` picks those that stand there."""
     shown = DeviceFilter(progress=frozenset(progress), limit=limit, offset=offset)
-    return _json(_fleet(request).rollout_status(number, shown=shown))
+    return _fleet(request).rollout_status(number, shown=shown)
 
 
-@router.post(
-    "/rollouts/{number}/revert", response_model=RolloutStatus, responses=_problems(404, 409), tags=["rollouts"]
-)
-def rollout_revert(request: Request, number: Number) -> JSONResponse:
+@router.post("/rollouts/{number}/revert", responses=_problems(404, 409), tags=["rollouts"])
+def rollout_revert(request: Request, number: Number) -> RolloutStatus:
     """Give each device of a rollout its previous bundle back; this is a rollout of its own."""
     _fleet(request).rollout_status(number, shown=DeviceFilter(limit=0))
-    return _json(_fleet(request).rollout_revert(number))
+    return _fleet(request).rollout_revert(number)

@@ -27,7 +27,7 @@ from kedge.page.access import COOKIE, LOGIN_SECONDS, Access, Tokens, refused
 from kedge.page.live import MAX_LISTENERS, Live
 from kedge.page.options import PageAddress, is_loopback
 from kedge_protocol import __version__
-from kedge_protocol.errors import ConfigError, FleetError, InputError, KedgeError
+from kedge_protocol.errors import ConfigError, FleetError, InputError, KedgeError, TargetError
 
 log = logging.getLogger(__name__)
 
@@ -220,8 +220,10 @@ def _told(request: Request, error: Exception) -> tuple[int, dict[str, Any]]:
 
 
 def _status(request: Request, error: KedgeError) -> int:
+    if isinstance(error, TargetError):
+        return 404
     if isinstance(error, InputError):
-        return 422
+        return 409
     if isinstance(error, FleetError):
         return 404 if request.method == "GET" or error.what.startswith("there is no ") else 409
     return 503

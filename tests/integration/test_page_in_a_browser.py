@@ -1,0 +1,175 @@
+"""The page in headless Chromium: it stays live, acts after a confirmation only, and everybody can use it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from tests.support import requirements
+from tests.support.brokers import Mosquitto, free_port, mosquitto
+from tests.support.controllers import ControllerProcess
+from tests.support.pages import fleet, releases
+from tests.support.scripted_agent import ScriptedAgent, failed, serving
+
+from kedge.fleet.service import FleetService
+from kedge_protocol.bundle.layout import Layout
+
+__all__ = ["fleet", "mosquitto", "releases"]
+
+pytestmark = pytest.mark.needs("chromium", "mosquitto")
+
+PAGES = ("/", "/devices", "/devices/pi", "/rollouts", "/rollouts/2", "/releases")
+WIDTHS = {"phone": 390, "desk": 1280}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        path = requirements.program("chromium")
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def url(fleet: FleetService, mosquitto: Mosquitto) -> Iterator[str]:
+    """The page of a running controller."""
+    address = f"127.0.0.1:{free_port()}"
+    with ControllerProcess(fleet.state, "--broker", mosquitto.url, "--page", address) as controller:
+        controller.start()
+        yield f"http://{address}"
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    """A tab that fails the test if a script fails or the policy forbids something."""
+    context = browser.new_context(base_url=url, viewport={"width": WIDTHS["desk"], "height": 900})
+    tab = context.new_page()
+    tab.set_default_timeout(20_000)
+    expect.set_options(timeout=20_000)
+    wrong: list[str] = []
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.on("console", lambda message: wrong.append(message.text) if "Content Security" in message.text else None)
+    yield tab
+    context.close()
+    assert wrong == []
+
+
+def digest_of(releases: dict[str, Path], version: str) -> str:
+    return Layout(releases[version]).bundle("rpi4").digest
+
+
+def test_a_rollout_is_started_fails_and_is_taken_back_before_the_readers_eyes(
+    page: Page, fleet: FleetService, releases: dict[str, Path], mosquitto: Mosquitto
+) -> None:
+    old, new = digest_of(releases, "1.0"), digest_of(releases, "2.0")
+    fleet.device_remove("pc")
+    with ScriptedAgent("pi", mosquitto.port) as agent:
+        agent.birth()
+        agent.report(0)
+        page.goto("/releases")
+        page.get_by_role("region", name="tiny:1.0").get_by_role("button", name="Roll out").click()
+        page.get_by_role("dialog").get_by_role("button", name="Roll out").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Rollout 1: tiny:1.0")
+        page.evaluate("window.untouched = true")
+        agent.report(1, {"tiny": serving(old)})
+        expect(page.locator("#state")).to_have_text("done")
+        assert page.evaluate("window.untouched"), "the page was loaded again"
+
+        page.goto("/releases")
+        page.get_by_role("region", name="tiny:2.0").get_by_role("button", name="Roll out").click()
+        page.get_by_role("dialog").get_by_role("button", name="Roll out").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Rollout 2: tiny:2.0")
+        agent.report(2, {"tiny": failed(new, "golden vector 3 differs", still=old)})
+        expect(page.get_by_role("row", name="pi rpi4")).to_contain_text("golden vector 3 differs")
+
+        revert = page.get_by_role("button", name="Revert")
+        revert.click()
+        page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+        assert len(fleet.rollouts()) == 2
+        revert.click()
+        page.get_by_role("dialog").get_by_role("button", name="Revert").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Rollout 3: tiny:1.0")
+        agent.report(3, {"tiny": serving(old)})
+        expect(page.locator("#state")).to_have_text("done")
+        page.goto("/devices/pi")
+        expect(page.get_by_role("article")).to_contain_text("because rollout 3 (revert of 1.0) asked for it")
+
+
+def test_what_cannot_be_done_is_told_where_it_was_asked(page: Page, fleet: FleetService) -> None:
+    page.goto("/releases")
+    region = page.get_by_role("region", name="tiny:1.0")
+    region.get_by_label("Labels").fill("site=paris")
+    region.get_by_role("button", name="Roll out").click()
+    page.get_by_role("dialog").get_by_role("button", name="Roll out").click()
+    expect(page.get_by_role("status")).to_contain_text("site=paris")
+    assert fleet.rollouts() == ()
+
+
+def test_all_is_reached_by_keyboard(page: Page, fleet: FleetService) -> None:
+    fleet.rollout_start("tiny:1.0")
+    page.goto("/rollouts/1")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Revert")).to_be_focused()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("button", name="Cancel")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    assert len(fleet.rollouts()) == 1
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Rollout 2")
+
+
+def test_what_is_being_typed_stays_while_the_page_changes(page: Page, fleet: FleetService) -> None:
+    page.goto("/devices")
+    field = page.get_by_label("Name or label")
+    field.fill("half a wo")
+    fleet.device_add("newcomer", "rpi4")
+    expect(page.get_by_role("row", name="newcomer")).to_be_visible()
+    expect(field).to_have_value("half a wo")
+    expect(field).to_be_focused()
+
+
+def test_without_the_controller_the_page_says_so(browser: Browser, fleet: FleetService, mosquitto: Mosquitto) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with ControllerProcess(fleet.state, "--broker", mosquitto.url, "--page", address) as controller:
+        controller.start()
+        tab = browser.new_page()
+        tab.goto(f"http://{address}/")
+        expect(tab.locator("#live")).to_have_text("live")
+        controller.kill()
+        expect(tab.locator("#live")).to_have_text("connection lost", timeout=20_000)
+        tab.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(WIDTHS["phone"], "light"), (WIDTHS["desk"], "dark")])
+@pytest.mark.packages("axe_playwright_python")
+def test_axe_finds_nothing_and_no_page_is_wider_than_the_screen(
+    browser: Browser, url: str, fleet: FleetService, width: int, scheme: str
+) -> None:
+    import axe_playwright_python
+
+    axe = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    fleet.rollout_start("tiny:1.0")
+    fleet.rollout_start("tiny:2.0", {"site": "berlin"})
+    # axe is put into the page by its text, which the page's own policy forbids.
+    context = browser.new_context(
+        base_url=url, viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True
+    )
+    tab = context.new_page()
+    for path in PAGES:
+        tab.goto(path)
+        tab.evaluate(axe)
+        found = tab.evaluate("axe.run()")
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]] == [], path
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width, path
+    context.close()
