@@ -160,7 +160,7 @@ def device_remove(request: Request, name: Name) -> None:
 @router.get("/devices/{name}/history", responses=_problems(404), tags=["devices"])
 def device_history(request: Request, name: Name) -> list[DevicePart]:
     """Return what the latest rollouts wanted of a device, newest first."""
-    return _fleet(request).device_history(name)
+    return list(_fleet(request).device_history(name))
 
 
 @router.post("/devices/{name}/report", status_code=202, responses=_problems(404), tags=["devices"])
@@ -178,7 +178,7 @@ def latencies(request: Request, target: Asked = None) -> Measurements:
 @router.get("/releases", responses=_problems(), tags=["releases"])
 def release_list(request: Request) -> list[ReleaseView]:
     """Return all published releases, oldest first."""
-    return _fleet(request).releases()
+    return list(_fleet(request).releases())
 
 
 @router.delete("/releases/{name}/{version}", responses=_problems(404, 409), tags=["releases"])
@@ -190,7 +190,7 @@ def release_remove(request: Request, name: Name, version: Name) -> ReleaseRemove
 @router.get("/rollouts", responses=_problems(), tags=["rollouts"])
 def rollout_list(request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> list[RolloutSummary]:
     """Return the latest rollouts with their counts, newest first."""
-    return _fleet(request).rollouts(limit=limit)
+    return list(_fleet(request).rollouts(limit=limit))
 
 
 @router.post("/rollouts", status_code=201, responses=_problems(404, 409), tags=["rollouts"])
