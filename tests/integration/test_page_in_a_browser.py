@@ -21,6 +21,8 @@ __all__ = ["fleet", "mosquitto", "releases"]
 pytestmark = pytest.mark.needs("chromium", "mosquitto")
 
 PAGES = ("/", "/devices", "/devices/pi", "/rollouts", "/rollouts/2", "/releases")
+HOSTILE = "golden vector 3 differs <img src=x onerror=document.body.remove()>"
+"""What a device says is text on the page, whatever it says."""
 WIDTHS = {"phone": 390, "desk": 1280}
 
 
@@ -82,8 +84,8 @@ def test_a_rollout_is_started_fails_and_is_taken_back_before_the_readers_eyes(
         page.get_by_role("region", name="tiny:2.0").get_by_role("button", name="Roll out").click()
         page.get_by_role("dialog").get_by_role("button", name="Roll out").click()
         expect(page.get_by_role("heading", level=1)).to_have_text("Rollout 2: tiny:2.0")
-        agent.report(2, {"tiny": failed(new, "golden vector 3 differs", still=old)})
-        expect(page.get_by_role("row", name="pi rpi4")).to_contain_text("golden vector 3 differs")
+        agent.report(2, {"tiny": failed(new, HOSTILE, still=old)})
+        expect(page.get_by_role("row", name="pi rpi4")).to_contain_text(HOSTILE)
 
         revert = page.get_by_role("button", name="Revert")
         revert.click()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -128,6 +130,25 @@ def test_with_tokens_nobody_comes_in_without_one(fleet: FleetService) -> None:
         status, _, body = page.ask("GET", "/", headers={"Cookie": cookie.partition(";")[0]})
         assert status == 200
         assert b"anna" in body
+
+
+@pytest.mark.needs("openssl")
+def test_a_page_with_a_certificate_speaks_tls(fleet: FleetService, tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    made = [requirements.program("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    subprocess.run([*made, "-nodes", "-keyout", str(key), "-out", str(cert), *subject], check=True, capture_output=True)
+    address = PageAddress(host="127.0.0.1", port=0, tokens={"anna": TOKEN}, cert=cert, key=key)
+    with serving(fleet.state, address) as url:
+        assert url.startswith("https://127.0.0.1:")
+        trusting = ssl.create_default_context(cafile=str(cert))
+        connection = http.client.HTTPSConnection("localhost", int(url.rpartition(":")[2].rstrip("/")), context=trusting)
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        connection.request("POST", "/login", f"token={TOKEN}", form)
+        answer = connection.getresponse()
+        assert answer.status == 303
+        assert "Secure" in (answer.headers["Set-Cookie"] or "")
+        connection.close()
 
 
 def test_an_address_that_is_taken_is_told(fleet: FleetService) -> None:

@@ -403,3 +403,17 @@ def test_the_state_folder_is_found_in_this_order(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("KEDGE_FLEET_STATE", str(tmp_path / "state"))
     assert state_folder() == tmp_path / "state"
     assert state_folder(tmp_path / "given") == tmp_path / "given"
+
+
+def test_a_list_of_rollouts_counts_as_each_rollouts_status_does(fleet: FleetService) -> None:
+    for name, site in (("a", "berlin"), ("b", "berlin"), ("c", "paris")):
+        fleet.device_add(name, "rpi4", {"site": site})
+    fleet.rollout_start("tiny:1.0")
+    fleet.rollout_start("tiny:2.0", {"site": "berlin"})
+    fleet.rollout_start("other:1.0", {"site": "paris"})
+    fleet.rollout_start("tiny:1.0", {"site": "berlin"})
+    found = {one.id: (one.state, one.done, one.counts) for one in fleet.rollouts()}
+    statuses = [fleet.rollout_status(number) for number in found]
+    assert found == {one.id: (one.state, one.done, one.counts) for one in statuses}
+    assert found[1] == ("active", False, {"offline": 1, "superseded": 2})
+    assert found[2] == ("superseded", False, {"superseded": 2})

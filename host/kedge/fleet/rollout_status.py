@@ -24,8 +24,9 @@ SELECT device.id, name, target, labels, part.digest AS wanted, part.previous, pa
 FROM rollout_device AS part JOIN device ON device.id = part.device_id
 LEFT JOIN device_state ON device_state.device_id = device.id
 LEFT JOIN reported_model AS told ON told.device_id = device.id AND told.model = :model
-WHERE rollout_id = :rollout ORDER BY name
+WHERE rollout_id = :rollout {own} ORDER BY name
 """
+_SUPERSEDED = "SELECT count(*) FROM rollout_device WHERE rollout_id = ? AND superseded_by IS NOT NULL"
 _FINAL = {Progress.DONE.value, Progress.FAILED.value, Progress.SUPERSEDED.value, Progress.CONFLICT.value}
 
 
@@ -47,7 +48,7 @@ class DeviceFilter:
 
 def status(session: Session, rollout: Row, shown: DeviceFilter) -> RolloutStatus:
     """Return a rollout with the progress of its devices."""
-    rows = session.rows(_PARTS, {"model": rollout["model"], "rollout": rollout["id"]})
+    rows = session.rows(_PARTS.format(own=""), {"model": rollout["model"], "rollout": rollout["id"]})
     judged = [(row, _judged(session, row)) for row in rows]
     summary = _summary(rollout, Counter(standing.progress.value for _, standing in judged))
     matching = [(row, standing) for row, standing in judged if _matches(row, standing, shown)]
@@ -62,9 +63,13 @@ def status(session: Session, rollout: Row, shown: DeviceFilter) -> RolloutStatus
 
 
 def summary(session: Session, rollout: Row) -> RolloutSummary:
-    """Return a rollout with its counts only."""
-    rows = session.rows(_PARTS, {"model": rollout["model"], "rollout": rollout["id"]})
-    return _summary(rollout, Counter(_judged(session, row).progress.value for row in rows))
+    """Return a rollout with its counts only. Superseded devices are counted, not read, so that a list of many rollouts
+    reads each device and model once."""
+    query = _PARTS.format(own="AND superseded_by IS NULL")
+    rows = session.rows(query, {"model": rollout["model"], "rollout": rollout["id"]})
+    counts = Counter(_judged(session, row).progress.value for row in rows)
+    counts[Progress.SUPERSEDED.value] = session.value(_SUPERSEDED, (rollout["id"],))
+    return _summary(rollout, counts)
 
 
 def is_settled(status: RolloutSummary) -> bool:

@@ -20,6 +20,7 @@ from kedge.fleet.service import FleetService
 from kedge.page import drawing
 from kedge.page.routes import Name, Number, Offset
 from kedge_protocol.errors import KedgeError
+from kedge_protocol.messages import ModelTelemetry
 
 FOLDER = Path(__file__).parent
 ROWS = 100
@@ -179,8 +180,10 @@ def plots(detail: DeviceDetail) -> list[Plot]:
         for name in ("p50", "p95", "p99"):
             values = [None if one is None else one.latency_ms.get(name) for one in told]
             series.append((f"{model}: latency {name}", "ms", values))
-        errors = [None if one is None or not one.inferences else 100 * one.errors / one.inferences for one in told]
-        series.append((f"{model}: failed calls", "%", errors))
+        series.append((f"{model}: failed calls", "%", [_failed_share(one) for one in told]))
+        memory = [None if one is None or one.memory_bytes is None else one.memory_bytes / 2**20 for one in told]
+        series.append((f"{model}: memory", "MiB", memory))
+        series.append((f"{model}: agreement with its shadow", "%", [_agreement(one) for one in told]))
     series.append(("CPU", "%", [one.cpu_percent for one in messages]))
     used = [(one.memory_total_bytes - one.memory_available_bytes) / 2**20 for one in messages]
     series.append(("memory in use", "MiB", list(used)))
@@ -188,6 +191,15 @@ def plots(detail: DeviceDetail) -> list[Plot]:
     series.append(("temperature", "°C", [one.temperature_c for one in messages]))
     drawn = [(title, unit, drawing.line(values)) for title, unit, values in series]
     return [Plot(title, unit, line) for title, unit, line in drawn if line is not None]
+
+
+def _failed_share(told: ModelTelemetry | None) -> float | None:
+    return None if told is None or not told.inferences else 100 * told.errors / told.inferences
+
+
+def _agreement(told: ModelTelemetry | None) -> float | None:
+    shadow = None if told is None else told.shadow
+    return None if shadow is None or not shadow.samples else 100 * shadow.agreements / shadow.samples
 
 
 @router.get("/devices/{name}")
