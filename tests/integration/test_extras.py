@@ -145,12 +145,32 @@ def test_fleet_runs_a_controller_and_makes_a_kit_from_the_installed_agent(wheels
     environment = Environment(tmp_path)
     environment.install(wheels.agent, f"{wheels.host}[fleet]", constraints="host.txt")
     manages_a_fleet(environment)
+    command = [environment.bin / "kedge", "controller", "run", "--embedded", "--page", "127.0.0.1:0"]
+    without = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert without.returncode != 0
+    assert "pip install 'kedge-host[page]'" in without.stderr
     run("tar", "-xzf", "kit.tar.gz", cwd=tmp_path)
     # Equal code gives an equal wheel, whether it comes from a checkout or from an installation.
     (made,) = (tmp_path / "wheels").glob("*.whl")
     environment.pip("install", "--quiet", "--no-deps", "--no-index", "--force-reinstall", made)
     environment.pip("check")
     environment.python("import kedge_agent.daemon, kedge_targets.worker.child")
+
+
+_PAGE = """
+import pathlib, urllib.request
+from kedge.page.options import PageOptions
+from kedge.page.server import serving
+with serving(pathlib.Path("fleet"), PageOptions(page="127.0.0.1:0").parsed()) as url:
+    for path in ("", "devices", "releases", "static/page.css", "static/page.js", "metrics", "api/v1/openapi.json"):
+        assert urllib.request.urlopen(url + path).status == 200, path
+"""
+
+
+def test_page_serves_its_files_from_an_installation(wheels: Wheels, tmp_path: Path) -> None:
+    environment = Environment(tmp_path)
+    environment.install(wheels.agent, f"{wheels.host}[page]", constraints="host.txt")
+    environment.python(_PAGE)
 
 
 def test_every_extra_of_the_readme_is_there_and_has_a_test() -> None:
