@@ -5,6 +5,7 @@ The standard library's ``http.server`` imports the mail parser, ``ssl`` and more
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 MAX_HEAD = 64 << 10
 """Largest size of a head in bytes, the request line included."""
 _MAX_LINE = 16 << 10
+_SHORT_HEAD = 1024
 _MAX_FIELDS = 100
 _MAX_CHUNK_LINE = 1 << 10
 _REQUEST_LINE = re.compile(r"([A-Z]{1,16}) ([!-~]{1,8192}) HTTP/1\.([01])\Z")
@@ -64,7 +66,8 @@ class Head:
 
 
 def parse_head(raw: bytes) -> Head:
-    """Parse the head of a request.
+    """Parse the head of a request. A client's next request usually has the same head: short ones are remembered, so
+    nobody may change what is returned.
 
     Args:
         raw: the head up to the empty line, without it.
@@ -72,6 +75,10 @@ def parse_head(raw: bytes) -> Head:
     Raises:
         RefusedError: it is not HTTP/1.x, malformed or too long.
     """
+    return _remembered(raw) if len(raw) <= _SHORT_HEAD else _parsed(raw)
+
+
+def _parsed(raw: bytes) -> Head:
     if raw.count(b"\n") != raw.count(b"\r\n") or raw.count(b"\r") != raw.count(b"\r\n"):
         raise RefusedError(400, "lines of a head end with CRLF")
     first, *lines = raw.decode("latin-1").split("\r\n")
@@ -93,6 +100,9 @@ def parse_head(raw: bytes) -> Head:
         options = {option.strip().lower() for option in connection.split(",")}
         keep_alive = "close" not in options if minor == 1 else "keep-alive" in options
     return Head(method, path, query, fields, authority, keep_alive, minor)
+
+
+_remembered = functools.lru_cache(64)(_parsed)
 
 
 def _fields(lines: list[str]) -> dict[str, str]:

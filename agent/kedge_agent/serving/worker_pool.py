@@ -74,7 +74,8 @@ class WorkerPool:
         self._is_here = False
         self._held: list[Task] = []
         self._seconds = 0.0
-        """Usual duration of a call: an average in which the latest calls weigh most."""
+        """Usual duration of a call. One that is longer weighs an eighth, as on a busy machine it may have waited for
+        the processor; one that is shorter tells the truth."""
 
     def submit(self, task: Task) -> bool:
         """Queue a task; return False if the queue is full or the pool is closed."""
@@ -92,7 +93,7 @@ class WorkerPool:
         thread has one, and there is room in the queue. If so, it counts as waiting."""
         if not self._in_loop or self._seconds > _LONGEST_HERE or self._running or self._queue.qsize():
             return False
-        if self._closed or self._here_waiting >= self.queue_limit:
+        if self._closed or self._here_waiting > self.queue_limit:
             return False
         self._here_waiting += 1
         return True
@@ -141,12 +142,15 @@ class WorkerPool:
         finally:
             row[0] = 0
             del self._running[mine]
-            self._seconds += (min(time.monotonic() - begun, 1.0) - self._seconds) / 8
+            took = min(time.monotonic() - begun, 1.0)
+            self._seconds = took if took < self._seconds else self._seconds + (took - self._seconds) / 8
 
     @property
     def waiting(self) -> int:
         """Return the number of jobs in the queue."""
-        return self._queue.qsize() + self._here_waiting + len(self._held)
+        # The first of those that the loop will run does not wait for another call.
+        here = self._here_waiting - (not self._running)
+        return self._queue.qsize() + max(here, 0) + len(self._held)
 
     @property
     def running(self) -> int:
