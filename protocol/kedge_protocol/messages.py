@@ -26,22 +26,17 @@ class Desired:
     Attributes:
         models: model name → bundle digest (of the manifest). A model missing here is removed from the device.
         sizes: bundle digest → size of its manifest in bytes, so that it can be pulled like any blob.
-        shadow: model name → digest of the bundle that runs beside the serving one on a sample of its inputs. It is
-            pulled and proved like any other; a later desired state makes it serve (``models``) or drops it.
-        shadow_share: the share of calls that the shadow repeats, above 0 and up to 1.
     """
 
     version: int
     models: dict[str, str]
     sizes: dict[str, int]
     sent_at: float = 0.0
-    shadow: dict[str, str] = field(default_factory=dict)
-    shadow_share: float = 0.1
 
     @property
     def content(self) -> str:
-        """The digest of the desired models and shadows, without the version: equal models have equal content."""
-        return digest.of_bytes(codec.encode([self.models, self.shadow] if self.shadow else self.models))
+        """The digest of the desired models, without the version: equal models have equal content."""
+        return digest.of_bytes(codec.encode(self.models))
 
 
 class DesiredRefusal(str, enum.Enum):
@@ -111,49 +106,6 @@ class Latency:
     calls: int
 
 
-class ServedBy(str, enum.Enum):
-    """Whose calls a bundle has answered."""
-
-    USERS = "users"
-    GOLDEN = "golden"  # the agent's own: golden samples sent to the serving process, as no user called in time
-
-
-@dataclass(frozen=True, kw_only=True)
-class Served:
-    """The device's word that the bundle which serves now has answered calls since the switch to it.
-
-    Attributes:
-        inferences: the calls it has answered so far.
-        at: when this was first seen, by the device's clock.
-    """
-
-    by: ServedBy
-    inferences: int
-    at: float = 0.0
-
-
-class ShadowState(str, enum.Enum):
-    """The state of a shadow on a device."""
-
-    PREPARING = "preparing"  # it is pulled, checked and proved
-    RUNNING = "running"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportedShadow:
-    """The shadow of one model.
-
-    Attributes:
-        digest: the digest of the shadow's bundle.
-        failure: why it does not run, if it failed.
-    """
-
-    digest: str
-    state: ShadowState
-    failure: Failure | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReportedModel:
     """One model in the reported state.
@@ -171,8 +123,6 @@ class ReportedModel:
         detail: in words, what the device is waiting for; for a serving model, what really runs it, if the runtime's
             name does not say it all.
         latency: the latency of ``digest``, measured when it was proved; None from agents before 0.2.
-        served: whether ``digest`` has answered calls since the switch to it, and whose; None until it has.
-        shadow: the bundle that runs beside it; None without one.
     """
 
     state: ModelState
@@ -187,8 +137,6 @@ class ReportedModel:
     failure: Failure | None = None
     detail: str | None = None
     latency: Latency | None = None
-    served: Served | None = None
-    shadow: ReportedShadow | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,71 +213,19 @@ class Command:
 
     Attributes:
         verb: the action; every agent knows ``report`` (send the reported state again).
-        arguments: what the verb needs, by name.
     """
 
     cid: str
     verb: str
-    arguments: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ack:
-    """The outcome of a command.
-
-    Attributes:
-        result: digest of a blob on the device that the command made, to be pulled by the controller; None without one.
-        result_bytes: its size.
-    """
+    """The outcome of a command."""
 
     cid: str
     ok: bool
     detail: str = ""
-    result: str | None = None
-    result_bytes: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class DriftTelemetry:
-    """What a sample of the calls of one interval looked like, as histograms over the bins of the bundle's baseline (see
-    :mod:`kedge_protocol.sketch`). Those of several intervals and devices are merged by adding.
-
-    Attributes:
-        bundle: the digest of the bundle whose baseline has the bins.
-        samples: the samples looked at in the interval.
-        counts: name of the sketch (``input:NAME:mean``, ``output:NAME:confidence`` …) → samples in each bin.
-    """
-
-    bundle: str
-    samples: int
-    counts: dict[str, list[int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShadowTelemetry:
-    """How a shadow's answers compared with the serving bundle's in one interval, on the same inputs.
-
-    Attributes:
-        digest: the digest of the shadow's bundle.
-        samples: the samples that both answered.
-        agreements: those on which both said the same: the same class, or outputs within the golden tolerance.
-        errors: calls that the shadow failed.
-        skipped: sampled calls that the shadow did not repeat, to stay within its budget.
-        confidence_shift: mean of the shadow's top-1 confidence less the serving bundle's, of classifiers.
-        latency_ratio: mean time of the shadow's calls over that of the serving bundle's; 0 without samples.
-        disagreements: class by the serving bundle → samples that the shadow put elsewhere; the 32 most frequent.
-        by_class: class by the serving bundle → samples that both answered, for the same classes.
-    """
-
-    digest: str
-    samples: int
-    agreements: int
-    errors: int = 0
-    skipped: int = 0
-    confidence_shift: float = 0.0
-    latency_ratio: float = 0.0
-    disagreements: dict[str, int] = field(default_factory=dict)
-    by_class: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,9 +239,6 @@ class ModelTelemetry:
         latency_ms: ``p50``, ``p95``, ``p99``, ``mean`` of the interval; empty without calls.
         figures: the runtime's own measurements of the model on this device, by a name that includes the unit
             (``samples_per_second`` of an accelerator's own throughput test); usually empty.
-        memory_bytes: the resident memory of the processes that have the model loaded; None if there is none.
-        drift: what its inputs and outputs looked like; None if the bundle has no baseline or nothing was sampled.
-        shadow: how its shadow did; None without one.
     """
 
     digest: str | None = None
@@ -355,9 +248,6 @@ class ModelTelemetry:
     errors_total: int
     latency_ms: dict[str, float] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
-    memory_bytes: int | None = None
-    drift: DriftTelemetry | None = None
-    shadow: ShadowTelemetry | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

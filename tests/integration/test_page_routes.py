@@ -42,6 +42,11 @@ def test_the_verbs_work_as_json(page: Page, fleet: FleetService) -> None:
     assert fleet.rollout_status().kind == "revert"
 
 
+def test_a_change_by_a_route_stands_in_the_audit_log_under_the_pages_client(page: Page, fleet: FleetService) -> None:
+    page.json("POST", "/devices", {"name": "audited", "target": "rpi4"}, 201)
+    assert [(one.actor, one.action) for one in fleet.audit_log(subject="audited")] == [("page:local", "device.add")]
+
+
 def test_what_cannot_be_done_is_told_with_a_remedy(page: Page) -> None:
     assert page.json("GET", "/devices/none", status=404)["remedy"].startswith("Known are: pc, pi")
     assert page.json("POST", "/rollouts", {"release": "tiny:9"}, 404)["remedy"] == "Published are: tiny:1.0, tiny:2.0"

@@ -48,6 +48,8 @@ def older(path: Path, version: int) -> None:
         for column in ("told_target", "namesake", *refused):
             connection.execute(f"ALTER TABLE device_state DROP COLUMN {column}")
         connection.execute("ALTER TABLE rollout_device DROP COLUMN superseded_by")
+        connection.execute("ALTER TABLE release DROP COLUMN statement")
+        connection.execute("DROP TABLE audit")
         connection.executescript(
             """
             INSERT INTO meta VALUES ('client_id', 'kedge-controller-old'), ('changes', '7');

@@ -137,8 +137,10 @@ class Database:
             return
         with self.write() as session:
             if version:
-                _bring_up(session)
+                _bring_up(session, version)
             _run_script(session, schema.TABLES)
+            for trigger in schema.TRIGGERS:
+                session.run(trigger)
             if not version:
                 client = f"kedge-controller-{uuid.uuid4().hex[:12]}"
                 session.run_many("INSERT INTO meta VALUES (?, ?)", [("client_id", client), ("changes", "0")])
@@ -272,10 +274,14 @@ def _run_script(session: Session, script: str) -> None:
             session.run(statement)
 
 
-def _bring_up(session: Session) -> None:
-    """Upgrade an older database to this version."""
-    _run_script(session, schema.NEW_COLUMNS)
+def _bring_up(session: Session, before: int) -> None:
+    """Upgrade a database of version ``before`` to this version."""
+    for version, columns in sorted(schema.NEW_COLUMNS.items()):
+        if before < version:
+            _run_script(session, columns)
     _run_script(session, schema.TABLES)
+    if before >= 3:
+        return
     _run_script(session, schema.SUPERSEDE)
     for row in session.rows("SELECT device_id, reported FROM device_state WHERE reported IS NOT NULL"):
         # One that this Kedge cannot read is read when the device reports anew.

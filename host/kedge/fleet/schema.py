@@ -14,7 +14,8 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
 - ``telemetry``: a short history; ``document`` is the message as it came.
 - ``latency``: what one call of a bundle took on a device when it proved it there, in milliseconds; the latest proof's.
   ``target`` is the device's at that time, ``files`` the digest of the file that the runtime opens.
-- ``release``, ``bundle``: what is published; a bundle's ``digest`` and ``size`` are of its manifest.
+- ``release``, ``bundle``: what is published; ``statement`` is the signed list of a release's bundles, see
+  :mod:`kedge_protocol.trust`; a bundle's ``digest`` and ``size`` are of its manifest.
 - ``blob``, ``bundle_blob``: what devices may ask for; a bundle's manifest and configuration are among its blobs.
 - ``rollout``: ``state`` is ``active``, or ``superseded`` once each of its devices was taken over by a newer one.
 - ``rollout_device``: a device's part. ``digest`` is NULL where the model is taken away; ``previous`` is what the device
@@ -23,13 +24,15 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
 - ``transfer``: what one device was sent of one blob (``kind`` ``blob``) or of its map (``map``). ``served`` and
   ``have`` are bitmaps: blocks served ever, and blocks that the device ever said it had finished.
 - ``command``: something to ask of a device once, and its answer.
+- ``audit``: see :mod:`kedge.fleet.audit`; entries are appended and never changed.
 """
 
 from __future__ import annotations
 
-VERSION = 3
+VERSION = 4
 """Stored as SQLite's ``user_version``. 2 has ``latency`` more than 1; 3 has ``reported_model``, ``command`` and the
-columns ``told_target``, ``refused_…``, ``namesake`` and ``superseded_by`` more than 2."""
+columns ``told_target``, ``refused_…``, ``namesake`` and ``superseded_by`` more than 2; 4 has ``audit`` and
+``release.statement`` more than 3."""
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (
@@ -112,6 +115,7 @@ CREATE TABLE IF NOT EXISTS release (
     version VARCHAR NOT NULL,
     digest VARCHAR NOT NULL,
     published_at DOUBLE NOT NULL,
+    statement BLOB,
     UNIQUE (name, version)
 );
 CREATE TABLE IF NOT EXISTS bundle (
@@ -178,9 +182,32 @@ CREATE TABLE IF NOT EXISTS command (
     ok BOOLEAN,
     detail VARCHAR
 );
+CREATE TABLE IF NOT EXISTS audit (
+    id INTEGER NOT NULL PRIMARY KEY,
+    at DOUBLE NOT NULL,
+    actor VARCHAR NOT NULL,
+    action VARCHAR NOT NULL,
+    subject VARCHAR NOT NULL,
+    evidence VARCHAR NOT NULL,
+    hash VARCHAR NOT NULL
+);
+CREATE INDEX IF NOT EXISTS ix_audit_subject ON audit (subject);
 """
 
-NEW_COLUMNS = """
+TRIGGERS = (
+    """
+    CREATE TRIGGER IF NOT EXISTS audit_is_not_changed BEFORE UPDATE ON audit
+    BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END
+    """,
+    """
+    CREATE TRIGGER IF NOT EXISTS audit_is_not_shortened BEFORE DELETE ON audit
+    BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END
+    """,
+)
+"""Statements of their own, since they contain semicolons."""
+
+NEW_COLUMNS: dict[int, str] = {
+    3: """
 ALTER TABLE device_state ADD COLUMN told_target VARCHAR;
 ALTER TABLE device_state ADD COLUMN refused_version INTEGER;
 ALTER TABLE device_state ADD COLUMN refused_reason VARCHAR;
@@ -188,8 +215,12 @@ ALTER TABLE device_state ADD COLUMN refused_came VARCHAR;
 ALTER TABLE device_state ADD COLUMN refused_held VARCHAR;
 ALTER TABLE device_state ADD COLUMN namesake VARCHAR;
 ALTER TABLE rollout_device ADD COLUMN superseded_by INTEGER REFERENCES rollout (id);
-"""
-"""Columns that version 3 adds to tables of versions 1 and 2."""
+""",
+    4: """
+ALTER TABLE release ADD COLUMN statement BLOB;
+""",
+}
+"""Columns that a version adds to tables of the versions before it."""
 
 SUPERSEDE = """
 UPDATE rollout_device SET superseded_by = (

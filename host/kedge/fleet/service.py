@@ -3,11 +3,12 @@ writes."""
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from kedge.fleet import commands, devices, overview, releases, rollout_status, rollouts
+from kedge.fleet import audit, commands, devices, overview, releases, rollout_status, rollouts
 from kedge.fleet.database import Database, Session, alone, note_change, state_folder
 from kedge.fleet.options import KitOptions
 from kedge.fleet.overview import DevicePart, DeviceQuery, DevicesFound, FleetOverview
@@ -42,16 +43,24 @@ class FleetService:
 
     Args:
         state: the folder; None for :func:`kedge.fleet.database.state_folder`'s choice.
+        actor: who acts, for the audit log; None for this process's user.
 
     Raises:
         StorageError: the folder cannot be written.
         FleetError: its database is of another version of Kedge.
     """
 
-    def __init__(self, state: Path | None = None) -> None:
+    def __init__(self, state: Path | None = None, *, actor: str | None = None) -> None:
+        self.actor = actor or audit.person()
         self.state = state_folder(state)
         self.database = Database(self.state)
         self.repository = Repository(self.state)
+
+    def acting_for(self, actor: str) -> FleetService:
+        """Return the same fleet for another actor: its verbs stand under this name in the audit log."""
+        other = copy.copy(self)
+        other.actor = actor
+        return other
 
     def close(self) -> None:
         """Close the database."""
@@ -98,7 +107,9 @@ class FleetService:
                 devices.check_new(session, name, target, labels or {})
             kit.write(name, target, options)
         with self.database.write() as session:
-            return devices.view(session, devices.add(session, name, target, labels or {}))
+            added = devices.view(session, devices.add(session, name, target, labels or {}))
+            self._note(session, "device.add", name, target=added.target, labels=added.labels)
+        return added
 
     def device_edit(
         self, name: str, labels: Mapping[str, str] | None = None, without: Collection[str] = ()
@@ -115,6 +126,7 @@ class FleetService:
         """
         with self.database.write() as session:
             devices.edit(session, name, labels or {}, without)
+            self._note(session, "device.edit", name, labels=dict(labels or {}), without=sorted(without))
             return devices.view(session, devices.find(session, name))
 
     def devices(self, select: Mapping[str, str] | None = None) -> tuple[DeviceView, ...]:
@@ -198,6 +210,7 @@ class FleetService:
         """
         with self.database.write() as session:
             devices.remove(session, name)
+            self._note(session, "device.remove", name)
 
     def latencies(self, target: str | None = None) -> Measurements:
         """Return the latency of each bundle on the devices that proved it, by device.
@@ -244,6 +257,8 @@ class FleetService:
             with self.database.write() as session:
                 known = releases.refuse_conflict(session, stored.name, stored.version, stored.digest)
                 number = releases.record(session, stored) if known is None else known["id"]
+                if known is None:
+                    self._note(session, "release.publish", f"{stored.name}:{stored.version}", digest=stored.digest)
                 return Published(
                     release=releases.views(session, number)[0],
                     new=known is None,
@@ -272,6 +287,7 @@ class FleetService:
                 view = releases.views(session, release["id"])[0]
                 releases.remove(session, release)
                 releases.forget_blobs(session)
+                self._note(session, "release.remove", reference, digest=view.digest)
             with self.database.read() as session:
                 kept = releases.blobs(session)
             removed = self.repository.collect(kept)
@@ -314,6 +330,7 @@ class FleetService:
         with self.database.write() as session:
             number, skipped = rollouts.start(session, reference, select or {})
             self._check_blobs(session, number)
+            self._note(session, "rollout.start", f"rollout {number}", release=reference, select=dict(select or {}))
         return RolloutStarted(rollout=self.rollout_status(number), skipped=skipped)
 
     def rollout_status(
@@ -366,6 +383,7 @@ class FleetService:
         with self.database.write() as session:
             number = rollouts.revert(session, rollout)
             self._check_blobs(session, number)
+            self._note(session, "rollout.revert", f"rollout {number}", reverts=rollout)
         return self.rollout_status(number)
 
     def _check_blobs(self, session: Session, rollout: int) -> None:
@@ -376,3 +394,22 @@ class FleetService:
                 where=str(self.repository.blob_path(missing[0])),
                 remedy="Publish the release again: kedge publish OUT",
             )
+
+    # The audit log.
+
+    def audit_log(self, *, limit: int | None = None, subject: str | None = None) -> tuple[audit.AuditEntry, ...]:
+        """Return entries of the audit log, newest first; see :func:`kedge.fleet.audit.entries`."""
+        with self.database.read() as session:
+            return audit.entries(session, limit=limit, subject=subject)
+
+    def audit_verify(self, *, expect: str | None = None) -> str:
+        """Check the audit log and return its head; see :func:`kedge.fleet.audit.verify`.
+
+        Raises:
+            FleetError: it was changed or cut.
+        """
+        with self.database.read() as session:
+            return audit.verify(session, expect=expect)
+
+    def _note(self, session: Session, action: str, subject: str, **evidence: object) -> None:
+        audit.append(session, self.actor, action, subject, evidence)

@@ -96,7 +96,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _fleet(request: Request) -> FleetService:
     fleet: FleetService = request.app.state.fleet
-    return fleet
+    return fleet.acting_for(f"page:{request.scope.get('kedge_person') or 'local'}")
 
 
 router = APIRouter(prefix=PREFIX)

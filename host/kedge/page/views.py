@@ -181,9 +181,6 @@ def plots(detail: DeviceDetail) -> list[Plot]:
             values = [None if one is None else one.latency_ms.get(name) for one in told]
             series.append((f"{model}: latency {name}", "ms", values))
         series.append((f"{model}: failed calls", "%", [_failed_share(one) for one in told]))
-        memory = [None if one is None or one.memory_bytes is None else one.memory_bytes / 2**20 for one in told]
-        series.append((f"{model}: memory", "MiB", memory))
-        series.append((f"{model}: agreement with its shadow", "%", [_agreement(one) for one in told]))
     series.append(("CPU", "%", [one.cpu_percent for one in messages]))
     used = [(one.memory_total_bytes - one.memory_available_bytes) / 2**20 for one in messages]
     series.append(("memory in use", "MiB", list(used)))
@@ -195,11 +192,6 @@ def plots(detail: DeviceDetail) -> list[Plot]:
 
 def _failed_share(told: ModelTelemetry | None) -> float | None:
     return None if told is None or not told.inferences else 100 * told.errors / told.inferences
-
-
-def _agreement(told: ModelTelemetry | None) -> float | None:
-    shadow = None if told is None else told.shadow
-    return None if shadow is None or not shadow.samples else 100 * shadow.agreements / shadow.samples
 
 
 @router.get("/devices/{name}")
