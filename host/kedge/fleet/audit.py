@@ -1,8 +1,8 @@
 """The audit log: who did what to the fleet, when, and on what evidence. Entries are appended and never changed.
 
 Each entry holds the SHA-256 of its predecessor's hash and its own content, so that an entry that is changed, taken out
-or moved breaks the chain from there on (B. Schneier, J. Kelsey, "Secure Audit Logs to Support Computer Forensics", 1999,
-without its encryption). The database refuses updates and deletions of entries by triggers. Whoever can write the file
+or moved breaks the chain from there on (B. Schneier, J. Kelsey, "Secure Audit Logs to Support Computer Forensics",
+1999, without its encryption). The database refuses updates and deletions of entries by triggers. Whoever can write the file
 can still replace the whole chain: keep the head of the log elsewhere and compare it (``kedge audit verify --expect``).
 """
 
@@ -103,13 +103,13 @@ def verify(session: Session, *, expect: str | None = None) -> str:
         expect: a head that was noted earlier (at least its first 8 characters); the log must still hold it.
 
     Raises:
-        FleetError: an entry was changed, taken out or moved, the log does not hold the expected head, or that is no hash.
+        FleetError: an entry was changed, taken out or moved, the log does not hold the expected head, or
+            that is no hash.
     """
     if expect is not None and not _HEAD.fullmatch(expect):
         raise FleetError(f"{expect!r} is no hash of the audit log", remedy="Give its first 8 to 64 characters (hex)")
-    before, number, seen = NOTHING, 0, expect is None
-    for row in session.rows("SELECT * FROM audit ORDER BY id"):
-        number += 1
+    before, seen = NOTHING, expect is None
+    for number, row in enumerate(session.rows("SELECT * FROM audit ORDER BY id"), 1):
         content = (row["id"], row["at"], row["actor"], row["action"], row["subject"], row["evidence"])
         if row["id"] != number or row["hash"] != _hash(before, *content):
             raise FleetError(
