@@ -3,8 +3,8 @@
 Each entry holds the SHA-256 of its predecessor's hash and its own content, so that an entry that is changed, taken out
 or moved breaks the chain from there on (B. Schneier, J. Kelsey, "Secure Audit Logs to Support Computer Forensics",
 1999, without its encryption). The database refuses updates and deletions of entries
-by triggers. Whoever can write the file can still replace the whole chain: keep the head of the log elsewhere and compare
-it (``kedge audit verify --expect``).
+by triggers. Whoever can write the file can still replace the whole chain: keep the head of the log elsewhere and
+compare it (``kedge audit verify --expect``).
 """
 
 from __future__ import annotations
