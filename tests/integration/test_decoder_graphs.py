@@ -22,7 +22,9 @@ _TOKENS = [3, 17, 40, 41, 9, 77, 80, 12, 5, 66, 31, 30, 29, 8]
 FLOAT = Scheme(precision="float32", embedding="float32")
 
 
-def _session(decoder: Decoder, workdir: Path, scheme: Scheme = FLOAT, *, slots: int = 1) -> DecoderSession:
+def session_of(
+    decoder: Decoder, workdir: Path, scheme: Scheme = FLOAT, *, slots: int = 1, context: int = 32
+) -> DecoderSession:
     compiler = registry.compiler(_BACKEND).decoders()
     assert compiler is not None
     weights, spec = decoder.weights, decoder.spec
@@ -34,16 +36,18 @@ def _session(decoder: Decoder, workdir: Path, scheme: Scheme = FLOAT, *, slots: 
         head=None if spec.tied else table(weights.outer("head"), scheme.embedding, scheme.group),
     )
     workdir.mkdir(exist_ok=True)
-    layers = QuantizedLayers(LayerSource(spec, weights, compiler, 32), scheme, [], lambda done, total: None)
-    lowered = compiler.lower(spec, ends, layers, context=32, workdir=workdir)
-    return registry.runtime(_BACKEND).load_decoder(workdir / lowered.entry, {"threads": 1}, slots=slots, context=32)
+    layers = QuantizedLayers(LayerSource(spec, weights, compiler, context), scheme, [], lambda done, total: None)
+    lowered = compiler.lower(spec, ends, layers, context=context, workdir=workdir)
+    return registry.runtime(_BACKEND).load_decoder(
+        workdir / lowered.entry, {"threads": 1}, slots=slots, context=context
+    )
 
 
 @pytest.mark.parametrize("name", list(decoders.CONFIGURATIONS))
 def test_logits_are_those_of_a_float64_decoder_in_prefill_chunk_and_decode(name: str, tmp_path: Path) -> None:
     decoder = reading.read(decoders.folder(tmp_path / "model", name))
     expected = decoders.PlainDecoder(decoder.spec, decoder.weights).logits(_TOKENS)
-    session = _session(decoder, tmp_path / "made", slots=2)
+    session = session_of(decoder, tmp_path / "made", slots=2)
     parts = [session.extend(1, _TOKENS[:7], keep=7), session.extend(1, _TOKENS[7:10], keep=3)]
     parts += [session.step({1: token})[1][None] for token in _TOKENS[10:]]
     found = np.concatenate(parts)
@@ -52,7 +56,7 @@ def test_logits_are_those_of_a_float64_decoder_in_prefill_chunk_and_decode(name:
 
 def test_sequences_of_unlike_length_are_decoded_together_as_alone(tmp_path: Path) -> None:
     decoder = reading.read(decoders.folder(tmp_path / "model", "mistral"))
-    session = _session(decoder, tmp_path / "made", slots=3)
+    session = session_of(decoder, tmp_path / "made", slots=3)
     alone = decoders.PlainDecoder(decoder.spec, decoder.weights)
     session.extend(0, _TOKENS[:9])
     session.extend(1, [7] * 20)
@@ -66,7 +70,7 @@ def test_sequences_of_unlike_length_are_decoded_together_as_alone(tmp_path: Path
 
 def test_a_copied_prefix_goes_on_bit_for_bit_as_the_whole_prompt(tmp_path: Path) -> None:
     decoder = reading.read(decoders.folder(tmp_path / "model", "llama3"))
-    session = _session(decoder, tmp_path / "made", slots=2)
+    session = session_of(decoder, tmp_path / "made", slots=2)
     session.extend(0, _TOKENS[:8])
     whole = session.extend(0, _TOKENS[8:])
     session.copy(0, 1, 8)
@@ -78,7 +82,7 @@ def test_stored_codes_compute_what_they_stand_for(scheme: str, tmp_path: Path) -
     decoder = reading.read(decoders.folder(tmp_path / "model", "llama3"))
     expected = decoders.PlainDecoder(decoder.spec, decoder.weights).logits(_TOKENS)
     embedding = "float16" if scheme == "float16" else "int8"
-    session = _session(
+    session = session_of(
         decoder, tmp_path / "made", Scheme(precision=scheme, method="plain", group=16, embedding=embedding)
     )
     error = np.abs(session.extend(0, _TOKENS, keep=len(_TOKENS)) - expected).mean() / expected.std()
@@ -87,7 +91,7 @@ def test_stored_codes_compute_what_they_stand_for(scheme: str, tmp_path: Path) -
 
 
 def test_a_step_beyond_the_context_is_an_error_before_it_is_run(tmp_path: Path) -> None:
-    session = _session(reading.read(decoders.folder(tmp_path / "model", "llama3")), tmp_path / "made")
+    session = session_of(reading.read(decoders.folder(tmp_path / "model", "llama3")), tmp_path / "made")
     session.extend(0, [5] * 31)
     session.step({0: 5})
     with pytest.raises(InputError, match="33 positions are needed, the context has 32"):

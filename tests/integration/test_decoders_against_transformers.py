@@ -1,20 +1,24 @@
-"""Random tiny models of transformers' own, saved by it and read by Kedge: logits in prefill and decode."""
+"""Random tiny models of transformers' own, saved by it and read by Kedge: logits in prefill, chunk and decode, and the
+greedy text."""
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.integration.test_decoder_graphs import _session
-from tests.support import decoders
+from tests.integration.test_decoder_graphs import FLOAT, session_of
+from tests.support import decoders, foreign
 
 from kedge.importing.decoders import reading
+from kedge_targets.decoder.session import DecoderSession
 
-transformers = pytest.importorskip("transformers", reason="pip install transformers, to compare decoders with it")
 pytestmark = pytest.mark.campaign
 
+STORIES = Path(__file__).parents[2].parent / "shared" / "data" / "generation" / "stories260k"
 _BASE = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -43,25 +47,132 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3Config", {**_BASE, "pad_token_id": 0, "partial_rotary_factor": 0.75}),
     "gpt2": ("GPT2Config", {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 96, "n_positions": 64}),
 }
+DRAWN = 6
+"""Drawn configurations of each family."""
 
 
-@pytest.mark.parametrize("name", list(_MODELS))
-def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def transformers() -> ModuleType:
+    """The library, from the environment or fetched for the campaign."""
+    foreign.importable("transformers", "huggingface-hub", "regex")
+    found: ModuleType = pytest.importorskip("transformers", reason="pip install transformers, to compare with it")
+    return found
+
+
+def drawn(family: str, seed: int) -> tuple[str, dict[str, Any]]:
+    """A configuration of a family with other sizes, heads, windows, scalings and ties than those above."""
+    random = np.random.default_rng([zlib.crc32(family.encode()), seed])
+
+    def one_of(*values: Any) -> Any:
+        return values[int(random.integers(len(values)))]
+
+    heads, size = one_of(2, 4, 6, 8), one_of(8, 12, 16, 20, 32)
+    kind = _MODELS[family][0]
+    layers, common = (
+        int(random.integers(1, 5)),
+        {"vocab_size": one_of(64, 97, 130), "tie_word_embeddings": one_of(True, False)},
+    )
+    if family == "gpt2":
+        own = {
+            "n_embd": heads * size,
+            "n_layer": layers,
+            "n_head": heads,
+            "n_positions": 48,
+            "n_inner": one_of(None, 40),
+        }
+        return kind, {**common, **own}
+    made = {
+        **common,
+        "hidden_size": heads * size,
+        "num_attention_heads": heads,
+        "num_key_value_heads": one_of(*(many for many in (1, 2, 3, 4, 6, 8) if heads % many == 0)),
+        "num_hidden_layers": layers,
+        "intermediate_size": one_of(24, 50, 88),
+        "max_position_embeddings": 48,
+        "rms_norm_eps": one_of(1e-6, 1e-5, 1e-3),
+    }
+    if family in ("llama", "llama3", "mistral", "qwen3", "gemma3"):
+        made["head_dim"] = one_of(8, 16, 24, 40)
+    if family == "llama":
+        linear = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.5}
+        made |= {"rope_parameters": one_of(None, linear, {"rope_type": "default", "rope_theta": 77.0})}
+        made |= {"attention_bias": one_of(True, False), "mlp_bias": one_of(True, False)}
+    if family == "llama3":
+        made["rope_parameters"] = {**_LLAMA3, "factor": one_of(2.0, 32.0), "high_freq_factor": one_of(2.0, 4.0)}
+    if family == "mistral":
+        made["sliding_window"] = one_of(None, 1, 3, 11, 100)
+    if family in ("qwen2", "qwen3"):
+        made |= {"use_sliding_window": one_of(True, False), "sliding_window": 5, "max_window_layers": one_of(0, 1, 9)}
+    if family == "qwen3":
+        made["attention_bias"] = one_of(True, False)
+    if family == "gemma3":
+        made |= {"sliding_window": one_of(2, 7), "query_pre_attn_scalar": one_of(16, 64)}
+        made["layer_types"] = [one_of("sliding_attention", "full_attention") for _ in range(layers)]
+    if family == "phi3":
+        made |= {"pad_token_id": 0, "partial_rotary_factor": one_of(1.0, 0.5), "sliding_window": one_of(None, 6)}
+        made |= {"hidden_size": heads * 16}
+    return kind, made
+
+
+def _saved(transformers: ModuleType, kind: str, options: dict[str, Any], folder: Path) -> Any:
     import torch
 
-    kind, options = _MODELS[name]
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**options)).float().eval()
     with torch.no_grad():
         for title, parameter in model.named_parameters():
             if any(part in title for part in ("norm", "bias", "ln_")):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(tmp_path / "model")
-    decoders.tokenizer(tmp_path / "model")
-    tokens = np.random.default_rng(1).integers(3, 96, 18).tolist()
+    model.save_pretrained(folder)
+    decoders.tokenizer(folder)
+    return model
+
+
+def _logits(model: Any, tokens: list[int]) -> np.ndarray[Any, Any]:
+    import torch
+
     with torch.inference_mode():
-        expected = model(torch.tensor([tokens])).logits[0].numpy()
-    session = _session(reading.read(tmp_path / "model"), tmp_path / "made")
+        found: np.ndarray[Any, Any] = model(torch.tensor([tokens])).logits[0].numpy()
+    return found
+
+
+def _greedy(session: DecoderSession, prompt: list[int], count: int) -> list[int]:
+    session.truncate(0, 0)
+    written = [int(session.extend(0, prompt)[0].argmax())]
+    while len(written) < count:
+        written.append(int(session.step({0: written[-1]})[0].argmax()))
+    return written
+
+
+def _same(transformers: ModuleType, kind: str, options: dict[str, Any], folder: Path) -> None:
+    model = _saved(transformers, kind, options, folder / "model")
+    tokens = np.random.default_rng(1).integers(3, options["vocab_size"], 18).tolist()
+    expected = _logits(model, tokens)
+    session = session_of(reading.read(folder / "model"), folder / "made", FLOAT)
     found = [session.extend(0, tokens[:9], keep=9), session.extend(0, tokens[9:12], keep=3)]
     found += [session.step({0: token})[0][None] for token in tokens[12:]]
     assert np.abs(np.concatenate(found) - expected).max() / expected.std() < 1e-5
+    text = _greedy(session, tokens[:5], 20)
+    assert text == _logits(model, [*tokens[:5], *text])[4:-1].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("name", list(_MODELS))
+def test_logits_and_greedy_text_are_those_of_transformers(transformers: ModuleType, name: str, tmp_path: Path) -> None:
+    _same(transformers, *_MODELS[name], tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(DRAWN))
+@pytest.mark.parametrize("name", list(_MODELS))
+def test_drawn_configurations_are_those_of_transformers(
+    transformers: ModuleType, name: str, seed: int, tmp_path: Path
+) -> None:
+    _same(transformers, *drawn(name, seed), tmp_path)
+
+
+@pytest.mark.shared_data
+def test_two_hundred_greedy_tokens_of_stories_are_those_of_transformers(
+    transformers: ModuleType, tmp_path: Path
+) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(STORIES).float().eval()
+    text = _greedy(session_of(reading.read(STORIES), tmp_path, FLOAT, context=256), [1], 200)
+    assert text == _logits(model, [1, *text])[:-1].argmax(-1).tolist()

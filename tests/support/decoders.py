@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,26 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def folder(path: Path, name: str, *, dtype: str = "F32", shards: int = 1, template: str | None = None) -> Path:
-    """Write a random model of a known configuration."""
+def folder(
+    path: Path,
+    name: str,
+    *,
+    dtype: str = "F32",
+    shards: int = 1,
+    template: str | None = None,
+    changed: Mapping[str, Any] | None = None,
+    stored: Callable[[Array], Array] = np.asarray,
+) -> Path:
+    """Write a random model of a known configuration.
+
+    Args:
+        changed: keys of the configuration with other values.
+        stored: the matrices of the layers as another format stores them.
+    """
     from kedge.importing.decoders import config, names
 
     path.mkdir(parents=True, exist_ok=True)
-    raw = CONFIGURATIONS[name]
+    raw = {**CONFIGURATIONS[name], **(changed or {})}
     spec = config.spec_of(raw, where=name)
     random = np.random.default_rng(7)
     expected = names.expected_shapes(spec)
@@ -82,6 +96,7 @@ def folder(path: Path, name: str, *, dtype: str = "F32", shards: int = 1, templa
             for part, size in sizes.items():
                 expected[f"model.layers.{layer}.self_attn.{part}_proj.bias"] = (size,)
     tensors = {name: random.normal(0, 0.25, shape).astype(np.float32) for name, shape in expected.items()}
+    tensors = {key: stored(one) if one.ndim == 2 and ".layers." in key else one for key, one in tensors.items()}
     (path / "config.json").write_text(json.dumps(raw))
     write_shards(path, tensors, dtype=dtype, shards=shards)
     tokenizer(path, template=template)
@@ -221,46 +236,3 @@ class PlainDecoder:
         if self._spec.activation == "silu":
             return np.asarray(x / (1 + np.exp(-x)))
         return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
-
-
-def gguf(path: Path, name: str) -> Path:
-    """Write a random ``llama`` or ``qwen2`` as a GGUF file, float32, with the tokenizer of :func:`tokenizer`."""
-    import gguf as package
-
-    from kedge.importing.decoders import reading
-
-    source = reading.read(folder(path.with_suffix(".folder"), name))
-    spec = source.spec
-    writer = package.GGUFWriter(str(path), "llama" if spec.architecture == "llama" else spec.architecture)
-    writer.add_context_length(spec.context)
-    writer.add_embedding_length(spec.hidden)
-    writer.add_feed_forward_length(spec.intermediate)
-    writer.add_block_count(len(spec.layers))
-    writer.add_head_count(spec.heads)
-    writer.add_head_count_kv(spec.kv_heads)
-    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
-    letters = ["<unk>", "<s>", "</s>", *(chr(32 + at) for at in range(VOCABULARY - 4))]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(letters + ["<pad>"] * (VOCABULARY - len(letters)))
-    writer.add_token_types([3] * 3 + [1] * (VOCABULARY - 3))
-    writer.add_eos_token_id(2)
-    for own, stored in (("embedding", "token_embd"), ("norm", "output_norm"), ("head", "output")):
-        if own != "head" or not spec.tied:
-            writer.add_tensor(f"{stored}.weight", source.weights.outer(own))
-    named = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up"}
-    named |= {"down": "ffn_down", "attention_norm": "attn_norm", "feed_forward_norm": "ffn_norm"}
-    for index in range(len(spec.layers)):
-        for own, tensor in source.weights.layer(index).items():
-            stem, _, bias = own.partition(".")
-            value = tensor
-            if spec.architecture == "llama" and stem in ("q", "k"):
-                # llama.cpp's order: the two halves of a head interleaved.
-                heads = spec.heads if stem == "q" else spec.kv_heads
-                value = tensor.reshape(heads, 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
-            writer.add_tensor(f"blk.{index}.{named[stem]}.{bias or 'weight'}", np.ascontiguousarray(value))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path

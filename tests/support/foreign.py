@@ -20,8 +20,12 @@ VERSIONS = {
     "scikit-image": "0.26.0",
     "ai-edge-quantizer": "0.10.0",
     "immutabledict": "4.3.1",
+    "transformers": "5.24.0",
+    "huggingface-hub": "2.4.0",
+    "regex": "2026.11.19",
 }
-"""scikit-image is fetched for its photos alone, ai-edge-quantizer (with immutabledict) as a peer of the benchmark."""
+"""scikit-image is fetched for its photos alone, ai-edge-quantizer (with immutabledict) as a peer of the benchmark,
+transformers (with huggingface-hub and regex) as the reference of decoders."""
 
 
 def folder() -> Path:
@@ -45,6 +49,17 @@ def package(name: str) -> Path:
             with tempfile.TemporaryDirectory(dir=folder()) as scratch:
                 _fetch(wanted, Path(scratch)).rename(made)
     return made
+
+
+def importable(*names: str) -> None:
+    """Put packages of :data:`VERSIONS` at the end of the import path.
+
+    Raises:
+        RuntimeError: the package index does not give one.
+    """
+    for name in names:
+        if (path := str(package(name))) not in sys.path:
+            sys.path.append(path)
 
 
 def _fetch(wanted: str, scratch: Path) -> Path:

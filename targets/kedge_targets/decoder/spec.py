@@ -26,6 +26,7 @@ class Rotary:
         share: share of a head's channels that are rotated, from the first on.
         kind: ``default``; ``linear`` divides all frequencies by ``factor``; ``llama3`` only the low ones (Llama 3.1).
         low_frequency_factor, high_frequency_factor, original_context: parameters of ``llama3``.
+        divisors: divisor of each pair's frequency, for a scaling that is stored as a table; empty for none.
     """
 
     theta: float
@@ -35,11 +36,14 @@ class Rotary:
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     original_context: int = 8192
+    divisors: tuple[float, ...] = ()
 
     def frequencies(self, head_size: int) -> Array:
         """Return radians per position of each pair, float64 [rotated channels / 2]."""
         turning = int(head_size * self.share)
         plain = self.theta ** (-np.arange(0, turning, 2, dtype=np.float64) / turning)
+        if self.divisors:
+            plain = plain / np.array(self.divisors)
         if self.kind == "linear":
             return plain / self.factor
         if self.kind != "llama3":

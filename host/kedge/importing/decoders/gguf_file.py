@@ -3,6 +3,7 @@ dequantized to float32 by the ``gguf`` package on demand, its vocabulary as ``to
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from kedge.importing.decoders.decoder import Decoder
 from kedge.importing.decoders.names import NamedWeights
 from kedge_protocol.errors import MissingDependencyError, ModelError
 from kedge_protocol.packages import pip_install
-from kedge_targets.decoder.spec import Array
+from kedge_targets.decoder import layout
+from kedge_targets.decoder.spec import Array, DecoderSpec, LayerKind
 
 _FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 _LAYER = {
@@ -37,7 +39,7 @@ _GEMMA = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_DERIVED = ("rope_freqs.weight",)
+_FREQUENCIES = "rope_freqs.weight"
 _AGAIN = "Fetch the file again"
 
 
@@ -49,7 +51,7 @@ class GgufTensors:
         self._where = where
         self._llama = raw["model_type"] == "llama"
         self._gemma = raw["model_type"] == "gemma3_text"
-        self._by_name = {self._named(one.name): one for one in tensors if one.name not in _DERIVED}
+        self._by_name = {self._named(one.name): one for one in tensors if one.name != _FREQUENCIES}
 
     @property
     def names(self) -> set[str]:
@@ -126,7 +128,7 @@ def read(path: Path) -> Decoder:
         raise ModelError(f"cannot be read as GGUF: {error}", where=str(path), remedy=_AGAIN) from error
     raw = _configuration(fields, {one.name for one in reader.tensors}, str(path))
     raw["vocab_size"] = next((int(one.shape[1]) for one in reader.tensors if one.name == "token_embd.weight"), 0)
-    spec = config.spec_of(raw, where=str(path))
+    spec = _with_frequencies(config.spec_of(raw, where=str(path)), reader.tensors, str(path))
     tensors = GgufTensors(list(reader.tensors), raw, str(path))
     found, size = digests.of_path(path)
     return Decoder(
@@ -137,6 +139,24 @@ def read(path: Path) -> Decoder:
         size_bytes=size,
         parameters=tensors.parameters,
     )
+
+
+def _with_frequencies(spec: DecoderSpec, tensors: list[Any], where: str) -> DecoderSpec:
+    """Return the specification with the table of divisors in which llama.cpp stores Llama 3's rope scaling."""
+    table = next((one for one in tensors if one.name == _FREQUENCIES), None)
+    if table is None:
+        return spec
+    divisors = tuple(np.asarray(table.data, np.float64).ravel().tolist())
+    pairs = layout.turning_channels(spec) // 2
+    if len(divisors) != pairs or not all(divisor > 0 for divisor in divisors):
+        raise ModelError(
+            f"{_FREQUENCIES} holds {len(divisors)} divisors for {pairs} pairs of channels", where=where, remedy=_AGAIN
+        )
+
+    def scaled(kind: LayerKind) -> LayerKind:
+        return kind if kind.rotary is None else replace(kind, rotary=replace(kind.rotary, divisors=divisors))
+
+    return replace(spec, layers=tuple(scaled(kind) for kind in spec.layers))
 
 
 def _configuration(fields: dict[str, Any], tensors: set[str], where: str) -> dict[str, Any]:
@@ -177,12 +197,6 @@ def _configuration(fields: dict[str, Any], tensors: set[str], where: str) -> dic
     }
     if (scaling := value("rope.scaling.type", "none")) not in ("none", None):
         raw["rope_scaling"] = {"rope_type": scaling, "factor": value("rope.scaling.factor", 1.0)}
-    if "rope_freqs.weight" in tensors:
-        raise ModelError(
-            "rope_freqs.weight (a rope scaling in a table) is not supported",
-            where=where,
-            remedy="Give the Hugging Face folder of the model",
-        )
     if architecture == "gemma3":
         raw |= {"sliding_window": value("attention.sliding_window"), "query_pre_attn_scalar": head_size}
     return raw
