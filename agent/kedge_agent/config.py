@@ -12,8 +12,9 @@ from kedge_agent.update.settings import MAX_SECONDS, Settings
 from kedge_protocol import addresses, codec, toml
 from kedge_protocol.broker import Broker, parse_broker
 from kedge_protocol.credentials import read_password
-from kedge_protocol.errors import ConfigError
+from kedge_protocol.errors import ConfigError, MessageError
 from kedge_protocol.topics import checked_name
+from kedge_protocol.trust import Trust
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,17 @@ class TelemetryTable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrustTable:
+    """``[trust]``: whose releases and desired states are taken.
+
+    Attributes:
+        file: the keys that the kit gave (``trust.json``); without one, unsigned desired states are taken.
+    """
+
+    file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _File:
     device: DeviceTable
     broker: BrokerTable
@@ -123,6 +135,7 @@ class _File:
     serve: ServeTable = field(default_factory=ServeTable)
     limits: LimitsTable = field(default_factory=LimitsTable)
     telemetry: TelemetryTable = field(default_factory=TelemetryTable)
+    trust: TrustTable = field(default_factory=TrustTable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +149,7 @@ class AgentConfig:
         serve_memory_bytes: memory above which the serving process is restarted; 0 for half of the device's.
         hang_seconds: time without a sign of life after which the serving process is killed.
         telemetry_interval: seconds between two messages; 0 for none.
+        trust: the keys that the kit gave; None to take unsigned desired states.
     """
 
     name: str
@@ -151,6 +165,7 @@ class AgentConfig:
     update: Settings = field(default_factory=Settings)
     proof: ProofLimits = field(default_factory=ProofLimits)
     telemetry_interval: float = 5.0
+    trust: Trust | None = None
 
 
 def read(path: Path) -> AgentConfig:
@@ -205,7 +220,19 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
             memory_bytes=limits.prove_mib << 20 if limits.prove_mib else None,
         ),
         telemetry_interval=interval,
+        trust=None if file.trust.file is None else _trust(folder / file.trust.file),
     )
+
+
+def _trust(path: Path) -> Trust:
+    try:
+        return codec.decode(path.read_bytes(), Trust, where=str(path)).check()
+    except OSError as error:
+        raise ConfigError(
+            f"the trusted keys cannot be read: {error.strerror}", where=str(path), remedy="Make the device's kit again"
+        ) from error
+    except MessageError as error:
+        raise ConfigError(error.what, where=error.where, remedy="Make the device's kit again") from error
 
 
 def _server(table: ServeTable, folder: Path, load_seconds: float) -> ServerSettings:

@@ -27,10 +27,12 @@ from kedge_agent.store import Store
 from kedge_agent.systemd import notify
 from kedge_agent.telemetry import Meter
 from kedge_agent.update import actions, events
+from kedge_agent.update.desired_states import Identity
 from kedge_agent.update.machine import Machine
 from kedge_protocol import __version__
 from kedge_protocol.errors import StorageError
 from kedge_protocol.messages import ModelState, Reported, ReportedModel
+from kedge_protocol.trust import Role
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ class Daemon:
         self._turn = threading.Lock()
         """Held while an event is handled and its actions are performed, in whatever thread it arrives."""
         self._machine = Machine(
-            target=config.target,
+            identity=Identity(device=config.name, target=config.target, trust=config.trust),
             boot_id=self._boot_id,
             memory=before.memory,
             installed=_installed(config.state),
@@ -117,6 +119,8 @@ class Daemon:
             self._effects.run(self._machine.start(self._clock()))
         self._link.start()
         log.info("agent %s: device %s, target %s, state %s", __version__, *self._who())
+        if self._config.trust is None:
+            log.warning("no keys are trusted ([trust] in agent.toml): who may write to the broker decides what runs")
         notify("READY=1")
         try:
             while not self._stopping.wait(TICK):
@@ -210,9 +214,14 @@ class Daemon:
                 serving_restarts=self._machine.serving_restarts,
                 namesake=self._conflict.boot,
                 unheard_seconds=round(self._unheard_seconds, 1),
+                trusted_keys=self._trusted_keys(),
                 at=time.time(),
             )
         )
+
+    def _trusted_keys(self) -> tuple[str, ...]:
+        trust = self._machine.desired_states.trust
+        return () if trust is None else tuple(key.id for role in Role for key in trust.keys(role))
 
     def _free_bytes(self) -> int:
         """Return the free bytes for the report, which must not fail because of them."""

@@ -11,8 +11,9 @@ import base64
 import enum
 from dataclasses import dataclass, field
 
-from kedge_protocol import codec, digest
+from kedge_protocol import codec, digest, signatures
 from kedge_protocol.errors import MessageError
+from kedge_protocol.signatures import Envelope
 
 MAX_VERSION_STEP = 10**6
 """The largest step between two desired versions, so that a wrong number does not lock a device out for good."""
@@ -26,12 +27,18 @@ class Desired:
     Attributes:
         models: model name → bundle digest (of the manifest). A model missing here is removed from the device.
         sizes: bundle digest → size of its manifest in bytes, so that it can be pulled like any blob.
+        device: the device that it is for; another one refuses it.
+        releases: the signed statements of the releases that the bundles are of.
+        rotations: all signed rotations of keys so far, in their order.
     """
 
     version: int
     models: dict[str, str]
     sizes: dict[str, int]
     sent_at: float = 0.0
+    device: str = ""
+    releases: tuple[Envelope, ...] = ()
+    rotations: tuple[Envelope, ...] = ()
 
     @property
     def content(self) -> str:
@@ -39,11 +46,28 @@ class Desired:
         return digest.of_bytes(codec.encode(self.models))
 
 
+def decode_desired(raw: bytes, *, where: str) -> Desired:
+    """Parse a desired state, in its envelope or bare. No signature is checked; see
+    :class:`kedge_agent.update.desired_states.DesiredStates`.
+
+    Raises:
+        MessageError: it is none.
+    """
+    if signatures.is_envelope(raw):
+        raw = signatures.parse_envelope(raw, where=where).content(where=where)
+    return codec.decode(raw, Desired, where=where)
+
+
 class DesiredRefusal(str, enum.Enum):
     """Why a device refuses a desired state."""
 
     JUMP = "jump"  # its version lies more than MAX_VERSION_STEP above the device's
     CONFLICT = "conflict"  # it has the device's version and other content
+    OLDER = "older"  # its version lies below the device's
+    UNSIGNED = "unsigned"  # it is not signed
+    SIGNATURE = "signature"  # no trusted controller key signed it, or a rotation of keys is not to be followed
+    DEVICE = "device"  # it is for another device
+    RELEASE = "release"  # a bundle is not of a signed release, or is for another target or model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +78,14 @@ class RefusedDesired:
         version: the version of the refused state.
         came: the content of the refused state; see :attr:`Desired.content`.
         held: the content of the state that the device keeps; empty if there is none.
+        detail: the reason in words.
     """
 
     version: int
     reason: DesiredRefusal
     came: str
     held: str = ""
+    detail: str = ""
 
 
 class ModelState(str, enum.Enum):
@@ -148,6 +174,7 @@ class Reported:
         serving_restarts: how often the serving process died, or hung and was killed, since this boot.
         namesake: the boot of another device with the same name; the two disconnect each other from the broker.
         unheard_seconds: the seconds of telemetry since this boot that were sent while there was no controller.
+        trusted_keys: the ids of the keys that the device trusts; empty for a device that takes unsigned states.
     """
 
     boot_id: str
@@ -165,6 +192,7 @@ class Reported:
     serving_restarts: int = 0
     namesake: str | None = None
     unheard_seconds: float = 0.0
+    trusted_keys: tuple[str, ...] = ()
     at: float = 0.0
 
 

@@ -25,7 +25,7 @@ from kedge.fleet.service import FleetService
 from kedge_protocol import codec, topics
 from kedge_protocol.blocks import MAX_MESSAGE_BYTES, BlockStatus
 from kedge_protocol.bundle.layout import Layout
-from kedge_protocol.messages import Ack, Command, ModelState, ReportedModel, Status
+from kedge_protocol.messages import Ack, Command, ModelState, ReportedModel, Status, decode_desired
 
 __all__ = ["mosquitto"]
 
@@ -159,14 +159,14 @@ def test_desired_state_is_retained_and_published_again_to_a_broker_that_forgot_i
     fleet.rollout_start("tiny:1.0")
     topic = topics.desired("pi")
     wait_for(lambda: retained(mosquitto.port, topic))
-    first = json.loads(retained(mosquitto.port, topic) or b"")
+    first = decode_desired(retained(mosquitto.port, topic) or b"", where=topic)
     boot = json.loads(retained(mosquitto.port, topics.CONTROLLER_STATUS) or b"")
     mosquitto.kill()
     mosquitto.start()
     assert retained(mosquitto.port, "nothing") is None
     wait_for(lambda: retained(mosquitto.port, topic))
-    again = json.loads(retained(mosquitto.port, topic) or b"")
-    assert (again["version"], again["models"]) == (first["version"], first["models"])
+    again = decode_desired(retained(mosquitto.port, topic) or b"", where=topic)
+    assert (again.version, again.models) == (first.version, first.models)
     status = json.loads(retained(mosquitto.port, topics.CONTROLLER_STATUS) or b"")
     assert status["online"]
     assert status["boot_id"] == boot["boot_id"]

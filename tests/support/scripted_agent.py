@@ -25,6 +25,7 @@ from kedge_protocol.messages import (
     Reported,
     ReportedModel,
     Status,
+    decode_desired,
     encode_bitmap,
 )
 from tests.support.brokers import wait_for
@@ -109,7 +110,7 @@ class ScriptedAgent:
                 self.statuses.append(codec.decode(payload, Status, where="status"))
         elif message.topic == topics.desired(self.name):
             if payload:
-                self.desired.append(codec.decode(payload, Desired, where="desired"))
+                self.desired.append(decode_desired(payload, where="desired"))
             else:
                 self.cleared += 1
         elif message.topic.startswith(topics.block(self.name, "")):

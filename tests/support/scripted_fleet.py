@@ -36,6 +36,7 @@ from kedge_protocol.messages import (
     ReportedModel,
     Status,
     Telemetry,
+    decode_desired,
 )
 
 ASK_AGAIN_SECONDS = 3.0
@@ -162,7 +163,7 @@ class ScriptedDevice:
                 self._controller_seen(codec.decode(message.payload, Status, where="status"))
             elif message.topic == topics.desired(self.name):
                 if message.payload:
-                    self._desired_came(codec.decode(message.payload, Desired, where="desired"))
+                    self._desired_came(decode_desired(message.payload, where="desired"))
             else:
                 self._block_came(message.topic.rpartition("/")[2], message.payload)
 

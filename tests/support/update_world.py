@@ -13,6 +13,7 @@ from kedge_agent.serving.bundle_watch import ServingWatch
 from kedge_agent.slots import ModelFolder, model_folders
 from kedge_agent.store import Store
 from kedge_agent.update import actions, events
+from kedge_agent.update.desired_states import Identity
 from kedge_agent.update.machine import Machine
 from kedge_agent.update.settings import Settings
 from kedge_protocol import codec, digest
@@ -31,6 +32,7 @@ from kedge_protocol.messages import (
     bit_is_set,
     decode_bitmap,
 )
+from kedge_protocol.trust import Trust
 
 TARGET = "board"
 GOLDEN = b"golden vectors stand here"
@@ -205,8 +207,11 @@ class Controller:
 class World:
     """A device, a network and a controller; nothing happens by itself."""
 
-    def __init__(self, state: Path, *, settings: Settings | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, state: Path, *, settings: Settings | None = None, seed: int = 0, trust: Trust | None = None
+    ) -> None:
         self.state = state
+        self.trust = trust
         self.controller = Controller()
         self.chance = random.Random(seed)
         self.settings = settings or Settings(
@@ -251,7 +256,7 @@ class World:
             folder.prune()
             installed[folder.name] = installed_of(folder)
         self.machine = Machine(
-            target=TARGET,
+            identity=Identity(device="dev", target=TARGET, trust=self.trust),
             boot_id=f"boot{self.boots}",
             memory=persistent_state.read(self.state).memory,
             installed=installed,

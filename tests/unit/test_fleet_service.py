@@ -16,10 +16,9 @@ from kedge.fleet.database import state_folder
 from kedge.fleet.results import Progress
 from kedge.fleet.rollout_status import DeviceFilter
 from kedge.fleet.service import FleetService
-from kedge_protocol import codec
 from kedge_protocol.bundle.layout import Layout
 from kedge_protocol.errors import ConfigError, FleetError, StorageError, TargetError
-from kedge_protocol.messages import Desired
+from kedge_protocol.messages import Desired, decode_desired
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def publications(fleet: FleetService) -> dict[str, Desired | None]:
     records = ControllerStore(fleet.database)
     found = records.publications(list(records.snapshot().versions))
     return {
-        publication.device: codec.decode(publication.payload, Desired, where="wish") if publication.payload else None
+        publication.device: decode_desired(publication.payload, where="wish") if publication.payload else None
         for publication in found
     }
 

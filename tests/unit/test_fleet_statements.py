@@ -28,6 +28,7 @@ from kedge_protocol import codec, topics
 from kedge_protocol.broker import parse_broker
 from kedge_protocol.errors import FleetError, StorageError
 from kedge_protocol.messages import BlobKind, ModelState, Reported, ReportedModel, Status
+from kedge_protocol.trust import Trust
 
 SIZES = (10, 1000)
 
@@ -194,7 +195,7 @@ def test_nobody_waits_while_a_kit_is_made(tmp_path: Path, layout: Path, monkeypa
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     made: list[Path] = []
 
-    def slow(name: str, target: str, options: KitOptions) -> None:
+    def slow(name: str, target: str, options: KitOptions, trust: Trust | None) -> None:
         with FleetService(tmp_path / "1") as other:
             other.device_add("meanwhile", "rpi4")
         made.append(options.kit or Path())

@@ -22,7 +22,7 @@ import click
 from kedge.cli.main import cli as host_commands
 from kedge_agent import config as agent_config
 from kedge_agent.cli import cli as agent_commands
-from kedge_protocol import blocks, errors, messages, topics
+from kedge_protocol import blocks, errors, messages, signatures, topics, trust
 from kedge_protocol.bundle import config as bundle_config
 from kedge_targets import target
 
@@ -33,7 +33,7 @@ _MEMBER = re.compile(r'^\s+\w+ = "?([\w.-]+)"?(?:\s+# (.*))?$')
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", Path: "path", bytes: "bytes", Any: "any"}
 
 TOPICS = (
-    (topics.desired("{device}"), "yes", "controller to device", "[Desired](#desired)"),
+    (topics.desired("{device}"), "yes", "controller to device", "[Envelope](#envelope) around [Desired](#desired)"),
     (topics.reported("{device}"), "yes", "device to controller", "[Reported](#reported)"),
     (topics.status("{device}"), "yes, and as the will", "device to controller", "[Status](#status)"),
     (topics.command("{device}", "{cid}"), "no", "controller to device", "[Command](#command)"),
@@ -202,6 +202,9 @@ def protocol() -> str:
     lines += ["[Who may read and write what](../fleet.md#who-may-do-what) is the broker's to hold.", ""]
     for cls in defined(messages):
         lines += section(cls)
+    for module in (signatures, trust):
+        for cls in (one for one in defined(module) if dataclasses.is_dataclass(one) or issubclass(one, enum.Enum)):
+            lines += section(cls)
     lines += ["## Blocks", "", plain(_paragraphs(blocks)), ""]
     for cls in defined(blocks):
         lines += section(cls, level=3)

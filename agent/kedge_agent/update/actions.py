@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from kedge_protocol.bundle.layout import Bundle
 from kedge_protocol.messages import BlockRequest, Failure, Latency
+from kedge_protocol.trust import Trust
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ class PersistentState:
         latencies: model name → latency of its served bundle, measured when it was proved.
         probation: model name → digest that was switched to recently and has not served for long yet.
         received: bundle's digest → payload bytes received for it.
+        pinned, trusted: the keys that the kit gave, and those after all rotations; None without.
     """
 
     desired: str = ""
@@ -151,6 +153,12 @@ class PersistentState:
     latencies: dict[str, Latency] = field(default_factory=dict)
     probation: dict[str, str] = field(default_factory=dict)
     received: dict[str, int] = field(default_factory=dict)
+    pinned: Trust | None = None
+    trusted: Trust | None = None
+
+    def trust(self, pinned: Trust | None) -> Trust | None:
+        """Return the keys to trust: the remembered ones, unless the kit has given others since."""
+        return self.trusted if self.pinned == pinned else pinned
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-from kedge_protocol import codec, digest
+from dataclasses import dataclass
+
+from kedge_protocol import digest, signatures, trust
 from kedge_protocol.errors import KedgeError, MessageError
-from kedge_protocol.messages import MAX_VERSION_STEP, Desired, DesiredRefusal, RefusedDesired
+from kedge_protocol.messages import MAX_VERSION_STEP, Desired, DesiredRefusal, RefusedDesired, decode_desired
+from kedge_protocol.signatures import Envelope
 from kedge_protocol.topics import checked_name
+from kedge_protocol.trust import DESIRED_TYPE, Role, Trust
 
 MAX_VERSION = 1 << 52
 """A stored desired version above this is a mistake: no controller counts that far."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Who this device is, for the checks of signed states.
+
+    Attributes:
+        device, target: its name and its target.
+        trust: the keys that it trusts; None to take unsigned states.
+    """
+
+    device: str = ""
+    target: str = ""
+    trust: Trust | None = None
+
+
 class DesiredStates:
     """The desired states of one device in the order of arrival.
 
+    With trusted keys, a state is taken only if a controller key signed it, for this device, and a release key vouches
+    for each of its bundles, for that model and this target.
+
     Args:
         remembered: the state in force before a restart (JSON); empty for none. A version that no controller can exceed
-            is discarded, since it would lock the device out.
+            is discarded, since it would lock the device out. It was checked when it came.
+        identity: who this device is, and whom it trusts.
     """
 
-    def __init__(self, remembered: str) -> None:
+    def __init__(self, remembered: str, identity: Identity | None = None) -> None:
+        identity = identity or Identity()
+        self._device, self._target = identity.device, identity.target
+        self.trust = identity.trust
+        """The trusted keys after all rotations; None if unsigned states are taken."""
         self.current: Desired | None = None
         self.problem: str | None = None
         """Why the latest state was refused."""
@@ -44,14 +70,14 @@ class DesiredStates:
         desired = self._parsed(raw)
         own = self.current
         self.news = desired is None or own is None or (desired.version, desired.content) != (own.version, own.content)
-        if desired is None or not self._is_next(desired):
+        if desired is None or not self._is_trusted(raw, desired) or not self._is_next(desired):
             return False
         self.current, self.refused = desired, None
         return True
 
     def _parsed(self, raw: bytes) -> Desired | None:
         try:
-            desired = codec.decode(raw, Desired, where="desired state")
+            desired = decode_desired(raw, where="desired state")
             for name, bundle in desired.models.items():
                 checked_name(name, "model name")
                 digest.checked(bundle, where=f"desired state of {name}")
@@ -63,10 +89,44 @@ class DesiredStates:
         self.problem = None
         return desired
 
+    def _is_trusted(self, raw: bytes, desired: Desired) -> bool:
+        """Check the signatures of a state; rotations of keys are followed first, and are kept by themselves."""
+        if self.trust is None:
+            return True
+        where = "desired state"
+        if not signatures.is_envelope(raw):
+            self._refuse(desired, DesiredRefusal.UNSIGNED, "it is not signed, and this device takes signed ones only")
+            return False
+        try:
+            self.trust = self.trust.followed(desired.rotations)
+            envelope: Envelope = signatures.parse_envelope(raw, where=where)
+            signed = envelope.signers(self.trust.keys(Role.CONTROLLER), where=where)
+        except MessageError as error:
+            self._refuse(desired, DesiredRefusal.SIGNATURE, error.what)
+            return False
+        if envelope.payload_type != DESIRED_TYPE or not signed:
+            self._refuse(desired, DesiredRefusal.SIGNATURE, "it is signed by no controller key that this device trusts")
+        elif desired.device != self._device:
+            self._refuse(desired, DesiredRefusal.DEVICE, f"it is for the device {desired.device!r}")
+        elif problem := self._unvouched(desired, self.trust):
+            self._refuse(desired, DesiredRefusal.RELEASE, problem)
+        else:
+            return True
+        return False
+
+    def _unvouched(self, desired: Desired, trusted: Trust) -> str | None:
+        for model, bundle in sorted(desired.models.items()):
+            if problem := trust.release_problem(model, bundle, self._target, desired.releases, trusted):
+                return f"{model}: {problem}"
+        return None
+
     def _is_next(self, desired: Desired) -> bool:
         own = self.current
-        if own is not None and desired.version <= own.version:
-            if desired.version == own.version and desired.content != own.content:
+        if own is not None and desired.version < own.version:
+            self._refuse(desired, DesiredRefusal.OLDER, f"version {own.version} is held, this is {desired.version}")
+            return False
+        if own is not None and desired.version == own.version:
+            if desired.content != own.content:
                 self._refuse(desired, DesiredRefusal.CONFLICT, f"version {own.version} is held with other content")
             return False
         if desired.version > self.version + MAX_VERSION_STEP:
@@ -77,5 +137,7 @@ class DesiredStates:
 
     def _refuse(self, desired: Desired, reason: DesiredRefusal, words: str) -> None:
         held = "" if self.current is None else self.current.content
-        self.refused = RefusedDesired(version=desired.version, reason=reason, came=desired.content, held=held)
+        self.refused = RefusedDesired(
+            version=desired.version, reason=reason, came=desired.content, held=held, detail=words
+        )
         self.problem = words

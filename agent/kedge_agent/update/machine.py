@@ -11,7 +11,7 @@ from kedge_agent.update import actions, events
 from kedge_agent.update.actions import Action, PersistentState, Refusal
 from kedge_agent.update.block_requests import BlockRequests
 from kedge_agent.update.crashes import Crashes
-from kedge_agent.update.desired_states import DesiredStates
+from kedge_agent.update.desired_states import DesiredStates, Identity
 from kedge_agent.update.fetch import Fetches, Outcome
 from kedge_agent.update.model_update import ModelUpdate, Step, UpdateContext
 from kedge_agent.update.report import reported_model
@@ -33,7 +33,7 @@ class Machine:
     """Turns desired states into actions. Equal events, at equal times, from an equal start give equal actions.
 
     Args:
-        target: target of this device.
+        identity: name and target of this device, and the keys that its kit gave.
         boot_id: boot id of this start; part of every request's id.
         memory: persistent state of the previous run (:class:`~kedge_agent.update.actions.Remember`).
         installed: model name → content of its slots.
@@ -45,7 +45,7 @@ class Machine:
     def __init__(
         self,
         *,
-        target: str,
+        identity: Identity,
         boot_id: str,
         memory: PersistentState,
         installed: Mapping[str, events.Installed],
@@ -53,8 +53,9 @@ class Machine:
         seed: int = 0,
         now: float = 0.0,
     ) -> None:
-        self.desired_states = DesiredStates(memory.desired)
-        self._memory = memory
+        trusted = memory.trust(identity.trust)
+        self.desired_states = DesiredStates(memory.desired, replace(identity, trust=trusted))
+        self._memory = replace(memory, pinned=identity.trust, trusted=trusted)
         self._installed = dict(installed)
         self._actions: list[Action] = []
         self._changed = True
@@ -67,7 +68,7 @@ class Machine:
         self._traffic = BlockRequests(boot_id, settings, random.Random(seed))
         self._fetches = Fetches(self._traffic, self._emit)
         self._context = UpdateContext(
-            target=target,
+            target=identity.target,
             settings=settings,
             fetches=self._fetches,
             emit=self._emit,
@@ -177,6 +178,8 @@ class Machine:
         taken = self.desired_states.take(event.raw)
         self._changed |= self.desired_states.news
         desired = self.desired_states.current
+        if self.desired_states.trust != self._memory.trusted:
+            self._keep(replace(self._memory, trusted=self.desired_states.trust))
         if not taken or desired is None:
             return
         self._memory = replace(

@@ -14,12 +14,17 @@ from kedge.fleet.service import FleetService
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--release-key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Key that signs the release [default: the one in the state folder, made on first use].",
+)
 @state_option
 @json_option
-def publish(out: Path, state: Path | None, as_json: bool) -> None:
+def publish(out: Path, release_key: Path | None, state: Path | None, as_json: bool) -> None:
     """Publish the release in the folder OUT to the controller."""
     with FleetService(state) as fleet:
-        done = fleet.publish(out)
+        done = fleet.publish(out, release_key=release_key)
     name = f"{done.release.name}:{done.release.version}"
     what = f"{done.blobs_added} new blobs, {size_text(done.bytes_added)}" if done.new else "it was there already"
     show(done, as_json, f"published {name} for {', '.join(b.target for b in done.release.bundles)} ({what})")

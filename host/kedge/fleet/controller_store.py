@@ -7,11 +7,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kedge.fleet import device_reports, devices
-from kedge.fleet.database import Database, Session, meta, note_change
+from kedge.fleet.database import Database, Row, Session, meta, note_change
 from kedge.fleet.inbox import Change, DeviceState
+from kedge.fleet.keys import Keys
 from kedge.fleet.presence import Presence
 from kedge_protocol import codec
 from kedge_protocol.messages import MAX_VERSION_STEP, Desired, DesiredRefusal, Reported
+from kedge_protocol.signatures import Envelope, parse_envelope, sign
+from kedge_protocol.trust import DESIRED_TYPE, Role
 
 TELEMETRY_KEPT = 60
 """Telemetry messages kept for each device."""
@@ -86,6 +89,7 @@ class ControllerStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._keys = Keys(database.path.parent)
         self._changes = -1
         self._telemetry: dict[int, int] = {}
 
@@ -138,7 +142,6 @@ class ControllerStore:
 
     def publications(self, names: Sequence[str]) -> list[DesiredPublication]:
         """Return the desired states of these devices, in this order."""
-        now = time.time()
         with self._database.read() as session:
             query = "SELECT id, name, desired_version, managed FROM device WHERE name IN {}"
             known = {row["name"]: row for row in session.where_in(query, names)}
@@ -147,16 +150,20 @@ class ControllerStore:
             query = "SELECT device_id, model, digest, size FROM desired_model WHERE device_id IN {} ORDER BY model"
             for row in session.where_in(query, numbers):
                 models.setdefault(row["device_id"], {})[row["model"]] = (row["digest"], row["size"])
+            statements = _statements(session, {digest for some in models.values() for digest, _ in some.values()})
+        signer, rotations = self._keys.private(Role.CONTROLLER), self._keys.rotations()
+        wanted = [
+            (name, _desired(known[name], models.get(known[name]["id"], {}), statements, rotations))
+            for name in names
+            if name in known
+        ]
         return [
             DesiredPublication(
                 device=name,
                 version=known[name]["desired_version"],
-                payload=_payload(known[name]["desired_version"], models.get(known[name]["id"], {}), now)
-                if known[name]["managed"]
-                else b"",
+                payload=b"" if desired is None else codec.encode(sign(DESIRED_TYPE, codec.encode(desired), signer)),
             )
-            for name in names
-            if name in known
+            for name, desired in wanted
         ]
 
     def lagging(self) -> set[str]:
@@ -238,14 +245,35 @@ def _remember(session: Session, memories: Mapping[int, DeviceState]) -> None:
             memory.bundles |= {row[name] for name in ("desired", "digest", "previous") if row[name]}
 
 
-def _payload(version: int, models: Mapping[str, tuple[str, int]], now: float) -> bytes:
-    desired = Desired(
-        version=version,
+def _statements(session: Session, digests: Collection[str]) -> dict[tuple[str, str], Envelope]:
+    """Return (model, bundle) → the signed statement of the newest release that holds it."""
+    query = """
+        SELECT bundle.digest, name, statement FROM bundle JOIN release ON release.id = release_id
+        WHERE statement IS NOT NULL AND bundle.digest IN {} ORDER BY release.id
+    """
+    rows = session.where_in(query, sorted(digests))
+    return {(row["name"], row["digest"]): parse_envelope(row["statement"], where=row["name"]) for row in rows}
+
+
+def _desired(
+    row: Row,
+    models: Mapping[str, tuple[str, int]],
+    statements: Mapping[tuple[str, str], Envelope],
+    rotations: tuple[Envelope, ...],
+) -> Desired | None:
+    if not row["managed"]:
+        return None
+    return Desired(
+        version=row["desired_version"],
         models={model: digest for model, (digest, _) in models.items()},
         sizes=dict(models.values()),
-        sent_at=now,
+        sent_at=time.time(),
+        device=row["name"],
+        releases=tuple(
+            statements[model, digest] for model, (digest, _) in models.items() if (model, digest) in statements
+        ),
+        rotations=rotations,
     )
-    return codec.encode(desired)
 
 
 def _state(memory: DeviceState) -> dict[str, object]:

@@ -43,6 +43,10 @@ def contradiction(answered: int | None, refused: RefusedDesired | None, version:
         )
     if refused is None or (refused.version, refused.came) != (version, content):
         return None
+    if refused.reason in _UNTRUSTED:
+        return f"it refuses desired version {version}: {_UNTRUSTED[refused.reason]}"
+    if refused.reason is DesiredRefusal.OLDER:
+        return None
     if refused.reason is DesiredRefusal.JUMP:
         return (
             f"it refuses desired version {version}, which is too far above its own {answered}. "
@@ -52,6 +56,15 @@ def contradiction(answered: int | None, refused: RefusedDesired | None, version:
         f"it holds desired version {version} with other content ({refused.held[:19]}, not {refused.came[:19]}): another"
         " controller speaks to it. Stop that one and roll out again"
     )
+
+
+_KIT = "make its kit again (kedge device add --kit) and install its trust.json"
+_UNTRUSTED = {
+    DesiredRefusal.UNSIGNED: "it came unsigned, so another controller speaks to it. Stop that one",
+    DesiredRefusal.SIGNATURE: f"it does not trust the key of this controller: {_KIT}",
+    DesiredRefusal.DEVICE: "it was given for another device of this name. Compare `name` in its agent.toml",
+    DesiredRefusal.RELEASE: f"it does not trust the release's key, or has another target. Publish again, or {_KIT}",
+}
 
 
 @dataclass(frozen=True)

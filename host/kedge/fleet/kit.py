@@ -13,10 +13,11 @@ from pathlib import Path
 
 from kedge.fleet import agent_wheel
 from kedge.fleet.options import KitOptions
-from kedge_protocol import credentials, files, toml
+from kedge_protocol import codec, credentials, files, toml
 from kedge_protocol.broker import parse_broker
 from kedge_protocol.errors import ConfigError, StorageError
 from kedge_protocol.topics import checked_name
+from kedge_protocol.trust import Trust
 from kedge_targets import firmware
 from kedge_targets import target as targets
 
@@ -25,6 +26,7 @@ __all__ = ["KitOptions", "Member", "archive", "fill_template", "members", "write
 _AGENT = "etc/kedge/agent.toml"
 _CA, _CERT, _KEY, _PASSWORD = "ca.pem", "cert.pem", "key.pem", "password"
 _BOARD = "board.toml"
+_TRUST = "trust.json"
 _EXAMPLE = "mqtts://broker.example:8883"
 _TABLE = re.compile(r"\[([a-z]+)\]\s*")
 _LINE = re.compile(r"([a-z_]+) = (\"[^\"\\]*\")( *)(#.*)?")
@@ -38,7 +40,7 @@ class Member:
     mode: int
 
 
-def write(name: str, target: str, options: KitOptions) -> None:
+def write(name: str, target: str, options: KitOptions, trust: Trust | None = None) -> None:
     """Write the kit of a device to ``options.kit``, a .tar.gz that only its owner may read; an existing file is
     replaced.
 
@@ -48,6 +50,7 @@ def write(name: str, target: str, options: KitOptions) -> None:
     Args:
         name: of the device.
         target: a known target's name or the path of a ``.toml`` file.
+        trust: the keys that the device shall trust; None for a device that takes unsigned desired states.
 
     Raises:
         ConfigError: a name, address or credential that cannot be used, or no kit was asked for.
@@ -57,14 +60,14 @@ def write(name: str, target: str, options: KitOptions) -> None:
     """
     if options.kit is None:
         raise ConfigError("no file was given for the kit", remedy="Give --kit OUT.tar.gz")
-    packed = archive(members(name, target, options))
+    packed = archive(members(name, target, options, trust))
     try:
         files.write(options.kit, packed, mode=0o600)
     except OSError as error:
         raise StorageError(f"the kit cannot be written: {error.strerror}", where=str(options.kit)) from error
 
 
-def members(name: str, target: str, options: KitOptions) -> dict[str, Member]:
+def members(name: str, target: str, options: KitOptions, trust: Trust | None = None) -> dict[str, Member]:
     """Return path → file of a kit; see :func:`write`."""
     checked_name(name, "device name")
     found = targets.find(target)
@@ -75,6 +78,9 @@ def members(name: str, target: str, options: KitOptions) -> dict[str, Member]:
     readme = made.pop("README.md").content.decode()
     values, credentials = _broker(name, options)
     values |= {"device.name": name, "device.target": f"./{_BOARD}" if own else found.name}
+    if trust is not None:
+        values["trust.file"] = _TRUST
+        made[f"etc/kedge/{_TRUST}"] = _member(codec.encode(trust))
     if own:
         made[f"etc/kedge/{_BOARD}"] = _member(Path(target).read_bytes())
     made[_AGENT] = _member(fill_template(settings, values).encode())

@@ -9,6 +9,7 @@ from kedge.fleet.database import Row, Session, note_change
 from kedge.fleet.results import BundleView, ReleaseView
 from kedge.fleet.storage import StoredBundle, StoredRelease
 from kedge_protocol.errors import FleetError
+from kedge_protocol.trust import ReleaseStatement, SignedBundle
 
 
 def by_name(session: Session, name: str, version: str) -> Row | None:
@@ -58,6 +59,27 @@ def record(session: Session, stored: StoredRelease) -> int:
         _record_bundle(session, number, target, bundle)
     note_change(session)
     return number
+
+
+def statement(stored: StoredRelease) -> ReleaseStatement:
+    """Return what the release key signs of a release."""
+    bundles = (
+        SignedBundle(target=bundle.bundle.config.target, digest=bundle.bundle.digest)
+        for _, bundle in sorted(stored.bundles.items())
+    )
+    return ReleaseStatement(name=stored.name, version=stored.version, bundles=tuple(bundles), at=time.time())
+
+
+def keep_statement(session: Session, release: int, signed: bytes) -> None:
+    """Keep the signed statement of a release, in place of an earlier one."""
+    session.run("UPDATE release SET statement = ? WHERE id = ?", (signed, release))
+    note_change(session)
+
+
+def statements(session: Session) -> dict[int, bytes]:
+    """Return release → its signed statement, of those that have one."""
+    rows = session.rows("SELECT id, statement FROM release WHERE statement IS NOT NULL")
+    return {row["id"]: row["statement"] for row in rows}
 
 
 def _record_bundle(session: Session, release: int, target: str, stored: StoredBundle) -> None:

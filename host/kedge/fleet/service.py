@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kedge.fleet import audit, commands, devices, overview, releases, rollout_status, rollouts
 from kedge.fleet.database import Database, Session, alone, note_change, state_folder
+from kedge.fleet.keys import Keys, KeyView, is_signed, sign_again, sign_release
 from kedge.fleet.options import KitOptions
 from kedge.fleet.overview import DevicePart, DeviceQuery, DevicesFound, FleetOverview
 from kedge.fleet.results import (
@@ -30,6 +31,7 @@ from kedge.fleet.rollout_status import DeviceFilter
 from kedge.fleet.storage import Repository
 from kedge_protocol.bundle.layout import Layout
 from kedge_protocol.errors import FleetError, StorageError
+from kedge_protocol.trust import Role
 
 __all__ = ["FleetService"]
 
@@ -105,7 +107,7 @@ class FleetService:
             # A kit takes its time: nobody has to wait for it, and where it fails nothing is added.
             with self.database.read() as session:
                 devices.check_new(session, name, target, labels or {})
-            kit.write(name, target, options)
+            kit.write(name, target, options, Keys(self.state).trust())
         with self.database.write() as session:
             added = devices.view(session, devices.add(session, name, target, labels or {}))
             self._note(session, "device.add", name, target=added.target, labels=added.labels)
@@ -232,23 +234,28 @@ class FleetService:
 
     # Releases.
 
-    def publish(self, layout: Path) -> Published:
+    def publish(self, layout: Path, *, release_key: Path | None = None) -> Published:
         """Take a release in: every blob is checked by digest and copied, its block map written and checked against the
         manifest. Publishing the same release again changes nothing, but brings back blobs that are missing.
 
         Args:
             layout: the folder that ``kedge compile -o`` wrote.
+            release_key: the key that signs the release; None for the state folder's, which is made on first use.
 
         Raises:
             BundleError: not a release, or something in it is not as it says; see
                 :meth:`kedge.fleet.storage.Repository.add`.
-            FleetError: the name and version are taken by another release.
+            FleetError: the name and version are taken by another release, or the release key is not there.
             StorageError: no space.
         """
         opened = Layout(layout)
         found = opened.release()
+        keys = Keys(self.state)
         with self.database.read() as session:
-            releases.refuse_conflict(session, found.name, found.version, found.digest)
+            known = releases.refuse_conflict(session, found.name, found.version, found.digest)
+        signer = None
+        if known is None or not is_signed(known["statement"], keys.trust()):
+            signer = keys.private(Role.RELEASE, release_key)
         # A release that is removed meanwhile must not take a blob along that is found here to be there already.
         with alone(self.state / REPOSITORY_LOCK):
             stored = self.repository.add(opened)
@@ -257,6 +264,8 @@ class FleetService:
             with self.database.write() as session:
                 known = releases.refuse_conflict(session, stored.name, stored.version, stored.digest)
                 number = releases.record(session, stored) if known is None else known["id"]
+                if signer is not None:
+                    releases.keep_statement(session, number, sign_release(releases.statement(stored), signer))
                 if known is None:
                     self._note(session, "release.publish", f"{stored.name}:{stored.version}", digest=stored.digest)
                 return Published(
@@ -394,6 +403,30 @@ class FleetService:
                 where=str(self.repository.blob_path(missing[0])),
                 remedy="Publish the release again: kedge publish OUT",
             )
+
+    # Keys.
+
+    def keys(self) -> tuple[KeyView, ...]:
+        """Return the keys that devices trust; they are made if there are none."""
+        return Keys(self.state).views()
+
+    def key_rotate(self, role: Role, *, release_key: Path | None = None) -> KeyView:
+        """Replace a key, see :meth:`kedge.fleet.keys.Keys.rotate`. With a new release key all releases are signed anew.
+
+        Raises:
+            FleetError: the release key is not there, or devices do not trust it.
+        """
+        keys = Keys(self.state)
+        with self.database.write() as session:
+            made = keys.rotate(role, release_key=release_key)
+            if role is Role.RELEASE:
+                signer = keys.private(Role.RELEASE)
+                for number, signed in releases.statements(session).items():
+                    releases.keep_statement(session, number, sign_again(signed, signer))
+            session.run("UPDATE device SET desired_version = desired_version + 1 WHERE managed AND NOT removed")
+            note_change(session)
+            self._note(session, "key.rotate", role.value, key=made.id)
+        return made
 
     # The audit log.
 
