@@ -9,9 +9,8 @@ from kedge_agent.effects import ProofLimits
 from kedge_agent.serving.settings import ServerSettings, checked_exposure
 from kedge_agent.slots import default_state
 from kedge_agent.update.settings import MAX_SECONDS, Settings
-from kedge_protocol import addresses, codec, toml
+from kedge_protocol import addresses, codec, credentials, toml
 from kedge_protocol.broker import Broker, parse_broker
-from kedge_protocol.credentials import read_password
 from kedge_protocol.errors import ConfigError, MessageError
 from kedge_protocol.topics import checked_name
 from kedge_protocol.trust import Trust
@@ -226,12 +225,8 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
 
 def _trust(path: Path) -> Trust:
     try:
-        return codec.decode(path.read_bytes(), Trust, where=str(path)).check()
-    except OSError as error:
-        raise ConfigError(
-            f"the trusted keys cannot be read: {error.strerror}", where=str(path), remedy="Make the device's kit again"
-        ) from error
-    except MessageError as error:
+        return codec.decode(credentials.read(path, "the file of trusted keys"), Trust, where=str(path)).check()
+    except (ConfigError, MessageError) as error:
         raise ConfigError(error.what, where=error.where, remedy="Make the device's kit again") from error
 
 
@@ -279,7 +274,7 @@ def _broker(table: BrokerTable, folder: Path) -> Broker:
     if table.password_file is not None:
         if password is not None:
             raise ConfigError("broker.password and broker.password_file are both given", remedy="Keep one")
-        password = read_password(folder / table.password_file)
+        password = credentials.read_password(folder / table.password_file)
 
     def path(name: str | None) -> Path | None:
         return None if name is None else folder / name

@@ -46,16 +46,21 @@ class Desired:
         return digest.of_bytes(codec.encode(self.models))
 
 
-def decode_desired(raw: bytes, *, where: str) -> Desired:
-    """Parse a desired state, in its envelope or bare. No signature is checked; see
+def open_desired(raw: bytes, *, where: str) -> tuple[Envelope | None, Desired]:
+    """Parse a desired state: its envelope, or None for a bare one, and its content. No signature is checked; see
     :class:`kedge_agent.update.desired_states.DesiredStates`.
 
     Raises:
         MessageError: it is none.
     """
-    if signatures.is_envelope(raw):
-        raw = signatures.parse_envelope(raw, where=where).content(where=where)
-    return codec.decode(raw, Desired, where=where)
+    envelope = signatures.find_envelope(raw, where=where)
+    content = raw if envelope is None else envelope.content(where=where)
+    return envelope, codec.decode(content, Desired, where=where)
+
+
+def decode_desired(raw: bytes, *, where: str) -> Desired:
+    """Return the content of a desired state; see :func:`open_desired`."""
+    return open_desired(raw, where=where)[1]
 
 
 class DesiredRefusal(str, enum.Enum):

@@ -129,12 +129,6 @@ def pre_authentication_encoding(payload_type: str, content: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(content), content)
 
 
-def is_envelope(raw: bytes) -> bool:
-    """Return whether a document is meant as an envelope: it has a payload and its type. This proves nothing."""
-    data = codec.loads(raw, where="document")
-    return isinstance(data, dict) and {"payload", "payloadType"} <= data.keys()
-
-
 def parse_envelope(raw: bytes, *, where: str) -> Envelope:
     """Parse an envelope.
 
@@ -142,6 +136,18 @@ def parse_envelope(raw: bytes, *, where: str) -> Envelope:
         MessageError: it is none.
     """
     return codec.decode(raw, Envelope, where=where)
+
+
+def find_envelope(raw: bytes, *, where: str) -> Envelope | None:
+    """Parse a document that may be an envelope: one with a payload and its type. None if it is another one.
+
+    Raises:
+        MessageError: it is not JSON, or a broken envelope.
+    """
+    data = codec.loads(raw, where=where)
+    if not isinstance(data, dict) or not {"payload", "payloadType"} <= data.keys():
+        return None
+    return codec.structure(data, Envelope, where=where)
 
 
 def _decoded(text: str, *, where: str) -> bytes:

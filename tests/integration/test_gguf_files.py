@@ -12,7 +12,7 @@ from tests.support import decoders, gguf_files
 from kedge.importing.decoders import reading
 from kedge_protocol.errors import ModelError
 
-pytest.importorskip("gguf", reason="pip install 'kedge-host[generation]'")
+pytestmark = pytest.mark.packages("gguf")
 
 _TOKENS = [3, 9, 44, 50, 7, 31, 8, 20, 61, 12]
 _WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "num_key_value_heads": 4}

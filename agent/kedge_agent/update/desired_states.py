@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kedge_protocol import digest, signatures, trust
+from kedge_protocol import digest, trust
 from kedge_protocol.errors import KedgeError, MessageError
-from kedge_protocol.messages import MAX_VERSION_STEP, Desired, DesiredRefusal, RefusedDesired, decode_desired
+from kedge_protocol.messages import MAX_VERSION_STEP, Desired, DesiredRefusal, RefusedDesired, open_desired
 from kedge_protocol.signatures import Envelope
 from kedge_protocol.topics import checked_name
 from kedge_protocol.trust import DESIRED_TYPE, Role, Trust
@@ -53,7 +53,7 @@ class DesiredStates:
         """The latest state, if it was understood and refused."""
         self.news = False
         """Whether the latest state differs from the one in force."""
-        desired = self._parsed(remembered.encode()) if remembered else None
+        _, desired = self._parsed(remembered.encode()) if remembered else (None, None)
         if desired is not None and desired.version > MAX_VERSION:
             self.problem = f"the remembered desired version {desired.version} is beyond all bounds and is forgotten"
         else:
@@ -67,17 +67,17 @@ class DesiredStates:
     def take(self, raw: bytes) -> bool:
         """Return whether the received state is now in force. If not, :attr:`news` says whether its sender should learn
         of it."""
-        desired = self._parsed(raw)
+        envelope, desired = self._parsed(raw)
         own = self.current
         self.news = desired is None or own is None or (desired.version, desired.content) != (own.version, own.content)
-        if desired is None or not self._is_trusted(raw, desired) or not self._is_next(desired):
+        if desired is None or not self._is_trusted(envelope, desired) or not self._is_next(desired):
             return False
         self.current, self.refused = desired, None
         return True
 
-    def _parsed(self, raw: bytes) -> Desired | None:
+    def _parsed(self, raw: bytes) -> tuple[Envelope | None, Desired | None]:
         try:
-            desired = decode_desired(raw, where="desired state")
+            envelope, desired = open_desired(raw, where="desired state")
             for name, bundle in desired.models.items():
                 checked_name(name, "model name")
                 digest.checked(bundle, where=f"desired state of {name}")
@@ -85,22 +85,20 @@ class DesiredStates:
                 raise MessageError("a version or a size is not above 0", where="desired state")
         except KedgeError as error:
             self.problem = str(error)
-            return None
+            return None, None
         self.problem = None
-        return desired
+        return envelope, desired
 
-    def _is_trusted(self, raw: bytes, desired: Desired) -> bool:
+    def _is_trusted(self, envelope: Envelope | None, desired: Desired) -> bool:
         """Check the signatures of a state; rotations of keys are followed first, and are kept by themselves."""
         if self.trust is None:
             return True
-        where = "desired state"
-        if not signatures.is_envelope(raw):
+        if envelope is None:
             self._refuse(desired, DesiredRefusal.UNSIGNED, "it is not signed, and this device takes signed ones only")
             return False
         try:
             self.trust = self.trust.followed(desired.rotations)
-            envelope: Envelope = signatures.parse_envelope(raw, where=where)
-            signed = envelope.signers(self.trust.keys(Role.CONTROLLER), where=where)
+            signed = envelope.signers(self.trust.keys(Role.CONTROLLER), where="desired state")
         except MessageError as error:
             self._refuse(desired, DesiredRefusal.SIGNATURE, error.what)
             return False

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from kedge.cli.fleet import MAX_ROWS, ago, json_option, show_json, state_option
+from kedge.cli.fleet import MAX_ROWS, json_option, show_json, state_option
 from kedge.cli.table import table
 from kedge.fleet.service import FleetService
+from kedge.fleet.units import span_text
 
 
 @click.group()
@@ -33,7 +34,7 @@ def audit_list(limit: int, subject: str | None, state: Path | None, as_json: boo
     rows = [
         (
             str(one.number),
-            ago(time.time() - one.at) + " ago",
+            span_text(time.time() - one.at) + " ago",
             one.actor,
             one.action,
             one.subject,

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from kedge.cli.fleet import devices_text, json_option, show, size_text, state_option
+from kedge.cli.fleet import devices_text, json_option, show, state_option
 from kedge.fleet.options import ControllerOptions
+from kedge.fleet.units import size_text
 from kedge.options import command_line, made
 from kedge.page.options import PageOptions
 

@@ -11,7 +11,6 @@ import click
 
 from kedge.cli import fleet as shared
 from kedge.cli.fleet import (
-    ago,
     json_option,
     labels_text,
     limit_option,
@@ -21,7 +20,6 @@ from kedge.cli.fleet import (
     select_option,
     show,
     show_json,
-    size_text,
     state_option,
     target_text,
 )
@@ -29,6 +27,7 @@ from kedge.cli.table import printable, table
 from kedge.fleet.options import KitOptions
 from kedge.fleet.results import DeviceRow, DeviceView
 from kedge.fleet.service import FleetService
+from kedge.fleet.units import size_text, span_text
 from kedge.options import command_line, made
 from kedge_protocol import codec
 from kedge_protocol.errors import StorageError
@@ -247,7 +246,7 @@ def device_remove(name: str, state: Path | None) -> None:
 def _presence(one: DeviceView | DeviceRow) -> str:
     if one.online:
         return "online"
-    return f"away, seen {ago(time.time() - one.seen_at)} ago" if one.seen_at else "never seen"
+    return f"away, seen {span_text(time.time() - one.seen_at)} ago" if one.seen_at else "never seen"
 
 
 def _serving(one: DeviceRow) -> str:

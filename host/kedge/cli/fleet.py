@@ -80,23 +80,6 @@ def target_text(target: str, told: str | None) -> str:
     return target if told is None else f"{target} (says {told})"
 
 
-def size_text(count: float) -> str:
-    """Return a number of bytes in a readable unit."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
-
-
-def ago(seconds: float) -> str:
-    """Return a time span in a readable unit."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
-
-
 def show(value: Any, as_json: bool, line: str) -> None:
     """Print one result as JSON or as a line."""
     if as_json:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from kedge.cli.fleet import ago, json_option, show, show_json, size_text, state_option
+from kedge.cli.fleet import json_option, show, show_json, state_option
 from kedge.cli.table import table
 from kedge.fleet.service import FleetService
+from kedge.fleet.units import size_text, span_text
 
 
 @click.command()
@@ -48,7 +49,7 @@ def release_list(state: Path | None, as_json: bool) -> None:
     rows = [
         (
             f"{one.name}:{one.version}",
-            ago(time.time() - one.published_at) + " ago",
+            span_text(time.time() - one.published_at) + " ago",
             bundle.target,
             bundle.backend,
             bundle.precision,

@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 
 from kedge.cli import fleet as shared
-from kedge.cli.fleet import json_option, select_option, show, show_json, size_text, state_option
+from kedge.cli.fleet import json_option, select_option, show, show_json, state_option
 from kedge.cli.table import table
 from kedge.fleet.results import DeviceRollout, Progress, RolloutStatus, RolloutSummary
 from kedge.fleet.rollout_status import DeviceFilter
 from kedge.fleet.service import FleetService
+from kedge.fleet.units import size_text, span_text
 
 
 @click.group()
@@ -65,7 +66,7 @@ def rollout_list(limit: int, state: Path | None, as_json: bool) -> None:
             one.kind,
             _state(one),
             shared.labels_text(one.selected),
-            shared.ago(time.time() - one.started_at) + " ago",
+            span_text(time.time() - one.started_at) + " ago",
             _counts(one),
         )
         for one in found

@@ -21,15 +21,16 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kedge.fleet.database import alone
-from kedge_protocol import codec, files
+from kedge_protocol import codec, credentials, files
 from kedge_protocol.errors import ConfigError, FleetError, KedgeError, StorageError
-from kedge_protocol.signatures import Envelope, PublicKey, public_of, sign
+from kedge_protocol.signatures import Envelope, PublicKey, parse_envelope, public_of, sign
 from kedge_protocol.trust import RELEASE_TYPE, ROTATION_TYPE, ReleaseStatement, Role, Rotation, Trust
 
 log = logging.getLogger(__name__)
 
 FOLDER = "keys"
 _KEYS = "keys.json"
+_STATEMENT = "signed release"
 _OFFLINE = "Give --release-key FILE, the key that was moved to offline storage"
 
 
@@ -81,7 +82,7 @@ class Keys:
 
     def _public(self) -> _Public:
         path = self.folder / _KEYS
-        return codec.decode(_read(path), _Public, where=str(path))
+        return codec.decode(credentials.read(path), _Public, where=str(path))
 
     def _file(self, role: Role, key: PublicKey) -> Path:
         return self.folder / f"{role.value}-{key.id}.pem"
@@ -104,14 +105,14 @@ class Keys:
 
         Raises:
             FleetError: it is not there, or devices do not trust it.
-            ConfigError: the file is no Ed25519 key.
+            ConfigError: the file cannot be read, or is no Ed25519 key.
         """
         path = file or self._file(role, self.trust().keys(role)[0])
         if not path.is_file():
             remedy = _OFFLINE if role is Role.RELEASE else "Restore it from a backup, or: kedge keys rotate controller"
             raise FleetError(f"the {role.value} key is not there", where=str(path), remedy=remedy)
         try:
-            key = serialization.load_pem_private_key(_read(path), None)
+            key = serialization.load_pem_private_key(credentials.read(path), None)
         except (ValueError, TypeError) as error:
             raise ConfigError("is no private key in PEM form without a password", where=str(path)) from error
         if not isinstance(key, Ed25519PrivateKey):
@@ -171,8 +172,8 @@ def sign_release(statement: ReleaseStatement, key: Ed25519PrivateKey) -> bytes:
 
 def sign_again(statement: bytes, key: Ed25519PrivateKey) -> bytes:
     """Return a release's statement signed by another key."""
-    envelope = codec.decode(statement, Envelope, where="signed release")
-    return codec.encode(sign(RELEASE_TYPE, envelope.content(where="signed release"), key))
+    envelope = parse_envelope(statement, where=_STATEMENT)
+    return codec.encode(sign(RELEASE_TYPE, envelope.content(where=_STATEMENT), key))
 
 
 def is_signed(statement: bytes | None, trust: Trust) -> bool:
@@ -180,8 +181,8 @@ def is_signed(statement: bytes | None, trust: Trust) -> bool:
     if statement is None:
         return False
     try:
-        envelope = codec.decode(statement, Envelope, where="signed release")
-        return bool(envelope.signers(trust.keys(Role.RELEASE), where="signed release"))
+        envelope = parse_envelope(statement, where=_STATEMENT)
+        return bool(envelope.signers(trust.keys(Role.RELEASE), where=_STATEMENT))
     except KedgeError:
         return False
 
@@ -190,10 +191,3 @@ def _pem(key: Ed25519PrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"cannot be read: {error.strerror}", where=str(path)) from error

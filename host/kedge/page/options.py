@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from kedge.options import Option
+from kedge_protocol import addresses
 from kedge_protocol.errors import ConfigError
 
 MIN_TOKEN = 16
@@ -42,7 +42,7 @@ class PageOptions:
         for path in (self.page_cert, self.page_key):
             if path is not None and not path.is_file():
                 raise ConfigError("there is no such file", where=str(path))
-        if not is_loopback(host) and (self.page_token_file is None or self.page_cert is None):
+        if not addresses.is_loopback(host) and (self.page_token_file is None or self.page_cert is None):
             raise ConfigError(
                 f"--page {self.page} can be reached from other machines, and needs a token and TLS",
                 remedy="Give --page-token-file, --page-cert and --page-key, or listen on 127.0.0.1",
@@ -73,16 +73,6 @@ class PageAddress:
     key: Path | None = None
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def read_tokens(path: Path) -> dict[str, str]:
     """Read a token file: a line ``NAME:TOKEN`` for each person.
 
@@ -111,7 +101,9 @@ def read_tokens(path: Path) -> dict[str, str]:
 
 
 def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"--page {text} is not HOST:PORT", remedy="Give an address such as 127.0.0.1:8090")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    try:
+        return addresses.parse(text, any_port=True)
+    except ConfigError as error:
+        raise ConfigError(
+            f"--page {text} is not HOST:PORT", remedy="Give an address such as 127.0.0.1:8090 or [::1]:8090"
+        ) from error

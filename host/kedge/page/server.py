@@ -25,8 +25,9 @@ from kedge.fleet.service import FleetService
 from kedge.page import metrics, routes, views
 from kedge.page.access import COOKIE, LOGIN_SECONDS, Access, Tokens, refused
 from kedge.page.live import MAX_LISTENERS, Live
-from kedge.page.options import PageAddress, is_loopback
+from kedge.page.options import PageAddress
 from kedge_protocol import __version__
+from kedge_protocol.addresses import is_loopback
 from kedge_protocol.errors import ConfigError, FleetError, InputError, KedgeError, TargetError
 
 log = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from kedge.fleet.overview import DeviceHealth, DeviceQuery, FleetOverview
 from kedge.fleet.results import DeviceDetail, Progress, RolloutStatus
 from kedge.fleet.rollout_status import DeviceFilter
 from kedge.fleet.service import FleetService
+from kedge.fleet.units import size_text, span_text
 from kedge.page import drawing
 from kedge.page.routes import Name, Number, Offset
 from kedge_protocol.errors import KedgeError
@@ -65,24 +66,14 @@ def render(request: Request, template: str, status: int = 200, **values: Any) ->
     return HTMLResponse(text, status_code=status)
 
 
-def size_text(count: float) -> str:
-    """Return a number of bytes in a readable unit."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
-
-
 def ago_text(at: float) -> str:
     """Return how long ago something was."""
     if not at:
         return "never"
     seconds = max(0.0, time.time() - at)
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return "just now" if seconds < 10 else f"{seconds // 10 * 10:.0f} s ago"
+    if seconds < 10:
+        return "just now"
+    return f"{span_text(seconds if seconds >= 120 else seconds // 10 * 10)} ago"
 
 
 def _fleet(request: Request) -> FleetService:
