@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.brokers import Mosquitto, free_port, mosquitto, wait_for
+from tests.support.brokers import Mosquitto, mosquitto, wait_for
+from tests.support.ports import free_port
 
 from kedge_protocol.blocks import MAX_MESSAGE_BYTES
 from kedge_protocol.errors import MessageError

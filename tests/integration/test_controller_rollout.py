@@ -14,9 +14,10 @@ from pathlib import Path
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
-from tests.support.brokers import Mosquitto, free_port, mosquitto, wait_for
+from tests.support.brokers import Mosquitto, mosquitto, wait_for
 from tests.support.bundles import make_bundle
 from tests.support.controllers import ControllerProcess
+from tests.support.ports import free_port
 from tests.support.scripted_agent import ScriptedAgent, failed, serving
 
 from kedge.cli.main import main

@@ -17,8 +17,9 @@ import click
 import pytest
 import yaml
 from tests.conftest import ROOT
-from tests.support.brokers import free_port, wait_for
+from tests.support.brokers import wait_for
 from tests.support.documents import blocks
+from tests.support.ports import free_port
 
 from kedge.cli.main import cli
 from kedge.fleet import health

@@ -11,8 +11,8 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from tests.support.brokers import Mosquitto, wait_for
+from tests.support.ports import free_port
 
-from kedge.demo.processes import free_port
 from kedge.fleet.embedded_broker import EmbeddedBroker
 from kedge_protocol import topics
 

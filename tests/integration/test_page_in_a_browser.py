@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.support import requirements
-from tests.support.brokers import Mosquitto, free_port, mosquitto
+from tests.support.brokers import Mosquitto, mosquitto
 from tests.support.controllers import ControllerProcess
 from tests.support.pages import fleet, releases
+from tests.support.ports import free_port
 from tests.support.scripted_agent import ScriptedAgent, failed, serving
 
 from kedge.fleet.service import FleetService

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from tests.integration.test_serving_metrics import value
 from tests.support import requirements
-from tests.support.brokers import free_port, wait_for
+from tests.support.brokers import wait_for
 from tests.support.controllers import ControllerProcess
 from tests.support.pages import Page, fleet, page, releases
+from tests.support.ports import free_port
 
 from kedge.fleet.service import FleetService
 from kedge.page.options import PageAddress, PageOptions

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.bundles import make_bundle
+from tests.support.ports import free_port
 
 from kedge_agent.serving.standalone import install
 from kedge_agent.slots import ModelFolder
@@ -42,9 +43,7 @@ def copy(source: str, target: str, *options: str) -> None:
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[str]:
     """``host:port`` of an empty registry on the loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config = tmp_path / "registry.yml"
     config.write_text(
         f"version: 0.1\nlog: {{level: error}}\n"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import ROOT
-from tests.support.brokers import free_port
 from tests.support.documents import Command, blocks, commands
+from tests.support.ports import free_port
 
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 _PORT = re.compile(r"127\.0\.0\.1:(\d+)")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kedge_agent.slots import ModelFolder, Slot
-from tests.support.brokers import free_port, wait_for
+from tests.support.brokers import wait_for
+from tests.support.ports import free_port
 
 
 class AgentProcess:

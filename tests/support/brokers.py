@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.requirements import program
 
 
@@ -20,14 +21,6 @@ def wait_for(condition: Callable[[], object], timeout: float = 20.0, what: str =
         if time.monotonic() > deadline:
             pytest.fail(f"{what} did not come true in {timeout} s")
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on now. A device's environment has no host's package."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Mosquitto:

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from kedge.demo.processes import Process, ask, command_of, free_port, run, wait_until
+from kedge.demo.processes import Process, ask, command_of, run, wait_until
 from kedge.fleet.results import RolloutStatus
 from kedge.fleet.service import FleetService
 from tests.support import requirements
+from tests.support.ports import free_port
 from tests.support.requirements import ROOT
 
 DEVICE = ROOT / ".venv-device"

@@ -166,7 +166,7 @@ def test_a_controller_loads_no_compiler_and_no_runtime(tmp_path: Path) -> None:
         "import kedge.cli.controller\n"
         "from kedge.fleet.controller import run\n"
         "from kedge.fleet.options import ControllerOptions\n"
-        "from tests.support.brokers import free_port\n"
+        "from tests.support.ports import free_port\n"
         "threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
         "run(Path(sys.argv[1]), ControllerOptions(embedded=True, listen=f'127.0.0.1:{free_port()}'))\n"
         "heavy = {name.partition('.')[0] for name in sys.modules}\n"

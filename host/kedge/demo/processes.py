@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -31,11 +33,21 @@ def say(text: str = "") -> None:
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface on which nobody is listening."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port of the loopback interface on which nobody is listening.
+
+    It lies below the range from which Linux takes ports for outgoing connections (from 32768 on),
+    so that no client takes it before its server starts.
+
+    Raises:
+        DemoError: no port could be found.
+    """
+    draw = random.SystemRandom()
+    for _ in range(1000):
+        port = draw.randrange(20000, 32768)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise DemoError("no port from 20000 to 32767 of 127.0.0.1 is free: stop what is listening there")
 
 
 def wait_until(what: str, ready: Callable[[], T | None], *, seconds: float, every: float = 0.2) -> T:

@@ -1,0 +1,38 @@
+"""Free ports of the loopback interface, each handed out once on this machine while its process lives."""
+
+from __future__ import annotations
+
+import random
+import socket
+from pathlib import Path
+
+_LOWEST = 20000
+_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_reserved: list[socket.socket] = []
+
+
+def _highest() -> int:
+    """The last port that no outgoing connection takes by itself; such a one would steal it before its server starts."""
+    try:
+        return max(int(_RANGE.read_text().split()[0]) - 1, _LOWEST + 1000)
+    except OSError:
+        return 32767
+
+
+def free_port() -> int:
+    """A port of the loopback interface without a listener, which no other test takes while this process lives."""
+    draw = random.SystemRandom()
+    for _ in range(1000):
+        port = draw.randint(_LOWEST, _highest())
+        # An abstract socket by the port's number is the reservation: the kernel drops it with the process.
+        reservation = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            reservation.bind(f"\0kedge-test-port-{port}")
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            reservation.close()
+            continue
+        _reserved.append(reservation)
+        return port
+    raise RuntimeError(f"no free port from {_LOWEST} to {_highest()}")
