@@ -38,6 +38,8 @@ class Link:
         command: runs a verb; returns None, or the reason if it fails.
         conflict: detects another device with this name.
         noticed: called when another device is detected, or is gone.
+        clock: this device's clock, in seconds since 1970.
+        connect: makes the connection; a simulation gives its own.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class Link:
         command: Callable[[str], str | None],
         conflict: NameConflict | None = None,
         noticed: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time,
+        connect: Callable[..., Connection] = Connection,
     ) -> None:
         self._name = name
         self._boot_id = boot_id
@@ -57,6 +61,7 @@ class Link:
         self._command = command
         self._conflict = conflict or NameConflict(boot_id)
         self._noticed = noticed
+        self._clock = clock
         self._answers = topics.block(name, "")
         self._done: OrderedDict[str, Ack] = OrderedDict()
         self._session = 0
@@ -64,7 +69,7 @@ class Link:
         self._unheard = False
         self._broken = 0
         self._echo_due: float | None = None
-        self.connection = Connection(
+        self.connection = connect(
             broker,
             name,
             will_topic=topics.status(name),
@@ -138,7 +143,7 @@ class Link:
             )
 
     def _status(self, session: int, *, online: bool) -> bytes:
-        return codec.encode(Status(online=online, boot_id=self._boot_id, session=session, at=time.time()))
+        return codec.encode(Status(online=online, boot_id=self._boot_id, session=session, at=self._clock()))
 
     def _connected(self, session: int) -> None:
         self._session = session

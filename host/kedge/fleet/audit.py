@@ -15,7 +15,6 @@ import json
 import os
 import re
 import socket
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +73,7 @@ def append(
     last = session.row("SELECT id, hash FROM audit ORDER BY id DESC LIMIT 1")
     number, before = (1, NOTHING) if last is None else (last["id"] + 1, last["hash"])
     text = codec.encode(dict(evidence or {})).decode()
-    at = time.time()
+    at = session.now()
     found = _hash(before, number, at, actor, action, subject, text)
     session.run(
         "INSERT INTO audit (id, at, actor, action, subject, evidence, hash) VALUES (?, ?, ?, ?, ?, ?, ?)",

@@ -100,6 +100,11 @@ class BlockServer:
         if self._thread.is_alive():
             self._thread.join(5.0)
 
+    def send_waiting(self) -> None:
+        """Send all queued blocks in the caller's thread, instead of :meth:`start`'s."""
+        while (job := self._turns.take(0.0)) is not None:
+            self._send(job)
+
     def clear(self) -> None:
         """Drop the queue: devices ask again on a new connection."""
         self._turns.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 
 from kedge.fleet.database import Session
@@ -14,7 +13,7 @@ KEPT_SECONDS = 24 * 3600.0
 
 def ask(session: Session, device: int, verb: str) -> str:
     """Record a command and return its number."""
-    now = time.time()
+    now = session.now()
     session.run("DELETE FROM command WHERE asked_at < ?", (now - KEPT_SECONDS,))
     cid = uuid.uuid4().hex
     session.run("INSERT INTO command (cid, device_id, verb, asked_at) VALUES (?, ?, ?, ?)", (cid, device, verb, now))

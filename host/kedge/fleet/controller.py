@@ -13,14 +13,14 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from kedge.fleet.block_server import BlockServer, Client
 from kedge.fleet.controller_lock import only_controller
 from kedge.fleet.controller_store import ControllerStore
-from kedge.fleet.database import Database, state_folder
+from kedge.fleet.database import Clock, Database, state_folder
 from kedge.fleet.embedded_broker import EmbeddedBroker
 from kedge.fleet.health import Mark
 from kedge.fleet.inbox import Inbox, SeldomLog
@@ -95,22 +95,38 @@ class Controller:
         state: the state folder; only one controller at a time may use it.
         broker: where to connect.
         backoff: between attempts to connect.
+        clock: the fleet's clock, in seconds since 1970.
+        steady: a monotonic clock, in seconds.
+        connect: makes the connection; a simulation gives its own.
+        block_thread: whether a thread of its own sends blocks; without it, :meth:`tick` does.
 
     Raises:
         FleetError: another controller runs on this folder.
         StorageError: it cannot be written.
     """
 
-    def __init__(self, state: Path, broker: Broker, *, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self,
+        state: Path,
+        broker: Broker,
+        *,
+        backoff: Backoff | None = None,
+        clock: Clock = time.time,
+        steady: Clock = time.monotonic,
+        connect: Callable[..., Connection] = Connection,
+        block_thread: bool = True,
+    ) -> None:
         self.state = state
-        self.database = Database(state)
+        self.database = Database(state, clock=clock)
+        self._steady = steady
+        self._block_thread = block_thread
         self._folder = contextlib.ExitStack()
         self._folder.enter_context(only_controller(state))
         self._records = ControllerStore(self.database)
-        self._inbox = Inbox()
+        self._inbox = Inbox(clock)
         self._counts = TransferCounts(self.database)
         self.boot_id = uuid.uuid4().hex
-        self._connection = Connection(
+        self._connection = connect(
             broker,
             self._records.client_id(),
             will_topic=topics.CONTROLLER_STATUS,
@@ -135,7 +151,7 @@ class Controller:
         self._published: dict[str, int | None] = {}
         self._unpublished = False
         self._new_session = threading.Event()
-        self._flushed = self._reminded = time.monotonic()
+        self._flushed = self._reminded = steady()
 
     def __enter__(self) -> Controller:
         return self
@@ -147,7 +163,8 @@ class Controller:
         """Connect and start serving."""
         self._records.nobody_is_there()
         self._read_changes()
-        self._blocks.start()
+        if self._block_thread:
+            self._blocks.start()
         self._connection.start()
 
     def disconnect(self) -> None:
@@ -177,8 +194,10 @@ class Controller:
             self._write()
             self._read_changes()
             self._publish()
-            if time.monotonic() - self._flushed >= FLUSH_SECONDS:
-                self._flushed = time.monotonic()
+            if not self._block_thread:
+                self._blocks.send_waiting()
+            if self._steady() - self._flushed >= FLUSH_SECONDS:
+                self._flushed = self._steady()
                 self._counts.flush()
             self._mark.update(connected=self._connection.connected)
         except KedgeError as error:
@@ -192,7 +211,7 @@ class Controller:
 
     def _read_changes(self) -> None:
         """Read the database if a command has signalled a change, and occasionally without a signal."""
-        wakened, now = self.database.wakened(), time.monotonic()
+        wakened, now = self.database.wakened(), self._steady()
         if wakened == self._wakened and now - self._looked < LOOK_SECONDS:
             return
         if self.database.changes() != self._changes:
@@ -229,8 +248,8 @@ class Controller:
 
     def _remind(self) -> None:
         """Publish the desired state again to online devices that have not answered it."""
-        if time.monotonic() - self._reminded >= REMIND_SECONDS:
-            self._reminded = time.monotonic()
+        if self._steady() - self._reminded >= REMIND_SECONDS:
+            self._reminded = self._steady()
             for name in self._records.lagging():
                 self._published.pop(name, None)
                 self._unpublished = True
@@ -272,7 +291,7 @@ class Controller:
     # The connection's thread.
 
     def _status(self, online: bool, session: int) -> bytes:
-        return codec.encode(Status(online=online, boot_id=self.boot_id, session=session, at=time.time()))
+        return codec.encode(Status(online=online, boot_id=self.boot_id, session=session, at=self.database.clock()))
 
     def _connected(self, session: int) -> None:
         self._blocks.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -152,8 +151,9 @@ class ControllerStore:
                 models.setdefault(row["device_id"], {})[row["model"]] = (row["digest"], row["size"])
             statements = _statements(session, {digest for some in models.values() for digest, _ in some.values()})
         signer, rotations = self._keys.private(Role.CONTROLLER), self._keys.rotations()
+        now = self._database.clock()
         wanted = [
-            (name, _desired(known[name], models.get(known[name]["id"], {}), statements, rotations))
+            (name, _desired(known[name], models.get(known[name]["id"], {}), statements, rotations, now))
             for name in names
             if name in known
         ]
@@ -181,14 +181,14 @@ class ControllerStore:
             rows = session.rows(
                 "SELECT cid, name, verb FROM command JOIN device ON device.id = device_id"
                 " WHERE sent_at IS NULL AND asked_at > ? ORDER BY asked_at",
-                (time.time() - COMMAND_SECONDS,),
+                (session.now() - COMMAND_SECONDS,),
             )
         return [PendingCommand(cid=row["cid"], device=row["name"], verb=row["verb"]) for row in rows]
 
     def sent(self, cids: Collection[str]) -> None:
         """Mark these commands as sent."""
         with self._database.write() as session:
-            now = time.time()
+            now = session.now()
             session.run_many("UPDATE command SET sent_at = ? WHERE cid = ?", [(now, cid) for cid in cids])
 
     def write(self, changes: Mapping[str, Change]) -> None:
@@ -260,6 +260,7 @@ def _desired(
     models: Mapping[str, tuple[str, int]],
     statements: Mapping[tuple[str, str], Envelope],
     rotations: tuple[Envelope, ...],
+    now: float,
 ) -> Desired | None:
     if not row["managed"]:
         return None
@@ -267,7 +268,7 @@ def _desired(
         version=row["desired_version"],
         models={model: digest for model, (digest, _) in models.items()},
         sizes=dict(models.values()),
-        sent_at=time.time(),
+        sent_at=now,
         device=row["name"],
         releases=tuple(
             statements[model, digest] for model, (digest, _) in models.items() if (model, digest) in statements
@@ -304,7 +305,7 @@ def _write_one(session: Session, change: Change) -> None:
     for ack in change.acks:
         session.run(
             "UPDATE command SET answered_at = ?, ok = ?, detail = ? WHERE cid = ? AND device_id = ?",
-            (time.time(), ack.ok, ack.detail, ack.cid, number),
+            (session.now(), ack.ok, ack.detail, ack.cid, number),
         )
 
 

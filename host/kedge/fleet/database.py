@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ PARAMETERS = 900
 """Largest number of values in one statement; older SQLite versions limit it to 999."""
 
 Row = sqlite3.Row
+Clock = Callable[[], float]
+"""Returns seconds."""
 Values = Sequence[Any] | dict[str, Any]
 
 
@@ -49,11 +51,13 @@ class Session:
 
     Attributes:
         changed: whether the controller has something to do once this is committed, see :func:`note_change`.
+        now: the fleet's clock; returns seconds since 1970.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, clock: Clock = time.time) -> None:
         self._connection = connection
         self.changed = False
+        self.now = clock
 
     def rows(self, sql: str, values: Values = ()) -> list[Row]:
         """Return all rows of a query."""
@@ -93,13 +97,18 @@ class Session:
 class Database:
     """The database of a state folder, created if missing. It may be used from several threads.
 
+    Args:
+        folder: the state folder.
+        clock: the fleet's clock, in seconds since 1970; a simulation gives its own.
+
     Raises:
         StorageError: the folder cannot be written.
         FleetError: the database is of another version of Kedge, or is none.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, clock: Clock = time.time) -> None:
         self.path = folder / "fleet.db"
+        self.clock = clock
         self._wake = folder / WAKE
         self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
@@ -152,7 +161,7 @@ class Database:
         with self._translated(), self._connection() as connection:
             connection.execute("BEGIN")
             try:
-                yield Session(connection)
+                yield Session(connection, self.clock)
             finally:
                 connection.rollback()
 
@@ -162,7 +171,7 @@ class Database:
         with self._translated(), self._connection() as connection:
             # A transaction that read first cannot wait for the write lock: SQLite fails it at once.
             connection.execute("BEGIN IMMEDIATE")
-            session = Session(connection)
+            session = Session(connection, self.clock)
             try:
                 yield session
                 connection.commit()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from kedge_protocol.messages import Latency, Reported, ReportedModel
@@ -74,6 +73,6 @@ def note_latency(session: Session, device_id: int, latency: Latency) -> None:
         "p50_ms": latency.p50_ms,
         "p95_ms": latency.p95_ms,
         "calls": latency.calls,
-        "at": time.time(),
+        "at": session.now(),
     }
     session.run(_LATENCY, values)

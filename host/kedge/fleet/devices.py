@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from kedge.fleet import schema
@@ -43,7 +42,7 @@ def check_new(session: Session, name: str, target: str, labels: Mapping[str, str
 
 def add(session: Session, name: str, target: str, labels: Mapping[str, str]) -> int:
     """Add a device and return its number; see :meth:`kedge.fleet.service.FleetService.device_add`."""
-    values = (check_new(session, name, target, labels), json.dumps(dict(labels)), time.time(), name)
+    values = (check_new(session, name, target, labels), json.dumps(dict(labels)), session.now(), name)
     note_change(session)
     # The row of a removed device of this name goes on: its desired version must never fall.
     if session.run("UPDATE device SET target = ?, labels = ?, added_at = ?, removed = 0 WHERE name = ?", values) == 0:

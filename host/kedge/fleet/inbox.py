@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from kedge.fleet.database import Clock
 from kedge.fleet.presence import Presence, after_status, after_word
 from kedge_protocol import codec, digest, topics
 from kedge_protocol.errors import KedgeError, MessageError
@@ -95,9 +96,14 @@ class Change:
 
 
 class Inbox:
-    """Takes messages on the connection's thread and digests them on the controller's."""
+    """Takes messages on the connection's thread and digests them on the controller's.
 
-    def __init__(self) -> None:
+    Args:
+        clock: the fleet's clock, in seconds since 1970.
+    """
+
+    def __init__(self, clock: Clock = time.time) -> None:
+        self._clock = clock
         self._waiting: deque[tuple[str, bytes, bool] | None] = deque(maxlen=MAX_WAITING)
         self._lock = threading.Lock()
         self._memory: dict[str, DeviceState] = {}
@@ -190,7 +196,7 @@ class Inbox:
         _check(status.boot_id, status.session, where=f"status of {name}")
         before, memory.presence = memory.presence, after_status(memory.presence, status)
         if memory.presence != before:
-            memory.seen_at = time.time()
+            memory.seen_at = self._clock()
             self._change(name, memory).touched = True
             if before.online != memory.presence.online:
                 log.info("%s is %s", name, "there" if memory.presence.online else "away")
@@ -218,12 +224,12 @@ class Inbox:
         _check(telemetry.boot_id, telemetry.seq, where=f"telemetry of {name}")
         self._word(name, memory, telemetry.boot_id)
         kept = self._change(name, memory).telemetry
-        kept.append((time.time(), payload))
+        kept.append((self._clock(), payload))
         del kept[:-TELEMETRY_A_ROUND]
 
     def _word(self, name: str, memory: DeviceState, boot_id: str) -> None:
         before, memory.presence = memory.presence, after_word(memory.presence, boot_id)
-        memory.seen_at = time.time()
+        memory.seen_at = self._clock()
         if memory.presence != before or memory.seen_at - memory.noted_at > SEEN_SECONDS:
             self._change(name, memory).touched = True
 

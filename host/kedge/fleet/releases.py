@@ -53,7 +53,7 @@ def record(session: Session, stored: StoredRelease) -> int:
     """Record a release whose blobs are in the repository; return its number."""
     number = session.insert(
         "INSERT INTO release (name, version, digest, published_at) VALUES (?, ?, ?, ?)",
-        (stored.name, stored.version, stored.digest, time.time()),
+        (stored.name, stored.version, stored.digest, session.now()),
     )
     for target, bundle in sorted(stored.bundles.items()):
         _record_bundle(session, number, target, bundle)

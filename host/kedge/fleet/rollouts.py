@@ -7,7 +7,6 @@ the others are not. All is written by few statements, whatever the number of dev
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -147,7 +146,7 @@ def _begin(session: Session, plan: Plan) -> int:
     """Write the desired bundles, remember those they replace, and supersede other rollouts on these devices."""
     number = session.insert(
         "INSERT INTO rollout (model, version, kind, state, started_at, selected, reverts) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (plan.model, plan.version, plan.kind, ACTIVE, time.time(), plan.selected, plan.reverts),
+        (plan.model, plan.version, plan.kind, ACTIVE, session.now(), plan.selected, plan.reverts),
     )
     rows = _rows(session, number, plan)
     session.run_many("UPDATE device SET managed = 1, desired_version = :version WHERE id = :device", rows)

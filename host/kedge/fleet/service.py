@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from kedge.fleet import audit, commands, devices, overview, releases, rollout_status, rollouts
-from kedge.fleet.database import Database, Session, alone, note_change, state_folder
+from kedge.fleet.database import Clock, Database, Session, alone, note_change, state_folder
 from kedge.fleet.keys import Keys, KeyView, is_signed, sign_again, sign_release
 from kedge.fleet.options import KitOptions
 from kedge.fleet.overview import DevicePart, DeviceQuery, DevicesFound, FleetOverview
@@ -46,16 +46,17 @@ class FleetService:
     Args:
         state: the folder; None for :func:`kedge.fleet.database.state_folder`'s choice.
         actor: who acts, for the audit log; None for this process's user.
+        clock: the fleet's clock, in seconds since 1970; a simulation gives its own.
 
     Raises:
         StorageError: the folder cannot be written.
         FleetError: its database is of another version of Kedge.
     """
 
-    def __init__(self, state: Path | None = None, *, actor: str | None = None) -> None:
+    def __init__(self, state: Path | None = None, *, actor: str | None = None, clock: Clock = time.time) -> None:
         self.actor = actor or audit.person()
         self.state = state_folder(state)
-        self.database = Database(self.state)
+        self.database = Database(self.state, clock=clock)
         self.repository = Repository(self.state)
 
     def acting_for(self, actor: str) -> FleetService:
