@@ -1,0 +1,1 @@
+"""Staged rollouts: waves, gates and the evidence that they judge by."""

@@ -1,0 +1,205 @@
+"""What each device's figures say of the new bundle: one effect a device, with its variance.
+
+Variances are of what was really seen: between blocks of time (minutes) of the same device and bundle, pooled over the
+cohort, and never below what a device changes from one hour to another by itself."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from kedge.fleet.staged.cohorts import CohortEvidence, DeviceCalls, DriftFigures, ShadowFigures, Share, Spread
+from kedge.fleet.staged.sequential import Effect
+
+KNOWN_CALLS = 50
+"""A device's own rate with the old bundle counts as much as its target's once it is of so many calls."""
+LATENCY_DRIFT = 0.08
+"""Standard deviation of the change of a device's log latency between two hours with the same bundle."""
+LATENCY_BLOCK = 0.05
+"""Smallest standard deviation of a log latency between minutes."""
+ERROR_DRIFT = 0.1
+"""Standard deviation of the change of a device's error rate by itself, as a share of the limit."""
+MEMORY_DRIFT = 100_000.0
+"""Standard deviation, bytes a minute, of a device's memory slope by itself."""
+MIN_POINTS = 5
+"""Values of memory before a slope counts."""
+HOTTER = 5.0
+"""°C that a device must be hotter than before, beside being too hot."""
+DRIFT_DEVIATION = 0.05
+"""Standard deviation of a device's population stability index by itself."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Effects of the devices that measured.
+
+    Attributes:
+        samples: calls, blocks or values that they are of.
+        detail: in words.
+        nothing: in words, why there are no effects.
+        shown: from an effect to the figure that is shown.
+    """
+
+    effects: Sequence[Effect]
+    samples: int
+    detail: str
+    nothing: str
+    shown: Callable[[float], float] = float
+
+
+def error_rates(cohort: CohortEvidence, limit: float) -> Measured:
+    """How much larger the share of failed calls is than with the old bundle on the same device, or, where that is not
+    known, on its target; against 0 where nothing is known."""
+    old = {device.device: device.calls for device in cohort.old.devices}
+    common = _rate(old.values())
+    phi = dispersion([device.calls for device in (*cohort.new.devices, *cohort.old.devices)])
+    effects = []
+    for device in cohort.new.devices:
+        if not device.calls.total:
+            continue
+        own = old.get(device.device, Share())
+        known = own.total + KNOWN_CALLS
+        base = (own.bad + KNOWN_CALLS * common) / known if old else 0.0
+        middle = min(0.5, max(base, 0.0) + limit / 2)
+        sampled = 1 / device.calls.total + (1 / known if old else 0.0)
+        variance = phi * middle * (1 - middle) * sampled + (ERROR_DRIFT * limit) ** 2
+        effects.append(Effect(device.calls.rate - base, variance))
+    new_rate, old_rate = cohort.new.error_rate, cohort.old.error_rate
+    return Measured(
+        effects,
+        cohort.new.inferences,
+        f"{new_rate:.2%} of {cohort.new.inferences} calls failed, {old_rate:.2%} of {cohort.old.inferences} before,"
+        f" dispersion {phi:.1f}",
+        "no calls of users came",
+    )
+
+
+def _rate(shares: Iterable[Share]) -> float:
+    """Return the joint rate, which is never quite 0."""
+    known = list(shares)
+    total = sum(share.total for share in known)
+    return (sum(share.bad for share in known) + 0.5) / (total + 100) if total else 0.0
+
+
+def dispersion(shares: Iterable[Share]) -> float:
+    """Return by how much the variance between blocks exceeds that of independent calls: Pearson's statistic by its
+    degrees of freedom, at least 1."""
+    statistic, freedom = 0.0, 0
+    for share in shares:
+        if share.blocks < 2:
+            continue
+        # With a rate of 0 there is no deviation; half an error keeps the quotient finite.
+        rate = (share.bad + 0.5) / (share.total + 1)
+        squares = share.squares - 2 * rate * share.bad + rate * rate * share.total
+        statistic += max(0.0, squares) / (rate * (1 - rate))
+        freedom += share.blocks - 1
+    return max(1.0, statistic / freedom) if freedom else 1.0
+
+
+def latencies(cohort: CohortEvidence, quantile: str) -> Measured:
+    """Log ratio of a latency quantile to the old bundle's on the same device, or its target's."""
+    new = _spreads(cohort.new.devices, quantile)
+    old = _spreads(cohort.old.devices, quantile)
+    within = _variance_within((*new.values(), *old.values()), LATENCY_BLOCK**2)
+    means = [spread.mean for spread in old.values()]
+    common = statistics.fmean(means) if means else 0.0
+    between = statistics.variance(means) if len(means) > 1 else 1.0
+    effects = []
+    for name, spread in new.items():
+        own = old.get(name)
+        if own is None and not means:
+            continue
+        base, known = (common, between) if own is None else (own.mean, within / own.count)
+        effects.append(Effect(spread.mean - base, within / spread.count + known + LATENCY_DRIFT**2))
+    now, before = cohort.new.latency_ms(quantile), cohort.old.latency_ms(quantile)
+    return Measured(
+        effects,
+        sum(spread.count for spread in new.values()),
+        f"{quantile} {now or 0:.3g} ms, {before or 0:.3g} ms before, on {len(effects)} devices",
+        "no latency of the new bundle and of the old one",
+        math.exp,
+    )
+
+
+def _spreads(devices: Iterable[DeviceCalls], quantile: str) -> dict[str, Spread]:
+    found: Mapping[str, Spread] = {device.device: getattr(device, quantile) for device in devices}
+    return {name: spread for name, spread in found.items() if spread.count}
+
+
+def _variance_within(spreads: Iterable[Spread], least: float) -> float:
+    squares, freedom = 0.0, 0
+    for spread in spreads:
+        squares += spread.squares
+        freedom += spread.count - 1
+    # Blocks that follow each other resemble each other: with few of them the estimate is not trusted.
+    return max(least, (squares + 4 * 0.04) / (freedom + 4))
+
+
+def memory(cohort: CohortEvidence) -> Measured:
+    """Growth of memory with the new bundle, less the median growth with the old one."""
+    known = [device for device in cohort.memory_slope if device.new is not None and device.points >= MIN_POINTS]
+    before = [device.old for device in cohort.memory_slope if device.old is not None]
+    base = max(0.0, statistics.median(before)) if before else 0.0
+    effects = [
+        Effect(device.new - base, device.variance + MEMORY_DRIFT**2) for device in known if device.new is not None
+    ]
+    return Measured(
+        effects,
+        sum(device.points for device in known),
+        f"growth on {len(known)} devices, {base:.0f} bytes a minute before",
+        "no device has measured its memory for long enough",
+    )
+
+
+def hot_devices(cohort: CohortEvidence, limit: float) -> tuple[int, int, float | None]:
+    """Return how many devices became too hot, of how many, and the highest temperature with the new bundle."""
+    pairs = [(device.new, device.old) for device in cohort.temperature_c if device.new is not None]
+    hot = [new for new, old in pairs if new >= limit and (old is None or new - old >= HOTTER)]
+    return len(hot), len(pairs), max((new for new, _ in pairs), default=None)
+
+
+def disagreement(shadow: ShadowFigures, limit: float) -> Measured:
+    """Share of inputs that the shadow answers otherwise."""
+    known = [device.compared for device in shadow.devices if device.compared.total]
+    phi = dispersion(known)
+    middle = 0.75 * limit
+    drift = (ERROR_DRIFT * limit) ** 2
+    effects = [Effect(share.rate, phi * middle * (1 - middle) / share.total + drift) for share in known]
+    agreement = shadow.agreement
+    return Measured(
+        effects,
+        shadow.compared,
+        f"{agreement or 0:.2%} of {shadow.compared} inputs on {len(known)} devices answered alike{_worst(shadow)}",
+        "no shadow has compared anything yet",
+        lambda share: 1 - share,
+    )
+
+
+def _worst(shadow: ShadowFigures) -> str:
+    """Name the class that agrees least, if any was compared often enough to tell."""
+    sums: dict[str, tuple[int, int]] = {}
+    for device in shadow.devices:
+        for name, (compared, agreed) in device.classes.items():
+            before = sums.get(name, (0, 0))
+            sums[name] = (before[0] + compared, before[1] + agreed)
+    often = {name: agreed / compared for name, (compared, agreed) in sums.items() if compared >= 20}
+    if not often:
+        return ""
+    worst = min(often, key=lambda name: often[name])
+    return f", least class {worst} ({often[worst]:.0%})"
+
+
+def drifts(drift: DriftFigures, limit: float) -> Measured:
+    """The larger shift of outputs and of confidence, above that of the inputs, which no release changes."""
+    found = []
+    for device in drift.devices:
+        shifts = [shift for shift in (device.outputs, device.confidence) if shift is not None]
+        if shifts:
+            found.append(Effect(max(shifts) - (device.inputs or 0.0), DRIFT_DEVIATION**2 + limit**2 / device.samples))
+    shown = {"inputs": drift.inputs, "outputs": drift.outputs, "confidence": drift.confidence}
+    words = ", ".join(f"{name} {value:.2f}" for name, value in shown.items() if value is not None)
+    return Measured(
+        found, sum(device.samples for device in drift.devices), f"shift of {words or 'nothing'}", "no sketch came yet"
+    )

@@ -1,0 +1,240 @@
+"""Gates judge cohorts by what their devices measured: early, per device, and never by one faulty device."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+
+import pytest
+
+from kedge.fleet.staged import sequential
+from kedge.fleet.staged.cohorts import (
+    CallFigures,
+    CohortEvidence,
+    DeviceCalls,
+    DeviceMemory,
+    DeviceShadow,
+    DeviceTemperature,
+    ShadowFigures,
+    Share,
+    Spread,
+)
+from kedge.fleet.staged.gates import GateResult, Gates, Method, Verdict, judge
+from kedge_protocol.errors import ConfigError
+
+BLOCKS = 10
+TARGETS = 7
+
+
+def shares(seed: int, rates: list[float], *, calls: int = 60, blocks: int = BLOCKS) -> list[Share]:
+    """One device a rate: so many calls in each block."""
+    draw = random.Random(seed)
+    found = []
+    for rate in rates:
+        share = Share()
+        for _ in range(blocks):
+            share = share.with_block(calls, sum(draw.random() < rate for _ in range(calls)))
+        found.append(share)
+    return found
+
+
+def spreads(seed: int, means_ms: list[float], *, blocks: int = BLOCKS) -> list[Spread]:
+    draw = random.Random(seed)
+    found = []
+    for mean in means_ms:
+        spread = Spread()
+        for _ in range(blocks):
+            spread = spread.with_value(math.log(mean) + draw.gauss(0, 0.1))
+        found.append(spread)
+    return found
+
+
+def figures(calls: list[Share], latency: list[Spread]) -> CallFigures:
+    pairs = zip(calls, latency, strict=True)
+    return CallFigures(
+        devices=tuple(
+            DeviceCalls(device=f"d{number}", calls=share, p95=spread, p99=spread)
+            for number, (share, spread) in enumerate(pairs)
+        )
+    )
+
+
+def cohort(
+    seed: int = 0,
+    *,
+    target: str = "t0",
+    errors: list[float] | None = None,
+    latency: list[float] | None = None,
+    **values: object,
+) -> CohortEvidence:
+    """Five devices that are well, but for what is given."""
+    errors = errors or [0.01] * 5
+    count = len(errors)
+    latency = latency or [10.0] * count
+    base: dict[str, object] = {
+        "target": target,
+        "devices": count,
+        "serving": count,
+        "served_by_calls": count,
+        "served_by_golden": 0,
+        "new": figures(shares(seed, errors), spreads(seed, latency)),
+        "old": figures(shares(seed + 1, [0.01] * count), spreads(seed + 1, [10.0] * count)),
+    }
+    return CohortEvidence(**(base | values))  # type: ignore[arg-type]
+
+
+def verdicts(bad: CohortEvidence, *, soaked: bool = False, gates: Gates | None = None) -> dict[str, GateResult]:
+    """The results of one cohort beside six that are well."""
+    others = [cohort(number, target=f"t{number}") for number in range(1, TARGETS)]
+    found = judge(gates or Gates(), (bad, *others), soaked=soaked)
+    assert {result.verdict for result in found if result.target != bad.target} <= {Verdict.PASS, Verdict.UNDECIDED}
+    return {result.gate: result for result in found if result.target == bad.target}
+
+
+def test_a_good_cohort_passes_every_gate_once_it_has_soaked() -> None:
+    found = verdicts(cohort(), soaked=True)
+    assert {result.verdict for result in found.values()} == {Verdict.PASS}
+    assert {"golden", "error_rate", "p95_ratio", "p99_ratio", "served", "silence"} <= found.keys()
+
+
+def test_a_good_cohort_passes_calls_and_latency_before_the_soak_is_over() -> None:
+    found = verdicts(cohort())
+    assert found["error_rate"].verdict is found["p99_ratio"].verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    ("gate", "bad"),
+    [
+        ("golden", cohort(serving=0, failed=5, proof_failed=5)),
+        ("failures", cohort(serving=0, failed=5)),
+        ("error_rate", cohort(errors=[0.08] * 5)),
+        ("p95_ratio", cohort(latency=[15.0] * 5)),
+        ("p99_ratio", cohort(latency=[15.0] * 5)),
+        (
+            "memory_per_minute",
+            cohort(
+                memory_slope=tuple(
+                    DeviceMemory(device=f"d{n}", new=1e6, old=0.0, variance=1e10, points=8) for n in range(5)
+                )
+            ),
+        ),
+        (
+            "temperature",
+            cohort(temperature_c=tuple(DeviceTemperature(device=f"d{n}", new=91.0, old=60.0) for n in range(5))),
+        ),
+        (
+            "agreement",
+            cohort(
+                shadow=ShadowFigures(
+                    devices=tuple(
+                        DeviceShadow(device=f"d{n}", compared=share, classes={"cat": (60, 5), "dog": (540, 535)})
+                        for n, share in enumerate(shares(3, [0.1] * 5))
+                    )
+                )
+            ),
+        ),
+        ("silence", cohort(serving=0, silent=5, control_devices=200, control_silent=4)),
+    ],
+)
+def test_each_gate_fails_what_it_is_for_before_the_soak_is_over(gate: str, bad: CohortEvidence) -> None:
+    found = verdicts(bad)
+    assert found[gate].verdict is Verdict.FAIL, found[gate]
+    assert not [name for name, result in found.items() if result.verdict is Verdict.FAIL and name[:2] != gate[:2]]
+
+
+def test_one_faulty_device_of_five_decides_nothing() -> None:
+    for bad in (
+        cohort(errors=[1.0, 0.01, 0.01, 0.01, 0.01]),
+        cohort(latency=[500.0, 10.0, 10.0, 10.0, 10.0]),
+        cohort(serving=4, failed=1, proof_failed=1),
+    ):
+        assert Verdict.FAIL not in {result.verdict for result in verdicts(bad, soaked=True).values()}
+
+
+def test_bursts_of_errors_count_less_than_as_many_single_ones() -> None:
+    """What comes in bursts before the switch too is noise."""
+
+    def with_bursts(seed: int) -> list[Share]:
+        draw = random.Random(seed)
+        found = []
+        for _ in range(5):
+            share = Share()
+            for _ in range(BLOCKS):
+                share = share.with_block(60, 30 if draw.random() < 0.08 else 0)
+            found.append(share)
+        return found
+
+    aborted = 0
+    for seed in range(100):
+        bursts = figures(with_bursts(seed), spreads(seed, [10.0] * 5))
+        before = figures(with_bursts(seed + 1000), spreads(seed + 1, [10.0] * 5))
+        aborted += verdicts(cohort(new=bursts, old=before))["error_rate"].verdict is Verdict.FAIL
+    assert aborted <= 1
+
+
+def test_silence_of_the_whole_network_is_not_held_against_the_release() -> None:
+    found = verdicts(cohort(serving=2, silent=3, control_devices=200, control_silent=110), soaked=True)
+    assert found["silence"].verdict is Verdict.UNDECIDED
+
+
+def test_what_is_not_measured_passes_when_the_soak_is_over_and_waits_before() -> None:
+    nothing = cohort(new=CallFigures(), old=CallFigures())
+    before, after = verdicts(nothing), verdicts(nothing, soaked=True)
+    for gate in ("error_rate", "p99_ratio", "memory_per_minute", "temperature"):
+        assert before[gate].verdict is Verdict.UNDECIDED
+        assert (after[gate].verdict, after[gate].figure, after[gate].samples) == (Verdict.PASS, None, 0)
+
+
+def test_a_cohort_that_serves_without_an_answer_waits() -> None:
+    found = verdicts(cohort(served_by_calls=0, served_by_golden=0), soaked=True)
+    assert found["served"].verdict is Verdict.UNDECIDED
+
+
+def test_fixed_thresholds_decide_by_the_figure_once_there_are_calls_enough() -> None:
+    gates = Gates(method=Method.FIXED)
+    assert verdicts(cohort(errors=[0.05] * 5), gates=gates)["error_rate"].verdict is Verdict.FAIL
+    assert verdicts(cohort(), gates=gates)["error_rate"].verdict is Verdict.UNDECIDED
+    assert verdicts(cohort(), gates=gates, soaked=True)["error_rate"].verdict is Verdict.PASS
+
+
+def test_a_gate_that_is_off_says_nothing() -> None:
+    gates = Gates(error_rate=None, p99_ratio=None)
+    assert not {"error_rate", "p99_ratio"} & verdicts(cohort(errors=[0.5] * 5), gates=gates).keys()
+
+
+def test_the_figure_lies_in_its_interval_and_has_the_limits_unit() -> None:
+    found = verdicts(cohort(errors=[0.08] * 5, latency=[15.0] * 5))
+    for gate, about in (("error_rate", 0.07), ("p99_ratio", 1.5)):
+        result = found[gate]
+        assert result.low is not None and result.high is not None  # noqa: PT018
+        assert result.figure is not None
+        assert result.low < result.figure < result.high
+        assert result.figure == pytest.approx(about, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"alpha": 0.0}, {"error_rate": 1.5}, {"p99_ratio": 0.9}, {"memory_per_minute": math.nan}, {"min_calls": 0}],
+)
+def test_limits_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        dataclasses.replace(Gates(), **wrong).check()  # type: ignore[arg-type]
+    Gates().check()
+
+
+def test_evidence_of_a_count_is_a_likelihood_ratio_with_mean_one() -> None:
+    """Under the allowed share its mean is 1: so the probability that it exceeds 1/alpha is at most alpha."""
+    share, total = 0.1, 12
+    chances = [math.comb(total, k) * share**k * (1 - share) ** (total - k) for k in range(total + 1)]
+    ratios = [math.exp(sequential.count_evidence(k, total, share)) for k in range(total + 1)]
+    mean = sum(chance * ratio for chance, ratio in zip(chances, ratios, strict=True))
+    assert mean == pytest.approx(1.0, abs=1e-9) or mean < 1.0
+    assert ratios == sorted(ratios)
+
+
+def test_spared_devices_are_exceeded_as_seldom_as_said() -> None:
+    for devices in (1, 5, 20, 300):
+        spared = sequential.spare(devices, 0.005, 0.01)
+        assert sequential.tail(spared, devices, 0.005) <= 0.01
+        assert spared == 0 or sequential.tail(spared - 1, devices, 0.005) > 0.01
