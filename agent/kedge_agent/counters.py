@@ -9,8 +9,8 @@ A row has one writer, so a call takes no lock. A file serves one bundle: after a
 its writer lives, the file is locked (``flock``); the kernel releases the lock however the process ends, and whatever
 its number or namespace is, so a reused process number is never mistaken for the writer.
 
-Latencies are counted in log-linear buckets: 8 of equal width for each power of two from 1.024 µs to 137 s, one below,
-one above (as in HdrHistogram, G. Tene). This module does not use numpy, which the resident agent does not load.
+Latencies are counted in the buckets of :mod:`kedge_protocol.latency_buckets`. This module does not use numpy, which the
+resident agent does not load.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kedge_protocol import files
+from kedge_protocol import files, latency_buckets
 from kedge_protocol.digest import checked
 from kedge_protocol.errors import BundleError
+from kedge_protocol.latency_buckets import BUCKETS
 
 log = logging.getLogger("kedge.counters")
 
@@ -51,8 +52,7 @@ _KEPT_DIGESTS = 16
 
 # Fields of a row, unsigned 64-bit integers of the machine.
 _INFERENCES, _ERRORS, _NANOSECONDS, _BUCKETS = 0, 1, 2, 3
-_LOWEST_BIT, _HIGHEST_BIT = 10, 37
-BUCKETS = (_HIGHEST_BIT - _LOWEST_BIT) * 8 + 2
+_LOWEST_BIT, _HIGHEST_BIT = latency_buckets.LOWEST_BIT, latency_buckets.HIGHEST_BIT
 _FIELDS = _BUCKETS + BUCKETS
 _LAST = _BUCKETS + BUCKETS - 1
 
@@ -197,16 +197,6 @@ def open_counter(folder: Path, *, digest: str, generation: int) -> Counter | Non
         return None
 
 
-def _bounds(bucket: int) -> tuple[float, float]:
-    """Return the lower and upper end of a bucket in nanoseconds."""
-    if bucket == 0:
-        return 0.0, float(1 << _LOWEST_BIT)
-    power, part = divmod(bucket - 1, 8)
-    width = 1 << (_LOWEST_BIT - 3 + power)
-    low = (8 + part) * width
-    return float(low), float(low if bucket == BUCKETS - 1 else low + width)
-
-
 @dataclass(frozen=True)
 class Totals:
     """Sums over processes and threads.
@@ -245,14 +235,7 @@ class Totals:
     def percentile_ms(self, share: float) -> float:
         """Return the latency in milliseconds that ``share`` (0..1) of the inferences did not exceed, within about 6 %;
         0.0 without inferences."""
-        wanted = share * sum(self.buckets)
-        seen = 0
-        for bucket, count in enumerate(self.buckets):
-            if count and seen + count >= wanted:
-                low, high = _bounds(bucket)
-                return (low + (high - low) * max(0.0, wanted - seen) / count) / 1e6
-            seen += count
-        return 0.0
+        return latency_buckets.percentile_ms(self.buckets, share)
 
     @property
     def mean_ms(self) -> float:

@@ -3,6 +3,7 @@ the serving process."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
@@ -15,14 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from kedge_agent import malloc, persistent_state, state_format, system
+from kedge_agent import counters, malloc, persistent_state, served_door, state_format, system
 from kedge_agent.config import AgentConfig
 from kedge_agent.effects import EffectRunner, installed_of, installed_runtimes
 from kedge_agent.mqtt_link import Link
 from kedge_agent.name_conflict import NameConflict
 from kedge_agent.serving.bundle_watch import ServingWatch
 from kedge_agent.serving.supervisor import ServingSupervisor
-from kedge_agent.slots import model_folders
+from kedge_agent.slots import ModelFolder, model_folders
 from kedge_agent.store import Store
 from kedge_agent.systemd import notify
 from kedge_agent.telemetry import Meter
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 
 TICK = 0.25
 """Seconds between two checks of the clock, the child and its messages."""
+_COUNT_SECONDS = 1.0
+"""Seconds between two counts of the calls of a bundle that nothing attests yet."""
 FIRST_TELEMETRY = 1.0
 _BOOTS_KEPT = 16
 
@@ -104,11 +107,13 @@ class Daemon:
             ask=self._link.ask,
             report=self._report,
             remember=self._write_memory,
+            door=functools.partial(served_door.knock, door=served_door.door_of(config)),
         )
         self._child = _serving_child(config)
         self._watch = ServingWatch(config.state, None if self._child is None else self._child.said)
         self._meter = Meter(config.state, self._boot_id, clock())
         self._telemetry_at = clock() + FIRST_TELEMETRY
+        self._count_at = clock()
 
     def run(self) -> None:
         """Run until SIGTERM, SIGINT or :meth:`stop`. Call it in the main thread."""
@@ -167,6 +172,9 @@ class Daemon:
             self.post(events.ServingDied(self._child.last_words, self._child.died_serving))
         for event in self._watch.look():
             self.post(event)
+        if now >= self._count_at:
+            self._count_at = now + _COUNT_SECONDS
+            self._count_calls()
         self.post(events.Tick())
         self._link.watch(now)
         if self._busy and self._machine.settled:
@@ -175,6 +183,14 @@ class Daemon:
         if self._config.telemetry_interval and now >= self._telemetry_at:
             self._telemetry_at = now + self._config.telemetry_interval
             self._send_telemetry(now)
+
+    def _count_calls(self) -> None:
+        """Tell the machine of the first calls of a bundle; later ones are counted with the telemetry."""
+        with self._turn:
+            waiting = self._machine.unattested()
+        for name, digest in waiting.items():
+            calls = counters.collect(ModelFolder(self._config.state, name).counters, fold=False).digests.get(digest, 0)
+            self.post(events.Counted(name, digest, calls))
 
     def _send_telemetry(self, now: float) -> None:
         with self._turn:
@@ -186,9 +202,12 @@ class Daemon:
         child = self._child.pid if self._child is not None else None
         pids = [os.getpid()] if child is None else [os.getpid(), child]
         try:
-            measured = self._meter.measure(digests, pids, self._store.free_bytes(), now)
+            measured = self._meter.measure(digests, pids, self._store.free_bytes(), now, serving=child)
             self._unheard_seconds += 0.0 if heard else measured.interval
             self._link.telemetry(measured)
+            for name, digest in digests.items():
+                if digest is not None:
+                    self.post(events.Counted(name, digest, self._meter.calls(name, digest)))
         except OSError as error:
             log.warning("no telemetry: %s", error)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from kedge_agent import counters, served_door
 from kedge_agent.slots import CONFIG_FILE, ModelFolder, model_folders
 from kedge_agent.store import Store
 from kedge_agent.update import actions, events
@@ -145,6 +146,11 @@ Prover = Callable[[Path, BundleConfig, ProofLimits, "Path | None", Callable[[str
 """See :func:`prove`."""
 
 
+Knock = Callable[[ModelFolder, str], int]
+"""Sends the golden samples of a model's current bundle, which must have this digest, through the served door; see
+:func:`kedge_agent.served_door.knock`."""
+
+
 class Jobs(Protocol):
     """Runs jobs one after another."""
 
@@ -166,6 +172,7 @@ class EffectRunner:
         report: called when the reported state has changed.
         remember: writes the machine's persistent state.
         prover: runs the golden vectors of a slot.
+        door: sends golden samples through the served door.
         disk, proofs: run jobs one after another; threads by default.
     """
 
@@ -179,6 +186,7 @@ class EffectRunner:
         report: Callable[[], None],
         remember: Callable[[actions.PersistentState], None],
         prover: Prover = prove,
+        door: Knock = served_door.knock,
         disk: Jobs | None = None,
         proofs: Jobs | None = None,
     ) -> None:
@@ -189,6 +197,7 @@ class EffectRunner:
         self._report = report
         self._remember = remember
         self._prover = prover
+        self._door = door
         self._disk = disk or JobThread("disk")
         self._proofs = proofs or JobThread("proofs")
         self._on_disk: dict[type, Callable[[Any], events.Event | None]] = {
@@ -214,6 +223,8 @@ class EffectRunner:
                 self._say(action)
             elif isinstance(action, actions.Prove):
                 self._proofs.put(functools.partial(self._prove, action))
+            elif isinstance(action, actions.KnockAtDoor):
+                self._proofs.put(functools.partial(self._knock, action))
             else:
                 self._disk.put(functools.partial(self._do, action))
 
@@ -319,7 +330,8 @@ class EffectRunner:
 
     def _switch(self, action: actions.Switch) -> events.Event:
         folder = self._folder(action.model)
-        return self._switched(folder, lambda: folder.switch(folder.slot(action.bundle.digest)))
+        before = counters.collect(folder.counters, fold=False).digests.get(action.bundle.digest, 0)
+        return self._switched(folder, lambda: folder.switch(folder.slot(action.bundle.digest)), before)
 
     def _roll_back(self, action: actions.RollBack) -> events.Event:
         folder = self._folder(action.model)
@@ -329,8 +341,27 @@ class EffectRunner:
         folder = self._folder(action.model)
         return self._switched(folder, folder.remove)
 
+    def _knock(self, action: actions.KnockAtDoor) -> None:
+        samples, error, wrong = 0, None, False
+        try:
+            samples = self._door(self._folder(action.model), action.digest)
+        except Exception as failure:
+            if not isinstance(failure, KedgeError):
+                log.exception("the served door of %s cannot be tried", action.model)
+            error, wrong = foreign(failure), isinstance(failure, VerificationError)
+        self._post(
+            events.DoorAnswered(
+                model=action.model,
+                digest=action.digest,
+                attempt=action.attempt,
+                samples=samples,
+                error=error,
+                wrong=wrong,
+            )
+        )
+
     @staticmethod
-    def _switched(folder: ModelFolder, change: Callable[[], object]) -> events.Event:
+    def _switched(folder: ModelFolder, change: Callable[[], object], calls: int | None = None) -> events.Event:
         error = None
         try:
             change()
@@ -338,7 +369,7 @@ class EffectRunner:
             if not isinstance(failure, KedgeError):
                 log.exception("%s could not be switched", folder.name)
             error = foreign(failure)
-        return events.Switched(folder.name, installed_of(folder), error)
+        return events.Switched(folder.name, installed_of(folder), error, calls)
 
     def _collect(self, action: actions.CollectGarbage) -> None:
         keep = set(action.keep)

@@ -104,14 +104,14 @@ class Loaded:
         except TypeError as error:
             raise InputError(f"an option is not known or of another type: {error}", where="generate") from error
 
-    def begin(self, tokens: Sequence[int], **options: Any) -> AnswerStream:
-        """Start an answer to tokens, and count it when it ends. The options are those of
+    def begin(self, tokens: Sequence[int], *, counted: bool = True, **options: Any) -> AnswerStream:
+        """Start an answer to tokens, and count it when it ends unless ``counted`` is False. The options are those of
         :meth:`kedge_agent.generation.generator.TextGenerator.stream`."""
         start = perf_counter_ns()
 
         def ended(failed: bool) -> None:
             # The stream holds this function, and so the bundle, until its end.
-            if (counter := self.counter) is None:
+            if (counter := self.counter) is None or not counted:
                 return
             if failed:
                 counter.error()

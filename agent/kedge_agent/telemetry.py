@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kedge_agent import counters, system
 from kedge_agent.slots import ModelFolder
-from kedge_protocol import memory
+from kedge_protocol import latency_buckets, memory
 from kedge_protocol.messages import BoardTelemetry, ModelTelemetry, Telemetry
 from kedge_targets import jetson
 
@@ -32,7 +32,15 @@ class Meter:
         self._cpu = system.CpuMeter()
         self._root = root
 
-    def measure(self, digests: Mapping[str, str | None], pids: Iterable[int], free_bytes: int, now: float) -> Telemetry:
+    def measure(
+        self,
+        digests: Mapping[str, str | None],
+        pids: Iterable[int],
+        free_bytes: int,
+        now: float,
+        *,
+        serving: int | None = None,
+    ) -> Telemetry:
         """Return the figures since the last call.
 
         Args:
@@ -40,15 +48,17 @@ class Meter:
             pids: process ids of the agent.
             free_bytes: free space of the disk.
             now: seconds of a monotonic clock.
+            serving: that of the serving process, if there is one.
         """
         self._seq += 1
         interval, self._last_at = now - self._last_at, now
         device = memory.of_device()
+        held = None if serving is None else memory.resident(serving)
         return Telemetry(
             boot_id=self._boot_id,
             seq=self._seq,
             interval=round(interval, 3),
-            models={name: self._model(name, digest) for name, digest in digests.items()},
+            models={name: self._model(name, digest, held) for name, digest in digests.items()},
             cpu_percent=self._cpu.percent(),
             memory_total_bytes=device.total,
             memory_available_bytes=device.available,
@@ -75,7 +85,12 @@ class Meter:
             power_mode=found.power_mode,
         )
 
-    def _model(self, name: str, digest: str | None) -> ModelTelemetry:
+    def calls(self, name: str, digest: str) -> int:
+        """Return the calls that a bundle had answered at the last measurement."""
+        total = self._totals.get(name)
+        return 0 if total is None else total.digests.get(digest, 0)
+
+    def _model(self, name: str, digest: str | None, memory_bytes: int | None) -> ModelTelemetry:
         folder = ModelFolder(self._state, name)
         total = counters.collect(folder.counters)
         # Calls before this start belong to no interval of it.
@@ -89,5 +104,8 @@ class Meter:
             inferences_total=total.inferences,
             errors_total=total.errors,
             latency_ms=since.latency_ms(),
+            latency_buckets=latency_buckets.sparse(since.buckets),
+            mixed=any(count for other, count in since.digests.items() if other != digest),
+            memory_bytes=memory_bytes,
             figures=serving.figures if serving is not None and serving.digest == digest else {},
         )

@@ -161,6 +161,10 @@ class VerificationError(KedgeError):
     """Golden vectors do not match on this runtime."""
 
 
+class DoorError(KedgeError):
+    """The served door does not answer, or another bundle does."""
+
+
 class MessageError(KedgeError):
     """A message on the wire that violates the protocol."""
 

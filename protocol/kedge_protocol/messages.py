@@ -27,6 +27,8 @@ class Desired:
     Attributes:
         models: model name → bundle digest (of the manifest). A model missing here is removed from the device.
         sizes: bundle digest → size of its manifest in bytes, so that it can be pulled like any blob.
+        soaks: model name → seconds after the switch for which calls of users are waited for before golden samples are
+            sent through the served door (:class:`Served`); 0 where it is missing.
         device: the device that it is for; another one refuses it.
         releases: the signed statements of the releases that the bundles are of.
         rotations: all signed rotations of keys so far, in their order.
@@ -35,6 +37,7 @@ class Desired:
     version: int
     models: dict[str, str]
     sizes: dict[str, int]
+    soaks: dict[str, float] = field(default_factory=dict)
     sent_at: float = 0.0
     device: str = ""
     releases: tuple[Envelope, ...] = ()
@@ -138,6 +141,28 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Served:
+    """What a bundle answered on a device since the switch to it: the attestation that it serves.
+
+    Attributes:
+        calls: the calls of users that it answered, over all processes that use the model. The number is as of the
+            report, which is sent with the first call and not with each; telemetry has the present one.
+        golden: the golden samples that were sent through the served door and held, where no call came within the soak;
+            0 before.
+        problem: why golden samples could not be sent through the door yet, or did not hold.
+    """
+
+    calls: int = 0
+    golden: int = 0
+    problem: str | None = None
+
+    @property
+    def by(self) -> str | None:
+        """What attests it: ``calls`` of users, ``golden`` samples, or None while nothing does."""
+        return "calls" if self.calls > 0 else "golden" if self.golden > 0 else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportedModel:
     """One model in the reported state.
 
@@ -154,6 +179,8 @@ class ReportedModel:
         detail: in words, what the device is waiting for; for a serving model, what really runs it, if the runtime's
             name does not say it all.
         latency: the latency of ``digest``, measured when it was proved; None from agents before 0.2.
+        served: what ``digest`` answered since the switch to it, while it is the desired bundle and serves; None from
+            older agents.
     """
 
     state: ModelState
@@ -168,6 +195,7 @@ class ReportedModel:
     failure: Failure | None = None
     detail: str | None = None
     latency: Latency | None = None
+    served: Served | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +298,11 @@ class ModelTelemetry:
         inferences, errors: the calls in the interval, over all processes that use the model.
         inferences_total, errors_total: the calls since the model was installed.
         latency_ms: ``p50``, ``p95``, ``p99``, ``mean`` of the interval; empty without calls.
+        latency_buckets: the interval's histogram, which adds up over intervals and devices, see
+            :mod:`kedge_protocol.latency_buckets`.
+        mixed: whether calls of another bundle are among those of the interval, as after a switch.
+        memory_bytes: the resident memory of the serving process, which also holds the device's other models; None where
+            there is none, since applications load the model themselves.
         figures: the runtime's own measurements of the model on this device, by a name that includes the unit
             (``samples_per_second`` of an accelerator's own throughput test); usually empty.
     """
@@ -280,6 +313,9 @@ class ModelTelemetry:
     inferences_total: int
     errors_total: int
     latency_ms: dict[str, float] = field(default_factory=dict)
+    latency_buckets: dict[str, int] = field(default_factory=dict)
+    mixed: bool = False
+    memory_bytes: int | None = None
     figures: dict[str, float] = field(default_factory=dict)
 
 

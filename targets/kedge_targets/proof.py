@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import itertools
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,7 +233,20 @@ def _of_decoder(request: ProveRequest, folder: Path, config: BundleConfig, progr
 def run_vectors(
     folder: Path, config: BundleConfig, executor: Executor, progress: Progress
 ) -> tuple[list[golden.Deviation], list[float]]:
-    """Run a bundle's golden vectors.
+    """Run a bundle's golden vectors in an executor; see :func:`run_vectors_through`."""
+    return run_vectors_through(folder, config, executor.on_samples, progress)
+
+
+def run_vectors_through(
+    folder: Path,
+    config: BundleConfig,
+    answer: Callable[[dict[str, Any]], Mapping[str, Any]],
+    progress: Progress,
+) -> tuple[list[golden.Deviation], list[float]]:
+    """Run a bundle's golden vectors through whatever answers samples.
+
+    Args:
+        answer: input name → samples along the first axis, to output name → answers along the first axis.
 
     Returns:
         What was measured of each output, and the seconds of each call.
@@ -250,7 +264,7 @@ def run_vectors(
     for index in range(0, vectors.samples, step):
         one = {name: array[index : index + step] for name, array in vectors.inputs.items()}
         begun = time.perf_counter()
-        rows.append(executor.on_samples(one))
+        rows.append(answer(one))
         seconds.append(time.perf_counter() - begun)
         progress("golden vectors", index + step, vectors.samples)
     actual = {name: free_lengths.stacked([row[name] for row in rows]) for name in rows[0]}

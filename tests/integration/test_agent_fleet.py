@@ -13,9 +13,9 @@ from tests.support.brokers import Mosquitto, mosquitto, wait_for
 from tests.support.bundles import make_bundle, samples
 from tests.support.controllers import ControllerProcess
 
-from kedge.fleet.results import DeviceDetail
+from kedge.fleet.results import DeviceDetail, Progress
 from kedge.fleet.service import FleetService
-from kedge_protocol.messages import ModelState, ReportedModel
+from kedge_protocol.messages import ModelState, ReportedModel, Served
 
 __all__ = ["mosquitto"]
 pytestmark = pytest.mark.needs("mosquitto")
@@ -99,6 +99,41 @@ def test_a_release_is_installed_served_counted_and_then_replaced_by_few_blocks(f
     assert model.previous == first
     assert model.bytes_received < 4 * (1 << 20) / 4
     assert fleet.served_again() == 0
+
+
+def attested(fleet: Fleet, digest: str) -> Served:
+    """Wait until the device attests that it serves this bundle."""
+
+    def there() -> bool:
+        model = fleet.model()
+        return model is not None and model.digest == digest and model.served is not None and model.served.by is not None
+
+    wait_for(there, 90.0, what=f"an attestation of {digest[:19]} (see {fleet.agent.log})")
+    model = fleet.model()
+    assert model is not None
+    assert model.served is not None
+    return model.served
+
+
+def test_a_rollout_is_done_when_golden_samples_held_through_the_door_and_then_users_call(fleet: Fleet) -> None:
+    first = fleet.publish("1.0")
+    fleet.agent.start()
+    fleet.roll_out("1.0")
+    served = attested(fleet, first)
+    assert (served.by, served.calls) == ("golden", 0)
+    (device,) = fleet.service.rollout_status(1).devices
+    assert device.progress is Progress.DONE
+    assert device.served == served
+    assert "golden samples held through its served door" in device.detail
+    one = {"name": "input", "shape": [1, 16], "datatype": "FP32", "data": samples(1)[0].tolist()}
+    assert fleet.agent.ask("/v2/models/tiny/infer", {"inputs": [one]}) is not None
+    wait_for(lambda: attested(fleet, first).by == "calls", what="an attestation by the user's call")
+    assert attested(fleet, first).calls == 1
+    told = [message.models["tiny"] for message in fleet.detail().telemetry if "tiny" in message.models]
+    # The golden samples are no calls.
+    assert max(one.inferences_total for one in told) <= 1
+    assert sum(sum(one.latency_buckets.values()) for one in told) <= 1
+    assert any((one.memory_bytes or 0) > 1 << 20 for one in told)
 
 
 def test_a_bundle_whose_weights_are_broken_leaves_the_old_one_serving(fleet: Fleet) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kedge_agent import persistent_state
+from kedge_agent import counters, persistent_state
+from kedge_agent.counters import Counter
 from kedge_agent.effects import EffectRunner, Proof, ProofLimits, installed_of
 from kedge_agent.serving.bundle_watch import ServingWatch
 from kedge_agent.slots import ModelFolder, model_folders
@@ -21,7 +22,7 @@ from kedge_protocol.blocks import BLOCK_SIZE, BlockAnswer, BlockStatus, block_co
 from kedge_protocol.bundle import config as cfg
 from kedge_protocol.bundle import oci
 from kedge_protocol.bundle.layout import Bundle, parse_bundle
-from kedge_protocol.errors import VerificationError
+from kedge_protocol.errors import DoorError, VerificationError
 from kedge_protocol.messages import (
     BlobKind,
     BlockRequest,
@@ -226,6 +227,10 @@ class World:
         self.proof_detail: str | None = None
         self.proof_ms = 1.5
         self.serve_fails: set[str] = set()
+        self.door_wrong: set[str] = set()
+        """Versions whose golden samples are answered wrongly."""
+        self.door_silent = False
+        self.knocks = 0
         self.proofs = 0
         self.boots = 0
         self.log: list[actions.Action] = []
@@ -248,6 +253,7 @@ class World:
                 self.state, persistent_state.AgentFile(boots=1, memory=content)
             ),
             prover=self._prove,
+            door=self._knock,
             disk=self.disk,
             proofs=self.prover,
         )
@@ -318,6 +324,31 @@ class World:
             raise VerificationError("golden vectors do not hold")
         return Proof(self.proof_detail, self.proof_ms, 2 * self.proof_ms, calls=10)
 
+    def _knock(self, folder: ModelFolder, bundle: str) -> int:
+        self.knocks += 1
+        slot = folder.current()
+        if self.door_silent or slot is None or slot.digest != bundle:
+            raise DoorError("nobody answers")
+        if slot.bundle().config.version in self.door_wrong:
+            raise VerificationError("golden vectors do not hold")
+        return 8
+
+    def call(self, name: str = "digits", times: int = 1) -> None:
+        """Let users call a model, if it serves."""
+        slot = self.folder(name).current()
+        if slot is None:
+            return
+        counter = Counter(self.folder(name).counters, digest=slot.digest, generation=0)
+        for _ in range(times):
+            counter.record(1000)
+        counter.close()
+
+    def count_calls(self) -> None:
+        """Tell the machine of what was counted, as the daemon does."""
+        for name, bundle in self.machine.unattested().items():
+            counted = counters.collect(self.folder(name).counters).digests.get(bundle, 0)
+            self.post(events.Counted(name, bundle, counted))
+
     @property
     def models(self) -> dict[str, ReportedModel]:
         return self.machine.reported()
@@ -366,10 +397,12 @@ class World:
         status = self.controller.status
         self.post(events.ControllerSeen(Status(online=False, boot_id=status.boot_id, session=status.session)))
 
-    def desire(self, version: int, *releases: Release, names: tuple[str, ...] = ("digits",)) -> None:
+    def desire(self, version: int, *releases: Release, names: tuple[str, ...] = ("digits",), soak: float = 0.0) -> None:
         models = dict(zip(names, [release.digest for release in releases], strict=False))
         sizes = {release.digest: release.size for release in releases}
-        self.post(events.DesiredArrived(codec.encode(Desired(version=version, models=models, sizes=sizes))))
+        soaks = dict.fromkeys(models, soak)
+        desired = Desired(version=version, models=models, sizes=sizes, soaks=soaks)
+        self.post(events.DesiredArrived(codec.encode(desired)))
 
     def serve_request(self) -> bool:
         if not self.requests:
@@ -394,6 +427,7 @@ class World:
     def tick(self, seconds: float = 0.25) -> None:
         self.now += seconds
         self.look_at_serving()
+        self.count_calls()
         self.post(events.Tick())
 
     def settle(self, steps: int = 5000) -> None:

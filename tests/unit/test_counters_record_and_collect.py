@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kedge_agent.counters import BUCKETS, TOTALS_FILE, Counter, Totals, collect, open_counter
+from kedge_agent.counters import TOTALS_FILE, Counter, Totals, collect, open_counter
+from kedge_protocol import latency_buckets
+from kedge_protocol.latency_buckets import BUCKETS
 
 pytestmark = pytest.mark.device
 
@@ -242,6 +244,15 @@ def test_percentiles_are_within_a_bucket_of_the_truth(
     counter.close()
     assert len(found.buckets) == BUCKETS
     assert found.nanoseconds == sum(latencies)
+    # What a device counts in a row is what anybody else finds for the same latency; sent and added it is the same.
+    alone = [0] * BUCKETS
+    for nanoseconds in latencies:
+        alone[latency_buckets.bucket_of(nanoseconds)] += 1
+    sent = latency_buckets.sparse(found.buckets)
+    assert list(found.buckets) == alone == latency_buckets.merged([sent])
+    assert latency_buckets.merged([sent, {"0": 1, "-1": 5, "x": 5, "999": 5, "1": -5}, sent])[1:] == [
+        2 * count for count in alone[1:]
+    ]
     ordered = sorted(latencies)
     for share in (0.5, 0.95, 0.99):
         # The smallest latency that at least this share does not exceed.

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kedge.fleet.device_progress import LastReport, Standing, judge
 from kedge.fleet.results import Progress
-from kedge_protocol.messages import Failure, ModelState, ReportedModel
+from kedge_protocol.messages import Failure, ModelState, ReportedModel, Served
 
 WANTED, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 digests = st.sampled_from([None, WANTED, OTHER])
@@ -26,6 +26,7 @@ models = st.builds(
     desired=digests,
     digest=digests,
     proved=st.booleans(),
+    served=st.none() | st.builds(Served, calls=st.integers(0, 2), golden=st.integers(0, 2)),
     failure=st.one_of(
         st.none(), st.builds(Failure, digest=st.sampled_from([WANTED, OTHER]), stage=st.just("prove"), reason=st.text())
     ),
@@ -38,6 +39,7 @@ def test_done_needs_this_digest_serving_proved_for_this_version_or_later(
 ) -> None:
     standing = standing_of(model, told=version, asked=asked, online=online)
     proof = model.state is ModelState.SERVING and model.digest == WANTED and model.proved and version >= asked
+    proof = proof and (model.served is None or bool(model.served.calls or model.served.golden))
     assert (standing.progress is Progress.DONE) == proof
     if standing.progress is Progress.FAILED:
         assert model.failure is not None
@@ -92,3 +94,18 @@ def test_a_model_taken_away_is_done_when_the_device_says_that_it_is_gone() -> No
 def test_a_device_never_heard_of_is_offline() -> None:
     standing = standing_of(None, told=None, asked=1, online=False)
     assert (standing.progress, standing.detail) == (Progress.OFFLINE, "it was never heard of")
+
+
+def test_a_device_is_done_once_something_attests_that_it_serves_and_says_what() -> None:
+    def standing(served: Served) -> Standing:
+        model = ReportedModel(state=ModelState.SERVING, desired=WANTED, digest=WANTED, proved=True, served=served)
+        return standing_of(model, told=2, asked=2)
+
+    waiting, failing = standing(Served()), standing(Served(problem="refused"))
+    assert waiting.progress is failing.progress is Progress.PROVING
+    assert "waits for the first call" in waiting.detail
+    assert "refused" in failing.detail
+    golden, calls = standing(Served(golden=8)), standing(Served(calls=3, golden=8))
+    assert golden.progress is calls.progress is Progress.DONE
+    assert "8 golden samples held through its served door" in golden.detail
+    assert "calls of users" in calls.detail

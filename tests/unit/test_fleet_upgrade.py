@@ -49,6 +49,7 @@ def older(path: Path, version: int) -> None:
             connection.execute(f"ALTER TABLE device_state DROP COLUMN {column}")
         connection.execute("ALTER TABLE rollout_device DROP COLUMN superseded_by")
         connection.execute("ALTER TABLE release DROP COLUMN statement")
+        connection.execute("ALTER TABLE desired_model DROP COLUMN soak")
         connection.execute("DROP TABLE audit")
         connection.executescript(
             """

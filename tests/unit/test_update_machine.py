@@ -438,7 +438,8 @@ def test_progress_is_reported_at_most_once_a_second(world: World) -> None:
 
 STEPS = st.sampled_from(
     ["disk", "disk", "serve", "serve", "deliver", "deliver", "deliver", "late", "twice", "lose", "lose request",
-     "tick", "silence", "disconnect", "connect", "controller", "session", "leave", "crash", "prove", "desire"]
+     "tick", "silence", "disconnect", "connect", "controller", "session", "leave", "crash", "prove", "desire", "call",
+     "door"]
 )  # fmt: skip
 
 
@@ -468,6 +469,15 @@ def test_whatever_happens_it_ends_serving_the_right_bytes(steps: list[str], size
         world.desire(version, wanted)
         world.settle()
         serving(world, wanted)
+        world.door_silent = False
+        for _ in range(20):
+            world.tick(1000.0)
+            world.prover.run_one()
+        served = world.models["digits"].served
+        assert served is not None
+        # Something attests it, and never more calls than there were.
+        assert served.by is not None
+        assert served.calls <= steps.count("call")
         assert not list((world.state / "partial").iterdir())
         if "desire" not in steps:
             # Without a change of mind, which may clean up a partial blob, no finished block is ever served twice.
@@ -506,6 +516,10 @@ def _torment(world: World, step: str, version: int, wanted: object, both: tuple)
         world.controller_leaves()
     elif step == "crash":
         world.crash()
+    elif step == "call":
+        world.call()
+    elif step == "door":
+        world.door_silent = not world.door_silent
     elif step == "desire":
         version += 1
         wanted = both[version % 2]

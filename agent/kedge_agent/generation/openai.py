@@ -16,7 +16,15 @@ from kedge_agent.generation import openai_request
 from kedge_agent.generation.engine import CANCELLED, LENGTH, TIMEOUT, BusyError, Token
 from kedge_agent.generation.generator import AnswerStream, TextGenerator
 from kedge_agent.generation.openai_request import RequestError, TextRequest
-from kedge_agent.serving.handler import EVENT_STREAM, Job, Request, Response, json_response, server_sent_event
+from kedge_agent.serving.handler import (
+    EVENT_STREAM,
+    GOLDEN_FIELD,
+    Job,
+    Request,
+    Response,
+    json_response,
+    server_sent_event,
+)
 from kedge_agent.serving.worker_pool import WorkerPool
 from kedge_protocol.errors import InputError, KedgeError
 
@@ -86,7 +94,7 @@ class OpenAiHandler:
             loaded = self._loaded(asked.model)
             if loaded is None:
                 return self._no_model(asked.model)
-            completion = _Completion(asked, loaded)
+            completion = _Completion(asked, loaded, counted=GOLDEN_FIELD not in request.fields)
             if asked.stream:
                 completion.begin()
                 return Response(200, stream=completion.events(), content_type=EVENT_STREAM)
@@ -138,8 +146,9 @@ class _Choice:
 class _Completion:
     """One request's choices, complete or as events."""
 
-    def __init__(self, asked: TextRequest, loaded: Loaded) -> None:
+    def __init__(self, asked: TextRequest, loaded: Loaded, *, counted: bool) -> None:
         self._asked = asked
+        self._counted = counted
         # Held until the end: the bundle that began an answer ends it, whatever is switched to meanwhile.
         self._loaded = loaded
         self._generator: TextGenerator = loaded.generator
@@ -177,6 +186,7 @@ class _Completion:
         room = max(1, self._generator.spec.context - len(tokens))
         return self._loaded.begin(
             tokens,
+            counted=self._counted,
             max_tokens=min(asked.max_tokens or room, room),
             sampling=sampling,
             stop=asked.stop,

@@ -40,6 +40,10 @@ JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
 
 
+GOLDEN_FIELD = "kedge-golden"
+"""Header field of a call that is none of a user's and is counted nowhere, see :mod:`kedge_agent.served_door`."""
+
+
 @dataclass(slots=True)
 class Request:
     """A complete request.

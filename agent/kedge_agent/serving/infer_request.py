@@ -94,8 +94,11 @@ def from_json(body: bytes, header_length: str | None, config: BundleConfig) -> I
     return InferRequest(inputs, outputs, every, identifier if isinstance(identifier, str) else "")
 
 
-def run(loaded: Loaded, request: InferRequest) -> InferResult:
+def run(loaded: Loaded, request: InferRequest, *, counted: bool = True) -> InferResult:
     """Run a bundle on a request.
+
+    Args:
+        counted: whether it counts as a call of a user.
 
     Raises:
         InputError: the model does not take these tensors.
@@ -114,7 +117,8 @@ def run(loaded: Loaded, request: InferRequest) -> InferResult:
                 conversions[name] = f"{datatype_of(sent)} to {name_of(spec.dtype)}"
         inputs[name] = array
     only = len(inputs) == 1 == len(known) and inputs.keys() == known.keys()
-    result = loaded(next(iter(inputs.values())) if only else inputs, {})
+    given = next(iter(inputs.values())) if only else inputs
+    result = loaded(given, {}) if counted else loaded.answer(given, {})
     named = result if isinstance(result, dict) else {config.outputs[0].name: result}
     wanted = request.outputs or [RequestedOutput(name, request.binary) for name in named]
     outputs = [

@@ -13,7 +13,7 @@ import kedge_protocol
 from kedge_agent.loaded import Loaded
 from kedge_agent.serving import binary_tensors, infer_request, json_tensors, pipeline_request
 from kedge_agent.serving.datatypes import Array, datatype_of, described
-from kedge_agent.serving.handler import Job, Request, Response, error_response, json_response
+from kedge_agent.serving.handler import GOLDEN_FIELD, Job, Request, Response, error_response, json_response
 from kedge_agent.serving.infer_request import InferResult, RequestedOutput
 from kedge_agent.serving.model_pool import Entry, ServedModels
 from kedge_agent.serving.statistics import Counts
@@ -138,12 +138,13 @@ class InferenceHandler:
             entry, loaded = self.find(name, version)
         except NoModelError as error:
             return error_response(error.status, error.text)
-        counts = entry.statistics.mine()
+        counted = GOLDEN_FIELD not in request.fields
+        counts = entry.statistics.mine() if counted else Counts()
         try:
             header = request.fields.get("inference-header-content-length")
             asked = infer_request.from_json(request.body, header, loaded.bundle.config)
             read = perf_counter_ns()
-            result = infer_request.run(loaded, asked)
+            result = infer_request.run(loaded, asked, counted=counted)
             ran = perf_counter_ns()
             response = answer(name, asked.id, result)
         except BaseException:

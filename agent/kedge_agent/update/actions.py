@@ -101,6 +101,19 @@ class Switch:
 
 
 @dataclass(frozen=True)
+class KnockAtDoor:
+    """Send golden samples of the current bundle through the served door and compare the answers → ``DoorAnswered``.
+
+    Attributes:
+        attempt: number of the attempt, which its outcome repeats.
+    """
+
+    model: str
+    digest: str
+    attempt: int
+
+
+@dataclass(frozen=True)
 class RollBack:
     """Make the previous slot current again → ``Switched``."""
 
@@ -134,6 +147,21 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attested:
+    """What attests that a bundle serves, since the switch to it.
+
+    Attributes:
+        base: calls that had been counted of this bundle before the switch; None if unknown.
+        calls, golden: see :class:`kedge_protocol.messages.Served`.
+    """
+
+    digest: str
+    base: int | None = None
+    calls: int = 0
+    golden: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class PersistentState:
     """The machine's state that survives a restart.
 
@@ -144,6 +172,7 @@ class PersistentState:
         latencies: model name → latency of its served bundle, measured when it was proved.
         probation: model name → digest that was switched to recently and has not served for long yet.
         received: bundle's digest → payload bytes received for it.
+        attested: model name → what attests that its bundle serves.
         pinned, trusted: the keys that the kit gave, and those after all rotations; None without.
     """
 
@@ -153,6 +182,7 @@ class PersistentState:
     latencies: dict[str, Latency] = field(default_factory=dict)
     probation: dict[str, str] = field(default_factory=dict)
     received: dict[str, int] = field(default_factory=dict)
+    attested: dict[str, Attested] = field(default_factory=dict)
     pinned: Trust | None = None
     trusted: Trust | None = None
 
@@ -184,6 +214,7 @@ Action = (
     | Assemble
     | Prove
     | Switch
+    | KnockAtDoor
     | RollBack
     | Remove
     | CollectGarbage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kedge_agent.update.settings import MAX_SECONDS
 from kedge_protocol import digest, trust
 from kedge_protocol.errors import KedgeError, MessageError
 from kedge_protocol.messages import MAX_VERSION_STEP, Desired, DesiredRefusal, RefusedDesired, open_desired
@@ -83,6 +84,8 @@ class DesiredStates:
                 digest.checked(bundle, where=f"desired state of {name}")
             if desired.version < 1 or any(size < 1 for size in desired.sizes.values()):
                 raise MessageError("a version or a size is not above 0", where="desired state")
+            if any(not 0 <= soak <= MAX_SECONDS for soak in desired.soaks.values()):
+                raise MessageError(f"a soak is not 0 to {MAX_SECONDS:g} s", where="desired state")
         except KedgeError as error:
             self.problem = str(error)
             return None, None

@@ -147,11 +147,43 @@ class Installed:
 
 @dataclass(frozen=True)
 class Switched:
-    """Outcome of ``Switch``, ``RollBack`` and ``Remove``: the installed bundles; None if unknown."""
+    """Outcome of ``Switch``, ``RollBack`` and ``Remove``: the installed bundles; None if unknown.
+
+    Attributes:
+        calls: of ``Switch``: calls that had been counted of the bundle before it became current.
+    """
 
     model: str
     installed: Installed | None
     error: str | None = None
+    calls: int | None = None
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The calls of users that a bundle has answered so far, over all processes."""
+
+    model: str
+    digest: str
+    calls: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoorAnswered:
+    """Outcome of ``KnockAtDoor``.
+
+    Attributes:
+        samples: number of golden samples that were answered and held.
+        error: why not all did; None if they did.
+        wrong: whether an answer lies outside the tolerance, which no further attempt mends.
+    """
+
+    model: str
+    digest: str
+    attempt: int
+    samples: int = 0
+    error: str | None = None
+    wrong: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,6 +228,8 @@ Event = (
     | Proving
     | Proved
     | Switched
+    | Counted
+    | DoorAnswered
     | Served
     | ServingDied
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 from kedge_agent.update import actions, events
 from kedge_agent.update.actions import Action, PersistentState, Refusal
+from kedge_agent.update.attestation import Attestations
 from kedge_agent.update.block_requests import BlockRequests
 from kedge_agent.update.crashes import Crashes
 from kedge_agent.update.desired_states import DesiredStates, Identity
@@ -64,6 +65,13 @@ class Machine:
         self._vain = 0
         self._garbage = False
         settings = settings or Settings()
+        self._attestations = Attestations(
+            memory.attested,
+            settings,
+            emit=self._emit,
+            changed=self._note_change,
+            keep=lambda: self._keep(self._memory),
+        )
         self._crashes = Crashes(settings.crashes, settings.crash_window)
         self._traffic = BlockRequests(boot_id, settings, random.Random(seed))
         self._fetches = Fetches(self._traffic, self._emit)
@@ -99,6 +107,8 @@ class Machine:
             events.Proved: lambda event: self._dispatch(event, ModelUpdate.proved),
             events.Switched: self._switched,
             events.Served: self._served,
+            events.Counted: self._attestations.counted,
+            events.DoorAnswered: self._door_answered,
             events.ServingDied: self._serving_died,
         }
 
@@ -116,6 +126,14 @@ class Machine:
     def settled(self) -> bool:
         """Return whether every model has reached a final state."""
         return all(update.step.ended for update in self._models.values())
+
+    def unattested(self) -> dict[str, str]:
+        """Return the models that serve while nothing attests it yet, with their digest: their calls are awaited."""
+        return {
+            name: update.digest
+            for name, update in self._models.items()
+            if update.serves and self._attestations.is_open(name, update.digest)
+        }
 
     def start(self, now: float) -> list[Action]:
         """Resume from the previous run. Call it once, before any event."""
@@ -150,7 +168,13 @@ class Machine:
         """Return the reported state of each model."""
         latencies, now = self._memory.latencies, self._context.now
         return {
-            name: reported_model(update, self._fetches, latencies.get(name), now)
+            name: reported_model(
+                update,
+                self._fetches,
+                latencies.get(name),
+                now,
+                self._attestations.reported(name, update.digest) if update.serves else None,
+            )
             for name, update in sorted(self._models.items())
         }
 
@@ -182,10 +206,12 @@ class Machine:
             self._keep(replace(self._memory, trusted=self.desired_states.trust))
         if not taken or desired is None:
             return
+        self._attestations.forget(self._memory.attested.keys() - desired.models.keys())
         self._memory = replace(
             self._memory,
             desired=event.raw.decode(),
             refused={},
+            attested=self._attestations.records,
             served={name: seen for name, seen in self._memory.served.items() if name in desired.models},
             latencies={name: one for name, one in self._memory.latencies.items() if name in desired.models},
             probation={name: one for name, one in self._memory.probation.items() if name in desired.models},
@@ -204,11 +230,15 @@ class Machine:
                 self._keep(self._memory)
 
     def _tick(self) -> None:
+        desired = self.desired_states.current
         for name, at in self._removing.items():
             if self._context.now - at > REMOVE_AGAIN:
                 self._remove(name)
         for name, update in list(self._models.items()):
             update.tick(confirmed=self._is_confirmed(name))
+            if update.serves:
+                soak = 0.0 if desired is None else desired.soaks.get(name, 0.0)
+                self._attestations.serves(name, update.digest, soak=soak, now=self._context.now)
             if self._on_probation(update) and update.step is Step.DONE and self._has_lasted(update):
                 probation = {other: one for other, one in self._memory.probation.items() if other != name}
                 self._keep(replace(self._memory, probation=probation))
@@ -230,6 +260,12 @@ class Machine:
         if update is not None:
             crashing = self._crashes.looping(self._context.now)
             update.served(event, confirmed=self._is_confirmed(event.model), crashing=crashing)
+
+    def _door_answered(self, event: events.DoorAnswered) -> None:
+        wrong = self._attestations.answered(event, self._context.now)
+        update = self._models.get(event.model)
+        if wrong is not None and update is not None and update.digest == event.digest:
+            update.wrong_at_the_door(wrong)
 
     def _serving_died(self, event: events.ServingDied) -> None:
         """Handle a death of the serving process. A single death is only a restart. A crash loop is blamed on a recent
@@ -317,12 +353,14 @@ class Machine:
         latencies = {**self._memory.latencies, **measured}
         self._keep(replace(self._memory, refused=refused, served=served, latencies=latencies))
 
-    def _note_switched(self, update: ModelUpdate) -> None:
+    def _note_switched(self, update: ModelUpdate, calls: int | None) -> None:
+        self._attestations.switched(update.name, update.digest, calls)
         self._keep(replace(self._memory, probation={**self._memory.probation, update.name: update.digest}))
 
     def _keep(self, content: PersistentState) -> None:
         self._kept_at = self._context.now
-        content = replace(content, received={one.digest: one.received for one in self._models.values()})
+        received = {one.digest: one.received for one in self._models.values()}
+        content = replace(content, received=received, attested=self._attestations.records)
         if content != self._memory:
             self._memory = content
             self._emit(actions.Remember(content))

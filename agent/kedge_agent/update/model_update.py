@@ -53,7 +53,7 @@ class UpdateContext:
         emit: called with each action.
         changed: called when a model's reported state has changed.
         failed, served: called when a model's update has ended (for the persistent state).
-        switched: called when a bundle has become current.
+        switched: called when a bundle has become current, with the calls counted of it before.
         make_room: emits the removal of everything that neither slots nor updates need.
         disk_at, proofs_at: times of the last outcome of the disk's and the proofs' thread.
     """
@@ -65,7 +65,7 @@ class UpdateContext:
     changed: Callable[[], None]
     failed: Callable[[ModelUpdate, Failure], None]
     served: Callable[[ModelUpdate], None]
-    switched: Callable[[ModelUpdate], None]
+    switched: Callable[[ModelUpdate, int | None], None]
     make_room: Callable[[], None]
     now: float = 0.0
     disk_at: float = 0.0
@@ -125,6 +125,11 @@ class ModelUpdate:
     def stop(self) -> None:
         """Stop an update that is no longer wanted."""
         self._context.fetches.unwant(self.name)
+
+    @property
+    def serves(self) -> bool:
+        """Return whether the desired bundle is current and serves."""
+        return self.step is Step.DONE and self.installed.current == self.digest
 
     @property
     def digests(self) -> set[str]:
@@ -202,7 +207,7 @@ class ModelUpdate:
         elif self.step is Step.SWITCH or (late and event.error is None and current == self.digest):
             self.failure = None
             self._go(Step.SERVE)
-            self._context.switched(self)
+            self._context.switched(self, event.calls)
         elif self.step in (Step.SERVE, Step.DONE) and current != self.digest:
             # An earlier switch was still under way when this update began.
             self._go(Step.MANIFEST)
@@ -264,6 +269,12 @@ class ModelUpdate:
             self.fail("serve", reason)
             if roll_back:
                 self._context.emit(actions.RollBack(self.name))
+
+    def wrong_at_the_door(self, reason: str) -> None:
+        """Handle golden samples that the served door answered wrongly: nothing is better than a wrong answer."""
+        if self.serves:
+            self.fail("prove", f"golden samples through the served door: {reason}")
+            self._context.emit(actions.RollBack(self.name))
 
     def fail(self, stage: str, reason: str) -> None:
         """Refuse the desired bundle; the previous one keeps serving."""

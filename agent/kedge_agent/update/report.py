@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from kedge_agent.update.fetch import Fetches
 from kedge_agent.update.model_update import ModelUpdate
-from kedge_protocol.messages import Latency, ModelState, ReportedModel
+from kedge_protocol.messages import Latency, ModelState, ReportedModel, Served
 
 
-def reported_model(update: ModelUpdate, fetches: Fetches, latency: Latency | None, now: float) -> ReportedModel:
+def reported_model(
+    update: ModelUpdate, fetches: Fetches, latency: Latency | None, now: float, served: Served | None = None
+) -> ReportedModel:
     """Return the reported state of one model.
 
     Args:
         fetches: the running fetches.
         latency: the stored latency of the model's calls.
         now: seconds of the monotonic clock.
+        served: what the desired bundle answered; None unless it serves.
     """
     state, detail = update.step.value
     detail = update.detail or detail
@@ -35,6 +38,7 @@ def reported_model(update: ModelUpdate, fetches: Fetches, latency: Latency | Non
         failure=update.failure,
         detail=detail,
         latency=latency if latency is not None and latency.bundle == there.current else None,
+        served=served,
     )
 
 

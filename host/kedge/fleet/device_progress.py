@@ -1,7 +1,9 @@
 """Judges a device's progress from its reports alone.
 
 A device is done only when it says that it serves this very bundle, that the bundle passed its golden vectors there,
-and that it says so in answer to this desired version or a later one. What a broker acknowledged counts for nothing.
+that it has served since: calls of users, or golden samples through the served door; and that it says so in answer to
+this desired version or a later one. An older agent does not say whether it has served, and is believed without it.
+What a broker acknowledged counts for nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kedge.fleet.results import Progress
-from kedge_protocol.messages import DesiredRefusal, ModelState, RefusedDesired, ReportedModel
+from kedge_protocol.messages import DesiredRefusal, ModelState, RefusedDesired, ReportedModel, Served
 
 NAMESAKE = "two devices use this name and throw each other off the broker: give one of them another"
 
@@ -23,6 +25,7 @@ class Standing:
     serving: str | None = None
     blocks_done: int = 0
     blocks_total: int = 0
+    served: Served | None = None
 
 
 def contradiction(answered: int | None, refused: RefusedDesired | None, version: int, content: str) -> str | None:
@@ -94,7 +97,11 @@ def judge(*, wanted: str | None, version: int, told: LastReport) -> Standing:
     serving = None if model is None else model.digest
     answers = told.version is not None and told.version >= version
     if answers and _is_reached(wanted, model):
-        return Standing(Progress.DONE, "" if model is None else model.detail or "", serving)
+        if model is None or model.served is None:
+            return Standing(Progress.DONE, "" if model is None else model.detail or "", serving)
+        if model.served.by is not None:
+            detail = "; ".join(filter(None, (served_in_words(model.served), model.detail)))
+            return Standing(Progress.DONE, detail, serving, served=model.served)
     failure = None if model is None else model.failure
     is_failed = model is not None and model.state is ModelState.FAILED
     if answers and is_failed and failure is not None and failure.digest == wanted:
@@ -106,9 +113,22 @@ def judge(*, wanted: str | None, version: int, told: LastReport) -> Standing:
         return Standing(Progress.PENDING, _unanswered(version, told.version), serving)
     if model is None or wanted is None or model.desired != wanted:
         return Standing(Progress.PENDING, _elsewhere(wanted, model), serving)
+    if model.served is not None and _is_reached(wanted, model):
+        return Standing(Progress.PROVING, served_in_words(model.served), serving)
     progress = _UNDER_WAY.get(model.state, Progress.PENDING)
     detail = model.detail or ("" if progress is not Progress.PENDING else _waiting(wanted, model))
     return Standing(progress, detail, serving, model.blocks_done, model.blocks_total)
+
+
+def served_in_words(served: Served) -> str:
+    """Return what attests that a bundle serves, or what is waited for."""
+    if served.by == "calls":
+        return "answered calls of users"
+    if served.by == "golden":
+        return f"{served.golden} golden samples held through its served door; no user has called yet"
+    if served.problem is not None:
+        return f"it serves; no user has called yet, and golden samples fail: {served.problem}"
+    return "it serves; waits for the first call, or for golden samples through its served door"
 
 
 _UNDER_WAY = {

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 _MODEL = """
 INSERT OR REPLACE INTO reported_model VALUES
 (:device_id, :model, :state, :desired, :digest, :version, :previous, :proved, :blocks_done, :blocks_total,
- :bytes_received, :failure_digest, :failure_stage, :failure_reason, :detail)
+ :bytes_received, :failure_digest, :failure_stage, :failure_reason, :detail, :served_calls, :served_golden,
+ :served_problem)
 """
 _TOLD = """
 UPDATE device_state
@@ -39,7 +40,7 @@ def note(session: Session, device_id: int, reported: Reported) -> None:
 
 
 def _row(device_id: int, name: str, model: ReportedModel) -> dict[str, object]:
-    failure = model.failure
+    failure, served = model.failure, model.served
     return {
         "device_id": device_id,
         "model": name,
@@ -56,6 +57,9 @@ def _row(device_id: int, name: str, model: ReportedModel) -> dict[str, object]:
         "failure_stage": None if failure is None else failure.stage,
         "failure_reason": None if failure is None else failure.reason,
         "detail": model.detail,
+        "served_calls": None if served is None else _bounded(served.calls),
+        "served_golden": None if served is None else _bounded(served.golden),
+        "served_problem": None if served is None else served.problem,
     }
 
 

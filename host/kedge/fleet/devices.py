@@ -169,11 +169,12 @@ def _view(row: Row, desired: dict[str, str]) -> DeviceView:
 
 def desired_state(session: Session, number: int, version: int) -> Desired:
     """Return the desired state of a device."""
-    rows = session.rows("SELECT model, digest, size FROM desired_model WHERE device_id = ?", (number,))
+    rows = session.rows("SELECT model, digest, size, soak FROM desired_model WHERE device_id = ?", (number,))
     return Desired(
         version=version,
         models={row["model"]: row["digest"] for row in rows},
         sizes={row["digest"]: row["size"] for row in rows},
+        soaks={row["model"]: row["soak"] for row in rows if row["soak"]},
     )
 
 

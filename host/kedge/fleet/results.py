@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from kedge_protocol.messages import Reported, Telemetry
+from kedge_protocol.messages import Reported, Served, Telemetry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +211,7 @@ class DeviceRollout:
         serving: what it said that it serves.
         previous: what it was to have before.
         detail: reason of a failure, or what is waited for.
+        served: of a device that is done: the calls or the golden samples that attest it; None where it does not say.
         blocks_done, blocks_total: of the download, as the device said.
         bytes_sent: payload bytes handed to the broker for it, of this bundle's blobs, since the rollout began.
         bytes_received: payload bytes that came, as the device said; 0 where it last spoke of another bundle.
@@ -225,6 +226,7 @@ class DeviceRollout:
     previous: str | None = None
     desired_version: int = 0
     detail: str = ""
+    served: Served | None = None
     blocks_done: int = 0
     blocks_total: int = 0
     bytes_sent: int = 0

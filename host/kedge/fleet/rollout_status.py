@@ -12,7 +12,7 @@ from kedge.fleet.database import Row, Session
 from kedge.fleet.device_progress import NAMESAKE, LastReport, Standing, contradiction, judge
 from kedge.fleet.results import DeviceRollout, Progress, RolloutStatus, RolloutSummary
 from kedge.fleet.rollouts import ACTIVE, bytes_sent
-from kedge_protocol.messages import DesiredRefusal, Failure, ModelState, RefusedDesired, ReportedModel
+from kedge_protocol.messages import DesiredRefusal, Failure, ModelState, RefusedDesired, ReportedModel, Served
 
 _PARTS = """
 SELECT device.id, name, target, labels, part.digest AS wanted, part.previous, part.desired_version, bytes_before,
@@ -20,7 +20,7 @@ SELECT device.id, name, target, labels, part.digest AS wanted, part.previous, pa
        refused_version, refused_reason, refused_came, refused_held, namesake,
        CASE WHEN reported IS NULL THEN NULL ELSE answered_version END AS answered,
        told.state, told.desired, told.digest, told.version, told.proved, blocks_done, blocks_total, bytes_received,
-       failure_digest, failure_stage, failure_reason, detail
+       failure_digest, failure_stage, failure_reason, detail, served_calls, served_golden, served_problem
 FROM rollout_device AS part JOIN device ON device.id = part.device_id
 LEFT JOIN device_state ON device_state.device_id = device.id
 LEFT JOIN reported_model AS told ON told.device_id = device.id AND told.model = :model
@@ -137,7 +137,14 @@ def _model(row: Row) -> ReportedModel | None:
         bytes_received=row["bytes_received"],
         failure=failure,
         detail=row["detail"],
+        served=_served(row),
     )
+
+
+def _served(row: Row) -> Served | None:
+    if row["served_calls"] is None:
+        return None
+    return Served(calls=row["served_calls"], golden=row["served_golden"], problem=row["served_problem"])
 
 
 def _device(row: Row, standing: Standing, sent: int) -> DeviceRollout:
@@ -151,6 +158,7 @@ def _device(row: Row, standing: Standing, sent: int) -> DeviceRollout:
         previous=row["previous"],
         desired_version=row["desired_version"],
         detail=standing.detail,
+        served=standing.served,
         blocks_done=standing.blocks_done,
         blocks_total=standing.blocks_total,
         bytes_sent=max(0, sent - row["bytes_before"]),

@@ -7,10 +7,12 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
 - ``device``: ``managed`` once a rollout wanted something of it: before, nothing is published for it, and what it has it
   keeps. A removed one keeps its row: its ``desired_version`` must never fall, and its retained desired state must be
   cleared at the broker.
-- ``desired_model``: one model that a device shall run; ``size`` is of the manifest in bytes.
+- ``desired_model``: one model that a device shall run; ``size`` is of the manifest in bytes, ``soak`` the seconds for
+  which it waits for calls of users.
 - ``device_state``: what a device said last; ``reported`` is the message as it came, ``told_target`` the target in it,
   ``refused_…`` the desired state that it did not take, ``namesake`` the boot of another device of its name.
-- ``reported_model``: the models of that message, taken apart, so that a rollout is judged without reading messages.
+- ``reported_model``: the models of that message, taken apart, so that a rollout is judged without reading messages;
+  ``served_calls`` is NULL where the device does not say what attests that it serves.
 - ``telemetry``: a short history; ``document`` is the message as it came.
 - ``latency``: what one call of a bundle took on a device when it proved it there, in milliseconds; the latest proof's.
   ``target`` is the device's at that time, ``files`` the digest of the file that the runtime opens.
@@ -29,10 +31,10 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
 
 from __future__ import annotations
 
-VERSION = 4
+VERSION = 5
 """Stored as SQLite's ``user_version``. 2 has ``latency`` more than 1; 3 has ``reported_model``, ``command`` and the
 columns ``told_target``, ``refused_…``, ``namesake`` and ``superseded_by`` more than 2; 4 has ``audit`` and
-``release.statement`` more than 3."""
+``release.statement`` more than 3; 5 has the columns ``soak`` and ``served_…`` more than 4."""
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (
@@ -54,6 +56,7 @@ CREATE TABLE IF NOT EXISTS desired_model (
     model VARCHAR NOT NULL,
     digest VARCHAR NOT NULL,
     size INTEGER NOT NULL,
+    soak DOUBLE NOT NULL DEFAULT 0,
     PRIMARY KEY (device_id, model)
 );
 CREATE TABLE IF NOT EXISTS device_state (
@@ -89,6 +92,9 @@ CREATE TABLE IF NOT EXISTS reported_model (
     failure_stage VARCHAR,
     failure_reason VARCHAR,
     detail VARCHAR,
+    served_calls INTEGER,
+    served_golden INTEGER,
+    served_problem VARCHAR,
     PRIMARY KEY (device_id, model)
 );
 CREATE TABLE IF NOT EXISTS telemetry (
@@ -218,6 +224,12 @@ ALTER TABLE rollout_device ADD COLUMN superseded_by INTEGER REFERENCES rollout (
 """,
     4: """
 ALTER TABLE release ADD COLUMN statement BLOB;
+""",
+    5: """
+ALTER TABLE desired_model ADD COLUMN soak DOUBLE NOT NULL DEFAULT 0;
+ALTER TABLE reported_model ADD COLUMN served_calls INTEGER;
+ALTER TABLE reported_model ADD COLUMN served_golden INTEGER;
+ALTER TABLE reported_model ADD COLUMN served_problem VARCHAR;
 """,
 }
 """Columns that a version adds to tables of the versions before it."""

@@ -1,0 +1,191 @@
+"""Sends golden samples through the served door, in the worker; see :mod:`kedge_agent.served_door`.
+
+The calls carry the header field :data:`kedge_agent.serving.handler.GOLDEN_FIELD`, so that they are counted nowhere.
+"""
+
+from __future__ import annotations
+
+import http
+import http.client
+import json
+import ssl
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from kedge_agent.served_door import Door, DoorAnswer, DoorRequest
+from kedge_agent.serving import binary_tensors
+from kedge_agent.serving.datatypes import Array, datatype_of
+from kedge_agent.serving.handler import GOLDEN_FIELD
+from kedge_agent.serving.settings import ServerSettings
+from kedge_agent.slots import ModelFolder
+from kedge_protocol import addresses, digest, golden, tensors
+from kedge_protocol.bundle.config import BundleConfig
+from kedge_protocol.errors import DoorError, VerificationError
+from kedge_targets import proof
+from kedge_targets.decoder import golden as decoders
+from kedge_targets.worker.progress import Progress
+
+
+def ask(request: DoorRequest, progress: Progress) -> DoorAnswer:
+    """Worker task; see :func:`kedge_agent.served_door.knock`."""
+    folder = ModelFolder(Path(request.state), request.model)
+    slot = folder.current()
+    if slot is None or slot.digest != request.digest:
+        raise DoorError("another bundle is current", where=request.model)
+    config = slot.bundle().config
+    digest.verify_file(slot.folder / config.golden.file, config.golden.digest)
+    if request.door.address is None:
+        return DoorAnswer(samples=_ask_model(folder, request.digest, config, slot.folder, progress))
+    client = _Client(request.door, request.door.address)
+    client.require(request.model, request.digest)
+    samples = _ask_http(client, config, slot.folder, progress)
+    client.require(request.model, request.digest)
+    return DoorAnswer(samples=samples)
+
+
+def _ask_http(client: _Client, config: BundleConfig, slot: Path, progress: Progress) -> int:
+    if config.generation is not None:
+        return _written(slot, config, lambda tokens: client.write(config.name, tokens))
+    return _compared(slot, config, lambda inputs: client.infer(config, inputs), progress)
+
+
+def _ask_model(folder: ModelFolder, bundle: str, config: BundleConfig, slot: Path, progress: Progress) -> int:
+    from kedge_agent.model import Model
+
+    with Model(folder.name, state=folder.state) as model:
+        loaded = model.loaded()
+        if loaded.digest != bundle:
+            raise DoorError("another bundle answers", where=folder.name)
+        if config.generation is not None:
+            return _written(slot, config, lambda tokens: loaded.begin(tokens, counted=False, max_tokens=1).finish())
+
+        def infer(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            answer = loaded.answer(inputs, {})
+            return answer if isinstance(answer, dict) else {config.outputs[0].name: answer}
+
+        return _compared(slot, config, infer, progress)
+
+
+def _compared(
+    slot: Path,
+    config: BundleConfig,
+    infer: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+    progress: Progress,
+) -> int:
+    """Compare all golden vectors.
+
+    Args:
+        infer: answers the model's inputs in its own axes.
+    """
+
+    def answer(samples: Mapping[str, Array]) -> dict[str, Array]:
+        made = infer({spec.name: tensors.from_batch_first(samples[spec.name], spec) for spec in config.inputs})
+        if missing := [spec.name for spec in config.outputs if spec.name not in made]:
+            raise VerificationError(f"output {missing[0]!r} is missing")
+        return {spec.name: tensors.to_batch_first(made[spec.name], spec) for spec in config.outputs}
+
+    found, _ = proof.run_vectors_through(slot, config, answer, progress)
+    golden.require(found, where=f"{config.name} {config.version}")
+    return config.golden.samples
+
+
+def _written(slot: Path, config: BundleConfig, write: Callable[[list[int]], object]) -> int:
+    """Let a language model continue its golden tokens. Logits do not come through the door, so that it answers is all
+    that is asked; the proof before the switch compares them."""
+    tokens, _ = decoders.inputs(golden.load(slot / config.golden.file), where=config.golden.file)
+    for row in tokens.tolist():
+        write(row)
+    return len(tokens)
+
+
+class _Client:
+    """Speaks to the serving process as users do.
+
+    Raises:
+        ConfigError: the token cannot be read.
+    """
+
+    def __init__(self, door: Door, address: str) -> None:
+        host, port = addresses.parse(address, where="serve.listen")
+        self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        self._port = port
+        self._seconds = door.call_seconds
+        self._context = None if door.certificate is None else _trusting(door.certificate)
+        token = ServerSettings(token_file=door.token_file).token()
+        self._fields = {GOLDEN_FIELD: "1"}
+        if token is not None:
+            self._fields["Authorization"] = f"Bearer {token.decode()}"
+
+    def require(self, model: str, bundle: str) -> None:
+        """Raise :class:`DoorError` unless this bundle answers."""
+        described = self._json("GET", f"/v2/models/{quote(model)}")
+        found = described.get("parameters", {}).get("digest") if isinstance(described, dict) else None
+        if found != bundle:
+            raise DoorError(f"answers with another bundle ({str(found)[:19]})", where=model)
+
+    def infer(self, config: BundleConfig, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs for inputs in the model's own axes."""
+        described, parts = [], []
+        for name, array in inputs.items():
+            raw = bytes(binary_tensors.bytes_of(np.asarray(array)))
+            size = {"binary_data_size": len(raw)}
+            kind = datatype_of(array)
+            described.append({"name": name, "datatype": kind, "shape": list(array.shape), "parameters": size})
+            parts.append(raw)
+        head = json.dumps({"inputs": described, "parameters": {"binary_data_output": True}}).encode()
+        fields = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
+        raw, length = self._call("POST", f"/v2/models/{quote(config.name)}/infer", b"".join((head, *parts)), fields)
+        return _outputs(raw, length)
+
+    def write(self, model: str, tokens: list[int]) -> None:
+        """Let a language model continue these tokens by one."""
+        self._json("POST", "/v1/completions", json.dumps({"model": model, "prompt": tokens, "max_tokens": 1}).encode())
+
+    def _json(self, method: str, path: str, body: bytes | None = None) -> Any:
+        return json.loads(self._call(method, path, body, {"Content-Type": "application/json"})[0])
+
+    def _call(self, method: str, path: str, body: bytes | None, fields: Mapping[str, str]) -> tuple[bytes, str | None]:
+        where = f"{method} {addresses.join(self._host, self._port)}{path}"
+        connection = self._connection()
+        try:
+            connection.request(method, path, body, {**self._fields, **fields})
+            response = connection.getresponse()
+            raw = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise DoorError(f"the served door does not answer: {error}", where=where) from error
+        finally:
+            connection.close()
+        if response.status != http.HTTPStatus.OK:
+            words = raw[:300].decode(errors="replace")
+            raise DoorError(f"the served door answers {response.status}: {words}", where=where)
+        return raw, response.getheader("Inference-Header-Content-Length")
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._context is None:
+            return http.client.HTTPConnection(self._host, self._port, timeout=self._seconds)
+        return http.client.HTTPSConnection(self._host, self._port, timeout=self._seconds, context=self._context)
+
+
+def _trusting(certificate: str) -> ssl.SSLContext:
+    """Return a context that trusts this very certificate, whoever issued it, and whatever name it has: it is this
+    device's own."""
+    context = ssl.create_default_context(cafile=certificate)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+def _outputs(raw: bytes, length: str | None) -> dict[str, Array]:
+    head = len(raw) if length is None else int(length)
+    rest, at, outputs = memoryview(raw)[head:], 0, {}
+    for output in json.loads(raw[:head])["outputs"]:
+        size = output["parameters"]["binary_data_size"]
+        shape = tuple(output["shape"])
+        where = f"output {output['name']!r}"
+        outputs[output["name"]] = binary_tensors.array_of(rest[at : at + size], output["datatype"], shape, where=where)
+        at += size
+    return outputs
