@@ -44,6 +44,7 @@ class Case:
 
     Attributes:
         quality: outputs over ``evaluation`` → a function of chosen samples: their accuracy, mean average precision, F1.
+        raw: what ``Model.raw`` takes, as multiples of the model's own inputs.
     """
 
     model: Path
@@ -51,6 +52,7 @@ class Case:
     evaluation: Array
     quality: Callable[[Array], Callable[[Array], float]]
     labels: Array | None = None
+    raw: float = 1.0
 
 
 def run() -> Iterator[Result]:
@@ -105,7 +107,7 @@ def _nudenet() -> Case:
         got = zoo.found(outputs)
         return lambda chosen: detections.f1([want[i] for i in chosen], [got[i] for i in chosen])
 
-    return Case(model.path, photos.crops(64, 320, seed=0), pictures, quality)
+    return Case(model.path, photos.crops(64, 320, seed=0), pictures, quality, raw=model.raw)
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def _kedge(case: Case, target: str, folder: Path) -> Ours:
     model = kedge_agent.Model(folder / "OUT", target=target)
 
     def call(sample: Array) -> Array:
-        got = model(sample)
+        got = model.raw(sample if case.raw == 1 else sample * np.float32(case.raw))
         return np.asarray(got[0] if isinstance(got, tuple | list) else got)
 
     made = Ours(call, call, size, first["seconds"]["lower"], case.model)

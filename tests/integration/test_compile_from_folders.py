@@ -148,6 +148,26 @@ def test_a_detector_with_yolo_labels_answers_boxes_that_an_independent_decoding_
         np.testing.assert_allclose([(b.x1, b.y1, b.x2, b.y2) for b in found], expected.boxes, atol=0.5)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_arrays_may_hold_pixels_or_the_models_own_tensors(tmp_path: Path, dtype: type[np.generic]) -> None:
+    model = raw_data.box_model(tmp_path / "boxes.onnx", raw_data.ULTRALYTICS)
+    drawn = [raw_data.boxed(np.random.default_rng(number), (64, 32)) for number in range(20)]
+    pixels = np.stack([one.transpose(2, 0, 1) for one, _ in drawn])
+    arrays = pixels if dtype is np.uint8 else pixels.astype(np.float32) / 255
+    labels = np.array([[[*row, 0] for row in rows] for _, rows in drawn], np.float32)
+    np.savez(tmp_path / "c.npz", images=arrays[:10])
+    np.savez(tmp_path / "e.npz", images=arrays[10:], label=labels[10:])
+    files = {"calibration": tmp_path / "c.npz", "evaluation": tmp_path / "e.npz"}
+    release = compiled(model, tmp_path, metric="map50", quantize="precision=float32", **files)
+    assert release.report is not None
+    assert release.report.reference.value > 0.5
+    said = [one for one in release.report.warnings if "normalization is undone" in one]
+    assert len(said) == (0 if dtype is np.uint8 else 2)
+    detector = Model(tmp_path / "OUT", target="generic-cpu")
+    assert len(detector(drawn[0][0])) == 3
+    assert detector.raw(pixels[:1]).max() > 0.5
+
+
 def test_coco_json_gives_the_same_labels_as_yolo(tmp_path: Path) -> None:
     model = raw_data.box_model(tmp_path / "boxes.onnx")
     rng = np.random.default_rng(1)

@@ -84,7 +84,7 @@ def test_int8_keeps_the_mean_average_precision(
         max_drop=_ALLOWED,
     )
     model = kedge_agent.Model(out, target=target)
-    outputs = np.concatenate([np.asarray(model(picture[None])).reshape(1, 4 + own_detector.CLASSES, -1)
+    outputs = np.concatenate([np.asarray(model.raw(picture[None])).reshape(1, 4 + own_detector.CLASSES, -1)
                               for picture in pictures])  # fmt: skip
     loss, low, high = detections.paired_interval(reference, own_detector.precisions(outputs, truth))
     line = json.loads((out / "report.json").read_text())["bundles"][0]

@@ -57,12 +57,17 @@ def compiled(model: Foreign, target: str, folder: Path, **more: Any) -> tuple[di
     return {"metric": report["metric"], **report["bundles"][0]}, out
 
 
-def answers(bundle: Path, target: str, feeds: zoo.Feeds) -> list[Array]:
+def scaled(model: Foreign, feed: zoo.Feeds) -> zoo.Feeds:
+    """Inputs as ``Model.raw`` takes them."""
+    return feed if model.raw == 1 else {name: array * np.float32(model.raw) for name, array in feed.items()}
+
+
+def answers(foreign: Foreign, bundle: Path, target: str, feeds: zoo.Feeds) -> list[Array]:
     """Of the packed bundle, one sample at a time."""
     model = kedge_agent.Model(bundle, target=target)
     rows = []
     for feed in zoo.singles(feeds):
-        got = model(feed)
+        got = model.raw(scaled(foreign, feed))
         rows.append(list(got) if isinstance(got, tuple | list) else [got])
     return zoo.joined(rows)
 
@@ -73,13 +78,13 @@ def in_turns(model: Foreign, bundle: Path, target: str, feeds: zoo.Feeds, rounds
     settings.intra_op_num_threads, settings.log_severity_level = 1, 4
     session = onnxruntime.InferenceSession(str(model.path), settings, providers=["CPUExecutionProvider"])
     packed = kedge_agent.Model(bundle, target=target)
-    ways = (lambda feed: session.run(None, feed), packed)
+    ways = (lambda feed: session.run(None, feed), packed.raw)
     took: tuple[list[float], list[float]] = ([], [])
-    every = list(zoo.singles(feeds))
+    every = [(feed, scaled(model, feed)) for feed in zoo.singles(feeds)]
     for number in range(rounds):
-        for way, times in zip(ways, took, strict=True):
+        for way, times, feed in zip(ways, took, every[number % len(every)], strict=True):
             start = time.process_time()
-            way(every[number % len(every)])
+            way(feed)
             times.append(time.process_time() - start)
     return 1e3 * float(np.median(took[0][4:])), 1e3 * float(np.median(took[1][4:]))
 
@@ -103,7 +108,7 @@ def test_what_the_report_says_is_true_on_fresh_inputs(name: str, target: str, tm
         return
     line, bundle = found
     fresh = model.feeds(FRESH, 2)
-    want, got = model.answers(fresh), answers(bundle, target, fresh)
+    want, got = model.answers(fresh), answers(model, bundle, target, fresh)
     metric = line["metric"]
     each = zoo.per_sample(metric, want, got, model.parts)
     truth, spread = float(each.mean()), spread_of(line, worse=float(each.mean()) < line["value"])
@@ -135,7 +140,7 @@ def test_a_detector_keeps_its_detections(target: str, tmp_path: Path) -> None:
     people = ("astronaut.png", "camera.png", "color.png", "coffee.png", "clock_motion.png", "moon.png")
     fresh = {"images": np.concatenate([photos.crops(168, 320, seed=21), photos.crops(84, 320, seed=22, names=people)])}
     want = zoo.found(model.answers(fresh)[0])
-    got = zoo.found(answers(bundle, target, fresh)[0])
+    got = zoo.found(answers(model, bundle, target, fresh)[0])
     assert sum(len(one.boxes) for one in want) >= 100
     agreement = detections.f1(want, got)
     float_ms, bundle_ms = in_turns(model, bundle, target, fresh)

@@ -42,7 +42,7 @@ def torch_network(name: str) -> Any:
     made: dict[str, Callable[[], Any]] = {
         "convnext": lambda: transformers.ConvNextForImageClassification(
             transformers.ConvNextConfig(depths=[1, 1, 3, 1], hidden_sizes=[24, 48, 96, 192], image_size=SIZE,
-                                        num_labels=classes)
+                                        layer_scale_init_value=0.3, num_labels=classes)
         ),
         "vit": lambda: transformers.ViTForImageClassification(
             transformers.ViTConfig(image_size=SIZE, patch_size=8, hidden_size=96, num_hidden_layers=4,
@@ -63,6 +63,9 @@ def torch_network(name: str) -> Any:
             return self.whole(pixel_values=pictures).logits
 
     network = Logits(made[name]())
+    for part in network.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(part.weight)  # else the signal sinks below what a norm adds to variances
     pixels, which = pictures(_FITTED, _FITTED_SEED)
     parts = [torch.from_numpy(pixels[start : start + _AT_ONCE]) for start in range(0, len(pixels), _AT_ONCE)]
     head = network.whole.classifier
@@ -89,9 +92,14 @@ def keras_application(path: Path) -> Any:
 
     keras.utils.set_random_seed(0)
     model = keras.applications.MobileNetV2((SIZE, SIZE, 3), alpha=0.35, weights=None, classes=len(photos.photos()))
+    rng = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.5
+        elif isinstance(layer, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)):
+            (kernel,) = layer.get_weights()
+            inner = kernel.shape[:2] if isinstance(layer, keras.layers.DepthwiseConv2D) else kernel.shape[:3]
+            layer.set_weights([rng.normal(0, np.sqrt(2 / np.prod(inner)), kernel.shape).astype(np.float32)])
     pixels, which = pictures(_FITTED, _FITTED_SEED)
     pixels = channels_last(pixels)
     for start in range(0, len(pixels), _AT_ONCE):

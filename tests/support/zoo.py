@@ -33,11 +33,13 @@ class Foreign:
         path: of its ONNX file.
         feeds: (how many, seed) → inputs; no two seeds give the same sample.
         parts: of each output's channels (axis 1), which are judged apart: ranges of indices; empty for the whole.
+        raw: what ``Model.raw`` takes, as multiples of the model's own inputs: 255 where a pipeline normalizes pictures.
     """
 
     path: Path
     feeds: Callable[[int, int], Feeds]
     parts: tuple[tuple[int, int], ...] = ()
+    raw: float = 1.0
 
     def answers(self, feeds: Feeds) -> list[Array]:
         """The float model's outputs, one sample at a time."""
@@ -99,7 +101,9 @@ def models(scratch: Path) -> Mapping[str, Callable[[], Foreign]]:
 def nudenet() -> Foreign:
     """A YOLOv8n of 320 pixels; rows 0-3 are boxes in pixels, the others scores."""
     path = foreign.package("nudenet") / "nudenet" / "320n.onnx"
-    return Foreign(path, lambda n, seed: {"images": photos.crops(n, 320, seed=seed)}, parts=((0, 4), (4, 22)))
+    return Foreign(
+        path, lambda n, seed: {"images": photos.crops(n, 320, seed=seed)}, parts=((0, 4), (4, 22)), raw=255.0
+    )
 
 
 def found(outputs: Array) -> list[detections.Found]:

@@ -135,6 +135,12 @@ def test_both_ends_of_the_graph_are_tried_in_float_before_single_layers() -> Non
     assert seen[-1][1].holds or seen[-2][1].holds
 
 
+def test_ends_that_hold_barely_are_followed_by_larger_ones() -> None:
+    drops = {0: 0.5, 2: 0.009, 3: 0.004, 4: 0.0}
+    seen = tried(lambda c: (drops[len(c.plan.layers)], 300, 1.0), ends=ENDS)
+    assert [tuple(candidate.plan.layers) for candidate, _ in seen] == [(), *ENDS[:2]]
+
+
 def test_what_is_far_off_tries_the_ends_first() -> None:
     seen = tried(lambda c: (0.0 if c.plan.layers else 0.5, 300, 1.0), ends=ENDS)
     assert [tuple(candidate.plan.layers) for candidate, _ in seen] == [(), ENDS[0]]
@@ -144,6 +150,21 @@ def test_what_is_nearly_good_tries_other_ranges_first() -> None:
     seen = tried(lambda c: (0.0 if c.plan.layers else 0.03, 300, 1.0), ends=ENDS)
     assert len(seen) > 4
     assert not seen[1][0].plan.layers
+
+
+def test_a_file_that_is_float_but_in_name_does_not_end_the_search() -> None:
+    def answer(candidate: Candidate) -> tuple[float, int, float]:
+        dynamic = candidate.plan.default is Precision.INT8_DYNAMIC
+        return (0.0, 900, 1.2) if dynamic else (0.0 if len(candidate.plan.layers) >= 2 else 0.04, 300, 0.7)
+
+    def name(candidate: Candidate) -> str:
+        return "mixed" if candidate.plan.default is Precision.INT8_DYNAMIC else candidate.plan.default.value
+
+    seen = tried(answer, names=name)
+    holding = [candidate for candidate, outcome in seen if outcome.holds and candidate.plan.layers]
+    assert [len(candidate.plan.layers) for candidate in holding] == [2]
+    truly = tried(answer)
+    assert truly[-1][0].plan.default is Precision.INT8_DYNAMIC
 
 
 def test_where_the_ends_do_not_suffice_single_layers_follow() -> None:

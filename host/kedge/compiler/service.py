@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge.compiler import preparation, release_writer, validation
+from kedge.compiler import normalized_arrays, preparation, release_writer, validation
 from kedge.compiler.decoders import service as decoders
 from kedge.compiler.pipelines import PipelineJob
 from kedge.compiler.release import Release
@@ -238,8 +238,8 @@ class _Compilation:
             model=model,
             imported=imported,
             pipeline=pipeline,
-            calibration=self._bound(calibration, model, worker),
-            evaluation=self._bound(evaluation, model, worker),
+            calibration=self._bound(calibration, model, worker, pipeline),
+            evaluation=self._bound(evaluation, model, worker, pipeline),
             calibration_digest=calibration_scan.digest(calibration.names),
             evaluation_digest=evaluation_scan.digest(evaluation.names),
             warnings=[*preparation.shared(calibration_scan, evaluation_scan), *preparation.few(calibration.samples)],
@@ -263,8 +263,17 @@ class _Compilation:
         self._seconds["read"] = time.perf_counter() - began
         return replace(found, model=slim, notes=(*(() if imported is None else imported.notes), *notes))
 
-    def _bound(self, dataset: Dataset, model: Model, worker: Worker) -> Data:
+    def _bound(self, dataset: Dataset, model: Model, worker: Worker, pipeline: PipelineJob) -> Data:
         data = dataset.bind(model.inputs, model.states)
+        if (
+            pipeline.pipeline is not None
+            and pipeline.pipeline.picture is not None
+            and not self._asked.options.preprocess
+        ):
+            how = preprocessing.parse(self._options.preprocess, model.inputs)
+            role = dataset.where.partition(" ")[0]
+            data, notes = normalized_arrays.turned_back(data, model.inputs, how, role=role, scratch=self._scratch)
+            pipeline.warnings += notes
         data = preparation.with_class_numbers(data, model, dataset.where, scratch=self._scratch)
         return preparation.with_states(
             data, model, self._options, worker, scratch=self._scratch, on_progress=self._on_progress

@@ -75,7 +75,7 @@ class Dataset:
         annotations: Path | None = None,
         files: Mapping[str, Path] | None = None,
     ) -> None:
-        self.path = path
+        self.path, self.role = path, role
         self.where = f"{role} {path}"
         if files is not None:
             self.files = dict(files)

@@ -133,6 +133,12 @@ class Outcome:
         return not self.measured or self.attempt.precision in (self.asked.value, decided)
 
     @property
+    def suffices(self) -> bool:
+        """Return whether a search for accuracy may end with it: it keeps the accuracy, and is in integers as asked. A
+        file that is float but in name keeps any accuracy and gains nothing."""
+        return self.holds_accuracy and (self.named_truly or bool(self.candidate.plan.layers))
+
+    @property
     def asked(self) -> Precision:
         """Return the smallest precision of the plan."""
         return next(one for one in Precision if one in self.candidate.plan.precisions)

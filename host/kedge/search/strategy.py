@@ -172,29 +172,29 @@ class Strategy:
 
     def _repaired(self, first: Outcome) -> Generator[list[Candidate], list[Outcome], tuple[Outcome, bool]]:
         """Repair static int8: other ranges, equalization, bias correction; then layers in float; then training. Return
-        the best outcome, and whether any keeps the accuracy."""
+        the best outcome, and whether any suffices."""
         seen = [first]
         if self._numerics.mixed and max(first.over.get("drop", 0.0), first.over.get("output", 0.0)) > _FAR:
             # No change of ranges makes good so much: more likely an end of the graph is rounded that must not be.
             seen += yield from self._ended(first)
-            enough = [one for one in seen if one.holds_accuracy]
+            enough = [one for one in seen if one.suffices]
             if enough and self._effort is not Effort.HIGH:
                 return enough[0], True
         seen += yield self._variants()
-        best = _least_drop([one for one in seen if one.holds_accuracy] or seen)
-        if best.holds_accuracy and self._effort is not Effort.HIGH:
+        best = _least_drop([one for one in seen if one.suffices] or [one for one in seen if one.named_truly] or seen)
+        if best.suffices and self._effort is not Effort.HIGH:
             return best, True
         if self._numerics.mixed:
             seen += yield from self._ended(best)
-            if not any(one.holds_accuracy for one in seen) or self._effort is Effort.HIGH:
+            if not any(one.suffices for one in seen) or self._effort is Effort.HIGH:
                 seen += yield from self._mixed(best)
-        held = any(one.holds_accuracy for one in seen)
+        held = any(one.suffices for one in seen)
         if not held or self._effort is Effort.HIGH:
             why = "quantization-aware fine-tuning from the float model's own answers"
             step = best.candidate.steps if not _trains(best.candidate) else ()
             seen += yield [self._candidate(best.candidate.plan, (*step, _FINE_TUNE), why=why)]
-            held = any(one.holds_accuracy for one in seen)
-        holding = [one for one in seen if one.holds_accuracy]
+            held = any(one.suffices for one in seen)
+        holding = [one for one in seen if one.suffices]
         return (holding[0] if holding else _least_drop(seen)), held
 
     def _cheap(self) -> list[Candidate]:
@@ -229,8 +229,8 @@ class Strategy:
         return made
 
     def _ended(self, best: Outcome) -> Generator[list[Candidate], list[Outcome], list[Outcome]]:
-        """Try growing parts of both ends of the graph in float: with plain ranges, and with the settings of the best so
-        far."""
+        """Try growing parts of both ends of the graph in float, until one is well within the budget: with plain ranges,
+        and with the settings of the best so far."""
         seen: list[Outcome] = []
         schemes: list[tuple[Plan, tuple[StepChoice, ...]]] = [(self._plan(Precision.INT8), ())]
         other = best.candidate
@@ -240,7 +240,7 @@ class Strategy:
             reasons = dict.fromkeys(names, "at an end of the graph: few weights, wide ranges")
             outcomes = yield [self._floating(plan, steps, names, reasons) for plan, steps in schemes]
             seen += outcomes
-            if any(one.holds_accuracy for one in outcomes):
+            if any(one.suffices and not self._barely(one) for one in outcomes):
                 break
         return seen
 
