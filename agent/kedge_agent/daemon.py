@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from kedge_agent import counters, malloc, persistent_state, served_door, state_format, system
+from kedge_agent import counters, malloc, persistent_state, served_endpoint, state_format, system
 from kedge_agent.config import AgentConfig
 from kedge_agent.effects import EffectRunner, installed_of, installed_runtimes
 from kedge_agent.mqtt_link import Link
@@ -107,7 +107,7 @@ class Daemon:
             ask=self._link.ask,
             report=self._report,
             remember=self._write_memory,
-            door=functools.partial(served_door.knock, door=served_door.door_of(config)),
+            endpoint=functools.partial(served_endpoint.knock, endpoint=served_endpoint.endpoint_of(config)),
         )
         self._child = _serving_child(config)
         self._watch = ServingWatch(config.state, None if self._child is None else self._child.said)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kedge_agent import counters, served_door
+from kedge_agent import counters, served_endpoint
 from kedge_agent.slots import CONFIG_FILE, ModelFolder, model_folders
 from kedge_agent.store import Store
 from kedge_agent.update import actions, events
@@ -147,8 +147,8 @@ Prover = Callable[[Path, BundleConfig, ProofLimits, "Path | None", Callable[[str
 
 
 Knock = Callable[[ModelFolder, str], int]
-"""Sends the golden samples of a model's current bundle, which must have this digest, through the served door; see
-:func:`kedge_agent.served_door.knock`."""
+"""Sends the golden samples of a model's current bundle, which must have this digest, through the served endpoint; see
+:func:`kedge_agent.served_endpoint.knock`."""
 
 
 class Jobs(Protocol):
@@ -172,7 +172,7 @@ class EffectRunner:
         report: called when the reported state has changed.
         remember: writes the machine's persistent state.
         prover: runs the golden vectors of a slot.
-        door: sends golden samples through the served door.
+        endpoint: sends golden samples through the served endpoint.
         disk, proofs: run jobs one after another; threads by default.
     """
 
@@ -186,7 +186,7 @@ class EffectRunner:
         report: Callable[[], None],
         remember: Callable[[actions.PersistentState], None],
         prover: Prover = prove,
-        door: Knock = served_door.knock,
+        endpoint: Knock = served_endpoint.knock,
         disk: Jobs | None = None,
         proofs: Jobs | None = None,
     ) -> None:
@@ -197,7 +197,7 @@ class EffectRunner:
         self._report = report
         self._remember = remember
         self._prover = prover
-        self._door = door
+        self._endpoint = endpoint
         self._disk = disk or JobThread("disk")
         self._proofs = proofs or JobThread("proofs")
         self._on_disk: dict[type, Callable[[Any], events.Event | None]] = {
@@ -223,7 +223,7 @@ class EffectRunner:
                 self._say(action)
             elif isinstance(action, actions.Prove):
                 self._proofs.put(functools.partial(self._prove, action))
-            elif isinstance(action, actions.KnockAtDoor):
+            elif isinstance(action, actions.AskEndpoint):
                 self._proofs.put(functools.partial(self._knock, action))
             else:
                 self._disk.put(functools.partial(self._do, action))
@@ -341,16 +341,16 @@ class EffectRunner:
         folder = self._folder(action.model)
         return self._switched(folder, folder.remove)
 
-    def _knock(self, action: actions.KnockAtDoor) -> None:
+    def _knock(self, action: actions.AskEndpoint) -> None:
         samples, error, wrong = 0, None, False
         try:
-            samples = self._door(self._folder(action.model), action.digest)
+            samples = self._endpoint(self._folder(action.model), action.digest)
         except Exception as failure:
             if not isinstance(failure, KedgeError):
-                log.exception("the served door of %s cannot be tried", action.model)
+                log.exception("the served endpoint of %s cannot be tried", action.model)
             error, wrong = foreign(failure), isinstance(failure, VerificationError)
         self._post(
-            events.DoorAnswered(
+            events.EndpointAnswered(
                 model=action.model,
                 digest=action.digest,
                 attempt=action.attempt,

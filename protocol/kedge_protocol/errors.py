@@ -161,8 +161,8 @@ class VerificationError(KedgeError):
     """Golden vectors do not match on this runtime."""
 
 
-class DoorError(KedgeError):
-    """The served door does not answer, or another bundle does."""
+class EndpointError(KedgeError):
+    """The served endpoint does not answer, or another bundle does."""
 
 
 class MessageError(KedgeError):

@@ -28,7 +28,7 @@ class Desired:
         models: model name → bundle digest (of the manifest). A model missing here is removed from the device.
         sizes: bundle digest → size of its manifest in bytes, so that it can be pulled like any blob.
         soaks: model name → seconds after the switch for which calls of users are waited for before golden samples are
-            sent through the served door (:class:`Served`); 0 where it is missing.
+            sent through the served endpoint (:class:`Served`); 0 where it is missing.
         device: the device that it is for; another one refuses it.
         releases: the signed statements of the releases that the bundles are of.
         rotations: all signed rotations of keys so far, in their order.
@@ -147,9 +147,9 @@ class Served:
     Attributes:
         calls: the calls of users that it answered, over all processes that use the model. The number is as of the
             report, which is sent with the first call and not with each; telemetry has the present one.
-        golden: the golden samples that were sent through the served door and held, where no call came within the soak;
-            0 before.
-        problem: why golden samples could not be sent through the door yet, or did not hold.
+        golden: the golden samples that were sent through the served endpoint and held, where no call came within the
+            soak; 0 before.
+        problem: why golden samples could not be sent through the endpoint yet, or did not hold.
     """
 
     calls: int = 0

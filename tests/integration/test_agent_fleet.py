@@ -115,7 +115,7 @@ def attested(fleet: Fleet, digest: str) -> Served:
     return model.served
 
 
-def test_a_rollout_is_done_when_golden_samples_held_through_the_door_and_then_users_call(fleet: Fleet) -> None:
+def test_a_rollout_is_done_when_golden_samples_held_through_the_endpoint_and_then_users_call(fleet: Fleet) -> None:
     first = fleet.publish("1.0")
     fleet.agent.start()
     fleet.roll_out("1.0")
@@ -124,7 +124,7 @@ def test_a_rollout_is_done_when_golden_samples_held_through_the_door_and_then_us
     (device,) = fleet.service.rollout_status(1).devices
     assert device.progress is Progress.DONE
     assert device.served == served
-    assert "golden samples held through its served door" in device.detail
+    assert "golden samples held through its served endpoint" in device.detail
     one = {"name": "input", "shape": [1, 16], "datatype": "FP32", "data": samples(1)[0].tolist()}
     assert fleet.agent.ask("/v2/models/tiny/infer", {"inputs": [one]}) is not None
     wait_for(lambda: attested(fleet, first).by == "calls", what="an attestation by the user's call")
@@ -211,7 +211,7 @@ def test_a_killed_agent_takes_its_serving_child_along_and_starts_again(fleet: Fl
     fleet.agent.kill()
     wait_for(lambda: not [pid for pid in children if _alive(pid)], what="the end of the serving child")
     fleet.agent.start()
-    wait_for(lambda: fleet.agent.ask("/v2/models/tiny") is not None, what="a door that is open again")
+    wait_for(lambda: fleet.agent.ask("/v2/models/tiny") is not None, what="an endpoint that is open again")
     fleet.wait_state(ModelState.SERVING, digest)
 
 
@@ -226,7 +226,7 @@ def test_a_killed_serving_child_is_started_again(fleet: Fleet) -> None:
 
     os.kill(child, signal.SIGKILL)
     wait_for(lambda: fleet.agent.children() not in ([], [child]), what="another serving child")
-    wait_for(lambda: fleet.agent.ask("/v2/models/tiny") is not None, what="a door that is open again")
+    wait_for(lambda: fleet.agent.ask("/v2/models/tiny") is not None, what="an endpoint that is open again")
 
 
 def test_what_was_desired_is_finished_without_a_broker(fleet: Fleet, mosquitto: Mosquitto) -> None:

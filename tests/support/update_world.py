@@ -22,7 +22,7 @@ from kedge_protocol.blocks import BLOCK_SIZE, BlockAnswer, BlockStatus, block_co
 from kedge_protocol.bundle import config as cfg
 from kedge_protocol.bundle import oci
 from kedge_protocol.bundle.layout import Bundle, parse_bundle
-from kedge_protocol.errors import DoorError, VerificationError
+from kedge_protocol.errors import EndpointError, VerificationError
 from kedge_protocol.messages import (
     BlobKind,
     BlockRequest,
@@ -227,9 +227,9 @@ class World:
         self.proof_detail: str | None = None
         self.proof_ms = 1.5
         self.serve_fails: set[str] = set()
-        self.door_wrong: set[str] = set()
+        self.endpoint_wrong: set[str] = set()
         """Versions whose golden samples are answered wrongly."""
-        self.door_silent = False
+        self.endpoint_silent = False
         self.knocks = 0
         self.proofs = 0
         self.boots = 0
@@ -253,7 +253,7 @@ class World:
                 self.state, persistent_state.AgentFile(boots=1, memory=content)
             ),
             prover=self._prove,
-            door=self._knock,
+            endpoint=self._knock,
             disk=self.disk,
             proofs=self.prover,
         )
@@ -327,9 +327,9 @@ class World:
     def _knock(self, folder: ModelFolder, bundle: str) -> int:
         self.knocks += 1
         slot = folder.current()
-        if self.door_silent or slot is None or slot.digest != bundle:
-            raise DoorError("nobody answers")
-        if slot.bundle().config.version in self.door_wrong:
+        if self.endpoint_silent or slot is None or slot.digest != bundle:
+            raise EndpointError("nobody answers")
+        if slot.bundle().config.version in self.endpoint_wrong:
             raise VerificationError("golden vectors do not hold")
         return 8
 

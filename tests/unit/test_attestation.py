@@ -1,4 +1,4 @@
-"""A device attests that its bundle serves: by calls of users, or by golden samples through the served door."""
+"""A device attests that its bundle serves: by calls of users, or by golden samples through the served endpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def served(world: World) -> Served:
 
 
 def knocks(world: World) -> int:
-    return sum(isinstance(action, actions.KnockAtDoor) for action in world.log)
+    return sum(isinstance(action, actions.AskEndpoint) for action in world.log)
 
 
 def rolled_out(world: World, version: str = "1.0", *, number: int = 1, soak: float = 0.0) -> str:
@@ -38,7 +38,7 @@ def rolled_out(world: World, version: str = "1.0", *, number: int = 1, soak: flo
     return release.digest
 
 
-def test_without_a_soak_golden_samples_go_through_the_door_at_once(world: World) -> None:
+def test_without_a_soak_golden_samples_go_through_the_endpoint_at_once(world: World) -> None:
     rolled_out(world)
     world.tick()
     world.prover.run_one()
@@ -108,17 +108,17 @@ def test_the_attestation_begins_anew_with_another_bundle_and_outlives_a_restart(
 def test_an_answer_that_comes_late_attests_nothing_of_another_bundle(world: World) -> None:
     first = rolled_out(world, "1.0", soak=10.0)
     world.tick(11.0)
-    (asked,) = [action for action in world.log if isinstance(action, actions.KnockAtDoor)]
+    (asked,) = [action for action in world.log if isinstance(action, actions.AskEndpoint)]
     world.prover.waiting.clear()
     rolled_out(world, "2.0", number=2, soak=600.0)
     rolled_out(world, "1.0", number=3, soak=600.0)
     world.tick()
-    world.post(events.DoorAnswered(model="digits", digest=first, attempt=asked.attempt, samples=8))
+    world.post(events.EndpointAnswered(model="digits", digest=first, attempt=asked.attempt, samples=8))
     assert served(world) == Served()
 
 
-def test_a_door_that_does_not_answer_is_tried_again_more_and_more_seldom_and_said_once(world: World) -> None:
-    world.door_silent = True
+def test_an_endpoint_that_does_not_answer_is_tried_again_more_and_more_seldom_and_said_once(world: World) -> None:
+    world.endpoint_silent = True
     rolled_out(world)
     assert served(world) == Served(problem="nobody answers")
     reports = world.reports
@@ -128,7 +128,7 @@ def test_a_door_that_does_not_answer_is_tried_again_more_and_more_seldom_and_sai
     assert 5 < world.knocks < 13
     assert world.reports == reports
     assert world.models["digits"].state is ModelState.SERVING
-    world.door_silent = False
+    world.endpoint_silent = False
     world.tick(3600.0)
     world.prover.run_one()
     assert served(world) == Served(golden=8)
@@ -139,16 +139,16 @@ def test_a_knock_that_is_never_answered_is_made_again(world: World) -> None:
     world.tick(11.0)
     assert knocks(world) == 1
     world.prover.waiting.clear()
-    for seconds in (world.settings.prove_deadline, 1.0, world.settings.door_retry):
+    for seconds in (world.settings.prove_deadline, 1.0, world.settings.endpoint_retry):
         world.tick(seconds + 1)
     assert knocks(world) == 2
     world.prover.run_one()
     assert served(world).by == "golden"
 
 
-def test_wrong_answers_through_the_door_bring_the_old_bundle_back(world: World) -> None:
+def test_wrong_answers_through_the_endpoint_bring_the_old_bundle_back(world: World) -> None:
     old = rolled_out(world, "1.0")
-    world.door_wrong.add("2.0")
+    world.endpoint_wrong.add("2.0")
     rolled_out(world, "2.0", number=2)
     world.tick()
     world.prover.run_one()
@@ -157,7 +157,7 @@ def test_wrong_answers_through_the_door_bring_the_old_bundle_back(world: World) 
     assert (model.state, model.digest, model.served) == (ModelState.FAILED, old, None)
     assert model.failure is not None
     assert model.failure.stage == "prove"
-    assert "through the served door" in model.failure.reason
+    assert "through the served endpoint" in model.failure.reason
     world.crash()
     world.tick()
     assert world.models["digits"].state is ModelState.FAILED

@@ -107,5 +107,5 @@ def test_a_device_is_done_once_something_attests_that_it_serves_and_says_what() 
     assert "refused" in failing.detail
     golden, calls = standing(Served(golden=8)), standing(Served(calls=3, golden=8))
     assert golden.progress is calls.progress is Progress.DONE
-    assert "8 golden samples held through its served door" in golden.detail
+    assert "8 golden samples held through its served endpoint" in golden.detail
     assert "calls of users" in calls.detail

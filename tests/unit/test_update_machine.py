@@ -439,7 +439,7 @@ def test_progress_is_reported_at_most_once_a_second(world: World) -> None:
 STEPS = st.sampled_from(
     ["disk", "disk", "serve", "serve", "deliver", "deliver", "deliver", "late", "twice", "lose", "lose request",
      "tick", "silence", "disconnect", "connect", "controller", "session", "leave", "crash", "prove", "desire", "call",
-     "door"]
+     "endpoint"]
 )  # fmt: skip
 
 
@@ -469,7 +469,7 @@ def test_whatever_happens_it_ends_serving_the_right_bytes(steps: list[str], size
         world.desire(version, wanted)
         world.settle()
         serving(world, wanted)
-        world.door_silent = False
+        world.endpoint_silent = False
         for _ in range(20):
             world.tick(1000.0)
             world.prover.run_one()
@@ -518,8 +518,8 @@ def _torment(world: World, step: str, version: int, wanted: object, both: tuple)
         world.crash()
     elif step == "call":
         world.call()
-    elif step == "door":
-        world.door_silent = not world.door_silent
+    elif step == "endpoint":
+        world.endpoint_silent = not world.endpoint_silent
     elif step == "desire":
         version += 1
         wanted = both[version % 2]

@@ -41,7 +41,7 @@ EVENT_STREAM = "text/event-stream"
 
 
 GOLDEN_FIELD = "kedge-golden"
-"""Header field of a call that is none of a user's and is counted nowhere, see :mod:`kedge_agent.served_door`."""
+"""Header field of a call that is none of a user's and is counted nowhere, see :mod:`kedge_agent.served_endpoint`."""
 
 
 @dataclass(slots=True)

@@ -101,8 +101,8 @@ class Switch:
 
 
 @dataclass(frozen=True)
-class KnockAtDoor:
-    """Send golden samples of the current bundle through the served door and compare the answers → ``DoorAnswered``.
+class AskEndpoint:
+    """Send golden samples of the current bundle through the served endpoint and compare → ``EndpointAnswered``.
 
     Attributes:
         attempt: number of the attempt, which its outcome repeats.
@@ -214,7 +214,7 @@ Action = (
     | Assemble
     | Prove
     | Switch
-    | KnockAtDoor
+    | AskEndpoint
     | RollBack
     | Remove
     | CollectGarbage

@@ -1,5 +1,5 @@
-"""Attests that the current bundles serve: by calls of users, or by golden samples sent through the served door where no
-call comes within the soak."""
+"""Attests that the current bundles serve: by calls of users, or by golden samples sent through the served endpoint
+where no call comes within the soak."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST_RETRY = 3600.0
 
 
 @dataclass
-class _Door:
+class _Attempts:
     """The attempts to send golden samples of one bundle.
 
     Attributes:
@@ -56,7 +56,7 @@ class Attestations:
         keep: Callable[[], None],
     ) -> None:
         self._records = dict(remembered)
-        self._doors: dict[str, _Door] = {}
+        self._tries: dict[str, _Attempts] = {}
         self._settings = settings
         self._emit = emit
         self._changed = changed
@@ -75,15 +75,15 @@ class Attestations:
             calls: calls counted of it before; None if unknown.
         """
         self._records[model] = Attested(digest=digest, base=calls)
-        self._doors.pop(model, None)
+        self._tries.pop(model, None)
         self._keep()
 
     def forget(self, models: set[str]) -> None:
         """Discard these models, which are no longer desired."""
         for model in models & self._records.keys():
             del self._records[model]
-        for model in models & self._doors.keys():
-            del self._doors[model]
+        for model in models & self._tries.keys():
+            del self._tries[model]
 
     def serves(self, model: str, digest: str, *, soak: float, now: float) -> None:
         """Handle a moment at which a desired bundle serves: ask for golden samples if none of its calls came in time.
@@ -91,15 +91,15 @@ class Attestations:
         Args:
             soak: seconds to wait for calls of users.
         """
-        record, door = self._record(model, digest), self._door(model, digest, now)
+        record, tries = self._record(model, digest), self._tries_of(model, digest, now)
         if record.calls or record.golden:
             return
-        if door.asked_at is not None and now - door.asked_at > self._settings.prove_deadline:
-            self._failed(door, f"the served door did not answer within {self._settings.prove_deadline:g} s", now)
-        if door.asked_at is None and now >= max(door.since + soak, door.next_at):
+        if tries.asked_at is not None and now - tries.asked_at > self._settings.prove_deadline:
+            self._failed(tries, f"the served endpoint did not answer within {self._settings.prove_deadline:g} s", now)
+        if tries.asked_at is None and now >= max(tries.since + soak, tries.next_at):
             self._attempts += 1
-            door.attempt, door.asked_at = self._attempts, now
-            self._emit(actions.KnockAtDoor(model, digest, door.attempt))
+            tries.attempt, tries.asked_at = self._attempts, now
+            self._emit(actions.AskEndpoint(model, digest, tries.attempt))
 
     def counted(self, event: events.Counted) -> None:
         """Handle a new count of calls."""
@@ -113,21 +113,21 @@ class Attestations:
             self._changed()
             self._keep()
 
-    def answered(self, event: events.DoorAnswered, now: float) -> str | None:
-        """Handle the door's answers.
+    def answered(self, event: events.EndpointAnswered, now: float) -> str | None:
+        """Handle the endpoint's answers.
 
         Returns:
             Why the bundle is to be refused: its answers are wrong; else None.
         """
-        record, door = self._records.get(event.model), self._doors.get(event.model)
-        if record is None or door is None or record.digest != event.digest or door.digest != event.digest:
+        record, tries = self._records.get(event.model), self._tries.get(event.model)
+        if record is None or tries is None or record.digest != event.digest or tries.digest != event.digest:
             return None
-        if door.asked_at is None or door.attempt != event.attempt:
+        if tries.asked_at is None or tries.attempt != event.attempt:
             return None
         if event.error is not None:
-            self._failed(door, event.error, now)
-            return door.problem if event.wrong else None
-        door.asked_at, door.problem = None, None
+            self._failed(tries, event.error, now)
+            return tries.problem if event.wrong else None
+        tries.asked_at, tries.problem = None, None
         self._records[event.model] = replace(record, golden=event.samples)
         self._changed()
         self._keep()
@@ -135,23 +135,23 @@ class Attestations:
 
     def reported(self, model: str, digest: str) -> Served:
         """Return what is reported of a bundle that serves."""
-        record, door = self._records.get(model), self._doors.get(model)
+        record, tries = self._records.get(model), self._tries.get(model)
         if record is None or record.digest != digest:
             return Served()
-        problem = None if door is None or door.digest != digest else door.problem
+        problem = None if tries is None or tries.digest != digest else tries.problem
         return Served(calls=record.calls, golden=record.golden, problem=problem)
 
     def is_open(self, model: str, digest: str) -> bool:
         """Return whether nothing attests this bundle yet."""
         return self.reported(model, digest).by is None
 
-    def _failed(self, door: _Door, problem: str, now: float) -> None:
-        door.next_at = now + min(self._settings.door_retry * 2**door.failures, _LONGEST_RETRY)
-        door.failures = min(door.failures + 1, 32)
-        door.asked_at = None
+    def _failed(self, tries: _Attempts, problem: str, now: float) -> None:
+        tries.next_at = now + min(self._settings.endpoint_retry * 2**tries.failures, _LONGEST_RETRY)
+        tries.failures = min(tries.failures + 1, 32)
+        tries.asked_at = None
         said = codec.sayable(problem)
-        if said != door.problem:
-            door.problem = said
+        if said != tries.problem:
+            tries.problem = said
             self._changed()
 
     def _record(self, model: str, digest: str) -> Attested:
@@ -162,8 +162,8 @@ class Attestations:
             self._keep()
         return record
 
-    def _door(self, model: str, digest: str, now: float) -> _Door:
-        door = self._doors.get(model)
-        if door is None or door.digest != digest:
-            door = self._doors[model] = _Door(digest, now)
-        return door
+    def _tries_of(self, model: str, digest: str, now: float) -> _Attempts:
+        tries = self._tries.get(model)
+        if tries is None or tries.digest != digest:
+            tries = self._tries[model] = _Attempts(digest, now)
+        return tries

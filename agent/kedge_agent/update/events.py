@@ -169,8 +169,8 @@ class Counted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoorAnswered:
-    """Outcome of ``KnockAtDoor``.
+class EndpointAnswered:
+    """Outcome of ``AskEndpoint``.
 
     Attributes:
         samples: number of golden samples that were answered and held.
@@ -229,7 +229,7 @@ Event = (
     | Proved
     | Switched
     | Counted
-    | DoorAnswered
+    | EndpointAnswered
     | Served
     | ServingDied
 )

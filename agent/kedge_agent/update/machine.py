@@ -91,7 +91,10 @@ class Machine:
         )
         self._models: dict[str, ModelUpdate] = {}
         self._removing: dict[str, float] = {}
-        self._handlers: dict[type, Callable[[Any], None]] = {
+        self._handlers = self._by_event()
+
+    def _by_event(self) -> dict[type, Callable[[Any], None]]:
+        return {
             events.Connected: lambda _: self._connected(),
             events.Disconnected: lambda _: self._disconnected(),
             events.ControllerSeen: self._controller_seen,
@@ -108,7 +111,7 @@ class Machine:
             events.Switched: self._switched,
             events.Served: self._served,
             events.Counted: self._attestations.counted,
-            events.DoorAnswered: self._door_answered,
+            events.EndpointAnswered: self._endpoint_answered,
             events.ServingDied: self._serving_died,
         }
 
@@ -261,11 +264,11 @@ class Machine:
             crashing = self._crashes.looping(self._context.now)
             update.served(event, confirmed=self._is_confirmed(event.model), crashing=crashing)
 
-    def _door_answered(self, event: events.DoorAnswered) -> None:
+    def _endpoint_answered(self, event: events.EndpointAnswered) -> None:
         wrong = self._attestations.answered(event, self._context.now)
         update = self._models.get(event.model)
         if wrong is not None and update is not None and update.digest == event.digest:
-            update.wrong_at_the_door(wrong)
+            update.wrong_at_the_endpoint(wrong)
 
     def _serving_died(self, event: events.ServingDied) -> None:
         """Handle a death of the serving process. A single death is only a restart. A crash loop is blamed on a recent

@@ -270,10 +270,10 @@ class ModelUpdate:
             if roll_back:
                 self._context.emit(actions.RollBack(self.name))
 
-    def wrong_at_the_door(self, reason: str) -> None:
-        """Handle golden samples that the served door answered wrongly: nothing is better than a wrong answer."""
+    def wrong_at_the_endpoint(self, reason: str) -> None:
+        """Handle golden samples that the served endpoint answered wrongly: nothing is better than a wrong answer."""
         if self.serves:
-            self.fail("prove", f"golden samples through the served door: {reason}")
+            self.fail("prove", f"golden samples through the served endpoint: {reason}")
             self._context.emit(actions.RollBack(self.name))
 
     def fail(self, stage: str, reason: str) -> None:

@@ -24,8 +24,8 @@ class Settings:
         disk_deadline: seconds without an outcome of the disk's thread after which a step that waits for it fails.
         prove_deadline: the same for golden vectors, including what a backend builds before them.
         fetch_deadline: seconds without a new block from an online controller after which a fetch fails.
-        door_retry: seconds before golden samples are sent again through a served door that did not answer; doubles with
-            each attempt, up to an hour.
+        endpoint_retry: seconds before golden samples are sent again through a served endpoint that did not answer;
+            doubles with each attempt, up to an hour.
         reserve_bytes: free disk space that a download must leave.
         bytes_per_second: limit of requested bytes over all downloads; 0 for none.
     """
@@ -38,7 +38,7 @@ class Settings:
     disk_deadline: float = 1800.0
     prove_deadline: float = 3900.0
     fetch_deadline: float = 86400.0
-    door_retry: float = 5.0
+    endpoint_retry: float = 5.0
     reserve_bytes: int = 16 << 20
     bytes_per_second: int = 0
 
@@ -50,6 +50,6 @@ class Settings:
         if not 2 <= self.crashes <= 1000:
             raise ConfigError(f"{self.crashes} crashes", remedy="Use 2 to 1000")
         for name in ("silence", "serve_deadline", "crash_window", "disk_deadline", "prove_deadline", "fetch_deadline",
-                     "door_retry"):  # fmt: skip
+                     "endpoint_retry"):  # fmt: skip
             if not 0.1 <= getattr(self, name) <= MAX_SECONDS:
                 raise ConfigError(f"{name} is {getattr(self, name)} s", remedy=f"Use 0.1 to {MAX_SECONDS:g}")

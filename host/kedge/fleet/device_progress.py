@@ -1,8 +1,8 @@
 """Judges a device's progress from its reports alone.
 
 A device is done only when it says that it serves this very bundle, that the bundle passed its golden vectors there,
-that it has served since: calls of users, or golden samples through the served door; and that it says so in answer to
-this desired version or a later one. An older agent does not say whether it has served, and is believed without it.
+that it has served since: calls of users, or golden samples through the served endpoint; and that it says so in answer
+to this desired version or a later one. An older agent does not say whether it has served, and is believed without it.
 What a broker acknowledged counts for nothing.
 """
 
@@ -125,10 +125,10 @@ def served_in_words(served: Served) -> str:
     if served.by == "calls":
         return "answered calls of users"
     if served.by == "golden":
-        return f"{served.golden} golden samples held through its served door; no user has called yet"
+        return f"{served.golden} golden samples held through its served endpoint; no user has called yet"
     if served.problem is not None:
         return f"it serves; no user has called yet, and golden samples fail: {served.problem}"
-    return "it serves; waits for the first call, or for golden samples through its served door"
+    return "it serves; waits for the first call, or for golden samples through its served endpoint"
 
 
 _UNDER_WAY = {

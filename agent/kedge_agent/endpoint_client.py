@@ -1,4 +1,4 @@
-"""Sends golden samples through the served door, in the worker; see :mod:`kedge_agent.served_door`.
+"""Sends golden samples through the served endpoint, in the worker; see :mod:`kedge_agent.served_endpoint`.
 
 The calls carry the header field :data:`kedge_agent.serving.handler.GOLDEN_FIELD`, so that they are counted nowhere.
 """
@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from kedge_agent.served_door import Door, DoorAnswer, DoorRequest
+from kedge_agent.served_endpoint import Endpoint, EndpointAnswer, EndpointRequest
 from kedge_agent.serving import binary_tensors
 from kedge_agent.serving.datatypes import Array, datatype_of
 from kedge_agent.serving.handler import GOLDEN_FIELD
@@ -24,27 +24,27 @@ from kedge_agent.serving.settings import ServerSettings
 from kedge_agent.slots import ModelFolder
 from kedge_protocol import addresses, digest, golden, tensors
 from kedge_protocol.bundle.config import BundleConfig
-from kedge_protocol.errors import DoorError, VerificationError
+from kedge_protocol.errors import EndpointError, VerificationError
 from kedge_targets import proof
 from kedge_targets.decoder import golden as decoders
 from kedge_targets.worker.progress import Progress
 
 
-def ask(request: DoorRequest, progress: Progress) -> DoorAnswer:
-    """Worker task; see :func:`kedge_agent.served_door.knock`."""
+def ask(request: EndpointRequest, progress: Progress) -> EndpointAnswer:
+    """Worker task; see :func:`kedge_agent.served_endpoint.knock`."""
     folder = ModelFolder(Path(request.state), request.model)
     slot = folder.current()
     if slot is None or slot.digest != request.digest:
-        raise DoorError("another bundle is current", where=request.model)
+        raise EndpointError("another bundle is current", where=request.model)
     config = slot.bundle().config
     digest.verify_file(slot.folder / config.golden.file, config.golden.digest)
-    if request.door.address is None:
-        return DoorAnswer(samples=_ask_model(folder, request.digest, config, slot.folder, progress))
-    client = _Client(request.door, request.door.address)
+    if request.endpoint.address is None:
+        return EndpointAnswer(samples=_ask_model(folder, request.digest, config, slot.folder, progress))
+    client = _Client(request.endpoint, request.endpoint.address)
     client.require(request.model, request.digest)
     samples = _ask_http(client, config, slot.folder, progress)
     client.require(request.model, request.digest)
-    return DoorAnswer(samples=samples)
+    return EndpointAnswer(samples=samples)
 
 
 def _ask_http(client: _Client, config: BundleConfig, slot: Path, progress: Progress) -> int:
@@ -59,7 +59,7 @@ def _ask_model(folder: ModelFolder, bundle: str, config: BundleConfig, slot: Pat
     with Model(folder.name, state=folder.state) as model:
         loaded = model.loaded()
         if loaded.digest != bundle:
-            raise DoorError("another bundle answers", where=folder.name)
+            raise EndpointError("another bundle answers", where=folder.name)
         if config.generation is not None:
             return _written(slot, config, lambda tokens: loaded.begin(tokens, counted=False, max_tokens=1).finish())
 
@@ -94,8 +94,8 @@ def _compared(
 
 
 def _written(slot: Path, config: BundleConfig, write: Callable[[list[int]], object]) -> int:
-    """Let a language model continue its golden tokens. Logits do not come through the door, so that it answers is all
-    that is asked; the proof before the switch compares them."""
+    """Let a language model continue its golden tokens. Logits do not come through the endpoint: that it answers is all
+    that is asked, and the proof before the switch compares them."""
     tokens, _ = decoders.inputs(golden.load(slot / config.golden.file), where=config.golden.file)
     for row in tokens.tolist():
         write(row)
@@ -109,23 +109,23 @@ class _Client:
         ConfigError: the token cannot be read.
     """
 
-    def __init__(self, door: Door, address: str) -> None:
+    def __init__(self, endpoint: Endpoint, address: str) -> None:
         host, port = addresses.parse(address, where="serve.listen")
         self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         self._port = port
-        self._seconds = door.call_seconds
-        self._context = None if door.certificate is None else _trusting(door.certificate)
-        token = ServerSettings(token_file=door.token_file).token()
+        self._seconds = endpoint.call_seconds
+        self._context = None if endpoint.certificate is None else _trusting(endpoint.certificate)
+        token = ServerSettings(token_file=endpoint.token_file).token()
         self._fields = {GOLDEN_FIELD: "1"}
         if token is not None:
             self._fields["Authorization"] = f"Bearer {token.decode()}"
 
     def require(self, model: str, bundle: str) -> None:
-        """Raise :class:`DoorError` unless this bundle answers."""
+        """Raise :class:`EndpointError` unless this bundle answers."""
         described = self._json("GET", f"/v2/models/{quote(model)}")
         found = described.get("parameters", {}).get("digest") if isinstance(described, dict) else None
         if found != bundle:
-            raise DoorError(f"answers with another bundle ({str(found)[:19]})", where=model)
+            raise EndpointError(f"answers with another bundle ({str(found)[:19]})", where=model)
 
     def infer(self, config: BundleConfig, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs for inputs in the model's own axes."""
@@ -156,12 +156,12 @@ class _Client:
             response = connection.getresponse()
             raw = response.read()
         except (OSError, http.client.HTTPException) as error:
-            raise DoorError(f"the served door does not answer: {error}", where=where) from error
+            raise EndpointError(f"the served endpoint does not answer: {error}", where=where) from error
         finally:
             connection.close()
         if response.status != http.HTTPStatus.OK:
             words = raw[:300].decode(errors="replace")
-            raise DoorError(f"the served door answers {response.status}: {words}", where=where)
+            raise EndpointError(f"the served endpoint answers {response.status}: {words}", where=where)
         return raw, response.getheader("Inference-Header-Content-Length")
 
     def _connection(self) -> http.client.HTTPConnection:

@@ -1,8 +1,8 @@
-"""The served door: the way by which users reach a model on this device, through which golden samples are sent.
+"""The served endpoint: the way by which users reach a model on this device, through which golden samples are sent.
 
 That is HTTP to the serving process, at the address, with the token and the encryption that users have. Where there is
 no HTTP, or clients must present a certificate, which the agent has none of, it is :class:`kedge_agent.model.Model` in a
-process of its own, as applications load it. The worker's side is :mod:`kedge_agent.door_client`.
+process of its own, as applications load it. The worker's side is :mod:`kedge_agent.endpoint_client`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from kedge_agent.slots import ModelFolder
 if TYPE_CHECKING:
     from kedge_agent.config import AgentConfig
 
-ASK = "kedge_agent.door_client:ask"
+ASK = "kedge_agent.endpoint_client:ask"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Door:
+class Endpoint:
     """Where users reach this device's models.
 
     Attributes:
@@ -38,26 +38,26 @@ class Door:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoorRequest:
-    """A request to :func:`kedge_agent.door_client.ask`."""
+class EndpointRequest:
+    """A request to :func:`kedge_agent.endpoint_client.ask`."""
 
     state: str
     model: str
     digest: str
-    door: Door
+    endpoint: Endpoint
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoorAnswer:
+class EndpointAnswer:
     """``samples``: the number of golden samples that were answered and held."""
 
     samples: int
 
 
-def door_of(config: AgentConfig) -> Door:
-    """Return the door of a configured agent."""
+def endpoint_of(config: AgentConfig) -> Endpoint:
+    """Return the endpoint of a configured agent."""
     server = config.server
-    return Door(
+    return Endpoint(
         address=config.listen if server.tls_client_ca is None else None,
         token_file=server.token_file,
         certificate=server.tls_cert,
@@ -66,9 +66,9 @@ def door_of(config: AgentConfig) -> Door:
     )
 
 
-def knock(folder: ModelFolder, digest: str, *, door: Door | None = None) -> int:
-    """Send the golden samples of a model's current bundle through its door, from the worker: the resident agent loads
-    neither numpy nor a runtime.
+def knock(folder: ModelFolder, digest: str, *, endpoint: Endpoint | None = None) -> int:
+    """Send the golden samples of a model's current bundle through its endpoint, from the worker: the resident agent
+    loads neither numpy nor a runtime.
 
     Args:
         digest: of the bundle that must answer.
@@ -78,11 +78,11 @@ def knock(folder: ModelFolder, digest: str, *, door: Door | None = None) -> int:
 
     Raises:
         VerificationError: an answer lies outside it.
-        KedgeError: the door does not answer, or another bundle does.
+        KedgeError: the endpoint does not answer, or another bundle does.
     """
     from kedge_targets.worker import Worker
 
-    door = door or Door()
-    request = DoorRequest(state=str(folder.state), model=folder.name, digest=digest, door=door)
-    with Worker(name=f"door-{folder.name}") as worker:
-        return worker.call(ASK, request, DoorAnswer, deadline=door.deadline).samples
+    endpoint = endpoint or Endpoint()
+    request = EndpointRequest(state=str(folder.state), model=folder.name, digest=digest, endpoint=endpoint)
+    with Worker(name=f"endpoint-{folder.name}") as worker:
+        return worker.call(ASK, request, EndpointAnswer, deadline=endpoint.deadline).samples
