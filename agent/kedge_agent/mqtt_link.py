@@ -14,6 +14,7 @@ from kedge_agent.update import actions, events
 from kedge_protocol import codec, topics
 from kedge_protocol.blocks import MAX_MESSAGE_BYTES, decode_answer
 from kedge_protocol.broker import Broker
+from kedge_protocol.channel import Channel
 from kedge_protocol.errors import KedgeError, MessageError
 from kedge_protocol.messages import Ack, Command, Reported, Status, Telemetry
 from kedge_protocol.mqtt import Connection
@@ -53,7 +54,7 @@ class Link:
         conflict: NameConflict | None = None,
         noticed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
-        connect: Callable[..., Connection] = Connection,
+        connect: Callable[..., Channel] = Connection,
     ) -> None:
         self._name = name
         self._boot_id = boot_id
@@ -69,7 +70,7 @@ class Link:
         self._unheard = False
         self._broken = 0
         self._echo_due: float | None = None
-        self.connection = connect(
+        self.connection: Channel = connect(
             broker,
             name,
             will_topic=topics.status(name),

@@ -28,15 +28,20 @@ def named(json_name: str, **options: Any) -> Any:
 
 
 class _ProblemsError(Exception):
-    """The problems of invalid plain data, field by field."""
+    """The problems of invalid plain data: the place of each, seen from the value that was read, and what is wrong."""
 
-    def __init__(self, found: list[str]) -> None:
+    def __init__(self, found: list[tuple[str, str]]) -> None:
         super().__init__(*found)
         self.found = found
 
+    def within(self, place: str) -> list[tuple[str, str]]:
+        """Return the problems as seen from the value that holds this one at ``place``."""
+        return [(place + inner, what) for inner, what in self.found]
 
-_Reader = Callable[[Any, str, bool], Any]
-"""(plain value, its location, whether unknown keys are errors) → typed value, or raises :class:`_ProblemsError`."""
+
+_Reader = Callable[[Any, bool], Any]
+"""(plain value, whether unknown keys are errors) → typed value, or raises :class:`_ProblemsError`."""
+_PLAIN = frozenset({str, int, float, bool, types.NoneType})
 
 
 def _came(value: Any) -> str:
@@ -57,7 +62,7 @@ def _reader(of: Any) -> _Reader:
     origin = typing.get_origin(of)
     arguments = typing.get_args(of)
     if of is Any:
-        return lambda value, where, strict: value
+        return lambda value, strict: value
     if origin in (typing.Union, types.UnionType):
         return _optional(*(argument for argument in arguments if argument is not types.NoneType))
     if origin in (list, tuple):
@@ -73,46 +78,52 @@ def _reader(of: Any) -> _Reader:
 
 def _scalar(of: type) -> _Reader:
     accepted = {float: (float, int), Path: (str,)}.get(of, (of,))
+    is_float = of is float
 
-    def read(value: Any, where: str, strict: bool) -> Any:
+    def read(value: Any, strict: bool) -> Any:
+        if type(value) is of and not is_float:
+            return value
         # bool is an int to Python, not to a reader of JSON.
         if not isinstance(value, accepted) or (isinstance(value, bool) and of is not bool):
-            raise _ProblemsError([f"{where}: {of.__name__} was expected, not {_came(value)}"])
+            raise _ProblemsError([("", f"{of.__name__} was expected, not {_came(value)}")])
         try:
             typed = of(value)
         except OverflowError:
-            raise _ProblemsError([f"{where}: {_came(value)} is too large"]) from None
+            raise _ProblemsError([("", f"{_came(value)} is too large")]) from None
         # A document that was received holds no such number (codec.loads); what the worker measured may.
-        if strict and isinstance(typed, float) and not math.isfinite(typed):
-            raise _ProblemsError([f"{where}: a finite number was expected, not {typed}"])
+        if strict and is_float and not math.isfinite(typed):
+            raise _ProblemsError([("", f"a finite number was expected, not {typed}")])
         return typed
 
     return read
 
 
 def _enumeration(of: type[enum.Enum]) -> _Reader:
-    def read(value: Any, where: str, strict: bool) -> Any:
+    def read(value: Any, strict: bool) -> Any:
         try:
             return of(value)
         except ValueError:
             known = ", ".join(str(member.value) for member in of)
-            raise _ProblemsError([f"{where}: {str(value)[:80]!r} is none of {known}"]) from None
+            raise _ProblemsError([("", f"{str(value)[:80]!r} is none of {known}")]) from None
 
     return read
 
 
 def _optional(of: Any) -> _Reader:
     inner = _reader(of)
-    return lambda value, where, strict: None if value is None else inner(value, where, strict)
+    return lambda value, strict: None if value is None else inner(value, strict)
 
 
 def _sequence(make: Callable[[list[Any]], Any], of: Any) -> _Reader:
     inner = _reader(of)
 
-    def read(value: Any, where: str, strict: bool) -> Any:
+    def read(value: Any, strict: bool) -> Any:
         if not isinstance(value, (list, tuple)):
-            raise _ProblemsError([f"{where}: a list was expected, not {_came(value)}"])
-        return make(_each(inner, ((f"{where}[{i}]", item) for i, item in enumerate(value)), strict))
+            raise _ProblemsError([("", f"a list was expected, not {_came(value)}")])
+        try:
+            return make([inner(item, strict) for item in value])
+        except _ProblemsError:
+            raise _each_problem(inner, ((f"[{i}]", item) for i, item in enumerate(value)), strict) from None
 
     return read
 
@@ -120,25 +131,26 @@ def _sequence(make: Callable[[list[Any]], Any], of: Any) -> _Reader:
 def _mapping(of: Any) -> _Reader:
     inner = _reader(of)
 
-    def read(value: Any, where: str, strict: bool) -> Any:
+    def read(value: Any, strict: bool) -> Any:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise _ProblemsError([f"{where}: an object was expected, not {_came(value)}"])
-        items = ((f"{where}[{key!r}]", item) for key, item in value.items())
-        return dict(zip(value, _each(inner, items, strict), strict=True))
-
-    return read
-
-
-def _each(inner: _Reader, items: Iterable[tuple[str, Any]], strict: bool) -> list[Any]:
-    read, problems = [], []
-    for where, item in items:
+            raise _ProblemsError([("", f"an object was expected, not {_came(value)}")])
         try:
-            read.append(inner(item, where, strict))
-        except _ProblemsError as error:
-            problems += error.found
-    if problems:
-        raise _ProblemsError(problems)
+            return {key: inner(item, strict) for key, item in value.items()}
+        except _ProblemsError:
+            raise _each_problem(inner, ((f"[{key!r}]", item) for key, item in value.items()), strict) from None
+
     return read
+
+
+def _each_problem(inner: _Reader, items: Iterable[tuple[str, Any]], strict: bool) -> _ProblemsError:
+    """Return the problems of all items; they are read again, since the first one ended the reading."""
+    problems: list[tuple[str, str]] = []
+    for place, item in items:
+        try:
+            inner(item, strict)
+        except _ProblemsError as error:
+            problems += error.within(place)
+    return _ProblemsError(problems)
 
 
 @functools.cache
@@ -156,26 +168,34 @@ def _names(of: type) -> dict[str, tuple[str, Any, bool]]:
     }
 
 
+@functools.cache
+def _fields(of: type) -> tuple[tuple[str, str, _Reader, bool], ...]:
+    """Return name in JSON, name of the field, its reader, and whether it is required."""
+    return tuple((key, field, _reader(kind), needed) for key, (field, kind, needed) in _names(of).items())
+
+
 def _meant(key: Any, names: Iterable[str]) -> str:
     near = spelling.nearest(str(key), names)
     return "" if near is None else f" (did you mean {near!r}?)"
 
 
 def _view(of: type) -> _Reader:
-    def read(value: Any, where: str, strict: bool) -> Any:
+    def read(value: Any, strict: bool) -> Any:
         if not isinstance(value, Mapping):
-            raise _ProblemsError([f"{where}: an object was expected, not {_came(value)}"])
-        names = _names(of)
-        problems = [f"{where}.{key}: unknown{_meant(key, names)}" for key in value if strict and key not in names]
+            raise _ProblemsError([("", f"an object was expected, not {_came(value)}")])
+        problems: list[tuple[str, str]] = []
+        if strict:
+            names = _names(of)
+            problems += [(f".{key}", f"unknown{_meant(key, names)}") for key in value if key not in names]
         found = {}
-        for key, (field, kind, needed) in names.items():
+        for key, field, reader, needed in _fields(of):
             if key in value:
                 try:
-                    found[field] = _reader(kind)(value[key], f"{where}.{key}", strict)
+                    found[field] = reader(value[key], strict)
                 except _ProblemsError as error:
-                    problems += error.found
+                    problems += error.within(f".{key}")
             elif needed:
-                problems.append(f"{where}.{key}: missing")
+                problems.append((f".{key}", "missing"))
         if problems:
             raise _ProblemsError(problems)
         return of(**found)
@@ -192,22 +212,36 @@ def structure(data: Any, cls: type[T], *, where: str, strict: bool = False) -> T
     """
     try:
         reader: _Reader = _reader(cls)  # type: ignore[arg-type] # a class is hashable; typeshed asks for the protocol
-        view: T = reader(data, cls.__name__, strict)
+        view: T = reader(data, strict)
     except _ProblemsError as error:
         kind = ConfigError if strict else MessageError
-        raise kind("; ".join(error.found), where=where, remedy="Correct the named fields") from error
+        found = "; ".join(f"{place}: {what}" for place, what in error.within(cls.__name__))
+        raise kind(found, where=where, remedy="Correct the named fields") from error
     return view
 
 
 def unstructure(value: Any) -> Any:
     """Return a view as plain data: dicts, lists, strings and numbers; fields that are None are left out."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        items = ((key, getattr(value, field)) for key, (field, _, _) in _names(type(value)).items())
-        return {key: unstructure(item) for key, item in items if item is not None}
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, PurePath):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {unstructure(key): unstructure(item) for key, item in value.items()}
-    return [unstructure(item) for item in value] if isinstance(value, (list, tuple)) else value
+    kind = type(value)
+    return value if kind in _PLAIN else _writer(kind)(value)  # type: ignore[arg-type] # a class is hashable
+
+
+@functools.cache
+def _writer(kind: type) -> Callable[[Any], Any]:
+    """Return what makes plain data of a value of this type."""
+    if dataclasses.is_dataclass(kind):
+        pairs = tuple((key, field) for key, (field, _, _) in _names(kind).items())
+        return lambda value: {
+            key: item if type(item) in _PLAIN else unstructure(item)
+            for key, field in pairs
+            if (item := getattr(value, field)) is not None
+        }
+    if issubclass(kind, enum.Enum):
+        return lambda value: value.value
+    if issubclass(kind, PurePath):
+        return str
+    if issubclass(kind, Mapping):
+        return lambda value: {unstructure(key): unstructure(item) for key, item in value.items()}
+    if issubclass(kind, (list, tuple)):
+        return lambda value: [unstructure(item) for item in value]
+    return lambda value: value

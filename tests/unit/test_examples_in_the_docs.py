@@ -11,6 +11,7 @@ import tomllib
 from tests.support.documents import Block, blocks, pages
 
 from kedge.search import recipe
+from kedge.simulator import scenario
 from kedge.step import Step
 from kedge_agent import config
 from kedge_targets import target
@@ -44,6 +45,8 @@ def test_every_toml_example_is_a_file_that_kedge_reads(tmp_path: Path) -> None:
             config.read(file)
         elif "step" in data or "quantize" in data:
             recipe.read(file)
+        elif "fleet" in data:
+            scenario.read(file)
         elif "task" in data:
             declaration.read(file)
         else:

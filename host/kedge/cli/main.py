@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "publish": ("kedge.cli.release:publish", "Publish a release to the controller."),
     "release": ("kedge.cli.release:release", "Manage the published releases."),
     "rollout": ("kedge.cli.rollout:rollout", "Roll a release out to devices."),
+    "simulate": ("kedge.cli.simulate:simulate_command", "Roll a release out to a simulated fleet."),
     "keys": ("kedge.cli.keys:keys", "Show and rotate the keys that sign releases and desired states."),
     "audit": ("kedge.cli.audit:audit", "Show and check the audit log of the fleet."),
 }

@@ -28,6 +28,7 @@ from kedge.fleet.options import ControllerOptions
 from kedge.fleet.storage import Repository
 from kedge.fleet.transfer_counts import TransferCounts
 from kedge_protocol import codec, topics
+from kedge_protocol.channel import Channel
 from kedge_protocol.errors import KedgeError, MessageError
 from kedge_protocol.messages import Command, Status
 from kedge_protocol.mqtt import Backoff, Broker, Connection
@@ -113,7 +114,7 @@ class Controller:
         backoff: Backoff | None = None,
         clock: Clock = time.time,
         steady: Clock = time.monotonic,
-        connect: Callable[..., Connection] = Connection,
+        connect: Callable[..., Channel] = Connection,
         block_thread: bool = True,
     ) -> None:
         self.state = state

@@ -1,0 +1,33 @@
+"""The outcome of a simulation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationResult:
+    """The outcome of a simulation.
+
+    Attributes:
+        state: ``done``, ``aborted``, or ``unfinished`` if the scenario's limit came first.
+        total: number of devices.
+        reached: devices that really switched to the new release.
+        reverted: those of them that run the old one at the end.
+        failed: devices that refused the new release.
+        reason: why it was aborted; empty otherwise.
+        seconds: from the rollout's start to its end, in the simulation's time.
+        messages, bytes: that clients sent to the broker, in the whole simulation.
+        log: SHA-256 of the log: equal for equal scenarios.
+    """
+
+    state: str
+    total: int
+    reached: int
+    reverted: int
+    failed: int
+    reason: str
+    seconds: float
+    messages: int
+    bytes: int
+    log: str

@@ -1,0 +1,141 @@
+"""Simulated fleets in virtual time: the real update machine against the real controller."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kedge.fleet.service import FleetService
+from kedge.simulator import scenario as scenarios
+from kedge.simulator.behaviour import Figures
+from kedge.simulator.result import SimulationResult
+from kedge.simulator.virtual import simulate
+from kedge_protocol.errors import ConfigError
+from kedge_protocol.latency_buckets import bucket_of
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "simulate"
+
+
+def run(log: io.StringIO | None = None, **document: Any) -> SimulationResult:
+    """Simulate a small fleet of two targets."""
+    fleet = [{"target": "rpi4", "count": 8}, {"target": "rpi5", "count": 8}]
+    return simulate(scenarios.parse({"fleet": fleet, "before": 120, **document}), log=log)
+
+
+def test_a_good_release_reaches_every_device() -> None:
+    found = run()
+    assert (found.state, found.reached, found.reverted, found.failed) == ("done", 16, 0, 0)
+
+
+def test_every_device_is_reached_in_spite_of_losses_reboots_and_a_partition() -> None:
+    faults = {
+        "loss": 0.1,
+        "jitter": 1.0,
+        "reboots_per_day": 200.0,
+        "clock_skew": 1e9,
+        "slow": 0.3,
+        "partition": {"after": 2.0, "seconds": 300.0},
+    }
+    log = io.StringIO()
+    found = run(log, faults=faults)
+    assert (found.state, found.reached) == ("done", 16)
+    assert " reboot" in log.getvalue()
+    assert " - partition " in log.getvalue()
+    assert " - mended " in log.getvalue()
+
+
+def test_devices_refuse_a_bundle_whose_golden_vectors_fail() -> None:
+    log = io.StringIO()
+    found = run(log, new={"version": "2.0", "defects": [{"targets": ["rpi4"], "golden_vectors": True}]})
+    assert (found.reached, found.failed) == (8, 8)
+    assert log.getvalue().count("failed prove: golden vectors do not match") == 8
+
+
+def test_a_bundle_that_does_not_load_is_rolled_back_by_the_device() -> None:
+    found = run(new={"version": "2.0", "defects": [{"targets": ["rpi4"], "refuses_to_load": True}]})
+    assert (found.reached, found.reverted, found.failed) == (16, 8, 8)
+
+
+def test_a_device_without_room_refuses() -> None:
+    log = io.StringIO()
+    found = run(log, faults={"disk_full": 0.3})
+    assert 0 < found.failed < 16
+    assert found.reached == 16 - found.failed
+    assert log.getvalue().count("failed check: the bundle needs 0.1 MiB of disk") == found.failed
+
+
+def test_a_device_without_users_attests_by_golden_samples(tmp_path: Path) -> None:
+    fleet = [{"target": "rpi4", "count": 2}]
+    document = {"fleet": fleet, "before": 120, "runtime": {"calls_per_minute": 0.0}}
+    assert simulate(scenarios.parse(document), state=tmp_path).state == "done"
+    with FleetService(tmp_path) as service:
+        models = [device.reported.models["model"] for device in service.devices() if device.reported]
+    assert [(model.served.calls, model.served.golden) for model in models if model.served] == [(0, 8), (0, 8)]
+
+
+def test_the_histogram_of_a_message_is_the_agents() -> None:
+    latencies = np.exp(np.random.default_rng(1).uniform(np.log(1e-4), np.log(2e5), 2000))
+    figures = Figures(inferences=2000, errors=0, latencies_ms=latencies, memory_bytes=1, temperature_c=0.0)
+    expected = Counter(str(bucket_of(int(one * 1e6))) for one in latencies)
+    assert figures.latency_buckets() == dict(expected)
+
+
+def test_a_lying_device_counts_as_done_and_is_not_reached() -> None:
+    found = run(faults={"lying": 1.0}, new={"version": "2.0", "defects": [{"golden_vectors": True}]})
+    assert (found.state, found.reached, found.failed) == ("done", 0, 0)
+
+
+def test_only_changed_blocks_are_pulled() -> None:
+    new = {"version": "2.0", "size": 1 << 20}
+    old = {"version": "1.0", "size": 1 << 20}
+    whole = run(old=old, new=new)
+    small = run(old=old, new={**new, "changed": 0.1})
+    assert whole.bytes > 16 << 20
+    assert small.bytes < whole.bytes / 3
+
+
+def test_equal_scenarios_have_equal_logs_whatever_the_process() -> None:
+    faults = {"loss": 0.05, "reboots_per_day": 50.0, "slow": 0.2}
+    first, other = run(faults=faults), run(faults=faults, seed=2)
+    assert first.log != other.log
+    code = (
+        "import json, sys; from kedge.simulator import scenario, virtual;"
+        "print(virtual.simulate(scenario.parse(json.load(sys.stdin))).log)"
+    )
+    fleet = [{"target": "rpi4", "count": 8}, {"target": "rpi5", "count": 8}]
+    document = json.dumps({"fleet": fleet, "before": 120, "faults": faults})
+    environment = {**os.environ, "PYTHONHASHSEED": "77"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=document, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == first.log
+
+
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        ({}, "fleet: missing"),
+        ({"fleet": []}, "1 to 100000 devices"),
+        ({"fleet": [{"target": "rpi4", "count": 0}]}, "at least one in each group"),
+        ({"fleet": [{"target": "rpi4", "count": 1}], "fault": {}}, "did you mean 'faults'"),
+        ({"fleet": [{"target": "rpi4", "count": 1}], "faults": {"slow": 2.0}}, "faults.slow = 2 is no share"),
+        (
+            {"fleet": [{"target": "rpi4", "count": 1}], "new": {"version": "2", "defects": [{"targets": ["rpi5"]}]}},
+            "a defect names 'rpi5'",
+        ),
+        ({"fleet": [{"target": "rpi4", "count": 1}], "new": {"version": "1.0"}}, "both releases have the version 1.0"),
+    ],
+)
+def test_a_scenario_that_does_not_fit_is_refused(document: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        scenarios.parse(document)
+    assert problem in str(refused.value)
