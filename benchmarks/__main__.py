@@ -18,6 +18,7 @@ ROOMS = (
     "olive",
     "peers",
     "fleet",
+    "gates",
     "serving",
     "generation",
 )

@@ -199,7 +199,8 @@ def test_fixed_thresholds_decide_by_the_figure_once_there_are_calls_enough() -> 
 
 
 def test_a_gate_that_is_off_says_nothing() -> None:
-    gates = Gates(error_rate=None, p99_ratio=None)
+    gates = Gates(error_rate=None, off=("p99_ratio",))
+    gates.check()
     assert not {"error_rate", "p99_ratio"} & verdicts(cohort(errors=[0.5] * 5), gates=gates).keys()
 
 
@@ -215,7 +216,14 @@ def test_the_figure_lies_in_its_interval_and_has_the_limits_unit() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"alpha": 0.0}, {"error_rate": 1.5}, {"p99_ratio": 0.9}, {"memory_per_minute": math.nan}, {"min_calls": 0}],
+    [
+        {"off": ("p98_ratio",)},
+        {"alpha": 0.0},
+        {"error_rate": 1.5},
+        {"p99_ratio": 0.9},
+        {"memory_per_minute": math.nan},
+        {"min_calls": 0},
+    ],
 )
 def test_limits_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):

@@ -84,6 +84,7 @@ class Change:
         touched: whether its presence, or when it was seen, is to be written.
         reported, view: its newest report, as it came and as it reads; None without one.
         telemetry: when each message came, and the message.
+        measured: the same messages as they read.
     """
 
     memory: DeviceState
@@ -92,6 +93,7 @@ class Change:
     view: Reported | None = None
     acks: list[Ack] = field(default_factory=list)
     telemetry: list[tuple[float, bytes]] = field(default_factory=list)
+    measured: list[tuple[float, Telemetry]] = field(default_factory=list)
     latencies: dict[str, Latency] = field(default_factory=dict)
 
 
@@ -223,9 +225,10 @@ class Inbox:
     def _telemetry(self, name: str, memory: DeviceState, telemetry: Telemetry, payload: bytes) -> None:
         _check(telemetry.boot_id, telemetry.seq, where=f"telemetry of {name}")
         self._word(name, memory, telemetry.boot_id)
-        kept = self._change(name, memory).telemetry
-        kept.append((self._clock(), payload))
-        del kept[:-TELEMETRY_A_ROUND]
+        change, now = self._change(name, memory), self._clock()
+        change.telemetry.append((now, payload))
+        change.measured.append((now, telemetry))
+        del change.telemetry[:-TELEMETRY_A_ROUND], change.measured[:-TELEMETRY_A_ROUND]
 
     def _word(self, name: str, memory: DeviceState, boot_id: str) -> None:
         before, memory.presence = memory.presence, after_word(memory.presence, boot_id)

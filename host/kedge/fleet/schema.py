@@ -14,6 +14,7 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
 - ``reported_model``: the models of that message, taken apart, so that a rollout is judged without reading messages;
   ``served_calls`` is NULL where the device does not say what attests that it serves.
 - ``telemetry``: a short history; ``document`` is the message as it came.
+- ``call_figures``: telemetry summed by device, model and bundle, see :mod:`kedge.fleet.call_figures`.
 - ``latency``: what one call of a bundle took on a device when it proved it there, in milliseconds; the latest proof's.
   ``target`` is the device's at that time, ``files`` the digest of the file that the runtime opens.
 - ``release``, ``bundle``: what is published; ``statement`` is the signed list of a release's bundles, see
@@ -34,7 +35,7 @@ from __future__ import annotations
 VERSION = 5
 """Stored as SQLite's ``user_version``. 2 has ``latency`` more than 1; 3 has ``reported_model``, ``command`` and the
 columns ``told_target``, ``refused_…``, ``namesake`` and ``superseded_by`` more than 2; 4 has ``audit`` and
-``release.statement`` more than 3; 5 has the columns ``soak`` and ``served_…`` more than 4."""
+``release.statement`` more than 3; 5 has ``call_figures`` and the columns ``soak`` and ``served_…`` more than 4."""
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (
@@ -104,6 +105,15 @@ CREATE TABLE IF NOT EXISTS telemetry (
     document BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS ix_telemetry_device_id ON telemetry (device_id);
+CREATE TABLE IF NOT EXISTS call_figures (
+    device_id INTEGER NOT NULL REFERENCES device (id),
+    model VARCHAR NOT NULL,
+    digest VARCHAR NOT NULL,
+    since DOUBLE NOT NULL,
+    until DOUBLE NOT NULL,
+    document BLOB NOT NULL,
+    PRIMARY KEY (device_id, model, digest)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS latency (
     device_id INTEGER NOT NULL REFERENCES device (id),
     bundle VARCHAR NOT NULL,
@@ -249,6 +259,7 @@ UPDATE rollout SET state = CASE WHEN EXISTS (
 
 PER_DEVICE = (
     "telemetry",
+    "call_figures",
     "transfer",
     "rollout_device",
     "latency",

@@ -10,11 +10,21 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kedge.fleet.staged.cohorts import CohortEvidence, DeviceCalls, DriftFigures, ShadowFigures, Share, Spread
+from kedge.fleet.staged.cohorts import (
+    CallFigures,
+    CohortEvidence,
+    DeviceCalls,
+    DriftFigures,
+    ShadowFigures,
+    Share,
+    Spread,
+)
 from kedge.fleet.staged.sequential import Effect
 
-KNOWN_CALLS = 50
+KNOWN_CALLS = 200
 """A device's own rate with the old bundle counts as much as its target's once it is of so many calls."""
+LEAST_RATE = 1e-4
+"""No rate is taken to be lower."""
 LATENCY_DRIFT = 0.08
 """Standard deviation of the change of a device's log latency between two hours with the same bundle."""
 LATENCY_BLOCK = 0.05
@@ -40,6 +50,7 @@ class Measured:
         detail: in words.
         nothing: in words, why there are no effects.
         shown: from an effect to the figure that is shown.
+        ratios: log-likelihood ratio of each device, where it is not that of its effect as a normal estimate.
     """
 
     effects: Sequence[Effect]
@@ -47,33 +58,97 @@ class Measured:
     detail: str
     nothing: str
     shown: Callable[[float], float] = float
+    ratios: Sequence[float] | None = None
 
 
 def error_rates(cohort: CohortEvidence, limit: float) -> Measured:
     """How much larger the share of failed calls is than with the old bundle on the same device, or, where that is not
     known, on its target; against 0 where nothing is known."""
-    old = {device.device: device.calls for device in cohort.old.devices}
-    common = _rate(old.values())
-    phi = dispersion([device.calls for device in (*cohort.new.devices, *cohort.old.devices)])
-    effects = []
-    for device in cohort.new.devices:
-        if not device.calls.total:
-            continue
-        own = old.get(device.device, Share())
-        known = own.total + KNOWN_CALLS
-        base = (own.bad + KNOWN_CALLS * common) / known if old else 0.0
-        middle = min(0.5, max(base, 0.0) + limit / 2)
-        sampled = 1 / device.calls.total + (1 / known if old else 0.0)
-        variance = phi * middle * (1 - middle) * sampled + (ERROR_DRIFT * limit) ** 2
-        effects.append(Effect(device.calls.rate - base, variance))
+    tested = proportions(cohort.new, cohort.old, limit)
+    phi = tested[0].phi if tested else 1.0
     new_rate, old_rate = cohort.new.error_rate, cohort.old.error_rate
     return Measured(
-        effects,
+        [one.effect for one in tested],
         cohort.new.inferences,
         f"{new_rate:.2%} of {cohort.new.inferences} calls failed, {old_rate:.2%} of {cohort.old.inferences} before,"
         f" dispersion {phi:.1f}",
         "no calls of users came",
+        ratios=[one.ratio for one in tested],
     )
+
+
+def proportions(new: CallFigures, old: CallFigures, rise: float) -> list[Proportion]:
+    """Return each device's failed calls with the new bundle, to be tested for ``rise`` above those with the old one."""
+    before = {device.device: device.calls for device in old.devices}
+    common = _rate(before.values())
+    phi = dispersion([device.calls for device in (*new.devices, *old.devices)])
+    found = []
+    for device in new.devices:
+        if not device.calls.total:
+            continue
+        own = before.get(device.device, Share())
+        known = own.total + KNOWN_CALLS
+        base = (own.bad + KNOWN_CALLS * common) / known if before else 0.0
+        found.append(Proportion(device.calls, base, rise, phi, 1 / known if before else 0.0))
+    return found
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """A share of one device against a base.
+
+    Attributes:
+        share: what was counted.
+        base: the share under the null.
+        rise: how much larger it is under the alternative.
+        phi: dispersion of the counts.
+        unknown: variance of ``base``, in units of the variance of one count.
+    """
+
+    share: Share
+    base: float
+    rise: float
+    phi: float
+    unknown: float
+
+    @property
+    def information(self) -> float:
+        """The number of independent counts against a base that is known exactly, that tell as much."""
+        middle = self.base + self.rise / 2
+        drift = (ERROR_DRIFT * self.rise) ** 2 / (middle * (1 - middle))
+        return 1 / (self.phi * (1 / self.share.total + self.unknown) + drift)
+
+    @property
+    def effect(self) -> Effect:
+        """The rise, with its variance."""
+        middle = min(0.5, self.base + self.rise / 2)
+        return Effect(self.share.rate - self.base, middle * (1 - middle) / self.information)
+
+    @property
+    def ratio(self) -> float:
+        """The log-likelihood ratio of ``base + rise`` against ``base`` by binomial counts, as much of it as is
+        information (quasi-likelihood)."""
+        low, high = self._ends
+        rate = self.share.rate
+        return self.information * (rate * math.log(high / low) + (1 - rate) * math.log((1 - high) / (1 - low)))
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the ratio of one independent count."""
+        low, high = self._ends
+        middle = (low + high) / 2
+        return math.sqrt(middle * (1 - middle)) * math.log(high * (1 - low) / low / (1 - high))
+
+    @property
+    def skewness(self) -> float:
+        """The skewness of one independent count."""
+        middle = sum(self._ends) / 2
+        return (1 - 2 * middle) / math.sqrt(middle * (1 - middle))
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        low = min(max(self.base, LEAST_RATE), 1 - self.rise - LEAST_RATE)
+        return low, low + self.rise
 
 
 def _rate(shares: Iterable[Share]) -> float:
@@ -161,19 +236,18 @@ def hot_devices(cohort: CohortEvidence, limit: float) -> tuple[int, int, float |
 
 
 def disagreement(shadow: ShadowFigures, limit: float) -> Measured:
-    """Share of inputs that the shadow answers otherwise."""
+    """Share of inputs that the shadow answers otherwise, above half of the limit, which a good release may have."""
     known = [device.compared for device in shadow.devices if device.compared.total]
     phi = dispersion(known)
-    middle = 0.75 * limit
-    drift = (ERROR_DRIFT * limit) ** 2
-    effects = [Effect(share.rate, phi * middle * (1 - middle) / share.total + drift) for share in known]
+    tested = [Proportion(share, limit / 2, limit / 2, phi, 0.0) for share in known]
     agreement = shadow.agreement
     return Measured(
-        effects,
+        [one.effect for one in tested],
         shadow.compared,
         f"{agreement or 0:.2%} of {shadow.compared} inputs on {len(known)} devices answered alike{_worst(shadow)}",
         "no shadow has compared anything yet",
-        lambda share: 1 - share,
+        lambda rise: 1 - limit / 2 - rise,
+        [one.ratio for one in tested],
     )
 
 

@@ -22,6 +22,7 @@ from kedge.fleet.staged.effects import Measured
 from kedge_protocol.errors import ConfigError
 
 __all__ = [
+    "GATES",
     "CallFigures",
     "CohortEvidence",
     "DriftFigures",
@@ -53,10 +54,11 @@ class Method(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Gates:
-    """The limits of a rollout. None turns a gate off.
+    """The limits of a rollout. None turns a gate off, as ``off`` does.
 
     Attributes:
         method: of the gates on measurements; those that count devices are sequential always.
+        off: gates that are off, by the names below.
         alpha: probability that a good release is aborted, over all gates, targets and looks of a rollout.
         beta: probability, of each gate and target, of passing a release that is as bad as the limit.
         faulty_share: share of the devices that go bad by themselves while a rollout runs.
@@ -74,6 +76,7 @@ class Gates:
     """
 
     method: Method = Method.SEQUENTIAL
+    off: tuple[str, ...] = ()
     alpha: float = 0.05
     beta: float = 0.05
     faulty_share: float = 0.005
@@ -98,7 +101,7 @@ class Gates:
         """
         shares = ("alpha", "beta", "faulty_share", "golden", "failures", "silence", "served", "error_rate", "agreement")
         for name, value in vars(self).items():
-            if name in ("method", "min_calls") or value is None:
+            if name in ("method", "off", "min_calls") or value is None:
                 continue
             number = float(value)
             whole = name == "served"
@@ -108,6 +111,8 @@ class Gates:
                 raise ConfigError(f"gates.{name} is {value}", remedy="Give a ratio above 1, such as 1.25")
             if not (math.isfinite(number) and number > 0):
                 raise ConfigError(f"gates.{name} is {value}", remedy="Give a finite number above 0")
+        if unknown := sorted(set(self.off) - set(GATES)):
+            raise ConfigError(f"gates.off names {unknown[0]}", remedy=f"There are {', '.join(GATES)}")
         if self.min_calls < 1:
             raise ConfigError(f"gates.min_calls is {self.min_calls}", remedy="Give 1 or more")
 
@@ -156,7 +161,8 @@ def judge(gates: Gates, cohorts: Sequence[CohortEvidence], *, soaked: bool) -> t
     Returns:
         The results by target, then gate. A gate that is still undecided may decide with more evidence.
     """
-    wanted = [(name, limit, gate) for name, gate in _GATES.items() if (limit := getattr(gates, name)) is not None]
+    on = {name: gate for name, gate in _JUDGES.items() if name not in gates.off}
+    wanted = [(name, limit, gate) for name, gate in on.items() if (limit := getattr(gates, name)) is not None]
     share = gates.alpha / 2 / max(1, len(cohorts))
     levels = _Levels(share / max(1, len(wanted)), share)
     results = []
@@ -246,7 +252,7 @@ def _served(asked: _Asked) -> GateResult:
     return asked.result(verdict, share, cohort.serving, detail)
 
 
-def _tested(asked: _Asked, measured: Measured, *, alternative: float, null: float = 0.0) -> GateResult:
+def _tested(asked: _Asked, measured: Measured, *, alternative: float) -> GateResult:
     """Judge one effect a device."""
     if not measured.effects:
         return asked.result(asked.undecided(True), None, 0, measured.nothing)
@@ -255,7 +261,7 @@ def _tested(asked: _Asked, measured: Measured, *, alternative: float, null: floa
     if asked.gates.method is Method.FIXED:
         verdict, detail = _by_figure(asked, measured, whole.estimate > alternative), measured.detail
     else:
-        verdict, detail = _by_evidence(asked, measured, null, alternative)
+        verdict, detail = _by_evidence(asked, measured, alternative)
     return GateResult(
         gate=asked.name,
         target=asked.cohort.target,
@@ -275,11 +281,13 @@ def _by_figure(asked: _Asked, measured: Measured, is_over: bool) -> Verdict:
     return Verdict.FAIL if is_over else asked.undecided(True)
 
 
-def _by_evidence(asked: _Asked, measured: Measured, null: float, alternative: float) -> tuple[Verdict, str]:
+def _by_evidence(asked: _Asked, measured: Measured, alternative: float) -> tuple[Verdict, str]:
     devices = len(measured.effects)
     spared = sequential.spare(devices, asked.gates.faulty_share, asked.levels.faulty)
     against, support = -math.log(asked.levels.chance), -math.log(asked.gates.beta)
-    ratios = [sequential.log_ratio(effect, null, alternative) for effect in measured.effects]
+    ratios = measured.ratios
+    if ratios is None:
+        ratios = [sequential.log_ratio(effect, 0.0, alternative) for effect in measured.effects]
     bad = sequential.combined(ratios, spared=spared, cap=against)
     good = sequential.combined([-ratio for ratio in ratios], spared=spared, cap=support)
     detail = f"{measured.detail}; evidence {bad:.1f} of {against:.1f} against it, {good:.1f} of {support:.1f} for it"
@@ -323,7 +331,7 @@ def _agreement(asked: _Asked) -> GateResult | None:
     measured = effects.disagreement(asked.cohort.shadow, 1 - asked.limit)
     if not measured.effects:
         return asked.result(Verdict.UNDECIDED, None, 0, measured.nothing)
-    return _tested(asked, measured, null=(1 - asked.limit) / 2, alternative=1 - asked.limit)
+    return _tested(asked, measured, alternative=(1 - asked.limit) / 2)
 
 
 def _drift(asked: _Asked) -> GateResult | None:
@@ -332,7 +340,7 @@ def _drift(asked: _Asked) -> GateResult | None:
     return _tested(asked, effects.drifts(asked.cohort.drift, asked.limit), alternative=asked.limit)
 
 
-_GATES: dict[str, Callable[[_Asked], GateResult | None]] = {
+_JUDGES: dict[str, Callable[[_Asked], GateResult | None]] = {
     "golden": _golden,
     "failures": _failures,
     "silence": _silence,
@@ -345,3 +353,5 @@ _GATES: dict[str, Callable[[_Asked], GateResult | None]] = {
     "agreement": _agreement,
     "drift": _drift,
 }
+GATES = tuple(_JUDGES)
+"""Names of all gates."""

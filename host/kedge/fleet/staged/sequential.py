@@ -20,10 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 OVERSHOOT = 0.5826
-"""Mean overshoot of a random walk over a boundary, in standard deviations of one step (D. Siegmund, "Sequential
-Analysis", 1985, ch. 10)."""
-STAKE = 0.5
-"""Share of a device's evidence that is staked on it; the rest is kept, so that one contrary device costs log 2."""
+"""Mean overshoot of a random walk of normal steps over a boundary, in standard deviations of one step (D. Siegmund,
+"Sequential Analysis", 1985, ch. 10). With skewed steps it is larger on one side by a sixth of the skewness and smaller
+on the other, since the two differ by a third of it (T. L. Lai, "Asymptotic moments of random walks", 1976)."""
+STAKE = 0.8
+"""Share of what is left that is staked on each device; the rest is kept, so that one contrary device costs log 5 at
+most."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,17 @@ class Boundaries:
     lower: float
 
 
-def boundaries(alpha: float, beta: float, *, step: float = 0.0) -> Boundaries:
+def boundaries(alpha: float, beta: float, *, step: float = 0.0, skewness: float = 0.0) -> Boundaries:
     """Return Wald's boundaries.
 
     Args:
         alpha, beta: probabilities of deciding for the alternative under the null, and the reverse.
-        step: standard deviation of the log-likelihood ratio's change between two looks. With it the boundaries are
-            moved inwards by the mean overshoot, so that the error probabilities are met rather than undercut; with 0
-            they are kept at most.
+        step, skewness: standard deviation and skewness of the log-likelihood ratio's change between two looks. With
+            them the boundaries are moved inwards by the mean overshoot, so that the error probabilities are met rather
+            than undercut; with 0 they are kept at most.
     """
-    inwards = OVERSHOOT * step
-    upper = math.log((1 - beta) / alpha) - inwards
-    lower = math.log(beta / (1 - alpha)) + inwards
+    upper = math.log((1 - beta) / alpha) - max(0.0, OVERSHOOT + skewness / 6) * step
+    lower = math.log(beta / (1 - alpha)) + max(0.0, OVERSHOOT - skewness / 6) * step
     return Boundaries(max(upper, 0.0), min(lower, 0.0))
 
 

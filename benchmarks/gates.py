@@ -1,0 +1,61 @@
+"""Gates of rollouts, on cohorts drawn at random: how often a sequential test errs, how many calls it takes to decide
+beside a test of a fixed number of calls, and how often a good release on noisy devices is aborted over all gates.
+
+``KEDGE_GATE_ROLLOUTS`` sets how many rollouts are drawn (1000).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from tests.support.drawn_cohorts import Drawing, Outcome, by_gate, by_test, interval
+from tests.support.drawn_rollouts import GOOD, RELEASES, play
+
+from benchmarks.harness import Result
+
+ROLLOUTS = int(os.environ.get("KEDGE_GATE_ROLLOUTS", "1000"))
+FLEETS = {
+    "5 devices, 6 calls a minute each": Drawing(bursts=20.0),
+    "5 devices, 12 calls, errors in bursts": Drawing(calls=12, bursts=10.0),
+    "20 devices, 2 calls": Drawing(devices=20, calls=2, bursts=20.0),
+}
+
+
+def run() -> Iterator[Result]:
+    """Both proofs, as tables and as goals."""
+    print(
+        "| test | devices | aborts a good release (α) | passes a bad one (β) | calls, good | calls, bad "
+        "| calls of the fixed test | ratio |\n|" + "---|" * 8
+    )
+    for name, drawing in FLEETS.items():
+        for kind, test in (("SPRT", by_test), ("gate", by_gate)):
+            found = test(1, ROLLOUTS, drawing)
+            print(_row(kind, name, found), flush=True)
+            if kind == "SPRT":
+                yield from _goals(name, found)
+    print("\n| rollouts of seven targets, a look a minute | aborted | minutes to the abort, median |\n|---|---|---|")
+    for name, release in RELEASES.items():
+        ends = play(2, ROLLOUTS // 2 if release is GOOD else ROLLOUTS // 5, release)
+        print(f"| {name} | {len(ends.minutes)} of {ends.rollouts} | {ends.median:.0f} |", flush=True)
+        met = ends.aborted <= 0.05 if release is GOOD else ends.aborted >= 0.95
+        goal = "≤0.05" if release is GOOD else "≥0.95"
+        yield Result(f"gates: {name}", "first wave", "aborted", ends.aborted, None, "", goal, met)
+
+
+def _row(kind: str, name: str, found: Outcome) -> str:
+    alpha, beta = interval(found.false_aborts, found.rollouts), interval(found.misses, found.rollouts)
+    return (
+        f"| {kind} | {name} | {found.false_aborts / found.rollouts:.3f} ({alpha[0]:.3f} to {alpha[1]:.3f}) "
+        f"| {found.misses / found.rollouts:.3f} ({beta[0]:.3f} to {beta[1]:.3f}) | {found.calls_good:.0f} "
+        f"| {found.calls_bad:.0f} | {found.fixed:.0f} | {found.ratio:.2f} |"
+    )
+
+
+def _goals(name: str, found: Outcome) -> Iterator[Result]:
+    for kind, count in (("α", found.false_aborts), ("β", found.misses)):
+        low, high = interval(count, found.rollouts)
+        share = count / found.rollouts
+        yield Result(f"gates: {kind}", name, "", share, None, "", "interval holds 0.05", low <= 0.05 <= high)
+    calls = (found.calls_good + found.calls_bad) / 2
+    yield Result("gates: sample", name, "calls", calls, found.fixed, "fixed test", "≤0.6×", found.ratio <= 0.6)

@@ -1,0 +1,260 @@
+"""Sums the devices' telemetry as it arrives, by bundle: what the gates of a rollout judge by.
+
+A row is of one device, model and bundle, of bounded size, however long it covers: counts, minutes ("blocks") for the
+dispersion, a histogram of latencies, and at most :data:`POINTS` values of memory. It begins anew when the device comes
+back to a bundle, and the latest two bundles of a device's model are kept: the one that serves and the one before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kedge.fleet.database import Session
+from kedge.fleet.staged.cohorts import Share, Spread
+from kedge_protocol import latency_buckets
+from kedge_protocol.messages import ModelTelemetry, Telemetry
+
+BLOCK_SECONDS = 60.0
+"""Seconds of telemetry that count as one block; calls within it are not taken to be independent."""
+MAX_BLOCKS = 1440
+"""Where there are more, all counts are halved, so that a day counts more than the days before it."""
+POINTS = 32
+"""Values of memory that are kept; where there are more, every other one is dropped and they lie twice as far apart."""
+MAX_COUNT = 1 << 53
+KEPT = 2
+"""Bundles of a device's model."""
+
+_UPSERT = """
+INSERT INTO call_figures (device_id, model, digest, since, until, document)
+VALUES (:device, :model, :digest, :since, :until, :document)
+ON CONFLICT (device_id, model, digest) DO UPDATE SET
+    since = excluded.since, until = excluded.until, document = excluded.document
+"""
+_PRUNE = """
+DELETE FROM call_figures WHERE device_id = :device AND model = :model AND digest NOT IN (
+    SELECT digest FROM call_figures WHERE device_id = :device AND model = :model ORDER BY until DESC LIMIT :kept
+)
+"""
+
+
+@dataclass(kw_only=True)
+class Block:
+    """What came since the last whole block.
+
+    Attributes:
+        at: when it began (seconds since 1970).
+        p95, p99: sums of log milliseconds, each message by its calls.
+        weight: the calls of those sums.
+        buckets: latency histogram, where the device sends one.
+        temperature, memory: sums, with the number of their values.
+    """
+
+    at: float
+    total: int = 0
+    bad: int = 0
+    p95: float = 0.0
+    p99: float = 0.0
+    weight: int = 0
+    buckets: dict[str, int] = field(default_factory=dict)
+    temperature: float = 0.0
+    temperatures: int = 0
+    memory: float = 0.0
+    memories: int = 0
+
+
+@dataclass(kw_only=True)
+class Figures:
+    """The figures of one bundle on one device.
+
+    Attributes:
+        since, until: of the first and last message (seconds since 1970, by arrival).
+        calls, p95, p99: see :class:`kedge.fleet.staged.cohorts.DeviceCalls`.
+        temperature: °C, by blocks.
+        buckets: latency histogram.
+        memory: (seconds after ``since``, bytes), oldest first.
+        every: blocks between two values of memory.
+        skipped: blocks since the last value of memory.
+        block: the block that is not whole yet.
+    """
+
+    since: float
+    until: float
+    calls: Share = field(default_factory=Share)
+    p95: Spread = field(default_factory=Spread)
+    p99: Spread = field(default_factory=Spread)
+    temperature: Spread = field(default_factory=Spread)
+    buckets: dict[str, int] = field(default_factory=dict)
+    memory: list[tuple[float, float]] = field(default_factory=list)
+    every: int = 1
+    skipped: int = 0
+    block: Block | None = None
+
+    def add(self, at: float, message: Telemetry, model: ModelTelemetry, *, count: bool) -> None:
+        """Add a message.
+
+        Args:
+            at: when it came.
+            message, model: the message and its part of this model.
+            count: whether its calls are all of this bundle.
+        """
+        if self.block is not None and at - self.block.at >= BLOCK_SECONDS:
+            self._close(self.block)
+        if self.block is None:
+            self.block = Block(at=at)
+        self.until = max(self.until, at)
+        if count and not model.mixed:
+            _add_calls(self.block, model)
+        temperature = message.temperature_c
+        if temperature is not None and -100 < temperature < 1000:
+            self.block.temperature += temperature
+            self.block.temperatures += 1
+        memory = message.agent_bytes if model.memory_bytes is None else model.memory_bytes
+        if 0 < memory < MAX_COUNT:
+            self.block.memory += memory
+            self.block.memories += 1
+
+    def _close(self, block: Block) -> None:
+        self.block = None
+        self.calls = self.calls.with_block(block.total, block.bad)
+        if block.buckets:
+            counts = latency_buckets.merged([block.buckets])
+            self.buckets = latency_buckets.sparse(latency_buckets.merged([self.buckets, block.buckets]))
+            self.p95 = _with_latency(self.p95, latency_buckets.percentile_ms(counts, 0.95))
+            self.p99 = _with_latency(self.p99, latency_buckets.percentile_ms(counts, 0.99))
+        elif block.weight:
+            self.p95 = self.p95.with_value(block.p95 / block.weight)
+            self.p99 = self.p99.with_value(block.p99 / block.weight)
+        if block.temperatures:
+            self.temperature = self.temperature.with_value(block.temperature / block.temperatures)
+        self.skipped += 1
+        if block.memories and self.skipped >= self.every:
+            self._note_memory(block.at - self.since, block.memory / block.memories)
+        if self.calls.blocks > MAX_BLOCKS:
+            self._halve()
+
+    def _note_memory(self, seconds: float, value: float) -> None:
+        self.skipped = 0
+        self.memory.append((round(seconds, 1), round(value)))
+        if len(self.memory) > POINTS:
+            self.memory = self.memory[::2]
+            self.every *= 2
+
+    def _halve(self) -> None:
+        calls = self.calls
+        self.calls = Share(
+            total=calls.total // 2, bad=calls.bad // 2, blocks=calls.blocks // 2, squares=calls.squares / 2
+        )
+        for name in ("p95", "p99", "temperature"):
+            spread: Spread = getattr(self, name)
+            setattr(self, name, dataclasses.replace(spread, count=-(-spread.count // 2), squares=spread.squares / 2))
+        self.buckets = {bucket: count // 2 for bucket, count in self.buckets.items() if count > 1}
+
+    def encode(self) -> bytes:
+        """Return the document of this row."""
+        block = None if self.block is None else vars(self.block)
+        values = {
+            "calls": vars(self.calls),
+            "p95": vars(self.p95),
+            "p99": vars(self.p99),
+            "temperature": vars(self.temperature),
+            "buckets": self.buckets,
+            "memory": self.memory,
+            "every": self.every,
+            "skipped": self.skipped,
+            "block": block,
+        }
+        return json.dumps(values, separators=(",", ":")).encode()
+
+
+def decode(since: float, until: float, document: bytes) -> Figures:
+    """Read a row."""
+    values = json.loads(document)
+    return Figures(
+        since=since,
+        until=until,
+        calls=Share(**values["calls"]),
+        p95=Spread(**values["p95"]),
+        p99=Spread(**values["p99"]),
+        temperature=Spread(**values["temperature"]),
+        buckets=values["buckets"],
+        memory=[(seconds, value) for seconds, value in values["memory"]],
+        every=values["every"],
+        skipped=values["skipped"],
+        block=None if values["block"] is None else Block(**values["block"]),
+    )
+
+
+def note(session: Session, messages: Mapping[int, Sequence[tuple[float, Telemetry]]]) -> None:
+    """Add telemetry, in the caller's transaction.
+
+    Args:
+        messages: device number → its messages with their times of arrival, oldest first.
+    """
+    query = "SELECT * FROM call_figures WHERE device_id IN {} ORDER BY until"
+    known: dict[tuple[int, str], dict[str, Figures]] = {}
+    for row in session.where_in(query, list(messages)):
+        bundles = known.setdefault((row["device_id"], row["model"]), {})
+        bundles[row["digest"]] = decode(row["since"], row["until"], row["document"])
+    changed: set[tuple[int, str, str]] = set()
+    grown: set[tuple[int, str]] = set()
+    for device, some in messages.items():
+        for at, message in some:
+            for name, model in message.models.items():
+                if model.digest is None:
+                    continue
+                bundles = known.setdefault((device, name), {})
+                if next(reversed(bundles), None) != model.digest:
+                    bundles.pop(model.digest, None)
+                    bundles[model.digest] = Figures(since=at, until=at)
+                    grown.add((device, name))
+                figures = bundles[model.digest]
+                # The first message after a switch counts calls of the bundle before, and the warm-up.
+                figures.add(at, message, model, count=at > figures.since)
+                changed.add((device, name, model.digest))
+    _write(session, known, changed, grown)
+
+
+def _write(
+    session: Session,
+    known: Mapping[tuple[int, str], Mapping[str, Figures]],
+    changed: Iterable[tuple[int, str, str]],
+    grown: Iterable[tuple[int, str]],
+) -> None:
+    rows = []
+    for device, model, digest in changed:
+        figures = known[device, model][digest]
+        rows.append(
+            {
+                "device": device,
+                "model": model,
+                "digest": digest,
+                "since": figures.since,
+                "until": figures.until,
+                "document": figures.encode(),
+            }
+        )
+    session.run_many(_UPSERT, rows)
+    session.run_many(_PRUNE, [{"device": device, "model": model, "kept": KEPT} for device, model in grown])
+
+
+def _add_calls(block: Block, model: ModelTelemetry) -> None:
+    answered, failed = model.inferences, model.errors
+    if not (0 <= answered < MAX_COUNT and 0 <= failed < MAX_COUNT):
+        return
+    block.total += answered + failed
+    block.bad += failed
+    if model.latency_buckets:
+        block.buckets = latency_buckets.sparse(latency_buckets.merged([block.buckets, model.latency_buckets]))
+    p95, p99 = (model.latency_ms.get(name, math.nan) for name in ("p95", "p99"))
+    if answered and 0 < p95 < 1e9 and 0 < p99 < 1e9:
+        block.p95 += answered * math.log(p95)
+        block.p99 += answered * math.log(p99)
+        block.weight += answered
+
+
+def _with_latency(spread: Spread, milliseconds: float) -> Spread:
+    return spread.with_value(math.log(milliseconds)) if milliseconds > 0 else spread
