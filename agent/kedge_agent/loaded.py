@@ -96,11 +96,13 @@ class Loaded:
 
     def write(self, prompt: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> AnswerStream:
         """Start an answer; see :meth:`Model.generate`."""
+        from kedge_agent.generation.constraint import from_options
         from kedge_agent.generation.sampling import split
 
         sampling, others = split(options)
+        constraint, others = from_options(others)
         try:
-            return self.begin(self.generator.tokens(prompt), sampling=sampling, **others)
+            return self.begin(self.generator.tokens(prompt), sampling=sampling, constraint=constraint, **others)
         except TypeError as error:
             raise InputError(f"an option is not known or of another type: {error}", where="generate") from error
 

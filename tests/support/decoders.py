@@ -99,7 +99,7 @@ def folder(
     tensors = {key: stored(one) if one.ndim == 2 and ".layers." in key else one for key, one in tensors.items()}
     (path / "config.json").write_text(json.dumps(raw))
     write_shards(path, tensors, dtype=dtype, shards=shards)
-    tokenizer(path, template=template)
+    tokenizer(path, template=template, vocabulary=raw["vocab_size"])
     return path
 
 
@@ -133,9 +133,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Array], *, dtype: str = "F32
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blobs))
 
 
-def tokenizer(path: Path, *, template: str | None = None) -> None:
+def tokenizer(path: Path, *, template: str | None = None, vocabulary: int = VOCABULARY) -> None:
     """A tokenizer of single letters, with a chat template or without."""
-    letters = ["<unk>", "<s>", "</s>", *(chr(32 + at) for at in range(VOCABULARY - 4))]
+    letters = ["<unk>", "<s>", "</s>", *(chr(32 + at) for at in range(vocabulary - 4))]
     model = {
         "type": "BPE",
         "vocab": {token: at for at, token in enumerate(letters)},
@@ -154,7 +154,10 @@ def tokenizer(path: Path, *, template: str | None = None) -> None:
         }
         for at in range(3)
     ]
-    (path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": special, "model": model}))
+    # As SentencePiece's tokenizers are written; without a decoder, texts have a space after each letter.
+    decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
+    whole = {"version": "1.0", "added_tokens": special, "model": model, "decoder": decoder}
+    (path / "tokenizer.json").write_text(json.dumps(whole))
     settings = {"bos_token": "<s>", "eos_token": "</s>"}
     (path / "tokenizer_config.json").write_text(
         json.dumps(settings if template is None else {**settings, "chat_template": template})

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from kedge_agent.generation.constraint import Matcher
 from kedge_agent.generation.sampling import Sampler, Sampling, log_probabilities
 from kedge_protocol.errors import InputError, KedgeError
 from kedge_targets.decoder.session import DecoderSession
@@ -48,6 +49,7 @@ class Order:
         end_tokens: tokens that end the answer and are not part of it.
         top_log_probabilities: number of alternatives returned with each token; None for no log-probabilities.
         seconds: time after which the answer is cut off; None for no limit.
+        matcher: what the answer has to match; None for any text.
     """
 
     prompt: Sequence[int]
@@ -56,6 +58,7 @@ class Order:
     end_tokens: frozenset[int] = frozenset()
     top_log_probabilities: int | None = None
     seconds: float | None = None
+    matcher: Matcher | None = None
 
 
 @dataclass(frozen=True)
@@ -309,10 +312,17 @@ class Engine:
         ticket, sampler = slot.ticket, slot.sampler
         if ticket is None or sampler is None:
             return
-        order = ticket.order
-        token = sampler.pick(logits, slot.tokens if order.sampling.repetition_penalty != 1 else ())
-        if token in order.end_tokens:
-            self._done(slot, STOP)
+        order, complete = ticket.order, False
+        seen = slot.tokens if order.sampling.repetition_penalty != 1 else ()
+        try:
+            token = sampler.pick(logits if order.matcher is None else order.matcher.allowed(logits), seen)
+            if token in order.end_tokens:
+                self._done(slot, STOP)
+                return
+            complete = order.matcher is not None and order.matcher.take(token)
+        except InputError as error:
+            self._forget(slot)
+            ticket.put(error)
             return
         if order.top_log_probabilities is None:
             ticket.put(Token(token))
@@ -321,7 +331,9 @@ class Engine:
             ticket.put(Token(token, own, top))
         slot.next = token
         slot.written += 1
-        if slot.written >= order.max_tokens or len(slot.tokens) + 1 >= self._session.context:
+        if complete:
+            self._done(slot, STOP)
+        elif slot.written >= order.max_tokens or len(slot.tokens) + 1 >= self._session.context:
             self._done(slot, LENGTH)
 
     def _done(self, slot: _Slot, reason: str) -> None:

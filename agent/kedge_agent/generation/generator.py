@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kedge_agent.generation.chat import ChatTemplate, Message
+from kedge_agent.generation.constraint import Constraint, Constraints, Matcher
 from kedge_agent.generation.engine import CANCELLED, STOP, Engine, Order, Ticket, Token
 from kedge_agent.generation.pieces import TextPieces
 from kedge_agent.generation.sampling import Sampling
@@ -149,6 +150,7 @@ class TextGenerator:
         self.spec: Generation = config.generation
         self._name = config.name
         self.tokenizer = _tokenizer(folder / self.spec.tokenizer)
+        self._constraints: Constraints | None = None
         self.template: ChatTemplate | None = None
         if self.spec.template is not None:
             source = (folder / self.spec.template).read_text(encoding="utf-8")
@@ -186,6 +188,7 @@ class TextGenerator:
         log_probabilities: int | None = None,
         seconds: float | None = None,
         ignore_end: bool = False,
+        constraint: Constraint | None = None,
         ended: Callable[[bool], None] = lambda failed: None,
     ) -> AnswerStream:
         """Start an answer.
@@ -194,7 +197,8 @@ class TextGenerator:
             ended: called at the end with whether the answer failed.
 
         Raises:
-            InputError: see :meth:`kedge_agent.generation.engine.Engine.submit`; or ``stop`` is invalid.
+            InputError: see :meth:`kedge_agent.generation.engine.Engine.submit`; or ``stop`` or the constraint is invalid.
+            MissingDependencyError: there is a constraint, and llguidance is not installed.
             BusyError: too many answers already wait.
         """
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -207,8 +211,17 @@ class TextGenerator:
             end_tokens=frozenset() if ignore_end else frozenset(self.spec.end_tokens),
             top_log_probabilities=log_probabilities,
             seconds=seconds,
+            matcher=None if constraint is None else self._matcher(constraint, ignore_end=ignore_end),
         )
         return AnswerStream(self.engine.submit(order), TextPieces(self.tokenizer, stops), ended)
+
+    def _matcher(self, constraint: Constraint, *, ignore_end: bool) -> Matcher:
+        if ignore_end:
+            raise InputError("a constrained answer ends where the constraint is met", where="ignore_end")
+        if self._constraints is None:
+            vocabulary = self.engine.session.vocabulary
+            self._constraints = Constraints(self.tokenizer.to_str(), vocabulary, self.spec.end_tokens)
+        return self._constraints.matcher(constraint)
 
     def __call__(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """Refuse; see :meth:`in_order`."""

@@ -26,7 +26,7 @@ from kedge_agent.serving.handler import (
     server_sent_event,
 )
 from kedge_agent.serving.worker_pool import WorkerPool
-from kedge_protocol.errors import InputError, KedgeError
+from kedge_protocol.errors import InputError, KedgeError, MissingDependencyError
 
 if TYPE_CHECKING:
     from kedge_agent.loaded import Loaded
@@ -101,6 +101,8 @@ class OpenAiHandler:
             return json_response(200, completion.whole(request))
         except RequestError as error:
             return _refusal(400, str(error), kind="invalid_request_error", param=error.where)
+        except MissingDependencyError as error:
+            return _refusal(400, str(error), kind="invalid_request_error", param="response_format")
         except BusyError as error:
             return _refusal(429, str(error), kind="rate_limit_error", fields=(("Retry-After", "1"),))
         except InputError as error:
@@ -191,6 +193,7 @@ class _Completion:
             sampling=sampling,
             stop=asked.stop,
             log_probabilities=asked.log_probabilities,
+            constraint=asked.constraint,
         )
 
     def _close(self) -> None:

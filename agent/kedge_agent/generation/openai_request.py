@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kedge_agent.generation import constraint
+from kedge_agent.generation.constraint import Constraint
 from kedge_agent.generation.sampling import Sampling
 from kedge_protocol.errors import InputError
 
@@ -54,6 +56,7 @@ class TextRequest:
     log_probabilities: int | None = None
     stream: bool = False
     usage: bool = False
+    constraint: Constraint | None = None
 
 
 def parse(body: bytes, *, chat: bool) -> TextRequest:
@@ -71,9 +74,6 @@ def parse(body: bytes, *, chat: bool) -> TextRequest:
     for name, neutral in _NEUTRAL.items():
         if name in raw and raw[name] not in neutral:
             raise RequestError("is not served", where=name)
-    form = raw.get("response_format")
-    if form is not None and (not isinstance(form, Mapping) or form.get("type") != "text"):
-        raise RequestError("only {'type': 'text'} is served", where="response_format")
     stream = _of(raw, "stream", bool, False)
     options = _of(raw, "stream_options", dict, {})
     limit = raw.get("max_completion_tokens", raw.get("max_tokens", None if chat else 16))
@@ -90,7 +90,22 @@ def parse(body: bytes, *, chat: bool) -> TextRequest:
         log_probabilities=_log_probabilities(raw, chat=chat),
         stream=stream,
         usage=bool(options.get("include_usage")),
+        constraint=_constraint(raw.get("response_format")),
     )
+
+
+def _constraint(form: Any) -> Constraint | None:
+    kind = form.get("type") if isinstance(form, Mapping) else None
+    if form is None or kind == "text":
+        return None
+    try:
+        if kind == "json_object":
+            return constraint.make("json_schema", True)
+        if kind == "json_schema" and isinstance(form.get("json_schema"), Mapping):
+            return constraint.make("json_schema", form["json_schema"].get("schema"))
+    except InputError as error:
+        raise RequestError(error.what, where="response_format") from error
+    raise RequestError("a type text, json_object or json_schema with its schema was expected", where="response_format")
 
 
 def _of(raw: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
