@@ -169,8 +169,8 @@ class Model:
                 :class:`kedge_agent.generation.sampling.Sampling`; ``stop``, one or several texts that end the answer
                 and are not part of it; ``log_probabilities``, the number of alternatives returned with each token;
                 ``seconds`` after which the answer is cut off; ``ignore_end`` to continue after an end token. One of
-                ``json_schema`` (a schema, or True for any JSON object), ``regex`` and ``grammar`` (Lark), which the whole
-                answer matches unless it ends before (needs the ``structured`` extra).
+                ``json_schema`` (a schema, or True for any JSON object), ``regex`` and ``grammar`` (Lark), which the
+                whole answer matches unless it ends before (needs the ``structured`` extra).
 
         Raises:
             InputError: the model is not a language model, the prompt is empty or longer than the context, the template

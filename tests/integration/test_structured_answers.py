@@ -76,7 +76,7 @@ def test_a_greedy_answer_is_constrained_too_and_goes_on_by_what_the_model_likes(
     found = model.generate(ASK, json_schema=schema)
     assert json.loads(found.text) in ("left", "right")
     first = model.generate(ASK, regex="[lr]", log_probabilities=96).log_probabilities[0]
-    likelihood = {token: value for token, value in first.top}
+    likelihood = dict(first.top)
     ids = {letter: model.loaded().generator.tokenizer.token_to_id(letter) for letter in "lr"}
     assert first.id == max(ids.values(), key=lambda token: likelihood[token])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.support.bundles import CLASSES, make_bundle, samples
+from tests.support.ports import free_port
 
 from kedge_agent import Model
 
@@ -29,8 +29,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         release = make_bundle(folder, version="1.5", labels=LABELS)
         self.expected = Model(release, target="generic-cpu")(samples(2))
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.grpc = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.grpc = f"127.0.0.1:{free_port()}"
         command = [sys.executable, "-u", "-m", "kedge_agent.cli", "serve", str(release), "--listen", "127.0.0.1:0"]
         self.process = subprocess.Popen([*command, "--grpc", self.grpc], stdout=subprocess.PIPE, text=True)
         output = self.process.stdout

@@ -35,7 +35,9 @@ def _object(random: np.random.Generator, depth: int) -> dict[str, Any]:
 
 
 def _value(random: np.random.Generator, depth: int) -> dict[str, Any]:
-    kinds = ["integer", "enum", "const", "text", "pattern", "boolean", "null", "any", *(["object", "array"] * (depth > 0))]
+    kinds = ["integer", "enum", "const", "text", "pattern", "boolean", "null", "any"]
+    if depth > 0:
+        kinds += ["object", "array"]
     kind = kinds[int(random.integers(len(kinds)))]
     low = int(random.integers(-50, 50))
     words = [str(word) for word in random.choice(_WORDS, size=3, replace=False)]

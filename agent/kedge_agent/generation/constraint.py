@@ -125,7 +125,7 @@ class Constraints:
                 grammar = matcher.grammar_from_lark(constraint.text)
             made = matcher(self._tokenizer, grammar, log_level=0)
             wrong = made.get_error() if made.is_error() else ""
-        except Exception as error:  # see above
+        except Exception as error:  # noqa: BLE001 -- see above
             wrong = str(error) or type(error).__name__
         if wrong:
             raise InputError(f"cannot be followed: {wrong.strip()[:300]}", where=constraint.form)

@@ -197,7 +197,8 @@ class TextGenerator:
             ended: called at the end with whether the answer failed.
 
         Raises:
-            InputError: see :meth:`kedge_agent.generation.engine.Engine.submit`; or ``stop`` or the constraint is invalid.
+            InputError: see :meth:`kedge_agent.generation.engine.Engine.submit`; or ``stop`` or the constraint is
+                invalid.
             MissingDependencyError: there is a constraint, and llguidance is not installed.
             BusyError: too many answers already wait.
         """

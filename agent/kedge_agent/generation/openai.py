@@ -1,5 +1,5 @@
-"""``/v1``: the OpenAI API for the installed language models. Streams are server-sent events; an answer ends when its
-client goes away."""
+"""``/v1``: the OpenAI API for the installed language models and encoders. Streams are server-sent events; an answer
+ends when its client goes away."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kedge_agent.generation import openai_request
+from kedge_agent.generation import embeddings_route, openai_request
 from kedge_agent.generation.engine import CANCELLED, LENGTH, TIMEOUT, BusyError, Token
 from kedge_agent.generation.generator import AnswerStream, TextGenerator
 from kedge_agent.generation.openai_request import RequestError, TextRequest
@@ -52,7 +52,7 @@ class OpenAiHandler:
 
     def methods(self, path: str) -> Sequence[str]:
         """See :class:`kedge_agent.serving.handler.Handler`."""
-        if path in ("/v1/completions", "/v1/chat/completions"):
+        if path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings"):
             return ("POST",)
         return ("GET",) if path == "/v1/models" or path.startswith("/v1/models/") else ()
 
@@ -60,11 +60,13 @@ class OpenAiHandler:
         """See :class:`kedge_agent.serving.handler.Handler`."""
         if request.method == "GET":
             return self._list(request.path.removeprefix("/v1/models").strip("/"))
+        if request.path == "/v1/embeddings":
+            return Job(self._pool, lambda: self._answer(request, self._embed))
         chat = request.path == "/v1/chat/completions"
-        return Job(self._pool, lambda: self._complete(request, chat=chat))
+        return Job(self._pool, lambda: self._answer(request, lambda one: self._complete(one, chat=chat)))
 
     def _list(self, name: str) -> Response:
-        found = [self._described(one) for one in self._models.names() if self._loaded(one) is not None]
+        found = [self._described(one) for one in self._models.names() if self._serves(one)]
         if not name:
             return json_response(200, {"object": "list", "data": found})
         one = next((entry for entry in found if entry["id"] == name), None)
@@ -74,35 +76,49 @@ class OpenAiHandler:
         return {"id": name, "object": "model", "created": 0, "owned_by": "kedge"}
 
     def _no_model(self, name: str) -> Response:
-        there = ", ".join(one for one in self._models.names() if self._loaded(one) is not None) or "none"
-        text = f"no language model {name[:80]!r} serves here; there are: {there}"
+        there = ", ".join(one for one in self._models.names() if self._serves(one)) or "none"
+        text = f"no model {name[:80]!r} for this serves here; models with texts: {there}"
         return _refusal(404, text, kind="invalid_request_error", param="model", code="model_not_found")
 
-    def _loaded(self, name: str) -> Loaded | None:
-        """Return the language model with this name if it serves, otherwise None."""
+    def _serves(self, name: str) -> bool:
+        return self._loaded(name, _writes) is not None or self._loaded(name, embeddings_route.is_encoder) is not None
+
+    def _loaded(self, name: str, fits: Callable[[Loaded], bool]) -> Loaded | None:
+        """Return the model with this name if it serves and fits, otherwise None."""
         entry = self._models.get(name)
         if entry is None or entry.model is None:
             return None
         with contextlib.suppress(InputError):
             loaded = entry.model.loaded()
-            return loaded if loaded.bundle.config.generation is not None else None
+            return loaded if fits(loaded) else None
         return None
 
     def _complete(self, request: Request, *, chat: bool) -> Response:
+        asked = openai_request.parse(request.body, chat=chat)
+        loaded = self._loaded(asked.model, _writes)
+        if loaded is None:
+            return self._no_model(asked.model)
+        completion = _Completion(asked, loaded, counted=GOLDEN_FIELD not in request.fields)
+        if asked.stream:
+            completion.begin()
+            return Response(200, stream=completion.events(), content_type=EVENT_STREAM)
+        return json_response(200, completion.whole(request))
+
+    def _embed(self, request: Request) -> Response:
+        asked = embeddings_route.parse(request.body)
+        loaded = self._loaded(asked.model, embeddings_route.is_encoder)
+        if loaded is None:
+            return self._no_model(asked.model)
+        return json_response(200, embeddings_route.answer(asked, loaded))
+
+    def _answer(self, request: Request, run: Callable[[Request], Response]) -> Response:
         try:
-            asked = openai_request.parse(request.body, chat=chat)
-            loaded = self._loaded(asked.model)
-            if loaded is None:
-                return self._no_model(asked.model)
-            completion = _Completion(asked, loaded, counted=GOLDEN_FIELD not in request.fields)
-            if asked.stream:
-                completion.begin()
-                return Response(200, stream=completion.events(), content_type=EVENT_STREAM)
-            return json_response(200, completion.whole(request))
+            return run(request)
         except RequestError as error:
             return _refusal(400, str(error), kind="invalid_request_error", param=error.where)
         except MissingDependencyError as error:
-            return _refusal(400, str(error), kind="invalid_request_error", param="response_format")
+            # A client's option that this device was not set up for, or a tokenizer that it lacks.
+            return _refusal(501, str(error), kind="invalid_request_error", param=error.where)
         except BusyError as error:
             return _refusal(429, str(error), kind="rate_limit_error", fields=(("Retry-After", "1"),))
         except InputError as error:
@@ -111,6 +127,10 @@ class OpenAiHandler:
         except KedgeError as error:
             log.error("%s", error)
             return _refusal(500, str(error), kind="server_error")
+
+
+def _writes(loaded: Loaded) -> bool:
+    return loaded.bundle.config.generation is not None
 
 
 def _refusal(
