@@ -17,6 +17,7 @@ ROOMS = (
     "pruning",
     "olive",
     "peers",
+    "tflite_files",
     "fleet",
     "gates",
     "serving",

@@ -31,6 +31,7 @@ class Precision(str, enum.Enum):
     LOG8 = "log8"
     INT8 = "int8"
     INT8_DYNAMIC = "int8-dynamic"
+    INT16 = "int16"  # activations; weights have 8 bits
     FLOAT16 = "float16"
     FLOAT32 = "float32"
 
@@ -56,7 +57,7 @@ class Precision(str, enum.Enum):
 
     @property
     def quantized(self) -> bool:
-        """Whether its numbers have at most 256 levels."""
+        """Whether its numbers are coarse enough to notice: weights of 8 bits or fewer."""
         return self.family not in (Family.HALF, Family.FLOAT)
 
 
@@ -72,6 +73,7 @@ _FACTS: dict[Precision, tuple[Family, int, int | None]] = {
     Precision.LOG8: (Family.WEIGHTS, 8, None),
     Precision.INT8: (Family.STATIC, 8, 8),
     Precision.INT8_DYNAMIC: (Family.DYNAMIC, 8, 8),
+    Precision.INT16: (Family.STATIC, 8, 16),
     Precision.FLOAT16: (Family.HALF, 16, None),
     Precision.FLOAT32: (Family.FLOAT, 32, None),
 }
@@ -122,6 +124,7 @@ class Numerics:
     Attributes:
         precisions: that it can lower a whole graph to.
         quantized: its ways of int8, best first.
+        layers: precisions that single layers may have beside int8, and that no whole graph has.
         mixed: whether single layers may have another precision than the rest: float32 beside any other, and those of
             family ``fabric`` or ``weights`` among themselves.
         layouts: of 4-D activations in its own files (``NCHW``, ``NHWC``).
@@ -135,6 +138,7 @@ class Numerics:
     schemes: tuple[QuantizationScheme, ...]
     mixed: bool
     layouts: tuple[str, ...]
+    layers: tuple[Precision, ...] = ()
     operators: frozenset[str] | None = None
     range_methods: tuple[RangeMethod, ...] = (RangeMethod.MIN_MAX,)
     fixed_ranges: bool = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import helper
-from tests.support import lowering, tflite_graphs
+from tests.support import field, lowering, tflite_graphs
+from tests.support.requirements import missing
 
 from kedge_protocol.errors import LoweringError, UnsupportedOperatorError
 from kedge_targets.backends.tflite import counting
@@ -134,6 +137,63 @@ def test_a_node_that_only_lays_numbers_out_anew_may_stay_in_float(tmp_path: Path
 def test_a_layer_that_is_not_there_is_refused(odd: onnx.ModelProto, tmp_path: Path) -> None:
     with pytest.raises(LoweringError, match="layer 9"):
         lower(odd, tmp_path / "x", **{"layer 9": Precision.FLOAT32})
+
+
+APART = ("conv 3", "conv 4")
+"""What gives numbers far from zero, and what reads them."""
+
+
+@pytest.fixture(scope="module")
+def apart() -> onnx.ModelProto:
+    return tflite_graphs.far_from_zero()
+
+
+@pytest.fixture(scope="module", params=[Precision.FLOAT32, Precision.INT16])
+def spared(
+    apart: onnx.ModelProto, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Precision, Lowered]:
+    folder = tmp_path_factory.mktemp("apart") / "mixed"
+    return request.param, lower(apart, folder, **dict.fromkeys(APART, request.param))
+
+
+def test_layers_that_int8_cannot_carry_are_spared_in_float_or_with_16_bits(
+    apart: onnx.ModelProto, spared: tuple[Precision, Lowered], tmp_path: Path
+) -> None:
+    precision, mixed = spared
+    plain = lower(apart, tmp_path / "int8")
+    assert judged(apart, mixed)["y"] > judged(apart, plain)["y"] + 10
+    numbers = counting.numbers(mixed.files[mixed.entry])
+    if precision is Precision.INT16:
+        assert numbers.weights_in_integers == numbers.macs_in_integers == 1.0
+        assert lowering.size(mixed) < 1.05 * lowering.size(plain)
+    else:
+        assert set(numbers.weight_bytes) == {"int8", "float32"}
+        assert lowering.size(mixed) < 0.4 * len(apart.SerializeToString())
+
+
+def test_the_runtime_of_old_boards_answers_alike(
+    apart: onnx.ModelProto, spared: tuple[Precision, Lowered], tmp_path: Path
+) -> None:
+    _, mixed = spared
+    python = field.LEGACY / "bin" / "python"
+    if not python.exists():
+        missing("the environment .venv-legacy", "make setup")
+    samples = [next(iter(one.values())) for one in tflite_graphs.samples(apart, 8, seed=100)]
+    np.save(tmp_path / "given.npy", np.concatenate(samples))
+    script = Path(__file__).parent.parent / "support" / "old_runtime.py"
+    arguments = [python, script, mixed.files[mixed.entry], tmp_path / "given.npy", tmp_path / "made.npy"]
+    subprocess.run([str(one) for one in arguments], check=True, timeout=120, env={"PATH": os.environ["PATH"]})
+    executor = lowering.executor("rpi4", mixed, "builtin")
+    wanted = np.concatenate([executor({"x": sample})["y"] for sample in samples])
+    executor.close()
+    # Single numbers are rounded to the other step.
+    assert tflite_graphs.decibels(wanted, np.load(tmp_path / "made.npy")) > 35
+
+
+def test_a_layer_whose_operator_has_no_kernels_of_16_bits_is_refused(odd: onnx.ModelProto, tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match="16 bits") as caught:
+        lower(odd, tmp_path / "x", relative=Precision.INT16)
+    assert "relative" in str(caught.value.where)
 
 
 @pytest.mark.campaign

@@ -21,6 +21,7 @@ SHARED = Path(os.environ.get("KEDGE_SHARED", ROOT.parent / "shared")) / "data"
 DEBIAN = {
     "cc": "gcc",
     "mosquitto_passwd": "mosquitto",
+    "qemu-aarch64": "qemu-user",
     "qemu-x86_64": "qemu-user",
     "readelf": "binutils",
     "promtool": "prometheus",

@@ -110,6 +110,32 @@ def outlier() -> onnx.ModelProto:
     return model(nodes, {"x": ["N", 16]}, ["p"], stored)
 
 
+def far_from_zero() -> onnx.ModelProto:
+    """N x 12 x 12 x 3, channels last, through five convolutions. The third gives numbers of about 400, and the fourth
+    takes differences of neighbours, of about 1: int8 cannot tell the neighbours apart."""
+    stored = Stored(11)
+    node = helper.make_node
+    signs = np.sign(np.random.default_rng(12).standard_normal((32, 32, 1, 1))).astype(np.float32)
+    differences = np.concatenate([signs, np.zeros_like(signs), -signs], axis=3) / 16
+    weights = [
+        [stored.weight("w1", 32, 3, 3, 3)],
+        [stored.weight("w2", 64, 32, 3, 3, scale=2.0)],
+        [stored.weight("w3", 32, 64, 3, 3, scale=2.0), stored.value("b3", np.full(32, 400, np.float32))],
+        [stored.value("w4", differences)],
+        [stored.weight("w5", 320, 32, 3, 3)],
+    ]
+    nodes, last = [node("Transpose", ["x"], ["t"], name="turn", perm=[0, 3, 1, 2])], "t"
+    for number, given in enumerate(weights, 1):
+        how = {"kernel_shape": [1, 3]} if number == 4 else SAME
+        nodes.append(node("Conv", [last, *given], [f"c{number}"], name=f"conv {number}", **how))
+        nodes.append(node("Relu", [f"c{number}"], [f"r{number}"], name=f"relu {number}"))
+        last = f"r{number}"
+    nodes.append(node("GlobalAveragePool", [last], ["p"], name="pool"))
+    nodes.append(node("Flatten", ["p"], ["f"], name="flat"))
+    nodes.append(node("Gemm", ["f", stored.weight("w6", 320, 10, scale=8.0)], ["y"], name="head"))
+    return model(nodes, {"x": ["N", 12, 12, 3]}, ["y"], stored)
+
+
 def far_below_zero() -> onnx.ModelProto:
     """N x 3 x 8 x 8 through a SiLU and a Hardswish whose inputs reach far below zero, as a detector's do."""
     stored = Stored(8)

@@ -382,3 +382,19 @@ def test_whatever_comes_back_it_ends_and_repeats_itself(
         return labels(tried(answer, effort=effort, budget=Budget(max_drop=0.1, max_size=size)))
 
     assert run() == run()
+
+
+def test_layers_in_float_that_take_too_many_bytes_get_activations_of_16_bits() -> None:
+    def answer(candidate: Candidate) -> tuple[float, int, float]:
+        layers = candidate.plan.layers
+        if candidate.plan.default is Precision.INT8 and len(layers) >= 2:
+            return 0.0, (300 if Precision.INT16 in layers.values() else 500), 1.0
+        return 0.2, 250, 1.0
+
+    budget = Budget(max_drop=0.01, max_size=400)
+    seen = tried(answer, device=target.find("rpi4"), budget=budget)
+    wide = [one for one, _ in seen if Precision.INT16 in one.plan.layers.values()]
+    assert [set(one.plan.layers.values()) for one in wide] == [{Precision.INT16}]
+    assert any(outcome.holds for one, outcome in seen if one is wide[0])
+    enough = tried(answer, device=target.find("rpi4"), budget=Budget(max_drop=0.01))
+    assert not [one for one, _ in enough if Precision.INT16 in one.plan.layers.values()]

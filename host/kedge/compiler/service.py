@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge.compiler import normalized_arrays, preparation, release_writer, validation
+from kedge.compiler import emulated_proof, normalized_arrays, preparation, release_writer, validation
 from kedge.compiler.decoders import service as decoders
 from kedge.compiler.pipelines import PipelineJob
 from kedge.compiler.release import Release
@@ -178,11 +178,12 @@ class _Compilation:
                 worker = first if target is targets[0] else stack.enter_context(self._worker(target.name))
                 results.append(self._one(target, job, worker, sensitivity, data.pipeline))
                 pool.submit(worker.close)  # its end is not waited for
+            source = self._source(job, data)
+            results = [self._emulated(one, source, job) if isinstance(one, Compiled) else one for one in results]
             compiled = [result for result in results if isinstance(result, Compiled)]
             failed = [result for result in results if isinstance(result, Failed)]
             latency = self._reference_latency(floating, job)
             pool.submit(floating.close)
-            source = self._source(job, data)
             told = document.RunInfo(
                 file=self._asked.name or type(self._object).__name__,
                 latency=latency,
@@ -383,6 +384,13 @@ class _Compilation:
         self._measurements += search.measurements
         self._seconds[f"target {target.name}"] = time.perf_counter() - began
         self._on_progress(target.name, "done" if isinstance(result, Compiled) else "failed", 1, 1)
+        return result
+
+    def _emulated(self, compiled: Compiled, source: ReleaseSource, job: Job) -> Compiled | Failed:
+        began = time.perf_counter()
+        result = emulated_proof.proved(compiled, source, job)
+        if result is not compiled:
+            self._seconds[f"emulation {compiled.target.name}"] = time.perf_counter() - began
         return result
 
     def _trials(self, target: Target, job: Job, local_trials: LocalTrials, stack: contextlib.ExitStack) -> Trials:

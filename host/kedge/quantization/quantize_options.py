@@ -50,13 +50,13 @@ class Quantize:
             ConfigError: the backend does not support the options; the message says what it supports.
         """
         numerics = compiler.numerics
-        allowed = {*numerics.precisions, Precision.FLOAT32}
         for precision in (self.precision, *self.layers.values()):
-            if precision not in allowed:
+            carried = numerics.precisions if precision is self.precision else (*numerics.precisions, *numerics.layers)
+            if precision not in (*carried, Precision.FLOAT32):
                 raise ConfigError(
                     f"the backend of {target.name} cannot carry {precision.value}",
                     where=WHERE,
-                    remedy=f"It carries {', '.join(one.value for one in numerics.precisions)}",
+                    remedy=f"It carries {', '.join(one.value for one in carried)}",
                 )
         if self.layers and not numerics.mixed:
             raise ConfigError(

@@ -157,6 +157,8 @@ class Strategy:
             base, kept = yield from self._repaired(first)
         if not kept or high:
             yield from self._larger(usual)
+        if kept and "size" in base.over and base.candidate.plan.layers:
+            yield from self._narrower(base)
         over = set(base.over)
         if high or (kept and over & {"size", "latency"}):
             yield from self._smaller(base, size=high or "size" in over, latency=high or "latency" in over)
@@ -290,6 +292,20 @@ class Strategy:
             why="the layers that suffer most stay in float",
             reasons={name: reasons[name] for name in names},
         )
+
+    def _narrower(self, base: Outcome) -> Batches:
+        """Try integer weights for the layers that a candidate keeps in float, with activations of more bits."""
+        plan = base.candidate.plan
+        for precision in self._numerics.layers:
+            layers = dict.fromkeys(plan.layers, precision)
+            yield [
+                self._candidate(
+                    dataclasses.replace(plan, layers=layers),
+                    base.candidate.steps,
+                    why="the layers in float take too many bytes",
+                    reasons=base.candidate.reasons,
+                )
+            ]
 
     def _smaller(self, base: Outcome, *, size: bool, latency: bool) -> Batches:
         """Try what is smaller or faster than int8: low-bit weights, then fewer channels, heads and units, each repaired

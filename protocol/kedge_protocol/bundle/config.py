@@ -23,6 +23,7 @@ class Verified(str, enum.Enum):
     """How far a bundle was verified on the host."""
 
     EXECUTED = "executed"  # run with the runtime that the device uses
+    EMULATED = "emulated"  # the same, on an emulated processor of the device's kind
     SIMULATED = "simulated"  # run by a bit-exact simulator
     COMPILED = "compiled"  # the vendor's compiler made the device's file
     CHECKED = "checked"  # the vendor's parser accepted it

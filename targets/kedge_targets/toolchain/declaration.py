@@ -12,6 +12,8 @@ from kedge_protocol.errors import ConfigError, ToolchainError
 from kedge_protocol.spelling import known_names
 
 BACKENDS = Path(__file__).resolve().parent.parent / "backends"
+EMULATED = "aarch64"
+"""The toolchain that is no backend's: another processor's runtimes, emulated."""
 _KEY_DIGITS = 16
 
 
@@ -20,6 +22,8 @@ class _Document:
     description: str
     python: tuple[str, ...]
     disk_bytes: int
+    architecture: str = ""
+    system: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +31,13 @@ class Declaration:
     """The declaration of one toolchain.
 
     Attributes:
-        name: the backend's name.
+        name: the backend's name, or :data:`EMULATED`.
         folder: the folder with ``requirements.txt`` and ``driver.py``.
         description: a description for users.
         python: the Python versions (``3.11``) of the lock, best first.
         disk_bytes: the approximate disk space of the finished environment, in bytes.
+        architecture: the processor that is emulated; empty for an environment of this machine's own.
+        system: packages of Debian that the emulated processor's system is made of.
     """
 
     name: str
@@ -39,6 +45,8 @@ class Declaration:
     description: str
     python: tuple[str, ...]
     disk_bytes: int
+    architecture: str = ""
+    system: tuple[str, ...] = ()
 
     @property
     def lock(self) -> Path:
@@ -53,19 +61,31 @@ class Declaration:
     @property
     def packages(self) -> int:
         """The number of packages in the lock."""
-        return len(re.findall(r"^[A-Za-z0-9][^\s#]*==", self.lock.read_text(encoding="utf-8"), re.MULTILINE))
+        return len(self.distributions)
+
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        """The names of the packages in the lock."""
+        text = self.lock.read_text(encoding="utf-8")
+        return tuple(re.findall(r"^([A-Za-z0-9][^\s#]*?)==", text, re.MULTILINE))
 
     def key(self, python: str) -> str:
-        """Return the environment's key for one Python version: the first 16 digits of the sha256 of lock and
-        version."""
+        """Return the environment's key for one Python version: the first 16 digits of the sha256 of lock, version and
+        the system's packages."""
         state = hashlib.sha256(self.lock.read_bytes())
         state.update(f"python {python}".encode())
+        state.update("".join(f" {one}" for one in self.system).encode())
         return state.hexdigest()[:_KEY_DIGITS]
 
 
 def names() -> list[str]:
     """Return the names of all toolchains, sorted."""
-    return sorted(path.parent.parent.name for path in BACKENDS.glob("*/toolchain/toolchain.toml"))
+    found = [path.parent.parent.name for path in BACKENDS.glob("*/toolchain/toolchain.toml")]
+    return sorted([*found, *([EMULATED] if _emulation().is_dir() else [])])
+
+
+def _emulation() -> Path:
+    return BACKENDS.parent / "emulation" / "toolchain"
 
 
 def read(name: str) -> Declaration:
@@ -76,7 +96,7 @@ def read(name: str) -> Declaration:
     """
     if name not in names():
         raise ToolchainError(f"unknown toolchain {name!r}", remedy=known_names(name, names()))
-    folder = BACKENDS / name / "toolchain"
+    folder = _emulation() if name == EMULATED else BACKENDS / name / "toolchain"
     path = folder / "toolchain.toml"
     try:
         document = codec.structure(toml.read(path, ToolchainError), _Document, where=str(path), strict=True)
@@ -88,4 +108,6 @@ def read(name: str) -> Declaration:
         description=document.description,
         python=document.python,
         disk_bytes=document.disk_bytes,
+        architecture=document.architecture,
+        system=document.system,
     )

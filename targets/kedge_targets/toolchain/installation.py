@@ -16,7 +16,7 @@ from pathlib import Path
 from kedge_protocol.errors import KedgeError, ToolchainError
 from kedge_protocol.packages import version_numbers
 from kedge_protocol.progress import ignore_progress
-from kedge_targets.toolchain import declaration, store
+from kedge_targets.toolchain import declaration, foreign_system, store
 from kedge_targets.toolchain.declaration import Declaration
 from kedge_targets.toolchain.store import Toolchain
 from kedge_targets.worker import OnProgress
@@ -137,7 +137,10 @@ class _Build:
     def run(self, interpreter: Path, report: OnProgress) -> None:
         """Create the environment and install the locked packages."""
         report("making the environment", 0, 0)
-        self._step([str(interpreter), "-m", "venv", str(self.building)])
+        if self.declared.architecture:
+            foreign_system.make(self.declared, self.building, self._step)
+        else:
+            self._step([str(interpreter), "-m", "venv", str(self.building)])
         total = self.declared.packages + 1
         done = 0
 
@@ -151,7 +154,9 @@ class _Build:
             elif line.startswith("Installing collected"):
                 report("unpacking", total, total)
 
-        command = [str(self.building / "bin" / "python"), "-m", "pip", "install", "--require-hashes", "--no-deps"]
+        foreign = foreign_system.pip_options(self.building) if self.declared.architecture else []
+        python = interpreter if foreign else self.building / "bin" / "python"
+        command = [str(python), "-m", "pip", "install", "--require-hashes", "--no-deps", *foreign]
         command += ["--no-compile", "--no-input", "--disable-pip-version-check", "-r", str(self.declared.lock)]
         self._step(command, heard)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +36,9 @@ class Toolchain:
     python: Path
     driver: Path
 
-    def worker(self, *, memory_limit: int | None = None) -> Worker:
-        """Return a worker that runs the driver."""
-        return Worker(name=self.name, python=self.python, driver=self.driver, memory_limit=memory_limit)
+    def worker(self, *, memory_limit: int | None = None, env: Mapping[str, str] | None = None) -> Worker:
+        """Return a worker that runs the driver, with further variables in its environment."""
+        return Worker(name=self.name, python=self.python, driver=self.driver, memory_limit=memory_limit, env=env)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,7 @@ class Compiler(CompilerTemplate):
             schemes=(_QUANTIZED,),
             mixed=True,
             layouts=("NHWC",),
+            layers=(Precision.INT16,),
         )
 
     def require_tools(self) -> None:
@@ -111,8 +112,14 @@ class Compiler(CompilerTemplate):
         float_file = float_model.make_float_model(model, calibration, workdir)
         seconds = {"float": time.perf_counter() - begun}
         begun = time.perf_counter()
-        floating = float_file.nodes_of(layers, model)
-        made, file = _final_file(float_file, precision, floating, calibration, workdir, guard=plan.guard)
+        wide = [name for name in layers if plan.layers.get(name) is Precision.INT16]
+        request = _Request(
+            precision=precision,
+            floating=float_file.nodes_of([name for name in layers if name not in wide], model),
+            wide=float_file.nodes_of(wide, model),
+            guard=plan.guard,
+        )
+        made, file = _final_file(float_file, request, calibration, workdir)
         seconds["quantize" if precision is Precision.INT8 else "convert"] = time.perf_counter() - begun
         besides = float_file.layers_of(made.floating, model)
         inputs, outputs = _specs(given, model, float_file, made)
@@ -137,6 +144,12 @@ class Compiler(CompilerTemplate):
 
 
 def _check(plan: Plan, precision: Precision, target: Target) -> None:
+    if precision is Precision.INT16:
+        raise LoweringError(
+            "activations of 16 bits are for single layers beside int8",
+            where=f"target {target.name!r}",
+            remedy="Take int8 for the others",
+        )
     if precision is not Precision.INT8 and len(plan.precisions) > 1:
         raise LoweringError(
             f"TensorFlow's converter gives all layers one precision beside {precision.value}",
@@ -147,16 +160,19 @@ def _check(plan: Plan, precision: Precision, target: Target) -> None:
         raise LoweringError(f"cannot quantize so: {plan.scheme}", where=f"target {target.name!r}")
 
 
-def _final_file(
-    found: FloatFile,
-    precision: Precision,
-    floating: list[str],
-    calibration: Calibration,
-    workdir: Path,
-    *,
-    guard: bool,
-) -> tuple[Converted, Path]:
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What the final file is to be: its precision, and nodes of the converter's graph that differ."""
+
+    precision: Precision
+    floating: list[str]
+    wide: list[str]
+    guard: bool
+
+
+def _final_file(found: FloatFile, asked: _Request, calibration: Calibration, workdir: Path) -> tuple[Converted, Path]:
     file = workdir / ENTRY
+    precision = asked.precision
     if precision is Precision.FLOAT32:
         return found.made, found.file.rename(file)
     request = ConvertRequest(
@@ -176,9 +192,10 @@ def _final_file(
             calibration=[str(path) for path in paths],
             samples=samples,
             group=found.batch,
-            orders=[list(order) for order in found.match.inputs],
-            floating=floating,
-            guard=guard,
+            orders=found.orders,
+            floating=asked.floating,
+            wide=asked.wide,
+            guard=asked.guard,
         )
         return toolchain_client.convert(request), file
     finally:

@@ -44,6 +44,8 @@ class FloatFile:
         file: the ``.tflite``.
         made: what the file contains.
         match: the mapping of axes.
+        turned: inputs whose axes :attr:`graph` has in another order than the model:
+            ``graph = model.transpose(permutation)``.
         batch: number of samples in one call.
     """
 
@@ -55,7 +57,17 @@ class FloatFile:
     file: Path
     made: Converted
     match: axis_matching.Match
+    turned: dict[str, graph_preparation.Permutation]
     batch: int
+
+    @property
+    def orders(self) -> list[list[int]]:
+        """The permutation of each input of :attr:`graph` for the file."""
+        found = []
+        for info, order in zip(signature.inputs(self.prepared), self.match.inputs, strict=True):
+            turned = self.turned.get(info.name, tuple(range(len(order))))
+            found.append([turned.index(axis) for axis in order])
+        return found
 
     def nodes_of(self, layers: Sequence[str], given: onnx.ModelProto) -> list[str]:
         """Return the nodes of :attr:`graph` that do the work of these nodes of the model."""
@@ -75,6 +87,7 @@ class _Attempt:
     graph: Path
     prepared: onnx.ModelProto
     names: dict[str, str]
+    turned: dict[str, graph_preparation.Permutation]
     keep: list[str]
     plain: bool = False
 
@@ -121,13 +134,14 @@ def _attempts(model: onnx.ModelProto, workdir: Path) -> Iterator[_Attempt]:
     plain = {old: new for new, old in folded.names.items()}
     for other in ([plain.get(name, name) for name in every], []):
         if other != folded.keep:
-            yield _Attempt(folded.graph, folded.prepared, folded.names, other)
+            yield dataclasses.replace(folded, keep=other)
 
 
-def _attempt(prepared: onnx.ModelProto, path: Path) -> _Attempt:
+def _attempt(made: tuple[onnx.ModelProto, dict[str, graph_preparation.Permutation]], path: Path) -> _Attempt:
+    prepared, turned = made
     plain, names = graph_preparation.with_plain_names(prepared)
     model_writer.save(plain, path)
-    return _Attempt(path, prepared, names, graph_preparation.kept_inputs(plain))
+    return _Attempt(path, prepared, names, turned, graph_preparation.kept_inputs(plain))
 
 
 def _matched(model: onnx.ModelProto, attempt: _Attempt, file: Path, probes: list[axis_matching.Probe]) -> FloatFile:
@@ -158,7 +172,16 @@ def _matched(model: onnx.ModelProto, attempt: _Attempt, file: Path, probes: list
         )
     size = int(probes[0].inputs[0].shape[0]) if probes[0].inputs else 1
     return FloatFile(
-        attempt.graph, attempt.prepared, attempt.names, attempt.keep, attempt.plain, file, found, match, size
+        graph=attempt.graph,
+        prepared=attempt.prepared,
+        names=attempt.names,
+        keep=attempt.keep,
+        plain=attempt.plain,
+        file=file,
+        made=found,
+        match=match,
+        turned=attempt.turned,
+        batch=size,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from kedge_protocol.errors import LoweringError
 from kedge_targets.backends.tflite import gelu, hard_activations, norms, pooling, unrolling
@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 _TO_CHANNELS_FIRST = {3: (0, 2, 1), 4: (0, 3, 1, 2), 5: (0, 4, 1, 2, 3)}
 _TO_CHANNELS_LAST = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
+Permutation: TypeAlias = tuple[int, ...]
+
 _OPSET = 13  # below it, axes and bounds are attributes that what is done here does not know
 _PLAIN = re.compile(r"[A-Za-z0-9./][A-Za-z0-9_./-]*")
 
 
-def prepare(model: onnx.ModelProto, *, fold: bool = True, plain_norms: bool = False) -> onnx.ModelProto:
-    """Return a copy of ``model`` for the converter. A dynamic batch becomes 1.
+def prepare(
+    model: onnx.ModelProto, *, fold: bool = True, plain_norms: bool = False
+) -> tuple[onnx.ModelProto, dict[str, Permutation]]:
+    """Return a copy of ``model`` for the converter, and input → permutation where the copy has its axes in another
+    order: ``copy = model.transpose(permutation)``. A dynamic batch becomes 1.
 
     Args:
         model: the trained model's graph, in which only the batch may be dynamic.
@@ -34,7 +39,7 @@ def prepare(model: onnx.ModelProto, *, fold: bool = True, plain_norms: bool = Fa
     made = _folded(fixed) if fold else fixed
     model_writer.strip(made)
     _drop_constant_inputs(made)
-    _take_transposes_off_inputs(made)
+    turned = _take_transposes_off_inputs(made)
     _take_transposes_off_outputs(made)
     attention.bound_masks(made)
     gelu.fuse(made)
@@ -47,7 +52,7 @@ def prepare(model: onnx.ModelProto, *, fold: bool = True, plain_norms: bool = Fa
     pooling.spell_out_pads(made)
     made = model_reader.infer_shapes(made, where="the prepared graph")
     nodes.name_nodes(made)
-    return made
+    return made, turned
 
 
 def with_plain_names(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
@@ -133,9 +138,10 @@ def _drop_constant_inputs(model: onnx.ModelProto) -> None:
     model.graph.input.extend(kept)
 
 
-def _take_transposes_off_inputs(model: onnx.ModelProto) -> None:
-    """Remove the transposition of inputs with channels last that are transposed immediately, in place. The graph then
-    has channels first, which onnx2tf turns into channels last by itself."""
+def _take_transposes_off_inputs(model: onnx.ModelProto) -> dict[str, Permutation]:
+    """Remove the transposition of inputs with channels last that are transposed immediately, in place; return it by
+    input. The graph then has channels first, which onnx2tf turns into channels last by itself."""
+    turned = {}
     for value in model.graph.input:
         consumers = [node for node in model.graph.node if value.name in node.input]
         dims = value.type.tensor_type.shape.dim
@@ -143,9 +149,11 @@ def _take_transposes_off_inputs(model: onnx.ModelProto) -> None:
             continue
         if any(output.name == consumers[0].output[0] for output in model.graph.output):
             continue
-        _reshape(value, _TO_CHANNELS_FIRST[len(dims)])
+        turned[value.name] = _TO_CHANNELS_FIRST[len(dims)]
+        _reshape(value, turned[value.name])
         _redirect(model, consumers[0].output[0], value.name)
         model.graph.node.remove(consumers[0])
+    return turned
 
 
 def _take_transposes_off_outputs(model: onnx.ModelProto) -> None:

@@ -29,6 +29,7 @@ class ConvertRequest:
     group: int = 1
     orders: list[list[int]] = field(default_factory=list)
     floating: list[str] = field(default_factory=list)
+    wide: list[str] = field(default_factory=list)
     guard: bool = False
     plain: bool = False
 

@@ -6,16 +6,17 @@ and one answer on the file descriptor ``KEDGE_ANSWER_FD``. Tasks:
 ``version``
     ``{}`` → ``{"python", "packages"}``
 ``convert``
-    ``{"graph", "keep", "plain", "precision", "file", "calibration", "samples", "group", "orders", "floating",
+    ``{"graph", "keep", "plain", "precision", "file", "calibration", "samples", "group", "orders", "floating", "wide",
     "guard"}`` → ``{"inputs", "outputs", "input_order", "samples", "operators", "float_operators", "minimum_runtime",
     "seconds", "floating", "decibels"}``. ``graph`` is an ONNX file with fixed shapes, ``keep`` the inputs whose axes
     must stay, ``plain`` whether Kedge's own converter (``plainly.py`` in this folder) replaces onnx2tf, ``precision``
     ``float32``, ``float16``, ``int8-dynamic`` or ``int8``. For the last ``calibration`` names for each input an
     ``.npy`` of samples in the file's layout, ``group`` is the batch, ``orders`` is the permutation of each graph
-    input's axes for the file, ``floating`` names nodes of the graph that stay in float, and ``guard`` says whether more
-    than a small share of the weights may stay in float if an output would not be accurate enough otherwise; the answer
-    has the other nodes that stay in float, and each output's dB against the float file on calibration samples. The
-    graph is converted to a TensorFlow model once, calibrated once, and kept for further calls.
+    input's axes for the file, ``floating`` names nodes of the graph that stay in float, ``wide`` nodes whose
+    activations get 16 bits, and ``guard`` says whether more than a small share of the weights may stay in float if an
+    output would not be accurate enough otherwise; the answer has the other nodes that stay in float, and each output's
+    dB against the float file on calibration samples. The graph is converted to a TensorFlow model once, calibrated
+    once, and kept for further calls.
 ``read``
     ``{"model", "graph"}`` → ``{"notes", "packages"}``. ``model`` is a SavedModel's folder or a float ``.tflite``,
     ``graph`` the ONNX file to write; see ``reading.py`` in this folder.
@@ -61,6 +62,7 @@ class Driver:
         self._key = None
         self._model = None
         self._raw = b""
+        self._traced = None  # the model as a TensorFlow function
         self._float = {}  # precision → file of the model that is kept, where no calibration enters
         self._seconds = 0.0
         self._calibration = None  # what the quantizer was calibrated on
@@ -93,7 +95,9 @@ class Driver:
         if precision not in self._float:
             self.progress("converting", 0, 0)
             try:
-                converter = _converter(model)
+                if self._traced is None:
+                    self._traced = _traced(model)
+                converter = _converter(model, self._traced)
                 _set_precision(converter, precision)
                 self._float[precision] = converter.convert()
             except RefusedError:
@@ -117,11 +121,19 @@ class Driver:
                 self._calibration = calibration
             # The files' names change from call to call.
             self._quantizer.groups = lambda: _samples(request, _silent)
-            asked = set()
-            if request["floating"]:
-                asked = self._operators(matching, content, request)
-            made, floating, decibels = self._quantizer.quantized(asked, request["guard"])
-            besides = self._nodes(matching, content, request, floating - asked) if floating - asked else []
+            asked = self._operators(matching, content, request, request["floating"])
+            both = asked | self._operators(matching, content, request, request["wide"])
+            # What lies around a layer (a pad) has no kernels of 16 bits everywhere: it stays in float.
+            wide = {at for at in both - asked if self._quantizer.can_widen(at)}
+            if request["wide"] and not wide:
+                raise RefusedError(
+                    "LoweringError",
+                    "none of the layers that want activations of 16 bits can have them",
+                    where=f"node {request['wide'][0]!r}",
+                    remedy="Keep it in float; convolutions and matrix products with weights of their own can",
+                )
+            made, floating, decibels = self._quantizer.quantized(both - wide, request["guard"], wide)
+            besides = self._nodes(matching, content, request, floating - both) if floating - both else []
         except RefusedError:
             raise
         except Exception as error:
@@ -146,20 +158,22 @@ class Driver:
             self._matching = matching.Matching(graph, feed, content, given)
         return self._matching
 
-    def _operators(self, matching, content, request):
-        """Return the indices of the operators that do the work of the nodes that must stay in float."""
+    def _operators(self, matching, content, request, names):
+        """Return the indices of the operators that do the work of these nodes."""
+        if not names:
+            return set()
         found = self._matched(matching, content, request)
         nodes = {node.name: node for node in found.graph.graph.node}
         operators = set()
-        for name in request["floating"]:
+        for name in names:
             mine = found.operators(nodes[name])
             # Others round little, and lie between layers that are told apart.
             if not mine and nodes[name].op_type in _LAYERS:
                 raise RefusedError(
                     "LoweringError",
-                    "the layer cannot be told from others in the converted file, so it cannot stay in float alone",
+                    "the layer cannot be told from others in the converted file, so it alone cannot differ from int8",
                     where=f"node {name!r}",
-                    remedy="Leave it out of the plan's layers, or keep the layer before or behind it in float as well",
+                    remedy="Leave it out of the plan's layers, or name the layer before or behind it as well",
                 )
             operators |= mine
         return operators
@@ -192,7 +206,7 @@ class Driver:
         if key != self._key:
             self.progress("reading the graph", 0, 0)
             begun = time.perf_counter()
-            self._key = self._model = None
+            self._key = self._model = self._traced = None
             self._float = {}
             self._quantizer = self._matching = self._calibration = None
             self._model = _plainly(raw, keep) if plain else _from_onnx(raw, keep)
@@ -285,7 +299,7 @@ def _check_operators(model):
             )
 
 
-def _converter(model):
+def _traced(model):
     import plainly
     import tensorflow as tf
 
@@ -295,10 +309,19 @@ def _converter(model):
     plain = isinstance(model, plainly.Model)
     function = tf.function(lambda *inputs: model(inputs), input_signature=signature, autograph=not plain)
     try:
-        concrete = function.get_concrete_function()
+        return function.get_concrete_function()
     except plainly.RefusedError as error:
         raise _node_refused(error) from error
-    return tf.lite.TFLiteConverter.from_concrete_functions([concrete], tf.Module() if plain else model)
+
+
+def _converter(model, traced):
+    import plainly
+    import tensorflow as tf
+
+    # The converter saves what holds the weights, and a Keras model is traced anew for that: five times the work.
+    holder = tf.Module()
+    holder.kept = [] if isinstance(model, plainly.Model) else list(model.variables)
+    return tf.lite.TFLiteConverter.from_concrete_functions([traced], holder)
 
 
 def _set_precision(converter, precision):

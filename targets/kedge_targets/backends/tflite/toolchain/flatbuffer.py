@@ -35,6 +35,11 @@ def kind_of(tensor):
     return _KINDS[tensor.type]
 
 
+def type_of(kind):
+    """Return the number by which a file calls a dtype."""
+    return getattr(schema.TensorType, kind.upper())
+
+
 def range_of(tensor):
     """Return (low, high) as calibration observed it, or None if it did not."""
     found = tensor.quantization
@@ -98,7 +103,7 @@ def hidden(content, indices):
         operator = model.subgraphs[0].operators[index]
         code = schema.OperatorCodeT()
         code.builtinCode = code.deprecatedBuiltinCode = CUSTOM
-        code.customCode = f"kept_in_float_{index}".encode()
+        code.customCode = hidden_name(index)
         code.version = 1
         kept[code.customCode] = (
             model.operatorCodes[operator.opcodeIndex],
@@ -112,12 +117,18 @@ def hidden(content, indices):
     return packed(model), kept
 
 
+def hidden_name(index):
+    """Return the unknown name of the operator with this index."""
+    return f"kept_in_float_{index}".encode()
+
+
 def brought_back(model, kept):
-    """Restore the names of hidden operators, in place; return their number."""
+    """Restore the names of hidden operators, in place; return hidden name → operator."""
     graph = model.subgraphs[0]
-    found = 0
+    found = {}
     for operator in graph.operators:
-        own = kept.get(model.operatorCodes[operator.opcodeIndex].customCode)
+        name = model.operatorCodes[operator.opcodeIndex].customCode
+        own = kept.get(name)
         if own is None:
             continue
         code, (operator.builtinOptionsType, operator.builtinOptions), second = own
@@ -125,13 +136,18 @@ def brought_back(model, kept):
         operator.customOptions = None
         operator.opcodeIndex = len(model.operatorCodes)
         model.operatorCodes.append(code)
-        found += 1
+        found[name] = operator
+    _drop_unused_codes(model)
+    return found
+
+
+def _drop_unused_codes(model):
+    """Remove the operator codes that no operator has any more, in place."""
     every = [operator for one in model.subgraphs for operator in one.operators or ()]
     used = sorted({operator.opcodeIndex for operator in every})
     for operator in every:
         operator.opcodeIndex = used.index(operator.opcodeIndex)
     model.operatorCodes = [model.operatorCodes[index] for index in used]
-    return found
 
 
 def without_rounding_at_the_ends(model):
@@ -164,10 +180,10 @@ def without_rounding_at_the_ends(model):
         for item in (*(signature.inputs or ()), *(signature.outputs or ())):
             item.tensorIndex = replaced.get(int(item.tensorIndex), int(item.tensorIndex))
     graph.operators = [operator for at, operator in enumerate(graph.operators) if at not in dropped]
-    _drop_unused_tensors(model)
+    drop_unused_tensors(model)
 
 
-def _drop_unused_tensors(model):
+def drop_unused_tensors(model):
     """Remove tensors that nothing reads or produces any more, in place."""
     graph = model.subgraphs[0]
     used = {int(tensor) for tensor in (*graph.inputs, *graph.outputs)}
@@ -186,3 +202,16 @@ def _drop_unused_tensors(model):
     for signature in model.signatureDefs or ():
         for item in (*(signature.inputs or ()), *(signature.outputs or ())):
             item.tensorIndex = place[int(item.tensorIndex)]
+
+
+def drop_unused_buffers(model):
+    """Remove the content that no tensor and no metadata has any more, in place; the first buffer is the empty one."""
+    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
+    owners = [*tensors, *(model.metadata or ())]
+    used = sorted({0, *(int(one.buffer) for one in owners), *(int(one) for one in model.metadataBuffer or ())})
+    place = {old: new for new, old in enumerate(used)}
+    model.buffers = [model.buffers[old] for old in used]
+    for one in owners:
+        one.buffer = place[int(one.buffer)]
+    if model.metadataBuffer is not None:
+        model.metadataBuffer = [place[int(one)] for one in model.metadataBuffer]

@@ -4,6 +4,7 @@ one."""
 import flat_activations
 import flatbuffer
 import numpy
+import widening
 
 FLOOR = 20.0
 """Lowest acceptable dB of an output against the float file's; below it, something is wrong and not merely coarse."""
@@ -59,16 +60,24 @@ class Quantizer:
             self._ranges[held.name] = bounds
         self._calibrated = flatbuffer.packed(model)
         self._wanted = None
+        self._wide = frozenset()
 
-    def quantized(self, asked, guard=False):
+    def can_widen(self, at):
+        """Return whether an operator may have activations of 16 bits."""
+        return self.wiring.names[at] in widening.CHANNELS and self.wiring.constant(self.wiring.inputs[at][1])
+
+    def quantized(self, asked, guard=False, wide=frozenset()):
         """Return the file with the operators ``asked`` (indices in the float file) in float, the indices of all that
-        are in float, and each output's dB (None if it is not float).
+        are not in int8, and each output's dB (None if it is not float).
 
         Args:
             guard: keep as many more in float as it takes for every output to be accurate enough; else only what has few
                 weights.
+            wide: operators with activations of 16 bits.
         """
-        floating = set(asked) | self._separate_clips() | self._unlike_tails()
+        self._wide = frozenset(wide)
+        asked = set(asked) | self._wide
+        floating = asked | self._separate_clips() | self._unlike_tails()
         content, floating = self._without_cut_ranges(floating)
         found = self._compared(content)
         allowed = max(_FREE, _SHARE * self._weights(self._all()))
@@ -77,7 +86,7 @@ class Quantizer:
             if _worst(best[2]) >= FLOOR:
                 break
             wider = floating | more
-            if wider == floating or self._weights(wider - set(asked)) > allowed:
+            if wider == floating or self._weights(wider - asked) > allowed:
                 continue
             other, wider = self._without_cut_ranges(wider)
             better = self._compared(other)
@@ -153,16 +162,22 @@ class Quantizer:
         return set(range(len(self.wiring.names)))
 
     def _made(self, floating):
-        """Return the quantized file, with integer inputs and outputs if integers follow or precede them."""
+        """Return the quantized file, with int8 inputs and outputs if int8 follows or precedes them."""
         from tensorflow.lite.python.convert import mlir_quantize
 
         hidden, kept = flatbuffer.hidden(self._calibrated, sorted(floating))
         model = flatbuffer.parsed(mlir_quantize(hidden))
         found = flatbuffer.brought_back(model, kept)
-        if found != len(kept):
-            raise RuntimeError(f"of {len(kept)} operators that were to stay in float {found} are left")
+        if len(found) != len(kept):
+            raise RuntimeError(f"of {len(kept)} operators that were to stay in float {len(found)} are left")
         flatbuffer.without_rounding_at_the_ends(model)
+        widening.widen(model, [(found[flatbuffer.hidden_name(at)], *self._bounds(at)) for at in sorted(self._wide)])
         return flatbuffer.packed(model)
+
+    def _bounds(self, at):
+        """Return (low, high) of an operator's input and of its output."""
+        ends = self.wiring.inputs[at][0], self.wiring.outputs[at][0]
+        return [self._ranges[self.wiring.graph.tensors[one].name] for one in ends]
 
     def _without_cut_ranges(self, floating):
         """Return the file with those operators in float too whose neighbours would have to share too narrow a range."""
