@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
 from kedge.cli import fleet as shared
 from kedge.cli.fleet import json_option, select_option, show, show_json, state_option
+from kedge.cli.policy_options import parse_policy, policy_options, split_selectors
+from kedge.cli.rollout_orders import COMMANDS, phase_text, stage_lines
 from kedge.cli.table import table
-from kedge.fleet.results import DeviceRollout, Progress, RolloutStatus, RolloutSummary
+from kedge.fleet.results import DeviceRollout, Progress, RolloutPlan, RolloutStatus, RolloutSummary
 from kedge.fleet.rollout_status import DeviceFilter
 from kedge.fleet.service import FleetService
+from kedge.fleet.staged.policy import Busy, Policy
 from kedge.fleet.units import size_text, span_text
 
 
@@ -21,21 +25,80 @@ def rollout() -> None:
     """Roll a release out to devices."""
 
 
+for _command in COMMANDS:
+    rollout.add_command(_command)
+
+
 @rollout.command("start")
 @click.argument("release", metavar="NAME:VERSION")
-@select_option
+@click.option(
+    "--select",
+    multiple=True,
+    metavar="SELECTOR",
+    help="Only devices that meet this: a label KEY=VALUE, or terms such as 'site=berlin,target in (rpi4,rpi5),"
+    "agent>=0.3,hash<10%'. Repeat to require all.",
+)
+@policy_options
+@click.option("--dry-run", is_flag=True, help="Show which device is in which wave, and start nothing.")
 @state_option
 @json_option
-def rollout_start(release: str, select: dict[str, str], state: Path | None, as_json: bool) -> None:
-    """Roll NAME:VERSION out to all selected devices at once."""
+def rollout_start(
+    release: str,
+    select: tuple[str, ...],
+    policy_file: Path | None,
+    dry_run: bool,
+    state: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Roll NAME:VERSION out to all selected devices: at once, or in waves as a policy says."""
+    labels, selectors = split_selectors(select)
+    policy = parse_policy(policy_file, selectors, given)
     with FleetService(state) as fleet:
-        started = fleet.rollout_start(release, select)
-    for name, reason in list(started.skipped.items())[:_NAMED]:
+        if dry_run:
+            _show_plan(fleet.rollout_plan(release, labels, policy=policy or Policy(waves=("100%",))), as_json)
+            return
+        started = fleet.rollout_start(release, labels, policy=policy)
+    _show_skipped(started.skipped)
+    count, stage = started.rollout.matching, started.rollout.stage
+    waves = f" in {stage.planned} wave{'s' * (stage.planned != 1)}" if stage is not None else ""
+    show(started, as_json, f"rollout {started.rollout.id}: {release} to {shared.devices_text(count)}{waves}")
+
+
+def _show_skipped(skipped: dict[str, str]) -> None:
+    for name, reason in list(skipped.items())[:_NAMED]:
         click.echo(f"left out {name}: {reason}", err=True)
-    if (more := len(started.skipped) - _NAMED) > 0:
+    if (more := len(skipped) - _NAMED) > 0:
         click.echo(f"left out {more} more: --json names all", err=True)
-    count = started.rollout.matching
-    show(started, as_json, f"rollout {started.rollout.id}: {release} to {shared.devices_text(count)}")
+
+
+def _show_plan(plan: RolloutPlan, as_json: bool) -> None:
+    if as_json:
+        show_json(plan)
+        return
+    click.echo(
+        f"{plan.release} would go to {shared.devices_text(plan.devices)} in {len(plan.waves)} waves;"
+        f" {size_text(plan.bytes)} would move"
+    )
+    rows = [
+        (str(wave.number), target, str(len(names)), size_text(wave.bytes) if not place else "", _names(names))
+        for wave in plan.waves
+        for place, (target, names) in enumerate(wave.devices.items())
+    ]
+    table(("wave", "target", "devices", "bytes of the wave", "names"), rows)
+    for one in plan.shortfalls:
+        click.echo(
+            f"wave {one.wave} has {one.devices} of target {one.target}, not {one.wanted}: others are in earlier waves",
+            err=True,
+        )
+    for number in plan.in_the_way:
+        what = "waits for" if plan.policy.busy is Busy.QUEUE else "supersedes"
+        click.echo(f"it {what} rollout {number} on devices that both have", err=True)
+    _show_skipped(plan.skipped)
+
+
+def _names(names: list[str]) -> str:
+    return " ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 _NAMED = 20
@@ -140,6 +203,9 @@ def rollout_revert(number: int | None, state: Path | None, as_json: bool) -> Non
 def _show(status: RolloutStatus, offset: int) -> None:
     click.echo(f"rollout {status.id}: {status.model}:{status.version} ({status.kind}, {_state(status)})")
     click.echo(_counts(status))
+    if status.stage is not None:
+        for line in stage_lines(status, time.time())[2:]:
+            shared.print_line(line)
     table(
         ("device", "target", "progress", "wanted", "serves", "sent", "received", "detail"),
         [_row(one) for one in status.devices],
@@ -157,6 +223,8 @@ def _row(one: DeviceRollout) -> tuple[str, ...]:
 
 
 def _state(one: RolloutSummary) -> str:
+    if one.stage is not None:
+        return phase_text(one.stage)
     return "done" if one.done else one.state
 
 

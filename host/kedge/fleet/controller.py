@@ -25,6 +25,7 @@ from kedge.fleet.embedded_broker import EmbeddedBroker
 from kedge.fleet.health import Mark
 from kedge.fleet.inbox import Inbox, SeldomLog
 from kedge.fleet.options import ControllerOptions
+from kedge.fleet.staged.engine import Engine
 from kedge.fleet.storage import Repository
 from kedge.fleet.transfer_counts import TransferCounts
 from kedge_protocol import codec, topics
@@ -43,6 +44,8 @@ PUBLISHED_AT_ONCE = 256
 """Desired states that are read and published together."""
 FLUSH_SECONDS = 0.5
 """Between two writes of the count of blocks; what a killed controller can lose of it."""
+ADVANCE_SECONDS = 1.0
+"""Between two rounds of the staged rollouts."""
 REMIND_SECONDS = 30.0
 """A device that is there and has not answered its desired state is told again after this."""
 
@@ -153,6 +156,9 @@ class Controller:
         self._unpublished = False
         self._new_session = threading.Event()
         self._flushed = self._reminded = steady()
+        self._engine = Engine(self.database)
+        self._advanced = -ADVANCE_SECONDS
+        self._listening_since: float | None = None
 
     def __enter__(self) -> Controller:
         return self
@@ -193,6 +199,7 @@ class Controller:
         retried in the next round."""
         try:
             self._write()
+            self._advance()
             self._read_changes()
             self._publish()
             if not self._block_thread:
@@ -209,6 +216,13 @@ class Controller:
         if changes:
             self._records.write(changes)
             self._inbox.written()
+
+    def _advance(self) -> None:
+        """Carry the staged rollouts on. While nobody listens to devices, nothing is known of them."""
+        since, now = self._listening_since, self._steady()
+        if since is not None and now - self._advanced >= ADVANCE_SECONDS:
+            self._advanced = now
+            self._engine.tick(now=self.database.clock(), listening_since=since)
 
     def _read_changes(self) -> None:
         """Read the database if a command has signalled a change, and occasionally without a signal."""
@@ -298,9 +312,11 @@ class Controller:
         self._blocks.clear()
         self._inbox.put_break()
         self._new_session.set()
+        self._listening_since = self.database.clock()
         self._connection.publish(topics.CONTROLLER_STATUS, self._status(True, session), qos=1, retain=True)
 
     def _disconnected(self, reason: str) -> None:
+        self._listening_since = None
         self._blocks.clear()
         self._inbox.put_break()
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from kedge.fleet.staged.gates import GateResult
+from kedge.fleet.staged.phases import Phase
+from kedge.fleet.staged.policy import Policy
+from kedge.fleet.staged.waves import Shortfall
 from kedge_protocol.messages import Reported, Served, Telemetry
 
 
@@ -199,6 +203,8 @@ class Progress(str, enum.Enum):
     FAILED = "failed"
     OFFLINE = "offline"
     SUPERSEDED = "superseded"  # a newer rollout wants something else of it
+    WAITING = "waiting"  # its wave has not begun
+    SILENT = "silent"  # it did not answer in time
     CONFLICT = "conflict"  # two controllers, or two devices of one name: somebody must put it right
 
 
@@ -216,6 +222,7 @@ class DeviceRollout:
         bytes_sent: payload bytes handed to the broker for it, of this bundle's blobs, since the rollout began.
         bytes_received: payload bytes that came, as the device said; 0 where it last spoke of another bundle.
         reported_target: as of :class:`DeviceView`.
+        wave: of a staged rollout, from 1 on.
     """
 
     device: str
@@ -232,6 +239,80 @@ class DeviceRollout:
     bytes_sent: int = 0
     bytes_received: int = 0
     reported_target: str | None = None
+    wave: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaveView:
+    """One wave: how many devices it has, and how many are at which step (:class:`kedge.fleet.staged.phases.Step`)."""
+
+    number: int
+    devices: int
+    steps: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageView:
+    """Where a staged rollout stands.
+
+    Attributes:
+        wave: the one that is under way, from 1 on; 0 before the first.
+        since: when the phase began (seconds since 1970).
+        reason: why it is in this phase, in words; empty where the phase says it.
+        reverted_by: the rollout that takes it back.
+        steps: how many devices are at which step.
+        planned: number of waves in the plan.
+        waves: each wave; devices that came later are in one more.
+        gates: what the gates said last of this wave.
+        policy: as it was started.
+    """
+
+    phase: Phase
+    paused: bool
+    wave: int
+    since: float
+    reason: str
+    reverted_by: int | None
+    steps: dict[str, int]
+    planned: int
+    waves: tuple[WaveView, ...]
+    gates: tuple[GateResult, ...]
+    policy: Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedWave:
+    """A wave of a plan.
+
+    Attributes:
+        devices: by target, in the order in which they are told.
+        bytes: that will move to these devices: the blocks that no bundle has which a device said that it holds.
+    """
+
+    number: int
+    devices: dict[str, list[str]]
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutPlan:
+    """What a rollout would do, and nothing of which was done.
+
+    Attributes:
+        devices, bytes: over all waves.
+        shortfalls: where a wave does not hold ``min_per_target`` devices of a target.
+        skipped: selected devices that it cannot reach (device → reason).
+        in_the_way: rollouts of the model that go on and have some of the devices.
+    """
+
+    release: str
+    devices: int
+    bytes: int
+    waves: tuple[PlannedWave, ...]
+    shortfalls: tuple[Shortfall, ...]
+    skipped: dict[str, str]
+    in_the_way: tuple[int, ...]
+    policy: Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,9 +322,12 @@ class RolloutSummary:
     Attributes:
         version: of the release; of a revert, the versions that it goes back to.
         kind: ``start`` or ``revert``.
-        state: ``active``, or ``superseded`` once newer rollouts of the same model took each of its devices over.
-        done: whether every device that is still its own proved and serves what is wanted; never of a superseded one.
+        state: ``active``, or ``superseded`` once newer rollouts of the same model took each of its devices over, or
+            ``aborted``.
+        done: whether every device that is still its own proved and serves what is wanted; of a staged one, whether all
+            of its waves have. Never of a superseded or aborted one.
         counts: how many devices stand where (the values of :class:`Progress`); all of them, whatever a filter shows.
+        stage: of a staged rollout: its wave, phase and gates; None of a plain one.
     """
 
     id: int
@@ -255,6 +339,7 @@ class RolloutSummary:
     selected: dict[str, str]
     done: bool
     counts: dict[str, int]
+    stage: StageView | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kedge.fleet import devices
 from kedge.fleet.database import Row, Session
 from kedge.fleet.device_progress import NAMESAKE, LastReport, Standing, contradiction, judge
-from kedge.fleet.results import DeviceRollout, Progress, RolloutStatus, RolloutSummary
+from kedge.fleet.results import DeviceRollout, Progress, RolloutStatus, RolloutSummary, StageView
 from kedge.fleet.rollouts import ACTIVE, bytes_sent
+from kedge.fleet.staged import stages
+from kedge.fleet.staged.phases import Phase, Step
 from kedge_protocol.messages import DesiredRefusal, Failure, ModelState, RefusedDesired, ReportedModel, Served
 
 _PARTS = """
@@ -26,7 +28,17 @@ LEFT JOIN device_state ON device_state.device_id = device.id
 LEFT JOIN reported_model AS told ON told.device_id = device.id AND told.model = :model
 WHERE rollout_id = :rollout {own} ORDER BY name
 """
+_UNTOLD = """
+SELECT device.id, device.name, device.target, labels, member.wave, member.step, bundle.digest AS wanted
+FROM rollout_member AS member JOIN device ON device.id = member.device_id JOIN rollout ON rollout.id = member.rollout_id
+LEFT JOIN release ON release.name = rollout.model AND release.version = rollout.version
+LEFT JOIN bundle ON bundle.release_id = release.id AND bundle.target = member.target
+WHERE member.rollout_id = :rollout AND NOT EXISTS (
+    SELECT 1 FROM rollout_device WHERE rollout_id = member.rollout_id AND device_id = member.device_id
+) ORDER BY device.name
+"""
 _SUPERSEDED = "SELECT count(*) FROM rollout_device WHERE rollout_id = ? AND superseded_by IS NOT NULL"
+_ANSWERED = {Progress.DONE, Progress.FAILED, Progress.SUPERSEDED, Progress.CONFLICT}
 _FINAL = {Progress.DONE.value, Progress.FAILED.value, Progress.SUPERSEDED.value, Progress.CONFLICT.value}
 
 
@@ -48,37 +60,91 @@ class DeviceFilter:
 
 def status(session: Session, rollout: Row, shown: DeviceFilter) -> RolloutStatus:
     """Return a rollout with the progress of its devices."""
-    rows = session.rows(_PARTS.format(own=""), {"model": rollout["model"], "rollout": rollout["id"]})
-    judged = [(row, _judged(session, row)) for row in rows]
-    summary = _summary(rollout, Counter(standing.progress.value for _, standing in judged))
-    matching = [(row, standing) for row, standing in judged if _matches(row, standing, shown)]
+    query = {"model": rollout["model"], "rollout": rollout["id"]}
+    stage = stages.view(session, rollout["id"])
+    members = {} if stage is None else stages.members(session, rollout["id"])
+    judged = [(row, _late(_judged(session, row), members, row)) for row in session.rows(_PARTS.format(own=""), query)]
+    untold = [] if stage is None else [(row, _untold(row)) for row in session.rows(_UNTOLD, query)]
+    counts = Counter(standing.progress.value for _, standing in [*judged, *untold])
+    matching = [(row, standing) for row, standing in [*judged, *untold] if _matches(row, standing, shown)]
+    if untold:
+        matching.sort(key=lambda found: str(found[0]["name"]))
     end = None if shown.limit is None else shown.offset + shown.limit
     page = matching[shown.offset : end]
     sent = bytes_sent(session, sorted({row["wanted"] for row, _ in page if row["wanted"]}))
+    told = {row["id"] for row, _ in judged}
+    found = [
+        _device(row, standing, sent.get((row["id"], row["wanted"]), 0))
+        if row["id"] in told
+        else _waiting(row, standing)
+        for row, standing in page
+    ]
     return RolloutStatus(
-        **vars(summary),
+        **vars(_summary(rollout, stage, counts)),
         matching=len(matching),
-        devices=tuple(_device(row, standing, sent.get((row["id"], row["wanted"]), 0)) for row, standing in page),
+        devices=tuple(
+            replace(device, wave=members[row["id"]].wave) if row["id"] in members else device
+            for device, (row, _) in zip(found, page, strict=True)
+        ),
     )
 
 
 def summary(session: Session, rollout: Row) -> RolloutSummary:
     """Return a rollout with its counts only. Superseded devices are counted, not read, so that a list of many rollouts
     reads each device and model once."""
-    query = _PARTS.format(own="AND superseded_by IS NULL")
-    rows = session.rows(query, {"model": rollout["model"], "rollout": rollout["id"]})
-    counts = Counter(_judged(session, row).progress.value for row in rows)
+    query = {"model": rollout["model"], "rollout": rollout["id"]}
+    stage = stages.view(session, rollout["id"])
+    members = {} if stage is None else stages.members(session, rollout["id"], silent=True)
+    rows = session.rows(_PARTS.format(own="AND superseded_by IS NULL"), query)
+    counts = Counter(_late(_judged(session, row), members, row).progress.value for row in rows)
     counts[Progress.SUPERSEDED.value] = session.value(_SUPERSEDED, (rollout["id"],))
-    return _summary(rollout, counts)
+    if stage is not None:
+        counts.update(_untold(row).progress.value for row in session.rows(_UNTOLD, query))
+    return _summary(rollout, stage, counts)
+
+
+def _late(standing: Standing, members: Mapping[int, stages.MemberView], row: Row) -> Standing:
+    member = members.get(row["id"])
+    if member is None or member.step is not Step.SILENT or standing.progress in _ANSWERED:
+        return standing
+    return replace(standing, progress=Progress.SILENT, detail=f"it did not answer in time: {standing.detail}")
+
+
+def _untold(row: Row) -> Standing:
+    if row["step"] == Step.GONE.value:
+        return Standing(Progress.SUPERSEDED, "a newer rollout has it; this one did not reach it")
+    return Standing(Progress.WAITING, f"wave {row['wave']} has not reached it")
+
+
+def _waiting(row: Row, standing: Standing) -> DeviceRollout:
+    return DeviceRollout(
+        device=row["name"],
+        target=row["target"],
+        progress=standing.progress,
+        digest=row["wanted"],
+        detail=standing.detail,
+    )
+
+
+def standings(session: Session, rollout: Row, condition: str) -> list[tuple[Row, Standing]]:
+    """Return the told devices of a rollout that meet an SQL condition, each with its row and where it stands."""
+    query = _PARTS.format(own=condition)
+    return [
+        (row, _judged(session, row))
+        for row in session.rows(query, {"model": rollout["model"], "rollout": rollout["id"]})
+    ]
 
 
 def is_settled(status: RolloutSummary) -> bool:
     """Return whether waiting longer is pointless: every device is done, has failed or was taken over."""
+    if status.stage is not None:
+        return stages.has_ended(status.stage)
     return status.state != ACTIVE or set(status.counts) <= _FINAL
 
 
-def _summary(rollout: Row, counts: Counter[str]) -> RolloutSummary:
+def _summary(rollout: Row, stage: StageView | None, counts: Counter[str]) -> RolloutSummary:
     own = counts.total() - counts[Progress.SUPERSEDED.value]
+    through = stage is None or stage.phase is Phase.DONE
     return RolloutSummary(
         id=rollout["id"],
         model=rollout["model"],
@@ -87,8 +153,9 @@ def _summary(rollout: Row, counts: Counter[str]) -> RolloutSummary:
         state=rollout["state"],
         started_at=rollout["started_at"],
         selected=json.loads(rollout["selected"]),
-        done=rollout["state"] == ACTIVE and 0 < own == counts[Progress.DONE.value],
+        done=rollout["state"] == ACTIVE and through and 0 < own == counts[Progress.DONE.value],
         counts={one.value: counts[one.value] for one in Progress if counts[one.value]},
+        stage=stage,
     )
 
 
@@ -139,6 +206,13 @@ def _model(row: Row) -> ReportedModel | None:
         detail=row["detail"],
         served=_served(row),
     )
+
+
+def waits_for_calls(row: Row) -> bool:
+    """Return whether the device serves and proved what is wanted, and nothing attests yet that it answers."""
+    served = _served(row)
+    is_there = row["state"] == ModelState.SERVING.value and row["digest"] == row["wanted"] and bool(row["proved"])
+    return is_there and served is not None and served.by is None and served.problem is None
 
 
 def _served(row: Row) -> Served | None:

@@ -15,7 +15,7 @@ from kedge.fleet.database import Row, Session, note_change
 from kedge_protocol.errors import FleetError
 from kedge_protocol.messages import MAX_VERSION_STEP
 
-ACTIVE, SUPERSEDED = "active", "superseded"
+ACTIVE, SUPERSEDED, ABORTED = "active", "superseded", "aborted"
 START, REVERT = "start", "revert"
 
 _PART = """
@@ -24,8 +24,8 @@ INSERT INTO rollout_device
 VALUES (:rollout, :device, :digest, :previous, :previous_size, :version, :bytes_before)
 """
 _DESIRED = """
-INSERT INTO desired_model (device_id, model, digest, size) VALUES (:device, :model, :digest, :size)
-ON CONFLICT (device_id, model) DO UPDATE SET digest = excluded.digest, size = excluded.size
+INSERT INTO desired_model (device_id, model, digest, size, soak) VALUES (:device, :model, :digest, :size, :soak)
+ON CONFLICT (device_id, model) DO UPDATE SET digest = excluded.digest, size = excluded.size, soak = excluded.soak
 """
 _SUPERSEDE_PARTS = """
 UPDATE rollout_device SET superseded_by = :rollout
@@ -37,7 +37,23 @@ _SUPERSEDE_ROLLOUTS = """
 UPDATE rollout SET state = 'superseded'
 WHERE model = :model AND state = 'active' AND id <> :rollout AND NOT EXISTS (
     SELECT 1 FROM rollout_device WHERE rollout_id = rollout.id AND superseded_by IS NULL
-)
+) AND id NOT IN (SELECT rollout_id FROM rollout_stage WHERE phase NOT IN ('done', 'incomplete'))
+"""
+_TAKE_MEMBERS = """
+UPDATE rollout_member SET step = 'gone'
+WHERE step <> 'gone' AND device_id IN (SELECT device_id FROM {table} WHERE rollout_id = :rollout)
+  AND rollout_id IN (
+    SELECT id FROM rollout JOIN rollout_stage ON rollout_id = id
+    WHERE model = :model AND id <> :rollout AND coalesce(revert_id, 0) <> :rollout AND id <> :reverts
+      AND (phase <> 'aborted' OR step = 'reverting')
+  )
+"""
+_END_STAGES = """
+UPDATE rollout_stage SET phase = 'superseded', live = 0, since = :now, reason = 'newer rollouts have all of its devices'
+WHERE phase NOT IN ('reverting', 'aborted', 'superseded')
+  AND rollout_id IN (SELECT id FROM rollout WHERE model = :model) AND NOT EXISTS (
+    SELECT 1 FROM rollout_member AS one WHERE one.rollout_id = rollout_stage.rollout_id AND one.step <> 'gone'
+  )
 """
 _BYTES = """
 SELECT device_id, needed.bundle, sum(bytes_served) AS bytes FROM transfer
@@ -69,6 +85,23 @@ class Plan:
     reverts: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The devices that a rollout of a release reaches.
+
+    Attributes:
+        release: its row.
+        bundles: target → the bundle for it.
+        targets: device's number → its target, of those that it reaches.
+        skipped: device's name → why it cannot be reached.
+    """
+
+    release: Row
+    bundles: Mapping[str, Wanted]
+    targets: Mapping[int, str]
+    skipped: Mapping[str, str]
+
+
 def start(session: Session, reference: str, select_by: Mapping[str, str]) -> tuple[int, dict[str, str]]:
     """See :meth:`kedge.fleet.service.FleetService.rollout_start`; the rollout's number, and who is left out why."""
     release = releases.find(session, reference)
@@ -79,28 +112,44 @@ def start(session: Session, reference: str, select_by: Mapping[str, str]) -> tup
             f"no device has the labels {labels}" if labels else "there is no device",
             remedy="See kedge device list",
         )
-    rows = session.rows("SELECT target, digest, size FROM bundle WHERE release_id = ?", (release["id"],))
-    bundles = {row["target"]: Wanted(row["digest"], row["size"]) for row in rows}
-    parts = {row["id"]: bundles[row["target"]] for row in chosen if row["target"] in bundles}
-    skipped = {
-        row["name"]: f"{reference} has no bundle for its target {row['target']}"
-        for row in chosen
-        if row["target"] not in bundles
-    }
-    if not parts:
-        raise FleetError(
-            f"{reference} has no bundle for any selected device",
-            remedy=f"Selected are targets {', '.join(sorted({row['target'] for row in chosen}))}, the release has"
-            f" {', '.join(sorted(bundles))}; compile it for them and publish it under another version",
-        )
+    found = select(session, release, chosen)
     plan = Plan(
         model=release["name"],
         version=release["version"],
         kind=START,
         selected=json.dumps(dict(select_by)),
-        parts=parts,
+        parts={number: found.bundles[target] for number, target in found.targets.items()},
     )
-    return _begin(session, plan), skipped
+    return _begin(session, plan), dict(found.skipped)
+
+
+def select(session: Session, release: Row, chosen: Sequence[Row]) -> Selection:
+    """Find the bundle of each chosen device.
+
+    Raises:
+        FleetError: the release has none for any of them.
+    """
+    reference = f"{release['name']}:{release['version']}"
+    bundles = bundles_of(session, release["id"])
+    skipped = {
+        row["name"]: f"{reference} has no bundle for its target {row['target']}"
+        for row in chosen
+        if row["target"] not in bundles
+    }
+    if len(skipped) == len(chosen):
+        raise FleetError(
+            f"{reference} has no bundle for any selected device",
+            remedy=f"Selected are targets {', '.join(sorted({row['target'] for row in chosen}))}, the release has"
+            f" {', '.join(sorted(bundles))}; compile it for them and publish it under another version",
+        )
+    targets = {row["id"]: row["target"] for row in chosen if row["target"] in bundles}
+    return Selection(release=release, bundles=bundles, targets=targets, skipped=skipped)
+
+
+def bundles_of(session: Session, release: int) -> dict[str, Wanted]:
+    """Return target → bundle of a release."""
+    rows = session.rows("SELECT target, digest, size FROM bundle WHERE release_id = ?", (release,))
+    return {row["target"]: Wanted(row["digest"], row["size"]) for row in rows}
 
 
 def revert(session: Session, rollout_id: int | None) -> int:
@@ -116,6 +165,15 @@ def revert(session: Session, rollout_id: int | None) -> int:
             f"rollout {old['id']} of {old['model']} was superseded on all its devices",
             remedy=f"Revert what took them over: rollout {', '.join(map(str, newer))}",
         )
+    return take_back(session, old, own)
+
+
+def take_back(session: Session, old: Row, own: Sequence[Row]) -> int:
+    """Begin a rollout that gives these parts of another one what they had before; its number.
+
+    Raises:
+        FleetError: what they had was removed.
+    """
     parts = {
         row["device_id"]: None if row["previous"] is None else Wanted(row["previous"], row["previous_size"])
         for row in own
@@ -133,6 +191,24 @@ def revert(session: Session, rollout_id: int | None) -> int:
     return _begin(session, plan)
 
 
+def own_parts(session: Session, rollout: int, numbers: Sequence[int]) -> list[Row]:
+    """Return the parts of these devices that no newer rollout has taken over."""
+    query = (
+        f"SELECT * FROM rollout_device WHERE rollout_id = {rollout:d} AND superseded_by IS NULL AND device_id IN {{}}"
+    )
+    return session.where_in(query, numbers)
+
+
+def check_previous(session: Session, rollout: Row, numbers: Sequence[int]) -> None:
+    """Refuse to take these devices back to what was removed.
+
+    Raises:
+        FleetError: a release that they had before is not there any more.
+    """
+    parts = own_parts(session, rollout["id"], numbers)
+    _check_published(session, sorted({part["previous"] for part in parts if part["previous"] is not None}))
+
+
 def _check_published(session: Session, digests: Sequence[str]) -> None:
     there = {row["digest"] for row in session.where_in("SELECT digest FROM bundle WHERE digest IN {}", digests)}
     if missing := [digest for digest in digests if digest not in there]:
@@ -144,39 +220,90 @@ def _check_published(session: Session, digests: Sequence[str]) -> None:
 
 def _begin(session: Session, plan: Plan) -> int:
     """Write the desired bundles, remember those they replace, and supersede other rollouts on these devices."""
-    number = session.insert(
+    number = create(session, plan)
+    give(session, number, plan.model, plan.parts)
+    claim(session, number, plan.model, table="rollout_device", reverts=plan.reverts)
+    return number
+
+
+def create(session: Session, plan: Plan) -> int:
+    """Write a rollout that wants nothing of any device yet; its number."""
+    return session.insert(
         "INSERT INTO rollout (model, version, kind, state, started_at, selected, reverts) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (plan.model, plan.version, plan.kind, ACTIVE, session.now(), plan.selected, plan.reverts),
     )
-    rows = _rows(session, number, plan)
+
+
+def give(session: Session, rollout: int, model: str, parts: Mapping[int, Wanted | None], *, soak: float = 0.0) -> None:
+    """Write what a rollout wants of devices, and what they were to have before.
+
+    Args:
+        soak: seconds that a device waits for calls of users before it sends golden samples to itself.
+    """
+    rows = [row | {"soak": soak} for row in _rows(session, rollout, model, parts)]
     session.run_many("UPDATE device SET managed = 1, desired_version = :version WHERE id = :device", rows)
     session.run_many(_DESIRED, [row for row in rows if row["digest"] is not None])
     taken = [row for row in rows if row["digest"] is None]
     session.run_many("DELETE FROM desired_model WHERE device_id = :device AND model = :model", taken)
     session.run_many(_PART, rows)
-    session.run(_SUPERSEDE_PARTS, {"rollout": number, "model": plan.model})
-    session.run(_SUPERSEDE_ROLLOUTS, {"rollout": number, "model": plan.model})
+    session.run(_SUPERSEDE_PARTS, {"rollout": rollout, "model": model})
+    session.run(_SUPERSEDE_ROLLOUTS, {"rollout": rollout, "model": model})
     note_change(session)
-    return number
 
 
-def _rows(session: Session, rollout: int, plan: Plan) -> list[dict[str, object]]:
-    query = "SELECT device_id, digest, size FROM desired_model WHERE model = ?"
-    before = {row["device_id"]: row for row in session.rows(query, (plan.model,))}
+def give_again(session: Session, rollout: int, parts: Sequence[int]) -> None:
+    """Ask the same of devices once more, under a new version, so that a device that refused it tries again."""
+    versions = _versions(session, parts)
+    rows = [{"rollout": rollout, "device": device, "version": versions[device]} for device in parts]
+    session.run_many("UPDATE device SET desired_version = :version WHERE id = :device", rows)
+    session.run_many(
+        "UPDATE rollout_device SET desired_version = :version WHERE rollout_id = :rollout AND device_id = :device", rows
+    )
+    note_change(session)
+
+
+def claim(session: Session, rollout: int, model: str, *, table: str, reverts: int | None = None) -> None:
+    """Take devices out of other staged rollouts of a model, told or not.
+
+    Args:
+        table: ``rollout_device`` or ``rollout_member``: which of the rollout's devices.
+        reverts: the rollout that it takes back, which watches its devices go.
+    """
+    values = {"rollout": rollout, "model": model, "reverts": reverts or 0}
+    session.run(_TAKE_MEMBERS.format(table=table), values)
+    session.run(_END_STAGES, {"model": model, "now": session.now()})
+    session.run(
+        "UPDATE rollout SET state = 'superseded' WHERE model = ? AND state = 'active' AND id IN"
+        " (SELECT rollout_id FROM rollout_stage WHERE phase = 'superseded')",
+        (model,),
+    )
+
+
+def _versions(session: Session, numbers: Sequence[int]) -> dict[int, int]:
+    """Return device → the desired version that it is given next."""
     query = """
         SELECT device.id, desired_version, coalesce(answered_version, 0) AS answered
-        FROM device LEFT JOIN device_state ON device_state.device_id = device.id
+        FROM device LEFT JOIN device_state ON device_state.device_id = device.id WHERE device.id IN {}
     """
-    versions = {row["id"]: next_version(row["desired_version"], row["answered"]) for row in session.rows(query)}
-    sent = bytes_sent(session, sorted({wanted.digest for wanted in plan.parts.values() if wanted}))
+    return {
+        row["id"]: next_version(row["desired_version"], row["answered"]) for row in session.where_in(query, numbers)
+    }
+
+
+def _rows(session: Session, rollout: int, model: str, parts: Mapping[int, Wanted | None]) -> list[dict[str, object]]:
+    numbers = list(parts)
+    query = "SELECT device_id, model, digest, size FROM desired_model WHERE device_id IN {}"
+    before = {row["device_id"]: row for row in session.where_in(query, numbers) if row["model"] == model}
+    versions = _versions(session, numbers)
+    sent = bytes_sent(session, sorted({wanted.digest for wanted in parts.values() if wanted}))
     rows = []
-    for device, wanted in plan.parts.items():
+    for device, wanted in parts.items():
         previous = before.get(device)
         rows.append(
             {
                 "rollout": rollout,
                 "device": device,
-                "model": plan.model,
+                "model": model,
                 "digest": None if wanted is None else wanted.digest,
                 "size": 0 if wanted is None else wanted.size,
                 "previous": None if previous is None else previous["digest"],
@@ -207,6 +334,15 @@ def blobs(session: Session, rollout: int) -> dict[str, int]:
         WHERE bundle.digest IN (SELECT DISTINCT digest FROM rollout_device WHERE rollout_id = ?)
     """
     return {row["digest"]: row["size"] for row in session.rows(query, (rollout,))}
+
+
+def blobs_of_release(session: Session, release: int) -> dict[str, int]:
+    """Return all blobs of a release's bundles, with their bytes."""
+    query = """
+        SELECT DISTINCT blob.digest, blob.size FROM bundle
+        JOIN bundle_blob ON bundle_id = bundle.id JOIN blob ON blob.digest = bundle_blob.digest WHERE release_id = ?
+    """
+    return {row["digest"]: row["size"] for row in session.rows(query, (release,))}
 
 
 def find(session: Session, rollout_id: int | None) -> Row:

@@ -28,6 +28,12 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
   ``have`` are bitmaps: blocks served ever, and blocks that the device ever said it had finished.
 - ``command``: something to ask of a device once, and its answer.
 - ``audit``: see :mod:`kedge.fleet.audit`; entries are appended and never changed.
+- ``rollout_stage``: what a staged rollout has more: its policy as JSON and its state, see
+  :class:`kedge.fleet.staged.machine.State`; ``live`` is 2 while it goes on, 1 where it has ended and devices may still
+  answer or come, 0 otherwise; ``revert_id`` is the rollout that takes it back.
+- ``rollout_member``: a device in a staged rollout, in the order in which devices are told, see
+  :class:`kedge.fleet.staged.machine.Member`. Its ``rollout_device`` comes when it is told.
+- ``gate_result``: what the gates said last, by wave.
 """
 
 from __future__ import annotations
@@ -35,7 +41,8 @@ from __future__ import annotations
 VERSION = 5
 """Stored as SQLite's ``user_version``. 2 has ``latency`` more than 1; 3 has ``reported_model``, ``command`` and the
 columns ``told_target``, ``refused_…``, ``namesake`` and ``superseded_by`` more than 2; 4 has ``audit`` and
-``release.statement`` more than 3; 5 has ``call_figures`` and the columns ``soak`` and ``served_…`` more than 4."""
+``release.statement`` more than 3; 5 has ``call_figures``, ``rollout_stage``, ``rollout_member``, ``gate_result`` and
+the columns ``soak`` and ``served_…`` more than 4."""
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (
@@ -208,6 +215,49 @@ CREATE TABLE IF NOT EXISTS audit (
     hash VARCHAR NOT NULL
 );
 CREATE INDEX IF NOT EXISTS ix_audit_subject ON audit (subject);
+CREATE TABLE IF NOT EXISTS rollout_stage (
+    rollout_id INTEGER NOT NULL PRIMARY KEY REFERENCES rollout (id),
+    policy VARCHAR NOT NULL,
+    phase VARCHAR NOT NULL,
+    paused BOOLEAN NOT NULL,
+    wave INTEGER NOT NULL,
+    waves INTEGER NOT NULL,
+    since DOUBLE NOT NULL,
+    reason VARCHAR NOT NULL,
+    approved INTEGER NOT NULL,
+    revert_id INTEGER REFERENCES rollout (id),
+    live INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS ix_rollout_stage_live ON rollout_stage (live);
+CREATE TABLE IF NOT EXISTS rollout_member (
+    rollout_id INTEGER NOT NULL REFERENCES rollout (id),
+    device_id INTEGER NOT NULL REFERENCES device (id),
+    target VARCHAR NOT NULL,
+    wave INTEGER NOT NULL,
+    step VARCHAR NOT NULL,
+    told_at DOUBLE NOT NULL,
+    moved_at DOUBLE NOT NULL,
+    mark VARCHAR NOT NULL,
+    tries INTEGER NOT NULL,
+    stage VARCHAR NOT NULL,
+    PRIMARY KEY (rollout_id, device_id)
+);
+CREATE INDEX IF NOT EXISTS ix_rollout_member_device_id ON rollout_member (device_id);
+CREATE TABLE IF NOT EXISTS gate_result (
+    rollout_id INTEGER NOT NULL REFERENCES rollout (id),
+    wave INTEGER NOT NULL,
+    gate VARCHAR NOT NULL,
+    target VARCHAR NOT NULL,
+    verdict VARCHAR NOT NULL,
+    figure DOUBLE,
+    "limit" DOUBLE NOT NULL,
+    low DOUBLE,
+    high DOUBLE,
+    samples INTEGER NOT NULL,
+    detail VARCHAR NOT NULL,
+    at DOUBLE NOT NULL,
+    PRIMARY KEY (rollout_id, wave, gate, target)
+);
 """
 
 TRIGGERS = (
@@ -262,6 +312,7 @@ PER_DEVICE = (
     "call_figures",
     "transfer",
     "rollout_device",
+    "rollout_member",
     "latency",
     "desired_model",
     "reported_model",

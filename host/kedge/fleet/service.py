@@ -8,8 +8,8 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from kedge.fleet import audit, commands, devices, overview, releases, rollout_status, rollouts
-from kedge.fleet.database import Clock, Database, Session, alone, note_change, state_folder
+from kedge.fleet import audit, commands, devices, overview, releases
+from kedge.fleet.database import Clock, Database, alone, note_change, state_folder
 from kedge.fleet.keys import Keys, KeyView, is_signed, sign_again, sign_release
 from kedge.fleet.options import KitOptions
 from kedge.fleet.overview import DevicePart, DeviceQuery, DevicesFound, FleetOverview
@@ -22,25 +22,20 @@ from kedge.fleet.results import (
     Published,
     ReleaseRemoved,
     ReleaseView,
-    RolloutStarted,
-    RolloutStatus,
-    RolloutSummary,
     TransferView,
 )
-from kedge.fleet.rollout_status import DeviceFilter
+from kedge.fleet.rollout_verbs import WAIT_SECONDS, RolloutVerbs
 from kedge.fleet.storage import Repository
 from kedge_protocol.bundle.layout import Layout
-from kedge_protocol.errors import FleetError, StorageError
+from kedge_protocol.errors import FleetError
 from kedge_protocol.trust import Role
 
 __all__ = ["FleetService"]
 
-WAIT_SECONDS = 0.25
-"""Seconds between two polls while a caller waits."""
 REPOSITORY_LOCK = "repository.lock"
 
 
-class FleetService:
+class FleetService(RolloutVerbs):
     """The fleet of one state folder. It may be used from several threads and processes at the same time.
 
     Args:
@@ -320,91 +315,6 @@ class FleetService:
             )
         return path.read_bytes()
 
-    # Rollouts.
-
-    def rollout_start(self, reference: str, select: Mapping[str, str] | None = None) -> RolloutStarted:
-        """Roll a release out to all selected devices at once. Running rollouts of the same model are superseded on
-        these devices and continue on others.
-
-        Args:
-            reference: ``NAME:VERSION``.
-            select: labels that a device must carry, all of them; None for every device.
-
-        Returns:
-            The rollout, and the selected devices that it cannot reach because the release has no bundle for them.
-
-        Raises:
-            FleetError: no such release, no such device, or no bundle for any of them.
-            StorageError: a blob of the release is not there, as after a restore.
-        """
-        with self.database.write() as session:
-            number, skipped = rollouts.start(session, reference, select or {})
-            self._check_blobs(session, number)
-            self._note(session, "rollout.start", f"rollout {number}", release=reference, select=dict(select or {}))
-        return RolloutStarted(rollout=self.rollout_status(number), skipped=skipped)
-
-    def rollout_status(
-        self, rollout: int | None = None, *, wait: float = 0.0, shown: DeviceFilter | None = None
-    ) -> RolloutStatus:
-        """Return a rollout with the progress of each device.
-
-        Args:
-            rollout: its number; None for the latest.
-            wait: seconds to wait until it is superseded or every device is done or has failed.
-            shown: which of its devices to tell; None for all.
-
-        Raises:
-            FleetError: there is none.
-        """
-        deadline = time.monotonic() + wait
-        number = rollout
-        while True:
-            since = time.monotonic()
-            with self.database.read() as session:
-                status = rollout_status.status(session, rollouts.find(session, number), shown or DeviceFilter())
-            number = status.id
-            left = deadline - time.monotonic()
-            if rollout_status.is_settled(status) or left <= 0:
-                return status
-            # A look at a large fleet costs something: most of the time is spent waiting.
-            time.sleep(min(max(WAIT_SECONDS, 10 * (time.monotonic() - since)), left))
-
-    def rollouts(self, *, limit: int | None = None) -> tuple[RolloutSummary, ...]:
-        """Return rollouts with their counts, newest first.
-
-        Args:
-            limit: so many; None for all.
-        """
-        with self.database.read() as session:
-            rows = session.rows("SELECT * FROM rollout ORDER BY id DESC LIMIT ?", (-1 if limit is None else limit,))
-            return tuple(rollout_status.summary(session, row) for row in rows)
-
-    def rollout_revert(self, rollout: int | None = None) -> RolloutStatus:
-        """Revert a rollout: give each device its previous desired bundle back, unless a newer rollout has taken the
-        device over. This is itself a rollout and can be reverted.
-
-        Args:
-            rollout: its number; None for the latest.
-
-        Raises:
-            FleetError: there is none, or it was superseded on every device, or what it would bring back was removed.
-            StorageError: a blob of what it would bring back is not there, as after a restore.
-        """
-        with self.database.write() as session:
-            number = rollouts.revert(session, rollout)
-            self._check_blobs(session, number)
-            self._note(session, "rollout.revert", f"rollout {number}", reverts=rollout)
-        return self.rollout_status(number)
-
-    def _check_blobs(self, session: Session, rollout: int) -> None:
-        """Refuse a rollout whose blobs are missing, since every device would ask in vain."""
-        if missing := self.repository.missing(rollouts.blobs(session, rollout)):
-            raise StorageError(
-                f"{len(missing)} of the blobs that devices would pull are not there, such as {missing[0]}",
-                where=str(self.repository.blob_path(missing[0])),
-                remedy="Publish the release again: kedge publish OUT",
-            )
-
     # Keys.
 
     def keys(self) -> tuple[KeyView, ...]:
@@ -444,6 +354,3 @@ class FleetService:
         """
         with self.database.read() as session:
             return audit.verify(session, expect=expect)
-
-    def _note(self, session: Session, action: str, subject: str, **evidence: object) -> None:
-        audit.append(session, self.actor, action, subject, evidence)

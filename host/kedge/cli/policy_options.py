@@ -1,0 +1,147 @@
+"""The options of ``kedge rollout start`` that make its policy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_LABEL = re.compile(r"([A-Za-z0-9][A-Za-z0-9._\-]*)=([A-Za-z0-9][A-Za-z0-9._\-]*)")
+
+_TEXTS = {
+    "waves": ("SIZES", "How far each wave reaches: 1%,10%,50%,100%, or numbers of devices."),
+    "soak": ("SPAN", "How long the gates watch each wave, such as 10m."),
+    "max_soak": ("SPAN", "How long at most, where the gates cannot decide."),
+    "progress_timeout": ("SPAN", "A device without progress for so long counts as silent."),
+    "deadline": ("SPAN", "So does one that does not serve this long after it was told."),
+    "retry_after": ("SPAN", "From a device's failure to its next try."),
+    "not_before": ("TIME", "Begin at this time, such as 2026-12-01T22:00+01:00."),
+    "seed": ("TEXT", "Another text puts other devices into the first wave."),
+}
+_NUMBERS = {
+    "min_per_target": "Devices of each target that each wave holds at least.",
+    "parallel": "Devices that are updated at the same time; 0 for no limit.",
+    "per_minute": "Devices that are told within a minute; 0 for no limit.",
+    "retries": "How often a device that failed is told again.",
+}
+_CHOICES = {
+    "approval": (("never", "first", "each"), "After which waves a person must promote."),
+    "undecided": (("hold", "promote", "abort"), "What follows if the gates cannot decide."),
+    "on_abort": (("revert", "keep"), "What an aborted rollout does with the devices that it reached."),
+    "late": (("out", "in"), "Whether devices that meet the selector later are taken in."),
+    "busy": (("supersede", "queue"), "What follows if another rollout has some of the devices."),
+}
+
+
+def policy_options(command: F) -> F:
+    """Add the options of a policy."""
+    for name, text in reversed(_NUMBERS.items()):
+        command = click.option(_flag(name), name, type=int, metavar="N", help=text)(command)
+    for name, (choices, text) in reversed(_CHOICES.items()):
+        command = click.option(_flag(name), name, type=click.Choice(choices), help=text)(command)
+    for name, (metavar, text) in reversed(_TEXTS.items()):
+        command = click.option(_flag(name), name, metavar=metavar, help=text)(command)
+    listed = click.option(
+        "--devices",
+        "device_list",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="File with a device's name on each line; only these.",
+    )
+    gate = click.option(
+        "--gate",
+        "gates",
+        multiple=True,
+        metavar="NAME=LIMIT",
+        help="Limit of a gate, such as error_rate=0.02; NAME=off turns it off. Repeat for several gates.",
+    )
+    window = click.option(
+        "--window",
+        metavar="HOURS",
+        help="Tell devices only within these hours, such as 22:00-05:00; days and time zone may follow:"
+        " '22:00-05:00 fri,sat Europe/Berlin'.",
+    )
+    file = click.option(
+        "--policy",
+        "policy_file",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="TOML file with the policy; the options below are set over it.",
+    )
+    return file(gate(window(listed(command))))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def split_selectors(select: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the labels among selectors, and the other selectors."""
+    from kedge.fleet.staged.selectors import is_fact
+
+    labels, others = {}, []
+    for text in select:
+        found = _LABEL.fullmatch(text.strip())
+        if found and not is_fact(found[1]):
+            labels[found[1]] = found[2]
+        else:
+            others.append(text)
+    return labels, tuple(others)
+
+
+def parse_policy(policy_file: Path | None, select: tuple[str, ...], given: dict[str, Any]) -> Any:
+    """Return the policy of a command line, or None where nothing of one was given.
+
+    Args:
+        select: selectors, all of which must hold.
+        given: click's values of :func:`policy_options`.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
+    from kedge.fleet.staged import policy as policies
+
+    changed = {name: value for name, value in given.items() if value is not None and value != ()}
+    if policy_file is None and not changed and not select:
+        return None
+    document = _document(changed)
+    if policy_file is None:
+        # Without a policy all devices are told at once; a selector alone does not make waves.
+        whole = {} if changed else {"waves": ["100%"], "soak": 0.0}
+        found = policies.parse(whole | document, where="the options")
+    else:
+        found = policies.read(policy_file, **document)
+    terms = [one for one in (found.select, *select) if one.strip()]
+    return replace(found, select=",".join(terms)).check()
+
+
+def _document(changed: dict[str, Any]) -> dict[str, Any]:
+    document = dict(changed)
+    if "waves" in document:
+        document["waves"] = [one.strip() for one in document["waves"].split(",")]
+    if listed := document.pop("device_list", None):
+        document["devices"] = [line.strip() for line in listed.read_text("utf-8").splitlines() if line.strip()]
+    if "window" in document:
+        hours, *others = document["window"].split()
+        days = [day for one in others if "/" not in one and one != "UTC" for day in one.split(",")]
+        zones = [one for one in others if "/" in one or one == "UTC"]
+        document["window"] = {"hours": hours, "days": days, **({"timezone": zones[0]} if zones else {})}
+    if "gates" in document:
+        document["gates"] = dict(_gate(one) for one in document["gates"])
+    return document
+
+
+def _gate(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{text!r} is not NAME=LIMIT", param_hint="--gate")
+    if value == "off":
+        return name, None
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value

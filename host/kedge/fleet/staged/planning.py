@@ -1,0 +1,158 @@
+"""Makes the plan of a staged rollout: to be looked at, or to be started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from kedge.fleet import releases, rollouts
+from kedge.fleet.database import Row, Session
+from kedge.fleet.results import PlannedWave, RolloutPlan
+from kedge.fleet.rollouts import START, Plan, Selection
+from kedge.fleet.staged import choice, records
+from kedge.fleet.staged.machine import Member, State
+from kedge.fleet.staged.phases import Phase
+from kedge.fleet.staged.policy import Busy, Policy
+from kedge.fleet.staged.waves import WavePlan
+from kedge.fleet.storage import Repository
+from kedge_protocol import blocks
+
+_IN_THE_WAY = """
+SELECT DISTINCT rollout_stage.rollout_id, model FROM rollout_stage
+JOIN rollout ON rollout.id = rollout_stage.rollout_id
+JOIN rollout_member AS one ON one.rollout_id = rollout_stage.rollout_id
+WHERE live = 2 AND step NOT IN ('gone', 'reverted') AND device_id IN {}
+"""
+_HELD = "SELECT device_id, desired, digest, previous FROM reported_model WHERE device_id IN {}"
+_BLOBS = """
+SELECT DISTINCT bundle.digest AS bundle, blob.digest, blob.size FROM bundle
+JOIN bundle_blob ON bundle_id = bundle.id JOIN blob ON blob.digest = bundle_blob.digest WHERE bundle.digest IN {}
+"""
+
+
+def selecting(policy: Policy, labels: Mapping[str, str]) -> Policy:
+    """Return the checked policy that selects only devices with these labels."""
+    return replace(policy, select=choice.with_labels(policy.select, labels)).check()
+
+
+def start(
+    session: Session, release: Row, policy: Policy, labels: Mapping[str, str], *, now: float
+) -> tuple[int, dict[str, str]]:
+    """Write a new staged rollout; the engine carries it on.
+
+    Returns:
+        Its number, and the selected devices that it cannot reach (device → reason).
+
+    Raises:
+        FleetError: it selects no device, or there is no bundle for any of them.
+    """
+    selection, found, numbers = _planned(session, release, policy)
+    members = {
+        numbers[name]: Member(target=target, wave=wave)
+        for wave, devices in enumerate(found.waves, 1)
+        for name, target in devices.items()
+    }
+    number = rollouts.create(
+        session,
+        Plan(
+            model=release["name"],
+            version=release["version"],
+            kind=START,
+            selected=json.dumps(dict(labels)),
+            parts={},
+        ),
+    )
+    state = State(waves=len(found.waves), since=now, members=members)
+    if policy.busy is Busy.SUPERSEDE:
+        # At once, so that an older rollout tells none of these devices any more.
+        state = replace(state, phase=Phase.SCHEDULED)
+    records.create(session, number, policy, state)
+    if state.phase is Phase.SCHEDULED:
+        rollouts.claim(session, number, release["name"], table="rollout_member")
+    return number, dict(selection.skipped)
+
+
+def plan(session: Session, repository: Repository, reference: str, policy: Policy) -> RolloutPlan:
+    """Return what a rollout would do.
+
+    Raises:
+        FleetError: as of :func:`start`, or there is no such release.
+    """
+    release = releases.find(session, reference)
+    selection, found, numbers = _planned(session, release, policy)
+    moved = _Transfers(session, repository, selection)
+    waves = []
+    for number, wave in enumerate(found.waves, 1):
+        by_target: dict[str, list[str]] = {}
+        for name, target in wave.items():
+            by_target.setdefault(target, []).append(name)
+        count = sum(moved.bytes_to(numbers[name]) for name in wave)
+        waves.append(PlannedWave(number=number, devices=dict(sorted(by_target.items())), bytes=count))
+    busy = session.where_in(_IN_THE_WAY, list(selection.targets))
+    return RolloutPlan(
+        release=reference,
+        devices=len(selection.targets),
+        bytes=sum(wave.bytes for wave in waves),
+        waves=tuple(waves),
+        shortfalls=found.shortfalls,
+        skipped=dict(selection.skipped),
+        in_the_way=tuple(sorted({row["rollout_id"] for row in busy if row["model"] == release["name"]})),
+        policy=policy,
+    )
+
+
+def _planned(session: Session, release: Row, policy: Policy) -> tuple[Selection, WavePlan, dict[str, int]]:
+    rows = choice.choose(session, policy)
+    selection = rollouts.select(session, release, rows)
+    names = {row["id"]: row["name"] for row in rows}
+    found = choice.plan(policy, selection, names)
+    return selection, found, {name: number for number, name in names.items()}
+
+
+class _Transfers:
+    """What must move to devices: the blocks of a bundle that nothing they hold has, as the agent finds them."""
+
+    def __init__(self, session: Session, repository: Repository, selection: Selection) -> None:
+        self._session = session
+        self._repository = repository
+        self._wanted = {number: selection.bundles[target].digest for number, target in selection.targets.items()}
+        self._held: dict[int, set[str]] = {}
+        for row in session.where_in(_HELD, list(selection.targets)):
+            self._held.setdefault(row["device_id"], set()).update(filter(None, tuple(row)[1:]))
+        self._blobs: dict[str, dict[str, int]] = {}
+        digests = {*self._wanted.values(), *(one for some in self._held.values() for one in some)}
+        for row in session.where_in(_BLOBS, sorted(digests)):
+            self._blobs.setdefault(row["bundle"], {})[row["digest"]] = row["size"]
+        self._blocks: dict[str, list[tuple[bytes, int]]] = {}
+        self._known: dict[tuple[str, frozenset[str]], int] = {}
+
+    def bytes_to(self, number: int) -> int:
+        """Return the payload bytes that must move to a device."""
+        wanted, held = self._wanted[number], frozenset(self._held.get(number, ()))
+        if wanted in held:
+            return 0
+        key = wanted, held
+        if key not in self._known:
+            self._known[key] = self._count(wanted, held)
+        return self._known[key]
+
+    def _count(self, wanted: str, held: Iterable[str]) -> int:
+        there = {blob: size for bundle in held for blob, size in self._blobs.get(bundle, {}).items()}
+        have = {one for blob, size in there.items() for one, _ in self._hashes(blob, size)}
+        count = 0
+        for blob, size in self._blobs.get(wanted, {}).items():
+            if blob not in there:
+                count += sum(length for one, length in self._hashes(blob, size) if one not in have)
+        return count
+
+    def _hashes(self, blob: str, size: int) -> list[tuple[bytes, int]]:
+        if blob not in self._blocks:
+            path = self._repository.map_path(blob)
+            raw = path.read_bytes() if path.is_file() else b""
+            width = blocks.HASH_SIZE
+            hashes = [raw[place : place + width] for place in range(0, len(raw), width)]
+            if len(hashes) != blocks.block_count(size):
+                hashes = [f"{blob} {index}".encode() for index in range(blocks.block_count(size))]
+            self._blocks[blob] = [(one, blocks.block_length(size, index)) for index, one in enumerate(hashes)]
+        return self._blocks[blob]
