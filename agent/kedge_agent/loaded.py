@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_agent.counters import Counter
+from kedge_agent.observing import NEVER, Observer
 from kedge_protocol import tensors
 from kedge_protocol.bundle.layout import Bundle
 from kedge_protocol.errors import InputError
@@ -36,6 +37,7 @@ class Loaded:
         executor: Executor | TextGenerator,
         counter: Counter | None,
         pipeline: Runner | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.bundle = bundle
         self.pipeline = pipeline
@@ -48,12 +50,14 @@ class Loaded:
         only = executor.one
         self._only = None if only is None else (self._specs[0], len(self._specs[0].shape), only)
         one = None if only is None else (self._specs[0].name, len(self._specs[0].shape), only)
-        self.call = _caller(one, counter)
+        self._observer = observer
+        self._due = [NEVER] if observer is None else observer.due
+        self.call = _caller(one, counter, self._due)
         """As calling this object, with the object as first argument."""
         self._names = [spec.name for spec in bundle.config.outputs]
         self._axes_in = [spec.batch_axis if spec.batched else None for spec in self._specs]
         self._axes_out = [spec.batch_axis if spec.batched else None for spec in bundle.config.outputs]
-        weakref.finalize(self, _release, executor, counter).atexit = False
+        weakref.finalize(self, _release, executor, counter, observer).atexit = False
 
     def __call__(self, given: Any, named: Mapping[str, Any]) -> Any:
         """Answer one call and count it; see :meth:`Model.__call__`."""
@@ -69,8 +73,24 @@ class Loaded:
                 self.counter.error()
             raise
         if self.counter is not None:
-            self.counter.record(perf_counter_ns() - start)
+            ended = perf_counter_ns()
+            self.counter.record(ended - start)
+            if ended > self._due[0]:
+                self.observe(None, raw, result)
         return result
+
+    def observe(self, given: Any, named: Mapping[str, Any], result: Any) -> None:
+        """Look at an answered call, whose turn it is.
+
+        Args:
+            given, named: as of :meth:`Model.__call__`.
+            result: the answer.
+        """
+        if self._observer is None:
+            return
+        raw = self._by_name(given, named)
+        inputs = {spec.name: tensors.as_array(one, spec) for spec, one in zip(self._specs, raw, strict=True)}
+        self._observer.look(inputs, result if isinstance(result, dict) else {self._names[0]: result})
 
     @property
     def version(self) -> str:
@@ -164,13 +184,14 @@ class Loaded:
 
 
 def _caller(
-    one: tuple[str, int, Callable[[Array], Array]] | None, counter: Counter | None
+    one: tuple[str, int, Callable[[Array], Array]] | None, counter: Counter | None, due: list[int]
 ) -> Callable[[Loaded, Any, Mapping[str, Any]], Any]:
     """Return a function that answers a call. Everything is bound to it: looking it up would cost a small model a tenth
     of its time. It does not hold the bundle, which is released after its last call.
 
     Args:
         one: name and rank of the only input, and the function that computes the only output; None for other models.
+        due: time after which the next call is looked at.
     """
     name, rank, run = one or ("", -1, _no_run)
     kind, clock = np.ndarray, perf_counter_ns
@@ -202,7 +223,10 @@ def _caller(
         except BaseException:
             error()
             raise
-        record(clock() - start)
+        ended = clock()
+        record(ended - start)
+        if ended > due[0]:
+            loaded.observe(given, named, result)
         return result
 
     return counted
@@ -224,7 +248,9 @@ def warm_up(executor: Executor | TextGenerator) -> None:
         log.debug("the model does not take zeros", exc_info=True)
 
 
-def _release(executor: Executor | TextGenerator, counter: Counter | None) -> None:
+def _release(executor: Executor | TextGenerator, counter: Counter | None, observer: Observer | None) -> None:
+    if observer is not None:
+        observer.close()
     if counter is not None:
         counter.close()
     executor.close()

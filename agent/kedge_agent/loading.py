@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from kedge_agent import slots
 from kedge_agent.counters import open_counter
 from kedge_agent.loaded import Loaded, warm_up
+from kedge_agent.observing import observer_of
 from kedge_protocol import digest
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.bundle.layout import Layout
@@ -89,7 +90,8 @@ def load_slot(folder: slots.ModelFolder, generation: int) -> Loaded:
             raise
         warm_up(executor)
         counter = open_counter(folder.counters, digest=bundle.digest, generation=generation)
-        return Loaded(bundle, executor, counter, pipeline)
+        observer = observer_of(folder.sketches, digest=bundle.digest, config=bundle.config)
+        return Loaded(bundle, executor, counter, pipeline, observer)
     raise StorageError("changes faster than it can be loaded", where=str(folder.path))
 
 

@@ -9,6 +9,7 @@
                                      applications that mapped it see it
     STATE/models/NAME/serving.json   what the serving process has loaded
     STATE/models/NAME/counters/      one file a process, see :mod:`kedge_agent.counters`
+    STATE/models/NAME/sketches/      one file a process, see :mod:`kedge_agent.sketches`
 
 The agent writes; applications and the serving process read. A reader reads :meth:`ModelFolder.generation` first and
 :meth:`ModelFolder.current` after it; when the generation changes, it reads both again. It may keep a slot's files open:
@@ -132,6 +133,7 @@ class ModelFolder:
         self.path = state / "models" / name
         self.slots = self.path / "slots"
         self.counters = self.path / "counters"
+        self.sketches = self.path / "sketches"
         self.generation_file = self.path / "generation"
         self.serving_file = self.path / "serving.json"
 
@@ -292,9 +294,10 @@ class ModelFolder:
 
     def _prepare(self) -> None:
         self.slots.mkdir(parents=True, exist_ok=True)
-        self.counters.mkdir(exist_ok=True)
         # Applications of any user count here; none may remove the file of another.
-        self.counters.chmod(0o1777)
+        for counted in (self.counters, self.sketches):
+            counted.mkdir(exist_ok=True)
+            counted.chmod(0o1777)
         if not self.generation_file.exists():
             self.bump()
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kedge_agent import counters, system
+from kedge_agent.sketches import SketchReader
 from kedge_agent.slots import ModelFolder
 from kedge_protocol import latency_buckets, memory
+from kedge_protocol.drift import Stream
+from kedge_protocol.errors import BundleError
 from kedge_protocol.messages import BoardTelemetry, ModelTelemetry, Telemetry
 from kedge_targets import jetson
 
@@ -29,6 +33,9 @@ class Meter:
         self._seq = 0
         self._last_at = now
         self._totals: dict[str, counters.Totals] = {}
+        self._sketches: dict[str, SketchReader] = {}
+        self._baselines: dict[str, tuple[str, tuple[Stream, ...]]] = {}
+        """Model name → digest of its bundle, and that bundle's drift baseline."""
         self._cpu = system.CpuMeter()
         self._root = root
 
@@ -72,7 +79,9 @@ class Meter:
     def fold(self, models: Iterable[str]) -> None:
         """Add the counts of ended processes; the interval continues."""
         for name in models:
-            counters.collect(ModelFolder(self._state, name).counters)
+            folder = ModelFolder(self._state, name)
+            counters.collect(folder.counters)
+            self._reader(folder).look()
 
     def _board(self) -> BoardTelemetry | None:
         found = jetson.look(self._root)
@@ -107,5 +116,19 @@ class Meter:
             latency_buckets=latency_buckets.sparse(since.buckets),
             mixed=any(count for other, count in since.digests.items() if other != digest),
             memory_bytes=memory_bytes,
+            drift=self._drift(folder, digest),
             figures=serving.figures if serving is not None and serving.digest == digest else {},
         )
+
+    def _drift(self, folder: ModelFolder, digest: str | None) -> dict[str, tuple[int, ...]]:
+        known, streams = self._baselines.get(folder.name, (None, ()))
+        if digest is not None and known != digest:
+            with contextlib.suppress(OSError, BundleError):
+                streams = folder.slot(digest).bundle().config.drift or ()
+                self._baselines[folder.name] = digest, streams
+        return self._reader(folder).take(digest or "", streams)
+
+    def _reader(self, folder: ModelFolder) -> SketchReader:
+        if folder.name not in self._sketches:
+            self._sketches[folder.name] = SketchReader(folder.sketches)
+        return self._sketches[folder.name]

@@ -303,6 +303,8 @@ class ModelTelemetry:
         mixed: whether calls of another bundle are among those of the interval, as after a switch.
         memory_bytes: the resident memory of the serving process, which also holds the device's other models; None where
             there is none, since applications load the model themselves.
+        drift: the samples of ``digest`` that were looked at in the interval: stream's name → counts of its bins, see
+            :mod:`kedge_protocol.drift`; empty without a baseline.
         figures: the runtime's own measurements of the model on this device, by a name that includes the unit
             (``samples_per_second`` of an accelerator's own throughput test); usually empty.
     """
@@ -316,6 +318,7 @@ class ModelTelemetry:
     latency_buckets: dict[str, int] = field(default_factory=dict)
     mixed: bool = False
     memory_bytes: int | None = None
+    drift: dict[str, tuple[int, ...]] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
 
 

@@ -50,6 +50,7 @@ def older(path: Path, version: int) -> None:
         connection.execute("ALTER TABLE rollout_device DROP COLUMN superseded_by")
         connection.execute("ALTER TABLE release DROP COLUMN statement")
         connection.execute("ALTER TABLE desired_model DROP COLUMN soak")
+        connection.execute("ALTER TABLE bundle DROP COLUMN drift")
         connection.execute("DROP TABLE audit")
         connection.executescript(
             """

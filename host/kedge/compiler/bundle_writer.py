@@ -67,6 +67,7 @@ def configuration(compiled: Compiled, source: ReleaseSource) -> cfg.BundleConfig
             samples=compiled.golden.samples,
             kernel_sets=compiled.golden.kernel_sets,
         ),
+        drift=compiled.golden.drift or None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from kedge.evaluation.samples import Samples
 from kedge.evaluation.worker_messages import GoldenAnswer, GoldenRequest
 from kedge_protocol import golden
 from kedge_protocol.bundle.config import TensorSpec
+from kedge_protocol.drift import Stream
 from kedge_protocol.golden_coding import CodedInput, checksums
-from kedge_targets import free_lengths, registry
+from kedge_targets import drift, free_lengths, registry
 from kedge_targets.executor import Executor
 from kedge_targets.worker import Progress
 
 Array = npt.NDArray[Any]
+
+DRIFT_SAMPLES = 200
+"""Samples of the drift baseline at most, evenly spaced."""
 
 
 def make_golden(request: GoldenRequest, progress: Progress) -> GoldenAnswer:
@@ -49,10 +54,12 @@ def make_golden(request: GoldenRequest, progress: Progress) -> GoldenAnswer:
         picked = choosing.choose(runs, specs, eight_bits=request.eight_bits, wanted=form.samples)
         chosen = {name: array[picked] for name, array in raw.items()}
         _as_the_device(executors, runs, picked, chosen)
+        seen = _drift(request, executors[0], samples, progress)
     finally:
         for executor in executors:
             executor.close()
-    return _written(request, form, runs, picked, chosen, {name: one.rows(picked) for name, one in coded.items()})
+    made = _written(request, form, runs, picked, chosen, {name: one.rows(picked) for name, one in coded.items()})
+    return replace(made, drift=seen)
 
 
 def _runs(
@@ -73,6 +80,17 @@ def _runs(
         runs.append({spec.name: free_lengths.stacked([part[spec.name] for part in parts]) for spec in specs})
         progress("golden", number + 1, len(executors))
     return runs
+
+
+def _drift(request: GoldenRequest, executor: Executor, samples: Samples, progress: Progress) -> tuple[Stream, ...]:
+    """Return the distribution of the evaluation samples and the answers to them, for the device to compare with."""
+    seen = drift.Baseline(request.program.inputs, request.program.outputs)
+    rows = choosing.candidates(samples.count, DRIFT_SAMPLES)
+    for start in range(0, len(rows), request.batch):
+        raw = samples.picked(rows[start : start + request.batch])
+        seen.add(raw, executor.on_samples(raw))
+        progress("drift baseline", min(start + request.batch, len(rows)), len(rows))
+    return seen.streams()
 
 
 def _as_the_device(

@@ -15,6 +15,7 @@ from kedge.evaluation.latency_race import Latency as Latency
 from kedge.evaluation.latency_race import RelativeLatency
 from kedge.evaluation.outputs import OutputFigures
 from kedge_protocol.bundle.config import Preprocess, RuntimeRequirement, TensorSpec, Verified
+from kedge_protocol.drift import Stream
 from kedge_targets.contract import Estimate
 from kedge_targets.executor import Executor
 from kedge_targets.graph.signature import TensorInfo
@@ -190,12 +191,14 @@ class GoldenRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenAnswer:
-    """What the golden vectors are; ``form`` says how they were made small, where they were."""
+    """What the golden vectors are; ``form`` says how they were made small, where they were. ``drift`` is the
+    distribution of the evaluation samples, of which the first kernel set gave the answers."""
 
     samples: int
     kernel_sets: tuple[str, ...]
     tolerances: dict[str, list[float]] = field(default_factory=dict)
     form: str = ""
+    drift: tuple[Stream, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

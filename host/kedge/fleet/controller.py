@@ -21,6 +21,7 @@ from kedge.fleet.block_server import BlockServer, Client
 from kedge.fleet.controller_lock import only_controller
 from kedge.fleet.controller_store import ControllerStore
 from kedge.fleet.database import Clock, Database, state_folder
+from kedge.fleet.drift import Alarms
 from kedge.fleet.embedded_broker import EmbeddedBroker
 from kedge.fleet.health import Mark
 from kedge.fleet.inbox import Inbox, SeldomLog
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
 """Seconds between two rounds; all messages between them are written in one transaction."""
+DRIFT_SECONDS = 60.0
+"""Seconds between two comparisons of the devices' sketches with the baselines."""
 LOOK_SECONDS = 10.0
 """Between two looks at the database that no verb asked for: one may have died before it could."""
 PUBLISHED_AT_ONCE = 256
@@ -155,10 +158,11 @@ class Controller:
         self._published: dict[str, int | None] = {}
         self._unpublished = False
         self._new_session = threading.Event()
-        self._flushed = self._reminded = steady()
         self._engine = Engine(self.database)
         self._advanced = -ADVANCE_SECONDS
         self._listening_since: float | None = None
+        self._flushed = self._reminded = self._drift_at = steady()
+        self._alarms = Alarms()
 
     def __enter__(self) -> Controller:
         return self
@@ -207,6 +211,9 @@ class Controller:
             if self._steady() - self._flushed >= FLUSH_SECONDS:
                 self._flushed = self._steady()
                 self._counts.flush()
+            if self._steady() - self._drift_at >= DRIFT_SECONDS:
+                self._drift_at = self._steady()
+                self._alarms.look(self.database)
             self._mark.update(connected=self._connection.connected)
         except KedgeError as error:
             self._seldom.warning("tick", "a round was broken off: %s", error)

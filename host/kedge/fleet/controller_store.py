@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kedge.fleet import call_figures, device_reports, devices
+from kedge.fleet import call_figures, device_reports, devices, drift
 from kedge.fleet.database import Database, Row, Session, meta, note_change
 from kedge.fleet.inbox import Change, DeviceState
 from kedge.fleet.keys import Keys
@@ -206,6 +206,8 @@ class ControllerStore:
             call_figures.note(
                 session, {change.memory.number: change.measured for change in changes.values() if change.measured}
             )
+            for change in changes.values():
+                drift.note(session, change.memory.number, change.measured)
         for change in changes.values():
             if change.touched:
                 change.memory.noted_at = change.memory.seen_at

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from kedge.fleet import drift
 from kedge.fleet.database import Row, Session, note_change
 from kedge.fleet.results import BundleView, ReleaseView
 from kedge.fleet.storage import StoredBundle, StoredRelease
@@ -85,8 +86,16 @@ def statements(session: Session) -> dict[int, bytes]:
 def _record_bundle(session: Session, release: int, target: str, stored: StoredBundle) -> None:
     bundle = stored.bundle
     number = session.insert(
-        "INSERT INTO bundle (release_id, target, digest, size, backend, precision) VALUES (?, ?, ?, ?, ?, ?)",
-        (release, target, bundle.digest, len(bundle.raw), bundle.config.backend, bundle.config.precision),
+        "INSERT INTO bundle (release_id, target, digest, size, backend, precision, drift) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            release,
+            target,
+            bundle.digest,
+            len(bundle.raw),
+            bundle.config.backend,
+            bundle.config.precision,
+            drift.document(bundle.config.drift),
+        ),
     )
     blobs = {blob.digest: blob.size for blob in stored.blobs}
     session.run_many("INSERT INTO blob VALUES (?, ?) ON CONFLICT (digest) DO NOTHING", list(blobs.items()))

@@ -15,10 +15,11 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
   ``served_calls`` is NULL where the device does not say what attests that it serves.
 - ``telemetry``: a short history; ``document`` is the message as it came.
 - ``call_figures``: telemetry summed by device, model and bundle, see :mod:`kedge.fleet.call_figures`.
+- ``drift_sketch``: what a device's samples of one bundle were like, see :mod:`kedge.fleet.drift`.
 - ``latency``: what one call of a bundle took on a device when it proved it there, in milliseconds; the latest proof's.
   ``target`` is the device's at that time, ``files`` the digest of the file that the runtime opens.
 - ``release``, ``bundle``: what is published; ``statement`` is the signed list of a release's bundles, see
-  :mod:`kedge_protocol.trust`; a bundle's ``digest`` and ``size`` are of its manifest.
+  :mod:`kedge_protocol.trust`; a bundle's ``digest`` and ``size`` are of its manifest, ``drift`` is its baseline.
 - ``blob``, ``bundle_blob``: what devices may ask for; a bundle's manifest and configuration are among its blobs.
 - ``rollout``: ``state`` is ``active``, or ``superseded`` once each of its devices was taken over by a newer one.
 - ``rollout_device``: a device's part. ``digest`` is NULL where the model is taken away; ``previous`` is what the device
@@ -121,6 +122,16 @@ CREATE TABLE IF NOT EXISTS call_figures (
     document BLOB NOT NULL,
     PRIMARY KEY (device_id, model, digest)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS drift_sketch (
+    device_id INTEGER NOT NULL REFERENCES device (id),
+    model VARCHAR NOT NULL,
+    digest VARCHAR NOT NULL,
+    since DOUBLE NOT NULL,
+    seen_at DOUBLE NOT NULL,
+    fresh VARCHAR NOT NULL,
+    before VARCHAR NOT NULL,
+    PRIMARY KEY (device_id, model)
+);
 CREATE TABLE IF NOT EXISTS latency (
     device_id INTEGER NOT NULL REFERENCES device (id),
     bundle VARCHAR NOT NULL,
@@ -149,6 +160,7 @@ CREATE TABLE IF NOT EXISTS bundle (
     size INTEGER NOT NULL,
     backend VARCHAR NOT NULL,
     precision VARCHAR NOT NULL,
+    drift VARCHAR,
     UNIQUE (release_id, target)
 );
 CREATE INDEX IF NOT EXISTS ix_bundle_digest ON bundle (digest);
@@ -287,6 +299,7 @@ ALTER TABLE release ADD COLUMN statement BLOB;
 """,
     5: """
 ALTER TABLE desired_model ADD COLUMN soak DOUBLE NOT NULL DEFAULT 0;
+ALTER TABLE bundle ADD COLUMN drift VARCHAR;
 ALTER TABLE reported_model ADD COLUMN served_calls INTEGER;
 ALTER TABLE reported_model ADD COLUMN served_golden INTEGER;
 ALTER TABLE reported_model ADD COLUMN served_problem VARCHAR;
@@ -310,6 +323,7 @@ UPDATE rollout SET state = CASE WHEN EXISTS (
 PER_DEVICE = (
     "telemetry",
     "call_figures",
+    "drift_sketch",
     "transfer",
     "rollout_device",
     "rollout_member",

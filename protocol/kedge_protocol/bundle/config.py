@@ -12,6 +12,7 @@ from typing import Any
 from kedge_protocol.bundle.generation import Generation
 from kedge_protocol.bundle.pipeline import Pipeline
 from kedge_protocol.bundle.preprocess import Preprocess as Preprocess
+from kedge_protocol.drift import Stream
 
 SCHEMA_VERSION = 1
 
@@ -165,6 +166,7 @@ class BundleConfig:
         states: the states of a stateful model.
         generation: the configuration of a model that generates text; None for all others.
         pipeline: the pipeline from raw data to an answer; None if the caller passes tensors.
+        drift: the distribution of inputs, outputs and confidence over evaluation samples; None if it was not measured.
     """
 
     schema_version: int
@@ -187,3 +189,4 @@ class BundleConfig:
     pipeline: Pipeline | None = None
     runtime_options: dict[str, Any] = field(default_factory=dict)
     generation: Generation | None = None
+    drift: tuple[Stream, ...] | None = None

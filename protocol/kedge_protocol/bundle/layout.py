@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from kedge_protocol import codec, digest
+from kedge_protocol import codec, digest, drift
 from kedge_protocol.bundle import oci
 from kedge_protocol.bundle.config import SCHEMA_VERSION, BundleConfig
 from kedge_protocol.errors import BundleError, MessageError
@@ -100,6 +100,7 @@ def parse_config(raw: bytes, *, where: str) -> BundleConfig:
         raise BundleError(error.what, where=where) from error
     checked_title(config.entry, where=where)
     checked_title(config.golden.file, where=where)
+    drift.check(config.drift or (), where=where)
     return config
 
 

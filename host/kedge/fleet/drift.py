@@ -1,0 +1,183 @@
+"""Drift of live inputs, outputs and confidence, by cohort: the devices' sketches of the last hours, added and compared
+with the baseline in the bundle, see :mod:`kedge_protocol.drift`.
+
+A device's counts are kept in two windows of :data:`WINDOW_SECONDS`, the one that fills and the one before it, so that
+what came long ago does not hide a shift. Their size is bounded by the baseline's bins.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kedge.fleet.database import Database, Session
+from kedge_protocol import codec, drift
+from kedge_protocol.drift import Shift, Stream
+from kedge_protocol.errors import ConfigError, MessageError
+from kedge_protocol.messages import Telemetry
+
+log = logging.getLogger(__name__)
+
+WINDOW_SECONDS = 3600.0
+TARGET = "target"
+"""The key that divides devices by their target; every other key is a label's."""
+_MAX_COUNT = 1 << 40
+
+_KNOWN = "SELECT since, fresh, before FROM drift_sketch WHERE device_id = ? AND model = ? AND digest = ?"
+_UPSERT = """
+INSERT INTO drift_sketch (device_id, model, digest, since, seen_at, fresh, before) VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (device_id, model) DO UPDATE SET digest = excluded.digest, since = excluded.since,
+    seen_at = excluded.seen_at, fresh = excluded.fresh, before = excluded.before
+"""
+_SKETCHES = """
+SELECT device.name, device.target, labels, sketch.model, sketch.digest, release.version, bundle.drift, fresh, before
+FROM drift_sketch AS sketch JOIN device ON device.id = device_id
+JOIN bundle ON bundle.digest = sketch.digest JOIN release ON release.id = release_id
+WHERE bundle.drift IS NOT NULL AND (:model IS NULL OR sketch.model = :model)
+  AND (:device IS NULL OR device.name = :device) AND seen_at > :since
+GROUP BY device.id, sketch.model ORDER BY sketch.model, device.name
+"""
+
+Counts = dict[str, list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortDrift:
+    """The drift of one cohort's devices that serve one bundle.
+
+    Attributes:
+        cohort: what its devices have in common: key → value.
+        digest: of the bundle, which is of release ``version``.
+        devices: number of devices whose sketches are added.
+        streams: each stream's shift from the baseline, the largest first.
+    """
+
+    model: str
+    version: str
+    digest: str
+    cohort: dict[str, str]
+    devices: int
+    streams: tuple[Shift, ...]
+
+    @property
+    def alarms(self) -> tuple[Shift, ...]:
+        """The streams that have drifted, and not by chance."""
+        return tuple(stream for stream in self.streams if stream.alarms)
+
+    @property
+    def name(self) -> str:
+        """The cohort in words: ``site=berlin``."""
+        return ", ".join(f"{key}={value}" for key, value in self.cohort.items()) or "all devices"
+
+
+def note(session: Session, device: int, messages: Sequence[tuple[float, Telemetry]]) -> None:
+    """Add what a device counted.
+
+    Args:
+        messages: when each came (seconds since 1970), and the message.
+    """
+    for at, message in messages:
+        for model, told in message.models.items():
+            if told.digest is not None and told.drift:
+                _note(session, (device, model, told.digest), at, told.drift)
+
+
+def _note(session: Session, key: tuple[int, str, str], at: float, came: Mapping[str, Sequence[int]]) -> None:
+    sane = {name: list(counts) for name, counts in came.items() if _is_sane(counts)}
+    if not sane or len(sane) > drift.MAX_STREAMS:
+        return
+    row = session.row(_KNOWN, key)
+    since, fresh, before = (at, "{}", "{}") if row is None else (row["since"], row["fresh"], row["before"])
+    if at - since > WINDOW_SECONDS:
+        since, fresh, before = at, "{}", fresh if at - since < 2 * WINDOW_SECONDS else "{}"
+    total = drift.added(json.loads(fresh), sane)
+    session.run(_UPSERT, (*key, since, at, json.dumps(total, separators=(",", ":")), before))
+
+
+def _is_sane(counts: Sequence[int]) -> bool:
+    return 2 <= len(counts) <= drift.MAX_BINS and all(0 <= count < _MAX_COUNT for count in counts)
+
+
+def document(streams: Sequence[Stream] | None) -> str | None:
+    """Return a bundle's baseline as it is stored; None without one."""
+    return None if not streams else codec.encode({"streams": list(streams)}).decode()
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    streams: tuple[Stream, ...]
+
+
+def cohorts(
+    database: Database, *, model: str | None = None, by: Sequence[str] = (TARGET,), device: str | None = None
+) -> tuple[CohortDrift, ...]:
+    """Return the drift of each cohort, those with an alarm first.
+
+    Args:
+        model: of this model only.
+        by: what divides the devices into cohorts: ``target``, or the name of a label. Devices without that label are
+            one cohort, with an empty value. A bundle's baseline is its own: devices of different bundles are never in
+            one cohort.
+        device: of this device only.
+
+    Raises:
+        ConfigError: a key of ``by`` is given twice.
+    """
+    if len(set(by)) != len(by):
+        raise ConfigError("a key is given twice", where="by", remedy="Give each label once")
+    groups: dict[tuple[str, ...], list[Counts]] = {}
+    known: dict[str, tuple[str, tuple[Stream, ...]]] = {}
+    with database.read() as session:
+        since = session.now() - 2 * WINDOW_SECONDS
+        for row in session.rows(_SKETCHES, {"model": model, "device": device, "since": since}):
+            labels = json.loads(row["labels"])
+            values = [row["target"] if key == TARGET else labels.get(key, "") for key in by]
+            counts = drift.added(json.loads(row["fresh"]), json.loads(row["before"]))
+            groups.setdefault((row["model"], row["digest"], *values), []).append(counts)
+            if row["digest"] not in known:
+                known[row["digest"]] = row["version"], _read(row["drift"])
+    found = []
+    for (name, digest, *values), sketches in groups.items():
+        version, streams = known[digest]
+        total: Counts = {}
+        for counts in sketches:
+            total = drift.added(total, counts)
+        shifts = sorted(drift.shifts(streams, total), key=lambda one: -one.psi)
+        found.append(
+            CohortDrift(
+                model=name,
+                version=version,
+                digest=digest,
+                cohort=dict(zip(by, values, strict=True)),
+                devices=len(sketches),
+                streams=tuple(shifts),
+            )
+        )
+    return tuple(sorted(found, key=lambda one: (not one.alarms, one.model, one.version, one.name)))
+
+
+class Alarms:
+    """Says in the log when the drift of a cohort begins and ends; a cohort is the devices of one target."""
+
+    def __init__(self) -> None:
+        self._known: set[tuple[str, str, str]] = set()
+
+    def look(self, database: Database) -> None:
+        """Compare all cohorts with the baselines."""
+        found = {(one.model, one.version, one.name): one for one in cohorts(database) if one.alarms}
+        for model, version, name in self._known - found.keys():
+            log.warning("%s:%s, %s: nothing drifts any more", model, version, name)
+        for key, one in found.items():
+            if key not in self._known:
+                words = ", ".join(f"{shift.stream} by {shift.psi:.2f}" for shift in one.alarms)
+                log.warning("%s:%s, %s (%d devices): DRIFT of %s", *key, one.devices, words)
+        self._known = set(found)
+
+
+def _read(raw: str) -> tuple[Stream, ...]:
+    try:
+        return codec.decode(raw.encode(), _Baseline, where="drift baseline").streams
+    except MessageError:  # a later Kedge published it
+        return ()
