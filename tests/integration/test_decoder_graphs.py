@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.support import decoders
 
+from kedge.evaluation.decoders import reference as references
 from kedge.importing.decoders import reading
 from kedge.importing.decoders.decoder import Decoder
 from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, table
@@ -23,7 +25,13 @@ FLOAT = Scheme(precision="float32", embedding="float32")
 
 
 def session_of(
-    decoder: Decoder, workdir: Path, scheme: Scheme = FLOAT, *, slots: int = 1, context: int = 32
+    decoder: Decoder,
+    workdir: Path,
+    scheme: Scheme = FLOAT,
+    *,
+    slots: int = 1,
+    context: int = 32,
+    calibration: list[list[int]] | None = None,
 ) -> DecoderSession:
     compiler = registry.compiler(_BACKEND).decoders()
     assert compiler is not None
@@ -36,7 +44,8 @@ def session_of(
         head=None if spec.tied else table(weights.outer("head"), scheme.embedding, scheme.group),
     )
     workdir.mkdir(exist_ok=True)
-    layers = QuantizedLayers(LayerSource(spec, weights, compiler, context), scheme, [], lambda done, total: None)
+    learned = references.embedded(spec, weights.outer("embedding"), ends.positions, calibration or [])
+    layers = QuantizedLayers(LayerSource(spec, weights, compiler, context), scheme, learned, lambda done, total: None)
     lowered = compiler.lower(spec, ends, layers, context=context, workdir=workdir)
     return registry.runtime(_BACKEND).load_decoder(
         workdir / lowered.entry, {"threads": 1}, slots=slots, context=context
@@ -52,6 +61,36 @@ def test_logits_are_those_of_a_float64_decoder_in_prefill_chunk_and_decode(name:
     parts += [session.step({1: token})[1][None] for token in _TOKENS[10:]]
     found = np.concatenate(parts)
     assert np.abs(found - expected).max() / expected.std() < 1e-5
+
+
+@pytest.mark.parametrize("name", list(decoders.CONFIGURATIONS))
+def test_keys_and_values_in_int8_say_nearly_the_same_in_a_quarter_of_the_bytes(name: str, tmp_path: Path) -> None:
+    decoder = reading.read(decoders.folder(tmp_path / "model", name))
+    expected = decoders.PlainDecoder(decoder.spec, decoder.weights).logits(_TOKENS)
+    random = np.random.default_rng(5)
+    # Every token at many places: what calibration never met is clipped.
+    calibration = [random.integers(1, decoders.VOCABULARY, 24).tolist() for _ in range(60)]
+    whole = session_of(decoder, tmp_path / "float", slots=2)
+    session = session_of(decoder, tmp_path / "int8", replace(FLOAT, cache="int8"), slots=2, calibration=calibration)
+    parts = [session.extend(1, _TOKENS[:7], keep=7), session.extend(1, _TOKENS[7:10], keep=3)]
+    session.copy(1, 0, 10)
+    parts += [session.step({0: token, 1: token})[0][None] for token in _TOKENS[10:]]
+    error = np.concatenate(parts) - expected
+    assert 0 < np.sqrt((error**2).mean()) / expected.std() < 0.02
+    assert session.cache_bytes * 4 == whole.cache_bytes
+
+
+def test_keys_in_int8_fit_at_positions_that_calibration_never_reached(tmp_path: Path) -> None:
+    """Rotation moves a pair's length from one channel to the other: scales of single channels would clip it."""
+    decoder = reading.read(decoders.folder(tmp_path / "model", "llama"))
+    random = np.random.default_rng(6)
+    tokens = random.integers(3, decoders.VOCABULARY, 60).tolist()
+    calibration = [[token] * 2 for token in range(3, decoders.VOCABULARY)]
+    expected = decoders.PlainDecoder(decoder.spec, decoder.weights).logits(tokens)
+    scheme = replace(FLOAT, cache="int8")
+    session = session_of(decoder, tmp_path / "int8", scheme, context=64, calibration=calibration)
+    error = session.extend(0, tokens, keep=60) - expected
+    assert np.sqrt((error[20:] ** 2).mean()) / expected.std() < 0.03
 
 
 def test_sequences_of_unlike_length_are_decoded_together_as_alone(tmp_path: Path) -> None:

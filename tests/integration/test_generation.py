@@ -260,6 +260,8 @@ def test_the_budget_decides_and_what_breaks_it_is_told(place: Path) -> None:
         ({"slots": 30_000_000}, TargetError, "the target has"),
         ({"max_perplexity": "much"}, ConfigError, "is no limit"),
         ({"quantize": "precision=int3"}, ConfigError, "'int3' is not known"),
+        ({"quantize": "cache=int4"}, ConfigError, "int4. is not known"),
+        ({"cache": "int4"}, ConfigError, "int4. is not known"),
     ],
 )
 def test_what_cannot_be_compiled_is_told_before_the_work(place: Path, options: Any, kind: Any, reason: str) -> None:

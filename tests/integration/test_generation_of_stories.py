@@ -70,6 +70,18 @@ def test_two_hundred_greedy_tokens_are_those_of_a_float64_decoder(place: Path) -
     assert list(found.tokens) == logits[len(tokens) - 1 : -1].argmax(-1).tolist()
 
 
+def test_keys_and_values_in_int8_choose_the_same_token(place: Path) -> None:
+    found = _compiled(place, "cache", "precision=float32,cache=int8").generation
+    assert found is not None
+    one = found.targets[0]
+    assert one.attempt.figures.kl <= 0.002
+    assert one.attempt.figures.ratio <= 1.005
+    # 5 layers of 4 heads of 8 channels, which the kernel fills up to 16; a byte each.
+    assert one.position_bytes == 2 * 5 * 4 * 16
+    with Model(place / "cache", target="generic-cpu") as model:
+        assert model.generate("Once upon a time", max_tokens=60).text == _BEGINNING.removeprefix("Once upon a time")
+
+
 def test_compensated_rounding_takes_away_two_fifths_of_what_plain_rounding_costs(place: Path) -> None:
     figures = {}
     for method in ("plain", "gptq"):

@@ -72,6 +72,7 @@ class CompileArguments(RequiredArguments, total=False):
     max_kl: float | None
     context: int | None
     slots: int | None
+    cache: str | None
     adapter: PathLike | None
 
 

@@ -4,7 +4,7 @@ released once it is stored."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,9 +13,14 @@ from kedge_targets.decoder import layout as layouts
 from kedge_targets.decoder import rounding
 from kedge_targets.decoder.contract import DecoderCompiler, LayerRunner
 from kedge_targets.decoder.matrix import Codes, Matrix, real
-from kedge_targets.decoder.plan import PROBE_OF, Piece
+from kedge_targets.decoder.plan import PROBE_OF, CacheScales, Piece
 from kedge_targets.decoder.rounding import Grid
 from kedge_targets.decoder.spec import Array, DecoderSpec, Weights
+
+_CODES = 127
+"""Largest code of int8 that is used."""
+_SMALLEST = 1e-6
+"""Scales are above 0 even for channels that are always 0."""
 
 Heard = Callable[[int, int], None]
 """Called with the number of layers done and the total number of layers."""
@@ -61,23 +66,38 @@ class QuantizedLayers:
         self._heard = heard
 
     def __call__(self, index: int) -> Piece:
-        piece = self._source.piece(index)
+        piece, scheme = self._source.piece(index), self._scheme
         self._heard(index, len(self._source.spec.layers))
-        if not self._scheme.bits:
-            return Piece(
-                matrices={name: stored(matrix, self._scheme.precision) for name, matrix in piece.matrices.items()},
-                vectors=piece.vectors,
-            )
-        learns = self._scheme.method == "gptq"
-        products = self._products(index, piece) if learns else {}
+        products = self._products(index, piece) if scheme.learns else {}
         matrices: dict[str, Matrix] = {
-            name: self._rounded(name, real(matrix), products) for name, matrix in piece.matrices.items()
+            name: self._rounded(name, real(matrix), products) if scheme.bits else stored(matrix, scheme.precision)
+            for name, matrix in piece.matrices.items()
         }
         made = Piece(matrices=matrices, vectors=piece.vectors)
-        if learns and index + 1 < len(self._source.spec.layers):
-            runner = self._source.runner(index, made)
+        if not scheme.calibrated:
+            return made
+        runner = self._source.runner(index, made)
+        if scheme.cache == "int8":
+            made = replace(made, cache=self._cache_scales(index, runner))
+        if index + 1 < len(self._source.spec.layers):
             self._hidden = [runner.run(hidden)[0] for hidden in self._hidden]
         return made
+
+    def _cache_scales(self, index: int, runner: LayerRunner) -> CacheScales:
+        """Return scales for each channel of a layer's keys and values, from the calibration."""
+        source = self._source
+        layout = source.compiler.layout(source.spec)
+        frequencies = layout.frequencies(source.spec, source.spec.layers[index])
+        random = np.random.default_rng(index)
+        keys, values = [], []
+        for hidden in self._hidden:
+            key, value = runner.cached(hidden)
+            later = random.uniform(0, max(source.context - len(hidden), 0), len(hidden))
+            keys.append(_turned(key, np.outer(later, frequencies)))
+            values.append(value)
+        return CacheScales(
+            keys=_best_scales(np.concatenate(keys, axis=1)), values=_best_scales(np.concatenate(values, axis=1))
+        )
 
     def _products(self, index: int, piece: Piece) -> dict[str, Array]:
         """Return X'X of each probe over the calibration, with each row scaled to length 1: a few tokens are hundreds of
@@ -96,6 +116,34 @@ class QuantizedLayers:
         if not products:
             return rounding.plain(weight, grid)
         return rounding.compensated(weight, products[PROBE_OF[name]], grid)
+
+
+def _turned(keys: Array, angles: Array) -> Array:
+    """Return keys [heads, positions, size] rotated on by these angles, radians [positions, size / 2], as at later
+    positions. Calibration texts are short, and rotation moves a pair's length between its channels."""
+    half = keys.shape[-1] // 2
+    first, second = keys[..., :half], keys[..., half:]
+    cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    found: Array = np.concatenate([first * cosines - second * sines, second * cosines + first * sines], axis=-1)
+    return found
+
+
+def _best_scales(values: Array) -> Array:
+    """Return for each channel the scale with the least squared error of rounding and clipping, float32 [heads, size].
+
+    Args:
+        values: float32 [heads, positions, size].
+    """
+    largest = np.maximum(np.abs(values).max(axis=1), _SMALLEST)
+    best, least = largest / _CODES, np.full(largest.shape, np.inf)
+    for share in np.linspace(0.4, 1, 13):
+        scales = (largest * np.float32(share)) / _CODES
+        codes = np.clip(np.rint(values / scales[:, None]), -_CODES - 1, _CODES)
+        errors = ((codes * scales[:, None] - values) ** 2).mean(axis=1)
+        better = errors < least
+        best, least = np.where(better, scales, best), np.where(better, errors, least)
+    scales: Array = best.astype(np.float32)
+    return scales
 
 
 def stored(matrix: Matrix, precision: str) -> Matrix:

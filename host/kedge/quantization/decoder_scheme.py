@@ -9,6 +9,7 @@ from kedge_protocol.errors import ConfigError
 
 PRECISIONS = ("int4", "int8", "float16", "float32")
 METHODS = ("gptq", "plain")
+CACHES = ("float32", "int8")
 _BITS = {"int4": 4, "int8": 8}
 
 
@@ -22,6 +23,7 @@ class Scheme:
         symmetric: whether zero-points are fixed.
         method: ``gptq`` (rounding errors compensate each other, scales are searched) or ``plain``.
         embedding: precision of the embedding and the head.
+        cache: precision of stored keys and values; ``int8`` takes a quarter of the bytes.
     """
 
     precision: str = "int4"
@@ -29,6 +31,7 @@ class Scheme:
     symmetric: bool = False
     method: str = "gptq"
     embedding: str = "int8"
+    cache: str = "float32"
 
     @property
     def bits(self) -> int:
@@ -41,14 +44,24 @@ class Scheme:
         return _BITS.get(self.embedding, 0)
 
     @property
+    def learns(self) -> bool:
+        """Return whether rounding learns from calibration texts."""
+        return bool(self.bits) and self.method == "gptq"
+
+    @property
+    def calibrated(self) -> bool:
+        """Return whether anything is taken from calibration texts."""
+        return self.learns or self.cache == "int8"
+
+    @property
     def label(self) -> str:
         """Return a readable form: ``int4 g32 gptq, embedding int8``."""
+        cache = "" if self.cache == "float32" else f", cache {self.cache}"
         if not self.bits:
-            return (
-                self.precision if self.embedding == self.precision else f"{self.precision}, embedding {self.embedding}"
-            )
+            embedding = "" if self.embedding == self.precision else f", embedding {self.embedding}"
+            return f"{self.precision}{embedding}{cache}"
         symmetric = " symmetric" if self.symmetric else ""
-        return f"{self.precision} g{self.group}{symmetric} {self.method}, embedding {self.embedding}"
+        return f"{self.precision} g{self.group}{symmetric} {self.method}, embedding {self.embedding}{cache}"
 
 
 LADDER = (
@@ -82,7 +95,8 @@ def parse(text: str) -> Scheme:
     found = replace(Scheme(), **given)
     if "embedding" not in given and not found.bits:
         found = replace(found, embedding=found.precision)
-    for value, allowed in ((found.precision, PRECISIONS), (found.embedding, PRECISIONS), (found.method, METHODS)):
+    choices = ((found.precision, PRECISIONS), (found.embedding, PRECISIONS), (found.method, METHODS))
+    for value, allowed in (*choices, (found.cache, CACHES)):
         if value not in allowed:
             raise ConfigError(f"{value!r} is not known", where=where, remedy=f"Known are {', '.join(allowed)}")
     if found.group not in (16, 32, 64, 128, 256):

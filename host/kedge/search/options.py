@@ -219,6 +219,14 @@ class CompileOptions:
     slots: Annotated[
         int | None, Option("For a language model: sequences at once that the device has memory for; 1 by default.")
     ] = None
+    cache: Annotated[
+        str | None,
+        Option(
+            "For a language model: precision of the cached keys and values, float32 (default) or int8, which takes a "
+            "quarter of the memory.",
+            metavar="PRECISION",
+        ),
+    ] = None
     adapter: Annotated[Path | None, Option("For a language model: a LoRA folder that is merged into its weights.")] = (
         None
     )

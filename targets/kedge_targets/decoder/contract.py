@@ -58,6 +58,14 @@ class LayerRunner(abc.ABC):
             (:data:`kedge_targets.decoder.plan.PROBES`).
         """
 
+    @abc.abstractmethod
+    def cached(self, hidden: Array) -> tuple[Array, Array]:
+        """Return the keys (already rotated) and values that the layer stores for one sequence.
+
+        Returns:
+            Two times float32 [kv heads, positions, head size], with the kernel's head layout.
+        """
+
 
 class DecoderCompiler(abc.ABC):
     """A backend's compiler for decoders."""

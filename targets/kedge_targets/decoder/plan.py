@@ -20,16 +20,30 @@ PROBE_OF = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheScales:
+    """How a layer's keys and values are stored in int8: ``real = code * scale``.
+
+    Attributes:
+        keys, values: a scale for each channel, float32 [kv heads, head size], with the kernel's head layout.
+    """
+
+    keys: Array
+    values: Array
+
+
+@dataclass(frozen=True, kw_only=True)
 class Piece:
     """One layer, ready to be stored.
 
     Attributes:
         matrices: matrices by their names in :class:`kedge_targets.decoder.spec.Weights`.
         vectors: norms and biases, float32, with the matrices' head layout.
+        cache: how keys and values are stored; None for float32.
     """
 
     matrices: dict[str, Matrix]
     vectors: dict[str, Array]
+    cache: CacheScales | None = None
 
 
 Pieces = Callable[[int], Piece]

@@ -115,8 +115,15 @@ def budget(options: CompileOptions) -> Budget:
 
 def _schemes(options: CompileOptions) -> tuple[Scheme, ...]:
     if options.quantize is not None:
-        return (decoder_scheme.parse(options.quantize),)
-    return decoder_scheme.LADDER[1:2] if options.effort is Effort.QUICK else decoder_scheme.LADDER
+        found: tuple[Scheme, ...] = (decoder_scheme.parse(options.quantize),)
+    else:
+        found = decoder_scheme.LADDER[1:2] if options.effort is Effort.QUICK else decoder_scheme.LADDER
+    if options.cache is None:
+        return found
+    if options.cache not in decoder_scheme.CACHES:
+        known = ", ".join(decoder_scheme.CACHES)
+        raise ConfigError(f"{options.cache!r} is not known", where="--cache", remedy=f"Known are {known}")
+    return tuple(replace(scheme, cache=options.cache) for scheme in found)
 
 
 def _backend(target: Target) -> BackendChoice:
@@ -175,7 +182,7 @@ def _one(
         raise TargetError(
             f"needs {answer.memory_bytes >> 20} MiB of memory, the target has {target.system.memory_bytes >> 20} MiB",
             where=target.name,
-            remedy="Ask for less with --context or --slots",
+            remedy="Ask for less with --context, --slots or --cache int8",
         )
     return _Compiled(target=target, backend=backend.name, answer=answer)
 
@@ -219,7 +226,7 @@ def _write(options: CompileOptions, compiled: list[_Compiled], failures: dict[st
 def _configuration(one: _Compiled, options: CompileOptions, files: dict[str, Path]) -> cfg.BundleConfig:
     answer = one.answer
     attempt = answer.attempts[answer.chosen]
-    learned = attempt.scheme.method == "gptq" and attempt.scheme.bits > 0
+    learned = attempt.scheme.calibrated
     return cfg.BundleConfig(
         schema_version=cfg.SCHEMA_VERSION,
         name=options.name,

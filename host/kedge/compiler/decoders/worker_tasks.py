@@ -120,13 +120,15 @@ class _Compilation:
         scheme = min(self._request.schemes, key=lambda one: one.bits or 16)
         spec, layout = self._spec, self._compiler.layout(self._spec)
         weights = self._decoder.parameters * (scheme.bits or 16) // 8
-        cache = 8 * len(spec.layers) * spec.kv_heads * layout.size * self._context * self._request.slots
+        itemsize = 1 if scheme.cache == "int8" else 4
+        positions = self._context * self._request.slots
+        cache = 2 * itemsize * len(spec.layers) * spec.kv_heads * layout.size * positions
         if weights + cache > self._request.memory_bytes:
             raise TargetError(
                 f"the weights take {weights >> 20} MiB at least and the caches of {self._request.slots} x "
                 f"{self._context} positions {cache >> 20} MiB; the target has {self._request.memory_bytes >> 20} MiB",
                 where=self._request.source,
-                remedy="Ask for less with --context or --slots, or take a smaller model",
+                remedy="Ask for less with --context, --slots or --cache int8, or take a smaller model",
             )
 
     def _sequences(self, path: str, tokenizer: Any, wanted: int) -> tuple[list[list[int]], str]:
@@ -176,11 +178,10 @@ class _Compilation:
 
     def _made(self, scheme: Scheme, calibration: list[list[int]], reference: Reference, folder: Path) -> _Made:
         began = time.perf_counter()
-        learns = scheme.bits and scheme.method == "gptq"
         layers = QuantizedLayers(
             self._source(),
             scheme,
-            self._embedded(calibration) if learns else [],
+            self._embedded(calibration) if scheme.calibrated else [],
             lambda done, total: self._progress(scheme.label, done, total),
         )
         lowered = self._compiler.lower(self._spec, self._ends(scheme), layers, context=self._context, workdir=folder)

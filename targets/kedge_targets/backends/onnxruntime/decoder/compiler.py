@@ -25,6 +25,8 @@ _HEAD_MULTIPLE = 16
 _GROUPS = (16, 32, 64, 128, 256)
 _MINIMUM = "1.23"
 """The first version with CPU kernels for 8 bits in MatMulNBits and GatherBlockQuantized."""
+_MINIMUM_INT8_CACHE = "1.31"
+"""The version on which caches in int8 were proved."""
 
 
 class Compiler(contract.DecoderCompiler):
@@ -44,19 +46,23 @@ class Compiler(contract.DecoderCompiler):
         from kedge_targets.backends.onnxruntime.decoder.writer import GraphWriter
 
         layout = self.layout(spec)
+        itemsizes = []
         with GraphWriter(workdir / DATA) as writer:
             graph = DecoderGraph(writer, spec, layout, context=context)
             graph.begin(ends.embedding, ends.positions)
             for index in range(len(spec.layers)):
-                graph.layer(index, pieces(index))
+                piece = pieces(index)
+                graph.layer(index, piece)
+                itemsizes.append(4 if piece.cache is None else 1)
             graph.end(ends.norm, ends.head)
             (workdir / ENTRY).write_bytes(writer.model().SerializeToString(deterministic=True))
+        minimum = _MINIMUM_INT8_CACHE if 1 in itemsizes else _MINIMUM
         return LoweredDecoder(
             files={ENTRY: workdir / ENTRY, DATA: workdir / DATA},
             entry=ENTRY,
-            runtimes=(RuntimeRequirement(distribution="onnxruntime", minimum=_MINIMUM),),
+            runtimes=(RuntimeRequirement(distribution="onnxruntime", minimum=minimum),),
             tools={"onnx": metadata.version("onnx")},
-            position_bytes=2 * len(spec.layers) * spec.kv_heads * layout.size * np.dtype(np.float32).itemsize,
+            position_bytes=2 * spec.kv_heads * layout.size * sum(itemsizes),
         )
 
     def layer_runner(self, spec: DecoderSpec, index: int, piece: Piece, *, context: int) -> LayerRunner:
@@ -92,6 +98,16 @@ class LayerRunner(contract.LayerRunner):
 
     def run(self, hidden: Array) -> tuple[Array, dict[str, Array]]:
         """See :meth:`kedge_targets.decoder.contract.LayerRunner.run`."""
+        names = ["hidden_out", *(f"probe.{self._index}.{name}" for name in PROBES)]
+        found = self._outputs(names, hidden)
+        return found[0][0], {name: value[0] for name, value in zip(PROBES, found[1:], strict=True)}
+
+    def cached(self, hidden: Array) -> tuple[Array, Array]:
+        """See :meth:`kedge_targets.decoder.contract.LayerRunner.cached`."""
+        keys, values = self._outputs([f"present.{self._index}.{part}" for part in "kv"], hidden)
+        return keys[0], values[0]
+
+    def _outputs(self, names: list[str], hidden: Array) -> list[Array]:
         positions = hidden.shape[0]
         rows, heads, size = self._cache
         empty = np.zeros((rows, heads, positions, size), np.float32)
@@ -101,9 +117,8 @@ class LayerRunner(contract.LayerRunner):
             "total": np.array([positions], np.int32),
             **{f"past.{self._index}.{part}": empty for part in "kv"},
         }
-        names = ["hidden_out", *(f"probe.{self._index}.{name}" for name in PROBES)]
         try:
-            found = self._session.run(names, feeds)
+            found: list[Array] = self._session.run(names, feeds)
         except Exception as error:  # the library's errors have no common base but Exception
             raise LoweringError(f"ONNX Runtime cannot run layer {self._index}: {library.reason_of(error)}") from error
-        return found[0][0], {name: value[0] for name, value in zip(PROBES, found[1:], strict=True)}
+        return found

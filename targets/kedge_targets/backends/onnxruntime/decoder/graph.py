@@ -5,7 +5,8 @@
     seqlens_k [batch] int32            positions of each row after this step, less 1
     total [1] int32                    the largest of them, plus 1
     position_ids [batch, step] int64   only if positions are learned
-    past.L.k, past.L.v                 [batch, kv heads, room, head size]; present.L.k and .v are the same buffers
+    past.L.k, past.L.v                 [batch, kv heads, room, head size]; present.L.k and .v are the same buffers;
+                                       float32, or int8 with a scale for each channel
     → logits [batch, keep, vocabulary] float32
 
 A part of the layers has ``hidden`` [batch, step, channels] as input and output instead.
@@ -27,7 +28,9 @@ from kedge_targets.decoder.spec import DecoderSpec, LayerKind
 
 Array = npt.NDArray[Any]
 
-_FLOAT, _INT64, _INT32 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32
+_FLOAT, _INT64, _INT32, _INT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.INT8
+_SCALES_AT = 12
+"""Index of GroupQueryAttention's input with the scales of stored keys; that of values follows."""
 
 
 class DecoderGraph:
@@ -138,9 +141,10 @@ class DecoderGraph:
 
     def _attention(self, index: int, normed: str, piece: Piece) -> str:
         w, spec, kind = self._w, self._spec, self._spec.layers[index]
+        stored = _FLOAT if piece.cache is None else _INT8
         for part in "kv":
             for end, listed in (("past", w.take), ("present", w.give)):
-                listed(f"{end}.{index}.{part}", _FLOAT, ["batch", spec.kv_heads, "room", self._layout.size])
+                listed(f"{end}.{index}.{part}", stored, ["batch", spec.kv_heads, "room", self._layout.size])
         matrices = [piece.matrices[name] for name in "qkv"]
         biases = [piece.vectors.get(f"{name}.bias") for name in "qkv"]
         bias = None if biases[0] is None else np.concatenate([one for one in biases if one is not None])
@@ -148,9 +152,15 @@ class DecoderGraph:
         query, key, value = self._normed_heads(whole, piece.vectors) if spec.qk_norm else (whole, "", "")
         past = [f"past.{index}.k", f"past.{index}.v"]
         rotary = [] if kind.rotary is None else list(self._tables(kind))
+        inputs = [query, key, value, *past, "seqlens_k", self._total, *rotary]
+        types: dict[str, Any] = {}
+        if piece.cache is not None:
+            scales = [w.constant(one.reshape(-1).astype(np.float32)) for one in (piece.cache.keys, piece.cache.values)]
+            inputs = [*inputs, *[""] * (_SCALES_AT - len(inputs)), *scales]
+            types = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
         return w.op(
             "GroupQueryAttention",
-            [query, key, value, *past, "seqlens_k", self._total, *rotary],
+            inputs,
             [w.name("attention"), f"present.{index}.k", f"present.{index}.v"],
             domain=MICROSOFT,
             num_heads=spec.heads,
@@ -159,6 +169,7 @@ class DecoderGraph:
             rotary_interleaved=0,
             scale=float(spec.attention_scale),
             local_window_size=kind.window or -1,
+            **types,
         )
 
     def _normed_heads(self, whole: str, vectors: dict[str, Array]) -> tuple[str, str, str]:
