@@ -10,6 +10,7 @@ import pytest
 import tomllib
 from tests.support.documents import Block, blocks, pages
 
+from kedge.fleet.staged import policy
 from kedge.search import recipe
 from kedge.simulator import scenario
 from kedge.step import Step
@@ -47,6 +48,8 @@ def test_every_toml_example_is_a_file_that_kedge_reads(tmp_path: Path) -> None:
             recipe.read(file)
         elif "fleet" in data:
             scenario.read(file)
+        elif "waves" in data:
+            policy.read(file)
         elif "task" in data:
             declaration.read(file)
         else:

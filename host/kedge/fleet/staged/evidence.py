@@ -1,21 +1,168 @@
-"""Collects the evidence of a rollout from the database."""
+"""Collects the evidence of a staged rollout: a few bounded queries, however large the fleet and long the rollout."""
 
 from __future__ import annotations
 
-from kedge.fleet.database import Session
-from kedge.fleet.staged.gates import CohortEvidence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kedge.fleet import call_figures
+from kedge.fleet.call_figures import Figures
+from kedge.fleet.database import Row, Session
+from kedge.fleet.staged.cohorts import (
+    CallFigures,
+    CohortEvidence,
+    DeviceCalls,
+    DeviceMemory,
+    DeviceTemperature,
+)
+from kedge.fleet.staged.phases import Step
+from kedge.fleet.staged.slopes import WARM_UP_SECONDS, slope
+
+MEASURED = 256
+"""Devices of a target whose figures are read, those of the first waves first: more would decide no better."""
+CONTROL = 64
+"""Devices of a target, of those that no wave has reached, whose figures are read."""
 
 _COUNTS = """
-SELECT target, sum(step <> 'waiting') AS devices, sum(step = 'serving') AS serving, sum(step = 'failed') AS failed,
-       sum(step = 'silent') AS silent, sum(step = 'failed' AND stage = 'prove') AS proof_failed
-FROM rollout_member WHERE rollout_id = ? AND step <> 'gone' GROUP BY target ORDER BY target
+SELECT target, step, stage, count(*) AS devices FROM rollout_member WHERE rollout_id = ? GROUP BY target, step, stage
 """
+_SERVED = """
+SELECT member.target, sum(served_calls > 0) AS calls, sum(served_calls <= 0 AND served_golden > 0) AS golden,
+       count(served_calls) AS told
+FROM rollout_member AS member
+JOIN rollout_device AS part ON part.rollout_id = member.rollout_id AND part.device_id = member.device_id
+JOIN reported_model AS model ON model.device_id = member.device_id AND model.model = :model
+WHERE member.rollout_id = :rollout AND step = :serving AND model.digest = part.digest
+GROUP BY member.target
+"""
+_SILENT = """
+SELECT target, count(*) AS devices, sum(NOT coalesce(online, 0)) AS silent
+FROM rollout_member LEFT JOIN device_state USING (device_id) WHERE rollout_id = :rollout AND step = :waiting
+GROUP BY target
+"""
+_FIGURES = """
+SELECT target, name, figures.digest = part.digest AS is_new, since, until, document FROM (
+    SELECT target, device_id, row_number() OVER (PARTITION BY target ORDER BY wave, device_id) AS place
+    FROM rollout_member WHERE rollout_id = :rollout AND step NOT IN (:waiting, :gone)
+) AS member
+JOIN rollout_device AS part ON part.rollout_id = :rollout AND part.device_id = member.device_id
+JOIN (SELECT id, name FROM device) AS device ON device.id = member.device_id
+JOIN call_figures AS figures ON figures.device_id = member.device_id AND figures.model = :model
+    AND figures.digest IN (part.digest, part.previous)
+WHERE place <= :measured
+"""
+_CONTROL = """
+SELECT target, name, 0 AS is_new, since, until, document FROM (
+    SELECT target, device_id, row_number() OVER (PARTITION BY target ORDER BY wave, device_id) AS place
+    FROM rollout_member WHERE rollout_id = :rollout AND step = :waiting
+) AS member
+JOIN (SELECT id, name FROM device) AS device ON device.id = member.device_id
+JOIN desired_model AS desired ON desired.device_id = member.device_id AND desired.model = :model
+JOIN call_figures AS figures ON figures.device_id = member.device_id AND figures.model = :model
+    AND figures.digest = desired.digest
+WHERE place <= :control
+"""
+_NOT_REACHED = {Step.WAITING.value, Step.GONE.value}
+
+
+@dataclass
+class _Target:
+    """Figures of one target, by device name."""
+
+    new: dict[str, Figures] = field(default_factory=dict)
+    old: dict[str, Figures] = field(default_factory=dict)
 
 
 def collect(session: Session, rollout_id: int, *, now: float) -> tuple[CohortEvidence, ...]:
-    """Return the evidence of each target of a rollout.
+    """Return the evidence of a rollout, one cohort for each of its targets, by name.
 
     Args:
-        now: seconds since 1970.
+        session: a transaction.
+        rollout_id: of a staged rollout.
+        now: seconds since 1970; figures that came later are left out.
     """
-    return tuple(CohortEvidence(**dict(row)) for row in session.rows(_COUNTS, (rollout_id,)))
+    model = session.value("SELECT model FROM rollout WHERE id = ?", (rollout_id,))
+    values = {
+        "rollout": rollout_id,
+        "model": model,
+        "waiting": Step.WAITING.value,
+        "gone": Step.GONE.value,
+        "serving": Step.SERVING.value,
+    }
+    counts: dict[str, list[Row]] = {}
+    for row in session.rows(_COUNTS, (rollout_id,)):
+        counts.setdefault(row["target"], []).append(row)
+    served = {row["target"]: row for row in session.rows(_SERVED, values)}
+    control = {row["target"]: row for row in session.rows(_SILENT, values)}
+    targets = {target: _Target() for target in counts}
+    measured = session.rows(_FIGURES, values | {"measured": MEASURED})
+    for row in (*measured, *session.rows(_CONTROL, values | {"control": CONTROL})):
+        if row["since"] > now:
+            continue
+        figures = call_figures.decode(row["since"], row["until"], row["document"])
+        found = targets[row["target"]]
+        (found.new if row["is_new"] else found.old)[row["name"]] = figures
+    return tuple(
+        _cohort(target, rows, served.get(target), control.get(target), targets[target])
+        for target, rows in sorted(counts.items())
+    )
+
+
+def _cohort(
+    target: str, counts: Sequence[Row], served: Row | None, control: Row | None, found: _Target
+) -> CohortEvidence:
+    def number(*steps: Step, stage: str | None = None) -> int:
+        wanted = {step.value for step in steps}
+        return sum(row["devices"] for row in counts if row["step"] in wanted and stage in (None, row["stage"]))
+
+    is_told = served is not None and served["told"]
+    return CohortEvidence(
+        target=target,
+        devices=sum(row["devices"] for row in counts if row["step"] not in _NOT_REACHED),
+        serving=number(Step.SERVING),
+        failed=number(Step.FAILED),
+        silent=number(Step.SILENT),
+        proof_failed=number(Step.FAILED, stage="prove"),
+        served_by_calls=served["calls"] or 0 if served is not None and is_told else None,
+        served_by_golden=served["golden"] or 0 if served is not None and is_told else None,
+        control_devices=0 if control is None else control["devices"],
+        control_silent=0 if control is None else control["silent"],
+        new=_calls(found.new),
+        old=_calls(found.old),
+        memory_slope=_memory(found),
+        temperature_c=tuple(
+            DeviceTemperature(device=name, new=_mean(figures), old=_mean(found.old.get(name)))
+            for name, figures in found.new.items()
+        ),
+    )
+
+
+def _calls(figures: dict[str, Figures]) -> CallFigures:
+    return CallFigures(
+        devices=tuple(
+            DeviceCalls(
+                device=name,
+                calls=one.calls,
+                p95=one.p95,
+                p99=one.p99,
+                buckets={int(bucket): count for bucket, count in one.buckets.items()},
+            )
+            for name, one in figures.items()
+        )
+    )
+
+
+def _mean(figures: Figures | None) -> float | None:
+    return None if figures is None or not figures.temperature.count else figures.temperature.mean
+
+
+def _memory(found: _Target) -> tuple[DeviceMemory, ...]:
+    slopes = []
+    for name, figures in found.new.items():
+        points = [point for point in figures.memory if point[0] >= WARM_UP_SECONDS]
+        new, variance = slope(points)
+        old, _ = slope(found.old[name].memory) if name in found.old else (None, 0.0)
+        slopes.append(DeviceMemory(device=name, new=new, old=old, variance=variance, points=len(points)))
+    known = {slope.device for slope in slopes}
+    others = ((name, slope(figures.memory)[0]) for name, figures in found.old.items() if name not in known)
+    return (*slopes, *(DeviceMemory(device=name, old=old) for name, old in others if old is not None))
