@@ -261,6 +261,7 @@ def test_the_budget_decides_and_what_breaks_it_is_told(place: Path) -> None:
         ({"max_perplexity": "much"}, ConfigError, "is no limit"),
         ({"quantize": "precision=int3"}, ConfigError, "'int3' is not known"),
         ({"quantize": "cache=int4"}, ConfigError, "int4. is not known"),
+        ({"quantize": "int8_layers=7"}, ConfigError, "layer 7 is not among the model's 3"),
         ({"cache": "int4"}, ConfigError, "int4. is not known"),
     ],
 )

@@ -21,7 +21,7 @@ _BEGINNING = (
 )
 
 
-def _compiled(place: Path, out: str, quantize: str) -> kedge.Release:
+def _compiled(place: Path, out: str, quantize: str | None, *, max_perplexity: str = "9x") -> kedge.Release:
     return kedge.compile(
         SHARED,
         name="stories",
@@ -31,7 +31,7 @@ def _compiled(place: Path, out: str, quantize: str) -> kedge.Release:
         evaluation=place / "evaluation",
         out=place / out,
         quantize=quantize,
-        max_perplexity="9x",
+        max_perplexity=max_perplexity,
         slots=4,
     )
 
@@ -80,6 +80,17 @@ def test_keys_and_values_in_int8_choose_the_same_token(place: Path) -> None:
     assert one.position_bytes == 2 * 5 * 4 * 16
     with Model(place / "cache", target="generic-cpu") as model:
         assert model.generate("Once upon a time", max_tokens=60).text == _BEGINNING.removeprefix("Once upon a time")
+
+
+def test_between_four_and_eight_bits_the_layers_that_lose_most_get_eight(place: Path) -> None:
+    found = _compiled(place, "mixed", None, max_perplexity="1.04x").generation
+    assert found is not None
+    *tried, last = found.targets[0].attempts
+    assert [one.scheme.precision for one in tried] == ["int4"] * len(tried)
+    assert 0 < len(last.scheme.int8_layers) < 5
+    assert last.figures.ratio <= 1.04
+    assert last.bytes < 488_258 * 0.95  # of all layers in 8 bits
+    assert Model(place / "mixed", target="generic-cpu").config.precision == "mixed"
 
 
 def test_compensated_rounding_takes_away_two_fifths_of_what_plain_rounding_costs(place: Path) -> None:

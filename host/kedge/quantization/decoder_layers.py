@@ -57,6 +57,10 @@ class QuantizedLayers:
     Args:
         calibration: embedded sequences, float32 [positions, channels] each; updated after each layer.
         heard: called before each layer.
+
+    Attributes:
+        damages: of each layer so far, the mean squared error that its codes bring into its output, relative to the
+            output, over the calibration; empty where nothing is learned from it.
     """
 
     def __init__(self, source: LayerSource, scheme: Scheme, calibration: list[Array], heard: Heard) -> None:
@@ -64,13 +68,16 @@ class QuantizedLayers:
         self._scheme = scheme
         self._hidden = calibration
         self._heard = heard
+        self.damages: list[float] = []
 
     def __call__(self, index: int) -> Piece:
         piece, scheme = self._source.piece(index), self._scheme
         self._heard(index, len(self._source.spec.layers))
-        products = self._products(index, piece) if scheme.learns else {}
+        products, outputs = self._products(index, piece) if scheme.learns else ({}, [])
         matrices: dict[str, Matrix] = {
-            name: self._rounded(name, real(matrix), products) if scheme.bits else stored(matrix, scheme.precision)
+            name: self._rounded(index, name, real(matrix), products)
+            if scheme.bits
+            else stored(matrix, scheme.precision)
             for name, matrix in piece.matrices.items()
         }
         made = Piece(matrices=matrices, vectors=piece.vectors)
@@ -79,8 +86,9 @@ class QuantizedLayers:
         runner = self._source.runner(index, made)
         if scheme.cache == "int8":
             made = replace(made, cache=self._cache_scales(index, runner))
-        if index + 1 < len(self._source.spec.layers):
-            self._hidden = [runner.run(hidden)[0] for hidden in self._hidden]
+        self._hidden = [runner.run(hidden)[0] for hidden in self._hidden]
+        if outputs:
+            self.damages.append(_damage(self._hidden, outputs))
         return made
 
     def _cache_scales(self, index: int, runner: LayerRunner) -> CacheScales:
@@ -99,23 +107,39 @@ class QuantizedLayers:
             keys=_best_scales(np.concatenate(keys, axis=1)), values=_best_scales(np.concatenate(values, axis=1))
         )
 
-    def _products(self, index: int, piece: Piece) -> dict[str, Array]:
-        """Return X'X of each probe over the calibration, with each row scaled to length 1: a few tokens are hundreds of
-        times longer than the rest, and the norms that follow remove this."""
+    def _products(self, index: int, piece: Piece) -> tuple[dict[str, Array], list[Array]]:
+        """Return X'X of each probe over the calibration, and the float layer's outputs.
+
+        Each row is scaled to length 1: a few tokens are hundreds of times longer than the rest, and the norms that
+        follow remove this.
+        """
         runner = self._source.runner(index, piece)
         found: dict[str, Array] = {}
+        outputs = []
         for hidden in self._hidden:
-            for name, rows in runner.run(hidden)[1].items():
+            output, probes = runner.run(hidden)
+            outputs.append(output)
+            for name, rows in probes.items():
                 rows = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-6)
                 product = (rows.T @ rows).astype(np.float64)
                 found[name] = found[name] + product if name in found else product
-        return found
+        return found, outputs
 
-    def _rounded(self, name: str, weight: Array, products: dict[str, Array]) -> Codes:
-        grid = Grid(bits=self._scheme.bits, group=self._scheme.group, symmetric=self._scheme.symmetric)
+    def _rounded(self, index: int, name: str, weight: Array, products: dict[str, Array]) -> Codes:
+        grid = Grid(bits=self._scheme.bits_of(index), group=self._scheme.group, symmetric=self._scheme.symmetric)
         if not products:
             return rounding.plain(weight, grid)
         return rounding.compensated(weight, products[PROBE_OF[name]], grid)
+
+
+def _damage(outputs: list[Array], wanted: list[Array]) -> float:
+    """Return the mean over all positions of ``|output - wanted|² / |wanted|²``: a few long tokens do not outweigh the
+    others."""
+    shares = [
+        ((one - other) ** 2).sum(-1) / np.maximum((other**2).sum(-1), 1e-12)
+        for one, other in zip(outputs, wanted, strict=True)
+    ]
+    return float(np.concatenate(shares).mean())
 
 
 def _turned(keys: Array, angles: Array) -> Array:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from kedge_protocol.errors import ConfigError
+from kedge_targets.true_precision import MIXED
 
 PRECISIONS = ("int4", "int8", "float16", "float32")
 METHODS = ("gptq", "plain")
@@ -23,6 +24,7 @@ class Scheme:
         symmetric: whether zero-points are fixed.
         method: ``gptq`` (rounding errors compensate each other, scales are searched) or ``plain``.
         embedding: precision of the embedding and the head.
+        int8_layers: indices of layers whose matrices have 8 bits where ``precision`` has 4.
         cache: precision of stored keys and values; ``int8`` takes a quarter of the bytes.
     """
 
@@ -31,12 +33,22 @@ class Scheme:
     symmetric: bool = False
     method: str = "gptq"
     embedding: str = "int8"
+    int8_layers: tuple[int, ...] = ()
     cache: str = "float32"
 
     @property
     def bits(self) -> int:
         """Return the bits of the layers' codes; 0 if they are float."""
         return _BITS.get(self.precision, 0)
+
+    def bits_of(self, layer: int) -> int:
+        """Return the bits of one layer's codes; 0 if they are float."""
+        return 8 if self.bits and layer in self.int8_layers else self.bits
+
+    @property
+    def name(self) -> str:
+        """Return the precision that is true of the whole: ``mixed`` if layers differ."""
+        return MIXED if self.int8_layers else self.precision
 
     @property
     def embedding_bits(self) -> int:
@@ -61,7 +73,9 @@ class Scheme:
             embedding = "" if self.embedding == self.precision else f", embedding {self.embedding}"
             return f"{self.precision}{embedding}{cache}"
         symmetric = " symmetric" if self.symmetric else ""
-        return f"{self.precision} g{self.group}{symmetric} {self.method}, embedding {self.embedding}{cache}"
+        count = len(self.int8_layers)
+        mixed = f", {count} layer{'s' if count > 1 else ''} int8" if count else ""
+        return f"{self.precision} g{self.group}{symmetric} {self.method}{mixed}, embedding {self.embedding}{cache}"
 
 
 LADDER = (
@@ -75,7 +89,7 @@ LADDER = (
 
 
 def parse(text: str) -> Scheme:
-    """Parse a scheme: ``precision=int4,group=32,symmetric=true,method=plain,embedding=int8``.
+    """Parse a scheme: ``precision=int4,group=32,symmetric=true,method=plain,embedding=int8,int8_layers=0+5``.
 
     Raises:
         ConfigError: an option or value is unknown.
@@ -95,6 +109,10 @@ def parse(text: str) -> Scheme:
     found = replace(Scheme(), **given)
     if "embedding" not in given and not found.bits:
         found = replace(found, embedding=found.precision)
+    if found.int8_layers and found.precision != "int4":
+        raise ConfigError(
+            f"layers in int8 have no place in {found.precision}", where=where, remedy="Leave int8_layers out"
+        )
     choices = ((found.precision, PRECISIONS), (found.embedding, PRECISIONS), (found.method, METHODS))
     for value, allowed in (*choices, (found.cache, CACHES)):
         if value not in allowed:
@@ -105,6 +123,13 @@ def parse(text: str) -> Scheme:
 
 
 def _value(name: str, value: str) -> Any:
+    if name == "int8_layers":
+        parts = value.split("+")
+        if not all(part.isdigit() for part in parts):
+            raise ConfigError(
+                f"{value!r} are no layers", where="--quantize", remedy="Give their indices from 0 on, as in 0+5"
+            )
+        return tuple(sorted(set(map(int, parts))))
     if name == "group":
         return int(value) if value.isdigit() else 0
     return value.lower() in ("true", "yes", "1") if name == "symmetric" else value

@@ -234,7 +234,7 @@ def _configuration(one: _Compiled, options: CompileOptions, files: dict[str, Pat
         target=one.target.name,
         backend=one.backend,
         entry=answer.entry,
-        precision=attempt.scheme.precision,
+        precision=attempt.scheme.name,
         runtimes=answer.runtimes,
         runtime_options=dict(next(b for b in one.target.backends if b.name == one.backend).options),
         inputs=(_tensor("tokens", (None, None), "int64"),),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,20 @@ class Budget:
             if most is not None and value > most
         ]
         return ", ".join(over)
+
+    def excess(self, figures: Figures) -> float:
+        """Return the loss divided by the allowed loss, in nats a token, of the limit that is exceeded most; infinity if
+        a limit allows none."""
+        lost = math.log(figures.ratio)
+        pairs = [
+            (lost, None if self.max_ratio is None else math.log(self.max_ratio)),
+            (lost, None if self.max_perplexity is None else math.log(self.max_perplexity / figures.reference)),
+            (figures.kl, self.max_kl),
+        ]
+        shares = [
+            loss / allowed if allowed > 0 else math.inf for loss, allowed in pairs if allowed is not None and loss > 0
+        ]
+        return max(shares, default=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

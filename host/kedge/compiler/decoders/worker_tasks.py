@@ -17,6 +17,7 @@ from kedge.evaluation.decoders import texts
 from kedge.evaluation.decoders.reference import Reference
 from kedge.importing.decoders import reading
 from kedge.importing.decoders.decoder import Decoder
+from kedge.quantization import decoder_mixing
 from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, table
 from kedge.quantization.decoder_scheme import Scheme
 from kedge_protocol import golden
@@ -36,6 +37,8 @@ EVALUATION = 12
 _GOLDEN = 4
 _GOLDEN_LENGTH = 24
 _COLUMNS = 512
+_MIXED = 2
+"""Largest number of schemes with unlike layers that are tried."""
 _FLOOR = 1e-4
 """Smallest tolerance of golden logits, relative to their standard deviation."""
 TOKENIZER = "tokenizer.json"
@@ -60,6 +63,7 @@ class _Made:
 
     lowered: LoweredDecoder
     attempt: Attempt
+    damages: tuple[float, ...]
 
 
 class _Compilation:
@@ -76,6 +80,7 @@ class _Compilation:
     def run(self) -> DecoderAnswer:
         request, decoder = self._request, self._decoder
         self._check_memory()
+        self._check_layers()
         tokenizer = texts.tokenizer(decoder.text.tokenizer, where=f"{request.source}/{TOKENIZER}")
         if tokenizer.get_vocab_size() > self._spec.vocabulary:
             raise ConfigError(
@@ -114,6 +119,16 @@ class _Compilation:
             memory_bytes=2 * size + generation.cache_bytes,
             warnings=_warnings(calibration, evaluation, calibration_digest == evaluation_digest, decoder),
         )
+
+    def _check_layers(self) -> None:
+        count = len(self._spec.layers)
+        for scheme in self._request.schemes:
+            if any(index >= count for index in scheme.int8_layers):
+                raise ConfigError(
+                    f"layer {max(scheme.int8_layers)} is not among the model's {count}",
+                    where="--quantize",
+                    remedy=f"Give int8_layers from 0 to {count - 1}",
+                )
 
     def _check_memory(self) -> None:
         """Check, before the long work, that the smallest scheme and the caches fit into the target's memory."""
@@ -163,16 +178,27 @@ class _Compilation:
         )
 
     def _search(self, calibration: list[list[int]], reference: Reference) -> tuple[list[_Made], bool]:
-        """Try the schemes in order until one keeps the budget; delete the files of those that do not."""
+        """Try the schemes in order until one keeps the budget; delete the files of those that do not.
+
+        Before a scheme with more bits in every layer, schemes with more bits in some layers are tried.
+        """
         made: list[_Made] = []
-        for at, scheme in enumerate(self._request.schemes):
-            folder = self._workdir / f"scheme-{at}"
+        todo = list(self._request.schemes)
+        mixed = 0
+        while todo:
+            scheme = todo.pop(0)
+            folder = self._workdir / f"scheme-{len(made)}"
             folder.mkdir(parents=True)
             one = self._made(scheme, calibration, reference, folder)
             made.append(one)
             if not one.attempt.broken:
                 return made, True
-            if at + 1 < len(self._request.schemes):
+            if todo and todo[0].bits != scheme.bits and mixed < _MIXED:
+                excess = self._request.budget.excess(one.attempt.figures)
+                if (other := decoder_mixing.with_more_bits(scheme, one.damages, excess)) is not None:
+                    todo.insert(0, other)
+                    mixed += 1
+            if todo:
                 shutil.rmtree(folder)
         return made, False
 
@@ -202,7 +228,7 @@ class _Compilation:
             broken=self._request.budget.broken(figures),
             seconds=time.perf_counter() - began,
         )
-        return _Made(lowered, attempt)
+        return _Made(lowered, attempt, tuple(layers.damages))
 
     def _ends(self, scheme: Scheme) -> Ends:
         weights = self._decoder.weights
