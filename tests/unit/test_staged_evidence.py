@@ -6,13 +6,13 @@ import random
 from pathlib import Path
 
 import pytest
-from kedge.fleet.staged.evidence import CONTROL, MEASURED
 from tests.unit.test_call_figures import NEW, OLD, message
 
 from kedge.fleet import call_figures
 from kedge.fleet.database import Database
 from kedge.fleet.staged import evidence
 from kedge.fleet.staged.cohorts import CohortEvidence
+from kedge.fleet.staged.evidence import CONTROL, MEASURED
 from kedge.fleet.staged.gates import Gates, Verdict, judge
 from kedge.fleet.staged.slopes import slope
 from kedge_protocol.messages import Telemetry

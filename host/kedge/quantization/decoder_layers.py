@@ -166,8 +166,8 @@ def _best_scales(values: Array) -> Array:
         errors = ((codes * scales[:, None] - values) ** 2).mean(axis=1)
         better = errors < least
         best, least = np.where(better, scales, best), np.where(better, errors, least)
-    scales: Array = best.astype(np.float32)
-    return scales
+    found: Array = best.astype(np.float32)
+    return found
 
 
 def stored(matrix: Matrix, precision: str) -> Matrix:
