@@ -200,7 +200,11 @@ class StagedFleet:
         for _ in range(0, seconds, every):
             self.now += every
             self._exchange()
-            self.engine.tick(now=self.now, listening_since=self.listening_since)
+            self.tick()
+
+    def tick(self) -> None:
+        """Let the engine decide."""
+        self.engine.tick(now=self.now, listening_since=self.listening_since)
 
     def until(self, *phases: str, seconds: int = 2000, every: int = 10, rollout: int | None = None) -> StageView:
         """Let time go by until a rollout is in one of these phases; return where it stands."""

@@ -69,7 +69,7 @@ def policy_options(command: F) -> F:
     file = click.option(
         "--policy",
         "policy_file",
-        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        type=click.Path(path_type=Path),
         help="TOML file with the policy; the options below are set over it.",
     )
     return file(gate(window(listed(command))))
@@ -131,17 +131,21 @@ def _document(changed: dict[str, Any]) -> dict[str, Any]:
         zones = [one for one in others if "/" in one or one == "UTC"]
         document["window"] = {"hours": hours, "days": days, **({"timezone": zones[0]} if zones else {})}
     if "gates" in document:
-        document["gates"] = dict(_gate(one) for one in document["gates"])
+        document["gates"] = _gates(document["gates"])
     return document
 
 
-def _gate(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise click.BadParameter(f"{text!r} is not NAME=LIMIT", param_hint="--gate")
-    if value == "off":
-        return name, None
-    try:
-        return name, float(value)
-    except ValueError:
-        return name, value
+def _gates(texts: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{text!r} is not NAME=LIMIT", param_hint="--gate")
+        if value == "off":
+            found.setdefault("off", []).append(name)
+            continue
+        try:
+            found[name] = int(value) if value.isdigit() else float(value)
+        except ValueError:
+            found[name] = value
+    return found

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kedge.fleet.staged import selectors, times, waves
+from kedge.fleet.staged import selectors, times
 from kedge.fleet.staged.gates import Gates
 from kedge.fleet.staged.times import Window
+from kedge.fleet.staged.waves import Size, parse_size
 from kedge_protocol import codec, toml
 from kedge_protocol.errors import ConfigError
 
@@ -110,9 +111,9 @@ class Policy:
     busy: Busy = Busy.SUPERSEDE
 
     @property
-    def sizes(self) -> tuple[waves.Size, ...]:
+    def sizes(self) -> tuple[Size, ...]:
         """The waves' sizes."""
-        return tuple(waves.parse_size(one) for one in self.waves)
+        return tuple(parse_size(one) for one in self.waves)
 
     @property
     def longest_soak(self) -> float:
@@ -176,7 +177,7 @@ def read(path: Path, **changed: Any) -> Policy:
     """Read a policy from TOML.
 
     Args:
-        changed: fields that are set over the file's, as they are written in TOML.
+        changed: fields that are set over the file's, as they are written in TOML; keys of tables one by one.
 
     Raises:
         ConfigError: the file cannot be read, or the policy does not fit.
@@ -187,7 +188,12 @@ def read(path: Path, **changed: Any) -> Policy:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from error
     except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"is no TOML: {error}", where=str(path)) from error
-    return parse({**document, **changed}, where=str(path))
+    tables = {
+        name: {**document[name], **value}
+        for name, value in changed.items()
+        if isinstance(value, dict) and isinstance(document.get(name), dict)
+    }
+    return parse({**document, **changed, **tables}, where=str(path))
 
 
 def parse(document: Mapping[str, Any], *, where: str = "policy") -> Policy:

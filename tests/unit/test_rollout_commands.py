@@ -1,0 +1,106 @@
+"""``kedge rollout`` with a policy, in a shell."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tests.conftest import ROOT
+from tests.support.bundles import make_bundle
+
+from kedge.cli.main import main
+from kedge.fleet.staged import policy as policies
+from kedge.fleet.staged.policy import Approval, OnAbort
+
+FILE = """
+waves = [2, "100%"]
+min_per_target = 1
+soak = "15m"
+not_before = 2026-12-01T22:00:00+01:00
+[gates]
+error_rate = 0.05
+"""
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("layouts"), target=["rpi4", "generic-cpu"])
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    output = capsys.readouterr()
+    assert int(ended.value.code or 0) == status, output.err
+    return output.out + output.err
+
+
+@pytest.fixture
+def state(tmp_path: Path, release: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+    monkeypatch.setenv("KEDGE_FLEET_STATE", str(tmp_path / "state"))
+    run(capsys, "publish", str(release))
+    for number in range(4):
+        run(capsys, "device", "add", f"pi-{number}", "--target", "rpi4", "--label", f"half={number % 2}")
+    return tmp_path
+
+
+def test_a_rollout_is_planned_started_paused_and_aborted_by_commands(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = state / "policy.toml"
+    file.write_text(FILE, encoding="utf-8")
+    plan = run(capsys, "rollout", "start", "tiny:1.0", "--policy", str(file), "--dry-run")
+    assert "would go to 4 devices in 2 waves" in plan
+    assert "there is no rollout" in run(capsys, "rollout", "status", status=1)
+    options = ("--policy", str(file), "--soak", "1h30m", "--gate", "drift=off", "--approval", "each")
+    started = run(capsys, "rollout", "start", "tiny:1.0", *options)
+    assert "rollout 1: tiny:1.0 to 4 devices in 2 waves" in started
+    shown = json.loads(run(capsys, "rollout", "status", "--json"))
+    policy = shown["stage"]["policy"]
+    assert (policy["soak"], policy["approval"], policy["gates"]["error_rate"]) == (5400.0, "each", 0.05)
+    assert policy["not_before"] == 1796158800.0
+    assert policy["gates"]["off"] == ["drift"]
+    assert "scheduled, paused" in run(capsys, "rollout", "pause")
+    assert "scheduled" in run(capsys, "rollout", "resume")
+    assert "no wave is under way" in run(capsys, "rollout", "promote", status=1)
+    assert "none of its devices" in run(capsys, "rollout", "retry", status=1)
+    assert "aborted" in run(capsys, "rollout", "abort", "--reason", "not today")
+    watched = run(capsys, "rollout", "watch", status=1)
+    assert "not today" in watched
+    assert "aborted" in run(capsys, "rollout", "list")
+
+
+def test_a_selector_reaches_only_the_devices_that_meet_it(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    started = run(capsys, "rollout", "start", "tiny:1.0", "--select", "half=1,name not in (pi-3)")
+    assert "to 1 device in 1 wave" in started
+    assert "cannot be read" in run(capsys, "rollout", "start", "tiny:1.0", "--select", "half=<1", status=1)
+
+
+def test_a_policy_with_a_mistake_is_refused_with_what_was_meant(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = state / "policy.toml"
+    for text, words in (
+        ("waves = ['1%']", "must reach 100%"),
+        ("soack = '1h'", "did you mean 'soak'"),
+        ("soak = 'long'", "no time span"),
+        ("on_abort = 'panic'", "none of revert, keep"),
+        ("[gates]\nerror_rate = 2.0", "error_rate"),
+        ("not_before = 2026-12-01T22:00:00", "does not say its offset"),
+        ("waves = [", "is no TOML"),
+    ):
+        file.write_text(text, encoding="utf-8")
+        assert words in run(capsys, "rollout", "start", "tiny:1.0", "--policy", str(file), status=1)
+    assert run(capsys, "rollout", "list").count("\n") == 1
+
+
+def test_the_policy_in_the_docs_is_a_policy() -> None:
+    text = (ROOT / "docs" / "fleet.md").read_text(encoding="utf-8")
+    found = re.search(r"```toml\n(# canary\.toml\n.*?)```", text, re.DOTALL)
+    assert found is not None
+    read = policies.parse(policies.toml.loads(found[1]))
+    assert (read.soak, read.approval, read.on_abort) == (1800.0, Approval.FIRST, OnAbort.REVERT)
+    assert read.window is not None
+    assert policies.load(policies.dump(read)) == read
