@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from prometheus_client.parser import text_string_to_metric_families
 from tests.support import decoders
 from tests.support.brokers import wait_for
 
@@ -157,6 +159,30 @@ def test_the_asynchronous_client_streams_several_answers_at_once(address: str) -
     texts = asyncio.run(run())
     assert texts[:2] == texts[2:]
     assert texts[0] != texts[1]
+
+
+def test_metrics_tell_tokens_first_tokens_queue_and_cache(client: Any, address: str) -> None:
+    def read() -> dict[str, float]:
+        with urllib.request.urlopen(f"{address}/metrics") as answer:
+            text = answer.read().decode()
+        families = text_string_to_metric_families(text)
+        return {one.name + "".join(f" {v}" for k, v in sorted(one.labels.items()) if k != "model"): one.value
+                for family in families for one in family.samples}  # fmt: skip
+
+    client.completions.create(model="writer", prompt="a long beginning", max_tokens=3, temperature=0)
+    before = read()
+    made = client.completions.create(model="writer", prompt="a long beginning!", max_tokens=7, temperature=0)
+    after = read()
+    grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    assert grown["kedge_generation_tokens_total"] == made.usage.completion_tokens
+    assert grown["kedge_generation_prompt_tokens_total"] == made.usage.prompt_tokens
+    assert grown["kedge_generation_cached_tokens_total"] == made.usage.prompt_tokens_details.cached_tokens > 10
+    assert grown["kedge_generation_first_token_seconds_count"] == 1
+    assert grown[f"kedge_generation_answers_total {made.choices[0].finish_reason}"] == 1
+    assert after["kedge_generation_waiting"] == after["kedge_generation_running"] == 0
+    assert (
+        after["kedge_generation_cache_bytes"] == 2 * 512 * 2 * 3 * 2 * 16 * 4
+    )  # slots, positions, k and v, layers, heads
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from kedge_agent.generation.constraint import Matcher
 from kedge_agent.generation.sampling import Sampler, Sampling, log_probabilities
+from kedge_agent.generation.statistics import GenerationStatistics
 from kedge_protocol.errors import InputError, KedgeError
 from kedge_targets.decoder.session import DecoderSession
 
@@ -33,6 +34,7 @@ STOP = "stop"
 LENGTH = "length"
 CANCELLED = "cancelled"
 TIMEOUT = "timeout"
+FAILED = "failed"
 
 
 class BusyError(KedgeError):
@@ -78,6 +80,7 @@ class Ticket:
         reason: why the answer ended (:data:`STOP`, :data:`LENGTH`, :data:`CANCELLED`, :data:`TIMEOUT`); empty while it
             runs.
         cached: number of the prompt's tokens that were already in the cache.
+        written_at: when the engine wrote the first token, by the monotonic clock; None before.
     """
 
     order: Order
@@ -85,6 +88,7 @@ class Ticket:
     cached: int = 0
     begun: float = field(default_factory=time.monotonic)
     first_token: float | None = None
+    written_at: float | None = None
     _events: queue.SimpleQueue[Token | str | Exception] = field(default_factory=queue.SimpleQueue)
     _cancelled: bool = False
 
@@ -149,6 +153,9 @@ class Engine:
     Args:
         session: owned by the engine from now on.
         queue_limit: largest number of answers that wait for a slot.
+
+    Attributes:
+        statistics: what was written since the engine began.
     """
 
     def __init__(self, session: DecoderSession, *, queue_limit: int = QUEUE) -> None:
@@ -160,6 +167,17 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._clock = 0
+        self.statistics = GenerationStatistics()
+
+    @property
+    def running(self) -> int:
+        """Return the number of answers that have a slot."""
+        return sum(slot.ticket is not None for slot in self._slots)
+
+    @property
+    def positions(self) -> int:
+        """Return the number of positions in use in all slots."""
+        return int(self._session.lengths.sum())
 
     @property
     def session(self) -> DecoderSession:
@@ -242,6 +260,7 @@ class Engine:
             if slot.ticket is not None:
                 self._forget(slot)
         for ticket in tickets:
+            self._ended(ticket, FAILED)
             ticket.put(error)
 
     def _forget(self, slot: _Slot) -> None:
@@ -279,6 +298,7 @@ class Engine:
             if ticket is None:
                 return
             if reason := ticket.over:
+                self._ended(ticket, reason)
                 ticket.put(reason)
                 continue
             self._begin(ticket, free)
@@ -299,6 +319,7 @@ class Engine:
         slot.ticket, slot.sampler = ticket, Sampler(ticket.order.sampling)
         slot.next, slot.written, slot.used_at = None, 0, self._clock
         ticket.cached = shared
+        self.statistics.begin(len(prompt), shared)
 
     def _read(self, slot: _Slot) -> None:
         chunk, slot.left = slot.left[:CHUNK], slot.left[CHUNK:]
@@ -322,8 +343,10 @@ class Engine:
             complete = order.matcher is not None and order.matcher.take(token)
         except InputError as error:
             self._forget(slot)
+            self._ended(ticket, FAILED)
             ticket.put(error)
             return
+        self._count(ticket)
         if order.top_log_probabilities is None:
             ticket.put(Token(token))
         else:
@@ -342,7 +365,19 @@ class Engine:
         slot.left = []
         slot.used_at = self._clock
         if ticket is not None:
+            self._ended(ticket, reason)
             ticket.put(reason)
+
+    def _count(self, ticket: Ticket) -> None:
+        """Count a token that is about to be reported."""
+        self.statistics.written_tokens += 1
+        if ticket.written_at is None:
+            ticket.written_at = time.monotonic()
+            self.statistics.first(ticket.written_at - ticket.begun)
+
+    def _ended(self, ticket: Ticket, reason: str) -> None:
+        began = ticket.written_at
+        self.statistics.end(reason, 0.0 if began is None else time.monotonic() - began)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 from collections.abc import Iterator, Sequence
 
@@ -9,6 +10,7 @@ from kedge_agent.serving.handler import Job, Request, Response
 from kedge_agent.serving.model_pool import Entry, ServedModels
 from kedge_agent.serving.statistics import bounds
 from kedge_protocol import memory
+from kedge_protocol.errors import InputError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -52,6 +54,21 @@ class MetricsHandler:
         yield from _family("kedge_request_seconds", "histogram", "From a request's arrival to its answer.")
         for name, entry in entries:
             yield from _histogram(name, entry)
+        yield from _generation(entries)
+
+
+def _generation(entries: Sequence[tuple[str, Entry]]) -> Iterator[str]:
+    """Yield the figures of language models; nothing of generation is imported where there are none."""
+    engines = []
+    for name, entry in entries:
+        with contextlib.suppress(InputError):
+            loaded = None if entry.model is None else entry.model.loaded()
+            if loaded is not None and loaded.bundle.config.generation is not None:
+                engines.append((name, loaded.generator.engine))
+    if engines:
+        from kedge_agent.generation import metrics
+
+        yield from metrics.lines(engines, _family, _labels)
 
 
 def _histogram(name: str, entry: Entry) -> Iterator[str]:
