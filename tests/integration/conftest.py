@@ -15,6 +15,12 @@ def tflite_toolchain() -> Toolchain:
 
 
 @pytest.fixture(scope="session")
+def ncnn_toolchain() -> Toolchain:
+    """pnnx; see :func:`tests.support.toolchains.required`."""
+    return toolchains.required("ncnn")
+
+
+@pytest.fixture(scope="session")
 def tensorrt_toolchain() -> Toolchain:
     """NVIDIA's parser and builder; see :func:`tests.support.toolchains.required`."""
     return toolchains.required("tensorrt")
