@@ -16,6 +16,7 @@ GROUP = "kedge.steps"
 _OWN: dict[str, str] = {
     "equalize": "equalize:Equalize",
     "split-outliers": "split_outliers:SplitOutliers",
+    "compensate-rounding": "compensate_rounding:CompensateRounding",
     "correct-bias": "correct_bias:CorrectBias",
     "drop-dead-channels": "drop_dead_channels:DropDeadChannels",
     "prune-channels": "prune_channels:PruneChannels",

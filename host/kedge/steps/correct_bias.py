@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from kedge.options import Option
 from kedge.quantization import equalization
 from kedge.step import Context, Step
+from kedge.steps.limited_samples import LimitedSamples
 from kedge_protocol.errors import ConfigError, KedgeError, StepError
 from kedge_targets.graph import dead_code, fakequant, gptq, library, qonnx, quantizers
 from kedge_targets.graph.layers import Layer, layers
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 _TWIN = "kedge_twin_"
-_AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +186,7 @@ def _simulated(model: onnx.ModelProto, small: Mapping[str, Array], context: Cont
     """Return the graph with the plan's rounding simulated."""
     plan = context.plan
     try:
-        found = fakequant.calibrate(model, plan, _Limited(context, limit), progress=context.progress)
+        found = fakequant.calibrate(model, plan, LimitedSamples(context, limit), progress=context.progress)
     except KedgeError:
         raise
     except Exception as error:  # the library's errors have no common base but Exception
@@ -206,7 +206,7 @@ def _small(model: onnx.ModelProto, context: Context, limit: int) -> dict[str, Ar
     own = [one for one in layers(model, weights.wiring) if one.weight and weights.own(one.weight) is not None]
     return gptq.round_weights(
         model,
-        _Limited(context, limit),
+        LimitedSamples(context, limit),
         {layer.name: _precision(layer, context) for layer in own},
         group_size=context.plan.group_size,
         asymmetric=context.plan.asymmetric_weights,
@@ -220,23 +220,6 @@ def _store(model: onnx.ModelProto, values: Mapping[str, Array]) -> None:
         weights.replace(name, value)
 
 
-class _Limited:
-    """The first samples, to be read several times."""
-
-    def __init__(self, context: Context, limit: int) -> None:
-        self._context = context
-        self._limit = limit
-
-    def __iter__(self) -> Iterator[dict[str, Array]]:
-        done = 0
-        size = 1 if self._context.fixed_batch else min(_AT_ONCE, self._limit)
-        for feed in self._context.samples.batches(size):
-            if done >= self._limit:
-                return
-            done += len(next(iter(feed.values())))
-            yield feed
-
-
 def _errors(probe: onnx.ModelProto, watched: Mapping[str, Layer], context: Context, limit: int) -> dict[str, Array]:
     """Return the mean error of each channel of each layer's output."""
     if not watched:
@@ -245,7 +228,7 @@ def _errors(probe: onnx.ModelProto, watched: Mapping[str, Layer], context: Conte
     names = [value.name for value in probe.graph.output]
     sums: dict[str, Array] = {}
     counts: dict[str, int] = {}
-    for feed in _Limited(context, limit):
+    for feed in LimitedSamples(context, limit):
         try:
             answers = session.run(names, feed)
         except Exception as error:  # the library's errors have no common base but Exception
