@@ -138,12 +138,13 @@ def test_both_ends_of_the_graph_are_tried_in_float_before_single_layers() -> Non
 def test_ends_that_hold_barely_are_followed_by_larger_ones() -> None:
     drops = {0: 0.5, 2: 0.009, 3: 0.004, 4: 0.0}
     seen = tried(lambda c: (drops[len(c.plan.layers)], 300, 1.0), ends=ENDS)
-    assert [tuple(candidate.plan.layers) for candidate, _ in seen] == [(), *ENDS[:2]]
+    assert list(dict.fromkeys(tuple(candidate.plan.layers) for candidate, _ in seen)) == [(), *ENDS[:2]]
 
 
 def test_what_is_far_off_tries_the_ends_first() -> None:
     seen = tried(lambda c: (0.0 if c.plan.layers else 0.5, 300, 1.0), ends=ENDS)
-    assert [tuple(candidate.plan.layers) for candidate, _ in seen] == [(), ENDS[0]]
+    assert [tuple(candidate.plan.layers) for candidate, _ in seen] == [(), ENDS[0], ENDS[0]]
+    assert [step.use for step in seen[-1][0].steps] == ["compensate-rounding"]
 
 
 def test_what_is_nearly_good_tries_other_ranges_first() -> None:
@@ -212,10 +213,11 @@ def test_a_name_that_is_not_true_does_not_end_the_search() -> None:
 
 def test_where_the_budget_is_barely_kept_cheap_steps_are_tried_and_no_more() -> None:
     seen = tried(lambda c: (0.009, 300, 1.0))
-    assert labels(seen) == ["int8", "equalize + int8", "equalize + correct-bias + int8", "int8 (mse)"]
+    cheap = ["compensate-rounding + int8", "equalize + int8", "equalize + correct-bias + int8", "int8 (mse)"]
+    assert labels(seen) == ["int8", *cheap]
     assert labels(tried(lambda c: (0.004, 300, 1.0))) == ["int8"]
     answers = Budget(max_drop=0.01, min_agreement=0.9)
-    assert len(tried(lambda c: (0.0, 300, 1.0), budget=answers, agrees=lambda c: 0.92)) == 4
+    assert len(tried(lambda c: (0.0, 300, 1.0), budget=answers, agrees=lambda c: 0.92)) == 5
     assert len(tried(lambda c: (0.0, 300, 1.0), budget=answers, agrees=lambda c: 0.97)) == 1
     assert labels(tried(lambda c: (0.009, 300, 1.0), effort=Effort.QUICK)) == ["int8"]
 

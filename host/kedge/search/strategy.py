@@ -38,6 +38,7 @@ _BESIDE = "what is smaller may be slower than float"
 _UNTRUE = "the usual precision is not what the file's numbers are"
 _REPAIR = StepChoice(use="distil")
 _FINE_TUNE = StepChoice(use="fine-tune")
+_COMPENSATE = StepChoice(use="compensate-rounding")
 
 
 class Strategy:
@@ -204,6 +205,7 @@ class Strategy:
         plan, why = self._plan(Precision.INT8), "the first keeps the budget barely"
         equalize = StepChoice(use="equalize")
         made = [
+            self._candidate(plan, (_COMPENSATE,), why=why),
             self._candidate(plan, (equalize,), why=why),
             self._candidate(plan, (equalize, StepChoice(use="correct-bias")), why=why),
         ]
@@ -221,6 +223,7 @@ class Strategy:
         ]
         equalize, correct = StepChoice(use="equalize"), StepChoice(use="correct-bias")
         split = StepChoice(use="split-outliers", options={"widening": False})
+        made.append(self._candidate(plan, (_COMPENSATE,), why="weights whose rounding errors compensate each other"))
         made.append(self._candidate(plan, (equalize,), why="outliers evened out between layers"))
         made.append(self._candidate(plan, (equalize, correct), why="evened out, and mean errors corrected"))
         if self._numerics.mixed:
@@ -231,12 +234,13 @@ class Strategy:
         return made
 
     def _ended(self, best: Outcome) -> Generator[list[Candidate], list[Outcome], list[Outcome]]:
-        """Try growing parts of both ends of the graph in float, until one is well within the budget: with plain ranges,
-        and with the settings of the best so far."""
+        """Try growing parts of both ends of the graph in float, until one is well within the budget: as they are, with
+        weights rounded together, and with the settings of the best so far."""
         seen: list[Outcome] = []
-        schemes: list[tuple[Plan, tuple[StepChoice, ...]]] = [(self._plan(Precision.INT8), ())]
+        plain = self._plan(Precision.INT8)
+        schemes: list[tuple[Plan, tuple[StepChoice, ...]]] = [(plain, ()), (plain, (_COMPENSATE,))]
         other = best.candidate
-        if other.why != _USUAL and other.plan.default is Precision.INT8 and not other.plan.layers:
+        if other.plan.default is Precision.INT8 and not other.plan.layers and (other.plan, other.steps) not in schemes:
             schemes.append((other.plan, other.steps))
         for names in self._model.ends:
             reasons = dict.fromkeys(names, "at an end of the graph: few weights, wide ranges")
