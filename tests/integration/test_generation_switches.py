@@ -1,0 +1,123 @@
+"""A language model is switched while it writes: each answer is of one version, and the next is of the new one."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tests.integration.test_serving_survives import Supervised
+from tests.support import decoders
+from tests.support.installed import install
+
+import kedge
+from kedge_agent import Model
+
+Array = npt.NDArray[Any]
+
+PROMPT = "Once upon a time"
+TOKENS = 2500
+"""So many take several looks of the serving process at what is installed."""
+CLIENTS = 3
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two versions of a random language model that write unlike texts."""
+    place = tmp_path_factory.mktemp("switches")
+    random = np.random.default_rng(3)
+    for name in ("calibration", "evaluation"):
+        (place / f"{name}.txt").write_text("".join(chr(40 + at) for at in random.integers(0, 50, 2500)))
+    made = []
+    for version, factor in (("1.0", 1.0), ("2.0", 1.5)):
+        # Without an end token: every answer takes long enough to be switched under.
+        sizes = {"max_position_embeddings": 3000, "vocab_size": 100, "eos_token_id": None}
+        model = decoders.folder(place / version, "llama", changed=sizes, stored=partial(_scaled, factor))
+        made.append(
+            kedge.compile(
+                model,
+                name="writer",
+                version=version,
+                targets=["generic-cpu"],
+                calibration=place / "calibration.txt",
+                evaluation=place / "evaluation.txt",
+                out=place / f"out-{version}",
+                quantize="precision=float32",
+                slots=2,
+            ).path
+        )
+    return made
+
+
+def _scaled(factor: float, weight: Array) -> Array:
+    return np.asarray(weight * factor, np.float32)
+
+
+def _text(release: Path) -> str:
+    with Model(release, target="generic-cpu") as model:
+        return model.generate(PROMPT, max_tokens=TOKENS).text
+
+
+def _streamed(serving: Supervised, began: threading.Event) -> str:
+    connection = serving.connect()
+    body = {"model": "writer", "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "stream": True}
+    connection.request("POST", "/v1/completions", json.dumps(body))
+    answer = connection.getresponse()
+    assert answer.status == 200, answer.read()
+    text = ""
+    for line in answer:
+        event = line.decode().strip().removeprefix("data: ")
+        if not event:
+            continue
+        if event == "[DONE]":
+            return text
+        text += json.loads(event)["choices"][0]["text"]
+        began.set()
+    raise AssertionError("the stream broke off")
+
+
+@pytest.fixture
+def serving(tmp_path: Path, releases: list[Path]) -> Iterator[Supervised]:
+    install(tmp_path / "state", releases[0])
+    one = Supervised(tmp_path / "state")
+    try:
+        yield one
+    finally:
+        one.stop()
+
+
+def test_answers_that_stream_during_a_switch_are_whole_and_of_one_version(
+    serving: Supervised, releases: list[Path], tmp_path: Path
+) -> None:
+    wanted = {str(number): _text(release) for number, release in enumerate(releases, start=1)}
+    assert wanted["1"] != wanted["2"]
+
+    def ready(version: str) -> bool:
+        connection = serving.connect()
+        connection.request("GET", "/v2/models/writer")
+        answer = connection.getresponse()
+        found: dict[str, Any] = json.loads(answer.read())
+        return answer.status == 200 and found["versions"] == [version]
+
+    serving.wait(lambda: ready("1.0"))
+    overlapped = False
+    for number in (2, 1):
+        # More clients than slots: one waits while the switch comes.
+        began = [threading.Event() for _ in range(CLIENTS)]
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            answers = [pool.submit(_streamed, serving, event) for event in began]
+            assert began[0].wait(60)
+            install(tmp_path / "state", releases[number - 1])
+            serving.wait(partial(ready, f"{number}.0"))
+            overlapped |= any(not answer.done() for answer in answers)
+            texts = [answer.result(180) for answer in answers]
+        assert all(text in wanted.values() for text in texts)
+        assert _streamed(serving, threading.Event()) == wanted[str(number)]
+    assert overlapped
