@@ -28,7 +28,7 @@ def encode(value: Any) -> bytes:
     """Serialize a new document as canonical JSON (sorted keys, no white space, UTF-8), so that equal values have equal
     digests. Received documents are never serialized again."""
     plain = unstructure(value)
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _ENCODER.encode(plain).encode()
 
 
 def sayable(text: str) -> str:
@@ -51,7 +51,7 @@ def loads(raw: bytes, *, where: str, finite: bool = True) -> Any:
         raise MessageError(f"a document of {len(raw)} bytes is over the limit", where=where)
     try:
         text = raw.decode()
-        value = json.loads(text, parse_constant=_finite, parse_float=_finite) if finite else json.loads(text)
+        value = _FINITE.decode(text) if finite else json.loads(text)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -66,6 +66,10 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{text[:80]} is no finite number")
     return number
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_FINITE = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
 
 
 def decode(raw: bytes, cls: type[T], *, where: str) -> T:

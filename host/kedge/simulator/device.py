@@ -101,6 +101,7 @@ class SimulatedDevice:
         self._waiting: deque[events.Event] = deque()
         self._handling = self._changed = False
         self._look: Timer | None = None
+        self._report_due: Timer | None = None
         self._looks = 0
         self._loaded: str | None = None
         self._measured_at = 0.0
@@ -130,6 +131,7 @@ class SimulatedDevice:
         boot = f"{traits.name}-{len(self._boots) + 1}"
         self._boots.append(boot)
         self._seq = self._telemetry_seq = 0
+        self._look = self._report_due = None
         self._measured_at = world.steady()
         self._runtime.restarted()
         self.machine = Machine(
@@ -207,9 +209,21 @@ class SimulatedDevice:
         finally:
             self._handling = False
         if self._changed:
+            self._report_soon()
+        self._look_again()
+
+    def _report_soon(self) -> None:
+        within = self._world.scenario.reports
+        if not within:
             self._changed = False
             self._report()
-        self._look_again()
+        elif self._report_due is None:
+            self._report_due = self._later(within, self._report_now)
+
+    def _report_now(self) -> None:
+        self._report_due = None
+        self._changed = False
+        self._report()
 
     def _fall_silent(self) -> None:
         if self.traits.silent and self.machine.desired_version > self._began:

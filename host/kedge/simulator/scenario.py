@@ -165,6 +165,7 @@ class Scenario:
         telemetry: seconds between two messages of a device.
         before: seconds from the fleet's start to the rollout's.
         limit: seconds after which a rollout that has not ended counts as unfinished.
+        reports: seconds within which a device's reports become one; 0 sends each, as a real device does.
         tick: in virtual time, seconds between two rounds of the controller without a message to answer.
     """
 
@@ -178,6 +179,7 @@ class Scenario:
     telemetry: float = 300.0
     before: float = 900.0
     limit: float = 86400.0
+    reports: float = 1.0
     tick: float = 15.0
 
     @property
