@@ -29,15 +29,15 @@ class Line:
     """A client's network.
 
     Attributes:
+        is_cut: whether nothing goes through at present.
         loss: share of messages that are lost; those of QoS 1 come later.
         latency, jitter: seconds of a message.
-        cut: whether nothing goes through.
     """
 
+    is_cut: Callable[[], bool]
     loss: float = 0.0
     latency: float = 0.0
     jitter: float = 0.0
-    cut: bool = False
 
 
 class Bus:
@@ -148,7 +148,7 @@ class VirtualConnection:
 
     def _connect(self) -> None:
         self._attempt = None
-        if self.line.cut:
+        if self.line.is_cut():
             self._again()
             return
         self.session += 1
@@ -250,7 +250,7 @@ class VirtualConnection:
     def _arrival(self, qos: int, earliest: float) -> float | None:
         """Return when a message arrives, after all before it; None if it is lost."""
         line, chance = self.line, self._bus.chance
-        if line.cut and not qos:
+        if not qos and line.is_cut():
             return None
         delay = line.latency + (line.jitter * chance.random() if line.jitter else 0.0)
         while line.loss and chance.random() < line.loss:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import random
 import tempfile
@@ -12,30 +11,23 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-import numpy as np
-
 from kedge.fleet.controller import TICK_SECONDS, Controller
 from kedge.fleet.service import FleetService
-from kedge.simulator import traits as all_traits
 from kedge.simulator.bus import Bus, Line, VirtualConnection
 from kedge.simulator.clock import Timer, VirtualClock
-from kedge.simulator.device import SimulatedDevice
 from kedge.simulator.outcome import Outcome, Rollout
-from kedge.simulator.prepared import Prepared, prepare
 from kedge.simulator.result import SimulationResult
 from kedge.simulator.scenario import MODEL, Scenario
 from kedge.simulator.traits import Traits
+from kedge.simulator.world import START_SECONDS, SimulatedFleet
 from kedge_protocol.broker import Broker
 from kedge_protocol.channel import Channel
-from kedge_protocol.trust import Trust
 
 BROKER = Broker(host="simulated", port=1883)
-_START_SECONDS = 60.0
-"""The devices come to the broker within this time."""
 
 
-class VirtualWorld:
-    """A simulation in virtual time; see :class:`kedge.simulator.device.World`.
+class VirtualFleet(SimulatedFleet):
+    """A simulated fleet in virtual time, with the real controller.
 
     Args:
         scenario: what to simulate.
@@ -44,35 +36,19 @@ class VirtualWorld:
     """
 
     def __init__(self, scenario: Scenario, state: Path, *, log: TextIO | None = None) -> None:
-        self.scenario = scenario
         self.clock = VirtualClock()
-        self.noise = np.random.default_rng(scenario.seed)
-        self.broker = BROKER
         self.bus = Bus(self.clock, random.Random(f"{scenario.seed} network"))
-        self._log = log
-        self._hash = hashlib.sha256()
-        drawn = all_traits.draw(scenario)
-        self._prepared: Prepared = prepare(scenario, drawn, state, self.clock.wall)
-        self._lines: dict[str, Line] = {one.name: self._line(one) for one in drawn}
-        self.devices = [SimulatedDevice(self, one) for one in drawn]
-        for device in self.devices:
-            target = device.traits.target
-            desired = self._prepared.desired[device.traits.name]
-            device.install(self._prepared.old[target], self._prepared.maps, desired)
+        super().__init__(scenario, state, BROKER, log=log)
+        self._lines = {device.traits.name: self._line(device.traits) for device in self.devices}
         self.controller = Controller(
             state,
             BROKER,
             clock=self.clock.wall,
             steady=self.clock.steady,
-            connect=partial(_Hearing, self._controller_heard, self.bus, Line()),
+            connect=partial(_Hearing, self._controller_heard, self.bus, Line(lambda: False)),
             block_thread=False,
         )
         self._due: Timer | None = None
-
-    @property
-    def trust(self) -> Trust:
-        """The keys of the devices' kits."""
-        return self._prepared.trust
 
     def steady(self) -> float:
         """Return the seconds since the simulation's start."""
@@ -95,16 +71,10 @@ class VirtualWorld:
         if isinstance(connection, VirtualConnection):
             connection.lose(back=not for_ever)
 
-    def note(self, device: str, what: str, detail: str) -> None:
-        """Write a line of the log."""
-        line = f"{self.clock.now:.3f} {device} {what} {detail}".rstrip() + "\n"
-        self._hash.update(line.encode())
-        if self._log is not None:
-            self._log.write(line)
-
     def _line(self, one: Traits) -> Line:
         faults = self.scenario.faults
-        return Line(faults.loss, faults.latency * one.slow, faults.jitter * one.slow)
+        is_cut = partial(self.cut.__contains__, one.name)
+        return Line(is_cut, faults.loss, faults.latency * one.slow, faults.jitter * one.slow)
 
     # The controller.
 
@@ -130,22 +100,21 @@ class VirtualWorld:
     def run(self, rollout: Rollout) -> SimulationResult:
         """Run the scenario to its end."""
         scenario, clock = self.scenario, self.clock
-        chance = random.Random(f"{scenario.seed} start")
         self.controller.start()
-        for device in self.devices:
-            clock.later(chance.uniform(0.0, _START_SECONDS), device.start)
+        self.plan_starts(START_SECONDS)
         self._regular_tick()
         clock.run(scenario.before, lambda: False)
         began = clock.now
         rollout.start()
         self.note("-", "rollout", scenario.new.version)
         self._tick_within(0.0)
-        self._plan_faults()
+        self.plan_faults()
         outcome: list[Outcome] = []
         clock.later(scenario.tick, lambda: self._watch(rollout, outcome))
         clock.run(began + scenario.limit, lambda: bool(outcome))
-        self.note("-", "end", outcome[0].state if outcome else "unfinished")
-        return self._result(outcome[0] if outcome else Outcome(state="unfinished"), clock.now - began)
+        found = outcome[0] if outcome else Outcome(state="unfinished")
+        self.note("-", "end", found.state)
+        return self.result(found, clock.now - began, self.bus.messages, self.bus.bytes)
 
     def _watch(self, rollout: Rollout, outcome: list[Outcome]) -> None:
         ended = rollout.ended()
@@ -153,51 +122,6 @@ class VirtualWorld:
             self.clock.later(self.scenario.tick, lambda: self._watch(rollout, outcome))
         else:
             outcome.append(ended)
-
-    def _plan_faults(self) -> None:
-        faults, chance = self.scenario.faults, random.Random(f"{self.scenario.seed} faults")
-        if faults.reboots_per_day:
-            for device in self.devices:
-                self._plan_reboot(device, chance)
-        if faults.partition is not None:
-            cut = [device for device in self.devices if device.traits.cut]
-            self.clock.later(faults.partition.after, lambda: self._cut(cut))
-            self.clock.later(faults.partition.after + faults.partition.seconds, lambda: self._mend(cut))
-
-    def _plan_reboot(self, device: SimulatedDevice, chance: random.Random) -> None:
-        def reboot() -> None:
-            device.reboot()
-            self._plan_reboot(device, chance)
-
-        self.clock.later(chance.expovariate(self.scenario.faults.reboots_per_day / 86400.0), reboot)
-
-    def _cut(self, devices: list[SimulatedDevice]) -> None:
-        self.note("-", "partition", f"{len(devices)} devices")
-        for device in devices:
-            self._lines[device.traits.name].cut = True
-            device.lose_network()
-
-    def _mend(self, devices: list[SimulatedDevice]) -> None:
-        self.note("-", "mended", f"{len(devices)} devices")
-        for device in devices:
-            self._lines[device.traits.name].cut = False
-
-    def _result(self, outcome: Outcome, seconds: float) -> SimulationResult:
-        new = {bundle.digest for bundle in self._prepared.new.values()}
-        old = {bundle.digest for bundle in self._prepared.old.values()}
-        reached = [device for device in self.devices if device.reached & new]
-        return SimulationResult(
-            state=outcome.state,
-            total=len(self.devices),
-            reached=len(reached),
-            reverted=sum(device.running in old for device in reached),
-            failed=outcome.failed,
-            reason=outcome.reason,
-            seconds=seconds,
-            messages=self.bus.messages,
-            bytes=self.bus.bytes,
-            log=self._hash.hexdigest(),
-        )
 
     def close(self) -> None:
         """End the controller."""
@@ -219,7 +143,8 @@ class _Hearing(VirtualConnection):
 
 
 @contextlib.contextmanager
-def _folder(state: Path | None) -> Iterator[Path]:
+def state_folder(state: Path | None) -> Iterator[Path]:
+    """Yield a folder for the fleet's state; a temporary one if none is given."""
     if state is not None:
         yield state
         return
@@ -228,7 +153,7 @@ def _folder(state: Path | None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep what thousands of devices log about their faults to themselves."""
     names = ("kedge.fleet", "kedge_agent")
     before = {name: logging.getLogger(name).level for name in names}
@@ -254,10 +179,10 @@ def simulate(scenario: Scenario, *, state: Path | None = None, log: TextIO | Non
         TargetError: there is no such target.
         StorageError: no space.
     """
-    with _quiet(), _folder(state) as folder:
-        world = VirtualWorld(scenario, folder, log=log)
+    with quiet(), state_folder(state) as folder:
+        virtual = VirtualFleet(scenario, folder, log=log)
         try:
-            with FleetService(folder, actor="simulator", clock=world.clock.wall) as fleet:
-                return world.run(Rollout(fleet, f"{MODEL}:{scenario.new.version}", scenario.rollout))
+            with FleetService(folder, actor="simulator", clock=virtual.clock.wall) as fleet:
+                return virtual.run(Rollout(fleet, f"{MODEL}:{scenario.new.version}", scenario.rollout))
         finally:
-            world.close()
+            virtual.close()
