@@ -8,6 +8,7 @@ from typing import TextIO
 import click
 
 from kedge.cli.fleet import devices_text, json_option, show
+from kedge.fleet.options import DEFAULT_LISTEN
 from kedge.fleet.units import span_text
 
 
@@ -22,17 +23,38 @@ from kedge.fleet.units import span_text
 @click.option(
     "--state", type=click.Path(path_type=Path, file_okay=False), help="Empty folder for the fleet's state, which stays."
 )
+@click.option(
+    "--broker",
+    metavar="URL|embedded",
+    help="Run in real time on this broker (mqtt://HOST:PORT), or on one that is started for it.",
+)
+@click.option("--listen", default=DEFAULT_LISTEN, show_default=True, help="Address of the embedded broker.")
+@click.option("--page", metavar="HOST:PORT", help="In real time: serve the controller's page at this address.")
 @json_option
-def simulate_command(scenario: Path, seed: int | None, log: TextIO | None, state: Path | None, as_json: bool) -> None:
+def simulate_command(
+    scenario: Path,
+    seed: int | None,
+    log: TextIO | None,
+    state: Path | None,
+    broker: str | None,
+    listen: str,
+    page: str | None,
+    as_json: bool,
+) -> None:
     """Roll a release out to a simulated fleet, as the TOML file SCENARIO describes it, and say how that ends.
 
     The devices run the real update machine against the real controller, in virtual time: equal scenarios have equal
-    outcomes. See docs/simulate.md.
+    outcomes. With --broker they do so in real time on a real broker. See docs/simulate.md.
     """
+    from kedge.simulator.live import simulate_live
     from kedge.simulator.scenario import read
     from kedge.simulator.virtual import simulate
 
-    found = simulate(read(scenario, seed=seed), state=state, log=log)
+    document = read(scenario, seed=seed)
+    if broker is None:
+        found = simulate(document, state=state, log=log)
+    else:
+        found = simulate_live(document, broker, state=state, listen=listen, page=page, log=log)
     show(
         found,
         as_json,

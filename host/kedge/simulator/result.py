@@ -6,6 +6,14 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
+class ControllerCost:
+    """What the controller's process took for the rollout: CPU seconds, and the peak of its resident memory in bytes."""
+
+    cpu_seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SimulationResult:
     """The outcome of a simulation.
 
@@ -18,7 +26,8 @@ class SimulationResult:
         reason: why it was aborted; empty otherwise.
         seconds: from the rollout's start to its end, in the simulation's time.
         messages, bytes: that clients sent to the broker, in the whole simulation.
-        log: SHA-256 of the log: equal for equal scenarios.
+        log: SHA-256 of the log: equal for equal scenarios in virtual time.
+        controller: its cost in real time; None in virtual time.
     """
 
     state: str
@@ -31,3 +40,4 @@ class SimulationResult:
     messages: int
     bytes: int
     log: str
+    controller: ControllerCost | None = None

@@ -16,7 +16,7 @@ from kedge.simulator.clock import Timer
 from kedge.simulator.device import SimulatedDevice
 from kedge.simulator.outcome import Outcome
 from kedge.simulator.prepared import prepare
-from kedge.simulator.result import SimulationResult
+from kedge.simulator.result import ControllerCost, SimulationResult
 from kedge.simulator.scenario import Scenario
 from kedge.simulator.traits import Traits
 from kedge_protocol.broker import Broker
@@ -118,12 +118,15 @@ class SimulatedFleet(abc.ABC):
         self.note("-", "mended", f"{len(devices)} devices")
         self.cut -= {device.traits.name for device in devices}
 
-    def result(self, outcome: Outcome, seconds: float, messages: int, size: int) -> SimulationResult:
+    def result(
+        self, outcome: Outcome, seconds: float, messages: int, size: int, controller: ControllerCost | None = None
+    ) -> SimulationResult:
         """Return what became of the rollout.
 
         Args:
             seconds: since its start.
-            messages, size: what went through the broker, and its bytes.
+            messages, size: what clients sent to the broker, and its bytes.
+            controller: its cost, where it is known.
         """
         new = {bundle.digest for bundle in self._prepared.new.values()}
         old = {bundle.digest for bundle in self._prepared.old.values()}
@@ -139,4 +142,5 @@ class SimulatedFleet(abc.ABC):
             messages=messages,
             bytes=size,
             log=self._hash.hexdigest(),
+            controller=controller,
         )
