@@ -90,6 +90,8 @@ class SimulatedDevice:
         """Digest of the bundle that really answers calls."""
         self.reached: set[str] = set()
         """Bundles that it really switched to."""
+        self.refused: set[str] = set()
+        """Bundles that it refused."""
         self.link: Link | None = None
         self._world = world
         self._chance = random.Random(traits.seed)
@@ -377,6 +379,8 @@ class SimulatedDevice:
     def _note_progress(self, models: dict[str, ReportedModel]) -> None:
         model = models.get(MODEL)
         failure = None if model is None else model.failure
+        if failure is not None:
+            self.refused.add(failure.digest)
         told = (None if model is None else model.state, failure)
         if told != self._told and model is not None:
             self._told = told

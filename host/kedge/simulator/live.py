@@ -21,7 +21,7 @@ from kedge.fleet.service import FleetService
 from kedge.simulator.bus import Line
 from kedge.simulator.clock import Timer
 from kedge.simulator.loop import Loop, LoopConnection
-from kedge.simulator.outcome import Outcome, Rollout
+from kedge.simulator.outcome import UNFINISHED, Rollout
 from kedge.simulator.result import ControllerCost, SimulationResult
 from kedge.simulator.scenario import MODEL, Scenario
 from kedge.simulator.traits import Traits
@@ -102,16 +102,13 @@ class LiveFleet(SimulatedFleet):
         self.note("-", "rollout", scenario.new.version)
         self.later(0.0, self.plan_faults)
         started()
-        outcome: list[Outcome] = []
 
         def ended() -> bool:
-            if (found := rollout.ended()) is not None:
-                outcome.append(found)
-            return bool(outcome)
+            return rollout.look().state != UNFINISHED
 
         self._wait("the rollout", scenario.limit, ended, controller, fails=False)
-        found = outcome[0] if outcome else Outcome(state="unfinished")
-        self.note("-", "end", found.state)
+        found = rollout.look()
+        self.note("-", "end", f"{found.state} {found.reason}")
         seconds = time.monotonic() - began
         cost = ControllerCost(cpu_seconds=controller.cpu_seconds - before, peak_bytes=controller.peak_bytes)
         return self.result(found, seconds, self.loop.messages, self.loop.bytes, cost)

@@ -23,7 +23,8 @@ class SimulationResult:
         reached: devices that really switched to the new release.
         reverted: those of them that run the old one at the end.
         failed: devices that refused the new release.
-        reason: why it was aborted; empty otherwise.
+        wave: the last wave that began; 0 of a plain rollout.
+        reason: why it was aborted, or what it waits for; empty otherwise.
         seconds: from the rollout's start to its end, in the simulation's time.
         messages, bytes: that clients sent to the broker, in the whole simulation.
         log: SHA-256 of the log: equal for equal scenarios in virtual time.
@@ -35,6 +36,7 @@ class SimulationResult:
     reached: int
     reverted: int
     failed: int
+    wave: int
     reason: str
     seconds: float
     messages: int

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kedge.fleet.staged import policy as policies
 from kedge_protocol import codec, toml
 from kedge_protocol.errors import ConfigError
 from kedge_protocol.topics import checked_name
@@ -161,7 +162,8 @@ class Scenario:
         old, new: the release that all devices serve, and the one that is rolled out.
         runtime: how the old one behaves.
         faults: what goes wrong in the fleet.
-        rollout: the rollout's policy, as ``kedge rollout start --policy`` reads it.
+        rollout: the rollout's policy, as ``kedge rollout start --policy`` reads it; None for a plain rollout, to all
+            devices at once.
         telemetry: seconds between two messages of a device.
         before: seconds from the fleet's start to the rollout's.
         limit: seconds after which a rollout that has not ended counts as unfinished.
@@ -175,7 +177,7 @@ class Scenario:
     new: Release = Release(version="2.0")
     runtime: Runtime = Runtime()
     faults: Faults = Faults()
-    rollout: dict[str, Any] = field(default_factory=dict)
+    rollout: dict[str, Any] | None = None
     telemetry: float = 300.0
     before: float = 900.0
     limit: float = 86400.0
@@ -201,6 +203,8 @@ class Scenario:
         problems = [*self._size_problems(), *_share_problems(self.faults), *self._target_problems()]
         if problems:
             raise ConfigError("the scenario does not fit: " + "; ".join(problems), remedy=_REMEDY)
+        if self.rollout is not None:
+            policies.parse(self.rollout, where="rollout")
         return self
 
     def _size_problems(self) -> Iterator[str]:

@@ -15,7 +15,7 @@ from kedge.fleet.controller import TICK_SECONDS, Controller
 from kedge.fleet.service import FleetService
 from kedge.simulator.bus import Bus, Line, VirtualConnection
 from kedge.simulator.clock import Timer, VirtualClock
-from kedge.simulator.outcome import Outcome, Rollout
+from kedge.simulator.outcome import UNFINISHED, Rollout
 from kedge.simulator.result import SimulationResult
 from kedge.simulator.scenario import MODEL, Scenario
 from kedge.simulator.traits import Traits
@@ -49,6 +49,7 @@ class VirtualFleet(SimulatedFleet):
             block_thread=False,
         )
         self._due: Timer | None = None
+        self._has_ended = False
 
     def steady(self) -> float:
         """Return the seconds since the simulation's start."""
@@ -109,19 +110,16 @@ class VirtualFleet(SimulatedFleet):
         self.note("-", "rollout", scenario.new.version)
         self._tick_within(0.0)
         self.plan_faults()
-        outcome: list[Outcome] = []
-        clock.later(scenario.tick, lambda: self._watch(rollout, outcome))
-        clock.run(began + scenario.limit, lambda: bool(outcome))
-        found = outcome[0] if outcome else Outcome(state="unfinished")
-        self.note("-", "end", found.state)
+        self._watch(rollout)
+        clock.run(began + scenario.limit, lambda: self._has_ended)
+        found = rollout.look()
+        self.note("-", "end", f"{found.state} {found.reason}")
         return self.result(found, clock.now - began, self.bus.messages, self.bus.bytes)
 
-    def _watch(self, rollout: Rollout, outcome: list[Outcome]) -> None:
-        ended = rollout.ended()
-        if ended is None:
-            self.clock.later(self.scenario.tick, lambda: self._watch(rollout, outcome))
-        else:
-            outcome.append(ended)
+    def _watch(self, rollout: Rollout) -> None:
+        self._has_ended = rollout.look().state != UNFINISHED
+        if not self._has_ended:
+            self.clock.later(self.scenario.tick, lambda: self._watch(rollout))
 
     def close(self) -> None:
         """End the controller."""
