@@ -19,6 +19,7 @@ from kedge.simulator import scenario as scenarios
 from kedge.simulator.behaviour import Figures
 from kedge.simulator.result import SimulationResult
 from kedge.simulator.virtual import simulate
+from kedge_protocol import toml
 from kedge_protocol.errors import ConfigError
 from kedge_protocol.latency_buckets import bucket_of
 
@@ -103,6 +104,43 @@ def test_only_changed_blocks_are_pulled() -> None:
     assert small.bytes < whole.bytes / 3
 
 
+STAGED = {"waves": ["50%", "100%"], "soak": "10m"}
+
+
+def test_a_staged_rollout_of_a_good_release_passes_its_waves() -> None:
+    found = run(rollout=STAGED, faults={"slow": 0.1, "reboots_per_day": 5.0})
+    assert (found.state, found.reached, found.reverted, found.wave) == ("done", 16, 0, 2)
+    assert found.seconds > 2 * 600
+
+
+@pytest.mark.parametrize(
+    ("defect", "gate"),
+    [
+        ({"golden_vectors": True}, "golden"),
+        ({"errors": 0.3}, "error_rate"),
+        ({"latency": 2.5}, "p95"),
+        ({"leak_mb_per_minute": 20.0}, "memory"),
+    ],
+)
+def test_a_bad_release_is_stopped_in_its_first_wave_and_taken_back(defect: dict[str, Any], gate: str) -> None:
+    new = {"version": "2.0", "defects": [{"targets": ["rpi4"], **defect}]}
+    found = run(rollout={"waves": ["65%", "100%"], "soak": "20m"}, new=new, telemetry=60)
+    assert (found.state, found.wave) == ("aborted", 1)
+    assert found.reached <= 12
+    assert found.reverted == found.reached
+    assert gate in found.reason
+
+
+@pytest.mark.parametrize(("name", "state"), [("good", "done"), ("bad", "aborted")])
+def test_the_examples_end_as_they_say(name: str, state: str) -> None:
+    document = toml.loads((EXAMPLES / f"{name}.toml").read_text())
+    small = [{**group, "count": max(8, group["count"] // 8)} for group in document["fleet"]]
+    policy = {**document["rollout"], "waves": ["60%", "100%"]}
+    found = simulate(scenarios.parse({**document, "fleet": small, "rollout": policy}))
+    assert found.state == state
+    assert found.reverted == (found.reached if state == "aborted" else 0)
+
+
 def test_equal_scenarios_have_equal_logs_whatever_the_process() -> None:
     faults = {"loss": 0.05, "reboots_per_day": 50.0, "slow": 0.2}
     first, other = run(faults=faults), run(faults=faults, seed=2)
@@ -132,6 +170,7 @@ def test_equal_scenarios_have_equal_logs_whatever_the_process() -> None:
             {"fleet": [{"target": "rpi4", "count": 1}], "new": {"version": "2", "defects": [{"targets": ["rpi5"]}]}},
             "a defect names 'rpi5'",
         ),
+        ({"fleet": [{"target": "rpi4", "count": 1}], "rollout": {"waves": ["1%"]}}, "the last wave reaches 1%"),
         ({"fleet": [{"target": "rpi4", "count": 1}], "new": {"version": "1.0"}}, "both releases have the version 1.0"),
     ],
 )
