@@ -118,7 +118,7 @@ def test_a_staged_rollout_of_a_good_release_passes_its_waves() -> None:
     [
         ({"golden_vectors": True}, "golden"),
         ({"errors": 0.3}, "error_rate"),
-        ({"latency": 2.5}, "p95"),
+        ({"latency": 2.5}, "_ratio of rpi4"),
         ({"leak_mb_per_minute": 20.0}, "memory"),
     ],
 )
