@@ -16,6 +16,11 @@ VERSIONS = {
     "nudenet": "3.4.2",
     "magika": "1.0.3",
     "rapidocr": "3.10.0",
+    "opencv-python-headless": "5.0.0.93",
+    "pyclipper": "1.4.0",
+    "shapely": "2.2.0",
+    "omegaconf": "2.4.0",
+    "colorlog": "6.12.0",
     "silero-vad": "6.2.3",
     "scikit-image": "0.26.0",
     "ai-edge-quantizer": "0.10.0",
@@ -25,7 +30,8 @@ VERSIONS = {
     "regex": "2026.11.19",
 }
 """scikit-image is fetched for its photos alone, ai-edge-quantizer (with immutabledict) as a peer of the benchmark,
-transformers (with huggingface-hub and regex) as the reference of decoders."""
+transformers (with huggingface-hub and regex) as the reference of decoders, opencv-python-headless to colorlog as what
+rapidocr needs."""
 
 
 def folder() -> Path:

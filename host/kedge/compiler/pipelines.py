@@ -126,7 +126,8 @@ class PipelineJob:
         limit = options.evaluation_samples if evaluated else options.calibration_samples or DEFAULT_CALIBRATION
         annotations = options.annotations if evaluated else None
         if model is not None and role in self.iterables:
-            runner = None if self.whole is None else Runner(self.whole, model.inputs, (), read_text)
+            how = None if self.whole is None else converting.of_one_size(self.whole)
+            runner = None if how is None else Runner(how, model.inputs, (), read_text)
             source = self.iterables[role]
             written = iterables.write(source, model.inputs, scratch, where=f"{role} {path}", runner=runner, most=limit)
             return Dataset(path, scratch, role=role, annotations=annotations, files=written)

@@ -4,7 +4,7 @@ The user writes it as TOML (``kedge compile --pipeline``); it is checked against
 carried in the bundle's configuration. :mod:`kedge_targets.pipeline` runs it, on the host and on the device.
 
 A pipeline has one input section (``picture``, ``sound`` or ``text``) and at most one output section (``scores``,
-``boxes``, ``mask``, ``sequence`` or ``embedding``). A length of 0 means the model's own; a bundle contains
+``boxes``, ``regions``, ``mask``, ``sequence`` or ``embedding``). A length of 0 means the model's own; a bundle contains
 none if the model determines it.
 """
 
@@ -35,6 +35,7 @@ class Fit(str, enum.Enum):
     LETTERBOX = "letterbox"  # the whole picture, its proportions kept, in the middle of a plain ground
     CROP = "crop"  # proportions kept, what hangs over is cut off on both sides
     LINE = "line"  # to the model's height, proportions kept, at the left of a plain ground: a line of text
+    FREE = "free"  # proportions kept up to rounding, for a model with free height and width; else like LETTERBOX
 
 
 class Filter(str, enum.Enum):
@@ -105,13 +106,18 @@ class Picture:
     """Converts a picture to uint8 pixels of the model's size.
 
     Attributes:
-        width, height: the size of the model's input in pixels.
+        width, height: the size of the model's input in pixels. Where that is free: the size for calibration and
+            evaluation, and for ``line`` the least width.
         fit: how the picture is fitted to that size.
         crop_share: for ``crop``: the fraction of the (scaled) picture's shorter side that is kept; 0.875 scales to 256
             before 224 are cropped.
         filter: the filter used for scaling.
         antialias: whether the filter widens when a picture is scaled down (as in Pillow, but not in OpenCV).
         fill: the background of ``letterbox`` and ``line``, 0..255.
+        widest: for ``line`` with a free width: the width to which the input may grow with a longer line.
+        shortest, longest: for ``free``: a picture is enlarged until its shorter side has ``shortest`` pixels, but never
+            beyond ``longest`` of its longer side; a larger one is scaled down to that.
+        multiple: for ``free``: each side is rounded to a multiple of this.
         colour: the colour of the model's input; by default RGB, or grey if it has one channel.
         layout: the layout of the model's input; by default taken from its graph or its shape.
         input: the model's input; by default its only one.
@@ -124,6 +130,10 @@ class Picture:
     filter: Filter = Filter.BILINEAR
     antialias: bool = True
     fill: int = 114
+    widest: int = 0
+    shortest: int = 736
+    longest: int = 2000
+    multiple: int = 32
     colour: Colour | None = None
     layout: str = ""
     input: str = ""
@@ -225,6 +235,31 @@ class Boxes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Regions:
+    """Converts a map of probabilities to the regions of text that it shows, in reading order, by the decoding of
+    Differentiable Binarization (Liao et al., 2020, arXiv:1911.08947): connected pixels above a threshold, the smallest
+    rectangle around them at any angle, grown by what the training had shrunk it.
+
+    Attributes:
+        output: the model's output, ``[N, 1, H, W]`` or ``[N, H, W]``; by default its first one.
+        threshold: pixels above this probability belong to a region.
+        score_floor: regions whose mean probability is lower are left out.
+        grow: each side of the rectangle moves outwards by ``grow * area / perimeter``.
+        dilate: whether each pixel above the threshold takes its neighbours to the right and below with it.
+        least_side: rectangles with a shorter side (in pixels of the map) are left out.
+        most: the maximum number of regions; the largest stay.
+    """
+
+    output: str = ""
+    threshold: float = 0.3
+    score_floor: float = 0.5
+    grow: float = 1.6
+    dilate: bool = True
+    least_side: float = 3.0
+    most: int = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mask:
     """Converts scores per pixel to a class for each pixel of the picture.
 
@@ -274,19 +309,26 @@ class Embedding:
 
 @dataclass(frozen=True, kw_only=True)
 class Then:
-    """Passes a detector's boxes to another model, one by one.
+    """Cuts boxes or regions out of the picture and passes them to another model, whose pipeline may go on in turn.
 
     Attributes:
         model: the name of another model on the same device.
         labels: only boxes with these labels are passed; all if empty.
         margin: the fraction of a box's size that is added on each side.
-        most: the maximum number of boxes; the best are passed.
+        most: the maximum number of boxes or regions; the first are passed.
+        turned_by: the name of a classifier on the same device that sees each cutting first; its labels are the degrees
+            by which the cutting is turned (``0``, ``90``, ``180``, ``270``), and it is turned back.
+        turned_above: a cutting is turned only if the label's score is above this.
+        answer_floor: boxes or regions whose text has a lower score, or is empty, are left out.
     """
 
     model: str
     labels: tuple[str, ...] = ()
     margin: float = 0.0
     most: int = 20
+    turned_by: str = ""
+    turned_above: float = 0.9
+    answer_floor: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +347,7 @@ class Pipeline:
     normalize: Preprocess | None = None
     scores: Scores | None = None
     boxes: Boxes | None = None
+    regions: Regions | None = None
     mask: Mask | None = None
     sequence: Sequence | None = None
     embedding: Embedding | None = None

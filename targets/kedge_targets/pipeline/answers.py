@@ -45,6 +45,21 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Region:
+    """A region of text in a picture.
+
+    Attributes:
+        score: its mean probability, 0..1.
+        corners: x and y of its corners in pixels of the picture as displayed, clockwise from the top left.
+        then: the answer of the next model in the chain, usually a :class:`Text`.
+    """
+
+    score: float
+    corners: tuple[tuple[float, float], ...]
+    then: Any = None
+
+
+@dataclass(frozen=True)
 class Text:
     """A recognized text.
 

@@ -25,6 +25,7 @@ from typing import Any
 from kedge_protocol import codec, toml
 from kedge_protocol.bundle.pipeline import (
     Boxes,
+    Colour,
     Embedding,
     Fit,
     Mask,
@@ -40,7 +41,7 @@ from kedge_protocol.bundle.preprocess import Preprocess
 from kedge_protocol.errors import ConfigError, KedgeError
 
 INPUTS = ("picture", "sound", "text")
-OUTPUTS = ("scores", "boxes", "mask", "sequence", "embedding")
+OUTPUTS = ("scores", "boxes", "regions", "mask", "sequence", "embedding")
 _SHARE = Preprocess(scale=(1 / 255,))
 _IMAGENET = Preprocess(scale=(1 / 255,), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """The normalization of torchvision's, timm's and most other picture models."""
@@ -59,9 +60,10 @@ READY: dict[Task, Pipeline] = {
     Task.EMBEDDING: Pipeline(task=Task.EMBEDDING, text=Text(), embedding=Embedding()),
     Task.TEXT_CLASSIFICATION: Pipeline(task=Task.TEXT_CLASSIFICATION, text=Text(), scores=Scores()),
     Task.AUDIO_CLASSIFICATION: Pipeline(task=Task.AUDIO_CLASSIFICATION, sound=Sound(), scores=Scores()),
+    # Settled further by the model's outputs: one that finds text, one that says which way up it is, or one that reads.
     Task.OCR: Pipeline(
         task=Task.OCR,
-        picture=Picture(fit=Fit.LINE, fill=127),
+        picture=Picture(fit=Fit.LINE, fill=127, antialias=False, colour=Colour.BGR),
         normalize=Preprocess(scale=(1 / 255,), mean=(0.5,), std=(0.5,)),
         sequence=Sequence(),
     ),
@@ -150,6 +152,9 @@ def _check(pipeline: Pipeline, where: str) -> None:
             ("picture.width and picture.height", min(picture.width, picture.height) >= 0, "pixels, 0 or more"),
             ("picture.crop_share", 0 < picture.crop_share <= 1, "a share above 0, at most 1"),
             ("picture.fill", 0 <= picture.fill <= 255, "0 to 255"),
+            ("picture.widest", picture.widest >= 0, "pixels, 0 or more"),
+            ("picture.shortest and picture.longest", 1 <= picture.shortest <= picture.longest <= 1 << 14, "pixels"),
+            ("picture.multiple", 1 <= picture.multiple <= picture.longest, "1 or more"),
             ("picture.layout", picture.layout in ("", "NCHW", "NHWC"), "NCHW or NHWC"),
         ]
     if (sound := pipeline.sound) is not None:
@@ -182,8 +187,28 @@ def _check(pipeline: Pipeline, where: str) -> None:
     if (normalize := pipeline.normalize) is not None:
         every = (*normalize.scale, *normalize.mean, *normalize.std)
         problems += [("normalize", all(map(math.isfinite, every)) and 0.0 not in normalize.std, "finite; no std of 0")]
-    if pipeline.then is not None:
-        problems += [("then", pipeline.boxes is not None, "only with [boxes]")]
+    problems += _later_rules(pipeline)
     for key, fine, form in problems:
         if not fine:
             raise ConfigError(f"{key}: {form} was expected", where=where)
+
+
+def _later_rules(pipeline: Pipeline) -> list[tuple[str, bool, str]]:
+    """Return key, whether its value is valid, and its form, for regions and what follows them."""
+    problems: list[tuple[str, bool, str]] = []
+    if (regions := pipeline.regions) is not None:
+        problems += [
+            ("regions.threshold", 0 < regions.threshold < 1, "above 0, below 1"),
+            ("regions.score_floor", 0 <= regions.score_floor <= 1, "0 to 1"),
+            ("regions.grow", 0 <= regions.grow <= 10, "0 to 10"),
+            ("regions.most", regions.most >= 1, "1 or more"),
+        ]
+    if (then := pipeline.then) is not None:
+        # A task for text finds regions if the model does; see kedge_targets.pipeline.settling.
+        parts = pipeline.boxes or pipeline.regions or pipeline.task is Task.OCR
+        problems += [
+            ("then", bool(parts), "only with [boxes] or [regions]"),
+            ("then.turned_above", 0 <= then.turned_above <= 1, "0 to 1"),
+            ("then.answer_floor", 0 <= then.answer_floor <= 1, "0 to 1"),
+        ]
+    return problems

@@ -120,7 +120,8 @@ def failure(folder: Path, runner: Runner, raw: Raw) -> str:
 
 
 def _floor(runner: Runner) -> float | None:
-    return None if runner.pipeline.boxes is None else runner.pipeline.boxes.score_floor
+    section = runner.pipeline.boxes or runner.pipeline.regions
+    return None if section is None else section.score_floor
 
 
 def deviations(expected: Any, actual: Any, unsure: float, *, floor: float | None = None) -> dict[str, float]:
@@ -157,18 +158,31 @@ def _of_lists(expected: list[Any], actual: list[Any], unsure: float, floor: floa
                     return dict.fromkeys(found, float("inf"))
                 continue
             found["score"] = max(found["score"], abs(one["score"] - partner["score"]))
-            for corner in _CORNERS if "x1" in one else ():
-                found["corner"] = max(found["corner"], abs(one[corner] - partner[corner]))
+            for mine, theirs in zip(_places(one), _places(partner), strict=True):
+                found["corner"] = max(found["corner"], abs(mine - theirs))
     return found
 
 
 def _partner(one: Any, others: Sequence[Any]) -> Any | None:
-    same = [other for other in others if other["index"] == one["index"]]
-    if "x1" not in one or not same:
+    same = [other for other in others if other.get("index") == one.get("index")]
+    if not _places(one) or not same:
         return same[0] if same else None
-    mine, theirs = (np.asarray([[box[key] for key in _CORNERS] for box in some]) for some in ([one], same))
+    mine, theirs = (np.asarray([_box(each) for each in some]) for some in ([one], same))
     overlap = boxes.iou(mine, theirs)[0]
     return same[int(overlap.argmax())] if overlap.max() > 0.5 else None
+
+
+def _places(answer: Any) -> list[float]:
+    """Return the numbers of an answer that are places in the picture."""
+    if "corners" in answer:
+        return [value for corner in answer["corners"] for value in corner]
+    return [answer[key] for key in _CORNERS] if "x1" in answer else []
+
+
+def _box(answer: Any) -> list[float]:
+    """Return the upright box around an answer's places."""
+    across, down = _places(answer)[0::2], _places(answer)[1::2]
+    return [min(across), min(down), max(across), max(down)]
 
 
 def _pixels(answer: Mapping[str, Any]) -> Any:

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.bundle.config import BundleConfig
-from kedge_protocol.bundle.pipeline import Pipeline
+from kedge_protocol.bundle.pipeline import Fit, Picture, Pipeline
 from kedge_protocol.errors import BundleError, InputError
-from kedge_targets.pipeline import audio, boxes, embeddings, masks, pictures, scores, sequences, text
-from kedge_targets.pipeline.answers import Box
+from kedge_targets.pipeline import audio, boxes, chains, embeddings, masks, pictures, regions, scores, sequences, text
+from kedge_targets.pipeline.answers import Box, Region
 from kedge_targets.pipeline.pictures import Pixels, Placement
 
 Array = npt.NDArray[Any]
@@ -68,6 +68,7 @@ class Runner:
         self.labels = tuple(labels)
         self._shapes = {spec.name: spec.shape for spec in inputs}
         self._first = inputs[0].name
+        self._picture = None if pipeline.picture is None else self._sized(pipeline.picture)
         self._read = read
         self._tokenizer: text.Tokenizer | None = None
 
@@ -111,10 +112,10 @@ class Runner:
             where: the item's name in messages.
         """
         pipeline = self.pipeline
-        if pipeline.picture is not None:
+        if self._picture is not None:
             pixels = pictures.load(item, where=where)
-            made, placement = pictures.place(pixels, pipeline.picture)
-            return {pipeline.picture.input or self._first: made[np.newaxis]}, Context(pixels, placement)
+            made, placement = pictures.place(pixels, self._picture)
+            return {self._picture.input or self._first: made[np.newaxis]}, Context(pixels, placement)
         if pipeline.sound is not None:
             return self._sound(item, where)
         if pipeline.text is not None:
@@ -125,7 +126,10 @@ class Runner:
         """Return the answer from the model's outputs for one item."""
         pipeline, labels = self.pipeline, self.labels
         if pipeline.boxes is not None:
-            return self._boxes(outputs, context, other)
+            return self._followed(self._boxes(outputs, context), context, other)
+        if pipeline.regions is not None and context.placement is not None:
+            shown = _picked(outputs, pipeline.regions.output)[0]
+            return self._followed(regions.decode(shown, pipeline.regions, context.placement), context, other)
         if pipeline.scores is not None:
             return scores.best(_picked(outputs, pipeline.scores.output)[0], pipeline.scores, labels)
         if pipeline.embedding is not None:
@@ -176,7 +180,16 @@ class Runner:
         made = audio.features(audio.fitted(audio.load(item, how, where=where), how.samples), how)
         return {name: shaped(made, self._shapes[name])[np.newaxis]}, Context()
 
-    def _boxes(self, outputs: Mapping[str, Array], context: Context, other: Other | None) -> list[Box]:
+    def _sized(self, how: Picture) -> Picture:
+        """Return the picture section as this file takes it: one with fixed sides leaves nothing free."""
+        shape = self._shapes.get(how.input or self._first, ())
+        sides = dict(zip(how.layout, shape, strict=True)) if len(shape) == len(how.layout) else {}
+        width, height = sides.get("W"), sides.get("H")
+        if how.fit is Fit.FREE and width and height:
+            return replace(how, fit=Fit.LETTERBOX, width=width, height=height)
+        return replace(how, width=width, widest=0) if how.fit is Fit.LINE and width else how
+
+    def _boxes(self, outputs: Mapping[str, Array], context: Context) -> list[Box]:
         how, placement = self.pipeline.boxes, context.placement
         if how is None or placement is None:
             raise InputError("the pipeline has boxes without a picture")
@@ -190,27 +203,18 @@ class Runner:
             most=how.most,
         )
         corners = placement.to_picture(found.boxes)
-        made = [
+        return [
             Box(scores.name_of(int(kind), self.labels), int(kind), float(score), *(float(value) for value in corner))
             for corner, score, kind in zip(corners, found.scores, found.classes, strict=True)
         ]
-        return made if self.pipeline.then is None else self._then(made, context, other)
 
-    def _then(self, found: list[Box], context: Context, other: Other | None) -> list[Box]:
+    def _followed(self, found: list[Box] | list[Region], context: Context, other: Other | None) -> Any:
         how = self.pipeline.then
         if how is None or context.pixels is None:
             return found
         if other is None:
             raise InputError(f"the pipeline goes on to the model {how.model!r}, which is not there")
-        following = other(how.model)
-        answered, left = [], how.most
-        for box in found:
-            if left and (not how.labels or box.label in how.labels):
-                left -= 1
-                part = pictures.crop(context.pixels, np.asarray([box.x1, box.y1, box.x2, box.y2]), margin=how.margin)
-                box = replace(box, then=following(part))
-            answered.append(box)
-        return answered
+        return chains.followed(found, context.pixels, how, other)
 
 
 def shaped(values: Array, shape: Sequence[int | None]) -> Array:

@@ -18,7 +18,7 @@ from kedge_protocol.bundle.pipeline import Colour, Fit, Picture
 from kedge_protocol.errors import InputError, MissingDependencyError
 from kedge_protocol.packages import AGENT, pip_install
 from kedge_targets.pipeline.resampling import Pixels as Pixels
-from kedge_targets.pipeline.resampling import resize
+from kedge_targets.pipeline.resampling import resize, sampled
 
 Array = npt.NDArray[Any]
 
@@ -147,7 +147,11 @@ def place(pixels: Pixels, how: Picture) -> tuple[Pixels, Placement]:
     coloured = colour(pixels, how.colour or Colour.RGB)
     size = (coloured.shape[1], coloured.shape[0])
     wanted = (how.width, how.height)
-    scaled, left, top = _scaled_size(size, how)
+    if how.fit is Fit.FREE:
+        wanted = _free_size(size, how)
+    elif how.fit is Fit.LINE and how.widest:
+        wanted = (max(how.width, min(how.widest, int(how.height * size[0] / size[1]))), how.height)
+    scaled, left, top = _scaled_size(size, wanted, how)
     made = resize(coloured, scaled, by=how.filter, antialias=how.antialias)
     if scaled != wanted:
         made = _on_ground(made, wanted, left, top, how.fill)
@@ -180,15 +184,55 @@ def crop(pixels: Pixels, box: Array, *, margin: float = 0.0) -> Pixels:
     return np.ascontiguousarray(pixels[top:bottom, left:right])
 
 
-def _scaled_size(size: tuple[int, int], how: Picture) -> tuple[tuple[int, int], int, int]:
+def cut(pixels: Pixels, corners: Array) -> Pixels:
+    """Return the contents of a rectangle seen in perspective, straightened (bicubic, a = -0.5, edges repeated), as wide
+    and high as the longer of opposite sides.
+
+    Args:
+        corners: ``[4, 2]``, x and y in pixels, clockwise from the top left.
+    """
+    sides = np.linalg.norm(corners - np.roll(corners, -1, axis=0), axis=1)
+    width, height = max(1, int(max(sides[0], sides[2]))), max(1, int(max(sides[1], sides[3])))
+    left, top = (int(value) for value in corners[0])
+    straight = np.asarray([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
+    inside = 0 <= left <= pixels.shape[1] - width and 0 <= top <= pixels.shape[0] - height
+    if inside and np.array_equal(corners, straight + corners[0]) and np.array_equal(corners[0], (left, top)):
+        return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    across, down = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
+    a = _homography(straight, corners.astype(np.float64))
+    depth = a[6] * across + a[7] * down + 1.0
+    x, y = (a[0] * across + a[1] * down + a[2]) / depth, (a[3] * across + a[4] * down + a[5]) / depth
+    return sampled(pixels, x, y)
+
+
+def _homography(given: Array, wanted: Array) -> Array:
+    """Return the eight numbers of the projective map that takes four points to four others."""
+    rows = []
+    for (x, y), (u, v) in zip(given, wanted, strict=True):
+        rows.append([x, y, 1, 0, 0, 0, -u * x, -u * y])
+        rows.append([0, 0, 0, x, y, 1, -v * x, -v * y])
+    try:
+        return np.asarray(np.linalg.solve(np.asarray(rows), wanted.reshape(-1)))
+    except np.linalg.LinAlgError as error:
+        raise InputError("the corners lie on one line", remedy="Give four corners of a rectangle") from error
+
+
+def _free_size(size: tuple[int, int], how: Picture) -> tuple[int, int]:
+    scale = min(max(1.0, how.shortest / min(size)), how.longest / max(size))
+    width, height = (max(1, round(int(side * scale) / how.multiple)) * how.multiple for side in size)
+    return width, height
+
+
+def _scaled_size(size: tuple[int, int], wanted: tuple[int, int], how: Picture) -> tuple[tuple[int, int], int, int]:
     """Return the size of the scaled picture and the position of its left and top edges in the input (below 0 if it is
     cropped)."""
     width, height = size
-    wide, high = how.width, how.height
-    if how.fit is Fit.STRETCH:
+    wide, high = wanted
+    if how.fit in (Fit.STRETCH, Fit.FREE):
         return (wide, high), 0, 0
     if how.fit is Fit.LINE:
-        return (max(1, min(wide, round(width * high / height))), high), 0, 0
+        # Rounded up, as PaddleOCR does it.
+        return (max(1, min(wide, -(-width * high // height))), high), 0, 0
     if how.fit is Fit.LETTERBOX:
         scale = min(wide / width, high / height)
         scaled = (max(1, min(wide, round(width * scale))), max(1, min(high, round(height * scale))))

@@ -39,30 +39,62 @@ def resize(pixels: Pixels, size: tuple[int, int], *, by: Filter = Filter.BILINEA
     if by is Filter.NEAREST:
         rows, columns = _nearest(height, size[1]), _nearest(width, size[0])
         return np.ascontiguousarray(pixels[rows][:, columns])
-    if antialias and (quick := _by_pillow(pixels, size, by)) is not None:
-        return quick
-    made = _along(pixels, 1, size[0], by, antialias) if width != size[0] else pixels
-    return _along(made, 0, size[1], by, antialias) if height != size[1] else made
+    # Rows before columns, one pass each: Pillow 13 begins with the columns where that is cheaper, Pillow 12 never does.
+    made = pixels
+    for axis, wanted in ((1, size[0]), (0, size[1])):
+        given = made.shape[axis]
+        if wanted != given:
+            # Enlarging, the filter has its own size in any case.
+            quick = _by_pillow(made, axis, wanted, by) if antialias or wanted > given else None
+            made = _along(made, axis, wanted, by, antialias) if quick is None else quick
+    return made
+
+
+def sampled(pixels: Pixels, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> Pixels:
+    """Return the picture's values at places between its pixels: bicubic, edges repeated.
+
+    Args:
+        x, y: the places, height x width each; 0 is the middle of the first pixel.
+    """
+    left, top = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    across, down = _cubic_weights(x - left), _cubic_weights(y - top)
+    columns = [np.clip(left + tap - 1, 0, pixels.shape[1] - 1) for tap in range(4)]
+    source = pixels.reshape(-1, pixels.shape[2])
+    total = np.zeros((*x.shape, pixels.shape[2]), np.float32)
+    for row in range(4):
+        begin = np.clip(top + row - 1, 0, pixels.shape[0] - 1) * pixels.shape[1]
+        for column in range(4):
+            total += source[begin + columns[column]] * (down[row] * across[column])[..., None]
+    return np.clip(np.rint(total), 0, 255).astype(np.uint8)
+
+
+def _cubic_weights(share: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float32]]:
+    """Return the weights (a = -0.5) of the pixels at -1, 0, 1 and 2 for a place between 0 and 1."""
+    t = share.astype(np.float32)
+    return [
+        ((-0.5 * t + 1.0) * t - 0.5) * t,
+        (1.5 * t - 2.5) * t * t + 1.0,
+        ((-1.5 * t + 2.0) * t + 0.5) * t,
+        (0.5 * t - 0.5) * t * t,
+    ]
 
 
 def _nearest(given: int, wanted: int) -> npt.NDArray[np.int64]:
     return np.minimum(((np.arange(wanted) + 0.5) * (given / wanted)).astype(np.int64), given - 1)
 
 
-def _by_pillow(pixels: Pixels, size: tuple[int, int], by: Filter) -> Pixels | None:
-    """Scale with Pillow, which is faster; None if it is not installed or does not support the picture."""
+def _by_pillow(pixels: Pixels, axis: int, wanted: int, by: Filter) -> Pixels | None:
+    """Scale one side with Pillow, which is faster; None if it is not installed or does not support the picture."""
     try:
         from PIL import Image
     except ImportError:
         return None
-    channels = pixels.shape[2]
+    height, width, channels = pixels.shape
     if channels not in (1, 3):
         return None
     picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    # One pass each: Pillow 13 begins with the columns where that is cheaper, Pillow 12 never does.
-    for one in ((size[0], picture.height), size):
-        picture = picture.resize(one, Image.Resampling[by.name])
-    made = np.asarray(picture)
+    size = (wanted, height) if axis == 1 else (width, wanted)
+    made = np.asarray(picture.resize(size, Image.Resampling[by.name]))
     return np.ascontiguousarray(made.reshape(size[1], size[0], channels))
 
 
@@ -72,7 +104,7 @@ def _along(pixels: Pixels, axis: int, wanted: int, by: Filter, antialias: bool) 
     shape = (-1,) + (1,) * (moved.ndim - 1)
     total = np.full((wanted, *moved.shape[1:]), 1 << (_BITS - 1), dtype=np.int32)
     last = len(moved) - 1
-    for tap in range(weights.shape[1]):
+    for tap in np.flatnonzero(weights.any(axis=0)):
         total += moved[np.minimum(first + tap, last)] * weights[:, tap].reshape(shape)
     return np.ascontiguousarray(np.moveaxis(np.clip(total >> _BITS, 0, 255).astype(np.uint8), 0, axis))
 

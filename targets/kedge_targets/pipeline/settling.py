@@ -8,7 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kedge_protocol.bundle.pipeline import Activation, Colour, Embedding, Features, Picture, Pipeline, Pooling, Task
+from kedge_protocol.bundle.pipeline import (
+    Activation,
+    Colour,
+    Embedding,
+    Features,
+    Fit,
+    Picture,
+    Pipeline,
+    Pooling,
+    Regions,
+    Scores,
+    Task,
+)
 from kedge_protocol.bundle.preprocess import Preprocess
 from kedge_protocol.errors import ConfigError
 from kedge_protocol.topics import checked_name
@@ -17,7 +29,12 @@ from kedge_targets.pipeline.declaration import OUTPUTS, READY
 from kedge_targets.pipeline.text import USUAL
 
 _CHANNELS = (1, 3)
-_LINE_WIDTH = 320
+_USUAL_SIZES = {Fit.LINE: {"W": 320, "H": 48}, Fit.FREE: {"W": 736, "H": 736}}
+"""Sizes of inputs that a model leaves free, as PaddleOCR's models for reading text have them."""
+_DIRECTION_WIDTH = 192
+_WIDEST = 3200
+_MAP, _CLASSES = 4, 2
+"""Ranks of outputs."""
 _BUCKETS = (16, 32, 64, 128, 256, 512)
 _TASKS = {"detect": Task.DETECTION, "classify": Task.CLASSIFICATION, "segment": None, "pose": None, "obb": None}
 """Ultralytics' tasks; None for those without a ready pipeline."""
@@ -41,8 +58,10 @@ def from_metadata(metadata: Mapping[str, str]) -> Pipeline | None:
 
 
 def names_of(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the class names in an export's metadata (``names``: ``{0: 'person', ...}`` or a list); empty if there are
-    none."""
+    """Return the class names in an export's metadata (``names`` of Ultralytics: ``{0: 'person', ...}`` or a list;
+    ``character`` of PaddleOCR: one a line); empty if there are none."""
+    if "character" in metadata:
+        return tuple(metadata["character"].splitlines())
     names = _literal(metadata.get("names", ""))
     if isinstance(names, dict) and sorted(names) == list(range(len(names))):
         return tuple(str(names[number]) for number in range(len(names)))
@@ -66,6 +85,8 @@ def settled(
     Raises:
         ConfigError: the pipeline does not fit the model.
     """
+    if pipeline.task is Task.OCR:
+        pipeline = _ocr(pipeline, inputs, outputs, metadata or {})
     pictured = any(len(info.shape) == 4 for info in inputs)
     if pipeline.task is Task.EMBEDDING and pipeline.text is not None and pictured:
         ready = READY[Task.CLASSIFICATION]
@@ -78,6 +99,8 @@ def settled(
         pipeline = _text(pipeline, inputs, where)
     if pipeline.then is not None:
         checked_name(pipeline.then.model, "model name")
+        if pipeline.then.turned_by:
+            checked_name(pipeline.then.turned_by, "model name")
     return _outputs(pipeline, outputs, where)
 
 
@@ -95,6 +118,35 @@ def probable(pipeline: Pipeline, bounded: Mapping[str, bool], first: str) -> Pip
     return replace(
         pipeline, scores=replace(pipeline.scores, activation=Activation.NONE if known else Activation.SOFTMAX)
     )
+
+
+def _ocr(
+    pipeline: Pipeline,
+    inputs: Sequence[TensorInfo],
+    outputs: Sequence[TensorInfo],
+    metadata: Mapping[str, str],
+) -> Pipeline:
+    """Return the pipeline of one of the three models that read text. The rank of the output tells which, unless the
+    user states an output section: a map of where text is, scores of its direction, or characters step by step."""
+    picture, rank = pipeline.picture, len(outputs[0].shape)
+    ready = pipeline.sequence == READY[Task.OCR].sequence
+    if picture is None:
+        return pipeline
+    if pipeline.regions is not None or (ready and rank == _MAP):
+        fit = Fit.FREE if picture.fit is Fit.LINE else picture.fit
+        regions = pipeline.regions or Regions()
+        return replace(pipeline, sequence=None, picture=replace(picture, fit=fit), regions=regions)
+    if pipeline.scores is not None or (ready and rank == _CLASSES):
+        free = [axis for info in inputs[:1] for axis in info.shape[1:] if axis is None]
+        width = picture.width or (_DIRECTION_WIDTH if free else 0)
+        return replace(
+            pipeline, sequence=None, picture=replace(picture, width=width), scores=pipeline.scores or Scores()
+        )
+    if pipeline.sequence is not None and ready:
+        # A space follows the alphabet that an export states if there is a class for it, besides the blank's.
+        space = outputs[0].shape[-1] == len(names_of(metadata)) + 2
+        pipeline = replace(pipeline, sequence=replace(pipeline.sequence, space=space))
+    return replace(pipeline, picture=replace(picture, widest=picture.widest or _WIDEST))
 
 
 def _picture(how: Picture, inputs: Sequence[TensorInfo], where: str, metadata: Mapping[str, str]) -> Picture:
@@ -115,9 +167,7 @@ def _picture(how: Picture, inputs: Sequence[TensorInfo], where: str, metadata: M
             raise ConfigError(
                 f"{stated} pixels are stated, input {info.name!r} has {known} ({axis} of {layout})", where=where
             )
-        found[axis] = (
-            known or stated or exported[axis] or (_LINE_WIDTH if axis == "W" and how.fit.value == "line" else 0)
-        )
+        found[axis] = known or stated or exported[axis] or _USUAL_SIZES.get(how.fit, {}).get(axis, 0)
         if not found[axis]:
             raise ConfigError(
                 f"the size of input {info.name!r} is free", where=where, remedy="State [picture] width and height"

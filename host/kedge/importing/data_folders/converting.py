@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from kedge.importing.data_folders import kinds
 from kedge.importing.data_folders.examples import write_examples
 from kedge.importing.data_folders.listing import Item, Listing, Truth
 from kedge.importing.data_folders.npy_stream import NpyStream
-from kedge_protocol.bundle.pipeline import Pipeline
+from kedge_protocol.bundle.pipeline import Fit, Pipeline
 from kedge_protocol.errors import ConfigError, DatasetError, KedgeError
 from kedge_targets.graph.signature import TensorInfo
 from kedge_targets.pipeline.execution import Context, Runner
@@ -91,7 +91,7 @@ def convert(request: ConvertRequest, progress: Progress) -> Converted:
     whole = kinds.listed(Path(request.path), request.role, annotations=annotations)
     listing = whole.picked(request.most).under(request.names)
     _check_item(listing, request.pipeline)
-    runner = Runner(request.pipeline, request.inputs, (), read_text)
+    runner = Runner(of_one_size(request.pipeline), request.inputs, (), read_text)
     folder = Path(request.folder)
     rows: list[Array] = []
     with contextlib.ExitStack() as stack:
@@ -121,6 +121,15 @@ def convert(request: ConvertRequest, progress: Progress) -> Converted:
         classes=listing.classes,
         examples=examples,
     )
+
+
+def of_one_size(pipeline: Pipeline) -> Pipeline:
+    """Return a pipeline whose pictures all have the stated size, since the samples of a data set lie in one array."""
+    picture = pipeline.picture
+    if picture is None:
+        return pipeline
+    fit = Fit.LETTERBOX if picture.fit is Fit.FREE else picture.fit
+    return replace(pipeline, picture=replace(picture, fit=fit, widest=0))
 
 
 def _check_item(listing: Listing, pipeline: Pipeline) -> None:
