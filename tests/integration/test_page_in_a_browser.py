@@ -8,20 +8,32 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.support import requirements
-from tests.support.brokers import Mosquitto, mosquitto
+from tests.support.brokers import Mosquitto, mosquitto, wait_for
 from tests.support.controllers import ControllerProcess
 from tests.support.pages import fleet, releases
 from tests.support.ports import free_port
 from tests.support.scripted_agent import ScriptedAgent, failed, serving
 
 from kedge.fleet.service import FleetService
+from kedge.fleet.staged import records
+from kedge.fleet.staged.gates import GateResult, Verdict
+from kedge.fleet.staged.policy import Policy
 from kedge_protocol.bundle.layout import Layout
 
 __all__ = ["fleet", "mosquitto", "releases"]
 
 pytestmark = pytest.mark.needs("chromium", "mosquitto")
 
-PAGES = ("/", "/devices", "/devices/pi", "/rollouts", "/rollouts/2", "/releases")
+PAGES = ("/", "/devices", "/devices/pi", "/rollouts", "/rollouts/2", "/rollouts/3", "/releases")
+RESULTS = [
+    GateResult(
+        gate=gate, target=f"a-target-of-a-long-name-{verdict.value}", verdict=verdict, figure=figure, limit=limit,
+        low=None if figure is None else figure / 2, high=None if figure is None else figure * 2, samples=1234,
+        detail="7.00% of 1234 calls failed, 1.00% before, dispersion 1.3",
+    )
+    for gate, limit in (("error_rate", 0.02), ("p99_ratio", 1.25), ("memory_per_minute", 5e5), ("agreement", 0.95))
+    for verdict, figure in ((Verdict.FAIL, 0.9 * limit), (Verdict.PASS, 1.1 * limit), (Verdict.UNDECIDED, None))
+]  # fmt: skip
 HOSTILE = "golden vector 3 differs <img src=x onerror=document.body.remove()>"
 """What a device says is text on the page, whatever it says."""
 WIDTHS = {"phone": 390, "desk": 1280}
@@ -101,6 +113,46 @@ def test_a_rollout_is_started_fails_and_is_taken_back_before_the_readers_eyes(
         expect(page.get_by_role("article")).to_contain_text("because rollout 3 (revert of 1.0) asked for it")
 
 
+def test_a_rollout_in_waves_fails_a_gate_and_is_seen_to_roll_back(
+    page: Page, fleet: FleetService, releases: dict[str, Path], mosquitto: Mosquitto
+) -> None:
+    old, new = digest_of(releases, "1.0"), digest_of(releases, "2.0")
+    fleet.device_remove("pc")
+    fleet.rollout_start("tiny:1.0")
+    with ScriptedAgent("pi", mosquitto.port) as agent:
+        agent.birth()
+        agent.report(1, {"tiny": serving(old)})
+        page.goto("/releases")
+        region = page.get_by_role("region", name="tiny:2.0")
+        region.get_by_label("Policy").fill('waves = ["100%"]\nsoak = "10m"')
+        region.get_by_role("button", name="Roll out").click()
+        page.get_by_role("dialog").get_by_role("button", name="Roll out").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Rollout 2: tiny:2.0")
+        expect(page.locator("#phase")).to_have_text("running")
+
+        page.get_by_role("button", name="Pause").click()
+        page.get_by_role("dialog").get_by_role("button", name="Pause").click()
+        expect(page.locator("#phase")).to_have_text("running, paused")
+        page.get_by_role("button", name="Resume").click()
+        page.get_by_role("dialog").get_by_role("button", name="Resume").click()
+        expect(page.locator("#phase")).to_have_text("running")
+
+        page.evaluate("window.untouched = true")
+        agent.report(2, {"tiny": failed(new, HOSTILE, still=old)})
+        expect(page.locator("#phase")).to_have_text("reverting")
+        gate = page.get_by_role("group").filter(has_text="Golden vectors")
+        expect(gate.get_by_role("img", name="rpi4: 100 %")).to_be_visible()
+        expect(gate).to_contain_text("1 of 1 devices refused it by their golden vectors")
+        expect(page.get_by_role("region", name="Waves")).to_contain_text("Taken back by rollout 3")
+        agent.report(3, {"tiny": serving(old)})
+        expect(page.locator("#phase")).to_have_text("aborted")
+        expect(page.get_by_role("region", name="Waves").get_by_role("row", name="1 (now)")).to_contain_text(
+            "1 reverted"
+        )
+        expect(page.get_by_role("region", name="What happened")).to_contain_text("rollout.abort")
+        assert page.evaluate("window.untouched"), "the page was loaded again"
+
+
 def test_what_cannot_be_done_is_told_where_it_was_asked(page: Page, fleet: FleetService) -> None:
     page.goto("/releases")
     region = page.get_by_role("region", name="tiny:1.0")
@@ -164,6 +216,10 @@ def test_axe_finds_nothing_and_no_page_is_wider_than_the_screen(
     axe = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
     fleet.rollout_start("tiny:1.0")
     fleet.rollout_start("tiny:2.0", {"site": "berlin"})
+    fleet.rollout_start("tiny:1.0", policy=Policy(soak=3600.0))
+    wait_for(lambda: fleet.rollout_status(3).stage.wave == 1, what="a first wave")  # type: ignore[union-attr]
+    with fleet.database.write() as session:
+        records.keep_gates(session, 3, 1, RESULTS, session.now())
     # axe is put into the page by its text, which the page's own policy forbids.
     context = browser.new_context(
         base_url=url, viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True

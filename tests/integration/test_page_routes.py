@@ -18,6 +18,7 @@ from tests.support.pages import Page, fleet, page, releases
 from tests.support.ports import free_port
 
 from kedge.fleet.service import FleetService
+from kedge.fleet.staged.engine import Engine
 from kedge.page.options import PageAddress, PageOptions
 from kedge.page.server import serving
 from kedge_protocol.errors import ConfigError
@@ -41,6 +42,45 @@ def test_the_verbs_work_as_json(page: Page, fleet: FleetService) -> None:
     assert page.json("POST", "/rollouts/2/revert")["version"] == "1.0"
     assert [one["rollout"] for one in page.json("GET", "/devices/pi/history")] == [3, 2, 1]
     assert fleet.rollout_status().kind == "revert"
+
+
+def test_a_staged_rollout_is_steered_by_routes_and_shown(page: Page, fleet: FleetService) -> None:
+    wish = {"release": "tiny:1.0", "policy": {"waves": ["1", "100%"], "min_per_target": 0, "soak": "1h"}}
+    fleet.device_add("pi2", "rpi4")
+    plan = page.json("POST", "/rollout-plans", wish)
+    assert [sum(map(len, wave["devices"].values())) for wave in plan["waves"]] == [2, 1]
+    assert fleet.rollouts() == ()
+    begun = page.json("POST", "/rollouts", wish, 201)["rollout"]["stage"]
+    assert (begun["planned"], begun["policy"]["soak"]) == (2, 3600.0)
+    Engine(fleet.database).tick(now=fleet.database.clock())
+    assert page.json("POST", "/rollouts/1/pause")["stage"]["paused"] is True
+    assert page.json("POST", "/rollouts/1/pause", status=409)["what"] == "rollout 1: it is paused already"
+    assert page.json("POST", "/rollouts/1/resume")["stage"]["paused"] is False
+    assert page.json("POST", "/rollouts/1/promote")["stage"]["wave"] == 2
+    assert "none of its devices" in page.json("POST", "/rollouts/1/retry", {}, 409)["what"]
+    shown = page.ask("GET", "/rollouts/1", headers={"Accept": "text/html"})[2].decode()
+    assert all(f'data-to="/api/v1/rollouts/1/{verb}"' in shown for verb in ("pause", "abort"))
+    assert page.json("POST", "/rollouts/1/abort", {"reason": "a test"})["state"] == "aborted"
+    shown = page.ask("GET", "/rollouts/1", headers={"Accept": "text/html"})[2].decode()
+    assert 'data-to="/api/v1/rollouts/1/' not in shown
+    assert "page:local: a test" in shown
+    entries = fleet.audit_log(subject="rollout 1")
+    assert {entry.actor for entry in entries if entry.action == "rollout.pause"} == {"page:local"}
+    for verb in ("pause", "resume", "promote"):
+        page.json("POST", f"/rollouts/99/{verb}", status=404)
+
+
+def test_a_policy_that_does_not_fit_is_told_and_starts_nothing(page: Page, fleet: FleetService) -> None:
+    for policy in (
+        {"policy": {"wave": ["1%"]}},
+        {"policy": {"gates": {"error_rate": 7}}},
+        {"policy_toml": "waves = ["},
+    ):
+        told = page.json("POST", "/rollouts", {"release": "tiny:1.0", **policy}, 409)
+        assert told["error"] == "ConfigError", told
+    both = {"release": "tiny:1.0", "policy": {}, "policy_toml": "soak = 5"}
+    assert page.json("POST", "/rollouts", both, 409)["what"] == "there are two policies"
+    assert fleet.rollouts() == ()
 
 
 def test_a_change_by_a_route_stands_in_the_audit_log_under_the_pages_client(page: Page, fleet: FleetService) -> None:

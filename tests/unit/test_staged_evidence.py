@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from tests.unit.test_call_figures import NEW, OLD, message
 
-from kedge.fleet import call_figures
+from kedge.fleet import call_figures, drift
 from kedge.fleet.database import Database
 from kedge.fleet.staged import evidence
 from kedge.fleet.staged.cohorts import CohortEvidence
 from kedge.fleet.staged.evidence import CONTROL, MEASURED
 from kedge.fleet.staged.gates import Gates, Verdict, judge
 from kedge.fleet.staged.slopes import slope
+from kedge_protocol.drift import Kind, Statistic, Stream
 from kedge_protocol.messages import Telemetry
 
 SWITCH = 10_000.0
@@ -160,6 +161,46 @@ def test_figures_that_begin_after_now_are_left_out(rollout: Rollout) -> None:
     reached = rollout.add(2, "serving")
     rollout.tell(reached, SWITCH, 5, message(NEW))
     assert rollout.collect(SWITCH - 1)["rpi4"].new.devices == ()
+
+
+STREAMS = [
+    Stream(kind=kind, tensor="x", statistic=Statistic.MEAN, edges=(0.0, 1.0, 2.0), counts=(100, 400, 400, 100))
+    for kind in (Kind.INPUT, Kind.OUTPUT)
+]
+USUAL, MOVED = (10, 40, 40, 10), (40, 40, 10, 10)
+
+
+def sketched(digest: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Telemetry:
+    return message(digest, drift={"input/x/mean": inputs, "output/x/mean": outputs})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        ((USUAL, USUAL), (USUAL, MOVED), Verdict.FAIL),
+        ((USUAL, USUAL), (USUAL, USUAL), Verdict.PASS),
+        # The world's doing: the samples themselves have shifted, or the old bundle's outputs were as far off.
+        ((USUAL, USUAL), (MOVED, MOVED), Verdict.PASS),
+        ((USUAL, MOVED), (USUAL, MOVED), Verdict.PASS),
+    ],
+)
+def test_only_what_drifts_further_with_the_new_bundle_is_held_against_it(
+    rollout: Rollout, before: tuple[tuple[int, ...], ...], after: tuple[tuple[int, ...], ...], verdict: Verdict
+) -> None:
+    with rollout.database.write() as session:
+        for number, digest in enumerate((OLD, NEW), 1):
+            session.run("INSERT INTO release VALUES (?, 'tiny', ?, 'sha256:r', 1.0, NULL)", (number, f"{number}.0"))
+            session.run(
+                "INSERT INTO bundle (release_id, target, digest, size, backend, precision, drift)"
+                " VALUES (?, 'rpi4', ?, 1, 'b', 'int8', ?)",
+                (number, digest, drift.document(STREAMS)),
+            )
+    reached = rollout.add(5, "serving")
+    rollout.tell(reached, SWITCH - 3600, 20, sketched(OLD, *before))
+    rollout.tell(reached, SWITCH, 20, sketched(NEW, *after))
+    found = {one.gate: one for one in judge(Gates(), tuple(rollout.collect().values()), soaked=False)}["drift"]
+    assert found.verdict is verdict, found
+    assert "inputs" in found.detail
 
 
 def test_a_median_slope_is_moved_little_by_leaps_and_its_variance_covers_the_truth() -> None:

@@ -14,7 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kedge.fleet.database import Session
+from kedge.fleet.drift import sane_counts
 from kedge.fleet.staged.cohorts import Share, Spread
+from kedge_protocol import drift as sketches
 from kedge_protocol import latency_buckets
 from kedge_protocol.messages import ModelTelemetry, Telemetry
 
@@ -75,6 +77,7 @@ class Figures:
         calls, p95, p99: see :class:`kedge.fleet.staged.cohorts.DeviceCalls`.
         temperature: °C, by blocks.
         buckets: latency histogram.
+        drift: what the samples were like: stream → counts of its bins.
         memory: (seconds after ``since``, bytes), oldest first.
         every: blocks between two values of memory.
         skipped: blocks since the last value of memory.
@@ -88,6 +91,7 @@ class Figures:
     p99: Spread = field(default_factory=Spread)
     temperature: Spread = field(default_factory=Spread)
     buckets: dict[str, int] = field(default_factory=dict)
+    drift: dict[str, list[int]] = field(default_factory=dict)
     memory: list[tuple[float, float]] = field(default_factory=list)
     every: int = 1
     skipped: int = 0
@@ -108,6 +112,7 @@ class Figures:
         self.until = max(self.until, at)
         if count and not model.mixed:
             _add_calls(self.block, model)
+            self._add_drift(sane_counts(model.drift))
         temperature = message.temperature_c
         if temperature is not None and -100 < temperature < 1000:
             self.block.temperature += temperature
@@ -116,6 +121,10 @@ class Figures:
         if 0 < memory < MAX_COUNT:
             self.block.memory += memory
             self.block.memories += 1
+
+    def _add_drift(self, came: dict[str, list[int]]) -> None:
+        if came.keys() <= self.drift.keys() or not self.drift:
+            self.drift = sketches.added(self.drift, came)
 
     def _close(self, block: Block) -> None:
         self.block = None
@@ -152,6 +161,7 @@ class Figures:
             spread: Spread = getattr(self, name)
             setattr(self, name, dataclasses.replace(spread, count=-(-spread.count // 2), squares=spread.squares / 2))
         self.buckets = {bucket: count // 2 for bucket, count in self.buckets.items() if count > 1}
+        self.drift = {stream: [count // 2 for count in counts] for stream, counts in self.drift.items()}
 
     def encode(self) -> bytes:
         """Return the document of this row."""
@@ -162,6 +172,7 @@ class Figures:
             "p99": vars(self.p99),
             "temperature": vars(self.temperature),
             "buckets": self.buckets,
+            "drift": self.drift,
             "memory": self.memory,
             "every": self.every,
             "skipped": self.skipped,
@@ -181,6 +192,7 @@ def decode(since: float, until: float, document: bytes) -> Figures:
         p99=Spread(**values["p99"]),
         temperature=Spread(**values["temperature"]),
         buckets=values["buckets"],
+        drift=values["drift"],
         memory=[(seconds, value) for seconds, value in values["memory"]],
         every=values["every"],
         skipped=values["skipped"],

@@ -85,8 +85,8 @@ def note(session: Session, device: int, messages: Sequence[tuple[float, Telemetr
 
 
 def _note(session: Session, key: tuple[int, str, str], at: float, came: Mapping[str, Sequence[int]]) -> None:
-    sane = {name: list(counts) for name, counts in came.items() if _is_sane(counts)}
-    if not sane or len(sane) > drift.MAX_STREAMS:
+    sane = sane_counts(came)
+    if not sane:
         return
     row = session.row(_KNOWN, key)
     since, fresh, before = (at, "{}", "{}") if row is None else (row["since"], row["fresh"], row["before"])
@@ -94,6 +94,12 @@ def _note(session: Session, key: tuple[int, str, str], at: float, came: Mapping[
         since, fresh, before = at, "{}", fresh if at - since < 2 * WINDOW_SECONDS else "{}"
     total = drift.added(json.loads(fresh), sane)
     session.run(_UPSERT, (*key, since, at, json.dumps(total, separators=(",", ":")), before))
+
+
+def sane_counts(came: Mapping[str, Sequence[int]]) -> Counts:
+    """Return the sketches of a message that can be; none where there are too many."""
+    found = {name: list(counts) for name, counts in came.items() if _is_sane(counts)}
+    return found if len(found) <= drift.MAX_STREAMS else {}
 
 
 def _is_sane(counts: Sequence[int]) -> bool:
@@ -137,7 +143,7 @@ def cohorts(
             counts = drift.added(json.loads(row["fresh"]), json.loads(row["before"]))
             groups.setdefault((row["model"], row["digest"], *values), []).append(counts)
             if row["digest"] not in known:
-                known[row["digest"]] = row["version"], _read(row["drift"])
+                known[row["digest"]] = row["version"], read_baseline(row["drift"])
     found = []
     for (name, digest, *values), sketches in groups.items():
         version, streams = known[digest]
@@ -176,8 +182,9 @@ class Alarms:
         self._known = set(found)
 
 
-def _read(raw: str) -> tuple[Stream, ...]:
+def read_baseline(raw: str) -> tuple[Stream, ...]:
+    """Return a bundle's baseline from its :func:`document`; empty where a later Kedge wrote it."""
     try:
         return codec.decode(raw.encode(), _Baseline, where="drift baseline").streams
-    except MessageError:  # a later Kedge published it
+    except MessageError:
         return ()

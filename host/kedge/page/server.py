@@ -22,8 +22,9 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from kedge.fleet.service import FleetService
-from kedge.page import metrics, routes, views
+from kedge.page import metrics, rollout_routes, routes, views
 from kedge.page.access import COOKIE, LOGIN_SECONDS, Access, Tokens, refused
+from kedge.page.asking import PREFIX
 from kedge.page.live import MAX_LISTENERS, Live
 from kedge.page.options import PageAddress
 from kedge_protocol import __version__
@@ -122,11 +123,12 @@ def application(fleet: FleetService, address: PageAddress) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        openapi_url=f"{routes.PREFIX}/openapi.json",
+        openapi_url=f"{PREFIX}/openapi.json",
     )
     app.state.fleet, app.state.live, app.state.tokens = fleet, live, Tokens(address.tokens)
     app.state.metrics = metrics.registry(fleet)
     app.include_router(routes.router)
+    app.include_router(rollout_routes.router)
     app.include_router(views.router)
     app.mount("/static", StaticFiles(directory=views.FOLDER / "static"), name="static")
     _add_own_routes(app)
@@ -197,7 +199,7 @@ def _problem(request: Request, error: Exception) -> Response:
     """An error as JSON, or as a page for who asked for one."""
     status, values = _told(request, error)
     headers = getattr(error, "headers", None) or {}
-    if request.url.path.startswith(routes.PREFIX) or "text/html" not in request.headers.get("accept", ""):
+    if request.url.path.startswith(PREFIX) or "text/html" not in request.headers.get("accept", ""):
         answer = refused(status, **values)
     else:
         answer = views.render(request, "error.html.j2", status, **values)

@@ -18,8 +18,8 @@ from kedge.fleet.results import DeviceDetail, Progress, RolloutStatus
 from kedge.fleet.rollout_status import DeviceFilter
 from kedge.fleet.service import FleetService
 from kedge.fleet.units import size_text, span_text
-from kedge.page import drawing
-from kedge.page.routes import Name, Number, Offset
+from kedge.page import drawing, stages
+from kedge.page.asking import Name, Number, Offset
 from kedge_protocol.errors import KedgeError
 from kedge_protocol.messages import ModelTelemetry
 
@@ -27,6 +27,8 @@ FOLDER = Path(__file__).parent
 ROWS = 100
 """Devices on a page."""
 ROLLOUTS = 20
+EVENTS = 30
+"""Entries of the audit log on a rollout's page."""
 
 Given = Annotated[str, Query(max_length=64)]
 """A field of the list's form; empty for any."""
@@ -53,6 +55,8 @@ def environment() -> jinja2.Environment:
         "iso": lambda at: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at)),
         "figure": lambda value: "–" if value is None else f"{value:.3g}",
         "cells": drawing.cells,
+        "span": span_text,
+        "steps": stages.ordered,
         "percent": lambda part, whole: f"{100 * part / whole:.0f} %" if whole else "–",
     }
     return found
@@ -225,8 +229,10 @@ _ORDER = {
             Progress.PROVING,
             Progress.FETCHING,
             Progress.PENDING,
+            Progress.WAITING,
             Progress.OFFLINE,
             Progress.SUPERSEDED,
+            Progress.SILENT,
             Progress.CONFLICT,
             Progress.FAILED,
         )
@@ -238,13 +244,19 @@ _TROUBLE_FIRST = tuple(reversed(_ORDER))
 @router.get("/rollouts/{number}")
 def rollout(request: Request, number: Number, offset: Offset = 0) -> Response:
     """One rollout: how far it is, and its devices, those with trouble first."""
-    status = _fleet(request).rollout_status(number, shown=DeviceFilter())
+    fleet = _fleet(request)
+    status = fleet.rollout_status(number, shown=DeviceFilter())
+    stage = status.stage
     place = {one: index for index, one in enumerate(_TROUBLE_FIRST)}
     listed = sorted(status.devices, key=lambda one: place[one.progress])
     return render(
         request,
         "rollout.html.j2",
         rollout=status,
+        stage=stage,
+        gates=() if stage is None else stages.gate_views(stage.gates),
+        actions=() if stage is None else stages.actions(number, stage),
+        events=() if stage is None else stages.events(fleet.audit_log(limit=EVENTS, subject=f"rollout {number}")),
         targets=by_target(status),
         devices=listed[offset : offset + ROWS],
         offset=offset,

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kedge.fleet import call_figures
+from kedge.fleet import call_figures, drift
 from kedge.fleet.call_figures import Figures
 from kedge.fleet.database import Row, Session
+from kedge.fleet.staged import shifts
 from kedge.fleet.staged.cohorts import (
     CallFigures,
     CohortEvidence,
     DeviceCalls,
     DeviceMemory,
     DeviceTemperature,
+    DriftFigures,
 )
 from kedge.fleet.staged.phases import Step
 from kedge.fleet.staged.slopes import WARM_UP_SECONDS, slope
+from kedge_protocol.drift import Stream
 
 MEASURED = 256
 """Devices of a target whose figures are read, those of the first waves first: more would decide no better."""
@@ -41,7 +44,7 @@ FROM rollout_member LEFT JOIN device_state USING (device_id) WHERE rollout_id = 
 GROUP BY target
 """
 _FIGURES = """
-SELECT target, name, figures.digest = part.digest AS is_new, since, until, document FROM (
+SELECT target, name, figures.digest = part.digest AS is_new, figures.digest, since, until, document FROM (
     SELECT target, device_id, row_number() OVER (PARTITION BY target ORDER BY wave, device_id) AS place
     FROM rollout_member WHERE rollout_id = :rollout AND step NOT IN (:waiting, :gone)
 ) AS member
@@ -52,7 +55,7 @@ JOIN call_figures AS figures ON figures.device_id = member.device_id AND figures
 WHERE place <= :measured
 """
 _CONTROL = """
-SELECT target, name, 0 AS is_new, since, until, document FROM (
+SELECT target, name, 0 AS is_new, figures.digest, since, until, document FROM (
     SELECT target, device_id, row_number() OVER (PARTITION BY target ORDER BY wave, device_id) AS place
     FROM rollout_member WHERE rollout_id = :rollout AND step = :waiting
 ) AS member
@@ -65,12 +68,26 @@ WHERE place <= :control
 _NOT_REACHED = {Step.WAITING.value, Step.GONE.value}
 
 
+_BASELINES = "SELECT DISTINCT digest, drift FROM bundle WHERE drift IS NOT NULL AND digest IN {}"
+Baselines = Mapping[str, Sequence[Stream]]
+
+
 @dataclass
 class _Target:
-    """Figures of one target, by device name."""
+    """Figures of one target, by device name, and the bundles that they are of."""
 
     new: dict[str, Figures] = field(default_factory=dict)
     old: dict[str, Figures] = field(default_factory=dict)
+    bundles: dict[tuple[str, bool], str] = field(default_factory=dict)
+
+    def drift(self, baselines: Baselines) -> DriftFigures | None:
+        """The drift of the devices that have figures of both bundles, and both bundles baselines."""
+        found = {}
+        for name, new in self.new.items():
+            after, before = (baselines.get(self.bundles.get((name, is_new), "")) for is_new in (True, False))
+            if after and before and name in self.old:
+                found[name] = ((after, new.drift), (before, self.old[name].drift))
+        return shifts.figures(found) if found else None
 
 
 def collect(session: Session, rollout_id: int, *, now: float) -> tuple[CohortEvidence, ...]:
@@ -102,14 +119,25 @@ def collect(session: Session, rollout_id: int, *, now: float) -> tuple[CohortEvi
         figures = call_figures.decode(row["since"], row["until"], row["document"])
         found = targets[row["target"]]
         (found.new if row["is_new"] else found.old)[row["name"]] = figures
+        if figures.drift:
+            found.bundles[row["name"], bool(row["is_new"])] = row["digest"]
+    bundles = {digest for found in targets.values() for digest in found.bundles.values()}
+    baselines = {
+        row["digest"]: drift.read_baseline(row["drift"]) for row in session.where_in(_BASELINES, sorted(bundles))
+    }
     return tuple(
-        _cohort(target, rows, served.get(target), control.get(target), targets[target])
+        _cohort(target, rows, served.get(target), control.get(target), targets[target], baselines)
         for target, rows in sorted(counts.items())
     )
 
 
 def _cohort(
-    target: str, counts: Sequence[Row], served: Row | None, control: Row | None, found: _Target
+    target: str,
+    counts: Sequence[Row],
+    served: Row | None,
+    control: Row | None,
+    found: _Target,
+    baselines: Baselines,
 ) -> CohortEvidence:
     def number(*steps: Step, stage: str | None = None) -> int:
         wanted = {step.value for step in steps}
@@ -134,6 +162,7 @@ def _cohort(
             DeviceTemperature(device=name, new=_mean(figures), old=_mean(found.old.get(name)))
             for name, figures in found.new.items()
         ),
+        drift=found.drift(baselines),
     )
 
 

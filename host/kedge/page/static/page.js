@@ -15,13 +15,16 @@ function renew(old, fresh) {
     old.nodeValue = fresh.nodeValue;
     return;
   }
-  if (old.tagName === "FORM" && old.contains(document.activeElement)) return;
+  // What is being typed stays; a form that only has a button changes with what may be done.
+  if (old.tagName === "FORM" && old.contains(document.activeElement) && !document.activeElement.matches("button")) return;
+  // What the reader has unfolded stays so.
+  if (old.tagName === "DETAILS") fresh.open = old.open;
   for (const name of old.getAttributeNames()) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
   for (const name of fresh.getAttributeNames()) {
     const value = fresh.getAttribute(name);
     if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   }
-  if (old.matches("input, select")) return;
+  if (old.matches("input, select, textarea")) return;
   const wanted = [...fresh.childNodes];
   wanted.forEach((child, index) => {
     const there = old.childNodes[index];
@@ -103,21 +106,20 @@ document.addEventListener("submit", async (event) => {
   const form = event.target;
   if (!form.dataset.to) return;
   event.preventDefault();
-  if (!(await confirmed(form.dataset.confirm, event.submitter.textContent))) return;
+  // Taken now: the page may change while the question stands.
+  const { to, method, then, confirm } = form.dataset;
+  const sent = JSON.stringify(body(form));
+  if (!(await confirmed(confirm, event.submitter.textContent))) return;
   said.textContent = "…";
   try {
-    const answer = await fetch(form.dataset.to, {
-      method: form.dataset.method,
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(body(form)),
-    });
+    const answer = await fetch(to, { method, headers: { "Content-Type": "application/json" }, body: sent });
     const told = await answer.json();
     if (!answer.ok) {
       said.textContent = [told.where, told.what, told.remedy].filter(Boolean).join(". ");
       return;
     }
     said.textContent = "Done.";
-    const next = form.dataset.then.replace(/\{([^}]+)\}/, (_, path) => path.split(".").reduce((value, key) => value[key], told));
+    const next = then.replace(/\{([^}]+)\}/, (_, path) => path.split(".").reduce((value, key) => value[key], told));
     if (next === location.pathname) refresh();
     else location.assign(next);
   } catch (error) {
