@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from kedge.fleet.staged import machine, orders
 from kedge.fleet.staged.gates import GateResult, Verdict
-from kedge.fleet.staged.machine import Answer, Facts, Member, Revert, Send, Sight, State
 from kedge.fleet.staged.phases import ENDED, REACHED, Phase, Step
 from kedge.fleet.staged.policy import Approval, OnAbort, Policy, Undecided
+from kedge.fleet.staged.states import Action, Answer, Facts, Member, Revert, Send, Shadow, Sight, State, Unshadow
 from kedge_protocol.errors import FleetError
 
 TICK = 10.0
 
 
 def result(verdict: Verdict) -> GateResult:
-    return GateResult(gate="g", target="t", verdict=verdict, figure=0.0, limit=1.0, samples=1, detail="drawn")
+    return GateResult(gate="agreement", target="t", verdict=verdict, figure=0.0, limit=1.0, samples=1, detail="drawn")
 
 
 @dataclass
@@ -49,6 +49,7 @@ DEVICES = st.lists(
 )
 POLICIES = st.builds(
     Policy,
+    shadow=st.sampled_from([0.0, 0.1]),
     soak=st.sampled_from([0.0, 50.0]),
     max_soak=st.just(200.0),
     undecided=st.sampled_from(Undecided),
@@ -80,16 +81,24 @@ class Run:
         self.now = 1000.0
         self.tells: list[tuple[int, ...]] = []
         self.reached: set[int] = set()
+        self.shadowed: set[int] = set()
 
-    def apply(self, after: State, actions: tuple[machine.Action, ...]) -> None:
+    def apply(self, after: State, actions: tuple[Action, ...]) -> None:
         for action in actions:
             if isinstance(action, Send):
                 self.tells.append(action.devices)
                 for number in action.devices:
+                    assert number not in self.shadowed
                     assert self.state.members[number].step in (Step.WAITING, Step.FAILED, Step.SILENT)
                     assert after.members[number].step is Step.UPDATING
                     self.devices[number].told += 1
                     self.reached.add(number)
+            elif isinstance(action, Shadow):
+                assert not self.shadowed & set(action.devices)
+                self.shadowed |= set(action.devices)
+            elif isinstance(action, Unshadow):
+                assert self.shadowed >= set(action.devices)
+                self.shadowed -= set(action.devices)
             elif isinstance(action, Revert):
                 for number in action.devices:
                     self.devices[number].reverted += 1
@@ -143,6 +152,7 @@ def test_a_rollout_ends_tells_each_device_once_a_try_and_takes_back_all_that_it_
             if run.state.phase is Phase.HOLDING:
                 run.order("promote")
     assert run.state.phase in ENDED
+    assert not run.shadowed
     retried = sum(name == "retry" for _, name in given_orders)
     for device in devices:
         assert device.told <= (1 + policy.retries) * (1 + retried)

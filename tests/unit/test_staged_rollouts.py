@@ -253,3 +253,71 @@ def test_a_dry_run_tells_waves_bytes_and_shortfalls_and_does_nothing(fleet: Stag
     planned = {name: wave.number for wave in found.waves for names in wave.devices.values() for name in names}
     assert {one.device: one.wave for one in started.devices} == planned
     assert Progress.WAITING.value in started.counts
+
+
+def shadows(fleet: StagedFleet) -> set[str]:
+    query = "SELECT name, digest, target FROM desired_shadow JOIN device ON device.id = device_id"
+    with fleet.service.database.read() as session:
+        rows = session.rows(query)
+    assert all(row["digest"] == fleet.digest("2.0", row["target"]) for row in rows)
+    return {row["name"] for row in rows}
+
+
+def test_the_first_wave_runs_the_new_bundle_as_a_shadow_before_it_is_switched(fleet: StagedFleet) -> None:
+    number = fleet.service.rollout_start("tiny:2.0", policy=policy(shadow=0.1, soak=30.0)).rollout.id
+    fleet.step(5)
+    assert (fleet.stage().phase.value, fleet.stage().wave) == ("shadowing", 1)
+    first = set(members(fleet, 1))
+    assert shadows(fleet) == first
+    assert fleet.serving("1.0") == set(fleet.devices)
+    # No device has compared anything: it is held, and a person decides.
+    assert "no shadow has compared anything" in fleet.until("holding").reason
+    fleet.service.rollout_promote()
+    fleet.step(2)
+    assert (fleet.serving("2.0"), shadows(fleet)) == (first, set())
+    fleet.until("done")
+    assert "rollout.shadow" in fleet.actions(number)
+
+
+def test_an_abort_ends_the_shadows_and_has_switched_nothing(fleet: StagedFleet) -> None:
+    fleet.service.rollout_start("tiny:2.0", policy=policy(shadow=0.1))
+    fleet.step(5)
+    assert shadows(fleet)
+    fleet.service.rollout_abort()
+    fleet.step(2)
+    assert (fleet.stage().phase.value, shadows(fleet)) == ("aborted", set())
+    assert fleet.serving("1.0") == set(fleet.devices)
+
+
+def test_a_release_that_a_rollout_needs_cannot_be_removed(fleet: StagedFleet) -> None:
+    number = fleet.service.rollout_start("tiny:2.0", policy=policy()).rollout.id
+    with pytest.raises(FleetError, match=f"rollout {number} is to bring it to further devices"):
+        fleet.service.release_remove("tiny:2.0")
+    fleet.service.rollout_start("tiny:3.0", {}, policy=policy(waves=("100%",)))
+    fleet.step(5)
+    with pytest.raises(FleetError, match=r"rollout 3 may have to take devices back to it"):
+        fleet.service.release_remove("tiny:1.0")
+    fleet.until("done")
+    assert fleet.service.release_remove("tiny:1.0").blobs_removed
+
+
+def test_a_device_that_is_removed_or_taken_over_is_not_waited_for(fleet: StagedFleet) -> None:
+    for device in fleet.devices.values():
+        device.deaf = device.target == "rpi5"
+    number = fleet.service.rollout_start("tiny:2.0", policy=policy(waves=("100%",), soak=10.0)).rollout.id
+    fleet.step(5)
+    for name in ("rpi5-0000", "rpi5-0001"):
+        fleet.service.device_remove(name)
+        del fleet.devices[name]
+    fleet.service.rollout_start("tiny:3.0", policy=policy(select="target=rpi5", waves=("100%",)))
+    assert fleet.until("done", rollout=number).steps == {"gone": 6, "serving": 12}
+
+
+def test_a_rollout_whose_devices_are_all_removed_ends(fleet: StagedFleet) -> None:
+    number = fleet.service.rollout_start("tiny:2.0", policy=policy(select="target=rpi5")).rollout.id
+    fleet.step(2)
+    for name in [name for name, device in fleet.devices.items() if device.target == "rpi5"]:
+        fleet.service.device_remove(name)
+        del fleet.devices[name]
+    fleet.step(5)
+    assert fleet.stage(number).phase.value == "superseded"

@@ -28,6 +28,7 @@ _NUMBERS = {
     "min_per_target": "Devices of each target that each wave holds at least.",
     "parallel": "Devices that are updated at the same time; 0 for no limit.",
     "per_minute": "Devices that are told within a minute; 0 for no limit.",
+    "shadow_memory_mib": "Memory that a shadow may take on a device.",
     "retries": "How often a device that failed is told again.",
 }
 _CHOICES = {
@@ -47,6 +48,12 @@ def policy_options(command: F) -> F:
         command = click.option(_flag(name), name, type=click.Choice(choices), help=text)(command)
     for name, (metavar, text) in reversed(_TEXTS.items()):
         command = click.option(_flag(name), name, metavar=metavar, help=text)(command)
+    command = click.option(
+        "--shadow",
+        type=float,
+        metavar="SHARE",
+        help="Run the new bundle beside the old one first, on this share of a core of the first wave's devices.",
+    )(command)
     listed = click.option(
         "--devices",
         "device_list",

@@ -123,11 +123,33 @@ def remove(session: Session, release: Row) -> None:
             f"{reference} cannot be removed: {len(users)} device{'s' * (len(users) != 1)} shall run it ({shown})",
             remedy="Roll out another release to them first, or revert",
         )
+    _refuse_while_rolling_out(session, release, reference)
     of_release = "(SELECT id FROM bundle WHERE release_id = ?)"
     session.run(f"DELETE FROM bundle_blob WHERE bundle_id IN {of_release}", (release["id"],))
     session.run("DELETE FROM bundle WHERE release_id = ?", (release["id"],))
     session.run("DELETE FROM release WHERE id = ?", (release["id"],))
     note_change(session)
+
+
+def _refuse_while_rolling_out(session: Session, release: Row, reference: str) -> None:
+    """Refuse to remove what a staged rollout has yet to bring to devices, or may have to take them back to."""
+    coming = session.value(
+        "SELECT rollout_id FROM rollout_stage JOIN rollout ON rollout.id = rollout_id"
+        " WHERE live > 0 AND phase NOT IN ('aborted', 'reverting') AND model = ? AND version = ?",
+        (release["name"], release["version"]),
+    )
+    before = session.value(
+        "SELECT part.rollout_id FROM rollout_device AS part JOIN rollout_stage ON live = 2"
+        " AND rollout_stage.rollout_id = part.rollout_id JOIN bundle ON bundle.digest = part.previous"
+        " WHERE release_id = ? AND superseded_by IS NULL",
+        (release["id"],),
+    )
+    if coming is not None or before is not None:
+        what = "is to bring it to further devices" if coming is not None else "may have to take devices back to it"
+        raise FleetError(
+            f"{reference} cannot be removed: rollout {before if coming is None else coming} {what}",
+            remedy="Wait until it has ended, or abort it: kedge rollout abort",
+        )
 
 
 def forget_blobs(session: Session) -> None:

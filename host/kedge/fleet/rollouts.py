@@ -251,9 +251,36 @@ def give(session: Session, rollout: int, model: str, parts: Mapping[int, Wanted 
     note_change(session)
 
 
+def shadow(session: Session, model: str, bundles: Mapping[int, Wanted], *, share: float, memory_bytes: int) -> None:
+    """Let devices run bundles beside those that they are to have, within a budget.
+
+    Args:
+        bundles: device's number → the bundle.
+        share: of a processor core.
+    """
+    rows = [(device, model, one.digest, one.size, share, memory_bytes) for device, one in bundles.items()]
+    session.run_many("INSERT OR REPLACE INTO desired_shadow VALUES (?, ?, ?, ?, ?, ?)", rows)
+    _publish(session, list(bundles))
+
+
+def unshadow(session: Session, model: str, numbers: Sequence[int]) -> None:
+    """End the shadows of a model on devices."""
+    session.run_many(
+        "DELETE FROM desired_shadow WHERE device_id = ? AND model = ?", [(number, model) for number in numbers]
+    )
+    _publish(session, numbers)
+
+
+def _publish(session: Session, numbers: Sequence[int]) -> None:
+    """Give devices their desired state under a new version."""
+    versions = next_versions(session, numbers)
+    session.run_many("UPDATE device SET desired_version = ? WHERE id = ?", [(versions[one], one) for one in numbers])
+    note_change(session)
+
+
 def give_again(session: Session, rollout: int, parts: Sequence[int]) -> None:
     """Ask the same of devices once more, under a new version, so that a device that refused it tries again."""
-    versions = _versions(session, parts)
+    versions = next_versions(session, parts)
     rows = [{"rollout": rollout, "device": device, "version": versions[device]} for device in parts]
     session.run_many("UPDATE device SET desired_version = :version WHERE id = :device", rows)
     session.run_many(
@@ -279,8 +306,8 @@ def claim(session: Session, rollout: int, model: str, *, table: str, reverts: in
     )
 
 
-def _versions(session: Session, numbers: Sequence[int]) -> dict[int, int]:
-    """Return device → the desired version that it is given next."""
+def next_versions(session: Session, numbers: Sequence[int]) -> dict[int, int]:
+    """Return device's number → the desired version that it is given next."""
     query = """
         SELECT device.id, desired_version, coalesce(answered_version, 0) AS answered
         FROM device LEFT JOIN device_state ON device_state.device_id = device.id WHERE device.id IN {}
@@ -294,7 +321,7 @@ def _rows(session: Session, rollout: int, model: str, parts: Mapping[int, Wanted
     numbers = list(parts)
     query = "SELECT device_id, model, digest, size FROM desired_model WHERE device_id IN {}"
     before = {row["device_id"]: row for row in session.where_in(query, numbers) if row["model"] == model}
-    versions = _versions(session, numbers)
+    versions = next_versions(session, numbers)
     sent = bytes_sent(session, sorted({wanted.digest for wanted in parts.values() if wanted}))
     rows = []
     for device, wanted in parts.items():

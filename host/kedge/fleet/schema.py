@@ -9,6 +9,7 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
   cleared at the broker.
 - ``desired_model``: one model that a device shall run; ``size`` is of the manifest in bytes, ``soak`` the seconds for
   which it waits for calls of users.
+- ``desired_shadow``: a bundle that shall run beside a desired one, see :func:`kedge.fleet.rollouts.shadow`.
 - ``device_state``: what a device said last; ``reported`` is the message as it came, ``told_target`` the target in it,
   ``refused_…`` the desired state that it did not take, ``namesake`` the boot of another device of its name.
 - ``reported_model``: the models of that message, taken apart, so that a rollout is judged without reading messages;
@@ -30,10 +31,10 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
 - ``command``: something to ask of a device once, and its answer.
 - ``audit``: see :mod:`kedge.fleet.audit`; entries are appended and never changed.
 - ``rollout_stage``: what a staged rollout has more: its policy as JSON and its state, see
-  :class:`kedge.fleet.staged.machine.State`; ``live`` is 2 while it goes on, 1 where it has ended and devices may still
+  :class:`kedge.fleet.staged.states.State`; ``live`` is 2 while it goes on, 1 where it has ended and devices may still
   answer or come, 0 otherwise; ``revert_id`` is the rollout that takes it back.
 - ``rollout_member``: a device in a staged rollout, in the order in which devices are told, see
-  :class:`kedge.fleet.staged.machine.Member`. Its ``rollout_device`` comes when it is told.
+  :class:`kedge.fleet.staged.states.Member`. Its ``rollout_device`` comes when it is told.
 - ``gate_result``: what the gates said last, by wave.
 """
 
@@ -66,6 +67,15 @@ CREATE TABLE IF NOT EXISTS desired_model (
     digest VARCHAR NOT NULL,
     size INTEGER NOT NULL,
     soak DOUBLE NOT NULL DEFAULT 0,
+    PRIMARY KEY (device_id, model)
+);
+CREATE TABLE IF NOT EXISTS desired_shadow (
+    device_id INTEGER NOT NULL REFERENCES device (id),
+    model VARCHAR NOT NULL,
+    digest VARCHAR NOT NULL,
+    size INTEGER NOT NULL,
+    share DOUBLE NOT NULL,
+    memory_bytes INTEGER NOT NULL,
     PRIMARY KEY (device_id, model)
 );
 CREATE TABLE IF NOT EXISTS device_state (
@@ -324,6 +334,7 @@ PER_DEVICE = (
     "telemetry",
     "call_figures",
     "drift_sketch",
+    "desired_shadow",
     "transfer",
     "rollout_device",
     "rollout_member",

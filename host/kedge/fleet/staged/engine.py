@@ -18,10 +18,10 @@ from kedge.fleet.device_progress import Standing
 from kedge.fleet.results import Progress
 from kedge.fleet.staged import choice, evidence, gates, machine, orders, records
 from kedge.fleet.staged.gates import GateResult
-from kedge.fleet.staged.machine import Action, Answer, Claim, Facts, Note, Revert, Send, Sight, State
 from kedge.fleet.staged.phases import Phase
 from kedge.fleet.staged.policy import Busy, Late, OnAbort
 from kedge.fleet.staged.records import GOING, OPEN, Staged
+from kedge.fleet.staged.states import Action, Answer, Claim, Facts, Note, Revert, Send, Shadow, Sight, State, Unshadow
 from kedge_protocol import codec
 from kedge_protocol.errors import FleetError
 
@@ -232,6 +232,18 @@ def apply(
             audit.append(session, actor, action.action, f"rollout {before.id}", values)
         elif isinstance(action, Send):
             _send(session, before, after, action.devices)
+        elif isinstance(action, Shadow):
+            bundles = _bundles(session, before.row)
+            shadows = {device: bundles[after.members[device].target] for device in action.devices}
+            rollouts.shadow(
+                session,
+                before.row["model"],
+                shadows,
+                share=before.policy.shadow,
+                memory_bytes=before.policy.shadow_memory_mib << 20,
+            )
+        elif isinstance(action, Unshadow):
+            rollouts.unshadow(session, before.row["model"], action.devices)
         elif isinstance(action, Claim):
             rollouts.claim(session, before.id, before.row["model"], table="rollout_member")
         else:
@@ -241,14 +253,18 @@ def apply(
 
 
 def _send(session: Session, before: Staged, after: State, numbers: Sequence[int]) -> None:
-    row = before.row
-    bundles = rollouts.bundles_of(session, releases.find(session, f"{row['model']}:{row['version']}")["id"])
+    row, bundles = before.row, _bundles(session, before.row)
     told = {part["device_id"] for part in rollouts.own_parts(session, before.id, numbers)}
     new = {device: bundles[after.members[device].target] for device in numbers if device not in told}
     if new:
         rollouts.give(session, before.id, row["model"], new, soak=before.policy.soak)
     if told:
         rollouts.give_again(session, before.id, sorted(told))
+
+
+def _bundles(session: Session, rollout: Row) -> dict[str, rollouts.Wanted]:
+    release = releases.find(session, f"{rollout['model']}:{rollout['version']}")
+    return rollouts.bundles_of(session, release["id"])
 
 
 def _named(session: Session, values: Mapping[str, object]) -> dict[str, object]:

@@ -7,137 +7,31 @@ A device is told once for each try: it leaves :attr:`Step.WAITING` with the acti
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 
 from kedge.fleet.staged.gates import GateResult, Verdict
 from kedge.fleet.staged.phases import ENDED, REACHED, Phase, Step
 from kedge.fleet.staged.policy import Approval, OnAbort, Policy, Undecided
+from kedge.fleet.staged.states import (
+    Action,
+    Answer,
+    Claim,
+    Facts,
+    Member,
+    Note,
+    Revert,
+    Send,
+    Shadow,
+    Sight,
+    State,
+    Unshadow,
+)
 
 REFUSED_STAGES = ("check", "prove")
 """A bundle that fails there fails there again: such a device is not tried again by itself."""
 SPAN_SECONDS = 60.0
 """Over which ``per_minute`` counts."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
-    """A device in a rollout.
-
-    Attributes:
-        wave: from 1 on; one above the last wave for devices that came later.
-        told_at, moved_at: when it was told last, and when it showed progress last (seconds since 1970).
-        mark: what it showed then; another mark is progress.
-        tries: how often it was told, a person's retry beginning anew.
-        stage: at which stage it failed.
-    """
-
-    target: str
-    wave: int
-    step: Step = Step.WAITING
-    told_at: float = 0.0
-    moved_at: float = 0.0
-    mark: str = ""
-    tries: int = 0
-    stage: str = ""
-
-
-class Answer:
-    """What a device says of what it was told: the values of :attr:`Sight.answer`."""
-
-    SERVES, FAILED, UNDER_WAY, GONE = "serves", "failed", "under way", "gone"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sight:
-    """What a device shows of its latest step.
-
-    Attributes:
-        answer: one of :class:`Answer`.
-        mark: changes with each progress.
-        stage: at which stage it failed; empty where nothing but a person can help.
-    """
-
-    answer: str
-    mark: str = ""
-    stage: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What is known in a round.
-
-    Attributes:
-        seen: device → what it shows; devices without news may be missing.
-        gates: what the gates say; None where they were not asked in this round.
-        in_the_way: rollouts that have some of the devices, where this one shall wait for them.
-        newcomers: devices that meet the selector since (number → target).
-        listening_since: since when nothing that devices say was missed: silence before is not theirs.
-    """
-
-    seen: Mapping[int, Sight] = field(default_factory=dict)
-    gates: tuple[GateResult, ...] | None = None
-    in_the_way: tuple[int, ...] = ()
-    newcomers: Mapping[int, str] = field(default_factory=dict)
-    listening_since: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """Where a rollout stands.
-
-    Attributes:
-        waves: how many there are.
-        wave: the one that is under way, from 1 on; 0 before the first.
-        since: when the phase began (seconds since 1970).
-        reason: why it is in this phase, in words.
-        paused: whether nothing new begins until a person resumes it. The gates go on watching.
-        approved: the wave after which a person has promoted.
-        members: device → where it stands, in the order in which devices are told.
-    """
-
-    waves: int
-    phase: Phase = Phase.QUEUED
-    wave: int = 0
-    since: float = 0.0
-    reason: str = ""
-    paused: bool = False
-    approved: int = 0
-    members: Mapping[int, Member] = field(default_factory=dict)
-
-    def counts(self) -> Counter[str]:
-        """Return how many devices are at which step."""
-        return Counter(member.step.value for member in self.members.values())
-
-
-@dataclass(frozen=True)
-class Send:
-    """Devices are told to run the bundle of their target; those that were told before are told again."""
-
-    devices: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """The rollout takes its devices over from older ones of the same model."""
-
-
-@dataclass(frozen=True)
-class Revert:
-    """Devices are told to go back to what they were to run before."""
-
-    devices: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Note:
-    """An entry for the audit log."""
-
-    action: str
-    evidence: Mapping[str, object]
-
-
-Action = Send | Claim | Revert | Note
 
 
 def advance(policy: Policy, state: State, facts: Facts, now: float) -> tuple[State, tuple[Action, ...]]:
@@ -146,6 +40,19 @@ def advance(policy: Policy, state: State, facts: Facts, now: float) -> tuple[Sta
     turn = Turn(policy, state, facts, now)
     turn.run()
     return turn.result()
+
+
+AGREEMENT = "agreement"
+"""The gate that judges shadows."""
+_NO_SHADOW = GateResult(
+    gate=AGREEMENT,
+    target="each target",
+    verdict=Verdict.UNDECIDED,
+    figure=None,
+    limit=0.0,
+    samples=0,
+    detail="no shadow has compared anything yet",
+)
 
 
 class Turn:
@@ -192,6 +99,7 @@ class Turn:
         """Stop; devices that were reached go back, or keep what they have."""
         reached = tuple(device for device, member in self.members.items() if member.step in REACHED)
         self.state = replace(self.state, paused=False)
+        self._end_shadows()
         self.note("rollout.abort", reason=reason, on_abort=how.value, devices=len(reached), **evidence)
         if how is OnAbort.KEEP or not reached:
             self.enter(Phase.ABORTED, reason)
@@ -204,7 +112,10 @@ class Turn:
     def promote(self, why: str) -> None:
         """Begin the next wave, or end after the last."""
         self.note("rollout.promote", why=why, counts=self._counts())
-        if self.state.wave >= self.state.waves:
+        if self.state.phase is Phase.SHADOWING or self._in(Step.SHADOWING):
+            self._end_shadows()
+            self.enter(Phase.RUNNING)
+        elif self.state.wave >= self.state.waves:
             self._end()
         else:
             self._begin_wave()
@@ -222,7 +133,7 @@ class Turn:
         overdue = []
         for device, sight in self.facts.seen.items():
             member = self.members.get(device)
-            if member is None or member.step in (Step.WAITING, Step.GONE, Step.REVERTED):
+            if member is None or member.step in (Step.WAITING, Step.SHADOWING, Step.GONE, Step.REVERTED):
                 continue
             if member.step is Step.REVERTING:
                 self._see_reverting(device, sight)
@@ -271,7 +182,7 @@ class Turn:
     def _is_gone(self) -> bool:
         if self.state.phase is Phase.REVERTING or any(m.step is not Step.GONE for m in self.members.values()):
             return False
-        self.enter(Phase.SUPERSEDED, "newer rollouts have all of its devices")
+        self.enter(Phase.SUPERSEDED, "no device is left to it")
         self.note("rollout.superseded")
         return True
 
@@ -279,7 +190,7 @@ class Turn:
 
     def _go_on(self) -> None:
         self._take_in()
-        if failed := [gate for gate in self.facts.gates or () if gate.verdict is Verdict.FAIL]:
+        if failed := [gate for gate in self._gates() or () if gate.verdict is Verdict.FAIL]:
             self.abort("; ".join(_told(gate) for gate in failed), self.policy.on_abort, gates=failed)
             return
         if self.state.paused:
@@ -288,7 +199,10 @@ class Turn:
             self._wait_turn()
         if self.state.phase is Phase.SCHEDULED and self.now >= self.policy.not_before:
             self._begin_wave()
-        if self.state.wave:
+        if self.state.phase is Phase.SHADOWING:
+            if not self._in(Step.SHADOWING):
+                self._begin_shadows()
+        elif self.state.wave and not self._in(Step.SHADOWING):
             self._send()
         if self.state.phase is Phase.RUNNING:
             if not self._open():
@@ -317,8 +231,32 @@ class Turn:
 
     def _begin_wave(self) -> None:
         wave = self.state.wave + 1
-        self.enter(Phase.RUNNING, wave=wave)
+        self.enter(Phase.SHADOWING if wave == 1 and self.policy.shadow else Phase.RUNNING, wave=wave)
         self.note("rollout.wave", devices=sum(member.wave == wave for member in self.members.values()))
+
+    def _begin_shadows(self) -> None:
+        """Let the first wave's devices run the new bundle beside the old, as soon as the window is open."""
+        if self.policy.window is not None and not self.policy.window.is_open(self.now):
+            return
+        chosen = tuple(d for d, one in self.members.items() if one.wave == 1 and one.step is Step.WAITING)
+        if not chosen:
+            self.enter(Phase.RUNNING)
+            return
+        for device in chosen:
+            self._set(device, step=Step.SHADOWING, told_at=self.now)
+        self.enter(Phase.SHADOWING)
+        self.note("rollout.shadow", devices=list(chosen), share=self.policy.shadow)
+        self.actions.append(Shadow(chosen))
+
+    def _end_shadows(self) -> None:
+        chosen = self._in(Step.SHADOWING)
+        for device in chosen:
+            self._set(device, step=Step.WAITING, told_at=0.0)
+        if chosen:
+            self.actions.append(Unshadow(chosen))
+
+    def _in(self, step: Step) -> tuple[int, ...]:
+        return tuple(device for device, member in self.members.items() if member.step is step)
 
     def _send(self) -> None:
         """Tell as many devices as the limits allow."""
@@ -360,18 +298,27 @@ class Turn:
             and member.tries <= self.policy.retries
         )
 
+    def _gates(self) -> tuple[GateResult, ...] | None:
+        """What the gates say; of shadows, only whether they agree: nothing else is measured yet."""
+        if self.facts.gates is None or not self._in(Step.SHADOWING):
+            return self.facts.gates
+        return tuple(gate for gate in self.facts.gates if gate.gate == AGREEMENT)
+
     def _soak(self) -> None:
+        gates = self._gates()
         if self.state.phase is Phase.HOLDING:
-            decided = self.facts.gates is not None and all(g.verdict is Verdict.PASS for g in self.facts.gates)
+            decided = bool(gates) and all(gate.verdict is Verdict.PASS for gate in gates or ())
             if decided and not self._open() and not self._wants_approval():
                 self.promote("the gates pass")
             return
-        if self.state.phase is not Phase.SOAKING:
+        if self.state.phase not in (Phase.SOAKING, Phase.SHADOWING):
             return
         waited = self.now - self.state.since
-        if waited < self.policy.soak or self._open() or self.facts.gates is None:
+        if waited < self.policy.soak or self._open() or gates is None:
             return
-        undecided = [gate for gate in self.facts.gates if gate.verdict is Verdict.UNDECIDED]
+        undecided = [gate for gate in gates if gate.verdict is Verdict.UNDECIDED]
+        if self.state.phase is Phase.SHADOWING and not gates:
+            undecided = [_NO_SHADOW]
         if undecided and waited < self.policy.longest_soak:
             return
         reason = "; ".join(_told(gate) for gate in undecided)
@@ -385,7 +332,7 @@ class Turn:
             self.promote(f"undecided: {reason}" if undecided else "the gates pass")
 
     def _wants_approval(self) -> bool:
-        if self.state.wave >= self.state.waves or self.state.approved >= self.state.wave:
+        if self.state.wave >= self.state.waves or self.state.approved >= self.state.wave or self._in(Step.SHADOWING):
             return False
         return self.policy.approval is Approval.EACH or (
             self.policy.approval is Approval.FIRST and self.state.wave == 1

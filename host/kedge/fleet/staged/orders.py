@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from kedge.fleet.staged.machine import Action, Facts, State, Turn
-from kedge.fleet.staged.phases import ENDED, REACHED, Phase
+from kedge.fleet.staged.machine import Turn
+from kedge.fleet.staged.phases import ENDED, REACHED, Phase, Step
 from kedge.fleet.staged.policy import OnAbort, Policy
+from kedge.fleet.staged.states import Action, Facts, State
 from kedge_protocol.errors import FleetError
 
 Outcome = tuple[State, tuple[Action, ...]]
@@ -69,9 +70,10 @@ def promote(policy: Policy, state: State, now: float) -> Outcome:
     _refuse_ended(state, "promote")
     if state.paused:
         raise FleetError("it is paused", remedy="Go on first: kedge rollout resume")
-    if state.phase not in (Phase.RUNNING, Phase.SOAKING, Phase.HOLDING):
+    if state.phase not in (Phase.SHADOWING, Phase.RUNNING, Phase.SOAKING, Phase.HOLDING):
         raise FleetError(f"it is {state.phase.value}, no wave is under way")
-    turn = Turn(policy, replace(state, approved=state.wave), Facts(), now)
+    is_shadow = any(member.step is Step.SHADOWING for member in state.members.values())
+    turn = Turn(policy, state if is_shadow else replace(state, approved=state.wave), Facts(), now)
     turn.promote("by a person")
     return turn.result()
 

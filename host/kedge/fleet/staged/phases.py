@@ -10,6 +10,7 @@ class Phase(str, enum.Enum):
 
     QUEUED = "queued"  # other rollouts have some of its devices
     SCHEDULED = "scheduled"  # its time has not come
+    SHADOWING = "shadowing"  # the devices of the first wave run the new bundle beside the old one
     RUNNING = "running"  # the devices of a wave are being updated
     SOAKING = "soaking"  # all of them have answered or are overdue; the gates watch
     HOLDING = "holding"  # a person must promote or abort
@@ -27,6 +28,7 @@ class Step(str, enum.Enum):
     """The step of one device in a staged rollout."""
 
     WAITING = "waiting"  # it has not been told yet
+    SHADOWING = "shadowing"  # it was told to run the new bundle beside the old one
     UPDATING = "updating"  # it was told
     SERVING = "serving"  # it said that it serves
     FAILED = "failed"  # it said that it cannot

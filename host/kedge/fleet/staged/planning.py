@@ -11,9 +11,9 @@ from kedge.fleet.database import Row, Session
 from kedge.fleet.results import PlannedWave, RolloutPlan
 from kedge.fleet.rollouts import START, Plan, Selection
 from kedge.fleet.staged import choice, records
-from kedge.fleet.staged.machine import Member, State
 from kedge.fleet.staged.phases import Phase
 from kedge.fleet.staged.policy import Busy, Policy
+from kedge.fleet.staged.states import Member, State
 from kedge.fleet.staged.waves import WavePlan
 from kedge.fleet.storage import Repository
 from kedge_protocol import blocks

@@ -70,6 +70,9 @@ class Policy:
         waves: how far each wave reaches: ``10%`` or a number of devices, from the first device on.
         min_per_target: devices of each target that each wave holds at least, as long as there are any.
         seed: another one puts other devices into the first wave.
+        shadow: share of a processor core that the new bundle may take beside the old one, on live inputs of the first
+            wave's devices, for a soak time before they are switched; 0 for no shadow. The gate ``agreement`` decides.
+        shadow_memory_mib: memory that it may take there.
         soak: how long the gates watch a wave after its last device has answered or is overdue.
         max_soak: how long at most, where the gates cannot decide; 0 for four times ``soak``, at least 10 minutes.
         undecided: what follows then.
@@ -94,6 +97,8 @@ class Policy:
     waves: tuple[str, ...] = ("1%", "10%", "50%", "100%")
     min_per_target: int = 5
     seed: str = ""
+    shadow: float = 0.0
+    shadow_memory_mib: int = 512
     soak: float = 600.0
     max_soak: float = 0.0
     undecided: Undecided = Undecided.HOLD
@@ -146,6 +151,10 @@ class Policy:
             value = getattr(self, name)
             if value < least.get(name, 0) or value > (MAX_SECONDS if name in _SPANS else 1_000_000):
                 found.append(f"{name} = {value:g} is out of range")
+        if not 0 <= self.shadow <= 1:
+            found.append(f"shadow = {self.shadow:g} is no share")
+        if not 0 < self.shadow_memory_mib <= 1_000_000:
+            found.append(f"shadow_memory_mib = {self.shadow_memory_mib} is out of range")
         if self.max_soak and self.max_soak < self.soak:
             found.append(f"max_soak ({self.max_soak:g} s) is shorter than soak ({self.soak:g} s)")
         if self.deadline < self.progress_timeout:

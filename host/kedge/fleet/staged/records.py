@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from kedge.fleet.database import Row, Session
 from kedge.fleet.staged import policy as policies
 from kedge.fleet.staged.gates import GateResult, Verdict
-from kedge.fleet.staged.machine import Member, State
 from kedge.fleet.staged.phases import ENDED, Phase, Step
 from kedge.fleet.staged.policy import Late, Policy
+from kedge.fleet.staged.states import Member, State
 from kedge_protocol.errors import FleetError
 
 GOING, OPEN, CLOSED = 2, 1, 0
