@@ -1,7 +1,7 @@
 """What the four import packages promise of their form: ``make check`` and a unit test run it.
 
 No function is longer than 60 lines, no file longer than 450, and no modules import each other in a circle. Imports
-within functions count, those for type checkers alone do not.
+within functions count, those for type checkers alone do not. In no document a conflict of two branches is left.
 """
 
 from __future__ import annotations
@@ -98,6 +98,17 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     return found
 
 
+def unsettled(tree: Path) -> list[str]:
+    """Return the places in documents where a conflict of two branches was left."""
+    documents = [*tree.glob("*.md"), *tree.glob("docs/**/*.md")]
+    return [
+        f"{path}:{number}: a conflict is left: {line}"
+        for path in sorted(documents)
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
+        if line.startswith(("<<<<<<< ", ">>>>>>> "))
+    ]
+
+
 def violations(tree: Path = TREE) -> list[str]:
     """A line for each broken promise."""
     found = modules(tree)
@@ -105,6 +116,7 @@ def violations(tree: Path = TREE) -> list[str]:
     return [
         *(line for path in found.values() for line in long_places(path)),
         *(f"modules that import each other: {', '.join(circle)}" for circle in circles(graph)),
+        *unsettled(tree),
     ]
 
 

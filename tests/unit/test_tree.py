@@ -38,3 +38,15 @@ def test_what_is_too_long_is_named(tmp_path: Path) -> None:
     assert len(found) == 2
     assert f"f.py:1: long has {check_tree.FUNCTION_LINES + 1} lines" in found[0]
     assert f"g.py: {check_tree.FILE_LINES + 1} lines" in found[1]
+
+
+def test_a_conflict_left_in_a_document_is_found(tmp_path: Path) -> None:
+    tree = package(tmp_path)
+    (tree / "CHANGELOG.md").write_text("# Changes\n<<<<<<< HEAD\n- a\n=======\n- b\n>>>>>>> branch\n")
+    (tree / "docs").mkdir()
+    (tree / "docs" / "a.md").write_text("Title\n=======\n")
+    found = check_tree.violations(tree)
+    assert [line.rpartition("/")[2] for line in found] == [
+        "CHANGELOG.md:2: a conflict is left: <<<<<<< HEAD",
+        "CHANGELOG.md:6: a conflict is left: >>>>>>> branch",
+    ]
