@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from tests.support.compiling import small_inputs
+from tests.support.compiling import small_inputs, unpacked
 
 import kedge
 from kedge_targets import target
+from kedge_targets.proof import ProveRequest, prove
+
+TARGET = "intel-cpu"
 
 
 def test_each_backend_of_a_target_is_tried_and_measured(tmp_path: Path) -> None:
@@ -31,6 +36,49 @@ def test_each_backend_of_a_target_is_tried_and_measured(tmp_path: Path) -> None:
     losers = [one for one in entry.attempts[:-1] if one.backend != entry.backend]
     assert losers
     assert all(one.reason for one in losers)
+
+
+def measured(release: kedge.Release, p50_ms: float) -> dict[str, object]:
+    """What a device says of a release's bundle for TARGET."""
+    bundle = release.bundles[TARGET]
+    files = bundle.files[bundle.config.entry].digest
+    return {"device": "own", "target": TARGET, "files": files, "p50_ms": p50_ms, "p95_ms": p50_ms}
+
+
+def test_every_backend_has_a_release_and_a_devices_figures_choose(tmp_path: Path) -> None:
+    inputs = small_inputs(tmp_path)
+
+    def compiled(**more: Any) -> kedge.Release:
+        return kedge.compile(
+            inputs.model,
+            name="tiny",
+            version="1",
+            targets=[TARGET],
+            calibration=inputs.calibration,
+            evaluation=inputs.evaluation,
+            out=inputs.out,
+            max_drop=0.05,
+            max_size="20x",  # so that no float is tried beside int8, whatever the machine measures
+            **more,
+        )
+
+    release = compiled(every_backend=True)
+    chosen = release.bundles[TARGET].config.backend
+    (other,) = {one.name for one in target.find(TARGET).backends} - {chosen}
+    assert release.alternatives == {other: inputs.out.with_name(f"OUT.{other}")}
+    rival = kedge.Release.open(release.alternatives[other])
+    assert (rival.version, rival.bundles[TARGET].config.backend) == (f"1-{other}", other)
+    for one in (release, rival):
+        folder = unpacked(one, TARGET, tmp_path / one.version)
+        assert prove(ProveRequest(folder=str(folder), config=str(folder / "config.json")), lambda *_: None).holds
+    figures = {"measurements": [measured(release, 900.0), measured(rival, 0.001)]}
+    (tmp_path / "latencies.json").write_text(json.dumps(figures))
+    again = compiled(latencies=tmp_path / "latencies.json", force=True)
+    assert again.bundles[TARGET].config.backend == other
+    assert again.report is not None
+    known = again.report.bundles[0].target_latency
+    assert known is not None
+    assert known.source == "measured by own"
 
 
 def test_quick_ends_with_the_first_that_holds(tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ def _show(release: Release) -> None:
         console.print(f"warning: {warning}", soft_wrap=True, markup=False)
     for failure in report.failures:
         click.echo(f"error: {failure.target}: {failure.error}", err=True)
+    for backend, path in release.alternatives.items():
+        console.print(f"{path}: by {backend}, for devices to measure", soft_wrap=True, markup=False)
     console.print(f"{release.path}: release {release.digest}", soft_wrap=True, markup=False)
     console.print(f"{release.path / 'report.html'}", soft_wrap=True, markup=False)
 

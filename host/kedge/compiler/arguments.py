@@ -64,6 +64,7 @@ class CompileArguments(RequiredArguments, total=False):
     jobs: int | None
     checkpoints: PathLike | None
     latencies: PathLike | None
+    every_backend: bool
     scheduler: str | None
     target_fps: float | None
     max_utilization: float | None

@@ -30,15 +30,19 @@ _SAME = 200.0
 def proved(compiled: Compiled, source: ReleaseSource, job: Job) -> Compiled | Failed:
     """Return what was compiled with what the proof showed; unchanged where nothing can be emulated.
 
-    A bundle that an emulated device would refuse has failed: a real one would refuse it too.
+    A bundle that an emulated device would refuse has failed: a real one would refuse it too. An alternative that would
+    be refused is left out.
     """
+    if compiled.alternatives:
+        others = [proved(one, source, job) for one in compiled.alternatives]
+        compiled = dataclasses.replace(compiled, alternatives=tuple(one for one in others if isinstance(one, Compiled)))
     cpu = proving.processor_of(compiled.target)
     if cpu is None or compiled.lowered.verified is not Verified.EXECUTED or not proving.installed():
         return compiled
     if not proving.runs(one.distribution for one in compiled.lowered.runtimes):
         return compiled
     job.on_progress(compiled.target.name, f"proof on an emulated {cpu}", 0, 1)
-    folder = job.scratch / f"{compiled.target.name}-emulated"
+    folder = job.scratch / f"{compiled.target.name}-{compiled.candidate.backend.name}-emulated"
     folder.mkdir()
     try:
         answer, decibels = _proof(

@@ -207,9 +207,13 @@ class PipelineJob:
         pipeline = self.bundled
         if pipeline is None or self.raws is None or pipeline.then is not None:
             return one
-        file = folder / f"examples-{one.target.name}.json"
+        if one.alternatives:
+            others = tuple(self.measured(worker, other, folder, deadline) for other in one.alternatives)
+            one = replace(one, alternatives=others)
+        place = f"{one.target.name}-{one.candidate.backend.name}"
+        file = folder / f"examples-{place}.json"
         request = pipeline_examples.ExamplesRequest(
-            program=trial.program(one.candidate.backend.name, one.lowered, folder / f"{one.target.name}-examples"),
+            program=trial.program(one.candidate.backend.name, one.lowered, folder / f"{place}-examples"),
             pipeline=pipeline,
             labels=self.names,
             raws=self.raws,

@@ -24,6 +24,7 @@ class Release:
         bundles: target → view of its bundle (``config``, ``digest``, ``files``, ``model_bytes``).
         report: the measurements; None for a folder without a report.
         generation: the measurements of a language model; None for all others.
+        alternatives: backend → release folder with its bundles, where they were asked for (``every_backend``).
         failures: target → error, for requested targets without a bundle. :func:`kedge.compile` raises only if no
             target could be compiled: check this if all are needed.
     """
@@ -36,6 +37,7 @@ class Release:
     report: Report | None = None
     generation: DecoderReport | None = None
     failures: Mapping[str, KedgeError] = field(default_factory=dict)
+    alternatives: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path | str) -> Release:

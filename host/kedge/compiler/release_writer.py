@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import time
@@ -54,7 +55,25 @@ def release(
         bundles=writer.bundles,
         report=report,
         failures={one.target.name: one.error for one in failed},
+        alternatives={} if out is not None else _alternatives(options, source, compiled, told),
     )
+
+
+def _alternatives(
+    options: CompileOptions, source: ReleaseSource, compiled: list[Compiled], told: document.RunInfo
+) -> dict[str, Path]:
+    """Write a release for each backend that was not chosen, beside OUT and under a version of its own."""
+    by_backend: dict[str, list[Compiled]] = {}
+    for one in compiled:
+        for other in one.alternatives:
+            by_backend.setdefault(other.candidate.backend.name, []).append(other)
+    places = {}
+    for backend, others in by_backend.items():
+        own = dataclasses.replace(options, version=f"{options.version}-{backend}")
+        place = options.out.with_name(f"{options.out.name}.{backend}")
+        mine = dataclasses.replace(source, options=own)
+        places[backend] = release(own, mine, others, [], told, (), out=place).path
+    return places
 
 
 def nearest(out: Path, source: ReleaseSource, failed: list[Failed], told: document.RunInfo) -> Path | None:

@@ -190,6 +190,13 @@ class CompileOptions:
             "compilation."
         ),
     ] = None
+    every_backend: Annotated[
+        bool,
+        Option(
+            "Write beside OUT a release for each other backend of a target that keeps the budget, OUT.BACKEND, so that "
+            "devices measure them too; `kedge device latencies` then decides by --latencies."
+        ),
+    ] = False
     scheduler: Annotated[
         str | None, Option("Run the trials on the Dask cluster of this scheduler.", metavar="tcp://HOST:PORT")
     ] = None

@@ -177,6 +177,7 @@ class Compiled:
         changes: the evaluation samples that it changed most.
         unseen: its figure on samples that the choice did not use; None if there was no choice.
         examples: file of raw items and their outputs (:mod:`kedge_targets.pipeline.examples`).
+        alternatives: the best candidate of each other backend, if they were asked for.
     """
 
     target: Target
@@ -191,6 +192,7 @@ class Compiled:
     changes: ChangesAnswer = field(default_factory=ChangesAnswer)
     unseen: CrossFittedFigure | None = None
     examples: Path | None = None
+    alternatives: tuple[Compiled, ...] = ()
 
     @property
     def precision(self) -> str:

@@ -5,6 +5,7 @@ Backends are tried in the target's order; with quick effort only until one has a
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -194,7 +195,8 @@ class Search:
                     if one is not taken and not one.attempt.reason:
                         one.attempt.reason = SLOWER if id(one) in slow else KEPT
                 taken.attempt.remarks += self._unsure(taken, slow)
-                return self._compiled(taken, unseen=unseen)
+                alternatives = self._alternatives(taken, left, slow)
+                return dataclasses.replace(self._compiled(taken, unseen=unseen), alternatives=alternatives)
             taken.attempt.reason = over
             taken.over = {"drop": 0.0}
             del left[chosen]
@@ -205,6 +207,20 @@ class Search:
         budget = self._job.budget
         quick = [point for point, one in left.items() if id(one) not in slow]
         return pareto.choose(quick, budget) or pareto.choose(list(left), budget)
+
+    def _alternatives(
+        self, taken: Outcome, left: Mapping[pareto.Point, Outcome], slow: Collection[int]
+    ) -> tuple[Compiled, ...]:
+        """Return the best candidate of each backend but the chosen one's, if the user wants them."""
+        if not self._job.options.every_backend:
+            return ()
+        found = []
+        for choice in self._target.backends:
+            mine = {point: one for point, one in left.items() if one.candidate.backend == choice}
+            best = None if choice == taken.candidate.backend else self._best(mine, slow)
+            if best is not None:
+                found.append(self._compiled(mine[best], unseen=self._unseen(mine[best], mine)))
+        return tuple(found)
 
     def _unsure(self, taken: Outcome, slow: Collection[int]) -> tuple[str, ...]:
         """Return remarks on an uncertain ranking and on a search that the time limit ended."""
