@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kedge_agent.effects import ProofLimits
 from kedge_agent.serving.settings import ServerSettings, checked_exposure
+from kedge_agent.shadow.runner import ShadowLimits
 from kedge_agent.slots import default_state
 from kedge_agent.update.settings import MAX_SECONDS, Settings
 from kedge_protocol import addresses, codec, credentials, toml
@@ -116,6 +117,19 @@ class TelemetryTable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShadowTable:
+    """``[shadow]``: what a shadow may take on this device at most, whatever the fleet asks for.
+
+    Attributes:
+        share: share of one processor core; 0 allows no shadows.
+        memory_mib: resident memory.
+    """
+
+    share: float = 0.25
+    memory_mib: int = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrustTable:
     """``[trust]``: whose releases and desired states are taken.
 
@@ -134,6 +148,7 @@ class _File:
     serve: ServeTable = field(default_factory=ServeTable)
     limits: LimitsTable = field(default_factory=LimitsTable)
     telemetry: TelemetryTable = field(default_factory=TelemetryTable)
+    shadow: ShadowTable = field(default_factory=ShadowTable)
     trust: TrustTable = field(default_factory=TrustTable)
 
 
@@ -148,6 +163,7 @@ class AgentConfig:
         serve_memory_bytes: memory above which the serving process is restarted; 0 for half of the device's.
         hang_seconds: time without a sign of life after which the serving process is killed.
         telemetry_interval: seconds between two messages; 0 for none.
+        shadow: what shadows may take.
         trust: the keys that the kit gave; None to take unsigned desired states.
     """
 
@@ -164,6 +180,7 @@ class AgentConfig:
     update: Settings = field(default_factory=Settings)
     proof: ProofLimits = field(default_factory=ProofLimits)
     telemetry_interval: float = 5.0
+    shadow: ShadowLimits = field(default_factory=ShadowLimits)
     trust: Trust | None = None
 
 
@@ -189,6 +206,8 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
         raise ConfigError(f"telemetry.interval is {interval} s", remedy="Use 0 (off), or 0.2 to 86400")
     if limits.prove_seconds <= 0 or limits.prepare_seconds <= 0 or limits.prove_mib < 0 or limits.reserve_mib < 0:
         raise ConfigError("limits must not be negative")
+    if not 0 <= file.shadow.share <= 1 or file.shadow.memory_mib < 0:
+        raise ConfigError("shadow.share or shadow.memory_mib is out of range", remedy="Use a share of 0 to 1")
     if not 2 <= limits.hang_seconds <= MAX_SECONDS:
         raise ConfigError(f"limits.hang_seconds is {limits.hang_seconds} s", remedy=f"Use 2 to {MAX_SECONDS:g}")
     server = _server(file.serve, folder, limits.serve_seconds)
@@ -219,6 +238,7 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
             memory_bytes=limits.prove_mib << 20 if limits.prove_mib else None,
         ),
         telemetry_interval=interval,
+        shadow=ShadowLimits(share=file.shadow.share, memory_bytes=file.shadow.memory_mib << 20),
         trust=None if file.trust.file is None else _trust(folder / file.trust.file),
     )
 

@@ -23,6 +23,7 @@ from kedge_agent.mqtt_link import Link
 from kedge_agent.name_conflict import NameConflict
 from kedge_agent.serving.bundle_watch import ServingWatch
 from kedge_agent.serving.supervisor import ServingSupervisor
+from kedge_agent.shadow.runner import ShadowRunner
 from kedge_agent.slots import ModelFolder, model_folders
 from kedge_agent.store import Store
 from kedge_agent.systemd import notify
@@ -100,6 +101,7 @@ class Daemon:
             conflict=self._conflict,
             noticed=self._report_anew,
         )
+        self._shadows = ShadowRunner(config.state, config.shadow, post=self.post)
         self._effects = EffectRunner(
             self._store,
             config.proof,
@@ -107,6 +109,7 @@ class Daemon:
             ask=self._link.ask,
             report=self._report,
             remember=self._write_memory,
+            shadow=self._shadows.apply,
             endpoint=functools.partial(served_endpoint.knock, endpoint=served_endpoint.endpoint_of(config)),
         )
         self._child = _serving_child(config)
@@ -141,6 +144,7 @@ class Daemon:
             self._link.stop()
             if self._child is not None:
                 self._child.stop()
+            self._shadows.close()
             self._effects.close()
             if self._lock_handle is not None:
                 os.close(self._lock_handle)
@@ -176,6 +180,7 @@ class Daemon:
             self._count_at = now + _COUNT_SECONDS
             self._count_calls()
         self.post(events.Tick())
+        self._shadows.poll()
         self._link.watch(now)
         if self._busy and self._machine.settled:
             malloc.give_back()
@@ -202,7 +207,9 @@ class Daemon:
         child = self._child.pid if self._child is not None else None
         pids = [os.getpid()] if child is None else [os.getpid(), child]
         try:
-            measured = self._meter.measure(digests, pids, self._store.free_bytes(), now, serving=child)
+            measured = self._meter.measure(
+                digests, pids, self._store.free_bytes(), now, serving=child, shadow=self._shadows.take
+            )
             self._unheard_seconds += 0.0 if heard else measured.interval
             self._link.telemetry(measured)
             for name, digest in digests.items():

@@ -172,6 +172,7 @@ class EffectRunner:
         report: called when the reported state has changed.
         remember: writes the machine's persistent state.
         prover: runs the golden vectors of a slot.
+        shadow: starts and stops shadows.
         endpoint: sends golden samples through the served endpoint.
         disk, proofs: run jobs one after another; threads by default.
     """
@@ -186,6 +187,7 @@ class EffectRunner:
         report: Callable[[], None],
         remember: Callable[[actions.PersistentState], None],
         prover: Prover = prove,
+        shadow: Callable[[actions.StartShadow | actions.StopShadow], None] = lambda _: None,
         endpoint: Knock = served_endpoint.knock,
         disk: Jobs | None = None,
         proofs: Jobs | None = None,
@@ -197,6 +199,7 @@ class EffectRunner:
         self._report = report
         self._remember = remember
         self._prover = prover
+        self._shadow = shadow
         self._endpoint = endpoint
         self._disk = disk or JobThread("disk")
         self._proofs = proofs or JobThread("proofs")
@@ -223,6 +226,8 @@ class EffectRunner:
                 self._say(action)
             elif isinstance(action, actions.Prove):
                 self._proofs.put(functools.partial(self._prove, action))
+            elif isinstance(action, (actions.StartShadow, actions.StopShadow)):
+                self._shadow(action)
             elif isinstance(action, actions.AskEndpoint):
                 self._proofs.put(functools.partial(self._knock, action))
             else:

@@ -76,21 +76,22 @@ class Loaded:
             ended = perf_counter_ns()
             self.counter.record(ended - start)
             if ended > self._due[0]:
-                self.observe(None, raw, result)
+                self.observe(None, raw, result, ended - start)
         return result
 
-    def observe(self, given: Any, named: Mapping[str, Any], result: Any) -> None:
+    def observe(self, given: Any, named: Mapping[str, Any], result: Any, nanoseconds: int) -> None:
         """Look at an answered call, whose turn it is.
 
         Args:
             given, named: as of :meth:`Model.__call__`.
             result: the answer.
+            nanoseconds: how long it took.
         """
         if self._observer is None:
             return
         raw = self._by_name(given, named)
         inputs = {spec.name: tensors.as_array(one, spec) for spec, one in zip(self._specs, raw, strict=True)}
-        self._observer.look(inputs, result if isinstance(result, dict) else {self._names[0]: result})
+        self._observer.look(inputs, result if isinstance(result, dict) else {self._names[0]: result}, nanoseconds)
 
     @property
     def version(self) -> str:
@@ -226,7 +227,7 @@ def _caller(
         ended = clock()
         record(ended - start)
         if ended > due[0]:
-            loaded.observe(given, named, result)
+            loaded.observe(given, named, result, ended - start)
         return result
 
     return counted

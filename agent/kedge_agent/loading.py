@@ -90,7 +90,7 @@ def load_slot(folder: slots.ModelFolder, generation: int) -> Loaded:
             raise
         warm_up(executor)
         counter = open_counter(folder.counters, digest=bundle.digest, generation=generation)
-        observer = observer_of(folder.sketches, digest=bundle.digest, config=bundle.config)
+        observer = observer_of(folder, digest=bundle.digest, config=bundle.config)
         return Loaded(bundle, executor, counter, pipeline, observer)
     raise StorageError("changes faster than it can be loaded", where=str(folder.path))
 

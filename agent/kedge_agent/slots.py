@@ -10,6 +10,7 @@
     STATE/models/NAME/serving.json   what the serving process has loaded
     STATE/models/NAME/counters/      one file a process, see :mod:`kedge_agent.counters`
     STATE/models/NAME/sketches/      one file a process, see :mod:`kedge_agent.sketches`
+    STATE/models/NAME/shadow.sock    where a shadow listens while it runs, see :mod:`kedge_agent.shadow`
 
 The agent writes; applications and the serving process read. A reader reads :meth:`ModelFolder.generation` first and
 :meth:`ModelFolder.current` after it; when the generation changes, it reads both again. It may keep a slot's files open:
@@ -135,6 +136,7 @@ class ModelFolder:
         self.counters = self.path / "counters"
         self.sketches = self.path / "sketches"
         self.generation_file = self.path / "generation"
+        self.shadow_socket = self.path / "shadow.sock"
         self.serving_file = self.path / "serving.json"
 
     # Reading: by anybody.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from kedge_agent import counters, system
@@ -13,7 +14,7 @@ from kedge_agent.slots import ModelFolder
 from kedge_protocol import latency_buckets, memory
 from kedge_protocol.drift import Stream
 from kedge_protocol.errors import BundleError
-from kedge_protocol.messages import BoardTelemetry, ModelTelemetry, Telemetry
+from kedge_protocol.messages import BoardTelemetry, ModelTelemetry, ShadowTelemetry, Telemetry
 from kedge_targets import jetson
 
 
@@ -47,6 +48,7 @@ class Meter:
         now: float,
         *,
         serving: int | None = None,
+        shadow: Callable[[str], ShadowTelemetry | None] = lambda _: None,
     ) -> Telemetry:
         """Return the figures since the last call.
 
@@ -56,16 +58,18 @@ class Meter:
             free_bytes: free space of the disk.
             now: seconds of a monotonic clock.
             serving: that of the serving process, if there is one.
+            shadow: model name → what its shadow answered.
         """
         self._seq += 1
         interval, self._last_at = now - self._last_at, now
         device = memory.of_device()
         held = None if serving is None else memory.resident(serving)
+        models = {name: self._model(name, digest, held) for name, digest in digests.items()}
         return Telemetry(
             boot_id=self._boot_id,
             seq=self._seq,
             interval=round(interval, 3),
-            models={name: self._model(name, digest, held) for name, digest in digests.items()},
+            models={name: replace(model, shadow=shadow(name)) for name, model in models.items()},
             cpu_percent=self._cpu.percent(),
             memory_total_bytes=device.total,
             memory_available_bytes=device.available,

@@ -20,6 +20,22 @@ MAX_VERSION_STEP = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shadow:
+    """A bundle that runs beside a model's own on a sample of its live inputs. It answers nobody.
+
+    Attributes:
+        digest, size: of the bundle's manifest.
+        share: the share of one processor core that it may use.
+        memory_bytes: the resident memory beyond which it is ended.
+    """
+
+    digest: str
+    size: int
+    share: float = 0.1
+    memory_bytes: int = 512 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
 class Desired:
     """The desired state of a device. ``version`` grows with each change by the controller; a device ignores older
     versions.
@@ -29,6 +45,7 @@ class Desired:
         sizes: bundle digest → size of its manifest in bytes, so that it can be pulled like any blob.
         soaks: model name → seconds after the switch for which calls of users are waited for before golden samples are
             sent through the served endpoint (:class:`Served`); 0 where it is missing.
+        shadows: model name → the bundle that runs beside its own.
         device: the device that it is for; another one refuses it.
         releases: the signed statements of the releases that the bundles are of.
         rotations: all signed rotations of keys so far, in their order.
@@ -38,6 +55,7 @@ class Desired:
     models: dict[str, str]
     sizes: dict[str, int]
     soaks: dict[str, float] = field(default_factory=dict)
+    shadows: dict[str, Shadow] = field(default_factory=dict)
     sent_at: float = 0.0
     device: str = ""
     releases: tuple[Envelope, ...] = ()
@@ -45,8 +63,9 @@ class Desired:
 
     @property
     def content(self) -> str:
-        """The digest of the desired models, without the version: equal models have equal content."""
-        return digest.of_bytes(codec.encode(self.models))
+        """The digest of the desired models and shadows, without the version: equal ones have equal content."""
+        shadows = {name: shadow.digest for name, shadow in self.shadows.items()}
+        return digest.of_bytes(codec.encode([self.models, shadows] if shadows else self.models))
 
 
 def open_desired(raw: bytes, *, where: str) -> tuple[Envelope | None, Desired]:
@@ -163,6 +182,15 @@ class Served:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportedShadow:
+    """A model's shadow: ``serving`` where it runs on live inputs, ``failed`` where it does not; ``detail`` says why."""
+
+    digest: str
+    state: ModelState
+    detail: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportedModel:
     """One model in the reported state.
 
@@ -181,6 +209,7 @@ class ReportedModel:
         latency: the latency of ``digest``, measured when it was proved; None from agents before 0.2.
         served: what ``digest`` answered since the switch to it, while it is the desired bundle and serves; None from
             older agents.
+        shadow: the bundle that runs beside it, if one is desired.
     """
 
     state: ModelState
@@ -196,6 +225,7 @@ class ReportedModel:
     detail: str | None = None
     latency: Latency | None = None
     served: Served | None = None
+    shadow: ReportedShadow | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +320,30 @@ class Ack:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShadowTelemetry:
+    """What a shadow answered in one interval, beside the bundle that serves.
+
+    Attributes:
+        digest: of the shadow.
+        compared, agreed: samples that both answered, and those that they answered alike: the same class for scores of
+            classes, else numbers within a tenth of the old answer's root mean square.
+        classes: class of the old answer → (compared, agreed); at most 64 classes, the others under ``other``.
+        confidence_shift: sum over the compared samples of the new confidence less the old one.
+        old_buckets, new_buckets: latencies of these calls, see :mod:`kedge_protocol.latency_buckets`.
+        errors: samples on which the shadow failed.
+    """
+
+    digest: str
+    compared: int = 0
+    agreed: int = 0
+    classes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    confidence_shift: float = 0.0
+    old_buckets: dict[str, int] = field(default_factory=dict)
+    new_buckets: dict[str, int] = field(default_factory=dict)
+    errors: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelTelemetry:
     """Telemetry of one model over the last interval; totals are since the agent's first start.
 
@@ -305,6 +359,7 @@ class ModelTelemetry:
             there is none, since applications load the model themselves.
         drift: the samples of ``digest`` that were looked at in the interval: stream's name → counts of its bins, see
             :mod:`kedge_protocol.drift`; empty without a baseline.
+        shadow: what the bundle beside it answered in the interval; None without one.
         figures: the runtime's own measurements of the model on this device, by a name that includes the unit
             (``samples_per_second`` of an accelerator's own throughput test); usually empty.
     """
@@ -319,6 +374,7 @@ class ModelTelemetry:
     mixed: bool = False
     memory_bytes: int | None = None
     drift: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    shadow: ShadowTelemetry | None = None
     figures: dict[str, float] = field(default_factory=dict)
 
 

@@ -13,8 +13,10 @@ from tests.support.brokers import Mosquitto, mosquitto, wait_for
 from tests.support.bundles import make_bundle, samples
 from tests.support.controllers import ControllerProcess
 
+from kedge.fleet import shadows
 from kedge.fleet.results import DeviceDetail, Progress
 from kedge.fleet.service import FleetService
+from kedge_protocol import codec
 from kedge_protocol.messages import ModelState, ReportedModel, Served
 
 __all__ = ["mosquitto"]
@@ -134,6 +136,35 @@ def test_a_rollout_is_done_when_golden_samples_held_through_the_endpoint_and_the
     assert max(one.inferences_total for one in told) <= 1
     assert sum(sum(one.latency_buckets.values()) for one in told) <= 1
     assert any((one.memory_bytes or 0) > 1 << 20 for one in told)
+
+
+def test_a_shadow_answers_live_calls_beside_what_serves_and_only_counts_come_home(fleet: Fleet) -> None:
+    first, second = fleet.publish("1.0"), fleet.publish("2.0", head_seed=3)
+    fleet.agent.start()
+    fleet.roll_out("1.0")
+    fleet.wait_state(ModelState.SERVING, first)
+    assert shadows.start(fleet.service, "tiny:2.0", {}, share=0.2) == ("dev",)
+    inputs = samples(16)
+
+    def compared() -> bool:
+        for row in inputs:
+            one = {"name": "input", "shape": [1, 16], "datatype": "FP32", "data": row.tolist()}
+            assert fleet.agent.ask("/v2/models/tiny/infer", {"inputs": [one]}) is not None
+        (view,) = shadows.show(fleet.service)
+        return view.compared > 20
+
+    wait_for(compared, 90.0, what=f"20 compared samples (see {fleet.agent.log})")
+    (view,) = shadows.show(fleet.service)
+    assert view.state is not None
+    assert (view.digest, view.state.state, view.errors) == (second, ModelState.SERVING, 0)
+    assert 0 < view.agreed < view.compared
+    model = fleet.model()
+    assert model is not None
+    assert (model.digest, model.state) == (first, ModelState.SERVING)
+    assert shadows.stop(fleet.service, "tiny", {}) == ("dev",)
+    wait_for(lambda: (now := fleet.model()) is not None and now.shadow is None, 30.0, what="the end of the shadow")
+    assert [entry.action for entry in fleet.service.audit_log(limit=2)] == ["shadow.stop", "shadow.start"]
+    assert all(len(codec.encode(message)) < 8192 for message in fleet.detail().telemetry)
 
 
 def test_a_bundle_whose_weights_are_broken_leaves_the_old_one_serving(fleet: Fleet) -> None:

@@ -29,6 +29,7 @@ from kedge_protocol.messages import (
     Desired,
     ModelState,
     ReportedModel,
+    Shadow,
     Status,
     bit_is_set,
     decode_bitmap,
@@ -397,11 +398,19 @@ class World:
         status = self.controller.status
         self.post(events.ControllerSeen(Status(online=False, boot_id=status.boot_id, session=status.session)))
 
-    def desire(self, version: int, *releases: Release, names: tuple[str, ...] = ("digits",), soak: float = 0.0) -> None:
+    def desire(
+        self,
+        version: int,
+        *releases: Release,
+        names: tuple[str, ...] = ("digits",),
+        soak: float = 0.0,
+        shadow: Release | None = None,
+    ) -> None:
         models = dict(zip(names, [release.digest for release in releases], strict=False))
         sizes = {release.digest: release.size for release in releases}
         soaks = dict.fromkeys(models, soak)
-        desired = Desired(version=version, models=models, sizes=sizes, soaks=soaks)
+        shadows = {} if shadow is None else {names[0]: Shadow(digest=shadow.digest, size=shadow.size)}
+        desired = Desired(version=version, models=models, sizes=sizes, soaks=soaks, shadows=shadows)
         self.post(events.DesiredArrived(codec.encode(desired)))
 
     def serve_request(self) -> bool:

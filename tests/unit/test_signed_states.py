@@ -10,6 +10,7 @@ import pytest
 from tests.support.bundles import make_bundle
 from tests.support.update_world import World, make_release
 
+from kedge.fleet import shadows
 from kedge.fleet.controller_store import ControllerStore
 from kedge.fleet.keys import Keys
 from kedge.fleet.kit import KitOptions, members
@@ -123,6 +124,28 @@ def test_a_bundle_under_another_models_name_is_refused(fleet: FleetService) -> N
 
 def test_a_bundle_without_its_signed_release_is_refused(fleet: FleetService) -> None:
     assert refused(device(fleet), resigned(fleet, published(fleet), releases=())) is DesiredRefusal.RELEASE
+
+
+def test_a_shadow_needs_its_signed_release_for_this_target_too(fleet: FleetService) -> None:
+    assert shadows.start(fleet, "tiny:2.0", {}) == ("other", "pc", "pi")
+    raw = published(fleet)
+    desired = decode_desired(raw, where="test")
+    assert len(desired.releases) == 2
+    assert device(fleet).take(raw)
+    assert refused(device(fleet), resigned(fleet, raw, releases=desired.releases[:1])) is DesiredRefusal.RELEASE
+    foreign = decode_desired(published(fleet, "pc"), where="test").shadows
+    assert refused(device(fleet), resigned(fleet, raw, shadows=foreign)) is DesiredRefusal.RELEASE
+    with pytest.raises(FleetError, match="cannot be removed"):
+        fleet.release_remove("tiny:2.0")
+    # Once a device is to serve it, it is the shadow of nothing.
+    fleet.rollout_start("tiny:2.0")
+    assert decode_desired(published(fleet), where="test").shadows == {}
+
+
+def test_the_soak_of_a_rollout_reaches_the_device(fleet: FleetService) -> None:
+    with fleet.database.write() as session:
+        session.run("UPDATE desired_model SET soak = 90")
+    assert decode_desired(published(fleet), where="test").soaks == {"tiny": 90.0}
 
 
 def test_a_release_that_the_controllers_key_signed_is_refused(fleet: FleetService) -> None:

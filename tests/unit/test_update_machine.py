@@ -439,7 +439,7 @@ def test_progress_is_reported_at_most_once_a_second(world: World) -> None:
 STEPS = st.sampled_from(
     ["disk", "disk", "serve", "serve", "deliver", "deliver", "deliver", "late", "twice", "lose", "lose request",
      "tick", "silence", "disconnect", "connect", "controller", "session", "leave", "crash", "prove", "desire", "call",
-     "endpoint"]
+     "endpoint", "shadow"]
 )  # fmt: skip
 
 
@@ -466,7 +466,8 @@ def test_whatever_happens_it_ends_serving_the_right_bytes(steps: list[str], size
         if not world.online:
             world.connect()
         world.restart_controller(new_boot=False)
-        world.desire(version, wanted)
+        # Also without the shadow that a step may have asked for.
+        world.desire(version + ("shadow" in steps), wanted)
         world.settle()
         serving(world, wanted)
         world.endpoint_silent = False
@@ -478,8 +479,9 @@ def test_whatever_happens_it_ends_serving_the_right_bytes(steps: list[str], size
         # Something attests it, and never more calls than there were.
         assert served.by is not None
         assert served.calls <= steps.count("call")
+        world.run_disk()
         assert not list((world.state / "partial").iterdir())
-        if "desire" not in steps:
+        if not {"desire", "shadow"} & set(steps):
             # Without a change of mind, which may clean up a partial blob, no finished block is ever served twice.
             assert world.controller.served_again == 0
 
@@ -520,6 +522,9 @@ def _torment(world: World, step: str, version: int, wanted: object, both: tuple)
         world.call()
     elif step == "endpoint":
         world.endpoint_silent = not world.endpoint_silent
+    elif step == "shadow":
+        version += 1
+        world.desire(version, wanted, shadow=both[0] if wanted is both[1] else both[1])  # type: ignore[arg-type]
     elif step == "desire":
         version += 1
         wanted = both[version % 2]

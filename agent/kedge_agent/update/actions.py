@@ -113,6 +113,29 @@ class AskEndpoint:
     attempt: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class StartShadow:
+    """Run an assembled and proved bundle beside the one that serves → ``ShadowEnded`` if it ends by itself.
+
+    Attributes:
+        beside: digest of the bundle whose answers it is compared with.
+        share, memory_bytes: see :class:`kedge_protocol.messages.Shadow`.
+    """
+
+    model: str
+    digest: str
+    beside: str
+    share: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class StopShadow:
+    """End a model's shadow, if it runs."""
+
+    model: str
+
+
 @dataclass(frozen=True)
 class RollBack:
     """Make the previous slot current again → ``Switched``."""
@@ -215,6 +238,8 @@ Action = (
     | Prove
     | Switch
     | AskEndpoint
+    | StartShadow
+    | StopShadow
     | RollBack
     | Remove
     | CollectGarbage

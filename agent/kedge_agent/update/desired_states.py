@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kedge_agent.update.settings import MAX_SECONDS
 from kedge_protocol import digest, trust
 from kedge_protocol.errors import KedgeError, MessageError
-from kedge_protocol.messages import MAX_VERSION_STEP, Desired, DesiredRefusal, RefusedDesired, open_desired
+from kedge_protocol.messages import MAX_VERSION_STEP, Desired, DesiredRefusal, RefusedDesired, Shadow, open_desired
 from kedge_protocol.signatures import Envelope
 from kedge_protocol.topics import checked_name
 from kedge_protocol.trust import DESIRED_TYPE, Role, Trust
@@ -84,6 +84,8 @@ class DesiredStates:
                 digest.checked(bundle, where=f"desired state of {name}")
             if desired.version < 1 or any(size < 1 for size in desired.sizes.values()):
                 raise MessageError("a version or a size is not above 0", where="desired state")
+            for name, shadow in desired.shadows.items():
+                _check_shadow(name, shadow, desired)
             if any(not 0 <= soak <= MAX_SECONDS for soak in desired.soaks.values()):
                 raise MessageError(f"a soak is not 0 to {MAX_SECONDS:g} s", where="desired state")
         except KedgeError as error:
@@ -116,7 +118,8 @@ class DesiredStates:
         return False
 
     def _unvouched(self, desired: Desired, trusted: Trust) -> str | None:
-        for model, bundle in sorted(desired.models.items()):
+        shadows = [(name, shadow.digest) for name, shadow in desired.shadows.items()]
+        for model, bundle in sorted([*desired.models.items(), *shadows]):
             if problem := trust.release_problem(model, bundle, self._target, desired.releases, trusted):
                 return f"{model}: {problem}"
         return None
@@ -142,3 +145,18 @@ class DesiredStates:
             version=desired.version, reason=reason, came=desired.content, held=held, detail=words
         )
         self.problem = words
+
+
+def _check_shadow(name: str, shadow: Shadow, desired: Desired) -> None:
+    """Check one shadow of a desired state.
+
+    Raises:
+        KedgeError: its name or its digest is none, or a budget is out of range, or it is a shadow of nothing.
+    """
+    where = f"desired state, shadow of {name}"
+    checked_name(name, "model name")
+    digest.checked(shadow.digest, where=where)
+    if name not in desired.models or desired.models[name] == shadow.digest:
+        raise MessageError("it is the shadow of no model, or of itself", where=where)
+    if shadow.size < 1 or not 0 < shadow.share <= 1 or shadow.memory_bytes < 1:
+        raise MessageError("its size, share or memory is out of range", where=where)

@@ -201,6 +201,15 @@ class Served:
 
 
 @dataclass(frozen=True)
+class ShadowEnded:
+    """A shadow ended by itself, or was ended for what it took."""
+
+    model: str
+    digest: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class ServingDied:
     """The serving process died, or hung and was killed.
 
@@ -231,5 +240,6 @@ Event = (
     | Counted
     | EndpointAnswered
     | Served
+    | ShadowEnded
     | ServingDied
 )

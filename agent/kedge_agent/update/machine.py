@@ -17,6 +17,7 @@ from kedge_agent.update.fetch import Fetches, Outcome
 from kedge_agent.update.model_update import ModelUpdate, Step, UpdateContext
 from kedge_agent.update.report import reported_model
 from kedge_agent.update.settings import Settings
+from kedge_agent.update.shadows import Shadows
 from kedge_protocol.messages import Desired, Failure, ReportedModel
 
 PROGRESS_INTERVAL = 1.0
@@ -89,6 +90,7 @@ class Machine:
             disk_at=now,
             proofs_at=now,
         )
+        self._shadows = Shadows(self._context)
         self._models: dict[str, ModelUpdate] = {}
         self._removing: dict[str, float] = {}
         self._handlers = self._by_event()
@@ -113,6 +115,7 @@ class Machine:
             events.Counted: self._attestations.counted,
             events.EndpointAnswered: self._endpoint_answered,
             events.ServingDied: self._serving_died,
+            events.ShadowEnded: self._shadows.ended,
         }
 
     @property
@@ -141,6 +144,7 @@ class Machine:
     def start(self, now: float) -> list[Action]:
         """Resume from the previous run. Call it once, before any event."""
         self._context.now = now
+        self._shadows.at(now=now)
         if self.desired_states.current is not None:
             self._work_towards(self.desired_states.current, restored=True)
         else:
@@ -164,6 +168,7 @@ class Machine:
             self._context.disk_at = now
         elif isinstance(event, _FROM_PROOFS):
             self._context.proofs_at = now
+        self._shadows.at(now=now)
         self._handlers[type(event)](event)
         return self._finish()
 
@@ -177,6 +182,7 @@ class Machine:
                 latencies.get(name),
                 now,
                 self._attestations.reported(name, update.digest) if update.serves else None,
+                self._shadows.reported(name),
             )
             for name, update in sorted(self._models.items())
         }
@@ -225,9 +231,9 @@ class Machine:
     def _block_arrived(self, event: events.BlockArrived) -> None:
         fetch = self._fetches.block(event.rid, event.answer, self._context.now)
         if fetch is not None:
-            for name in fetch.models:
-                self._models[name].received += len(event.answer.payload)
-                self._models[name].progress_at = self._context.now
+            for update in filter(None, map(self._fetching, fetch.models)):
+                update.received += len(event.answer.payload)
+                update.progress_at = self._context.now
             self._progress = True
             if self._context.now - self._kept_at > RECEIVED_INTERVAL:
                 self._keep(self._memory)
@@ -245,18 +251,24 @@ class Machine:
             if self._on_probation(update) and update.step is Step.DONE and self._has_lasted(update):
                 probation = {other: one for other, one in self._memory.probation.items() if other != name}
                 self._keep(replace(self._memory, probation=probation))
+        self._shadows.tick()
 
     def _dispatch(self, event: Any, method: Callable[[ModelUpdate, Any], None]) -> None:
-        update = self._models.get(event.model)
-        if update is not None:
+        # An update heeds only what is of its own digest, which a model and its shadow never share.
+        for update in filter(None, (self._models.get(event.model), self._shadows.get(event.model))):
             method(update, event)
+
+    def _fetching(self, key: str) -> ModelUpdate | None:
+        return self._models.get(key) or self._shadows.by_key(key)
 
     def _switched(self, event: events.Switched) -> None:
         if event.installed is not None:
             self._installed[event.model] = event.installed
             if event.installed.current is None:
                 self._removing.pop(event.model, None)
-        self._dispatch(event, ModelUpdate.switched)
+        update = self._models.get(event.model)
+        if update is not None:
+            update.switched(event)
 
     def _served(self, event: events.Served) -> None:
         update = self._models.get(event.model)
@@ -324,6 +336,7 @@ class Machine:
                 self._new(name, wanted, None, restored=True).restore(refusal.failure)
             else:
                 self._new(name, wanted, desired.sizes.get(wanted), restored=restored).start()
+        self._garbage |= self._shadows.work_towards(desired)
         self._changed = True
 
     def _new(self, name: str, wanted: str, size: int | None, *, restored: bool) -> ModelUpdate:
@@ -387,11 +400,12 @@ class Machine:
 
     def _collect(self) -> None:
         unsettled = [update for update in self._models.values() if update.step is not Step.DONE]
+        unsettled += self._shadows
         keep = frozenset[str]().union(*(update.digests for update in unsettled))
         self._emit(actions.CollectGarbage(keep))
 
     def _deliver(self, outcome: Outcome) -> None:
-        for name in sorted(outcome.models):
-            update = self._models.get(name)
+        for key in sorted(outcome.models):
+            update = self._fetching(key)
             if update is not None:
                 update.fetched(outcome)

@@ -32,6 +32,7 @@ class Step(enum.Enum):
     SWITCH = ModelState.SWITCHING, "switching"
     SERVE = ModelState.SWITCHING, "waiting for the serving process"
     DONE = ModelState.SERVING, None
+    SHADOW = ModelState.SERVING, "on live inputs"
     FAILED = ModelState.FAILED, None
 
     @property
@@ -42,7 +43,7 @@ class Step(enum.Enum):
     @property
     def ended(self) -> bool:
         """Return whether nothing is left to do."""
-        return self in (Step.DONE, Step.FAILED)
+        return self in (Step.DONE, Step.SHADOW, Step.FAILED)
 
 
 @dataclass
@@ -81,12 +82,23 @@ class ModelUpdate:
         digest: the desired digest.
         size: size of the bundle's manifest; None if the desired state does not say.
         installed: the installed bundles.
+        run: for a shadow: called once it is proved, in the place of a switch.
     """
 
     def __init__(
-        self, context: UpdateContext, name: str, digest: str, size: int | None, installed: events.Installed
+        self,
+        context: UpdateContext,
+        name: str,
+        digest: str,
+        size: int | None,
+        installed: events.Installed,
+        *,
+        run: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
+        # No model has a name with a space: a model and its shadow fetch for themselves.
+        self.key = name if run is None else f"{name} shadow"
+        self._run = run
         self.digest = digest
         self.installed = installed
         self.step = Step.MANIFEST
@@ -115,7 +127,7 @@ class ModelUpdate:
         elif self._size is None:
             self.fail("fetch", f"the desired state gives no size for {self.digest}")
         else:
-            self._context.fetches.want(self.name, self.digest, self._size, read=True)
+            self._context.fetches.want(self.key, self.digest, self._size, read=True)
 
     def restore(self, failure: Failure) -> None:
         """Restore a failure from before a restart; it is not retried."""
@@ -124,7 +136,7 @@ class ModelUpdate:
 
     def stop(self) -> None:
         """Stop an update that is no longer wanted."""
-        self._context.fetches.unwant(self.name)
+        self._context.fetches.unwant(self.key)
 
     @property
     def serves(self) -> bool:
@@ -137,7 +149,7 @@ class ModelUpdate:
         found = {self.digest, *self.layers}
         if self._bundle is not None:
             found.add(self._bundle.manifest.config.digest)
-        return found | {fetch.digest for fetch in self._context.fetches.of(self.name)}
+        return found | {fetch.digest for fetch in self._context.fetches.of(self.key)}
 
     @property
     def blocks_total(self) -> int:
@@ -150,7 +162,7 @@ class ModelUpdate:
         done = sum(block_count(size) for digest, size in self.layers.items() if digest not in self._left)
         if self.step is not Step.FILES:
             return done
-        return done + sum(fetch.blocks_done for fetch in self._context.fetches.of(self.name))
+        return done + sum(fetch.blocks_done for fetch in self._context.fetches.of(self.key))
 
     def fetched(self, outcome: Outcome) -> None:
         """Handle the arrival or failure of an awaited blob."""
@@ -194,6 +206,10 @@ class ModelUpdate:
                 return
             self._ran = event.detail
             self.latency = event.latency
+            if self._run is not None:
+                self._go(Step.SHADOW)
+                self._run()
+                return
             self._go(Step.SWITCH)
             self._context.emit(actions.Switch(self.name, self._bundle))
 
@@ -253,7 +269,7 @@ class ModelUpdate:
     @property
     def _waits_for_disk(self) -> bool:
         if self.step.fetching:
-            return any(fetch.on_disk for fetch in self._context.fetches.of(self.name))
+            return any(fetch.on_disk for fetch in self._context.fetches.of(self.key))
         return self.step in (Step.MEASURE, Step.ASSEMBLE, Step.SWITCH)
 
     @property
@@ -296,7 +312,7 @@ class ModelUpdate:
                 raise BundleError(f"the layer {layer.title!r} has no {oci.BLOCKS}")
         self._manifest = raw
         self._go(Step.CONFIG)
-        self._context.fetches.want(self.name, manifest.config.digest, manifest.config.size, read=True)
+        self._context.fetches.want(self.key, manifest.config.digest, manifest.config.size, read=True)
 
     def _take_config(self, raw: bytes) -> None:
         bundle = parse_bundle(self._manifest, raw, where=f"bundle {self.digest[:19]}")
@@ -326,7 +342,7 @@ class ModelUpdate:
         self._go(Step.FILES)
         for layer in {layer.digest: layer for layer in bundle.manifest.layers}.values():
             map_digest = layer.annotations.get(oci.BLOCKS) if layer.size > BLOCK_SIZE else None
-            self._context.fetches.want(self.name, layer.digest, layer.size, map_digest=map_digest)
+            self._context.fetches.want(self.key, layer.digest, layer.size, map_digest=map_digest)
         self._assemble_when_complete()
 
     def _assemble_when_complete(self) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from kedge_agent.update.fetch import Fetches
 from kedge_agent.update.model_update import ModelUpdate
-from kedge_protocol.messages import Latency, ModelState, ReportedModel, Served
+from kedge_protocol.messages import Latency, ModelState, ReportedModel, ReportedShadow, Served
 
 
 def reported_model(
-    update: ModelUpdate, fetches: Fetches, latency: Latency | None, now: float, served: Served | None = None
+    update: ModelUpdate,
+    fetches: Fetches,
+    latency: Latency | None,
+    now: float,
+    served: Served | None = None,
+    shadow: ReportedShadow | None = None,
 ) -> ReportedModel:
     """Return the reported state of one model.
 
@@ -17,6 +22,7 @@ def reported_model(
         latency: the stored latency of the model's calls.
         now: seconds of the monotonic clock.
         served: what the desired bundle answered; None unless it serves.
+        shadow: what runs beside it.
     """
     state, detail = update.step.value
     detail = update.detail or detail
@@ -39,6 +45,7 @@ def reported_model(
         detail=detail,
         latency=latency if latency is not None and latency.bundle == there.current else None,
         served=served,
+        shadow=shadow,
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kedge.fleet import call_figures, device_reports, devices, drift
-from kedge.fleet.database import Database, Row, Session, meta, note_change
+from kedge.fleet.database import Database, Session, meta, note_change
 from kedge.fleet.inbox import Change, DeviceState
 from kedge.fleet.keys import Keys
 from kedge.fleet.presence import Presence
@@ -127,7 +127,10 @@ class ControllerStore:
                 versions={row["name"]: row["desired_version"] if row["managed"] else None for row in rows},
                 desired=_grouped(
                     (there.get(row["device_id"], ""), row["digest"])
-                    for row in session.rows("SELECT device_id, digest FROM desired_model")
+                    for row in session.rows(
+                        "SELECT device_id, digest FROM desired_model"
+                        " UNION ALL SELECT device_id, digest FROM desired_shadow"
+                    )
                 ),
                 blobs={row["digest"]: row["size"] for row in session.rows("SELECT digest, size FROM blob")},
                 bundles=_grouped(
@@ -144,16 +147,15 @@ class ControllerStore:
         with self._database.read() as session:
             query = "SELECT id, name, desired_version, managed FROM device WHERE name IN {}"
             known = {row["name"]: row for row in session.where_in(query, names)}
-            models: dict[int, dict[str, tuple[str, int]]] = {}
             numbers = [row["id"] for row in known.values() if row["managed"]]
-            query = "SELECT device_id, model, digest, size FROM desired_model WHERE device_id IN {} ORDER BY model"
-            for row in session.where_in(query, numbers):
-                models.setdefault(row["device_id"], {})[row["model"]] = (row["digest"], row["size"])
-            statements = _statements(session, {digest for some in models.values() for digest, _ in some.values()})
+            states = devices.desired_states(
+                session, {row["id"]: row["desired_version"] for row in known.values()}, numbers
+            )
+            statements = _statements(session, {digest for state in states.values() for digest in state.sizes})
         signer, rotations = self._keys.private(Role.CONTROLLER), self._keys.rotations()
         now = self._database.clock()
         wanted = [
-            (name, _desired(known[name], models.get(known[name]["id"], {}), statements, rotations, now))
+            (name, _signed_for(name, states.get(known[name]["id"]), statements, rotations, now))
             for name in names
             if name in known
         ]
@@ -260,24 +262,22 @@ def _statements(session: Session, digests: Collection[str]) -> dict[tuple[str, s
     return {(row["name"], row["digest"]): parse_envelope(row["statement"], where=row["name"]) for row in rows}
 
 
-def _desired(
-    row: Row,
-    models: Mapping[str, tuple[str, int]],
+def _signed_for(
+    name: str,
+    desired: Desired | None,
     statements: Mapping[tuple[str, str], Envelope],
     rotations: tuple[Envelope, ...],
     now: float,
 ) -> Desired | None:
-    if not row["managed"]:
+    """Return a desired state with all that its signature needs; None where nothing is wanted of the device."""
+    if desired is None:
         return None
-    return Desired(
-        version=row["desired_version"],
-        models={model: digest for model, (digest, _) in models.items()},
-        sizes=dict(models.values()),
+    bundles = [*desired.models.items(), *((model, shadow.digest) for model, shadow in desired.shadows.items())]
+    return replace(
+        desired,
         sent_at=now,
-        device=row["name"],
-        releases=tuple(
-            statements[model, digest] for model, (digest, _) in models.items() if (model, digest) in statements
-        ),
+        device=name,
+        releases=tuple(statements[bundle] for bundle in bundles if bundle in statements),
         rotations=rotations,
     )
 

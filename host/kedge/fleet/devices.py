@@ -10,7 +10,7 @@ from kedge.fleet.database import Row, Session, note_change
 from kedge.fleet.results import DeviceRow, DeviceView, Measurement, TransferView
 from kedge_protocol import codec
 from kedge_protocol.errors import ConfigError, FleetError
-from kedge_protocol.messages import Desired, Reported, Telemetry
+from kedge_protocol.messages import Desired, Reported, Shadow, Telemetry
 from kedge_protocol.topics import checked_name
 
 TELEMETRY_SHOWN = 60
@@ -169,13 +169,43 @@ def _view(row: Row, desired: dict[str, str]) -> DeviceView:
 
 def desired_state(session: Session, number: int, version: int) -> Desired:
     """Return the desired state of a device."""
-    rows = session.rows("SELECT model, digest, size, soak FROM desired_model WHERE device_id = ?", (number,))
-    return Desired(
-        version=version,
-        models={row["model"]: row["digest"] for row in rows},
-        sizes={row["digest"]: row["size"] for row in rows},
-        soaks={row["model"]: row["soak"] for row in rows if row["soak"]},
-    )
+    return desired_states(session, {number: version}, [number])[number]
+
+
+def desired_states(session: Session, versions: Mapping[int, int], numbers: Sequence[int]) -> dict[int, Desired]:
+    """Return the desired states of these devices, without what a signature needs.
+
+    Args:
+        versions: device → its desired version.
+    """
+    models: dict[int, list[Row]] = {number: [] for number in numbers}
+    shadows: dict[int, list[Row]] = {number: [] for number in numbers}
+    query = "SELECT device_id, model, digest, size, soak FROM desired_model WHERE device_id IN {} ORDER BY model"
+    for row in session.where_in(query, numbers):
+        models[row["device_id"]].append(row)
+    # A shadow of a model that a device is not to have, or of itself, is none.
+    query = """
+        SELECT shadow.* FROM desired_shadow AS shadow JOIN desired_model AS own
+          ON own.device_id = shadow.device_id AND own.model = shadow.model AND own.digest <> shadow.digest
+        WHERE shadow.device_id IN {} ORDER BY shadow.model
+    """
+    for row in session.where_in(query, numbers):
+        shadows[row["device_id"]].append(row)
+    return {
+        number: Desired(
+            version=versions[number],
+            models={row["model"]: row["digest"] for row in models[number]},
+            sizes={row["digest"]: row["size"] for row in (*models[number], *shadows[number])},
+            soaks={row["model"]: row["soak"] for row in models[number] if row["soak"]},
+            shadows={
+                row["model"]: Shadow(
+                    digest=row["digest"], size=row["size"], share=row["share"], memory_bytes=row["memory_bytes"]
+                )
+                for row in shadows[number]
+            },
+        )
+        for number in numbers
+    }
 
 
 def transfers(session: Session, number: int) -> tuple[TransferView, ...]:

@@ -109,8 +109,9 @@ def remove(session: Session, release: Row) -> None:
         FleetError: a device is to have one of its bundles.
     """
     query = """
-        SELECT DISTINCT name FROM desired_model
-        JOIN bundle ON bundle.digest = desired_model.digest JOIN device ON device.id = device_id
+        SELECT DISTINCT name FROM (
+            SELECT device_id, digest FROM desired_model UNION ALL SELECT device_id, digest FROM desired_shadow
+        ) AS wanted JOIN bundle ON bundle.digest = wanted.digest JOIN device ON device.id = device_id
         WHERE release_id = :release AND NOT EXISTS (
             SELECT 1 FROM bundle AS same WHERE same.digest = bundle.digest AND same.release_id <> :release
         ) ORDER BY name

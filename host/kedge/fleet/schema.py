@@ -9,7 +9,8 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
   cleared at the broker.
 - ``desired_model``: one model that a device shall run; ``size`` is of the manifest in bytes, ``soak`` the seconds for
   which it waits for calls of users.
-- ``desired_shadow``: a bundle that shall run beside a desired one, see :func:`kedge.fleet.rollouts.shadow`.
+- ``desired_shadow``: a bundle that shall run beside a desired one, see :func:`kedge.fleet.rollouts.shadow` and
+  :mod:`kedge.fleet.shadows`.
 - ``device_state``: what a device said last; ``reported`` is the message as it came, ``told_target`` the target in it,
   ``refused_…`` the desired state that it did not take, ``namesake`` the boot of another device of its name.
 - ``reported_model``: the models of that message, taken apart, so that a rollout is judged without reading messages;

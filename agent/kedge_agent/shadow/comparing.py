@@ -1,0 +1,88 @@
+"""Compares a shadow's answers with those of the bundle that serves, in bounded numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kedge_agent.shadow.frames import Array
+from kedge_protocol import latency_buckets
+from kedge_protocol.bundle.config import TensorSpec
+from kedge_protocol.messages import ShadowTelemetry
+
+MAX_CLASSES = 64
+OTHER = "other"
+_NEAR = 0.1
+"""Deviation, as a share of the old answer's root mean square, up to which numbers are alike."""
+
+
+@dataclass
+class Figures:
+    """Counts since they were last sent."""
+
+    compared: int = 0
+    agreed: int = 0
+    classes: dict[str, list[int]] = field(default_factory=dict)
+    confidence_shift: float = 0.0
+    old: list[int] = field(default_factory=lambda: [0] * latency_buckets.BUCKETS)
+    new: list[int] = field(default_factory=lambda: [0] * latency_buckets.BUCKETS)
+    errors: int = 0
+
+    def add(self, specs: Sequence[TensorSpec], old: Mapping[str, Array], new: Mapping[str, Array]) -> None:
+        """Compare the answers to one call: output's name → array with the samples along the first axis."""
+        alike: Array | None = None
+        for spec in specs:
+            before, after = old[spec.name], new[spec.name]
+            if before.shape != after.shape:
+                same = np.zeros(len(before), bool)
+            elif before.ndim == 2 and before.shape[1] > 1 and before.dtype.kind == "f":
+                same = self._scores(before, after)
+            else:
+                same = _near(before, after)
+            alike = same if alike is None else alike & same
+        if alike is not None:
+            self.compared += len(alike)
+            self.agreed += int(alike.sum())
+
+    def message(self, digest: str) -> ShadowTelemetry:
+        """Return the counts as they are sent."""
+        return ShadowTelemetry(
+            digest=digest,
+            compared=self.compared,
+            agreed=self.agreed,
+            classes={name: tuple(counts) for name, counts in self.classes.items()},
+            confidence_shift=float(self.confidence_shift) if np.isfinite(self.confidence_shift) else 0.0,
+            old_buckets=latency_buckets.sparse(self.old),
+            new_buckets=latency_buckets.sparse(self.new),
+            errors=self.errors,
+        )
+
+    def _scores(self, before: Array, after: Array) -> Array:
+        classes, answers = before.argmax(axis=1), after.argmax(axis=1)
+        same: Array = classes == answers
+        for name, agrees in zip(map(str, classes.tolist()), same.tolist(), strict=True):
+            key = name if name in self.classes or len(self.classes) < MAX_CLASSES else OTHER
+            counts = self.classes.setdefault(key, [0, 0])
+            counts[0] += 1
+            counts[1] += agrees
+        self.confidence_shift += float((_confidence(after) - _confidence(before)).sum())
+        return same
+
+
+def _confidence(scores: Array) -> Array:
+    """Return each sample's largest probability."""
+    scores = scores.astype(np.float64)
+    top: Array = scores.max(axis=1)
+    if np.all(scores >= 0) and np.allclose(scores.sum(axis=1), 1.0, atol=0.02):
+        return top
+    softmax: Array = 1.0 / np.exp(scores - top[:, None]).sum(axis=1)
+    return softmax
+
+
+def _near(before: Array, after: Array) -> Array:
+    rows = before.reshape(len(before), -1).astype(np.float64)
+    apart = np.sqrt(np.square(after.reshape(len(after), -1) - rows).mean(axis=1))
+    near: Array = apart <= _NEAR * np.sqrt(np.square(rows).mean(axis=1))
+    return near
