@@ -116,7 +116,7 @@ def test_a_network_with_fresh_weights_loses_what_the_report_says(name: str, targ
     model = kedge_agent.Model(tmp_path / "OUT", target=target)
     got = np.concatenate([np.asarray(model(one[None])).reshape(1, -1) for one in fresh])
     want = answers(fresh)
-    assert np.mean(want.argmax(1) == labels) > 0.3, "the float network tells nothing apart"
+    assert np.mean(want.argmax(1) == labels) > 2 / want.shape[1], "the float network guesses"
     judged(row, line, want, got, labels)
 
 

@@ -65,7 +65,9 @@ def torch_network(name: str) -> Any:
     network = Logits(made[name]())
     for part in network.modules():
         if isinstance(part, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(part.weight)  # else the signal sinks below what a norm adds to variances
+            torch.nn.init.kaiming_normal_(part.weight)
+        elif isinstance(part, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(part.weight)  # transformers draws it around 0, and no signal is left behind the last
     pixels, which = pictures(_FITTED, _FITTED_SEED)
     parts = [torch.from_numpy(pixels[start : start + _AT_ONCE]) for start in range(0, len(pixels), _AT_ONCE)]
     head = network.whole.classifier
@@ -118,8 +120,10 @@ def channels_last(pixels: Array) -> Array:
 
 def _fitted(features: Array, which: Array) -> tuple[Array, Array]:
     """Weights, classes x features, and biases of a layer that tells the photos apart, by ridge regression."""
-    middle, spread = features.mean(axis=0), features.std() + 1e-12
-    given = (features.astype(np.float64) - middle) / spread
+    features = features.astype(np.float64)
+    middle, spread = features.mean(axis=0), features.std(axis=0)
+    spread += 1e-3 * spread.max()
+    given = (features - middle) / spread
     wanted = np.eye(int(which.max()) + 1)[which]
     ridge = _RIDGE * len(given) * np.eye(given.shape[1])
     weight = np.linalg.solve(given.T @ given + ridge, given.T @ (wanted - wanted.mean(axis=0))).T
