@@ -61,11 +61,10 @@ def joined(rows: list[list[Array]]) -> list[Array]:
 
 
 def per_sample(metric: str, want: list[Array], got: list[Array], parts: tuple[tuple[int, int], ...]) -> Array:
-    """N: what a metric is the mean of: 1 or 0 for ``agreement``, else the cosine of the part that suffers most."""
+    """N: what a metric is the mean of: the share of equal answers for ``agreement`` (1 or 0, but for lines of text and
+    other outputs with an answer for each position), else the cosine of the part that suffers most."""
     if metric == "agreement":
-        return (
-            np.asarray(want[0].argmax(axis=-1) == got[0].argmax(axis=-1), np.float64).reshape(len(want[0]), -1).min(1)
-        )
+        return same_answers(want, got).mean(axis=1)
     columns = []
     for wanted, mine in zip(want, got, strict=True):
         for start, stop in parts or ((0, wanted.shape[1]),):
@@ -73,6 +72,12 @@ def per_sample(metric: str, want: list[Array], got: list[Array], parts: tuple[tu
             norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
             columns.append((left * right).sum(axis=1) / np.where(norms > 0, norms, 1))
     return min(columns, key=lambda one: float(one.mean()))
+
+
+def same_answers(want: list[Array], got: list[Array]) -> Array:
+    """Whether the first output's answers are the same: N x positions, 1 or 0."""
+    same = np.asarray(want[0].argmax(axis=-1) == got[0].argmax(axis=-1), np.float64)
+    return same.reshape(len(same), -1)
 
 
 def models(scratch: Path) -> Mapping[str, Callable[[], Foreign]]:
