@@ -197,7 +197,8 @@ def test_a_tree_is_called_float32_whatever_was_asked_for() -> None:
         assert true_name(precision, numbers) == "float32"
 
 
-def test_a_forest_costs_few_attempts_and_is_float32(tmp_path: Path) -> None:
+@pytest.mark.parametrize("imported", [{"ai.onnx.ml": 1, "": 17}, {"ai.onnx.ml": 1}], ids=["both", "as XGBoost exports"])
+def test_a_forest_costs_few_attempts_and_is_float32(tmp_path: Path, imported: dict[str, int]) -> None:
     node = helper.make_node(
         "TreeEnsembleClassifier", ["x"], ["label", "probabilities"], domain="ai.onnx.ml", class_ids=[0, 1, 0, 1],
         class_nodeids=[1, 1, 2, 2], class_treeids=[0] * 4, class_weights=[0.9, 0.1, 0.2, 0.8], nodes_nodeids=[0, 1, 2],
@@ -209,7 +210,7 @@ def test_a_forest_costs_few_attempts_and_is_float32(tmp_path: Path) -> None:
     made = helper.make_graph(
         [node], "g", [value("x", TensorProto.FLOAT, ["N", 8])], [value("probabilities", TensorProto.FLOAT, ["N", 2])]
     )
-    opsets = [helper.make_opsetid("ai.onnx.ml", 1), helper.make_opsetid("", 17)]
+    opsets = [helper.make_opsetid(domain, version) for domain, version in imported.items()]
     model_writer.save(helper.make_model(made, opset_imports=opsets, ir_version=8), tmp_path / "trees.onnx")
     x = RNG.standard_normal((64, 8)).astype(np.float32)
     np.savez(tmp_path / "calibration.npz", x=x[:32])

@@ -16,16 +16,22 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
+_PLAIN_OPSET = 17
+
 
 def name_opsets_once(model: onnx.ModelProto) -> None:
     """Import each domain once, in place, with the highest version that is given: skl2onnx names the default domain
-    twice, and its other name is ``ai.onnx``."""
+    twice, and its other name is ``ai.onnx``. A file of trees alone, as XGBoost's export, imports no default domain; it
+    gets one, in which Kedge's own nodes are written."""
     versions: dict[str, int] = {}
     for opset in model.opset_import:
         domain = "" if opset.domain == "ai.onnx" else opset.domain
         versions[domain] = max(versions.get(domain, 0), opset.version)
-    if len(versions) == len(model.opset_import):
+    lacking = "" not in versions and all(node.domain not in ("", "ai.onnx") for node in model.graph.node)
+    if len(versions) == len(model.opset_import) and not lacking:
         return
+    if lacking:
+        versions[""] = _PLAIN_OPSET
     from onnx import helper
 
     del model.opset_import[:]
