@@ -37,7 +37,10 @@ def run() -> Iterator[Result]:
     print("\n| rollouts of seven targets, a look a minute | aborted | minutes to the abort, median |\n|---|---|---|")
     for name, release in RELEASES.items():
         ends = play(2, ROLLOUTS // 2 if release is GOOD else ROLLOUTS // 5, release)
-        print(f"| {name} | {len(ends.minutes)} of {ends.rollouts} | {ends.median:.0f} |", flush=True)
+        print(
+            f"| {name} | {len(ends.minutes)} of {ends.rollouts} | {f'{ends.median:.0f}' if ends.minutes else '–'} |",
+            flush=True,
+        )
         met = ends.aborted <= 0.05 if release is GOOD else ends.aborted >= 0.95
         goal = "≤0.05" if release is GOOD else "≥0.95"
         yield Result(f"gates: {name}", "first wave", "aborted", ends.aborted, None, "", goal, met)

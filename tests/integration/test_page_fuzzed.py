@@ -16,6 +16,7 @@ from schemathesis.specs.openapi.schemas import OpenApiSchema
 from tests.support.pages import releases
 
 from kedge.fleet.service import FleetService
+from kedge.fleet.staged.policy import Policy
 from kedge.page.options import PageOptions
 from kedge.page.server import serving
 
@@ -40,6 +41,7 @@ def routes(tmp_path_factory: pytest.TempPathFactory, releases: dict[str, Path]) 
             fleet.publish(layout)
         fleet.device_add("pi", "rpi4")
         fleet.rollout_start("tiny:1.0")
+        fleet.rollout_start("tiny:2.0", policy=Policy(soak=3600.0))
         with serving(fleet.state, address) as url:
             yield schemathesis.openapi.from_url(f"{url}api/v1/openapi.json")
 

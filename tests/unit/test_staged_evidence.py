@@ -16,7 +16,7 @@ from kedge.fleet.staged.evidence import CONTROL, MEASURED
 from kedge.fleet.staged.gates import Gates, Verdict, judge
 from kedge.fleet.staged.slopes import slope
 from kedge_protocol.drift import Kind, Statistic, Stream
-from kedge_protocol.messages import Telemetry
+from kedge_protocol.messages import ShadowTelemetry, Telemetry
 
 SWITCH = 10_000.0
 
@@ -155,6 +155,10 @@ def test_the_figures_that_are_read_do_not_grow_with_the_fleet(rollout: Rollout) 
     assert found.devices == MEASURED + 20
     assert len(found.new.devices) == MEASURED
     assert len(found.old.devices) == MEASURED + CONTROL
+    rollout.tell(rollout.add(MEASURED, "serving", wave=2), SWITCH, 2, message(NEW))
+    measured = [device.device for device in rollout.collect()["rpi4"].new.devices]
+    assert len(measured) == MEASURED, "as many of each wave"
+    assert sum(name < f"d{MEASURED + 20:04}" for name in measured) == MEASURED // 2
 
 
 def test_figures_that_begin_after_now_are_left_out(rollout: Rollout) -> None:
@@ -201,6 +205,55 @@ def test_only_what_drifts_further_with_the_new_bundle_is_held_against_it(
     found = {one.gate: one for one in judge(Gates(), tuple(rollout.collect().values()), soaked=False)}["drift"]
     assert found.verdict is verdict, found
     assert "inputs" in found.detail
+
+
+def shadowed(agreed: int, classes: dict[str, tuple[int, ...]] | None = None, digest: str = NEW) -> Telemetry:
+    told = ShadowTelemetry(digest=digest, compared=100, agreed=agreed, classes=classes or {}, confidence_shift=-2.0)
+    return message(OLD, shadow=told)
+
+
+def publish(rollout: Rollout) -> None:
+    with rollout.database.write() as session:
+        session.run("INSERT INTO release VALUES (2, 'tiny', '2.0', 'sha256:r', 1.0, NULL)")
+        session.run(
+            "INSERT INTO bundle (release_id, target, digest, size, backend, precision)"
+            " VALUES (2, 'rpi4', ?, 1, 'b', 'int8')",
+            (NEW,),
+        )
+
+
+@pytest.mark.parametrize(("agreed", "verdict"), [(99, Verdict.PASS), (90, Verdict.FAIL)])
+def test_a_shadow_is_judged_by_its_agreement_on_devices_that_serve_the_old_bundle(
+    rollout: Rollout, agreed: int, verdict: Verdict
+) -> None:
+    publish(rollout)
+    reached = rollout.add(5, "updating")
+    rollout.tell(reached, SWITCH - 600, 10, shadowed(agreed, {"cat": (10, agreed - 90), "dog": (90, 90)}))
+    found = rollout.collect()["rpi4"]
+    assert found.shadow is not None
+    assert found.shadow.agreement == pytest.approx(agreed / 100)
+    assert found.shadow.devices[0].confidence_shift == pytest.approx(-0.02, rel=0.2)
+    gate = {one.gate: one for one in judge(Gates(), [found], soaked=False)}["agreement"]
+    assert gate.verdict is verdict, gate
+    assert f"least class cat ({10 * (agreed - 90)}%)" in gate.detail
+
+
+def test_without_an_answer_of_the_shadow_that_is_asked_for_the_gate_waits(rollout: Rollout) -> None:
+    publish(rollout)
+    reached = rollout.add(1, "updating")
+    assert rollout.collect()["rpi4"].shadow is None
+    with rollout.database.write() as session:
+        session.run("INSERT INTO desired_shadow VALUES (?, 'tiny', ?, 1, 0.1, 1)", (reached[0], NEW))
+    found = rollout.collect()["rpi4"]
+    gate = {one.gate: one for one in judge(Gates(), [found], soaked=True)}["agreement"]
+    assert (gate.verdict, gate.figure) == (Verdict.UNDECIDED, None)
+
+
+def test_what_another_shadow_answered_does_not_count(rollout: Rollout) -> None:
+    publish(rollout)
+    reached = rollout.add(2, "updating")
+    rollout.tell(reached, SWITCH - 600, 10, shadowed(10, digest="sha256:" + "7" * 64))
+    assert rollout.collect()["rpi4"].shadow is None
 
 
 def test_a_median_slope_is_moved_little_by_leaps_and_its_variance_covers_the_truth() -> None:

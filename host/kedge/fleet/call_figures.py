@@ -12,13 +12,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kedge.fleet.database import Session
 from kedge.fleet.drift import sane_counts
 from kedge.fleet.staged.cohorts import Share, Spread
 from kedge_protocol import drift as sketches
 from kedge_protocol import latency_buckets
-from kedge_protocol.messages import ModelTelemetry, Telemetry
+from kedge_protocol.messages import ModelTelemetry, ShadowTelemetry, Telemetry
 
 BLOCK_SECONDS = 60.0
 """Seconds of telemetry that count as one block; calls within it are not taken to be independent."""
@@ -27,6 +28,10 @@ MAX_BLOCKS = 1440
 POINTS = 32
 """Values of memory that are kept; where there are more, every other one is dropped and they lie twice as far apart."""
 MAX_COUNT = 1 << 53
+CLASSES, OTHER = 64, "other"
+"""Classes of answers that are told apart, and the name of the others."""
+SHADOW_MARK = b'"shadow":{'
+"""In the document of figures with a shadow's, and in no other."""
 KEPT = 2
 """Bundles of a device's model."""
 
@@ -69,6 +74,46 @@ class Block:
 
 
 @dataclass(kw_only=True)
+class ShadowFigures:
+    """What a shadow answered beside the bundle of these figures.
+
+    Attributes:
+        digest: of the shadow; with another one all begins anew.
+        compared: inputs that both answered, those that they answered differently being bad.
+        classes: class of the old answer → (compared, agreed).
+        confidence_shift: sum of new less old.
+        total, bad: of the block that is not whole yet.
+    """
+
+    digest: str
+    compared: Share = field(default_factory=Share)
+    classes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    confidence_shift: float = 0.0
+    total: int = 0
+    bad: int = 0
+
+    def add(self, told: ShadowTelemetry) -> None:
+        """Add what an interval brought; what cannot be is left out."""
+        if not 0 <= told.agreed <= told.compared < MAX_COUNT:
+            return
+        self.total += told.compared
+        self.bad += told.compared - told.agreed
+        if abs(told.confidence_shift) <= told.compared:
+            self.confidence_shift += told.confidence_shift
+        for name, pair in told.classes.items():
+            if len(pair) != 2 or not 0 <= pair[1] <= pair[0] < MAX_COUNT:
+                continue
+            known = name if name in self.classes or len(self.classes) < CLASSES else OTHER
+            before = self.classes.get(known, (0, 0))
+            self.classes[known] = (before[0] + pair[0], before[1] + pair[1])
+
+    def close(self) -> None:
+        """End a block."""
+        self.compared = self.compared.with_block(self.total, self.bad)
+        self.total = self.bad = 0
+
+
+@dataclass(kw_only=True)
 class Figures:
     """The figures of one bundle on one device.
 
@@ -78,6 +123,7 @@ class Figures:
         temperature: °C, by blocks.
         buckets: latency histogram.
         drift: what the samples were like: stream → counts of its bins.
+        shadow: what a shadow answered beside this bundle; None without one.
         memory: (seconds after ``since``, bytes), oldest first.
         every: blocks between two values of memory.
         skipped: blocks since the last value of memory.
@@ -92,6 +138,7 @@ class Figures:
     temperature: Spread = field(default_factory=Spread)
     buckets: dict[str, int] = field(default_factory=dict)
     drift: dict[str, list[int]] = field(default_factory=dict)
+    shadow: ShadowFigures | None = None
     memory: list[tuple[float, float]] = field(default_factory=list)
     every: int = 1
     skipped: int = 0
@@ -113,6 +160,10 @@ class Figures:
         if count and not model.mixed:
             _add_calls(self.block, model)
             self._add_drift(sane_counts(model.drift))
+        if model.shadow is not None:
+            if self.shadow is None or self.shadow.digest != model.shadow.digest:
+                self.shadow = ShadowFigures(digest=model.shadow.digest)
+            self.shadow.add(model.shadow)
         temperature = message.temperature_c
         if temperature is not None and -100 < temperature < 1000:
             self.block.temperature += temperature
@@ -139,6 +190,8 @@ class Figures:
             self.p99 = self.p99.with_value(block.p99 / block.weight)
         if block.temperatures:
             self.temperature = self.temperature.with_value(block.temperature / block.temperatures)
+        if self.shadow is not None:
+            self.shadow.close()
         self.skipped += 1
         if block.memories and self.skipped >= self.every:
             self._note_memory(block.at - self.since, block.memory / block.memories)
@@ -173,6 +226,7 @@ class Figures:
             "temperature": vars(self.temperature),
             "buckets": self.buckets,
             "drift": self.drift,
+            "shadow": None if self.shadow is None else vars(self.shadow) | {"compared": vars(self.shadow.compared)},
             "memory": self.memory,
             "every": self.every,
             "skipped": self.skipped,
@@ -193,11 +247,19 @@ def decode(since: float, until: float, document: bytes) -> Figures:
         temperature=Spread(**values["temperature"]),
         buckets=values["buckets"],
         drift=values["drift"],
+        shadow=_shadow(values["shadow"]),
         memory=[(seconds, value) for seconds, value in values["memory"]],
         every=values["every"],
         skipped=values["skipped"],
         block=None if values["block"] is None else Block(**values["block"]),
     )
+
+
+def _shadow(values: Mapping[str, Any] | None) -> ShadowFigures | None:
+    if values is None:
+        return None
+    classes = {name: (compared, agreed) for name, (compared, agreed) in values["classes"].items()}
+    return ShadowFigures(**{**values, "compared": Share(**values["compared"]), "classes": classes})
 
 
 def note(session: Session, messages: Mapping[int, Sequence[tuple[float, Telemetry]]]) -> None:

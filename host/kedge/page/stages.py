@@ -33,6 +33,7 @@ _WORST = (Verdict.FAIL, Verdict.UNDECIDED, Verdict.PASS)
 _STEP_ORDER = (
     Step.SERVING,
     Step.UPDATING,
+    Step.SHADOWING,
     Step.WAITING,
     Step.REVERTING,
     Step.REVERTED,
@@ -182,7 +183,7 @@ def actions(rollout: int, stage: StageView) -> tuple[Action, ...]:
     elif goes_on:
         text = "Nothing new begins; devices that were told go on, and the gates go on watching."
         found.append(Action("pause", "Pause…", text))
-    if stage.phase in (Phase.RUNNING, Phase.SOAKING, Phase.HOLDING) and not stage.paused:
+    if stage.phase in (Phase.SHADOWING, Phase.RUNNING, Phase.SOAKING, Phase.HOLDING) and not stage.paused:
         text = "The next wave begins now, whatever soak time and open gates say."
         found.append(Action("promote", "Promote…", text))
     late = stage.steps.get(Step.FAILED.value, 0) + stage.steps.get(Step.SILENT.value, 0)

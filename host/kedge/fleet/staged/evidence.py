@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from kedge.fleet import call_figures, drift
 from kedge.fleet.call_figures import Figures
@@ -14,21 +16,29 @@ from kedge.fleet.staged.cohorts import (
     CohortEvidence,
     DeviceCalls,
     DeviceMemory,
+    DeviceShadow,
     DeviceTemperature,
     DriftFigures,
+    ShadowFigures,
 )
 from kedge.fleet.staged.phases import Step
 from kedge.fleet.staged.slopes import WARM_UP_SECONDS, slope
 from kedge_protocol.drift import Stream
 
-MEASURED = 256
-"""Devices of a target whose figures are read, those of the first waves first: more would decide no better."""
-CONTROL = 64
+MEASURED = 128
+"""Devices of a target whose figures are read, as many of each wave: more would decide no better."""
+LEAST_MEASURED = 4
+"""Of each wave, however many waves there are."""
+CONTROL = 32
 """Devices of a target, of those that no wave has reached, whose figures are read."""
+
+SLOPES = 16
+"""Devices whose memory with the old bundle is looked at: its median matters only."""
 
 _COUNTS = """
 SELECT target, step, stage, count(*) AS devices FROM rollout_member WHERE rollout_id = ? GROUP BY target, step, stage
 """
+_WAVES = "SELECT count(DISTINCT wave) FROM rollout_member WHERE rollout_id = :rollout AND step NOT IN (:waiting, :gone)"
 _SERVED = """
 SELECT member.target, sum(served_calls > 0) AS calls, sum(served_calls <= 0 AND served_golden > 0) AS golden,
        count(served_calls) AS told
@@ -45,7 +55,7 @@ GROUP BY target
 """
 _FIGURES = """
 SELECT target, name, figures.digest = part.digest AS is_new, figures.digest, since, until, document FROM (
-    SELECT target, device_id, row_number() OVER (PARTITION BY target ORDER BY wave, device_id) AS place
+    SELECT target, device_id, row_number() OVER (PARTITION BY target, wave ORDER BY device_id) AS place
     FROM rollout_member WHERE rollout_id = :rollout AND step NOT IN (:waiting, :gone)
 ) AS member
 JOIN rollout_device AS part ON part.rollout_id = :rollout AND part.device_id = member.device_id
@@ -56,7 +66,7 @@ WHERE place <= :measured
 """
 _CONTROL = """
 SELECT target, name, 0 AS is_new, figures.digest, since, until, document FROM (
-    SELECT target, device_id, row_number() OVER (PARTITION BY target ORDER BY wave, device_id) AS place
+    SELECT target, device_id, row_number() OVER (PARTITION BY target ORDER BY device_id) AS place
     FROM rollout_member WHERE rollout_id = :rollout AND step = :waiting
 ) AS member
 JOIN (SELECT id, name FROM device) AS device ON device.id = member.device_id
@@ -68,6 +78,23 @@ WHERE place <= :control
 _NOT_REACHED = {Step.WAITING.value, Step.GONE.value}
 
 
+_SHADOWED = """
+SELECT member.target, device.name, bundle.digest AS new, since, until, document FROM (
+    SELECT target, device_id, row_number() OVER (PARTITION BY target, wave ORDER BY device_id) AS place
+    FROM rollout_member WHERE rollout_id = :rollout AND step NOT IN (:waiting, :gone)
+) AS member
+JOIN (SELECT id, name FROM device) AS device ON device.id = member.device_id
+JOIN rollout ON rollout.id = :rollout
+JOIN release ON release.name = rollout.model AND release.version = rollout.version
+JOIN bundle ON bundle.release_id = release.id AND bundle.target = member.target
+JOIN call_figures AS figures ON figures.device_id = member.device_id AND figures.model = :model
+    AND figures.digest <> bundle.digest
+WHERE place <= :measured AND instr(document, :mark)
+"""
+_ASKED = """
+SELECT DISTINCT target FROM rollout_member JOIN desired_shadow USING (device_id)
+WHERE rollout_id = :rollout AND desired_shadow.model = :model
+"""
 _BASELINES = "SELECT DISTINCT digest, drift FROM bundle WHERE drift IS NOT NULL AND digest IN {}"
 Baselines = Mapping[str, Sequence[Stream]]
 
@@ -112,7 +139,9 @@ def collect(session: Session, rollout_id: int, *, now: float) -> tuple[CohortEvi
     served = {row["target"]: row for row in session.rows(_SERVED, values)}
     control = {row["target"]: row for row in session.rows(_SILENT, values)}
     targets = {target: _Target() for target in counts}
-    measured = session.rows(_FIGURES, values | {"measured": MEASURED})
+    waves = session.value(_WAVES, values)
+    values["measured"] = max(LEAST_MEASURED, MEASURED // max(1, waves))
+    measured = session.rows(_FIGURES, values)
     for row in (*measured, *session.rows(_CONTROL, values | {"control": CONTROL})):
         if row["since"] > now:
             continue
@@ -121,14 +150,38 @@ def collect(session: Session, rollout_id: int, *, now: float) -> tuple[CohortEvi
         (found.new if row["is_new"] else found.old)[row["name"]] = figures
         if figures.drift:
             found.bundles[row["name"], bool(row["is_new"])] = row["digest"]
+    shadows = _shadows(session, values, now)
     bundles = {digest for found in targets.values() for digest in found.bundles.values()}
     baselines = {
         row["digest"]: drift.read_baseline(row["drift"]) for row in session.where_in(_BASELINES, sorted(bundles))
     }
     return tuple(
-        _cohort(target, rows, served.get(target), control.get(target), targets[target], baselines)
+        replace(
+            _cohort(target, rows, served.get(target), control.get(target), targets[target], baselines),
+            shadow=shadows.get(target),
+        )
         for target, rows in sorted(counts.items())
     )
+
+
+def _shadows(session: Session, values: dict[str, Any], now: float) -> dict[str, ShadowFigures]:
+    """Return the figures of the new bundle as a shadow, by target; of targets where none is asked for and none came,
+    nothing."""
+    found: dict[str, list[DeviceShadow]] = {row["target"]: [] for row in session.rows(_ASKED, values)}
+    for row in session.rows(_SHADOWED, {**values, "mark": call_figures.SHADOW_MARK}):
+        shadow = call_figures.decode(row["since"], row["until"], row["document"]).shadow
+        if shadow is None or shadow.digest != row["new"] or row["since"] > now:
+            continue
+        total = shadow.compared.total
+        found.setdefault(row["target"], []).append(
+            DeviceShadow(
+                device=row["name"],
+                compared=shadow.compared,
+                classes=shadow.classes,
+                confidence_shift=shadow.confidence_shift / total if total else None,
+            )
+        )
+    return {target: ShadowFigures(devices=tuple(devices)) for target, devices in found.items()}
 
 
 def _cohort(
@@ -190,8 +243,6 @@ def _memory(found: _Target) -> tuple[DeviceMemory, ...]:
     for name, figures in found.new.items():
         points = [point for point in figures.memory if point[0] >= WARM_UP_SECONDS]
         new, variance = slope(points)
-        old, _ = slope(found.old[name].memory) if name in found.old else (None, 0.0)
-        slopes.append(DeviceMemory(device=name, new=new, old=old, variance=variance, points=len(points)))
-    known = {slope.device for slope in slopes}
-    others = ((name, slope(figures.memory)[0]) for name, figures in found.old.items() if name not in known)
-    return (*slopes, *(DeviceMemory(device=name, old=old) for name, old in others if old is not None))
+        slopes.append(DeviceMemory(device=name, new=new, variance=variance, points=len(points)))
+    before = ((name, slope(found.old[name].memory)[0]) for name in itertools.islice(found.old, SLOPES))
+    return (*slopes, *(DeviceMemory(device=name, old=old) for name, old in before if old is not None))
