@@ -49,6 +49,8 @@ FLUSH_SECONDS = 0.5
 """Between two writes of the count of blocks; what a killed controller can lose of it."""
 ADVANCE_SECONDS = 1.0
 """Between two rounds of the staged rollouts."""
+CLOCK_STEP_SECONDS = 10.0
+"""A larger step of the fleet's clock against the monotonic one is not time that went by."""
 REMIND_SECONDS = 30.0
 """A device that is there and has not answered its desired state is told again after this."""
 
@@ -161,6 +163,7 @@ class Controller:
         self._engine = Engine(self.database)
         self._advanced = -ADVANCE_SECONDS
         self._listening_since: float | None = None
+        self._clock_offset = clock() - steady()
         self._flushed = self._reminded = self._drift_at = steady()
         self._alarms = Alarms()
 
@@ -226,10 +229,15 @@ class Controller:
 
     def _advance(self) -> None:
         """Carry the staged rollouts on. While nobody listens to devices, nothing is known of them."""
-        since, now = self._listening_since, self._steady()
-        if since is not None and now - self._advanced >= ADVANCE_SECONDS:
-            self._advanced = now
-            self._engine.tick(now=self.database.clock(), listening_since=since)
+        steady, now = self._steady(), self.database.clock()
+        since = self._listening_since
+        if since is None or steady - self._advanced < ADVANCE_SECONDS:
+            return
+        self._advanced = steady
+        if abs(now - steady - self._clock_offset) > CLOCK_STEP_SECONDS:
+            # The fleet's clock was set: what went by on it is no silence of the devices.
+            self._clock_offset, self._listening_since, since = now - steady, now, now
+        self._engine.tick(now=now, listening_since=since)
 
     def _read_changes(self) -> None:
         """Read the database if a command has signalled a change, and occasionally without a signal."""

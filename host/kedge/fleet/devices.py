@@ -103,6 +103,7 @@ def remove(session: Session, name: str) -> None:
     number = find(session, name)
     for table in schema.PER_DEVICE:
         session.run(f"DELETE FROM {table} WHERE device_id = ?", (number,))
+    session.run("UPDATE rollout_stage SET edition = edition + 1 WHERE live > 0")
     session.run("UPDATE device SET removed = 1, managed = 0 WHERE id = ?", (number,))
     note_change(session)
 

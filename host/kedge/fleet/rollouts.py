@@ -48,6 +48,9 @@ WHERE step <> 'gone' AND device_id IN (SELECT device_id FROM {table} WHERE rollo
       AND (phase <> 'aborted' OR step = 'reverting')
   )
 """
+_NEW_EDITION = """
+UPDATE rollout_stage SET edition = edition + 1 WHERE rollout_id IN (SELECT id FROM rollout WHERE model = ?)
+"""
 _END_STAGES = """
 UPDATE rollout_stage SET phase = 'superseded', live = 0, since = :now, reason = 'newer rollouts have all of its devices'
 WHERE phase NOT IN ('reverting', 'aborted', 'superseded')
@@ -298,6 +301,7 @@ def claim(session: Session, rollout: int, model: str, *, table: str, reverts: in
     """
     values = {"rollout": rollout, "model": model, "reverts": reverts or 0}
     session.run(_TAKE_MEMBERS.format(table=table), values)
+    session.run(_NEW_EDITION, (model,))
     session.run(_END_STAGES, {"model": model, "now": session.now()})
     session.run(
         "UPDATE rollout SET state = 'superseded' WHERE model = ? AND state = 'active' AND id IN"

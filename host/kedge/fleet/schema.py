@@ -33,7 +33,8 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
 - ``audit``: see :mod:`kedge.fleet.audit`; entries are appended and never changed.
 - ``rollout_stage``: what a staged rollout has more: its policy as JSON and its state, see
   :class:`kedge.fleet.staged.states.State`; ``live`` is 2 while it goes on, 1 where it has ended and devices may still
-  answer or come, 0 otherwise; ``revert_id`` is the rollout that takes it back.
+  answer or come, 0 otherwise; ``revert_id`` is the rollout that takes it back; ``edition`` grows with each change of it
+  or of its members.
 - ``rollout_member``: a device in a staged rollout, in the order in which devices are told, see
   :class:`kedge.fleet.staged.states.Member`. Its ``rollout_device`` comes when it is told.
 - ``gate_result``: what the gates said last, by wave.
@@ -249,7 +250,8 @@ CREATE TABLE IF NOT EXISTS rollout_stage (
     reason VARCHAR NOT NULL,
     approved INTEGER NOT NULL,
     revert_id INTEGER REFERENCES rollout (id),
-    live INTEGER NOT NULL
+    live INTEGER NOT NULL,
+    edition INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS ix_rollout_stage_live ON rollout_stage (live);
 CREATE TABLE IF NOT EXISTS rollout_member (

@@ -7,7 +7,6 @@ several processes: each decides on what it reads under the write lock.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from kedge.fleet import audit, releases, rollout_status, rollouts
 from kedge.fleet.database import Database, Row, Session
 from kedge.fleet.device_progress import Standing
+from kedge.fleet.inbox import SeldomLog
 from kedge.fleet.results import Progress
 from kedge.fleet.staged import choice, evidence, gates, machine, orders, records
 from kedge.fleet.staged.gates import GateResult
@@ -23,9 +23,7 @@ from kedge.fleet.staged.policy import Busy, Late, OnAbort
 from kedge.fleet.staged.records import GOING, OPEN, Staged
 from kedge.fleet.staged.states import Action, Answer, Claim, Facts, Note, Revert, Send, Shadow, Sight, State, Unshadow
 from kedge_protocol import codec
-from kedge_protocol.errors import FleetError
-
-log = logging.getLogger(__name__)
+from kedge_protocol.errors import FleetError, KedgeError, StorageError
 
 GATE_SECONDS = 5.0
 """Between two looks at the evidence of a rollout."""
@@ -51,11 +49,12 @@ WHERE own.rollout_id = ? AND own.step <> 'gone' AND other.step NOT IN ('gone', '
 
 @dataclass
 class _Looks:
-    """When a rollout's gates, and its late devices, were looked at last."""
+    """When a rollout's gates, and its late devices, were looked at last, and what it was then."""
 
     gates: float = -math.inf
     seldom: float = -math.inf
     told: tuple[GateResult, ...] = ()
+    staged: Staged | None = None
 
 
 class Engine:
@@ -68,6 +67,7 @@ class Engine:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._looks: dict[int, _Looks] = {}
+        self._seldom = SeldomLog()
 
     def tick(self, *, now: float, listening_since: float = 0.0) -> None:
         """Run one round of each rollout that goes on. A rollout that cannot go on is logged, and keeps no other one
@@ -88,17 +88,22 @@ class Engine:
                 continue
             try:
                 self._go_on(row["rollout_id"], looks, now, listening_since)
-            except FleetError as error:
-                log.error("rollout %s cannot go on: %s", row["rollout_id"], error)
+            except StorageError:
+                raise
+            except KedgeError as error:
+                number = row["rollout_id"]
+                self._seldom.warning(f"rollout {number}", "rollout %s cannot go on: %s", number, error)
 
     def _go_on(self, rollout: int, looks: _Looks, now: float, listening_since: float) -> None:
         seldom = now - looks.seldom >= SELDOM_SECONDS
         judged = now - looks.gates >= GATE_SECONDS
         with self._database.read() as session:
-            found = _round(session, rollout, now, listening_since, judged=judged, seldom=seldom)
+            staged = looks.staged = records.load(session, rollout, known=looks.staged)
+            found = _round(session, staged, now, listening_since, judged=judged, seldom=seldom)
         if found is not None and (found.is_news or found.gates not in (None, looks.told)):
             with self._database.write() as session:
-                found = _round(session, rollout, now, listening_since, judged=judged, seldom=seldom)
+                staged = records.load(session, rollout)
+                found = _round(session, staged, now, listening_since, judged=judged, seldom=seldom)
                 if found is not None:
                     found.write(session, now)
         if seldom:
@@ -128,9 +133,8 @@ class _Round:
 
 
 def _round(
-    session: Session, rollout: int, now: float, listening_since: float, *, judged: bool, seldom: bool
+    session: Session, staged: Staged | None, now: float, listening_since: float, *, judged: bool, seldom: bool
 ) -> _Round | None:
-    staged = records.load(session, rollout)
     if staged is None or not staged.live:
         return None
     state = staged.state
@@ -248,7 +252,9 @@ def apply(
             rollouts.claim(session, before.id, before.row["model"], table="rollout_member")
         else:
             begun = rollouts.take_back(session, before.row, rollouts.own_parts(session, before.id, action.devices))
-            session.run("UPDATE rollout_stage SET revert_id = ? WHERE rollout_id = ?", (begun, before.id))
+            session.run(
+                "UPDATE rollout_stage SET revert_id = ?, edition = edition + 1 WHERE rollout_id = ?", (begun, before.id)
+            )
     return begun
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from kedge.fleet.database import Row, Session
 from kedge.fleet.staged import policy as policies
@@ -17,12 +17,13 @@ GOING, OPEN, CLOSED = 2, 1, 0
 """Of ``rollout_stage.live``."""
 
 _INSERT = """
-INSERT INTO rollout_stage (rollout_id, policy, phase, paused, wave, waves, since, reason, approved, revert_id, live)
-VALUES (:id, :policy, :phase, :paused, :wave, :waves, :since, :reason, :approved, NULL, :live)
+INSERT INTO rollout_stage (rollout_id, policy, phase, paused, wave, waves, since, reason, approved, revert_id, live,
+    edition)
+VALUES (:id, :policy, :phase, :paused, :wave, :waves, :since, :reason, :approved, NULL, :live, 0)
 """
 _UPDATE = """
 UPDATE rollout_stage SET phase = :phase, paused = :paused, wave = :wave, since = :since, reason = :reason,
-    approved = :approved, live = :live WHERE rollout_id = :id
+    approved = :approved, live = :live, edition = edition + 1 WHERE rollout_id = :id
 """
 _MEMBER = """
 INSERT INTO rollout_member (rollout_id, device_id, target, wave, step, told_at, moved_at, mark, tries, stage)
@@ -45,6 +46,7 @@ class Staged:
         row: of ``rollout``.
         revert: the rollout that takes it back; None while there is none.
         live: whether it goes on, is open for answers and newcomers, or is closed.
+        edition: grows with each change.
     """
 
     row: Row
@@ -52,6 +54,7 @@ class Staged:
     state: State
     revert: int | None
     live: int
+    edition: int
 
     @property
     def id(self) -> int:
@@ -66,12 +69,18 @@ def create(session: Session, rollout: int, policy: Policy, state: State) -> None
     _write_members(session, rollout, state.members)
 
 
-def load(session: Session, rollout: int) -> Staged | None:
-    """Return a staged rollout; None where it is a plain one, or none."""
+def load(session: Session, rollout: int, *, known: Staged | None = None) -> Staged | None:
+    """Return a staged rollout; None where it is a plain one, or none.
+
+    Args:
+        known: what was read of it before: members that have not changed are not read again.
+    """
     stage = session.row("SELECT * FROM rollout_stage WHERE rollout_id = ?", (rollout,))
     row = session.row("SELECT * FROM rollout WHERE id = ?", (rollout,))
     if stage is None or row is None:
         return None
+    if known is not None and known.edition == stage["edition"]:
+        return replace(known, row=row)
     rows = session.rows("SELECT * FROM rollout_member WHERE rollout_id = ? ORDER BY rowid", (rollout,))
     state = State(
         waves=stage["waves"],
@@ -84,7 +93,12 @@ def load(session: Session, rollout: int) -> Staged | None:
         members={one["device_id"]: _member(one) for one in rows},
     )
     return Staged(
-        row=row, policy=policies.load(stage["policy"]), state=state, revert=stage["revert_id"], live=stage["live"]
+        row=row,
+        policy=policies.load(stage["policy"]),
+        state=state,
+        revert=stage["revert_id"],
+        live=stage["live"],
+        edition=stage["edition"],
     )
 
 
