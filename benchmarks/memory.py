@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tests.support.bundles import make_tflite_bundle
+from tests.support.bundles import make_bundle, make_tflite_bundle, samples
 from tests.support.field import Field
 
 from benchmarks.harness import ROOT, SHARED, Result
-from kedge.demo.processes import Process, ask, command_of, free_port, wait_until
+from kedge.demo.processes import DemoError, Process, ask, command_of, free_port, wait_until
 
 MIB = 1 << 20
 # On a device pip has compiled the modules; where this is set each start compiles them anew, in memory.
@@ -47,7 +49,7 @@ def run() -> Iterator[Result]:
                 raise SystemExit(f"the rollout failed: {field.reasons()}")
             for _ in range(20):
                 device.infer("tiny", "input", images[:1])
-            ask(f"{device.door}/v2/models/tiny")
+            ask(f"{device.endpoint}/v2/models/tiny")
             pids = wait_until("the agent's processes", lambda: _family(device.process.pid), seconds=5)
             parts = {pid: _pss(pid) for pid in pids}
             total = sum(parts.values())
@@ -66,6 +68,79 @@ def run() -> Iterator[Result]:
         "≤60 MiB",
         total <= 60,
     )
+    yield from additions()
+
+
+def additions() -> Iterator[Result]:
+    """In the host's environment: what gRPC adds to a serving process that was called, and Pillow to a process that has
+    decoded a picture."""
+    with tempfile.TemporaryDirectory() as scratch:
+        release = make_bundle(Path(scratch))
+        bare, with_grpc = (_served(Path(scratch), release, grpc=grpc) for grpc in (False, True))
+    yield Result("memory", "serve, with gRPC and called over it (PSS)", "MiB", with_grpc, bare, "without", "said", True)
+    before, after = map(
+        float,
+        subprocess.run([sys.executable, "-c", _PILLOW], capture_output=True, text=True, check=True).stdout.split(),
+    )
+    yield Result(
+        "memory",
+        "numpy and Pillow, a JPEG of 640x480 decoded (PSS)",
+        "MiB",
+        after,
+        before,
+        "numpy alone",
+        "said",
+        True,
+    )
+
+
+_PILLOW = """
+import io, numpy as np
+def pss():
+    for line in open("/proc/self/smaps_rollup"):
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+before = pss()
+from PIL import Image
+file = io.BytesIO()
+Image.fromarray(np.zeros((480, 640, 3), np.uint8)).save(file, "JPEG")
+np.asarray(Image.open(io.BytesIO(file.getvalue())))
+print(before, pss())
+"""
+
+
+def _served(folder: Path, release: Path, *, grpc: bool) -> float:
+    """PSS of ``kedge-agent serve`` and its serving process after some calls."""
+    port, other = free_port(), free_port()
+    command = [command_of("kedge-agent"), "serve", str(release), "--listen", f"127.0.0.1:{port}"]
+    command += ["--grpc", f"127.0.0.1:{other}"] if grpc else []
+    process = Process(command, log=folder / f"serve-{grpc}.log").start()
+    try:
+        url = f"http://127.0.0.1:{port}/v2/models/tiny"
+        wait_until("the server", lambda: _asked(url), seconds=60)
+        array = samples(1)
+        tensor = {"name": "input", "datatype": "FP32", "shape": list(array.shape), "data": array.ravel().tolist()}
+        for _ in range(20):
+            ask(f"{url}/infer", {"inputs": [tensor]})
+        if grpc:
+            from tritonclient.grpc import InferenceServerClient, InferInput
+
+            given = InferInput("input", list(array.shape), "FP32")
+            given.set_data_from_numpy(array)
+            with InferenceServerClient(f"127.0.0.1:{other}") as client:
+                for _ in range(20):
+                    client.infer("tiny", [given])
+        return sum(_pss(pid) for pid in _family(process.pid))
+    finally:
+        process.stop()
+
+
+def _asked(url: str) -> bool:
+    try:
+        ask(url)
+    except DemoError:
+        return False
+    return True
 
 
 def _family(pid: int) -> list[int]:

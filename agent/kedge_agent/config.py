@@ -67,6 +67,7 @@ class ServeTable:
         cors_origins: origins whose web pages may call.
         call_seconds: a call that takes longer is answered with 503 and counts as hung.
         memory_mib: memory above which the serving process is restarted; 0 for half of the device's.
+        cache_mib: memory for answers that are kept and given again to HTTP requests with the same bytes; 0 keeps none.
     """
 
     enabled: bool = True
@@ -81,6 +82,7 @@ class ServeTable:
     insecure: bool = False
     call_seconds: float = 30.0
     memory_mib: int = 0
+    cache_mib: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,9 +256,9 @@ def _server(table: ServeTable, folder: Path, load_seconds: float) -> ServerSetti
     def path(name: str | None) -> str | None:
         return None if name is None else str(folder / name)
 
-    if not 0.1 <= table.call_seconds <= MAX_SECONDS or table.memory_mib < 0:
+    if not 0.1 <= table.call_seconds <= MAX_SECONDS or min(table.memory_mib, table.cache_mib) < 0:
         raise ConfigError(
-            "serve.call_seconds or serve.memory_mib is out of range", remedy=f"Use 0.1 to {MAX_SECONDS:g}"
+            "serve.call_seconds, memory_mib or cache_mib is out of range", remedy=f"Use 0.1 to {MAX_SECONDS:g}"
         )
     settings = ServerSettings(
         call_seconds=table.call_seconds,
@@ -268,6 +270,7 @@ def _server(table: ServeTable, folder: Path, load_seconds: float) -> ServerSetti
         tls_client_ca=path(table.tls_client_ca),
         cors_origins=table.cors_origins,
         grpc_listen=table.grpc,
+        cache_bytes=table.cache_mib << 20,
     )
     if table.enabled:
         addresses.parse(table.listen, where="serve.listen")

@@ -45,6 +45,8 @@ class Loaded:
         self.counter = counter
         self.detail = executor.detail
         self.figures = executor.figures
+        self.concurrent = isinstance(executor, Executor) and executor.concurrent
+        """Whether the runtime runs several calls at the same time."""
         self._executor = executor
         self._specs = bundle.config.inputs
         only = executor.one

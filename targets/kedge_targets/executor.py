@@ -247,6 +247,11 @@ class Executor:
         ]
 
     @property
+    def concurrent(self) -> bool:
+        """Whether several calls run at the same time; otherwise they wait for each other."""
+        return self._session.concurrent
+
+    @property
     def detail(self) -> str:
         """What really runs the model here, in words; empty where the runtime's name says it all."""
         return self._session.detail

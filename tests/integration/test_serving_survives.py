@@ -185,3 +185,20 @@ def test_a_runtime_that_leaks_is_replaced_without_a_failed_request(supervised: C
         assert server.infer("bad", misbehaving.LEAK) in (200, 503)
     assert "took more than 220 MiB" in server.words[0]
     server.wait(lambda: server.infer("good") == 200)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_calls_of_one_model_run_side_by_side_where_there_are_cores(supervised: Callable[..., Supervised]) -> None:
+    server = supervised()
+    statuses: list[int] = []
+
+    def work() -> None:
+        # Its call ends once another one has begun.
+        statuses.append(server.infer("bad", misbehaving.MEET))
+
+    clients = [threading.Thread(target=work) for _ in range(2)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    assert statuses == [200, 200]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -193,3 +195,31 @@ def test_a_stream_of_requests_over_grpc(server: Server) -> None:
     client.stop_stream()
     assert [error is None for _, error in results] == [True, True, True, False]
     np.testing.assert_array_equal(results[0][0].as_numpy("scores"), server.expected)
+
+
+def test_grpc_calls_wait_while_the_process_is_started_anew(server: Server) -> None:
+    import tritonclient.grpc as module
+
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    for _ in range(3):
+        while len(found := children.read_text().split()) != 1:
+            time.sleep(0.01)
+        child = int(found[0])
+        os.kill(child, signal.SIGKILL)
+        while Path(f"/proc/{child}").exists():
+            time.sleep(0.01)
+        # A connection of its own: those of other clients broke with the process.
+        alone = [("grpc.use_local_subchannel_pool", 1)]
+        with module.InferenceServerClient(server.grpc, channel_args=alone) as client:
+            array = samples(2)
+            answer = client.infer("tiny", given(module, array), client_timeout=60)
+            np.testing.assert_allclose(answer.as_numpy("scores"), server.expected, rtol=1e-5)
+
+
+def test_a_load_over_grpc_changes_no_bundle(server: Server) -> None:
+    import tritonclient.grpc as module
+
+    with module.InferenceServerClient(server.grpc) as client:
+        with pytest.raises(module.InferenceServerException, match="loaded as it was compiled"):
+            client.load_model("tiny", config='{"max_batch_size": 8}')
+        client.load_model("tiny")

@@ -58,6 +58,7 @@ class ServingProcess:
         status_fd: file descriptor of the pipe to the agent, see :mod:`kedge_agent.serving.status_pipe`.
         page: file descriptor of the shared page, see :mod:`kedge_agent.serving.heartbeat`.
         excluded: digests of bundles that are not loaded because they took the process down before.
+        grpc: listening socket for gRPC; without it the process listens on ``settings.grpc_listen`` itself.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class ServingProcess:
         status_fd: int | None = None,
         page: int | None = None,
         excluded: Sequence[str] = (),
+        grpc: socket.socket | None = None,
     ) -> None:
+        from kedge_agent.serving.answer_cache import AnswerCache
         from kedge_agent.serving.http_server import HttpServer
         from kedge_agent.serving.model_pool import ServedModels
         from kedge_agent.serving.open_inference import InferenceHandler
@@ -95,13 +98,14 @@ class ServingProcess:
             monitor=self._heartbeat,
             excluded=excluded,
         )
-        inference = InferenceHandler(self.models, fleet=settings.fleet)
+        cache = AnswerCache(settings.cache_bytes) if settings.cache_bytes else None
+        inference = InferenceHandler(self.models, fleet=settings.fleet, cache=cache)
         self.server = HttpServer(listening, _handlers(self.models, inference), settings, self._beat)
         self._grpc: GrpcServer | None = None
         if settings.grpc_listen is not None:
             from kedge_agent.serving.grpc_server import GrpcServer
 
-            self._grpc = GrpcServer(inference, settings)
+            self._grpc = GrpcServer(inference, settings, grpc)
             log.info("gRPC listens on port %d", self._grpc.port)
         self._stop = threading.Event()
         self._beats_told = 0.0
@@ -190,6 +194,7 @@ def serve(
     status_fd: int | None = None,
     page: int | None = None,
     excluded: Sequence[str] = (),
+    grpc: socket.socket | None = None,
 ) -> int:
     """Serve in this process until SIGTERM or SIGINT; see :class:`ServingProcess`.
 
@@ -200,7 +205,7 @@ def serve(
     sys.setswitchinterval(_SWITCH_SECONDS)
     # Before numpy is imported: each thread of its algebra would have a buffer of its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    process = ServingProcess(state, listening, settings, status_fd=status_fd, page=page, excluded=excluded)
+    process = ServingProcess(state, listening, settings, status_fd=status_fd, page=page, excluded=excluded, grpc=grpc)
     for one in listening:
         log.info("listening on %s", address_of(one))
     return process.run()
@@ -212,6 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--state", type=Path, required=True, help="the agent's state folder")
     parser.add_argument("--listen", action="append", help="host:port or unix:PATH (default: 127.0.0.1:8080)")
     parser.add_argument("--listen-fd", type=int, action="append", help="file descriptor of a socket that listens")
+    parser.add_argument("--grpc-fd", type=int, help="file descriptor of the socket that listens for gRPC")
     parser.add_argument("--settings", default="{}", help="JSON, see kedge_agent.serving.settings.ServerSettings")
     parser.add_argument("--exclude", action="append", default=[], help="digest of a bundle that is not loaded")
     parser.add_argument("--status-fd", type=int, help="file descriptor of the pipe to the agent")
@@ -224,8 +230,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             listening = [socket.socket(fileno=number) for number in given.listen_fd]
         else:
             listening = [listening_socket(address) for address in given.listen or ["127.0.0.1:8080"]]
+        grpc = None if given.grpc_fd is None else socket.socket(fileno=given.grpc_fd)
         return serve(
-            given.state, listening, settings, status_fd=given.status_fd, page=given.page_fd, excluded=given.exclude
+            given.state,
+            listening,
+            settings,
+            status_fd=given.status_fd,
+            page=given.page_fd,
+            excluded=given.exclude,
+            grpc=grpc,
         )
     except KedgeError as error:
         log.error("%s", error)

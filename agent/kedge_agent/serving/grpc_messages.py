@@ -45,9 +45,9 @@ ModelStatisticsResponse       model_stats:1:ModelStatistics*
 RepositoryIndexRequest        repository_name:1:string ready:2:bool
 ModelIndex                    name:1:string version:2:string state:3:string reason:4:string
 RepositoryIndexResponse       models:1:ModelIndex*
-RepositoryModelLoadRequest    repository_name:1:string model_name:2:string
+RepositoryModelLoadRequest    repository_name:1:string model_name:2:string parameters:3:map
 RepositoryModelLoadResponse
-RepositoryModelUnloadRequest  repository_name:1:string model_name:2:string
+RepositoryModelUnloadRequest  repository_name:1:string model_name:2:string parameters:3:map
 RepositoryModelUnloadResponse
 """  # noqa: E501 -- one message a line
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from typing import Any
 from kedge_agent.serving import binary_tensors, infer_request, open_inference
 from kedge_agent.serving.datatypes import DATATYPES, Array, checked_datatype, checked_shape, datatype_of
 from kedge_agent.serving.grpc_messages import DATA_TYPES, SERVICE, message_classes
+from kedge_agent.serving.grpc_relay import GrpcRelay, inner_address
 from kedge_agent.serving.infer_request import InferRequest, RequestedOutput, checked_classes, checked_output
 from kedge_agent.serving.model_pool import Entry
 from kedge_agent.serving.open_inference import InferenceHandler, NoModelError
@@ -82,14 +84,17 @@ class GrpcServer:
 
     Args:
         handler: answers the calls.
-        settings: ``grpc_listen`` must be set.
+        settings: ``grpc_listen`` must be set, or
+        listening: the agent's socket for gRPC, from which connections are passed on.
 
     Raises:
         MissingDependencyError: grpcio is not installed.
         ConfigError: the server cannot listen on the address.
     """
 
-    def __init__(self, handler: InferenceHandler, settings: ServerSettings) -> None:
+    def __init__(
+        self, handler: InferenceHandler, settings: ServerSettings, listening: socket.socket | None = None
+    ) -> None:
         try:
             import grpc
 
@@ -106,18 +111,28 @@ class GrpcServer:
         options = [("grpc.max_receive_message_length", most), ("grpc.max_send_message_length", -1)]
         self._server = grpc.server(ThreadPoolExecutor(_THREADS, "kedge-grpc"), options=options)
         self._server.add_generic_rpc_handlers((self._generic_handler(),))
-        self.port = self._listen(settings)
+        self._relay: GrpcRelay | None = None
+        if listening is None:
+            self.port = self._listen(settings, settings.grpc_listen or "")
+        else:
+            inner = inner_address()
+            self._relay = GrpcRelay(listening, inner)
+            self.port = self._relay.port
+            self._listen(settings, f"unix-abstract:{inner}")
 
     def start(self) -> None:
         """Start accepting calls."""
         self._server.start()
+        if self._relay is not None:
+            self._relay.start()
 
     def stop(self, seconds: float) -> None:
         """Accept no more calls, and end those in progress within ``seconds``."""
         self._server.stop(seconds).wait(seconds)
+        if self._relay is not None:
+            self._relay.stop(seconds)
 
-    def _listen(self, settings: ServerSettings) -> int:
-        address = settings.grpc_listen or ""
+    def _listen(self, settings: ServerSettings, address: str) -> int:
         try:
             if settings.tls_cert is None:
                 return int(self._server.add_insecure_port(address))
@@ -224,6 +239,8 @@ class GrpcServer:
         return self._messages["RepositoryIndexResponse"](models=self._handler.index(only_ready=request.ready))
 
     def _repository(self, request: Any, verb: str) -> Any:
+        if verb == "load" and request.parameters:
+            raise RefusedCallError("INVALID_ARGUMENT", open_inference.LOADED_AS_COMPILED)
         response = self._handler.change_repository(request.model_name, verb)
         if response.status != 200:
             status = {403: "PERMISSION_DENIED", 404: "NOT_FOUND"}.get(response.status, "INVALID_ARGUMENT")

@@ -48,6 +48,11 @@ class MetricsHandler:
         yield from _family("kedge_samples_total", "counter", "Samples in the answered requests.")
         for name, entry in entries:
             yield f"kedge_samples_total{_labels(name)} {entry.statistics.total().samples}"
+        yield from _family("kedge_cache_lookups_total", "counter", "Requests whose answer may have been kept.")
+        for name, entry in entries:
+            counts = entry.statistics.total()
+            for found, count in (("hit", counts.cache_hits), ("miss", counts.cache_misses)):
+                yield f"kedge_cache_lookups_total{_labels(name, found=found)} {count}"
         yield from _family("kedge_queue_length", "gauge", "Requests that wait for a thread of the model.")
         for name, entry in entries:
             yield f"kedge_queue_length{_labels(name)} {entry.workers.waiting}"

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kedge_agent import malloc, slots
+from kedge_agent.loaded import Loaded
 from kedge_agent.model import Model
+from kedge_agent.serving.running_figures import RunningFigures
 from kedge_agent.serving.statistics import Statistics
 from kedge_agent.serving.worker_pool import Monitor, WorkerPool
 from kedge_protocol import codec
-from kedge_protocol.errors import KedgeError
+from kedge_protocol.errors import InputError, KedgeError
 
 log = logging.getLogger("kedge.serving")
 
@@ -34,6 +36,7 @@ class Entry:
         error: why the installed bundle does not serve; an older one may still serve.
         untold: a report that could not be sent to the agent yet.
         unwritten: a report that could not be written to ``serving.json`` yet.
+        report: the last report.
     """
 
     folder: slots.ModelFolder
@@ -45,6 +48,7 @@ class Entry:
     error: str | None = None
     untold: slots.Serving | None = None
     unwritten: slots.Serving | None = None
+    report: slots.Serving | None = None
 
 
 class ServedModels:
@@ -75,6 +79,7 @@ class ServedModels:
         """Held during a load, so that there is one at a time."""
         self._on_loaded = on_loaded
         self._entries: dict[str, Entry] = {}
+        self.figures = RunningFigures()
         self.first_scan = threading.Event()
         """Set once each model installed at the start is loaded or has failed to load."""
 
@@ -139,6 +144,7 @@ class ServedModels:
             log.info("%s was removed", name)
         for name in names:
             self._follow(name)
+        self.figures.renew(self._entries)
         self.first_scan.set()
 
     def _follow(self, name: str) -> None:
@@ -162,7 +168,7 @@ class ServedModels:
                 detail=None if model is None else codec.sayable(model.detail) or None,
                 figures={} if model is None else dict(model.figures),
             )
-            entry.unwritten = entry.untold
+            entry.unwritten = entry.report = entry.untold
             self._write(entry, log.error)
             self._entries[name] = entry
         if entry is not None and entry.untold is not None and self._on_loaded(name, entry.untold):
@@ -231,4 +237,15 @@ class ServedModels:
             log.exception("%s cannot be loaded", entry.folder.name)
             entry.error = f"{type(error).__name__}: {error}"
         if entry.error is None and entry.model is not None:
+            with contextlib.suppress(InputError):  # it was closed meanwhile
+                entry.workers.threads = calls_at_once(entry.model.loaded())
             log.info("%s serves %s %s", entry.folder.name, entry.model.version, entry.model.digest)
+
+
+def calls_at_once(loaded: Loaded) -> int:
+    """Return how many calls of a bundle may run at the same time: as many as have cores for the threads that the bundle
+    asks for (``threads`` in its runtime options; all cores by default), and one if its runtime runs one at a time."""
+    cores = len(os.sched_getaffinity(0))
+    threads = loaded.bundle.config.runtime_options.get("threads", 0)
+    known = isinstance(threads, int) and 0 < threads <= cores
+    return cores // threads if loaded.concurrent and known else 1

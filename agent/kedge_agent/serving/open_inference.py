@@ -12,6 +12,7 @@ from typing import Any
 import kedge_protocol
 from kedge_agent.loaded import Loaded
 from kedge_agent.serving import binary_tensors, infer_request, json_tensors, pipeline_request
+from kedge_agent.serving.answer_cache import AnswerCache
 from kedge_agent.serving.datatypes import Array, datatype_of, described
 from kedge_agent.serving.handler import GOLDEN_FIELD, Job, Request, Response, error_response, json_response
 from kedge_agent.serving.infer_request import InferResult, RequestedOutput
@@ -25,6 +26,7 @@ log = logging.getLogger("kedge.serving")
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _NOT_FINITE = "the result is not finite (NaN or infinity), JSON cannot say it; ask for it as binary data"
+LOADED_AS_COMPILED = "a bundle is loaded as it was compiled; 'parameters' of a load are not supported"
 _FLEET_DECIDES = "the fleet's desired state decides which models this device loads; roll a release out instead"
 
 
@@ -48,10 +50,12 @@ class InferenceHandler:
     Args:
         models: looked up again for each request.
         fleet: whether the fleet decides which models are loaded; then ``load`` and ``unload`` are refused.
+        cache: keeps answers to requests that come again; None to keep none.
     """
 
-    def __init__(self, models: ServedModels, *, fleet: bool = True) -> None:
+    def __init__(self, models: ServedModels, *, fleet: bool = True, cache: AnswerCache | None = None) -> None:
         self._models = models
+        self._cache = cache
         self._fleet = fleet
         self._plain: dict[tuple[str, ...], Callable[[], Response]] = {
             (): self._server,
@@ -119,10 +123,10 @@ class InferenceHandler:
         entry, loaded = self.find(name, version)
         if rest == ["infer"]:
             arrived = perf_counter_ns()
-            return Job(entry.workers, lambda: self._infer(name, version, request, arrived))
+            return Job(entry.workers, lambda: self._kept(name, version, request, arrived, self._infer))
         if rest == ["pipeline"]:
             came = perf_counter_ns()
-            return Job(entry.workers, lambda: self._pipeline(name, version, request, came))
+            return Job(entry.workers, lambda: self._kept(name, version, request, came, self._pipeline))
         if rest == ["ready"]:
             return json_response(200, {"name": name, "ready": True})
         if rest == ["config"]:
@@ -130,6 +134,42 @@ class InferenceHandler:
         if rest == ["stats"]:
             return json_response(200, {"model_stats": [statistics(name, entry, loaded.bundle)]})
         return json_response(200, metadata(name, loaded.bundle, entry.error))
+
+    def _kept(
+        self,
+        name: str,
+        version: str | None,
+        request: Request,
+        arrived: int,
+        work: Callable[[str, str | None, Request, int], Response],
+    ) -> Response:
+        """Return the answer that was kept, or do the work and keep its answer."""
+        cache = self._cache
+        if cache is None:
+            return work(name, version, request, arrived)
+        begun = perf_counter_ns()
+        try:
+            entry, loaded = self.find(name, version)
+        except NoModelError as error:
+            return error_response(error.status, error.text)
+        if loaded.pipeline is not None and loaded.pipeline.pipeline.then is not None:
+            # Its answer depends on other bundles too.
+            return work(name, version, request, arrived)
+        key = cache.key(loaded.digest, request)
+        found = cache.get(key)
+        counts, looked = entry.statistics.mine(), perf_counter_ns()
+        if found is not None:
+            counts.record_hit(samples=found.samples, queue=begun - arrived, look=looked - begun)
+            return found.response
+        samples = counts.samples
+        response = work(name, version, request, arrived)
+        done = perf_counter_ns()
+        now = None if entry.model is None else entry.model.digest
+        if now == loaded.digest:
+            # Otherwise a switch in between may have answered with the new bundle.
+            cache.put(key, response, counts.samples - samples)
+        counts.record_miss(looked - begun + perf_counter_ns() - done)
+        return response
 
     def _infer(self, name: str, version: str | None, request: Request, arrived: int) -> Response:
         begun = perf_counter_ns()
@@ -367,8 +407,8 @@ def _durations(counts: Counts, of: Callable[[int, int], dict[str, int]]) -> dict
         "compute_input": of(counts.answered, counts.input_ns),
         "compute_infer": of(counts.answered, counts.infer_ns),
         "compute_output": of(counts.answered, counts.output_ns),
-        "cache_hit": of(0, 0),
-        "cache_miss": of(0, 0),
+        "cache_hit": of(counts.cache_hits, counts.cache_hit_ns),
+        "cache_miss": of(counts.cache_misses, counts.cache_miss_ns),
     }
 
 
@@ -396,7 +436,7 @@ def _check_load(body: bytes) -> None:
     except InputError as error:
         raise NoModelError(400, str(error)) from error
     if not isinstance(parameters, dict) or parameters:
-        raise NoModelError(400, "a bundle is loaded as it was compiled; 'parameters' of a load are not supported")
+        raise NoModelError(400, LOADED_AS_COMPILED)
 
 
 def _not_ready(reason: str) -> Response:

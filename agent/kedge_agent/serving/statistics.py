@@ -20,6 +20,8 @@ class Counts:
         answered_ns, failed_ns: time from a request's arrival to its answer.
         queue_ns, input_ns, infer_ns, output_ns: for answered requests, time spent waiting for a thread, reading the
             tensors, running the model, writing the tensors.
+        cache_hits, cache_misses: numbers of answered requests whose answer was kept from before, or was not, where
+            answers are kept; ``cache_hit_ns`` and ``cache_miss_ns`` are the time of looking and of keeping.
         last_ms: Unix time of the latest request.
         buckets: histogram of ``answered_ns``, see :func:`bounds`.
     """
@@ -33,6 +35,10 @@ class Counts:
     input_ns: int = 0
     infer_ns: int = 0
     output_ns: int = 0
+    cache_hits: int = 0
+    cache_hit_ns: int = 0
+    cache_misses: int = 0
+    cache_miss_ns: int = 0
     last_ms: int = 0
     buckets: list[int] = field(default_factory=lambda: [0] * (BUCKETS + 1))
 
@@ -48,6 +54,17 @@ class Counts:
         self.output_ns += output
         self.last_ms = int(time.time() * 1000)
         self.buckets[min((whole >> _LOWEST_BIT).bit_length(), BUCKETS)] += 1
+
+    def record_hit(self, *, samples: int, queue: int, look: int) -> None:
+        """Count a request whose answer was kept; times in nanoseconds."""
+        self.cache_hits += 1
+        self.cache_hit_ns += look
+        self.record(samples=samples, queue=queue, input=look, infer=0, output=0)
+
+    def record_miss(self, nanoseconds: int) -> None:
+        """Count a request whose answer was not kept, and the time of looking for it and keeping it."""
+        self.cache_misses += 1
+        self.cache_miss_ns += nanoseconds
 
     def record_failure(self, nanoseconds: int) -> None:
         """Count a request that was answered with an error."""

@@ -85,6 +85,7 @@ class ServingSupervisor:
         self._memory_bytes = memory_bytes or int(_MEMORY_SHARE * memory.physical())
         self._backoff = backoff or Backoff(0.5, 30.0)
         self._sockets: list[socket.socket] = []
+        self._grpc: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: StatusReader | None = None
         self._heartbeat: HeartbeatReader | None = None
@@ -108,13 +109,15 @@ class ServingSupervisor:
         return self._said.get(model)
 
     def listen(self) -> list[socket.socket]:
-        """Return the listening sockets; connections wait until the process accepts them.
+        """Return the listening sockets for HTTP; connections, also those for gRPC, wait until the process accepts them.
 
         Raises:
             ConfigError: the process cannot listen on an address.
         """
         while len(self._sockets) < len(self._listen):
             self._sockets.append(listening_socket(self._listen[len(self._sockets)]))
+        if self._settings.grpc_listen is not None and self._grpc is None:
+            self._grpc = listening_socket(self._settings.grpc_listen)
         return self._sockets
 
     def poll(self, now: float) -> bool:
@@ -157,6 +160,9 @@ class ServingSupervisor:
         for one in self._sockets:
             one.close()
         self._sockets.clear()
+        if self._grpc is not None:
+            self._grpc.close()
+            self._grpc = None
         for address in self._listen:
             if address.startswith("unix:"):
                 with contextlib.suppress(OSError):
@@ -278,9 +284,11 @@ class ServingSupervisor:
             command += ["--status-fd", str(writing), "--page-fd", str(page)]
             for one in sockets:
                 command += ["--listen-fd", str(one.fileno())]
+            if self._grpc is not None:
+                command += ["--grpc-fd", str(self._grpc.fileno())]
             for digest in self.left_out:
                 command += ["--exclude", digest]
-            passed = (writing, page, *(one.fileno() for one in sockets))
+            passed = (writing, page, *(one.fileno() for one in (*sockets, *([self._grpc] if self._grpc else ()))))
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=passed)
         finally:
             os.close(writing)

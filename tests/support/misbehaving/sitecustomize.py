@@ -1,16 +1,19 @@
-"""On a child's PYTHONPATH: a runtime that hangs, crashes or leaks when the first number of its input says so."""
+"""On a child's PYTHONPATH: a runtime that hangs, crashes, leaks or waits for a second call when the first number of its
+input says so."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 import time
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-HANG, CRASH, LEAK = 1111.0, 2222.0, 3333.0
+HANG, CRASH, LEAK, MEET = 1111.0, 2222.0, 3333.0, 4444.0
+_two = threading.Barrier(2, timeout=20)
 _kept: list[bytearray] = []
 
 
@@ -24,6 +27,8 @@ def _patch(module: ModuleType) -> None:
                 time.sleep(1)
         if first == CRASH:
             ctypes.string_at(0)
+        if first == MEET:
+            _two.wait()
         if first == LEAK:
             _kept.append(bytearray(b"x") * (64 << 20))
         return original(self, given, named)
