@@ -94,6 +94,32 @@ def _calls() -> Iterator[Result]:
                 "≤1.1× or +5 µs",
                 ours <= max(1.1 * theirs, theirs + 5),
             )
+        yield _looked_at(release.path, image, folder / "state")
+
+
+def _looked_at(release: Path, image: Any, state: Path) -> Result:
+    """An installed model whose calls are looked at for drift, against one whose calls never are."""
+    from kedge_agent import Model, observing
+    from kedge_agent.slots import ModelFolder
+    from kedge_protocol.bundle.layout import Layout
+
+    layout = Layout(release)
+    bundle = layout.bundle("generic-cpu")
+    folder = ModelFolder(state, "ic")
+    folder.switch(folder.assemble(bundle, layout.blob_path))
+    with Model("ic", state=state) as watched, Model("ic", state=state) as plain:
+        plain.loaded()._due[0] = observing.NEVER
+        ours, theirs = _alternating(lambda: watched(image), lambda: plain(image))
+    return Result(
+        "call of an installed model, looked at for drift",
+        f"one sample of ic_resnet8 {bundle.config.precision}, median of {CALLS} calls",
+        "µs",
+        ours,
+        theirs,
+        "the same, never looked at",
+        "+1 µs",
+        ours <= theirs + 1,
+    )
 
 
 def _alternating(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[float, float]:

@@ -7,6 +7,7 @@ import json
 import socket
 import ssl
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,14 @@ from tests.support.controllers import ControllerProcess
 from tests.support.pages import Page, fleet, page, releases
 from tests.support.ports import free_port
 
+from kedge.fleet import drift, shadows
 from kedge.fleet.service import FleetService
 from kedge.fleet.staged.engine import Engine
 from kedge.page.options import PageAddress, PageOptions
 from kedge.page.server import serving
+from kedge_protocol.drift import Kind, Statistic, Stream
 from kedge_protocol.errors import ConfigError
+from kedge_protocol.messages import ModelTelemetry, Telemetry
 
 __all__ = ["fleet", "page", "releases"]
 
@@ -146,6 +150,36 @@ def test_a_compile_report_may_draw_and_run_nothing(page: Page) -> None:
     assert policy.endswith("; sandbox")
     assert "script-src" not in policy
     assert page.ask("GET", "/releases/tiny/1.0/report")[0] == 404
+
+
+def test_drift_and_shadows_of_a_device_are_shown(page: Page, fleet: FleetService) -> None:
+    fleet.rollout_start("tiny:1.0")
+    shadows.start(fleet, "tiny:2.0", {"site": "berlin"})
+    stream = Stream(kind=Kind.INPUT, tensor="x", statistic=Statistic.MEAN, edges=(0.0,), counts=(100, 100))
+    with fleet.database.write() as session:
+        digest = session.value(
+            "SELECT digest FROM desired_model JOIN device ON device.id = device_id WHERE name = 'pi'"
+        )
+        number = session.value("SELECT id FROM device WHERE name = 'pi'")
+        session.run("UPDATE bundle SET drift = ? WHERE digest = ?", (drift.document((stream,)), digest))
+        counts = {stream.name: (0, 20), "input/unknown/mean": (1, 1), "input/x/spread": (-5, 1)}
+        model = ModelTelemetry(
+            digest=digest, inferences=20, errors=0, inferences_total=20, errors_total=0, drift=counts
+        )
+        message = Telemetry(
+            boot_id="b", seq=1, interval=5.0, models={"tiny": model}, cpu_percent=0.0, memory_total_bytes=1,
+            memory_available_bytes=1, agent_bytes=1, free_bytes=1)  # fmt: skip
+        now = session.now()
+        # What came long ago hides nothing: it is of a window before the last.
+        before = replace(message, models={"tiny": replace(model, drift={stream.name: (10**6, 0)})})
+        drift.note(session, number, [(now - 3 * drift.WINDOW_SECONDS, before), (now - 1, message), (now, message)])
+    (cohort,) = drift.cohorts(fleet.database, by=("site",))
+    assert (cohort.name, cohort.devices, [shift.samples for shift in cohort.alarms]) == ("site=berlin", 1, [40])
+    body = page.ask("GET", "/devices/pi")[2].decode()
+    assert "input/x/mean" in body
+    assert "drifts" in body
+    assert "is wanted; the device has not reported it" in body
+    assert "input/x/mean" not in page.ask("GET", "/devices/pc")[2].decode()
 
 
 def test_what_devices_and_people_wrote_is_text_on_the_page(page: Page, fleet: FleetService) -> None:

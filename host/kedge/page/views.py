@@ -12,7 +12,7 @@ import jinja2
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
-from kedge.fleet import health
+from kedge.fleet import drift, health, shadows
 from kedge.fleet.overview import DeviceHealth, DeviceQuery, FleetOverview
 from kedge.fleet.results import DeviceDetail, Progress, RolloutStatus
 from kedge.fleet.rollout_status import DeviceFilter
@@ -203,6 +203,8 @@ def device(request: Request, name: Name) -> Response:
         history=history,
         reasons=reasons,
         plots=plots(detail),
+        drifts=drift.cohorts(fleet.database, by=(), device=name),
+        shadows=[one for one in shadows.show(fleet) if one.device == name],
     )
 
 
