@@ -28,10 +28,13 @@ VERSIONS = {
     "transformers": "5.24.0",
     "huggingface-hub": "2.4.0",
     "regex": "2026.11.19",
+    "lightgbm": "4.7.0",
+    "onnxmltools": "1.16.0",
+    "onnxconverter-common": "1.16.0",
 }
 """scikit-image is fetched for its photos alone, ai-edge-quantizer (with immutabledict) as a peer of the benchmark,
-transformers (with huggingface-hub and regex) as the reference of decoders, opencv-python-headless to colorlog as what
-rapidocr needs."""
+transformers (with huggingface-hub and regex) as the reference of decoders and for its encoders, lightgbm for its trees
+(written by onnxmltools with onnxconverter-common), opencv-python-headless to colorlog as what rapidocr needs."""
 
 
 def folder() -> Path:
