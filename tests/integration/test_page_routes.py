@@ -162,7 +162,11 @@ def test_drift_and_shadows_of_a_device_are_shown(page: Page, fleet: FleetService
         )
         number = session.value("SELECT id FROM device WHERE name = 'pi'")
         session.run("UPDATE bundle SET drift = ? WHERE digest = ?", (drift.document((stream,)), digest))
-        counts = {stream.name: (0, 20), "input/unknown/mean": (1, 1), "input/x/spread": (-5, 1)}
+        counts: dict[str, tuple[int, ...]] = {
+            stream.name: (0, 20),
+            "input/unknown/mean": (1, 1),
+            "input/x/spread": (-5, 1),
+        }
         model = ModelTelemetry(
             digest=digest, inferences=20, errors=0, inferences_total=20, errors_total=0, drift=counts
         )
