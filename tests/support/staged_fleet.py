@@ -18,7 +18,18 @@ from kedge.fleet.service import FleetService
 from kedge.fleet.staged.engine import Engine
 from kedge_protocol import codec, topics
 from kedge_protocol.bundle.layout import Layout
-from kedge_protocol.messages import Desired, Failure, ModelState, Reported, ReportedModel, Status, decode_desired
+from kedge_protocol.messages import (
+    Desired,
+    Failure,
+    ModelState,
+    ModelTelemetry,
+    Reported,
+    ReportedModel,
+    ShadowTelemetry,
+    Status,
+    Telemetry,
+    decode_desired,
+)
 from tests.support.bundles import make_bundle
 
 START = 1_800_000_000.0
@@ -43,6 +54,7 @@ class Device:
         fails: bundle → the stages at which it fails, one a try; the last for ever.
         deaf: it hears and says nothing.
         seconds: from being told to serving; it reports progress meanwhile.
+        disagrees: of 50 inputs, those that a shadow answers otherwise; None where it measures nothing.
         told: the desired versions that it took, with the model's bundle.
     """
 
@@ -51,11 +63,13 @@ class Device:
     fails: dict[str, list[str]] = field(default_factory=dict)
     deaf: bool = False
     seconds: float = 0.0
+    disagrees: int | None = None
     agent: str = "0.4"
     told: list[tuple[int, str | None]] = field(default_factory=list)
     serving: str | None = None
     desired: Desired | None = None
     since: float = 0.0
+    measured_at: float = 0.0
     seq: int = 0
     failure: Failure | None = None
 
@@ -89,6 +103,30 @@ class Device:
             free_bytes=1 << 30,
             desired_version=0 if self.desired is None else self.desired.version,
             models=self._models(now),
+        )
+
+    def telemetry(self, now: float) -> Telemetry | None:
+        """What it sends each half minute while a shadow runs."""
+        shadow = None if self.desired is None or self.deaf else self.desired.shadows.get("tiny")
+        if shadow is None or self.disagrees is None or now - self.measured_at < 30:
+            return None
+        self.measured_at = now
+        self.seq += 1
+        agreed = 50 - self.disagrees
+        seen = ShadowTelemetry(digest=shadow.digest, compared=50, agreed=agreed, classes={"cat": (50, agreed)})
+        model = ModelTelemetry(
+            digest=self.serving, inferences=500, errors=0, inferences_total=500, errors_total=0, shadow=seen
+        )
+        return Telemetry(
+            boot_id=f"boot-{self.name}",
+            seq=self.seq,
+            interval=30.0,
+            models={"tiny": model},
+            cpu_percent=1.0,
+            memory_total_bytes=1 << 30,
+            memory_available_bytes=1 << 29,
+            agent_bytes=1 << 24,
+            free_bytes=1 << 30,
         )
 
     def _finish(self) -> None:
@@ -243,6 +281,8 @@ class StagedFleet:
         for name, device in self.devices.items():
             self._numbers[name] = None if device.desired is None else device.desired.version
             self._report(name, device)
+            if (telemetry := device.telemetry(self.now)) is not None:
+                self._inbox.put(topics.telemetry(name, "metrics"), codec.encode(telemetry), False)
         self._records.write(self._inbox.digest())
         self._inbox.written()
 

@@ -171,9 +171,17 @@ def test_a_rollout_ends_tells_each_device_once_a_try_and_takes_back_all_that_it_
 def test_no_device_of_a_wave_is_told_before_the_wave_before_is_settled(devices: list[Drawn], waves: int) -> None:
     policy = Policy(soak=50.0, progress_timeout=100.0, deadline=500.0, retries=0)
     run = Run(policy, devices, waves, [Verdict.PASS])
+    soaking_since = 0.0
     for number in range(400):
-        before = run.state
+        before, now = run.state, run.now
         run.round(number)
+        if before.wave and run.state.wave > before.wave:
+            assert now - soaking_since >= policy.soak
+        if any(
+            one.step in (Step.WAITING, Step.UPDATING) and one.wave <= run.state.wave
+            for one in run.state.members.values()
+        ):
+            soaking_since = run.now
         for told in run.tells[-1:]:
             for device in told:
                 if before.members[device].step is not Step.WAITING:

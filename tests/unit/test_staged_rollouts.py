@@ -279,6 +279,25 @@ def test_the_first_wave_runs_the_new_bundle_as_a_shadow_before_it_is_switched(fl
     assert "rollout.shadow" in fleet.actions(number)
 
 
+@pytest.mark.parametrize("disagrees", [0, 10])
+def test_shadows_that_disagree_stop_a_rollout_before_any_device_is_switched(fleet: StagedFleet, disagrees: int) -> None:
+    for device in fleet.devices.values():
+        device.disagrees = disagrees
+    number = fleet.service.rollout_start("tiny:2.0", policy=policy(shadow=0.1, soak=60.0)).rollout.id
+    stage = fleet.until("aborted", "done")
+    if disagrees:
+        assert stage.phase.value == "aborted"
+        assert "agreement" in stage.reason
+        assert fleet.serving("2.0") == set()
+        assert fleet.serving("1.0") == set(fleet.devices)
+        assert stage.reverted_by is None
+    else:
+        assert fleet.serving("2.0") == set(fleet.devices)
+    fleet.step(2)
+    assert shadows(fleet) == set()
+    assert "rollout.shadow" in fleet.actions(number)
+
+
 def test_an_abort_ends_the_shadows_and_has_switched_nothing(fleet: StagedFleet) -> None:
     fleet.service.rollout_start("tiny:2.0", policy=policy(shadow=0.1))
     fleet.step(5)
