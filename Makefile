@@ -34,7 +34,8 @@ PYTEST  := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
         setup toolchains
 
 help:
-	@echo "make demo    the main job, shown: train, compile, roll out to three agents (KEEP=1 leaves it running)"
+	@echo "make demo    the main job, shown: train, compile, roll out to three agents (KEEP=1 leaves it running);"
+	@echo "             ARGS=ocr: a photo goes in, text comes out of two devices"
 	@echo "make test    all tests (ARGS='-k name' picks some; ARGS=\"-m 'not slow'\" is quick)"
 	@echo "make campaign  the long proofs (hours); make zoo: foreign models, in environments of their own"
 	@echo "make check   ruff, mypy, import contracts"
@@ -93,7 +94,7 @@ toolchains: $(VENV)/.toolchains
 setup: $(HOST) $(DEVICE) $(LEGACY) $(VENV)/.toolchains
 
 demo: $(HOST) $(VENV)/.demo-toolchain
-	$(BIN)/python -m kedge.demo $(if $(KEEP),--keep)
+	$(BIN)/python -m kedge.demo $(ARGS) $(if $(KEEP),--keep)
 
 test: test-device test-host
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +34,12 @@ class Site:
 
     Args:
         folder: an empty folder for states and logs.
+        devices: device name → target.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, devices: Mapping[str, str] = DEVICES) -> None:
         self.folder = folder
+        self.devices = dict(devices)
         self.port = free_port()
         self.state = folder / "fleet"
         self.environment = {"KEDGE_FLEET_STATE": str(self.state)}
@@ -50,7 +53,7 @@ class Site:
     def start(self) -> None:
         """Start the broker and the controller, then register and start the devices."""
         self.controller.start()
-        for name, target in DEVICES.items():
+        for name, target in self.devices.items():
             self.command("device", "add", name, "--target", target, "--label", "site=demo")
             self.agents.append(self._agent(name, target))
         with FleetService(self.state) as service:
