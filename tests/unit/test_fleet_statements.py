@@ -131,7 +131,8 @@ def test_the_number_of_statements_does_not_grow_with_the_fleet(
     # Lists of more than some hundred values are asked for in parts.
     grown = {name: counts for name, counts in found.items() if counts[1] > counts[0] + 3}
     assert not grown
-    assert found["telemetry"][1] <= 8
+    # Of 1000 devices: the messages, and the figures summed from them, read in two parts and written.
+    assert found["telemetry"][1] <= 9
 
 
 def test_a_batch_of_reports_is_one_transaction_and_a_few_statements_each(
