@@ -23,7 +23,7 @@ from kedge.fleet.staged.cohorts import (
     Spread,
 )
 from kedge.fleet.staged.gates import Gates, Verdict, judge
-from kedge.fleet.staged.slopes import WARM_UP_SECONDS, slope
+from kedge.fleet.staged.slopes import MIN_SECONDS, WARM_UP_SECONDS, slope
 
 TARGETS, DEVICES = 7, 5
 MINUTES, SOAK, BEFORE = 60, 30, 120
@@ -106,8 +106,9 @@ class Device:
     def memory(self) -> DeviceMemory:
         """The growth so far."""
         points = [point for point in self._points if point[0] >= WARM_UP_SECONDS]
-        new, variance = slope(points)
-        return DeviceMemory(device=self.name, new=new, old=0.0, variance=variance, points=len(points))
+        long = points and points[-1][0] - points[0][0] >= MIN_SECONDS
+        new, variance = slope(points) if long else (None, 0.0)
+        return DeviceMemory(device=self.name, new=new, variance=variance, points=len(points))
 
     def temperature(self) -> DeviceTemperature:
         """Before and after."""

@@ -139,6 +139,18 @@ def test_a_leak_is_a_slope_after_the_warm_up(rollout: Rollout) -> None:
     assert gate["memory_per_minute"].verdict is Verdict.FAIL
 
 
+def test_memory_that_is_measured_seldom_makes_the_wave_wait_for_enough_of_it(rollout: Rollout) -> None:
+    reached = rollout.add(5, "serving")
+    told = [(SWITCH + 300.0 * step, message(NEW, memory=20_000_000 + 5_000_000 * step)) for step in range(6)]
+    verdicts = []
+    for step in range(len(told)):
+        with rollout.database.write() as session:
+            call_figures.note(session, {device: [told[step]] for device in reached})
+        found = {one.gate: one for one in judge(Gates(), tuple(rollout.collect().values()), soaked=True)}
+        verdicts.append(found["memory_per_minute"].verdict)
+    assert verdicts == [Verdict.UNDECIDED] * 4 + [Verdict.FAIL] * 2
+
+
 def test_without_any_telemetry_there_is_nothing_to_judge(rollout: Rollout) -> None:
     rollout.add(5, "serving")
     found = rollout.collect()["rpi4"]

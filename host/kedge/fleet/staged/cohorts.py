@@ -104,7 +104,8 @@ class DeviceMemory:
     """The growth of memory on one device.
 
     Attributes:
-        new, old: bytes per minute since the switch (without the first minutes), and before it; None if not measured.
+        new, old: bytes per minute since the switch (without the first minutes), and before it; both None of a device
+            that has not measured for long enough yet.
         variance: of ``new``.
         points: values behind ``new``.
     """

@@ -33,7 +33,7 @@ ERROR_DRIFT = 0.1
 """Standard deviation of the change of a device's error rate by itself, as a share of the limit."""
 MEMORY_DRIFT = 100_000.0
 """Standard deviation, bytes a minute, of a device's memory slope by itself."""
-MIN_POINTS = 5
+MIN_POINTS = 3
 """Values of memory before a slope counts."""
 HOTTER = 5.0
 """°C that a device must be hotter than before, beside being too hot."""
@@ -51,6 +51,7 @@ class Measured:
         nothing: in words, why there are no effects.
         shown: from an effect to the figure that is shown.
         ratios: log-likelihood ratio of each device, where it is not that of its effect as a normal estimate.
+        pending: whether there are no effects yet, and there will be.
     """
 
     effects: Sequence[Effect]
@@ -59,6 +60,7 @@ class Measured:
     nothing: str
     shown: Callable[[float], float] = float
     ratios: Sequence[float] | None = None
+    pending: bool = False
 
 
 def error_rates(cohort: CohortEvidence, limit: float) -> Measured:
@@ -217,14 +219,19 @@ def memory(cohort: CohortEvidence) -> Measured:
     known = [device for device in cohort.memory_slope if device.new is not None and device.points >= MIN_POINTS]
     before = [device.old for device in cohort.memory_slope if device.old is not None]
     base = max(0.0, statistics.median(before)) if before else 0.0
+    # A device's own variance is of a few points: it counts only where it is above the cohort's.
+    common = statistics.fmean(device.variance for device in known) if known else 0.0
     effects = [
-        Effect(device.new - base, device.variance + MEMORY_DRIFT**2) for device in known if device.new is not None
+        Effect(device.new - base, max(device.variance, common) + MEMORY_DRIFT**2)
+        for device in known
+        if device.new is not None
     ]
     return Measured(
         effects,
         sum(device.points for device in known),
         f"growth on {len(known)} devices, {base:.0f} bytes a minute before",
         "no device has measured its memory for long enough",
+        pending=any(device.new is None and device.old is None for device in cohort.memory_slope),
     )
 
 

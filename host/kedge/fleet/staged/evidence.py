@@ -22,7 +22,7 @@ from kedge.fleet.staged.cohorts import (
     ShadowFigures,
 )
 from kedge.fleet.staged.phases import Step
-from kedge.fleet.staged.slopes import WARM_UP_SECONDS, slope
+from kedge.fleet.staged.slopes import MIN_SECONDS, WARM_UP_SECONDS, slope
 from kedge_protocol.drift import Stream
 
 MEASURED = 128
@@ -241,8 +241,11 @@ def _mean(figures: Figures | None) -> float | None:
 def _memory(found: _Target) -> tuple[DeviceMemory, ...]:
     slopes = []
     for name, figures in found.new.items():
+        if not figures.memory and (figures.block is None or not figures.block.memories):
+            continue
         points = [point for point in figures.memory if point[0] >= WARM_UP_SECONDS]
-        new, variance = slope(points)
+        long = points and points[-1][0] - points[0][0] >= MIN_SECONDS
+        new, variance = slope(points) if long else (None, 0.0)
         slopes.append(DeviceMemory(device=name, new=new, variance=variance, points=len(points)))
     before = ((name, slope(found.old[name].memory)[0]) for name in itertools.islice(found.old, SLOPES))
     return (*slopes, *(DeviceMemory(device=name, old=old) for name, old in before if old is not None))

@@ -255,7 +255,7 @@ def _served(asked: _Asked) -> GateResult:
 def _tested(asked: _Asked, measured: Measured, *, alternative: float) -> GateResult:
     """Judge one effect a device."""
     if not measured.effects:
-        return asked.result(asked.undecided(True), None, 0, measured.nothing)
+        return asked.result(asked.undecided(not measured.pending), None, 0, measured.nothing)
     whole = sequential.pooled(measured.effects)
     margin = CONFIDENCE_95 * math.sqrt(whole.variance)
     if asked.gates.method is Method.FIXED:

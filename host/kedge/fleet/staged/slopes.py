@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 
 WARM_UP_SECONDS = 120.0
 """After a switch memory grows by caches; it is left out."""
+MIN_SECONDS = 240.0
+"""Between the first and the last value of a slope that counts."""
 
 
 def slope(points: Sequence[tuple[float, float]]) -> tuple[float | None, float]:
