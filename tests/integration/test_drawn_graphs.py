@@ -28,8 +28,9 @@ _FEW_BITS = frozenset({"Quant", "BipolarQuant"})
 
 @pytest.mark.parametrize(("target", "count"), [("generic-cpu", 24), ("intel-cpu", 8)])
 def test_every_output_holds_or_its_layers_stay_in_float(target: str, count: int) -> None:
-    # The last two of intel-cpu: a norm that is written out before a batch; attention that one sample in four suffers.
-    found = campaign(target, [*range(SEED, SEED + count), *((18, 89) if target == "intel-cpu" else ())])
+    # The last ones of intel-cpu: a norm that is written out before a batch; attention that one sample in four suffers;
+    # a product whose first factor is constant.
+    found = campaign(target, [*range(SEED, SEED + count), *((18, 89, 50144) if target == "intel-cpu" else ())])
     assert not [*found.noisy, *found.broken], found.text()
     assert len(found.refused) <= 1, found.text()
 
@@ -37,8 +38,9 @@ def test_every_output_holds_or_its_layers_stay_in_float(target: str, count: int)
 @pytest.mark.usefixtures("tflite_toolchain")
 def test_what_onnx2tf_cannot_convert_or_mistakes_is_converted_without_it() -> None:
     # SAME_LOWER; a dilated convolution with strides; axes of one size; a reversed LSTM; axes out of order; a grouped
-    # convolution of a row; a GELU of its parts.
-    found = campaign("rpi4", [*(SEED + one for one in range(3)), 6, 9, 13, 23, 32, 34, 114])
+    # convolution of a row; a GELU of its parts; names with spaces within an If; a mask of attention below scores of
+    # some hundreds; a channel that is always 0.
+    found = campaign("rpi4", [*(SEED + one for one in range(3)), 6, 9, 13, 23, 32, 34, 114, 50223, 50248, 50368])
     assert not [*found.noisy, *found.broken, *found.refused], found.text()
 
 
@@ -57,7 +59,7 @@ def test_thousands_of_graphs(target: str) -> None:
 
 @pytest.mark.shared_data
 def test_the_operators_of_real_models_are_drawn_with_their_attributes(shared_data: Path) -> None:
-    covered = drawn.coverage(drawn.graph(seed) for seed in range(SEED, SEED + 400))
+    covered = drawn.coverage(drawn.graph(seed) for seed in range(SEED, SEED + 1000))
     print({name: sorted(attributes) for name, attributes in sorted(covered.items())})
     assert covered.keys() >= OF_ZOO
     for path in sorted((shared_data / "models").glob("*.onnx")):

@@ -109,7 +109,7 @@ def test_a_convolution_without_bias_answers_without_vnni_too(tmp_path: Path) -> 
     assert sqnr_db(expected, there) > HEALTHY
 
 
-@pytest.mark.parametrize("target", ["generic-cpu", "intel-cpu"])
+@pytest.mark.parametrize("target", ["generic-cpu", "intel-cpu", pytest.param("rpi4", marks=pytest.mark.campaign)])
 def test_a_file_that_is_quantized_already_is_not_quantized_twice(target: str, tmp_path: Path) -> None:
     odd = ODD["answers on the way"]()
     path = tmp_path / "model.onnx"
@@ -120,6 +120,6 @@ def test_a_file_that_is_quantized_already_is_not_quantized_twice(target: str, tm
     assert any("quantized already" in note for note in again.notes)
     fresh = odd.samples(3, seed=9)
     expected = onnxruntime.InferenceSession(str(quantized)).run(None, {odd.input: fresh})[0]
-    assert sqnr_db(expected, executor(target, again)({odd.input: fresh})["y"]) > 35
+    assert sqnr_db(expected, executor(target, again)({odd.input: fresh})["y"]) > (25 if target == "rpi4" else 35)
     if target == "generic-cpu":
         assert sum(path.stat().st_size for path in again.files.values()) < 1.5 * quantized.stat().st_size

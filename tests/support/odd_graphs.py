@@ -267,6 +267,34 @@ def dead_channels() -> Odd:
     )
 
 
+def matrix_first() -> Odd:
+    """A product whose first factor is the constant one, its rows of unlike sizes."""
+    mixing = random(6, 4) * np.float32([[0.1], [1], [3], [0.5], [2], [0.3]])
+    return odd(
+        [node("MatMul", ["m", "x"], ["a"]), node("MatMul", ["a", "w"], ["y"])],
+        {"y": ("N", 6, 5)},
+        {"m": mixing, "w": random(8, 5)},
+        shape=("N", 4, 8),
+    )
+
+
+def averages_with_a_border() -> Odd:
+    """Averages that count their border, one with windows that reach beyond it, beside a layer that reads the same,
+    behind weights stored as float16."""
+    border = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4, "count_include_pad": 1}
+    return odd(
+        [
+            node("Cast", ["q"], ["w"], to=TensorProto.FLOAT),
+            node("Conv", ["x", "w", "b"], ["a"], **_SAME),
+            node("AveragePool", ["a"], ["y"], **border),
+            node("AveragePool", ["a"], ["u"], ceil_mode=1, **border),
+            node("Conv", ["a", "w2"], ["z"], **_SAME),
+        ],
+        {"y": ("N", 4, 4, 4), "u": ("N", 4, 5, 5), "z": ("N", 4, 8, 8)},
+        {"q": random(4, 3, 3, 3, scale=3).astype(np.float16), "b": random(4) - 2, "w2": random(4, 4, 3, 3)},
+    )
+
+
 def boxes_beside_scores() -> Odd:
     """A detector's tail: boxes in pixels beside scores, in one output."""
     return odd(
@@ -352,4 +380,6 @@ ODD: dict[str, Callable[[], Odd]] = {
     "doubles": doubles,
     "dead channels": dead_channels,
     "boxes beside scores": boxes_beside_scores,
+    "matrix first": matrix_first,
+    "averages with a border": averages_with_a_border,
 }

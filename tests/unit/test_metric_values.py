@@ -100,6 +100,13 @@ def test_the_user_may_say_what_has_answers() -> None:
     assert asked["y"].kind is OutputKind.CLASSES
 
 
+def test_an_output_that_is_named_is_as_bounded_as_one_that_is_not() -> None:
+    shares = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+    for behind in (SOFTMAX, SIGMOID):
+        assert chosen({"p": shares}, behind=behind, text="agreement:p").seen["p"].bounded
+    assert not chosen({"p": LOGITS}, text="agreement:p").seen["p"].bounded
+
+
 def test_where_nothing_has_answers_none_can_be_asked_to_agree() -> None:
     with pytest.raises(ConfigError, match=r"no output has answers.*y is number"):
         decisions.check_asked(seen({"y": LOGITS[:, :1]}, asked=True))

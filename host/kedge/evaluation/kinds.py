@@ -210,7 +210,8 @@ def _one(
     if 0 in array.shape:
         return is_(OutputKind.EMPTY, "it holds nothing")
     if named:
-        return is_(OutputKind.CLASSES, "--metric names it")
+        known = array.dtype.kind == "f" and _floats(array, graph, inputs, is_).bounded
+        return is_(OutputKind.CLASSES, "--metric names it", bounded=known)
     if graph.passed:
         return is_(OutputKind.PASSED_THROUGH, "nothing is computed between an input and it")
     if array.dtype.kind != "f":

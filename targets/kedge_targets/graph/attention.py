@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import onnx
 
 MASKED = -5000.0
 """Scores below it are masks: exporters write -10000, the lowest float, or minus infinity."""
-_ENOUGH = -64.0
+ENOUGH = -64.0
 """Replacement for a mask: exp(-64) is 1.6e-28."""
 
 # They make scores and masks ready; a product (MatMul, Conv, Gemm) ends the way back.
@@ -45,35 +47,51 @@ def _leading_to_softmax(model: onnx.ModelProto, through: frozenset[str]) -> set[
     return found
 
 
-def bound_masks(model: onnx.ModelProto) -> None:
+def bound_masks(model: onnx.ModelProto, least: float = ENOUGH) -> None:
     """Replace mask constants between the last products and a Softmax by -64, in place. In float the result is
-    practically the same: a masked position has a share of 1e-28 instead of 0. In integers minus infinity has no scale,
-    and TensorFlow's quantizer aborts; -10000 leaves one step for all scores."""
-    import numpy as np
+    practically the same if the scores themselves stay far from it: a masked position has a share of 1e-28 instead of 0.
+    In integers minus infinity has no scale, and TensorFlow's quantizer aborts; -10000 leaves one step for all scores.
+
+    Args:
+        least: takes the place of -64.
+    """
+    import onnx
     from onnx import helper, numpy_helper
+
+    def bounded(tensor: onnx.TensorProto) -> onnx.TensorProto:
+        value = np.asarray(numpy_helper.to_array(tensor))
+        return numpy_helper.from_array(np.where(value < MASKED, value.dtype.type(least), value), tensor.name)
+
+    for found in masks(model):
+        if isinstance(found, onnx.TensorProto):
+            found.CopyFrom(bounded(found))
+        elif found.name == "value_float":
+            found.f = least
+        else:
+            found.CopyFrom(helper.make_attribute("value", bounded(found.t)))
+
+
+def masks(model: onnx.ModelProto) -> list[onnx.TensorProto | onnx.AttributeProto]:
+    """Return the constants with minus infinity (or as good) between the last products and a Softmax: initializers, and
+    the values of Constant nodes."""
+    from onnx import numpy_helper
 
     between = _leading_to_softmax(model, _BETWEEN | _MOVING)
     read = {name for node in model.graph.node if node.name in between for name in node.input}
     elsewhere = {name for node in model.graph.node if node.name not in between for name in node.input}
 
-    def bounded(tensor: onnx.TensorProto) -> onnx.TensorProto | None:
+    def masking(tensor: onnx.TensorProto) -> bool:
         value = np.asarray(numpy_helper.to_array(tensor))
-        if value.dtype.kind != "f" or not (value < MASKED).any():
-            return None
-        return numpy_helper.from_array(np.where(value < MASKED, value.dtype.type(_ENOUGH), value), tensor.name)
+        return value.dtype.kind == "f" and bool((value < MASKED).any())
 
-    for tensor in model.graph.initializer:
-        if tensor.name in read - elsewhere and (made := bounded(tensor)) is not None:
-            tensor.CopyFrom(made)
+    found: list[onnx.TensorProto | onnx.AttributeProto] = [
+        tensor for tensor in model.graph.initializer if tensor.name in read - elsewhere and masking(tensor)
+    ]
     for node in model.graph.node:
-        if node.op_type != "Constant" or node.output[0] not in read - elsewhere:
-            continue
-        given = [attribute for attribute in node.attribute if attribute.name in ("value", "value_float")]
-        for attribute in given:
-            if attribute.name == "value_float":
-                attribute.f = _ENOUGH if attribute.f < MASKED else attribute.f
-            elif (made := bounded(attribute.t)) is not None:
-                attribute.CopyFrom(helper.make_attribute("value", made))
+        if node.op_type == "Constant" and node.output[0] in read - elsewhere:
+            found += [one for one in node.attribute if one.name == "value_float" and one.f < MASKED]
+            found += [one for one in node.attribute if one.name == "value" and masking(one.t)]
+    return found
 
 
 def products(model: onnx.ModelProto) -> list[str]:

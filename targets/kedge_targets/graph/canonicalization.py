@@ -241,7 +241,10 @@ def _convert(model: onnx.ModelProto, kind: int, *, ends: bool) -> None:
     arranged = [*before, *model.graph.node, *behind]
     del model.graph.node[:]
     model.graph.node.extend(arranged)
-    del model.graph.value_info[:]
+    # Shapes stay known: what comes behind asks for them.
+    for value in model.graph.value_info:
+        if value.type.tensor_type.elem_type == kind:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
 
 
 def _rename(model: onnx.ModelProto, old: str, new: str, *, inputs: bool) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import DatasetError, ModelError
-from kedge_targets.graph import attention, batch, flat_activations, library, range_clipping, signature
+from kedge_targets.graph import attention, batch, flat_activations, library, range_clipping, signature, unseen_ends
 from kedge_targets.numerics import RangeMethod
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Histogram:
         floor: values below it are masks.
         low, high: least and greatest value, and 0.
         zeros: how many were 0; ``counts`` of the others, in bins of equal width from low to high.
+        ends: of each sample.
     """
 
     floor: float = -_AS_GOOD_AS_INFINITE
@@ -52,6 +53,7 @@ class Histogram:
     high: float = 0.0
     zeros: int = 0
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
+    ends: unseen_ends.Ends = field(default_factory=unseen_ends.Ends)
 
     def extend(self, values: Array) -> bool:
         """Update the range in the first pass; return False on NaN."""
@@ -106,6 +108,7 @@ def observe(
     percentile: float = 99.99,
     bits: int | Mapping[str, int] = 8,
     symmetric: bool | Collection[str] = False,
+    beyond: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Return the range of each tensor over all samples.
@@ -121,6 +124,7 @@ def observe(
         bits: that the range will be divided into by, for ``ENTROPY`` and ``MSE``; a mapping for single tensors
             (8 for those that it does not name).
         symmetric: all, none or these tensors: their range is (-m, m).
+        beyond: with ``MIN_MAX``, let ranges reach as far as more samples would (:mod:`unseen_ends`).
         progress: is told ``calibrate``, samples done, samples in all (0 where that is not known).
 
     Returns:
@@ -138,6 +142,10 @@ def observe(
         width = bits if isinstance(bits, int) else bits.get(name, 8)
         mirrored = symmetric if isinstance(symmetric, bool) else name in symmetric
         low, high = found[name].range(method=method, percentile=percentile, bits=width, symmetric=mirrored)
+        if beyond and method is RangeMethod.MIN_MAX:
+            low, high = found[name].ends.beyond(found[name].low, found[name].high)
+            high = max(high, -low) if mirrored else high
+            low = -high if mirrored else low
         if name in flat:
             low = flat_activations.least(max(low, found[name].low), high, flat[name], levels=2**width - 1)
             if mirrored:
@@ -176,6 +184,8 @@ def histograms(
                     found[name].count(array)
                 elif not found[name].extend(array):
                     raise probe.not_a_number(name, done, done + size)
+                else:
+                    found[name].ends.add(array, size)
             done += size
             if progress is not None:
                 progress("calibrate", done, total)

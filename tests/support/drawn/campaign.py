@@ -1,9 +1,13 @@
-"""int8 of many drawn graphs on one target: ``python -m tests.support.drawn.campaign TARGET COUNT [SEED]``.
+"""int8 of many drawn graphs on one target: ``python -m tests.support.drawn.campaign TARGET COUNT [SEED [RECORD]]``.
 
-Float ONNX Runtime says what is right. What it runs must be lowered, but for few, and each output is held against it."""
+Float ONNX Runtime says what is right. What it runs must be lowered, but for few, and each output is held against it.
+RECORD is a file of JSON lines; what stands there is not run again, so that a long campaign can be interrupted."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -25,6 +29,8 @@ from tests.support.drawn.drawing import Graph
 from tests.support.lowering import checked_copy, executor, lower
 
 HEALTHY = 20.0
+FRESH = 32
+"""Samples that each output is held against; a single one whose values lie far outside of all others decides less."""
 _PLAN = Plan(default=Precision.INT8, guard=True)
 
 
@@ -58,11 +64,12 @@ def outcome(graph: Graph, name: str, folder: Path) -> Outcome | None:
     path = folder / "model.onnx"
     onnx.save(graph.model, path)
     fixed = graph.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
-    fresh = graph.feed(1 if fixed else 4, 2)
+    fresh = graph.feed(FRESH, 2)
+    feeds = [{one: array[at : at + 1] for one, array in fresh.items()} for at in range(FRESH)] if fixed else [fresh]
     try:
         session = onnxruntime.InferenceSession(str(path), _quiet(), providers=["CPUExecutionProvider"])
         names = [one.name for one in session.get_outputs()]
-        expected = dict(zip(names, session.run(None, fresh), strict=True))
+        expected = _joined([dict(zip(names, session.run(None, feed), strict=True)) for feed in feeds])
     except Exception:  # noqa: BLE001 -- whatever the library raises: such a graph is nobody's
         return None
     if not all(np.isfinite(value).all() for value in expected.values()):
@@ -70,7 +77,8 @@ def outcome(graph: Graph, name: str, folder: Path) -> Outcome | None:
     compiler = registry.compiler(target.find(name).backends[0].name)
     try:
         lowered = lower(name, checked_copy(path, folder), _PLAN, graph, folder / "out")
-        made = executor(name, lowered)(fresh)
+        run = executor(name, lowered)
+        made = _joined([run(feed) for feed in feeds])
     except KedgeError as error:
         return Outcome(graph.seed, refused=str(error))
     except Exception as error:  # noqa: BLE001 -- a fault, to be listed like one
@@ -78,6 +86,10 @@ def outcome(graph: Graph, name: str, folder: Path) -> Outcome | None:
     numbers = compiler.numbers(lowered.files, {one: (1, *shape) for one, shape in graph.inputs.items()})
     share = None if numbers is None or not numbers.macs else numbers.integer_macs / numbers.macs
     return Outcome(graph.seed, {one: _noise(expected[one], made[one]) for one in names}, share, bool(lowered.floating))
+
+
+def _joined(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: np.concatenate([one[name] for one in answers]) for name in answers[0]}
 
 
 def _noise(expected: Any, made: Any) -> float:
@@ -96,10 +108,16 @@ def _quiet() -> Any:
 
 @dataclass(frozen=True)
 class Summary:
-    """Of many graphs on one target."""
+    """Of many graphs on one target.
+
+    Attributes:
+        noisy: an output is below :data:`HEALTHY`, and no layer is said to stay in float.
+        weak: likewise, although layers stay in float.
+    """
 
     ran: int
     noisy: list[Outcome]
+    weak: list[Outcome]
     broken: list[Outcome]
     refused: list[Outcome]
     shares: list[float]
@@ -115,28 +133,52 @@ class Summary:
         median, tenth = np.percentile(self.shares, [50, 10]) if self.shares else (0.0, 0.0)
         lines = [
             f"{self.ran} graphs ran; {len(self.refused)} refused, {len(self.noisy)} below {HEALTHY:.0f} dB, "
-            f"{len(self.broken)} broken, {self.kept} with layers in float; "
+            f"{len(self.broken)} broken, {self.kept} with layers in float ({len(self.weak)} of them below); "
             f"MACs in integers: median {median:.2f}, 10th percentile {tenth:.2f}"
         ]
-        reasons = Counter(one.refused[:160] for one in self.refused)
-        seeds = {one.refused[:160]: one.seed for one in self.refused}
+        reasons = Counter(_kind(one.refused) for one in self.refused)
+        seeds = {_kind(one.refused): one.seed for one in self.refused}
         lines += [f"  refused {count} (seed {seeds[why]}): {why}" for why, count in reasons.most_common(20)]
         lines += [f"  broken, seed {one.seed}: {one.broken[:300]}" for one in self.broken]
-        lines += [f"  seed {one.seed}: { ({k: round(v, 1) for k, v in one.noise.items()}) }" for one in self.noisy]
+        lines += [f"  seed {one.seed}: {_decibels(one)}" for one in self.noisy]
+        lines += [f"  seed {one.seed}, with layers in float: {_decibels(one)}" for one in self.weak]
         return "\n".join(lines)
 
 
-def campaign(name: str, seeds: Iterable[int]) -> Summary:
-    """Lower all of them and hold them against float."""
+def _kind(reason: str) -> str:
+    """A refusal without the names and numbers of its graph: the operator and what is wrong."""
+    return re.sub(r"\d+(\.\d+)?", "#", re.sub(r"(node|output|input|tensor) '[^']*'", r"\1", reason))[:160]
+
+
+def _decibels(one: Outcome) -> str:
+    return ", ".join(f"{name} {noise:.1f}" for name, noise in one.noise.items())
+
+
+def campaign(name: str, seeds: Iterable[int], record: Path | None = None) -> Summary:
+    """Lower all of them and hold them against float.
+
+    Args:
+        record: a file of JSON lines to which each outcome is added.
+    """
     outcomes = []
+    lines = record.read_text().splitlines() if record is not None and record.exists() else []
+    known = {found["seed"]: found for found in map(json.loads, lines)}
     for seed in seeds:
-        with tempfile.TemporaryDirectory(prefix="drawn-") as folder:
-            one = outcome(drawn.graph(seed), name, Path(folder))
+        if seed in known:
+            one = Outcome(**known[seed]) if "noise" in known[seed] else None
+        else:
+            with tempfile.TemporaryDirectory(prefix="drawn-") as folder:
+                one = outcome(drawn.graph(seed), name, Path(folder))
+            if record is not None:
+                with record.open("a") as file:
+                    file.write(json.dumps({"seed": seed} if one is None else dataclasses.asdict(one)) + "\n")
         if one is not None:
             outcomes.append(one)
+    low = [one for one in outcomes if one.worst < HEALTHY]
     return Summary(
         ran=len(outcomes),
-        noisy=[one for one in outcomes if one.worst < HEALTHY and not one.kept],
+        noisy=[one for one in low if not one.kept],
+        weak=[one for one in low if one.kept],
         kept=sum(one.kept for one in outcomes),
         broken=[one for one in outcomes if one.broken],
         refused=[one for one in outcomes if one.refused],
@@ -149,4 +191,4 @@ if __name__ == "__main__":
     chosen = range(start, start + int(sys.argv[2]))
     drawn_operators = drawn.coverage(drawn.graph(seed) for seed in chosen)
     print({name: sorted(attributes) for name, attributes in sorted(drawn_operators.items())})
-    print(campaign(sys.argv[1], chosen).text())
+    print(campaign(sys.argv[1], chosen, Path(sys.argv[4]) if len(sys.argv) > 4 else None).text())

@@ -151,7 +151,7 @@ def moved(d: Drawing, x: Tensor) -> Tensor:
         return d.put("DepthToSpace", [x], (c // 4, 2 * h, 2 * w), blocksize=2, mode=d.pick(["DCR", "CRD"]))
     if how == "gather":
         return d.put("Gather", [x, d.constant(np.array([c - 1, 0, c // 2]))], (3, h, w), axis=1)
-    if how == "expand" and h == w == 1:
+    if how in ("expand", "flat", "slice") and h == w == 1:
         (shape,) = d.raw("Shape", [x.name])
         (batch,) = d.raw("Gather", [shape, d.constant(np.array([0]))], axis=0)
         (wide,) = d.raw("Concat", [batch, d.constant(np.array([c, 4, 4]))], axis=0)

@@ -183,6 +183,8 @@ def _ready(read: onnx.ModelProto, job: LoweringJob, wanted: devices.Settings) ->
     if integers and not rounded:
         given = model_reader.infer_shapes(nncf_preparation.prepare_for_nncf(given), where=job.graph.name)
         given = concat_scales.even_out(given, job.calibration)
+    elif not rounded:
+        given = nncf_preparation.with_averages_of_onnx(given)
     return _Ready(read=read, trained=trained, graph=given, rounded=rounded, notes=fixed)
 
 

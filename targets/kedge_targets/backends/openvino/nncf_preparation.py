@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kedge_targets.graph import canonicalization
 from kedge_targets.graph.names import Names
@@ -12,6 +14,8 @@ from kedge_targets.graph.wiring import Wiring
 
 if TYPE_CHECKING:
     import onnx
+
+Array = npt.NDArray[Any]
 
 _NEXT_TO_NOTHING = np.float32(1e-30)
 """Value of added biases: not 0, which is optimized away, nor subnormal, which may be flushed to 0."""
@@ -28,6 +32,7 @@ def prepare_for_nncf(model: onnx.ModelProto) -> onnx.ModelProto:
     _convolve_averages(made)
     canonicalization.fold_stored_weights(made)
     canonicalization.split_shared_weights(made)
+    _put_weights_behind(made)
     _give_biases(made)
     _give_products_biases(made)
     return made
@@ -78,28 +83,133 @@ def _give_products_biases(model: onnx.ModelProto) -> None:
     model.graph.node.extend(made)
 
 
-def _convolve_averages(model: onnx.ModelProto) -> None:
-    """Replace each AveragePool with padding by a convolution. In integers the plugin counts the border of an
-    AveragePool (``count_include_pad``) as the integer 0, which stands for the lowest value. A preceding Pad is fused
-    into it again; a convolution with equal weights is not."""
+def _put_weights_behind(model: onnx.ModelProto) -> None:
+    """Write a product of a constant matrix with an activation as one of the turned activation with the turned matrix:
+    the CPU plugin (2026.4) refuses scales for each row of a first factor ("any_of(scale.size(), OC, 1U)")."""
     from onnx import helper, numpy_helper
 
-    names = Names(model)
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*model.graph.value_info, *model.graph.input)}
+    wiring, names = Wiring(model), Names(model)
+    values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in values}
+    made: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        how = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        counted = node.op_type == "AveragePool" and how.get("count_include_pad", 0) and any(how.get("pads", ()))
-        dims = list(shapes[node.input[0]]) if counted and node.input[0] in shapes else []
-        if len(dims) < 3 or dims[1].dim_value < 1 or how.get("ceil_mode", 0):
+        weight = wiring.constant(node.input[0]) if node.op_type == "MatMul" else None
+        rank = 0 if weight is None or wiring.constant(node.input[1]) is not None else ranks.get(node.input[1], 0)
+        if weight is None or weight.dtype != np.float32 or weight.ndim != 2 or rank < 2:
+            made.append(node)
             continue
-        channels, kernel = dims[1].dim_value, how["kernel_shape"]
-        weight = names.fresh(f"{node.name}_weight")
-        value = np.full((channels, 1, *kernel), 1.0 / np.prod(kernel), np.float32)
-        model.graph.initializer.append(numpy_helper.from_array(value, weight))
-        kept = {name: how[name] for name in ("kernel_shape", "pads", "strides", "dilations") if name in how}
-        node.CopyFrom(
-            helper.make_node("Conv", [node.input[0], weight], list(node.output), name=node.name, group=channels, **kept)
+        turned, matrix, product = (names.fresh(f"{node.name}_{what}") for what in ("turned", "matrix", "product"))
+        order = [*range(rank - 2), rank - 1, rank - 2]
+        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(weight.T), matrix))
+        made.append(helper.make_node("Transpose", [node.input[1]], [turned], name=names.fresh_node(turned), perm=order))
+        made.append(helper.make_node("MatMul", [turned, matrix], [product], name=node.name))
+        made.append(
+            helper.make_node("Transpose", [product], list(node.output), name=names.fresh_node(product), perm=order)
         )
+    del model.graph.node[:]
+    model.graph.node.extend(made)
+
+
+def with_averages_of_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose averages OpenVINO computes as ONNX says; the given model if it has no other. Of a window
+    that ``ceil_mode`` lets reach beyond the padding, OpenVINO (2026.4) counts all places, ONNX those within it."""
+    if not any(_counts_border(_attributes(node)) and _attributes(node).get("ceil_mode") for node in _averages(model)):
+        return model
+    import onnx
+
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    _convolve_averages(made, every=False)
+    return made
+
+
+def _convolve_averages(model: onnx.ModelProto, *, every: bool = True) -> None:
+    """Replace each AveragePool with padding by a convolution. In integers the plugin counts the border of an
+    AveragePool (``count_include_pad``) as the integer 0, which stands for the lowest value. A preceding Pad is fused
+    into it again; a convolution with equal weights is not.
+
+    Args:
+        every: replace those without ``ceil_mode`` too.
+    """
+    from onnx import numpy_helper
+
+    names = Names(model)
+    values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+    behind: dict[str, onnx.NodeProto] = {}
+    for node in _averages(model):
+        how, dims = _attributes(node), shapes.get(node.input[0], [])
+        ceil = bool(how.get("ceil_mode", 0))
+        if not _counts_border(how) or not (ceil or every) or len(dims) < 3 or dims[1] < 1:
+            continue
+        pads, factor = list(how["pads"]), None
+        if ceil:
+            found = _reaching(how, dims[2:], shapes.get(node.output[0], [])[2:])
+            if found is None:
+                continue
+            pads, factor = found
+        weight, answer = names.fresh(f"{node.name}_weight"), node.output[0]
+        value = np.full((dims[1], 1, *how["kernel_shape"]), 1.0 / np.prod(how["kernel_shape"]), np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, weight))
+        if factor is not None:
+            behind[node.name] = _scaled(model, factor, answer, names)
+            answer = behind[node.name].input[0]
+        _convolve(node, weight, answer, {**how, "pads": pads, "group": dims[1]})
+    made = [one for node in model.graph.node for one in (node, behind.get(node.name)) if one is not None]
+    del model.graph.node[:]
+    model.graph.node.extend(made)
+
+
+def _averages(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == "AveragePool"]
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    from onnx import helper
+
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _counts_border(how: Mapping[str, Any]) -> bool:
+    return bool(how.get("count_include_pad", 0)) and any(how.get("pads", ()))
+
+
+def _convolve(node: onnx.NodeProto, weight: str, answer: str, how: Mapping[str, Any]) -> None:
+    from onnx import helper
+
+    kept = {name: how[name] for name in ("kernel_shape", "pads", "strides", "dilations", "group") if name in how}
+    node.CopyFrom(helper.make_node("Conv", [node.input[0], weight], [answer], name=node.name, **kept))
+
+
+def _scaled(model: onnx.ModelProto, factor: Array, answer: str, names: Names) -> onnx.NodeProto:
+    """Return the node that multiplies what it reads by constants and gives ``answer``."""
+    from onnx import helper, numpy_helper
+
+    stored, before = names.fresh(f"{answer}_share"), names.fresh(f"{answer}_average")
+    model.graph.initializer.append(numpy_helper.from_array(factor, stored))
+    return helper.make_node("Mul", [before, stored], [answer], name=names.fresh_node(stored))
+
+
+def _reaching(how: Mapping[str, Any], sizes: list[int], windows: list[int]) -> tuple[list[int], Array | None] | None:
+    """Return the padding that every window of an average with ``ceil_mode`` fits into, and the factors (1 x 1 x the
+    windows) of what an average over whole windows is then multiplied by, None if all are 1; None if sizes are unknown.
+    """
+    rank = len(sizes)
+    if (
+        len(windows) != rank
+        or min((*sizes, *windows), default=0) < 1
+        or any(one != 1 for one in how.get("dilations", ()))
+    ):
+        return None
+    pads, factor = list(how["pads"]), np.ones((1, 1), np.float32)
+    for axis, (size, count) in enumerate(zip(sizes, windows, strict=True)):
+        kernel, stride = how["kernel_shape"][axis], how.get("strides", [1] * rank)[axis]
+        end = size + pads[axis] + pads[rank + axis]
+        starts = np.arange(count) * stride
+        pads[rank + axis] += max(0, int(starts[-1]) + kernel - end)
+        shares = kernel / (np.minimum(starts + kernel, end) - starts).astype(np.float32)
+        factor = factor[..., None] * shares
+    return pads, None if (factor == 1).all() else factor.astype(np.float32)
 
 
 def centring(model: onnx.ModelProto) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from kedge_targets.backends.tflite import axis_matching, graph_preparation, tool
 from kedge_targets.backends.tflite.runtime import BUILTIN, Runtime
 from kedge_targets.backends.tflite.toolchain_client import Converted, ConvertRequest
 from kedge_targets.contract import Calibration
-from kedge_targets.graph import batch, library, model_writer, node_tracing, signature
+from kedge_targets.graph import attention, batch, library, model_writer, node_tracing, ranges, signature
 from kedge_targets.graph.wiring import Wiring
 from kedge_targets.numerics import Precision
 
@@ -28,6 +29,7 @@ _Refusal: TypeAlias = LoweringError | UnsupportedOperatorError
 
 _REAL_PROBES = 2
 _AGREES = 0.01  # relative error of the float file against the ONNX graph; a wrong order of axes is far beyond
+_SCORED = 32  # samples whose scores of attention are looked at
 _BOUNDED = frozenset({"Sigmoid", "Softmax", "HardSigmoid"})
 
 
@@ -106,7 +108,7 @@ def make_float_model(model: onnx.ModelProto, calibration: Calibration, workdir: 
     """
     probes = _probes(model, calibration)
     first_error: _Refusal | None = None
-    for attempt in _attempts(model, workdir):
+    for attempt in _attempts(model, workdir, _mask(model, calibration)):
         try:
             return _matched(model, attempt, workdir / "float32.tflite", probes)
         except (UnsupportedOperatorError, LoweringError) as error:
@@ -122,14 +124,24 @@ def _with_own_name(error: _Refusal, attempt: _Attempt) -> _Refusal:
     return type(error)(error.what, where=place or None, remedy=error.remedy)
 
 
-def _attempts(model: onnx.ModelProto, workdir: Path) -> Iterator[_Attempt]:
+def _mask(model: onnx.ModelProto, calibration: Calibration) -> float:
+    """Return what takes the place of minus infinity in masks of attention: far below the scores of some samples."""
+    tensors = [node.input[0] for node in model.graph.node if node.op_type == "Softmax"]
+    if not attention.masks(model):
+        return attention.ENOUGH
+    seen = ranges.observe(model, itertools.islice(calibration, _SCORED), list(dict.fromkeys(tensors)))
+    least = min(low for low, _ in seen.values())
+    return attention.ENOUGH if least > attention.ENOUGH / 2 else 2 * least + attention.ENOUGH
+
+
+def _attempts(model: onnx.ModelProto, workdir: Path, mask: float = attention.ENOUGH) -> Iterator[_Attempt]:
     """Yield the attempts, the most promising first."""
-    folded = _attempt(graph_preparation.prepare(model), workdir / "folded.onnx")
+    folded = _attempt(graph_preparation.prepare(model, mask=mask), workdir / "folded.onnx")
     yield folded
     yield dataclasses.replace(folded, plain=True)
-    yield _attempt(graph_preparation.prepare(model, fold=False), workdir / "plain.onnx")
+    yield _attempt(graph_preparation.prepare(model, fold=False, mask=mask), workdir / "plain.onnx")
     if any(node.op_type == "LayerNormalization" for node in folded.prepared.graph.node):
-        yield _attempt(graph_preparation.prepare(model, plain_norms=True), workdir / "norms.onnx")
+        yield _attempt(graph_preparation.prepare(model, plain_norms=True, mask=mask), workdir / "norms.onnx")
     every = [info.name for info in signature.inputs(folded.prepared)]
     plain = {old: new for new, old in folded.names.items()}
     for other in ([plain.get(name, name) for name in every], []):

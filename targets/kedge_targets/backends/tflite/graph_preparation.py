@@ -24,7 +24,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9./][A-Za-z0-9_./-]*")
 
 
 def prepare(
-    model: onnx.ModelProto, *, fold: bool = True, plain_norms: bool = False
+    model: onnx.ModelProto, *, fold: bool = True, plain_norms: bool = False, mask: float = attention.ENOUGH
 ) -> tuple[onnx.ModelProto, dict[str, Permutation]]:
     """Return a copy of ``model`` for the converter, and input → permutation where the copy has its axes in another
     order: ``copy = model.transpose(permutation)``. A dynamic batch becomes 1.
@@ -33,6 +33,7 @@ def prepare(
         model: the trained model's graph, in which only the batch may be dynamic.
         fold: let ONNX Runtime fold constants and shapes first.
         plain_norms: write each LayerNormalization out.
+        mask: what takes the place of minus infinity in the masks of attention.
     """
     fixed = batch.fix_batch(opsets.raise_opset(model, _OPSET, where="the graph"), batch.size(model) or 1)
     nodes.name_nodes(fixed)
@@ -41,7 +42,7 @@ def prepare(
     _drop_constant_inputs(made)
     turned = _take_transposes_off_inputs(made)
     _take_transposes_off_outputs(made)
-    attention.bound_masks(made)
+    attention.bound_masks(made, mask)
     gelu.fuse(made)
     norms.spell_out(made)
     hard_activations.spell_out(made)
@@ -57,24 +58,25 @@ def prepare(
 
 def with_plain_names(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
     """Return a copy in which every name is valid as a TensorFlow scope (no spaces, no accents, no colons), and new →
-    old name of the nodes that were renamed."""
+    old name of the nodes that were renamed. Graphs within the graph are renamed alike: they read what is around them.
+    """
     import onnx
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    graph = copy.graph
-    names = _Plain({node.name for node in graph.node})
-    for node in graph.node:
-        node.name = names(node.name)
+    every = list(nodes.graphs(copy.graph))
+    names = _Plain({node.name for graph in every for node in graph.node})
+    values = [one for graph in every for one in (*graph.input, *graph.output, *graph.initializer, *graph.value_info)]
     tensors = _Plain(
-        {name for node in graph.node for name in (*node.input, *node.output)}
-        | {value.name for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info)}
+        {name for graph in every for node in graph.node for name in (*node.input, *node.output)}
+        | {value.name for value in values}
     )
-    for node in graph.node:
+    for node in (node for graph in every for node in graph.node):
+        node.name = names(node.name)
         for given in (node.input, node.output):
             for index, name in enumerate(given):
                 given[index] = tensors(name)
-    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+    for value in values:
         value.name = tensors(value.name)
     return copy, {new: old for old, new in names.changed.items()}
 

@@ -1,9 +1,12 @@
 """Quantizes to int8 with TFLite's own quantizer, leaving single operators in float; a file is checked against the float
 one."""
 
+import itertools
+
 import flat_activations
 import flatbuffer
 import numpy
+import unseen_ends
 import widening
 
 FLOOR = 20.0
@@ -13,8 +16,12 @@ _SURE = FLOOR + 2.0
 """dB that the guard requires on calibration samples, since unseen samples do no better."""
 
 _WORTH = 1.0  # dB that a further operator in float must bring
-_COMPARED = 8  # groups of samples
+_FEWEST, _MOST = 8, 64  # groups of samples that are compared
+_ELEMENTS = 1 << 22  # of all tensors together, in what is compared beyond the fewest groups
+_TOGETHER = 4  # groups that are also judged by themselves; others would hide a single bad answer
 _ROUNDS = 4
+_NOTHING = 1e-6  # of the largest value in the graph
+_ENDS = 256  # groups of samples whose ends are looked at
 _UNLIKE = 4.0  # of two ranges: a step for the one is coarse for the other
 _ARITHMETIC = 64  # a convolution to one channel of no more weights than this is arithmetic (a mean), no layer
 _SHARE = 0.1  # of all weights' bytes, that may be kept in float without being asked
@@ -46,21 +53,59 @@ class Quantizer:
         self._float = content
         self.groups = groups
         extended = calibrator.add_intermediate_tensors(content)
-        self._calibrated = calibrator.Calibrator(extended, [], []).calibrate(groups)
-        model = flatbuffer.parsed(self._calibrated)
-        self.wiring = flatbuffer.Wiring(model)
-        self._ranges = {
-            tensor.name: found
-            for tensor in model.subgraphs[0].tensors
-            if (found := flatbuffer.range_of(tensor)) is not None
-        }
-        for tensor, bounds in flat_activations.narrowed(self.wiring, self._ranges).items():
-            held = model.subgraphs[0].tensors[tensor]
-            held.quantization.min, held.quantization.max = ([bound] for bound in bounds)
-            self._ranges[held.name] = bounds
-        self._calibrated = flatbuffer.packed(model)
-        self._wanted = None
+        self._observed = calibrator.Calibrator(extended, [], []).calibrate(groups)
+        self.wiring = flatbuffer.Wiring(flatbuffer.parsed(self._observed))
+        elements = sum(self.wiring.size_of(one) for one in self.wiring.maker)
+        self._groups = min(max(_FEWEST, _ELEMENTS // max(1, elements)), _MOST)
+        self._forms = {}
+        self._wanted = []
         self._wide = frozenset()
+
+    def _form(self, beyond):
+        """Return the file with its ranges, and these by the tensors' names.
+
+        Args:
+            beyond: let ranges reach further than calibration saw: for files that no search holds against other samples.
+        """
+        if beyond not in self._forms:
+            model = flatbuffer.parsed(self._observed)
+            tensors = model.subgraphs[0].tensors
+            seen = {tensor.name: found for tensor in tensors if (found := flatbuffer.range_of(tensor)) is not None}
+            for change in (self._beyond if beyond else _nothing, self._never_nothing, self._narrowed):
+                for tensor, bounds in change(seen).items():
+                    held = tensors[tensor]
+                    held.quantization.min, held.quantization.max = ([bound] for bound in bounds)
+                    seen[held.name] = bounds
+            self._forms[beyond] = flatbuffer.packed(model), seen
+        return self._forms[beyond]
+
+    def _narrowed(self, seen):
+        return flat_activations.narrowed(self.wiring, seen)
+
+    def _never_nothing(self, seen):
+        """Return a range for each tensor that was as good as always 0: XNNPACK refuses the scale that it would get."""
+        sizes = {name: max(map(abs, found)) for name, found in seen.items()}
+        nothing = _NOTHING * max(sizes.values(), default=0.0)
+        names = [tensor.name for tensor in self.wiring.graph.tensors]
+        return {at: (0.0, 1.0) for at, name in enumerate(names) if sizes.get(name, 1.0) <= nothing}
+
+    def _beyond(self, seen):
+        """Return the ranges of tensors with few values that reach as far as more samples would."""
+        tensors = self.wiring.graph.tensors
+        few = [
+            one
+            for one in (*self.wiring.given, *self.wiring.maker)
+            if 0 < self.wiring.size_of(one) <= unseen_ends.FEW and tensors[one].name in seen
+        ]
+        if not few:
+            return {}
+        run = _Run(self._float, fast=False, watched=True)
+        ends = {one: unseen_ends.Ends() for one in few}
+        for group in itertools.islice(self.groups(), _ENDS):
+            run(group)
+            for one in few:
+                ends[one].add(run.tensor(one))
+        return {one: ends[one].beyond(*seen[tensors[one].name]) for one in few}
 
     def can_widen(self, at):
         """Return whether an operator may have activations of 16 bits."""
@@ -76,6 +121,7 @@ class Quantizer:
             wide: operators with activations of 16 bits.
         """
         self._wide = frozenset(wide)
+        self._calibrated, self._ranges = self._form(guard)
         asked = set(asked) | self._wide
         floating = asked | self._separate_clips() | self._unlike_tails()
         content, floating = self._without_cut_ranges(floating)
@@ -92,16 +138,17 @@ class Quantizer:
             better = self._compared(other)
             if _total(better) >= _total(best[2]) + _WORTH:
                 best = (other, wider, better)
-        return self._guarded(best) if guard and _worst(best[2]) < _SURE else best
+        return self._guarded(*best[:2]) if guard else best
 
-    def _guarded(self, best):
+    def _guarded(self, content, floating):
         """Keep the noisiest operators in float, doubling their number until every output is accurate enough."""
-        content, floating, found = best
-        order = self._noisiest(content, self._bad(found, _SURE))
+        found = self._compared(content, closely=True)
+        best = (content, floating, found)
+        order = self._noisiest(content, self._bad(found, _SURE)) if _worst(found) < _SURE else []
         count = 1
         while _worst(best[2]) < _SURE:
             content, wider = self._without_cut_ranges(floating | set(order[:count]))
-            best = (content, wider, self._compared(content))
+            best = (content, wider, self._compared(content, closely=True))
             if count >= len(order):
                 break
             count *= 2
@@ -131,7 +178,7 @@ class Quantizer:
         names = {tensor: self.wiring.graph.tensors[tensor].name for tensor in self.wiring.maker}
         there = {name.encode(): tensor for name, tensor in reversed(run.tensors())}
         power, error = {}, {}
-        for group in self._some():
+        for group in self._some(_FEWEST):
             float_run(group)
             run(group)
             for tensor, name in names.items():
@@ -289,25 +336,27 @@ class Quantizer:
         tensors = {one for at in operators for one in self.wiring.inputs[at] if self.wiring.constant(one)}
         return sum(self.wiring.bytes_of(one) for one in tensors)
 
-    def _compared(self, content):
-        """Return each output's dB against the float file over some samples, the worse of LiteRT's two kernel sets."""
-        if self._wanted is None:
-            self._wanted = [_answers(self._float, group) for group in self._some()]
+    def _compared(self, content, closely=False):
+        """Return each output's dB against the float file over some samples, the worse of LiteRT's two kernel sets.
+
+        Args:
+            closely: over more samples, and of every few by themselves.
+        """
+        groups = self._groups if closely else _FEWEST
+        for group in itertools.islice(self._some(groups), len(self._wanted), None):
+            self._wanted.append(_answers(self._float, group))
+        judge = _held if closely else _decibels
         worst = None
         for fast in (True, False):
             run = _Run(content, fast)
-            got = [run(group) for group in self._some()]
-            found = [
-                _decibels(wanted, mine) for wanted, mine in zip(_by_output(self._wanted), _by_output(got), strict=True)
-            ]
+            got = [run(group) for group in self._some(groups)]
+            pairs = zip(_by_output(self._wanted[: len(got)]), _by_output(got), strict=True)
+            found = [judge(wanted, mine) for wanted, mine in pairs]
             worst = found if worst is None else [_lower(*pair) for pair in zip(worst, found, strict=True)]
         return worst
 
-    def _some(self):
-        for index, group in enumerate(self.groups()):
-            if index == _COMPARED:
-                return
-            yield group
+    def _some(self, groups):
+        return itertools.islice(self.groups(), groups)
 
 
 class _Run:
@@ -347,12 +396,26 @@ class _Run:
         return (array.astype(numpy.float32) - zero) * scale if array.dtype == numpy.int8 and scale else array
 
 
+def _nothing(seen):
+    """Change no range."""
+    return {}
+
+
 def _by_output(answers):
     return list(zip(*answers, strict=True))
 
 
 def _answers(content, group):
     return _Run(content, True)(group)
+
+
+def _held(wanted, got):
+    """Return the dB of one output over all groups, or of a few of them plus what these may lie below; None for
+    integers."""
+    starts = range(0, len(wanted), _TOGETHER)
+    parts = [_decibels(*(one[at : at + _TOGETHER] for one in (wanted, got))) for at in starts]
+    whole = _decibels(wanted, got)
+    return None if whole is None else min(whole, min(parts) + _SURE - FLOOR)
 
 
 def _decibels(wanted, got):
