@@ -51,6 +51,8 @@ _MODEL_TYPES = ("any", "transformer")
 
 _UNREAD_ROUNDED = frozenset({"GRU"})
 """Operators whose integer weights the CPU plugin (2026.4) refuses: "expects Constant for port 3"."""
+_THEIR_TYPES = frozenset({"GRUSequence", "GRUCell"})
+"""OpenVINO's own for them; they do not always keep the node's name."""
 
 _UNREAD = re.compile(r"(?:No conversion rule found for operations|Conversion is failed for): *([^\n]+)")
 
@@ -286,12 +288,14 @@ def _check_order(model: Any, given: onnx.ModelProto) -> None:
 
 
 def _ignored(model: Any, names: list[str]) -> list[str]:
-    """Return OpenVINO's nodes that stem from these nodes; it splits one node into several named ``NODE/part``."""
+    """Return OpenVINO's nodes that stem from these nodes; it splits one node into several named ``NODE/part``. What
+    it cannot read in integers is always among them."""
     wanted = set(names)
+    named = [(operation.get_friendly_name(), operation.get_type_name()) for operation in model.get_ordered_ops()]
     return [
         name
-        for name in (operation.get_friendly_name() for operation in model.get_ordered_ops())
-        if name in wanted or any(name.startswith(f"{node}/") for node in wanted)
+        for name, kind in named
+        if name in wanted or kind in _THEIR_TYPES or any(name.startswith(f"{node}/") for node in wanted)
     ]
 
 
