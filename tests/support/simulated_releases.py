@@ -1,0 +1,86 @@
+"""Releases drawn by seed for a simulated fleet of seven targets: good ones, and bad ones of five kinds."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from kedge.simulator import scenario as scenarios
+from kedge.simulator.result import SimulationResult
+from kedge.simulator.virtual import simulate
+
+FLEET = {
+    "rpi4": 700,
+    "rpi5": 400,
+    "jetson-orin-nano": 300,
+    "generic-cpu": 250,
+    "intel-cpu": 200,
+    "kria-kv260": 100,
+    "ncs2": 50,
+}
+"""Target → devices: 2000."""
+NOISE = {
+    "loss": 0.01,
+    "jitter": 0.5,
+    "reboots_per_day": 1.0,
+    "clock_skew": 7200.0,
+    "slow": 0.02,
+    "disk_full": 0.002,
+    "lying": 0.002,
+    "silent": 0.002,
+}
+POLICY = {"soak": "20m"}
+"""Otherwise the defaults: waves of 1 %, 10 %, 50 % and 100 %, 5 devices of each target at least."""
+GOOD = "good"
+DEFECTS: dict[str, dict[str, Any]] = {
+    "golden": {"golden_vectors": True},
+    "errors": {"errors": 0.08},
+    "latency": {"latency": 1.5},
+    "leak": {"leak_mb_per_minute": 1.0},
+}
+"""Kind → what is wrong. All but the leak are on one target, drawn by the seed; the leak is on all."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One simulated rollout."""
+
+    kind: str
+    seed: int
+    found: SimulationResult
+
+    @property
+    def is_back(self) -> bool:
+        """Whether everything that it reached runs the old release again."""
+        return self.found.reverted == self.found.reached
+
+    @property
+    def stopped_in_time(self) -> bool:
+        """Whether a bad release was stopped: a leak before a tenth of the fleet, others in the first wave."""
+        if self.found.state != "aborted":
+            return False
+        return self.found.reached < 0.1 * self.found.total if self.kind == "leak" else self.found.wave == 1
+
+
+def draw(kind: str, seed: int, *, share: float = 1.0, least: int = 7, waves: tuple[str, ...] = ()) -> Run:
+    """Simulate a rollout of a release of this kind.
+
+    Args:
+        share: of the fleet's 2000 devices.
+        least: devices of each target at least.
+        waves: other than the policy's default.
+    """
+    defect = DEFECTS.get(kind)
+    if defect is not None and kind != "leak":
+        defect = {**defect, "targets": [random.Random(f"{kind} {seed}").choice(list(FLEET))]}
+    document = {
+        "seed": seed,
+        "fleet": [{"target": name, "count": max(least, round(count * share))} for name, count in FLEET.items()],
+        "new": {"version": "2.0", "defects": [] if defect is None else [defect]},
+        "faults": NOISE,
+        "telemetry": 120,
+        "tick": 60,
+        "rollout": {**POLICY, **({"waves": list(waves)} if waves else {})},
+    }
+    return Run(kind, seed, simulate(scenarios.parse(document)))
