@@ -31,15 +31,18 @@ NOISE = {
     "silent": 0.002,
 }
 POLICY = {"soak": "20m"}
-"""Otherwise the defaults: waves of 1 %, 10 %, 50 % and 100 %, 5 devices of each target at least."""
+"""Otherwise the defaults: waves of 1 %, 10 %, 50 % and 100 %, 5 devices of each target at least. A wrong class is
+looked for in shadow, and so is every other good release."""
 GOOD = "good"
 DEFECTS: dict[str, dict[str, Any]] = {
     "golden": {"golden_vectors": True},
     "errors": {"errors": 0.08},
     "latency": {"latency": 1.5},
     "leak": {"leak_mb_per_minute": 1.0},
+    "class": {"wrong_class": 3},
 }
-"""Kind → what is wrong. All but the leak are on one target, drawn by the seed; the leak is on all."""
+"""Kind → what is wrong, on one target that the seed draws; a leak and a wrong class are on all."""
+EVERYWHERE = ("leak", "class")
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,10 @@ class Run:
 
     @property
     def stopped_in_time(self) -> bool:
-        """Whether a bad release was stopped: a leak before a tenth of the fleet, others in the first wave."""
+        """Whether a bad release was stopped: what is everywhere before a tenth of the fleet, else in the first wave."""
         if self.found.state != "aborted":
             return False
-        return self.found.reached < 0.1 * self.found.total if self.kind == "leak" else self.found.wave == 1
+        return self.found.reached < 0.1 * self.found.total if self.kind in EVERYWHERE else self.found.wave == 1
 
 
 def draw(kind: str, seed: int, *, share: float = 1.0, least: int = 7, waves: tuple[str, ...] = ()) -> Run:
@@ -72,8 +75,11 @@ def draw(kind: str, seed: int, *, share: float = 1.0, least: int = 7, waves: tup
         waves: other than the policy's default.
     """
     defect = DEFECTS.get(kind)
-    if defect is not None and kind != "leak":
+    if defect is not None and kind not in EVERYWHERE:
         defect = {**defect, "targets": [random.Random(f"{kind} {seed}").choice(list(FLEET))]}
+    policy: dict[str, Any] = {**POLICY, **({"waves": list(waves)} if waves else {})}
+    if kind == "class" or (kind == GOOD and seed % 2 == 0):
+        policy["shadow"] = 0.2
     document = {
         "seed": seed,
         "fleet": [{"target": name, "count": max(least, round(count * share))} for name, count in FLEET.items()],
@@ -81,6 +87,6 @@ def draw(kind: str, seed: int, *, share: float = 1.0, least: int = 7, waves: tup
         "faults": NOISE,
         "telemetry": 120,
         "tick": 60,
-        "rollout": {**POLICY, **({"waves": list(waves)} if waves else {})},
+        "rollout": policy,
     }
     return Run(kind, seed, simulate(scenarios.parse(document)))

@@ -1,10 +1,11 @@
-"""``python -m kedge.demo [digits|ocr] [--keep]``."""
+"""``python -m kedge.demo [digits|ocr|fleet] [--keep]``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from kedge.demo.fleet import show_fleet
 from kedge.demo.reading import show_reading
 from kedge.demo.story import show_demo
 from kedge_protocol.errors import KedgeError
@@ -14,12 +15,16 @@ def main() -> int:
     """Run the demo; return 1 if a step failed."""
     parser = argparse.ArgumentParser(prog="python -m kedge.demo", description="The main job of Kedge, shown.")
     parser.add_argument(
-        "what", nargs="?", choices=("digits", "ocr"), default="digits", help="digits, or a photo whose text is read"
+        "what",
+        nargs="?",
+        choices=("digits", "ocr", "fleet"),
+        default="digits",
+        help="digits, a photo whose text is read, or two hundred simulated devices",
     )
     parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
     try:
         given = parser.parse_args()
-        show = show_reading if given.what == "ocr" else show_demo
+        show = {"digits": show_demo, "ocr": show_reading, "fleet": show_fleet}[given.what]
         show(keep=given.keep)
     except KedgeError as error:
         sys.stderr.write(f"error: {error}\n")

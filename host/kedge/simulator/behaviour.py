@@ -85,6 +85,21 @@ class SimulatedRuntime:
             temperature_c=runtime.temperature_c + chance.gauss(0.0, 1.0),
         )
 
+    def shadowed(self, inferences: int, share: float, defect: Defect) -> dict[str, tuple[int, ...]]:
+        """Return what a shadow with this defect answered: class of the old answer → (compared, agreed).
+
+        Args:
+            inferences: calls of the interval.
+            share: of them that the shadow sees.
+        """
+        runtime, chance = self._runtime, self._chance
+        found: dict[str, tuple[int, ...]] = {}
+        for number in range(runtime.classes):
+            compared = poisson(chance, inferences * share / runtime.classes)
+            agreement = 0.0 if number == defect.wrong_class else runtime.agreement
+            found[str(number)] = (compared, binomial(chance, compared, agreement))
+        return {name: counts for name, counts in found.items() if counts[0]}
+
     def _latencies(self, count: int, defect: Defect) -> npt.NDArray[np.float64]:
         drawn: npt.NDArray[np.float64] = self._noise.standard_normal(max(count, 0))
         drawn = self._median_ms * defect.latency * np.exp(self._runtime.spread * drawn)

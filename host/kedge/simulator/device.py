@@ -6,15 +6,13 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol
-
-import numpy as np
 
 from kedge.simulator.behaviour import Figures, SimulatedRuntime
 from kedge.simulator.clock import Timer
 from kedge.simulator.disk import MEMORY_BYTES, SimulatedDisk
 from kedge.simulator.releases import RUNTIME
-from kedge.simulator.scenario import MODEL, Defect, Scenario
+from kedge.simulator.scenario import MODEL, Defect
+from kedge.simulator.surroundings import World
 from kedge.simulator.traits import Traits
 from kedge_agent.mqtt_link import Link
 from kedge_agent.name_conflict import NameConflict
@@ -23,11 +21,9 @@ from kedge_agent.update.desired_states import Identity
 from kedge_agent.update.machine import Machine
 from kedge_agent.update.settings import Settings
 from kedge_protocol import __version__
-from kedge_protocol.broker import Broker
 from kedge_protocol.bundle.layout import Bundle
-from kedge_protocol.channel import Channel
-from kedge_protocol.messages import ModelState, ModelTelemetry, Reported, ReportedModel, Telemetry
-from kedge_protocol.trust import Role, Trust
+from kedge_protocol.messages import ModelState, ModelTelemetry, Reported, ReportedModel, ShadowTelemetry, Telemetry
+from kedge_protocol.trust import Role
 
 LOOK_SECONDS = (1.0, 20.0)
 """Between two looks of an update that is under way: the first, and the longest."""
@@ -35,44 +31,6 @@ REBOOT_SECONDS = (20.0, 90.0)
 GOLDEN_SAMPLES = 8
 _ENDPOINT_SECONDS = 0.2
 _BOOTS_KEPT = 4
-
-
-class World(Protocol):
-    """What a device sees of the simulation."""
-
-    @property
-    def scenario(self) -> Scenario:
-        """The scenario."""
-
-    @property
-    def trust(self) -> Trust:
-        """The keys that its kit gave."""
-
-    @property
-    def broker(self) -> Broker:
-        """Where to connect."""
-
-    @property
-    def noise(self) -> np.random.Generator:
-        """Draws many numbers at once."""
-
-    def steady(self) -> float:
-        """Return seconds of a monotonic clock."""
-
-    def wall(self) -> float:
-        """Return seconds since 1970."""
-
-    def later(self, seconds: float, function: Callable[[], None]) -> Timer:
-        """Call a function after so many seconds."""
-
-    def connect(self, traits: Traits) -> Callable[..., Channel]:
-        """Return what makes this device's connection."""
-
-    def lose(self, traits: Traits, connection: Channel, *, for_ever: bool) -> None:
-        """Cut a device's connection."""
-
-    def note(self, device: str, what: str, detail: str) -> None:
-        """Write a line of the log."""
 
 
 class SimulatedDevice:
@@ -100,6 +58,7 @@ class SimulatedDevice:
         self._seq = self._telemetry_seq = 0
         self._totals = [0, 0]
         self._calls: Counter[str] = Counter()
+        self._shadow: actions.StartShadow | None = None
         self._waiting: deque[events.Event] = deque()
         self._handling = self._changed = False
         self._look: Timer | None = None
@@ -133,7 +92,7 @@ class SimulatedDevice:
         boot = f"{traits.name}-{len(self._boots) + 1}"
         self._boots.append(boot)
         self._seq = self._telemetry_seq = 0
-        self._look = self._report_due = None
+        self._look = self._report_due = self._shadow = None
         self._measured_at = world.steady()
         self._runtime.restarted()
         self.machine = Machine(
@@ -258,6 +217,8 @@ class SimulatedDevice:
                     self.link.ask(action)
             elif isinstance(action, actions.Prove):
                 self._prove(action)
+            elif isinstance(action, (actions.StartShadow, actions.StopShadow)):
+                self._shadow = action if isinstance(action, actions.StartShadow) else None
             elif isinstance(action, actions.AskEndpoint):
                 self._ask_endpoint(action)
             else:
@@ -435,4 +396,15 @@ class SimulatedDevice:
             latency_ms=figures.latency_ms(),
             latency_buckets=figures.latency_buckets(),
             memory_bytes=figures.memory_bytes,
+            shadow=self._shadow_telemetry(figures.inferences),
         )
+
+    def _shadow_telemetry(self, inferences: int) -> ShadowTelemetry | None:
+        shadow = self._shadow
+        bundle = None if shadow is None else self.disk.assembled.get(shadow.digest)
+        if shadow is None or bundle is None:
+            return None
+        defect = Defect() if self.traits.lying else self._defect(bundle)
+        classes = self._runtime.shadowed(inferences, shadow.share, defect)
+        compared, agreed = (sum(counts[place] for counts in classes.values()) for place in (0, 1))
+        return ShadowTelemetry(digest=shadow.digest, compared=compared, agreed=agreed, classes=classes)

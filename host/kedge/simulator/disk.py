@@ -42,6 +42,8 @@ class SimulatedDisk:
         self.current: dict[str, Bundle] = {}
         """Model → bundle of its current slot."""
         self.previous: dict[str, Bundle] = {}
+        self.assembled: dict[str, Bundle] = {}
+        """Digest → bundle with a slot."""
         self._blobs: dict[str, bytes | None] = {}
         self._maps: dict[str, bytes] = {}
         self._partials: dict[str, _Partial] = {}
@@ -52,7 +54,7 @@ class SimulatedDisk:
             actions.StoreBlob: self._store,
             actions.CloseBlob: lambda _: None,
             actions.Measure: self._measure,
-            actions.Assemble: lambda action: events.Assembled(action.model, action.bundle.digest),
+            actions.Assemble: self._assemble,
             actions.Switch: self._switch,
             actions.RollBack: self._roll_back,
             actions.Remove: self._remove,
@@ -151,6 +153,10 @@ class SimulatedDisk:
             runtimes={RUNTIME: "1.0"},
         )
 
+    def _assemble(self, action: actions.Assemble) -> events.Event:
+        self.assembled[action.bundle.digest] = action.bundle
+        return events.Assembled(action.model, action.bundle.digest)
+
     def _switch(self, action: actions.Switch) -> events.Event:
         before = self.current.get(action.model)
         if before is not None and before.digest != action.bundle.digest:
@@ -176,6 +182,7 @@ class SimulatedDisk:
         for bundle in (*self.current.values(), *self.previous.values()):
             kept |= {bundle.digest, bundle.manifest.config.digest}
             kept |= {layer.digest for layer in bundle.manifest.layers}
+        self.assembled = {name: one for name, one in self.assembled.items() if name in kept}
         self._blobs = {name: data for name, data in self._blobs.items() if name in kept}
         self._maps = {name: data for name, data in self._maps.items() if name in kept}
         self._partials = {name: one for name, one in self._partials.items() if name in kept}

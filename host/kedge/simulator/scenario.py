@@ -60,7 +60,7 @@ class Runtime:
     memory_mb: float = 120.0
     memory_noise_mb: float = 1.0
     classes: int = 10
-    agreement: float = 0.97
+    agreement: float = 0.99
     temperature_c: float = 52.0
     prove_seconds: float = 5.0
     load_seconds: float = 1.0

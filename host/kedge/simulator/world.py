@@ -28,7 +28,7 @@ START_SECONDS = 60.0
 
 
 class SimulatedFleet(abc.ABC):
-    """A simulated fleet before its rollout; the world of its devices, see :class:`kedge.simulator.device.World`.
+    """A simulated fleet before its rollout; the world of its devices, see :class:`kedge.simulator.surroundings.World`.
 
     Args:
         scenario: what to simulate.
