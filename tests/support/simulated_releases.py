@@ -87,6 +87,7 @@ def draw(kind: str, seed: int, *, share: float = 1.0, least: int = 7, waves: tup
         "faults": NOISE,
         "telemetry": 120,
         "tick": 60,
+        "limit": 8 * 3600,
         "rollout": policy,
     }
     return Run(kind, seed, simulate(scenarios.parse(document)))
