@@ -99,9 +99,11 @@ def test_two_hundred_clients_at_once_come_online_and_none_is_lost(
     try:
         for one in clients:
             one.paho.loop_start()
-        wait_for(lambda: all(one.online.is_set() for one in clients), timeout=60, what="200 clients")
-        wait_for(lambda: all(latest.get(topics.status(name)) == b"online" for name in names), what="200 births")
-        wait_for(lambda: all(one.received for one in clients), what="each client's retained message")
+        wait_for(lambda: all(one.online.is_set() for one in clients), timeout=240, what="200 clients")
+        wait_for(
+            lambda: all(latest.get(topics.status(name)) == b"online" for name in names), timeout=120, what="200 births"
+        )
+        wait_for(lambda: all(one.received for one in clients), timeout=120, what="each client's retained message")
         # Each got its own message (twice where it subscribed between the sending and the keeping), nobody else's.
         received = [{(topic, payload) for topic, payload, _ in one.received} for one in clients]
         assert received == [{(topics.desired(name), name.encode())} for name in names]
@@ -110,7 +112,9 @@ def test_two_hundred_clients_at_once_come_online_and_none_is_lost(
         for one in clients[::2]:
             one.cut()
         wait_for(
-            lambda: all(latest[topics.status(one.name)] == b"offline" for one in clients[::2]), what="the last wills"
+            lambda: all(latest[topics.status(one.name)] == b"offline" for one in clients[::2]),
+            timeout=120,
+            what="the last wills",
         )
         assert all(latest[topics.status(one.name)] == b"online" for one in clients[1::2])
     finally:

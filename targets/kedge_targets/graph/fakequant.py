@@ -82,6 +82,8 @@ def calibrate(
         percentile=plan.percentile,
         bits={name: wanted[name][0] for name in missing},
         symmetric=[name for name in missing if wanted[name][1]],
+        # As the backends' own int8: see unseen_ends. The fabric's ranges are the observed ones.
+        beyond=(style or quantizers.style_of(plan)) is not quantizers.FABRIC,
         progress=progress,
     )
 
