@@ -1,14 +1,16 @@
-"""Free ports of the loopback interface, each handed out once on this machine while its process lives."""
+"""Free ports of the loopback interface, handed out once on this machine at a time."""
 
 from __future__ import annotations
 
 import random
 import socket
+from collections import deque
 from pathlib import Path
 
 _LOWEST = 20000
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_reserved: list[socket.socket] = []
+_KEPT = 16
+_reserved: deque[socket.socket] = deque()
 
 
 def _highest() -> int:
@@ -20,7 +22,7 @@ def _highest() -> int:
 
 
 def free_port() -> int:
-    """A port of the loopback interface without a listener, which no other test takes while this process lives."""
+    """A port of the loopback interface without a listener, which no other test takes meanwhile."""
     draw = random.SystemRandom()
     for _ in range(1000):
         port = draw.randint(_LOWEST, _highest())
@@ -34,5 +36,7 @@ def free_port() -> int:
             reservation.close()
             continue
         _reserved.append(reservation)
+        if len(_reserved) > _KEPT:  # its server listens by now, and a process has few descriptors
+            _reserved.popleft().close()
         return port
     raise RuntimeError(f"no free port from {_LOWEST} to {_highest()}")

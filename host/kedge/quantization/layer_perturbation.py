@@ -83,7 +83,6 @@ class LayerPerturbation:
                     percentile=100.0,
                     bits=one.bits,
                     symmetric=one.symmetric and not one.unsigned,
-                    beyond=precision.family is not Family.FABRIC,
                 )
                 for name, one in placed.items()
                 if not one.dynamic

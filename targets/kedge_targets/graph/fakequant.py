@@ -59,12 +59,14 @@ def calibrate(
     samples: Iterable[Mapping[str, Array]],
     *,
     style: Style | None = None,
+    beyond: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Return the ranges for :func:`insert_quantizers`: the plan's own, the others observed with the plan's method.
 
     Args:
         samples: see :func:`kedge_targets.graph.ranges.observe`; not read where nothing is to be observed.
+        beyond: see there. ONNX Runtime's and TFLite's int8 reach so far; TensorRT's and OpenVINO's do not.
 
     Raises:
         See :func:`kedge_targets.graph.ranges.observe` and :func:`kedge_targets.graph.quantizers.place`.
@@ -82,8 +84,7 @@ def calibrate(
         percentile=plan.percentile,
         bits={name: wanted[name][0] for name in missing},
         symmetric=[name for name in missing if wanted[name][1]],
-        # As the backends' own int8: see unseen_ends. The fabric's ranges are the observed ones.
-        beyond=(style or quantizers.style_of(plan)) is not quantizers.FABRIC,
+        beyond=beyond,
         progress=progress,
     )
 

@@ -85,13 +85,8 @@ class Histogram:
         places = ((filled.astype(np.float64) - self.low) * (BINS / width)).astype(np.int64)
         self.counts += np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
 
-    def range(
-        self, *, method: RangeMethod, percentile: float, bits: int, symmetric: bool, beyond: bool = False
-    ) -> tuple[float, float]:
+    def range(self, *, method: RangeMethod, percentile: float, bits: int, symmetric: bool) -> tuple[float, float]:
         """Return the range that a method chooses; see :func:`observe`."""
-        if beyond and method is RangeMethod.MIN_MAX:
-            low, high = self.ends.beyond(self.low, self.high)
-            return (min(low, -high), max(high, -low)) if symmetric else (low, high)
         return range_clipping.clip_range(
             self.low,
             self.high,
@@ -146,9 +141,11 @@ def observe(
     for name in tensors:
         width = bits if isinstance(bits, int) else bits.get(name, 8)
         mirrored = symmetric if isinstance(symmetric, bool) else name in symmetric
-        low, high = found[name].range(
-            method=method, percentile=percentile, bits=width, symmetric=mirrored, beyond=beyond
-        )
+        low, high = found[name].range(method=method, percentile=percentile, bits=width, symmetric=mirrored)
+        if beyond and method is RangeMethod.MIN_MAX:
+            low, high = found[name].ends.beyond(found[name].low, found[name].high)
+            high = max(high, -low) if mirrored else high
+            low = -high if mirrored else low
         if name in flat:
             low = flat_activations.least(max(low, found[name].low), high, flat[name], levels=2**width - 1)
             if mirrored:
