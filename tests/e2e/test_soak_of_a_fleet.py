@@ -90,7 +90,7 @@ def test_whatever_is_killed_every_device_ends_on_what_the_database_wants(tmp_pat
                 wait_for(
                     lambda one=rollout: fleet.rollout_status(one).done, timeout=soak.settle, what="the rollout's end"
                 )
-            assert devices.problem is None
+            assert devices.loop.problem is None
             assert controller.running
         broker.kill()
         logged = warnings_of(controller.text())

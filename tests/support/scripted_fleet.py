@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import heapq
 import itertools
 import json
 import random
-import selectors
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from kedge.simulator.loop import Loop
 from kedge_protocol import codec, topics
 from kedge_protocol.blocks import block_count, decode_answer
 from kedge_protocol.errors import MessageError
@@ -44,7 +42,6 @@ ASK_AGAIN_SECONDS = 3.0
 RECONNECT_SECONDS = (0.3, 1.5)
 """Between two attempts, drawn from here."""
 BLOCKS_A_REQUEST = 64
-_MISC_SECONDS = 5.0
 _KEEPALIVE = 30
 
 
@@ -116,12 +113,17 @@ class ScriptedDevice:
         client.on_connect = self._connected
         client.on_subscribe = self._subscribed
         client.on_message = self._message
-        self.fleet.attach(self, client)
+        self.fleet.loop.attach(self, client)
         self.client = client
         try:
             client.connect("127.0.0.1", self.fleet.port, keepalive=_KEEPALIVE)
         except OSError:
-            self.fleet.detach(client)
+            self.fleet.loop.detach(client)
+            self.lost()
+
+    def ended(self, client: paho.Client) -> None:
+        """Learn that a client, perhaps an earlier one, lost its connection."""
+        if self.client is client:
             self.lost()
 
     def lost(self) -> None:
@@ -131,7 +133,7 @@ class ScriptedDevice:
             self.losses += 1
         self.online = False
         if not self.fleet.stopping:
-            self.fleet.later(random.uniform(*RECONNECT_SECONDS), self.connect)
+            self.fleet.loop.later(random.uniform(*RECONNECT_SECONDS), self.connect)
 
     def _connected(self, client: paho.Client, _: object, __: object, reason: Any, ___: object) -> None:
         if not reason.is_failure:
@@ -238,7 +240,7 @@ class ScriptedDevice:
         )
         self._publish(topics.request(self.name, rid), codec.encode(request))
         # A slow controller must not be made slower: patience grows with each time.
-        self.fleet.later(ASK_AGAIN_SECONDS * 2 ** min(len(pull.rids) - 1, 4), lambda: self._ask_again(pull, rid))
+        self.fleet.loop.later(ASK_AGAIN_SECONDS * 2 ** min(len(pull.rids) - 1, 4), lambda: self._ask_again(pull, rid))
 
     def _ask_again(self, pull: Pull, rid: str) -> None:
         if pull in self._pulls and pull.rids[-1] == rid:
@@ -293,7 +295,7 @@ class ScriptedDevice:
 
 class ScriptedFleet:
     """All devices on one broker; a context manager. Its thread owns the devices: look at them from outside, and change
-    them by :meth:`call`.
+    them by timers of its loop.
 
     Args:
         names: of the devices.
@@ -310,14 +312,7 @@ class ScriptedFleet:
         self.devices = {name: ScriptedDevice(self, name, target, boot) for name in names}
         self.telemetry = telemetry
         self.stopping = False
-        self.problem: BaseException | None = None
-        self._of: dict[paho.Client, ScriptedDevice] = {}
-        self._selector = selectors.DefaultSelector()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = itertools.count()
-        self._calls: list[Callable[[], None]] = []
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="scripted fleet", daemon=True)
+        self.loop = Loop()
 
     def __enter__(self) -> ScriptedFleet:
         self.start()
@@ -329,16 +324,15 @@ class ScriptedFleet:
     def start(self) -> None:
         """Connect all."""
         for device in self.devices.values():
-            self.later(0.0, device.connect)
+            self.loop.later(0.0, device.connect)
         if self.telemetry:
             self.set_telemetry(self.telemetry)
-        self.later(_MISC_SECONDS, self._keep_alive)
-        self._thread.start()
+        self.loop.start()
 
     def stop(self) -> None:
         """Leave the broker; wills are sent, as for devices that lose power."""
         self.stopping = True
-        self._thread.join(30.0)
+        self.loop.stop()
 
     def set_telemetry(self, seconds: float) -> None:
         """From now on each device sends telemetry every ``seconds``; 0 ends it."""
@@ -346,12 +340,12 @@ class ScriptedFleet:
         if seconds:
             count = len(self.devices)
             for number, device in enumerate(self.devices.values()):
-                self.later(seconds * (number + 1) / count, lambda one=device: self._tell(one, seconds))
+                self.loop.later(seconds * (number + 1) / count, lambda one=device: self._tell(one, seconds))
 
     def _tell(self, device: ScriptedDevice, seconds: float) -> None:
         if self.telemetry == seconds:
             device.telemetry()
-            self.later(seconds, lambda: self._tell(device, seconds))
+            self.loop.later(seconds, lambda: self._tell(device, seconds))
 
     def online(self) -> int:
         """How many are at the broker."""
@@ -360,81 +354,6 @@ class ScriptedFleet:
     def serving(self, model: str, digest: str | None) -> int:
         """How many serve this bundle (or nothing, for None)."""
         return sum(device.serving.get(model) == digest for device in self.devices.values())
-
-    def call(self, function: Callable[[], None]) -> None:
-        """Do something on the fleet's thread."""
-        with self._lock:
-            self._calls.append(function)
-
-    def later(self, seconds: float, function: Callable[[], None]) -> None:
-        """Do something on the fleet's thread after a time."""
-        with self._lock:
-            heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), function))
-
-    # The thread.
-
-    def attach(self, device: ScriptedDevice, client: paho.Client) -> None:
-        """Let this loop serve the client's socket."""
-        self._of[client] = device
-        read, both = selectors.EVENT_READ, selectors.EVENT_READ | selectors.EVENT_WRITE
-        client.on_socket_open = lambda _, __, sock: self._selector.register(sock, read, client)
-        client.on_socket_close = lambda _, __, sock: self._forget(sock)
-        client.on_socket_register_write = lambda _, __, sock: self._modify(sock, both, client)
-        client.on_socket_unregister_write = lambda _, __, sock: self._modify(sock, read, client)
-
-    def detach(self, client: paho.Client) -> None:
-        """Forget a client that did not come through."""
-        self._of.pop(client, None)
-
-    def _forget(self, sock: Any) -> None:
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(sock)
-
-    def _modify(self, sock: Any, events: int, client: paho.Client) -> None:
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.modify(sock, events, client)
-
-    def _run(self) -> None:
-        try:
-            while not self.stopping:
-                self._turn()
-            for client in list(self._of):
-                if (sock := client.socket()) is not None:
-                    sock.close()
-        except BaseException as error:
-            self.problem = error
-            raise
-
-    def _turn(self) -> None:
-        with self._lock:
-            calls, self._calls = self._calls, []
-            now = time.monotonic()
-            while self._timers and self._timers[0][0] <= now and len(calls) < 200:
-                calls.append(heapq.heappop(self._timers)[2])
-        for function in calls:
-            function()
-        for key, events in self._selector.select(0.0 if calls else 0.01):
-            self._serve(key.data, events)
-
-    def _serve(self, client: paho.Client, events: int) -> None:
-        code = MQTTErrorCode.MQTT_ERR_SUCCESS
-        if events & selectors.EVENT_READ:
-            code = client.loop_read()
-        if code == MQTTErrorCode.MQTT_ERR_SUCCESS and events & selectors.EVENT_WRITE and client.socket() is not None:
-            code = client.loop_write()
-        if code != MQTTErrorCode.MQTT_ERR_SUCCESS or client.socket() is None:
-            self._ended(client)
-
-    def _keep_alive(self) -> None:
-        for client in list(self._of):
-            if client.loop_misc() != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                self._ended(client)
-        self.later(_MISC_SECONDS, self._keep_alive)
-
-    def _ended(self, client: paho.Client) -> None:
-        device = self._of.pop(client, None)
-        if device is not None and device.client is client:
-            device.lost()
 
 
 def _serving(digest: str) -> ReportedModel:

@@ -10,7 +10,7 @@ import selectors
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
@@ -28,6 +28,13 @@ _AT_ONCE = 200
 """Timers that are served before the sockets get their turn."""
 
 
+class Attached(Protocol):
+    """What a client's socket is served for."""
+
+    def ended(self, client: paho.Client) -> None:
+        """Learn that the client lost its connection."""
+
+
 class Loop:
     """The thread of all clients. Everything that they do happens on it; other threads call :meth:`later`."""
 
@@ -35,7 +42,7 @@ class Loop:
         self.problem: BaseException | None = None
         self.messages = 0
         self.bytes = 0
-        self._of: dict[paho.Client, LoopConnection] = {}
+        self._of: dict[paho.Client, Attached] = {}
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
@@ -60,7 +67,7 @@ class Loop:
             heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), timer))
         return timer
 
-    def attach(self, connection: LoopConnection, client: paho.Client) -> None:
+    def attach(self, connection: Attached, client: paho.Client) -> None:
         """Serve a client's socket."""
         self._of[client] = connection
         read, both = _READ, _READ | selectors.EVENT_WRITE
