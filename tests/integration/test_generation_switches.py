@@ -17,7 +17,6 @@ from tests.integration.test_serving_survives import Supervised
 from tests.support import decoders
 from tests.support.installed import install
 
-import kedge
 from kedge_agent import Model
 
 Array = npt.NDArray[Any]
@@ -32,28 +31,12 @@ CLIENTS = 3
 def releases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two versions of a random language model that write unlike texts."""
     place = tmp_path_factory.mktemp("switches")
-    random = np.random.default_rng(3)
-    for name in ("calibration", "evaluation"):
-        (place / f"{name}.txt").write_text("".join(chr(40 + at) for at in random.integers(0, 50, 2500)))
-    made = []
-    for version, factor in (("1.0", 1.0), ("2.0", 1.5)):
-        # Without an end token: every answer takes long enough to be switched under.
-        sizes = {"max_position_embeddings": 3000, "vocab_size": 100, "eos_token_id": None}
-        model = decoders.folder(place / version, "llama", changed=sizes, stored=partial(_scaled, factor))
-        made.append(
-            kedge.compile(
-                model,
-                name="writer",
-                version=version,
-                targets=["generic-cpu"],
-                calibration=place / "calibration.txt",
-                evaluation=place / "evaluation.txt",
-                out=place / f"out-{version}",
-                quantize="precision=float32",
-                slots=2,
-            ).path
-        )
-    return made
+    # Without an end token: every answer takes long enough to be switched under.
+    sizes = {"max_position_embeddings": 3000, "eos_token_id": None}
+    return [
+        decoders.writer(place, version=version, slots=2, changed=sizes, stored=partial(_scaled, factor))
+        for version, factor in (("1.0", 1.0), ("2.0", 1.5))
+    ]
 
 
 def _scaled(factor: float, weight: Array) -> Array:

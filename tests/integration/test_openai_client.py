@@ -52,23 +52,7 @@ def _served(release: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release with a random language model of single letters."""
-    place = tmp_path_factory.mktemp("openai")
-    sizes = {"max_position_embeddings": 512, "vocab_size": 100}
-    decoders.folder(place / "model", "llama", template=TEMPLATE, changed=sizes)
-    random = np.random.default_rng(3)
-    for name in ("calibration", "evaluation"):
-        (place / f"{name}.txt").write_text("".join(chr(40 + at) for at in random.integers(0, 50, 2500)))
-    return kedge.compile(
-        place / "model",
-        name="writer",
-        version="1.0",
-        targets=["generic-cpu"],
-        calibration=place / "calibration.txt",
-        evaluation=place / "evaluation.txt",
-        out=place / "out",
-        quantize="precision=float32",
-        slots=2,
-    ).path
+    return decoders.writer(tmp_path_factory.mktemp("openai"), slots=2, template=TEMPLATE)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from tests.support import decoders, drawn_schemas
 
-import kedge
 from kedge_agent import Model
 from kedge_protocol.errors import InputError, MissingDependencyError
 
@@ -22,29 +21,14 @@ ASK = "Tell me: "
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> kedge.Release:
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of single letters: it never writes what matches by itself."""
-    place = tmp_path_factory.mktemp("structured")
-    decoders.folder(place / "model", "llama", changed={"max_position_embeddings": 512, "vocab_size": 100})
-    random = np.random.default_rng(3)
-    for name in ("calibration", "evaluation"):
-        (place / f"{name}.txt").write_text("".join(chr(40 + at) for at in random.integers(0, 50, 2500)))
-    return kedge.compile(
-        place / "model",
-        name="writer",
-        version="1.0",
-        targets=["generic-cpu"],
-        calibration=place / "calibration.txt",
-        evaluation=place / "evaluation.txt",
-        out=place / "out",
-        quantize="precision=float32",
-        slots=4,
-    )
+    return decoders.writer(tmp_path_factory.mktemp("structured"), slots=4)
 
 
 @pytest.fixture(scope="module")
-def model(release: kedge.Release) -> Iterator[Model]:
-    with Model(release.path, target="generic-cpu") as found:
+def model(release: Path) -> Iterator[Model]:
+    with Model(release, target="generic-cpu") as found:
         yield found
 
 
@@ -128,9 +112,9 @@ def test_what_the_vocabulary_cannot_write_is_an_error_and_others_go_on(model: Mo
     assert len(other.finish().tokens) == 20
 
 
-def test_without_llguidance_the_extra_is_named(release: kedge.Release, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_llguidance_the_extra_is_named(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with Model(Path(release.path), target="generic-cpu") as fresh:
+    with Model(release, target="generic-cpu") as fresh:
         with pytest.raises(MissingDependencyError, match=r"kedge-agent\[structured\]"):
             fresh.generate(ASK, json_schema=True)
         assert fresh.generate(ASK, max_tokens=1, ignore_end=True).tokens

@@ -103,6 +103,41 @@ def folder(
     return path
 
 
+def writer(
+    place: Path,
+    *,
+    version: str = "1.0",
+    slots: int,
+    template: str | None = None,
+    changed: Mapping[str, Any] | None = None,
+    stored: Callable[[Array], Array] = np.asarray,
+) -> Path:
+    """Compile a random float32 Llama of all printable letters, named ``writer``, for generic-cpu; return the release.
+
+    Args:
+        place: gets the model, its texts and the release, by version.
+        template, changed, stored: see :func:`folder`; it has 512 positions unless ``changed`` says otherwise.
+    """
+    import kedge
+
+    sizes = {"max_position_embeddings": 512, "vocab_size": 100, **(changed or {})}
+    folder(place / version, "llama", template=template, changed=sizes, stored=stored)
+    random = np.random.default_rng(3)
+    for name in ("calibration", "evaluation"):
+        (place / f"{name}.txt").write_text("".join(chr(40 + at) for at in random.integers(0, 50, 2500)))
+    return kedge.compile(
+        place / version,
+        name="writer",
+        version=version,
+        targets=["generic-cpu"],
+        calibration=place / "calibration.txt",
+        evaluation=place / "evaluation.txt",
+        out=place / f"out-{version}",
+        quantize="precision=float32",
+        slots=slots,
+    ).path
+
+
 def write_shards(path: Path, tensors: Mapping[str, Array], *, dtype: str = "F32", shards: int = 1) -> None:
     """Write tensors as safetensors, in one file or several with their index."""
     named = sorted(tensors)
