@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -36,8 +35,6 @@ REASONS = {
     501: "Not Implemented",
     503: "Service Unavailable",
 }
-_JOINED = 64 << 10
-"""Bytes of an answer up to which it is copied behind its head."""
 _STREAM_AHEAD = 64 << 10
 """Bytes of a stream that are queued for a slow client before the stream pauses."""
 
@@ -91,7 +88,13 @@ class Exchange:
         if job is None or self.abandoned:
             return
         try:
-            response = job.run()
+            done = job.run()
+            if isinstance(done, Job):
+                self.job = done
+                if done.pool.submit(self):
+                    return
+                done = unavailable(f"too many requests wait for {done.pool.name}", status=429)
+            response = done
         except InputError as error:
             response = error_response(400, str(error))
         except MemoryError:
@@ -113,16 +116,15 @@ class Exchange:
         """Send a complete answer; may be called from any thread. A second answer is dropped."""
         self._let_go_of_body()
         body = response.body
-        parts = (body,) if isinstance(body, (bytes, memoryview)) else body
-        length = len(body) if isinstance(body, bytes) else sum(memoryview(part).nbytes for part in parts)
+        pieces: list[bytes | memoryview] = [body] if isinstance(body, (bytes, memoryview)) else list(body)
+        length = sum(memoryview(piece).nbytes for piece in pieces)
         head = self._head(response, b"Content-Length: %d\r\n" % length if response.status != 204 else b"")
-        pieces: Sequence[bytes | memoryview]
         if self._head_only:
-            pieces = (head,)
-        elif length < _JOINED:
-            pieces = (b"".join((head, *parts)),)
+            pieces = [head]
+        elif len(pieces) == 1 and length < 1 << 16:
+            pieces = [head + pieces[0]]
         else:
-            pieces = (head, *parts)
+            pieces.insert(0, head)
         if self._connection.send(pieces, self, last=True):
             self._server.count(response.status)
         else:
@@ -140,11 +142,14 @@ class Exchange:
             self._server.hold(-held)
 
     def _head(self, response: Response, length: bytes) -> bytes:
-        start = _start(response.status, response.content_type, self.keep_alive, self._minor)
-        if not response.fields and not self._fields:
-            return b"%b%b\r\n" % (start, length)
+        status = response.status
+        close = b"" if self.keep_alive else b"Connection: close\r\n"
+        if self.keep_alive and not self._minor:
+            close = b"Connection: keep-alive\r\n"
         more = "".join(f"{name}: {text}\r\n" for name, text in (*response.fields, *self._fields))
-        return b"%b%b%b\r\n" % (start, length, more.encode("latin-1"))
+        kind = b"" if status == 204 else b"Content-Type: %b\r\n" % response.content_type.encode("ascii")
+        reason = REASONS.get(status, "Error").encode("ascii")
+        return b"HTTP/1.1 %d %b\r\n%b%b%b%b\r\n" % (status, reason, kind, length, close, more.encode("latin-1"))
 
     def _stream(self, response: Response, chunks: Iterator[bytes]) -> None:
         """Send chunks as they come, no faster than the client reads them; called in a worker."""
@@ -177,14 +182,3 @@ class Exchange:
             close = getattr(chunks, "close", None)
             if close is not None:
                 close()
-
-
-@functools.lru_cache(64)
-def _start(status: int, content_type: str, keep_alive: bool, minor: int) -> bytes:
-    """Return the status line and the fields that do not depend on the answer."""
-    close = b"" if keep_alive else b"Connection: close\r\n"
-    if keep_alive and not minor:
-        close = b"Connection: keep-alive\r\n"
-    kind = b"" if status == 204 else b"Content-Type: %b\r\n" % content_type.encode("ascii")
-    reason = REASONS.get(status, "Error").encode("ascii")
-    return b"HTTP/1.1 %d %b\r\n%b%b" % (status, reason, kind, close)
