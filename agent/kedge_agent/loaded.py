@@ -20,6 +20,7 @@ from kedge_targets.executor import Executor
 
 if TYPE_CHECKING:
     from kedge_agent.generation.generator import AnswerStream, TextGenerator
+    from kedge_targets.pipeline.cascades import CascadeCounts
     from kedge_targets.pipeline.execution import Runner
 
 Array = npt.NDArray[Any]
@@ -105,6 +106,15 @@ class Loaded:
     def digest(self) -> str:
         """Return the bundle's digest."""
         return self.bundle.digest
+
+    @property
+    def cascade(self) -> CascadeCounts | None:
+        """Return what became of the items of a pipeline with a larger model; None if it has none."""
+        if self.pipeline is None:
+            return None
+        from kedge_targets.pipeline.cascades import CascadeRunner
+
+        return self.pipeline.gate.counts if isinstance(self.pipeline, CascadeRunner) else None
 
     @property
     def generator(self) -> TextGenerator:

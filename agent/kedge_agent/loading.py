@@ -123,9 +123,9 @@ def load_release(path: Path, target: str) -> Loaded:
 def _pipeline(folder: Path, config: BundleConfig) -> Runner | None:
     if config.pipeline is None:
         return None
-    from kedge_targets.pipeline.execution import Runner
+    from kedge_targets.pipeline import cascades
 
-    return Runner.of(folder, config)
+    return cascades.runner_of(folder, config)
 
 
 def _executor(folder: Path, config: BundleConfig, cache: Path | None) -> Executor | TextGenerator:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kedge_agent.session import Session
     from kedge_protocol.bundle.config import BundleConfig, TensorSpec
     from kedge_protocol.bundle.layout import Bundle
+    from kedge_targets.pipeline.cascades import CascadeCounts
 
 log = logging.getLogger("kedge.model")
 
@@ -253,6 +254,12 @@ class Model:
         """Return figures that the runtime measured on this device, by name with unit; usually empty."""
         loaded = self._loaded
         return {} if loaded is None else loaded.figures
+
+    @property
+    def cascade(self) -> CascadeCounts | None:
+        """Return how many items went to the pipeline's larger model, and what became of them; None if it has none."""
+        loaded = self._loaded
+        return None if loaded is None else loaded.cascade
 
     @property
     def failure(self) -> Exception | None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from tests.support.bundles import CLASSES, make_bundle, samples
 from tests.support.installed import install
+from tests.support.standalone import serving
 
 from kedge_agent import Model
 from kedge_agent.serving.registry_client import parse_reference
@@ -30,52 +25,6 @@ pytestmark = pytest.mark.device
 def agent(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kedge_agent.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, input=text)
-
-
-class Served:
-    """A running ``kedge-agent serve``."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self.lines: list[str] = []
-        output = process.stdout
-        assert output is not None
-        while not self.lines or "listening" not in self.lines[-1]:
-            line = output.readline()
-            assert line, "it ended"
-            self.lines.append(line)
-        found = re.search(r":(\d+)$", self.lines[-1].strip())
-        self.port = int(found[1]) if found else 0
-
-    def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
-            connection.request(method, path, None if body is None else json.dumps(body))
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
-
-    def wait(self, path: str = "/v2/health/ready") -> None:
-        end = time.monotonic() + 60
-        while self.ask("GET", path)[0] != 200:
-            assert time.monotonic() < end
-            time.sleep(0.05)
-
-    @property
-    def child(self) -> int:
-        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return int(listed.split()[0])
-
-
-@contextlib.contextmanager
-def serving(*arguments: str) -> Iterator[Served]:
-    command = [sys.executable, "-u", "-m", "kedge_agent.cli", "serve", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        yield Served(process)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.wait()
 
 
 BODY = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 16], "data": samples(1).ravel().tolist()}]}

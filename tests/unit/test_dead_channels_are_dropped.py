@@ -89,3 +89,18 @@ def test_a_whole_network_is_given_back_as_it_is() -> None:
 def test_one_channel_is_left(all_of_them: bool) -> None:
     found = dropped(network(dead=list(range(16 if all_of_them else 15)), bias=-1.0, padded=False))
     assert channels(found.model)[0] == 1
+
+
+def test_a_layer_without_layers_before_it_is_left_alone() -> None:
+    weights = np.array([[4, 0], [0, 4], [0, 0]], np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gemm", ["x", "w"], ["y"])],
+        "lone",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 2])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    found = dead_channels.drop(model, [{"x": np.ones((1, 3), np.float32)}])
+    assert found.count == 0
+    assert answers(found.model, np.ones((1, 3), np.float32)).tolist() == [[4, 4]]

@@ -88,7 +88,13 @@ class Exchange:
         if job is None or self.abandoned:
             return
         try:
-            response = job.run()
+            done = job.run()
+            if isinstance(done, Job):
+                self.job = done
+                if done.pool.submit(self):
+                    return
+                done = unavailable(f"too many requests wait for {done.pool.name}", status=429)
+            response = done
         except InputError as error:
             response = error_response(400, str(error))
         except MemoryError:

@@ -16,7 +16,7 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
-from kedge_agent.serving import binary_tensors, infer_request, open_inference
+from kedge_agent.serving import binary_tensors, descriptions, infer_request, open_inference
 from kedge_agent.serving.datatypes import DATATYPES, Array, checked_datatype, checked_shape, datatype_of
 from kedge_agent.serving.grpc_messages import DATA_TYPES, SERVICE, message_classes
 from kedge_agent.serving.grpc_relay import GrpcRelay, inner_address
@@ -208,17 +208,17 @@ class GrpcServer:
         return self._messages["ModelReadyResponse"](ready=True)
 
     def _server_metadata(self, request: Any) -> Any:
-        return self._messages["ServerMetadataResponse"](**open_inference.server_metadata())
+        return self._messages["ServerMetadataResponse"](**descriptions.server_metadata())
 
     def _model_metadata(self, request: Any) -> Any:
         entry, loaded = self._find(request.name, request.version)
-        found = open_inference.metadata(request.name, loaded.bundle, entry.error)
+        found = descriptions.metadata(request.name, loaded.bundle, entry.error)
         del found["parameters"]
         return self._messages["ModelMetadataResponse"](**found)
 
     def _model_config(self, request: Any) -> Any:
         _, loaded = self._find(request.name, request.version)
-        found = open_inference.configuration(request.name, loaded.bundle)
+        found = descriptions.configuration(request.name, loaded.bundle)
         config = {key: found[key] for key in ("name", "platform", "backend", "max_batch_size")}
         for side in ("input", "output"):
             config[side] = [
@@ -230,8 +230,9 @@ class GrpcServer:
         rows = []
         for name in [request.name] if request.name else self._handler.names():
             entry, loaded = self._find(name, request.version)
-            row = open_inference.statistics(name, entry, loaded.bundle)
+            row = descriptions.statistics(name, entry, loaded.bundle)
             del row["batch_stats"]
+            row.pop("cascade", None)
             rows.append(row)
         return self._messages["ModelStatisticsResponse"](model_stats=rows)
 

@@ -93,11 +93,11 @@ class Job:
     Attributes:
         pool: the pool that runs it; a full queue is answered with 429.
         run: called in one of the pool's threads. An :class:`~kedge_protocol.errors.InputError` becomes a 400, any other
-            error a 500.
+            error a 500. It may return another job, to go on in another pool while this one takes the next request.
     """
 
     pool: WorkerPool
-    run: Callable[[], Response]
+    run: Callable[[], Response | Job]
 
 
 class Handler(Protocol):

@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import resource
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from kedge_agent.serving.handler import Job, Request, Response
 from kedge_agent.serving.model_pool import Entry, ServedModels
 from kedge_agent.serving.statistics import bounds
 from kedge_protocol import memory
 from kedge_protocol.errors import InputError
+
+if TYPE_CHECKING:
+    from kedge_targets.pipeline.cascades import CascadeCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -53,6 +58,8 @@ class MetricsHandler:
             counts = entry.statistics.total()
             for found, count in (("hit", counts.cache_hits), ("miss", counts.cache_misses)):
                 yield f"kedge_cache_lookups_total{_labels(name, found=found)} {count}"
+        cascades = [(name, entry.model.cascade) for name, entry in entries if entry.model is not None]
+        yield from _cascades([(name, found) for name, found in cascades if found is not None])
         yield from _family("kedge_queue_length", "gauge", "Requests that wait for a thread of the model.")
         for name, entry in entries:
             yield f"kedge_queue_length{_labels(name)} {entry.workers.waiting}"
@@ -60,6 +67,19 @@ class MetricsHandler:
         for name, entry in entries:
             yield from _histogram(name, entry)
         yield from _generation(entries)
+
+
+def _cascades(found: Sequence[tuple[str, CascadeCounts]]) -> Iterator[str]:
+    if not found:
+        return
+    yield from _family("kedge_cascade_items_total", "counter", "Items of cascades, by what became of them.")
+    for name, counts in found:
+        for outcome, count in asdict(counts).items():
+            if outcome != "under_way":
+                yield f"kedge_cascade_items_total{_labels(name, outcome=outcome)} {count}"
+    yield from _family("kedge_cascade_under_way", "gauge", "Calls of the larger model that have not ended.")
+    for name, counts in found:
+        yield f"kedge_cascade_under_way{_labels(name)} {counts.under_way}"
 
 
 def _generation(entries: Sequence[tuple[str, Entry]]) -> Iterator[str]:

@@ -4,29 +4,28 @@ tensors, classification, statistics and the model repository."""
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 from typing import Any
 
-import kedge_protocol
 from kedge_agent.loaded import Loaded
-from kedge_agent.serving import binary_tensors, infer_request, json_tensors, pipeline_request
+from kedge_agent.serving import binary_tensors, descriptions, infer_request, json_tensors, pipeline_request
 from kedge_agent.serving.answer_cache import AnswerCache
-from kedge_agent.serving.datatypes import Array, datatype_of, described
+from kedge_agent.serving.datatypes import Array, datatype_of
 from kedge_agent.serving.handler import GOLDEN_FIELD, Job, Request, Response, error_response, json_response
 from kedge_agent.serving.infer_request import InferResult, RequestedOutput
 from kedge_agent.serving.model_pool import Entry, ServedModels
 from kedge_agent.serving.statistics import Counts
-from kedge_protocol.bundle.layout import Bundle
-from kedge_protocol.errors import InputError, KedgeError
+from kedge_agent.serving.worker_pool import WorkerPool
+from kedge_protocol.errors import InputError
 
 log = logging.getLogger("kedge.serving")
 
-EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _NOT_FINITE = "the result is not finite (NaN or infinity), JSON cannot say it; ask for it as binary data"
 LOADED_AS_COMPILED = "a bundle is loaded as it was compiled; 'parameters' of a load are not supported"
+_WAITING = 64
+_LONGEST_WAIT = 600.0
 _FLEET_DECIDES = "the fleet's desired state decides which models this device loads; roll a release out instead"
 
 
@@ -57,6 +56,8 @@ class InferenceHandler:
         self._models = models
         self._cache = cache
         self._fleet = fleet
+        self._waiting = WorkerPool("larger model", threads=_WAITING, queue_limit=_WAITING, deadline=_LONGEST_WAIT)
+        """Waits for larger models, so that no thread of a device's model does."""
         self._plain: dict[tuple[str, ...], Callable[[], Response]] = {
             (): self._server,
             ("health", "live"): lambda: json_response(200, {"live": True}),
@@ -130,10 +131,10 @@ class InferenceHandler:
         if rest == ["ready"]:
             return json_response(200, {"name": name, "ready": True})
         if rest == ["config"]:
-            return json_response(200, configuration(name, loaded.bundle))
+            return json_response(200, descriptions.configuration(name, loaded.bundle))
         if rest == ["stats"]:
-            return json_response(200, {"model_stats": [statistics(name, entry, loaded.bundle)]})
-        return json_response(200, metadata(name, loaded.bundle, entry.error))
+            return json_response(200, {"model_stats": [descriptions.statistics(name, entry, loaded.bundle)]})
+        return json_response(200, descriptions.metadata(name, loaded.bundle, entry.error))
 
     def _kept(
         self,
@@ -141,8 +142,8 @@ class InferenceHandler:
         version: str | None,
         request: Request,
         arrived: int,
-        work: Callable[[str, str | None, Request, int], Response],
-    ) -> Response:
+        work: Callable[[str, str | None, Request, int], Response | Job],
+    ) -> Response | Job:
         """Return the answer that was kept, or do the work and keep its answer."""
         cache = self._cache
         if cache is None:
@@ -152,7 +153,8 @@ class InferenceHandler:
             entry, loaded = self.find(name, version)
         except NoModelError as error:
             return error_response(error.status, error.text)
-        if loaded.pipeline is not None and loaded.pipeline.pipeline.then is not None:
+        declared = None if loaded.pipeline is None else loaded.pipeline.pipeline
+        if declared is not None and (declared.then is not None or declared.cascade is not None):
             # Its answer depends on other bundles too.
             return work(name, version, request, arrived)
         key = cache.key(loaded.digest, request)
@@ -163,6 +165,8 @@ class InferenceHandler:
             return found.response
         samples = counts.samples
         response = work(name, version, request, arrived)
+        if isinstance(response, Job):
+            return response
         done = perf_counter_ns()
         now = None if entry.model is None else entry.model.digest
         if now == loaded.digest:
@@ -199,19 +203,25 @@ class InferenceHandler:
         )
         return response
 
-    def _pipeline(self, name: str, version: str | None, request: Request, arrived: int) -> Response:
+    def _pipeline(self, name: str, version: str | None, request: Request, arrived: int) -> Response | Job:
         begun = perf_counter_ns()
         try:
             entry, loaded = self.find(name, version)
         except NoModelError as error:
             return error_response(error.status, error.text)
-        response = pipeline_request.answer(loaded, request, other=lambda other: self._other(entry, other))
-        counts = entry.statistics.mine()
-        if response.status == 200:
-            counts.record(samples=1, queue=begun - arrived, input=0, infer=perf_counter_ns() - begun, output=0)
-        else:
-            counts.record_failure(perf_counter_ns() - arrived)
-        return response
+        answered = pipeline_request.answer(loaded, request, other=lambda other: self._other(entry, other))
+
+        def counted(response: Response) -> Response:
+            counts = entry.statistics.mine()
+            if response.status == 200:
+                counts.record(samples=1, queue=begun - arrived, input=0, infer=perf_counter_ns() - begun, output=0)
+            else:
+                counts.record_failure(perf_counter_ns() - arrived)
+            return response
+
+        if isinstance(answered, Response):
+            return counted(answered)
+        return Job(self._waiting, lambda: counted(answered()))
 
     def _other(self, entry: Entry, name: str) -> Callable[[Any], Any]:
         """Return the model to which a pipeline passes its results: the one that is served, not another copy of it.
@@ -266,11 +276,13 @@ class InferenceHandler:
 
     def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
         """Return every installed model and whether it can answer."""
-        rows = [index_row(name, entry) for name in self._models.names() if (entry := self._models.get(name))]
+        rows = [
+            descriptions.index_row(name, entry) for name in self._models.names() if (entry := self._models.get(name))
+        ]
         return [row for row in rows if not only_ready or row["state"] == "READY"]
 
     def _server(self) -> Response:
-        return json_response(200, server_metadata())
+        return json_response(200, descriptions.server_metadata())
 
     def _ready(self) -> Response:
         reason = self.not_ready()
@@ -295,7 +307,7 @@ class InferenceHandler:
                 entry, loaded = self.find(name, None)
             except NoModelError:
                 continue
-            rows.append(statistics(name, entry, loaded.bundle))
+            rows.append(descriptions.statistics(name, entry, loaded.bundle))
         return json_response(200, {"model_stats": rows})
 
 
@@ -335,98 +347,6 @@ def samples_of(inputs: dict[str, Array]) -> int:
     """Return the number of samples in a request: the length of the first axis."""
     first = next(iter(inputs.values()), None)
     return 1 if first is None or not first.ndim else int(first.shape[0])
-
-
-def server_metadata() -> dict[str, Any]:
-    """Return the server's metadata."""
-    return {"name": "kedge-agent", "version": kedge_protocol.__version__, "extensions": list(EXTENSIONS)}
-
-
-def metadata(name: str, bundle: Bundle, failure: str | None) -> dict[str, Any]:
-    """Return a model's metadata: its inputs and outputs."""
-    config = bundle.config
-    return {
-        "name": name,
-        "versions": [config.version],
-        "platform": f"kedge_{config.backend}",
-        "inputs": [described(spec) for spec in config.inputs],
-        "outputs": [described(spec) for spec in config.outputs],
-        "parameters": {"digest": bundle.digest, "labels": list(config.labels), "failure": failure},
-    }
-
-
-def configuration(name: str, bundle: Bundle) -> dict[str, Any]:
-    """Return the model's configuration in Triton's form; each shape includes the batch axis."""
-    config = bundle.config
-
-    def tensor(spec: dict[str, Any]) -> dict[str, Any]:
-        datatype = spec["datatype"]
-        kind = "STRING" if datatype == "BYTES" else datatype
-        return {"name": spec["name"], "data_type": f"TYPE_{kind}", "dims": spec["shape"]}
-
-    return {
-        "name": name,
-        "platform": f"kedge_{config.backend}",
-        "backend": config.backend,
-        "version_policy": {"latest": {"num_versions": 1}},
-        "max_batch_size": 0,
-        "input": [tensor(described(spec)) for spec in config.inputs],
-        "output": [tensor(described(spec)) for spec in config.outputs],
-        "instance_group": [{"name": name, "kind": "KIND_CPU", "count": 1}],
-        "parameters": {
-            "target": {"string_value": config.target},
-            "precision": {"string_value": config.precision},
-            "machine": {"string_value": platform.machine()},
-        },
-    }
-
-
-def statistics(name: str, entry: Entry, bundle: Bundle) -> dict[str, Any]:
-    """Return a model's statistics under the names of the protocol's extension."""
-    counts = entry.statistics.total()
-
-    def of(count: int, nanoseconds: int) -> dict[str, int]:
-        return {"count": count, "ns": nanoseconds}
-
-    return {
-        "name": name,
-        "version": bundle.config.version,
-        "last_inference": counts.last_ms,
-        "inference_count": counts.samples,
-        "execution_count": counts.answered,
-        "inference_stats": _durations(counts, of),
-        "batch_stats": [],
-    }
-
-
-def _durations(counts: Counts, of: Callable[[int, int], dict[str, int]]) -> dict[str, Any]:
-    return {
-        "success": of(counts.answered, counts.answered_ns),
-        "fail": of(counts.failed, counts.failed_ns),
-        "queue": of(counts.answered, counts.queue_ns),
-        "compute_input": of(counts.answered, counts.input_ns),
-        "compute_infer": of(counts.answered, counts.infer_ns),
-        "compute_output": of(counts.answered, counts.output_ns),
-        "cache_hit": of(counts.cache_hits, counts.cache_hit_ns),
-        "cache_miss": of(counts.cache_misses, counts.cache_miss_ns),
-    }
-
-
-def index_row(name: str, entry: Entry) -> dict[str, str]:
-    """Return a model's entry in the repository index."""
-    version = ""
-    if entry.model is not None:
-        try:
-            version = entry.model.version
-        except KedgeError:
-            version = ""
-    reason = "unloaded" if entry.unloaded else (entry.error or "")
-    return {
-        "name": name,
-        "version": version,
-        "state": "UNAVAILABLE" if entry.model is None else "READY",
-        "reason": reason,
-    }
 
 
 def _check_load(body: bytes) -> None:

@@ -1,4 +1,5 @@
-"""Figures of running models for telemetry: processor time and energy an inference, and the hit rate of kept answers."""
+"""Figures of running models for telemetry: processor time and energy an inference, and the shares of
+kept answers and of those by a larger model."""
 
 from __future__ import annotations
 
@@ -62,6 +63,7 @@ class RunningFigures:
             if calls and entry.report is not None:
                 share = computed[name] / max(1, sum(computed.values())) / calls
                 figures = {**entry.report.figures, **_spending(before, self._spent, share), **_hits(total)}
+                figures |= _escalated(entry)
                 entry.report = entry.unwritten = replace(entry.report, figures=figures)
         self._counts = totals
 
@@ -90,6 +92,16 @@ def _spending(before: _Spent, now: _Spent, share: float) -> dict[str, float]:
 def _hits(total: Counts) -> dict[str, float]:
     looked = total.cache_hits + total.cache_misses
     return {"cache_hit_percent": round(100 * total.cache_hits / looked, 1)} if looked else {}
+
+
+def _escalated(entry: Entry) -> dict[str, float]:
+    counts = None if entry.model is None else entry.model.cascade
+    if counts is None or not counts.items:
+        return {}
+    return {
+        "cascade_escalated_percent": round(100 * counts.escalated / counts.items, 1),
+        "cascade_away_percent": round(100 * (counts.away + counts.paused) / counts.items, 1),
+    }
 
 
 def _busy_seconds(stat: Path) -> float | None:

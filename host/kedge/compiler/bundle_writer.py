@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from kedge.search.results import Compiled, ReleaseSource
 from kedge_protocol import __version__, digest
 from kedge_protocol.bundle import config as cfg
 from kedge_protocol.bundle import oci
+from kedge_protocol.bundle.pipeline import Pipeline
 from kedge_protocol.bundle.write import LayoutWriter
 from kedge_targets import registry
 from kedge_targets.pipeline import examples
@@ -37,7 +39,7 @@ def configuration(compiled: Compiled, source: ReleaseSource) -> cfg.BundleConfig
         outputs=lowered.outputs,
         labels=source.labels,
         states=tuple(cfg.State(input=name, output=output) for name, output in source.model.states.items()),
-        pipeline=source.pipeline,
+        pipeline=_pipeline(compiled, source),
         metric=cfg.Metric(
             name=source.reference.choice.name,
             value=evaluation.value,
@@ -69,6 +71,12 @@ def configuration(compiled: Compiled, source: ReleaseSource) -> cfg.BundleConfig
         ),
         drift=compiled.golden.drift or None,
     )
+
+
+def _pipeline(compiled: Compiled, source: ReleaseSource) -> Pipeline | None:
+    if source.pipeline is None or compiled.larger is None:
+        return source.pipeline
+    return replace(source.pipeline, cascade=compiled.larger)
 
 
 def _options(compiled: Compiled, source: ReleaseSource) -> dict[str, Any]:

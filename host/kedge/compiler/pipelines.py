@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kedge.compiler import cascades
+from kedge.compiler.cascades import CascadeJob
 from kedge.compiler.validation import ValidatedRequest
 from kedge.evaluation import pipeline_examples
-from kedge.evaluation.dataset import Dataset
+from kedge.evaluation.dataset import Data, Dataset
 from kedge.evaluation.model import Model
 from kedge.evaluation.worker_messages import ReferenceAnswer
 from kedge.importing import iterables
@@ -54,6 +56,7 @@ class PipelineJob:
     raws: str | None = None
     iterables: Mapping[str, Iterable[Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    _cascade: CascadeJob | None = None
 
     @classmethod
     def of(cls, asked: ValidatedRequest, model: Model) -> PipelineJob:
@@ -69,6 +72,9 @@ class PipelineJob:
             return cls(pipeline=None, names=asked.labels)
         where = "--pipeline" if options.pipeline else "--task" if options.task else "the model's metadata"
         pipeline = settling.settled(declared, model.inputs, model.outputs, where=where, metadata=metadata)
+        if pipeline.cascade is not None:
+            larger = cascades.settled(pipeline.cascade, model.inputs, where)
+            pipeline = replace(pipeline, cascade=larger)
         files = {}
         if pipeline.text is not None:
             path = Path(pipeline.text.tokenizer)
@@ -202,13 +208,27 @@ class PipelineJob:
         text = None if self.pipeline.text is None else replace(self.pipeline.text, tokenizer=_TOKENIZER)
         return replace(self.pipeline, normalize=None, text=text)
 
-    def measured(self, worker: Worker, one: Compiled, folder: Path, deadline: float) -> Compiled:
-        """Return a compiled target with its examples, if there are raw items and a pipeline of one model."""
+    def measured(self, worker: Worker, one: Compiled, data: Data, folder: Path, deadline: float) -> Compiled:
+        """Return a compiled target with its examples, if there are raw items and a pipeline of one model, and with the
+        gain of its larger model, if it has one.
+
+        Raises:
+            EndpointError, DatasetError: see :class:`kedge.compiler.cascades.CascadeJob`.
+        """
+        one = self._with_examples(worker, one, folder, deadline)
+        pipeline = self.pipeline
+        if pipeline is None or pipeline.cascade is None or pipeline.scores is None:
+            return one
+        if self._cascade is None:
+            self._cascade = CascadeJob(how=pipeline.cascade, scores=pipeline.scores)
+        return self._cascade.measured(worker, one, data, folder, deadline)
+
+    def _with_examples(self, worker: Worker, one: Compiled, folder: Path, deadline: float) -> Compiled:
         pipeline = self.bundled
         if pipeline is None or self.raws is None or pipeline.then is not None:
             return one
         if one.alternatives:
-            others = tuple(self.measured(worker, other, folder, deadline) for other in one.alternatives)
+            others = tuple(self._with_examples(worker, other, folder, deadline) for other in one.alternatives)
             one = replace(one, alternatives=others)
         place = f"{one.target.name}-{one.candidate.backend.name}"
         file = folder / f"examples-{place}.json"

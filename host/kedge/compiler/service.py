@@ -380,7 +380,7 @@ class _Compilation:
             )
             result = search.run()
             if isinstance(result, Compiled):
-                result = pipeline.measured(worker, result, self._scratch, self._options.deadline)
+                result = pipeline.measured(worker, result, job.evaluation, self._scratch, self._options.deadline)
         self._measurements += search.measurements
         self._seconds[f"target {target.name}"] = time.perf_counter() - began
         self._on_progress(target.name, "done" if isinstance(result, Compiled) else "failed", 1, 1)

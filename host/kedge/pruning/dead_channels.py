@@ -286,6 +286,8 @@ def _observed(
 ) -> dict[str, tuple[Array, Array, float]]:
     """Return tensor → smallest and largest value of each channel, and the largest magnitude of all. Channels lie along
     the last axis if a layer reads the tensor along it, else along the second."""
+    if not names:
+        return {}  # ONNX Runtime takes no name for every output
     along = {
         node.input[0]: 1 if node.op_type in ("Conv", "ConvTranspose") else -1
         for node in model.graph.node

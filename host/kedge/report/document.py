@@ -8,6 +8,7 @@ import platform
 from dataclasses import dataclass, field
 
 from kedge.evaluation import worker_messages
+from kedge.evaluation.cascade import CascadeFigures
 from kedge.evaluation.confidence_intervals import Interval
 from kedge.evaluation.outputs import OutputFigures
 from kedge.quantization.sensitivity import Sensitivity
@@ -90,6 +91,7 @@ class BundleEntry:
         changes: the evaluation samples that it moved most, beside the float model's answers.
         remarks: what must be known of its latency: whose it is, whether it is slower than float, whether the ranking is
             sure.
+        cascade: what the pipeline's larger model gains.
         attempts: all that was tried; the last one was taken.
     """
 
@@ -130,6 +132,7 @@ class BundleEntry:
     tools: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     changes: ChangesAnswer = field(default_factory=ChangesAnswer)
+    cascade: CascadeFigures | None = None
     attempts: list[Attempt] = field(default_factory=list)
 
 
@@ -300,6 +303,7 @@ def _bundle(compiled: Compiled, digest: str, source: ReleaseSource) -> BundleEnt
         tools=compiled.lowered.tools,
         notes=compiled.lowered.notes,
         changes=compiled.changes,
+        cascade=compiled.cascade,
         attempts=compiled.attempts,
     )
 

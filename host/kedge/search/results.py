@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kedge.evaluation import worker_messages
+from kedge.evaluation.cascade import CascadeFigures
 from kedge.evaluation.confidence_intervals import Interval
 from kedge.evaluation.dataset import Data
 from kedge.evaluation.latency_race import RelativeLatency
@@ -21,7 +22,7 @@ from kedge.search.latency import LatencyLog, TargetLatency
 from kedge.search.options import CompileOptions
 from kedge.search.worker_messages import ChangesAnswer, StepEntry
 from kedge_protocol.bundle.config import Preprocess
-from kedge_protocol.bundle.pipeline import Pipeline
+from kedge_protocol.bundle.pipeline import Cascade, Pipeline
 from kedge_protocol.errors import KedgeError
 from kedge_targets.numerics import Plan, Precision
 from kedge_targets.target import Target
@@ -178,6 +179,7 @@ class Compiled:
         unseen: its figure on samples that the choice did not use; None if there was no choice.
         examples: file of raw items and their outputs (:mod:`kedge_targets.pipeline.examples`).
         alternatives: the best candidate of each other backend, if they were asked for.
+        larger: the pipeline's larger model, with the confidence for this target; ``cascade`` is what that gains.
     """
 
     target: Target
@@ -193,6 +195,8 @@ class Compiled:
     unseen: CrossFittedFigure | None = None
     examples: Path | None = None
     alternatives: tuple[Compiled, ...] = ()
+    larger: Cascade | None = None
+    cascade: CascadeFigures | None = None
 
     @property
     def precision(self) -> str:

@@ -332,6 +332,37 @@ class Then:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cascade:
+    """Passes what this model is not sure of on to a larger model, at a server of the Open Inference Protocol 2 with its
+    extension for binary tensors. The larger model takes the same inputs and has the same classes.
+
+    Attributes:
+        url: the server, ``http://host:port`` or ``https://host:port``.
+        model: the larger model's name there.
+        version: its version; by default the server chooses.
+        share: the maximum fraction of the items that are passed on (with up to ten more in a burst).
+        deadline_ms: the milliseconds within which the larger model has to answer; else this model's answer is given.
+        below: items whose best score is lower are passed on; by default chosen on the evaluation data.
+        output: the larger model's output; by default its first one.
+        activation: the activation that the larger model lacks; by default softmax, if its scores on the evaluation data
+            are not probabilities.
+        normalized: whether the inputs are sent normalized; by default only to a server that is not Kedge's.
+        inputs: the larger model's inputs, in the order of this model's; by default as the server lists them.
+    """
+
+    url: str
+    model: str
+    version: str = ""
+    share: float = 0.2
+    deadline_ms: int = 500
+    below: float | None = None
+    output: str = ""
+    activation: Activation | None = None
+    normalized: bool | None = None
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """The conversion from raw data to an answer.
 
@@ -352,3 +383,4 @@ class Pipeline:
     sequence: Sequence | None = None
     embedding: Embedding | None = None
     then: Then | None = None
+    cascade: Cascade | None = None

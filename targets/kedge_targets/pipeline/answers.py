@@ -18,11 +18,13 @@ class Label:
         name: the class's name, or its number if the bundle has no labels.
         index: the class's index, from 0.
         score: the pipeline's score, usually a probability.
+        by: name and version of the larger model that gave it; None if the bundle's own model did.
     """
 
     name: str
     index: int
     score: float
+    by: str | None = None
 
 
 @dataclass(frozen=True)

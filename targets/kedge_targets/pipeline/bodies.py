@@ -57,6 +57,12 @@ def answer(
         InputError: the content type is not accepted, or the body does not match it.
         MissingDependencyError: a package that the pipeline needs is not installed.
     """
+    item = item_of(pipeline, body_bytes, content_type, max_pixels=max_pixels)
+    return to_json(pipeline(item, raw_callable, other=other))
+
+
+def item_of(pipeline: Runner, body_bytes: bytes, content_type: str, *, max_pixels: int = pictures.MAX_PIXELS) -> Any:
+    """Return the pipeline's item from a request's body; see :func:`answer`."""
     kind = content_type.partition(";")[0].strip().lower()
     known = media_types(pipeline)
     if kind not in known:
@@ -65,12 +71,9 @@ def answer(
             where="content-type",
             remedy=f"Send {', '.join(known)}",
         )
-    item: Any = body_bytes
     if kind in PICTURES:
-        item = pictures.decode(body_bytes, where="body", max_pixels=max_pixels)
-    elif kind in TEXTS:
-        item = _text(body_bytes, as_json=kind == "application/json")
-    return to_json(pipeline(item, raw_callable, other=other))
+        return pictures.decode(body_bytes, where="body", max_pixels=max_pixels)
+    return _text(body_bytes, as_json=kind == "application/json") if kind in TEXTS else body_bytes
 
 
 def _text(body: bytes, *, as_json: bool) -> Any:

@@ -21,6 +21,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from kedge_protocol import codec, toml
 from kedge_protocol.bundle.pipeline import (
@@ -193,8 +194,16 @@ def _check(pipeline: Pipeline, where: str) -> None:
             raise ConfigError(f"{key}: {form} was expected", where=where)
 
 
+def _is_server(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def _later_rules(pipeline: Pipeline) -> list[tuple[str, bool, str]]:
-    """Return key, whether its value is valid, and its form, for regions and what follows them."""
+    """Return key, whether its value is valid, and its form, for regions and for what other models do."""
     problems: list[tuple[str, bool, str]] = []
     if (regions := pipeline.regions) is not None:
         problems += [
@@ -210,5 +219,15 @@ def _later_rules(pipeline: Pipeline) -> list[tuple[str, bool, str]]:
             ("then", bool(parts), "only with [boxes] or [regions]"),
             ("then.turned_above", 0 <= then.turned_above <= 1, "0 to 1"),
             ("then.answer_floor", 0 <= then.answer_floor <= 1, "0 to 1"),
+        ]
+    if (cascade := pipeline.cascade) is not None:
+        below = 0.5 if cascade.below is None else cascade.below
+        problems += [
+            ("cascade", pipeline.scores is not None, "only with [scores]"),
+            ("cascade.url", _is_server(cascade.url), "http://host:port or https://host:port"),
+            ("cascade.model", bool(cascade.model), "the larger model's name"),
+            ("cascade.share", 0 < cascade.share <= 1, "above 0, at most 1"),
+            ("cascade.deadline_ms", 1 <= cascade.deadline_ms <= 600_000, "milliseconds, 1 to 600000"),
+            ("cascade.below", 0 <= below <= 1, "0 to 1"),
         ]
     return problems

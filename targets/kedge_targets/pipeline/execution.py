@@ -44,11 +44,13 @@ class Context:
         pixels: the picture's pixels.
         placement: the picture's place in the input.
         mask: the mask of a text's tokens.
+        feeds: the model's inputs, for a larger model.
     """
 
     pixels: Pixels | None = None
     placement: Placement | None = None
     mask: Array | None = None
+    feeds: Mapping[str, Array] | None = None
 
 
 class Runner:
