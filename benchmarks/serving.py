@@ -20,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import serving_peers
+from benchmarks import calling, serving_peers
 from benchmarks.harness import SHARED, Result, medians
 from benchmarks.serving_load import Target, health_milliseconds, load, wrk_rate
 
+MODELS = {"kws": "kws_dscnn_int8.tflite", "ic": "ic_resnet8_int8.tflite"}
 REQUESTS = 2400
 ROUNDS = 3
 
@@ -35,23 +36,26 @@ def run() -> Iterator[Result]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        sample = _install(folder)
+        samples = {name: _install(folder, name, file) for name, file in MODELS.items()}
         with Server(folder) as server:
-            yield from _costs(server, sample)
+            yield from _costs(server, samples["kws"])
+            for name, sample in samples.items():
+                yield from _binary_costs(server, name, sample)
             yield from _hostile(server)
-        yield from _restarts(folder, sample)
+        yield from calling.nearly_empty()
+        yield from calling.imports()
+        yield from _restarts(folder, samples["kws"])
         yield from _switches(folder)
 
 
-def _install(folder: Path) -> np.ndarray:
-    """The kws model on the state's disk; one sample of it."""
+def _install(folder: Path, name: str, file: str) -> np.ndarray:
+    """A model on the state's disk; one sample of it."""
     from tests.support.bundles import make_tflite_bundle
     from tests.support.installed import install
 
-    with np.load(SHARED / "eval" / "kws.npz") as data:
+    with np.load(SHARED / "eval" / f"{name}.npz") as data:
         samples = data["input"][:32].astype(np.float32)
-    model = SHARED / "models" / "kws_dscnn_int8.tflite"
-    install(folder / "state", make_tflite_bundle(folder, model, samples, "kws"), "rpi4")
+    install(folder / "state", make_tflite_bundle(folder, SHARED / "models" / file, samples, name), "rpi4")
     return samples[:1]
 
 
@@ -105,19 +109,20 @@ def json_body(sample: np.ndarray) -> bytes:
     return json.dumps({"inputs": [tensor]}).encode()
 
 
-def _binary(sample: np.ndarray) -> bytes:
+def _binary(name: str, sample: np.ndarray) -> bytes:
     tensor = {"name": "input", "datatype": "FP32", "shape": list(sample.shape)}
     tensor["parameters"] = {"binary_data_size": sample.nbytes}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    return _post("/v2/models/kws/infer", head + sample.tobytes(), f"Inference-Header-Content-Length: {len(head)}\r\n")
+    return _post(
+        f"/v2/models/{name}/infer", head + sample.tobytes(), f"Inference-Header-Content-Length: {len(head)}\r\n"
+    )
 
 
 def _costs(server: Server, sample: np.ndarray) -> Iterator[Result]:
     """CPU of a request, in turns with the bare model's."""
-    bare = _bare(sample)
+    bare = _bare("kws", sample)
     body = json_body(sample)
     kws = Target(server.port, _post("/v2/models/kws/infer", body))
-    binary = Target(server.port, _binary(sample))
     peers = list(serving_peers.started(SHARED / "models" / "kws_dscnn.onnx"))
     try:
         for clients in (4, 16):
@@ -132,8 +137,6 @@ def _costs(server: Server, sample: np.ndarray) -> Iterator[Result]:
                 yield _row(
                     f"HTTP JSON, kws, {clients} clients", ours, cost, peer.name, f"≤1/{share}", ours <= cost / share
                 )
-        model, ours = medians(ROUNDS, bare, lambda: load(binary, server.pid, 1, REQUESTS))
-        yield _row("binary tensors, kws, 1 client", ours, model, "the bare model", "≤1.3×", ours <= 1.3 * model)
     finally:
         for peer in peers:
             peer.stop()
@@ -143,15 +146,37 @@ def _costs(server: Server, sample: np.ndarray) -> Iterator[Result]:
             print(f"wrk, {clients} clients: {rate:.0f} requests a second")
 
 
+def _binary_costs(server: Server, name: str, sample: np.ndarray) -> Iterator[Result]:
+    """CPU of a request with binary tensors, in turns with the bare model's and with a server that only echoes."""
+    request = _binary(name, sample)
+    target = Target(server.port, request)
+    bare = _bare(name, sample)
+    echo = serving_peers.echo()
+    try:
+        for clients in (1, 4):
+            model, least, ours = medians(
+                ROUNDS,
+                bare,
+                lambda clients=clients: load(Target(echo.port, request), echo.pid, clients, REQUESTS),
+                lambda clients=clients: load(target, server.pid, clients, REQUESTS),
+            )
+            what = f"binary tensors, {name}, {clients} client{'s' * (clients > 1)}"
+            yield _row(what, ours, model, "the bare model", "≤1.3×", ours <= 1.3 * model)
+            both = model + least
+            yield _row(what, ours, both, f"the bare model and {least:.0f} µs of an echo", "shown", True)
+    finally:
+        echo.stop()
+
+
 def _row(name: str, ours: float, theirs: float, against: str, goal: str, met: bool) -> Result:
     return Result(name, f"CPU a request, median of {ROUNDS} times {REQUESTS}", "µs", ours, theirs, against, goal, met)
 
 
-def _bare(sample: np.ndarray) -> Callable[[], float]:
+def _bare(name: str, sample: np.ndarray) -> Callable[[], float]:
     """CPU µs of a call of LiteRT alone, quantization in numpy included."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(SHARED / "models" / "kws_dscnn_int8.tflite"), num_threads=1)
+    interpreter = Interpreter(str(SHARED / "models" / MODELS[name]), num_threads=1)
     interpreter.allocate_tensors()
     given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     scale, zero = given["quantization"]

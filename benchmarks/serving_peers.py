@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -64,6 +65,30 @@ def infer(request: Request):
     return {{"outputs": [{{"name": "scores", "shape": list(found.shape), "data": found.ravel().tolist()}}]}}
 """
 
+_ECHO = """
+import select, socket, sys
+
+listening = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+listening.setblocking(False)
+poll = select.epoll()
+poll.register(listening, select.EPOLLIN)
+links, buffer = {}, bytearray(1 << 18)
+answer = b"HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\nContent-Length: 180\\r\\n\\r\\n" + bytes(180)
+while True:
+    for number, _ in poll.poll():
+        if number == listening.fileno():
+            link, _ = listening.accept()
+            link.setblocking(False)
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            links[link.fileno()] = link
+            poll.register(link, select.EPOLLIN)
+        elif links[number].recv_into(buffer):
+            links[number].send(answer)
+        else:
+            links.pop(number).close()
+"""
+"""The least that a server in Python does: it waits, receives and sends; requests are taken to come whole."""
+
 
 class Peer:
     """A server that runs.
@@ -75,7 +100,7 @@ class Peer:
 
     def __init__(self, name: str, command: list[str], folder: Path, port: int) -> None:
         self.name = name
-        self._port = port
+        self.port = port
         self._process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         ready = Target(port, b"GET /v2/health/ready HTTP/1.1\r\nHost: localhost\r\n\r\n")
         end = time.monotonic() + 120
@@ -84,16 +109,27 @@ class Peer:
                 raise RuntimeError(f"{name} does not start: {' '.join(command)}")
             time.sleep(0.2)
 
+    @property
+    def pid(self) -> int:
+        """Of the process that was started."""
+        return self._process.pid
+
     def cost(self, clients: int, body: bytes, requests: int) -> float:
         """CPU µs a request."""
         head = "POST /v2/models/kws/infer HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-        return load(Target(self._port, request), self._process.pid, clients, requests)
+        return load(Target(self.port, request), self.pid, clients, requests)
 
     def stop(self) -> None:
         """End it."""
         self._process.terminate()
         self._process.wait(30)
+
+
+def echo() -> Peer:
+    """A server that sends the same answer to whatever comes."""
+    port = _free_port()
+    return Peer("echo", [sys.executable, "-c", _ECHO, str(port)], Path(tempfile.gettempdir()), port)
 
 
 def started(model: Path) -> Iterator[Peer]:

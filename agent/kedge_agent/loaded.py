@@ -48,6 +48,10 @@ class Loaded:
         self.figures = executor.figures
         self.concurrent = isinstance(executor, Executor) and executor.concurrent
         """Whether the runtime runs several calls at the same time."""
+        self.taken = {
+            spec.name: None if spec.preprocess is not None else np.dtype(spec.dtype) for spec in bundle.config.inputs
+        }
+        """Input → the dtype that it takes; None where its preprocessing takes numbers of any."""
         self._executor = executor
         self._specs = bundle.config.inputs
         only = executor.one

@@ -57,6 +57,8 @@ class Context:
         seed: of everything random.
         fixed_batch: whether the graph takes one sample at a time only.
         workdir: an empty folder that outlives the call.
+        memo: an existing folder that this step shares with its runs for other plans, over the same graph and with the
+            same options, for what does not depend on the plan; None to share nothing. Runs may overlap in time.
         checkpoints: a folder that outlives the whole compilation, for training to go on from; None to keep none.
         loss: the user's own, ``file.py:function``, for training with labels.
         progress: told how far it is: what, done, total.
@@ -73,6 +75,7 @@ class Context:
     seed: int = 0
     labels: Array | None = None
     fixed_batch: bool = False
+    memo: Path | None = None
     checkpoints: Path | None = None
     loss: str | None = None
     progress: Callable[[str, int, int], None] = _nobody

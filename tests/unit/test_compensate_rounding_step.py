@@ -64,6 +64,35 @@ def applied(model: onnx.ModelProto, folder: Path, plan: Plan, **options: Any) ->
     return CompensateRounding(CompensateRoundingOptions(**options)).apply(model, context), context
 
 
+def test_what_one_plan_rounded_is_not_rounded_again_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = network(), []
+    measure = gptq.products
+
+    def counted(graph: onnx.ModelProto, samples: Any, precisions: Any, **more: Any) -> dict[str, Array]:
+        asked.append(sorted(precisions))
+        return measure(graph, samples, precisions, **more)
+
+    monkeypatch.setattr(gptq, "products", counted)
+
+    def rounded(memo: Path | None, *floats: str) -> dict[str, Array]:
+        plan = Plan(default=Precision.INT8, scheme=FULL_RANGE, layers=dict.fromkeys(floats, Precision.FLOAT32))
+        context = Context(teacher=model, samples=Samples(x=smooth(24, 1)), plan=plan, workdir=tmp_path, memo=memo)
+        return weights_of(CompensateRounding(CompensateRoundingOptions()).apply(model, context))
+
+    plans = (("first",), (), ("second",))
+    shared = [rounded(tmp_path, *floats) for floats in plans]
+    assert asked == [["last", "second"], ["first"], []]
+    for floats, mine in zip(plans, shared, strict=True):
+        alone = rounded(None, *floats)
+        assert all(np.array_equal(mine[name], alone[name]) for name in alone)
+    other = Plan(default=Precision.INT8, scheme=SEVEN_BITS)
+    context = Context(teacher=model, samples=Samples(x=smooth(24, 1)), plan=other, workdir=tmp_path, memo=tmp_path)
+    CompensateRounding(CompensateRoundingOptions()).apply(model, context)
+    assert asked[-1] == ["first", "last", "second"]
+
+
 def weights_of(model: onnx.ModelProto) -> dict[str, Array]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 

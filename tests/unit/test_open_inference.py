@@ -203,6 +203,38 @@ def test_no_request_is_a_server_error(handler: InferenceHandler, request_body: d
     assert answer.status in (200, 400, 422)
 
 
+_BINARY = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["input", "input", "input", "other", 3]),
+        "shape": st.sampled_from([[1, 16], [2, 16], [16], [-1, 16], "x"]),
+        "datatype": st.sampled_from(["FP32", "FP32", "FP64", "INT32", "FP99"]),
+        "parameters": st.sampled_from([{"binary_data_size": size} for size in (64, 128, 63, -1, True, "64")] + [7]),
+    },
+    optional={"data": st.just([1.0])},
+)
+
+
+@given(
+    st.lists(_BINARY | st.none(), min_size=1, max_size=2),
+    st.fixed_dictionaries(
+        {}, optional={"id": st.sampled_from(["a", 1]), "parameters": st.sampled_from([{"binary_data_output": True}, 3])}
+    ),
+    st.sampled_from([64, 128, 192, 0]),
+)
+@settings(max_examples=300, deadline=None)
+def test_what_is_remembered_of_a_binary_request_does_not_change_its_answer(
+    handler: InferenceHandler, inputs: list[Any], more: dict[str, Any], size: int
+) -> None:
+    header = json.dumps({"inputs": inputs, **more}).encode()
+    tensors = samples(4).tobytes()[:size]
+    answers = []
+    for head in (header, header, header + b" " * 2000):  # what is long is not remembered
+        fields = {"inference_header_content_length": str(len(head))}
+        answers.append(ask(handler, "POST", "/v2/models/tiny/infer", head + tensors, **fields))
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0].status in (200, 400)
+
+
 def test_a_result_that_json_cannot_say_is_not_sent_as_if_it_could(handler: InferenceHandler) -> None:
     body = _body(shape=[1, 16], data=[3.4e38] * 16)
     answer = ask(handler, "POST", "/v2/models/tiny/infer", body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,23 +128,46 @@ ENDS = (("layer0", "layer9"), ("layer0", "layer1", "layer9"), ("layer0", "layer1
 
 def test_both_ends_of_the_graph_are_tried_in_float_before_single_layers() -> None:
     def answer(candidate: Candidate) -> tuple[float, int, float]:
-        return (0.0 if len(candidate.plan.layers) == 3 else 0.5), 300, 1.0
+        return (0.0 if len(candidate.plan.layers) >= 3 else 0.5), 300, 1.0
 
     seen = tried(answer, ends=ENDS)
     floats = [tuple(candidate.plan.layers) for candidate, _ in seen if candidate.plan.layers]
-    assert set(floats) == set(ENDS[:2])
-    assert seen[-1][1].holds or seen[-2][1].holds
+    assert floats == [ENDS[0], ENDS[2], ENDS[1]]
+    assert seen[-1][1].holds
 
 
 def test_ends_that_hold_barely_are_followed_by_larger_ones() -> None:
     drops = {0: 0.5, 2: 0.009, 3: 0.004, 4: 0.0}
     seen = tried(lambda c: (drops[len(c.plan.layers)], 300, 1.0), ends=ENDS)
-    assert list(dict.fromkeys(tuple(candidate.plan.layers) for candidate, _ in seen)) == [(), *ENDS[:2]]
+    assert [tuple(candidate.plan.layers) for candidate, _ in seen] == [(), ENDS[0], ENDS[2], ENDS[1]]
+
+
+def test_ends_that_all_hold_barely_are_tried_without_rounding_together_where_they_drop_least() -> None:
+    def answer(candidate: Candidate) -> tuple[float, int, float]:
+        return 0.009 - 0.0001 * len(candidate.plan.layers) if candidate.plan.layers else 0.5, 300, 1.0
+
+    seen = tried(answer, ends=ENDS)
+    assert [(tuple(one.plan.layers), len(one.steps)) for one, _ in seen] == [
+        ((), 0), (ENDS[0], 1), (ENDS[2], 1), (ENDS[2], 0),
+    ]  # fmt: skip
+
+
+def test_of_many_parts_few_are_tried() -> None:
+    many = tuple(tuple(f"layer{number}" for number in range(count)) for count in range(1, 9))
+    for least in range(1, 9):
+        drops = [0.5] * least + [0.0] * (9 - least)
+        seen = tried(functools.partial(_by_part, drops), ends=many)
+        assert min(len(one.plan.layers) for one, outcome in seen if outcome.holds) == least
+        assert len(seen) <= 5
+
+
+def _by_part(drops: list[float], candidate: Candidate) -> tuple[float, int, float]:
+    return drops[len(candidate.plan.layers)], 300, 1.0
 
 
 def test_what_is_far_off_tries_the_ends_first() -> None:
     seen = tried(lambda c: (0.0 if c.plan.layers else 0.5, 300, 1.0), ends=ENDS)
-    assert [tuple(candidate.plan.layers) for candidate, _ in seen] == [(), ENDS[0], ENDS[0]]
+    assert [tuple(candidate.plan.layers) for candidate, _ in seen] == [(), ENDS[0]]
     assert [step.use for step in seen[-1][0].steps] == ["compensate-rounding"]
 
 
@@ -170,7 +194,7 @@ def test_a_file_that_is_float_but_in_name_does_not_end_the_search() -> None:
 
 def test_where_the_ends_do_not_suffice_single_layers_follow() -> None:
     seen = tried(lambda c: (0.0 if "layer4" in c.plan.layers else 0.5, 300, 1.0), ends=ENDS)
-    assert set(ENDS) <= {tuple(candidate.plan.layers) for candidate, _ in seen}
+    assert {ENDS[0], ENDS[2]} <= {tuple(candidate.plan.layers) for candidate, _ in seen}
     assert any(outcome.holds for _, outcome in seen)
 
 
@@ -178,6 +202,12 @@ def test_where_the_ends_do_not_suffice_single_layers_follow() -> None:
 def test_what_is_slower_than_float_is_not_the_last_word(effort: Effort) -> None:
     seen = tried(lambda c: (0.0, 300, 1.0), effort=effort, paces=lambda c: 1.5 if c.plan.quantizes else 1.0)
     assert labels(seen) == ["int8", "float32", "float16", "codebook8"]
+
+
+@pytest.mark.parametrize(("pace", "floats"), [(0.5, []), (0.98, ["float32"]), (1.02, ["float32"])])
+def test_float_is_tried_beside_what_is_not_surely_faster(pace: float, floats: list[str]) -> None:
+    seen = tried(lambda c: (0.0, 300, 1.0), paces=lambda c: pace if c.plan.quantizes else 1.0)
+    assert labels(seen) == ["int8", *floats]
 
 
 def test_who_wants_bytes_gets_them_however_slow() -> None:

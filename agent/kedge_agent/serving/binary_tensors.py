@@ -16,6 +16,8 @@ from kedge_agent.serving.datatypes import DATATYPES, Array
 from kedge_protocol.errors import InputError
 
 _LENGTH = struct.Struct("<I")
+_STORED = {name: np.dtype(dtype).newbyteorder("<") for name, dtype in DATATYPES.items() if name != "BYTES"}
+_STORED["BF16"] = np.dtype("<u2")
 
 
 def array_of(data: memoryview, datatype: str, shape: Sequence[int], *, where: str) -> Array:
@@ -31,7 +33,7 @@ def array_of(data: memoryview, datatype: str, shape: Sequence[int], *, where: st
     """
     if datatype == "BYTES":
         return _texts(data, math.prod(shape), where=where).reshape(shape)
-    stored = np.dtype("<u2") if datatype == "BF16" else np.dtype(DATATYPES[datatype]).newbyteorder("<")
+    stored = _STORED[datatype]
     needed = math.prod(shape) * stored.itemsize
     if needed != data.nbytes:
         raise InputError(f"{data.nbytes} bytes do not fill the shape {list(shape)} of {datatype}", where=where)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from kedge_agent.serving.event_loop import FAILED, READ, WRITE
 from kedge_agent.serving.handler import error_response, unavailable
-from kedge_agent.serving.http_parser import MAX_HEAD, Body, Head, RefusedError, body_of, parse_head
+from kedge_agent.serving.http_parser import RefusedError
+from kedge_agent.serving.request_reader import Received, RequestReader
 
 if TYPE_CHECKING:
     from kedge_agent.serving.exchange import Exchange
@@ -58,10 +59,7 @@ class Connection:
         self._handshaking = encrypted
         self._output: deque[memoryview] = deque()
         self._mask = READ
-        self._input = bytearray()
-        self._scanned = 0
-        self._head: Head | None = None
-        self._body: Body | None = None
+        self._reader = RequestReader(server, self._on_head)
         self._ended = False
         self._broken = False
         self._refused = False
@@ -74,7 +72,7 @@ class Connection:
     @property
     def idle(self) -> bool:
         """Return whether no request is in progress."""
-        return self.exchange is None and self._head is None and not self.unsent
+        return self.exchange is None and self._reader.head is None and not self.unsent
 
     def start(self) -> None:
         """Start waiting for the first request."""
@@ -97,7 +95,7 @@ class Connection:
         exchange = self.exchange
         if exchange is not None and not exchange.begun and not self.unsent:
             exchange.finish(unavailable(f"no answer within {exchange.allowed:g} s"))
-        elif exchange is None and not self.unsent and not self._draining and (self._head is not None or self._input):
+        elif exchange is None and not self.unsent and not self._draining and self._reader.begun:
             self._refuse(RefusedError(408, "the request takes too long"))
         else:
             self.close()
@@ -114,7 +112,7 @@ class Connection:
             self.room.notify_all()
         if exchange is not None:
             exchange.abandon()
-        self._let_go_of_body()
+        self._reader.drop()
         self._server.loop.forget(self._number)
         self._link.close()
         self._server.ended(self)
@@ -124,11 +122,11 @@ class Connection:
         received. A new connection is given until the loop's next tick to send its first request."""
         if self.exchange is not None or self.unsent:
             self._close_after_output = True
-        elif self._head is None and not self._input and self._taken and not self._has_unread():
+        elif not self._reader.begun and self._taken and not self._has_unread():
             self.close()
         else:
             self._is_last = True
-            if self._head is None and not self._input:
+            if not self._reader.begun:
                 self.deadline = time.monotonic()
 
     def _has_unread(self) -> bool:
@@ -154,9 +152,14 @@ class Connection:
         with self.lock:
             if self.exchange is not exchange:
                 return False
-            self._queue(pieces)
-            if not self._encrypted:
-                self._write()
+            if len(pieces) == 1 and not self._output and not self._encrypted:
+                # As most answers go: whole.
+                taken = self._taken_now(pieces[0])
+                pieces = [memoryview(pieces[0])[taken:]] if taken < len(pieces[0]) else ()
+            if pieces:
+                self._queue(pieces)
+                if not self._encrypted:
+                    self._write()
             if last:
                 self._finished(exchange)
             else:
@@ -173,6 +176,13 @@ class Connection:
             while self.exchange is exchange and self.unsent > most:
                 self.room.wait()
             return self.exchange is exchange
+
+    def _taken_now(self, piece: bytes | memoryview) -> int:
+        """Return how many bytes of a piece the socket takes without waiting; the caller holds the lock."""
+        try:
+            return self._link.send(piece)
+        except OSError:
+            return 0  # it is tried again from the queue, which tells the reasons apart
 
     def _queue(self, pieces: Sequence[bytes | memoryview]) -> None:
         for piece in pieces:
@@ -230,7 +240,7 @@ class Connection:
         if self._broken:
             self.close()
             return
-        if done and (self._close_after_output or (self._ended and not self._input)):
+        if done and (self._close_after_output or (self._ended and not self._reader.input)):
             self._close_or_drain()
             return
         if done and self._input_waits:
@@ -242,7 +252,7 @@ class Connection:
         if self.closed:
             return
         busy = self.exchange is not None or pending
-        listens = not self._ended and not (busy and len(self._input) >= _READ_AHEAD)
+        listens = not self._ended and not (busy and len(self._reader.input) >= _READ_AHEAD)
         mask = (READ if listens else 0) | (WRITE if pending else 0)
         if mask != self._mask:
             self._mask = mask
@@ -304,16 +314,21 @@ class Connection:
             self._choose_events(pending)
 
     def _take(self, data: memoryview) -> None:
-        if self._body is not None:
-            try:
-                taken = self._feed_body(data)
-            except RefusedError as refused:
-                self._refuse(refused)
-                return
-            data = data[taken:]
-        if not self._input and self.idle and self._head is None:
-            self.deadline = time.monotonic() + self._server.settings.head_seconds
-        self._input += data
+        reader = self._reader
+        try:
+            if not reader.begun and self.exchange is None and not self._output and not self._close_after_output:
+                # As most requests come: whole, and one at a time.
+                received = reader.at_once(data)
+                if received is not None:
+                    self._close_after_output = self._is_last
+                    self._begin(received)
+                    self._go_on()
+                    return
+                self.deadline = time.monotonic() + self._server.settings.head_seconds
+            reader.take(data)
+        except RefusedError as refused:
+            self._refuse(refused)
+            return
         self._advance()
 
     def _advance(self) -> None:
@@ -322,7 +337,7 @@ class Connection:
             while not self.closed and not self._draining:
                 with self.lock:
                     if self.exchange is not None or self._output:
-                        self._input_waits = bool(self._input)
+                        self._input_waits = bool(self._reader.input)
                         break
                 if self._close_after_output:
                     break
@@ -333,6 +348,9 @@ class Connection:
         except RefusedError as refused:
             self._refuse(refused)
             return
+        self._go_on()
+
+    def _go_on(self) -> None:
         with self.lock:
             pending = bool(self._output)
             busy = pending or self.exchange is not None
@@ -343,75 +361,28 @@ class Connection:
 
     def _next_request(self) -> bool:
         """Take one request out of the input; return False if it is not complete yet."""
-        if self._head is None and (not self._input or not self._take_head()):
-            return False
-        if self._body is not None:
-            if self._input:
-                whole = bytes(self._input)
-                del self._input[: self._feed_body(memoryview(whole))]
-            if not self._body.done:
-                return False
-        head, body = self._head, self._body
-        if head is None:
-            return False
-        content = b"" if body is None else body.content()
-        held = 0 if body is None else body.held
-        self._head = self._body = None
-        self._taken += 1
-        self._server.begin(self, head, content, held)
-        return True
+        received = self._reader.next()
+        if received is not None:
+            self._begin(received)
+        return received is not None
 
-    def _take_head(self) -> bool:
-        data = self._input
-        if data.startswith(b"\r\n"):
-            # An empty line may follow the body of the request before (RFC 9112, section 2.2).
-            del data[:2]
-        end = data.find(b"\r\n\r\n", max(self._scanned - 3, 0))
-        if end < 0 or end > MAX_HEAD:
-            self._scanned = len(data)
-            if len(data) > MAX_HEAD:
-                raise RefusedError(431, "the head is too long")
-            if data.count(b"\n") != data.count(b"\r\n"):
-                raise RefusedError(400, "lines of a head end with CRLF")
-            return False
-        self._scanned = 0
-        head = parse_head(bytes(data[:end]))
-        del data[: end + 4]
-        self._head = head
-        settings = self._server.settings
-        self._server.admit(head)
-        self._body = body_of(head, settings.max_body_bytes)
-        self.deadline = time.monotonic() + settings.body_seconds
-        expected = head.fields.get("expect", "").lower()
-        if expected not in ("", "100-continue"):
-            raise RefusedError(417, "no such expectation can be met")
-        if expected and self._body is not None and not data and head.minor:
+    def _begin(self, received: Received) -> None:
+        self._taken += 1
+        self._server.begin(self, received.head, received.body, received.held)
+
+    def _on_head(self, waits: bool) -> None:
+        """Give the client time for the body, and tell it to go on if it waits for that."""
+        self.deadline = time.monotonic() + self._server.settings.body_seconds
+        if waits:
             with self.lock:
                 self._queue([b"HTTP/1.1 100 Continue\r\n\r\n"])
                 self._write()
-        return True
-
-    def _feed_body(self, data: memoryview) -> int:
-        body = self._body
-        if body is None:
-            return 0
-        before = body.held
-        taken = body.feed(data)
-        if not self._server.hold(body.held - before):
-            raise RefusedError(503, "too much is being sent by all clients together")
-        return taken
-
-    def _let_go_of_body(self) -> None:
-        if self._body is not None:
-            self._server.hold(-self._body.held)
-            self._body = None
 
     def _refuse(self, refused: RefusedError) -> None:
         """Answer a request without reading it to its end, and close."""
-        head_only = self._head is not None and self._head.method == "HEAD"
-        self._let_go_of_body()
-        self._head = None
-        self._input.clear()
+        head = self._reader.head
+        head_only = head is not None and head.method == "HEAD"
+        self._reader.drop()
         self._refused = True
         fields = (("Retry-After", "1"),) if refused.status == 503 else refused.fields
         self._server.refuse(self, error_response(refused.status, refused.text, fields), head_only=head_only)

@@ -73,8 +73,8 @@ def checked_shape(shape: object, *, where: str) -> list[int]:
     raise InputError("'shape' is not a list of whole numbers", where=where)
 
 
-def converted(array: Array, spec: TensorSpec, *, where: str) -> tuple[Array, bool]:
-    """Return a request's tensor in the input's datatype, and whether it had to be converted.
+def converted(array: Array, wanted: np.dtype[Any], *, where: str) -> Array:
+    """Return a request's tensor of another datatype in the input's.
 
     Any number may be sent for a float input and is rounded to its type; for an integer or boolean input, only integers
     in its range.
@@ -82,10 +82,7 @@ def converted(array: Array, spec: TensorSpec, *, where: str) -> tuple[Array, boo
     Raises:
         InputError: a number that the input's datatype cannot hold, or text for an input of numbers.
     """
-    wanted = np.dtype(spec.dtype)
-    if array.dtype == wanted:
-        return array, False
-    name = name_of(spec.dtype)
+    name = name_of(wanted.name)
     if array.dtype.kind not in "fiub":
         raise InputError(f"the model takes {name}, not text", where=where)
     if wanted.kind == "f":
@@ -95,10 +92,10 @@ def converted(array: Array, spec: TensorSpec, *, where: str) -> tuple[Array, boo
             overflown = np.isinf(made) if array.dtype.kind != "f" else np.isinf(made) & ~np.isinf(array)
             if overflown.any():
                 raise InputError(f"a number is out of the range of {name}, which the model takes", where=where)
-        return made, True
+        return made
     with np.errstate(invalid="ignore", over="ignore"):
         made = array.astype(wanted)
         back = made.astype(array.dtype)
     if not np.array_equal(back, array) or ((made < 0) != (array < 0)).any():
         raise InputError(f"a number is not one of {name}, which the model takes", where=where)
-    return made, True
+    return made

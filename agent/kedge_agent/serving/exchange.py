@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -35,6 +36,8 @@ REASONS = {
     501: "Not Implemented",
     503: "Service Unavailable",
 }
+_JOINED = 64 << 10
+"""Bytes of an answer up to which it is copied behind its head."""
 _STREAM_AHEAD = 64 << 10
 """Bytes of a stream that are queued for a slow client before the stream pauses."""
 
@@ -116,15 +119,16 @@ class Exchange:
         """Send a complete answer; may be called from any thread. A second answer is dropped."""
         self._let_go_of_body()
         body = response.body
-        pieces: list[bytes | memoryview] = [body] if isinstance(body, (bytes, memoryview)) else list(body)
-        length = sum(memoryview(piece).nbytes for piece in pieces)
+        parts = (body,) if isinstance(body, (bytes, memoryview)) else body
+        length = len(body) if isinstance(body, bytes) else sum(memoryview(part).nbytes for part in parts)
         head = self._head(response, b"Content-Length: %d\r\n" % length if response.status != 204 else b"")
+        pieces: Sequence[bytes | memoryview]
         if self._head_only:
-            pieces = [head]
-        elif len(pieces) == 1 and length < 1 << 16:
-            pieces = [head + pieces[0]]
+            pieces = (head,)
+        elif length < _JOINED:
+            pieces = (b"".join((head, *parts)),)
         else:
-            pieces.insert(0, head)
+            pieces = (head, *parts)
         if self._connection.send(pieces, self, last=True):
             self._server.count(response.status)
         else:
@@ -142,14 +146,11 @@ class Exchange:
             self._server.hold(-held)
 
     def _head(self, response: Response, length: bytes) -> bytes:
-        status = response.status
-        close = b"" if self.keep_alive else b"Connection: close\r\n"
-        if self.keep_alive and not self._minor:
-            close = b"Connection: keep-alive\r\n"
+        start = _start(response.status, response.content_type, self.keep_alive, self._minor)
+        if not response.fields and not self._fields:
+            return b"%b%b\r\n" % (start, length)
         more = "".join(f"{name}: {text}\r\n" for name, text in (*response.fields, *self._fields))
-        kind = b"" if status == 204 else b"Content-Type: %b\r\n" % response.content_type.encode("ascii")
-        reason = REASONS.get(status, "Error").encode("ascii")
-        return b"HTTP/1.1 %d %b\r\n%b%b%b%b\r\n" % (status, reason, kind, length, close, more.encode("latin-1"))
+        return b"%b%b%b\r\n" % (start, length, more.encode("latin-1"))
 
     def _stream(self, response: Response, chunks: Iterator[bytes]) -> None:
         """Send chunks as they come, no faster than the client reads them; called in a worker."""
@@ -182,3 +183,14 @@ class Exchange:
             close = getattr(chunks, "close", None)
             if close is not None:
                 close()
+
+
+@functools.lru_cache(64)
+def _start(status: int, content_type: str, keep_alive: bool, minor: int) -> bytes:
+    """Return the status line and the fields that do not depend on the answer."""
+    close = b"" if keep_alive else b"Connection: close\r\n"
+    if keep_alive and not minor:
+        close = b"Connection: keep-alive\r\n"
+    kind = b"" if status == 204 else b"Content-Type: %b\r\n" % content_type.encode("ascii")
+    reason = REASONS.get(status, "Error").encode("ascii")
+    return b"HTTP/1.1 %d %b\r\n%b%b" % (status, reason, kind, close)

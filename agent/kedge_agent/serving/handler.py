@@ -28,6 +28,7 @@ job that does not stream, :attr:`Request.client_gone` is set.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
+_LONGEST_KNOWN = 256
 
 
 GOLDEN_FIELD = "kedge-golden"
@@ -105,12 +107,23 @@ class Handler(Protocol):
 
     def methods(self, path: str) -> Sequence[str]:
         """Return the methods of a path (``GET`` includes HEAD; the server answers OPTIONS); an empty result means
-        404."""
+        404. It depends on the path alone, and is remembered."""
         ...
 
     def route(self, request: Request) -> Response | Job:
         """Return the response or the job that will make it; called in the event loop, so it must not block."""
         ...
+
+
+def segments(path: str) -> list[str]:
+    """Return what stands between a path's slashes; nobody may change the list. Clients ask for few paths, again and
+    again: short ones are remembered."""
+    return _known_segments(path) if len(path) <= _LONGEST_KNOWN else path.strip("/").split("/")
+
+
+@functools.lru_cache(256)
+def _known_segments(path: str) -> list[str]:
+    return path.strip("/").split("/")
 
 
 def json_response(status: int, content: object, fields: Sequence[tuple[str, str]] = ()) -> Response:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ _MAX_LINE = 16 << 10
 _SHORT_HEAD = 1024
 _MAX_FIELDS = 100
 _MAX_CHUNK_LINE = 1 << 10
+_LONGEST_NUMBER = 18
+"""Digits: a number of thousands of them takes long to read."""
 _REQUEST_LINE = re.compile(r"([A-Z]{1,16}) ([!-~]{1,8192}) HTTP/1\.([01])\Z")
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -54,6 +56,8 @@ class Head:
         authority: host and port that the client requests; None if an HTTP/1.0 request names none.
         keep_alive: whether the client wants to send another request on the connection.
         minor: 1 for HTTP/1.1.
+        plain_length: bytes of a body that is neither chunked nor compressed nor announced by ``Expect``, 0 without a
+            body; -1 for all others, see :func:`body_of`.
     """
 
     method: str
@@ -63,6 +67,7 @@ class Head:
     authority: str | None
     keep_alive: bool
     minor: int
+    plain_length: int
 
 
 def parse_head(raw: bytes) -> Head:
@@ -99,7 +104,14 @@ def _parsed(raw: bytes) -> Head:
     if connection is not None:
         options = {option.strip().lower() for option in connection.split(",")}
         keep_alive = "close" not in options if minor == 1 else "keep-alive" in options
-    return Head(method, path, query, fields, authority, keep_alive, minor)
+    return Head(method, path, query, fields, authority, keep_alive, minor, _plain_length(fields))
+
+
+def _plain_length(fields: Mapping[str, str]) -> int:
+    if "transfer-encoding" in fields or "content-encoding" in fields or "expect" in fields:
+        return -1
+    text = fields.get("content-length", "0")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _LONGEST_NUMBER else -1
 
 
 _remembered = functools.lru_cache(64)(_parsed)
@@ -193,8 +205,7 @@ def body_of(head: Head, limit: int) -> Body | None:
         return ChunkedBody(limit, inflater)
     if text is None or not (text.isascii() and text.isdecimal()):
         raise RefusedError(400, "the Content-Length is no number")
-    # The length of the text first: a number of thousands of digits takes long to read.
-    if len(text) > 18 or int(text) > limit:
+    if len(text) > _LONGEST_NUMBER or int(text) > limit:
         raise RefusedError(413, f"the body is larger than {limit} bytes")
     length = int(text)
     return LengthBody(length, inflater) if length else None

@@ -31,6 +31,9 @@ _ACCEPTS_A_TURN = 32
 _READ_BYTES = 256 << 10
 _PREFLIGHT_SECONDS = 600
 _LARGE_BODIES = 1 << 20
+_REMEMBERED = 256
+"""Paths, and names of this machine, that are looked up once."""
+_LONGEST_REMEMBERED = 256
 
 
 class HttpServer:
@@ -72,6 +75,8 @@ class HttpServer:
         self._tls = _tls_context(settings)
         self._token = settings.token()
         self._checks_names = self._token is None and self._tls is None and any(map(_is_local, self._listening))
+        self._our_names: set[str] = set()
+        self._paths: dict[str, tuple[Handler | None, tuple[str, ...]]] = {}
         for one in self._listening:
             one.setblocking(False)
 
@@ -117,8 +122,12 @@ class HttpServer:
         Raises:
             RefusedError: the Host field names another machine, or a valid token is missing.
         """
-        if head.authority is not None and not self._is_our_name(head.authority):
-            raise RefusedError(421, "the Host field names another machine")
+        authority = head.authority
+        if self._checks_names and authority is not None and authority not in self._our_names:
+            if not self._is_our_name(authority):
+                raise RefusedError(421, "the Host field names another machine")
+            if len(self._our_names) < _REMEMBERED and len(authority) <= _LONGEST_REMEMBERED:
+                self._our_names.add(authority)
         if self._token is not None and head.method != "OPTIONS":
             scheme, _, token = head.fields.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode("latin-1"), self._token):
@@ -188,8 +197,7 @@ class HttpServer:
     # In the loop.
 
     def _route(self, request: Request) -> Response | Job:
-        handler = next((handler for prefix, handler in self._table if _is_below(request.path, prefix)), None)
-        methods = tuple(handler.methods(request.path)) if handler is not None else ()
+        handler, methods = self._paths.get(request.path) or self._looked_up(request.path)
         if request.method == "OPTIONS":
             allowed = methods or (("GET", "POST") if request.path == "*" else ())
             if allowed:
@@ -201,11 +209,22 @@ class HttpServer:
             return error_response(405, text, (("Allow", _listed(methods)),))
         return handler.route(request)
 
+    def _looked_up(self, path: str) -> tuple[Handler | None, tuple[str, ...]]:
+        """Return the handler of a path and its methods, and remember them: clients ask for few paths, again and
+        again."""
+        handler = next((handler for prefix, handler in self._table if _is_below(path, prefix)), None)
+        found = handler, tuple(handler.methods(path)) if handler is not None else ()
+        if len(self._paths) >= _REMEMBERED:
+            self._paths.clear()
+        if len(path) <= _LONGEST_REMEMBERED:
+            self._paths[path] = found
+        return found
+
     def _cross_origin(self, head: Head) -> Sequence[tuple[str, str]]:
         """Return header fields for a page of another origin (WHATWG Fetch, section 3.2); none if it may not call."""
         origins = self.settings.cors_origins
-        origin = head.fields.get("origin")
-        if origin is None or not origins:
+        origin = head.fields.get("origin") if origins else None
+        if origin is None:
             return ()
         every = "*" in origins
         if not every and origin not in origins:
@@ -223,8 +242,6 @@ class HttpServer:
     def _is_our_name(self, authority: str) -> bool:
         """Return whether a request is addressed to this server. By DNS rebinding, a web page may direct its visitor's
         browser to our address under a name of its own; if clients must authenticate, that gains it nothing."""
-        if not self._checks_names:
-            return True
         host = authority.lower()
         bare = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         known = bare == "localhost" or bare.endswith(".localhost") or bare in self.settings.allowed_hosts

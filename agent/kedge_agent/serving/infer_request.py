@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from kedge_agent.loaded import Loaded
 
 _MAX_CLASSES = 10_000
+_SHORT_HEADER = 1024
+_TOO_FEW = "'binary_data_size' is more than what follows the JSON"
 
 
 @dataclass(slots=True)
@@ -83,6 +86,10 @@ def from_json(body: bytes, header_length: str | None, config: BundleConfig) -> I
         if length > len(body):
             raise InputError(f"Inference-Header-Content-Length is {length}, the body has {len(body)} bytes")
         body, binary = body[:length], memoryview(body)[length:]
+        if length <= _SHORT_HEADER:
+            form = _form(body)
+            if form is not None:
+                return InferRequest(form.arrays(binary), [], form.binary, form.id)
     request = json_tensors.parse(body, config.inputs)
     parameters = _parameters(request, "the request")
     every = _truth(parameters, "binary_data_output", "the request")
@@ -92,6 +99,59 @@ def from_json(body: bytes, header_length: str | None, config: BundleConfig) -> I
     inputs = _inputs(request, binary, truths=truths)
     outputs = _outputs(request, config, every)
     return InferRequest(inputs, outputs, every, identifier if isinstance(identifier, str) else "")
+
+
+class _Form(NamedTuple):
+    """A request's JSON that gives every input as bytes and asks for all outputs; a client's requests often share it.
+
+    Attributes:
+        inputs: name, datatype, shape and bytes of each.
+        binary, id: see :class:`InferRequest`.
+    """
+
+    inputs: tuple[tuple[str, str, list[int], int], ...]
+    binary: bool
+    id: str
+
+    def arrays(self, binary: memoryview) -> dict[str, Array]:
+        """Return the tensors, given the bytes behind the JSON.
+
+        Raises:
+            InputError: they are more or less than the inputs need.
+        """
+        arrays: dict[str, Array] = {}
+        at = 0
+        for name, datatype, shape, size in self.inputs:
+            where = f"input {name[:80]!r}"
+            if size > binary.nbytes - at:
+                raise InputError(_TOO_FEW, where=where)
+            arrays[name] = binary_tensors.array_of(binary[at : at + size], datatype, shape, where=where)
+            at += size
+        _check_rest(binary.nbytes - at)
+        return arrays
+
+
+@functools.lru_cache(64)
+def _form(header: bytes) -> _Form | None:
+    """Return what a JSON header says; None if it is not of this form, or wrong: then the general way finds out why."""
+    try:
+        request = json_tensors.parse(header, ())
+        parameters = _parameters(request, "")
+        identifier, given = request.get("id", ""), request.get("inputs")
+        if "outputs" in request or not isinstance(identifier, str) or not isinstance(given, list):
+            return None
+        inputs = []
+        for item in given:
+            size = _parameters(item, "").get("binary_data_size")
+            if type(size) is not int or size < 0 or "data" in item or not isinstance(item.get("name"), str):
+                return None
+            datatype = checked_datatype(item.get("datatype"), where="")
+            inputs.append((item["name"], datatype, checked_shape(item.get("shape"), where=""), size))
+        if len({name for name, *_ in inputs}) != len(inputs):
+            return None
+        return _Form(tuple(inputs), _truth(parameters, "binary_data_output", ""), identifier)
+    except (InputError, AttributeError):
+        return None
 
 
 def run(loaded: Loaded, request: InferRequest, *, counted: bool = True) -> InferResult:
@@ -104,19 +164,16 @@ def run(loaded: Loaded, request: InferRequest, *, counted: bool = True) -> Infer
         InputError: the model does not take these tensors.
         KedgeError: the runtime fails.
     """
-    config = loaded.bundle.config
+    config, taken = loaded.bundle.config, loaded.taken
     conversions: dict[str, str] = {}
-    inputs: dict[str, Array] = {}
-    known = {spec.name: spec for spec in config.inputs}
-    for name, array in request.inputs.items():
-        spec = known.get(name)
-        if spec is not None and spec.preprocess is None:
-            sent = array
-            array, differs = converted(array, spec, where=f"input {name[:80]!r}")
-            if differs:
-                conversions[name] = f"{datatype_of(sent)} to {name_of(spec.dtype)}"
-        inputs[name] = array
-    only = len(inputs) == 1 == len(known) and inputs.keys() == known.keys()
+    inputs = request.inputs
+    for name, sent in request.inputs.items():
+        dtype = taken.get(name)
+        if dtype is not None and sent.dtype != dtype:
+            array = converted(sent, dtype, where=f"input {name[:80]!r}")
+            conversions[name] = f"{datatype_of(sent)} to {name_of(dtype.name)}"
+            inputs = {**inputs, name: array}
+    only = len(inputs) == 1 == len(taken) and inputs.keys() == taken.keys()
     given = next(iter(inputs.values())) if only else inputs
     result = loaded(given, {}) if counted else loaded.answer(given, {})
     named = result if isinstance(result, dict) else {config.outputs[0].name: result}
@@ -146,16 +203,20 @@ def _inputs(request: dict[str, Any], binary: memoryview, *, truths: bool) -> dic
             arrays[name] = json_tensors.array_of(item, where=where, truths=truths)
             continue
         if type(size) is not int or not 0 <= size <= binary.nbytes - at:
-            raise InputError("'binary_data_size' is more than what follows the JSON", where=where)
+            raise InputError(_TOO_FEW, where=where)
         if "data" in item:
             raise InputError("'data' and 'binary_data_size' are both given", where=where)
         datatype = checked_datatype(item.get("datatype"), where=where)
         shape = checked_shape(item.get("shape"), where=where)
         arrays[name] = binary_tensors.array_of(binary[at : at + size], datatype, shape, where=where)
         at += size
-    if at != binary.nbytes:
-        raise InputError(f"{binary.nbytes - at} bytes behind the JSON belong to no input")
+    _check_rest(binary.nbytes - at)
     return arrays
+
+
+def _check_rest(size: int) -> None:
+    if size:
+        raise InputError(f"{size} bytes behind the JSON belong to no input")
 
 
 def _outputs(request: dict[str, Any], config: BundleConfig, every: bool) -> list[RequestedOutput]:

@@ -12,7 +12,7 @@ from kedge_agent.loaded import Loaded
 from kedge_agent.serving import binary_tensors, descriptions, infer_request, json_tensors, pipeline_request
 from kedge_agent.serving.answer_cache import AnswerCache
 from kedge_agent.serving.datatypes import Array, datatype_of
-from kedge_agent.serving.handler import GOLDEN_FIELD, Job, Request, Response, error_response, json_response
+from kedge_agent.serving.handler import GOLDEN_FIELD, Job, Request, Response, error_response, json_response, segments
 from kedge_agent.serving.infer_request import InferResult, RequestedOutput
 from kedge_agent.serving.model_pool import Entry, ServedModels
 from kedge_agent.serving.statistics import Counts
@@ -67,7 +67,7 @@ class InferenceHandler:
 
     def methods(self, path: str) -> Sequence[str]:
         """See :class:`kedge_agent.serving.handler.Handler`."""
-        parts = _parts(path)
+        parts = segments(path)[1:]
         if not (path == "/v2" or path.startswith("/v2/")):
             return ()
         if tuple(parts) in self._plain:
@@ -84,7 +84,7 @@ class InferenceHandler:
 
     def route(self, request: Request) -> Response | Job:
         """See :class:`kedge_agent.serving.handler.Handler`."""
-        parts = _parts(request.path)
+        parts = segments(request.path)[1:]
         plain = self._plain.get(tuple(parts))
         if plain is not None:
             return plain()
@@ -361,8 +361,3 @@ def _check_load(body: bytes) -> None:
 
 def _not_ready(reason: str) -> Response:
     return json_response(503, {"ready": False, "error": reason})
-
-
-def _parts(path: str) -> list[str]:
-    """Return the segments of a path below ``/v2``."""
-    return path.strip("/").split("/")[1:]

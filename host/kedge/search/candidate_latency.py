@@ -126,7 +126,7 @@ class CandidateLatency:
                 f"{latency.p50:.3g} ms is {latency.source.removeprefix('estimated: ')}; no {self._target.title} has "
                 "measured these files"
             )
-        if pace is not None and pace.slower:
+        if pace is not None and not pace.faster:
             where = "" if latency is not None and not latency.estimated else f" on this host ({platform.machine()})"
-            said.append(f"slower than float{where}: {pace.text}")
+            said.append(f"{'slower' if pace.slower else 'not surely faster'} than float{where}: {pace.text}")
         return tuple(said)

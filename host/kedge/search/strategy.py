@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from kedge.evaluation.latency_race import NOTICED_MS
 from kedge.evaluation.model import Model
 from kedge.quantization.sensitivity import Sensitivity
+from kedge.search import bisection, ranking
 from kedge.search.budget import ACCURACY, Budget
 from kedge.search.candidate import Candidate, StepChoice
 from kedge.search.effort import Effort
@@ -34,6 +35,8 @@ _FAR = 5.0
 """Excess over the budget, in hundredths, that is considered large."""
 _CLEARLY = 0.6
 """A latency relative to the float model by ONNX Runtime that other runtimes' float usually does not reach."""
+_LONG_MS = 10 * NOTICED_MS
+"""A call of which a tenth is noticed."""
 _BESIDE = "what is smaller may be slower than float"
 _UNTRUE = "the usual precision is not what the file's numbers are"
 _REPAIR = StepChoice(use="distil")
@@ -123,11 +126,14 @@ class Strategy:
                 yield [self._candidate(self._plan(one), why="small, and computed in float") for one in small]
 
     def _maybe_slower(self, one: Outcome) -> bool:
-        """Return whether float may be noticeably faster. If the measured float is the backend's own, the measurement
-        decides; otherwise any candidate that is not far ahead may be slower."""
+        """Return whether float may be as fast or faster. If the measured float is the backend's own, a candidate that
+        is surely faster is not; otherwise one that is far ahead is not. Where a call takes next to nothing, float may
+        be faster only if the difference is noticed."""
         if one.pace is None or Precision.FLOAT32 not in self._numerics.precisions:
             return False
-        return one.pace.noticed(one.quiet) if self._reference else one.pace.high > _CLEARLY and one.quiet > NOTICED_MS
+        if not self._reference:
+            return one.pace.high > _CLEARLY and one.quiet > NOTICED_MS
+        return one.pace.noticed(one.quiet) or (not one.pace.faster and one.quiet > _LONG_MS)
 
     def _usual(self) -> Precision:
         """Return the usual precision: 4 bits on FPGAs, else static int8, else the smallest float."""
@@ -184,7 +190,9 @@ class Strategy:
             if enough and self._effort is not Effort.HIGH:
                 return enough[0], True
         seen += yield self._variants()
-        best = _least_drop([one for one in seen if one.suffices] or [one for one in seen if one.named_truly] or seen)
+        best = ranking.least_drop(
+            [one for one in seen if one.suffices] or [one for one in seen if one.named_truly] or seen
+        )
         if best.suffices and self._effort is not Effort.HIGH:
             return best, True
         if self._numerics.mixed:
@@ -198,7 +206,7 @@ class Strategy:
             seen += yield [self._candidate(best.candidate.plan, (*step, _FINE_TUNE), why=why)]
             held = any(one.suffices for one in seen)
         holding = [one for one in seen if one.suffices]
-        return (holding[0] if holding else _least_drop(seen)), held
+        return (holding[0] if holding else ranking.least_drop(seen)), held
 
     def _cheap(self) -> list[Candidate]:
         """Return the candidates most likely to do better at the same cost on the device."""
@@ -234,21 +242,29 @@ class Strategy:
         return made
 
     def _ended(self, best: Outcome) -> Generator[list[Candidate], list[Outcome], list[Outcome]]:
-        """Try growing parts of both ends of the graph in float, until one is well within the budget: as they are, with
-        weights rounded together, and with the settings of the best so far."""
-        seen: list[Outcome] = []
+        """Find the smallest part of both ends of the graph that keeps the accuracy well in float, the others with
+        weights rounded together. If none does, also try the part that drops least as it is, and with the settings of
+        the best so far."""
+        ends = self._model.ends
+        if not ends:
+            return []
         plain = self._plan(Precision.INT8)
-        schemes: list[tuple[Plan, tuple[StepChoice, ...]]] = [(plain, ()), (plain, (_COMPENSATE,))]
-        other = best.candidate
-        if other.plan.default is Precision.INT8 and not other.plan.layers and (other.plan, other.steps) not in schemes:
-            schemes.append((other.plan, other.steps))
-        for names in self._model.ends:
-            reasons = dict.fromkeys(names, "at an end of the graph: few weights, wide ranges")
-            outcomes = yield [self._floating(plan, steps, names, reasons) for plan, steps in schemes]
-            seen += outcomes
-            if any(one.suffices and not self._barely(one) for one in outcomes):
-                break
-        return seen
+
+        def at(part: int, plan: Plan = plain, steps: tuple[StepChoice, ...] = (_COMPENSATE,)) -> Candidate:
+            reasons = dict.fromkeys(ends[part], "at an end of the graph: few weights, wide ranges")
+            return self._floating(plan, steps, ends[part], reasons)
+
+        found, enough = yield from bisection.smallest(len(ends), at, lambda one: one.suffices and not self._barely(one))
+        seen = list(found.values())
+        if enough is not None:
+            return seen
+        least = ranking.least_drop(seen)
+        part = next(place for place, outcome in found.items() if outcome is least)
+        again, other = [at(part, steps=())], best.candidate
+        tried = ((plain, ()), (plain, (_COMPENSATE,)))
+        if other.plan.default is Precision.INT8 and not other.plan.layers and (other.plan, other.steps) not in tried:
+            again.append(at(part, other.plan, other.steps))
+        return [*seen, *(yield again)]
 
     def _mixed(self, base: Outcome) -> Generator[list[Candidate], list[Outcome], list[Outcome]]:
         """Find the fewest layers in float that keep the accuracy: attention first if there is any, then by sensitivity,
@@ -263,12 +279,12 @@ class Strategy:
             ]
             if seen[-1].holds_accuracy:
                 return seen
-        ranking = _ranking(self._sensitivity(), Precision.INT8)
-        names = list(ranking)
+        order = ranking.by_sensitivity(self._sensitivity(), Precision.INT8)
+        names = list(order)
         enough, too_few, count = None, 0, 1
         while enough is None and count < len(names):
             counts = [count, min(2 * count, len(names) - 1)]
-            outcomes = yield [self._floating(plan, steps, names[:k], ranking) for k in dict.fromkeys(counts)]
+            outcomes = yield [self._floating(plan, steps, names[:k], order) for k in dict.fromkeys(counts)]
             seen += outcomes
             for k, outcome in zip(dict.fromkeys(counts), outcomes, strict=True):
                 if outcome.holds_accuracy:
@@ -278,7 +294,7 @@ class Strategy:
             count = 4 * count
         while enough is not None and enough - too_few > 1:
             middle = (enough + too_few) // 2
-            outcomes = yield [self._floating(plan, steps, names[:middle], ranking)]
+            outcomes = yield [self._floating(plan, steps, names[:middle], order)]
             seen += outcomes
             if outcomes[0].holds_accuracy:
                 enough = middle
@@ -367,8 +383,8 @@ class Strategy:
         too_large = isinstance(first.error, CapacityError)
         if not first.holds_accuracy and not too_large:
             if self._numerics.mixed and Precision.W8A8 in has and first.measured:
-                ranking = _ranking(self._sensitivity(), Precision.W4A4)
-                names, count = list(ranking), 1
+                order = ranking.by_sensitivity(self._sensitivity(), Precision.W4A4)
+                names, count = list(order), 1
                 while count < len(names) and self._effort is not Effort.QUICK:
                     plan = dataclasses.replace(
                         self._plan(Precision.W4A4), layers=dict.fromkeys(names[:count], Precision.W8A8)
@@ -377,7 +393,7 @@ class Strategy:
                         self._candidate(
                             plan,
                             why="the layers that suffer most get 8 bits",
-                            reasons={n: ranking[n] for n in names[:count]},
+                            reasons={n: order[n] for n in names[:count]},
                         )
                     ]
                     if outcome.holds_accuracy:
@@ -424,23 +440,3 @@ class Strategy:
 
 def _trains(candidate: Candidate) -> bool:
     return any(step.use in (_FINE_TUNE.use, _REPAIR.use) for step in candidate.steps)
-
-
-def _least_drop(outcomes: Sequence[Outcome]) -> Outcome:
-    """Return the outcome with the smallest drop; the first one if none could be measured."""
-    measured = [one for one in outcomes if one.measured and one.attempt.drop is not None]
-    return min(measured, key=lambda one: ("output" in one.over, one.attempt.drop or 0.0), default=outcomes[0])
-
-
-def _ranking(sensitivity: Sensitivity | None, precision: Precision) -> dict[str, str]:
-    """Return layer → reason for its rank, the most sensitive layers first."""
-    if sensitivity is None:
-        return {}
-    name = precision.value
-    known = [layer for layer in sensitivity.layers if name in layer.sqnr_db]
-    known.sort(key=lambda layer: (-max(0.0, layer.drop.get(name, 0.0)), layer.sqnr_db[name]))
-    return {
-        layer.name: f"alone in {name} it leaves {layer.sqnr_db[name]:.1f} dB"
-        + (f" and drops {layer.drop[name]:.4g}" if name in layer.drop else "")
-        for layer in known
-    }

@@ -185,7 +185,11 @@ class _Stored:
 
 def _key(steps: tuple[StepChoice, ...], plan: Plan) -> str:
     """Return the key of steps; it includes the plan because steps may read it."""
-    return hashlib.sha256(codec.encode({"steps": list(steps), "plan": plan})).hexdigest()[:24]
+    return _digest(list(steps), plan)
+
+
+def _digest(*content: object) -> str:
+    return hashlib.sha256(codec.encode(list(content))).hexdigest()[:24]
 
 
 def _step(
@@ -199,6 +203,8 @@ def _step(
 ) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of one that was interrupted
     (folder / "work").mkdir(parents=True)
+    memo = folder.parent / f"memo-{_digest(choice, graph)}"
+    memo.mkdir(exist_ok=True)
     made = folder / "graph.onnx"
     checkpoints = job.options.checkpoints
     if checkpoints is not None:
@@ -219,6 +225,7 @@ def _step(
             seed=job.seed,
             fixed_batch=job.model.fixed_batch,
             workdir=str(folder / "work"),
+            memo=str(memo),
             checkpoints=None if checkpoints is None else str(checkpoints.absolute()),
             loss=job.options.loss_function,
         ),

@@ -23,6 +23,7 @@ class StepRequest:
     Attributes:
         graph, made: paths of the input graph, and of the graph that is written.
         teacher: path of the original float model.
+        memo: folder that runs of the step over the same graph with the same options share.
     """
 
     use: str
@@ -37,6 +38,7 @@ class StepRequest:
     seed: int
     fixed_batch: bool
     workdir: str
+    memo: str | None = None
     checkpoints: str | None = None
     loss: str | None = None
 

@@ -52,6 +52,7 @@ def apply_step(request: StepRequest, progress: Progress) -> StepAnswer:
         seed=request.seed,
         fixed_batch=request.fixed_batch,
         workdir=Path(request.workdir),
+        memo=None if request.memo is None else Path(request.memo),
         checkpoints=None if request.checkpoints is None else Path(request.checkpoints),
         loss=request.loss,
         progress=progress,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -12,9 +15,10 @@ from kedge.options import Option
 from kedge.quantization import equalization
 from kedge.step import Context, Step
 from kedge.steps.limited_samples import LimitedSamples
+from kedge_protocol import files
 from kedge_protocol.errors import ConfigError
 from kedge_targets.graph import gptq, quantizers
-from kedge_targets.graph.layers import Layer, layers
+from kedge_targets.graph.layers import layers
 from kedge_targets.numerics import Precision
 
 if TYPE_CHECKING:
@@ -59,20 +63,21 @@ class CompensateRounding(Step[CompensateRoundingOptions]):
         equalization.fold_batch_normalization(made)
         weights = equalization.Weights(made)
         chosen = _chosen(made, weights, context)
+        known = _Memo(context.memo)
+        left = [name for name, one in chosen.items() if known.get(one) is None]
         found = gptq.products(
             made,
             LimitedSamples(context, self.options.samples),
-            dict.fromkeys(chosen, Precision.INT8),
+            dict.fromkeys(left, Precision.INT8),
             fits=lambda precision: precision is Precision.INT8,
         )
         gains = []
-        for name, (layer, axis, most) in chosen.items():
-            weight = weights.own(layer.weight or "")
-            if weight is None or name not in found:
-                continue
-            rounded, gain = gptq.round_to_integers(weight, found[name], axis=axis, most=most)
-            weights.replace(layer.weight or "", rounded)
-            gains.append(gain)
+        for name, one in chosen.items():
+            if name in found:
+                known.put(one, *gptq.round_to_integers(one.value, found.pop(name), axis=one.axis, most=one.most))
+            if (rounded := known.get(one)) is not None:
+                weights.replace(one.weight, rounded[0])
+                gains.append(rounded[1])
         typical = float(np.median(gains)) if gains else 0.0
         said = "the plan rounds no weights with a scale for each channel"
         if gains:
@@ -82,10 +87,55 @@ class CompensateRounding(Step[CompensateRoundingOptions]):
         return made
 
 
-def _chosen(
-    model: onnx.ModelProto, weights: equalization.Weights, context: Context
-) -> dict[str, tuple[Layer, int, int]]:
-    """Return the layers to round, by name, each with the axis of its scales and its largest integer."""
+@dataclass(frozen=True, kw_only=True)
+class _Rounded:
+    """A layer whose weight is rounded.
+
+    Attributes:
+        weight: name of the tensor, and its ``value``.
+        axis: of the scales.
+        most: the largest integer.
+    """
+
+    weight: str
+    value: Array
+    axis: int
+    most: int
+
+
+class _Memo:
+    """Rounded weights with their gains in dB, kept in a folder for other plans: what a layer is rounded to depends on
+    what its inputs are in float, and not on what the plan makes of the layers before it."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._here: dict[str, tuple[Array, float]] = {}
+
+    def get(self, one: _Rounded) -> tuple[Array, float] | None:
+        """Return the rounded weight and its gain; None if it was not rounded yet."""
+        key = _key(one)
+        file = None if self._folder is None else self._folder / f"{key}.npz"
+        if key not in self._here and file is not None and file.is_file():
+            with np.load(file) as stored:
+                self._here[key] = stored["weight"], float(stored["gain"])
+        return self._here.get(key)
+
+    def put(self, one: _Rounded, weight: Array, gain: float) -> None:
+        """Keep what a weight was rounded to."""
+        key = _key(one)
+        self._here[key] = weight, gain
+        if self._folder is not None:
+            content = io.BytesIO()
+            np.savez(content, weight=weight, gain=gain)
+            files.write(self._folder / f"{key}.npz", content.getvalue())
+
+
+def _key(one: _Rounded) -> str:
+    return hashlib.sha256(repr((one.weight, one.axis, one.most)).encode() + one.value.tobytes()).hexdigest()[:32]
+
+
+def _chosen(model: onnx.ModelProto, weights: equalization.Weights, context: Context) -> dict[str, _Rounded]:
+    """Return the layers to round, by name."""
     style = quantizers.style_of(context.plan)
     found = {}
     for layer in layers(model, weights.wiring):
@@ -93,6 +143,7 @@ def _chosen(
         if precision is not Precision.INT8 or layer.operator not in _OPERATORS or layer.weight is None:
             continue
         form = quantizers.weight_of(layer, precision, style)
-        if form is not None and form[1] is not None and form[0] in _MOST and weights.own(layer.weight) is not None:
-            found[layer.name] = (layer, form[1], _MOST[form[0]])
+        value = weights.own(layer.weight)
+        if form is not None and form[1] is not None and form[0] in _MOST and value is not None:
+            found[layer.name] = _Rounded(weight=layer.weight, value=value, axis=form[1], most=_MOST[form[0]])
     return found

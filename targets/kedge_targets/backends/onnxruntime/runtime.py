@@ -108,8 +108,8 @@ def _settings(onnxruntime: Any, options: Mapping[str, Any], kernel_set: str) -> 
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
         raise ConfigError(f"threads = {threads!r} is no number of threads", remedy="Give 0 or more")
     settings = onnxruntime.SessionOptions()
-    # Errors only: what the library has to warn of is no affair of the application that calls the model.
-    settings.log_severity_level = 3
+    # Nothing is written to the application's terminal: an error is raised besides, and warnings are not its affair.
+    settings.log_severity_level = 4
     settings.intra_op_num_threads = threads
     settings.add_session_config_entry("session.intra_op.allow_spinning", _flag(options, "spin", True))
     if kernel_set == REFERENCE:
