@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kedge_agent.effects import ProofLimits
+from kedge_agent.samples.runner import SampleLimits
 from kedge_agent.serving.settings import ServerSettings, checked_exposure
 from kedge_agent.shadow.runner import ShadowLimits
 from kedge_agent.slots import default_state
@@ -13,6 +14,8 @@ from kedge_agent.update.settings import MAX_SECONDS, Settings
 from kedge_protocol import addresses, codec, credentials, toml
 from kedge_protocol.broker import Broker, parse_broker
 from kedge_protocol.errors import ConfigError, MessageError
+from kedge_protocol.samples import MAX_BYTES, MAX_COUNT
+from kedge_protocol.samples import MAX_SECONDS as MAX_SAMPLE_SECONDS
 from kedge_protocol.topics import checked_name
 from kedge_protocol.trust import Trust
 
@@ -132,6 +135,26 @@ class ShadowTable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplesTable:
+    """``[samples]``: the inputs that this device sends home when the fleet's operator asks for hard cases
+    (``kedge samples request``). It needs ``[trust]``: only a signed request is followed.
+
+    Attributes:
+        allow: whether it sends any.
+        count: samples of one request at most.
+        mib: mebibytes of one request at most.
+        mib_per_day: of all requests within 24 hours.
+        hours: how long it looks for one request at most.
+    """
+
+    allow: bool = False
+    count: int = 200
+    mib: float = 8.0
+    mib_per_day: float = 32.0
+    hours: float = 24.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrustTable:
     """``[trust]``: whose releases and desired states are taken.
 
@@ -151,6 +174,7 @@ class _File:
     limits: LimitsTable = field(default_factory=LimitsTable)
     telemetry: TelemetryTable = field(default_factory=TelemetryTable)
     shadow: ShadowTable = field(default_factory=ShadowTable)
+    samples: SamplesTable = field(default_factory=SamplesTable)
     trust: TrustTable = field(default_factory=TrustTable)
 
 
@@ -166,6 +190,7 @@ class AgentConfig:
         hang_seconds: time without a sign of life after which the serving process is killed.
         telemetry_interval: seconds between two messages; 0 for none.
         shadow: what shadows may take.
+        samples: which samples may be sent home.
         trust: the keys that the kit gave; None to take unsigned desired states.
     """
 
@@ -183,6 +208,7 @@ class AgentConfig:
     proof: ProofLimits = field(default_factory=ProofLimits)
     telemetry_interval: float = 5.0
     shadow: ShadowLimits = field(default_factory=ShadowLimits)
+    samples: SampleLimits = field(default_factory=SampleLimits)
     trust: Trust | None = None
 
 
@@ -241,7 +267,26 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
         ),
         telemetry_interval=interval,
         shadow=ShadowLimits(share=file.shadow.share, memory_bytes=file.shadow.memory_mib << 20),
+        samples=_samples(file.samples),
         trust=None if file.trust.file is None else _trust(folder / file.trust.file),
+    )
+
+
+def _samples(table: SamplesTable) -> SampleLimits:
+    megabytes = (table.mib, table.mib_per_day)
+    if not 1 <= table.count <= MAX_COUNT or any(not 0 < one <= MAX_BYTES >> 20 for one in megabytes):
+        raise ConfigError(
+            "samples.count, samples.mib or samples.mib_per_day is out of range",
+            remedy=f"Use a count of 1 to {MAX_COUNT}, and more than 0 up to {MAX_BYTES >> 20} MiB",
+        )
+    if not 0 < table.hours * 3600 <= MAX_SAMPLE_SECONDS:
+        raise ConfigError(f"samples.hours is {table.hours}", remedy=f"Use up to {MAX_SAMPLE_SECONDS / 3600:g}")
+    return SampleLimits(
+        allow=table.allow,
+        count=table.count,
+        max_bytes=int(table.mib * (1 << 20)),
+        bytes_per_day=int(table.mib_per_day * (1 << 20)),
+        seconds=table.hours * 3600,
     )
 
 

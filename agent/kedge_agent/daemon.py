@@ -21,6 +21,7 @@ from kedge_agent.config import AgentConfig
 from kedge_agent.effects import EffectRunner, installed_of, installed_runtimes
 from kedge_agent.mqtt_link import Link
 from kedge_agent.name_conflict import NameConflict
+from kedge_agent.samples.runner import SampleRunner
 from kedge_agent.serving.bundle_watch import ServingWatch
 from kedge_agent.serving.supervisor import ServingSupervisor
 from kedge_agent.shadow.runner import ShadowRunner
@@ -74,8 +75,7 @@ class Daemon:
         except StorageError as error:
             # A full disk is no reason to stay away: what is installed still serves.
             log.error("the agent's memory cannot be written: %s", error)
-        self._seq = 0
-        self._unheard_seconds = 0.0
+        self._seq, self._unheard_seconds = 0, 0.0
         self._busy = False
         self._problem: str | None = None
         self._told: dict[str, tuple[object, ...]] = {}
@@ -100,8 +100,10 @@ class Daemon:
             command=self._command,
             conflict=self._conflict,
             noticed=self._report_anew,
+            samples=lambda rid, size: self._samples.answered(rid, size),
         )
-        self._shadows = ShadowRunner(config.state, config.shadow, post=self.post)
+        self._shadows = ShadowRunner(config.state, config.shadow, post=self._shadow_ended)
+        self._samples = _sample_runner(config, self._link, self._shadows)
         self._effects = EffectRunner(
             self._store,
             config.proof,
@@ -115,8 +117,7 @@ class Daemon:
         self._child = _serving_child(config)
         self._watch = ServingWatch(config.state, None if self._child is None else self._child.said)
         self._meter = Meter(config.state, self._boot_id, clock())
-        self._telemetry_at = clock() + FIRST_TELEMETRY
-        self._count_at = clock()
+        self._telemetry_at, self._count_at = clock() + FIRST_TELEMETRY, clock()
 
     def run(self) -> None:
         """Run until SIGTERM, SIGINT or :meth:`stop`. Call it in the main thread."""
@@ -145,6 +146,7 @@ class Daemon:
             if self._child is not None:
                 self._child.stop()
             self._shadows.close()
+            self._samples.close()
             self._effects.close()
             if self._lock_handle is not None:
                 os.close(self._lock_handle)
@@ -181,6 +183,7 @@ class Daemon:
             self._count_calls()
         self.post(events.Tick())
         self._shadows.poll()
+        self._see_to_samples(now)
         self._link.watch(now)
         if self._busy and self._machine.settled:
             malloc.give_back()
@@ -188,6 +191,18 @@ class Daemon:
         if self._config.telemetry_interval and now >= self._telemetry_at:
             self._telemetry_at = now + self._config.telemetry_interval
             self._send_telemetry(now)
+
+    def _see_to_samples(self, now: float) -> None:
+        with self._turn:
+            desired = self._machine.desired_states.current
+            ready = self._machine.controller_is_there
+        if self._samples.poll(now, desired, ready=ready):
+            self._report_anew()
+
+    def _shadow_ended(self, event: events.Event) -> None:
+        if isinstance(event, events.ShadowEnded):
+            self._samples.shadow_ended(event)
+        self.post(event)
 
     def _count_calls(self) -> None:
         """Tell the machine of the first calls of a bundle; later ones are counted with the telemetry."""
@@ -241,6 +256,7 @@ class Daemon:
                 namesake=self._conflict.boot,
                 unheard_seconds=round(self._unheard_seconds, 1),
                 trusted_keys=self._trusted_keys(),
+                samples=self._samples.reported(),
                 at=time.time(),
             )
         )
@@ -321,6 +337,11 @@ def _endpoint(config: AgentConfig) -> str | None:
     """Return the address at which clients reach this device's models."""
     scheme = "http" if config.server.tls_cert is None else "https"
     return None if config.listen is None else f"{scheme}://{config.listen}"
+
+
+def _sample_runner(config: AgentConfig, link: Link, shadows: ShadowRunner) -> SampleRunner:
+    signed = config.trust is not None
+    return SampleRunner(config.state, config.samples, signed=signed, send=link.samples, shadow=shadows.apply)
 
 
 def _serving_child(config: AgentConfig) -> ServingSupervisor | None:

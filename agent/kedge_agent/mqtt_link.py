@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from kedge_agent.name_conflict import NameConflict
 from kedge_agent.update import actions, events
-from kedge_protocol import codec, topics
+from kedge_protocol import codec, samples, topics
 from kedge_protocol.blocks import MAX_MESSAGE_BYTES, decode_answer
 from kedge_protocol.broker import Broker
 from kedge_protocol.channel import Channel
@@ -38,6 +38,7 @@ class Link:
         post: called with events for the update machine.
         command: runs a verb; returns None, or the reason if it fails.
         conflict: detects another device with this name.
+        samples: called with the controller's answers to chunks of samples: the request, and the bytes that it has.
         noticed: called when another device is detected, or is gone.
         clock: this device's clock, in seconds since 1970.
         connect: makes the connection; a simulation gives its own.
@@ -53,6 +54,7 @@ class Link:
         command: Callable[[str], str | None],
         conflict: NameConflict | None = None,
         noticed: Callable[[], None] = lambda: None,
+        samples: Callable[[str, int], None] = lambda *_: None,
         clock: Callable[[], float] = time.time,
         connect: Callable[..., Channel] = Connection,
     ) -> None:
@@ -62,6 +64,7 @@ class Link:
         self._command = command
         self._conflict = conflict or NameConflict(boot_id)
         self._noticed = noticed
+        self._samples = samples
         self._clock = clock
         self._answers = topics.block(name, "")
         self._done: OrderedDict[str, Ack] = OrderedDict()
@@ -120,6 +123,10 @@ class Link:
             self.connection.publish(topics.telemetry(self._name, "metrics"), codec.encode(message))
         except MessageError as error:
             log.error("telemetry cannot be sent: %s", error)
+
+    def samples(self, chunk: samples.SampleChunk) -> None:
+        """Publish a part of the samples that the device was asked for; a lost one is sent again."""
+        self.connection.publish(topics.telemetry(self._name, samples.STREAM), chunk.encode())
 
     def watch(self, now: float) -> None:
         """Check that the broker delivers this device's topics: some accept every subscription and then drop forbidden
@@ -195,6 +202,9 @@ class Link:
             self._say_online()
 
     def _do(self, command: Command) -> None:
+        if command.verb == samples.STREAM:
+            self._samples(command.cid, command.received)
+            return
         topics.checked_name(command.cid, "command id")
         ack = self._done.get(command.cid)
         if ack is None:

@@ -108,4 +108,4 @@ def observer_of(folder: ModelFolder, *, digest: str, config: BundleConfig) -> Ob
         if folder.path not in _warned:
             _warned.add(folder.path)
             log.warning("drift is not counted: %s: %s", folder.sketches, error.strerror or error)
-    return Observer(config, sketch, streams, Tap(folder.shadow_socket, digest))
+    return Observer(config, sketch, streams, Tap(folder, digest, config))

@@ -11,6 +11,7 @@
     STATE/models/NAME/counters/      one file a process, see :mod:`kedge_agent.counters`
     STATE/models/NAME/sketches/      one file a process, see :mod:`kedge_agent.sketches`
     STATE/models/NAME/shadow.sock    where a shadow listens while it runs, see :mod:`kedge_agent.shadow`
+    STATE/models/NAME/CHOICE.sock    where the agent listens while it collects samples, see :mod:`kedge_agent.samples`
 
 The agent writes; applications and the serving process read. A reader reads :meth:`ModelFolder.generation` first and
 :meth:`ModelFolder.current` after it; when the generation changes, it reads both again. It may keep a slot's files open:
@@ -32,6 +33,7 @@ from kedge_agent.files import replace_link, storage_errors
 from kedge_protocol import codec, digest, files, folders
 from kedge_protocol.bundle.layout import Bundle, parse_bundle
 from kedge_protocol.errors import BundleError, MessageError
+from kedge_protocol.samples import Choice
 from kedge_protocol.topics import checked_name
 
 MANIFEST_FILE = "manifest.json"
@@ -138,6 +140,10 @@ class ModelFolder:
         self.generation_file = self.path / "generation"
         self.shadow_socket = self.path / "shadow.sock"
         self.serving_file = self.path / "serving.json"
+
+    def sample_socket(self, choice: Choice) -> Path:
+        """Return where samples are taken while some are collected."""
+        return self.path / f"{choice.value}.sock"
 
     # Reading: by anybody.
 

@@ -26,10 +26,10 @@ from kedge_agent.files import storage_errors
 from kedge_agent.update.events import BlobOpened
 from kedge_protocol import digest as digests
 from kedge_protocol import files
+from kedge_protocol.bitmaps import bit_is_set
 from kedge_protocol.blocks import BLOCK_SIZE, HASH_SIZE, block_count, block_hash, block_length
 from kedge_protocol.bundle.layout import Bundle
 from kedge_protocol.errors import DigestMismatchError, KedgeError
-from kedge_protocol.messages import bit_is_set
 
 log = logging.getLogger(__name__)
 

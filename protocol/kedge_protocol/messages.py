@@ -7,12 +7,11 @@ by ``boot_id`` with ``seq`` (reported), never by clocks.
 
 from __future__ import annotations
 
-import base64
 import enum
 from dataclasses import dataclass, field
 
 from kedge_protocol import codec, digest, signatures
-from kedge_protocol.errors import MessageError
+from kedge_protocol.samples import ReportedSamples, SampleRequest
 from kedge_protocol.signatures import Envelope
 
 MAX_VERSION_STEP = 10**6
@@ -46,6 +45,7 @@ class Desired:
         soaks: model name → seconds after the switch for which calls of users are waited for before golden samples are
             sent through the served endpoint (:class:`Served`); 0 where it is missing.
         shadows: model name → the bundle that runs beside its own.
+        samples: model name → the samples that the device shall send home.
         device: the device that it is for; another one refuses it.
         releases: the signed statements of the releases that the bundles are of.
         rotations: all signed rotations of keys so far, in their order.
@@ -56,6 +56,7 @@ class Desired:
     sizes: dict[str, int]
     soaks: dict[str, float] = field(default_factory=dict)
     shadows: dict[str, Shadow] = field(default_factory=dict)
+    samples: dict[str, SampleRequest] = field(default_factory=dict)
     sent_at: float = 0.0
     device: str = ""
     releases: tuple[Envelope, ...] = ()
@@ -63,9 +64,13 @@ class Desired:
 
     @property
     def content(self) -> str:
-        """The digest of the desired models and shadows, without the version: equal ones have equal content."""
+        """The digest of what is desired, without the version: equal states have equal content."""
         shadows = {name: shadow.digest for name, shadow in self.shadows.items()}
-        return digest.of_bytes(codec.encode([self.models, shadows] if shadows else self.models))
+        samples = {name: request.rid for name, request in self.samples.items()}
+        parts = [self.models, shadows, samples]
+        while len(parts) > 1 and not parts[-1]:
+            parts.pop()
+        return digest.of_bytes(codec.encode(parts if len(parts) > 1 else self.models))
 
 
 def open_desired(raw: bytes, *, where: str) -> tuple[Envelope | None, Desired]:
@@ -238,6 +243,7 @@ class Reported:
         namesake: the boot of another device with the same name; the two disconnect each other from the broker.
         unheard_seconds: the seconds of telemetry since this boot that were sent while there was no controller.
         trusted_keys: the ids of the keys that the device trusts; empty for a device that takes unsigned states.
+        samples: model name → where it stands with the samples that it is asked for.
     """
 
     boot_id: str
@@ -256,6 +262,7 @@ class Reported:
     namesake: str | None = None
     unheard_seconds: float = 0.0
     trusted_keys: tuple[str, ...] = ()
+    samples: dict[str, ReportedSamples] = field(default_factory=dict)
     at: float = 0.0
 
 
@@ -285,8 +292,8 @@ class BlockRequest:
         digest: the digest of the blob (also for its map).
         kind: bytes or map.
         blocks: the requested indices.
-        have: the finished blocks of this blob on the device's disk, see :func:`encode_bitmap`; the controller uses it
-            to count blocks served twice.
+        have: the finished blocks of this blob on the device's disk (:mod:`kedge_protocol.bitmaps`), with which the
+            controller counts blocks served twice.
         boot_id: the agent's boot id.
     """
 
@@ -303,11 +310,14 @@ class Command:
     command.
 
     Attributes:
-        verb: the action; every agent knows ``report`` (send the reported state again).
+        verb: the action; every agent knows ``report`` (send the reported state again). ``samples`` is no command but
+            the answer to a chunk of samples of request ``cid``, and is not acknowledged.
+        received: for ``samples``: how many bytes of the file the controller has; all of them once it is checked.
     """
 
     cid: str
     verb: str
+    received: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -420,26 +430,3 @@ class Telemetry:
     temperature_c: float | None = None
     board: BoardTelemetry | None = None
     at: float = 0.0
-
-
-def encode_bitmap(finished: bytes | bytearray) -> str:
-    """Return a bitmap in base64, least significant bit first within each byte; bit i says that block i is finished."""
-    return base64.b64encode(bytes(finished).rstrip(b"\0")).decode("ascii")
-
-
-def decode_bitmap(text: str, *, where: str) -> bytes:
-    """Return the bitmap's bytes; bits beyond its end are unset.
-
-    Raises:
-        MessageError: the text is not base64.
-    """
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise MessageError(f"the bitmap is not base64: {error}", where=where) from error
-
-
-def bit_is_set(bitmap: bytes | bytearray, index: int) -> bool:
-    """Return whether block ``index`` is finished."""
-    byte = index >> 3
-    return byte < len(bitmap) and bool(bitmap[byte] >> (index & 7) & 1)

@@ -13,7 +13,7 @@ level              retained   what
 ``ack/{cid}``      never      device → controller: its outcome
 ``req/{rid}``      never      device → controller: a request for blocks
 ``blk/{rid}``      never      controller → device: one block (binary, :mod:`kedge_protocol.blocks`)
-``tele/{stream}``  never      device → controller: telemetry
+``tele/{stream}``  never      device → controller: telemetry (``metrics``); samples that were asked for (``samples``)
 =================  =========  ===================================================================
 
 ``kedge/v1/controller/status`` (retained, will) tells devices that a controller is present and when a new one starts.

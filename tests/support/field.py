@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from kedge.demo.processes import Process, ask, command_of, run, wait_until
+from kedge.fleet.keys import Keys
 from kedge.fleet.results import RolloutStatus
 from kedge.fleet.service import FleetService
+from kedge_protocol import codec
 from tests.support import requirements
 from tests.support.ports import free_port
 from tests.support.requirements import ROOT
@@ -60,17 +62,19 @@ class Field:
 
     Args:
         folder: for states and logs.
-        broker: ``mqtt://host:port``.
+        broker: ``mqtt://host:port``; None for the controller's embedded one.
     """
 
-    def __init__(self, folder: Path, broker: str) -> None:
+    def __init__(self, folder: Path, broker: str | None = None) -> None:
         self.folder = folder
-        self.broker = broker
+        listen = f"127.0.0.1:{free_port()}"
+        options = ["--embedded", "--listen", listen] if broker is None else ["--broker", broker]
+        self.broker = broker or f"mqtt://{listen}"
         self.state = folder / "fleet"
         self.env = {"KEDGE_FLEET_STATE": str(self.state)}
         self.devices: list[Device] = []
         self.controller = Process(
-            [command_of("kedge"), "controller", "run", "--broker", broker],
+            [command_of("kedge"), "controller", "run", *options],
             log=folder / "controller.log",
             env=self.env,
         )
@@ -89,12 +93,20 @@ class Field:
         return run([command_of("kedge"), *arguments], env=self.env, echo=False)
 
     def add(
-        self, name: str, target: str, command: str, *, env: Mapping[str, str] | None = None, **limits: int
+        self,
+        name: str,
+        target: str,
+        command: str,
+        *,
+        env: Mapping[str, str] | None = None,
+        more: str = "",
+        **limits: int,
     ) -> Device:
         """Make a device known and start its agent.
 
         Args:
             env: added to the agent's environment.
+            more: lines of its configuration.
         """
         self.kedge("device", "add", name, "--target", target, "--label", "site=test")
         folder = self.folder / name
@@ -104,13 +116,20 @@ class Field:
         (folder / "agent.toml").write_text(
             f'[device]\nname = "{name}"\ntarget = "{target}"\n[broker]\nurl = "{self.broker}"\n'
             f'[state]\npath = "state"\n[serve]\nlisten = "127.0.0.1:{port}"\n'
-            f"[telemetry]\ninterval = 1\n[limits]\n{lines}"
+            f"[telemetry]\ninterval = 1\n[limits]\n{lines}{more}"
         )
         process = Process(
             [command, "run", "--config", str(folder / "agent.toml")], log=folder / "agent.log", env=env
         ).start()
         self.devices.append(Device(name, target, folder / "state", f"http://127.0.0.1:{port}", process))
         return self.devices[-1]
+
+    def trust(self) -> str:
+        """Lines of an agent's configuration with which it takes this fleet's signed states only."""
+        path = self.folder / "trust.json"
+        path.write_bytes(codec.encode(Keys(self.state).trust()))
+        path.chmod(0o600)
+        return f'[trust]\nfile = "{path}"\n'
 
     def publish(self, out: Path) -> None:
         """``kedge publish``."""

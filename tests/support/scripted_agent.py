@@ -13,6 +13,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from kedge_protocol import codec, topics
+from kedge_protocol.bitmaps import encode_bitmap
 from kedge_protocol.blocks import BlockAnswer, decode_answer
 from kedge_protocol.errors import MessageError
 from kedge_protocol.messages import (
@@ -26,7 +27,6 @@ from kedge_protocol.messages import (
     ReportedModel,
     Status,
     decode_desired,
-    encode_bitmap,
 )
 from tests.support.brokers import wait_for
 

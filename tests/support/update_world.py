@@ -18,6 +18,7 @@ from kedge_agent.update.desired_states import Identity
 from kedge_agent.update.machine import Machine
 from kedge_agent.update.settings import Settings
 from kedge_protocol import codec, digest
+from kedge_protocol.bitmaps import bit_is_set, decode_bitmap
 from kedge_protocol.blocks import BLOCK_SIZE, BlockAnswer, BlockStatus, block_count, block_hash
 from kedge_protocol.bundle import config as cfg
 from kedge_protocol.bundle import oci
@@ -31,8 +32,6 @@ from kedge_protocol.messages import (
     ReportedModel,
     Shadow,
     Status,
-    bit_is_set,
-    decode_bitmap,
 )
 from kedge_protocol.trust import Trust
 

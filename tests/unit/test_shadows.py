@@ -18,14 +18,15 @@ from tests.support.installed import install
 from tests.support.update_world import Release, World, make_release, serving
 
 from kedge_agent import Model
-from kedge_agent.shadow import frames, process
+from kedge_agent.frame_sockets import FrameListener
+from kedge_agent.shadow import process
 from kedge_agent.shadow.comparing import MAX_CLASSES, Figures
-from kedge_agent.shadow.frames import Call
 from kedge_agent.shadow.runner import ShadowLimits, ShadowRunner, merged
 from kedge_agent.update import actions, events
-from kedge_protocol import codec
+from kedge_protocol import codec, frames
 from kedge_protocol.bundle import config as cfg
 from kedge_protocol.errors import InputError
+from kedge_protocol.frames import Call
 from kedge_protocol.messages import Desired, ModelState, Shadow
 
 pytestmark = pytest.mark.device
@@ -316,10 +317,7 @@ def test_rubbish_on_its_socket_ends_the_connection_and_nothing_else(tmp_path: Pa
     state, own, _ = _installed(tmp_path)
     shadow = process.ShadowProcess(process.load(next(state.glob("models/tiny/slots/*"))), beside=own, share=1.0)
     path = state / "s.sock"
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with frames.address(path) as address:
-        listening.bind(address)
-    listening.listen()
+    listening = FrameListener(path)
     threading.Thread(target=shadow.run, args=(listening,), daemon=True).start()
     for rubbish in (b"", b"abc", frames.LENGTH.pack(5, 0) + b"hello", frames.LENGTH.pack(1 << 30, 1)):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link, frames.address(path) as address:

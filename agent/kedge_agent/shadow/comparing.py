@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from kedge_agent.shadow.frames import Array
+from kedge_agent.samples.single import are_scores, confidence
 from kedge_protocol import latency_buckets
 from kedge_protocol.bundle.config import TensorSpec
 from kedge_protocol.messages import ShadowTelemetry
+
+Array = npt.NDArray[Any]
 
 MAX_CLASSES = 64
 OTHER = "other"
@@ -30,14 +34,18 @@ class Figures:
     new: list[int] = field(default_factory=lambda: [0] * latency_buckets.BUCKETS)
     errors: int = 0
 
-    def add(self, specs: Sequence[TensorSpec], old: Mapping[str, Array], new: Mapping[str, Array]) -> None:
-        """Compare the answers to one call: output's name → array with the samples along the first axis."""
+    def add(self, specs: Sequence[TensorSpec], old: Mapping[str, Array], new: Mapping[str, Array]) -> Array | None:
+        """Compare the answers to one call: output's name → array with the samples along the first axis.
+
+        Returns:
+            Which samples both answer alike, bool [samples]; None without outputs.
+        """
         alike: Array | None = None
         for spec in specs:
             before, after = old[spec.name], new[spec.name]
             if before.shape != after.shape:
                 same = np.zeros(len(before), bool)
-            elif before.ndim == 2 and before.shape[1] > 1 and before.dtype.kind == "f":
+            elif are_scores(before):
                 same = self._scores(before, after)
             else:
                 same = _near(before, after)
@@ -45,6 +53,7 @@ class Figures:
         if alike is not None:
             self.compared += len(alike)
             self.agreed += int(alike.sum())
+        return alike
 
     def message(self, digest: str) -> ShadowTelemetry:
         """Return the counts as they are sent."""
@@ -67,18 +76,8 @@ class Figures:
             counts = self.classes.setdefault(key, [0, 0])
             counts[0] += 1
             counts[1] += agrees
-        self.confidence_shift += float((_confidence(after) - _confidence(before)).sum())
+        self.confidence_shift += float((confidence(after) - confidence(before)).sum())
         return same
-
-
-def _confidence(scores: Array) -> Array:
-    """Return each sample's largest probability."""
-    scores = scores.astype(np.float64)
-    top: Array = scores.max(axis=1)
-    if np.all(scores >= 0) and np.allclose(scores.sum(axis=1), 1.0, atol=0.02):
-        return top
-    softmax: Array = 1.0 / np.exp(scores - top[:, None]).sum(axis=1)
-    return softmax
 
 
 def _near(before: Array, after: Array) -> Array:

@@ -16,6 +16,7 @@ from kedge_agent.update import actions, events
 from kedge_protocol import codec, memory
 from kedge_protocol.errors import MessageError
 from kedge_protocol.messages import ShadowTelemetry
+from kedge_protocol.samples import Choice
 from kedge_targets.worker import bootstrap
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ class ShadowRunner:
         said = folder.path / "shadow.log"
         command = [sys.executable, str(Path(bootstrap.__file__).resolve()), "--module", "kedge_agent.shadow"]
         command += ["--folder", str(folder.slot(action.digest).folder), "--socket", str(folder.shadow_socket)]
+        command += ["--samples", str(folder.sample_socket(Choice.DISAGREE))]
         command += ["--beside", action.beside, "--share", str(share)]
         environment = {**os.environ, bootstrap.PARENT_VARIABLE: str(os.getpid())}
         for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):

@@ -1,42 +1,50 @@
-"""Sends looked-at calls to a shadow, from a thread of its own: the call has been answered, and waits for nothing.
+"""Sends looked-at calls to a shadow, and single samples to the agent while it collects some, from a thread of its own:
+the call has been answered, and waits for nothing.
 
-Where no shadow listens, a look costs one question whether its socket is there. What the shadow does not take in time is
-dropped.
+Where nobody listens, a look costs two questions whether a socket is there. What is not taken in time is dropped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import queue
-import socket
 import threading
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
-from kedge_agent.shadow import frames
-from kedge_agent.shadow.frames import Array, Call
+import numpy.typing as npt
 
+from kedge_agent.frame_sockets import FrameSender
+from kedge_agent.samples import single
+from kedge_agent.slots import ModelFolder
+from kedge_protocol import frames
+from kedge_protocol.bundle.config import BundleConfig
+from kedge_protocol.frames import Call
+from kedge_protocol.samples import Choice
+
+Array = npt.NDArray[Any]
 _WAITING = 2
-_SECONDS = 1.0
 
 
 class Tap:
-    """The way of one model's calls to its shadow.
+    """The way of one model's calls to who looks at them.
 
     Args:
-        path: the shadow's socket, which comes and goes with it.
-        digest: of the bundle whose calls these are.
+        folder: the model's; its sockets come and go with who listens.
+        digest, config: of the bundle whose calls these are.
     """
 
-    def __init__(self, path: Path, digest: str) -> None:
-        self._path = path
+    def __init__(self, folder: ModelFolder, digest: str, config: BundleConfig) -> None:
+        self._shadow = FrameSender(folder.shadow_socket)
+        self._samples = FrameSender(folder.sample_socket(Choice.LOW_CONFIDENCE))
         self._digest = digest
+        self._config = config
         self._calls: queue.Queue[Call | None] = queue.Queue(_WAITING)
         self._thread: threading.Thread | None = None
 
     def show(self, nanoseconds: int, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        """Send a call if a shadow listens and has taken the last one; the arrays are copied."""
-        if not self._path.exists() or self._calls.full():
+        """Send a call if somebody listens and has taken the last one; the arrays are copied."""
+        if not (self._shadow.wanted() or self._samples.wanted()) or self._calls.full():
             return
         if sum(array.nbytes for named in (inputs, outputs) for array in named.values()) > frames.MAX_BYTES:
             return
@@ -56,22 +64,10 @@ class Tap:
             self._calls.put_nowait(None)
 
     def _run(self, calls: queue.Queue[Call | None]) -> None:
-        link: socket.socket | None = None
         while (call := calls.get()) is not None:
-            raw = frames.encode(call)
-            if raw is None:
-                continue
-            try:
-                if link is None:
-                    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                    link.settimeout(_SECONDS)
-                    with frames.address(self._path) as address:
-                        link.connect(address)
-                link.sendall(raw)
-            except OSError:
-                # Half a frame may be on its way: the next one begins on a new connection.
-                if link is not None:
-                    link.close()
-                link = None
-        if link is not None:
-            link.close()
+            if self._shadow.wanted():
+                self._shadow.send(frames.encode(call))
+            if self._samples.wanted() and (unsure := single.least_sure(call, self._config)) is not None:
+                self._samples.send(frames.encode(unsure))
+        self._shadow.close()
+        self._samples.close()

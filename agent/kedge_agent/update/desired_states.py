@@ -86,6 +86,9 @@ class DesiredStates:
                 raise MessageError("a version or a size is not above 0", where="desired state")
             for name, shadow in desired.shadows.items():
                 _check_shadow(name, shadow, desired)
+            for name, request in desired.samples.items():
+                checked_name(name, "model name")
+                request.check(where=f"desired state, samples of {name}")
             if any(not 0 <= soak <= MAX_SECONDS for soak in desired.soaks.values()):
                 raise MessageError(f"a soak is not 0 to {MAX_SECONDS:g} s", where="desired state")
         except KedgeError as error:

@@ -6,8 +6,9 @@ import enum
 from collections import deque
 
 from kedge_protocol import digest as digests
+from kedge_protocol.bitmaps import bit_is_set, encode_bitmap
 from kedge_protocol.blocks import BLOCK_SIZE, HASH_SIZE, block_count, block_hash, block_length
-from kedge_protocol.messages import BlobKind, BlockRequest, bit_is_set, encode_bitmap
+from kedge_protocol.messages import BlobKind, BlockRequest
 
 MAX_BROKEN = 3
 """Number of wrong answers for one block before the transfer fails."""

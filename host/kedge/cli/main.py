@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("kedge.cli.simulate:simulate_command", "Roll a release out to a simulated fleet."),
     "keys": ("kedge.cli.keys:keys", "Show and rotate the keys that sign releases and desired states."),
     "shadow": ("kedge.cli.shadow:shadow", "Run a release beside the one that serves, on live inputs."),
+    "samples": ("kedge.cli.samples:samples", "Bring hard inputs home from devices that allow it."),
     "drift": ("kedge.cli.drift:drift", "Show how far live samples are from those that a model was compiled with."),
     "audit": ("kedge.cli.audit:audit", "Show and check the audit log of the fleet."),
 }

@@ -16,6 +16,7 @@ from kedge.fleet.inbox import SeldomLog
 from kedge.fleet.storage import Repository
 from kedge.fleet.transfer_counts import TransferCounts
 from kedge_protocol import codec, topics
+from kedge_protocol.bitmaps import decode_bitmap
 from kedge_protocol.blocks import (
     BLOCK_SIZE,
     HASH_SIZE,
@@ -25,7 +26,7 @@ from kedge_protocol.blocks import (
     encode_answer,
 )
 from kedge_protocol.errors import MessageError
-from kedge_protocol.messages import BlobKind, BlockRequest, decode_bitmap
+from kedge_protocol.messages import BlobKind, BlockRequest
 
 log = logging.getLogger(__name__)
 

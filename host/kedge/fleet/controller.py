@@ -26,10 +26,11 @@ from kedge.fleet.embedded_broker import EmbeddedBroker
 from kedge.fleet.health import Mark
 from kedge.fleet.inbox import Inbox, SeldomLog
 from kedge.fleet.options import ControllerOptions
+from kedge.fleet.sample_intake import SampleIntake
 from kedge.fleet.staged.engine import Engine
 from kedge.fleet.storage import Repository
 from kedge.fleet.transfer_counts import TransferCounts
-from kedge_protocol import codec, topics
+from kedge_protocol import codec, samples, topics
 from kedge_protocol.channel import Channel
 from kedge_protocol.errors import KedgeError, MessageError
 from kedge_protocol.messages import Command, Status
@@ -151,6 +152,7 @@ class Controller:
             backoff=backoff,
         )
         self._blocks = BlockServer(Repository(state), self._counts, self._connection)
+        self._samples = SampleIntake(state, self.database, self._connection)
         self._seldom = SeldomLog()
         self._mark = Mark(state)
         self._changes = -1
@@ -206,6 +208,7 @@ class Controller:
         retried in the next round."""
         try:
             self._write()
+            self._samples.tick()
             self._advance()
             self._read_changes()
             self._publish()
@@ -340,7 +343,9 @@ class Controller:
             self._heard_of_controller(payload)
             return
         device, kind, tail = _taken_apart(topic)
-        if kind != "req":
+        if kind == "tele" and tail == samples.STREAM:
+            self._samples.put(device, payload)
+        elif kind != "req":
             self._inbox.put(topic, payload, retained)
         elif not retained:
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kedge.fleet import call_figures, device_reports, devices, drift
+from kedge.fleet import call_figures, device_reports, devices, drift, sample_parts
 from kedge.fleet.database import Database, Session, meta, note_change
 from kedge.fleet.inbox import Change, DeviceState
 from kedge.fleet.keys import Keys
@@ -299,6 +299,7 @@ def _write_one(session: Session, change: Change) -> None:
         values = (change.reported, *change.memory.report, change.view.desired_version, number)
         session.run(_REPORTED, values)
         device_reports.note(session, number, change.view)
+        sample_parts.note(session, number, change.view)
         if _must_outbid(session, number, change.view):
             session.run(
                 "UPDATE device SET desired_version = max(desired_version, ?) + 1 WHERE id = ?",

@@ -11,6 +11,7 @@ from kedge.fleet.results import DeviceRow, DeviceView, Measurement, TransferView
 from kedge_protocol import codec
 from kedge_protocol.errors import ConfigError, FleetError
 from kedge_protocol.messages import Desired, Reported, Shadow, Telemetry
+from kedge_protocol.samples import Choice, SampleRequest
 from kedge_protocol.topics import checked_name
 
 TELEMETRY_SHOWN = 60
@@ -192,6 +193,7 @@ def desired_states(session: Session, versions: Mapping[int, int], numbers: Seque
     """
     for row in session.where_in(query, numbers):
         shadows[row["device_id"]].append(row)
+    asked = _samples(session, numbers)
     return {
         number: Desired(
             version=versions[number],
@@ -204,9 +206,31 @@ def desired_states(session: Session, versions: Mapping[int, int], numbers: Seque
                 )
                 for row in shadows[number]
             },
+            samples=asked.get(number, {}),
         )
         for number in numbers
     }
+
+
+def _samples(session: Session, numbers: Sequence[int]) -> dict[int, dict[str, SampleRequest]]:
+    """Return what samples these devices are asked for, by model."""
+    query = """
+        SELECT part.device_id, part.count, part.max_bytes, rid, asked.model, choice, below, seconds
+        FROM sample_part AS part JOIN sample_request AS asked ON asked.id = request_id
+        JOIN desired_model AS own ON own.device_id = part.device_id AND own.model = asked.model
+        WHERE part.state IN ('asked', 'collecting', 'sending') AND part.device_id IN {}
+    """
+    found: dict[int, dict[str, SampleRequest]] = {}
+    for row in session.where_in(query, numbers):
+        found.setdefault(row["device_id"], {})[row["model"]] = SampleRequest(
+            rid=row["rid"],
+            where=Choice(row["choice"]),
+            count=row["count"],
+            max_bytes=row["max_bytes"],
+            seconds=row["seconds"],
+            below=row["below"],
+        )
+    return found
 
 
 def transfers(session: Session, number: int) -> tuple[TransferView, ...]:

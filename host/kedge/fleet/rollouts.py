@@ -263,7 +263,7 @@ def shadow(session: Session, model: str, bundles: Mapping[int, Wanted], *, share
     """
     rows = [(device, model, one.digest, one.size, share, memory_bytes) for device, one in bundles.items()]
     session.run_many("INSERT OR REPLACE INTO desired_shadow VALUES (?, ?, ?, ?, ?, ?)", rows)
-    _publish(session, list(bundles))
+    publish(session, list(bundles))
 
 
 def unshadow(session: Session, model: str, numbers: Sequence[int]) -> None:
@@ -271,10 +271,10 @@ def unshadow(session: Session, model: str, numbers: Sequence[int]) -> None:
     session.run_many(
         "DELETE FROM desired_shadow WHERE device_id = ? AND model = ?", [(number, model) for number in numbers]
     )
-    _publish(session, numbers)
+    publish(session, numbers)
 
 
-def _publish(session: Session, numbers: Sequence[int]) -> None:
+def publish(session: Session, numbers: Sequence[int]) -> None:
     """Give devices their desired state under a new version."""
     versions = next_versions(session, numbers)
     session.run_many("UPDATE device SET desired_version = ? WHERE id = ?", [(versions[one], one) for one in numbers])

@@ -11,6 +11,8 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
   which it waits for calls of users.
 - ``desired_shadow``: a bundle that shall run beside a desired one, see :func:`kedge.fleet.rollouts.shadow` and
   :mod:`kedge.fleet.shadows`.
+- ``sample_request``, ``sample_part``: a request for samples, and one device's part of it, see
+  :mod:`kedge.fleet.samples`; ``rid`` is its number on the wire.
 - ``device_state``: what a device said last; ``reported`` is the message as it came, ``told_target`` the target in it,
   ``refused_…`` the desired state that it did not take, ``namesake`` the boot of another device of its name.
 - ``reported_model``: the models of that message, taken apart, so that a rollout is judged without reading messages;
@@ -42,11 +44,11 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
 
 from __future__ import annotations
 
-VERSION = 5
+VERSION = 6
 """Stored as SQLite's ``user_version``. 2 has ``latency`` more than 1; 3 has ``reported_model``, ``command`` and the
 columns ``told_target``, ``refused_…``, ``namesake`` and ``superseded_by`` more than 2; 4 has ``audit`` and
 ``release.statement`` more than 3; 5 has ``call_figures``, ``rollout_stage``, ``rollout_member``, ``gate_result`` and
-the columns ``soak`` and ``served_…`` more than 4."""
+the columns ``soak`` and ``served_…`` more than 4; 6 has ``sample_request`` and ``sample_part`` more than 5."""
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (
@@ -144,6 +146,32 @@ CREATE TABLE IF NOT EXISTS drift_sketch (
     before VARCHAR NOT NULL,
     PRIMARY KEY (device_id, model)
 );
+CREATE TABLE IF NOT EXISTS sample_request (
+    id INTEGER NOT NULL PRIMARY KEY,
+    rid VARCHAR NOT NULL UNIQUE,
+    model VARCHAR NOT NULL,
+    choice VARCHAR NOT NULL,
+    count INTEGER NOT NULL,
+    below DOUBLE NOT NULL,
+    seconds DOUBLE NOT NULL,
+    asked_at DOUBLE NOT NULL,
+    ends_at DOUBLE NOT NULL,
+    state VARCHAR NOT NULL
+);
+CREATE TABLE IF NOT EXISTS sample_part (
+    request_id INTEGER NOT NULL REFERENCES sample_request (id),
+    device_id INTEGER NOT NULL REFERENCES device (id),
+    count INTEGER NOT NULL,
+    max_bytes INTEGER NOT NULL,
+    state VARCHAR NOT NULL,
+    detail VARCHAR NOT NULL,
+    seen INTEGER NOT NULL,
+    kept INTEGER NOT NULL,
+    samples INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    PRIMARY KEY (request_id, device_id)
+);
+CREATE INDEX IF NOT EXISTS ix_sample_part_device_id ON sample_part (device_id);
 CREATE TABLE IF NOT EXISTS latency (
     device_id INTEGER NOT NULL REFERENCES device (id),
     bundle VARCHAR NOT NULL,
@@ -337,6 +365,7 @@ PER_DEVICE = (
     "telemetry",
     "call_figures",
     "drift_sketch",
+    "sample_part",
     "desired_shadow",
     "transfer",
     "rollout_device",

@@ -14,9 +14,9 @@ from kedge.simulator.releases import RUNTIME
 from kedge_agent.update import actions, events
 from kedge_agent.update.actions import Action
 from kedge_protocol import digest
+from kedge_protocol.bitmaps import bit_is_set
 from kedge_protocol.blocks import BLOCK_SIZE, HASH_SIZE, block_count
 from kedge_protocol.bundle.layout import Bundle
-from kedge_protocol.messages import bit_is_set
 
 MEMORY_BYTES = 4 << 30
 
