@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import util
@@ -34,15 +34,19 @@ def folder() -> Path:
     return Path(found.origin).parent / "model"
 
 
-def export(path: Path) -> None:
+def export(path: Path, layers: Sequence[int] | None = None) -> None:
     """Write the encoder as ONNX: ``input_ids`` and ``attention_mask`` int64 batch x length, both free, to ``meaning``
-    float32 batch x 384 of length 1."""
+    float32 batch x 384 of length 1.
+
+    Args:
+        layers: those that are kept of the six; None for all.
+    """
     import torch
 
     torch.manual_seed(0)
     dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=512)}
     torch.onnx.export(
-        _encoder(),
+        _encoder(layers),
         (torch.randint(0, 1000, (2, 12)), torch.ones(2, 12, dtype=torch.int64)),
         str(path),
         dynamo=True,
@@ -54,7 +58,7 @@ def export(path: Path) -> None:
     )
 
 
-def _encoder() -> Any:
+def _encoder(layers: Sequence[int] | None) -> Any:
     from safetensors.torch import load_file
     from torch import nn
 
@@ -119,6 +123,9 @@ def _encoder() -> Any:
     unused = model.load_state_dict(loaded, strict=False)
     assert not unused.missing_keys
     assert {key.split(".")[0] for key in unused.unexpected_keys} <= {"pooler", "embeddings"}
+    if layers is not None:
+        kept = model.encoder["layer"]
+        model.encoder["layer"] = nn.ModuleList([kept[index] for index in layers])
     return model.eval()
 
 

@@ -54,7 +54,9 @@ def _show(release: Release) -> None:
     if report is None:
         return
     metric = report.metric
-    table = Table(title=f"{release.name} {release.version}: {metric} of the float model {report.reference.value:.4f}")
+    teacher = report.reference.teacher
+    judge = "float model" if teacher is None else f"teacher {teacher}"
+    table = Table(title=f"{release.name} {release.version}: {metric} of the {judge} {report.reference.value:.4f}")
     for column in ("target", "backend", "how"):
         table.add_column(column)
     for column in (metric, "drop", "size ×", "int %", "p50 ms"):

@@ -42,6 +42,14 @@ def show(console: Console, path: Path, digest: str, report: DecoderReport) -> No
     for name, error in (report.failures or {}).items():
         table.add_row(name, "", f"failed: {error}")
     console.print(table)
+    for step in report.targets[0].steps:
+        figures = step.figures
+        console.print(
+            f"after {step.use}: {step.parameters / 1e6:.3g} million weights, perplexity × {figures.ratio:.4f}, "
+            f"KL {figures.kl:.4f} ± {figures.kl_error:.4f}, same top {figures.agreement:.3f}",
+            soft_wrap=True,
+            markup=False,
+        )
     for one in report.targets:
         for attempt in one.attempts:
             if attempt.broken:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge.compiler import emulated_proof, normalized_arrays, preparation, release_writer, validation
+from kedge.compiler import emulated_proof, normalized_arrays, preparation, release_writer, teachers, validation
 from kedge.compiler.decoders import service as decoders
 from kedge.compiler.pipelines import PipelineJob
 from kedge.compiler.release import Release
@@ -158,7 +158,7 @@ class _Compilation:
             preprocess = preprocessing.parse(self._options.preprocess, data.model.inputs)
             job = Job(
                 options=self._options,
-                budget=self._asked.budget(data.model.size_bytes),
+                budget=self._asked.budget(data.model.float_bytes),
                 model=data.model,
                 calibration=data.calibration,
                 evaluation=data.evaluation,
@@ -261,8 +261,9 @@ class _Compilation:
         slim, notes = preparation.without_dead_channels(
             model, found.calibration, self._options, worker, scratch=self._scratch
         )
+        judged, told = teachers.with_teacher(slim, self._asked, calibration.arrays, worker, scratch=self._scratch)
         self._seconds["read"] = time.perf_counter() - began
-        return replace(found, model=slim, notes=(*(() if imported is None else imported.notes), *notes))
+        return replace(found, model=judged, notes=(*(() if imported is None else imported.notes), *notes, *told))
 
     def _bound(self, dataset: Dataset, model: Model, worker: Worker, pipeline: PipelineJob) -> Data:
         data = dataset.bind(model.inputs, model.states)

@@ -21,6 +21,7 @@ from kedge_protocol.bundle.write import check_place
 from kedge_protocol.errors import (
     ConfigError,
     MissingDependencyError,
+    ModelError,
     TargetError,
 )
 from kedge_protocol.packages import pip_install
@@ -42,6 +43,7 @@ class ValidatedRequest:
         model: a path, or a factory (:mod:`kedge.importing.model_kinds`).
         pipeline: the pipeline as declared; what it leaves open is taken from the model later.
         is_onnx: whether the model needs no import.
+        teacher: the model that a step of the recipe names, see :mod:`kedge.compiler.teachers`.
     """
 
     model: str
@@ -52,6 +54,7 @@ class ValidatedRequest:
     recipe: Recipe | None
     record: latency.LatencyLog
     pipeline: Pipeline | None = None
+    teacher: str | None = None
 
     @property
     def raw_data(self) -> bool:
@@ -122,7 +125,34 @@ def check(model: str, options: CompileOptions) -> ValidatedRequest:
         recipe=recipe,
         record=latency.LatencyLog() if options.latencies is None else latency.read(options.latencies),
         pipeline=_pipeline(options),
+        teacher=_teacher(recipe, asked, trust_pickle=options.trust_pickle),
     )
+
+
+def _teacher(recipe: Recipe | None, asked: Sequence[Target], *, trust_pickle: bool) -> str | None:
+    """Return the teacher that the steps name."""
+    sections = [] if recipe is None else [recipe.section(target.name) for target in asked]
+    named = {
+        str(step.options["teacher"])
+        for section in sections
+        if section is not None
+        for step in section.steps
+        if step.options.get("teacher") is not None
+    }
+    if not named:
+        return None
+    if len(named) > 1:
+        raise ConfigError(
+            f"the steps name several teachers: {', '.join(sorted(named))}",
+            where="recipe",
+            remedy="Name one: it judges everything, so compile once for each",
+        )
+    (source,) = named
+    try:
+        model_kinds.recognise(source, trust_pickle=trust_pickle)
+    except ModelError as error:
+        raise ModelError(error.what, where=f"teacher {source}", remedy=error.remedy) from error
+    return source
 
 
 def check_environment() -> None:

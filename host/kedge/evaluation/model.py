@@ -41,6 +41,15 @@ class PrepareRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A model that another is distilled from; ``file`` without its folder."""
+
+    file: str
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """What a model is.
 
@@ -54,8 +63,9 @@ class Model:
         classes: names of the classes that the graph holds, in the order of its scores.
         states: inputs that take what an output gave in the call before, by name.
         fixed_batch: whether the graph takes one sample at a time only.
-        reference: a graph that ONNX Runtime runs and that computes the same; another file than ``graph`` only where
-            that has QONNX's nodes.
+        reference: the graph that judges: one that ONNX Runtime runs and that computes the same (another file than
+            ``graph`` only where that has QONNX's nodes), or the teacher's.
+        teacher: what ``reference`` is, where it is another model.
         metadata: what the file says of itself by key.
         quantized: whether it has.
         attention: names of the products of two activations in attention, in the graph's order.
@@ -70,12 +80,18 @@ class Model:
     activation_bytes: int
     fixed_batch: bool
     reference: str
+    teacher: Teacher | None = None
     states: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     quantized: bool = False
     attention: tuple[str, ...] = ()
     ends: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def float_bytes(self) -> int:
+        """Return the size of the model that judges, which a bundle's size is compared with."""
+        return self.size_bytes if self.teacher is None else self.teacher.size_bytes
 
     @property
     def batch(self) -> int:

@@ -30,6 +30,10 @@ class Importance(enum.Enum):
     RANDOM = "random"  # nothing: the control that every other must beat
 
 
+BY_DECODERS = (Importance.TAYLOR, Importance.MAGNITUDE, Importance.RANDOM)
+"""The criteria for language models."""
+
+
 class Norm(enum.Enum):
     """The norm taken of a channel's weights."""
 

@@ -36,12 +36,13 @@ class ModelEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceEntry:
-    """The float model run by ONNX Runtime."""
+    """The float model run by ONNX Runtime; ``teacher`` is its file where the model was distilled from another."""
 
     value: float
     size_bytes: int
     samples: int
     latency_ms: worker_messages.Latency
+    teacher: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +219,8 @@ def of(
         max_drop=options.max_drop,
         reference=ReferenceEntry(
             value=reference.value,
-            size_bytes=source.model.size_bytes,
+            size_bytes=source.model.float_bytes,
+            teacher=None if source.model.teacher is None else source.model.teacher.file,
             samples=source.evaluation_samples,
             latency_ms=info.latency,
         ),
@@ -272,9 +274,9 @@ def _bundle(compiled: Compiled, digest: str, source: ReleaseSource) -> BundleEnt
         weights_in_integers=attempt.weights_in_integers,
         macs_in_integers=attempt.macs_in_integers,
         size_bytes=size,
-        size_ratio=size / max(1, source.model.size_bytes),
+        size_ratio=size / max(1, source.model.float_bytes),
         pulled_bytes=pulled,
-        pulled_ratio=pulled / max(1, source.model.size_bytes),
+        pulled_ratio=pulled / max(1, source.model.float_bytes),
         latency_ms=attempt.latency_ms or worker_messages.Latency(p50=0.0, p95=0.0),
         target_latency=attempt.target_latency,
         label=attempt.label,

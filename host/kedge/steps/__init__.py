@@ -22,6 +22,7 @@ _OWN: dict[str, str] = {
     "prune-channels": "prune_channels:PruneChannels",
     "prune-heads": "prune_heads:PruneHeads",
     "prune-width": "prune_width:PruneWidth",
+    "drop-layers": "drop_layers:DropLayers",
     "sparsify": "sparsify:Sparsify",
     "distil": "distil:Distil",
     "fine-tune": "fine_tune:FineTune",

@@ -1,24 +1,41 @@
-"""Self-distillation: trains the graph towards the original float model on the unlabelled calibration samples."""
+"""Distillation: trains the graph on the unlabelled calibration samples towards the original float model, or towards a
+teacher of another depth or width."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from kedge.options import Option
 from kedge.step import Context, Step
+from kedge.steps.decoder_step import DecoderContext, DecoderStep
 from kedge.training.options import TrainingOptions
+from kedge_protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     import onnx
 
+    from kedge.training.decoder.weights import HeldDecoder
+    from kedge_targets.decoder.spec import DecoderSpec
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistilOptions(TrainingOptions):
-    """How the graph is trained."""
+    """How the graph is trained, and towards what."""
+
+    teacher: Annotated[
+        str | None,
+        Option("Another model with the same inputs and outputs: the graph learns from it and is judged against it."),
+    ] = None
+    layers: Annotated[
+        tuple[str, ...],
+        Option("Blocks that are compared with a teacher's, STUDENT:TEACHER from 0; the default spreads them evenly."),
+    ] = ()
 
 
-class Distil(Step[DistilOptions]):
-    """Trains the graph towards the float model; the default repair after pruning or few-bit quantization."""
+class Distil(Step[DistilOptions], DecoderStep):
+    """Trains the graph towards the float model, or another teacher; the default repair after pruning or few-bit
+    quantization."""
 
     name: ClassVar[str] = "distil"
     Options = DistilOptions
@@ -35,4 +52,45 @@ class Distil(Step[DistilOptions]):
         from kedge.training import repair
 
         repair.check(self.options, self.name)
-        return repair.trained(model, context, self.options, what=self.name).written()
+        other, layers = self.options.teacher is not None, self.options.layers
+        if layers and not other:
+            raise ConfigError(
+                "layers names blocks of a teacher, and none is given", where=self.name, remedy="Give teacher=MODEL too"
+            )
+        return repair.trained(model, context, self.options, what=self.name, other=other, layers=layers).written()
+
+    def check_decoder(self, spec: DecoderSpec) -> None:
+        """See :class:`kedge.steps.decoder_step.DecoderStep`."""
+        from kedge.training import repair
+
+        repair.check(self.options, self.name)
+        for name in ("teacher", "layers", "mixup", "shift"):
+            if getattr(self.options, name):
+                raise ConfigError(
+                    f"{name} is not for language models",
+                    where=self.name,
+                    remedy="Leave it out: the float model is the teacher",
+                )
+
+    def apply_to_decoder(self, decoder: HeldDecoder, context: DecoderContext) -> HeldDecoder:
+        """See :class:`kedge.steps.decoder_step.DecoderStep`. The result is never worse on the sequences held back.
+
+        Raises:
+            StepError: the memory does not hold the training.
+            DivergedError: see :func:`kedge.training.loop.train`.
+        """
+        from kedge.training.decoder import distillation
+
+        made, outcome = distillation.distilled(
+            decoder,
+            context.teacher,
+            context.sequences,
+            self.options,
+            seed=context.seed,
+            progress=context.progress,
+        )
+        context.figures |= {"loss_before": outcome.before, "loss_after": outcome.after, "steps": float(outcome.steps)}
+        context.notes += outcome.notes
+        if not outcome.after < outcome.before:
+            context.notes.append(f"{self.name}: nothing better was found; the model is as it was before")
+        return made

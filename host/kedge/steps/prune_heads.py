@@ -4,12 +4,17 @@ it."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from kedge.options import Option
 from kedge.pruning.importance import Importance
 from kedge.pruning.selection import Limits, Ranking
-from kedge.steps.pruning_step import PruningStep
+from kedge.steps.decoder_step import DecoderContext, DecoderStep
+from kedge.steps.pruning_step import PruningStep, check_for_decoder
+
+if TYPE_CHECKING:
+    from kedge.training.decoder.weights import HeldDecoder
+    from kedge_targets.decoder.spec import DecoderSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +37,29 @@ class PruneHeadsOptions:
         return Limits(least=self.least)
 
 
-class PruneHeads(PruningStep[PruneHeadsOptions]):
+class PruneHeads(PruningStep[PruneHeadsOptions], DecoderStep):
     """Prunes the least important attention heads; layers may keep different numbers of heads."""
 
     name: ClassVar[str] = "prune-heads"
     Options = PruneHeadsOptions
     kinds: ClassVar[tuple[str, ...]] = ("heads",)
     what: ClassVar[str] = "heads"
+
+    def check_decoder(self, spec: DecoderSpec) -> None:
+        """See :class:`kedge.steps.decoder_step.DecoderStep`."""
+        options = self.options
+        check_for_decoder(options.ratio, options.importance, (options.layers, options.leave), where=self.name)
+
+    def apply_to_decoder(self, decoder: HeldDecoder, context: DecoderContext) -> HeldDecoder:
+        """See :class:`kedge.steps.decoder_step.DecoderStep`. Every layer loses the same share."""
+        from kedge.pruning.decoder import pruner
+
+        return pruner.prune_heads(
+            decoder,
+            context.sequences[: self.options.samples],
+            ratio=self.options.ratio,
+            least=self.options.least,
+            by=self.options.importance,
+            seed=context.seed,
+            progress=context.progress,
+        )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from kedge.options import Option
 from kedge.pruning.importance import Importance, Norm
 from kedge.pruning.selection import Limits, Ranking
-from kedge.steps.pruning_step import PruningStep
+from kedge.steps.decoder_step import DecoderContext, DecoderStep
+from kedge.steps.pruning_step import PruningStep, check_for_decoder
+
+if TYPE_CHECKING:
+    from kedge.training.decoder.weights import HeldDecoder
+    from kedge_targets.decoder.spec import DecoderSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +38,29 @@ class PruneWidthOptions:
         return Limits(multiple=self.multiple_of, most=self.most)
 
 
-class PruneWidth(PruningStep[PruneWidthOptions]):
+class PruneWidth(PruningStep[PruneWidthOptions], DecoderStep):
     """Prunes the least important units between two matrix products."""
 
     name: ClassVar[str] = "prune-width"
     Options = PruneWidthOptions
     kinds: ClassVar[tuple[str, ...]] = ("width",)
     what: ClassVar[str] = "width"
+
+    def check_decoder(self, spec: DecoderSpec) -> None:
+        """See :class:`kedge.steps.decoder_step.DecoderStep`."""
+        options = self.options
+        check_for_decoder(options.ratio, options.importance, (options.layers, options.leave), where=self.name)
+
+    def apply_to_decoder(self, decoder: HeldDecoder, context: DecoderContext) -> HeldDecoder:
+        """See :class:`kedge.steps.decoder_step.DecoderStep`. Every layer loses the same share."""
+        from kedge.pruning.decoder import pruner
+
+        return pruner.prune_width(
+            decoder,
+            context.sequences[: self.options.samples],
+            ratio=self.options.ratio,
+            multiple=self.options.multiple_of,
+            by=self.options.importance,
+            seed=context.seed,
+            progress=context.progress,
+        )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
+from kedge.pruning.importance import BY_DECODERS, Importance
 from kedge.step import Context, Step
+from kedge_protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     import onnx
@@ -56,3 +59,22 @@ class PruningStep(Step[Options]):
             **{name: value for name, value in given.items() if name in taken},
         )
         return pruner.prune(model, context, request)
+
+
+def check_for_decoder(ratio: float, by: Importance, named: Collection[Collection[str]], *, where: str) -> None:
+    """Check what a language model takes: no names of nodes, since it has no graph yet and its layers keep one width.
+
+    Raises:
+        ConfigError: a ratio out of range, an importance that is not known, or a name is given.
+    """
+    if not 0 <= ratio < 1:
+        raise ConfigError(f"ratio is {ratio}", where=where, remedy="Give at least 0 and below 1")
+    if by not in BY_DECODERS:
+        known = ", ".join(one.value for one in BY_DECODERS)
+        raise ConfigError(
+            f"importance {by.value!r} is not for language models", where=where, remedy=f"Known are {known}"
+        )
+    if any(named):
+        raise ConfigError(
+            "layers and leave name nodes, a language model has none", where=where, remedy="Leave them out"
+        )

@@ -12,7 +12,8 @@ import torch
 
 from kedge.evaluation import user
 from kedge.evaluation.metrics.classes import check_labels
-from kedge.training import losses
+from kedge.training import blocks, losses
+from kedge.training.blocks import Pairs
 from kedge.training.losses import Head, Kind
 from kedge.training.network import Network
 from kedge.training.samples import Pool, mixed, moved
@@ -30,6 +31,10 @@ since feature maps say far more about a sample than a few scores. With many samp
 towards what it cannot represent: with 6000 digits and 2 bits the drop was 0.039 with this weight, and 0.010 with a
 hundredth of it."""
 _FEATURES_BESIDE_VALUES = 1.0
+_LEVEL = 0.3
+"""Weight of the square error of the scores themselves where the teacher is another model (after Ba, Caruana, "Do deep
+nets really need to be deep?", 2014): soft labels leave their level free, and whoever holds them against a threshold
+needs the teacher's."""
 _USUAL_SPREAD = 4.0
 """Standard deviation to which a sample's larger logits are scaled down: some networks give logits in the hundreds, of
 which a temperature of 4 would leave one class and no gradient for the rest (after Sun et al., "Logit standardization in
@@ -46,6 +51,8 @@ class Terms:
         attention_weight, feature_weight: of these additional terms; None for the default for the kind of output and the
             number of samples.
         features: number of tensors that are compared.
+        other: whether the teacher is another model: nothing but its inputs and outputs has the student's names.
+        layers: of a teacher that is another model, see :func:`kedge.training.blocks.layer_map`.
         mixup: whether samples are blended.
         shift: whether images are shifted.
         batch: samples per batch in evaluation.
@@ -56,6 +63,8 @@ class Terms:
     attention_weight: float
     feature_weight: float | None
     features: int = 8
+    other: bool = False
+    layers: tuple[str, ...] = ()
     mixup: bool = False
     shift: bool = False
     batch: int = 32
@@ -65,14 +74,15 @@ class Distillation:
     """The objective of distillation; see :class:`kedge.training.loop.Objective`.
 
     Args:
-        student, teacher: tensors of the same name mean the same in both.
+        student, teacher: tensors of the same name mean the same in both; of a teacher that is another model only
+            inputs and outputs (:mod:`kedge.training.teacher_graph`).
         one_by_one: the graphs take only one sample at a time.
         loss: the user's own, ``file.py:function``.
 
     Raises:
         StepError: no output can be compared.
         DatasetError: the labels are not classes of the first output.
-        ConfigError: the user's loss cannot be loaded.
+        ConfigError: the user's loss cannot be loaded, or a map of layers does not fit.
     """
 
     def __init__(
@@ -96,16 +106,16 @@ class Distillation:
         self.heads = losses.heads(student.model, outputs)
         if not self.heads:
             raise StepError("no output holds real numbers, there is nothing to distil", remedy="Leave this step out")
+        self._their_heads = {head.output: head for head in losses.heads(teacher.model, outputs)}
         scores = any(head.kind is not Kind.VALUES for head in self.heads)
         beside_scores = _FEATURES_BESIDE_SCORES * min(1.0, _FEW / pool.count)
         usual = beside_scores if scores else _FEATURES_BESIDE_VALUES
-        self._spread = {head.tensor: self._too_wide(head, few) for head in self.heads}
+        self._spread = {head.output: self._too_wide(head, few) for head in self._their_heads.values()}
         self._feature_weight = usual if terms.feature_weight is None else terms.feature_weight
-        self._maps = self._common(losses.attention_maps(student.model, self.heads) if terms.attention_weight else [])
-        self._features = self._common(
-            losses.feature_tensors(student.model, terms.features) if self._feature_weight else []
-        )
+        self._maps, self._features = self._compared(few)
         self._keep = tuple(dict.fromkeys([*(head.tensor for head in self.heads), *self._maps, *self._features]))
+        theirs = (head.tensor for head in self._their_heads.values())
+        self._theirs = tuple(dict.fromkeys([*theirs, *self._maps.values(), *self._features.values()]))
         self._projections: dict[str, torch.nn.Parameter] = {}
         if self._features:
             self._project(few)
@@ -151,27 +161,30 @@ class Distillation:
             total = total + hard * losses.hard_labels(losses.logits(head, ours[head.tensor]), labels)
         if hard < 1 or self._maps or self._features:
             with torch.no_grad():
-                theirs = self._computed(self.teacher, feeds, self._keep)
+                theirs = self._computed(self.teacher, feeds, self._theirs)
             if hard < 1:
                 total = total + (1 - hard) * self._soft(ours, theirs, feeds)
-            for name in self._maps:
+            for name, other in self._maps.items():
                 share = self.terms.attention_weight / len(self._maps)
-                total = total + share * losses.attention(ours[name], theirs[name])
-            for name in self._features:
+                total = total + share * losses.attention(ours[name], theirs[other])
+            for name, other in self._features.items():
                 share = self._feature_weight / len(self._features)
-                total = total + share * losses.features(self._projected(name, ours[name]), theirs[name])
+                total = total + share * losses.features(self._projected(name, ours[name]), theirs[other])
         return total
 
     def _soft(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], feeds: Mapping[str, Tensor]) -> Tensor:
         total = torch.zeros(())
         for head in self.heads:
-            student, teacher = ours[head.tensor], theirs[head.tensor]
+            other = self._their_heads[head.output]
+            student, teacher = ours[head.tensor], theirs[other.tensor]
             if head.kind is Kind.VALUES:
                 total = total + losses.values(student, teacher, _real_places(student, feeds))
             else:
-                wide = self._spread[head.tensor]
-                left, right = losses.logits(head, student) / wide, losses.logits(head, teacher) / wide
+                wide = self._spread[head.output]
+                left, right = losses.logits(head, student) / wide, losses.logits(other, teacher) / wide
                 total = total + losses.soft_labels(left, right, self.terms.temperature)
+                if self.terms.other:
+                    total = total + _LEVEL * losses.features(left, right)
         return total / len(self.heads)
 
     def _too_wide(self, head: Head, feeds: Mapping[str, Tensor]) -> float:
@@ -185,23 +198,39 @@ class Distillation:
     def _computed(self, network: Network, feeds: Mapping[str, Tensor], keep: tuple[str, ...]) -> dict[str, Tensor]:
         return network.each(feeds, keep) if self._one_by_one else network(feeds, keep)
 
-    def _common(self, names: list[str]) -> list[str]:
+    def _compared(self, feeds: Mapping[str, Tensor]) -> tuple[Pairs, Pairs]:
+        """Return the attention maps and the features that are compared."""
+        attention, features = bool(self.terms.attention_weight), bool(self._feature_weight)
+        if not self.terms.other:
+            model = self.student.model
+            maps = self._common(losses.attention_maps(model, self.heads) if attention else [])
+            return maps, self._common(losses.feature_tensors(model, self.terms.features) if features else [])
+
+        def found(network: Network, heads: list[Head]) -> blocks.Blocks:
+            with torch.no_grad():
+                return blocks.blocks(network.model, heads, lambda names: self._computed(network, feeds, tuple(names)))
+
+        ours, theirs = found(self.student, self.heads), found(self.teacher, list(self._their_heads.values()))
+        maps, ends = blocks.paired(blocks.layer_map(self.terms.layers, ours, theirs), ours, theirs)
+        return maps if attention else {}, ends if features else {}
+
+    def _common(self, names: list[str]) -> Pairs:
         """Return the tensors that the teacher has too: passes may have renamed some."""
         theirs = {name for node in self.teacher.model.graph.node for name in node.output}
-        return [name for name in names if name in theirs]
+        return {name: name for name in names if name in theirs}
 
     def _project(self, feeds: Mapping[str, Tensor]) -> None:
-        """Make a matrix for each feature whose width pruning changed, initialized by least squares."""
+        """Make a matrix for each feature whose width differs from the teacher's, initialized by least squares."""
         with torch.no_grad():
             ours = self._computed(self.student, feeds, self._keep)
-            theirs = self._computed(self.teacher, feeds, self._keep)
-        for name in list(self._features):
+            theirs = self._computed(self.teacher, feeds, self._theirs)
+        for name, other in list(self._features.items()):
             axis = _channels(ours[name])
-            left, right = ours[name].movedim(axis, -1), theirs[name].movedim(axis, -1)
+            left, right = ours[name].movedim(axis, -1), theirs[other].movedim(axis, -1)
             if left.shape == right.shape:
                 continue
             if left.shape[:-1] != right.shape[:-1]:
-                self._features.remove(name)
+                del self._features[name]
                 continue
             flat, wanted = left.flatten(0, -2), right.flatten(0, -2)
             solved = torch.linalg.lstsq(flat, wanted, driver="gelsd").solution

@@ -167,21 +167,25 @@ _BLOCK_ENDS = frozenset(
 )
 
 
-def feature_tensors(model: onnx.ModelProto, count: int) -> list[str]:
-    """Return up to ``count`` tensors, evenly spread over the depth, at which blocks end: activations, normalizations,
-    and additions of branches."""
+def block_ends(model: onnx.ModelProto) -> list[str]:
+    """Return the tensors at which blocks may end, in the order of the graph, outputs among them: activations,
+    normalizations, and additions of branches."""
     held = {tensor.name for tensor in model.graph.initializer}
     held |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
-    outputs = {value.name for value in model.graph.output}
     scores = set(attention_rooms.before_softmax(model))
-    found = [
+    return [
         node.output[0]
         for node in model.graph.node
         if node.op_type in _BLOCK_ENDS
-        and node.output[0] not in outputs
         and node.name not in scores
         and not (node.op_type == "Add" and held & {*node.input})
     ]
+
+
+def feature_tensors(model: onnx.ModelProto, count: int) -> list[str]:
+    """Return up to ``count`` tensors, evenly spread over the depth, at which blocks end; no output."""
+    outputs = {value.name for value in model.graph.output}
+    found = [name for name in block_ends(model) if name not in outputs]
     if len(found) <= count:
         return found
     return [found[round(place)] for place in np.linspace(0, len(found) - 1, count + 1)[1:]]

@@ -23,8 +23,12 @@ class TrainingOptions:
         float | None, Option("Peak learning rate; the default depends on the kind of network.")
     ] = None
     temperature: Annotated[
-        float, Option("Temperature of the soft labels; a higher one says more about the wrong classes.")
-    ] = 4.0
+        float | None,
+        Option(
+            "Temperature of the soft labels; a higher one says more about the wrong classes. The default is 4, and 1 "
+            "for language models."
+        ),
+    ] = None
     hard_weight: Annotated[
         float | None,
         Option(

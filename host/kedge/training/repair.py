@@ -20,6 +20,7 @@ _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _RATE_OF_CONVOLUTIONS = 1e-3
 _RATE_OF_TRANSFORMERS = 2e-4
 _HARD_SHARE = 0.3
+_TEMPERATURE = 4.0
 _FEW = 20
 
 
@@ -33,7 +34,7 @@ def check(options: TrainingOptions, where: str) -> None:
     wrong = {
         "steps must be 1 or more": options.steps < 1,
         "learning_rate must be above 0": options.learning_rate is not None and not options.learning_rate > 0,
-        "temperature must be above 0": not options.temperature > 0,
+        "temperature must be above 0": options.temperature is not None and not options.temperature > 0,
         "hard_weight must be from 0 to 1": hard is not None and not 0 <= hard <= 1,
         "attention_weight must not be below 0": not options.attention_weight >= 0,
         "feature_weight must not be below 0": options.feature_weight is not None and not options.feature_weight >= 0,
@@ -55,18 +56,26 @@ def trained(
     what: str,
     hooks: Mapping[str, Hook] | None = None,
     usual_rate: float | None = None,
+    other: bool = False,
+    layers: tuple[str, ...] = (),
 ) -> Network:
     """Train a network and return it in the best state found; figures and notes go to the context.
 
     Args:
         usual_rate: the learning rate if the options give none; if None, it depends on the kind of network.
         hooks: see :class:`kedge.training.network.Network`; for the student only.
+        other, layers: of a teacher that is another model, see :class:`kedge.training.distillation.Terms`.
     """
     pool = Pool(context.samples, context.labels, held_back=options.held_back, seed=context.seed)
     student, teacher = Network(model, hooks), Network(context.teacher)
     teacher.requires_grad_(False)
     objective = Distillation(
-        student, teacher, pool, _terms(options, context), one_by_one=context.fixed_batch, loss=context.loss
+        student,
+        teacher,
+        pool,
+        _terms(options, context, other=other, layers=layers),
+        one_by_one=context.fixed_batch,
+        loss=context.loss,
     )
     parameters = [*student.parameters(), *objective.projections]
     schedule = loop.Schedule(
@@ -93,15 +102,17 @@ def trained(
     return student
 
 
-def _terms(options: TrainingOptions, context: Context) -> Terms:
+def _terms(options: TrainingOptions, context: Context, *, other: bool, layers: tuple[str, ...]) -> Terms:
     hard = options.hard_weight
     if hard is None:
         hard = 1.0 if context.loss is not None else _HARD_SHARE if context.labels is not None else 0.0
     return Terms(
-        temperature=options.temperature,
+        temperature=_TEMPERATURE if options.temperature is None else options.temperature,
         hard_weight=hard,
         attention_weight=options.attention_weight,
         feature_weight=options.feature_weight,
+        other=other,
+        layers=layers,
         mixup=options.mixup,
         shift=options.shift,
         batch=max(32, options.batch),

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from kedge.compiler.decoders.worker_messages import Attempt
+from kedge.compiler.decoders.worker_messages import Attempt, DecoderStepEntry
 from kedge_protocol import codec
 from kedge_protocol.errors import BundleError, MessageError
 
@@ -22,6 +22,7 @@ class DecoderEntry:
         bytes: size of the files that the runtime opens.
         memory_bytes: memory of files and caches.
         position_bytes: cache bytes per position of each slot.
+        steps: what was done to the float decoder before it was quantized.
     """
 
     target: str
@@ -34,6 +35,7 @@ class DecoderEntry:
     context: int
     slots: int
     position_bytes: int
+    steps: tuple[DecoderStepEntry, ...] = ()
 
     @property
     def attempt(self) -> Attempt:

@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kedge.compiler.decoders import report
+from kedge.compiler.decoders import steps as decoder_steps
 from kedge.compiler.decoders.worker_messages import Budget, DecoderAnswer, DecoderRequest
 from kedge.compiler.release import Release
 from kedge.quantization import decoder_scheme
 from kedge.quantization.decoder_scheme import Scheme
+from kedge.search import recipe_args
+from kedge.search.candidate import StepChoice
 from kedge.search.effort import Effort
 from kedge.search.options import CompileOptions
 from kedge.search.results import ProgressCallback
@@ -56,12 +59,12 @@ def run(
     """
     asked = [targets.find(name) for name in options.targets]
     _check(options, asked)
-    schemes, limit = _schemes(options), budget(options)
+    schemes, limit, chosen = _schemes(options), budget(options), _steps(options)
     compiled: list[_Compiled] = []
     failures: dict[str, KedgeError] = {}
     for target in asked:
         try:
-            compiled.append(_one(model, target, options, schemes, limit, scratch, worker, on_progress))
+            compiled.append(_one(model, target, options, (schemes, limit, chosen), scratch, worker, on_progress))
         except InputError as error:
             if len(asked) == 1 or not isinstance(error, TargetError):
                 raise
@@ -84,7 +87,7 @@ def _check(options: CompileOptions, asked: list[Target]) -> None:
     for value, flag in ((options.context, "--context"), (options.slots, "--slots")):
         if value is not None and value < (16 if flag == "--context" else 1):
             raise ConfigError(f"{value} is too small", where=flag, remedy="Give positions from 16, slots from 1 up")
-    for flag, other in (("--recipe", options.recipe), ("--step", options.step), ("--max-latency", options.max_latency)):
+    for flag, other in (("--recipe", options.recipe), ("--max-latency", options.max_latency)):
         if other:
             raise ConfigError("is not for language models yet", where=flag, remedy="See docs/generation.md")
     check_place(options.out, replace=options.force)
@@ -126,6 +129,15 @@ def _schemes(options: CompileOptions) -> tuple[Scheme, ...]:
     return tuple(replace(scheme, cache=options.cache) for scheme in found)
 
 
+def _steps(options: CompileOptions) -> tuple[StepChoice, ...]:
+    recipe = recipe_args.parse_recipe(options.step, None)
+    section = None if recipe is None else recipe.section("")
+    found = () if section is None else section.steps
+    for step in found:
+        decoder_steps.check(step)
+    return found
+
+
 def _backend(target: Target) -> BackendChoice:
     for choice in target.backends:
         if registry.compiler(choice.name).decoders() is not None:
@@ -140,13 +152,13 @@ def _one(
     model: Path,
     target: Target,
     options: CompileOptions,
-    schemes: tuple[Scheme, ...],
-    limit: Budget,
+    how: tuple[tuple[Scheme, ...], Budget, tuple[StepChoice, ...]],
     scratch: Path,
     worker: Callable[[str], Worker],
     on_progress: ProgressCallback,
 ) -> _Compiled:
     backend = _backend(target)
+    schemes, limit, chosen = how
     workdir = scratch / target.name
     workdir.mkdir()
     request = DecoderRequest(
@@ -162,6 +174,9 @@ def _one(
         budget=limit,
         memory_bytes=target.system.memory_bytes,
         workdir=str(workdir.absolute()),
+        steps=chosen,
+        stepped=str((scratch / "stepped").absolute()),
+        seed=options.seed or 0,
     )
     with worker(target.name) as child:
         answer = child.call(
@@ -206,6 +221,7 @@ def _write(options: CompileOptions, compiled: list[_Compiled], failures: dict[st
                     context=answer.generation.context,
                     slots=answer.generation.slots,
                     position_bytes=answer.generation.position_bytes,
+                    steps=answer.steps,
                 )
             )
         writer.add_release(options.name, options.version)
@@ -257,7 +273,10 @@ def _configuration(one: _Compiled, options: CompileOptions, files: dict[str, Pat
             calibration_samples=answer.calibration_sequences if learned else 0,
             evaluation_samples=answer.evaluation_sequences,
             tools={**answer.tools, "kedge": __version__},
-            options=codec.unstructure(attempt.scheme),
+            options={
+                **codec.unstructure(attempt.scheme),
+                **({"steps": [{"use": one.use, **one.options} for one in answer.steps]} if answer.steps else {}),
+            },
         ),
         verified=cfg.Verified.EXECUTED,
         golden=cfg.GoldenRef(

@@ -8,6 +8,7 @@ from typing import Any
 
 from kedge.evaluation.decoders.figures import Figures
 from kedge.quantization.decoder_scheme import Scheme
+from kedge.search.candidate import StepChoice
 from kedge_protocol.bundle.config import RuntimeRequirement
 from kedge_protocol.bundle.generation import Generation
 
@@ -56,6 +57,25 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecoderStepEntry:
+    """A step that was run, and the float decoder after it.
+
+    Attributes:
+        parameters: number of weights after the step.
+        figures: of the decoder after the step, in float.
+        measured: what the step itself measured.
+    """
+
+    use: str
+    options: dict[str, Any]
+    parameters: int
+    figures: Figures
+    seconds: float
+    measured: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecoderRequest:
     """A request to compile one decoder for one backend.
 
@@ -66,6 +86,9 @@ class DecoderRequest:
         schemes: tried in order until one keeps the budget.
         memory_bytes: the target's memory.
         workdir: an empty folder that outlives the call.
+        steps: over the float decoder, in this order.
+        stepped: a folder that all targets share, for the decoder after the steps.
+        seed: of everything random in the steps.
     """
 
     source: str
@@ -80,6 +103,9 @@ class DecoderRequest:
     budget: Budget
     memory_bytes: int
     workdir: str
+    steps: tuple[StepChoice, ...] = ()
+    stepped: str = ""
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +128,7 @@ class DecoderAnswer:
         files: title → path of all files that the device needs, including those of the text side.
         chosen: index of the attempt with these files: the first that keeps the budget; -1, the last, if none does.
         memory_bytes: memory of files and caches.
+        steps: what was done to the float decoder before.
     """
 
     files: dict[str, str]
@@ -123,6 +150,7 @@ class DecoderAnswer:
     runtime: str
     memory_bytes: int
     warnings: tuple[str, ...] = field(default_factory=tuple)
+    steps: tuple[DecoderStepEntry, ...] = ()
 
 
 CONTEXT = 4096

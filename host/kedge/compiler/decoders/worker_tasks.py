@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from kedge.compiler.decoders.worker_messages import CONTEXT, Attempt, DecoderAnswer, DecoderRequest
+from kedge.compiler.decoders import steps
+from kedge.compiler.decoders.worker_messages import (
+    CONTEXT,
+    Attempt,
+    DecoderAnswer,
+    DecoderRequest,
+    DecoderStepEntry,
+)
 from kedge.evaluation import golden as tolerances
 from kedge.evaluation.decoders import reference as references
 from kedge.evaluation.decoders import texts
@@ -79,8 +86,10 @@ class _Compilation:
 
     def run(self) -> DecoderAnswer:
         request, decoder = self._request, self._decoder
-        self._check_memory()
-        self._check_layers()
+        steps.check_options(request.steps, self._spec)
+        if not request.steps:  # they may make it smaller
+            self._check_memory()
+            self._check_layers()
         tokenizer = texts.tokenizer(decoder.text.tokenizer, where=f"{request.source}/{TOKENIZER}")
         if tokenizer.get_vocab_size() > self._spec.vocabulary:
             raise ConfigError(
@@ -91,6 +100,7 @@ class _Compilation:
         calibration, calibration_digest = self._sequences(request.calibration, tokenizer, CALIBRATION)
         evaluation, evaluation_digest = self._sequences(request.evaluation, tokenizer, EVALUATION)
         reference = self._reference(evaluation)
+        entries = self._stepped(tokenizer, reference)
         made, keeps = self._search(calibration, reference)
         chosen = made[-1]
         path, sets = self._golden(chosen.lowered, evaluation)
@@ -118,7 +128,22 @@ class _Compilation:
             runtime=_runtime(request.backend),
             memory_bytes=2 * size + generation.cache_bytes,
             warnings=_warnings(calibration, evaluation, calibration_digest == evaluation_digest, decoder),
+            steps=entries,
         )
+
+    def _stepped(self, tokenizer: Any, reference: Reference) -> tuple[DecoderStepEntry, ...]:
+        """Run the steps: from here on the decoder is what they made of it."""
+        request = self._request
+        if not request.steps:
+            return ()
+        learned, _ = self._sequences(request.calibration, tokenizer, steps.SEQUENCES)
+        self._decoder, entries = steps.stepped(
+            self._decoder, request.steps, learned, reference, Path(request.stepped), request.seed, self._progress
+        )
+        self._spec = self._decoder.spec
+        self._check_memory()
+        self._check_layers()
+        return entries
 
     def _check_layers(self) -> None:
         count = len(self._spec.layers)
@@ -222,7 +247,7 @@ class _Compilation:
             session.close()
         attempt = Attempt(
             scheme=scheme,
-            label=scheme.label,
+            label=" + ".join([*(step.said for step in self._request.steps), scheme.label]),
             bytes=sum(path.stat().st_size for path in lowered.files.values()),
             figures=figures,
             broken=self._request.budget.broken(figures),

@@ -1,0 +1,1 @@
+"""Prunes decoders: feed-forward width, attention heads, whole layers."""

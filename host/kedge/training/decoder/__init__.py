@@ -1,0 +1,1 @@
+"""Decoders as PyTorch modules, and their distillation."""
