@@ -89,8 +89,8 @@ def test_hard_cases_come_home_from_who_allows_it_and_a_model_is_compiled_with_th
     places = {picture.tobytes(): place for place, picture in enumerate(data["input"])}
     old = retrained.answers(shared_data / "models" / "ic_resnet8.onnx", data["input"])
     with _Callers(field.devices[:2], data["input"]):
-        asked = ["samples", "request", "--model", "ic", "--minutes", "0.4"]
-        field.kedge(*asked, "--where", "disagree", "--count", "16")
+        asked = ["samples", "request", "--model", "ic", "--minutes", "0.5"]
+        field.kedge(*asked, "--where", "disagree", "--count", "48")
 
         # The bundle before 2.0 runs as a shadow meanwhile. An agent that is killed goes on where it was.
         killed = field.devices[0]
@@ -113,7 +113,7 @@ def test_hard_cases_come_home_from_who_allows_it_and_a_model_is_compiled_with_th
     field.kedge("samples", "fetch", "1", "-o", str(hard))
     told = json.loads(hard.with_suffix(".json").read_text())
     found = [places[picture.tobytes()] for picture in np.load(hard)["input"]]
-    assert len(found) == len(told) == len(set(found)) <= 16
+    assert len(found) == len(told) == len(set(found)) <= 24
     # 2.0 hardly ever says cat: much of what they disagree on is what 1.0 takes for one, as an eighth of all is.
     assert np.mean(old[found] == retrained.WORSE) >= 0.4
     assert all(one["disagrees"] for one in told)

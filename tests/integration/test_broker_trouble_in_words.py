@@ -33,18 +33,20 @@ class Authority:
         made = self._builder(self._subject, self._key, 0).add_extension(x509.BasicConstraints(True, None), True)
         self.ca = self._write(f"{self.name}.pem", made.sign(self._key, hashes.SHA256()))
 
-    def certificate(self, name: str, *, from_day: int = -1) -> tuple[Path, Path]:
-        """Certificate and key, valid from so many days from now for ten years."""
+    def certificate(self, name: str, *, from_day: int = -1, days: int = 3650) -> tuple[Path, Path]:
+        """Certificate and key, valid from so many days from now, for so many."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         loopback = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        made = self._builder(subject, key, from_day).add_extension(loopback, False)
+        made = self._builder(subject, key, from_day, days).add_extension(loopback, False)
         private = self.folder / f"{name}.key"
         form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         private.write_bytes(key.private_bytes(*form))
         return self._write(f"{name}.pem", made.sign(self._key, hashes.SHA256())), private
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, from_day: int) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, from_day: int, days: int = 3650
+    ) -> x509.CertificateBuilder:
         since = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=from_day, hours=-1)
         return (
             x509.CertificateBuilder()
@@ -53,7 +55,7 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(since)
-            .not_valid_after(since + datetime.timedelta(days=3650))
+            .not_valid_after(since + datetime.timedelta(days=days))
         )
 
     def _write(self, name: str, certificate: x509.Certificate) -> Path:
@@ -82,9 +84,9 @@ def started(folder: Path, authority: Authority, cert: Path, key: Path, *, more: 
     return server
 
 
-def problem(broker: Broker) -> str:
-    """What the connection says of its trouble, once it has tried."""
-    connection = Connection(
+def connection_to(broker: Broker) -> Connection:
+    """A connection that soon tries again."""
+    return Connection(
         broker,
         "a",
         will_topic="will/a",
@@ -95,6 +97,11 @@ def problem(broker: Broker) -> str:
         on_message=lambda *_: None,
         backoff=Backoff(0.1, 0.3),
     )
+
+
+def problem(broker: Broker) -> str:
+    """What the connection says of its trouble, once it has tried."""
+    connection = connection_to(broker)
     connection.start()
     try:
         # The first version's trouble is not the last word where both are tried.
@@ -117,7 +124,7 @@ def test_a_client_certificate_that_is_missing_or_foreign_is_named_and_the_versio
     assert "MQTT 5" not in caplog.text
 
 
-def test_a_certificate_that_is_not_valid_yet_names_the_clock(tmp_path: Path, authority: Authority) -> None:
+def test_complaint_9_a_certificate_that_is_not_valid_yet_names_the_clock(tmp_path: Path, authority: Authority) -> None:
     server = started(tmp_path, authority, *authority.certificate("server", from_day=30))
     try:
         said = problem(parse_broker(f"mqtts://127.0.0.1:{server.port}", ca=authority.ca))
@@ -126,6 +133,24 @@ def test_a_certificate_that_is_not_valid_yet_names_the_clock(tmp_path: Path, aut
         assert "is it right?" in said
     finally:
         server.kill()
+
+
+def test_complaint_10_a_certificate_that_expired_is_named_and_a_renewed_one_is_taken_without_a_restart(
+    secure: Mosquitto, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    cert, key = authority.certificate("device", from_day=-30, days=10)
+    connection = connection_to(parse_broker(f"mqtts://127.0.0.1:{secure.port}", ca=authority.ca, cert=cert, key=key))
+    connection.start()
+    try:
+        wait_for(lambda: connection.problem is not None, what="a problem")
+        assert f"refuses the client certificate {cert}" in str(connection.problem)
+        assert not connection.connected
+        assert str(cert) in caplog.text
+        # Whoever renews it writes the same files.
+        assert authority.certificate("device") == (cert, key)
+        wait_for(lambda: connection.connected, what="the connection with the renewed certificate")
+    finally:
+        connection.stop()
 
 
 def test_an_authority_that_did_not_sign_is_named(tmp_path: Path, secure: Mosquitto) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.staged_fleet import StagedFleet, layouts
 
+from kedge.fleet.controller import REMIND_SECONDS, Controller
 from kedge.fleet.results import Progress
 from kedge.fleet.rollout_status import DeviceFilter
 from kedge.fleet.staged.policy import Policy
+from kedge.simulator import scenario as scenarios
+from kedge.simulator.virtual import simulate
+from kedge_protocol import codec, topics
+from kedge_protocol.broker import parse_broker
 from kedge_protocol.errors import FleetError
+from kedge_protocol.messages import Status
 
 POLICY = Policy(waves=("50%", "100%"), min_per_target=2, soak=30.0, progress_timeout=60.0, retries=2, retry_after=10.0)
 
@@ -142,3 +149,112 @@ def test_complaint_14_a_rate_limit_holds_after_a_pause_and_a_restart(fleet: Stag
     assert len(fleet.serving("2.0")) == 2
     fleet.step(60)
     assert len(fleet.serving("2.0")) == 4
+
+
+def test_complaint_9_devices_whose_clocks_stand_in_1970_take_signed_releases() -> None:
+    document = {"fleet": [{"target": "rpi4", "count": 6}], "before": 60, "faults": {"clock_skew": 3.6e9, "loss": 0.05}}
+    found = simulate(scenarios.parse(document))
+    assert (found.state, found.reached) == ("done", 6)
+
+
+class _Channel:
+    """The controller's end of a broker that acknowledges what it is given; what it lets through is the test's."""
+
+    connected, session = True, 1
+
+    def __init__(self, broker: Any, *_: Any, on_connected: Any, on_message: Any, **__: Any) -> None:
+        self.broker = broker
+        self.up: Callable[[int], None] = on_connected
+        self.arrive: Callable[[str, bytes, bool], None] = on_message
+        self.published: list[tuple[str, bool]] = []
+
+    def start(self) -> None:
+        self.up(1)
+
+    def stop(self, timeout: float = 3.0) -> None:
+        pass
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool:
+        self.published.append((topic, retain))
+        return True
+
+    def wait_sent(self, below: int, timeout: float) -> bool:
+        return True
+
+
+class _Served:
+    """A fleet's controller on such a broker."""
+
+    def __init__(self, fleet: StagedFleet) -> None:
+        self.steady = 0.0
+        made: list[_Channel] = []
+
+        def connect(*given: Any, **named: Any) -> Any:
+            made.append(_Channel(*given, **named))
+            return made[0]
+
+        self.controller = Controller(
+            fleet.service.state,
+            parse_broker("mqtt://127.0.0.1:1883"),
+            clock=lambda: fleet.now + self.steady,
+            steady=lambda: self.steady,
+            connect=connect,
+            block_thread=False,
+        )
+        self.channel = made[0]
+        self.controller.start()
+        for name in fleet.devices:
+            status = codec.encode(Status(online=True, boot_id=f"boot-{name}", session=1))
+            self.channel.arrive(topics.status(name), status, True)
+
+    def wait(self, seconds: float) -> None:
+        self.steady += seconds
+        self.controller.tick()
+
+
+def test_complaint_12_a_desired_state_that_the_broker_acknowledged_and_dropped_is_sent_again(
+    fleet: StagedFleet,
+) -> None:
+    fleet.service.rollout_start("tiny:2.0")
+    served = _Served(fleet)
+    with served.controller:
+        name = "rpi4-0001"
+
+        def told() -> int:
+            return served.channel.published.count((topics.desired(name), True))
+
+        served.wait(1.0)
+        assert told() == 1
+        served.wait(REMIND_SECONDS / 2)
+        assert told() == 1
+        for number in range(2, 5):
+            served.wait(REMIND_SECONDS)
+            assert told() == number
+        # Once the device answers, it is left alone.
+        device = fleet.devices[name]
+        with fleet.service.database.read() as session:
+            version = session.value("SELECT desired_version FROM device WHERE name = ?", (name,))
+        answer = device.answer(fleet.now)
+        assert answer is not None
+        heard = codec.encode({**codec.unstructure(answer), "desired_version": version, "boot_id": f"boot-{name}"})
+        served.channel.arrive(topics.reported(name), heard, False)
+        served.wait(1.0)
+        served.wait(REMIND_SECONDS)
+        served.wait(REMIND_SECONDS)
+        assert told() == 4
+
+
+def test_complaint_13_no_command_is_retained_and_an_old_one_is_not_sent(fleet: StagedFleet) -> None:
+    fleet.service.device_report("rpi4-0001")
+    served = _Served(fleet)
+    with served.controller:
+        for _ in range(5):
+            served.wait(10.0)
+        commands = [one for one in served.channel.published if "/cmd/" in one[0]]
+        assert len(commands) == 1
+        assert not commands[0][1]
+        fleet.service.device_report("rpi4-0002")
+        # Nobody was there to send it.
+        served.steady += 3600.0
+        served.wait(1.0)
+        assert len([one for one in served.channel.published if "/cmd/" in one[0]]) == 1
