@@ -44,6 +44,7 @@ class Desired:
         sizes: bundle digest → size of its manifest in bytes, so that it can be pulled like any blob.
         soaks: model name → seconds after the switch for which calls of users are waited for before golden samples are
             sent through the served endpoint (:class:`Served`); 0 where it is missing.
+        rivals: model name → another bundle, to be measured too; the better is kept (:mod:`kedge_protocol.candidates`).
         shadows: model name → the bundle that runs beside its own.
         samples: model name → the samples that the device shall send home.
         device: the device that it is for; another one refuses it.
@@ -55,6 +56,7 @@ class Desired:
     models: dict[str, str]
     sizes: dict[str, int]
     soaks: dict[str, float] = field(default_factory=dict)
+    rivals: dict[str, str] = field(default_factory=dict)
     shadows: dict[str, Shadow] = field(default_factory=dict)
     samples: dict[str, SampleRequest] = field(default_factory=dict)
     sent_at: float = 0.0
@@ -67,10 +69,15 @@ class Desired:
         """The digest of what is desired, without the version: equal states have equal content."""
         shadows = {name: shadow.digest for name, shadow in self.shadows.items()}
         samples = {name: request.rid for name, request in self.samples.items()}
-        parts = [self.models, shadows, samples]
+        parts = [self.models, shadows, samples, self.rivals]
         while len(parts) > 1 and not parts[-1]:
             parts.pop()
         return digest.of_bytes(codec.encode(parts if len(parts) > 1 else self.models))
+
+    def pair(self, model: str) -> tuple[str, str] | None:
+        """Return the two bundles among which the device chooses; None where one is given."""
+        both = (self.models.get(model, ""), self.rivals.get(model, ""))
+        return both if all(both) else None
 
 
 def open_desired(raw: bytes, *, where: str) -> tuple[Envelope | None, Desired]:
@@ -187,6 +194,16 @@ class Served:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportedCandidate:
+    """What became of one of two candidates: its latency, or why it does not serve; and which one was ``kept``."""
+
+    digest: str
+    latency: Latency | None = None
+    failure: Failure | None = None
+    kept: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportedShadow:
     """A model's shadow: ``serving`` where it runs on live inputs, ``failed`` where it does not; ``detail`` says why."""
 
@@ -215,6 +232,7 @@ class ReportedModel:
         served: what ``digest`` answered since the switch to it, while it is the desired bundle and serves; None from
             older agents.
         shadow: the bundle that runs beside it, if one is desired.
+        candidates: of two desired bundles those that were tried; both once one was kept, or both failed.
     """
 
     state: ModelState
@@ -231,6 +249,7 @@ class ReportedModel:
     latency: Latency | None = None
     served: Served | None = None
     shadow: ReportedShadow | None = None
+    candidates: tuple[ReportedCandidate, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,8 +311,7 @@ class BlockRequest:
         digest: the digest of the blob (also for its map).
         kind: bytes or map.
         blocks: the requested indices.
-        have: the finished blocks of this blob on the device's disk (:mod:`kedge_protocol.bitmaps`), with which the
-            controller counts blocks served twice.
+        have: the finished blocks on the device's disk (:mod:`kedge_protocol.bitmaps`), to count blocks served twice.
         boot_id: the agent's boot id.
     """
 

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.support.compiling import small_inputs, unpacked
+from tests.support.compiling import small_inputs, unpacked_bundle
 
 import kedge
+from kedge_protocol.bundle.layout import Bundle
 from kedge_targets import target
 from kedge_targets.proof import ProveRequest, prove
 
@@ -38,14 +39,13 @@ def test_each_backend_of_a_target_is_tried_and_measured(tmp_path: Path) -> None:
     assert all(one.reason for one in losers)
 
 
-def measured(release: kedge.Release, p50_ms: float) -> dict[str, object]:
-    """What a device says of a release's bundle for TARGET."""
-    bundle = release.bundles[TARGET]
+def measured(bundle: Bundle, p50_ms: float) -> dict[str, object]:
+    """What a device says of a bundle."""
     files = bundle.files[bundle.config.entry].digest
-    return {"device": "own", "target": TARGET, "files": files, "p50_ms": p50_ms, "p95_ms": p50_ms}
+    return {"device": "own", "target": bundle.config.target, "files": files, "p50_ms": p50_ms, "p95_ms": p50_ms}
 
 
-def test_every_backend_has_a_release_and_a_devices_figures_choose(tmp_path: Path) -> None:
+def test_a_release_holds_a_bundle_by_every_backend_and_a_devices_figures_choose(tmp_path: Path) -> None:
     inputs = small_inputs(tmp_path)
 
     def compiled(**more: Any) -> kedge.Release:
@@ -63,15 +63,22 @@ def test_every_backend_has_a_release_and_a_devices_figures_choose(tmp_path: Path
         )
 
     release = compiled(every_backend=True)
-    chosen = release.bundles[TARGET].config.backend
-    (other,) = {one.name for one in target.find(TARGET).backends} - {chosen}
-    assert release.alternatives == {other: inputs.out.with_name(f"OUT.{other}")}
-    rival = kedge.Release.open(release.alternatives[other])
-    assert (rival.version, rival.bundles[TARGET].config.backend) == (f"1-{other}", other)
-    for one in (release, rival):
-        folder = unpacked(one, TARGET, tmp_path / one.version)
+    chosen, rival = release.candidates[TARGET]
+    other = rival.config.backend
+    assert {chosen.config.backend, other} == {one.name for one in target.find(TARGET).backends}
+    opened = kedge.Release.open(inputs.out)
+    assert [one.digest for one in opened.candidates[TARGET]] == [chosen.digest, rival.digest]
+    assert release.bundles[TARGET] == chosen
+    for one in (chosen, rival):
+        folder = unpacked_bundle(release, one, tmp_path / one.config.backend)
         assert prove(ProveRequest(folder=str(folder), config=str(folder / "config.json")), lambda *_: None).holds
-    figures = {"measurements": [measured(release, 900.0), measured(rival, 0.001)]}
+    assert release.report is not None
+    assert [(one.name, one.digest) for one in release.report.bundles] == [
+        (TARGET, chosen.digest),
+        (f"{TARGET} by {other}", rival.digest),
+    ]
+    assert f"{TARGET} by {other}" in (inputs.out / "report.html").read_text()
+    figures = {"measurements": [measured(chosen, 900.0), measured(rival, 0.001)]}
     (tmp_path / "latencies.json").write_text(json.dumps(figures))
     again = compiled(latencies=tmp_path / "latencies.json", force=True)
     assert again.bundles[TARGET].config.backend == other

@@ -14,6 +14,7 @@ import pytest
 from tests.integration.test_serving_metrics import value
 from tests.support import requirements
 from tests.support.brokers import wait_for
+from tests.support.bundles import make_bundle
 from tests.support.controllers import ControllerProcess
 from tests.support.pages import Page, fleet, page, releases
 from tests.support.ports import free_port
@@ -72,6 +73,19 @@ def test_a_staged_rollout_is_steered_by_routes_and_shown(page: Page, fleet: Flee
     assert {entry.actor for entry in entries if entry.action == "rollout.pause"} == {"page:local"}
     for verb in ("pause", "resume", "promote"):
         page.json("POST", f"/rollouts/99/{verb}", status=404)
+
+
+def test_a_rollout_shows_which_of_several_bundles_its_devices_have(
+    page: Page, fleet: FleetService, tmp_path: Path
+) -> None:
+    fleet.publish(make_bundle(tmp_path, version="7.0", target="rpi4", also={"openvino": None}))
+    fleet.rollout_start("tiny:7.0")
+    (choice,) = page.json("GET", "/rollouts/1")["choices"]
+    assert [one["backend"] for one in choice["backends"]] == ["onnxruntime", "openvino"]
+    assert (choice["measuring"], choice["waiting"]) == (1, 0)
+    shown = page.ask("GET", "/rollouts/1", headers={"Accept": "text/html"})[2].decode()
+    assert "Several bundles of a target" in shown
+    assert "1 measure two, 0 wait for their figures" in shown
 
 
 def test_a_policy_that_does_not_fit_is_told_and_starts_nothing(page: Page, fleet: FleetService) -> None:

@@ -126,15 +126,24 @@ def zero_weights(model: bytes, name: str = "w1") -> bytes:
 
 
 def write_bundle(
-    path: Path, packed: Packed, *, name: str, version: str, target: str | Sequence[str], replace_existing: bool = False
+    path: Path,
+    packed: Packed | Sequence[Packed],
+    *,
+    name: str,
+    version: str,
+    target: str | Sequence[str],
+    replace_existing: bool = False,
 ) -> Path:
-    """Write a release whose bundles (one for each target) hold the same files; returns ``path``."""
+    """Write a release whose bundles (of each target one, or several by different backends) hold the same files; returns
+    ``path``."""
     targets = [target] if isinstance(target, str) else list(target)
+    several = [packed] if isinstance(packed, Packed) else list(packed)
     with tempfile.TemporaryDirectory() as scratch, new_layout(path, replace=replace_existing) as writer:
-        golden_path = Path(scratch) / "golden.npz"
-        golden.save(packed.vectors, golden_path)
-        for one in targets:
-            writer.add_bundle(_config(packed, golden_path, name, version, one), packed.files, golden_path)
+        for place, each in enumerate(several):
+            golden_path = Path(scratch) / f"golden-{place}.npz"
+            golden.save(each.vectors, golden_path)
+            for one in targets:
+                writer.add_bundle(_config(each, golden_path, name, version, one), each.files, golden_path)
         writer.add_release(name, version)
     return path
 
@@ -191,6 +200,7 @@ def make_bundle(
     labels: tuple[str, ...] = (),
     broken: str | None = None,
     backend: str = "onnxruntime",
+    also: Mapping[str, str | None] | None = None,
 ) -> Path:
     """A valid release of the tiny MLP, at ``folder / f"{name}-{version}"``.
 
@@ -202,6 +212,8 @@ def make_bundle(
         broken: ``"golden"``: the vectors expect other outputs; ``"weights"``: the file has a zeroed weight tensor,
             the vectors are the healthy file's; ``"file"``: the file is no model. Digests are valid in all cases.
         backend: one that reads ONNX files and has its distribution's name.
+        also: further such backends, each with what is broken in its bundle (``"golden"`` or None): each target gets a
+            candidate by each.
 
     Returns:
         The OCI image layout's folder.
@@ -209,6 +221,7 @@ def make_bundle(
     with tempfile.TemporaryDirectory() as scratch:
         model = mlp(seed=seed, head_seed=head_seed, mebibytes=mebibytes, double=double, batch=batch)
         vectors = _mlp_vectors(model, double=double, batch=batch, preprocess=preprocess)
+        healthy = vectors
         if broken == "golden":
             vectors = replace(vectors, outputs={key: 1.0 - value for key, value in vectors.outputs.items()})
         elif broken == "weights":
@@ -234,7 +247,18 @@ def make_bundle(
             kernel_sets=("default",),
             labels=labels,
         )
-        return write_bundle(folder / f"{name}-{version}", packed, name=name, version=version, target=target)
+        candidates = [packed]
+        for other, fault in (also or {}).items():
+            outputs = {key: 1.0 - value for key, value in healthy.outputs.items()} if fault else healthy.outputs
+            candidates.append(
+                replace(
+                    packed,
+                    backend=other,
+                    runtimes=(cfg.RuntimeRequirement(distribution=other, minimum="1"),),
+                    vectors=replace(healthy, outputs=outputs),
+                )
+            )
+        return write_bundle(folder / f"{name}-{version}", candidates, name=name, version=version, target=target)
 
 
 def _spec(name: str, index: int, shape: tuple[int | None, ...]) -> cfg.TensorSpec:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from kedge import Release
 from kedge import compile as compile_model
-from kedge_protocol.bundle.layout import Layout
+from kedge_protocol.bundle.layout import Bundle, Layout
 from tests.support import parallel
 from tests.support.bundles import mlp, samples
 
@@ -134,8 +134,13 @@ def shared_release(
 
 
 def unpacked(release: Release, target: str, folder: Path) -> Path:
-    """A bundle's files by title, as they lie in a device's slot; its configuration is ``config.json``."""
-    layout, bundle = Layout(release.path), release.bundles[target]
+    """The files of a target's bundle by title, as they lie in a device's slot; its configuration is ``config.json``."""
+    return unpacked_bundle(release, release.bundles[target], folder)
+
+
+def unpacked_bundle(release: Release, bundle: Bundle, folder: Path) -> Path:
+    """The same of one bundle of a release."""
+    layout = Layout(release.path)
     folder.mkdir(parents=True, exist_ok=True)
     for title, layer in bundle.files.items():
         shutil.copyfile(layout.blob_path(layer.digest), folder / title)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from kedge.fleet import assigning
 from kedge.fleet.controller_store import ControllerStore
 from kedge.fleet.inbox import Inbox
 from kedge.fleet.results import RolloutStatus, StageView
@@ -18,12 +19,15 @@ from kedge.fleet.service import FleetService
 from kedge.fleet.staged.engine import Engine
 from kedge_protocol import codec, topics
 from kedge_protocol.bundle.layout import Layout
+from kedge_protocol.candidates import Candidate, choose
 from kedge_protocol.messages import (
     Desired,
     Failure,
+    Latency,
     ModelState,
     ModelTelemetry,
     Reported,
+    ReportedCandidate,
     ReportedModel,
     ShadowTelemetry,
     Status,
@@ -54,6 +58,8 @@ class Device:
         fails: bundle → the stages at which it fails, one a try; the last for ever.
         deaf: it hears and says nothing.
         seconds: from being told to serving; it reports progress meanwhile.
+        takes: bundle → milliseconds of a call, where it measures candidates.
+        measures: whether its agent knows candidates.
         disagrees: of 50 inputs, those that a shadow answers otherwise; None where it measures nothing.
         told: the desired versions that it took, with the model's bundle.
     """
@@ -63,6 +69,8 @@ class Device:
     fails: dict[str, list[str]] = field(default_factory=dict)
     deaf: bool = False
     seconds: float = 0.0
+    takes: dict[str, float] = field(default_factory=dict)
+    measures: bool = True
     disagrees: int | None = None
     agent: str = "0.4"
     told: list[tuple[int, str | None]] = field(default_factory=list)
@@ -72,24 +80,37 @@ class Device:
     measured_at: float = 0.0
     seq: int = 0
     failure: Failure | None = None
+    candidates: tuple[ReportedCandidate, ...] = ()
+    tried: bool = False
+    first: Desired | None = None
 
     @property
     def wanted(self) -> str | None:
-        """The bundle that it shall run."""
-        return None if self.desired is None else self.desired.models.get("tiny")
+        """The bundle that it shall run: of two candidates the one that it kept, before that the first."""
+        kept = next((one.digest for one in self.candidates if one.kept), None)
+        return kept or (None if self.desired is None else self.desired.models.get("tiny"))
+
+    @property
+    def is_trying(self) -> bool:
+        """Whether it has two candidates, and has not tried them."""
+        return self.measures and not self.candidates and self.desired is not None and bool(self.desired.rivals)
 
     def take(self, desired: Desired, now: float) -> None:
         """Take a desired state, as an agent does: only a newer one."""
         if self.deaf or (self.desired is not None and desired.version <= self.desired.version):
             return
-        self.desired, self.since, self.failure = desired, now, None
+        self.desired, self.since, self.failure, self.candidates = desired, now, None, ()
         self.told.append((desired.version, self.wanted))
 
     def answer(self, now: float) -> Reported | None:
         """What it reports now."""
         if self.deaf:
             return None
-        if self.wanted != self.serving and self.failure is None and now - self.since >= self.seconds:
+        if (
+            (self.wanted != self.serving or self.is_trying)
+            and self.failure is None
+            and now - self.since >= self.seconds
+        ):
             self._finish()
         self.seq += 1
         return Reported(
@@ -129,7 +150,37 @@ class Device:
             free_bytes=1 << 30,
         )
 
+    def _try(self, desired: Desired) -> None:
+        """Prove and measure two candidates, by the agent's own rule."""
+        self.tried, self.first = True, desired
+        pair = desired.pair("tiny") or ("", "")
+        failures = {one: self.fails[one][0] for one in pair if self.fails.get(one)}
+        kept = choose(
+            [
+                Candidate(size=1, p50_ms=(p := self.takes.get(one, 5.0)), p95_ms=p, failed=one in failures)
+                for one in pair
+            ]
+        )
+        self.candidates = tuple(
+            ReportedCandidate(
+                digest=one,
+                latency=None if one in failures else latency(one, self.takes.get(one, 5.0)),
+                failure=Failure(digest=one, stage=failures[one], reason="as the test says")
+                if one in failures
+                else None,
+                kept=kept is not None and pair[kept] == one,
+            )
+            for one in pair
+        )
+        if kept is None:
+            self.failure = self.candidates[0].failure
+        else:
+            self.serving = pair[kept]
+
     def _finish(self) -> None:
+        if self.is_trying and self.desired is not None:
+            self._try(self.desired)
+            return
         stages = self.fails.get(self.wanted or "", [])
         if not stages:
             self.serving = self.wanted
@@ -146,7 +197,7 @@ class Device:
         state, done = ModelState.SERVING, 0
         if self.failure is not None:
             state = ModelState.FAILED
-        elif self.wanted != self.serving:
+        elif self.wanted != self.serving or self.is_trying:
             state, done = ModelState.FETCHING, int(now - self.since)
         return {
             "tiny": ReportedModel(
@@ -158,8 +209,14 @@ class Device:
                 blocks_done=done,
                 blocks_total=1000,
                 failure=self.failure,
+                candidates=self.candidates,
             )
         }
+
+
+def latency(bundle: str, p50_ms: float) -> Latency:
+    """What a device measured of a bundle."""
+    return Latency(bundle=bundle, files=bundle, p50_ms=p50_ms, p95_ms=p50_ms, calls=10)
 
 
 class StagedFleet:
@@ -243,6 +300,7 @@ class StagedFleet:
     def tick(self) -> None:
         """Let the engine decide."""
         self.engine.tick(now=self.now, listening_since=self.listening_since)
+        assigning.tick(self.service.database, self.now)
 
     def until(self, *phases: str, seconds: int = 2000, every: int = 10, rollout: int | None = None) -> StageView:
         """Let time go by until a rollout is in one of these phases; return where it stands."""

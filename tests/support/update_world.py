@@ -24,15 +24,7 @@ from kedge_protocol.bundle import config as cfg
 from kedge_protocol.bundle import oci
 from kedge_protocol.bundle.layout import Bundle, parse_bundle
 from kedge_protocol.errors import EndpointError, VerificationError
-from kedge_protocol.messages import (
-    BlobKind,
-    BlockRequest,
-    Desired,
-    ModelState,
-    ReportedModel,
-    Shadow,
-    Status,
-)
+from kedge_protocol.messages import BlobKind, BlockRequest, Desired, ModelState, ReportedModel, Shadow, Status
 from kedge_protocol.trust import Trust
 
 TARGET = "board"
@@ -226,6 +218,9 @@ class World:
         self.proof_fails: set[str] = set()
         self.proof_detail: str | None = None
         self.proof_ms = 1.5
+        self.proof_times: dict[str, float] = {}
+        """Version → what a call takes in its proof, where that is not ``proof_ms``."""
+        self.proof_spread = 2.0
         self.serve_fails: set[str] = set()
         self.endpoint_wrong: set[str] = set()
         """Versions whose golden samples are answered wrongly."""
@@ -322,7 +317,8 @@ class World:
         tell("building, 1 of 2")
         if config.version in self.proof_fails:
             raise VerificationError("golden vectors do not hold")
-        return Proof(self.proof_detail, self.proof_ms, 2 * self.proof_ms, calls=10)
+        taken = self.proof_times.get(config.version, self.proof_ms)
+        return Proof(self.proof_detail, taken, self.proof_spread * taken, calls=10)
 
     def _knock(self, folder: ModelFolder, bundle: str) -> int:
         self.knocks += 1
@@ -404,12 +400,15 @@ class World:
         names: tuple[str, ...] = ("digits",),
         soak: float = 0.0,
         shadow: Release | None = None,
+        rival: Release | None = None,
     ) -> None:
         models = dict(zip(names, [release.digest for release in releases], strict=False))
         sizes = {release.digest: release.size for release in releases}
         soaks = dict.fromkeys(models, soak)
         shadows = {} if shadow is None else {names[0]: Shadow(digest=shadow.digest, size=shadow.size)}
-        desired = Desired(version=version, models=models, sizes=sizes, soaks=soaks, shadows=shadows)
+        rivals = {} if rival is None else {names[0]: rival.digest}
+        sizes |= {} if rival is None else {rival.digest: rival.size}
+        desired = Desired(version=version, models=models, sizes=sizes, soaks=soaks, shadows=shadows, rivals=rivals)
         self.post(events.DesiredArrived(codec.encode(desired)))
 
     def serve_request(self) -> bool:

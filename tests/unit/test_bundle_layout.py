@@ -254,3 +254,33 @@ def test_the_old_layout_is_back_where_the_new_one_cannot_be_put_in_place(
 def test_configurations_are_encoded_canonically(release: Path) -> None:
     bundle = Layout(release).bundle("rpi4")
     assert codec.encode(bundle.config) == bundle.config_raw
+
+
+def test_a_release_may_hold_several_bundles_of_a_target_in_their_order(tmp_path: Path) -> None:
+    path = make_bundle(tmp_path, target=("board", "rpi4"), also={"openvino": None})
+    layout = Layout(path)
+    several = layout.candidates("board")
+    assert [one.config.backend for one in several] == ["onnxruntime", "openvino"]
+    view = layout.release()
+    assert [one.digest for one in view.candidates["board"]] == [one.digest for one in several]
+    assert [one.annotations[oci.BACKEND] for one in view.candidates["board"]] == ["onnxruntime", "openvino"]
+    assert view.bundles["board"].digest == several[0].digest == layout.bundle("board").digest
+    index = json.loads((path / "index.json").read_bytes())
+    named = {entry["annotations"][oci.REF_NAME]: entry["digest"] for entry in index["manifests"]}
+    assert named["1.0-board"] == several[0].digest
+    assert named["1.0-board-openvino"] == several[1].digest
+    layout.verify()
+    victim = layout.blob_path(several[1].config.golden.digest)
+    victim.write_bytes(victim.read_bytes()[:-1])
+    with pytest.raises(BundleError, match="cut short"):
+        layout.verify()
+
+
+def test_one_bundle_of_a_target_says_nothing_of_its_backend(release: Path) -> None:
+    for (descriptor,) in Layout(release).release().candidates.values():
+        assert set(descriptor.annotations) == {oci.TARGET}
+
+
+def test_two_bundles_of_a_target_by_one_backend_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="two bundles by onnxruntime for board"):
+        make_bundle(tmp_path, target=("board", "board"))

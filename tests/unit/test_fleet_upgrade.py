@@ -15,6 +15,13 @@ from kedge_protocol.errors import FleetError, StorageError
 from kedge_protocol.messages import Failure, ModelState, Reported, ReportedModel
 
 ONE, TWO = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+OLD_BUNDLE = """
+CREATE TABLE bundle (
+    id INTEGER NOT NULL PRIMARY KEY, release_id INTEGER NOT NULL REFERENCES release (id), target VARCHAR NOT NULL,
+    digest VARCHAR NOT NULL, size INTEGER NOT NULL, backend VARCHAR NOT NULL, precision VARCHAR NOT NULL,
+    UNIQUE (release_id, target)
+)
+"""
 
 
 def reported() -> bytes:
@@ -42,7 +49,8 @@ def older(path: Path, version: int) -> None:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.executescript(schema.TABLES)
-        for table in ("reported_model", "command", *(("latency",) if version == 1 else ())):
+        later = ("assignment", "refused_bundle", "reported_model", "command", "audit")
+        for table in (*later, *(("latency",) if version == 1 else ())):
             connection.execute(f"DROP TABLE {table}")
         refused = ("refused_version", "refused_reason", "refused_came", "refused_held")
         for column in ("told_target", "namesake", *refused):
@@ -50,14 +58,19 @@ def older(path: Path, version: int) -> None:
         connection.execute("ALTER TABLE rollout_device DROP COLUMN superseded_by")
         connection.execute("ALTER TABLE release DROP COLUMN statement")
         connection.execute("ALTER TABLE desired_model DROP COLUMN soak")
-        connection.execute("ALTER TABLE bundle DROP COLUMN drift")
-        connection.execute("DROP TABLE audit")
+        for column in ("rival", "rival_size"):
+            connection.execute(f"ALTER TABLE desired_model DROP COLUMN {column}")
+        connection.execute("DROP TABLE bundle")
+        connection.execute(OLD_BUNDLE)
         connection.executescript(
             """
             INSERT INTO meta VALUES ('client_id', 'kedge-controller-old'), ('changes', '7');
             INSERT INTO device VALUES (1, 'a', 'rpi4', '{"site": "x"}', 1.0, 2, 1, 0);
             INSERT INTO device VALUES (2, 'b', 'rpi4', '{}', 1.0, 1, 1, 0);
             INSERT INTO release VALUES (1, 'tiny', '1.0', 'sha256:r', 1.0);
+            INSERT INTO bundle VALUES (7, 1, 'rpi4', 'sha256:b', 10, 'tflite', 'int8');
+            INSERT INTO blob VALUES ('sha256:b', 10);
+            INSERT INTO bundle_blob VALUES (7, 'sha256:b');
             INSERT INTO rollout VALUES (1, 'tiny', '1.0', 'start', 'superseded', 1.0, '{}', NULL),
                 (2, 'tiny', '2.0', 'start', 'active', 2.0, '{"site": "x"}', NULL);
             """
@@ -80,6 +93,8 @@ def test_an_older_database_keeps_its_fleet_and_tells_rollouts_by_device(tmp_path
         first = fleet.rollout_status(1)
         assert (first.state, first.counts) == ("active", {"offline": 1, "superseded": 1})
         assert fleet.latencies().measurements == ()
+        (release,) = fleet.releases()
+        assert [(one.target, one.backend, one.total_bytes) for one in release.bundles] == [("rpi4", "tflite", 10)]
     with FleetService(tmp_path) as again:
         assert again.database.changes() == 7
 

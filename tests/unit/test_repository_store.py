@@ -34,9 +34,9 @@ def test_every_blob_and_every_map_lie_there_by_digest(release: Path, tmp_path: P
     repository = Repository(tmp_path / "state")
     stored = repository.add(Layout(release))
     assert (stored.name, stored.version) == ("tiny", "1.0")
-    assert set(stored.bundles) == {"rpi4", "generic-cpu"}
+    assert set(stored.candidates) == {"rpi4", "generic-cpu"}
     several = 0
-    for bundle in stored.bundles.values():
+    for bundle in stored.bundles:
         named = {layer.digest for layer in bundle.bundle.manifest.layers}
         named |= {bundle.bundle.digest, bundle.bundle.manifest.config.digest}
         assert {blob.digest for blob in bundle.blobs} == named
@@ -58,8 +58,8 @@ def test_taking_in_again_changes_nothing_and_mends_what_is_missing(release: Path
     before = files(tmp_path / "state")
     again = repository.add(Layout(release))
     assert files(tmp_path / "state") == before
-    assert not any(blob.added for bundle in again.bundles.values() for blob in bundle.blobs)
-    entry = first.bundles["rpi4"].bundle.files["model.onnx"].digest
+    assert not any(blob.added for bundle in again.bundles for blob in bundle.blobs)
+    entry = first.candidates["rpi4"][0].bundle.files["model.onnx"].digest
     repository.blob_path(entry).unlink()
     repository.map_path(entry).write_bytes(b"damaged")
     repository.add(Layout(release))

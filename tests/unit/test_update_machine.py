@@ -439,7 +439,7 @@ def test_progress_is_reported_at_most_once_a_second(world: World) -> None:
 STEPS = st.sampled_from(
     ["disk", "disk", "serve", "serve", "deliver", "deliver", "deliver", "late", "twice", "lose", "lose request",
      "tick", "silence", "disconnect", "connect", "controller", "session", "leave", "crash", "prove", "desire", "call",
-     "endpoint", "shadow"]
+     "endpoint", "shadow", "rival"]
 )  # fmt: skip
 
 
@@ -466,8 +466,8 @@ def test_whatever_happens_it_ends_serving_the_right_bytes(steps: list[str], size
         if not world.online:
             world.connect()
         world.restart_controller(new_boot=False)
-        # Also without the shadow that a step may have asked for.
-        world.desire(version + ("shadow" in steps), wanted)
+        # Also without the shadow and the rival that a step may have asked for.
+        world.desire(version + bool({"shadow", "rival"} & set(steps)), wanted)
         world.settle()
         serving(world, wanted)
         world.endpoint_silent = False
@@ -481,7 +481,7 @@ def test_whatever_happens_it_ends_serving_the_right_bytes(steps: list[str], size
         assert served.calls <= steps.count("call")
         world.run_disk()
         assert not list((world.state / "partial").iterdir())
-        if not {"desire", "shadow"} & set(steps):
+        if not {"desire", "shadow", "rival"} & set(steps):
             # Without a change of mind, which may clean up a partial blob, no finished block is ever served twice.
             assert world.controller.served_again == 0
 
@@ -525,6 +525,9 @@ def _torment(world: World, step: str, version: int, wanted: object, both: tuple)
     elif step == "shadow":
         version += 1
         world.desire(version, wanted, shadow=both[0] if wanted is both[1] else both[1])  # type: ignore[arg-type]
+    elif step == "rival":
+        version += 1
+        world.desire(version, wanted, rival=both[0] if wanted is both[1] else both[1])  # type: ignore[arg-type]
     elif step == "desire":
         version += 1
         wanted = both[version % 2]

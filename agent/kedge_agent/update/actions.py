@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kedge_protocol.bundle.layout import Bundle
-from kedge_protocol.messages import BlockRequest, Failure, Latency
+from kedge_protocol.messages import BlockRequest, Failure, Latency, ReportedCandidate
 from kedge_protocol.trust import Trust
 
 
@@ -185,6 +185,19 @@ class Attested:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The outcome of two candidates: ``bundles`` in the desired state's order. None is kept if both failed."""
+
+    bundles: tuple[str, str]
+    candidates: tuple[ReportedCandidate, ...]
+
+    @property
+    def kept(self) -> str | None:
+        """Return the digest of the candidate that was kept."""
+        return next((one.digest for one in self.candidates if one.kept), None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PersistentState:
     """The machine's state that survives a restart.
 
@@ -196,6 +209,7 @@ class PersistentState:
         probation: model name → digest that was switched to recently and has not served for long yet.
         received: bundle's digest → payload bytes received for it.
         attested: model name → what attests that its bundle serves.
+        choices: model name → what was chosen of two candidates.
         pinned, trusted: the keys that the kit gave, and those after all rotations; None without.
     """
 
@@ -206,6 +220,7 @@ class PersistentState:
     probation: dict[str, str] = field(default_factory=dict)
     received: dict[str, int] = field(default_factory=dict)
     attested: dict[str, Attested] = field(default_factory=dict)
+    choices: dict[str, Choice] = field(default_factory=dict)
     pinned: Trust | None = None
     trusted: Trust | None = None
 

@@ -79,11 +79,13 @@ class DesiredStates:
     def _parsed(self, raw: bytes) -> tuple[Envelope | None, Desired | None]:
         try:
             envelope, desired = open_desired(raw, where="desired state")
-            for name, bundle in desired.models.items():
+            for name, bundle in (*desired.models.items(), *desired.rivals.items()):
                 checked_name(name, "model name")
                 digest.checked(bundle, where=f"desired state of {name}")
             if desired.version < 1 or any(size < 1 for size in desired.sizes.values()):
                 raise MessageError("a version or a size is not above 0", where="desired state")
+            if odd := [name for name in desired.rivals if desired.models.get(name) in (None, desired.rivals[name])]:
+                raise MessageError("it is the rival of no bundle, or of itself", where=f"desired state, {odd[0]}")
             for name, shadow in desired.shadows.items():
                 _check_shadow(name, shadow, desired)
             for name, request in desired.samples.items():
@@ -122,7 +124,7 @@ class DesiredStates:
 
     def _unvouched(self, desired: Desired, trusted: Trust) -> str | None:
         shadows = [(name, shadow.digest) for name, shadow in desired.shadows.items()]
-        for model, bundle in sorted([*desired.models.items(), *shadows]):
+        for model, bundle in sorted([*desired.models.items(), *desired.rivals.items(), *shadows]):
             if problem := trust.release_problem(model, bundle, self._target, desired.releases, trusted):
                 return f"{model}: {problem}"
         return None

@@ -11,6 +11,7 @@ from kedge_agent.update import actions, events
 from kedge_agent.update.actions import Action, PersistentState, Refusal
 from kedge_agent.update.attestation import Attestations
 from kedge_agent.update.block_requests import BlockRequests
+from kedge_agent.update.contests import Contests
 from kedge_agent.update.crashes import Crashes
 from kedge_agent.update.desired_states import DesiredStates, Identity
 from kedge_agent.update.fetch import Fetches, Outcome
@@ -91,6 +92,7 @@ class Machine:
             proofs_at=now,
         )
         self._shadows = Shadows(self._context)
+        self._contests = Contests(memory.choices, new=self._new_candidate, decided=self._decided)
         self._models: dict[str, ModelUpdate] = {}
         self._removing: dict[str, float] = {}
         self._handlers = self._by_event()
@@ -174,18 +176,19 @@ class Machine:
 
     def reported(self) -> dict[str, ReportedModel]:
         """Return the reported state of each model."""
-        latencies, now = self._memory.latencies, self._context.now
-        return {
-            name: reported_model(
-                update,
-                self._fetches,
-                latencies.get(name),
-                now,
-                self._attestations.reported(name, update.digest) if update.serves else None,
-                self._shadows.reported(name),
-            )
-            for name, update in sorted(self._models.items())
-        }
+        return {name: self._reported(name, update) for name, update in sorted(self._models.items())}
+
+    def _reported(self, name: str, update: ModelUpdate) -> ReportedModel:
+        found = reported_model(
+            update,
+            self._fetches,
+            self._memory.latencies.get(name),
+            self._context.now,
+            self._attestations.reported(name, update.digest) if update.serves else None,
+            self._shadows.reported(name),
+        )
+        desired = self._contests.first(name) or update.digest
+        return replace(found, desired=desired, candidates=self._contests.reported(name))
 
     @property
     def serving_restarts(self) -> int:
@@ -216,11 +219,13 @@ class Machine:
         if not taken or desired is None:
             return
         self._attestations.forget(self._memory.attested.keys() - desired.models.keys())
+        self._contests.take(desired)
         self._memory = replace(
             self._memory,
             desired=event.raw.decode(),
             refused={},
             attested=self._attestations.records,
+            choices=self._contests.choices,
             served={name: seen for name, seen in self._memory.served.items() if name in desired.models},
             latencies={name: one for name, one in self._memory.latencies.items() if name in desired.models},
             probation={name: one for name, one in self._memory.probation.items() if name in desired.models},
@@ -325,9 +330,17 @@ class Machine:
             if name not in desired.models and there.current is not None:
                 self._remove(name)
                 self._garbage = True
-        for name, wanted in sorted(desired.models.items()):
-            update = self._models.get(name)
-            if update is not None and update.digest == wanted and update.step is not Step.FAILED:
+        for name in sorted(desired.models):
+            update, wanted = self._models.get(name), self._contests.wanted(name, desired)
+            if self._contests.is_open(name):
+                continue
+            if self._contests.begins(name, desired):
+                if update is not None:
+                    update.stop()
+                self._contests.begin(name, desired)
+                continue
+            is_right = update is not None and update.digest == wanted and not update.is_candidate
+            if update is not None and is_right and update.step is not Step.FAILED:
                 continue
             if update is not None:
                 update.stop()
@@ -346,6 +359,22 @@ class Machine:
             update.received = self._memory.received.get(wanted, 0)
         return update
 
+    def _new_candidate(self, name: str, digest: str, size: int | None, proved: Callable[[], None]) -> ModelUpdate:
+        installed = self._installed.get(name, events.Installed())
+        update = ModelUpdate(self._context, name, digest, size, installed, run=proved, then=Step.PROVED)
+        update.received = self._memory.received.get(digest, 0)
+        self._models[name] = update
+        return update
+
+    def _decided(self, name: str, update: ModelUpdate) -> None:
+        self._models[name] = update
+        if update.failure is not None:
+            self._note_failure(update, update.failure)
+            return
+        # First of all, so that a crash amid the switch asks for no second choice.
+        self._keep(self._memory)
+        update.take(self._installed.get(name, events.Installed()))
+
     def _is_confirmed(self, name: str) -> bool:
         update = self._models.get(name)
         return update is not None and self._memory.served.get(name) == update.digest
@@ -357,6 +386,8 @@ class Machine:
         self._changed = True
 
     def _note_failure(self, update: ModelUpdate, failure: Failure) -> None:
+        if self._contests.failed(update, failure):
+            return
         self._garbage = True
         refusal = Refusal(version=self.desired_version, failure=failure)
         self._keep(replace(self._memory, refused={**self._memory.refused, update.name: refusal}))
@@ -376,7 +407,9 @@ class Machine:
     def _keep(self, content: PersistentState) -> None:
         self._kept_at = self._context.now
         received = {one.digest: one.received for one in self._models.values()}
-        content = replace(content, received=received, attested=self._attestations.records)
+        content = replace(
+            content, received=received, attested=self._attestations.records, choices=self._contests.choices
+        )
         if content != self._memory:
             self._memory = content
             self._emit(actions.Remember(content))
@@ -401,7 +434,7 @@ class Machine:
     def _collect(self) -> None:
         unsettled = [update for update in self._models.values() if update.step is not Step.DONE]
         unsettled += self._shadows
-        keep = frozenset[str]().union(*(update.digests for update in unsettled))
+        keep = frozenset(self._contests.digests).union(*(update.digests for update in unsettled))
         self._emit(actions.CollectGarbage(keep))
 
     def _deliver(self, outcome: Outcome) -> None:

@@ -29,6 +29,7 @@ class Step(enum.Enum):
     FILES = ModelState.FETCHING, "files"
     ASSEMBLE = ModelState.PROVING, "assembling"
     PROVE = ModelState.PROVING, "golden vectors"
+    PROVED = ModelState.PROVING, "proved; the other candidate follows"
     SWITCH = ModelState.SWITCHING, "switching"
     SERVE = ModelState.SWITCHING, "waiting for the serving process"
     DONE = ModelState.SERVING, None
@@ -82,7 +83,8 @@ class ModelUpdate:
         digest: the desired digest.
         size: size of the bundle's manifest; None if the desired state does not say.
         installed: the installed bundles.
-        run: for a shadow: called once it is proved, in the place of a switch.
+        run: for a shadow or one of two candidates: called once it is proved, in the place of a switch.
+        then: the step that it is in from then on.
     """
 
     def __init__(
@@ -94,11 +96,12 @@ class ModelUpdate:
         installed: events.Installed,
         *,
         run: Callable[[], None] | None = None,
+        then: Step = Step.SHADOW,
     ) -> None:
         self.name = name
         # No model has a name with a space: a model and its shadow fetch for themselves.
-        self.key = name if run is None else f"{name} shadow"
-        self._run = run
+        self.key = name if run is None or then is not Step.SHADOW else f"{name} shadow"
+        self._run, self._then = run, then
         self.digest = digest
         self.installed = installed
         self.step = Step.MANIFEST
@@ -122,7 +125,7 @@ class ModelUpdate:
 
     def start(self) -> None:
         """Take the first step."""
-        if self.installed.current == self.digest:
+        if self.installed.current == self.digest and self._run is None:
             self._go(Step.SERVE)
         elif self._size is None:
             self.fail("fetch", f"the desired state gives no size for {self.digest}")
@@ -142,6 +145,22 @@ class ModelUpdate:
     def serves(self) -> bool:
         """Return whether the desired bundle is current and serves."""
         return self.step is Step.DONE and self.installed.current == self.digest
+
+    @property
+    def is_candidate(self) -> bool:
+        """Return whether it is one of two, and not chosen yet."""
+        return self._run is not None and self._then is Step.PROVED
+
+    @property
+    def is_proved(self) -> bool:
+        """Return whether it is a candidate that passed its proof and waits for the choice."""
+        return self.step is Step.PROVED
+
+    @property
+    def max_ms(self) -> float | None:
+        """Return the latency in milliseconds that the bundle's budget allows; None for any."""
+        allowed = None if self._bundle is None else self._bundle.config.provenance.options.get("max_latency")
+        return float(allowed) if isinstance(allowed, (int, float)) else None
 
     @property
     def digests(self) -> set[str]:
@@ -207,9 +226,21 @@ class ModelUpdate:
             self._ran = event.detail
             self.latency = event.latency
             if self._run is not None:
-                self._go(Step.SHADOW)
+                self._go(self._then)
                 self._run()
                 return
+            self._switch()
+
+    def take(self, installed: events.Installed) -> None:
+        """Go on with a proved candidate that was chosen."""
+        self._run, self.installed = None, installed
+        if installed.current == self.digest:
+            self._go(Step.SERVE)
+        else:
+            self._switch()
+
+    def _switch(self) -> None:
+        if self._bundle is not None:
             self._go(Step.SWITCH)
             self._context.emit(actions.Switch(self.name, self._bundle))
 
@@ -237,7 +268,7 @@ class ModelUpdate:
             confirmed: whether this digest has been seen serving, so that an error now is no reason to roll back.
             crashing: whether the process is in a crash loop, so that serving at this moment is no recovery.
         """
-        if event.digest != self.digest or self.installed.current != self.digest:
+        if event.digest != self.digest or self.installed.current != self.digest or self._run is not None:
             return
         if event.error is None:
             fell = self.step is Step.FAILED and self.failure is not None and self.failure.stage == "serve"

@@ -69,15 +69,17 @@ def _show(release: Release) -> None:
         table.add_row(failure.target, "", "failed")
     console.print(table)
     for bundle in report.bundles:
-        console.print(f"{bundle.target}: drop {_ends(bundle)}{bundle.promise}", soft_wrap=True, markup=False)
+        console.print(f"{bundle.name}: drop {_ends(bundle)}{bundle.promise}", soft_wrap=True, markup=False)
         for remark in bundle.remarks:
-            console.print(f"{bundle.target}: {remark}", soft_wrap=True, markup=False)
+            console.print(f"{bundle.name}: {remark}", soft_wrap=True, markup=False)
+    for target, several in release.candidates.items():
+        if len(several) > 1:
+            backends = ", ".join(one.config.backend for one in several)
+            console.print(f"{target}: its devices choose among {backends} by measuring", soft_wrap=True, markup=False)
     for warning in report.warnings:
         console.print(f"warning: {warning}", soft_wrap=True, markup=False)
     for failure in report.failures:
         click.echo(f"error: {failure.target}: {failure.error}", err=True)
-    for backend, path in release.alternatives.items():
-        console.print(f"{path}: by {backend}, for devices to measure", soft_wrap=True, markup=False)
     console.print(f"{release.path}: release {release.digest}", soft_wrap=True, markup=False)
     console.print(f"{release.path / 'report.html'}", soft_wrap=True, markup=False)
 

@@ -20,8 +20,13 @@ def inspect_command(out: Path, target: str | None, as_json: bool) -> None:
     """Show the release in OUT: the files, digests and complete configuration of each bundle."""
     layout = Layout(out)
     release = layout.release()
-    names = [target] if target is not None else sorted(release.bundles)
-    bundles = {name: layout.bundle(name) for name in names}
+    names = [target] if target is not None else sorted(release.candidates)
+    # A target's first bundle has the target's name; those of its other backends say whose they are.
+    bundles = {
+        name if not place else f"{name} by {bundle.config.backend}": bundle
+        for name in names
+        for place, bundle in enumerate(layout.candidates(name))
+    }
     if as_json:
         click.echo(json.dumps({name: json.loads(bundle.config_raw) for name, bundle in bundles.items()}, indent=2))
         return

@@ -28,7 +28,11 @@ def publish(out: Path, release_key: Path | None, state: Path | None, as_json: bo
         done = fleet.publish(out, release_key=release_key)
     name = f"{done.release.name}:{done.release.version}"
     what = f"{done.blobs_added} new blobs, {size_text(done.bytes_added)}" if done.new else "it was there already"
-    show(done, as_json, f"published {name} for {', '.join(b.target for b in done.release.bundles)} ({what})")
+    targets: dict[str, list[str]] = {}
+    for bundle in done.release.bundles:
+        targets.setdefault(bundle.target, []).append(bundle.backend)
+    told = (target if not several[1:] else f"{target} ({', '.join(several)})" for target, several in targets.items())
+    show(done, as_json, f"published {name} for {', '.join(told)} ({what})")
 
 
 @click.group()

@@ -13,7 +13,7 @@ from kedge.cli.fleet import json_option, select_option, show, show_json, state_o
 from kedge.cli.policy_options import parse_policy, policy_options, split_selectors
 from kedge.cli.rollout_orders import COMMANDS, phase_text, stage_lines
 from kedge.cli.table import table
-from kedge.fleet.results import DeviceRollout, Progress, RolloutPlan, RolloutStatus, RolloutSummary
+from kedge.fleet.results import DeviceRollout, Progress, RolloutPlan, RolloutStatus, RolloutSummary, TargetChoice
 from kedge.fleet.rollout_status import DeviceFilter
 from kedge.fleet.service import FleetService
 from kedge.fleet.staged.policy import Busy, Policy
@@ -206,6 +206,8 @@ def _show(status: RolloutStatus, offset: int) -> None:
     if status.stage is not None:
         for line in stage_lines(status, time.time())[2:]:
             shared.print_line(line)
+    for choice in status.choices:
+        shared.print_line(choice_text(choice))
     table(
         ("device", "target", "progress", "wanted", "serves", "sent", "received", "detail"),
         [_row(one) for one in status.devices],
@@ -219,7 +221,21 @@ def _row(one: DeviceRollout) -> tuple[str, ...]:
         progress = f"{progress} {one.blocks_done}/{one.blocks_total}"
     digests = [digest[7:19] if digest else "none" for digest in (one.digest, one.serving)]
     moved = (size_text(one.bytes_sent), size_text(one.bytes_received))
-    return (one.device, shared.target_text(one.target, one.reported_target), progress, *digests, *moved, one.detail)
+    detail = "; ".join(filter(None, (one.detail, f"{one.backend}: {one.choice}" if one.backend else "")))
+    return (one.device, shared.target_text(one.target, one.reported_target), progress, *digests, *moved, detail)
+
+
+def choice_text(choice: TargetChoice) -> str:
+    """Return which of several bundles the devices of a target have, and why."""
+    parts = []
+    for one in choice.backends:
+        known = "not measured" if one.p50_ms is None else f"{one.p50_ms:.3g} ms on {shared.devices_text(one.measured)}"
+        known += f" with {one.figures_of}" if one.figures_of else ""
+        refused = f", refused by {one.refused}" if one.refused else ""
+        parts.append(f"{one.backend} on {one.devices} ({known}{refused})")
+    for count, words in ((choice.measuring, "measuring"), (choice.waiting, "waiting for figures")):
+        parts += [f"{count} {words}"] if count else []
+    return f"{choice.target}: {', '.join(parts)}"
 
 
 def _state(one: RolloutSummary) -> str:

@@ -23,7 +23,7 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
     progress: ProgressCallback | None = None,
     **options: Unpack[CompileArguments],
 ) -> Release:
-    """Compile a trained model into a release: one bundle for each target, in an OCI image layout at ``out``.
+    """Compile a trained model into a release: a bundle for each target, in an OCI image layout at ``out``.
 
     Args:
         model: an ONNX file, ``file.py:factory`` or ``module:factory`` of PyTorch, a ``.pt2`` exported program, a

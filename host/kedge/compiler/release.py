@@ -21,10 +21,10 @@ class Release:
     Attributes:
         path: the OCI image layout.
         digest: the digest of the release's image index.
-        bundles: target → view of its bundle (``config``, ``digest``, ``files``, ``model_bytes``).
+        candidates: target → views of its bundles (``config``, ``digest``, ``files``, ``model_bytes``), the preferred
+            one first: one, or one of each backend (``every_backend``).
         report: the measurements; None for a folder without a report.
         generation: the measurements of a language model; None for all others.
-        alternatives: backend → release folder with its bundles, where they were asked for (``every_backend``).
         failures: target → error, for requested targets without a bundle. :func:`kedge.compile` raises only if no
             target could be compiled: check this if all are needed.
     """
@@ -33,11 +33,15 @@ class Release:
     name: str
     version: str
     digest: str
-    bundles: Mapping[str, Bundle]
+    candidates: Mapping[str, tuple[Bundle, ...]]
     report: Report | None = None
     generation: DecoderReport | None = None
     failures: Mapping[str, KedgeError] = field(default_factory=dict)
-    alternatives: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def bundles(self) -> dict[str, Bundle]:
+        """Target → view of the bundle that the compiler prefers."""
+        return {target: several[0] for target, several in self.candidates.items()}
 
     @classmethod
     def open(cls, path: Path | str) -> Release:
@@ -53,7 +57,7 @@ class Release:
             name=view.name,
             version=view.version,
             digest=view.digest,
-            bundles={target: layout.read_bundle(descriptor) for target, descriptor in view.bundles.items()},
+            candidates={target: layout.candidates(target) for target in view.candidates},
             report=read(Path(path)),
             generation=decoders.read(Path(path)),
         )

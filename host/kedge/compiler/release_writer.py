@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import time
@@ -39,7 +38,8 @@ def release(
     """
     began = time.perf_counter()
     with new_layout(out or options.out, replace=options.force or out is not None) as writer:
-        digests = [bundle_writer.add(writer, one, source).digest for one in compiled]
+        made = [each for one in compiled for each in (one, *one.alternatives)]
+        digests = [bundle_writer.add(writer, one, source).digest for one in made]
         digest = writer.add_release(options.name, options.version).digest
         told.seconds["pack"] = time.perf_counter() - began
         told.seconds["total"] = time.perf_counter() - told.began
@@ -52,28 +52,10 @@ def release(
         name=options.name,
         version=options.version,
         digest=digest,
-        bundles=writer.bundles,
+        candidates=writer.candidates,
         report=report,
         failures={one.target.name: one.error for one in failed},
-        alternatives={} if out is not None else _alternatives(options, source, compiled, told),
     )
-
-
-def _alternatives(
-    options: CompileOptions, source: ReleaseSource, compiled: list[Compiled], told: document.RunInfo
-) -> dict[str, Path]:
-    """Write a release for each backend that was not chosen, beside OUT and under a version of its own."""
-    by_backend: dict[str, list[Compiled]] = {}
-    for one in compiled:
-        for other in one.alternatives:
-            by_backend.setdefault(other.candidate.backend.name, []).append(other)
-    places = {}
-    for backend, others in by_backend.items():
-        own = dataclasses.replace(options, version=f"{options.version}-{backend}")
-        place = options.out.with_name(f"{options.out.name}.{backend}")
-        mine = dataclasses.replace(source, options=own)
-        places[backend] = release(own, mine, others, [], told, (), out=place).path
-    return places
 
 
 def nearest(out: Path, source: ReleaseSource, failed: list[Failed], told: document.RunInfo) -> Path | None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from kedge.fleet import assigning
 from kedge.fleet.block_server import BlockServer, Client
 from kedge.fleet.controller_lock import only_controller
 from kedge.fleet.controller_store import ControllerStore
@@ -241,6 +242,7 @@ class Controller:
             # The fleet's clock was set: what went by on it is no silence of the devices.
             self._clock_offset, self._listening_since, since = now - steady, now, now
         self._engine.tick(now=now, listening_since=since)
+        assigning.tick(self.database, now)
 
     def _read_changes(self) -> None:
         """Read the database if a command has signalled a change, and occasionally without a signal."""

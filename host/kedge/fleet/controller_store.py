@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kedge.fleet import call_figures, device_reports, devices, drift, sample_parts
+from kedge.fleet import assigning, call_figures, device_reports, devices, drift, sample_parts
 from kedge.fleet.database import Database, Session, meta, note_change
 from kedge.fleet.inbox import Change, DeviceState
 from kedge.fleet.keys import Keys
@@ -129,6 +129,7 @@ class ControllerStore:
                     (there.get(row["device_id"], ""), row["digest"])
                     for row in session.rows(
                         "SELECT device_id, digest FROM desired_model"
+                        " UNION ALL SELECT device_id, rival FROM desired_model WHERE rival IS NOT NULL"
                         " UNION ALL SELECT device_id, digest FROM desired_shadow"
                     )
                 ),
@@ -272,12 +273,14 @@ def _signed_for(
     """Return a desired state with all that its signature needs; None where nothing is wanted of the device."""
     if desired is None:
         return None
-    bundles = [*desired.models.items(), *((model, shadow.digest) for model, shadow in desired.shadows.items())]
+    shadows = ((model, shadow.digest) for model, shadow in desired.shadows.items())
+    bundles = [*desired.models.items(), *desired.rivals.items(), *shadows]
     return replace(
         desired,
         sent_at=now,
         device=name,
-        releases=tuple(statements[bundle] for bundle in bundles if bundle in statements),
+        # Candidates are of one release, which is said once.
+        releases=tuple(dict.fromkeys(statements[bundle] for bundle in bundles if bundle in statements)),
         rotations=rotations,
     )
 
@@ -308,6 +311,8 @@ def _write_one(session: Session, change: Change) -> None:
             note_change(session)
     for latency in change.latencies.values():
         device_reports.note_latency(session, number, latency)
+    if change.view is not None:
+        assigning.settle(session, number, change.view)
     for ack in change.acks:
         session.run(
             "UPDATE command SET answered_at = ?, ok = ?, detail = ? WHERE cid = ? AND device_id = ?",

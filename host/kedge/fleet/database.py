@@ -291,7 +291,11 @@ def _bring_up(session: Session, before: int) -> None:
         known = [one for one in columns.split(";") if one.strip() and one.split()[2] in there]
         if before < version:
             _run_script(session, ";".join(known))
+    if before < 6:
+        _run_script(session, schema.SET_ASIDE)
     _run_script(session, schema.TABLES)
+    if before < 6:
+        _run_script(session, schema.PUT_BACK)
     if before >= 3:
         return
     _run_script(session, schema.SUPERSEDE)

@@ -182,7 +182,7 @@ def desired_states(session: Session, versions: Mapping[int, int], numbers: Seque
     """
     models: dict[int, list[Row]] = {number: [] for number in numbers}
     shadows: dict[int, list[Row]] = {number: [] for number in numbers}
-    query = "SELECT device_id, model, digest, size, soak FROM desired_model WHERE device_id IN {} ORDER BY model"
+    query = "SELECT * FROM desired_model WHERE device_id IN {} ORDER BY model"
     for row in session.where_in(query, numbers):
         models[row["device_id"]].append(row)
     # A shadow of a model that a device is not to have, or of itself, is none.
@@ -198,7 +198,9 @@ def desired_states(session: Session, versions: Mapping[int, int], numbers: Seque
         number: Desired(
             version=versions[number],
             models={row["model"]: row["digest"] for row in models[number]},
-            sizes={row["digest"]: row["size"] for row in (*models[number], *shadows[number])},
+            sizes={row["digest"]: row["size"] for row in (*models[number], *shadows[number])}
+            | {row["rival"]: row["rival_size"] for row in models[number] if row["rival"]},
+            rivals={row["model"]: row["rival"] for row in models[number] if row["rival"]},
             soaks={row["model"]: row["soak"] for row in models[number] if row["soak"]},
             shadows={
                 row["model"]: Shadow(

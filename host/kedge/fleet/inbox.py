@@ -219,8 +219,9 @@ class Inbox:
         change = self._change(name, memory)
         change.touched, change.reported, change.view = True, payload, reported
         for model in reported.models.values():
-            if model.latency is not None and _sound(model.latency):
-                change.latencies[model.latency.bundle] = model.latency
+            for latency in (model.latency, *(one.latency for one in model.candidates)):
+                if latency is not None and _sound(latency):
+                    change.latencies[latency.bundle] = latency
 
     def _telemetry(self, name: str, memory: DeviceState, telemetry: Telemetry, payload: bytes) -> None:
         _check(telemetry.boot_id, telemetry.seq, where=f"telemetry of {name}")

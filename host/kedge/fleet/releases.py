@@ -56,8 +56,9 @@ def record(session: Session, stored: StoredRelease) -> int:
         "INSERT INTO release (name, version, digest, published_at) VALUES (?, ?, ?, ?)",
         (stored.name, stored.version, stored.digest, session.now()),
     )
-    for target, bundle in sorted(stored.bundles.items()):
-        _record_bundle(session, number, target, bundle)
+    for target, several in sorted(stored.candidates.items()):
+        for place, bundle in enumerate(several):
+            _record_bundle(session, number, target, bundle, place)
     note_change(session)
     return number
 
@@ -66,7 +67,8 @@ def statement(stored: StoredRelease) -> ReleaseStatement:
     """Return what the release key signs of a release."""
     bundles = (
         SignedBundle(target=bundle.bundle.config.target, digest=bundle.bundle.digest)
-        for _, bundle in sorted(stored.bundles.items())
+        for _, several in sorted(stored.candidates.items())
+        for bundle in several
     )
     return ReleaseStatement(name=stored.name, version=stored.version, bundles=tuple(bundles), at=time.time())
 
@@ -83,10 +85,12 @@ def statements(session: Session) -> dict[int, bytes]:
     return {row["id"]: row["statement"] for row in rows}
 
 
-def _record_bundle(session: Session, release: int, target: str, stored: StoredBundle) -> None:
+def _record_bundle(session: Session, release: int, target: str, stored: StoredBundle, place: int) -> None:
     bundle = stored.bundle
+    allowed = bundle.config.provenance.options.get("max_latency")
     number = session.insert(
-        "INSERT INTO bundle (release_id, target, digest, size, backend, precision, drift) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO bundle (release_id, target, digest, size, backend, precision, drift, preference, max_latency)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             release,
             target,
@@ -95,6 +99,8 @@ def _record_bundle(session: Session, release: int, target: str, stored: StoredBu
             bundle.config.backend,
             bundle.config.precision,
             drift.document(bundle.config.drift),
+            place,
+            float(allowed) if isinstance(allowed, (int, float)) else None,
         ),
     )
     blobs = {blob.digest: blob.size for blob in stored.blobs}
@@ -145,6 +151,13 @@ def _refuse_while_rolling_out(session: Session, release: Row, reference: str) ->
         " WHERE release_id = ? AND superseded_by IS NULL",
         (release["id"],),
     )
+    if coming is None:
+        coming = session.value(
+            "SELECT rollout_id FROM assignment JOIN rollout ON rollout.id = rollout_id"
+            " JOIN rollout_device AS part USING (rollout_id, device_id) WHERE assignment.state = 'waiting'"
+            " AND superseded_by IS NULL AND rollout.state = 'active' AND model = ? AND version = ?",
+            (release["name"], release["version"]),
+        )
     if coming is not None or before is not None:
         what = "is to bring it to further devices" if coming is not None else "may have to take devices back to it"
         raise FleetError(
@@ -180,7 +193,7 @@ def views(session: Session, release: int | None = None) -> tuple[ReleaseView, ..
                (SELECT coalesce(sum(blob.size), 0) FROM bundle_blob JOIN blob ON blob.digest = bundle_blob.digest
                 WHERE bundle_id = bundle.id) AS total
         FROM release LEFT JOIN bundle ON bundle.release_id = release.id
-        WHERE :release IS NULL OR release.id = :release ORDER BY release.id, target
+        WHERE :release IS NULL OR release.id = :release ORDER BY release.id, target, preference
     """
     found: dict[int, list[Row]] = {}
     for row in session.rows(query, {"release": release}):

@@ -223,6 +223,8 @@ class DeviceRollout:
         bytes_received: payload bytes that came, as the device said; 0 where it last spoke of another bundle.
         reported_target: as of :class:`DeviceView`.
         wave: of a staged rollout, from 1 on.
+        backend, choice: where the release holds several bundles for its target: whose bundle it was given or kept, and
+            why; None before.
     """
 
     device: str
@@ -240,6 +242,45 @@ class DeviceRollout:
     bytes_received: int = 0
     reported_target: str | None = None
     wave: int | None = None
+    backend: str | None = None
+    choice: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendChoice:
+    """One of several bundles for a target.
+
+    Attributes:
+        devices: of the rollout that were given it or kept it.
+        p50_ms, p95_ms: of a call, the medians over the devices that measured it; None where none has.
+        measured: how many devices of the fleet have.
+        refused: how many refused it.
+        figures_of: the earlier release whose figures these are; empty for its own.
+    """
+
+    backend: str
+    digest: str
+    devices: int
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    measured: int = 0
+    refused: int = 0
+    figures_of: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetChoice:
+    """What devices of one target have of several bundles, the compiler's choice first.
+
+    Attributes:
+        measuring: how many devices of the rollout measure two now.
+        waiting: how many wait for their figures.
+    """
+
+    target: str
+    backends: tuple[BackendChoice, ...]
+    measuring: int
+    waiting: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,10 +390,12 @@ class RolloutStatus(RolloutSummary):
     Attributes:
         matching: how many devices the filter lets through.
         devices: those of them that were asked for, by name.
+        choices: targets for which the release holds several bundles: who has which, and what is known of each.
     """
 
     matching: int
     devices: tuple[DeviceRollout, ...]
+    choices: tuple[TargetChoice, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from kedge.fleet import devices
+from kedge.fleet import choosing, devices
+from kedge.fleet.candidates import Assigned
 from kedge.fleet.database import Row, Session
 from kedge.fleet.device_progress import NAMESAKE, LastReport, Standing, contradiction, judge
 from kedge.fleet.results import DeviceRollout, Progress, RolloutStatus, RolloutSummary, StageView
@@ -17,27 +18,30 @@ from kedge.fleet.staged.phases import Phase, Step
 from kedge_protocol.messages import DesiredRefusal, Failure, ModelState, RefusedDesired, ReportedModel, Served
 
 _PARTS = """
-SELECT device.id, name, target, labels, part.digest AS wanted, part.previous, part.desired_version, bytes_before,
+SELECT device.id, name, device.target, labels, part.digest AS wanted, part.previous, part.desired_version, bytes_before,
        superseded_by, online, told_target, device.desired_version AS version_now,
        refused_version, refused_reason, refused_came, refused_held, namesake,
        CASE WHEN reported IS NULL THEN NULL ELSE answered_version END AS answered,
        told.state, told.desired, told.digest, told.version, told.proved, blocks_done, blocks_total, bytes_received,
-       failure_digest, failure_stage, failure_reason, detail, served_calls, served_golden, served_problem
+       failure_digest, failure_stage, failure_reason, detail, served_calls, served_golden, served_problem,
+       assignment.state AS assigned, assignment.rival, assignment.reason AS why
 FROM rollout_device AS part JOIN device ON device.id = part.device_id
+LEFT JOIN assignment ON assignment.rollout_id = part.rollout_id AND assignment.device_id = part.device_id
 LEFT JOIN device_state ON device_state.device_id = device.id
 LEFT JOIN reported_model AS told ON told.device_id = device.id AND told.model = :model
-WHERE rollout_id = :rollout {own} ORDER BY name
+WHERE part.rollout_id = :rollout {own} ORDER BY name
 """
 _UNTOLD = """
 SELECT device.id, device.name, device.target, labels, member.wave, member.step, bundle.digest AS wanted
 FROM rollout_member AS member JOIN device ON device.id = member.device_id JOIN rollout ON rollout.id = member.rollout_id
 LEFT JOIN release ON release.name = rollout.model AND release.version = rollout.version
-LEFT JOIN bundle ON bundle.release_id = release.id AND bundle.target = member.target
+LEFT JOIN bundle ON bundle.release_id = release.id AND bundle.target = member.target AND bundle.preference = 0
 WHERE member.rollout_id = :rollout AND NOT EXISTS (
     SELECT 1 FROM rollout_device WHERE rollout_id = member.rollout_id AND device_id = member.device_id
 ) ORDER BY device.name
 """
 _SUPERSEDED = "SELECT count(*) FROM rollout_device WHERE rollout_id = ? AND superseded_by IS NOT NULL"
+_ONE = {Assigned.MEASURED.value, Assigned.GIVEN.value}
 _ANSWERED = {Progress.DONE, Progress.FAILED, Progress.SUPERSEDED, Progress.CONFLICT}
 _FINAL = {Progress.DONE.value, Progress.FAILED.value, Progress.SUPERSEDED.value, Progress.CONFLICT.value}
 
@@ -71,10 +75,17 @@ def status(session: Session, rollout: Row, shown: DeviceFilter) -> RolloutStatus
         matching.sort(key=lambda found: str(found[0]["name"]))
     end = None if shown.limit is None else shown.offset + shown.limit
     page = matching[shown.offset : end]
-    sent = bytes_sent(session, sorted({row["wanted"] for row, _ in page if row["wanted"]}))
     told = {row["id"] for row, _ in judged}
+    bundles = {one for row, _ in page if row["id"] in told for one in (row["wanted"], row["rival"]) if one}
+    bundles |= {row["wanted"] for row, _ in page if row["wanted"]}
+    sent = bytes_sent(session, sorted(bundles))
+    choices = choosing.choices(session, rollout)
+    backends = {one.digest: one.backend for choice in choices for one in choice.backends}
     found = [
-        _device(row, standing, sent.get((row["id"], row["wanted"]), 0))
+        replace(
+            _device(row, standing, sum(sent.get((row["id"], one), 0) for one in (row["wanted"], row["rival"]))),
+            backend=backends.get(row["wanted"]) if row["assigned"] in _ONE else None,
+        )
         if row["id"] in told
         else _waiting(row, standing)
         for row, standing in page
@@ -82,6 +93,7 @@ def status(session: Session, rollout: Row, shown: DeviceFilter) -> RolloutStatus
     return RolloutStatus(
         **vars(_summary(rollout, stage, counts)),
         matching=len(matching),
+        choices=choices,
         devices=tuple(
             replace(device, wave=members[row["id"]].wave) if row["id"] in members else device
             for device, (row, _) in zip(found, page, strict=True)
@@ -168,6 +180,8 @@ def _matches(row: Row, standing: Standing, shown: DeviceFilter) -> bool:
 def _judged(session: Session, row: Row) -> Standing:
     told = LastReport(row["answered"], _model(row), bool(row["online"]))
     standing = judge(wanted=row["wanted"], version=row["desired_version"], told=told)
+    if row["assigned"] == Assigned.WAITING.value:
+        standing = Standing(Progress.WAITING, row["why"], standing.serving)
     if row["superseded_by"] is not None:
         return Standing(Progress.SUPERSEDED, f"rollout {row['superseded_by']} took it over", standing.serving)
     trouble = NAMESAKE if row["namesake"] is not None else contradiction(row["answered"], *_refused(session, row))
@@ -238,4 +252,5 @@ def _device(row: Row, standing: Standing, sent: int) -> DeviceRollout:
         bytes_sent=max(0, sent - row["bytes_before"]),
         bytes_received=received or 0,
         reported_target=devices.reported_target(row),
+        choice=row["why"] or "",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from kedge.fleet import audit, releases, rollout_status, rollouts
+from kedge.fleet import assigning, audit, releases, rollout_status, rollouts
 from kedge.fleet.database import Database, Session
 from kedge.fleet.results import RolloutPlan, RolloutStarted, RolloutStatus, RolloutSummary
 from kedge.fleet.rollout_status import DeviceFilter
@@ -65,7 +65,7 @@ class RolloutVerbs:
         labels = dict(select or {})
         if policy is None:
             with self.database.write() as session:
-                number, skipped = rollouts.start(session, reference, labels)
+                number, skipped = assigning.start(session, reference, labels)
                 self._check_blobs(session, rollouts.blobs(session, number))
                 self._note(session, "rollout.start", f"rollout {number}", release=reference, select=labels)
             return RolloutStarted(rollout=self.rollout_status(number), skipped=skipped)

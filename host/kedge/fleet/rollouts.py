@@ -6,11 +6,10 @@ the others are not. All is written by few statements, whatever the number of dev
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kedge.fleet import devices, releases
+from kedge.fleet import releases
 from kedge.fleet.database import Row, Session, note_change
 from kedge_protocol.errors import FleetError
 from kedge_protocol.messages import MAX_VERSION_STEP
@@ -22,10 +21,12 @@ _PART = """
 INSERT INTO rollout_device
 (rollout_id, device_id, digest, previous, previous_size, desired_version, bytes_before)
 VALUES (:rollout, :device, :digest, :previous, :previous_size, :version, :bytes_before)
+ON CONFLICT (rollout_id, device_id) DO UPDATE SET digest = excluded.digest,
+    desired_version = excluded.desired_version, bytes_before = excluded.bytes_before
 """
 _DESIRED = """
-INSERT INTO desired_model (device_id, model, digest, size, soak) VALUES (:device, :model, :digest, :size, :soak)
-ON CONFLICT (device_id, model) DO UPDATE SET digest = excluded.digest, size = excluded.size, soak = excluded.soak
+INSERT OR REPLACE INTO desired_model (device_id, model, digest, size, soak, rival, rival_size)
+VALUES (:device, :model, :digest, :size, :soak, :rival, :rival_size)
 """
 _SUPERSEDE_PARTS = """
 UPDATE rollout_device SET superseded_by = :rollout
@@ -70,10 +71,16 @@ GROUP BY device_id, needed.bundle
 
 @dataclass(frozen=True)
 class Wanted:
-    """A bundle by its manifest's digest and size (bytes)."""
+    """A bundle by its manifest's digest and size (bytes), and another one that is to be measured beside it."""
 
     digest: str
     size: int
+    rival: Wanted | None = None
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The digests of both."""
+        return (self.digest,) if self.rival is None else (self.digest, self.rival.digest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,27 +112,6 @@ class Selection:
     skipped: Mapping[str, str]
 
 
-def start(session: Session, reference: str, select_by: Mapping[str, str]) -> tuple[int, dict[str, str]]:
-    """See :meth:`kedge.fleet.service.FleetService.rollout_start`; the rollout's number, and who is left out why."""
-    release = releases.find(session, reference)
-    chosen = devices.select_devices(session, select_by)
-    if not chosen:
-        labels = " ".join(f"{key}={value}" for key, value in select_by.items())
-        raise FleetError(
-            f"no device has the labels {labels}" if labels else "there is no device",
-            remedy="See kedge device list",
-        )
-    found = select(session, release, chosen)
-    plan = Plan(
-        model=release["name"],
-        version=release["version"],
-        kind=START,
-        selected=json.dumps(dict(select_by)),
-        parts={number: found.bundles[target] for number, target in found.targets.items()},
-    )
-    return _begin(session, plan), dict(found.skipped)
-
-
 def select(session: Session, release: Row, chosen: Sequence[Row]) -> Selection:
     """Find the bundle of each chosen device.
 
@@ -150,8 +136,8 @@ def select(session: Session, release: Row, chosen: Sequence[Row]) -> Selection:
 
 
 def bundles_of(session: Session, release: int) -> dict[str, Wanted]:
-    """Return target → bundle of a release."""
-    rows = session.rows("SELECT target, digest, size FROM bundle WHERE release_id = ?", (release,))
+    """Return target → bundle of a release; of several the compiler's choice."""
+    rows = session.rows("SELECT target, digest, size FROM bundle WHERE release_id = ? AND preference = 0", (release,))
     return {row["target"]: Wanted(row["digest"], row["size"]) for row in rows}
 
 
@@ -254,6 +240,15 @@ def give(session: Session, rollout: int, model: str, parts: Mapping[int, Wanted 
     note_change(session)
 
 
+def hold(session: Session, rollout: int, model: str, parts: Mapping[int, Wanted]) -> None:
+    """Write devices of a rollout that are told later: what they were to have before is what they are still to have."""
+    rows = _rows(session, rollout, model, parts)
+    session.run_many(_PART, rows)
+    session.run(_SUPERSEDE_PARTS, {"rollout": rollout, "model": model})
+    session.run(_SUPERSEDE_ROLLOUTS, {"rollout": rollout, "model": model})
+    note_change(session)
+
+
 def shadow(session: Session, model: str, bundles: Mapping[int, Wanted], *, share: float, memory_bytes: int) -> None:
     """Let devices run bundles beside those that they are to have, within a budget.
 
@@ -326,7 +321,7 @@ def _rows(session: Session, rollout: int, model: str, parts: Mapping[int, Wanted
     query = "SELECT device_id, model, digest, size FROM desired_model WHERE device_id IN {}"
     before = {row["device_id"]: row for row in session.where_in(query, numbers) if row["model"] == model}
     versions = next_versions(session, numbers)
-    sent = bytes_sent(session, sorted({wanted.digest for wanted in parts.values() if wanted}))
+    sent = bytes_sent(session, sorted({digest for wanted in parts.values() if wanted for digest in wanted.digests}))
     rows = []
     for device, wanted in parts.items():
         previous = before.get(device)
@@ -337,10 +332,12 @@ def _rows(session: Session, rollout: int, model: str, parts: Mapping[int, Wanted
                 "model": model,
                 "digest": None if wanted is None else wanted.digest,
                 "size": 0 if wanted is None else wanted.size,
+                "rival": None if wanted is None or wanted.rival is None else wanted.rival.digest,
+                "rival_size": 0 if wanted is None or wanted.rival is None else wanted.rival.size,
                 "previous": None if previous is None else previous["digest"],
                 "previous_size": 0 if previous is None else previous["size"],
                 "version": versions[device],
-                "bytes_before": 0 if wanted is None else sent.get((device, wanted.digest), 0),
+                "bytes_before": 0 if wanted is None else sum(sent.get((device, one), 0) for one in wanted.digests),
             }
         )
     return rows
@@ -358,11 +355,14 @@ def bytes_sent(session: Session, bundles: Sequence[str]) -> dict[tuple[int, str]
 
 
 def blobs(session: Session, rollout: int) -> dict[str, int]:
-    """Return all blobs of a rollout's bundles, with their bytes."""
+    """Return all blobs of a rollout's bundles and of those that its devices choose among, with their bytes."""
     query = """
         SELECT DISTINCT blob.digest, blob.size FROM bundle
         JOIN bundle_blob ON bundle_id = bundle.id JOIN blob ON blob.digest = bundle_blob.digest
-        WHERE bundle.digest IN (SELECT DISTINCT digest FROM rollout_device WHERE rollout_id = ?)
+        WHERE (bundle.release_id, bundle.target) IN (
+            SELECT release_id, target FROM bundle AS own
+            WHERE own.digest IN (SELECT DISTINCT digest FROM rollout_device WHERE rollout_id = ?)
+        )
     """
     return {row["digest"]: row["size"] for row in session.rows(query, (rollout,))}
 

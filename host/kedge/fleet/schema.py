@@ -8,7 +8,7 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
   keeps. A removed one keeps its row: its ``desired_version`` must never fall, and its retained desired state must be
   cleared at the broker.
 - ``desired_model``: one model that a device shall run; ``size`` is of the manifest in bytes, ``soak`` the seconds for
-  which it waits for calls of users.
+  which it waits for calls of users; ``rival`` is another bundle of the release that it measures beside it.
 - ``desired_shadow``: a bundle that shall run beside a desired one, see :func:`kedge.fleet.rollouts.shadow` and
   :mod:`kedge.fleet.shadows`.
 - ``sample_request``, ``sample_part``: a request for samples, and one device's part of it, see
@@ -24,6 +24,11 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
   ``target`` is the device's at that time, ``files`` the digest of the file that the runtime opens.
 - ``release``, ``bundle``: what is published; ``statement`` is the signed list of a release's bundles, see
   :mod:`kedge_protocol.trust`; a bundle's ``digest`` and ``size`` are of its manifest, ``drift`` is its baseline.
+  Of the bundles of one target ``preference`` 0 is the compiler's choice; ``max_latency`` is the budget's, in ms.
+- ``refused_bundle``: a bundle that a device tried and refused, at which stage and why; see :mod:`.candidates`.
+- ``assignment``: a device in a rollout whose release holds several bundles for its target: whether it waits for figures
+  of others, measures two, or has one, and why; see :mod:`kedge.fleet.assigning`. ``rival`` is what it measures, or
+  measured, beside ``rollout_device.digest``.
 - ``blob``, ``bundle_blob``: what devices may ask for; a bundle's manifest and configuration are among its blobs.
 - ``rollout``: ``state`` is ``active``, or ``superseded`` once each of its devices was taken over by a newer one.
 - ``rollout_device``: a device's part. ``digest`` is NULL where the model is taken away; ``previous`` is what the device
@@ -48,7 +53,8 @@ VERSION = 6
 """Stored as SQLite's ``user_version``. 2 has ``latency`` more than 1; 3 has ``reported_model``, ``command`` and the
 columns ``told_target``, ``refused_…``, ``namesake`` and ``superseded_by`` more than 2; 4 has ``audit`` and
 ``release.statement`` more than 3; 5 has ``call_figures``, ``rollout_stage``, ``rollout_member``, ``gate_result`` and
-the columns ``soak`` and ``served_…`` more than 4; 6 has ``sample_request`` and ``sample_part`` more than 5."""
+the columns ``soak`` and ``served_…`` more than 4; 6 has ``sample_request``, ``sample_part``, ``assignment``,
+``refused_bundle``, several bundles of a target and the columns ``rival…`` more than 5."""
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (
@@ -71,6 +77,8 @@ CREATE TABLE IF NOT EXISTS desired_model (
     digest VARCHAR NOT NULL,
     size INTEGER NOT NULL,
     soak DOUBLE NOT NULL DEFAULT 0,
+    rival VARCHAR,
+    rival_size INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (device_id, model)
 );
 CREATE TABLE IF NOT EXISTS desired_shadow (
@@ -201,7 +209,9 @@ CREATE TABLE IF NOT EXISTS bundle (
     backend VARCHAR NOT NULL,
     precision VARCHAR NOT NULL,
     drift VARCHAR,
-    UNIQUE (release_id, target)
+    preference INTEGER NOT NULL DEFAULT 0,
+    max_latency DOUBLE,
+    UNIQUE (release_id, target, backend)
 );
 CREATE INDEX IF NOT EXISTS ix_bundle_digest ON bundle (digest);
 CREATE TABLE IF NOT EXISTS blob (
@@ -236,6 +246,30 @@ CREATE TABLE IF NOT EXISTS rollout_device (
     PRIMARY KEY (rollout_id, device_id)
 );
 CREATE INDEX IF NOT EXISTS ix_rollout_device_device_id ON rollout_device (device_id);
+CREATE TABLE IF NOT EXISTS assignment (
+    rollout_id INTEGER NOT NULL REFERENCES rollout (id),
+    device_id INTEGER NOT NULL REFERENCES device (id),
+    target VARCHAR NOT NULL,
+    state VARCHAR NOT NULL,
+    rival VARCHAR,
+    reason VARCHAR NOT NULL,
+    soak DOUBLE NOT NULL,
+    since DOUBLE NOT NULL,
+    PRIMARY KEY (rollout_id, device_id)
+);
+CREATE INDEX IF NOT EXISTS ix_assignment_device_id ON assignment (device_id);
+CREATE INDEX IF NOT EXISTS ix_assignment_waiting ON assignment (state) WHERE state = 'waiting';
+CREATE TABLE IF NOT EXISTS refused_bundle (
+    device_id INTEGER NOT NULL REFERENCES device (id),
+    bundle VARCHAR NOT NULL,
+    target VARCHAR NOT NULL,
+    stage VARCHAR NOT NULL,
+    reason VARCHAR NOT NULL,
+    at DOUBLE NOT NULL,
+    PRIMARY KEY (device_id, bundle)
+);
+CREATE INDEX IF NOT EXISTS ix_refused_bundle_bundle ON refused_bundle (bundle);
+CREATE INDEX IF NOT EXISTS ix_latency_bundle ON latency (bundle);
 CREATE TABLE IF NOT EXISTS transfer (
     device_id INTEGER NOT NULL REFERENCES device (id),
     digest VARCHAR NOT NULL,
@@ -345,8 +379,26 @@ ALTER TABLE reported_model ADD COLUMN served_calls INTEGER;
 ALTER TABLE reported_model ADD COLUMN served_golden INTEGER;
 ALTER TABLE reported_model ADD COLUMN served_problem VARCHAR;
 """,
+    6: """
+ALTER TABLE desired_model ADD COLUMN rival VARCHAR;
+ALTER TABLE desired_model ADD COLUMN rival_size INTEGER NOT NULL DEFAULT 0;
+""",
 }
 """Columns that a version adds to tables of the versions before it."""
+
+SET_ASIDE = """
+CREATE TEMPORARY TABLE old_bundle AS SELECT id, release_id, target, digest, size, backend, precision, drift FROM bundle;
+CREATE TEMPORARY TABLE old_bundle_blob AS SELECT bundle_id, digest FROM bundle_blob;
+DROP TABLE bundle_blob;
+DROP TABLE bundle;
+"""
+PUT_BACK = """
+INSERT INTO bundle (id, release_id, target, digest, size, backend, precision, drift) SELECT * FROM old_bundle;
+INSERT INTO bundle_blob SELECT * FROM old_bundle_blob;
+DROP TABLE old_bundle;
+DROP TABLE old_bundle_blob;
+"""
+"""A table before version 6 held one bundle of each target, which SQLite cannot take back without making it anew."""
 
 SUPERSEDE = """
 UPDATE rollout_device SET superseded_by = (
@@ -362,6 +414,8 @@ UPDATE rollout SET state = CASE WHEN EXISTS (
 """What older versions knew of a rollout as a whole, told of each of its devices."""
 
 PER_DEVICE = (
+    "assignment",
+    "refused_bundle",
     "telemetry",
     "call_figures",
     "drift_sketch",

@@ -256,7 +256,7 @@ class FleetService(RolloutVerbs):
         with alone(self.state / REPOSITORY_LOCK):
             stored = self.repository.add(opened)
             self.repository.keep_report(opened, stored.digest)
-            added = {blob.digest: blob.size for item in stored.bundles.values() for blob in item.blobs if blob.added}
+            added = {blob.digest: blob.size for item in stored.bundles for blob in item.blobs if blob.added}
             with self.database.write() as session:
                 known = releases.refuse_conflict(session, stored.name, stored.version, stored.digest)
                 number = releases.record(session, stored) if known is None else known["id"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kedge.fleet import audit, devices, releases, rollouts
+from kedge.fleet.candidates import best_of_release
 from kedge.fleet.rollouts import Wanted
 from kedge.fleet.service import FleetService
 from kedge_protocol import latency_buckets
@@ -75,8 +76,7 @@ def start(
         raise ConfigError("the share or the memory of a shadow is out of range", remedy="Use a share above 0, up to 1")
     with fleet.database.write() as session:
         release = releases.find(session, reference)
-        rows = session.rows("SELECT target, digest, size FROM bundle WHERE release_id = ?", (release["id"],))
-        bundles = {row["target"]: row for row in rows}
+        bundles = best_of_release(session, release)
         told: dict[int, Wanted] = {}
         names = []
         for device in devices.select_devices(session, select):
@@ -84,8 +84,8 @@ def start(
             own = session.value(
                 "SELECT digest FROM desired_model WHERE device_id = ? AND model = ?", (device["id"], release["name"])
             )
-            if bundle is not None and own is not None and own != bundle["digest"]:
-                told[device["id"]] = Wanted(bundle["digest"], bundle["size"])
+            if bundle is not None and own is not None and own != bundle.digest:
+                told[device["id"]] = bundle
                 names.append(device["name"])
         if not told:
             raise FleetError(

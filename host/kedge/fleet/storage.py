@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -49,12 +49,17 @@ class StoredBundle:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRelease:
-    """A stored release; ``bundles`` by target."""
+    """A stored release; ``candidates`` by target, in the compiler's order."""
 
     name: str
     version: str
     digest: str
-    bundles: dict[str, StoredBundle]
+    candidates: dict[str, tuple[StoredBundle, ...]]
+
+    @property
+    def bundles(self) -> tuple[StoredBundle, ...]:
+        """All bundles."""
+        return tuple(one for several in self.candidates.values() for one in several)
 
 
 class Repository:
@@ -134,10 +139,13 @@ class Repository:
         view = layout.release()
         if not view.bundles:
             raise BundleError("the release holds no bundle", where=str(layout.path))
-        bundles = {target: layout.read_bundle(descriptor) for target, descriptor in view.bundles.items()}
-        _check_belonging(view, bundles, where=str(layout.path))
-        stored = {target: self._add_bundle(layout, bundle) for target, bundle in bundles.items()}
-        return StoredRelease(name=view.name, version=view.version, digest=view.digest, bundles=stored)
+        several = {target: tuple(map(layout.read_bundle, found)) for target, found in view.candidates.items()}
+        for target, bundles in several.items():
+            _check_belonging(view, target, bundles, where=str(layout.path))
+        stored = {
+            target: tuple(self._add_bundle(layout, bundle) for bundle in bundles) for target, bundles in several.items()
+        }
+        return StoredRelease(name=view.name, version=view.version, digest=view.digest, candidates=stored)
 
     def _add_bundle(self, layout: Layout, bundle: Bundle) -> StoredBundle:
         where = f"{layout.path} {bundle.config.target}"
@@ -199,11 +207,13 @@ class Repository:
             file.write(hashes)
 
 
-def _check_belonging(view: ReleaseView, bundles: dict[str, Bundle], *, where: str) -> None:
+def _check_belonging(view: ReleaseView, target: str, bundles: Sequence[Bundle], *, where: str) -> None:
     checked_name(view.name, "release name")
     checked_name(view.version, "release version")
-    for target, bundle in bundles.items():
-        checked_name(target, "target name")
+    checked_name(target, "target name")
+    if len({bundle.config.backend for bundle in bundles}) < len(bundles):
+        raise BundleError(f"holds two bundles for {target} by the same backend", where=where)
+    for bundle in bundles:
         config = bundle.config
         if (config.name, config.version, config.target) != (view.name, view.version, target):
             raise BundleError(

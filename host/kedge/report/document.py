@@ -70,6 +70,8 @@ class BundleEntry:
     """One bundle. Its figures are measured on exactly the files that the device gets.
 
     Attributes:
+        place: 0 for the bundle that the target's devices get without measurements of their own; those of the target's
+            other backends follow.
         precision: the name that is true of the files: ``mixed`` where an integer name is not.
         weights_in_integers, macs_in_integers: shares of the weight bytes and of the multiply-accumulates, counted in
             the files; None where there are none, or the backend cannot count them.
@@ -135,6 +137,12 @@ class BundleEntry:
     changes: ChangesAnswer = field(default_factory=ChangesAnswer)
     cascade: CascadeFigures | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    place: int = 0
+
+    @property
+    def name(self) -> str:
+        """Return the target; with the backend where it is not the target's first bundle."""
+        return self.target if not self.place else f"{self.target} by {self.backend}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +212,10 @@ def of(
     """Build the report.
 
     Args:
-        digests: of the bundles, in the order of ``compiled``.
+        compiled: of each target, with its alternatives.
+        digests: of the bundles, each target's own first and then its alternatives'.
     """
+    made = [(place, each) for one in compiled for place, each in enumerate((one, *one.alternatives))]
     reference, options = source.reference, source.options
     return Report(
         model=ModelEntry(
@@ -224,7 +234,7 @@ def of(
             samples=source.evaluation_samples,
             latency_ms=info.latency,
         ),
-        bundles=[_bundle(one, digest, source) for one, digest in zip(compiled, digests, strict=True)],
+        bundles=[_bundle(one, digest, source, place) for (place, one), digest in zip(made, digests, strict=True)],
         failures=[
             FailureEntry(
                 target=one.target.name, kind=type(one.error).__name__, error=str(one.error), attempts=one.attempts
@@ -250,7 +260,7 @@ def of(
     )
 
 
-def _bundle(compiled: Compiled, digest: str, source: ReleaseSource) -> BundleEntry:
+def _bundle(compiled: Compiled, digest: str, source: ReleaseSource, place: int) -> BundleEntry:
     attempt, evaluation, unseen = compiled.attempt, compiled.evaluation, compiled.unseen
     choice = source.reference.choice
     value = evaluation.value if unseen is None else unseen.value
@@ -306,7 +316,8 @@ def _bundle(compiled: Compiled, digest: str, source: ReleaseSource) -> BundleEnt
         notes=compiled.lowered.notes,
         changes=compiled.changes,
         cascade=compiled.cascade,
-        attempts=compiled.attempts,
+        attempts=compiled.attempts if not place else [attempt],
+        place=place,
     )
 
 

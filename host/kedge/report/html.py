@@ -83,7 +83,7 @@ def sensitivity(report: Report) -> object | None:
 
 
 def _tried(report: Report) -> list[tuple[str, list[Attempt]]]:
-    made = [(bundle.target, bundle.attempts) for bundle in report.bundles]
+    made = [(bundle.target, bundle.attempts) for bundle in report.bundles if not bundle.place]
     return made + [(failure.target, failure.attempts) for failure in report.failures]
 
 

@@ -193,8 +193,8 @@ class CompileOptions:
     every_backend: Annotated[
         bool,
         Option(
-            "Write beside OUT a release for each other backend of a target that keeps the budget, OUT.BACKEND, so that "
-            "devices measure them too; `kedge device latencies` then decides by --latencies."
+            "Give a target a bundle by each of its backends that keeps the budget. Devices of it measure two at most, "
+            "and the controller gives the others the fastest."
         ),
     ] = False
     scheduler: Annotated[

@@ -178,7 +178,7 @@ class Compiled:
         changes: the evaluation samples that it changed most.
         unseen: its figure on samples that the choice did not use; None if there was no choice.
         examples: file of raw items and their outputs (:mod:`kedge_targets.pipeline.examples`).
-        alternatives: the best candidate of each other backend, if they were asked for.
+        alternatives: the best candidate of each other backend in the target's order, if they were asked for.
         larger: the pipeline's larger model, with the confidence for this target; ``cascade`` is what that gains.
     """
 

@@ -46,13 +46,24 @@ class Bundle:
 
 @dataclass(frozen=True)
 class ReleaseView:
-    """A view of one release: its index's digest and its bundles by target."""
+    """A view of one release.
+
+    Attributes:
+        digest: of its index; ``raw`` are the index's bytes.
+        candidates: target → its bundles, in the compiler's order of preference. Usually one; of several each is by
+            another backend, and a device's own measurement chooses.
+    """
 
     digest: str
     raw: bytes
     name: str
     version: str
-    bundles: dict[str, oci.Descriptor]
+    candidates: dict[str, tuple[oci.Descriptor, ...]]
+
+    @property
+    def bundles(self) -> dict[str, oci.Descriptor]:
+        """Target → the bundle that the compiler prefers."""
+        return {target: several[0] for target, several in self.candidates.items()}
 
 
 def parse_manifest(raw: bytes, *, where: str) -> oci.Manifest:
@@ -192,31 +203,39 @@ class Layout:
             raise BundleError(f"holds {len(found)} releases, one was expected", where=str(self.path))
         raw = self.read(found[0])
         index = self._index(raw, found[0].digest)
-        bundles = {}
+        candidates: dict[str, tuple[oci.Descriptor, ...]] = {}
         for descriptor in index.manifests:
             target = descriptor.annotations.get(oci.TARGET)
             if not target:
                 raise BundleError(f"{descriptor.digest} has no {oci.TARGET}", where=str(self.path))
-            bundles[target] = descriptor
+            candidates[target] = (*candidates.get(target, ()), descriptor)
         return ReleaseView(
             found[0].digest,
             raw,
             index.annotations.get(oci.NAME, ""),
             index.annotations.get(oci.VERSION, ""),
-            bundles,
+            candidates,
         )
 
     def bundle(self, target: str) -> Bundle:
-        """Read the release's bundle for one target.
+        """Read the release's bundle for one target; of several the one that the compiler prefers.
 
         Raises:
             BundleError: there is no such bundle; the message lists the existing ones.
         """
+        return self.candidates(target)[0]
+
+    def candidates(self, target: str) -> tuple[Bundle, ...]:
+        """Read all bundles for one target, in the compiler's order of preference.
+
+        Raises:
+            BundleError: there is none; the message lists the existing targets.
+        """
         release = self.release()
-        if target not in release.bundles:
-            there = ", ".join(sorted(release.bundles)) or "none"
+        if target not in release.candidates:
+            there = ", ".join(sorted(release.candidates)) or "none"
             raise BundleError(f"has no bundle for {target!r}", where=str(self.path), remedy=f"It has: {there}")
-        return self.read_bundle(release.bundles[target])
+        return tuple(map(self.read_bundle, release.candidates[target]))
 
     def read_bundle(self, descriptor: oci.Descriptor) -> Bundle:
         """Read a bundle by its manifest's descriptor."""
@@ -231,9 +250,9 @@ class Layout:
         Raises:
             BundleError, DigestMismatchError: for the first invalid blob.
         """
-        for descriptor in self.release().bundles.values():
-            for layer in self.read_bundle(descriptor).manifest.layers:
-                path = self.blob_path(layer.digest)
-                if not path.is_file() or path.stat().st_size != layer.size:
-                    raise BundleError(f"blob {layer.digest} is missing or cut short", where=str(self.path))
-                digest.verify_file(path, layer.digest)
+        bundles = (one for several in self.release().candidates.values() for one in several)
+        for layer in (layer for descriptor in bundles for layer in self.read_bundle(descriptor).manifest.layers):
+            path = self.blob_path(layer.digest)
+            if not path.is_file() or path.stat().st_size != layer.size:
+                raise BundleError(f"blob {layer.digest} is missing or cut short", where=str(self.path))
+            digest.verify_file(path, layer.digest)

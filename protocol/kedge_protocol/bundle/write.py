@@ -7,13 +7,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from kedge_protocol import blocks, codec, digest, files
 from kedge_protocol.bundle import oci
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.bundle.layout import Bundle, checked_title
-from kedge_protocol.errors import StorageError
+from kedge_protocol.errors import BundleError, StorageError
 
 
 class LayoutWriter:
@@ -21,9 +22,9 @@ class LayoutWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.bundles: dict[str, Bundle] = {}
-        """Target → bundle."""
-        self._bundles: list[tuple[str, oci.Descriptor]] = []
+        self.candidates: dict[str, tuple[Bundle, ...]] = {}
+        """Target → its bundles, in the order in which they were added."""
+        self._descriptors: list[oci.Descriptor] = []
         (path / "blobs" / "sha256").mkdir(parents=True)
 
     def _blob(self, data: bytes) -> tuple[str, int]:
@@ -44,7 +45,7 @@ class LayoutWriter:
         return oci.Descriptor(media_type=media_type, digest=name, size=size, annotations=annotations)
 
     def add_bundle(self, config: BundleConfig, files: Mapping[str, Path], golden: Path) -> oci.Descriptor:
-        """Add one bundle.
+        """Add one bundle. Of several for one target the first is the preferred one.
 
         Args:
             config: the bundle's configuration; ``config.golden.file`` names the golden vectors' layer.
@@ -53,7 +54,12 @@ class LayoutWriter:
 
         Returns:
             The manifest's descriptor; its digest is the bundle's.
+
+        Raises:
+            BundleError: the target has a bundle by this backend already.
         """
+        if any(one.config.backend == config.backend for one in self.candidates.get(config.target, ())):
+            raise BundleError(f"two bundles by {config.backend} for {config.target}", where=str(self.path))
         layers = [self._file(title, path, oci.FILE_TYPE) for title, path in sorted(files.items())]
         layers.append(self._file(config.golden.file, golden, oci.GOLDEN_TYPE))
         config_raw = codec.encode(config)
@@ -67,11 +73,12 @@ class LayoutWriter:
         )
         raw = codec.encode(oci.plain(manifest))
         name, size = self._blob(raw)
-        self.bundles[config.target] = Bundle(name, raw, manifest, config, config_raw)
+        bundle = Bundle(name, raw, manifest, config, config_raw)
+        self.candidates[config.target] = (*self.candidates.get(config.target, ()), bundle)
         descriptor = oci.Descriptor(
             media_type=oci.MANIFEST_TYPE, digest=name, size=size, annotations={oci.TARGET: config.target}
         )
-        self._bundles.append((f"{config.version}-{config.target}", descriptor))
+        self._descriptors.append(descriptor)
         return descriptor
 
     def add_release(self, name: str, version: str) -> oci.Descriptor:
@@ -80,9 +87,10 @@ class LayoutWriter:
         Returns:
             The release's descriptor.
         """
+        bundles = self._referenced(version)
         index = oci.Index(
             schema_version=2,
-            manifests=tuple(descriptor for _, descriptor in self._bundles),
+            manifests=tuple(descriptor for _, descriptor in bundles),
             annotations={oci.NAME: name, oci.VERSION: version},
         )
         release_digest, size = self._blob(codec.encode(oci.plain(index)))
@@ -93,7 +101,7 @@ class LayoutWriter:
             annotations={oci.REF_NAME: version, oci.NAME: name},
         )
         listed = [release]
-        for reference, descriptor in self._bundles:
+        for reference, descriptor in bundles:
             annotations = {**descriptor.annotations, oci.REF_NAME: reference}
             listed.append(
                 oci.Descriptor(
@@ -107,6 +115,20 @@ class LayoutWriter:
         (self.path / "index.json").write_bytes(codec.encode(oci.plain(top)))
         (self.path / oci.LAYOUT_FILE).write_bytes(codec.encode({"imageLayoutVersion": "1.0.0"}))
         return release
+
+    def _referenced(self, version: str) -> list[tuple[str, oci.Descriptor]]:
+        """Return each bundle with its reference; those of a target with several also say their backend."""
+        backends = {one.digest: one.config.backend for several in self.candidates.values() for one in several}
+        found, named = [], set()
+        for descriptor in self._descriptors:
+            target, backend = descriptor.annotations[oci.TARGET], backends[descriptor.digest]
+            reference = f"{version}-{target}" if target not in named else f"{version}-{target}-{backend}"
+            if len(self.candidates[target]) > 1:
+                annotations = {**descriptor.annotations, oci.BACKEND: backend}
+                descriptor = replace(descriptor, annotations=annotations)
+            named.add(target)
+            found.append((reference, descriptor))
+        return found
 
 
 def check_place(path: Path, *, replace: bool) -> None:

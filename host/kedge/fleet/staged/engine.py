@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kedge.fleet import audit, releases, rollout_status, rollouts
+from kedge.fleet import assigning, audit, candidates, releases, rollout_status, rollouts
+from kedge.fleet.candidates import Assigned
 from kedge.fleet.database import Database, Row, Session
 from kedge.fleet.device_progress import Standing
 from kedge.fleet.inbox import SeldomLog
@@ -173,6 +174,9 @@ def _sights(found: Sequence[tuple[Row, Standing]]) -> dict[int, Sight]:
 
 def _sight(row: Row, standing: Standing) -> Sight:
     answers = row["answered"] is not None and row["answered"] >= row["desired_version"]
+    if row["assigned"] == Assigned.WAITING.value:
+        # It is not told yet; that it will be is no silence of its own.
+        return Sight(answer=_ANSWERS.get(standing.progress, Answer.UNDER_WAY), mark="waits")
     mark = f"{row['state']} {row['blocks_done']} {row['bytes_received']}" if answers else ""
     stage = (row["failure_stage"] or "") if standing.progress is Progress.FAILED else ""
     answer = _ANSWERS.get(standing.progress, Answer.UNDER_WAY)
@@ -237,7 +241,7 @@ def apply(
         elif isinstance(action, Send):
             _send(session, before, after, action.devices)
         elif isinstance(action, Shadow):
-            bundles = _bundles(session, before.row)
+            bundles = candidates.best_of_release(session, _release(session, before.row))
             shadows = {device: bundles[after.members[device].target] for device in action.devices}
             rollouts.shadow(
                 session,
@@ -259,18 +263,16 @@ def apply(
 
 
 def _send(session: Session, before: Staged, after: State, numbers: Sequence[int]) -> None:
-    row, bundles = before.row, _bundles(session, before.row)
     told = {part["device_id"] for part in rollouts.own_parts(session, before.id, numbers)}
-    new = {device: bundles[after.members[device].target] for device in numbers if device not in told}
+    new = {device: after.members[device].target for device in numbers if device not in told}
     if new:
-        rollouts.give(session, before.id, row["model"], new, soak=before.policy.soak)
+        assigning.give(session, before.id, _release(session, before.row), new, soak=before.policy.soak)
     if told:
-        rollouts.give_again(session, before.id, sorted(told))
+        assigning.give_again(session, before.id, sorted(told))
 
 
-def _bundles(session: Session, rollout: Row) -> dict[str, rollouts.Wanted]:
-    release = releases.find(session, f"{rollout['model']}:{rollout['version']}")
-    return rollouts.bundles_of(session, release["id"])
+def _release(session: Session, rollout: Row) -> Row:
+    return releases.find(session, f"{rollout['model']}:{rollout['version']}")
 
 
 def _named(session: Session, values: Mapping[str, object]) -> dict[str, object]:
