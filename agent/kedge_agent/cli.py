@@ -79,7 +79,8 @@ def serve(
     """Serve releases over HTTP without a fleet.
 
     A RELEASE is a folder that `kedge compile -o` wrote, a reference of an OCI registry (host/name:tag), or the name
-    of an installed model. The protocol is the Open Inference Protocol v2.
+    of an installed model. Several of one name serve side by side; a request that names no version gets the newest.
+    The protocol is the Open Inference Protocol v2.
     """
     import logging
 

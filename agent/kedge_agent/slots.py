@@ -40,6 +40,7 @@ MANIFEST_FILE = "manifest.json"
 FORMAT_1_MANIFEST = "bundle.json"
 """The manifest's name in state folders of format 1, see :mod:`kedge_agent.state_format`."""
 CONFIG_FILE = "config.json"
+VERSIONS = "versions"
 SYSTEM_STATE = Path("/var/lib/kedge")
 
 _GENERATION = struct.Struct("<Q")
@@ -58,6 +59,12 @@ def default_state() -> Path:
 def model_names(state: Path) -> list[str]:
     """Return the names of the models with a current slot, sorted."""
     return sorted(path.parent.name for path in (state / "models").glob("*/current"))
+
+
+def further_states(state: Path) -> list[Path]:
+    """Return the state folders of further versions: ``kedge-agent serve`` may hold several versions of a model, an
+    agent's state folder holds one."""
+    return sorted((state / VERSIONS).glob("*"))
 
 
 def model_folders(state: Path) -> list[ModelFolder]:

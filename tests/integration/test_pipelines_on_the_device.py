@@ -84,7 +84,7 @@ def test_the_same_answer_over_http(state: Path, tmp_path: Path) -> None:
     assert counted["inference_stats"]["fail"]["count"] == 2
     # What it found went on to the model that is served, and was counted there by the agent's counters.
     assert collect(ModelFolder(state / "state", "colours").counters).inferences >= 1
-    models.unload("colours")
+    models.unload(models.versions("colours")[0])
     assert "does not serve" in ask(handler, "POST", path, picture.read_bytes(), content_type="image/png").body["error"]
 
 

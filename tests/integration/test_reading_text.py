@@ -82,7 +82,7 @@ def test_the_same_lines_over_http(state: Path) -> None:
     assert answer.status == 200
     assert [one["then"]["text"] for one in answer.body["answer"]] == TEXTS
     assert len(answer.body["answer"][0]["corners"]) == 4
-    models.unload("direction")
+    models.unload(models.versions("direction")[0])
     refused = ask(
         InferenceHandler(models), "POST", "/v2/models/find/pipeline", body.getvalue(), content_type="image/png"
     )

@@ -11,13 +11,13 @@ Labels = Callable[..., str]
 Family = Callable[[str, str, str], Iterator[str]]
 
 
-def lines(engines: Sequence[tuple[str, Engine]], family: Family, labels: Labels) -> Iterator[str]:
+def lines(engines: Sequence[tuple[dict[str, str], Engine]], family: Family, labels: Labels) -> Iterator[str]:
     """Yield lines in the text format of Prometheus.
 
     Args:
-        engines: name and engine of each language model.
+        engines: labels and engine of each language model.
         family: yields the two lines above a metric, from its name, kind and description.
-        labels: writes labels, from the model's name and further labels.
+        labels: writes labels, from the model's and further labels.
     """
     for metric, kind, text, read in _SIMPLE:
         yield from family(metric, kind, text)

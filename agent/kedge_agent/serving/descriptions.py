@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +12,6 @@ from kedge_agent.serving.datatypes import described
 from kedge_agent.serving.model_pool import Entry
 from kedge_agent.serving.statistics import Counts
 from kedge_protocol.bundle.layout import Bundle
-from kedge_protocol.errors import KedgeError
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
 
@@ -22,12 +21,16 @@ def server_metadata() -> dict[str, Any]:
     return {"name": "kedge-agent", "version": kedge_protocol.__version__, "extensions": list(EXTENSIONS)}
 
 
-def metadata(name: str, bundle: Bundle, failure: str | None) -> dict[str, Any]:
-    """Return a model's metadata: its inputs and outputs."""
+def metadata(name: str, bundle: Bundle, failure: str | None, versions: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return a model's metadata: its inputs and outputs.
+
+    Args:
+        versions: all that can answer; None for the bundle's own.
+    """
     config = bundle.config
     return {
         "name": name,
-        "versions": [config.version],
+        "versions": [config.version] if versions is None else list(versions),
         "platform": f"kedge_{config.backend}",
         "inputs": [described(spec) for spec in config.inputs],
         "outputs": [described(spec) for spec in config.outputs],
@@ -35,8 +38,12 @@ def metadata(name: str, bundle: Bundle, failure: str | None) -> dict[str, Any]:
     }
 
 
-def configuration(name: str, bundle: Bundle) -> dict[str, Any]:
-    """Return the model's configuration in Triton's form; each shape includes the batch axis."""
+def configuration(name: str, bundle: Bundle, *, several: bool = False) -> dict[str, Any]:
+    """Return the model's configuration in Triton's form; each shape includes the batch axis.
+
+    Args:
+        several: whether the model is here in several versions.
+    """
     config = bundle.config
 
     def tensor(spec: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +55,7 @@ def configuration(name: str, bundle: Bundle) -> dict[str, Any]:
         "name": name,
         "platform": f"kedge_{config.backend}",
         "backend": config.backend,
-        "version_policy": {"latest": {"num_versions": 1}},
+        "version_policy": {"all": {}} if several else {"latest": {"num_versions": 1}},
         "max_batch_size": 0,
         "input": [tensor(described(spec)) for spec in config.inputs],
         "output": [tensor(described(spec)) for spec in config.outputs],
@@ -96,16 +103,10 @@ def _durations(counts: Counts, of: Callable[[int, int], dict[str, int]]) -> dict
 
 def index_row(name: str, entry: Entry) -> dict[str, str]:
     """Return a model's entry in the repository index."""
-    version = ""
-    if entry.model is not None:
-        try:
-            version = entry.model.version
-        except KedgeError:
-            version = ""
     reason = "unloaded" if entry.unloaded else (entry.error or "")
     return {
         "name": name,
-        "version": version,
+        "version": entry.version,
         "state": "UNAVAILABLE" if entry.model is None else "READY",
         "reason": reason,
     }

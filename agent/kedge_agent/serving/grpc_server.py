@@ -16,13 +16,14 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
-from kedge_agent.serving import binary_tensors, descriptions, infer_request, open_inference
+from kedge_agent.serving import binary_tensors, descriptions, infer_request, open_inference, repository
 from kedge_agent.serving.datatypes import DATATYPES, Array, checked_datatype, checked_shape, datatype_of
 from kedge_agent.serving.grpc_messages import DATA_TYPES, SERVICE, message_classes
 from kedge_agent.serving.grpc_relay import GrpcRelay, inner_address
 from kedge_agent.serving.infer_request import InferRequest, RequestedOutput, checked_classes, checked_output
 from kedge_agent.serving.model_pool import Entry
-from kedge_agent.serving.open_inference import InferenceHandler, NoModelError
+from kedge_agent.serving.open_inference import InferenceHandler
+from kedge_agent.serving.repository import NoModelError
 from kedge_agent.serving.settings import ServerSettings
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.errors import ConfigError, InputError, KedgeError, MissingDependencyError
@@ -211,8 +212,7 @@ class GrpcServer:
         return self._messages["ServerMetadataResponse"](**descriptions.server_metadata())
 
     def _model_metadata(self, request: Any) -> Any:
-        entry, loaded = self._find(request.name, request.version)
-        found = descriptions.metadata(request.name, loaded.bundle, entry.error)
+        found = self._of(lambda: self._handler.metadata(request.name, request.version or None))
         del found["parameters"]
         return self._messages["ModelMetadataResponse"](**found)
 
@@ -227,22 +227,21 @@ class GrpcServer:
         return self._messages["ModelConfigResponse"](config=config)
 
     def _statistics(self, request: Any) -> Any:
-        rows = []
-        for name in [request.name] if request.name else self._handler.names():
-            entry, loaded = self._find(name, request.version)
-            row = descriptions.statistics(name, entry, loaded.bundle)
+        rows = self._of(lambda: self._handler.statistics(request.name, request.version or None))
+        for row in rows:
             del row["batch_stats"]
             row.pop("cascade", None)
-            rows.append(row)
         return self._messages["ModelStatisticsResponse"](model_stats=rows)
 
     def _index(self, request: Any) -> Any:
         return self._messages["RepositoryIndexResponse"](models=self._handler.index(only_ready=request.ready))
 
     def _repository(self, request: Any, verb: str) -> Any:
-        if verb == "load" and request.parameters:
-            raise RefusedCallError("INVALID_ARGUMENT", open_inference.LOADED_AS_COMPILED)
-        response = self._handler.change_repository(request.model_name, verb)
+        versions = None
+        if verb == "load":
+            given = {name: one.string_param for name, one in request.parameters.items()}
+            versions = self._of(lambda: repository.chosen(given))
+        response = self._handler.change_repository(request.model_name, verb, versions)
         if response.status != 200:
             status = {403: "PERMISSION_DENIED", 404: "NOT_FOUND"}.get(response.status, "INVALID_ARGUMENT")
             reason = json.loads(bytes(response.body))["error"]  # type: ignore[arg-type]
@@ -309,10 +308,15 @@ class GrpcServer:
         return answer
 
     def _find(self, name: str, version: str) -> Any:
+        return self._of(lambda: self._handler.find(name, version or None))
+
+    @staticmethod
+    def _of(found: Callable[[], Any]) -> Any:
+        """Return what the handler finds; what it does not becomes a status."""
         try:
-            return self._handler.find(name, version or None)
+            return found()
         except NoModelError as error:
-            status = "NOT_FOUND" if error.status == 404 else "UNAVAILABLE"
+            status = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND"}.get(error.status, "UNAVAILABLE")
             raise RefusedCallError(status, error.text) from error
 
 

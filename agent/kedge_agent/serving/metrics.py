@@ -40,7 +40,7 @@ class MetricsHandler:
         return Response(200, text.encode(), CONTENT_TYPE)
 
     def _lines(self) -> Iterator[str]:
-        entries = [(name, entry) for name in self._models.names() if (entry := self._models.get(name)) is not None]
+        entries = [(_named(self._models, entry), entry) for entry in self._models.entries()]
         yield from _process()
         yield from _family("kedge_model_ready", "gauge", "1 where the model answers.")
         for name, entry in entries:
@@ -69,7 +69,13 @@ class MetricsHandler:
         yield from _generation(entries)
 
 
-def _cascades(found: Sequence[tuple[str, CascadeCounts]]) -> Iterator[str]:
+def _named(models: ServedModels, entry: Entry) -> dict[str, str]:
+    """Return the labels of a model: its name, and its version where it is here in several."""
+    name = entry.folder.name
+    return {"model": name, "version": entry.version} if len(models.versions(name)) > 1 else {"model": name}
+
+
+def _cascades(found: Sequence[tuple[dict[str, str], CascadeCounts]]) -> Iterator[str]:
     if not found:
         return
     yield from _family("kedge_cascade_items_total", "counter", "Items of cascades, by what became of them.")
@@ -82,7 +88,7 @@ def _cascades(found: Sequence[tuple[str, CascadeCounts]]) -> Iterator[str]:
         yield f"kedge_cascade_under_way{_labels(name)} {counts.under_way}"
 
 
-def _generation(entries: Sequence[tuple[str, Entry]]) -> Iterator[str]:
+def _generation(entries: Sequence[tuple[dict[str, str], Entry]]) -> Iterator[str]:
     """Yield the figures of language models; nothing of generation is imported where there are none."""
     engines = []
     for name, entry in entries:
@@ -96,7 +102,7 @@ def _generation(entries: Sequence[tuple[str, Entry]]) -> Iterator[str]:
         yield from metrics.lines(engines, _family, _labels)
 
 
-def _histogram(name: str, entry: Entry) -> Iterator[str]:
+def _histogram(name: dict[str, str], entry: Entry) -> Iterator[str]:
     counts = entry.statistics.total()
     sum_so_far = 0
     for bound, count in zip([*map(repr, bounds()), "+Inf"], counts.buckets, strict=True):
@@ -119,8 +125,8 @@ def _family(name: str, kind: str, text: str) -> Iterator[str]:
     yield f"# TYPE {name} {kind}"
 
 
-def _labels(name: str, **more: str) -> str:
-    labels = {"model": name, **more}
+def _labels(model: dict[str, str], **more: str) -> str:
+    labels = {**model, **more}
     inner = ",".join(f'{key}="{_escaped(value)}"' for key, value in labels.items())
     return f"{{{inner}}}"
 

@@ -1,4 +1,8 @@
-"""The models of the serving process: loads every installed model, and follows it when the fleet switches it."""
+"""The models of the serving process: loads every installed model, and follows it when the fleet switches it.
+
+A state folder has one bundle of each model. ``kedge-agent serve`` may hold several versions of one: each further one in
+a state folder of its own (:func:`kedge_agent.slots.further_states`).
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from kedge_agent.serving.statistics import Statistics
 from kedge_agent.serving.worker_pool import Monitor, WorkerPool
 from kedge_protocol import codec
 from kedge_protocol.errors import InputError, KedgeError
+from kedge_protocol.packages import version_numbers
 
 log = logging.getLogger("kedge.serving")
 
@@ -29,6 +34,7 @@ class Entry:
 
     Attributes:
         folder: the model's folder on disk.
+        version: the version that was loaded last.
         generation: the generation that was seen last.
         workers: the pool that runs its calls.
         unloaded: whether a client unloaded it; then only a client loads it again.
@@ -43,6 +49,7 @@ class Entry:
     generation: int
     workers: WorkerPool
     statistics: Statistics = field(default_factory=Statistics)
+    version: str = ""
     model: Model | None = None
     unloaded: bool = False
     error: str | None = None
@@ -79,6 +86,7 @@ class ServedModels:
         """Held during a load, so that there is one at a time."""
         self._on_loaded = on_loaded
         self._entries: dict[str, Entry] = {}
+        self._versions: dict[str, list[Entry]] = {}
         self.figures = RunningFigures()
         self.first_scan = threading.Event()
         """Set once each model installed at the start is loaded or has failed to load."""
@@ -90,11 +98,30 @@ class ServedModels:
 
     def names(self) -> list[str]:
         """Return the names of all installed models, sorted."""
-        return sorted(self._entries)
+        return sorted(self._versions)
 
-    def get(self, name: str) -> Entry | None:
-        """Return an installed model, or None."""
-        return self._entries.get(name)
+    def versions(self, name: str) -> list[Entry]:
+        """Return all versions of a model, the newest last; usually there is one."""
+        return self._versions.get(name, [])
+
+    def entries(self) -> list[Entry]:
+        """Return all models in all versions, sorted by name."""
+        return [entry for name in self.names() for entry in self.versions(name)]
+
+    def get(self, name: str, version: str | None = None) -> Entry | None:
+        """Return an installed model, or None if there is none, or several and none of this version.
+
+        Args:
+            version: by default the newest that can answer.
+        """
+        found = self._versions.get(name)
+        if found is None:
+            return None
+        if len(found) == 1:
+            return found[0]
+        if version is not None:
+            return next((entry for entry in found if entry.version == version), None)
+        return next((entry for entry in reversed(found) if entry.model is not None), found[-1])
 
     def watch(self, stop: threading.Event, *, period: float = 0.5) -> None:
         """Scan every ``period`` seconds until ``stop`` is set."""
@@ -111,52 +138,65 @@ class ServedModels:
         with self._turn:
             self._scan()
 
-    def load(self, name: str) -> None:
+    def load(self, entry: Entry) -> None:
         """Load a model that a client had unloaded, or reload it; see :attr:`Entry.error` for the outcome."""
         with self._turn:
-            entry = self._entries.get(name)
-            if entry is None:
-                return
             old: Model | None = entry.model
             entry.unloaded, entry.model = False, None
             self._load(entry)
             if old is not None:
                 old.close()
 
-    def unload(self, name: str) -> None:
+    def unload(self, entry: Entry) -> None:
         """Unload a model until a client loads it again. Running calls finish."""
         with self._turn:
-            entry = self._entries.get(name)
-            if entry is not None:
-                entry.unloaded, entry.error = True, "it was unloaded"
-                model, entry.model = entry.model, None
-                if model is not None:
-                    model.close()
-                malloc.give_back()
+            entry.unloaded, entry.error = True, "it was unloaded"
+            model, entry.model = entry.model, None
+            if model is not None:
+                model.close()
+            malloc.give_back()
 
     def _scan(self) -> None:
-        names = slots.model_names(self.state)
-        for name in set(self._entries) - set(names):
-            entry = self._entries.pop(name)
+        folders = self._folders()
+        for key in set(self._entries) - set(folders):
+            entry = self._entries.pop(key)
             entry.workers.close()
             if entry.model is not None:
                 entry.model.close()
-            log.info("%s was removed", name)
-        for name in names:
-            self._follow(name)
+            log.info("%s was removed", key)
+        for key, folder in folders.items():
+            self._follow(key, folder)
+        self._arrange()
         self.figures.renew(self._entries)
         self.first_scan.set()
 
-    def _follow(self, name: str) -> None:
-        entry = self._entries.get(name)
-        folder = slots.ModelFolder(self.state, name) if entry is None else entry.folder
+    def _arrange(self) -> None:
+        """Put the versions of each model in order; other threads see the old order or the new one."""
+        versions: dict[str, list[Entry]] = {}
+        for entry in self._entries.values():
+            versions.setdefault(entry.folder.name, []).append(entry)
+        for several in versions.values():
+            several.sort(key=lambda entry: (version_numbers(entry.version), entry.version))
+        self._versions = versions
+
+    def _folders(self) -> dict[str, slots.ModelFolder]:
+        """Return the folder of each model by its key: its name, and for a further version what tells it from others."""
+        found = {name: slots.ModelFolder(self.state, name) for name in slots.model_names(self.state)}
+        for state in slots.further_states(self.state):
+            for name in slots.model_names(state):
+                found[f"{name} {state.name}"] = slots.ModelFolder(state, name)
+        return found
+
+    def _follow(self, key: str, folder: slots.ModelFolder) -> None:
+        entry = self._entries.get(key)
+        folder = folder if entry is None else entry.folder
         # In this order: a switch between the two lines is seen again in the next scan.
         generation = folder.generation()
         slot = folder.current()
         if entry is not None and entry.unloaded:
             return
         if slot is not None and (entry is None or entry.generation != generation):
-            entry = entry or Entry(folder, generation, self._workers(name))
+            entry = entry or Entry(folder, generation, self._workers(key))
             self._load(entry)
             malloc.give_back()
             entry.generation = generation
@@ -170,8 +210,9 @@ class ServedModels:
             )
             entry.unwritten = entry.report = entry.untold
             self._write(entry, log.error)
-            self._entries[name] = entry
-        if entry is not None and entry.untold is not None and self._on_loaded(name, entry.untold):
+            self._entries[key] = entry
+            self._arrange()
+        if entry is not None and entry.untold is not None and self._on_loaded(key, entry.untold):
             entry.untold = None
         if entry is not None and entry.unwritten is not None:
             self._write(entry, log.debug)
@@ -191,7 +232,7 @@ class ServedModels:
         if loading is not None and now - loading[1] > load_seconds:
             return loading[0]
         late = (entry for entry in list(self._entries.values()) if entry.workers.longest_call(now) > call_seconds)
-        return next((entry.folder.name for entry in late), None)
+        return next((entry.workers.name for entry in late), None)
 
     @contextlib.contextmanager
     def _watched(self, name: str) -> Iterator[None]:
@@ -211,13 +252,19 @@ class ServedModels:
 
     def _load(self, entry: Entry) -> None:
         current = entry.folder.current()
+        if current is not None and not entry.version:
+            with contextlib.suppress(KedgeError, OSError):
+                entry.version = current.bundle().config.version
         if current is not None and current.digest in self._excluded:
             entry.model = None
             entry.error = "its runtime has taken the serving process down several times; it is not loaded again"
             log.error("%s %s is not loaded: %s", entry.folder.name, current.digest, entry.error)
             return
-        with self._watched(entry.folder.name):
+        with self._watched(entry.workers.name):
             self._load_now(entry)
+        if entry.model is not None:
+            with contextlib.suppress(InputError):  # it was closed meanwhile
+                entry.version = entry.model.version
 
     @staticmethod
     def _load_now(entry: Entry) -> None:

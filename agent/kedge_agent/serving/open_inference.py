@@ -3,18 +3,20 @@ tensors, classification, statistics and the model repository."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 from typing import Any
 
 from kedge_agent.loaded import Loaded
-from kedge_agent.serving import binary_tensors, descriptions, infer_request, json_tensors, pipeline_request
+from kedge_agent.serving import binary_tensors, descriptions, infer_request, json_tensors, pipeline_request, repository
 from kedge_agent.serving.answer_cache import AnswerCache
 from kedge_agent.serving.datatypes import Array, datatype_of
 from kedge_agent.serving.handler import GOLDEN_FIELD, Job, Request, Response, error_response, json_response, segments
 from kedge_agent.serving.infer_request import InferResult, RequestedOutput
 from kedge_agent.serving.model_pool import Entry, ServedModels
+from kedge_agent.serving.repository import NoModelError
 from kedge_agent.serving.statistics import Counts
 from kedge_agent.serving.worker_pool import WorkerPool
 from kedge_protocol.errors import InputError
@@ -23,24 +25,9 @@ log = logging.getLogger("kedge.serving")
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _NOT_FINITE = "the result is not finite (NaN or infinity), JSON cannot say it; ask for it as binary data"
-LOADED_AS_COMPILED = "a bundle is loaded as it was compiled; 'parameters' of a load are not supported"
 _WAITING = 64
 _LONGEST_WAIT = 600.0
 _FLEET_DECIDES = "the fleet's desired state decides which models this device loads; roll a release out instead"
-
-
-class NoModelError(Exception):
-    """A path that names no model that can answer.
-
-    Args:
-        status: 404 or 503.
-        text: the reason.
-    """
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-        self.text = text
 
 
 class InferenceHandler:
@@ -73,7 +60,8 @@ class InferenceHandler:
         if tuple(parts) in self._plain:
             return ("GET",)
         if parts[:1] == ["repository"]:
-            found = parts[1:] == ["index"] or (parts[1:2] == ["models"] and parts[3:] in (["load"], ["unload"]))
+            verb = parts[5:] if parts[3:4] == ["versions"] else parts[3:]
+            found = parts[1:] == ["index"] or (parts[1:2] == ["models"] and verb in (["load"], ["unload"]))
             return ("POST",) if found else ()
         if parts[:1] != ["models"] or len(parts) < 2:
             return ()
@@ -103,10 +91,13 @@ class InferenceHandler:
         Raises:
             NoModelError: there is no such model, or it cannot answer.
         """
-        entry = self._models.get(name)
+        entry = self._models.get(name, version)
         if entry is None:
             if not self._models.scanned:
                 raise NoModelError(503, "the models are still being loaded")
+            if several := self._models.versions(name):
+                known = ", ".join(one.version for one in several)
+                raise NoModelError(404, f"version {str(version)[:80]!r} is not here; here are: {known}")
             there = ", ".join(self._models.names()) or "none"
             raise NoModelError(404, f"no model {name[:80]!r} is installed; installed are: {there}")
         if entry.model is None:
@@ -131,10 +122,44 @@ class InferenceHandler:
         if rest == ["ready"]:
             return json_response(200, {"name": name, "ready": True})
         if rest == ["config"]:
-            return json_response(200, descriptions.configuration(name, loaded.bundle))
+            several = len(self._models.versions(name)) > 1
+            return json_response(200, descriptions.configuration(name, loaded.bundle, several=several))
         if rest == ["stats"]:
-            return json_response(200, {"model_stats": [descriptions.statistics(name, entry, loaded.bundle)]})
-        return json_response(200, descriptions.metadata(name, loaded.bundle, entry.error))
+            return json_response(200, {"model_stats": self.statistics(name, version)})
+        return json_response(200, self.metadata(name, version))
+
+    def metadata(self, name: str, version: str | None) -> dict[str, Any]:
+        """Return a model's metadata.
+
+        Raises:
+            NoModelError: as in :meth:`find`.
+        """
+        entry, loaded = self.find(name, version)
+        several = self._models.versions(name)
+        ready = [one.version for one in several if one.model is not None] if len(several) > 1 else None
+        return descriptions.metadata(name, loaded.bundle, entry.error, ready)
+
+    def statistics(self, name: str, version: str | None) -> list[dict[str, Any]]:
+        """Return the statistics of a model: of one version, or of all that can answer.
+
+        Args:
+            name: of the model; empty for all models.
+
+        Raises:
+            NoModelError: as in :meth:`find`.
+        """
+        if name and (version is not None or not self._models.versions(name)):
+            entry, loaded = self.find(name, version)
+            return [descriptions.statistics(name, entry, loaded.bundle)]
+        rows = []
+        for entry in self._models.versions(name) if name else self._models.entries():
+            with contextlib.suppress(InputError):  # it was removed meanwhile
+                if entry.model is not None:
+                    bundle = entry.model.loaded().bundle
+                    rows.append(descriptions.statistics(entry.folder.name, entry, bundle))
+        if name and not rows:
+            self.find(name, version)
+        return rows
 
     def _kept(
         self,
@@ -243,42 +268,44 @@ class InferenceHandler:
             except InputError as error:
                 return error_response(400, str(error))
             return json_response(200, self.index(only_ready=only_ready))
-        name, verb = parts[1], parts[2]
-        if verb == "load" and request.body:
-            _check_load(request.body)
+        name, verb = parts[1], parts[-1]
+        versions = repository.specific(parts[3]) if parts[2] == "versions" else None
+        if verb == "load" and request.body and versions is None:
+            versions = repository.asked(request.body)
         entry = self._models.get(name)
         if self._fleet or entry is None:
-            return self.change_repository(name, verb)
-        return Job(entry.workers, lambda: self.change_repository(name, verb))
+            return self.change_repository(name, verb, versions)
+        return Job(entry.workers, lambda: self.change_repository(name, verb, versions))
 
-    def change_repository(self, name: str, verb: str) -> Response:
+    def change_repository(self, name: str, verb: str, versions: repository.Versions | None = None) -> Response:
         """Load or unload a model, which may take a while.
 
         Args:
             verb: ``load`` or ``unload``.
+            versions: which of its versions; by default all.
         """
         if self._fleet:
             return error_response(403, _FLEET_DECIDES)
-        if self._models.get(name) is None:
+        entries = self._models.versions(name)
+        if not entries:
             return error_response(404, f"no model {name[:80]!r} is here")
-        if verb == "unload":
-            self._models.unload(name)
-            return json_response(200, {})
-        self._models.load(name)
-        entry = self._models.get(name)
-        error = "it was removed" if entry is None else entry.error
-        return json_response(200, {}) if error is None else error_response(400, f"the model {name!r}: {error}")
-
-    def names(self) -> list[str]:
-        """Return the names of the models that can answer."""
-        found = ((name, self._models.get(name)) for name in self._models.names())
-        return [name for name, entry in found if entry is not None and entry.model is not None]
+        chosen = entries if versions is None else versions.of(entries)
+        if not chosen:
+            known = ", ".join(entry.version for entry in entries)
+            return error_response(404, f"no such version of {name[:80]!r} is here; here are: {known}")
+        errors = []
+        for entry in entries:
+            if entry in chosen and verb == "load":
+                self._models.load(entry)
+                if entry.error is not None:
+                    errors.append(f"the model {name!r} {entry.version}: {entry.error}")
+            elif entry in chosen or (versions is not None and versions.only and verb == "load"):
+                self._models.unload(entry)
+        return error_response(400, "; ".join(errors)) if errors else json_response(200, {})
 
     def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
-        """Return every installed model and whether it can answer."""
-        rows = [
-            descriptions.index_row(name, entry) for name in self._models.names() if (entry := self._models.get(name))
-        ]
+        """Return every installed model in every version, and whether it can answer."""
+        rows = [descriptions.index_row(entry.folder.name, entry) for entry in self._models.entries()]
         return [row for row in rows if not only_ready or row["state"] == "READY"]
 
     def _server(self) -> Response:
@@ -292,23 +319,15 @@ class InferenceHandler:
         """Return why not all models are ready, or None if they are."""
         if not self._models.scanned:
             return "the models are still being loaded"
-        found = ((name, self._models.get(name)) for name in self._models.names())
         failed = [
-            f"{name}: {entry.error}"
-            for name, entry in found
-            if entry is not None and entry.model is None and not entry.unloaded
+            f"{entry.folder.name}: {entry.error}"
+            for entry in self._models.entries()
+            if entry.model is None and not entry.unloaded
         ]
         return "; ".join(failed) or None
 
     def _all_statistics(self) -> Response:
-        rows = []
-        for name in self._models.names():
-            try:
-                entry, loaded = self.find(name, None)
-            except NoModelError:
-                continue
-            rows.append(descriptions.statistics(name, entry, loaded.bundle))
-        return json_response(200, {"model_stats": rows})
+        return json_response(200, {"model_stats": self.statistics("", None)})
 
 
 def answer(name: str, identifier: str, result: InferResult) -> Response:
@@ -347,16 +366,6 @@ def samples_of(inputs: dict[str, Array]) -> int:
     """Return the number of samples in a request: the length of the first axis."""
     first = next(iter(inputs.values()), None)
     return 1 if first is None or not first.ndim else int(first.shape[0])
-
-
-def _check_load(body: bytes) -> None:
-    """Refuse a load that would change the model: bundles are made by ``kedge compile`` alone."""
-    try:
-        parameters = json_tensors.parse(body, ()).get("parameters", {})
-    except InputError as error:
-        raise NoModelError(400, str(error)) from error
-    if not isinstance(parameters, dict) or parameters:
-        raise NoModelError(400, LOADED_AS_COMPILED)
 
 
 def _not_ready(reason: str) -> Response:

@@ -16,7 +16,7 @@ from pathlib import Path
 from kedge_agent.serving.registry_client import RegistryClient, parse_reference
 from kedge_agent.serving.settings import ServerSettings, address_of, checked_exposure
 from kedge_agent.serving.supervisor import ServingSupervisor
-from kedge_agent.slots import ModelFolder, default_state, model_names
+from kedge_agent.slots import VERSIONS, ModelFolder, default_state, further_states, model_names
 from kedge_protocol import digest
 from kedge_protocol.bundle.layout import Bundle, Layout
 from kedge_protocol.errors import BundleError, ConfigError, InputError, StorageError
@@ -76,10 +76,18 @@ def install(source: str, into: Path, *, target: str | None, state: Path) -> Bund
     """
     with _opened(source, into, target, state) as (bundle, blob):
         folder = ModelFolder(into, bundle.config.name)
-        if folder.current() is not None:
-            raise InputError(
-                f"two sources give a model {bundle.config.name!r}", where=source, remedy="Serve them one by one"
-            )
+        there = [*further_states(into), into] if folder.current() is not None else []
+        for other in filter(None, (ModelFolder(one, bundle.config.name).current() for one in there)):
+            if other.bundle().config.version == bundle.config.version:
+                raise InputError(
+                    f"two sources give {bundle.config.name!r} {bundle.config.version}",
+                    where=source,
+                    remedy="Serve one of them: a model is told by its name and version",
+                )
+        if there:
+            further = into / VERSIONS / digest.hex_of(bundle.digest)[:16]
+            further.mkdir(parents=True)
+            folder = ModelFolder(further, bundle.config.name)
         blobs = into / "blobs"
         blobs.mkdir(exist_ok=True)
         for layer in bundle.files.values():
