@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from time import perf_counter_ns, thread_time_ns
 from typing import TYPE_CHECKING
 
+from kedge_agent.samples import single
 from kedge_agent.shadow.tap import Tap
 from kedge_agent.sketches import Sketch
 from kedge_agent.slots import ModelFolder
-from kedge_protocol import tensors
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.drift import Kind, Stream
 from kedge_targets import drift
@@ -88,10 +88,13 @@ class Observer:
     def _count(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         if self._sketch is None:
             return
+        batch = {name: single.rows(inputs[name], spec) for name, spec in self._inputs.items()}
+        for digest in drift.digests(batch, SAMPLES):
+            self._sketch.add_sample(digest)
         for number, stream in self._streams:
             spec = (self._inputs if stream.kind is Kind.INPUT else self._outputs)[stream.tensor]
             array = (inputs if stream.kind is Kind.INPUT else outputs)[stream.tensor]
-            rows = array[None] if array.ndim < len(spec.shape) else tensors.to_batch_first(array, spec)
+            rows = single.rows(array, spec)
             for value in drift.values(stream.statistic, rows[:SAMPLES]).tolist():
                 self._sketch.add(number, value)
 

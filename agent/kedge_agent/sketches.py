@@ -2,7 +2,8 @@
 
 ::
 
-    models/NAME/sketches/PID-NONCE   header (one page), then one unsigned 64-bit count for each bin of each stream
+    models/NAME/sketches/PID-NONCE   header (one page), then one unsigned 64-bit count for each bin of each stream, and
+                                     those of :func:`kedge_protocol.drift.repeat_effect`
 
 As with :mod:`kedge_agent.counters`, a file serves one bundle and is locked while its writer lives. Its counts are only
 of use as they come in: what a file gained before the agent's start belongs to no interval, and a file whose writer is
@@ -47,7 +48,7 @@ class Sketch:
     """
 
     def __init__(self, folder: Path, *, digest: str, streams: Sequence[Stream]) -> None:
-        size = sum(len(stream.counts) for stream in streams)
+        size = sum(len(stream.counts) for stream in streams) + drift.REPEAT_BITS + 1
         name = f"{os.getpid()}-{secrets.token_hex(6)}"
         staged = folder / f".{name}"
         self._file = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -76,6 +77,13 @@ class Sketch:
         place = self._streams[number].bin_of(value)
         if place is not None:
             self._counts[self._starts[number] + place] += 1
+
+    def add_sample(self, digest: bytes) -> None:
+        """Count one sample by a hash of its inputs."""
+        start = self._starts[-1]
+        self._counts[start] += 1
+        for place in drift.repeat_bits(digest):
+            self._counts[start + 1 + place] += 1
 
     def close(self) -> None:
         """Mark the file as final."""
@@ -114,14 +122,16 @@ class SketchReader:
         self.look()
         counts = self._fresh.get(digest, [])
         self._fresh.clear()
-        if len(counts) != sum(len(stream.counts) for stream in streams):
+        sizes = [(stream.name, len(stream.counts)) for stream in streams]
+        sizes.append((drift.REPEATS, drift.REPEAT_BITS + 1))
+        if not streams or len(counts) != sum(size for _, size in sizes):
             return {}
         found, at = {}, 0
-        for stream in streams:
-            part = tuple(counts[at : at + len(stream.counts)])
-            at += len(part)
+        for name, size in sizes:
+            part = tuple(counts[at : at + size])
+            at += size
             if any(part):
-                found[stream.name] = part
+                found[name] = part
         return found
 
     def _names(self) -> list[str]:
@@ -166,7 +176,7 @@ def _read(file: int) -> tuple[str, tuple[int, ...]] | None:
     if len(header) != _HEADER.size:
         return None
     magic, size, name = _HEADER.unpack(header)
-    if magic != _MAGIC or not 0 < size <= drift.MAX_STREAMS * drift.MAX_BINS:
+    if magic != _MAGIC or not 0 < size <= (drift.MAX_STREAMS + 1) * drift.MAX_BINS:
         return None
     raw = os.pread(file, size * 8, _HEADER_SIZE)
     if len(raw) != size * 8:

@@ -2,7 +2,8 @@
 
 A bundle's configuration holds the baseline: for each stream the edges of its bins and the counts of the calibration or
 evaluation samples. A device counts its live samples in the same bins; the controller adds these counts and compares
-them with the baseline by the population stability index.
+them with the baseline by the population stability index. Inputs that repeat exactly are told by a sketch too
+(:func:`repeat_effect`) and count less; near copies, such as frames of a camera that stands still, count as different.
 
 This module does not use numpy; :mod:`kedge_targets.drift` computes the values that are counted.
 """
@@ -22,6 +23,9 @@ MAX_BINS = 32
 ALARM = 0.25
 """The index from which on a stream counts as drifted; 0.1 to 0.25 is a small shift (N. Siddiqi, Credit Risk Scorecards,
 2006, ch. 8)."""
+REPEATS = "repeats"
+"""The name, among the streams of a message, of the counts that tell how often samples repeat."""
+REPEAT_BITS = MAX_BINS - 1
 _CHANCE = 4.0
 """Standard deviations above what chance makes of samples without a shift."""
 
@@ -102,13 +106,43 @@ def psi(expected: Sequence[int], actual: Sequence[int]) -> float:
     return total
 
 
-def by_chance(expected: Sequence[int], actual: Sequence[int]) -> float:
+def by_chance(expected: Sequence[int], actual: Sequence[int], *, effect: float = 1.0) -> float:
     """Return an index that samples without a shift hardly ever exceed: it is then distributed as ``(1/N + 1/M)`` times
     chi-square with as many degrees of freedom as there are bins, less one (Yurdakul 2018, theorem 3.1). This is its
-    mean and four standard deviations."""
+    mean and four standard deviations.
+
+    Args:
+        effect: of samples that repeat, see :func:`repeat_effect`: so many times fewer samples count.
+    """
     freedom = len(expected) - 1
-    scale = 1 / max(1, sum(expected)) + 1 / max(1, sum(actual))
+    scale = 1 / max(1, sum(expected)) + effect / max(1, sum(actual))
     return scale * (freedom + _CHANCE * math.sqrt(2 * freedom))
+
+
+def repeat_bits(digest: bytes) -> list[int]:
+    """Return the places, of :data:`REPEAT_BITS`, at which a sample is counted, by 4 bytes or more of its hash."""
+    bits = int.from_bytes(digest[:4], "little")
+    return [place for place in range(REPEAT_BITS) if bits >> place & 1]
+
+
+def repeat_effect(counts: Sequence[int] | None) -> float:
+    """Return the number of samples divided by the number that counts, at least 1: where inputs repeat, the shares of
+    the bins vary as those of fewer samples do.
+
+    Of samples of which the i-th distinct one comes ``c_i`` times, ``(sum c)² / sum c²`` count (L. Kish, Survey
+    Sampling, 1965, ch. 11.7). ``sum c²`` is estimated in bounded bytes: each sample adds 1 or -1 to each of several
+    sums, by the bits of its hash, and the mean square of these sums is its unbiased estimate, with a relative deviation
+    of a quarter here (N. Alon, Y. Matias, M. Szegedy, "The Space Complexity of Approximating the Frequency Moments",
+    1996). The sums add up over processes, time and devices.
+
+    Args:
+        counts: the number of samples, then how many of them had each bit; None from an older agent.
+    """
+    if counts is None or len(counts) != REPEAT_BITS + 1 or counts[0] <= 0:
+        return 1.0
+    samples = counts[0]
+    squares = sum((2 * with_bit - samples) ** 2 for with_bit in counts[1:]) / REPEAT_BITS
+    return max(1.0, squares / samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +153,15 @@ class Shift:
         stream: its name.
         psi: the index.
         samples: live samples behind it.
-        chance: what chance alone may make of so few samples.
+        chance: what chance alone may make of so few samples, of which those that repeat count less.
+        effective: how many samples count.
     """
 
     stream: str
     psi: float
     samples: int
     chance: float
+    effective: int
 
     @property
     def alarms(self) -> bool:
@@ -140,13 +176,27 @@ def shifts(baseline: Iterable[Stream], counts: Mapping[str, Sequence[int]]) -> t
         counts: stream's name → counts of its bins. Unknown streams, and those of another number of bins, are left out.
     """
     found = []
+    effect = repeat_effect(counts.get(REPEATS))
     for stream in baseline:
         actual = counts.get(stream.name)
         if actual is not None and len(actual) == len(stream.counts) and sum(actual) > 0:
-            shift = psi(stream.counts, actual)
-            chance = by_chance(stream.counts, actual)
-            found.append(Shift(stream=stream.name, psi=shift, samples=sum(actual), chance=chance))
+            samples = sum(actual)
+            found.append(
+                Shift(
+                    stream=stream.name,
+                    psi=psi(stream.counts, actual),
+                    samples=samples,
+                    chance=by_chance(stream.counts, actual, effect=effect),
+                    effective=max(1, round(samples / effect)),
+                )
+            )
     return tuple(found)
+
+
+def effective_samples(counts: Mapping[str, Sequence[int]]) -> int:
+    """Return how many samples of a sketch count: those that repeat count less."""
+    most = max((sum(one) for name, one in counts.items() if name != REPEATS), default=0)
+    return round(most / repeat_effect(counts.get(REPEATS)))
 
 
 def added(one: Mapping[str, Sequence[int]], other: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,20 @@ def values(statistic: Statistic, batch: Array) -> Array:
         rows = rows[:, :: max(1, -(-rows.shape[1] // ELEMENTS))].astype(np.float32)
         found = rows.mean(axis=1) if statistic is Statistic.MEAN else rows.std(axis=1)
     return found.astype(np.float64)
+
+
+def digests(batch: Mapping[str, Array], most: int) -> list[bytes]:
+    """Return a hash of each of the first samples' inputs, of the elements that are looked at.
+
+    Args:
+        batch: input → samples along the first axis; of one without a batch, the first one belongs to all.
+    """
+    parts = [one.reshape(len(one), -1)[:most] for one in batch.values()]
+    steps = [part[:, :: max(1, -(-part.shape[1] // ELEMENTS))] for part in parts]
+    return [
+        hashlib.blake2b(b"".join(part[min(place, len(part) - 1)].tobytes() for part in steps), digest_size=8).digest()
+        for place in range(max((len(part) for part in steps), default=0))
+    ]
 
 
 class Baseline:

@@ -38,7 +38,7 @@ def drift(model: str | None, by: tuple[str, ...], device: str | None, state: Pat
             str(one.devices),
             stream.stream,
             f"{stream.psi:.3f}",
-            str(stream.samples),
+            str(stream.samples) + (f" ({stream.effective} count)" if stream.effective < 0.8 * stream.samples else ""),
             "DRIFT" if stream.alarms else "",
         )
         for one in found

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 WINDOW_SECONDS = 3600.0
 TARGET = "target"
 """The key that divides devices by their target; every other key is a label's."""
+LABELS, LABEL_VALUES, FEW = 8, 64, 4
+"""The alarms in the log divide by so many labels at most, by none with more values, and by one that is another on each
+device only where there are few devices."""
 _MAX_COUNT = 1 << 40
 
 _KNOWN = "SELECT since, fresh, before FROM drift_sketch WHERE device_id = ? AND model = ? AND digest = ?"
@@ -99,7 +102,7 @@ def _note(session: Session, key: tuple[int, str, str], at: float, came: Mapping[
 def sane_counts(came: Mapping[str, Sequence[int]]) -> Counts:
     """Return the sketches of a message that can be; none where there are too many."""
     found = {name: list(counts) for name, counts in came.items() if _is_sane(counts)}
-    return found if len(found) <= drift.MAX_STREAMS else {}
+    return found if len(found) <= drift.MAX_STREAMS + 1 else {}  # one more tells of repeats
 
 
 def _is_sane(counts: Sequence[int]) -> bool:
@@ -114,6 +117,22 @@ def document(streams: Sequence[Stream] | None) -> str | None:
 @dataclass(frozen=True)
 class _Baseline:
     streams: tuple[Stream, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What is known of one device's samples of a model."""
+
+    model: str
+    version: str
+    digest: str
+    target: str
+    labels: Mapping[str, str]
+    streams: tuple[Stream, ...]
+    counts: Counts
+
+    def value(self, key: str) -> str:
+        return self.target if key == TARGET else self.labels.get(key, "")
 
 
 def cohorts(
@@ -133,31 +152,49 @@ def cohorts(
     """
     if len(set(by)) != len(by):
         raise ConfigError("a key is given twice", where="by", remedy="Give each label once")
-    groups: dict[tuple[str, ...], list[Counts]] = {}
-    known: dict[str, tuple[str, tuple[Stream, ...]]] = {}
+    return _divided(_known(database, model, device), by)
+
+
+def _known(database: Database, model: str | None = None, device: str | None = None) -> list[_Known]:
+    baselines: dict[str, tuple[Stream, ...]] = {}
+    found = []
     with database.read() as session:
         since = session.now() - 2 * WINDOW_SECONDS
-        for row in session.rows(_SKETCHES, {"model": model, "device": device, "since": since}):
-            labels = json.loads(row["labels"])
-            values = [row["target"] if key == TARGET else labels.get(key, "") for key in by]
-            counts = drift.added(json.loads(row["fresh"]), json.loads(row["before"]))
-            groups.setdefault((row["model"], row["digest"], *values), []).append(counts)
-            if row["digest"] not in known:
-                known[row["digest"]] = row["version"], read_baseline(row["drift"])
+        rows = session.rows(_SKETCHES, {"model": model, "device": device, "since": since})
+    for row in rows:
+        if row["digest"] not in baselines:
+            baselines[row["digest"]] = read_baseline(row["drift"])
+        found.append(
+            _Known(
+                model=row["model"],
+                version=row["version"],
+                digest=row["digest"],
+                target=row["target"],
+                labels=json.loads(row["labels"]),
+                streams=baselines[row["digest"]],
+                counts=drift.added(json.loads(row["fresh"]), json.loads(row["before"])),
+            )
+        )
+    return found
+
+
+def _divided(known: Sequence[_Known], by: Sequence[str]) -> tuple[CohortDrift, ...]:
+    groups: dict[tuple[str, ...], list[_Known]] = {}
+    for one in known:
+        groups.setdefault((one.model, one.digest, *map(one.value, by)), []).append(one)
     found = []
-    for (name, digest, *values), sketches in groups.items():
-        version, streams = known[digest]
+    for (name, digest, *values), members in groups.items():
         total: Counts = {}
-        for counts in sketches:
-            total = drift.added(total, counts)
-        shifts = sorted(drift.shifts(streams, total), key=lambda one: -one.psi)
+        for member in members:
+            total = drift.added(total, member.counts)
+        shifts = sorted(drift.shifts(members[0].streams, total), key=lambda one: -one.psi)
         found.append(
             CohortDrift(
                 model=name,
-                version=version,
+                version=members[0].version,
                 digest=digest,
                 cohort=dict(zip(by, values, strict=True)),
-                devices=len(sketches),
+                devices=len(members),
                 streams=tuple(shifts),
             )
         )
@@ -165,21 +202,42 @@ def cohorts(
 
 
 class Alarms:
-    """Says in the log when the drift of a cohort begins and ends; a cohort is the devices of one target."""
+    """Says in the log when the drift of a cohort begins and ends. A cohort is the devices of one target, or those with
+    one value of a label; a label that names single devices (a serial number) makes none."""
 
     def __init__(self) -> None:
         self._known: set[tuple[str, str, str]] = set()
 
     def look(self, database: Database) -> None:
         """Compare all cohorts with the baselines."""
-        found = {(one.model, one.version, one.name): one for one in cohorts(database) if one.alarms}
-        for model, version, name in self._known - found.keys():
+        known = _known(database)
+        found = {
+            (one.model, one.version, one.name): one
+            for key in _dividing(known)
+            for one in _divided(known, (key,))
+            if one.alarms and one.cohort[key]
+        }
+        for model, version, name in sorted(self._known - found.keys()):
             log.warning("%s:%s, %s: nothing drifts any more", model, version, name)
-        for key, one in found.items():
-            if key not in self._known:
+        for place, one in found.items():
+            if place not in self._known:
                 words = ", ".join(f"{shift.stream} by {shift.psi:.2f}" for shift in one.alarms)
-                log.warning("%s:%s, %s (%d devices): DRIFT of %s", *key, one.devices, words)
+                log.warning("%s:%s, %s (%d devices): DRIFT of %s", *place, one.devices, words)
         self._known = set(found)
+
+
+def _dividing(known: Sequence[_Known]) -> list[str]:
+    """Return the keys by which the alarms divide devices."""
+    labelled: dict[str, list[str]] = {}
+    for one in known:
+        for key, value in one.labels.items():
+            labelled.setdefault(key, []).append(value)
+    several = [
+        key
+        for key, values in sorted(labelled.items())
+        if len(set(values)) <= LABEL_VALUES and (len(set(values)) < len(values) or len(values) <= FEW)
+    ]
+    return [TARGET, *several[:LABELS]]
 
 
 def read_baseline(raw: str) -> tuple[Stream, ...]:

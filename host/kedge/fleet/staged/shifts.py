@@ -38,8 +38,7 @@ def figures(devices: Mapping[str, tuple[Sketch, Sketch]]) -> DriftFigures | None
 
 
 def _device(name: str, new: Sketch, old: Sketch) -> DeviceDrift:
-    samples = max((sum(counts) for counts in new[1].values()), default=0)
-    before = max((sum(counts) for counts in old[1].values()), default=0)
+    samples, before = drift.effective_samples(new[1]), drift.effective_samples(old[1])
     return DeviceDrift(
         device=name,
         samples=min(samples, before),
