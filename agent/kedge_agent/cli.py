@@ -62,6 +62,9 @@ def status(state: Path | None, config: Path | None) -> None:
 @click.option("--tls-key", help="Its private key, PEM.")
 @click.option("--tls-client-ca", help="Clients need a certificate of this CA, PEM.")
 @click.option("--cors-origin", multiple=True, help="Web pages of this origin may call; may be given several times.")
+@click.option(
+    "--cache-mib", type=click.IntRange(min=0), default=0, help="Memory for answers that are kept and given again."
+)
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine and ask clients for nothing.")
 def serve(
     releases: tuple[str, ...],
@@ -74,6 +77,7 @@ def serve(
     tls_key: str | None,
     tls_client_ca: str | None,
     cors_origin: tuple[str, ...],
+    cache_mib: int,
     insecure: bool,
 ) -> None:
     """Serve releases over HTTP without a fleet.
@@ -95,6 +99,7 @@ def serve(
         tls_client_ca=tls_client_ca,
         cors_origins=cors_origin,
         grpc_listen=grpc,
+        cache_bytes=cache_mib << 20,
     )
     serve_releases(
         releases,

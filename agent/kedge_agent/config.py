@@ -70,7 +70,7 @@ class ServeTable:
         cors_origins: origins whose web pages may call.
         call_seconds: a call that takes longer is answered with 503 and counts as hung.
         memory_mib: memory above which the serving process is restarted; 0 for half of the device's.
-        cache_mib: memory for answers that are kept and given again to HTTP requests with the same bytes; 0 keeps none.
+        cache_mib: memory for answers that are kept and given again to requests with the same bytes; 0 keeps none.
     """
 
     enabled: bool = True

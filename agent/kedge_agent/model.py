@@ -14,6 +14,7 @@ from kedge_protocol.errors import InputError, KedgeError
 
 if TYPE_CHECKING:
     from kedge_agent import slots
+    from kedge_agent.call_cache import CallCache
     from kedge_agent.generation.generator import Answer, AnswerStream
     from kedge_agent.loaded import Loaded
     from kedge_agent.session import Session
@@ -32,6 +33,8 @@ class Model:
         target: which bundle of the release folder.
         state: the agent's state folder; by default ``KEDGE_STATE``, then the system's (see
             :func:`kedge_agent.slots.default_state`).
+        cache_mib: memory for answers that are kept and given again to calls with the same input, see
+            :attr:`cache`; 0 keeps none.
         others: models to which the bundle's pipeline passes results, by name; those installed on the device are found
             automatically.
 
@@ -53,11 +56,17 @@ class Model:
         target: str | None = None,
         state: str | os.PathLike[str] | None = None,
         others: Mapping[str, Model] | None = None,
+        cache_mib: float = 0,
     ) -> None:
         # Importing this module is cheap; numpy, the bundle's format and the runtime come with the first model.
         from kedge_agent import loading
 
         self._others: dict[str, Model] = dict(others or {})
+        self._cache: CallCache | None = None
+        if cache_mib > 0:
+            from kedge_agent.call_cache import CallCache
+
+            self._cache = CallCache(int(cache_mib * (1 << 20)))
         self._folder: slots.ModelFolder | None = None
         self._generation: memoryview | None = None
         self._seen = 0
@@ -68,12 +77,12 @@ class Model:
         if target is not None:
             if state is not None:
                 raise InputError("a release folder has no state folder", remedy="Leave out `state` or `target`")
-            self._loaded = loading.load_release(Path(source), target)
+            self._loaded = self._cached(loading.load_release(Path(source), target))
         else:
             self._folder = loading.installed(str(source), None if state is None else Path(state))
             self._generation = loading.mapped(self._folder.generation_file)
             self._seen = self._generation[0]
-            self._loaded = loading.load_slot(self._folder, self._seen)
+            self._loaded = self._cached(loading.load_slot(self._folder, self._seen))
 
     def __call__(self, array: Any = None, /, **named: Any) -> Any:
         """Answer raw data by the bundle's pipeline: a picture (a path, the bytes of a file, a Pillow image, a uint8
@@ -96,7 +105,10 @@ class Model:
             return loaded.call(loaded, array, named)
         if named or isinstance(array, Mapping):
             raise InputError("the pipeline takes one item, not tensors by name", remedy="Give tensors to Model.raw")
-        return loaded.pipeline(array, loaded.named, other=self.other)
+        pipeline = loaded.pipeline
+        if self._cache is not None:
+            return self._cache.piped(loaded, array, lambda: pipeline(array, loaded.named, other=self.other))
+        return pipeline(array, loaded.named, other=self.other)
 
     async def call_async(self, array: Any = None, /, **named: Any) -> Any:
         """Run :meth:`__call__` in a thread, so that asyncio's event loop is not blocked."""
@@ -262,6 +274,11 @@ class Model:
         return None if loaded is None else loaded.cascade
 
     @property
+    def cache(self) -> CallCache | None:
+        """Return the answers that are kept, with their hits and misses; None without ``cache_mib``."""
+        return self._cache
+
+    @property
     def failure(self) -> Exception | None:
         """Return why the installed bundle is not the one that answers, or None if it is."""
         return self._failure
@@ -301,6 +318,9 @@ class Model:
             raise InputError("the model was closed")
         return loaded.bundle
 
+    def _cached(self, loaded: Loaded) -> Loaded:
+        return loaded if self._cache is None else self._cache.around(loaded)
+
     def _reload_in_background(self) -> None:
         if not self._reloading.acquire(blocking=False):
             return
@@ -328,7 +348,7 @@ class Model:
                 slot = folder.current()
                 before = self._loaded
                 if before is None or slot is None or slot.digest != before.bundle.digest:
-                    self._loaded = loading.load_slot(folder, generation)
+                    self._loaded = self._cached(loading.load_slot(folder, generation))
                 self._failure = None
             except KedgeError as error:
                 log.error("%s: the new bundle cannot be loaded, the old one goes on: %s", folder.name, error)

@@ -97,6 +97,17 @@ def test_one_inference_at_the_terminal_takes_a_picture(state: Path, tmp_path: Pa
     assert len(json.loads(infer("colours", [str(tmp_path / "a.npy")], state=state / "state"))["scores"][0]) == 3
 
 
+def test_kept_answers_follow_the_file_and_not_its_name(state: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    with Model("colours", state=state / "state", cache_mib=1) as model:
+        for kind in (0, 2):
+            Image.fromarray(raw_data.coloured(kind, np.random.default_rng(0))).save(picture)
+            answers = [model(picture), model(str(picture)), model(picture.read_bytes())]
+            assert [one[0].name for one in answers] == [raw_data.COLOURS[kind]] * 3
+        assert model.cache is not None
+        assert (model.cache.hits, model.cache.misses) == (4, 2)
+
+
 def test_examples_that_do_not_hold_are_told_before_the_bundle_serves(state: Path, tmp_path: Path) -> None:
     slot = ModelFolder(state / "state", "colours").current()
     assert slot is not None

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.support.bundles import make_bundle, samples
 from tests.support.installed import install
 from tests.support.serving import ask
 
+from kedge_agent import Model
+from kedge_agent.call_cache import CallCache
 from kedge_agent.counters import collect
 from kedge_agent.serving.answer_cache import AnswerCache
 from kedge_agent.serving.handler import Request, Response
@@ -17,6 +20,7 @@ from kedge_agent.serving.metrics import MetricsHandler
 from kedge_agent.serving.model_pool import ServedModels
 from kedge_agent.serving.open_inference import InferenceHandler
 from kedge_agent.slots import ModelFolder
+from kedge_protocol.errors import InputError
 
 pytestmark = pytest.mark.device
 PATH = "/v2/models/tiny/infer"
@@ -111,3 +115,40 @@ def test_a_key_tells_bundles_routes_and_header_fields_apart() -> None:
     keys = {AnswerCache.key("d", request) for request in requests} | {AnswerCache.key("e", requests[0])}
     assert len(keys) == 7
     assert AnswerCache.key("d", Request("POST", PATH, fields={"user-agent": "x"}, body=b"a")) in keys
+
+
+def test_a_model_that_keeps_answers_calls_its_runtime_once(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    install(state, make_bundle(tmp_path))
+    folder = ModelFolder(state, "tiny")
+    with Model("tiny", state=state, cache_mib=1) as model:
+        first = model(samples(2))
+        kept = first.copy()
+        first[:] = 0  # the caller's own
+        assert np.array_equal(model(samples(2)), kept)
+        assert np.array_equal(model(input=samples(2)), kept)
+        assert np.array_equal(model({"input": samples(2)}), kept)
+        assert not np.array_equal(model(samples(2).astype(np.float64) + 1), kept)
+        assert model.cache is not None
+        assert (model.cache.hits, model.cache.misses) == (1, 4)
+        assert collect(folder.counters).inferences == 4
+        with pytest.raises(InputError):
+            model(samples(2)[:, :3])
+        # Another bundle's answers are its own.
+        install(state, make_bundle(tmp_path, version="2.0", seed=5))
+        model.refresh()
+        assert not np.array_equal(model(samples(2)), kept)
+        assert (model.cache.hits, model.cache.misses) == (1, 5)
+
+
+def test_kept_answers_of_a_model_are_bounded() -> None:
+    cache = CallCache(10_000)
+    for number in [0, 1, 0, 2, 0, 3, 0, 4]:
+        cache.answer(bytes([number]), lambda: np.zeros(1988, np.uint8))
+    assert len(cache) == 4
+    assert (cache.hits, cache.misses) == (3, 5)
+    cache.answer(bytes([0]), list)
+    cache.answer(bytes([1]), list)
+    assert (cache.hits, cache.misses) == (4, 6), "the one that was asked for longest ago is gone"
+    cache.answer(b"large", lambda: np.zeros(5000, np.uint8))
+    assert len(cache) == 4

@@ -52,6 +52,18 @@ class AnswerCache:
         hashed.update("\0".join((digest, request.path.rpartition("/")[2], request.query, *fields)).encode())
         return hashed.digest()
 
+    @staticmethod
+    def key_of_message(digest: str, message: bytes) -> bytes:
+        """Return the key of a gRPC request.
+
+        Args:
+            digest: the digest of the bundle that answers.
+            message: the request, without its id.
+        """
+        hashed = hashlib.blake2b(message, digest_size=20)
+        hashed.update(f"\0grpc\0{digest}".encode())
+        return hashed.digest()
+
     def get(self, key: bytes) -> Kept | None:
         """Return the answer to a request, or None."""
         with self._lock:

@@ -16,10 +16,12 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
+from kedge_agent.loaded import Loaded
 from kedge_agent.serving import binary_tensors, descriptions, infer_request, open_inference, repository
 from kedge_agent.serving.datatypes import DATATYPES, Array, checked_datatype, checked_shape, datatype_of
 from kedge_agent.serving.grpc_messages import DATA_TYPES, SERVICE, message_classes
 from kedge_agent.serving.grpc_relay import GrpcRelay, inner_address
+from kedge_agent.serving.handler import Response
 from kedge_agent.serving.infer_request import InferRequest, RequestedOutput, checked_classes, checked_output
 from kedge_agent.serving.model_pool import Entry
 from kedge_agent.serving.open_inference import InferenceHandler
@@ -262,7 +264,7 @@ class GrpcServer:
     def _infer(self, request: Any) -> Any:
         entry, _ = self._find(request.model_name, request.model_version)
         arrived = perf_counter_ns()
-        call = _Call(lambda: self._answer(entry, request, arrived))
+        call = _Call(lambda: self._answer(request, arrived))
         if not entry.workers.submit(call):
             raise RefusedCallError("RESOURCE_EXHAUSTED", f"too many requests wait for {request.model_name!r}")
         if not call.done.wait(entry.workers.deadline):
@@ -279,10 +281,31 @@ class GrpcServer:
             log.error("%s: a call failed", request.model_name, exc_info=error)
         raise RefusedCallError("INTERNAL", str(error) or type(error).__name__)
 
-    def _answer(self, entry: Entry, request: Any, arrived: int) -> Any:
+    def _answer(self, request: Any, arrived: int) -> Any:
         """Answer a call; runs in a thread of the model's pool."""
         begun = perf_counter_ns()
-        _, loaded = self._find(request.model_name, request.model_version)
+        entry, loaded = self._find(request.model_name, request.model_version)
+        cache = self._handler.cache
+        if cache is None:
+            return self._computed(entry, loaded, request, arrived, begun)
+        identifier, request.id = request.id, ""
+        key = cache.key_of_message(loaded.digest, request.SerializeToString(deterministic=True))
+        found, looked = cache.get(key), perf_counter_ns()
+        counts = entry.statistics.mine()
+        if found is not None:
+            answer = self._messages["ModelInferResponse"].FromString(found.response.body)
+            answer.id = identifier
+            counts.record_hit(samples=found.samples, queue=begun - arrived, look=looked - begun)
+            return answer
+        samples = counts.samples
+        answer = self._computed(entry, loaded, request, arrived, begun)
+        done = perf_counter_ns()
+        cache.put(key, Response(200, answer.SerializeToString()), counts.samples - samples)
+        answer.id = identifier
+        counts.record_miss(looked - begun + perf_counter_ns() - done)
+        return answer
+
+    def _computed(self, entry: Entry, loaded: Loaded, request: Any, arrived: int, begun: int) -> Any:
         counts = entry.statistics.mine()
         try:
             asked = _request(request, loaded.bundle.config)

@@ -41,7 +41,7 @@ class InferenceHandler:
 
     def __init__(self, models: ServedModels, *, fleet: bool = True, cache: AnswerCache | None = None) -> None:
         self._models = models
-        self._cache = cache
+        self.cache = cache
         self._fleet = fleet
         self._waiting = WorkerPool("larger model", threads=_WAITING, queue_limit=_WAITING, deadline=_LONGEST_WAIT)
         """Waits for larger models, so that no thread of a device's model does."""
@@ -170,7 +170,7 @@ class InferenceHandler:
         work: Callable[[str, str | None, Request, int], Response | Job],
     ) -> Response | Job:
         """Return the answer that was kept, or do the work and keep its answer."""
-        cache = self._cache
+        cache = self.cache
         if cache is None:
             return work(name, version, request, arrived)
         begun = perf_counter_ns()

@@ -39,7 +39,7 @@ class ServerSettings:
         tls_cert, tls_key, tls_client_ca: PEM files; with a client CA every client must present a certificate.
         grpc_listen: ``host:port`` of the gRPC server; None for no gRPC.
         fleet: whether the fleet decides which models are loaded, not ``load`` and ``unload``.
-        cache_bytes: size of the kept answers to HTTP requests that come again with the same bytes; 0 to keep none.
+        cache_bytes: size of the kept answers to requests that come again with the same bytes; 0 to keep none.
     """
 
     connections: int = 512
