@@ -49,7 +49,8 @@ def test_scores_beside_boxes_are_seen_and_every_output_counts() -> None:
     kinds = seen(OutputKind.BOXES, bounded=True)
     (found,) = changes.largest(kinds, {"y": got}, {"y": wanted})
     assert (found.sample, found.outputs[0].error > 0.99) == (2, True)
-    assert "4 above 0.5" not in found.outputs[0].after
+    assert found.outputs[0].before == "axis 1: 4-6: 0.01 to 0.9, mean 0.0693, 4 above 0.5"
+    assert found.outputs[0].after == "axis 1: 4-6: 0 to 0, mean 0, 0 above 0.5"
     both = kinds | seen(OutputKind.PASSED_THROUGH, "ids")
     outputs = {"y": got, "ids": np.zeros((6, 2), dtype=np.int64)}
     assert len(changes.largest(both, outputs, {"y": wanted, "ids": outputs["ids"] + 1})) == 1

@@ -66,6 +66,16 @@ def test_of_the_same_size_and_pace_the_one_that_lost_less_is_taken() -> None:
     assert choose([worse, paced("larger", 800, 0.5)], Budget(max_drop=0.01)) is worse
 
 
+def test_what_keeps_the_budget_barely_gives_way_to_what_keeps_it_well_for_hardly_more_bytes() -> None:
+    budget = Budget(max_drop=0.1)
+    barely, well = paced("barely", 1000, 0.5, drop=0.06), paced("well", 1080, 0.51, drop=0.04)
+    assert choose([barely, well], budget) is choose([well, barely], budget) is well
+    assert choose([barely, paced("large", 1200, 0.5, drop=0.0)], budget) is barely
+    assert choose([barely, paced("slow", 1080, 0.8, drop=0.0)], budget) is barely
+    assert choose([paced("enough", 1000, 0.5, drop=0.05), paced("better", 1080, 0.5)], budget).key == "enough"  # type: ignore[union-attr]
+    assert choose([barely, well, paced("larger", 1090, 0.5)], budget) is well
+
+
 def test_only_what_is_not_sure_is_measured_again() -> None:
     budget = Budget(max_drop=0.1)
     sure = [paced("small", 300, 0.5), paced("float", 1000, 1.0)]

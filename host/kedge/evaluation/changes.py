@@ -75,24 +75,32 @@ def largest(
     names = [name for name, seen in kinds.items() if seen.kind not in _DEAF]
     if not names:
         return ()
-    errors = {name: relative_errors(outputs[name], reference[name], kinds[name]) for name in names}
+    parted = {name: _Parted.of(outputs[name], reference[name], kinds[name]) for name in names}
     same = {
         name: decisions.agreeing(kinds[name], outputs[name], reference[name]) for name in decisions.answering(kinds)
     }
-    worst = np.max(np.stack(list(errors.values())), axis=0)
+    worst = np.max(np.stack([one.worst for one in parted.values()]), axis=0)
     agreed = np.min(np.stack(list(same.values())), axis=0) if same else np.ones(len(worst))
     order = np.lexsort((np.arange(len(worst)), -worst, agreed))
     picked = [int(one) for one in order[:most] if worst[one] > 0 or agreed[one] < 1]
+
+    def told(name: str, number: int, array: Array) -> str:
+        answers = kinds[name].kind in decisions.ANSWERS
+        group = groups.Group() if answers else parted[name].group(number)
+        rows = group.of(reference[name])
+        said = describe(kinds[name], group.of(array[number : number + 1])[0], rows)
+        return f"{group.label}: {said}" if group.label else said
+
     return tuple(
         Change(
             sample=number,
             outputs=tuple(
                 OutputChange(
                     name=name,
-                    before=describe(kinds[name], reference[name][number], reference[name]),
-                    after=describe(kinds[name], outputs[name][number], reference[name]),
+                    before=told(name, number, reference[name]),
+                    after=told(name, number, outputs[name]),
                     same=float(same[name][number]) if name in same else None,
-                    error=round(float(errors[name][number]), 6),
+                    error=round(float(parted[name].worst[number]), 6),
                 )
                 for name in names
             ),
@@ -101,25 +109,49 @@ def largest(
     )
 
 
-def relative_errors(output: Array, reference: Array, seen: ClassifiedOutput) -> Array:
-    """Return the error of each sample, shape (N,): its root mean square error over the root mean square of all samples,
-    in the group of channels where it is largest. Non-finite values count as a million."""
+@dataclass(frozen=True)
+class _Parted:
+    """The errors of an output's groups of channels.
+
+    Attributes:
+        errors: root mean square error of each group and sample over the root mean square of the group in all samples.
+    """
+
+    parts: list[groups.Group]
+    errors: Array
+
+    @classmethod
+    def of(cls, output: Array, reference: Array, seen: ClassifiedOutput) -> _Parted:
+        """Measure an output (first axis the sample) beside the float model's."""
+        if reference.dtype.kind != "f":
+            return cls([groups.Group()], 1.0 - decisions.shares(np.asarray(output) == np.asarray(reference))[None])
+        found = groups.of(reference, bounded=seen.bounded)
+        return cls(found, np.stack([_relative_errors(one, output, reference) for one in found]))
+
+    @property
+    def worst(self) -> Array:
+        """Return the error of each sample in the group where it is largest."""
+        found: Array = self.errors.max(axis=0)
+        return found
+
+    def group(self, sample: int) -> groups.Group:
+        """Return the group where a sample's error is largest."""
+        return self.parts[int(self.errors[:, sample].argmax())]
+
+
+def _relative_errors(group: groups.Group, output: Array, reference: Array) -> Array:
+    """Return the error of each sample in a group of channels; non-finite values count as a million."""
     count = len(reference)
-    if reference.dtype.kind != "f":
-        return 1.0 - decisions.shares(np.asarray(output) == np.asarray(reference))
-    found = np.zeros(count)
-    for group in groups.of(reference, bounded=seen.bounded):
-        noise, signal = np.zeros(count), np.zeros(count)
-        for start in range(0, count, _ROWS):
-            wanted = np.asarray(group.of(reference[start : start + _ROWS]), dtype=np.float64)
-            got = np.asarray(group.of(output[start : start + _ROWS]), dtype=np.float64)
-            wanted, got = wanted.reshape(len(wanted), -1), got.reshape(len(got), -1)
-            with np.errstate(invalid="ignore", over="ignore"):
-                noise[start : start + _ROWS] = np.square(got - wanted).mean(axis=1)
-            signal[start : start + _ROWS] = np.square(np.where(np.isfinite(wanted), wanted, 0.0)).mean(axis=1)
-        scale = float(signal.mean()) or 1.0
-        ratio = np.sqrt(noise / scale)
-        found = np.maximum(found, np.where(np.isfinite(ratio), ratio, 1e6))
+    noise, signal = np.zeros(count), np.zeros(count)
+    for start in range(0, count, _ROWS):
+        wanted = np.asarray(group.of(reference[start : start + _ROWS]), dtype=np.float64)
+        got = np.asarray(group.of(output[start : start + _ROWS]), dtype=np.float64)
+        wanted, got = wanted.reshape(len(wanted), -1), got.reshape(len(got), -1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            noise[start : start + _ROWS] = np.square(got - wanted).mean(axis=1)
+        signal[start : start + _ROWS] = np.square(np.where(np.isfinite(wanted), wanted, 0.0)).mean(axis=1)
+    ratio = np.sqrt(noise / (float(signal.mean()) or 1.0))
+    found: Array = np.where(np.isfinite(ratio), ratio, 1e6)
     return found
 
 
@@ -145,5 +177,6 @@ def describe(seen: ClassifiedOutput, value: Array, reference: Array) -> str:
     finite = value[np.isfinite(value)]
     if not finite.size:
         return "nothing finite"
-    above = f", {int((value > decisions.HALF).sum())} above {decisions.HALF}" if seen.bounded else ""
+    in_unit = seen.bounded and finite.min() >= 0 and finite.max() <= 1
+    above = f", {int((value > decisions.HALF).sum())} above {decisions.HALF}" if in_unit else ""
     return f"{finite.min():.3g} to {finite.max():.3g}, mean {finite.mean():.3g}{above}"

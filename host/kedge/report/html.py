@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kedge.evaluation.outputs import EXACT_DB
-from kedge.report.document import Report
+from kedge.report.document import LayerEntry, Report
 from kedge.report.plots import front_plot, resource_plot
 from kedge.search.results import Attempt
 
@@ -55,6 +55,7 @@ def render(report: Report) -> str:
     environment.filters["db"] = readable_db
     environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.4f}"
     environment.filters["share"] = readable_share
+    environment.filters["alike"] = alike
     return environment.get_template("report.html.j2").render(
         report=report,
         plots=plots(report),
@@ -66,6 +67,14 @@ def render(report: Report) -> str:
         ],
         sensitivity=sensitivity(report),
     )
+
+
+def alike(layers: Sequence[LayerEntry]) -> list[list[LayerEntry]]:
+    """Group layers with the same precision for the same reason, in the order of the first of each."""
+    found: dict[tuple[str, str], list[LayerEntry]] = {}
+    for layer in layers:
+        found.setdefault((layer.precision, layer.why), []).append(layer)
+    return list(found.values())
 
 
 def sensitivity(report: Report) -> object | None:

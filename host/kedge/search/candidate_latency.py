@@ -14,6 +14,7 @@ from kedge.search.results import Job, Outcome
 from kedge.search.trial import Call
 from kedge_protocol import digest
 from kedge_protocol.errors import CompileError
+from kedge_targets import registry
 from kedge_targets.target import Target
 
 ALONE_SECONDS = 1.0
@@ -99,16 +100,26 @@ class CandidateLatency:
 
     def beside_float(self, outcome: Outcome) -> RelativeLatency | None:
         """Return a candidate's latency relative to float by the same backend if that was tried, else to the float model
-        by ONNX Runtime; None if it is unknown. For a target other than this machine it is the host's."""
+        by ONNX Runtime; None if it is unknown. For a target other than this machine it is the host's. If the backend is
+        the one that runs the float model, its own race with it says more than two races do."""
         latency = outcome.attempt.target_latency
         if latency is None or latency.pace is None or outcome.candidate.is_float:
             return None
+        if registry.compiler(outcome.candidate.backend.name).reference:
+            return latency.pace
         for other in self._outcomes:
             known = other.attempt.target_latency
             same = other.candidate.backend == outcome.candidate.backend
             if same and other.candidate.is_float and known is not None and known.pace is not None:
                 return latency.pace.beside(known.pace)
         return latency.pace
+
+    def unsure(self, outcome: Outcome) -> bool:
+        """Return whether a candidate may be noticeably slower than float on the target itself, or may not."""
+        latency, pace = outcome.attempt.target_latency, self.beside_float(outcome)
+        if latency is None or latency.estimated or pace is None or pace.faster or pace.noticed(outcome.quiet):
+            return False
+        return replace(pace, low=pace.high).noticed(outcome.quiet)
 
     def slower(self, outcome: Outcome) -> bool:
         """Return whether a candidate is certainly and noticeably slower than float on the target itself."""

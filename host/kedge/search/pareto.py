@@ -15,6 +15,9 @@ _LATENCY_STEP = math.log(1.10)
 _SAME_SIZE = 0.02
 """Files whose sizes differ by a smaller share count as equally large."""
 
+_BARELY, _DEARER = 0.5, 0.10
+"""A candidate that uses a larger share of the allowed drop gives way to one that uses less, for so many more bytes."""
+
 _CLOSE = math.log(1.3)
 _MOST_FINALISTS = 4
 _UNKNOWN = 50.0
@@ -90,8 +93,9 @@ def choose(points: Sequence[Point], budget: Budget) -> Point | None:
     """Return the smallest and fastest candidate that keeps the budget; None if none does.
 
     The product of bytes and milliseconds is minimized. Among candidates that may be equally fast, the smaller one is
-    taken; among nearly equal sizes the one with the smaller drop, then the earlier one. So a repeated measurement only
-    changes the choice among candidates whose spreads overlap.
+    taken; among nearly equal sizes the one with the smaller drop, then the earlier one. If it uses more than half of
+    the allowed drop, the smallest of those that use less is taken instead, if it is hardly larger. So a repeated
+    measurement only changes the choice among candidates whose spreads overlap.
     """
     holding = [one for one in points if not excess(one, budget)]
     if not holding:
@@ -103,7 +107,11 @@ def choose(points: Sequence[Point], budget: Budget) -> Point | None:
     same = [one for one in rivals if one.size <= smallest * (1 + _SAME_SIZE)]
     # Two of them may both be as fast as the best one, and yet one surely faster than the other.
     undefeated = [one for one in same if not any(_faster(other, one) for other in same)]
-    return min(undefeated or same, key=lambda one: one.drop)
+    chosen = min(undefeated or same, key=lambda one: one.drop)
+    well = [one for one in rivals if one.drop <= _BARELY * budget.max_drop and one.size <= smallest * (1 + _DEARER)]
+    if well and chosen.drop > _BARELY * budget.max_drop:
+        return min(well, key=lambda one: (one.size, one.drop))
+    return chosen
 
 
 def finalists(points: Sequence[Point], budget: Budget) -> list[Point]:

@@ -176,8 +176,9 @@ class Search:
     def _decided(self) -> Compiled | Failed:
         budget = self._job.budget
         close = {point.key for point in pareto.finalists([_point(one) for one in self._outcomes], budget)}
-        if len(close) > 1:
-            self._stopwatch.again([one for one in self._outcomes if one.candidate.key in close])
+        again = [one for one in self._outcomes if one.candidate.key in close]
+        if len(again) > 1 or any(self._stopwatch.unsure(one) for one in again):
+            self._stopwatch.again(again)
         points = [_point(one) for one in self._outcomes]
         on_front = {id(point) for point in pareto.front(points)}
         for point, outcome in zip(points, self._outcomes, strict=True):

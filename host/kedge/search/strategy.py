@@ -120,7 +120,7 @@ class Strategy:
             return
         (floating,) = yield [self._candidate(self._plan(Precision.FLOAT32), why=_BESIDE)]
         if quickest.pace is not None and floating.pace is not None:
-            pace = quickest.pace.beside(floating.pace)
+            pace = quickest.pace if self._reference else quickest.pace.beside(floating.pace)
             if pace.noticed(quickest.quiet):
                 small = [one for one in (Precision.FLOAT16, Precision.CODEBOOK8) if one in self._numerics.precisions]
                 yield [self._candidate(self._plan(one), why="small, and computed in float") for one in small]
@@ -252,7 +252,7 @@ class Strategy:
 
         def at(part: int, plan: Plan = plain, steps: tuple[StepChoice, ...] = (_COMPENSATE,)) -> Candidate:
             reasons = dict.fromkeys(ends[part], "at an end of the graph: few weights, wide ranges")
-            return self._floating(plan, steps, ends[part], reasons)
+            return self._floating(plan, steps, ends[part], reasons, why="both ends of the graph stay in float")
 
         found, enough = yield from bisection.smallest(len(ends), at, lambda one: one.suffices and not self._barely(one))
         seen = list(found.values())
@@ -303,13 +303,18 @@ class Strategy:
         return seen
 
     def _floating(
-        self, plan: Plan, steps: tuple[StepChoice, ...], names: Sequence[str], reasons: Mapping[str, str]
+        self,
+        plan: Plan,
+        steps: tuple[StepChoice, ...],
+        names: Sequence[str],
+        reasons: Mapping[str, str],
+        why: str = "the layers that suffer most stay in float",
     ) -> Candidate:
         layers = dict.fromkeys(names, Precision.FLOAT32)
         return self._candidate(
             dataclasses.replace(plan, layers=layers),
             steps,
-            why="the layers that suffer most stay in float",
+            why=why,
             reasons={name: reasons[name] for name in names},
         )
 

@@ -1,0 +1,91 @@
+"""A candidate beside float: by its own race where float runs in the same runtime, and again where that says nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from kedge.evaluation import worker_messages
+from kedge.evaluation.latency_race import Latency, RelativeLatency
+from kedge.search.candidate import Candidate
+from kedge.search.candidate_latency import CandidateLatency
+from kedge.search.latency import LatencyLog
+from kedge.search.results import Attempt, Outcome
+from kedge_protocol.bundle.config import Verified
+from kedge_targets import target
+from kedge_targets.numerics import Plan, Precision
+
+Races = dict[Precision, RelativeLatency]
+
+
+class _Job:
+    record = LatencyLog()
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def __fspath__(self) -> str:
+        return ""
+
+
+def paced(ratio: float, low: float, high: float) -> RelativeLatency:
+    return RelativeLatency(ratio=ratio, low=low, high=high)
+
+
+def raced(folder: Path, device: str, backend: int, races: Races) -> tuple[CandidateLatency, dict[Precision, Outcome]]:
+    """Candidates of one backend, each after a race of one alone."""
+    found = target.find(device)
+    outcomes = {}
+    current: list[RelativeLatency] = []
+
+    def call(task: str, request: object, kind: object, **more: object) -> object:
+        return worker_messages.RaceAnswer(latencies=(Latency(p50=2.0, p95=2.0),), paces=tuple(current))
+
+    watch = CandidateLatency(found, cast("Any", _Job()), cast("Any", call))
+    for precision, pace in races.items():
+        (folder / precision.value).write_bytes(precision.value.encode())
+        program = worker_messages.Program(
+            folder=str(folder), backend="b", entry=precision.value, options={}, inputs=(), outputs=()
+        )
+        lowered = worker_messages.LowerAnswer(
+            files={}, entry=precision.value, inputs=(), outputs=(), runtimes=(), verified=Verified.EXECUTED, tools={},
+            runtime_options={}, seconds={}, notes=(), calibration_samples=1,
+        )  # fmt: skip
+        candidate = Candidate(backend=found.backends[backend], plan=Plan(default=precision))
+        attempt = Attempt(backend="b", precision=precision.value)
+        outcomes[precision] = Outcome(
+            candidate=candidate, attempt=attempt, plan=candidate.plan, folder=folder, lowered=lowered, program=program
+        )
+        current[:] = [pace]
+        watch.first(outcomes[precision])
+    return watch, outcomes
+
+
+RACES = {Precision.INT8: paced(1.67, 1.17, 2.1), Precision.FLOAT32: paced(1.01, 0.96, 1.2)}
+
+
+def test_two_races_with_the_same_float_model_are_not_less_sure_than_one(tmp_path: Path) -> None:
+    watch, outcomes = raced(tmp_path, "generic-cpu", 0, RACES)
+    assert watch.slower(outcomes[Precision.INT8])
+    assert watch.remarks(outcomes[Precision.INT8]) == ("slower than float: 1.67× (1.17 to 2.1)",)
+    assert watch.remarks(outcomes[Precision.FLOAT32]) == ()
+
+
+def test_another_runtimes_float_is_the_one_that_counts(tmp_path: Path) -> None:
+    watch, outcomes = raced(tmp_path, "intel-cpu", 0, RACES)
+    assert not watch.slower(outcomes[Precision.INT8])
+    (said,) = watch.remarks(outcomes[Precision.INT8])
+    assert said.startswith("not surely faster than float: 1.65× (0.975")
+
+
+@pytest.mark.parametrize(
+    ("pace", "unsure"),
+    [((0.5, 0.4, 0.6), False), ((1.5, 1.3, 1.8), False), ((1.1, 0.9, 1.5), True), ((1.0, 0.99, 1.01), False)],
+)
+def test_what_may_be_slower_or_not_is_measured_again(
+    tmp_path: Path, pace: tuple[float, float, float], unsure: bool
+) -> None:
+    watch, outcomes = raced(tmp_path, "generic-cpu", 0, {Precision.INT8: paced(*pace)})
+    assert watch.unsure(outcomes[Precision.INT8]) is unsure
