@@ -22,6 +22,7 @@ from tests.support.ports import free_port
 from kedge.fleet import drift, shadows
 from kedge.fleet.service import FleetService
 from kedge.fleet.staged.engine import Engine
+from kedge.fleet.staged.policy import Policy
 from kedge.page.options import PageAddress, PageOptions
 from kedge.page.server import serving
 from kedge_protocol.drift import Kind, Statistic, Stream
@@ -298,6 +299,15 @@ def test_prometheus_reads_the_fleets_figures(fleet: FleetService, tmp_path: Path
             assert value(at, 'sum(kedge_devices{target="rpi4"})') == 1
             assert value(at, 'kedge_rollout_devices{rollout="1",progress="offline"}') == 2
             assert value(at, "process_resident_memory_bytes") is not None
+            # A rollout in waves, with what its gates say: nobody answers yet.
+            fleet.rollout_start("tiny:1.0", policy=Policy(waves=("100%",)))
+            wait_for(
+                lambda: value(at, 'kedge_rollout_gate{rollout="2",gate="silence",target="rpi4"}') == 0, 60, "a gate"
+            )
+            assert value(at, 'kedge_rollout_gate_limit{rollout="2",gate="silence",target="rpi4"}') == 0.1
+            assert value(at, 'kedge_rollout_phase{rollout="2",phase="running"}') == 1
+            fleet.rollout_abort(2, reason="a test")
+            wait_for(lambda: value(at, 'sum(kedge_rollout_phase{rollout="2",phase=~"abort.*|revert.*"})') == 1, 60)
         finally:
             process.terminate()
             process.wait(30)

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
 import re
+import select
+import struct
+import subprocess
+import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -70,6 +78,42 @@ def test_a_rollout_is_planned_started_paused_and_aborted_by_commands(
     watched = run(capsys, "rollout", "watch", status=1)
     assert "not today" in watched
     assert "aborted" in run(capsys, "rollout", "list")
+
+
+def test_a_terminal_shows_a_rollout_live_and_a_persons_orders_as_they_come(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--waves", "1,100%", "--min-per-target", "1", "--not-before", "2036-12-01T22:00+01:00")
+    run(capsys, "rollout", "start", "tiny:1.0", *options)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    watch = [sys.executable, "-m", "kedge.cli.main", "rollout", "watch", "--interval", "0.1"]
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    process = subprocess.Popen(watch, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    seen = b""
+
+    def until(words: bytes) -> None:
+        nonlocal seen
+        while words not in seen:
+            assert select.select([ours], [], [], 60)[0], seen
+            seen += os.read(ours, 4096)
+
+    try:
+        until(b"rollout 1: tiny:1.0")
+        until(b"scheduled for")
+        until(b"wave 1: 1 device: 1 waiting")
+        run(capsys, "rollout", "pause")
+        until(b"scheduled, paused")
+        # A second look stands in the place of the first: the cursor goes up.
+        assert b"\x1b[1A" in seen
+        run(capsys, "rollout", "abort", "--reason", "not today")
+        until(b"not today")
+        assert process.wait(60) == 1
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
 
 
 def test_a_selector_reaches_only_the_devices_that_meet_it(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
