@@ -3,6 +3,7 @@ errors, and a day of calls before the switch."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from kedge.fleet.staged.cohorts import CallFigures, CohortEvidence, DeviceCalls,
 from kedge.fleet.staged.gates import GATES, Gates, Verdict, judge
 
 EFFECT = 0.02
+ALPHA = BETA = 0.05
+FAULTY, BROKEN = 0.005, 0.3
+"""Share of the devices that go bad by themselves, and how many more of their calls fail then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +68,13 @@ class Drawn:
         return [whole(row, self.drawing.calls) for row in self.before[rollout]]
 
     def new(self, rollout: int) -> Iterator[list[Share]]:
-        """Each device's calls with the new bundle, after each minute."""
+        """Each device's calls with the new bundle, after each message: devices send once a minute, in turn."""
         shares = [Share()] * self.drawing.devices
         for minute in self.after[rollout].T:
-            pairs = zip(shares, minute, strict=True)
-            shares = [share.with_block(self.drawing.calls, int(bad)) for share, bad in pairs]
-            yield shares
+            for device, bad in enumerate(minute):
+                shares = list(shares)
+                shares[device] = shares[device].with_block(self.drawing.calls, int(bad))
+                yield shares
 
 
 def whole(errors: np.ndarray, calls: int) -> Share:
@@ -82,13 +87,15 @@ def whole(errors: np.ndarray, calls: int) -> Share:
     )
 
 
-def draw(seed: int, rollouts: int, drawing: Drawing, *, rise: float) -> Drawn:
-    """Draw rollouts of a bundle that fails by ``rise`` more often than the one before."""
+def draw(seed: int, rollouts: int, drawing: Drawing, *, rise: float, faulty: float = 0.0) -> Drawn:
+    """Draw rollouts of a bundle that fails by ``rise`` more often than the one before; ``faulty`` is the share of the
+    devices that go bad by themselves."""
     generator = np.random.default_rng(seed)
     shape = (rollouts, drawing.devices)
     rates = generator.beta(drawing.rate * drawing.alike, (1 - drawing.rate) * drawing.alike, shape)
     before = drawing.errors(generator, rates, drawing.before)
-    return Drawn(drawing, before, drawing.errors(generator, np.minimum(0.99, rates + rise), drawing.minutes))
+    after = rates + rise + BROKEN * (generator.random(shape) < faulty)
+    return Drawn(drawing, before, drawing.errors(generator, np.minimum(0.99, after), drawing.minutes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +105,7 @@ class Outcome:
     Attributes:
         false_aborts, misses: rollouts.
         calls_good, calls_bad: calls until the decision, on average.
-        fixed: calls of a test of a fixed number of them with alpha = beta = 0.05.
+        fixed: calls of a test of a fixed number of them with the same alpha and beta, and the same protection.
     """
 
     rollouts: int
@@ -114,52 +121,51 @@ class Outcome:
         return (self.calls_good + self.calls_bad) / 2 / self.fixed
 
 
-Decide = Callable[[CallFigures, CallFigures, int], Verdict]
-"""From the calls of the new and the old bundle, and the number of looks so far."""
+Decide = Callable[[CallFigures, CallFigures], Verdict]
+"""From the calls of the new and the old bundle."""
 
 
 def by_test(seed: int, rollouts: int, drawing: Drawing) -> Outcome:
     """The sequential probability ratio test of all devices' calls with alpha = beta = 0.05."""
 
-    def decide(new: CallFigures, old: CallFigures, looks: int) -> Verdict:
+    def decide(new: CallFigures, old: CallFigures) -> Verdict:
         tested = effects.proportions(new, old, EFFECT)
-        counts = sum(one.information for one in tested) / looks
-        deviation = math.sqrt(sum(one.information * one.deviation**2 for one in tested) / looks)
-        skewness = sum(one.skewness for one in tested) / len(tested) / math.sqrt(counts)
-        ends = sequential.boundaries(0.05, 0.05, step=deviation, skewness=skewness)
+        ends = sequential.boundaries(ALPHA, BETA, step=min(one.step for one in tested))
         ratio = sum(one.ratio for one in tested)
         if ends.lower < ratio < ends.upper:
             return Verdict.UNDECIDED
         return Verdict.FAIL if ratio > 0 else Verdict.PASS
 
-    return _outcome(seed, rollouts, drawing, decide)
+    return _outcome(seed, rollouts, drawing, decide, faulty=0.0, fixed=fixed_calls(drawing))
 
 
 def by_gate(seed: int, rollouts: int, drawing: Drawing) -> Outcome:
-    """The gate as a rollout has it, were it the only one, with alpha = beta = 0.05."""
+    """The gate as a rollout has it, were it the only one, with alpha = beta = 0.05, where devices go bad by themselves
+    too; beside a single look at the same evidence."""
     gates = Gates(off=tuple(name for name in GATES if name != "error_rate"))
 
-    def decide(new: CallFigures, old: CallFigures, looks: int) -> Verdict:
+    def decide(new: CallFigures, old: CallFigures) -> Verdict:
         cohort = CohortEvidence(target="t", devices=drawing.devices, serving=drawing.devices, new=new, old=old)
         return judge(gates, (cohort,), soaked=False)[0].verdict
 
-    return _outcome(seed, rollouts, drawing, decide)
+    fixed = fixed_calls_of_gate(seed + 2, rollouts, drawing)
+    return _outcome(seed, rollouts, drawing, decide, faulty=FAULTY, fixed=fixed)
 
 
-def _outcome(seed: int, rollouts: int, drawing: Drawing, decide: Decide) -> Outcome:
+def _outcome(seed: int, rollouts: int, drawing: Drawing, decide: Decide, *, faulty: float, fixed: float) -> Outcome:
     wrong, calls = [], []
     for rise, right in ((0.0, Verdict.PASS), (EFFECT, Verdict.FAIL)):
-        drawn = draw(seed + int(rise > 0), rollouts, drawing, rise=rise)
+        drawn = draw(seed + int(rise > 0), rollouts, drawing, rise=rise, faulty=faulty)
         ends = [_end(drawn, rollout, decide) for rollout in range(rollouts)]
         wrong.append(sum(verdict is not right for verdict, _ in ends))
-        calls.append(sum(looks for _, looks in ends) / rollouts * drawing.devices * drawing.calls)
+        calls.append(sum(looks for _, looks in ends) / rollouts * drawing.calls)
     return Outcome(
         rollouts=rollouts,
         false_aborts=wrong[0],
         misses=wrong[1],
         calls_good=calls[0],
         calls_bad=calls[1],
-        fixed=fixed_calls(drawing),
+        fixed=fixed,
     )
 
 
@@ -168,7 +174,7 @@ def _end(drawn: Drawn, rollout: int, decide: Decide) -> tuple[Verdict, int]:
     old = _figures(drawn.old(rollout))
     looks = 0
     for looks, shares in enumerate(drawn.new(rollout), 1):
-        verdict = decide(_figures(shares), old, looks)
+        verdict = decide(_figures(shares), old)
         if verdict is not Verdict.UNDECIDED:
             return verdict, looks
     return Verdict.UNDECIDED, looks
@@ -186,6 +192,34 @@ def fixed_calls(drawing: Drawing) -> float:
     low, high = drawing.rate, drawing.rate + EFFECT
     deviations = math.sqrt(low * (1 - low)) + math.sqrt(high * (1 - high))
     return drawing.phi * (1.6449 * deviations / EFFECT) ** 2
+
+
+def fixed_calls_of_gate(seed: int, rollouts: int, drawing: Drawing) -> float:
+    """The calls after which a single look at the gate's evidence errs with alpha = beta = 0.05.
+
+    It is protected from faulty devices as the gate is, and its critical value is the best there is: the 95 % quantile
+    of what good bundles show in as many rollouts.
+    """
+    minutes = min(drawing.minutes, math.ceil(4 * fixed_calls(drawing) / drawing.devices / drawing.calls))
+    shown = []
+    for rise in (0.0, EFFECT):
+        drawn = draw(seed + int(rise > 0), rollouts, drawing, rise=rise, faulty=FAULTY)
+        shown.append(np.array([_evidence(drawn, rollout, minutes) for rollout in range(rollouts)]))
+    for minute in range(minutes):
+        critical = np.quantile(shown[0][:, minute], 1 - ALPHA)
+        if np.mean(shown[1][:, minute] <= critical) <= BETA:
+            return float((minute + 1) * drawing.devices * drawing.calls)
+    return float(minutes * drawing.devices * drawing.calls)
+
+
+def _evidence(drawn: Drawn, rollout: int, minutes: int) -> list[float]:
+    """The gate's evidence against a bundle, after each minute."""
+    old, found = _figures(drawn.old(rollout)), []
+    devices = drawn.drawing.devices
+    for shares in itertools.islice(drawn.new(rollout), devices - 1, minutes * devices, devices):
+        ratios = [one.ratio for one in effects.proportions(_figures(shares), old, EFFECT)]
+        found.append(sequential.combined(ratios, faulty=FAULTY, bound=-math.log(ALPHA)))
+    return found
 
 
 def interval(count: int, total: int) -> tuple[float, float]:

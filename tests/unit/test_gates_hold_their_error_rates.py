@@ -49,12 +49,6 @@ def test_a_test_without_correction_for_overshoot_is_the_more_careful() -> None:
     assert plain.upper > corrected.upper > 0 > corrected.lower > plain.lower
 
 
-def test_evidence_of_devices_is_that_of_all_but_the_spared_and_no_device_counts_beyond_the_cap() -> None:
-    assert sequential.combined([100.0], spared=0, cap=7.0) == 7.0
-    assert sequential.combined([100.0, 0.0], spared=1, cap=7.0) == pytest.approx(0.0)
-    assert sequential.combined([100.0] * 3 + [-100.0] * 17, spared=0, cap=7.0) < 0
-
-
 def test_a_pooled_effect_weighs_by_information() -> None:
     found = sequential.pooled([Effect(1.0, 1.0), Effect(4.0, 2.0)])
     assert [found.estimate, found.variance] == pytest.approx([2.0, 2 / 3])

@@ -7,6 +7,7 @@ import math
 import random
 
 import pytest
+from tests.support.drawn_cohorts import interval
 
 from kedge.fleet.staged import sequential
 from kedge.fleet.staged.cohorts import (
@@ -173,6 +174,14 @@ def test_bursts_of_errors_count_less_than_as_many_single_ones() -> None:
     assert aborted <= 1
 
 
+def test_one_silent_device_of_a_small_cohort_does_not_hold_a_wave_whose_soak_is_over() -> None:
+    """One of seven is above a tenth, and so many are seen where a tenth is silent; two of five are too many."""
+    for serving, silent, expected in ((6, 1, Verdict.PASS), (4, 1, Verdict.PASS), (3, 2, Verdict.UNDECIDED)):
+        one = cohort(errors=[0.01] * serving, devices=serving + silent, silent=silent, control_devices=200)
+        assert verdicts(one, soaked=True)["silence"].verdict is expected
+        assert verdicts(one)["silence"].verdict is Verdict.UNDECIDED
+
+
 def test_silence_of_the_whole_network_is_not_held_against_the_release() -> None:
     found = verdicts(cohort(serving=2, silent=3, control_devices=200, control_silent=110), soaked=True)
     assert found["silence"].verdict is Verdict.UNDECIDED
@@ -241,8 +250,36 @@ def test_evidence_of_a_count_is_a_likelihood_ratio_with_mean_one() -> None:
     assert ratios == sorted(ratios)
 
 
-def test_spared_devices_are_exceeded_as_seldom_as_said() -> None:
-    for devices in (1, 5, 20, 300):
-        spared = sequential.spare(devices, 0.005, 0.01)
-        assert sequential.tail(spared, devices, 0.005) <= 0.01
-        assert spared == 0 or sequential.tail(spared - 1, devices, 0.005) > 0.01
+@pytest.mark.parametrize("devices", [2, 5, 20])
+def test_faulty_devices_are_reckoned_with_in_the_stated_probability(devices: int) -> None:
+    """Devices that are faulty by themselves say that the bundle is as bad as can be, from the first look on."""
+    draw = random.Random(f"faulty {devices}")
+    faulty, bound, crossed, rollouts = 0.05, -math.log(0.05), 0, 300
+    for _ in range(rollouts):
+        broken = [draw.random() < faulty for _ in range(devices)]
+        ratios = [0.0] * devices
+        for _ in range(40):
+            ratios = [
+                1e3 if is_broken else ratio + draw.gauss(-0.1, math.sqrt(0.2))
+                for ratio, is_broken in zip(ratios, broken, strict=True)
+            ]
+            if sequential.combined(ratios, faulty=faulty, bound=bound) >= bound:
+                crossed += 1
+                break
+    assert interval(crossed, rollouts)[0] <= 0.05, crossed
+
+
+def test_no_device_decides_alone_where_two_contradict_it_and_several_decide() -> None:
+    bound = -math.log(0.05 / TARGETS / 10)
+    assert sequential.combined([1e3, -1e3, -1e3], faulty=0.005, bound=bound) < 1
+    assert sequential.combined([1e3], faulty=0.005, bound=bound) < bound
+    assert sequential.combined([1e3] * 3, faulty=0.005, bound=bound) >= bound
+    assert sequential.combined([1e3] * 5 + [-1e3], faulty=0.005, bound=bound) >= bound
+
+
+def test_what_one_device_may_say_falls_as_devices_come() -> None:
+    """So evidence that grows by devices never gains by another cap."""
+    for faulty in (0.0005, 0.005, 0.05):
+        for bound in (3.0, 7.3, 12.0):
+            caps = [sequential.cap_of_device(devices, faulty, bound) for devices in (5, 8, 13, 40, 128, 500)]
+            assert caps == sorted(caps, reverse=True)

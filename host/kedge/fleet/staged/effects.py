@@ -51,6 +51,7 @@ class Measured:
         nothing: in words, why there are no effects.
         shown: from an effect to the figure that is shown.
         ratios: log-likelihood ratio of each device, where it is not that of its effect as a normal estimate.
+        step: standard deviation of a ratio's change when a device sends one message; 0 where that is not known.
         pending: whether there are no effects yet, and there will be.
     """
 
@@ -60,6 +61,7 @@ class Measured:
     nothing: str
     shown: Callable[[float], float] = float
     ratios: Sequence[float] | None = None
+    step: float = 0.0
     pending: bool = False
 
 
@@ -76,14 +78,15 @@ def error_rates(cohort: CohortEvidence, limit: float) -> Measured:
         f" dispersion {phi:.1f}",
         "no calls of users came",
         ratios=[one.ratio for one in tested],
+        step=min((one.step for one in tested), default=0.0),
     )
 
 
 def proportions(new: CallFigures, old: CallFigures, rise: float) -> list[Proportion]:
     """Return each device's failed calls with the new bundle, to be tested for ``rise`` above those with the old one."""
     before = {device.device: device.calls for device in old.devices}
-    common = _rate(before.values())
     phi = dispersion([device.calls for device in (*new.devices, *old.devices)])
+    common = _rate(before.values(), phi)
     found = []
     for device in new.devices:
         if not device.calls.total:
@@ -142,10 +145,9 @@ class Proportion:
         return math.sqrt(middle * (1 - middle)) * math.log(high * (1 - low) / low / (1 - high))
 
     @property
-    def skewness(self) -> float:
-        """The skewness of one independent count."""
-        middle = sum(self._ends) / 2
-        return (1 - 2 * middle) / math.sqrt(middle * (1 - middle))
+    def step(self) -> float:
+        """The standard deviation of the ratio's change by one block of time."""
+        return self.deviation * math.sqrt(self.information / max(1, self.share.blocks))
 
     @property
     def _ends(self) -> tuple[float, float]:
@@ -153,26 +155,27 @@ class Proportion:
         return low, low + self.rise
 
 
-def _rate(shares: Iterable[Share]) -> float:
-    """Return the joint rate, which is never quite 0."""
+def _rate(shares: Iterable[Share], phi: float) -> float:
+    """Return the joint rate, which is never quite 0: half an error in a hundred calls more, as many calls as are
+    worth so many that are independent."""
     known = list(shares)
     total = sum(share.total for share in known)
-    return (sum(share.bad for share in known) + 0.5) / (total + 100) if total else 0.0
+    return (sum(share.bad for share in known) + 0.5 * phi) / (total + 100 * phi) if total else 0.0
 
 
 def dispersion(shares: Iterable[Share]) -> float:
-    """Return by how much the variance between blocks exceeds that of independent calls: Pearson's statistic by its
-    degrees of freedom, at least 1."""
-    statistic, freedom = 0.0, 0
+    """Return by how much the variance between blocks exceeds that of independent calls, at least 1: the squares that
+    were seen by those to be expected, both summed over devices. A device without errors tells nothing of how they come,
+    and so counts nothing; in a mean of Pearson's quotients it would count as much as one with bursts."""
+    seen, expected = 0.0, 0.0
     for share in shares:
         if share.blocks < 2:
             continue
         # With a rate of 0 there is no deviation; half an error keeps the quotient finite.
         rate = (share.bad + 0.5) / (share.total + 1)
-        squares = share.squares - 2 * rate * share.bad + rate * rate * share.total
-        statistic += max(0.0, squares) / (rate * (1 - rate))
-        freedom += share.blocks - 1
-    return max(1.0, statistic / freedom) if freedom else 1.0
+        seen += max(0.0, share.squares - 2 * rate * share.bad + rate * rate * share.total)
+        expected += (share.blocks - 1) * rate * (1 - rate)
+    return max(1.0, seen / expected) if expected else 1.0
 
 
 def latencies(cohort: CohortEvidence, quantile: str) -> Measured:
@@ -255,6 +258,7 @@ def disagreement(shadow: ShadowFigures, limit: float) -> Measured:
         "no shadow has compared anything yet",
         lambda rise: 1 - limit / 2 - rise,
         [one.ratio for one in tested],
+        step=min((one.step for one in tested), default=0.0),
     )
 
 

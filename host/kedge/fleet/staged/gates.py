@@ -1,10 +1,10 @@
 """Gates: what the evidence of a rollout says of each target, with the error probabilities that the policy asks for.
 
-**False aborts.** ``Gates.alpha`` holds for the whole rollout: over all gates, all targets and every look. One half is
-for chance: it is shared equally by gates and targets (Bonferroni), and holds over all looks since every test is
-sequential, see :mod:`kedge.fleet.staged.sequential`. The other half, shared by the targets, is for devices that go bad
-by themselves while the rollout runs (``faulty_share``): so many of a cohort's devices are left out, the worst first,
-that more are faulty with that probability only. Hence a gate never fails by devices that so few faults explain.
+**False aborts.** ``Gates.alpha`` holds for the whole rollout: over all gates, all targets and every look. It is shared
+equally by gates and targets (Bonferroni), and holds over all looks since every test is sequential, see
+:mod:`kedge.fleet.staged.sequential`. It holds for devices too that go bad by themselves while the rollout runs
+(``faulty_share``): what one device can say is bounded, and dearer than it would be without them. Hence a gate never
+fails by one device that the others contradict.
 
 **Misses.** ``Gates.beta`` is of each gate and target: the probability that it passes what is as bad as the limit.
 """
@@ -140,14 +140,6 @@ class GateResult:
     detail: str
 
 
-@dataclass(frozen=True)
-class _Levels:
-    """The shared error probabilities: of one gate and target by chance, and of one target by faulty devices."""
-
-    chance: float
-    faulty: float
-
-
 def judge(gates: Gates, cohorts: Sequence[CohortEvidence], *, soaked: bool) -> tuple[GateResult, ...]:
     """Judge the evidence so far.
 
@@ -163,23 +155,22 @@ def judge(gates: Gates, cohorts: Sequence[CohortEvidence], *, soaked: bool) -> t
     """
     on = {name: gate for name, gate in _JUDGES.items() if name not in gates.off}
     wanted = [(name, limit, gate) for name, gate in on.items() if (limit := getattr(gates, name)) is not None]
-    share = gates.alpha / 2 / max(1, len(cohorts))
-    levels = _Levels(share / max(1, len(wanted)), share)
+    level = gates.alpha / max(1, len(cohorts)) / max(1, len(wanted))
     results = []
     for cohort in cohorts:
         if cohort.devices:
-            found = (gate(_Asked(gates, cohort, levels, soaked, name, limit)) for name, limit, gate in wanted)
+            found = (gate(_Asked(gates, cohort, level, soaked, name, limit)) for name, limit, gate in wanted)
             results += [result for result in found if result is not None]
     return tuple(results)
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """One gate on one cohort."""
+    """One gate on one cohort; ``level`` is its share of ``Gates.alpha``."""
 
     gates: Gates
     cohort: CohortEvidence
-    levels: _Levels
+    level: float
     soaked: bool
     name: str
     limit: float
@@ -201,7 +192,7 @@ class _Asked:
 
 def _counted(asked: _Asked, count: int, total: int, words: str, *, allowed: float, settled: bool) -> GateResult:
     evidence = sequential.count_evidence(count, total, allowed) if total else 0.0
-    bound = -math.log(asked.levels.chance)
+    bound = -math.log(asked.level)
     figure = count / total if total else None
     verdict = Verdict.FAIL if evidence >= bound else Verdict.PASS if settled else asked.undecided(total > 0)
     return asked.result(verdict, figure, total, f"{count} of {total} {words}")
@@ -230,7 +221,11 @@ def _silence(asked: _Asked) -> GateResult:
         of_control = (cohort.control_silent + 1) / (cohort.control_devices + 2)
         allowed = min(0.95, max(allowed, of_control))
     settled = cohort.serving + cohort.failed >= cohort.devices
-    few = asked.soaked and cohort.silent <= asked.limit * cohort.devices
+    # So few devices of a first wave are no share: one of seven is above a tenth, and says nothing of the release.
+    few = asked.soaked and (
+        cohort.silent <= asked.limit * cohort.devices
+        or sequential.count_evidence(cohort.silent, cohort.devices, asked.limit) <= 0
+    )
     words = f"devices are silent, {cohort.control_silent} of {cohort.control_devices} of the control"
     found = _counted(asked, cohort.silent, cohort.devices, words, allowed=allowed, settled=settled or few)
     if found.verdict is Verdict.PASS and not (settled or few):
@@ -282,14 +277,14 @@ def _by_figure(asked: _Asked, measured: Measured, is_over: bool) -> Verdict:
 
 
 def _by_evidence(asked: _Asked, measured: Measured, alternative: float) -> tuple[Verdict, str]:
-    devices = len(measured.effects)
-    spared = sequential.spare(devices, asked.gates.faulty_share, asked.levels.faulty)
-    against, support = -math.log(asked.levels.chance), -math.log(asked.gates.beta)
+    faulty = asked.gates.faulty_share
+    ends = sequential.boundaries(asked.level, asked.gates.beta, step=measured.step)
+    against, support = ends.upper, -ends.lower
     ratios = measured.ratios
     if ratios is None:
         ratios = [sequential.log_ratio(effect, 0.0, alternative) for effect in measured.effects]
-    bad = sequential.combined(ratios, spared=spared, cap=against)
-    good = sequential.combined([-ratio for ratio in ratios], spared=spared, cap=support)
+    bad = sequential.combined(ratios, faulty=faulty, bound=against)
+    good = sequential.combined([-ratio for ratio in ratios], faulty=faulty, bound=support)
     detail = f"{measured.detail}; evidence {bad:.1f} of {against:.1f} against it, {good:.1f} of {support:.1f} for it"
     if bad >= against:
         return Verdict.FAIL, detail

@@ -10,19 +10,26 @@ exceeds ``1 / alpha`` is at most ``alpha`` (J. Ville, 1939), whatever the number
 Calls of one device are not independent: their variance is inflated by the dispersion that was measured
 (P. McCullagh, J. A. Nelder, "Generalized Linear Models", 1989, ch. 4.5), devices count separately, and
 :func:`combined` joins them so that no single one can decide. A product of independent martingales is one, and so is a
-convex combination or a capped one (V. Vovk, R. Wang, "E-values: calibration, combination, and applications", 2021).
+convex combination; a capped one falls on average (V. Vovk, R. Wang, "E-values: calibration, combination, and
+applications", 2021).
+
+A device may go bad by itself: under the null it is, with probability ``faulty``, one whose calls tell nothing of the
+bundle. Then its capped ratio is at most ``exp(cap)``, else 1 on average, so their mixture is at most
+``1 + faulty * (exp(cap) - 1)``; divided by this, each device's ratio again has a mean of at most 1, whatever a faulty
+device measures (P. J. Huber, "A robust version of the probability ratio test", 1965, caps the ratio for the same
+reason). So one alpha holds for chance and for faulty devices together, and no device is left out.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 OVERSHOOT = 0.5826
-"""Mean overshoot of a random walk of normal steps over a boundary, in standard deviations of one step (D. Siegmund,
-"Sequential Analysis", 1985, ch. 10). With skewed steps it is larger on one side by a sixth of the skewness and smaller
-on the other, since the two differ by a third of it (T. L. Lai, "Asymptotic moments of random walks", 1976)."""
+"""Mean overshoot of a random walk of small normal steps over a boundary, in standard deviations of one step (D.
+Siegmund, "Sequential Analysis", 1985, ch. 10)."""
 STAKE = 0.8
 """Share of what is left that is staked on each device; the rest is kept, so that one contrary device costs log 5 at
 most."""
@@ -44,17 +51,19 @@ class Boundaries:
     lower: float
 
 
-def boundaries(alpha: float, beta: float, *, step: float = 0.0, skewness: float = 0.0) -> Boundaries:
+def boundaries(alpha: float, beta: float, *, step: float = 0.0) -> Boundaries:
     """Return Wald's boundaries.
 
     Args:
         alpha, beta: probabilities of deciding for the alternative under the null, and the reverse.
-        step, skewness: standard deviation and skewness of the log-likelihood ratio's change between two looks. With
-            them the boundaries are moved inwards by the mean overshoot, so that the error probabilities are met rather
-            than undercut; with 0 they are kept at most.
+        step: standard deviation of the log-likelihood ratio's change between two looks. With it the boundaries are
+            moved inwards by the mean overshoot, so that the error probabilities are met rather than undercut; with 0
+            they are kept at most.
     """
-    upper = math.log((1 - beta) / alpha) - max(0.0, OVERSHOOT + skewness / 6) * step
-    lower = math.log(beta / (1 - alpha)) + max(0.0, OVERSHOOT - skewness / 6) * step
+    # The mean overshoot is that of small steps.
+    moved = OVERSHOOT * min(step, 1.0)
+    upper = math.log((1 - beta) / alpha) - moved
+    lower = math.log(beta / (1 - alpha)) + moved
     return Boundaries(max(upper, 0.0), min(lower, 0.0))
 
 
@@ -69,16 +78,62 @@ def pooled(effects: Sequence[Effect]) -> Effect:
     return Effect(sum(effect.estimate / effect.variance for effect in effects) / information, 1 / information)
 
 
-def combined(ratios: Sequence[float], *, spared: int, cap: float) -> float:
+def combined(ratios: Sequence[float], *, faulty: float, bound: float) -> float:
     """Return the joint log evidence of devices.
 
     Args:
         ratios: of each device, as of :func:`log_ratio`.
-        spared: so many of the strongest are left out: devices that may be faulty by themselves.
-        cap: the most that one device counts.
+        faulty: probability of a device to be faulty by itself, 0 to below 1.
+        bound: what the evidence must reach to decide.
     """
-    staked = sorted(min(_staked(ratio), cap) for ratio in ratios)
-    return sum(staked[: max(0, len(staked) - spared)])
+    cap = cap_of_device(len(ratios), faulty, bound)
+    return sum(min(_staked(ratio), cap) for ratio in ratios) - len(ratios) * _price(faulty, cap)
+
+
+_CAPS = tuple(step / 4 for step in range(2, 41))
+"""Log ratios that a device's evidence may be capped at."""
+
+
+@functools.lru_cache(maxsize=4096)
+def cap_of_device(devices: int, faulty: float, bound: float) -> float:
+    """Return the most that one of so many devices counts: of :data:`_CAPS`, that with which a bundle as bad as the
+    limit is found soonest. A higher one makes each device's evidence dearer, a lower one cuts more of it off.
+
+    It falls with the number of devices, so evidence that grows by devices never gains by the change.
+    """
+    times = [(_information(devices, faulty, bound, cap), cap) for cap in _CAPS]
+    return min(times)[1]
+
+
+def _information(devices: int, faulty: float, bound: float, cap: float) -> float:
+    """Return the mean log ratio that each device must have for the evidence to reach the bound; infinite where it
+    never does."""
+    price = _price(faulty, cap)
+    low, high = 0.0, bound + 60.0
+    if devices * (_capped(high, cap) - price) < bound:
+        return math.inf
+    for _ in range(20):
+        middle = (low + high) / 2
+        if devices * (_capped(middle, cap) - price) < bound:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _capped(mean: float, cap: float) -> float:
+    """Return the mean of the smaller of ``cap`` and a log ratio under its alternative: normal, with a variance of twice
+    its mean."""
+    deviation = math.sqrt(2 * mean)
+    place = (cap - mean) / deviation
+    below = (1 + math.erf(place / math.sqrt(2))) / 2
+    density = math.exp(-place * place / 2) / math.sqrt(2 * math.pi)
+    return mean * below - deviation * density + cap * (1 - below)
+
+
+def _price(faulty: float, cap: float) -> float:
+    """Return what is taken off a device's evidence, since it may be faulty by itself."""
+    return math.log1p(faulty * math.expm1(cap))
 
 
 def _staked(ratio: float) -> float:
@@ -86,20 +141,6 @@ def _staked(ratio: float) -> float:
     if ratio > 0:
         return ratio + math.log(STAKE + (1 - STAKE) * math.exp(-ratio))
     return math.log1p(STAKE * math.expm1(ratio))
-
-
-def tail(count: int, total: int, share: float) -> float:
-    """Return the probability that more than ``count`` of ``total`` happen, each with probability ``share``."""
-    return max(0.0, 1.0 - _at_most(count, total, share))
-
-
-def spare(devices: int, share: float, alpha: float) -> int:
-    """Return the smallest number that is exceeded with probability at most ``alpha`` by the devices, of ``devices``,
-    that are faulty by themselves, each with probability ``share``."""
-    count = 0
-    while count < devices and tail(count, devices, share) > alpha:
-        count += 1
-    return count
 
 
 def count_evidence(count: int, total: int, share: float) -> float:
