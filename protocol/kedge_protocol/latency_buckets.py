@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 LOWEST_BIT, HIGHEST_BIT = 10, 37
 BUCKETS = (HIGHEST_BIT - LOWEST_BIT) * 8 + 2
 """Number of buckets."""
+_NUMBERS = {str(bucket): bucket for bucket in range(BUCKETS)}
 
 
 def bucket_of(nanoseconds: int) -> int:
@@ -43,10 +44,20 @@ def percentile_ms(counts: Sequence[int], share: float) -> float:
     Args:
         counts: :data:`BUCKETS` counts.
     """
-    wanted = share * sum(counts)
+    return _percentile_ms([(bucket, count) for bucket, count in enumerate(counts) if count], share)
+
+
+def percentiles_ms(histogram: Mapping[str, int], shares: Iterable[float]) -> list[float]:
+    """Return the latencies of several shares, as :func:`percentile_ms`, of a histogram as it is sent."""
+    pairs = sorted((_NUMBERS[key], count) for key, count in histogram.items() if key in _NUMBERS and count > 0)
+    return [_percentile_ms(pairs, share) for share in shares]
+
+
+def _percentile_ms(pairs: Sequence[tuple[int, int]], share: float) -> float:
+    wanted = share * sum(count for _, count in pairs)
     seen = 0
-    for bucket, count in enumerate(counts):
-        if count and seen + count >= wanted:
+    for bucket, count in pairs:
+        if seen + count >= wanted:
             low, high = bounds(bucket)
             return (low + (high - low) * max(0.0, wanted - seen) / count) / 1e6
         seen += count
@@ -67,6 +78,17 @@ def merged(histograms: Iterable[Mapping[str, int]]) -> list[int]:
     total = [0] * BUCKETS
     for histogram in histograms:
         for key, count in histogram.items():
-            if key.isascii() and key.isdecimal() and len(key) < 4 and int(key) < BUCKETS and count > 0:
-                total[int(key)] += count
+            number = _NUMBERS.get(key)
+            if number is not None and count > 0:
+                total[number] += count
+    return total
+
+
+def added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Add two histograms as they are sent; entries that are no bucket or no count are left out."""
+    total: dict[str, int] = {}
+    for histogram in (one, other):
+        for key, count in histogram.items():
+            if key in _NUMBERS and count > 0:
+                total[key] = total.get(key, 0) + count
     return total

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import resource
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from tests.support.ports import free_port
+
+from kedge.simulator import file_descriptors
+from kedge_protocol.errors import ConfigError
 
 SCENARIO = """
 before = 1
@@ -45,3 +53,43 @@ def test_devices_on_the_embedded_broker_take_a_release_or_refuse_it(tmp_path: Pa
     found = json.loads(done.stdout)
     assert (found["state"], found["total"], found["reached"], found["failed"]) == ("done", 8, 4, 4)
     assert found["controller"]["cpu_seconds"] > 0
+
+
+def test_a_simulation_that_is_killed_takes_its_controller_along(tmp_path: Path) -> None:
+    file, state = tmp_path / "fleet.toml", tmp_path / "state"
+    file.write_text(SCENARIO.replace("before = 1", "before = 600"))
+    arguments = ["--broker", "embedded", "--listen", f"127.0.0.1:{free_port()}", "--state", str(state)]
+    with subprocess.Popen([sys.executable, "-m", "kedge.cli.main", "simulate", str(file), *arguments]) as simulation:
+        _wait(lambda: len(_of_state(state) - {simulation.pid}) == 1, "the controller")
+        simulation.kill()
+    _wait(lambda: not _of_state(state), "the controller's end")
+
+
+def _of_state(state: Path) -> set[int]:
+    """The processes that have this state folder in their command lines."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if str(state) in (folder / "cmdline").read_text().split("\0"):
+                found.add(int(folder.name))
+    return found
+
+
+def _wait(ready: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + 120
+    while not ready():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+
+
+def test_more_devices_than_the_limit_of_open_files_raise_it_or_are_refused() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        file_descriptors.allow_connections(500)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 756
+        if before[1] != resource.RLIM_INFINITY:
+            with pytest.raises(ConfigError, match="ulimit"):
+                file_descriptors.allow_connections(before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -85,7 +85,7 @@ def draw(kind: str, seed: int, *, share: float = 1.0, least: int = 7, waves: tup
         "fleet": [{"target": name, "count": max(least, round(count * share))} for name, count in FLEET.items()],
         "new": {"version": "2.0", "defects": [] if defect is None else [defect]},
         "faults": NOISE,
-        "telemetry": 120,
+        "telemetry": 300,
         "tick": 60,
         "limit": 8 * 3600,
         "rollout": policy,

@@ -14,6 +14,7 @@ from kedge.fleet.staged import evidence
 from kedge.fleet.staged.cohorts import CohortEvidence
 from kedge.fleet.staged.evidence import CONTROL, MEASURED
 from kedge.fleet.staged.gates import Gates, Verdict, judge
+from kedge.fleet.staged.readings import Readings
 from kedge.fleet.staged.slopes import slope
 from kedge_protocol.drift import Kind, Statistic, Stream
 from kedge_protocol.messages import ShadowTelemetry, Telemetry
@@ -124,6 +125,35 @@ def test_calls_of_an_earlier_try_of_the_same_bundle_do_not_count(rollout: Rollou
     rollout.tell(reached, SWITCH - 3600, 60, message(OLD))
     rollout.tell(reached, SWITCH, 10, message(NEW))
     assert rollout.collect()["rpi4"].new.error_rate == pytest.approx(1 / 51)
+
+
+def test_between_two_looks_only_what_has_changed_is_read_again(
+    rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, waiting = rollout.add(5, "serving"), rollout.add(3, "waiting")
+    rollout.tell([*reached, *waiting], SWITCH - 3600, 60, message(OLD))
+    rollout.tell(reached, SWITCH, 20, message(NEW, memory=30_000_000))
+    read: list[float] = []
+    decode, readings = call_figures.decode, Readings()
+
+    def counted(since: float, until: float, document: bytes) -> call_figures.Figures:
+        read.append(since)
+        return decode(since, until, document)
+
+    monkeypatch.setattr(call_figures, "decode", counted)
+
+    def look() -> tuple[CohortEvidence, ...]:
+        read.clear()
+        with rollout.database.read() as session:
+            return evidence.collect(session, 1, now=1e9, readings=readings)
+
+    first = look()
+    assert len(read) == 13
+    assert look() == first
+    assert not read
+    rollout.tell(reached[:2], SWITCH + 1300, 5, message(NEW, errors=10))
+    assert look() == tuple(rollout.collect().values()) != first
+    assert len(read) == 2 + 13, "two rows, and all for the look without a memory"
 
 
 def test_a_leak_is_a_slope_after_the_warm_up(rollout: Rollout) -> None:

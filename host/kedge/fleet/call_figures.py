@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kedge.fleet.database import Session
+from kedge.fleet.database import Row, Session
 from kedge.fleet.drift import sane_counts
 from kedge.fleet.staged.cohorts import Share, Spread
 from kedge_protocol import drift as sketches
@@ -181,10 +181,9 @@ class Figures:
         self.block = None
         self.calls = self.calls.with_block(block.total, block.bad)
         if block.buckets:
-            counts = latency_buckets.merged([block.buckets])
-            self.buckets = latency_buckets.sparse(latency_buckets.merged([self.buckets, block.buckets]))
-            self.p95 = _with_latency(self.p95, latency_buckets.percentile_ms(counts, 0.95))
-            self.p99 = _with_latency(self.p99, latency_buckets.percentile_ms(counts, 0.99))
+            self.buckets = latency_buckets.added(self.buckets, block.buckets)
+            p95, p99 = latency_buckets.percentiles_ms(block.buckets, (0.95, 0.99))
+            self.p95, self.p99 = _with_latency(self.p95, p95), _with_latency(self.p99, p99)
         elif block.weight:
             self.p95 = self.p95.with_value(block.p95 / block.weight)
             self.p99 = self.p99.with_value(block.p99 / block.weight)
@@ -269,10 +268,9 @@ def note(session: Session, messages: Mapping[int, Sequence[tuple[float, Telemetr
         messages: device number → its messages with their times of arrival, oldest first.
     """
     query = "SELECT * FROM call_figures WHERE device_id IN {} ORDER BY until"
-    known: dict[tuple[int, str], dict[str, Figures]] = {}
+    known: dict[tuple[int, str], dict[str, Row | Figures]] = {}
     for row in session.where_in(query, list(messages)):
-        bundles = known.setdefault((row["device_id"], row["model"]), {})
-        bundles[row["digest"]] = decode(row["since"], row["until"], row["document"])
+        known.setdefault((row["device_id"], row["model"]), {})[row["digest"]] = row
     changed: set[tuple[int, str, str]] = set()
     grown: set[tuple[int, str]] = set()
     for device, some in messages.items():
@@ -285,22 +283,30 @@ def note(session: Session, messages: Mapping[int, Sequence[tuple[float, Telemetr
                     bundles.pop(model.digest, None)
                     bundles[model.digest] = Figures(since=at, until=at)
                     grown.add((device, name))
-                figures = bundles[model.digest]
+                figures = _opened(bundles, model.digest)
                 # The first message after a switch counts calls of the bundle before, and the warm-up.
                 figures.add(at, message, model, count=at > figures.since)
                 changed.add((device, name, model.digest))
     _write(session, known, changed, grown)
 
 
+def _opened(bundles: dict[str, Row | Figures], digest: str) -> Figures:
+    """Decode a row when it is wanted: mostly that of the bundle that serves, not that of the one before."""
+    found = bundles[digest]
+    if not isinstance(found, Figures):
+        found = bundles[digest] = decode(found["since"], found["until"], found["document"])
+    return found
+
+
 def _write(
     session: Session,
-    known: Mapping[tuple[int, str], Mapping[str, Figures]],
+    known: Mapping[tuple[int, str], dict[str, Row | Figures]],
     changed: Iterable[tuple[int, str, str]],
     grown: Iterable[tuple[int, str]],
 ) -> None:
     rows = []
     for device, model, digest in changed:
-        figures = known[device, model][digest]
+        figures = _opened(known[device, model], digest)
         rows.append(
             {
                 "device": device,
@@ -322,7 +328,7 @@ def _add_calls(block: Block, model: ModelTelemetry) -> None:
     block.total += answered + failed
     block.bad += failed
     if model.latency_buckets:
-        block.buckets = latency_buckets.sparse(latency_buckets.merged([block.buckets, model.latency_buckets]))
+        block.buckets = latency_buckets.added(block.buckets, model.latency_buckets)
     p95, p99 = (model.latency_ms.get(name, math.nan) for name in ("p95", "p99"))
     if answered and 0 < p95 < 1e9 and 0 < p99 < 1e9:
         block.p95 += answered * math.log(p95)

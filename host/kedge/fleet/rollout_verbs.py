@@ -209,9 +209,10 @@ class RolloutVerbs:
             after, actions = decide()
         except FleetError as error:
             raise FleetError(f"rollout {staged.id}: {error.what}", remedy=error.remedy) from error
-        begun = engine.apply(session, staged, after, actions, actor=self.actor)
-        if begun is not None:
-            self._check_blobs(session, rollouts.blobs(session, begun))
+        begun = engine.apply(session, staged, after, actions, actor=self.actor).revert
+        if begun is None or begun == staged.revert:
+            return None
+        self._check_blobs(session, rollouts.blobs(session, begun))
         return begun
 
     def _take_back(self, session: Session, staged: Staged) -> int:

@@ -197,8 +197,10 @@ class SimulatedDevice:
             self._looks = 0
         elif self._look is None:
             first, last = LOOK_SECONDS
-            self._look = self._later(min(last, first * 2.0**self._looks), self._look_now)
-            self._looks += 1
+            seconds = first * 2.0**self._looks
+            self._look = self._later(min(last, seconds), self._look_now)
+            # A device that is cut off for days looks often; the power of two must stay a number.
+            self._looks += seconds < last
 
     def _look_now(self) -> None:
         self._look = None

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from kedge.fleet import health
 from kedge.fleet.options import DEFAULT_LISTEN
 from kedge.fleet.service import FleetService
 from kedge.simulator.bus import Line
 from kedge.simulator.clock import Timer
+from kedge.simulator.controller_process import ControllerProcess
+from kedge.simulator.file_descriptors import allow_connections
 from kedge.simulator.loop import Loop, LoopConnection
 from kedge.simulator.outcome import UNFINISHED, Rollout
 from kedge.simulator.result import ControllerCost, SimulationResult
@@ -29,12 +26,11 @@ from kedge.simulator.virtual import quiet, state_folder
 from kedge.simulator.world import SimulatedFleet
 from kedge_protocol.broker import Broker, parse_broker
 from kedge_protocol.channel import Channel
-from kedge_protocol.errors import FleetError, KedgeError
+from kedge_protocol.errors import FleetError
 
 EMBEDDED = "embedded"
 _LOOK_SECONDS = 1.0
 _CONNECTIONS_A_SECOND = 100.0
-_CONTROLLER_SECONDS = 60.0
 _ALL_THERE_SECONDS = 300.0
 
 
@@ -135,82 +131,6 @@ class LiveFleet(SimulatedFleet):
             raise FleetError(f"not within {seconds:.0f} s: {what}", where=self.broker.url)
 
 
-class ControllerProcess:
-    """The controller, in a process of its own.
-
-    Args:
-        state: the fleet's state folder; the controller's log lies beside it.
-        arguments: of ``kedge controller run``.
-    """
-
-    def __init__(self, state: Path, arguments: Sequence[str]) -> None:
-        self.log = state / "controller.log"
-        command = [sys.executable, "-m", "kedge.cli.main", "controller", "run", "--state", str(state), *arguments]
-        with self.log.open("wb") as output:
-            self._child = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
-
-    @property
-    def pid(self) -> int:
-        """The number of the process."""
-        return self._child.pid
-
-    @property
-    def cpu_seconds(self) -> float:
-        """CPU seconds so far; 0 where the system does not tell."""
-        try:
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return 0.0
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    @property
-    def peak_bytes(self) -> int:
-        """Largest resident memory so far; 0 where the system does not tell."""
-        try:
-            lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        except OSError:
-            return 0
-        return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM")), 0)
-
-    def check(self) -> None:
-        """See that it runs.
-
-        Raises:
-            FleetError: it has ended; the message has its log's end.
-        """
-        if self._child.poll() is not None:
-            last = "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
-            raise FleetError(f"the controller has ended with status {self._child.returncode}:\n{last}")
-
-    def wait_connected(self, state: Path) -> None:
-        """Wait until it is at its broker.
-
-        Raises:
-            FleetError: it has ended, or is not.
-        """
-        end = time.monotonic() + _CONTROLLER_SECONDS
-        while True:
-            self.check()
-            try:
-                health.check(state)
-            except KedgeError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.2)
-            else:
-                return
-
-    def stop(self) -> None:
-        """End it."""
-        if self._child.poll() is None:
-            self._child.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(20.0)
-        if self._child.poll() is None:
-            self._child.kill()
-            self._child.wait()
-
-
 @contextlib.contextmanager
 def running(
     scenario: Scenario,
@@ -229,10 +149,12 @@ def running(
         page: the page's address; None for no page.
 
     Raises:
+        ConfigError: this process may not have so many connections.
         FleetError: the controller does not come up.
     """
     url = f"mqtt://{listen}" if broker == EMBEDDED else broker
     arguments = ["--embedded", "--listen", listen] if broker == EMBEDDED else ["--broker", url]
+    allow_connections(scenario.total)
     with quiet(), state_folder(state) as folder:
         live = LiveFleet(scenario, folder, parse_broker(url), log=log)
         controller = ControllerProcess(folder, [*arguments, *(["--page", page] if page else [])])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kedge.fleet import assigning, audit, candidates, releases, rollout_status, rollouts
 from kedge.fleet.candidates import Assigned
@@ -21,6 +21,7 @@ from kedge.fleet.staged import choice, evidence, gates, machine, orders, records
 from kedge.fleet.staged.gates import GateResult
 from kedge.fleet.staged.phases import Phase
 from kedge.fleet.staged.policy import Busy, Late, OnAbort
+from kedge.fleet.staged.readings import Readings
 from kedge.fleet.staged.records import GOING, OPEN, Staged
 from kedge.fleet.staged.states import Action, Answer, Claim, Facts, Note, Revert, Send, Shadow, Sight, State, Unshadow
 from kedge_protocol import codec
@@ -50,12 +51,13 @@ WHERE own.rollout_id = ? AND own.step <> 'gone' AND other.step NOT IN ('gone', '
 
 @dataclass
 class _Looks:
-    """When a rollout's gates, and its late devices, were looked at last, and what it was then."""
+    """When a rollout's gates, and its late devices, were looked at last, and what was seen then."""
 
     gates: float = -math.inf
     seldom: float = -math.inf
     told: tuple[GateResult, ...] = ()
     staged: Staged | None = None
+    readings: Readings = field(default_factory=Readings)
 
 
 class Engine:
@@ -100,13 +102,18 @@ class Engine:
         judged = now - looks.gates >= GATE_SECONDS
         with self._database.read() as session:
             staged = looks.staged = records.load(session, rollout, known=looks.staged)
-            found = _round(session, staged, now, listening_since, judged=judged, seldom=seldom)
+            found_gates = _gates(session, staged, now, looks.readings) if judged else None
+            found = _round(session, staged, found_gates, now, listening_since, seldom=seldom)
         if found is not None and (found.is_news or found.gates not in (None, looks.told)):
             with self._database.write() as session:
-                staged = records.load(session, rollout)
-                found = _round(session, staged, now, listening_since, judged=judged, seldom=seldom)
+                staged = records.load(session, rollout, known=looks.staged)
+                if judged and staged is not None and staged.edition != found.staged.edition:
+                    # A person's order came in between.
+                    found_gates = _gates(session, staged, now, looks.readings)
+                found = _round(session, staged, found_gates, now, listening_since, seldom=seldom)
                 if found is not None:
-                    found.write(session, now)
+                    staged = found.write(session, now)
+            looks.staged = staged
         if seldom:
             looks.seldom = now
         if found is not None and found.gates is not None:
@@ -126,21 +133,23 @@ class _Round:
     def is_news(self) -> bool:
         return self.state is not self.staged.state or bool(self.actions)
 
-    def write(self, session: Session, now: float) -> None:
+    def write(self, session: Session, now: float) -> Staged:
         if self.gates:
             records.keep_gates(session, self.staged.id, self.staged.state.wave, self.gates, now)
-        if self.is_news:
-            apply(session, self.staged, self.state, self.actions)
+        return apply(session, self.staged, self.state, self.actions) if self.is_news else self.staged
 
 
 def _round(
-    session: Session, staged: Staged | None, now: float, listening_since: float, *, judged: bool, seldom: bool
+    session: Session,
+    staged: Staged | None,
+    found: tuple[GateResult, ...] | None,
+    now: float,
+    listening_since: float,
+    *,
+    seldom: bool,
 ) -> _Round | None:
     if staged is None or not staged.live:
         return None
-    state = staged.state
-    asked = judged and staged.live == GOING and state.wave > 0 and state.phase is not Phase.REVERTING
-    found = _gates(session, staged, now) if asked else None
     facts = Facts(
         seen=_seen(session, staged),
         gates=found,
@@ -148,14 +157,19 @@ def _round(
         newcomers=_newcomers(session, staged) if seldom else {},
         listening_since=listening_since,
     )
-    after, actions = machine.advance(staged.policy, state, facts, now)
+    after, actions = machine.advance(staged.policy, staged.state, facts, now)
     return _Round(staged, after, actions, found)
 
 
-def _gates(session: Session, staged: Staged, now: float) -> tuple[GateResult, ...]:
+def _gates(session: Session, staged: Staged | None, now: float, readings: Readings) -> tuple[GateResult, ...] | None:
+    """Judge a wave that runs or soaks; None where there is none."""
+    if staged is None or staged.live != GOING:
+        return None
     state = staged.state
+    if not state.wave or state.phase is Phase.REVERTING:
+        return None
     soaked = state.phase is Phase.HOLDING or (state.phase is Phase.SOAKING and now - state.since >= staged.policy.soak)
-    cohorts = evidence.collect(session, staged.id, now=now)
+    cohorts = evidence.collect(session, staged.id, now=now, readings=readings)
     return gates.judge(staged.policy.gates, cohorts, soaked=soaked)
 
 
@@ -213,14 +227,14 @@ def apply(
     actions: Sequence[Action],
     *,
     actor: str = audit.CONTROLLER,
-) -> int | None:
+) -> Staged:
     """Write a decision in the caller's transaction.
 
     Args:
         actor: for the audit log.
 
     Returns:
-        The rollout that takes it back, where this decision begins one.
+        The rollout as it is now; its ``revert`` is another one where this decision begins one.
 
     Raises:
         FleetError: a person asked to take back what was removed. By itself a rollout then keeps what its devices have.
@@ -232,8 +246,7 @@ def apply(
         except FleetError as error:
             reason = f"{after.reason}; it cannot be taken back: {error.what}"
             after, actions = orders.abort(before.policy, before.state, after.since, reason=reason, how=OnAbort.KEEP)
-    records.save(session, before, after)
-    begun = None
+    saved = records.save(session, before, after)
     for action in actions:
         if isinstance(action, Note):
             values = _named(session, action.evidence)
@@ -256,10 +269,8 @@ def apply(
             rollouts.claim(session, before.id, before.row["model"], table="rollout_member")
         else:
             begun = rollouts.take_back(session, before.row, rollouts.own_parts(session, before.id, action.devices))
-            session.run(
-                "UPDATE rollout_stage SET revert_id = ?, edition = edition + 1 WHERE rollout_id = ?", (begun, before.id)
-            )
-    return begun
+            saved = records.reverting(session, saved, begun)
+    return saved
 
 
 def _send(session: Session, before: Staged, after: State, numbers: Sequence[int]) -> None:

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kedge.fleet import call_figures, drift
-from kedge.fleet.call_figures import Figures
 from kedge.fleet.database import Row, Session
 from kedge.fleet.staged import shifts
 from kedge.fleet.staged.cohorts import (
     CallFigures,
     CohortEvidence,
-    DeviceCalls,
     DeviceMemory,
     DeviceShadow,
     DeviceTemperature,
@@ -22,7 +20,7 @@ from kedge.fleet.staged.cohorts import (
     ShadowFigures,
 )
 from kedge.fleet.staged.phases import Step
-from kedge.fleet.staged.slopes import MIN_SECONDS, WARM_UP_SECONDS, slope
+from kedge.fleet.staged.readings import Reading, Readings
 from kedge_protocol.drift import Stream
 
 MEASURED = 128
@@ -79,7 +77,7 @@ _NOT_REACHED = {Step.WAITING.value, Step.GONE.value}
 
 
 _SHADOWED = """
-SELECT member.target, device.name, bundle.digest AS new, since, until, document FROM (
+SELECT member.target, device.name, bundle.digest AS new, figures.digest, since, until, document FROM (
     SELECT target, device_id, row_number() OVER (PARTITION BY target, wave ORDER BY device_id) AS place
     FROM rollout_member WHERE rollout_id = :rollout AND step NOT IN (:waiting, :gone)
 ) AS member
@@ -101,30 +99,41 @@ Baselines = Mapping[str, Sequence[Stream]]
 
 @dataclass
 class _Target:
-    """Figures of one target, by device name, and the bundles that they are of."""
+    """Readings of one target, by device name."""
 
-    new: dict[str, Figures] = field(default_factory=dict)
-    old: dict[str, Figures] = field(default_factory=dict)
-    bundles: dict[tuple[str, bool], str] = field(default_factory=dict)
+    new: dict[str, Reading] = field(default_factory=dict)
+    old: dict[str, Reading] = field(default_factory=dict)
+
+    def bundles(self) -> set[str]:
+        """The bundles whose figures have sketches."""
+        return {one.digest for one in (*self.new.values(), *self.old.values()) if one.figures.drift}
 
     def drift(self, baselines: Baselines) -> DriftFigures | None:
         """The drift of the devices that have figures of both bundles, and both bundles baselines."""
         found = {}
         for name, new in self.new.items():
-            after, before = (baselines.get(self.bundles.get((name, is_new), "")) for is_new in (True, False))
-            if after and before and name in self.old:
-                found[name] = ((after, new.drift), (before, self.old[name].drift))
+            old = self.old.get(name)
+            if old is None or not (new.figures.drift and old.figures.drift):
+                continue
+            after, before = baselines.get(new.digest), baselines.get(old.digest)
+            if after and before:
+                found[name] = ((after, new.figures.drift), (before, old.figures.drift))
         return shifts.figures(found) if found else None
 
 
-def collect(session: Session, rollout_id: int, *, now: float) -> tuple[CohortEvidence, ...]:
+def collect(
+    session: Session, rollout_id: int, *, now: float, readings: Readings | None = None
+) -> tuple[CohortEvidence, ...]:
     """Return the evidence of a rollout, one cohort for each of its targets, by name.
 
     Args:
         session: a transaction.
         rollout_id: of a staged rollout.
         now: seconds since 1970; figures that came later are left out.
+        readings: those of the last look at this rollout.
     """
+    readings = Readings() if readings is None else readings
+    readings.begin()
     model = session.value("SELECT model FROM rollout WHERE id = ?", (rollout_id,))
     values = {
         "rollout": rollout_id,
@@ -145,13 +154,10 @@ def collect(session: Session, rollout_id: int, *, now: float) -> tuple[CohortEvi
     for row in (*measured, *session.rows(_CONTROL, values | {"control": CONTROL})):
         if row["since"] > now:
             continue
-        figures = call_figures.decode(row["since"], row["until"], row["document"])
         found = targets[row["target"]]
-        (found.new if row["is_new"] else found.old)[row["name"]] = figures
-        if figures.drift:
-            found.bundles[row["name"], bool(row["is_new"])] = row["digest"]
-    shadows = _shadows(session, values, now)
-    bundles = {digest for found in targets.values() for digest in found.bundles.values()}
+        (found.new if row["is_new"] else found.old)[row["name"]] = readings.read(row)
+    shadows = _shadows(session, values, now, readings)
+    bundles = {digest for found in targets.values() for digest in found.bundles()}
     baselines = {
         row["digest"]: drift.read_baseline(row["drift"]) for row in session.where_in(_BASELINES, sorted(bundles))
     }
@@ -164,12 +170,12 @@ def collect(session: Session, rollout_id: int, *, now: float) -> tuple[CohortEvi
     )
 
 
-def _shadows(session: Session, values: dict[str, Any], now: float) -> dict[str, ShadowFigures]:
+def _shadows(session: Session, values: dict[str, Any], now: float, readings: Readings) -> dict[str, ShadowFigures]:
     """Return the figures of the new bundle as a shadow, by target; of targets where none is asked for and none came,
     nothing."""
     found: dict[str, list[DeviceShadow]] = {row["target"]: [] for row in session.rows(_ASKED, values)}
     for row in session.rows(_SHADOWED, {**values, "mark": call_figures.SHADOW_MARK}):
-        shadow = call_figures.decode(row["since"], row["until"], row["document"]).shadow
+        shadow = readings.read(row).figures.shadow
         if shadow is None or shadow.digest != row["new"] or row["since"] > now:
             continue
         total = shadow.compared.total
@@ -208,44 +214,23 @@ def _cohort(
         served_by_golden=served["golden"] or 0 if served is not None and is_told else None,
         control_devices=0 if control is None else control["devices"],
         control_silent=0 if control is None else control["silent"],
-        new=_calls(found.new),
-        old=_calls(found.old),
+        new=CallFigures(devices=tuple(one.calls for one in found.new.values())),
+        old=CallFigures(devices=tuple(one.calls for one in found.old.values())),
         memory_slope=_memory(found),
         temperature_c=tuple(
-            DeviceTemperature(device=name, new=_mean(figures), old=_mean(found.old.get(name)))
-            for name, figures in found.new.items()
+            DeviceTemperature(
+                device=name, new=one.temperature, old=found.old[name].temperature if name in found.old else None
+            )
+            for name, one in found.new.items()
         ),
         drift=found.drift(baselines),
     )
 
 
-def _calls(figures: dict[str, Figures]) -> CallFigures:
-    return CallFigures(
-        devices=tuple(
-            DeviceCalls(
-                device=name,
-                calls=one.calls,
-                p95=one.p95,
-                p99=one.p99,
-                buckets={int(bucket): count for bucket, count in one.buckets.items()},
-            )
-            for name, one in figures.items()
-        )
-    )
-
-
-def _mean(figures: Figures | None) -> float | None:
-    return None if figures is None or not figures.temperature.count else figures.temperature.mean
-
-
 def _memory(found: _Target) -> tuple[DeviceMemory, ...]:
-    slopes = []
-    for name, figures in found.new.items():
-        if not figures.memory and (figures.block is None or not figures.block.memories):
-            continue
-        points = [point for point in figures.memory if point[0] >= WARM_UP_SECONDS]
-        long = points and points[-1][0] - points[0][0] >= MIN_SECONDS
-        new, variance = slope(points) if long else (None, 0.0)
-        slopes.append(DeviceMemory(device=name, new=new, variance=variance, points=len(points)))
-    before = ((name, slope(found.old[name].memory)[0]) for name in itertools.islice(found.old, SLOPES))
-    return (*slopes, *(DeviceMemory(device=name, old=old) for name, old in before if old is not None))
+    growths = ((name, one.growth) for name, one in found.new.items() if one.measures_memory)
+    before = ((name, found.old[name].growth_before) for name in itertools.islice(found.old, SLOPES))
+    return (
+        *(DeviceMemory(device=name, new=one.slope, variance=one.variance, points=one.points) for name, one in growths),
+        *(DeviceMemory(device=name, old=old) for name, old in before if old is not None),
+    )

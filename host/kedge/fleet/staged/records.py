@@ -102,8 +102,8 @@ def load(session: Session, rollout: int, *, known: Staged | None = None) -> Stag
     )
 
 
-def save(session: Session, before: Staged, after: State) -> None:
-    """Write what changed."""
+def save(session: Session, before: Staged, after: State) -> Staged:
+    """Write what changed; return it as it is now."""
     session.run(_UPDATE, {"id": before.id} | _columns(before.policy, after))
     if after.members is not before.state.members:
         known = before.state.members
@@ -111,6 +111,15 @@ def save(session: Session, before: Staged, after: State) -> None:
         _write_members(session, before.id, changed)
     state = {Phase.ABORTED: "aborted", Phase.REVERTING: "aborted", Phase.SUPERSEDED: "superseded"}.get(after.phase)
     session.run("UPDATE rollout SET state = ? WHERE id = ?", (state or "active", before.id))
+    return replace(before, state=after, live=_live(before.policy, after), edition=before.edition + 1)
+
+
+def reverting(session: Session, staged: Staged, revert: int) -> Staged:
+    """Write which rollout takes it back; return it as it is now."""
+    session.run(
+        "UPDATE rollout_stage SET revert_id = ?, edition = edition + 1 WHERE rollout_id = ?", (revert, staged.id)
+    )
+    return replace(staged, revert=revert, edition=staged.edition + 1)
 
 
 def numbers(session: Session, staged: Staged, names: Iterable[str]) -> list[int]:
