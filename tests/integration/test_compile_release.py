@@ -86,6 +86,10 @@ def test_the_release_is_whole_and_its_report_has_the_figures(inputs: Inputs) -> 
     assert entry["drop"] <= 0.05
     assert 0 < entry["latency_ms"]["p50"] <= entry["latency_ms"]["p95"]
     assert entry["verified"] == "executed"
+    assert entry["cost"]["cpu_ms"] > 0
+    joules = entry["cost"].get("joules")
+    assert (joules is None) == ("no sensor tells energy" in (inputs.out / "report.html").read_text())
+    assert joules is None or joules > 0
     assert (entry["calibration_samples"], entry["evaluation_samples"]) == (64, 96)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kedge_agent.serving.energy import EnergyMeter
 from kedge_agent.serving.statistics import Counts
+from kedge_targets.energy import EnergyMeter, Spending
 
 if TYPE_CHECKING:
     from kedge_agent.serving.model_pool import Entry
@@ -18,15 +18,6 @@ if TYPE_CHECKING:
 PERIOD = 300.0
 """Seconds between two reports that differ in figures alone: they are files on a device's flash memory."""
 _SENSOR_PERIOD = 1.0
-
-
-@dataclass(frozen=True)
-class _Spent:
-    """What this process and the machine have spent so far, in seconds and joules."""
-
-    process: float
-    machine: float | None
-    joules: float | None
 
 
 class RunningFigures:
@@ -39,10 +30,9 @@ class RunningFigures:
 
     def __init__(self, meter: EnergyMeter | None = None, *, root: Path = Path("/")) -> None:
         self._meter = EnergyMeter() if meter is None else meter
-        self._stat = root / "proc" / "stat"
+        self._root = root
         self._sampled = self._told = time.monotonic()
-        self._meter.sample(self._sampled)
-        self._spent = self._now_spent()
+        self._spending = Spending(self._meter, root=root)
         self._counts: dict[str, Counts] = {}
 
     def renew(self, entries: Mapping[str, Entry], *, period: float = PERIOD) -> None:
@@ -54,7 +44,8 @@ class RunningFigures:
         if now - self._told < period:
             return
         self._told = now
-        before, self._spent = self._spent, self._now_spent()
+        spent = self._spending.so_far()
+        self._spending = Spending(self._meter, root=self._root)
         totals = {name: entry.statistics.total() for name, entry in entries.items()}
         computed = {name: total.infer_ns - self._counts.get(name, Counts()).infer_ns for name, total in totals.items()}
         for name, total in totals.items():
@@ -62,31 +53,21 @@ class RunningFigures:
             calls = total.answered - old.answered
             if calls and entry.report is not None:
                 share = computed[name] / max(1, sum(computed.values())) / calls
-                figures = {**entry.report.figures, **_spending(before, self._spent, share), **_hits(total)}
+                figures = {**entry.report.figures, **_cost(*spent, share), **_hits(total)}
                 figures |= _escalated(entry)
                 entry.report = entry.unwritten = replace(entry.report, figures=figures)
         self._counts = totals
 
-    def _now_spent(self) -> _Spent:
-        return _Spent(time.process_time(), _busy_seconds(self._stat), self._meter.joules)
 
-
-def _spending(before: _Spent, now: _Spent, share: float) -> dict[str, float]:
-    """Return what one call has cost: this process's time, and of the machine's energy the part that this process's time
-    is of all processes'.
+def _cost(seconds: float, joules: float | None, share: float) -> dict[str, float]:
+    """Return what one call has cost.
 
     Args:
-        share: of this process's time, the part of one call.
+        seconds, joules: what this process has spent.
+        share: of that, the part of one call.
     """
-    seconds = now.process - before.process
     found = {"cpu_ms_per_inference": round(1000 * seconds * share, 3)}
-    if None in (before.joules, now.joules, before.machine, now.machine):
-        return found
-    busy = max((now.machine or 0.0) - (before.machine or 0.0), seconds)
-    joules = (now.joules or 0.0) - (before.joules or 0.0)
-    if busy > 0:
-        found["joules_per_inference"] = round(joules * seconds / busy * share, 6)
-    return found
+    return found if joules is None else {**found, "joules_per_inference": round(joules * share, 6)}
 
 
 def _hits(total: Counts) -> dict[str, float]:
@@ -102,12 +83,3 @@ def _escalated(entry: Entry) -> dict[str, float]:
         "cascade_escalated_percent": round(100 * counts.escalated / counts.items, 1),
         "cascade_away_percent": round(100 * (counts.away + counts.paused) / counts.items, 1),
     }
-
-
-def _busy_seconds(stat: Path) -> float | None:
-    """Return the time that all processors have worked (``man 5 proc``: all but idle and iowait, in hundredths)."""
-    try:
-        fields = [int(field) for field in stat.read_text().splitlines()[0].split()[1:9]]
-    except (OSError, ValueError, IndexError):
-        return None
-    return (sum(fields) - fields[3] - fields[4]) / 100

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge.compiler import emulated_proof, normalized_arrays, preparation, release_writer, teachers, validation
+from kedge.compiler import costs, emulated_proof, normalized_arrays, preparation, release_writer, teachers, validation
 from kedge.compiler.decoders import service as decoders
 from kedge.compiler.pipelines import PipelineJob
 from kedge.compiler.release import Release
@@ -381,6 +381,7 @@ class _Compilation:
             )
             result = search.run()
             if isinstance(result, Compiled):
+                result = costs.measured(worker, result, job.evaluation, self._scratch, self._options.deadline)
                 result = pipeline.measured(worker, result, job.evaluation, self._scratch, self._options.deadline)
         self._measurements += search.measurements
         self._seconds[f"target {target.name}"] = time.perf_counter() - began

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from kedge.evaluation import worker_messages
 from kedge.evaluation.cascade import CascadeFigures
 from kedge.evaluation.confidence_intervals import Interval
+from kedge.evaluation.cost import Cost
 from kedge.evaluation.outputs import OutputFigures
 from kedge.quantization.sensitivity import Sensitivity
 from kedge.report import statements
@@ -94,6 +95,7 @@ class BundleEntry:
         changes: the evaluation samples that it moved most, beside the float model's answers.
         remarks: what must be known of its latency: whose it is, whether it is slower than float, whether the ranking is
             sure.
+        cost: of one call on this host: processor time, and energy where a sensor tells it.
         cascade: what the pipeline's larger model gains.
         attempts: all that was tried; the last one was taken.
     """
@@ -135,6 +137,7 @@ class BundleEntry:
     tools: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     changes: ChangesAnswer = field(default_factory=ChangesAnswer)
+    cost: Cost | None = None
     cascade: CascadeFigures | None = None
     attempts: list[Attempt] = field(default_factory=list)
     place: int = 0
@@ -315,6 +318,7 @@ def _bundle(compiled: Compiled, digest: str, source: ReleaseSource, place: int) 
         tools=compiled.lowered.tools,
         notes=compiled.lowered.notes,
         changes=compiled.changes,
+        cost=compiled.cost,
         cascade=compiled.cascade,
         attempts=compiled.attempts if not place else [attempt],
         place=place,

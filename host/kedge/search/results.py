@@ -10,6 +10,7 @@ from pathlib import Path
 from kedge.evaluation import worker_messages
 from kedge.evaluation.cascade import CascadeFigures
 from kedge.evaluation.confidence_intervals import Interval
+from kedge.evaluation.cost import Cost
 from kedge.evaluation.dataset import Data
 from kedge.evaluation.latency_race import RelativeLatency
 from kedge.evaluation.model import Model
@@ -179,6 +180,7 @@ class Compiled:
         unseen: its figure on samples that the choice did not use; None if there was no choice.
         examples: file of raw items and their outputs (:mod:`kedge_targets.pipeline.examples`).
         alternatives: the best candidate of each other backend in the target's order, if they were asked for.
+        cost: of one call on this host.
         larger: the pipeline's larger model, with the confidence for this target; ``cascade`` is what that gains.
     """
 
@@ -195,6 +197,7 @@ class Compiled:
     unseen: CrossFittedFigure | None = None
     examples: Path | None = None
     alternatives: tuple[Compiled, ...] = ()
+    cost: Cost | None = None
     larger: Cascade | None = None
     cascade: CascadeFigures | None = None
 
