@@ -12,6 +12,7 @@ from tests.support.staged_fleet import StagedFleet, layouts
 from kedge.fleet.controller import REMIND_SECONDS, Controller
 from kedge.fleet.results import Progress
 from kedge.fleet.rollout_status import DeviceFilter
+from kedge.fleet.staged.gates import GATES, Gates
 from kedge.fleet.staged.policy import Policy
 from kedge.simulator import scenario as scenarios
 from kedge.simulator.virtual import simulate
@@ -72,6 +73,25 @@ def test_complaint_2_a_device_that_reports_and_never_ends_is_not_in_progress_for
     assert fleet.status().counts == {"done": 11, "fetching": 1}
     fleet.until("incomplete")
     assert fleet.status().counts == {"done": 11, "silent": 1}
+
+
+@pytest.mark.parametrize(("silent", "phase"), [(1, "incomplete"), (2, "aborted")])
+def test_complaint_2_a_silent_device_of_three_holds_no_rollout_until_somebody_comes(
+    fleet: StagedFleet, silent: int, phase: str
+) -> None:
+    three = tuple(fleet.devices)[:3]
+    for name in three[:silent]:
+        fleet.devices[name].deaf = True
+    policy = Policy(
+        devices=three, waves=("100%",), soak=30.0, max_soak=120.0, progress_timeout=60.0, deadline=600.0,
+        gates=Gates(off=tuple(name for name in GATES if name not in ("silence", "failures", "golden"))),
+    )  # fmt: skip
+    fleet.service.rollout_start("tiny:2.0", policy=policy)
+    fleet.until(phase)
+    entries = [one.action for one in fleet.service.audit_log()]
+    assert "rollout.hold" not in entries
+    if phase == "aborted":
+        assert "more than 50%" in fleet.stage().reason
 
 
 def test_complaint_4_retries_end_and_can_be_cancelled(fleet: StagedFleet) -> None:

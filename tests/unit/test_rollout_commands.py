@@ -61,6 +61,10 @@ def test_a_rollout_is_planned_started_paused_and_aborted_by_commands(
     file.write_text(FILE, encoding="utf-8")
     plan = run(capsys, "rollout", "start", "tiny:1.0", "--policy", str(file), "--dry-run")
     assert "would go to 4 devices in 2 waves" in plan
+    one = run(capsys, "rollout", "start", "tiny:1.0", "--waves", "1,100%", "--min-per-target", "1", "--dry-run")
+    assert "wave 1 has too few devices of rpi4 for" in one
+    assert "p99_ratio" in one
+    assert "wave 2 has too few" not in one
     assert "there is no rollout" in run(capsys, "rollout", "status", status=1)
     options = ("--policy", str(file), "--soak", "1h30m", "--gate", "drift=off", "--approval", "each")
     started = run(capsys, "rollout", "start", "tiny:1.0", *options)

@@ -21,7 +21,7 @@ from kedge.fleet.staged.cohorts import (
     Share,
     Spread,
 )
-from kedge.fleet.staged.gates import GateResult, Gates, Method, Verdict, judge
+from kedge.fleet.staged.gates import MEASURED, GateResult, Gates, Method, Verdict, judge, powerless
 from kedge_protocol.errors import ConfigError
 
 BLOCKS = 10
@@ -180,6 +180,41 @@ def test_one_silent_device_of_a_small_cohort_does_not_hold_a_wave_whose_soak_is_
         one = cohort(errors=[0.01] * serving, devices=serving + silent, silent=silent, control_devices=200)
         assert verdicts(one, soaked=True)["silence"].verdict is expected
         assert verdicts(one)["silence"].verdict is Verdict.UNDECIDED
+
+
+def test_a_wave_does_not_wait_for_silent_devices_for_ever() -> None:
+    """With the soak at its end for good: most of a small cohort has answered, or most of it is silent."""
+    for serving, silent, expected in ((3, 2, Verdict.PASS), (1, 1, Verdict.PASS), (2, 1, Verdict.PASS),
+                                      (1, 2, Verdict.FAIL), (0, 1, Verdict.FAIL)):  # fmt: skip
+        one = cohort(errors=[0.01] * serving, devices=serving + silent, serving=serving, silent=silent)
+        found = {result.gate: result for result in judge(Gates(), [one], soaked=True, waited=True)}["silence"]
+        assert found.verdict is expected, (serving, silent)
+        assert ("left out" in found.detail) == (expected is Verdict.PASS)
+    strict = {one.gate: one for one in judge(Gates(silent_most=0.2), [cohort(errors=[0.01] * 3, devices=5, silent=2)],
+                                             soaked=True, waited=True)}  # fmt: skip
+    assert strict["silence"].verdict is Verdict.FAIL
+    # Where the control is as silent, the network is away.
+    away = cohort(errors=[0.01], devices=3, silent=2, control_devices=10, control_silent=9)
+    found = {result.gate: result for result in judge(Gates(), [away], soaked=True, waited=True)}["silence"]
+    assert found.verdict is Verdict.UNDECIDED
+
+
+def test_gates_that_too_few_devices_cannot_fail_are_named_and_only_those() -> None:
+    """Whatever the devices measure: named gates never fail, and the others do."""
+    for targets in (1, 3, 7):
+        for devices in (1, 2, 3, 5, 20):
+            sizes = {f"t{number}": devices if number == 0 else 200 for number in range(targets)}
+            named = powerless(Gates(), sizes).get("t0", ())
+            hopeless = cohort(errors=[0.9] * devices, latency=[500.0] * devices)
+            others = [CohortEvidence(target=f"t{number}") for number in range(1, targets)]
+            found = {one.gate: one for one in judge(Gates(), [hopeless, *others], soaked=True)}
+            for gate in ("error_rate", "p99_ratio"):
+                fails = found[gate].verdict is Verdict.FAIL
+                assert fails == (gate not in named), (targets, devices, gate)
+    assert "p99_ratio" in powerless(Gates(), {"rpi4": 1, "rpi5": 0})["rpi4"]
+    assert powerless(Gates(), {"rpi4": 50, "rpi5": 0}) == {}
+    assert powerless(Gates(method=Method.FIXED), {"rpi4": 1}) == {}
+    assert powerless(Gates(off=tuple(MEASURED)), {"rpi4": 1}) == {}
 
 
 def test_silence_of_the_whole_network_is_not_held_against_the_release() -> None:

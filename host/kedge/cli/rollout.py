@@ -91,6 +91,9 @@ def _show_plan(plan: RolloutPlan, as_json: bool) -> None:
             f"wave {one.wave} has {one.devices} of target {one.target}, not {one.wanted}: others are in earlier waves",
             err=True,
         )
+    for wave, targets in plan.powerless.items():
+        for target, gates in targets.items():
+            click.echo(f"wave {wave} has too few devices of {target} for {', '.join(gates)} to fail", err=True)
     for number in plan.in_the_way:
         what = "waits for" if plan.policy.busy is Busy.QUEUE else "supersedes"
         click.echo(f"it {what} rollout {number} on devices that both have", err=True)

@@ -342,6 +342,8 @@ class RolloutPlan:
     Attributes:
         devices, bytes: over all waves.
         shortfalls: where a wave does not hold ``min_per_target`` devices of a target.
+        powerless: wave → target → the gates on measurements that its devices are too few for by then: there they cannot
+            fail.
         skipped: selected devices that it cannot reach (device → reason).
         in_the_way: rollouts of the model that go on and have some of the devices.
     """
@@ -351,6 +353,7 @@ class RolloutPlan:
     bytes: int
     waves: tuple[PlannedWave, ...]
     shortfalls: tuple[Shortfall, ...]
+    powerless: dict[int, dict[str, tuple[str, ...]]]
     skipped: dict[str, str]
     in_the_way: tuple[int, ...]
     policy: Policy

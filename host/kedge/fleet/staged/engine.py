@@ -170,7 +170,8 @@ def _gates(session: Session, staged: Staged | None, now: float, readings: Readin
         return None
     soaked = state.phase is Phase.HOLDING or (state.phase is Phase.SOAKING and now - state.since >= staged.policy.soak)
     cohorts = evidence.collect(session, staged.id, now=now, readings=readings)
-    return gates.judge(staged.policy.gates, cohorts, soaked=soaked)
+    waited = soaked and (state.phase is Phase.HOLDING or now - state.since >= staged.policy.longest_soak)
+    return gates.judge(staged.policy.gates, cohorts, soaked=soaked, waited=waited)
 
 
 def _seen(session: Session, staged: Staged) -> dict[int, Sight]:

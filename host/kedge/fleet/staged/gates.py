@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kedge.fleet.staged import effects, sequential
@@ -35,6 +35,18 @@ __all__ = [
 ]
 
 CONFIDENCE_95 = 1.96
+MEASURED = {
+    "error_rate": 1.0,
+    "p95_ratio": 0.0,
+    "p99_ratio": 0.0,
+    "memory_per_minute": 0.0,
+    "agreement": 1.0,
+    "drift": 0.0,
+}
+"""The gates on what devices measure, with the largest step of the evidence by which their bounds may be moved; the
+others count devices."""
+_CERTAIN = 1e6
+"""A log-likelihood ratio beyond all doubt."""
 
 
 class Verdict(str, enum.Enum):
@@ -66,6 +78,8 @@ class Gates:
         golden: share of devices whose golden vectors may refuse a good bundle.
         failures: share of devices on which an update may fail otherwise.
         silence: share of devices that may be silent; where more of the control is, as many as there.
+        silent_most: once the soak is over for good (``max_soak``), more silent devices than this share fail, and fewer
+            are left out.
         served: share of the serving devices that must attest that this bundle answered.
         error_rate: share of calls that fail more than with the old bundle.
         p95_ratio, p99_ratio: latency as a ratio to the old bundle's.
@@ -84,6 +98,7 @@ class Gates:
     golden: float | None = 0.0005
     failures: float | None = 0.05
     silence: float | None = 0.1
+    silent_most: float = 0.5
     served: float | None = 0.9
     error_rate: float | None = 0.02
     p95_ratio: float | None = 1.25
@@ -99,7 +114,8 @@ class Gates:
         Raises:
             ConfigError: one is out of its range.
         """
-        shares = ("alpha", "beta", "faulty_share", "golden", "failures", "silence", "served", "error_rate", "agreement")
+        shares = {"alpha", "beta", "faulty_share", "golden", "failures", "silence", "silent_most", "served"}
+        shares |= {"error_rate", "agreement"}
         for name, value in vars(self).items():
             if name in ("method", "off", "min_calls") or value is None:
                 continue
@@ -140,7 +156,9 @@ class GateResult:
     detail: str
 
 
-def judge(gates: Gates, cohorts: Sequence[CohortEvidence], *, soaked: bool) -> tuple[GateResult, ...]:
+def judge(
+    gates: Gates, cohorts: Sequence[CohortEvidence], *, soaked: bool, waited: bool = False
+) -> tuple[GateResult, ...]:
     """Judge the evidence so far.
 
     Args:
@@ -149,19 +167,47 @@ def judge(gates: Gates, cohorts: Sequence[CohortEvidence], *, soaked: bool) -> t
             shared by all of them.
         soaked: whether the wave's soak time is over. Before, a gate passes only where its test decides; after, also
             where nothing can be measured, or the evidence is rather for the release than against it.
+        waited: whether it is over for good: silent devices are awaited no longer.
 
     Returns:
         The results by target, then gate. A gate that is still undecided may decide with more evidence.
     """
     on = {name: gate for name, gate in _JUDGES.items() if name not in gates.off}
     wanted = [(name, limit, gate) for name, gate in on.items() if (limit := getattr(gates, name)) is not None]
-    level = gates.alpha / max(1, len(cohorts)) / max(1, len(wanted))
+    level = _level(gates, len(cohorts))
     results = []
     for cohort in cohorts:
         if cohort.devices:
-            found = (gate(_Asked(gates, cohort, level, soaked, name, limit)) for name, limit, gate in wanted)
+            found = (gate(_Asked(gates, cohort, level, soaked, waited, name, limit)) for name, limit, gate in wanted)
             results += [result for result in found if result is not None]
     return tuple(results)
+
+
+def _level(gates: Gates, targets: int) -> float:
+    """Return the share of ``Gates.alpha`` of one gate on one target."""
+    count = sum(name not in gates.off and getattr(gates, name) is not None for name in _JUDGES)
+    return gates.alpha / max(1, targets) / max(1, count)
+
+
+def powerless(gates: Gates, sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """Return the targets that have devices, and too few for some gates on measurements to fail, whatever they measure:
+    so few may be faulty by themselves. Target → these gates.
+
+    Args:
+        sizes: target → its devices; those without any share the error probabilities too.
+    """
+    if gates.method is Method.FIXED:
+        return {}
+    found: dict[str, list[str]] = {}
+    for name, step in MEASURED.items():
+        if name in gates.off or getattr(gates, name) is None:
+            continue
+        bound = sequential.boundaries(_level(gates, len(sizes)), gates.beta, step=step).upper
+        for target, devices in sizes.items():
+            most = sequential.combined([_CERTAIN] * devices, faulty=gates.faulty_share, bound=bound)
+            if devices and most < bound:
+                found.setdefault(target, []).append(name)
+    return {target: tuple(names) for target, names in sorted(found.items())}
 
 
 @dataclass(frozen=True)
@@ -172,6 +218,7 @@ class _Asked:
     cohort: CohortEvidence
     level: float
     soaked: bool
+    waited: bool
     name: str
     limit: float
 
@@ -228,9 +275,22 @@ def _silence(asked: _Asked) -> GateResult:
     )
     words = f"devices are silent, {cohort.control_silent} of {cohort.control_devices} of the control"
     found = _counted(asked, cohort.silent, cohort.devices, words, allowed=allowed, settled=settled or few)
+    if found.verdict is not Verdict.FAIL and not (settled or few) and asked.waited:
+        return _without_silent(asked, found)
     if found.verdict is Verdict.PASS and not (settled or few):
         return asked.result(Verdict.UNDECIDED, found.figure, found.samples, found.detail)
     return found
+
+
+def _without_silent(asked: _Asked, found: GateResult) -> GateResult:
+    """Decide for good: nobody waits for ever for a few devices, nor goes on where most of them say nothing."""
+    cohort, most = asked.cohort, asked.gates.silent_most
+    if cohort.control_silent > most * cohort.control_devices:
+        return asked.result(Verdict.UNDECIDED, found.figure, found.samples, found.detail)
+    if cohort.silent > most * cohort.devices:
+        return asked.result(Verdict.FAIL, found.figure, found.samples, f"{found.detail}: more than {most:.0%}")
+    detail = f"{found.detail}; they are left out, {cohort.serving + cohort.failed} have answered"
+    return asked.result(Verdict.PASS, found.figure, found.samples, detail)
 
 
 def _served(asked: _Asked) -> GateResult:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from kedge.fleet import releases, rollouts
 from kedge.fleet.database import Row, Session
 from kedge.fleet.results import PlannedWave, RolloutPlan
 from kedge.fleet.rollouts import START, Plan, Selection
-from kedge.fleet.staged import choice, records
+from kedge.fleet.staged import choice, gates, records
 from kedge.fleet.staged.phases import Phase
 from kedge.fleet.staged.policy import Busy, Policy
 from kedge.fleet.staged.states import Member, State
@@ -96,10 +96,22 @@ def plan(session: Session, repository: Repository, reference: str, policy: Polic
         bytes=sum(wave.bytes for wave in waves),
         waves=tuple(waves),
         shortfalls=found.shortfalls,
+        powerless=_powerless(policy, waves),
         skipped=dict(selection.skipped),
         in_the_way=tuple(sorted({row["rollout_id"] for row in busy if row["model"] == release["name"]})),
         policy=policy,
     )
+
+
+def _powerless(policy: Policy, waves: Sequence[PlannedWave]) -> dict[int, dict[str, tuple[str, ...]]]:
+    sizes = dict.fromkeys((target for wave in waves for target in wave.devices), 0)
+    found = {}
+    for wave in waves:
+        for target, names in wave.devices.items():
+            sizes[target] += len(names)
+        if targets := gates.powerless(policy.gates, sizes):
+            found[wave.number] = targets
+    return found
 
 
 def _planned(session: Session, release: Row, policy: Policy) -> tuple[Selection, WavePlan, dict[str, int]]:
