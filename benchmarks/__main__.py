@@ -21,6 +21,7 @@ ROOMS = (
     "fleet",
     "gates",
     "serving",
+    "gathering",
     "generation",
 )
 

@@ -98,7 +98,8 @@ def _get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
-def _post(path: str, body: bytes, more: str = "") -> bytes:
+def post(path: str, body: bytes, more: str = "") -> bytes:
+    """A request of JSON."""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{more}"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
@@ -113,7 +114,7 @@ def _binary(name: str, sample: np.ndarray) -> bytes:
     tensor = {"name": "input", "datatype": "FP32", "shape": list(sample.shape)}
     tensor["parameters"] = {"binary_data_size": sample.nbytes}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    return _post(
+    return post(
         f"/v2/models/{name}/infer", head + sample.tobytes(), f"Inference-Header-Content-Length: {len(head)}\r\n"
     )
 
@@ -122,7 +123,7 @@ def _costs(server: Server, sample: np.ndarray) -> Iterator[Result]:
     """CPU of a request, in turns with the bare model's."""
     bare = _bare("kws", sample)
     body = json_body(sample)
-    kws = Target(server.port, _post("/v2/models/kws/infer", body))
+    kws = Target(server.port, post("/v2/models/kws/infer", body))
     peers = list(serving_peers.started(SHARED / "models" / "kws_dscnn.onnx"))
     try:
         for clients in (4, 16):
@@ -207,7 +208,7 @@ def _hostile(server: Server) -> Iterator[Result]:
     before = _memory(server.pid, "VmRSS")
     Path(f"/proc/{server.pid}/clear_refs").write_text("5")
     body = b'{"inputs":[' + b"{}," * 5_000_000 + b"{}]}"
-    Target(server.port, _post("/v2/models/kws/infer", body)).answers()
+    Target(server.port, post("/v2/models/kws/infer", body)).answers()
     time.sleep(2.5)  # memory is given back once a second
     peak = _memory(server.pid, "VmHWM") - before
     allowed = 3 * len(body) / 2**20 + 10
@@ -225,7 +226,7 @@ def _memory(pid: int, name: str) -> float:
 
 
 def _restarts(folder: Path, sample: np.ndarray) -> Iterator[Result]:
-    ask = _post("/v2/models/kws/infer", json_body(sample))
+    ask = post("/v2/models/kws/infer", json_body(sample))
     with Server(folder, silence_seconds=2.0) as server:
         target = Target(server.port, ask)
         times = {}
@@ -262,7 +263,7 @@ def _switches(folder: Path) -> Iterator[Result]:
     wrong, count, stop = [], [0], threading.Event()
 
     def work() -> None:
-        target = Target(server.port, _post("/v2/models/tiny/infer", json_body(sample)))
+        target = Target(server.port, post("/v2/models/tiny/infer", json_body(sample)))
         while not stop.is_set():
             answer = json.loads(target.ask().partition(b"\r\n\r\n")[2])
             found = np.float32(answer.get("outputs", [{"data": []}])[0]["data"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kedge_agent.effects import ProofLimits
+from kedge_agent.proving import ProofLimits
 from kedge_agent.samples.runner import SampleLimits
 from kedge_agent.serving.settings import ServerSettings, checked_exposure
 from kedge_agent.shadow.runner import ShadowLimits

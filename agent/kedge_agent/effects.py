@@ -13,39 +13,20 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from kedge_agent import counters, served_endpoint
-from kedge_agent.slots import CONFIG_FILE, ModelFolder, model_folders
+from kedge_agent.proving import ProofLimits, Prover, prove
+from kedge_agent.slots import ModelFolder, model_folders
 from kedge_agent.store import Store
 from kedge_agent.update import actions, events
 from kedge_protocol import memory
-from kedge_protocol.bundle.config import BundleConfig
-from kedge_protocol.bundle.layout import Bundle
 from kedge_protocol.errors import BundleError, KedgeError, StorageError, VerificationError
-from kedge_protocol.messages import Latency
 
 log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 2.0
 """Seconds between two progress reports of a proof."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProofLimits:
-    """Resource limits of the worker that runs golden vectors.
-
-    Attributes:
-        deadline: seconds, including the worker's start.
-        prepare_deadline: seconds for what the backend builds on the device before the golden vectors.
-        memory_bytes: memory limit; None for no limit.
-    """
-
-    deadline: float = 120.0
-    prepare_deadline: float = 3600.0
-    memory_bytes: int | None = None
 
 
 def installed_of(folder: ModelFolder) -> events.Installed:
@@ -84,66 +65,6 @@ def installed_runtimes(distributions: tuple[str, ...]) -> dict[str, str]:
 def foreign(error: Exception) -> str:
     """Describe an error; one outside Kedge's error tree begins with its type."""
     return str(error) if isinstance(error, KedgeError) else f"{type(error).__name__}: {error}"
-
-
-@dataclass(frozen=True)
-class Proof:
-    """The result of a successful proof.
-
-    Attributes:
-        detail: description of what ran the vectors; None if the runtime's name says it all.
-        p50_ms, p95_ms: milliseconds of one call; None if none was timed.
-        calls: number of timed calls.
-    """
-
-    detail: str | None = None
-    p50_ms: float | None = None
-    p95_ms: float | None = None
-    calls: int = 0
-
-    def latency(self, bundle: Bundle) -> Latency | None:
-        """Return the latency as reported for this bundle."""
-        entry = bundle.config.entry
-        files = next((layer.digest for layer in bundle.manifest.layers if layer.title == entry), None)
-        if self.p50_ms is None or self.p95_ms is None or files is None:
-            return None
-        return Latency(bundle=bundle.digest, files=files, p50_ms=self.p50_ms, p95_ms=self.p95_ms, calls=self.calls)
-
-
-def prove(
-    folder: Path, config: BundleConfig, limits: ProofLimits, cache: Path | None, on_progress: Callable[[str], None]
-) -> Proof:
-    """Let the backend build what it needs on this device, then run a slot's golden vectors, both in the worker.
-
-    Args:
-        cache: folder for what is built; None for the user's own.
-        on_progress: called with descriptions of the progress.
-
-    Raises:
-        VerificationError: the golden vectors do not match.
-        KedgeError: the worker crashes or exceeds its limits, or the runtime refuses the file.
-    """
-    from kedge_targets.proof import PREPARE, PROVE, PrepareAnswer, ProveAnswer, ProveRequest
-    from kedge_targets.worker import Worker
-
-    def progress(what: str, done: int, total: int) -> None:
-        on_progress(f"{what}, {done} of {total}" if total else what)
-
-    request = ProveRequest(
-        folder=str(folder), config=str(folder / CONFIG_FILE), cache=None if cache is None else str(cache)
-    )
-    with Worker(name=f"prove-{config.name}", memory_limit=limits.memory_bytes) as worker:
-        worker.call(PREPARE, request, PrepareAnswer, deadline=limits.prepare_deadline, on_progress=progress)
-        answer = worker.call(PROVE, request, ProveAnswer, deadline=limits.deadline)
-    if not answer.holds:
-        raise VerificationError(answer.reason)
-    if answer.timing is None:
-        return Proof(answer.detail or None)
-    return Proof(answer.detail or None, answer.timing.p50_ms, answer.timing.p95_ms, answer.timing.calls)
-
-
-Prover = Callable[[Path, BundleConfig, ProofLimits, "Path | None", Callable[[str], None]], Proof]
-"""See :func:`prove`."""
 
 
 Knock = Callable[[ModelFolder, str], int]

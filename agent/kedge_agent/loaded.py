@@ -16,6 +16,7 @@ from kedge_agent.observing import NEVER, Observer
 from kedge_protocol import tensors
 from kedge_protocol.bundle.layout import Bundle
 from kedge_protocol.errors import InputError
+from kedge_targets.calls import plan as call_plan
 from kedge_targets.executor import Executor
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ Array = npt.NDArray[Any]
 
 
 log = logging.getLogger("kedge.model")
+
+_MOST_THREADS = 32
+"""Threads that wait for their calls to be gathered cost memory, of which a device has little."""
 
 
 class Loaded:
@@ -46,8 +50,10 @@ class Loaded:
         self.counter = counter
         self.detail = executor.detail
         self.figures = executor.figures
-        self.concurrent = isinstance(executor, Executor) and executor.concurrent
-        """Whether the runtime runs several calls at the same time."""
+        self.plan = executor.plan if isinstance(executor, Executor) else None
+        """How calls are run, as chosen on this device; None where nothing was."""
+        self.threads = _threads(bundle, executor)
+        """How many threads may call it to good purpose."""
         self.taken = {
             spec.name: None if spec.preprocess is not None else np.dtype(spec.dtype) for spec in bundle.config.inputs
         }
@@ -119,6 +125,12 @@ class Loaded:
         from kedge_targets.pipeline.cascades import CascadeRunner
 
         return self.pipeline.gate.counts if isinstance(self.pipeline, CascadeRunner) else None
+
+    @property
+    def gathered_sizes(self) -> Mapping[int, tuple[int, int]]:
+        """Number of samples → how many calls of the runtime had so many, and their nanoseconds together; empty where
+        calls are not gathered."""
+        return self._executor.gathered_sizes if isinstance(self._executor, Executor) else {}
 
     @property
     def generator(self) -> TextGenerator:
@@ -198,6 +210,22 @@ class Loaded:
         if both := sorted(set(given) & set(named)):
             raise InputError(f"given twice: {', '.join(both)}")
         return self._executor.in_order({**given, **named})
+
+
+def _threads(bundle: Bundle, executor: Executor | TextGenerator) -> int:
+    """Return how many threads may call a bundle: as many as calls run at once by its plan, and more where those that
+    wait are gathered; without a plan as many as have cores for the threads that the bundle asks for (``threads`` in its
+    runtime options; all cores by default), and one if its runtime runs one call at a time."""
+    if not isinstance(executor, Executor):
+        return 1
+    plan = executor.plan
+    if plan is not None:
+        # One group is under way on each of the runtime's, and the next gathers.
+        return max(plan.at_once, min(2 * plan.at_once * plan.most, _MOST_THREADS) if plan.most > 1 else 1)
+    cores = call_plan.cores()
+    threads = bundle.config.runtime_options.get("threads", 0)
+    known = isinstance(threads, int) and 0 < threads <= cores
+    return cores // threads if executor.concurrent and known else 1
 
 
 def _caller(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kedge_targets.true_precision import Numbers
     from kedge_targets.worker.progress import Progress
 
-__all__ = ["Calibration", "Compiler", "Estimate", "LayerCost", "Lowered", "Runtime", "Session"]
+__all__ = ["Calibration", "Compiler", "Estimate", "LayerCost", "Lowered", "Runtime", "Session", "Way"]
 
 Array = npt.NDArray[np.generic]
 
@@ -185,6 +185,24 @@ class Compiler(abc.ABC):
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A way of running calls.
+
+    Attributes:
+        options: for :meth:`Runtime.load`, over the bundle's own.
+        calls: that run at the same time: with the threads of each they take no more than the cores.
+    """
+
+    options: Mapping[str, Any]
+    calls: int
+
+
+def numbers_of_threads(cores: int) -> tuple[int, ...]:
+    """Return the numbers of threads for one call that are worth comparing: one, half of the cores, all of them."""
+    return tuple(sorted({1, max(1, cores // 2), cores}))
+
+
 class Session(abc.ABC):
     """A loaded model. Not safe for two threads at once unless ``concurrent``."""
 
@@ -236,6 +254,16 @@ class Runtime(abc.ABC):
             Options for :meth:`load`, over the bundle's own.
         """
         return {}
+
+    def ways(self, options: Mapping[str, Any], cores: int) -> tuple[Way, ...]:
+        """Return the ways of running calls that are worth comparing on this device, the ones that keep fewest cores
+        busy first; empty where there is nothing to choose.
+
+        Args:
+            options: as :meth:`load` would get them otherwise.
+            cores: that may be used.
+        """
+        return ()
 
     @abc.abstractmethod
     def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> Session:

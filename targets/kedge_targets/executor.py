@@ -21,6 +21,9 @@ from kedge_protocol.bundle.config import BundleConfig, TensorSpec
 from kedge_protocol.errors import InputError
 from kedge_protocol.progress import ignore_progress
 from kedge_targets import registry
+from kedge_targets.calls import plan as call_plan
+from kedge_targets.calls.gathering import Gathering, Run
+from kedge_targets.calls.plan import CallPlan
 from kedge_targets.pipeline import normalization
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ class Executor:
         backend, entry, options: see :class:`kedge_protocol.bundle.config.BundleConfig`.
         inputs, outputs: specifications in the trained model's order.
         kernel_set: one of the runtime's; None for its own choice.
+        plan: how calls are run on this device; its options count over ``options``.
 
     Raises:
         TargetError: unknown backend.
@@ -74,13 +78,20 @@ class Executor:
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         kernel_set: str | None = None,
+        plan: CallPlan | None = None,
     ) -> None:
         self.inputs = inputs
         self.outputs = outputs
+        self.plan = plan
+        """How calls are run; None where nothing was chosen on this device."""
         runtime = registry.runtime(backend)
+        options = options if plan is None else {**options, **plan.options}
         self._session = runtime.load(folder / entry, options, kernel_set=kernel_set)
         self._alone = threading.Lock()
-        self._run = self._session.run if self._session.concurrent else self._run_alone
+        self._run: Run = self._session.run if self._session.concurrent else self._run_alone
+        self._gathering = self._gatherer(plan)
+        if self._gathering is not None:
+            self._run = self._gathering
         self._names = [spec.name for spec in inputs]
         self._plan = sorted(map(_planned, inputs, range(len(inputs))), key=lambda item: item.spec.file.index)
         self._decode = [(spec.file.index, _decoder(spec)) for spec in outputs]
@@ -110,6 +121,7 @@ class Executor:
             progress: of the preparation.
         """
         prepared: Mapping[str, Any] = {}
+        plan = None if kernel_set is not None or cache is None else call_plan.read(cache, config)
         if kernel_set is None:
             prepared = registry.runtime(config.backend).prepare(
                 folder, config, cache=cache or _users_cache(), progress=progress or ignore_progress
@@ -122,6 +134,7 @@ class Executor:
             inputs=config.inputs,
             outputs=config.outputs,
             kernel_set=kernel_set,
+            plan=plan,
         )
 
     def __call__(self, raw: Mapping[str, Any]) -> dict[str, Array]:
@@ -223,6 +236,19 @@ class Executor:
 
         return one
 
+    def _gatherer(self, plan: CallPlan | None) -> Gathering | None:
+        if plan is None or plan.most < 2 or not can_be_gathered(self.inputs, self.outputs):
+            return None
+        ins = sorted(self.inputs, key=lambda spec: spec.file.index)
+        outs = sorted(self.outputs, key=lambda spec: spec.file.index)
+        return Gathering(
+            self._run,
+            axes_in=[_file_batch_axis(spec) for spec in ins],
+            axes_out=[_file_batch_axis(spec) for spec in outs],
+            gathered=plan.gathered,
+            at_once=plan.at_once if self._session.concurrent else 1,
+        )
+
     def _run_alone(self, prepared: list[Array]) -> list[Array]:
         with self._alone:
             return self._session.run(prepared)
@@ -252,6 +278,12 @@ class Executor:
         return self._session.concurrent
 
     @property
+    def gathered_sizes(self) -> Mapping[int, tuple[int, int]]:
+        """Number of samples → how many calls of the runtime had so many, and their nanoseconds together; empty where
+        calls are not gathered."""
+        return {} if self._gathering is None else self._gathering.sizes
+
+    @property
     def detail(self) -> str:
         """What really runs the model here, in words; empty where the runtime's name says it all."""
         return self._session.detail
@@ -259,11 +291,19 @@ class Executor:
     @property
     def figures(self) -> Mapping[str, float]:
         """What was measured of it on this device once and for all; empty where nothing was."""
-        return self._session.figures
+        chosen = {} if self.plan is None else self.plan.figures
+        return {**chosen, **self._session.figures}
 
     def close(self) -> None:
         """Release the session."""
         self._session.close()
+
+
+def can_be_gathered(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:
+    """Return whether a file takes the samples of several calls at once: every tensor has a batch, of any size."""
+    specs = (*inputs, *outputs)
+    free = all(spec.batched and spec.file.shape[_file_batch_axis(spec)] is None for spec in specs)
+    return free and sorted(spec.file.index for spec in outputs) == list(range(len(outputs)))
 
 
 def _users_cache() -> Path:

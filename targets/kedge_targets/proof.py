@@ -120,7 +120,7 @@ def prepare(request: ProveRequest, progress: Progress) -> PrepareAnswer:
     """
     from kedge_targets import registry
 
-    config = _config(Path(request.config))
+    config = read_config(Path(request.config))
     folder = Path(request.folder)
     digest.verify_file(folder / config.golden.file, config.golden.digest)
     cache = Path(request.cache) if request.cache else environment.cache_dir()
@@ -139,7 +139,7 @@ def prove(request: ProveRequest, progress: Progress) -> ProveAnswer:
     import numpy as np
 
     folder = Path(request.folder)
-    config = _config(Path(request.config))
+    config = read_config(Path(request.config))
     digest.verify_file(folder / config.golden.file, config.golden.digest)
     _reset_peak()
     measured = (_of_tensors if config.generation is None else _of_decoder)(request, folder, config, progress)
@@ -231,10 +231,10 @@ def _of_decoder(request: ProveRequest, folder: Path, config: BundleConfig, progr
 
 
 def run_vectors(
-    folder: Path, config: BundleConfig, executor: Executor, progress: Progress
+    folder: Path, config: BundleConfig, executor: Executor, progress: Progress, *, step: int | None = None
 ) -> tuple[list[golden.Deviation], list[float]]:
     """Run a bundle's golden vectors in an executor; see :func:`run_vectors_through`."""
-    return run_vectors_through(folder, config, executor.on_samples, progress)
+    return run_vectors_through(folder, config, executor.on_samples, progress, step=step)
 
 
 def run_vectors_through(
@@ -242,10 +242,13 @@ def run_vectors_through(
     config: BundleConfig,
     answer: Callable[[dict[str, Any]], Mapping[str, Any]],
     progress: Progress,
+    *,
+    step: int | None = None,
 ) -> tuple[list[golden.Deviation], list[float]]:
     """Run a bundle's golden vectors through whatever answers samples.
 
     Args:
+        step: samples a call, where the file takes any number; one by default.
         answer: input name → samples along the first axis, to output name → answers along the first axis.
 
     Returns:
@@ -259,7 +262,7 @@ def run_vectors_through(
     from kedge_targets import free_lengths
 
     vectors = golden.load(folder / config.golden.file)
-    step = _batch(config)
+    step = step or _batch(config)
     rows, seconds = [], []
     for index in range(0, vectors.samples, step):
         one = {name: array[index : index + step] for name, array in vectors.inputs.items()}
@@ -329,7 +332,12 @@ def _batch(config: BundleConfig) -> int:
     return spec.file.shape[axis] or 1
 
 
-def _config(path: Path) -> BundleConfig:
+def read_config(path: Path) -> BundleConfig:
+    """Return a bundle's configuration.
+
+    Raises:
+        StorageError, BundleError: it cannot be read.
+    """
     try:
         raw = path.read_bytes()
     except OSError as error:

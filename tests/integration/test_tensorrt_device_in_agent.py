@@ -10,8 +10,8 @@ from tests.support import nvidia
 from tests.support.installed import install
 from tests.support.nvidia import Device
 
-from kedge_agent.effects import ProofLimits, prove
 from kedge_agent.model import Model
+from kedge_agent.proving import ProofLimits, prove
 from kedge_agent.serving.bundle_watch import ServingWatch
 from kedge_agent.serving.model_pool import ServedModels
 from kedge_agent.slots import ModelFolder

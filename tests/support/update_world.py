@@ -9,7 +9,8 @@ from pathlib import Path
 
 from kedge_agent import counters, persistent_state
 from kedge_agent.counters import Counter
-from kedge_agent.effects import EffectRunner, Proof, ProofLimits, installed_of
+from kedge_agent.effects import EffectRunner, installed_of
+from kedge_agent.proving import Proof, ProofLimits
 from kedge_agent.serving.bundle_watch import ServingWatch
 from kedge_agent.slots import ModelFolder, model_folders
 from kedge_agent.store import Store

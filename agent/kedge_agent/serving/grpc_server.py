@@ -220,7 +220,7 @@ class GrpcServer:
 
     def _model_config(self, request: Any) -> Any:
         _, loaded = self._find(request.name, request.version)
-        found = descriptions.configuration(request.name, loaded.bundle)
+        found = descriptions.configuration(request.name, loaded)
         config = {key: found[key] for key in ("name", "platform", "backend", "max_batch_size")}
         for side in ("input", "output"):
             config[side] = [

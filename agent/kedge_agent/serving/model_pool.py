@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kedge_agent import malloc, slots
-from kedge_agent.loaded import Loaded
 from kedge_agent.model import Model
 from kedge_agent.serving.running_figures import RunningFigures
 from kedge_agent.serving.statistics import Statistics
@@ -285,14 +284,5 @@ class ServedModels:
             entry.error = f"{type(error).__name__}: {error}"
         if entry.error is None and entry.model is not None:
             with contextlib.suppress(InputError):  # it was closed meanwhile
-                entry.workers.threads = calls_at_once(entry.model.loaded())
+                entry.workers.threads = entry.model.loaded().threads
             log.info("%s serves %s %s", entry.folder.name, entry.model.version, entry.model.digest)
-
-
-def calls_at_once(loaded: Loaded) -> int:
-    """Return how many calls of a bundle may run at the same time: as many as have cores for the threads that the bundle
-    asks for (``threads`` in its runtime options; all cores by default), and one if its runtime runs one at a time."""
-    cores = len(os.sched_getaffinity(0))
-    threads = loaded.bundle.config.runtime_options.get("threads", 0)
-    known = isinstance(threads, int) and 0 < threads <= cores
-    return cores // threads if loaded.concurrent and known else 1

@@ -123,7 +123,7 @@ class InferenceHandler:
             return json_response(200, {"name": name, "ready": True})
         if rest == ["config"]:
             several = len(self._models.versions(name)) > 1
-            return json_response(200, descriptions.configuration(name, loaded.bundle, several=several))
+            return json_response(200, descriptions.configuration(name, loaded, several=several))
         if rest == ["stats"]:
             return json_response(200, {"model_stats": self.statistics(name, version)})
         return json_response(200, self.metadata(name, version))
@@ -137,7 +137,7 @@ class InferenceHandler:
         entry, loaded = self.find(name, version)
         several = self._models.versions(name)
         ready = [one.version for one in several if one.model is not None] if len(several) > 1 else None
-        return descriptions.metadata(name, loaded.bundle, entry.error, ready)
+        return descriptions.metadata(name, loaded, entry.error, ready)
 
     def statistics(self, name: str, version: str | None) -> list[dict[str, Any]]:
         """Return the statistics of a model: of one version, or of all that can answer.
@@ -150,13 +150,12 @@ class InferenceHandler:
         """
         if name and (version is not None or not self._models.versions(name)):
             entry, loaded = self.find(name, version)
-            return [descriptions.statistics(name, entry, loaded.bundle)]
+            return [descriptions.statistics(name, entry, loaded)]
         rows = []
         for entry in self._models.versions(name) if name else self._models.entries():
             with contextlib.suppress(InputError):  # it was removed meanwhile
                 if entry.model is not None:
-                    bundle = entry.model.loaded().bundle
-                    rows.append(descriptions.statistics(entry.folder.name, entry, bundle))
+                    rows.append(descriptions.statistics(entry.folder.name, entry, entry.model.loaded()))
         if name and not rows:
             self.find(name, version)
         return rows

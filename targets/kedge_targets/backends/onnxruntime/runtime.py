@@ -44,6 +44,14 @@ class Runtime(contract.Runtime):
         """
         return (FUSED, REFERENCE)
 
+    def ways(self, options: Mapping[str, Any], cores: int) -> tuple[contract.Way, ...]:
+        """See :meth:`kedge_targets.contract.Runtime.ways`: numbers of threads, without and with spinning."""
+        return tuple(
+            contract.Way(options={"threads": threads, "spin": spin}, calls=cores // threads)
+            for threads in contract.numbers_of_threads(cores)
+            for spin in ((False, True) if threads > 1 else (False,))
+        )
+
     def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> Session:
         """See :meth:`kedge_targets.contract.Runtime.load`."""
         return Session(_opened(entry, options, kernel_set))

@@ -64,6 +64,18 @@ class Runtime(contract.Runtime):
         kept = devices.cache_folder(cache, config)
         return {} if kept is None else {devices.CACHE_DIR: str(kept)}
 
+    def ways(self, options: Mapping[str, Any], cores: int) -> tuple[contract.Way, ...]:
+        """See :meth:`kedge_targets.contract.Runtime.ways`: numbers of streams that share the cores. A device other than
+        the CPU, and a bundle that says how many streams it wants, leave nothing to choose."""
+        wanted = devices.settings(options)
+        if not wanted.on_cpu or wanted.streams:
+            return ()
+        return tuple(
+            contract.Way(options={"threads": threads * streams, "streams": streams}, calls=streams)
+            for threads in contract.numbers_of_threads(cores)
+            if (streams := cores // threads)
+        )
+
     def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> Session:
         """See :meth:`kedge_targets.contract.Runtime.load`."""
         wanted = devices.settings(options)

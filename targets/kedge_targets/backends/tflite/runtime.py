@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
-from collections.abc import Mapping
+import queue
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ XNNPACK = "xnnpack"
 BUILTIN = "builtin"
 
 _MODULES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
-_KNOWN_OPTIONS = frozenset({"threads"})
+_KNOWN_OPTIONS = frozenset({"threads", "instances"})
 
 
 class Runtime(contract.Runtime):
@@ -26,6 +28,8 @@ class Runtime(contract.Runtime):
 
     Options:
         threads: number of threads for one call; 0 lets the library choose.
+        instances: number of interpreters, each for one call at a time; 1 by default. Those after the first are made
+            when they are needed.
     """
 
     distributions = ("ai-edge-litert", "tflite-runtime")
@@ -41,20 +45,41 @@ class Runtime(contract.Runtime):
         """Raise :class:`MissingDependencyError` if no runtime is installed."""
         _library()
 
-    def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> Session:
+    def ways(self, options: Mapping[str, Any], cores: int) -> tuple[contract.Way, ...]:
+        """See :meth:`kedge_targets.contract.Runtime.ways`: numbers of threads, with interpreters that share the
+        cores."""
+        return tuple(
+            contract.Way(options={"threads": threads, "instances": cores // threads}, calls=cores // threads)
+            for threads in contract.numbers_of_threads(cores)
+        )
+
+    def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> Session | Instances:
         """See :meth:`kedge_targets.contract.Runtime.load`."""
         library = _library()
         settings = _settings(library, options, kernel_set or XNNPACK)
+        instances = _count(options, "instances", 1)
+        if instances == 1:
+            return Session(_opened(library, str(entry), settings, entry.name))
+        # The name may be gone when the second one is made.
+        file = os.open(entry, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            interpreter = library.Interpreter(model_path=str(entry), **settings)
-            interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise VerificationError(
-                f"{library.__name__.partition('.')[0]} refuses the file: {_one_line(error)}",
-                where=entry.name,
-                remedy="The file is damaged, or made for another version",
-            ) from error
-        return Session(interpreter)
+            return Instances(lambda: _opened(library, f"/proc/self/fd/{file}", settings, entry.name), instances, file)
+        except BaseException:
+            os.close(file)
+            raise
+
+
+def _opened(library: Any, path: str, settings: Mapping[str, Any], name: str) -> Any:
+    try:
+        interpreter = library.Interpreter(model_path=path, **settings)
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise VerificationError(
+            f"{library.__name__.partition('.')[0]} refuses the file: {_one_line(error)}",
+            where=name,
+            remedy="The file is damaged, or made for another version",
+        ) from error
+    return interpreter
 
 
 class Session(contract.Session):
@@ -88,6 +113,46 @@ class Session(contract.Session):
         del self._interpreter, self._set, self._get, self._invoke
 
 
+class Instances(contract.Session):
+    """One loaded model with several interpreters, for as many threads at once; further threads wait.
+
+    Args:
+        opened: makes an interpreter.
+        most: how many there may be.
+        file: descriptor of the model's file, from which they are made.
+    """
+
+    concurrent = True
+
+    def __init__(self, opened: Callable[[], Any], most: int, file: int) -> None:
+        self._opened = opened
+        self._file = file
+        # The one that was used last comes first: its tensors may still be in the processor's cache.
+        self._free: queue.LifoQueue[Session | None] = queue.LifoQueue()
+        for _ in range(most - 1):
+            self._free.put(None)
+        self._free.put(Session(opened()))
+
+    def run(self, inputs: list[Array]) -> list[Array]:
+        """See :meth:`Session.run`."""
+        session = self._free.get()
+        try:
+            if session is None:
+                session = Session(self._opened())
+            return session.run(inputs)
+        finally:
+            self._free.put(session)
+
+    def close(self) -> None:
+        """Free the interpreters; no call may be running."""
+        os.close(self._file)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                session = self._free.get_nowait()
+                if session is not None:
+                    session.close()
+
+
 @functools.cache
 def _library() -> Any:
     reasons = []
@@ -106,9 +171,7 @@ def _library() -> Any:
 def _settings(library: Any, options: Mapping[str, Any], kernel_set: str) -> dict[str, Any]:
     if unknown := sorted(set(options) - _KNOWN_OPTIONS):
         raise ConfigError(f"unknown runtime option {unknown[0]!r}", remedy=f"Known are {sorted(_KNOWN_OPTIONS)}")
-    threads = options.get("threads", 0)
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
-        raise ConfigError(f"threads = {threads!r} is no number of threads", remedy="Give 0 or more")
+    threads = _count(options, "threads", 0)
     if kernel_set not in (XNNPACK, BUILTIN):
         raise ConfigError(f"unknown kernel set {kernel_set!r}", remedy=f"Known are {XNNPACK} and {BUILTIN}")
     kind = library.OpResolverType
@@ -116,6 +179,13 @@ def _settings(library: Any, options: Mapping[str, Any], kernel_set: str) -> dict
     # More threads than cores wait for each other: 75 ms for what one thread does in 0.3 (ic_resnet8, built-in, 4 on 2).
     usable = min(threads, len(os.sched_getaffinity(0)))
     return {"num_threads": usable or None, "experimental_op_resolver_type": resolver}
+
+
+def _count(options: Mapping[str, Any], name: str, default: int) -> int:
+    value = options.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < default:
+        raise ConfigError(f"{name} = {value!r} is no number of {name}", remedy=f"Give {default} or more")
+    return value
 
 
 def _one_line(error: Exception) -> str:
