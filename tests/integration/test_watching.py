@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from PIL import Image
 from tests.support import raw_data, requirements
 from tests.support.brokers import Mosquitto, mosquitto, wait_for
 from tests.support.bundles import make_bundle
+from tests.support.ports import free_port
 
 import kedge
 from kedge_agent import Model
@@ -124,6 +128,69 @@ def test_every_frame_of_a_video(release: Path, tmp_path: Path) -> None:
     (tmp_path / "b.mp4").write_bytes(b"no video")
     with pytest.raises(InputError, match="cannot be opened"):
         open_source(str(tmp_path / "b.mp4"))
+
+
+_SERVER = """
+import asyncio, sys
+import aio_rtsp_toolkit.server as rtsp
+asyncio.run(rtsp.serve(sys.argv[1], "127.0.0.1", int(sys.argv[2]), control_port=int(sys.argv[3])))
+"""
+
+
+@contextlib.contextmanager
+def rtsp_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Serves a folder's videos; they start again from the beginning for each client, in their own pace."""
+    process = subprocess.Popen([sys.executable, "-c", _SERVER, str(folder), str(port), str(free_port())],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+                break
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_frames_of_a_network_camera(release: Path, tmp_path: Path) -> None:
+    requirements.package("av")
+    requirements.package("aio_rtsp_toolkit")
+    import av
+
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    with av.open(str(folder / "colours.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"g": "5", "bf": "0", "tune": "zerolatency"})
+        stream.width = stream.height = 96
+        stream.pix_fmt = "yuv420p"
+        for number in range(1200):
+            pixels = np.zeros((96, 96, 3), np.uint8)
+            pixels[..., number // 5 % 3] = 250
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    port = free_port()
+    address = f"rtsp://127.0.0.1:{port}/colours.mp4"
+    command = [sys.executable, "-m", "kedge_agent.cli", "watch", str(release), "--target", "generic-cpu", "--source"]
+    with rtsp_server(folder, port) as server:
+        watching = subprocess.Popen([*command, address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            assert watching.stdout is not None
+            records = [json.loads(watching.stdout.readline()) for _ in range(12)]
+            server.kill()  # a camera whose cable is pulled
+            _, said = watching.communicate(timeout=60)
+        finally:
+            watching.kill()
+            watching.wait()
+    numbers = [record["frame"] for record in records]
+    assert numbers == sorted(numbers)
+    for record in records:
+        assert record["answer"][0]["index"] == record["frame"] // 5 % 3
+    assert "frames" in said, "the last line says how many there were"
+    gone = subprocess.run([*command, address], capture_output=True, text=True, timeout=60, check=False)
+    assert gone.returncode == 1
+    assert "cannot be opened" in gone.stderr
 
 
 def test_sources_that_are_none_and_models_without_pictures(release: Path, tmp_path: Path) -> None:
