@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -85,3 +88,24 @@ def save(results: Sequence[Result], path: Path) -> None:
     """The same as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([asdict(result) | {"ratio": result.ratio} for result in results], indent=1))
+
+
+def living_seconds() -> float:
+    """Processor seconds of this process and of the children that live, the toolchain's among them."""
+    psutil = importlib.import_module("psutil")
+    here = psutil.Process()
+    times = [one.cpu_times() for one in (here, *here.children(recursive=True))]
+    return float(sum(one.user + one.system for one in times))
+
+
+def ended_seconds() -> float:
+    """Processor seconds of the children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def bare_environment() -> dict[str, str]:
+    """Of a process in a toolchain's environment that sees nothing of Kedge."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment.pop("PYTHONPATH", None)
+    return environment

@@ -4,14 +4,11 @@ machine changes less than the clock's."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import resource
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.harness import SHARED, Result, output_of
+from benchmarks.harness import SHARED, Result, bare_environment, ended_seconds, living_seconds, output_of
 
 _FIRST, _FURTHER = 1.5, 1.0
 
@@ -40,16 +37,14 @@ def run() -> Iterator[Result]:
         graph = lowering.checked_copy(case.model, folder)
         taken = {}
         for number, (name, plan) in enumerate(plans.items()):
-            before = _seconds()
+            before = living_seconds()
             lowering.lower("rpi4", graph, plan, lowering.Calibration("input", case.calibration), folder / str(number))
-            taken[name] = _seconds() - before
+            taken[name] = living_seconds() - before
         script = Path(__file__).parent / "bare" / "tflite_float.py"
-        bare = _ended()
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        environment.pop("PYTHONPATH", None)
+        bare = ended_seconds()
         python = toolchain.find("tflite").python
-        output_of([python, script, folder / "0" / "folded.onnx", folder / "bare.tflite"], env=environment)
-        bare = _ended() - bare
+        output_of([python, script, folder / "0" / "folded.onnx", folder / "bare.tflite"], env=bare_environment())
+        bare = ended_seconds() - bare
     first = taken.pop("int8")
     yield Result(
         "first `.tflite`",
@@ -63,17 +58,3 @@ def run() -> Iterator[Result]:
     )
     for name, seconds in taken.items():
         yield Result("each further one", name, "CPU s", seconds, None, "", f"≤{_FURTHER:g} s", seconds <= _FURTHER)
-
-
-def _seconds() -> float:
-    """Processor seconds of this process and of the children that live, the toolchain's among them."""
-    psutil = importlib.import_module("psutil")
-    here = psutil.Process()
-    times = [one.cpu_times() for one in (here, *here.children(recursive=True))]
-    return float(sum(one.user + one.system for one in times))
-
-
-def _ended() -> float:
-    """Processor seconds of the children that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime

@@ -232,9 +232,7 @@ class Search:
             if one is not taken and one.holds and id(one) not in slow and pace is not None
             if (other := _point(one).pace) is not None and pace.overlaps(other)
         ]
-        said = (
-            f"which of {taken.candidate.label} and {', '.join(rivals)} is faster is not sure; the smaller one was taken"
-        )
+        said = f"which of {taken.candidate.label} and {', '.join(rivals)} is faster is not sure; bytes and drop decided"
         return (*((said,) if rivals else ()), *((self._ended,) if self._ended else ()))
 
     def _unseen(self, taken: Outcome, left: Mapping[pareto.Point, Outcome]) -> cross_fitting.CrossFittedFigure | None:
