@@ -29,6 +29,8 @@ class Importer(abc.ABC):
 
     reads: tuple[str, ...]
     """What it reads, in words (``.tflite``)."""
+    metadata: tuple[str, ...] = ()
+    """Keys of the graph's metadata that say what the model is, and stay; others (dates, licences) go."""
 
     @abc.abstractmethod
     def kind(self, path: Path) -> str | None:

@@ -19,6 +19,7 @@ from kedge.importing.worker_tasks import import_model
 from kedge_agent import Model
 from kedge_protocol.errors import ModelError
 from kedge_targets.graph import classifier_outputs, model_reader
+from kedge_targets.importer import Importer
 
 pytest.importorskip("skl2onnx")
 sklearn = pytest.importorskip("sklearn")
@@ -134,9 +135,12 @@ def test_a_yolo_checkpoint_is_known_without_being_read(tmp_path: Path) -> None:
     path = tmp_path / "best.pt"
     path.write_bytes(b"\x80\x02cultralytics.nn.tasks\nDetectionModel\n.")
     assert pickled.is_ultralytics(path)
-    for trust in (False, True):
-        with pytest.raises(ModelError, match=r"AGPL.*yolo export model=best.pt format=onnx"):
-            model_kinds.recognise(str(path), trust_pickle=trust)
+    with pytest.raises(ModelError, match=r"AGPL.*yolo export model=best.pt format=onnx.*--trust-pickle"):
+        model_kinds.recognise(str(path))
+    # Whoever trusts it has it read by Ultralytics' own code, in its toolchain.
+    kind = model_kinds.recognise(str(path), trust_pickle=True)
+    assert isinstance(kind, Importer)
+    assert kind.kind(path) == "Ultralytics checkpoint"
 
 
 def test_weights_alone_and_other_objects_are_refused(tmp_path: Path) -> None:

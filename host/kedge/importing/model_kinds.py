@@ -102,7 +102,11 @@ def recognise(source: str, *, trust_pickle: bool = False) -> Kind | Importer:
         raise ModelError("is a folder, and none that can be read", where=source, remedy=f"Kedge reads {readable()}")
     suffix = path.suffix.lower()
     if pickled.is_ultralytics(path):
-        raise pickled.ultralytics(source)
+        if not trust_pickle:
+            raise pickled.ultralytics(source)
+        from kedge_targets.ultralytics.importer import Importer as Ultralytics
+
+        return Ultralytics()
     if trust_pickle and suffix in _TRUSTED:
         return _TRUSTED[suffix]
     if suffix in _REFUSED:

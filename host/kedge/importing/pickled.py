@@ -55,9 +55,11 @@ def is_ultralytics(path: Path) -> bool:
 def ultralytics(path: str) -> ModelError:
     """Return the error that says what to do with such a checkpoint."""
     return ModelError(
-        "is a checkpoint of Ultralytics' YOLO, whose code is AGPL and no part of Kedge",
+        "is a checkpoint of Ultralytics' YOLO, a pickle that only Ultralytics' own code reads, which is AGPL and no "
+        "part of Kedge",
         where=path,
-        remedy="Where it was trained: `yolo export model=best.pt format=onnx`, then give best.onnx",
+        remedy="Where it was trained: `yolo export model=best.pt format=onnx`, then give best.onnx; or `kedge "
+        "toolchain install ultralytics`, which puts that code into an environment of its own, and --trust-pickle",
     )
 
 

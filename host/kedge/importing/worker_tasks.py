@@ -244,7 +244,9 @@ def _by_importer(importer: Importer, request: ImportRequest, progress: Progress)
 
     model = onnx.load_model(str(graph))
     free = axes.rename_axes(model)
+    facts = {one.key: one.value for one in model.metadata_props if one.key in importer.metadata}
     model_writer.strip(model)
+    onnx.helper.set_model_props(model, facts)
     model_writer.save(model, graph)
     found, size = digests.of_path(path)
     return Imported(

@@ -13,7 +13,11 @@ from kedge_protocol.spelling import known_names
 
 BACKENDS = Path(__file__).resolve().parent.parent / "backends"
 EMULATED = "aarch64"
-"""The toolchain that is no backend's: another processor's runtimes, emulated."""
+"""Another processor's runtimes, emulated."""
+ULTRALYTICS = "ultralytics"
+"""Reads checkpoints with Ultralytics' own code."""
+_OTHERS = {EMULATED: "emulation", ULTRALYTICS: "ultralytics"}
+"""Toolchains that are no backend's → their folders."""
 _KEY_DIGITS = 16
 
 
@@ -31,7 +35,7 @@ class Declaration:
     """The declaration of one toolchain.
 
     Attributes:
-        name: the backend's name, or :data:`EMULATED`.
+        name: the backend's name, or one of :data:`EMULATED` and :data:`ULTRALYTICS`.
         folder: the folder with ``requirements.txt`` and ``driver.py``.
         description: a description for users.
         python: the Python versions (``3.11``) of the lock, best first.
@@ -81,11 +85,13 @@ class Declaration:
 def names() -> list[str]:
     """Return the names of all toolchains, sorted."""
     found = [path.parent.parent.name for path in BACKENDS.glob("*/toolchain/toolchain.toml")]
-    return sorted([*found, *([EMULATED] if _emulation().is_dir() else [])])
+    return sorted([*found, *(name for name in _OTHERS if (_folder(name) / "toolchain.toml").is_file())])
 
 
-def _emulation() -> Path:
-    return BACKENDS.parent / "emulation" / "toolchain"
+def _folder(name: str) -> Path:
+    if name in _OTHERS:
+        return BACKENDS.parent / _OTHERS[name] / "toolchain"
+    return BACKENDS / name / "toolchain"
 
 
 def read(name: str) -> Declaration:
@@ -96,7 +102,7 @@ def read(name: str) -> Declaration:
     """
     if name not in names():
         raise ToolchainError(f"unknown toolchain {name!r}", remedy=known_names(name, names()))
-    folder = _emulation() if name == EMULATED else BACKENDS / name / "toolchain"
+    folder = _folder(name)
     path = folder / "toolchain.toml"
     try:
         document = codec.structure(toml.read(path, ToolchainError), _Document, where=str(path), strict=True)

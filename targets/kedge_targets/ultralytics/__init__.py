@@ -1,0 +1,1 @@
+"""Checkpoints of Ultralytics' YOLO, read by Ultralytics' own code in a toolchain: it is AGPL, and no part of Kedge."""
