@@ -12,10 +12,12 @@ import pytest
 from kedge.evaluation import resampling
 from kedge.evaluation.metric import USER, Choice, Score
 from kedge.evaluation.resampling import Rows
-from kedge.search import pareto
+from kedge.report import statements
+from kedge.search import held_back, pareto
 from kedge.search.budget import Budget
 from kedge.search.candidate import Candidate
 from kedge.search.cross_fitting import CrossFittedFigure, MeasuredCandidate, cross_fit
+from kedge.search.results import Attempt
 from kedge.search.search import Search
 from kedge_targets.numerics import Plan, Precision
 from kedge_targets.target import BackendChoice
@@ -80,6 +82,39 @@ def test_luck_is_taken_out_of_the_figure() -> None:
         fair.append(unseen.drop)
     assert np.mean(looked) < -0.2
     assert abs(np.mean(fair)) < 0.06
+
+
+def test_of_plenty_a_part_is_held_back_and_alone_gives_the_figure() -> None:
+    rng = np.random.default_rng(0)
+    reference = score(np.ones(held_back.PLENTY))
+    part = held_back.part(reference)
+    assert part is not None
+    assert len(part) == held_back.PLENTY // 5
+    assert held_back.part(score(np.ones(held_back.PLENTY - 1))) is None
+    # As good as float on what the search sees, and bad on the rest.
+    rows = np.ones(held_back.PLENTY)
+    rows[part] = rng.normal(0.5, 0.01, len(part))
+    found = score(rows)
+    alone = [measured("a", 1, reference, found)]
+    for candidates in (alone, [*alone, measured("b", 2, reference, found)]):
+        unseen = cross_fit(alone[0], candidates, reference=reference, choice=MINE, budget=BUDGET, confidence=0.95)
+        assert unseen is not None
+        assert unseen.held == len(part)
+        assert unseen.drop == pytest.approx(0.5, abs=0.01)
+        assert unseen.interval is not None
+        assert unseen.interval.samples == len(part)
+        assert "400 samples held back" in statements.sample_statement(unseen, held_back.PLENTY)
+
+    search = Search.__new__(Search)
+    search._job = SimpleNamespace(  # type: ignore[assignment]
+        reference=SimpleNamespace(result=lambda: SimpleNamespace(score=reference, choice=MINE)), budget=BUDGET
+    )
+    outcome = SimpleNamespace(evaluation=SimpleNamespace(score=found), attempt=Attempt(backend="any", precision="int8"))
+    search._hold_back(outcome)  # type: ignore[arg-type]
+    assert outcome.attempt.drop == 0.0
+    assert outcome.attempt.value == 1.0
+    assert unseen is not None
+    assert search._over_unseen(unseen, alone[0].point).startswith("on samples that the choice did not see")
 
 
 def test_values_of_folds_stand_in_for_rows() -> None:

@@ -267,7 +267,7 @@ def _bundle(compiled: Compiled, digest: str, source: ReleaseSource, place: int) 
     attempt, evaluation, unseen = compiled.attempt, compiled.evaluation, compiled.unseen
     choice = source.reference.choice
     value = evaluation.value if unseen is None else unseen.value
-    drop = choice.drop(source.reference.value, value)
+    drop = choice.drop(source.reference.value, value) if unseen is None else unseen.drop
     interval = attempt.interval if unseen is None or unseen.interval is None else unseen.interval
     size = attempt.size_bytes or 0
     pulled = size + compiled.golden_file.stat().st_size

@@ -31,6 +31,8 @@ def sample_statement(unseen: CrossFittedFigure | None, count: int) -> str:
     """Return a sentence on the samples that the reported figure is measured on."""
     if unseen is None:
         return f"all {count} samples; the figure depends on no choice between candidates"
+    if unseen.held:
+        return f"{unseen.held} samples held back; the search and its choice saw the other {count - unseen.held}"
     return (
         f"{count} samples cross-fitted in {unseen.folds} folds: each by what was chosen without it; {unseen.same} of "
         "them take what was taken"

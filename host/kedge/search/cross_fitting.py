@@ -1,4 +1,5 @@
-"""Cross-fitting: the figure of the chosen candidate on samples that the choice did not use.
+"""The figure of the chosen candidate on samples that the choice did not use: on those that were held back, where there
+are plenty (:mod:`kedge.search.held_back`), else by cross-fitting.
 
 The evaluation set is divided into folds. For each fold the choice is made again from the candidates' figures on all
 other folds, and the chosen candidate is measured on that fold; all folds together give the figure. If every fold
@@ -17,7 +18,7 @@ from kedge.evaluation import confidence_intervals, resampling
 from kedge.evaluation.confidence_intervals import Interval
 from kedge.evaluation.metric import Choice, Score
 from kedge.evaluation.resampling import Rows
-from kedge.search import pareto
+from kedge.search import held_back, pareto
 from kedge.search.budget import Budget
 
 
@@ -36,6 +37,8 @@ class CrossFittedFigure:
     Attributes:
         value: of the metric; ``drop`` against the float model's, with its ``interval``.
         folds: number of folds; ``same`` of them chose the candidate that was chosen on all samples.
+        held: number of samples that the search never saw, on which alone this is the figure; 0 where the figure is
+            cross-fitted.
     """
 
     value: float
@@ -43,6 +46,7 @@ class CrossFittedFigure:
     interval: Interval | None
     folds: int
     same: int
+    held: int = 0
 
 
 def cross_fit(
@@ -54,19 +58,36 @@ def cross_fit(
     budget: Budget,
     confidence: float,
 ) -> CrossFittedFigure | None:
-    """Return the cross-fitted figure; None if there was only one candidate, or the metric cannot be computed on some
-    samples alone.
+    """Return the figure on the samples that are held back, where there are plenty, else the cross-fitted one; None if
+    there was only one candidate, or the metric cannot be computed on some samples alone.
 
     Args:
         taken: the candidate chosen on all samples.
         candidates: all candidates of the choice, including ``taken``.
         reference: the float model's score.
     """
+    part = held_back.part(reference, *(one.score for one in candidates))
+    if part is not None:
+        return _of_held(taken.score, reference, part, choice, confidence)
     if len(candidates) < 2:
         return None
     if all(one.score.rows is not None for one in candidates) and reference.rows is not None:
         return _of_rows(taken, candidates, reference, choice, budget, confidence)
     return _of_calls(taken, candidates, reference, choice, budget)
+
+
+def _of_held(
+    taken: Score, reference: Score, part: resampling.Array, choice: Choice, confidence: float
+) -> CrossFittedFigure:
+    wanted, found = (held_back.within(choice, one, part) for one in (reference, taken))
+    return CrossFittedFigure(
+        value=found.value,
+        drop=choice.drop(wanted.value, found.value),
+        interval=confidence_intervals.of_drop(choice, wanted, found, confidence),
+        folds=0,
+        same=0,
+        held=len(part),
+    )
 
 
 def _of_rows(

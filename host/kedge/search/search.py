@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from kedge.evaluation import golden_size, user, worker_messages
+from kedge.evaluation import confidence_intervals, golden_size, user, worker_messages
 from kedge.evaluation.confidence_intervals import CONFIDENCE
 from kedge.quantization.sensitivity import Sensitivity
-from kedge.search import cross_fitting, pareto, recipe
+from kedge.search import cross_fitting, held_back, pareto, recipe
 from kedge.search.candidate import Candidate
 from kedge.search.candidate_latency import CandidateLatency
 from kedge.search.effort import Effort
@@ -159,6 +159,8 @@ class Search:
         lowered, program = outcome.lowered, outcome.program
         if lowered is None or program is None or attempt.drop is None or attempt.size_bytes is None:
             raise CompileError(f"a trial ended without figures: {attempt.label}", where=f"target {self._target.name}")
+        if self._section is None:
+            self._hold_back(outcome)
         self._outcomes.append(outcome)
         self._stopwatch.first(outcome)
         point = _point(outcome)
@@ -172,6 +174,19 @@ class Search:
             upper=point.upper,
             samples=point.samples,
         )
+
+    def _hold_back(self, outcome: Outcome) -> None:
+        """Let a candidate's figures be those on the samples that the search may see."""
+        if outcome.evaluation is None:
+            return
+        reference, attempt = self._job.reference.result(), outcome.attempt
+        pair = reference.score, outcome.evaluation.score
+        part = held_back.part(*pair)
+        if part is not None:
+            wanted, found = (held_back.outside(reference.choice, one, part) for one in pair)
+            confidence = self._job.budget.confidence or CONFIDENCE
+            attempt.value, attempt.drop = found.value, reference.choice.drop(wanted.value, found.value)
+            attempt.interval = confidence_intervals.of_drop(reference.choice, wanted, found, confidence)
 
     def _decided(self) -> Compiled | Failed:
         budget = self._job.budget
@@ -189,7 +204,7 @@ class Search:
         while (chosen := self._best(left, slow)) is not None:
             taken = left[chosen]
             rivals = {point: one for point, one in left.items() if (id(one) in slow) == (id(taken) in slow)}
-            unseen = self._unseen(taken, rivals)
+            unseen = self._unseen(taken, rivals) if self._section is None else None
             over = "" if unseen is None else self._over_unseen(unseen, chosen)
             if not over:
                 for one in self._outcomes:
