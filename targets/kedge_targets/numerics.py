@@ -95,6 +95,14 @@ class RangeMethod(str, enum.Enum):
     MSE = "mse"  # least mean square error of the quantized values
 
 
+class Reach(str, enum.Enum):
+    """How far a backend lets the ranges of tensors with few values reach, where calibration takes all that it saw."""
+
+    OBSERVED = "observed"  # as far as calibration saw
+    GUARDED = "guarded"  # further in files that no search holds against other samples (:attr:`Plan.guard`)
+    FURTHER = "further"  # as far as more samples would (:mod:`kedge_targets.graph.unseen_ends`)
+
+
 @dataclass(frozen=True, kw_only=True)
 class QuantizationScheme:
     """One int8 quantization scheme of a backend.
@@ -107,6 +115,7 @@ class QuantizationScheme:
         reduced_range: weights use 7 bits, so that processors without VNNI do not saturate their 16-bit sums.
         products: products of two activations (attention) are integers too; else they stay in float, unless
             :attr:`Plan.layers` names them.
+        reach: how far the ranges of activations reach; a simulation follows it.
     """
 
     activation: str
@@ -115,6 +124,11 @@ class QuantizationScheme:
     granularity: Granularity
     reduced_range: bool = False
     products: bool = True
+    reach: Reach = Reach.OBSERVED
+
+    def reaches_further(self, *, guard: bool) -> bool:
+        """Return whether ranges reach beyond what calibration saw, with or without :attr:`Plan.guard`."""
+        return self.reach is Reach.FURTHER or (guard and self.reach is Reach.GUARDED)
 
 
 @dataclass(frozen=True, kw_only=True)

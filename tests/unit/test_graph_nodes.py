@@ -154,3 +154,20 @@ def test_masks_get_a_bound_and_the_answers_stay(least: float, kind: str) -> None
     assert much is not None
     assert float(found) == (-64.0 if least < -5000 else least)
     assert float(much) == -1e6
+
+
+def test_a_product_of_three_axes_that_became_a_gemm_between_reshapes_is_followed_to_the_gemm() -> None:
+    node = helper.make_node
+    axes = {"x": ["N", 6, 8], "y": ["N", 6, 4]}
+    ends = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in axes.items()}
+
+    def graph(*nodes: onnx.NodeProto) -> onnx.ModelProto:
+        return helper.make_model(helper.make_graph(nodes, "g", [ends["x"]], [ends["y"]]))
+
+    before = graph(node("MatMul", ["x", "w"], ["p"], name="product"), node("Add", ["p", "b"], ["y"], name="bias"))
+    after = graph(
+        node("Reshape", ["x", "flat"], ["x_flat"], name="down"),
+        node("Gemm", ["x_flat", "w", "b"], ["y_flat"], name="gemm"),
+        node("Reshape", ["y_flat", "back"], ["y"], name="up"),
+    )
+    assert node_tracing.trace_nodes(["product"], before, after) == ["down", "gemm", "up"]

@@ -19,7 +19,7 @@ from kedge.quantization.sensitivity import LARGEST_DB, Sensitivity, measure
 from kedge_protocol import codec
 from kedge_protocol.errors import DatasetError, ModelError
 from kedge_targets.graph import fakequant, layers, library, model_reader, qonnx, quantizers, rounding, weight_encodings
-from kedge_targets.numerics import Granularity, Plan, Precision, QuantizationScheme, RangeMethod
+from kedge_targets.numerics import Granularity, Plan, Precision, QuantizationScheme, RangeMethod, Reach
 
 Array = npt.NDArray[Any]
 
@@ -50,9 +50,12 @@ def agreement(model: onnx.ModelProto) -> metric.Choice:
     return metric.Choice(kind="agreement", name="agreement", output=name, kinds=(seen,))
 
 
-def whole(model: onnx.ModelProto, given: Fed, layer: str, precision: Precision) -> tuple[Array, Array]:
+def whole(
+    model: onnx.ModelProto, given: Fed, layer: str, precision: Precision, *, way: QuantizationScheme | None = None
+) -> tuple[Array, Array]:
     """The float model's answers, and those of the whole graph with one layer simulated by nodes in it."""
-    style = quantizers.FABRIC if precision is Precision.W4A4 else quantizers.Style()
+    usual = quantizers.Style() if way is None else quantizers.style_for(way)
+    style = quantizers.FABRIC if precision is Precision.W4A4 else usual
     style = replace(style, at_source=False, relus=False, residuals=False)
     method = RangeMethod.MSE if precision is Precision.W4A4 else RangeMethod.MIN_MAX
     plan = Plan(default=Precision.FLOAT32, layers={layer: precision}, range_method=method)
@@ -77,6 +80,25 @@ def test_the_figures_are_those_of_the_whole_graph(make: Any, precision: Precisio
         same = float((exact.argmax(axis=-1) == simulated.argmax(axis=-1)).mean())
         assert told.metric == "agreement"
         assert one.drop[precision.value] == pytest.approx(1 - same, abs=0.05)
+
+
+def test_ranges_reach_as_far_as_those_of_the_scheme() -> None:
+    model = model_reader.infer_shapes(classifier(), where="test")
+    given = fed(model)
+    figures = {}
+    for reach in (Reach.OBSERVED, Reach.FURTHER):
+        way = QuantizationScheme(
+            activation="uint8",
+            weight="int8",
+            symmetric_activation=False,
+            granularity=Granularity.PER_CHANNEL,
+            reach=reach,
+        )
+        told = measure(model, given, [Precision.INT8], quantized=way)
+        figures[reach] = told.layers[0].sqnr_db["int8"]
+        exact, simulated = whole(model, given, told.layers[0].name, Precision.INT8, way=way)
+        assert figures[reach] == pytest.approx(rounding.sqnr_db(exact, simulated), abs=0.05)
+    assert abs(figures[Reach.FURTHER] - figures[Reach.OBSERVED]) > 0.2
 
 
 def test_where_nothing_is_right_or_wrong_layers_are_ranked_by_noise_alone() -> None:

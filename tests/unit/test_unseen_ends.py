@@ -37,6 +37,14 @@ def test_ends_of_few_values_lie_further_out_and_hold_what_comes() -> None:
     assert clipped["beyond"] < 10
 
 
+def test_chance_among_the_two_largest_decides_little() -> None:
+    """Where these lie close together by chance, the range must reach all the same."""
+    rng = np.random.default_rng(0)
+    found = [growth(rng.exponential(1.0, 96)) for _ in range(300)]
+    assert np.quantile(found, 0.05) > 0.3
+    assert np.mean(found) == pytest.approx(np.log(2), rel=0.1)
+
+
 def test_many_values_an_end_at_0_and_other_axes_stay() -> None:
     rng = np.random.default_rng(0)
     for values, samples in ((rng.normal(size=(4, FEW + 1)), 4), (rng.normal(size=(5, 3)), 4)):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.quantization.graph_partition import rounded_to_half
-from kedge_targets.graph import quantizers, ranges, rounding, weight_encodings
+from kedge_targets.graph import flat_activations, quantizers, ranges, rounding, weight_encodings
 from kedge_targets.graph.layers import Layer
 from kedge_targets.graph.quantizers import Quantizer, Style
 from kedge_targets.numerics import Family, Plan, Precision, QuantizationScheme, RangeMethod
@@ -76,6 +76,7 @@ class LayerPerturbation:
         if not self.passes:
             return
         found = ranges.histograms(self._model, samples, self._observed(), counts=self.passes > 1)
+        flat = flat_activations.gates(self._model)
         self._ranges = {
             precision: {
                 name: found[name].range(
@@ -83,6 +84,8 @@ class LayerPerturbation:
                     percentile=100.0,
                     bits=one.bits,
                     symmetric=one.symmetric and not one.unsigned,
+                    beyond=self._styles[precision].beyond,
+                    gate=flat.get(name),
                 )
                 for name, one in placed.items()
                 if not one.dynamic

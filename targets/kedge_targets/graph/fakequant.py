@@ -59,19 +59,19 @@ def calibrate(
     samples: Iterable[Mapping[str, Array]],
     *,
     style: Style | None = None,
-    beyond: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Return the ranges for :func:`insert_quantizers`: the plan's own, the others observed with the plan's method.
 
     Args:
         samples: see :func:`kedge_targets.graph.ranges.observe`; not read where nothing is to be observed.
-        beyond: see there. ONNX Runtime's and TFLite's int8 reach so far; TensorRT's and OpenVINO's do not.
+        style: of the backend, with how far its ranges reach; :func:`style_of` the plan if not given.
 
     Raises:
         See :func:`kedge_targets.graph.ranges.observe` and :func:`kedge_targets.graph.quantizers.place`.
     """
-    wanted = quantizers.observing(model, plan, style=style)
+    chosen = style or style_of(plan)
+    wanted = quantizers.observing(model, plan, style=chosen)
     given = {name: plan.ranges[name] for name in wanted if name in plan.ranges}
     missing = [name for name in wanted if name not in given]
     if not missing:
@@ -84,7 +84,7 @@ def calibrate(
         percentile=plan.percentile,
         bits={name: wanted[name][0] for name in missing},
         symmetric=[name for name in missing if wanted[name][1]],
-        beyond=beyond,
+        beyond=chosen.beyond,
         progress=progress,
     )
 

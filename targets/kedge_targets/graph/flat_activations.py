@@ -31,7 +31,7 @@ def gates(model: onnx.ModelProto) -> dict[str, tuple[Gate, ...]]:
     """Return tensors that only such activations read, each with the functions of its readers."""
     wiring = Wiring(model)
     found = {}
-    for tensor, readers in wiring.readers.items():
+    for tensor, readers in list(wiring.readers.items()):
         if tensor in wiring.outputs or wiring.constant(tensor) is not None:
             continue
         nodes = list({id(node): node for node, _ in readers}.values())

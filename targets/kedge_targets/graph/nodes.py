@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -115,12 +116,17 @@ def _is_standard(operator: str, domain: str, version: int | None) -> bool:
     return bool(onnx.defs.has(operator, max_inclusive_version=version, domain=short))
 
 
-def _contributed() -> set[tuple[str, str]]:
+def _contributed() -> frozenset[tuple[str, str]]:
     """Return ONNX Runtime's non-standard operators; none if it is not installed."""
     try:
         library.load()
     except MissingDependencyError:
-        return set()
+        return frozenset()
+    return _schemas()
+
+
+@functools.cache
+def _schemas() -> frozenset[tuple[str, str]]:
     from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
-    return {(schema.domain, schema.name) for schema in get_all_operator_schema() if schema.domain}
+    return frozenset((schema.domain, schema.name) for schema in get_all_operator_schema() if schema.domain)

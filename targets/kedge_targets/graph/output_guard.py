@@ -6,8 +6,9 @@ the others. On calibration samples that is seen at once, and so is where the noi
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,18 +24,31 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 
+Made = TypeVar("Made")
+
 FLOOR_DB = 20.0
 """Signal-to-noise ratio, in dB, that every output needs."""
 MARGIN_DB = 2.0
 """Extra dB for all samples together, since they are the calibration samples."""
-SAMPLES = 16
+SAMPLES, _MOST = 16, 128
+_ELEMENTS = 1 << 22
+"""Of all tensors together, up to which more than :data:`SAMPLES` are looked at. A branch that goes the other way on one
+sample in thirty shows on many only."""
 _TOGETHER = 4
 """Number of samples that are judged separately: others would hide a single bad answer."""
 
 
+_HALVINGS = 2
+
+
 def few(model: onnx.ModelProto, calibration: Iterable[dict[str, Array]]) -> list[Feed]:
-    """Return the first samples in the form that the graph takes."""
-    return list(batch.regroup(itertools.islice(calibration, SAMPLES), batch.size(model)))
+    """Return the first samples in the form that the graph takes: few of a large graph, more of a small one."""
+    sizes = [
+        math.prod(max(1, axis.dim_value) for axis in value.type.tensor_type.shape.dim[1:])
+        for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    ]
+    count = min(max(SAMPLES, _ELEMENTS // max(1, sum(sizes))), _MOST)
+    return list(batch.regroup(itertools.islice(calibration, count), batch.size(model)))
 
 
 def weak(reference: Sequence[Mapping[str, Array]], answers: Sequence[Mapping[str, Array]]) -> dict[str, float]:
@@ -101,16 +115,41 @@ def apply_guard(
     outputs = [value.name for value in model.graph.output]
     reference = answers(model, feeds, outputs)
     made = make(())
-    first = found = weak(reference, answers(made, feeds, outputs))
-    order: list[str] = []
-    kept: tuple[str, ...] = ()
-    if found:
-        order = noisiest(model, made, feeds, list(found))
-    while found and len(kept) < len(order):
-        kept = tuple(order[: max(1, 2 * len(kept))])
-        made = make(kept)
-        found = weak(reference, answers(made, feeds, outputs))
+    first = weak(reference, answers(made, feeds, outputs))
+    if not first:
+        return made, (), first
+
+    def tried(kept: Sequence[str]) -> tuple[onnx.ModelProto, bool]:
+        other = make(kept)
+        return other, not weak(reference, answers(other, feeds, outputs))
+
+    made, kept = fewest(noisiest(model, made, feeds, list(first)), tried)
     return made, kept, first
+
+
+def fewest(order: Sequence[str], tried: Callable[[Sequence[str]], tuple[Made, bool]]) -> tuple[Made, tuple[str, ...]]:
+    """Return what is made with few nodes in float, and these: their number is doubled until every output holds, and
+    then halved back as far as it still does.
+
+    Args:
+        order: nodes, first to be kept first; not empty.
+        tried: nodes in float → what is made with them, and whether every output holds.
+    """
+    low, high = 0, 1
+    made, holds = tried(order[:1])
+    while not holds and high < len(order):
+        low, high = high, min(2 * high, len(order))
+        made, holds = tried(order[:high])
+    for _ in range(_HALVINGS if holds else 0):
+        middle = (low + high) // 2
+        if middle == low:
+            break
+        other, holds = tried(order[:middle])
+        if holds:
+            made, high = other, middle
+        else:
+            low = middle
+    return made, tuple(order[:high])
 
 
 def simulated(model: onnx.ModelProto, calibration: Iterable[dict[str, Array]]) -> onnx.ModelProto:

@@ -43,6 +43,8 @@ def prepare(model: onnx.ModelProto, path: Path, *, quantized: bool) -> onnx.Mode
         single = type(model)()
         single.CopyFrom(opsets.raise_opset(model, QDQ_OPSET, where=path.name))
         canonicalization.convert_to_float32(single)
+        # ONNX Runtime folds no DequantizeLinear: the layer behind one would have no weight of its own.
+        canonicalization.fold_stored_weights(single)
         model = single
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4

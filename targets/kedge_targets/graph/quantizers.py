@@ -39,6 +39,7 @@ class Style:
         shared_scales: the branches of an Add share one scale.
         products: products of two activations (attention) are quantized as the plan says; else those alone that it
             names (on programmable logic none).
+        beyond: ranges reach as far as more samples would (:mod:`kedge_targets.graph.unseen_ends`).
     """
 
     per_channel: bool = True
@@ -53,6 +54,7 @@ class Style:
     residuals: bool = True
     shared_scales: bool = False
     products: bool = True
+    beyond: bool = False
 
 
 FABRIC = Style(
@@ -71,17 +73,18 @@ def style_of(plan: Plan) -> Style:
     weights and asymmetric uint8 activations where it says nothing)."""
     if any(precision.family is Family.FABRIC for precision in plan.precisions):
         return FABRIC
-    return Style() if plan.scheme is None else style_for(plan.scheme)
+    return Style() if plan.scheme is None else style_for(plan.scheme, guard=plan.guard)
 
 
-def style_for(quantized: QuantizationScheme) -> Style:
-    """Return the style of an int8 scheme."""
+def style_for(quantized: QuantizationScheme, *, guard: bool = False) -> Style:
+    """Return the style of an int8 scheme, with or without :attr:`Plan.guard`."""
     return Style(
         per_channel=quantized.granularity is Granularity.PER_CHANNEL,
         reduced_range=quantized.reduced_range,
         products=quantized.products,
         signed=quantized.activation == "int8",
         symmetric=quantized.symmetric_activation,
+        beyond=quantized.reaches_further(guard=guard),
     )
 
 

@@ -85,9 +85,22 @@ class Histogram:
         places = ((filled.astype(np.float64) - self.low) * (BINS / width)).astype(np.int64)
         self.counts += np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
 
-    def range(self, *, method: RangeMethod, percentile: float, bits: int, symmetric: bool) -> tuple[float, float]:
-        """Return the range that a method chooses; see :func:`observe`."""
-        return range_clipping.clip_range(
+    def range(
+        self,
+        *,
+        method: RangeMethod,
+        percentile: float,
+        bits: int,
+        symmetric: bool,
+        beyond: bool = False,
+        gate: tuple[flat_activations.Gate, ...] | None = None,
+    ) -> tuple[float, float]:
+        """Return the range that a method chooses; see :func:`observe`.
+
+        Args:
+            gate: what alone the tensor goes into, by :func:`kedge_targets.graph.flat_activations.gates`.
+        """
+        low, high = range_clipping.clip_range(
             self.low,
             self.high,
             self.counts,
@@ -97,6 +110,16 @@ class Histogram:
             bits=bits,
             symmetric=symmetric,
         )
+        if beyond and method is RangeMethod.MIN_MAX:
+            low, high = self.ends.beyond(self.low, self.high)
+            high = max(high, -low) if symmetric else high
+            low = -high if symmetric else low
+        if gate is not None:
+            low = flat_activations.least(max(low, self.low), high, gate, levels=2**bits - 1)
+            if symmetric:
+                high = max(-low, min(high, self.high))
+                low = -high
+        return low, high
 
 
 def observe(
@@ -141,17 +164,9 @@ def observe(
     for name in tensors:
         width = bits if isinstance(bits, int) else bits.get(name, 8)
         mirrored = symmetric if isinstance(symmetric, bool) else name in symmetric
-        low, high = found[name].range(method=method, percentile=percentile, bits=width, symmetric=mirrored)
-        if beyond and method is RangeMethod.MIN_MAX:
-            low, high = found[name].ends.beyond(found[name].low, found[name].high)
-            high = max(high, -low) if mirrored else high
-            low = -high if mirrored else low
-        if name in flat:
-            low = flat_activations.least(max(low, found[name].low), high, flat[name], levels=2**width - 1)
-            if mirrored:
-                high = max(-low, min(high, found[name].high))
-                low = -high
-        made[name] = low, high
+        made[name] = found[name].range(
+            method=method, percentile=percentile, bits=width, symmetric=mirrored, beyond=beyond, gate=flat.get(name)
+        )
     return made
 
 

@@ -1,9 +1,9 @@
 """Estimates how far values reach that calibration did not see.
 
 The largest of a few hundred numbers is a poor guess of the largest of the next few hundred. How much it still grows
-shows in the numbers themselves: with x1 ≥ x2 ≥ … the largest values of the samples, a random half of the samples has
-x(k+1) as its largest with a chance of 2^-(k+1), so the largest grows by the sum of 2^-k (xk - x(k+1)) when the samples
-double. What is bounded (a sigmoid, a clip) shows no growth and gets none.
+shows in the numbers themselves: with x1 ≥ x2 ≥ … the largest values of the samples, those of an exponential tail lie
+above x(k+1) by the tail's scale on average, and the largest grows by ln 2 of that scale when the samples double (A.
+Rényi, "On the theory of order statistics", 1953). What is bounded (a sigmoid, a clip) hardly grows and gets little.
 
 A tensor with many values in each sample gets nothing either: one value of many that is clipped does no harm, while
 one of ten is a tenth of the answer."""
@@ -22,7 +22,8 @@ FEW = 256
 """Values of one sample, up to which a single one counts."""
 _DOUBLINGS = 4.0
 """The ends are those expected of sixteen times as many samples."""
-_DEPTH = 30
+_FEWEST, _DEPTH = 3, 10
+"""Of the largest values, a tenth of all, that show the tail. The two largest alone would show chance."""
 
 
 class Ends:
@@ -53,6 +54,6 @@ class Ends:
 
 def growth(largest: Sequence[float] | Array) -> float:
     """Return by how much the largest of these numbers would grow with twice as many of them."""
-    ordered = np.sort(np.asarray(largest, np.float64))[::-1][: _DEPTH + 1]
-    gaps = ordered[:-1] - ordered[1:]
-    return float((gaps * 0.5 ** np.arange(1, len(gaps) + 1)).sum())
+    ordered = np.sort(np.asarray(largest, np.float64))[::-1]
+    depth = min(max(len(ordered) // 10, _FEWEST), _DEPTH, len(ordered) - 1)
+    return float(np.log(2) * (ordered[:depth].mean() - ordered[depth])) if depth else 0.0

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import re
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ from tests.support.drawn.drawing import Graph
 from tests.support.lowering import checked_copy, executor, lower
 
 HEALTHY = 20.0
-FRESH = 32
+FRESH = 128
 """Samples that each output is held against; a single one whose values lie far outside of all others decides less."""
 _PLAN = Plan(default=Precision.INT8, guard=True)
 
@@ -86,6 +89,36 @@ def outcome(graph: Graph, name: str, folder: Path) -> Outcome | None:
     numbers = compiler.numbers(lowered.files, {one: (1, *shape) for one, shape in graph.inputs.items()})
     share = None if numbers is None or not numbers.macs else numbers.integer_macs / numbers.macs
     return Outcome(graph.seed, {one: _noise(expected[one], made[one]) for one in names}, share, bool(lowered.floating))
+
+
+def _of_seed(seed: int, name: str) -> Outcome | None:
+    with tempfile.TemporaryDirectory(prefix="drawn-") as folder:
+        return outcome(drawn.graph(seed), name, Path(folder))
+
+
+class _Children:
+    """A process that is kept for many graphs, and started anew once it died."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> _Children:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def outcome(self, seed: int, name: str) -> Outcome | None:
+        """As :func:`_of_seed`; a dead process is a fault of the graph."""
+        if self._pool is None:
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(1, mp_context=spawn)
+        try:
+            return self._pool.submit(_of_seed, seed, name).result()
+        except BrokenProcessPool:
+            self._pool = None
+            return Outcome(seed, broken="the process died")
 
 
 def _joined(answers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -154,26 +187,27 @@ def _decibels(one: Outcome) -> str:
     return ", ".join(f"{name} {noise:.1f}" for name, noise in one.noise.items())
 
 
-def campaign(name: str, seeds: Iterable[int], record: Path | None = None) -> Summary:
+def campaign(name: str, seeds: Iterable[int], record: Path | None = None, *, apart: bool = False) -> Summary:
     """Lower all of them and hold them against float.
 
     Args:
         record: a file of JSON lines to which each outcome is added.
+        apart: in another process, so that a library that ends it ends no campaign; one for many graphs.
     """
-    outcomes = []
     lines = record.read_text().splitlines() if record is not None and record.exists() else []
     known = {found["seed"]: found for found in map(json.loads, lines)}
-    for seed in seeds:
-        if seed in known:
-            one = Outcome(**known[seed]) if "noise" in known[seed] else None
-        else:
-            with tempfile.TemporaryDirectory(prefix="drawn-") as folder:
-                one = outcome(drawn.graph(seed), name, Path(folder))
-            if record is not None:
-                with record.open("a") as file:
-                    file.write(json.dumps({"seed": seed} if one is None else dataclasses.asdict(one)) + "\n")
-        if one is not None:
-            outcomes.append(one)
+    outcomes = []
+    with _Children() as children:
+        for seed in seeds:
+            if seed in known:
+                one = Outcome(**known[seed]) if "noise" in known[seed] else None
+            else:
+                one = children.outcome(seed, name) if apart else _of_seed(seed, name)
+                if record is not None:
+                    with record.open("a") as file:
+                        file.write(json.dumps({"seed": seed} if one is None else dataclasses.asdict(one)) + "\n")
+            if one is not None:
+                outcomes.append(one)
     low = [one for one in outcomes if one.worst < HEALTHY]
     return Summary(
         ran=len(outcomes),
@@ -191,4 +225,4 @@ if __name__ == "__main__":
     chosen = range(start, start + int(sys.argv[2]))
     drawn_operators = drawn.coverage(drawn.graph(seed) for seed in chosen)
     print({name: sorted(attributes) for name, attributes in sorted(drawn_operators.items())})
-    print(campaign(sys.argv[1], chosen, Path(sys.argv[4]) if len(sys.argv) > 4 else None).text())
+    print(campaign(sys.argv[1], chosen, Path(sys.argv[4]) if len(sys.argv) > 4 else None, apart=True).text())

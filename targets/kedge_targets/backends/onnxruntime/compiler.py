@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from kedge_protocol.bundle.config import RuntimeRequirement, Verified
 from kedge_protocol.errors import LoweringError
 from kedge_protocol.packages import version_numbers
-from kedge_targets.backends.onnxruntime import gelu, int8, integer_products
+from kedge_targets.backends.onnxruntime import barriers, gelu, int8, integer_products
 from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
 from kedge_targets.contract import Lowered
 from kedge_targets.graph import (
     attention,
     batch,
+    branches,
     canonicalization,
     counting,
     deduplication,
@@ -39,7 +40,16 @@ from kedge_targets.graph import (
 )
 from kedge_targets.graph.calibration_reader import Samples
 from kedge_targets.integer_saturation import FULL_RANGE, SEVEN_BITS, may_saturate
-from kedge_targets.numerics import Family, Granularity, Numerics, Plan, Precision, QuantizationScheme, RangeMethod
+from kedge_targets.numerics import (
+    Family,
+    Granularity,
+    Numerics,
+    Plan,
+    Precision,
+    QuantizationScheme,
+    RangeMethod,
+    Reach,
+)
 from kedge_targets.target import Target
 from kedge_targets.true_precision import Numbers
 
@@ -52,20 +62,21 @@ ENTRY = "model.onnx"
 
 # The right side of a product of two activations is packed anew in each call, and its kernel is not the fast one: in
 # integers attention is no faster than in float, and worse.
-_FULL_RANGE = replace(FULL_RANGE, products=False)
-_SEVEN_BITS = replace(SEVEN_BITS, products=False)
+_FULL_RANGE = replace(FULL_RANGE, products=False, reach=Reach.FURTHER)
+_SEVEN_BITS = replace(SEVEN_BITS, products=False, reach=Reach.FURTHER)
 _SIGNED = QuantizationScheme(
     activation="int8",
     weight="int8",
     symmetric_activation=False,
     granularity=Granularity.PER_CHANNEL,
     products=False,
+    reach=Reach.FURTHER,
 )
 
 # What is offered to a search beside what is usual.
 _OTHERS = (
-    FULL_RANGE,
-    SEVEN_BITS,
+    replace(_FULL_RANGE, products=True),
+    replace(_SEVEN_BITS, products=True),
     replace(_SIGNED, products=True),
     replace(_FULL_RANGE, granularity=Granularity.PER_TENSOR),
     replace(_SEVEN_BITS, granularity=Granularity.PER_TENSOR),
@@ -222,7 +233,11 @@ def _static(
     apart = () if how.products else _unnamed_products(given, job.plan)
     if apart:
         notes = (f"{len(apart)} products of two activations (attention) stay in float: integers are no faster",)
-    must = {*kept, *node_tracing.trace_nodes(apart, given, prepared), *attention.before_softmax(prepared)}
+    deciding = branches.deciding(given)
+    notes += branches.note(deciding)
+    apart += tuple(one.name for one in layers.layers(given) if one.name in deciding and one.name not in apart)
+    floating = node_tracing.trace_nodes([*apart, *deciding], given, prepared)
+    must = {*kept, *floating, *attention.before_softmax(prepared)}
     start = time.perf_counter()
     static = int8.static(prepared, job.plan, how, must, job.calibration)
     seconds = time.perf_counter() - start
@@ -234,6 +249,7 @@ def _static(
     integer_products.without_masks(made)
     integer_products.with_biases(made)
     gelu.by_tanh(made)
+    barriers.insert(made)
     return _Made(model=made, seconds=seconds, samples=job.calibration.samples, notes=notes, floating=apart)
 
 

@@ -78,7 +78,7 @@ def static(
                     method=plan.range_method,
                     percentile=plan.percentile,
                     symmetric=how.symmetric_activation,
-                    beyond=True,
+                    beyond=how.reaches_further(guard=plan.guard),
                 )
             )
         return qdq_insertion.insert_qdq(prepared, where, found, qdq_insertion.QdqForm(how=how))

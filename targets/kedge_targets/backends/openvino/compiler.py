@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,15 @@ import numpy as np
 from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verified
 from kedge_protocol.errors import ConfigError, LoweringError, TargetError, UnsupportedOperatorError
 from kedge_targets.backends.openvino import counting, devices, library, nncf_preparation, representation
+from kedge_targets.backends.openvino.reaching import Reaching
 from kedge_targets.backends.openvino.runtime import reason_of
+from kedge_targets.backends.openvino.samples import Samples, at_once
 from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
 from kedge_targets.contract import Array, Calibration, Lowered
 from kedge_targets.graph import (
     attention,
     batch,
+    branches,
     concat_scales,
     free_dimensions,
     layers,
@@ -35,16 +38,16 @@ from kedge_targets.graph import (
     signature,
 )
 from kedge_targets.integer_saturation import FULL_RANGE, SEVEN_BITS, may_saturate
-from kedge_targets.numerics import Granularity, Numerics, Precision, QuantizationScheme
+from kedge_targets.numerics import Numerics, Precision, QuantizationScheme, Reach
 from kedge_targets.target import Target
 from kedge_targets.true_precision import Numbers
 
 if TYPE_CHECKING:
     import onnx
 
-_SYMMETRIC = QuantizationScheme(
-    activation="int8", weight="int8", symmetric_activation=True, granularity=Granularity.PER_CHANNEL
-)
+_FULL_RANGE = replace(FULL_RANGE, reach=Reach.GUARDED)
+_SEVEN_BITS = replace(SEVEN_BITS, reach=Reach.GUARDED)
+_SYMMETRIC = replace(_FULL_RANGE, activation="int8", symmetric_activation=True)
 
 _KNOWN_OPTIONS = frozenset({*devices.KNOWN_OPTIONS, "model_type", "bias_correction"})
 _MODEL_TYPES = ("any", "transformer")
@@ -79,7 +82,7 @@ class Compiler(CompilerTemplate):
         """See :meth:`kedge_targets.contract.Compiler.numerics`."""
         return Numerics(
             precisions=(Precision.INT8, Precision.FLOAT16, Precision.FLOAT32),
-            schemes=(FULL_RANGE, SEVEN_BITS, _SYMMETRIC),
+            schemes=(_FULL_RANGE, _SEVEN_BITS, _SYMMETRIC),
             mixed=True,
             layouts=("NCHW",),
         )
@@ -92,7 +95,7 @@ class Compiler(CompilerTemplate):
 
     def quantized_for(self, target: Target) -> tuple[QuantizationScheme, ...]:
         """See :meth:`kedge_targets.contract.Compiler.quantized_for`."""
-        return (SEVEN_BITS,) if may_saturate(target.processor) else (FULL_RANGE, _SYMMETRIC)
+        return (_SEVEN_BITS,) if may_saturate(target.processor) else (_FULL_RANGE, _SYMMETRIC)
 
     def check(self, job: LoweringJob) -> None:
         """See :meth:`kedge_targets.compiler_template.CompilerTemplate.check`."""
@@ -208,11 +211,16 @@ def _by_nncf(
     usual = "transformer" if attention.products(given.graph) else "any"
     options = {"model_type": usual, **job.options}
     making = _Making(openvino, graph, given.graph, job.calibration, how, options, wanted.kind)
+    if how.reaches_further(guard=job.plan.guard):
+        making.reaching = Reaching(given.graph, job.calibration)
+    deciding = branches.deciding(given.graph)
     must = [
+        *deciding,
         *plan_layers.others(job.plan, given.graph, Precision.INT8),
         *attention.before_softmax(given.graph),
         *(node.name for node in given.graph.graph.node if node.op_type in _UNREAD_ROUNDED),
         *nncf_preparation.centring(given.graph),
+        *nncf_preparation.divisors(given.graph),
     ]
     model, kept, weak = making.guarded(must) if job.plan.guard else (making.made(must), (), {})
     return _Quantized(
@@ -220,8 +228,8 @@ def _by_nncf(
         seconds={"quantize": making.seconds},
         samples=making.used,
         version=making.version,
-        notes=(output_guard.note(kept, weak),) if kept else (),
-        floating=tuple(one.name for one in layers.layers(given.read) if one.name in kept),
+        notes=(*branches.note(deciding), *((output_guard.note(kept, weak),) if kept else ())),
+        floating=tuple(one.name for one in layers.layers(given.read) if one.name in (*kept, *deciding)),
     )
 
 
@@ -315,6 +323,7 @@ class _Making:
         self._openvino, self._graph, self._given, self._calibration = openvino, graph, given, calibration
         self._how, self._options, self._kind = how, options, kind
         self.seconds, self.version, self.used = 0.0, "", 0
+        self.reaching: Reaching | None = None
 
     def guarded(self, must: list[str]) -> tuple[Any, tuple[str, ...], dict[str, float]]:
         """Return the model, the nodes that stay in float for the sake of an output, and the outputs that were weak
@@ -323,26 +332,28 @@ class _Making:
         outputs = [info.name for info in signature.outputs(self._given)]
         reference = output_guard.answers(self._given, feeds, outputs)
         model = self.made(must)
-        found = first = output_guard.weak(reference, self._answers(model, feeds, outputs))
-        kept: tuple[str, ...] = ()
-        order: list[str] = []
-        if found:
-            simulated = output_guard.simulated(self._given, self._calibration)
-            order = output_guard.noisiest(self._given, simulated, feeds, list(found))
-        while found and len(kept) < len(order):
-            kept = tuple(order[: max(1, 2 * len(kept))])
-            model = self.made([*must, *kept])
-            found = output_guard.weak(reference, self._answers(model, feeds, outputs))
+        first = output_guard.weak(reference, self._answers(model, feeds, outputs))
+        if not first:
+            return model, (), first
+
+        def tried(kept: Sequence[str]) -> tuple[Any, bool]:
+            other = self.made([*must, *kept])
+            return other, not output_guard.weak(reference, self._answers(other, feeds, outputs))
+
+        simulated = output_guard.simulated(self._given, self._calibration)
+        model, kept = output_guard.fewest(output_guard.noisiest(self._given, simulated, feeds, list(first)), tried)
         return model, kept, first
 
     def made(self, floating: list[str]) -> Any:
         """Return the model with these nodes in float."""
         model = _read(self._openvino, self._graph, self._given)
-        samples = _Samples(self._calibration, batch.size(self._given))
+        samples = Samples(self._calibration, at_once(self._given, self._options))
         ignored = _ignored(model, floating)
         made, seconds, self.version = _quantized(model, self._how, ignored, samples, self._options, self._kind)
         self.seconds += seconds
         self.used = samples.used
+        if self.reaching is not None:
+            self.reaching.extend(made)
         return made
 
     def _answers(self, model: Any, feeds: Sequence[Mapping[str, Array]], outputs: list[str]) -> list[dict[str, Array]]:
@@ -356,7 +367,7 @@ class _Making:
 
 
 def _quantized(
-    model: Any, how: QuantizationScheme, ignored: list[str], samples: _Samples, options: Mapping[str, Any], kind: str
+    model: Any, how: QuantizationScheme, ignored: list[str], samples: Samples, options: Mapping[str, Any], kind: str
 ) -> tuple[Any, float, str]:
     # Not NNCF's own choices but what measured best (weights of 7 bits; drop in top-1, agreement with float):
     #   NNCF's ranges and fast bias correction   ic_resnet8 0.007, 0.940; kws_dscnn 0.004, 0.981 (symmetric)
@@ -397,25 +408,6 @@ def _quantized(
         )
         seconds = time.perf_counter() - start
     return made, seconds, str(nncf.__version__)
-
-
-class _Samples:
-    """The calibration samples as NNCF reads them, as often as it wants; one batch after another, without keeping
-    any."""
-
-    def __init__(self, calibration: Calibration, at_once: int | None) -> None:
-        self.used = 0
-        self._calibration = calibration
-        self._at_once = at_once
-        self.batches = -(-calibration.samples // (at_once or 1))
-
-    def __iter__(self) -> Iterator[dict[str, Array]]:
-        return batch.regroup(self._counted(), self._at_once)
-
-    def _counted(self) -> Iterator[dict[str, Array]]:
-        for count, sample in enumerate(self._calibration, start=1):
-            self.used = max(self.used, count)
-            yield sample
 
 
 def _settings(job: LoweringJob) -> devices.Settings:

@@ -212,6 +212,31 @@ def _reaching(how: Mapping[str, Any], sizes: list[int], windows: list[int]) -> t
     return pads, None if (factor == 1).all() else factor.astype(np.float32)
 
 
+_TOWARDS_DIVISORS = frozenset({
+    "Abs", "Add", "Cast", "Clip", "Div", "Exp", "Identity", "Max", "Mul", "Pow", "Reciprocal", "ReduceL1", "ReduceL2",
+    "ReduceMean", "ReduceSum", "ReduceSumSquare", "Sqrt", "Sub",
+})  # fmt: skip
+
+
+def divisors(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the nodes that compute a divisor, and of those that divide by it. A divisor near 0 has an
+    error of its own size in integers, and the quotient has none of its digits; other backends divide in float."""
+    wiring = Wiring(model)
+    found: dict[str, None] = {}
+    for node in model.graph.node:
+        by = {"Div": 1, "Reciprocal": 0}.get(node.op_type)
+        if by is None or wiring.constant(node.input[by]) is not None:
+            continue
+        found[node.name] = None
+        pending = [node.input[by]]
+        while pending:
+            maker = wiring.maker.get(pending.pop())
+            if maker is not None and maker.op_type in _TOWARDS_DIVISORS and maker.name not in found:
+                found[maker.name] = None
+                pending += [name for name in maker.input if name]
+    return list(found)
+
+
 def centring(model: onnx.ModelProto) -> list[str]:
     """Return the names of the nodes that subtract a tensor's mean from it, as a norm that is written out does. In
     integers the CPU plugin (2026.4) gives random results for them if the batch is large."""

@@ -25,6 +25,7 @@ from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
 from kedge_targets.contract import Calibration, Lowered
 from kedge_targets.graph import (
     batch,
+    branches,
     canonicalization,
     concat_scales,
     dequantization,
@@ -34,7 +35,7 @@ from kedge_targets.graph import (
     plan_layers,
     signature,
 )
-from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizationScheme
+from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizationScheme, Reach
 from kedge_targets.target import Target
 from kedge_targets.true_precision import Numbers
 
@@ -46,7 +47,11 @@ Array = npt.NDArray[Any]
 ENTRY = "model.tflite"
 
 _QUANTIZED = QuantizationScheme(
-    activation="int8", weight="int8", symmetric_activation=False, granularity=Granularity.PER_CHANNEL
+    activation="int8",
+    weight="int8",
+    symmetric_activation=False,
+    granularity=Granularity.PER_CHANNEL,
+    reach=Reach.GUARDED,
 )
 _RUNTIMES = (("ai-edge-litert", "2.1"), ("tflite-runtime", "2.14.0"))
 _KNOWN_OPTIONS = frozenset({"threads"})
@@ -109,13 +114,15 @@ class Compiler(CompilerTemplate):
         if precision is Precision.INT8:
             model = concat_scales.even_out(model, calibration)
         layers = plan_layers.others(plan, given, precision) if plan.layers else []
+        deciding = branches.deciding(model) if precision is Precision.INT8 else []
+        notes = (*fixed, *taken, *branches.note(deciding))
         float_file = float_model.make_float_model(model, calibration, workdir)
         seconds = {"float": time.perf_counter() - begun}
         begun = time.perf_counter()
         wide = [name for name in layers if plan.layers.get(name) is Precision.INT16]
         request = _Request(
             precision=precision,
-            floating=float_file.nodes_of([name for name in layers if name not in wide], model),
+            floating=float_file.nodes_of([name for name in (*layers, *deciding) if name not in wide], model),
             wide=float_file.nodes_of(wide, model),
             guard=plan.guard,
         )
@@ -133,9 +140,9 @@ class Compiler(CompilerTemplate):
             tools=toolchain_client.versions(),
             runtime_options={name: options[name] for name in ("threads",) if name in options},
             seconds=seconds | made.seconds,
-            notes=(*fixed, *taken, *_notes(made, precision, besides), *_coarse(model, float_file, made)),
+            notes=(*notes, *_notes(made, precision, besides), *_coarse(model, float_file, made)),
             calibration_samples=made.samples,
-            floating=tuple(name for name in besides if name not in layers),
+            floating=tuple(name for name in dict.fromkeys((*besides, *deciding)) if name not in layers),
         )
 
     def numbers(self, files: Mapping[str, Path], shapes: Mapping[str, Sequence[int]]) -> Numbers | None:

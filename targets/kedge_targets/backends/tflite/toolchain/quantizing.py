@@ -16,7 +16,7 @@ _SURE = FLOOR + 2.0
 """dB that the guard requires on calibration samples, since unseen samples do no better."""
 
 _WORTH = 1.0  # dB that a further operator in float must bring
-_FEWEST, _MOST = 8, 64  # groups of samples that are compared
+_FEWEST, _MOST = 8, 128  # groups of samples that are compared
 _ELEMENTS = 1 << 22  # of all tensors together, in what is compared beyond the fewest groups
 _TOGETHER = 4  # groups that are also judged by themselves; others would hide a single bad answer
 _ROUNDS = 4

@@ -7,7 +7,7 @@ import numpy
 FEW = 256
 """Values of one group of samples, up to which a single one counts."""
 _DOUBLINGS = 4.0
-_DEPTH = 30
+_FEWEST, _DEPTH = 3, 10
 
 
 class Ends:
@@ -32,6 +32,6 @@ class Ends:
 
 
 def _growth(largest):
-    ordered = numpy.sort(numpy.asarray(largest, numpy.float64))[::-1][: _DEPTH + 1]
-    gaps = ordered[:-1] - ordered[1:]
-    return float((gaps * 0.5 ** numpy.arange(1, len(gaps) + 1)).sum())
+    ordered = numpy.sort(numpy.asarray(largest, numpy.float64))[::-1]
+    depth = min(max(len(ordered) // 10, _FEWEST), _DEPTH, len(ordered) - 1)
+    return float(numpy.log(2) * (ordered[:depth].mean() - ordered[depth])) if depth else 0.0

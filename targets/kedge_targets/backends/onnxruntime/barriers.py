@@ -1,0 +1,81 @@
+"""Keeps apart what ONNX Runtime (1.31) fuses or moves wrongly, by a Sum of one tensor: a copy that its optimizer
+neither removes nor moves integers across."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kedge_targets.graph import dead_code, topological_order
+from kedge_targets.graph.names import Names
+from kedge_targets.graph.qdq_placement import MOVING
+from kedge_targets.graph.wiring import SAME_VALUES, Wiring
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def insert(model: onnx.ModelProto) -> None:
+    """Insert barriers in place, where they are needed."""
+    names = Names(model)
+    copies = [*_before_nested_readers(model, names), *_before_softmax_of_one(model, names)]
+    if copies:
+        arranged = topological_order.sort_nodes([*model.graph.node, *copies])
+        del model.graph.node[:]
+        model.graph.node.extend(arranged)
+
+
+def _before_nested_readers(model: onnx.ModelProto, names: Names) -> list[onnx.NodeProto]:
+    """Copy each tensor that a nested graph reads and that only moved values lead to from a DequantizeLinear. ONNX
+    Runtime moves the DequantizeLinear behind such nodes, to each reader by the index of its input. A graph within a
+    node reads without having an index, and the process ends with "Assertion '__n < this->size()' failed"."""
+    wiring = Wiring(model)
+    nesting = [node for node in model.graph.node if any(one.HasField("g") or one.graphs for one in node.attribute)]
+    read = set().union(*map(dead_code.inputs_of, nesting))
+    copies = []
+    for tensor in sorted(read & wiring.maker.keys()):
+        if not _moved(tensor, wiring):
+            continue
+        maker, before = wiring.maker[tensor], names.fresh(f"{tensor}_moved")
+        maker.output[list(maker.output).index(tensor)] = before
+        for reader, index in wiring.readers[tensor]:
+            reader.input[index] = before
+        copies.append(_copy(before, tensor, names))
+    return copies
+
+
+def _before_softmax_of_one(model: onnx.ModelProto, names: Names) -> list[onnx.NodeProto]:
+    """Copy the input of each Softmax over an axis with one element, all of whose answers are 1: in integers
+    (QLinearSoftmax) they are 0."""
+    wiring = Wiring(model)
+    values = (*model.graph.value_info, *model.graph.output)
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in values}
+    copies = []
+    for node in model.graph.node:
+        if node.op_type != "Softmax" or node.input[0] not in wiring.maker:
+            continue
+        axes = shapes.get(node.output[0], ())
+        at = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), -1)
+        if wiring.maker[node.input[0]].op_type == "DequantizeLinear" and axes and axes[at].dim_value == 1:
+            apart = names.fresh(f"{node.input[0]}_apart")
+            copies.append(_copy(node.input[0], apart, names))
+            node.input[0] = apart
+    return copies
+
+
+def _copy(source: str, name: str, names: Names) -> onnx.NodeProto:
+    from onnx import helper
+
+    return helper.make_node("Sum", [source], [name], name=names.fresh_node(f"{name}_copy"))
+
+
+def _moved(tensor: str, wiring: Wiring) -> bool:
+    """Return whether a tensor is made by nodes that only move the values of a DequantizeLinear before them."""
+    maker = wiring.maker[tensor]
+    while maker.op_type in MOVING | SAME_VALUES:
+        behind = wiring.maker.get(maker.input[0])
+        if behind is None:
+            return False
+        if behind.op_type == "DequantizeLinear":
+            return True
+        maker = behind
+    return False

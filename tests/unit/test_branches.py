@@ -1,0 +1,65 @@
+"""What decides which branch of a graph runs, and the fewest nodes that must stay in float."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from kedge_targets.graph import branches, output_guard
+
+
+def deciding(by: str) -> onnx.ModelProto:
+    node = helper.make_node
+
+    def branch(name: str) -> onnx.GraphProto:
+        inner = node("Relu", ["h"], [name], name=name)
+        return helper.make_graph([inner], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
+
+    measured = {
+        "values": [node("ReduceMean", ["h"], ["m"], name="mean", keepdims=0)],
+        "shape": [
+            node("Shape", ["h"], ["s"], name="shape"),
+            node("ReduceMax", ["s"], ["m"], name="longest", keepdims=0),
+        ],
+    }[by]
+    nodes = [
+        node("MatMul", ["x", "w"], ["h"], name="product"),
+        node("MatMul", ["x", "v"], ["z"], name="beside"),
+        *measured,
+        node("Greater", ["m", "least"], ["c"], name="greater"),
+        node("If", ["c"], ["y"], name="if", then_branch=branch("a"), else_branch=branch("b")),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    return helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:]))
+
+
+@pytest.mark.parametrize(
+    ("by", "found"), [("values", ["product", "mean", "greater"]), ("shape", ["longest", "greater"])]
+)
+def test_numbers_decide_and_shapes_do_not(by: str, found: list[str]) -> None:
+    assert branches.deciding(deciding(by)) == found
+    assert "decide which branch" in branches.note(found)[0]
+    assert branches.note([]) == ()
+
+
+@pytest.mark.parametrize("needed", range(1, 21))
+def test_few_nodes_are_kept(needed: int) -> None:
+    order = [str(number) for number in range(20)]
+    calls = []
+
+    def tried(kept: Sequence[str]) -> tuple[int, bool]:
+        calls.append(len(kept))
+        return len(kept), len(kept) >= needed
+
+    made, kept = output_guard.fewest(order, tried)
+    assert made == len(kept) >= needed
+    assert list(kept) == order[: len(kept)]
+    assert len(kept) <= max(1.25 * needed, needed + 1)
+    assert len(calls) <= 8
+
+
+def test_all_nodes_are_kept_where_nothing_helps() -> None:
+    assert output_guard.fewest(["a", "b", "c"], lambda kept: (len(kept), False)) == (3, ("a", "b", "c"))
