@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import http
 import http.client
+import io
 import json
 import ssl
+import wave
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,9 @@ def ask(request: EndpointRequest, progress: Progress) -> EndpointAnswer:
 
 def _ask_http(client: _Client, config: BundleConfig, slot: Path, progress: Progress) -> int:
     if config.generation is not None:
-        return _written(slot, config, lambda tokens: client.write(config.name, tokens))
+        return _written(
+            slot, config, lambda tokens: client.write(config.name, tokens), lambda: client.hear(config.name)
+        )
     return _compared(slot, config, lambda inputs: client.infer(config, inputs), progress)
 
 
@@ -61,7 +65,12 @@ def _ask_model(folder: ModelFolder, bundle: str, config: BundleConfig, slot: Pat
         if loaded.digest != bundle:
             raise EndpointError("another bundle answers", where=folder.name)
         if config.generation is not None:
-            return _written(slot, config, lambda tokens: loaded.begin(tokens, counted=False, max_tokens=1).finish())
+
+            def write(tokens: list[int]) -> object:
+                prompt, options = loaded.generator.from_tokens(tokens)
+                return loaded.begin(prompt, counted=False, max_tokens=1, **options).finish()
+
+            return _written(slot, config, write, lambda: loaded.answer(_silence(), {}))
 
         def infer(inputs: Mapping[str, Array]) -> dict[str, Array]:
             answer = loaded.answer(inputs, {})
@@ -93,13 +102,28 @@ def _compared(
     return config.golden.samples
 
 
-def _written(slot: Path, config: BundleConfig, write: Callable[[list[int]], object]) -> int:
-    """Let a language model continue its golden tokens. Logits do not come through the endpoint: that it answers is all
-    that is asked, and the proof before the switch compares them."""
-    tokens, _ = decoders.inputs(golden.load(slot / config.golden.file), where=config.golden.file)
-    for row in tokens.tolist():
+def _written(slot: Path, config: BundleConfig, write: Callable[[list[int]], object], hear: Callable[[], object]) -> int:
+    """Let a language model continue its golden tokens, or read its golden sources; a model of speech hears silence.
+    Logits do not come through the endpoint: that it answers is all that is asked, and the proof before the switch
+    compares them."""
+    tokens, _, sources = decoders.inputs(golden.load(slot / config.golden.file), where=config.golden.file)
+    if sources is not None and sources.dtype.kind == "f":
+        hear()
+        return 1
+    for row in (tokens if sources is None else sources).tolist():
         write(row)
     return len(tokens)
+
+
+def _silence() -> bytes:
+    """Return a wav file of half a second."""
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(bytes(16000))
+    return content.getvalue()
 
 
 class _Client:
@@ -144,6 +168,15 @@ class _Client:
     def write(self, model: str, tokens: list[int]) -> None:
         """Let a language model continue these tokens by one."""
         self._json("POST", "/v1/completions", json.dumps({"model": model, "prompt": tokens, "max_tokens": 1}).encode())
+
+    def hear(self, model: str) -> None:
+        """Let a model of speech write down half a second of silence."""
+        mark = "kedge"
+        parts = [f'--{mark}\r\nContent-Disposition: form-data; name="model"\r\n\r\n{model}\r\n'.encode()]
+        parts.append(f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="x.wav"\r\n\r\n'.encode())
+        body = b"".join((*parts, _silence(), f"\r\n--{mark}--\r\n".encode()))
+        fields = {"Content-Type": f"multipart/form-data; boundary={mark}"}
+        self._call("POST", "/v1/audio/transcriptions", body, fields)
 
     def _json(self, method: str, path: str, body: bytes | None = None) -> Any:
         return json.loads(self._call(method, path, body, {"Content-Type": "application/json"})[0])

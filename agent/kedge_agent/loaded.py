@@ -21,6 +21,7 @@ from kedge_targets.executor import Executor
 
 if TYPE_CHECKING:
     from kedge_agent.generation.generator import AnswerStream, TextGenerator
+    from kedge_agent.generation.transcription import Transcript
     from kedge_targets.pipeline.cascades import CascadeCounts
     from kedge_targets.pipeline.execution import Runner
 
@@ -151,7 +152,8 @@ class Loaded:
         sampling, others = split(options)
         constraint, others = from_options(others)
         try:
-            return self.begin(self.generator.tokens(prompt), sampling=sampling, constraint=constraint, **others)
+            tokens, others = self.generator.prepared(prompt, others)
+            return self.begin(tokens, sampling=sampling, constraint=constraint, **others)
         except TypeError as error:
             raise InputError(f"an option is not known or of another type: {error}", where="generate") from error
 
@@ -173,6 +175,8 @@ class Loaded:
 
     def answer(self, given: Any, named: Mapping[str, Any]) -> Any:
         """Answer a call in any of its forms, without counting it."""
+        if not isinstance(self._executor, Executor):
+            return self._heard(self._executor, given, named)
         if not named and self._only is not None and given is not None and not isinstance(given, Mapping):
             spec, rank, run = self._only
             array = tensors.as_array(given, spec)
@@ -196,6 +200,16 @@ class Loaded:
                 for result, axis in zip(results, self._axes_out, strict=True)
             ]
         return results[0] if len(results) == 1 else dict(zip(self._names, results, strict=True))
+
+    def _heard(self, generator: TextGenerator, given: Any, options: Mapping[str, Any]) -> Transcript:
+        """Write down what is said in a sound; see :func:`kedge_agent.generation.transcription.transcribe`."""
+        from kedge_agent.generation.transcription import transcribe
+
+        try:
+            return transcribe(generator, given, **options)
+        except TypeError as error:
+            where = self.bundle.config.name
+            raise InputError(f"an option is not known or of another type: {error}", where=where) from error
 
     def _by_name(self, given: Any, named: Mapping[str, Any]) -> list[Any]:
         if given is None:

@@ -206,7 +206,7 @@ def _of_decoder(request: ProveRequest, folder: Path, config: BundleConfig, progr
     from kedge_targets.decoder import golden as decoders
 
     vectors = golden.load(folder / config.golden.file)
-    tokens, columns = decoders.inputs(vectors, where=config.golden.file)
+    tokens, columns, sources = decoders.inputs(vectors, where=config.golden.file)
     progress("golden vectors", 0, len(tokens))
     session = registry.runtime(config.backend).load_decoder(
         folder / config.entry,
@@ -216,7 +216,7 @@ def _of_decoder(request: ProveRequest, folder: Path, config: BundleConfig, progr
         kernel_set=request.kernel_set,
     )
     try:
-        found = golden.compare(vectors, decoders.answers(session, tokens, columns))
+        found = golden.compare(vectors, decoders.answers(session, tokens, columns, sources))
         session.extend(0, tokens[0].tolist())
         seconds = []
         for token in itertools.islice(itertools.cycle(tokens[0].tolist()), _DECODED):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.integration.test_decoder_graphs import FLOAT, session_of
+from tests.integration.test_encoder_decoder_graphs import session_of as pair_session
 from tests.support import decoders, foreign
 
 from kedge.importing.decoders import reading
@@ -167,6 +168,125 @@ def test_drawn_configurations_are_those_of_transformers(
     transformers: ModuleType, name: str, seed: int, tmp_path: Path
 ) -> None:
     _same(transformers, *drawn(name, seed), tmp_path)
+
+
+_T5 = {"vocab_size": 96, "d_model": 64, "d_kv": 12, "d_ff": 96, "num_layers": 2, "num_heads": 4}
+_BART = {
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 80,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2,
+    "vocab_size": 96,
+}
+_MARIAN = {**_BART, "max_position_embeddings": 64, "pad_token_id": 95, "decoder_start_token_id": 95}
+_PAIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "t5": ("T5Config", "T5ForConditionalGeneration", {**_T5, "num_decoder_layers": 3}),
+    "t5-gated-untied": (
+        "T5Config",
+        "T5ForConditionalGeneration",
+        {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
+    "marian": ("MarianConfig", "MarianMTModel", {**_MARIAN, "activation_function": "swish", "scale_embedding": True}),
+    "marian-apart": (
+        "MarianConfig",
+        "MarianMTModel",
+        {
+            **_MARIAN,
+            "decoder_vocab_size": 80,
+            "share_encoder_decoder_embeddings": False,
+            "pad_token_id": 79,
+            "decoder_start_token_id": 79,
+        },
+    ),
+    "whisper": (
+        "WhisperConfig",
+        "WhisperForConditionalGeneration",
+        {
+            **_BART,
+            "num_mel_bins": 8,
+            "max_source_positions": 20,
+            "max_target_positions": 64,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "decoder_start_token_id": 3,
+            "begin_suppress_tokens": None,
+        },
+    ),
+}
+
+
+def _saved_pair(transformers: ModuleType, name: str, folder: Path) -> Any:
+    import torch
+
+    config, kind, options = _PAIRS[name]
+    torch.manual_seed(0)
+    given = {"decoder_start_token_id": 0, **options} if config == "T5Config" else options
+    model = getattr(transformers, kind)(getattr(transformers, config)(**given)).float().eval()
+    with torch.no_grad():
+        for title, parameter in model.named_parameters():
+            if any(part in title for part in ("norm", "bias")):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            elif config != "T5Config" and parameter.ndim == 2 and "embed" not in title and "shared" not in title:
+                parameter.mul_(3)
+        if name == "t5-gated-untied":
+            model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.1)
+            # Otherwise the library would tie them while saving.
+            model.config.tie_word_embeddings = False
+        if config == "MarianConfig":
+            model.final_logits_bias.add_(torch.randn_like(model.final_logits_bias) * 0.3)
+    model.save_pretrained(folder)
+    decoders.tokenizer(folder, vocabulary=options.get("decoder_vocab_size", 96))
+    return model
+
+
+@pytest.mark.parametrize("name", list(_PAIRS))
+def test_encoder_decoders_are_those_of_transformers(transformers: ModuleType, name: str, tmp_path: Path) -> None:
+    import torch
+
+    model = _saved_pair(transformers, name, tmp_path / "model")
+    decoder = reading.read(tmp_path / "model")
+    source, begin = decoder.text.source, [_PAIRS[name][2].get("decoder_start_token_id", 0)]
+    assert source is not None
+    assert list(source.begin_tokens) == begin
+    random = np.random.default_rng(1)
+    if name == "whisper":
+        read: Any = random.normal(0, 1, (8, 40)).astype(np.float32)
+        given = {"input_features": torch.tensor(read[None])}
+    else:
+        read = random.integers(3, 70, 13)
+        given = {"input_ids": torch.tensor(read[None])}
+
+    def logits(tokens: list[int]) -> np.ndarray[Any, Any]:
+        with torch.inference_mode():
+            found: np.ndarray[Any, Any] = model(**given, decoder_input_ids=torch.tensor([tokens])).logits[0].numpy()
+        return found
+
+    tokens = [*begin, *random.integers(3, 70, 17).tolist()]
+    session = pair_session(decoder, tmp_path / "made")
+    session.attend(0, read)
+    found = [session.extend(0, tokens[:9], keep=9), session.extend(0, tokens[9:12], keep=3)]
+    found += [session.step({0: token})[0][None] for token in tokens[12:]]
+    expected = logits(tokens)
+    assert np.abs(np.concatenate(found) - expected).max() / expected.std() < 1e-5
+    text = _greedy(session, begin, 20)
+    assert text == logits([*begin, *text])[:-1].argmax(-1).tolist()
+
+
+def test_features_of_speech_are_those_of_transformers(transformers: ModuleType) -> None:
+    from transformers.models.whisper.feature_extraction_whisper import WhisperFeatureExtractor
+
+    from kedge_protocol.bundle.generation import Source, Speech
+    from kedge_targets.pipeline import speech
+
+    how = Speech(rate=16000, frame=400, hop=160, mels=80)
+    source = Source(positions=1500, position_bytes=0, begin_tokens=(0,), speech=how)
+    samples = np.random.default_rng(2).normal(0, 0.1, 70000).astype(np.float32)
+    expected = WhisperFeatureExtractor()._np_extract_fbank_features(np.pad(samples, (0, 410000))[None], "cpu")[0]
+    assert np.abs(speech.features(samples, source) - expected).max() < 1e-5
 
 
 @pytest.mark.shared_data

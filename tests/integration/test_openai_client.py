@@ -18,7 +18,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from prometheus_client.parser import text_string_to_metric_families
-from tests.support import decoders
+from tests.integration.test_encoder_decoders import tone, wav
+from tests.support import decoders, encoder_decoders
 from tests.support.brokers import wait_for
 
 import kedge
@@ -225,3 +226,37 @@ def test_texts_become_the_vectors_that_the_pipeline_gives(encoder: Path) -> None
                     client.embeddings.create(model="encoder", **wrong)
             with pytest.raises(openai.NotFoundError):
                 client.chat.completions.create(model="encoder", messages=HELLO)
+
+
+def test_the_client_gets_transcripts_of_a_model_of_speech(tmp_path: Path) -> None:
+    encoder_decoders.folder(tmp_path / "whisper", "whisper")
+    (tmp_path / "x.wav").write_bytes(wav(tone(1.0)))
+    release = kedge.compile(
+        tmp_path / "whisper",
+        name="asr",
+        version="1.0",
+        targets=["generic-cpu"],
+        calibration=tmp_path / "x.wav",
+        evaluation=tmp_path / "x.wav",
+        out=tmp_path / "out",
+        quantize="precision=float32",
+    )
+    with Model(release.path, target="generic-cpu") as model:
+        own = model(tmp_path / "x.wav", language="de")
+    served = _served(release.path)
+    with openai.OpenAI(base_url=f"{next(served)}/v1", api_key="none", max_retries=0) as client:
+        wait_for(lambda: [one.id for one in client.models.list()] == ["asr"], what="the model serves")
+        options: dict[str, Any] = {"model": "asr", "language": "de"}
+        with (tmp_path / "x.wav").open("rb") as file:
+            made = client.audio.transcriptions.create(file=file, **options)
+        text = client.audio.transcriptions.create(file=tmp_path / "x.wav", response_format="text", **options)
+        verbose = client.audio.transcriptions.create(file=tmp_path / "x.wav", response_format="verbose_json", **options)
+        assert made.text == text.removesuffix("\n") == verbose.text == own.text
+        assert (verbose.language, verbose.duration) == ("de", 1.0)
+        assert tuple(verbose.segments[0].tokens) == own.segments[0].tokens
+        assert client.audio.translations.create(file=tmp_path / "x.wav", model="asr").text
+        with pytest.raises(openai.BadRequestError, match="is no wav file"):
+            client.audio.transcriptions.create(file=b"no sound", model="asr")
+        with pytest.raises(openai.NotFoundError, match="no model 'asr' for this"):
+            client.completions.create(model="asr", prompt="x")
+    list(served)

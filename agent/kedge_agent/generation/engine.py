@@ -13,13 +13,15 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from kedge_agent.generation.constraint import Matcher
+from kedge_agent.generation.reading import Reading
+from kedge_agent.generation.rules import allowed, is_free
 from kedge_agent.generation.sampling import Sampler, Sampling, log_probabilities
 from kedge_agent.generation.statistics import GenerationStatistics
+from kedge_protocol.bundle.generation import AnswerRules
 from kedge_protocol.errors import InputError, KedgeError
 from kedge_targets.decoder.session import DecoderSession
 
@@ -41,12 +43,24 @@ class BusyError(KedgeError):
     """The queue is full."""
 
 
+class Follower(Protocol):
+    """Says which tokens may follow in one answer; see :class:`kedge_agent.generation.constraint.Matcher`."""
+
+    def allowed(self, logits: Array) -> Array:
+        """Return logits with minus infinity for tokens that may not follow."""
+
+    def take(self, token: int) -> bool:
+        """Take the next token, and return whether the answer is complete."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """A request to the engine.
 
     Attributes:
         prompt: tokens of the prompt, at least one.
+        reading: what the encoder reads; None for a decoder alone.
+        rules: which tokens may follow.
         max_tokens: largest number of tokens of the answer.
         end_tokens: tokens that end the answer and are not part of it.
         top_log_probabilities: number of alternatives returned with each token; None for no log-probabilities.
@@ -60,7 +74,14 @@ class Order:
     end_tokens: frozenset[int] = frozenset()
     top_log_probabilities: int | None = None
     seconds: float | None = None
-    matcher: Matcher | None = None
+    matcher: Follower | None = None
+    reading: Reading | None = None
+    rules: AnswerRules = field(default_factory=AnswerRules)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Return the number of tokens that are read."""
+        return len(self.prompt) + (0 if self.reading is None else self.reading.tokens)
 
 
 @dataclass(frozen=True)
@@ -133,6 +154,7 @@ class _Slot:
 
     Attributes:
         tokens: the tokens in the cache.
+        reading: the digest of what they are about; empty for a decoder alone.
         left: the prompt's tokens that are not prefilled yet.
         next: the picked token that is not in the cache yet.
     """
@@ -141,6 +163,7 @@ class _Slot:
     tokens: list[int] = field(default_factory=list)
     ticket: Ticket | None = None
     sampler: Sampler | None = None
+    reading: bytes = b""
     left: list[int] = field(default_factory=list)
     next: int | None = None
     written: int = 0
@@ -210,6 +233,10 @@ class Engine:
             raise InputError(f"a token lies outside the vocabulary of {session.vocabulary}")
         if order.max_tokens < 1:
             raise InputError("max_tokens is below 1")
+        if order.reading is not None:
+            session.check_source(order.reading.values)
+        elif session.has_encoder:
+            raise InputError("there is nothing for the encoder to read")
         ticket = Ticket(order)
         with self._changed:
             if self._closed:
@@ -266,7 +293,7 @@ class Engine:
     def _forget(self, slot: _Slot) -> None:
         """Empty a slot whose cache may be invalid."""
         slot.ticket = slot.sampler = slot.next = None
-        slot.tokens, slot.left = [], []
+        slot.tokens, slot.left, slot.reading = [], [], b""
         with contextlib.suppress(Exception):
             self._session.truncate(slot.index, 0)
 
@@ -304,22 +331,36 @@ class Engine:
             self._begin(ticket, free)
 
     def _begin(self, ticket: Ticket, free: list[_Slot]) -> None:
-        prompt = list(ticket.order.prompt)
-        slot = max(free, key=lambda one: (_common(one.tokens, prompt), -one.used_at))
-        best = max(self._slots, key=lambda one: _common(one.tokens, prompt))
+        order = ticket.order
+        prompt, key = list(order.prompt), b"" if order.reading is None else order.reading.key
+
+        def common(one: _Slot) -> int:
+            return _common(one.tokens, prompt) if one.reading == key else -1
+
+        slot = max(free, key=lambda one: (common(one), -one.used_at))
+        best = max(self._slots, key=common)
         # The last token is read anew: its logits are wanted.
-        shared = min(_common(best.tokens, prompt), len(prompt) - 1)
-        own = min(_common(slot.tokens, prompt), len(prompt) - 1)
+        shared, own = (min(common(one), len(prompt) - 1) for one in (best, slot))
+        slot.ticket, slot.sampler = ticket, Sampler(order.sampling)
+        slot.next, slot.written, slot.used_at = None, 0, self._clock
         if shared > own:
             self._session.copy(best.index, slot.index, shared)
-        else:
+        elif own >= 0:
             shared = own
             self._session.truncate(slot.index, own)
-        slot.tokens, slot.left = prompt[:shared], prompt[shared:]
-        slot.ticket, slot.sampler = ticket, Sampler(ticket.order.sampling)
-        slot.next, slot.written, slot.used_at = None, 0, self._clock
+        else:
+            shared = 0
+            self._attend(slot, order)
+        slot.reading, slot.tokens, slot.left = key, prompt[:shared], prompt[shared:]
         ticket.cached = shared
-        self.statistics.begin(len(prompt), shared)
+        self.statistics.begin(order.prompt_tokens, shared)
+
+    def _attend(self, slot: _Slot, order: Order) -> None:
+        """Let the encoder read for a slot. If that fails, nothing is left that could be taken for this source's."""
+        slot.tokens, slot.left, slot.reading = [], [], b""
+        self._session.truncate(slot.index, 0)
+        if order.reading is not None:
+            self._session.attend(slot.index, order.reading.values)
 
     def _read(self, slot: _Slot) -> None:
         chunk, slot.left = slot.left[:CHUNK], slot.left[CHUNK:]
@@ -336,7 +377,10 @@ class Engine:
         order, complete = ticket.order, False
         seen = slot.tokens if order.sampling.repetition_penalty != 1 else ()
         try:
-            token = sampler.pick(logits if order.matcher is None else order.matcher.allowed(logits), seen)
+            free = logits
+            if not is_free(order.rules):
+                free = allowed(order.rules, logits, slot.tokens, slot.written, order.end_tokens)
+            token = sampler.pick(free if order.matcher is None else order.matcher.allowed(free), seen)
             if token in order.end_tokens:
                 self._done(slot, STOP)
                 return

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from kedge_agent.generation.chat import ChatTemplate, Message
 from kedge_agent.generation.constraint import Constraint, Constraints, Matcher
 from kedge_agent.generation.engine import CANCELLED, STOP, Engine, Order, Ticket, Token
 from kedge_agent.generation.pieces import TextPieces
+from kedge_agent.generation.reading import Reading
 from kedge_agent.generation.sampling import Sampling
 from kedge_protocol.bundle.config import BundleConfig
-from kedge_protocol.bundle.generation import Generation
+from kedge_protocol.bundle.generation import Generation, Source
 from kedge_protocol.errors import BundleError, InputError, MissingDependencyError
 from kedge_protocol.packages import AGENT, pip_install
 from kedge_targets import registry
@@ -120,7 +123,7 @@ class AnswerStream:
             text="".join(self._parts),
             tokens=tuple(token.id for token in self._tokens),
             reason=STOP if self._pieces.stopped else ticket.reason or CANCELLED,
-            prompt_tokens=len(ticket.order.prompt),
+            prompt_tokens=ticket.order.prompt_tokens,
             cached_tokens=ticket.cached,
             log_probabilities=tuple(self._tokens) if with_logs else (),
             first_token_seconds=first - ticket.begun,
@@ -178,6 +181,47 @@ class TextGenerator:
         rendered = self.template.render(prompt, tools=tools)
         return list(self.tokenizer.encode(rendered, add_special_tokens=False).ids)
 
+    def prepared(self, prompt: str | Sequence[Message], options: Mapping[str, Any]) -> tuple[list[int], dict[str, Any]]:
+        """Return the decoder's prompt and the options of :meth:`stream` for a prompt.
+
+        Args:
+            options: those of :meth:`stream`; for a model that reads a text with an encoder also ``task``, whose prefix
+                is put before it, and ``language``, into which it is translated.
+
+        Raises:
+            InputError: see :meth:`tokens`; or a task or language is not known, or the model hears and does not read.
+        """
+        source = self.spec.source
+        if source is None:
+            return self.tokens(prompt), dict(options)
+        if source.speech is not None or not isinstance(prompt, str):
+            remedy = "Give it a text" if source.speech is None else "Call the model with a sound"
+            raise InputError("the model does not take this prompt", where=self._name, remedy=remedy)
+        others = dict(options)
+        text = self._asked(source, others.pop("task", None), others.pop("language", None)) + prompt
+        tokens = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        if source.end_token is not None:
+            tokens.append(source.end_token)
+        begin, reading = self.from_tokens(tokens)
+        return begin, {**others, **reading}
+
+    def from_tokens(self, tokens: Sequence[int]) -> tuple[list[int], dict[str, Any]]:
+        """Return the decoder's prompt and further options of :meth:`stream` for the tokens of a prompt: a decoder goes
+        on with them, an encoder reads them."""
+        if self.spec.source is None:
+            return list(tokens), {}
+        return list(self.spec.source.begin_tokens), {"reading": Reading.of(np.array(tokens, np.int64))}
+
+    def _asked(self, source: Source, task: Any, language: Any) -> str:
+        """Return what is put before a text."""
+        if task is not None and task not in source.prefixes:
+            known = ", ".join(source.prefixes) or "none: write it into the text"
+            raise InputError(f"the task {task!r} is not known", where="task", remedy=f"Known are {known}")
+        mark = f">>{language}<< "
+        if language is not None and self.tokenizer.token_to_id(mark.strip()) is None:
+            raise InputError(f"the model has no token {mark.strip()}", where="language")
+        return ("" if language is None else mark) + ("" if task is None else source.prefixes[task])
+
     def stream(
         self,
         tokens: Sequence[int],
@@ -189,11 +233,13 @@ class TextGenerator:
         seconds: float | None = None,
         ignore_end: bool = False,
         constraint: Constraint | None = None,
+        reading: Reading | None = None,
         ended: Callable[[bool], None] = lambda failed: None,
     ) -> AnswerStream:
         """Start an answer.
 
         Args:
+            reading: what the encoder reads, for a model with one.
             ended: called at the end with whether the answer failed.
 
         Raises:
@@ -205,10 +251,15 @@ class TextGenerator:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if len(stops) > MAX_STOP or not all(isinstance(one, str) and one for one in stops):
             raise InputError(f"'stop' is not up to {MAX_STOP} texts", where="stop")
+        rules, how = self.spec.rules, sampling or Sampling()
+        if how.repetition_penalty == 1:
+            how = replace(how, repetition_penalty=rules.repetition_penalty)
         order = Order(
             prompt=tokens,
             max_tokens=max_tokens,
-            sampling=sampling or Sampling(),
+            sampling=how,
+            reading=reading,
+            rules=rules,
             end_tokens=frozenset() if ignore_end else frozenset(self.spec.end_tokens),
             top_log_probabilities=log_probabilities,
             seconds=seconds,
@@ -226,7 +277,7 @@ class TextGenerator:
 
     def __call__(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """Refuse; see :meth:`in_order`."""
-        raise self._refusal()
+        raise self.refusal()
 
     def in_order(self, raw: Mapping[str, Any]) -> list[Any]:
         """Refuse: a language model does not take arrays.
@@ -234,14 +285,15 @@ class TextGenerator:
         Raises:
             InputError: always.
         """
-        raise self._refusal()
+        raise self.refusal()
 
     def run(self, raw: Sequence[Any]) -> list[Any]:
         """Refuse; see :meth:`in_order`."""
-        raise self._refusal()
+        raise self.refusal()
 
-    def _refusal(self) -> InputError:
-        return InputError("this model writes text", where=self._name, remedy="Call Model.generate(prompt)")
+    def refusal(self) -> InputError:
+        """Return the error of a call with arrays."""
+        return InputError("this model writes text", where=self._name, remedy="Call Model.generate(text)")
 
     def close(self) -> None:
         """End all answers and release the model."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kedge_agent.generation import embeddings_route, openai_request
+from kedge_agent.generation import audio_route, embeddings_route, openai_request
 from kedge_agent.generation.engine import CANCELLED, LENGTH, TIMEOUT, BusyError, Token
 from kedge_agent.generation.generator import AnswerStream, TextGenerator
 from kedge_agent.generation.openai_request import RequestError, TextRequest
@@ -52,7 +52,7 @@ class OpenAiHandler:
 
     def methods(self, path: str) -> Sequence[str]:
         """See :class:`kedge_agent.serving.handler.Handler`."""
-        if path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings"):
+        if path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", *audio_route.PATHS):
             return ("POST",)
         return ("GET",) if path == "/v1/models" or path.startswith("/v1/models/") else ()
 
@@ -62,6 +62,8 @@ class OpenAiHandler:
             return self._list(request.path.removeprefix("/v1/models").strip("/"))
         if request.path == "/v1/embeddings":
             return Job(self._pool, lambda: self._answer(request, self._embed))
+        if request.path in audio_route.PATHS:
+            return Job(self._pool, lambda: self._answer(request, self._transcribe))
         chat = request.path == "/v1/chat/completions"
         return Job(self._pool, lambda: self._answer(request, lambda one: self._complete(one, chat=chat)))
 
@@ -81,7 +83,8 @@ class OpenAiHandler:
         return _refusal(404, text, kind="invalid_request_error", param="model", code="model_not_found")
 
     def _serves(self, name: str) -> bool:
-        return self._loaded(name, _writes) is not None or self._loaded(name, embeddings_route.is_encoder) is not None
+        kinds = (_writes, embeddings_route.is_encoder, audio_route.hears)
+        return any(self._loaded(name, kind) is not None for kind in kinds)
 
     def _loaded(self, name: str, fits: Callable[[Loaded], bool]) -> Loaded | None:
         """Return the model with this name if it serves and fits, otherwise None."""
@@ -111,6 +114,13 @@ class OpenAiHandler:
             return self._no_model(asked.model)
         return json_response(200, embeddings_route.answer(asked, loaded))
 
+    def _transcribe(self, request: Request) -> Response:
+        asked = audio_route.parse(request)
+        loaded = self._loaded(asked.model, audio_route.hears)
+        if loaded is None:
+            return self._no_model(asked.model)
+        return audio_route.answer(asked, loaded, request)
+
     def _answer(self, request: Request, run: Callable[[Request], Response]) -> Response:
         try:
             return run(request)
@@ -130,7 +140,7 @@ class OpenAiHandler:
 
 
 def _writes(loaded: Loaded) -> bool:
-    return loaded.bundle.config.generation is not None
+    return loaded.bundle.config.generation is not None and not audio_route.hears(loaded)
 
 
 def _refusal(
@@ -186,20 +196,24 @@ class _Completion:
             BusyError: too many answers already wait.
         """
         try:
-            for tokens in self._prompts():
+            for tokens, options in self._prompts():
                 for _ in range(self._asked.choices):
-                    self._choices.append(_Choice(len(self._choices), self._begun(tokens, len(self._choices))))
+                    at = len(self._choices)
+                    self._choices.append(_Choice(at, self._begun(tokens, options, at)))
         except BaseException:
             self._close()
             raise
 
-    def _prompts(self) -> list[Sequence[int]]:
+    def _prompts(self) -> list[tuple[Sequence[int], dict[str, Any]]]:
+        """Return the decoder's prompts and further options of each."""
         asked, generator = self._asked, self._generator
         if asked.chat:
-            return [generator.tokens(list(asked.messages), tools=asked.tools or None)]
-        return [generator.tokens(one) if isinstance(one, str) else list(one) for one in asked.prompts]
+            return [(generator.tokens(list(asked.messages), tools=asked.tools or None), {})]
+        return [
+            generator.prepared(one, {}) if isinstance(one, str) else generator.from_tokens(one) for one in asked.prompts
+        ]
 
-    def _begun(self, tokens: Sequence[int], at: int) -> AnswerStream:
+    def _begun(self, tokens: Sequence[int], options: dict[str, Any], at: int) -> AnswerStream:
         asked, sampling = self._asked, self._asked.sampling
         if sampling.seed is not None and at:
             from dataclasses import replace
@@ -214,6 +228,7 @@ class _Completion:
             stop=asked.stop,
             log_probabilities=asked.log_probabilities,
             constraint=asked.constraint,
+            **options,
         )
 
     def _close(self) -> None:

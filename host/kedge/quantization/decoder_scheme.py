@@ -88,8 +88,11 @@ LADDER = (
 """Schemes tried until the budget is kept, smallest first."""
 
 
-def parse(text: str) -> Scheme:
+def parse(text: str, defaults: Scheme | None = None) -> Scheme:
     """Parse a scheme: ``precision=int4,group=32,symmetric=true,method=plain,embedding=int8,int8_layers=0+5``.
+
+    Args:
+        defaults: what is not given.
 
     Raises:
         ConfigError: an option or value is unknown.
@@ -106,7 +109,7 @@ def parse(text: str) -> Scheme:
                 remedy=f"Known are {', '.join(sorted(known))}",
             )
         given[name] = _value(name, value)
-    found = replace(Scheme(), **given)
+    found = replace(defaults or Scheme(), **given)
     if "embedding" not in given and not found.bits:
         found = replace(found, embedding=found.precision)
     if found.int8_layers and found.precision != "int4":

@@ -6,6 +6,68 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswerRules:
+    """What the model's author wants of every answer.
+
+    Attributes:
+        suppressed: tokens that are never written; ``suppressed_first`` not as the first.
+        no_repeat: the number of tokens in a row that do not occur twice; 0 for any.
+        repetition_penalty: the default of the option of this name.
+        least: the number of tokens before which no end token is written.
+    """
+
+    suppressed: tuple[int, ...] = ()
+    suppressed_first: tuple[int, ...] = ()
+    no_repeat: int = 0
+    repetition_penalty: float = 1.0
+    least: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speech:
+    """How a model of speech (Whisper) hears a sound, and the tokens by which it is told what to write.
+
+    Attributes:
+        rate: samples a second.
+        frame: the number of samples of a frame; ``hop`` those from one frame to the next.
+        mels: features of a frame.
+        languages: token of each language (``en``); empty for a model of one language.
+        transcribe, translate, no_timestamps, no_speech: tokens; None if there is none.
+    """
+
+    rate: int
+    frame: int
+    hop: int
+    mels: int
+    languages: dict[str, int] = field(default_factory=dict)
+    transcribe: int | None = None
+    translate: int | None = None
+    no_timestamps: int | None = None
+    no_speech: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What the encoder of an encoder-decoder reads.
+
+    Attributes:
+        positions: the largest number of the encoder's positions.
+        position_bytes: the bytes that a slot keeps for one of them.
+        begin_tokens: the beginning of every answer, which is given.
+        end_token: token put after a text; None for none.
+        prefixes: text put before a text, by task.
+        speech: for a model that hears; None for one that reads.
+    """
+
+    positions: int
+    position_bytes: int
+    begin_tokens: tuple[int, ...]
+    end_token: int | None = None
+    prefixes: dict[str, str] = field(default_factory=dict)
+    speech: Speech | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """A decoder language model.
 
@@ -20,6 +82,8 @@ class Generation:
         begin_token: the token put before a plain text; None if there is none.
         end_tokens: any of these ends an answer.
         special: the template's variables ``bos_token``, ``eos_token``, ….
+        source: what an encoder reads before the decoder writes; None for a decoder alone.
+        rules: what holds for every answer.
     """
 
     architecture: str
@@ -32,8 +96,11 @@ class Generation:
     begin_token: int | None = None
     end_tokens: tuple[int, ...] = ()
     special: dict[str, str] = field(default_factory=dict)
+    source: Source | None = None
+    rules: AnswerRules = field(default_factory=AnswerRules)
 
     @property
     def cache_bytes(self) -> int:
         """The size of the caches of all slots, in bytes."""
-        return self.slots * self.context * self.position_bytes
+        fixed = 0 if self.source is None else self.source.positions * self.source.position_bytes
+        return self.slots * (self.context * self.position_bytes + fixed)

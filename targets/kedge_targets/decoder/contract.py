@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kedge_protocol.bundle.config import RuntimeRequirement
+from kedge_protocol.errors import LoweringError
 from kedge_targets.decoder.layout import HeadLayout
 from kedge_targets.decoder.matrix import Matrix
 from kedge_targets.decoder.plan import Piece, Pieces
@@ -21,26 +22,52 @@ class Ends:
     Attributes:
         embedding: float or codes [vocabulary, hidden].
         positions: learned position embeddings, float32 [context, hidden]; None with rotary embedding.
-        norm: tensors of the last norm, ``norm`` and optionally ``norm.bias``.
+        norm: tensors of the last norm, ``norm`` and optionally ``norm.bias``; empty if there is none.
         head: the head's matrix; None if it is the embedding.
+        head_bias: float32 [vocabulary]; None for none.
+        relative: biases by distance, float32 [buckets, heads]; None for none.
     """
 
     embedding: Matrix
     positions: Array | None
     norm: dict[str, Array]
     head: Matrix | None
+    head_bias: Array | None = None
+    relative: Array | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderParts:
+    """An encoder's weights as they are stored.
+
+    Attributes:
+        embedding: of the tokens; None for a sound.
+        positions: float32 [context, hidden]; None for none.
+        norm: see :class:`Ends`.
+        relative: see :class:`Ends`.
+        convolutions: ``first``, ``first.bias``, ``second`` and ``second.bias`` of a sound; empty for a text.
+        pieces: the layers; their heads have the model's own layout.
+    """
+
+    embedding: Matrix | None
+    positions: Array | None
+    norm: dict[str, Array]
+    relative: Array | None
+    convolutions: dict[str, Array]
+    pieces: Pieces
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoweredDecoder:
     """The result of :meth:`DecoderCompiler.lower`: like :class:`kedge_targets.contract.Lowered`, with the bytes of all
-    caches for one position."""
+    caches for one position, and of the encoder's keys and values for one of its positions."""
 
     files: dict[str, Path]
     entry: str
     runtimes: tuple[RuntimeRequirement, ...]
     tools: dict[str, str]
     position_bytes: int
+    source_position_bytes: int = 0
 
 
 class LayerRunner(abc.ABC):
@@ -86,6 +113,16 @@ class DecoderCompiler(abc.ABC):
         Raises:
             LoweringError: the vendor's tool refuses it; the message quotes it.
         """
+
+    def lower_with_encoder(
+        self, spec: DecoderSpec, ends: Ends, pieces: Pieces, encoder: EncoderParts, *, context: int, workdir: Path
+    ) -> LoweredDecoder:
+        """Write the files of an encoder and its decoder; see :meth:`lower`.
+
+        Raises:
+            LoweringError: this backend takes none, or the vendor's tool refuses it.
+        """
+        raise LoweringError("this backend runs no encoder-decoders", where=spec.architecture)
 
     @abc.abstractmethod
     def layer_runner(self, spec: DecoderSpec, index: int, piece: Piece, *, context: int) -> LayerRunner:

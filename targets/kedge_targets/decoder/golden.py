@@ -3,7 +3,8 @@
 Inputs: ``tokens`` int64 [vectors, positions], ``columns`` int64 [vectors, columns] (tokens whose logits are compared;
 those of a whole vocabulary would be larger than the model). Outputs: ``prefill`` float32 [vectors, positions, columns]
 from one step of all positions, ``steps`` [vectors, positions - prompt, columns] from one step for each position after
-the prompt.
+the prompt. Of an encoder-decoder there are inputs ``sources`` too, one for each vector: int64 [vectors, length], or
+features float16 [vectors, mels, frames].
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ STEPS = 4
 """Number of last positions that are computed one by one."""
 
 
-def answers(session: DecoderSession, tokens: Array, columns: Array) -> dict[str, Array]:
+def answers(session: DecoderSession, tokens: Array, columns: Array, sources: Array | None = None) -> dict[str, Array]:
     """Return a session's outputs for golden inputs; uses the first slot.
 
     Raises:
         InputError: a token is outside the vocabulary, or the context has no room for the vectors.
     """
     prefill, steps = [], []
-    for row, wanted in zip(tokens.tolist(), columns, strict=True):
+    for at, (row, wanted) in enumerate(zip(tokens.tolist(), columns, strict=True)):
         session.truncate(0, 0)
+        if sources is not None:
+            session.attend(0, sources[at])
         prefill.append(session.extend(0, row, keep=len(row))[:, wanted])
         session.truncate(0, len(row) - STEPS)
         steps.append(np.stack([session.step({0: token})[0][wanted] for token in row[-STEPS:]]))
@@ -39,13 +42,15 @@ def answers(session: DecoderSession, tokens: Array, columns: Array) -> dict[str,
     return {"prefill": np.stack(prefill), "steps": np.stack(steps)}
 
 
-def inputs(vectors: Golden, *, where: str) -> tuple[Array, Array]:
-    """Return ``tokens`` and ``columns`` of golden vectors.
+def inputs(vectors: Golden, *, where: str) -> tuple[Array, Array, Array | None]:
+    """Return ``tokens``, ``columns`` and ``sources`` of golden vectors; the last is None for a decoder alone.
 
     Raises:
         BundleError: the vectors are not those of a decoder.
     """
-    tokens, columns = vectors.inputs.get("tokens"), vectors.inputs.get("columns")
+    tokens, columns, sources = (vectors.inputs.get(name) for name in ("tokens", "columns", "sources"))
     if tokens is None or columns is None or tokens.ndim != 2 or tokens.shape[1] <= STEPS or columns.ndim != 2:
         raise BundleError("the golden vectors are not those of a decoder", where=where)
-    return tokens, columns
+    if sources is not None and len(sources) != len(tokens):
+        raise BundleError("the golden vectors have not one source each", where=where)
+    return tokens, columns, sources

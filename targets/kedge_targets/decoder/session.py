@@ -20,13 +20,39 @@ class DecoderSession(abc.ABC):
     Attributes:
         slots, context, vocabulary: numbers of slots, of positions per slot, and of tokens in the vocabulary.
         lengths: number of positions in use in each slot, int64 [slots].
+        has_encoder: whether each slot needs a source.
+
+    A decoder with an encoder writes about the source that each slot was given last (:meth:`attend`).
     """
+
+    has_encoder = False
 
     def __init__(self, *, slots: int, context: int, vocabulary: int) -> None:
         self.slots = slots
         self.context = context
         self.vocabulary = vocabulary
         self.lengths = np.zeros(slots, np.int64)
+
+    def attend(self, slot: int, source: Array) -> None:
+        """Give a slot another source to write about, and empty it.
+
+        Raises:
+            InputError: see :meth:`check_source`.
+        """
+        self.check_source(source)
+        self.lengths[slot] = 0
+        self._encode(slot, source)
+
+    def check_source(self, source: Array) -> None:
+        """Check a source: tokens int64 [count], or features float32 [mels, frames].
+
+        Raises:
+            InputError: the model takes none, or not this one.
+        """
+        raise InputError("the model has no encoder", remedy="Give the text as the prompt")
+
+    def _encode(self, slot: int, source: Array) -> None:
+        """Compute what a slot attends to."""
 
     def extend(self, slot: int, tokens: Sequence[int], *, keep: int = 1) -> Array:
         """Append tokens to one slot.
@@ -88,7 +114,7 @@ class DecoderSession(abc.ABC):
 
     @abc.abstractmethod
     def copy(self, source: int, to: int, positions: int) -> None:
-        """Copy the first positions of one slot to another, which has that length afterwards."""
+        """Copy the first positions of one slot, and its source, to another, which has that length afterwards."""
 
     @abc.abstractmethod
     def _run(self, first: int, tokens: Array, lengths: Array, keep: int) -> Array:

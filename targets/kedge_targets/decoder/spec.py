@@ -15,6 +15,9 @@ from kedge_protocol.errors import ModelError
 Array = npt.NDArray[Any]
 
 ROTARY_KINDS = ("default", "linear", "llama3")
+TEXT = "text"
+SOUND = "sound"
+"""The kinds of encoders: of tokens, and of log-mel features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,62 @@ class LayerKind:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RelativePositions:
+    """Position biases of attention scores by distance (Raffel et al., "T5", JMLR 2020).
+
+    Attributes:
+        buckets: number of learned biases of each head; near distances have one of their own, farther ones share.
+        largest: distance from which on all share the last.
+    """
+
+    buckets: int
+    largest: int
+
+    def of(self, distances: Array, *, both_ways: bool) -> Array:
+        """Return the bucket of each distance (position of the key less the query's), int64 of the same shape.
+
+        Args:
+            both_ways: whether keys after the query are seen too; they have the upper half of the buckets.
+        """
+        count = self.buckets // 2 if both_ways else self.buckets
+        upper = np.where(distances > 0, count, 0) if both_ways else 0
+        away = np.abs(distances) if both_ways else np.maximum(-distances, 0)
+        exact = count // 2
+        # In float32, as transformers computes it: a distance at the edge of a bucket falls where it does there.
+        ratio = np.maximum(away, 1).astype(np.float32) / np.float32(exact)
+        steps = np.log(ratio) / np.float32(math.log(self.largest / exact)) * np.float32(count - exact)
+        far = np.minimum(exact + steps.astype(np.int64), count - 1)
+        found: Array = upper + np.where(away < exact, away, far)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """The encoder whose output a decoder attends to. Norms, activation and gates are the decoder's.
+
+    Attributes:
+        kind: ``text`` (tokens) or ``sound`` (log-mel features, halved in time by two convolutions).
+        layers: number of layers.
+        heads, head_size, intermediate, attention_scale: as in :class:`DecoderSpec`.
+        context: largest number of its positions; a sound always has all of them.
+        vocabulary: number of tokens; 0 for a sound.
+        mels: features of a frame; 0 for a text.
+        own_embedding: whether tokens have another embedding than the decoder's.
+    """
+
+    kind: str
+    layers: int
+    heads: int
+    head_size: int
+    intermediate: int
+    attention_scale: float
+    context: int
+    vocabulary: int = 0
+    mels: int = 0
+    own_embedding: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecoderSpec:
     """A decoder without its weights.
 
@@ -78,7 +137,7 @@ class DecoderSpec:
         heads, kv_heads, head_size: attention heads, key-value heads (a divisor of ``heads``), channels of a head.
         context: largest number of positions.
         layers: one entry per layer.
-        activation: ``silu`` or ``gelu_tanh``.
+        activation: ``silu``, ``gelu``, ``gelu_tanh`` or ``relu``.
         gated: whether the feed-forward network multiplies two projections (``down(act(gate(x)) * up(x))``).
         norm: ``rms`` or ``layer`` (with biases).
         norm_offset: added to a stored norm weight (Gemma stores weight - 1).
@@ -89,6 +148,12 @@ class DecoderSpec:
         embedding_scale: factor of the embedded tokens.
         tied: whether the head is the embedding.
         learned_positions: whether a table of positions is added to the embedded tokens.
+        norm_last: whether a norm follows each sum of a layer's parts rather than precede the next part; then there is
+            none before the head.
+        relative: biases of attention by distance; None for none.
+        head_scale: factor of the head's input.
+        head_bias: whether the head has a bias.
+        encoder: the encoder that all layers attend to; None for a decoder alone.
     """
 
     architecture: str
@@ -111,6 +176,11 @@ class DecoderSpec:
     embedding_scale: float = 1.0
     tied: bool = True
     learned_positions: bool = False
+    norm_last: bool = False
+    relative: RelativePositions | None = None
+    head_scale: float = 1.0
+    head_bias: bool = False
+    encoder: EncoderSpec | None = None
 
 
 class Weights(Protocol):
@@ -119,6 +189,10 @@ class Weights(Protocol):
     Matrices are float32 [out, in]. The names, each optionally with a ``.bias``: ``embedding``, ``positions``, ``norm``,
     ``head``; in a layer ``attention_norm``, ``q``, ``k``, ``v``, ``q_norm``, ``k_norm``, ``o``,
     ``attention_post_norm``, ``feed_forward_norm``, ``gate`` (gated only), ``up``, ``down``, ``feed_forward_post_norm``.
+
+    With an encoder a layer has ``cross_norm``, ``cross_q``, ``cross_k``, ``cross_v`` and ``cross_o`` too, and outside
+    the layers there are ``relative`` and ``encoder.relative`` [buckets, heads], ``encoder.embedding``,
+    ``encoder.positions``, ``encoder.norm``, ``first`` and ``second`` (convolutions [out, in, 3]), and ``head.bias``.
     """
 
     def outer(self, name: str) -> Array:

@@ -13,6 +13,7 @@ from kedge.compiler.decoders import report
 from kedge.compiler.decoders import steps as decoder_steps
 from kedge.compiler.decoders.worker_messages import Budget, DecoderAnswer, DecoderRequest
 from kedge.compiler.release import Release
+from kedge.importing.decoders import reading
 from kedge.quantization import decoder_scheme
 from kedge.quantization.decoder_scheme import Scheme
 from kedge.search import recipe_args
@@ -59,7 +60,10 @@ def run(
     """
     asked = [targets.find(name) for name in options.targets]
     _check(options, asked)
-    schemes, limit, chosen = _schemes(options), budget(options), _steps(options)
+    alone = not reading.has_encoder(model)
+    schemes, limit, chosen = _schemes(options, alone=alone), budget(options), _steps(options)
+    if chosen and not alone:
+        raise ConfigError("is not for encoder-decoders yet", where="--step", remedy="Leave it out")
     compiled: list[_Compiled] = []
     failures: dict[str, KedgeError] = {}
     for target in asked:
@@ -116,7 +120,9 @@ def budget(options: CompileOptions) -> Budget:
     return Budget(max_ratio=ratio, max_perplexity=absolute, max_kl=options.max_kl)
 
 
-def _schemes(options: CompileOptions) -> tuple[Scheme, ...]:
+def _schemes(options: CompileOptions, *, alone: bool) -> tuple[Scheme, ...]:
+    if not alone:
+        return _schemes_of_pair(options)
     if options.quantize is not None:
         found: tuple[Scheme, ...] = (decoder_scheme.parse(options.quantize),)
     else:
@@ -136,6 +142,20 @@ def _steps(options: CompileOptions) -> tuple[StepChoice, ...]:
     for step in found:
         decoder_steps.check(step)
     return found
+
+
+def _schemes_of_pair(options: CompileOptions) -> tuple[Scheme, ...]:
+    """Return the schemes of an encoder-decoder: nothing is learned from calibration."""
+    if options.cache is not None:
+        raise ConfigError("is not for encoder-decoders yet", where="--cache", remedy="Leave it out")
+    plain = Scheme(method="plain")
+    if options.quantize is None:
+        ladder = tuple(replace(scheme, method="plain") for scheme in decoder_scheme.LADDER)
+        return ladder[2:3] if options.effort is Effort.QUICK else ladder
+    found = decoder_scheme.parse(options.quantize, plain)
+    if found.learns:
+        raise ConfigError("method=gptq is not for encoder-decoders yet", where="--quantize", remedy="Leave it out")
+    return (found,)
 
 
 def _backend(target: Target) -> BackendChoice:

@@ -11,14 +11,19 @@ from typing import Any
 import numpy as np
 
 from kedge.compiler.decoders import steps
-from kedge.compiler.decoders.worker_messages import (
-    CONTEXT,
-    Attempt,
-    DecoderAnswer,
-    DecoderRequest,
-    DecoderStepEntry,
+from kedge.compiler.decoders.worker_messages import Attempt, DecoderAnswer, DecoderRequest, DecoderStepEntry
+from kedge.compiler.decoders.worker_parts import (
+    TEMPLATE,
+    TOKENIZER,
+    check_tokenizer,
+    columns_of,
+    compiler_of,
+    context_of,
+    golden_file,
+    runtime_of,
+    text_files,
+    version_of,
 )
-from kedge.evaluation import golden as tolerances
 from kedge.evaluation.decoders import reference as references
 from kedge.evaluation.decoders import texts
 from kedge.evaluation.decoders.reference import Reference
@@ -27,13 +32,10 @@ from kedge.importing.decoders.decoder import Decoder
 from kedge.quantization import decoder_mixing
 from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, table
 from kedge.quantization.decoder_scheme import Scheme
-from kedge_protocol import golden
 from kedge_protocol.bundle.generation import Generation
 from kedge_protocol.errors import ConfigError, TargetError
-from kedge_protocol.golden import Golden, Tolerance
 from kedge_targets import registry
-from kedge_targets.decoder import golden as vectors
-from kedge_targets.decoder.contract import DecoderCompiler, Ends, LoweredDecoder
+from kedge_targets.decoder.contract import Ends, LoweredDecoder
 from kedge_targets.decoder.spec import Array
 from kedge_targets.worker import Progress
 
@@ -43,13 +45,8 @@ CALIBRATION = 16
 EVALUATION = 12
 _GOLDEN = 4
 _GOLDEN_LENGTH = 24
-_COLUMNS = 512
 _MIXED = 2
 """Largest number of schemes with unlike layers that are tried."""
-_FLOOR = 1e-4
-"""Smallest tolerance of golden logits, relative to their standard deviation."""
-TOKENIZER = "tokenizer.json"
-TEMPLATE = "chat_template.jinja"
 
 
 def compile_decoder(request: DecoderRequest, progress: Progress) -> DecoderAnswer:
@@ -61,6 +58,10 @@ def compile_decoder(request: DecoderRequest, progress: Progress) -> DecoderAnswe
         MissingDependencyError: the ``generation`` extra is not installed.
         LoweringError: the backend refuses the model.
     """
+    if reading.has_encoder(Path(request.source)):
+        from kedge.compiler.decoders.encoder_decoder_tasks import EncoderDecoderCompilation
+
+        return EncoderDecoderCompilation(request, progress).run()
     return _Compilation(request, progress).run()
 
 
@@ -80,9 +81,9 @@ class _Compilation:
         self._workdir = Path(request.workdir)
         adapter = None if request.adapter is None else Path(request.adapter)
         self._decoder: Decoder = reading.read(Path(request.source), adapter=adapter)
-        self._compiler = _compiler(request.backend)
+        self._compiler = compiler_of(request.backend)
         self._spec = self._decoder.spec
-        self._context = _context(request.context, self._spec.context)
+        self._context = context_of(request.context, self._spec.context)
 
     def run(self) -> DecoderAnswer:
         request, decoder = self._request, self._decoder
@@ -91,12 +92,7 @@ class _Compilation:
             self._check_memory()
             self._check_layers()
         tokenizer = texts.tokenizer(decoder.text.tokenizer, where=f"{request.source}/{TOKENIZER}")
-        if tokenizer.get_vocab_size() > self._spec.vocabulary:
-            raise ConfigError(
-                f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {self._spec.vocabulary}",
-                where=request.source,
-                remedy="Give the tokenizer of this very model",
-            )
+        check_tokenizer(tokenizer, self._spec.vocabulary, where=request.source)
         calibration, calibration_digest = self._sequences(request.calibration, tokenizer, CALIBRATION)
         evaluation, evaluation_digest = self._sequences(request.evaluation, tokenizer, EVALUATION)
         reference = self._reference(evaluation)
@@ -104,7 +100,7 @@ class _Compilation:
         made, keeps = self._search(calibration, reference)
         chosen = made[-1]
         path, sets = self._golden(chosen.lowered, evaluation)
-        files = {**chosen.lowered.files, **self._text_files()}
+        files = {**chosen.lowered.files, **text_files(decoder.text, self._workdir)}
         lowered = chosen.lowered
         size = sum(file.stat().st_size for file in lowered.files.values())
         generation = self._generation(lowered)
@@ -112,7 +108,7 @@ class _Compilation:
             files={title: str(file) for title, file in files.items()},
             entry=lowered.entry,
             runtimes=lowered.runtimes,
-            tools={**lowered.tools, "tokenizers": _version("tokenizers")},
+            tools={**lowered.tools, "tokenizers": version_of("tokenizers")},
             generation=generation,
             attempts=tuple(one.attempt for one in made),
             chosen=len(made) - 1 if keeps else -1,
@@ -125,7 +121,7 @@ class _Compilation:
             evaluation_digest=evaluation_digest,
             calibration_sequences=len(calibration),
             evaluation_sequences=len(evaluation),
-            runtime=_runtime(request.backend),
+            runtime=runtime_of(request.backend),
             memory_bytes=2 * size + generation.cache_bytes,
             warnings=_warnings(calibration, evaluation, calibration_digest == evaluation_digest, decoder),
             steps=entries,
@@ -265,44 +261,11 @@ class _Compilation:
         )
 
     def _golden(self, lowered: LoweredDecoder, sequences: list[list[int]]) -> tuple[Path, tuple[str, ...]]:
-        """Write golden vectors from the evaluation texts. The tolerance follows from the largest deviation of any
-        kernel set, and of one step of many positions from single steps."""
+        """Write golden vectors from the evaluation texts."""
         self._progress("golden vectors", 0, 0)
-        runtime = registry.runtime(self._request.backend)
         length = min(_GOLDEN_LENGTH, self._context, *(len(one) for one in sequences))
         tokens = np.array([one[:length] for one in sequences[:_GOLDEN]], np.int64)
-        wanted = np.unique(np.linspace(0, self._spec.vocabulary - 1, _COLUMNS).astype(np.int64))
-        columns = np.repeat(wanted[None], len(tokens), axis=0)
-        sets = runtime.kernel_sets_for(self._request.options)
-        runs = []
-        for kernel_set in sets:
-            session = runtime.load_decoder(
-                lowered.files[lowered.entry], self._request.options, slots=1, context=length, kernel_set=kernel_set
-            )
-            runs.append(vectors.answers(session, tokens, columns))
-            session.close()
-        expected = runs[0]
-        apart = golden.deviation(expected["prefill"][:, -vectors.STEPS :], expected["steps"])
-        allowed = {}
-        for name, value in expected.items():
-            found = [apart, *(golden.deviation(value, other[name]) for other in runs[1:])]
-            least = _FLOOR * float(value.std())
-            allowed[name] = Tolerance(
-                max(least * 4, tolerances.MARGIN * max(most for most, _ in found)),
-                max(least, tolerances.MARGIN * max(rms for _, rms in found)),
-            )
-        path = self._workdir / "golden.npz"
-        golden.save(Golden({"tokens": tokens, "columns": columns}, expected, allowed), path)
-        return path, sets
-
-    def _text_files(self) -> dict[str, Path]:
-        text = self._decoder.text
-        found = {TOKENIZER: text.tokenizer}
-        if text.template is not None:
-            found[TEMPLATE] = text.template.encode()
-        for title, raw in found.items():
-            (self._workdir / title).write_bytes(raw)
-        return {title: self._workdir / title for title in found}
+        return golden_file(self._request, lowered, tokens, columns_of(self._spec.vocabulary, len(tokens)))
 
     def _generation(self, lowered: LoweredDecoder) -> Generation:
         text = self._decoder.text
@@ -320,21 +283,6 @@ class _Compilation:
         )
 
 
-def _compiler(backend: str) -> DecoderCompiler:
-    found = registry.compiler(backend).decoders()
-    if found is None:
-        raise TargetError(f"{backend} runs no language models")
-    return found
-
-
-def _context(asked: int | None, own: int) -> int:
-    if asked is not None and asked > own:
-        raise ConfigError(
-            f"{asked} positions are more than the model's {own}", where="--context", remedy=f"Give at most {own}"
-        )
-    return asked if asked is not None else min(own, CONTEXT)
-
-
 def _warnings(
     calibration: list[list[int]], evaluation: list[list[int]], same: bool, decoder: Decoder
 ) -> tuple[str, ...]:
@@ -348,14 +296,3 @@ def _warnings(
     if not decoder.text.end_tokens:
         found.append("the folder names no token that ends an answer: only the limit of tokens will")
     return tuple(found)
-
-
-def _version(distribution: str) -> str:
-    from importlib import metadata
-
-    return metadata.version(distribution)
-
-
-def _runtime(backend: str) -> str:
-    name = registry.runtime(backend).distributions[0]
-    return f"{name} {_version(name)}"

@@ -38,17 +38,17 @@ def tokenizer(raw: bytes, *, where: str) -> Any:
         ) from error
 
 
-def files(path: Path) -> list[Path]:
+def files(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """Return the text files of a path: the file itself, or those in the folder.
 
     Raises:
         DatasetError: there are none.
     """
-    if path.is_file() and path.suffix in SUFFIXES:
+    if path.is_file() and path.suffix in suffixes:
         return [path]
-    found = sorted(one for one in path.rglob("*") if one.suffix in SUFFIXES and one.is_file()) if path.is_dir() else []
+    found = sorted(one for one in path.rglob("*") if one.suffix in suffixes and one.is_file()) if path.is_dir() else []
     if not found:
-        raise DatasetError("holds no text", where=str(path), remedy=f"Give files of {', '.join(SUFFIXES)}")
+        raise DatasetError("holds no text", where=str(path), remedy=f"Give files of {', '.join(suffixes)}")
     return found
 
 
@@ -59,13 +59,19 @@ def read(path: Path) -> tuple[list[str], str]:
         DatasetError: there is no text, or a file cannot be read.
         MissingDependencyError: a file is parquet, and pyarrow is not installed.
     """
-    found = [text for file in files(path) for text in _texts(file) if text.strip()]
+    found = [text for file in files(path) for text in of_file(file) if text.strip()]
     if not found:
         raise DatasetError("all texts are empty", where=str(path), remedy="Give some thousand words")
     return found, digest.of_bytes("\0".join(found).encode("utf-8", "surrogatepass"))
 
 
-def _texts(file: Path) -> Iterator[str]:
+def of_file(file: Path, *, whole: bool = False) -> Iterator[str]:
+    """Yield the texts of one file; with ``whole`` its content as it is, unless it is parquet.
+
+    Raises:
+        DatasetError: the file cannot be read.
+        MissingDependencyError: it is parquet, and pyarrow is not installed.
+    """
     if file.suffix == ".parquet":
         yield from _rows(file)
         return
@@ -73,7 +79,7 @@ def _texts(file: Path) -> Iterator[str]:
         content = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"cannot be read as UTF-8: {error}", where=str(file)) from error
-    if file.suffix != ".jsonl":
+    if whole or file.suffix != ".jsonl":
         yield content
         return
     for number, line in enumerate(content.splitlines(), 1):

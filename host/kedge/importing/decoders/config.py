@@ -70,7 +70,7 @@ def spec_of(config: Mapping[str, Any], *, where: str) -> DecoderSpec:
         raise ModelError(
             f"model_type {family!r} is not read",
             where=where,
-            remedy=f"Known are {', '.join(FAMILIES)} (SmolLM is llama); export others to ONNX",
+            remedy=f"Known are {', '.join(FAMILIES)} (SmolLM is llama), t5, marian, whisper; export others to ONNX",
         )
     for key, neutral in _NEUTRAL.items():
         if key in config and config[key] not in neutral:

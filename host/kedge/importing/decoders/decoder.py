@@ -22,6 +22,16 @@ class Weights(Protocol):
         """Return a layer's tensors."""
 
 
+class EncoderWeights(Weights, Protocol):
+    """Weights of an encoder-decoder."""
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a tensor of this name outside the layers."""
+
+    def encoder_layer(self, index: int) -> dict[str, Array]:
+        """Return a layer of the encoder."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
     """A decoder that can be lowered.

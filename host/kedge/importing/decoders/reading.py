@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kedge.importing import digests
-from kedge.importing.decoders import config, lora, tensors, text
+from kedge.importing.decoders import config, encoder_config, encoder_text, lora, tensors, text
 from kedge.importing.decoders.decoder import Decoder
+from kedge.importing.decoders.encoder_names import EncoderDecoderWeights
 from kedge.importing.decoders.names import NamedWeights
 from kedge_protocol.errors import ModelError
 
 _GGUF = b"GGUF"
+_WITH_ENCODER = ("ForConditionalGeneration", "MarianMTModel")
 
 
 def is_decoder(path: Path) -> bool:
@@ -26,6 +29,11 @@ def is_decoder(path: Path) -> bool:
         return False
 
 
+def has_encoder(path: Path) -> bool:
+    """Return whether a path is a folder of an encoder-decoder. No weights are read."""
+    return path.is_dir() and config.read_json(path / "config.json").get("model_type") in encoder_config.FAMILIES
+
+
 def _says_so(path: Path) -> bool:
     try:
         found = config.read_json(path)
@@ -33,8 +41,8 @@ def _says_so(path: Path) -> bool:
         return False
     architectures = found.get("architectures")
     if isinstance(architectures, list) and architectures:
-        return str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel"))
-    return found.get("model_type") in config.FAMILIES
+        return str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel", *_WITH_ENCODER))
+    return found.get("model_type") in (*config.FAMILIES, *encoder_config.FAMILIES)
 
 
 def read(path: Path, *, adapter: Path | None = None) -> Decoder:
@@ -55,11 +63,15 @@ def read(path: Path, *, adapter: Path | None = None) -> Decoder:
         found = _folder(path)
     if adapter is None:
         return found
+    if found.spec.encoder is not None:
+        raise ModelError("adapters of encoder-decoders are not merged", where=str(adapter), remedy="Merge it before")
     return replace(found, weights=lora.merged(found.weights, found.spec, adapter))
 
 
 def _folder(folder: Path) -> Decoder:
     raw = config.read_json(folder / "config.json")
+    if raw.get("model_type") in encoder_config.FAMILIES:
+        return _with_encoder(folder, raw)
     spec = config.spec_of(raw, where=str(folder / "config.json"))
     stored = tensors.of_folder(folder)
     texts = text.of_folder(folder, raw)
@@ -67,6 +79,22 @@ def _folder(folder: Path) -> Decoder:
     found, size = digests.of_path(folder)
     return Decoder(
         spec=spec,
+        weights=weights,
+        text=texts,
+        source_digest=found,
+        size_bytes=sum(file.stat().st_size for file in stored.files) or size,
+        parameters=stored.parameters,
+    )
+
+
+def _with_encoder(folder: Path, raw: dict[str, Any]) -> Decoder:
+    spec = encoder_config.spec_of(raw, where=str(folder / "config.json"))
+    stored = tensors.of_folder(folder)
+    texts = encoder_text.of_folder(folder, raw, spec)
+    weights = EncoderDecoderWeights(stored, spec, where=str(folder))
+    found, size = digests.of_path(folder)
+    return Decoder(
+        spec=weights.spec,
         weights=weights,
         text=texts,
         source_digest=found,

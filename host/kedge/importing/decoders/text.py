@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kedge.importing.decoders.config import read_json
+from kedge_protocol.bundle.generation import AnswerRules, Source
 from kedge_protocol.errors import ModelError
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -26,6 +27,9 @@ class TextFiles:
         begin_token: token put before a plain text; None if the tokenizer adds it or there is none.
         end_tokens: tokens that end an answer.
         special: texts of ``bos_token``, ``eos_token``, … for the template.
+        source: what the encoder of an encoder-decoder reads, without the bytes that a backend takes for it.
+        rules: what holds for every answer.
+        warnings: what the folder asks for and is not done.
     """
 
     tokenizer: bytes
@@ -33,6 +37,9 @@ class TextFiles:
     begin_token: int | None
     end_tokens: tuple[int, ...]
     special: dict[str, str] = field(default_factory=dict)
+    source: Source | None = None
+    rules: AnswerRules = field(default_factory=AnswerRules)
+    warnings: tuple[str, ...] = ()
 
 
 def of_folder(folder: Path, config: Mapping[str, Any]) -> TextFiles:
@@ -49,16 +56,16 @@ def of_folder(folder: Path, config: Mapping[str, Any]) -> TextFiles:
             remedy="Save the fast tokenizer beside the weights (AutoTokenizer.from_pretrained(…).save_pretrained(…))",
         )
     tokenizer = path.read_bytes()
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    settings = optional(folder / "tokenizer_config.json")
+    generation = optional(folder / "generation_config.json")
     special = {name: text for name in _SPECIAL if (text := _token_text(settings.get(name))) is not None}
     template = _template(folder, settings)
     ids = token_ids(tokenizer, where=str(path))
-    ends = {*_numbers(config.get("eos_token_id")), *_numbers(generation.get("eos_token_id"))}
+    ends = {*numbers(config.get("eos_token_id")), *numbers(generation.get("eos_token_id"))}
     wanted = [special["eos_token"]] if "eos_token" in special else []
     wanted += [text for text in _TURN_ENDS if template is not None and text in template]
     ends |= {ids[text] for text in wanted if text in ids}
-    begin = _numbers(config.get("bos_token_id"))
+    begin = numbers(config.get("bos_token_id"))
     return TextFiles(
         tokenizer=tokenizer,
         template=template,
@@ -100,6 +107,16 @@ def _token_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _numbers(value: Any) -> list[int]:
+def optional(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one if there is no file.
+
+    Raises:
+        ModelError: the file is no JSON object.
+    """
+    return read_json(path) if path.is_file() else {}
+
+
+def numbers(value: Any) -> list[int]:
+    """Return the whole numbers of a value that is one or a list of them."""
     several = value if isinstance(value, list) else [value]
     return [one for one in several if isinstance(one, int) and not isinstance(one, bool)]

@@ -60,9 +60,13 @@ class Runtime(contract.Runtime):
         self, entry: Path, options: Mapping[str, Any], *, slots: int, context: int, kernel_set: str | None = None
     ) -> DecoderSession:
         """See :meth:`kedge_targets.contract.Runtime.load_decoder`."""
-        from kedge_targets.backends.onnxruntime.decoder.session import OnnxDecoderSession
+        from kedge_targets.backends.onnxruntime.decoder.session import ENCODER, OnnxDecoderSession
 
-        return OnnxDecoderSession(_opened(entry, options, kernel_set), slots=slots, context=context)
+        decoder = _opened(entry, options, kernel_set)
+        encoder = None
+        if any(one.name.startswith("cross.") for one in decoder.get_inputs()):
+            encoder = _opened(entry.with_name(ENCODER), options, kernel_set)
+        return OnnxDecoderSession(decoder, slots=slots, context=context, encoder=encoder)
 
 
 def _opened(entry: Path, options: Mapping[str, Any], kernel_set: str | None) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from kedge_protocol.bundle.config import RuntimeRequirement
 from kedge_protocol.errors import LoweringError
 from kedge_targets.decoder import contract
-from kedge_targets.decoder.contract import Ends, LoweredDecoder
+from kedge_targets.decoder.contract import EncoderParts, Ends, LoweredDecoder
 from kedge_targets.decoder.layout import HeadLayout
 from kedge_targets.decoder.plan import PROBES, Piece, Pieces
 from kedge_targets.decoder.spec import Array, DecoderSpec
@@ -49,12 +49,12 @@ class Compiler(contract.DecoderCompiler):
         itemsizes = []
         with GraphWriter(workdir / DATA) as writer:
             graph = DecoderGraph(writer, spec, layout, context=context)
-            graph.begin(ends.embedding, ends.positions)
+            graph.begin(ends.embedding, ends.positions, ends.relative)
             for index in range(len(spec.layers)):
                 piece = pieces(index)
                 graph.layer(index, piece)
                 itemsizes.append(4 if piece.cache is None else 1)
-            graph.end(ends.norm, ends.head)
+            graph.end(ends.norm, ends.head, ends.head_bias)
             (workdir / ENTRY).write_bytes(writer.model().SerializeToString(deterministic=True))
         minimum = _MINIMUM_INT8_CACHE if 1 in itemsizes else _MINIMUM
         return LoweredDecoder(
@@ -63,6 +63,41 @@ class Compiler(contract.DecoderCompiler):
             runtimes=(RuntimeRequirement(distribution="onnxruntime", minimum=minimum),),
             tools={"onnx": metadata.version("onnx")},
             position_bytes=2 * spec.kv_heads * layout.size * sum(itemsizes),
+        )
+
+    def lower_with_encoder(
+        self, spec: DecoderSpec, ends: Ends, pieces: Pieces, encoder: EncoderParts, *, context: int, workdir: Path
+    ) -> LoweredDecoder:
+        """See :meth:`kedge_targets.decoder.contract.DecoderCompiler.lower_with_encoder`."""
+        from kedge_targets.backends.onnxruntime.decoder.encoder_graph import EncoderGraph
+        from kedge_targets.backends.onnxruntime.decoder.graph import DecoderGraph
+        from kedge_targets.backends.onnxruntime.decoder.session import ENCODER
+        from kedge_targets.backends.onnxruntime.decoder.writer import Constants, GraphWriter
+
+        if spec.encoder is None:
+            raise LoweringError("the model has no encoder", where=spec.architecture)
+        layout = self.layout(spec)
+        with Constants(workdir / DATA, shared=True) as data:
+            listener, writer = GraphWriter(data), GraphWriter(data)
+            source = EncoderGraph(listener, spec, spec.encoder)
+            source.write(encoder)
+            graph = DecoderGraph(writer, spec, layout, context=context)
+            graph.begin(ends.embedding, ends.positions, ends.relative)
+            for index in range(len(spec.layers)):
+                piece = pieces(index)
+                source.keys_and_values(index, piece)
+                graph.layer(index, piece)
+            graph.end(ends.norm, ends.head, ends.head_bias)
+            for title, one in ((ENCODER, listener), (ENTRY, writer)):
+                (workdir / title).write_bytes(one.model().SerializeToString(deterministic=True))
+        layers = len(spec.layers)
+        return LoweredDecoder(
+            files={title: workdir / title for title in (ENTRY, ENCODER, DATA)},
+            entry=ENTRY,
+            runtimes=(RuntimeRequirement(distribution="onnxruntime", minimum=_MINIMUM),),
+            tools={"onnx": metadata.version("onnx")},
+            position_bytes=2 * 4 * layers * spec.kv_heads * layout.size,
+            source_position_bytes=2 * 4 * layers * spec.heads * spec.head_size,
         )
 
     def layer_runner(self, spec: DecoderSpec, index: int, piece: Piece, *, context: int) -> LayerRunner:

@@ -4,9 +4,11 @@
     keep [1] int64                     number of last positions whose logits are computed
     seqlens_k [batch] int32            positions of each row after this step, less 1
     total [1] int32                    the largest of them, plus 1
-    position_ids [batch, step] int64   only if positions are learned
+    position_ids [batch, step] int64   only if positions are learned or have biases
     past.L.k, past.L.v                 [batch, kv heads, room, head size]; present.L.k and .v are the same buffers;
                                        float32, or int8 with a scale for each channel
+    cross.L.k, cross.L.v               [batch, heads, source, head size] float32: of an encoder, if there is one
+    source_mask [batch, source] int32  1 where a text's encoder has a position
     → logits [batch, keep, vocabulary] float32
 
 A part of the layers has ``hidden`` [batch, step, channels] as input and output instead.
@@ -20,20 +22,23 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
+from kedge_targets.backends.onnxruntime.decoder.blocks import Blocks
 from kedge_targets.backends.onnxruntime.decoder.writer import MICROSOFT, GraphWriter
 from kedge_targets.decoder.layout import HeadLayout
-from kedge_targets.decoder.matrix import Codes, Matrix, stacked
+from kedge_targets.decoder.matrix import Matrix
 from kedge_targets.decoder.plan import Piece
-from kedge_targets.decoder.spec import DecoderSpec, LayerKind
+from kedge_targets.decoder.spec import TEXT, DecoderSpec, LayerKind
 
 Array = npt.NDArray[Any]
 
 _FLOAT, _INT64, _INT32, _INT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.INT8
+_BIAS_AT = 10
+"""Index of GroupQueryAttention's input with biases of scores."""
 _SCALES_AT = 12
 """Index of GroupQueryAttention's input with the scales of stored keys; that of values follows."""
 
 
-class DecoderGraph:
+class DecoderGraph(Blocks):
     """Writes a decoder, or a part of its layers, into a :class:`GraphWriter`: the beginning, each layer in order, the
     end.
 
@@ -46,19 +51,15 @@ class DecoderGraph:
     def __init__(
         self, writer: GraphWriter, spec: DecoderSpec, layout: HeadLayout, *, context: int, probes: bool = False
     ) -> None:
-        self._w = writer
-        self._spec = spec
+        super().__init__(writer, spec)
         self._layout = layout
         self._probes = probes
         self._context = context
         self._rotary: dict[LayerKind, tuple[str, str]] = {}
-        self._hidden = ""
-        self._added = ""
-        """The tensor still to be added to the hidden state; the next norm does both in one operator."""
-        self._shared: tuple[Codes, tuple[str, str, str]] | None = None
-        self._embedding = ""
+        self._bias = ""
+        self._count = ""
 
-    def begin(self, embedding: Matrix | None, positions: Array | None = None) -> None:
+    def begin(self, embedding: Matrix | None, positions: Array | None = None, relative: Array | None = None) -> None:
         """Write the inputs and the embedding of tokens; ``embedding`` is None for a part that takes ``hidden``."""
         w, spec = self._w, self._spec
         if embedding is None:
@@ -67,59 +68,56 @@ class DecoderGraph:
         else:
             w.take("input_ids", _INT64, ["batch", "step"])
             self._hidden = self._embedded(embedding)
-            if spec.embedding_scale != 1:
-                self._hidden = w.op("Mul", [self._hidden, w.constant(np.array(spec.embedding_scale, np.float32))])
         w.take("seqlens_k", _INT32, ["batch"])
         w.take("total", _INT32, [1])
-        self._total = w.op("Squeeze", ["total", w.constant(np.array([0], np.int64))])
-        if positions is not None:
+        self._count = w.op("Squeeze", ["total", w.constant(np.array([0], np.int64))])
+        if positions is not None or relative is not None:
             w.take("position_ids", _INT64, ["batch", "step"])
+        if positions is not None:
             table = w.constant(positions[: self._context].astype(np.float32), "positions")
             self._added = w.op("Gather", [table, "position_ids"])
+            if spec.norm_last:
+                self._total()
+        if relative is not None:
+            self._bias = self._biases(relative)
+        if spec.encoder is not None and spec.encoder.kind == TEXT:
+            w.take("source_mask", _INT32, ["batch", spec.encoder.context])
 
-    def _embedded(self, embedding: Matrix) -> str:
-        w = self._w
-        if isinstance(embedding, Codes):
-            names = w.codes(embedding, "embedding")
-            self._shared = (embedding, names)
-            flat = embedding.shape[1] * embedding.bits // 8
-            table = w.op("Reshape", [names[0], w.constant(np.array([embedding.shape[0], flat], np.int64))])
-            inputs = [table, "input_ids", names[1], *([names[2]] if names[2] else [])]
-            return w.op(
-                "GatherBlockQuantized",
-                inputs,
-                domain=MICROSOFT,
-                bits=embedding.bits,
-                block_size=embedding.group,
-                gather_axis=0,
-                quantize_axis=1,
-            )
-        stored = w.constant(embedding, "embedding")
-        found = w.op("Gather", [stored, "input_ids"])
-        if embedding.dtype == np.float32:
-            self._embedding = stored
-            return found
-        # As the head it is wanted in float32.
-        self._embedding = w.op("Cast", [stored], to=_FLOAT)
-        return w.op("Cast", [found], to=_FLOAT)
+    def _biases(self, relative: Array) -> str:
+        """Return the biases of a step's positions and all before them, float32 [batch, heads, step, total]."""
+        w, spec = self._w, self._spec
+        if spec.relative is None:
+            raise ValueError("biases without buckets")
+        buckets = spec.relative.of(-np.arange(self._context), both_ways=False)
+        table = w.constant(np.ascontiguousarray(relative[buckets].T.astype(np.float32)), "relative")
+        zero, one = w.constant(np.array(0, np.int64)), w.constant(np.array(1, np.int64))
+        places = w.op("Range", [zero, w.op("Cast", [self._count], to=_INT64), one])
+        rows = w.op("Unsqueeze", ["position_ids", w.constant(np.array([2], np.int64))])
+        # Places after a row's own are masked; their bias is any.
+        back = w.op("Max", [w.op("Sub", [rows, places]), zero])
+        return w.op("Transpose", [w.op("Gather", [table, back], axis=1)], perm=[1, 0, 2, 3])
 
     def layer(self, index: int, piece: Piece) -> None:
         """Write one layer."""
-        w, m, v = self._w, piece.matrices, piece.vectors
-        normed = self._norm_of_sum("attention_norm", v)
+        w, m, v, stem = self._w, piece.matrices, piece.vectors, str(index)
+        normed = self._before("attention_norm", v)
         self._probe(index, "attention", normed)
         attended = self._attention(index, normed, piece)
         self._probe(index, "o", attended)
-        out = w.product(attended, m["o"], f"{index}.o", v.get("o.bias"))
-        self._added = self._post_norm("attention_post_norm", out, v)
-        normed = self._norm_of_sum("feed_forward_norm", v)
+        out = w.product(attended, m["o"], f"{stem}.o", v.get("o.bias"))
+        self._after("attention_norm", "attention_post_norm", out, v)
+        if self._spec.encoder is not None:
+            attended = self._cross_attention(index, self._before("cross_norm", v), piece)
+            out = w.product(attended, m["cross_o"], f"{stem}.cross_o", v.get("cross_o.bias"))
+            self._after("cross_norm", "", out, v)
+        normed = self._before("feed_forward_norm", v)
         self._probe(index, "feed_forward", normed)
-        inner = self._inner(index, normed, piece)
+        inner = self._inner(stem, normed, piece)
         self._probe(index, "down", inner)
-        out = w.product(inner, m["down"], f"{index}.down", v.get("down.bias"))
-        self._added = self._post_norm("feed_forward_post_norm", out, v)
+        out = w.product(inner, m["down"], f"{stem}.down", v.get("down.bias"))
+        self._after("feed_forward_norm", "feed_forward_post_norm", out, v)
 
-    def end(self, norm: dict[str, Array] | None, head: Matrix | None) -> None:
+    def end(self, norm: dict[str, Array] | None, head: Matrix | None, bias: Array | None = None) -> None:
         """Write norm and head. With ``head`` None the head is the embedding; with ``norm`` None the output is
         ``hidden`` itself."""
         w, spec = self._w, self._spec
@@ -128,16 +126,38 @@ class DecoderGraph:
             w.give("hidden_out", _FLOAT, ["batch", "step", spec.hidden])
             return
         w.take("keep", _INT64, [1])
-        normed = self._norm_of_sum("norm", norm)
+        normed = self._norm_of_sum("norm", norm) if norm else self._total()
         ends = [w.op("Neg", ["keep"]), w.constant(np.array([2**62], np.int64)), w.constant(np.array([1], np.int64))]
         last = w.op("Slice", [normed, *ends])
+        if spec.head_scale != 1:
+            last = w.op("Mul", [last, w.constant(np.array(spec.head_scale, np.float32))])
+        made = "logits" if bias is None else w.name("scores")
         if head is not None:
-            w.product(last, head, "head", output="logits")
+            w.product(last, head, "head", output=made)
         elif self._shared is not None:
-            w.shared_product(last, *self._shared, "logits")
+            w.shared_product(last, *self._shared, made)
         else:
-            w.op("FusedMatMul", [last, self._embedding], ["logits"], domain=MICROSOFT, transB=1)
+            w.op("FusedMatMul", [last, self._embedding], [made], domain=MICROSOFT, transB=1)
+        if bias is not None:
+            w.op("Add", [made, w.constant(bias.astype(np.float32), "head.bias")], ["logits"])
         w.give("logits", _FLOAT, ["batch", "keep", spec.vocabulary])
+
+    def _cross_attention(self, index: int, normed: str, piece: Piece) -> str:
+        w, spec, encoder = self._w, self._spec, self._spec.encoder
+        if encoder is None:
+            raise ValueError("no encoder")
+        names = [f"cross.{index}.{part}" for part in "kv"]
+        for name in names:
+            w.take(name, _FLOAT, ["batch", spec.heads, encoder.context, spec.head_size])
+        query = w.product(normed, piece.matrices["cross_q"], f"{index}.cross_q", piece.vectors.get("cross_q.bias"))
+        mask = ["", "source_mask"] if encoder.kind == TEXT else []
+        return w.op(
+            "MultiHeadAttention",
+            [query, *names, *mask],
+            domain=MICROSOFT,
+            num_heads=spec.heads,
+            scale=float(spec.attention_scale),
+        )
 
     def _attention(self, index: int, normed: str, piece: Piece) -> str:
         w, spec, kind = self._w, self._spec, self._spec.layers[index]
@@ -145,14 +165,13 @@ class DecoderGraph:
         for part in "kv":
             for end, listed in (("past", w.take), ("present", w.give)):
                 listed(f"{end}.{index}.{part}", stored, ["batch", spec.kv_heads, "room", self._layout.size])
-        matrices = [piece.matrices[name] for name in "qkv"]
-        biases = [piece.vectors.get(f"{name}.bias") for name in "qkv"]
-        bias = None if biases[0] is None else np.concatenate([one for one in biases if one is not None])
-        whole = w.product(normed, stacked(matrices), f"{index}.qkv", bias)
+        whole = self._queries_keys_values(str(index), normed, piece)
         query, key, value = self._normed_heads(whole, piece.vectors) if spec.qk_norm else (whole, "", "")
         past = [f"past.{index}.k", f"past.{index}.v"]
         rotary = [] if kind.rotary is None else list(self._tables(kind))
-        inputs = [query, key, value, *past, "seqlens_k", self._total, *rotary]
+        inputs = [query, key, value, *past, "seqlens_k", self._count, *rotary]
+        if self._bias:
+            inputs = [*inputs, *[""] * (_BIAS_AT - len(inputs)), self._bias]
         types: dict[str, Any] = {}
         if piece.cache is not None:
             scales = [w.constant(one.reshape(-1).astype(np.float32)) for one in (piece.cache.keys, piece.cache.values)]
@@ -185,49 +204,6 @@ class DecoderGraph:
             normed = w.op("SimplifiedLayerNormalization", [apart, scale], axis=-1, epsilon=epsilon)
             parts[at] = w.op("Reshape", [normed, w.constant(np.array([0, 0, heads * size], np.int64))])
         return parts[0], parts[1], parts[2]
-
-    def _inner(self, index: int, normed: str, piece: Piece) -> str:
-        w, m, v = self._w, piece.matrices, piece.vectors
-        if not self._spec.gated:
-            return self._activated(w.product(normed, m["up"], f"{index}.up", v.get("up.bias")))
-        biases = [v[name] for name in ("gate.bias", "up.bias") if name in v]
-        bias = np.concatenate(biases) if biases else None
-        both = w.product(normed, stacked([m["gate"], m["up"]]), f"{index}.gate_up", bias)
-        gate, up = w.name("gate"), w.name("up")
-        w.op("Split", [both], [gate, up], axis=-1, num_outputs=2)
-        return w.op("Mul", [self._activated(gate), up])
-
-    def _activated(self, value: str) -> str:
-        if self._spec.activation == "silu":
-            # x * sigmoid(alpha x) with alpha 1 is SiLU, in one node.
-            return self._w.op("QuickGelu", [value], domain=MICROSOFT, alpha=1.0)
-        return self._w.op("Gelu", [value], approximate="tanh")
-
-    def _post_norm(self, name: str, value: str, vectors: dict[str, Array]) -> str:
-        return self._norm(name, value, vectors) if self._spec.post_norms else value
-
-    def _norm(self, name: str, value: str, vectors: dict[str, Array]) -> str:
-        w, spec = self._w, self._spec
-        scale = w.constant((vectors[name] + spec.norm_offset).astype(np.float32), name)
-        if spec.norm == "rms":
-            return w.op("SimplifiedLayerNormalization", [value, scale], axis=-1, epsilon=spec.norm_epsilon)
-        bias = w.constant(vectors[f"{name}.bias"].astype(np.float32), name)
-        return w.op("LayerNormalization", [value, scale, bias], axis=-1, epsilon=spec.norm_epsilon)
-
-    def _norm_of_sum(self, name: str, vectors: dict[str, Array]) -> str:
-        """Add the pending tensor to the hidden state, normalize the sum, and return the name of the result."""
-        w, spec = self._w, self._spec
-        if not self._added:
-            return self._norm(name, self._hidden, vectors)
-        inputs = [self._hidden, self._added, w.constant((vectors[name] + spec.norm_offset).astype(np.float32), name)]
-        kind = "SkipSimplifiedLayerNormalization"
-        if spec.norm == "layer":
-            kind = "SkipLayerNormalization"
-            inputs.append(w.constant(vectors[f"{name}.bias"].astype(np.float32), name))
-        normed, total = w.name("normed"), w.name("sum")
-        w.op(kind, inputs, [normed, "", "", total], domain=MICROSOFT, epsilon=spec.norm_epsilon)
-        self._hidden, self._added = total, ""
-        return normed
 
     def _tables(self, kind: LayerKind) -> tuple[str, str]:
         if kind not in self._rotary:

@@ -13,6 +13,9 @@ from kedge_targets.graph import library
 
 Array = npt.NDArray[Any]
 
+ENCODER = "encoder.onnx"
+"""The file of an encoder, beside its decoder."""
+_FEATURES = "input_features"
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
@@ -21,13 +24,14 @@ class OnnxDecoderSession(DecoderSession):
 
     Args:
         session: an ONNX Runtime session of a graph as described in ``decoder/graph.py``.
+        encoder: one of a graph as described in ``decoder/encoder_graph.py``, if the decoder attends to one.
 
     Raises:
         VerificationError: the graph is not of this form.
         InputError: the caches do not fit into memory.
     """
 
-    def __init__(self, session: Any, *, slots: int, context: int) -> None:
+    def __init__(self, session: Any, *, slots: int, context: int, encoder: Any = None) -> None:
         inputs = {one.name: one for one in session.get_inputs()}
         outputs = [one.name for one in session.get_outputs()]
         if not {"input_ids", "keep", "seqlens_k", "total"} <= set(inputs) or "logits" not in outputs:
@@ -42,16 +46,60 @@ class OnnxDecoderSession(DecoderSession):
             if name.startswith("past.")
         }
         self._bindings: dict[tuple[int, int], Any] = {}
+        self._encoder = encoder
+        self.has_encoder = encoder is not None
+        self._sources = {
+            name: _zeros((slots, *one.shape[1:]), np.float32)
+            for name, one in inputs.items()
+            if name.startswith("cross.")
+        }
+        self._mask = np.zeros((slots, inputs["source_mask"].shape[1]), np.int32) if "source_mask" in inputs else None
+        if self._mask is not None:
+            # A row that attends to nothing would not be a number.
+            self._mask[:, 0] = 1
 
     @property
     def cache_bytes(self) -> int:
         """See :attr:`kedge_targets.decoder.session.DecoderSession.cache_bytes`."""
-        return sum(cache.nbytes for cache in self._caches.values())
+        return sum(cache.nbytes for cache in (*self._caches.values(), *self._sources.values()))
+
+    def check_source(self, source: Array) -> None:
+        """See :meth:`kedge_targets.decoder.session.DecoderSession.check_source`."""
+        if self._encoder is None:
+            super().check_source(source)
+            return
+        wanted = self._encoder.get_inputs()[0]
+        if wanted.name == _FEATURES:
+            if list(source.shape) != wanted.shape[1:]:
+                raise InputError(f"features of {list(source.shape)} are given, {wanted.shape[1:]} are wanted")
+            return
+        room = next(iter(self._sources.values())).shape[2]
+        if not 0 < source.size <= room:
+            raise InputError(
+                f"the text to read has {source.size} tokens, the encoder takes 1 to {room}",
+                remedy="Give a shorter text, or cut it at its sentences",
+            )
+
+    def _encode(self, slot: int, source: Array) -> None:
+        name = self._encoder.get_inputs()[0].name
+        feed = source[None].astype(np.float32 if name == _FEATURES else np.int64)
+        try:
+            found = self._encoder.run(list(self._sources), {name: feed})
+        except Exception as error:  # the library's errors have no common base but Exception
+            raise InputError(f"ONNX Runtime cannot read this source: {library.reason_of(error)}") from error
+        for cache, value in zip(self._sources.values(), found, strict=True):
+            cache[slot, :, : value.shape[2]] = value[0]
+        if self._mask is not None:
+            self._mask[slot] = np.arange(self._mask.shape[1]) < source.size
 
     def copy(self, source: int, to: int, positions: int) -> None:
         """See :meth:`kedge_targets.decoder.session.DecoderSession.copy`."""
         for cache in self._caches.values():
             cache[to, :, :positions] = cache[source, :, :positions]
+        for fixed in self._sources.values():
+            fixed[to] = fixed[source]
+        if self._mask is not None:
+            self._mask[to] = self._mask[source]
         self.lengths[to] = positions
 
     def _run(self, first: int, tokens: Array, lengths: Array, keep: int) -> Array:
@@ -66,6 +114,8 @@ class OnnxDecoderSession(DecoderSession):
         }
         if self._positions:
             feeds["position_ids"] = lengths[:, None] + np.arange(step)
+        if self._mask is not None:
+            feeds["source_mask"] = self._mask[first : first + rows]
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
         binding.bind_output("logits", "cpu")
@@ -85,6 +135,9 @@ class OnnxDecoderSession(DecoderSession):
                 place = ("cpu", 0, part.dtype.type, part.shape, part.ctypes.data)
                 binding.bind_input(name, *place)
                 binding.bind_output(name.replace("past.", "present."), *place)
+            for name, fixed in self._sources.items():
+                part = fixed[first : first + rows]
+                binding.bind_input(name, "cpu", 0, np.float32, part.shape, part.ctypes.data)
             self._bindings[first, rows] = binding
         return self._bindings[first, rows]
 
@@ -92,7 +145,8 @@ class OnnxDecoderSession(DecoderSession):
         """See :meth:`kedge_targets.decoder.session.DecoderSession.close`."""
         self._bindings.clear()
         self._caches.clear()
-        self._session = None
+        self._sources.clear()
+        self._session = self._encoder = None
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -25,31 +26,70 @@ _ACCURACY = 4
 activations."""
 
 
-class GraphWriter:
-    """A writer of a graph; a context manager that owns the constants' file.
+class Constants:
+    """A file of large constants; a context manager.
 
     Args:
-        data: path of the file for large constants; None to keep them in the graph.
+        path: None to keep constants in the graphs.
+        shared: whether several graphs use it, which then share equal constants.
     """
 
-    def __init__(self, data: Path | None = None) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.inputs: list[onnx.ValueInfoProto] = []
-        self.outputs: list[onnx.ValueInfoProto] = []
-        self._constants: list[onnx.TensorProto] = []
-        self._data = data
+    def __init__(self, path: Path | None, *, shared: bool = False) -> None:
+        self._path = path
+        self._shared = shared
         self._file: BinaryIO | None = None
-        self._names = 0
+        self._offsets: dict[bytes, int] = {}
 
-    def __enter__(self) -> GraphWriter:
-        if self._data is not None:
-            self._file = self._data.open("wb")
+    def __enter__(self) -> Constants:
+        if self._path is not None:
+            self._file = self._path.open("wb")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def place(self, array: Array) -> dict[str, Any] | None:
+        """Store an array and return its location, offset and length; None if it belongs into the graph."""
+        if self._file is None or self._path is None or array.nbytes < _EXTERNAL:
+            return None
+        raw = array.tobytes()
+        digest = hashlib.sha256(raw).digest() if self._shared else b""
+        offset = self._offsets.get(digest)
+        if offset is None:
+            self._file.write(b"\0" * (-self._file.tell() % _ALIGN))
+            offset = self._file.tell()
+            self._file.write(raw)
+        if self._shared:
+            self._offsets[digest] = offset
+        return {"location": self._path.name, "offset": offset, "length": len(raw)}
+
+
+class GraphWriter:
+    """A writer of a graph; a context manager that owns the constants' file.
+
+    Args:
+        data: path of the file for large constants, or a file that is open already; None to keep them in the graph.
+    """
+
+    def __init__(self, data: Path | Constants | None = None) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+        self._constants: list[onnx.TensorProto] = []
+        self._stored = data if isinstance(data, Constants) else Constants(data)
+        self._own = not isinstance(data, Constants)
+        self._names = 0
+
+    def __enter__(self) -> GraphWriter:
+        if self._own:
+            self._stored.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._own:
+            self._stored.__exit__(kind, error, at)
 
     def name(self, stem: str) -> str:
         """Return an unused name."""
@@ -60,16 +100,14 @@ class GraphWriter:
         """Store a constant and return its name."""
         array = np.ascontiguousarray(array)
         name = self.name(stem)
-        if self._file is None or array.nbytes < _EXTERNAL:
+        place = self._stored.place(array)
+        if place is None:
             self._constants.append(numpy_helper.from_array(array, name))
             return name
-        self._file.write(b"\0" * (-self._file.tell() % _ALIGN))
         tensor = onnx.TensorProto(name=name, dims=array.shape, data_location=onnx.TensorProto.EXTERNAL)
         tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-        place = {"location": self._data.name if self._data else "", "offset": self._file.tell(), "length": array.nbytes}
         for key, value in place.items():
             tensor.external_data.add(key=key, value=str(value))
-        self._file.write(array.tobytes())
         self._constants.append(tensor)
         return name
 
