@@ -19,8 +19,10 @@ from tests.support.serving import ask
 
 from kedge_agent import Model
 from kedge_agent.proving import ProofLimits, prove
+from kedge_agent.serving.handler import Job, Request
 from kedge_agent.serving.model_pool import ServedModels
 from kedge_agent.serving.open_inference import InferenceHandler
+from kedge_agent.serving.worker_pool import WorkerPool
 from kedge_agent.slots import ModelFolder
 from kedge_protocol import golden
 from kedge_protocol.bundle.config import FileTensor, TensorSpec
@@ -119,7 +121,7 @@ def gathered(tmp_path: Path) -> InferenceHandler:
     assert cache is not None
     limits = (Gathered(values=16, most=4, gain=2.0),)
     plans.write(cache, slot.bundle().config, CallPlan(cores=plans.cores(), options={"threads": 1}, gathered=limits))
-    models = ServedModels(tmp_path / "state")
+    models = ServedModels(tmp_path / "state", workers=lambda name: WorkerPool(name, in_loop=True))
     models.scan()
     return InferenceHandler(models)
 
@@ -142,6 +144,11 @@ def test_gathered_requests_are_answered_each_and_counted_and_told(gathered: Infe
         if alone.status == 200:
             ours, theirs = (np.float32(one.body["outputs"][0]["data"]) for one in (answer, alone))
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    job = gathered.route(Request("POST", "/v2/models/tiny/infer", body=requests[0]))
+    assert isinstance(job, Job)
+    # In the loop's thread calls would come one after the other, and none would wait for another.
+    assert not job.pool.takes_here()
+    assert job.pool.threads == 8
     calls = ask(gathered, "GET", "/v2/models/tiny").body["parameters"]["calls"]
     assert calls["gathered"] == [{"values": 16, "most": 4, "gain": 2.0}]
     config = ask(gathered, "GET", "/v2/models/tiny/config").body

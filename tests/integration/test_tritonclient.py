@@ -16,9 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.support.bundles import CLASSES, make_bundle, samples
+from tests.support.installed import install
 from tests.support.ports import free_port
 
 from kedge_agent import Model
+from kedge_agent.serving.model_pool import ServedModels
+from kedge_agent.serving.open_inference import InferenceHandler
+from kedge_agent.serving.settings import ServerSettings
+from kedge_agent.slots import ModelFolder
+from kedge_targets.calls import plan as plans
+from kedge_targets.calls.plan import CallPlan, Gathered
 
 pytest.importorskip("tritonclient", reason="pip install --no-deps -r constraints/proofs.txt")
 
@@ -116,6 +123,39 @@ def _models(client: Any) -> list[dict[str, Any]]:
 def _answered(client: Any) -> int:
     (row,) = plain(client.get_inference_statistics("tiny"))["model_stats"]
     return int(row["inference_stats"]["success"].get("count", 0))
+
+
+def test_grpc_tells_how_calls_are_gathered(tmp_path: Path) -> None:
+    """HTTP says the same, see ``test_plans_of_calls.py``."""
+    import tritonclient.grpc as module
+    from tritonclient.grpc import model_config_pb2
+
+    from kedge_agent.serving.grpc_server import GrpcServer
+
+    install(tmp_path / "state", make_bundle(tmp_path))
+    folder = ModelFolder(tmp_path / "state", "tiny")
+    slot, cache = folder.current(), folder.cache
+    assert slot is not None
+    assert cache is not None
+    limits = (Gathered(values=16, most=4, gain=2.0),)
+    plan = CallPlan(cores=plans.cores(), options={"threads": 1}, at_once=1, gathered=limits)
+    plans.write(cache, slot.bundle().config, plan)
+    models = ServedModels(tmp_path / "state")
+    models.scan()
+    server = GrpcServer(InferenceHandler(models), ServerSettings(grpc_listen="127.0.0.1:0"))
+    server.start()
+    try:
+        client = module.InferenceServerClient(f"127.0.0.1:{server.port}")
+        client.infer("tiny", given(module, samples(2)))
+        config = client.get_model_config("tiny").config
+        assert list(config.dynamic_batching.preferred_batch_size) == [4]
+        (group,) = config.instance_group
+        assert (group.count, group.kind) == (1, model_config_pb2.ModelInstanceGroup.KIND_CPU)
+        (row,) = client.get_inference_statistics("tiny").model_stats
+        # One sample warms up.
+        assert {one.batch_size: one.compute_infer.count for one in row.batch_stats} == {1: 1, 2: 1}
+    finally:
+        server.stop(0.0)
 
 
 @pytest.mark.parametrize("kind", ["http", "grpc"])

@@ -35,12 +35,15 @@ ModelStreamInferResponse      error_message:1:string infer_response:2:ModelInfer
 ModelConfigRequest            name:1:string version:2:string
 ModelInput                    name:1:string data_type:2:int32 dims:4:int64*
 ModelOutput                   name:1:string data_type:2:int32 dims:3:int64*
-ModelConfig                   name:1:string platform:2:string max_batch_size:4:int32 input:5:ModelInput* output:6:ModelOutput* backend:17:string
+ModelInstanceGroup            name:1:string count:2:int32 kind:4:int32
+ModelDynamicBatching          preferred_batch_size:1:int32* max_queue_delay_microseconds:2:uint64
+ModelConfig                   name:1:string platform:2:string max_batch_size:4:int32 input:5:ModelInput* output:6:ModelOutput* instance_group:7:ModelInstanceGroup* dynamic_batching:11:ModelDynamicBatching backend:17:string
 ModelConfigResponse           config:1:ModelConfig
 ModelStatisticsRequest        name:1:string version:2:string
 StatisticDuration             count:1:uint64 ns:2:uint64
 InferStatistics               success:1:StatisticDuration fail:2:StatisticDuration queue:3:StatisticDuration compute_input:4:StatisticDuration compute_infer:5:StatisticDuration compute_output:6:StatisticDuration cache_hit:7:StatisticDuration cache_miss:8:StatisticDuration
-ModelStatistics               name:1:string version:2:string last_inference:3:uint64 inference_count:4:uint64 execution_count:5:uint64 inference_stats:6:InferStatistics
+InferBatchStatistics          batch_size:1:uint64 compute_infer:3:StatisticDuration
+ModelStatistics               name:1:string version:2:string last_inference:3:uint64 inference_count:4:uint64 execution_count:5:uint64 inference_stats:6:InferStatistics batch_stats:7:InferBatchStatistics*
 ModelStatisticsResponse       model_stats:1:ModelStatistics*
 RepositoryIndexRequest        repository_name:1:string ready:2:bool
 ModelIndex                    name:1:string version:2:string state:3:string reason:4:string
@@ -54,6 +57,8 @@ RepositoryModelUnloadResponse
 DATA_TYPES = ("INVALID", "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16",
               "FP32", "FP64", "STRING", "BF16")  # fmt: skip
 """Values of ``DataType`` in a model's configuration, by number."""
+INSTANCE_KINDS = ("KIND_AUTO", "KIND_GPU", "KIND_CPU")
+"""The same of ``ModelInstanceGroup.Kind``."""
 
 
 @functools.cache

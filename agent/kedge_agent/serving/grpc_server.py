@@ -19,7 +19,7 @@ from typing import Any
 from kedge_agent.loaded import Loaded
 from kedge_agent.serving import binary_tensors, descriptions, infer_request, open_inference, repository
 from kedge_agent.serving.datatypes import DATATYPES, Array, checked_datatype, checked_shape, datatype_of
-from kedge_agent.serving.grpc_messages import DATA_TYPES, SERVICE, message_classes
+from kedge_agent.serving.grpc_messages import DATA_TYPES, INSTANCE_KINDS, SERVICE, message_classes
 from kedge_agent.serving.grpc_relay import GrpcRelay, inner_address
 from kedge_agent.serving.handler import Response
 from kedge_agent.serving.infer_request import InferRequest, RequestedOutput, checked_classes, checked_output
@@ -226,12 +226,16 @@ class GrpcServer:
             config[side] = [
                 {**one, "data_type": DATA_TYPES.index(one["data_type"].removeprefix("TYPE_"))} for one in found[side]
             ]
+        config["instance_group"] = [
+            {**one, "kind": INSTANCE_KINDS.index(one["kind"])} for one in found["instance_group"]
+        ]
+        if "dynamic_batching" in found:
+            config["dynamic_batching"] = found["dynamic_batching"]
         return self._messages["ModelConfigResponse"](config=config)
 
     def _statistics(self, request: Any) -> Any:
         rows = self._of(lambda: self._handler.statistics(request.name, request.version or None))
         for row in rows:
-            del row["batch_stats"]
             row.pop("cascade", None)
         return self._messages["ModelStatisticsResponse"](model_stats=rows)
 

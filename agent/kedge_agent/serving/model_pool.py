@@ -284,5 +284,7 @@ class ServedModels:
             entry.error = f"{type(error).__name__}: {error}"
         if entry.error is None and entry.model is not None:
             with contextlib.suppress(InputError):  # it was closed meanwhile
-                entry.workers.threads = entry.model.loaded().threads
+                loaded = entry.model.loaded()
+                entry.workers.threads = loaded.threads
+                entry.workers.gathers = loaded.plan is not None and loaded.plan.most > 1
             log.info("%s serves %s %s", entry.folder.name, entry.model.version, entry.model.digest)

@@ -60,6 +60,8 @@ class WorkerPool:
         self.threads = threads
         self.deadline = deadline
         self.queue_limit = queue_limit
+        self.gathers = False
+        """Whether calls that wait are run together: then each waits in a thread of its own, none in the event loop."""
         self.refused = 0
         """Number of jobs refused because the queue was full."""
         self._monitor = monitor
@@ -89,9 +91,11 @@ class WorkerPool:
         return self._started == self.threads or self._start_one()
 
     def takes_here(self) -> bool:
-        """Return whether the event loop's thread may run the next call itself, at :meth:`run_here`: calls are short, no
-        thread has one, and there is room in the queue. If so, it counts as waiting."""
-        if not self._in_loop or self._seconds > _LONGEST_HERE or self._running or self._queue.qsize():
+        """Return whether the event loop's thread may run the next call itself, at :meth:`run_here`: calls are short and
+        by themselves, no thread has one, and there is room in the queue. If so, it counts as waiting."""
+        if not self._in_loop or self.gathers or self._seconds > _LONGEST_HERE:
+            return False
+        if self._running or self._queue.qsize():
             return False
         if self._closed or self._here_waiting > self.queue_limit:
             return False

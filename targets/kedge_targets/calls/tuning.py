@@ -44,6 +44,8 @@ _SECONDS = 5.0
 """Seconds after which no other way is measured, and later no other number of gathered samples."""
 _SLICE = 0.06
 """Seconds of calls that make one measurement; at least three calls, at most fifty."""
+_LONG_CALL = 1.0
+"""Seconds of a call that is measured once."""
 _SWITCH_SECONDS = 0.001
 """Python's thread switch interval, as in the serving process."""
 _LEAST_GAIN = 1.1
@@ -263,9 +265,12 @@ def _score(one: Measured) -> float:
 
 
 def _seconds(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return the seconds of a call, after one that warms up: the first quartile, as on a busy machine the longer ones
-    have waited for others."""
+    """Return the seconds of a call, after one that warms up unless it takes long by itself: the first quartile, as on a
+    busy machine the longer ones have waited for others."""
+    begun = clock()
     call()
+    if (first := clock() - begun) > _LONG_CALL:
+        return first
     taken: list[float] = []
     while len(taken) < 3 or (sum(taken) < _SLICE and len(taken) < 50):
         begun = clock()
