@@ -6,12 +6,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kedge_agent.slots import CONFIG_FILE
+from kedge_agent.slots import CONFIG_FILE, ModelFolder
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.bundle.layout import Bundle
 from kedge_protocol.errors import KedgeError, VerificationError
 from kedge_protocol.messages import Latency
+
+if TYPE_CHECKING:
+    from kedge_targets.pipeline.others import Neighbour
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +84,10 @@ def prove(
         on_progress(f"{what}, {done} of {total}" if total else what)
 
     request = ProveRequest(
-        folder=str(folder), config=str(folder / CONFIG_FILE), cache=None if cache is None else str(cache)
+        folder=str(folder),
+        config=str(folder / CONFIG_FILE),
+        cache=None if cache is None else str(cache),
+        others=others_of(folder, config),
     )
     with Worker(name=f"prove-{config.name}", memory_limit=limits.memory_bytes) as worker:
         worker.call(PREPARE, request, PrepareAnswer, deadline=limits.prepare_deadline, on_progress=progress)
@@ -95,6 +102,24 @@ def prove(
     if answer.timing is None:
         return Proof(answer.detail or None)
     return Proof(answer.detail or None, answer.timing.p50_ms, answer.timing.p95_ms, answer.timing.calls)
+
+
+def others_of(folder: Path, config: BundleConfig) -> dict[str, Neighbour]:
+    """Return the installed bundles to which a bundle's pipeline goes on.
+
+    Args:
+        folder: the bundle's slot, ``STATE/models/NAME/slots/HEX``.
+    """
+    if config.pipeline is None or config.pipeline.then is None:
+        return {}
+    from kedge_targets.pipeline.others import Neighbour, names
+
+    found = {}
+    for name in names(config.pipeline):
+        slot = ModelFolder(folder.parents[3], name).current()
+        if slot is not None:
+            found[name] = Neighbour(folder=str(slot.folder), config=str(slot.folder / CONFIG_FILE), digest=slot.digest)
+    return found
 
 
 Prover = Callable[[Path, BundleConfig, ProofLimits, "Path | None", Callable[[str], None]], Proof]

@@ -7,7 +7,7 @@ import importlib.metadata
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from kedge_protocol import digest
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.bundle.layout import parse_config
 from kedge_protocol.errors import StorageError, VerificationError
+from kedge_targets.pipeline.others import Neighbour
 from kedge_targets.worker import environment
 from kedge_targets.worker.progress import Progress
 
@@ -42,12 +43,14 @@ class ProveRequest:
         config: path of the configuration blob as it was received.
         kernel_set: one of the runtime's; None for its own choice.
         cache: folder of what backends build on this device; None for ``KEDGE_CACHE`` or the user's own.
+        others: the bundles to which its pipeline goes on, by model, as far as they are on this device.
     """
 
     folder: str
     config: str
     kernel_set: str | None = None
     cache: str | None = None
+    others: dict[str, Neighbour] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +193,16 @@ def _of_tensors(request: ProveRequest, folder: Path, config: BundleConfig, progr
         found, seconds = run_vectors(folder, config, executor, progress)
         peak = _peak()
         holds = all(d.holds for d in found)
-        wrong = _examples(folder, config, executor) if holds else ""
+        wrong, left_out = _examples(folder, config, executor, request.others) if holds else ("", "")
         timing = _timed(folder, config, executor, seconds) if holds and not wrong else None
-        return _Measured(found=found, seconds=seconds, peak=peak, detail=executor.detail, timing=timing, wrong=wrong)
+        return _Measured(
+            found=found,
+            seconds=seconds,
+            peak=peak,
+            detail="; ".join(filter(None, (executor.detail, left_out))),
+            timing=timing,
+            wrong=wrong,
+        )
     finally:
         executor.close()
 
@@ -278,15 +288,24 @@ def run_vectors_through(
     return golden.compare(vectors, actual), seconds
 
 
-def _examples(folder: Path, config: BundleConfig, executor: Executor) -> str:
-    """Run the examples of a bundle with a pipeline; return why they fail, or an empty string."""
+def _examples(
+    folder: Path, config: BundleConfig, executor: Executor, others: Mapping[str, Neighbour]
+) -> tuple[str, str]:
+    """Run the examples of a bundle with a pipeline; return why they fail and which were left out, or empty texts."""
     if config.pipeline is None:
-        return ""
+        return "", ""
     from kedge_targets.pipeline import examples
     from kedge_targets.pipeline.execution import Runner
+    from kedge_targets.pipeline.neighbours import Neighbours
 
     runner = Runner.of(folder, config)
-    return "" if runner is None else examples.failure(folder, runner, executor)
+    if runner is None:
+        return "", ""
+    neighbours = Neighbours(others, read_config)
+    try:
+        return examples.failure(folder, runner, executor, neighbours), examples.left_out(folder, neighbours)
+    finally:
+        neighbours.close()
 
 
 def _timed(folder: Path, config: BundleConfig, executor: Executor, before: list[float]) -> Timing:

@@ -3,7 +3,10 @@ that needs fixed sizes."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,11 +15,13 @@ from tests.support.installed import install
 from tests.support.serving import ask
 
 import kedge
-from kedge_agent import Model
+from kedge_agent import Model, proving, slots
 from kedge_agent.serving.model_pool import ServedModels
 from kedge_agent.serving.open_inference import InferenceHandler
 from kedge_protocol.bundle.pipeline import Fit
 from kedge_protocol.errors import ConfigError, InputError
+from kedge_targets import proof
+from kedge_targets.pipeline import examples
 
 LINES = [(30, 20, "rgb"), (170, 24, "bb"), (40, 90, "ggrrb"), (25, 160, "brg")]
 TEXTS = ["|rgb", "|bb", "|ggrrb", "|brg"]
@@ -30,13 +35,14 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "find.toml").write_text(
         'task = "ocr"\n[picture]\nwidth = 320\nheight = 256\nshortest = 64\n[regions]\ngrow = 0.1\n'
         '[then]\nmodel = "read"\nturned_by = "direction"\nanswer_floor = 0.5\n'
+        'releases = ["read", "direction"]\n'
     )
     (folder / "degrees.txt").write_text("0\n180\n")
     (folder / "letters.txt").write_text("\n".join(blocks.LETTERS))
     for name, make, how in (
-        ("find", blocks.finder, {"pipeline": folder / "find.toml"}),
         ("direction", blocks.direction, {"task": "ocr", "labels": folder / "degrees.txt"}),
         ("read", blocks.reader, {"task": "ocr", "labels": folder / "letters.txt"}),
+        ("find", blocks.finder, {"pipeline": folder / "find.toml"}),
     ):
         kedge.compile(
             make(folder / f"{name}.onnx"), name=name, version="1", targets=["generic-cpu"], calibration=pages,
@@ -114,3 +120,56 @@ def test_then_needs_parts_of_a_picture(state: Path, tmp_path: Path) -> None:
             state / "direction.onnx", name="x", version="1", targets=["generic-cpu"], calibration=state / "pages",
             evaluation=state / "pages", pipeline=tmp_path / "wrong.toml", out=tmp_path / "OUT",
         )  # fmt: skip
+
+
+def prove(slot: slots.Slot, folder: Path) -> proof.ProveAnswer:
+    """As the agent lets a worker prove a bundle.
+
+    Args:
+        folder: with the bundle's files; by default its slot.
+    """
+    config = slot.bundle().config
+    request = proof.ProveRequest(
+        folder=str(folder), config=str(slot.folder / slots.CONFIG_FILE), others=proving.others_of(slot.folder, config)
+    )
+    return proof.prove(request, lambda *_: None)
+
+
+def current(state: Path, name: str) -> slots.Slot:
+    slot = slots.ModelFolder(state, name).current()
+    assert slot is not None
+    return slot
+
+
+def test_the_whole_row_is_proved_by_examples_of_pictures_and_texts(state: Path, tmp_path: Path) -> None:
+    find = current(state / "state", "find")
+    kept = examples.load(find.folder / examples.FILE)
+    assert kept
+    assert any(region["then"]["text"] for one in kept for region in one.answer)
+    digests = {name: current(state / "state", name).digest for name in ("read", "direction")}
+    assert all(one.others == digests for one in kept)
+    assert str(state) not in (find.folder / slots.CONFIG_FILE).read_text()
+    assert prove(find, find.folder).holds
+    # Another text, of the same regions, is another answer.
+    folder = tmp_path / "slot"
+    shutil.copytree(find.folder, folder)
+    answer = copy.deepcopy(kept[0].answer)
+    answer[0]["then"]["text"] = "|other"
+    examples.save([dataclasses.replace(kept[0], answer=answer)], folder / examples.FILE)
+    refused = prove(find, folder)
+    assert not refused.holds
+    assert "example 0 is another" in refused.reason
+
+
+def test_examples_of_a_row_say_nothing_of_other_bundles(state: Path, tmp_path: Path) -> None:
+    shutil.copytree(state / "state", tmp_path / "state", symlinks=True)
+    kedge.compile(
+        blocks.reader(tmp_path / "read.onnx"), name="read", version="2", targets=["generic-cpu"],
+        calibration=state / "pages", evaluation=state / "pages", out=tmp_path / "read",
+        quantize="precision=float32", max_drop=1.0, task="ocr", labels=state / "letters.txt",
+    )  # fmt: skip
+    install(tmp_path / "state", tmp_path / "read")
+    find = current(tmp_path / "state", "find")
+    answer = prove(find, find.folder)
+    assert answer.holds
+    assert "another 'read' is here" in answer.detail

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,10 +21,12 @@ from kedge.importing.data_folders.converting import Converted, read_text
 from kedge.search import trial
 from kedge.search.options import CompileOptions
 from kedge.search.results import Compiled
+from kedge_protocol.bundle.layout import Layout
 from kedge_protocol.bundle.pipeline import Pipeline
 from kedge_protocol.errors import ConfigError, KedgeError
 from kedge_targets.pipeline import boxes, settling
 from kedge_targets.pipeline.execution import Runner
+from kedge_targets.pipeline.others import Neighbour, names
 from kedge_targets.worker import Worker
 
 DEFAULT_CALIBRATION = 512
@@ -46,6 +49,7 @@ class PipelineJob:
         names: the model's class names, if the user or the export gives them.
         files: the files that the pipeline names, by title.
         raws: the folder of raw items for the examples.
+        releases: release folders of the models to which the pipeline goes on.
         iterables: data sets that are not paths, by role.
         warnings: warnings for the report.
     """
@@ -54,6 +58,7 @@ class PipelineJob:
     names: tuple[str, ...] = ()
     files: dict[str, Path] = field(default_factory=dict)
     raws: str | None = None
+    releases: tuple[str, ...] = ()
     iterables: Mapping[str, Iterable[Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     _cascade: CascadeJob | None = None
@@ -66,7 +71,7 @@ class PipelineJob:
             ConfigError: the pipeline does not fit the model.
         """
         metadata, options = model.metadata, asked.options
-        names = asked.labels or settling.names_of(metadata)
+        labels = asked.labels or settling.names_of(metadata)
         declared = asked.pipeline or settling.from_metadata(metadata)
         if declared is None:
             return cls(pipeline=None, names=asked.labels)
@@ -86,7 +91,11 @@ class PipelineJob:
                     where=where,
                     remedy="Put the model's tokenizer.json beside it, or name it in [text]",
                 )
-        return cls(pipeline=pipeline, names=names, files=files)
+        releases: tuple[str, ...] = ()
+        if pipeline.then is not None:
+            releases = pipeline.then.releases
+            pipeline = replace(pipeline, then=replace(pipeline.then, releases=()))
+        return cls(pipeline=pipeline, names=labels, files=files, releases=releases)
 
     @property
     def whole(self) -> Pipeline | None:
@@ -223,15 +232,46 @@ class PipelineJob:
             self._cascade = CascadeJob(how=pipeline.cascade, scores=pipeline.scores)
         return self._cascade.measured(worker, one, data, folder, deadline)
 
+    def _others(self, target: str, folder: Path) -> dict[str, Neighbour]:
+        """Unpack the bundles to which the pipeline goes on.
+
+        Raises:
+            ConfigError: none of the releases is one of a model that it names.
+            BundleError: a release is damaged, or has no bundle for the target.
+        """
+        wanted = names(self.pipeline)
+        found = {}
+        for release in self.releases if wanted else ():
+            layout = Layout(Path(release))
+            bundle = layout.bundle(target)
+            into = folder / bundle.config.name
+            into.mkdir(parents=True)
+            for title, layer in bundle.files.items():
+                shutil.copyfile(layout.blob_path(layer.digest), into / title)
+            (into / "config.json").write_bytes(bundle.config_raw)
+            found[bundle.config.name] = Neighbour(
+                folder=str(into.absolute()), config=str((into / "config.json").absolute()), digest=bundle.digest
+            )
+        if missing := [name for name in wanted if name not in found]:
+            raise ConfigError(
+                f"no release of {missing[0]!r} is named", where="[then] releases", remedy="Name its release folder too"
+            )
+        return found
+
     def _with_examples(self, worker: Worker, one: Compiled, folder: Path, deadline: float) -> Compiled:
         pipeline = self.bundled
-        if pipeline is None or self.raws is None or pipeline.then is not None:
+        if pipeline is None or self.raws is None or (pipeline.then is not None and not self.releases):
             return one
         if one.alternatives:
             others = tuple(self._with_examples(worker, other, folder, deadline) for other in one.alternatives)
             one = replace(one, alternatives=others)
         place = f"{one.target.name}-{one.candidate.backend.name}"
         file = folder / f"examples-{place}.json"
+        try:
+            row = self._others(one.target.name, folder / f"{place}-others")
+        except KedgeError as error:
+            self.warnings.append(f"{one.target.name}: the bundle has no examples of its row of models: {error}")
+            return one
         request = pipeline_examples.ExamplesRequest(
             program=trial.program(one.candidate.backend.name, one.lowered, folder / f"{place}-examples"),
             pipeline=pipeline,
@@ -239,6 +279,7 @@ class PipelineJob:
             raws=self.raws,
             file=str(file.absolute()),
             files={title: str(path) for title, path in self.files.items()},
+            others=row,
         )
         try:
             answer = worker.call(pipeline_examples.TASK, request, pipeline_examples.ExamplesAnswer, deadline=deadline)

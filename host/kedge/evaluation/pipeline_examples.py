@@ -11,6 +11,9 @@ from kedge_protocol.bundle.pipeline import Pipeline
 from kedge_targets import registry
 from kedge_targets.pipeline import examples
 from kedge_targets.pipeline.execution import Runner
+from kedge_targets.pipeline.neighbours import Neighbours
+from kedge_targets.pipeline.others import Neighbour
+from kedge_targets.proof import read_config
 from kedge_targets.worker import Progress
 
 TASK = "kedge.evaluation.pipeline_examples:measure"
@@ -24,6 +27,7 @@ class ExamplesRequest:
         files: what the pipeline names, by title.
         raws: folder of raw items.
         file: that is written.
+        others: the bundles to which the pipeline goes on, by model.
     """
 
     program: Program
@@ -32,6 +36,7 @@ class ExamplesRequest:
     raws: str
     file: str
     files: dict[str, str] = field(default_factory=dict)
+    others: dict[str, Neighbour] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +65,9 @@ def measure(request: ExamplesRequest, progress: Progress) -> ExamplesAnswer:
         executors = [request.program.open(name) for name in sets]
         for executor in executors:
             stack.callback(executor.close)
-        found = examples.chosen(raws, runner, executors)
+        others = Neighbours(request.others, read_config)
+        stack.callback(others.close)
+        found = examples.chosen(raws, runner, executors, others=others)
     if found:
         examples.save(found, Path(request.file))
     return ExamplesAnswer(count=len(found))

@@ -320,6 +320,8 @@ class Then:
             by which the cutting is turned (``0``, ``90``, ``180``, ``270``), and it is turned back.
         turned_above: a cutting is turned only if the label's score is above this.
         answer_floor: boxes or regions whose text has a lower score, or is empty, are left out.
+        releases: release folders of the named models, beside the pipeline's file: examples of the whole row are then
+            measured. Not stored in a bundle.
     """
 
     model: str
@@ -329,6 +331,7 @@ class Then:
     turned_by: str = ""
     turned_above: float = 0.9
     answer_floor: float = 0.0
+    releases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

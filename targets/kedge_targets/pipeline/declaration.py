@@ -80,10 +80,14 @@ def read(path: Path) -> Pipeline:
     """
     where = str(path)
     pipeline = declared(toml.read(path, ConfigError), where=where)
+    # The files that it names lie beside it.
+    beside = path.absolute().parent
+    if pipeline.then is not None and pipeline.then.releases:
+        releases = tuple(str(beside / one) for one in pipeline.then.releases)
+        pipeline = dataclasses.replace(pipeline, then=dataclasses.replace(pipeline.then, releases=releases))
     if pipeline.text is None:
         return pipeline
-    # The tokenizer's file lies beside the pipeline's.
-    tokenizer = str(path.absolute().parent / pipeline.text.tokenizer)
+    tokenizer = str(beside / pipeline.text.tokenizer)
     return dataclasses.replace(pipeline, text=dataclasses.replace(pipeline.text, tokenizer=tokenizer))
 
 

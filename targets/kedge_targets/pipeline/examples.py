@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from kedge_protocol import codec
 from kedge_protocol.errors import BundleError
 from kedge_targets.pipeline import bodies, boxes
 from kedge_targets.pipeline.execution import Raw, Runner
+from kedge_targets.pipeline.neighbours import Neighbours
 
 FILE = "examples.json"
 MOST_BYTES = 64 << 10
@@ -35,12 +36,14 @@ class Example:
         data: the bytes in base64.
         answer: the expected answer, as JSON.
         allowed: the tolerances of its numbers; see :data:`FLOORS`.
+        others: the digests of the other bundles that took part, by model; it says nothing of others.
     """
 
     media: str
     data: str
     answer: Any
     allowed: dict[str, float]
+    others: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,25 +51,31 @@ class _File:
     examples: tuple[Example, ...]
 
 
-def chosen(raws: Sequence[bytes], runner: Runner, models: Sequence[Raw], *, most: int = 2) -> list[Example]:
+def chosen(
+    raws: Sequence[bytes], runner: Runner, models: Sequence[Raw], *, most: int = 2, others: Neighbours | None = None
+) -> list[Example]:
     """Return the items on which all kernel sets give the same answer, with their tolerances; non-empty answers come
     first.
 
     Args:
         raws: the bytes of files or texts.
         models: one for each kernel set; the first one gives the expected answers.
+        others: the models to which the pipeline goes on.
     """
     media = bodies.media_types(runner)[0]
     found: list[Example] = []
     for raw in raws:
-        answers = [bodies.answer(runner, model, raw, media) for model in models]
+        answers = [bodies.answer(runner, model, raw, media, other=others) for model in models]
         allowed = dict(FLOORS)
         for other in answers[1:]:
-            for key, value in deviations(answers[0], other, FLOORS["score"], floor=_floor(runner)).items():
+            for key, value in deviations(
+                answers[0], other, FLOORS["score"], floor=_floor(runner), then_floor=_then_floor(runner)
+            ).items():
                 allowed[key] = max(allowed[key], _MARGIN * value)
         if all(np.isfinite(value) for value in allowed.values()):
             data = base64.b64encode(raw).decode()
-            found.append(Example(media=media, data=data, answer=answers[0], allowed=allowed))
+            digests = {} if others is None else others.digests
+            found.append(Example(media=media, data=data, answer=answers[0], allowed=allowed, others=digests))
     found.sort(key=lambda one: not one.answer)
     kept: list[Example] = []
     for one in found:
@@ -92,9 +101,13 @@ def load(path: Path) -> tuple[Example, ...]:
         raise BundleError(f"cannot be read as examples: {error}", where=str(path)) from error
 
 
-def failure(folder: Path, runner: Runner, raw: Raw) -> str:
+def failure(folder: Path, runner: Runner, raw: Raw, others: Neighbours | None = None) -> str:
     """Run a bundle's examples; return why the pipeline's answers differ from the host's, or an empty text. Pictures are
-    skipped if nothing decodes them (no Pillow): such a device can only be given pixels.
+    skipped if nothing decodes them (no Pillow): such a device can only be given pixels. An example of several bundles
+    in a row is skipped if others are here than those that took part (:func:`left_out`).
+
+    Args:
+        others: the other bundles on this device.
 
     Raises:
         BundleError: the examples cannot be read.
@@ -104,11 +117,17 @@ def failure(folder: Path, runner: Runner, raw: Raw) -> str:
     if not path.is_file() or (runner.pipeline.picture is not None and importlib.util.find_spec("PIL") is None):
         return ""
     for number, one in enumerate(load(path)):
-        actual = bodies.answer(runner, raw, base64.b64decode(one.data), one.media)
+        if _missing(one, others):
+            continue
+        actual = bodies.answer(runner, raw, base64.b64decode(one.data), one.media, other=others)
         over = {
             key: value
             for key, value in deviations(
-                one.answer, actual, one.allowed.get("score", 0.0), floor=_floor(runner)
+                one.answer,
+                actual,
+                one.allowed.get("score", 0.0),
+                floor=_floor(runner),
+                then_floor=_then_floor(runner),
             ).items()
             if not value <= one.allowed.get(key, 0.0)
         }
@@ -119,17 +138,37 @@ def failure(folder: Path, runner: Runner, raw: Raw) -> str:
     return ""
 
 
+def left_out(folder: Path, others: Neighbours | None) -> str:
+    """Return which examples say nothing here, since another bundle of the row is here than took part; or an empty
+    text."""
+    path = folder / FILE
+    missing = [name for one in load(path) for name in _missing(one, others)] if path.is_file() else []
+    return f"examples of the whole row were left out: another {missing[0]!r} is here" if missing else ""
+
+
+def _missing(one: Example, others: Neighbours | None) -> list[str]:
+    here = {} if others is None else others.digests
+    return [name for name, digest in one.others.items() if here.get(name) != digest]
+
+
+def _then_floor(runner: Runner) -> float:
+    return 0.0 if runner.pipeline.then is None else runner.pipeline.then.answer_floor
+
+
 def _floor(runner: Runner) -> float | None:
     section = runner.pipeline.boxes or runner.pipeline.regions
     return None if section is None else section.score_floor
 
 
-def deviations(expected: Any, actual: Any, unsure: float, *, floor: float | None = None) -> dict[str, float]:
+def deviations(
+    expected: Any, actual: Any, unsure: float, *, floor: float | None = None, then_floor: float = 0.0
+) -> dict[str, float]:
     """Return the deviations between two answers (as JSON) by kind of number; infinity if they do not match.
 
     Args:
         unsure: labels and boxes whose score is within this distance of the floor may be missing.
         floor: the lowest score that is reported; None for the lowest score of the two answers.
+        then_floor: the lowest score of a next model's text that is reported.
     """
     if isinstance(expected, Mapping) and isinstance(actual, Mapping):
         if "runs" in expected:
@@ -141,25 +180,32 @@ def deviations(expected: Any, actual: Any, unsure: float, *, floor: float | None
     if not isinstance(expected, list) or not isinstance(actual, list):
         return {"value": 0.0 if expected == actual else float("inf")}
     if any(isinstance(one, Mapping) for one in (*expected, *actual)):
-        return _of_lists(expected, actual, unsure, floor)
+        return _of_lists(expected, actual, unsure, floor, then_floor)
     if len(expected) != len(actual):
         return {"value": float("inf")}
     return {"value": max((abs(a - b) for a, b in zip(expected, actual, strict=True)), default=0.0)}
 
 
-def _of_lists(expected: list[Any], actual: list[Any], unsure: float, floor: float | None) -> dict[str, float]:
+def _of_lists(
+    expected: list[Any], actual: list[Any], unsure: float, floor: float | None, then_floor: float
+) -> dict[str, float]:
     found = {"score": 0.0, "corner": 0.0}
     weakest = min(one["score"] for one in (*expected, *actual)) if floor is None else floor
     for some, others in ((expected, actual), (actual, expected)):
         for one in some:
             partner = _partner(one, others)
             if partner is None:
-                if one["score"] > weakest + unsure or (not others and floor is None):
+                after = one.get("then")
+                near = isinstance(after, Mapping) and after.get("score", 1.0) <= then_floor + unsure
+                if (one["score"] > weakest + unsure and not near) or (not others and floor is None):
                     return dict.fromkeys(found, float("inf"))
                 continue
             found["score"] = max(found["score"], abs(one["score"] - partner["score"]))
             for mine, theirs in zip(_places(one), _places(partner), strict=True):
                 found["corner"] = max(found["corner"], abs(mine - theirs))
+            if "then" in one or "then" in partner:
+                for key, value in deviations(one.get("then"), partner.get("then"), unsure).items():
+                    found[key] = max(found.get(key, 0.0), value)
     return found
 
 
