@@ -22,6 +22,7 @@ from kedge_targets.executor import Executor
 if TYPE_CHECKING:
     from kedge_agent.generation.generator import AnswerStream, TextGenerator
     from kedge_agent.generation.transcription import Transcript
+    from kedge_agent.paces import Paces
     from kedge_targets.pipeline.cascades import CascadeCounts
     from kedge_targets.pipeline.execution import Runner
 
@@ -44,6 +45,7 @@ class Loaded:
         counter: Counter | None,
         pipeline: Runner | None = None,
         observer: Observer | None = None,
+        paces: Paces | None = None,
     ) -> None:
         self.bundle = bundle
         self.pipeline = pipeline
@@ -65,13 +67,14 @@ class Loaded:
         self._only = None if only is None else (self._specs[0], len(self._specs[0].shape), only)
         one = None if only is None else (self._specs[0].name, len(self._specs[0].shape), only)
         self._observer = observer
+        self._paces = paces
         self._due = [NEVER] if observer is None else observer.due
         self.call = _caller(one, counter, self._due)
         """As calling this object, with the object as first argument."""
         self._names = [spec.name for spec in bundle.config.outputs]
         self._axes_in = [spec.batch_axis if spec.batched else None for spec in self._specs]
         self._axes_out = [spec.batch_axis if spec.batched else None for spec in bundle.config.outputs]
-        weakref.finalize(self, _release, executor, counter, observer).atexit = False
+        weakref.finalize(self, _release, executor, counter, observer, paces).atexit = False
 
     def __call__(self, given: Any, named: Mapping[str, Any]) -> Any:
         """Answer one call and count it; see :meth:`Model.__call__`."""
@@ -168,10 +171,16 @@ class Loaded:
                 return
             if failed:
                 counter.error()
-            else:
-                counter.record(perf_counter_ns() - start)
+                return
+            counter.record(perf_counter_ns() - start)
+            answered = stream()
+            if self._paces is not None and answered is not None:
+                self._paces.record(answered.pace)
 
-        return self.generator.stream(tokens, ended=ended, **options)
+        begun = self.generator.stream(tokens, ended=ended, **options)
+        # The stream must not hold itself: it is released with its last user.
+        stream = weakref.ref(begun)
+        return begun
 
     def answer(self, given: Any, named: Mapping[str, Any]) -> Any:
         """Answer a call in any of its forms, without counting it."""
@@ -307,9 +316,10 @@ def warm_up(executor: Executor | TextGenerator) -> None:
         log.debug("the model does not take zeros", exc_info=True)
 
 
-def _release(executor: Executor | TextGenerator, counter: Counter | None, observer: Observer | None) -> None:
-    if observer is not None:
-        observer.close()
-    if counter is not None:
-        counter.close()
+def _release(
+    executor: Executor | TextGenerator, counter: Counter | None, observer: Observer | None, paces: Paces | None
+) -> None:
+    for one in (observer, counter, paces):
+        if one is not None:
+            one.close()
     executor.close()

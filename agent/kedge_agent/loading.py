@@ -13,6 +13,7 @@ from kedge_agent import slots
 from kedge_agent.counters import open_counter
 from kedge_agent.loaded import Loaded, warm_up
 from kedge_agent.observing import observer_of
+from kedge_agent.paces import Paces
 from kedge_protocol import digest
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.bundle.layout import Layout
@@ -91,7 +92,9 @@ def load_slot(folder: slots.ModelFolder, generation: int) -> Loaded:
         warm_up(executor)
         counter = open_counter(folder.counters, digest=bundle.digest, generation=generation)
         observer = observer_of(folder, digest=bundle.digest, config=bundle.config)
-        return Loaded(bundle, executor, counter, pipeline, observer)
+        writes = bundle.config.generation is not None
+        paces = Paces(folder, digest=bundle.digest, generation=generation) if writes else None
+        return Loaded(bundle, executor, counter, pipeline, observer, paces)
     raise StorageError("changes faster than it can be loaded", where=str(folder.path))
 
 

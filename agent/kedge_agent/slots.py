@@ -9,6 +9,8 @@
                                      applications that mapped it see it
     STATE/models/NAME/serving.json   what the serving process has loaded
     STATE/models/NAME/counters/      one file a process, see :mod:`kedge_agent.counters`
+    STATE/models/NAME/first-tokens/  one file a process, and
+    STATE/models/NAME/token-times/   another one, see :mod:`kedge_agent.paces`
     STATE/models/NAME/sketches/      one file a process, see :mod:`kedge_agent.sketches`
     STATE/models/NAME/shadow.sock    where a shadow listens while it runs, see :mod:`kedge_agent.shadow`
     STATE/models/NAME/CHOICE.sock    where the agent listens while it collects samples, see :mod:`kedge_agent.samples`
@@ -144,6 +146,8 @@ class ModelFolder:
         self.slots = self.path / "slots"
         self.counters = self.path / "counters"
         self.sketches = self.path / "sketches"
+        self.first_tokens = self.path / "first-tokens"
+        self.token_times = self.path / "token-times"
         self.generation_file = self.path / "generation"
         self.shadow_socket = self.path / "shadow.sock"
         self.serving_file = self.path / "serving.json"
@@ -310,7 +314,7 @@ class ModelFolder:
     def _prepare(self) -> None:
         self.slots.mkdir(parents=True, exist_ok=True)
         # Applications of any user count here; none may remove the file of another.
-        for counted in (self.counters, self.sketches):
+        for counted in (self.counters, self.sketches, self.first_tokens, self.token_times):
             counted.mkdir(exist_ok=True)
             counted.chmod(0o1777)
         if not self.generation_file.exists():

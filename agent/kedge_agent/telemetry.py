@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from kedge_agent import counters, system
+from kedge_agent.paces import PaceReader
 from kedge_agent.sketches import SketchReader
 from kedge_agent.slots import ModelFolder
 from kedge_protocol import latency_buckets, memory
 from kedge_protocol.drift import Stream
 from kedge_protocol.errors import BundleError
-from kedge_protocol.messages import BoardTelemetry, ModelTelemetry, ShadowTelemetry, Telemetry
+from kedge_protocol.messages import ModelTelemetry, ShadowTelemetry, Telemetry
+from kedge_protocol.telemetry import BoardTelemetry
 from kedge_targets import jetson
 
 
@@ -35,6 +37,7 @@ class Meter:
         self._last_at = now
         self._totals: dict[str, counters.Totals] = {}
         self._sketches: dict[str, SketchReader] = {}
+        self._paces: dict[str, PaceReader] = {}
         self._baselines: dict[str, tuple[str, tuple[Stream, ...]]] = {}
         """Model name → digest of its bundle, and that bundle's drift baseline."""
         self._cpu = system.CpuMeter()
@@ -86,6 +89,7 @@ class Meter:
             folder = ModelFolder(self._state, name)
             counters.collect(folder.counters)
             self._reader(folder).look()
+            self._pace(folder).look()
 
     def _board(self) -> BoardTelemetry | None:
         found = jetson.look(self._root)
@@ -121,6 +125,7 @@ class Meter:
             mixed=any(count for other, count in since.digests.items() if other != digest),
             memory_bytes=memory_bytes,
             drift=self._drift(folder, digest),
+            generation=self._pace(folder).take(),
             figures=serving.figures if serving is not None and serving.digest == digest else {},
         )
 
@@ -131,6 +136,11 @@ class Meter:
                 streams = folder.slot(digest).bundle().config.drift or ()
                 self._baselines[folder.name] = digest, streams
         return self._reader(folder).take(digest or "", streams)
+
+    def _pace(self, folder: ModelFolder) -> PaceReader:
+        if folder.name not in self._paces:
+            self._paces[folder.name] = PaceReader(folder)
+        return self._paces[folder.name]
 
     def _reader(self, folder: ModelFolder) -> SketchReader:
         if folder.name not in self._sketches:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from kedge_protocol import codec, digest, signatures
 from kedge_protocol.samples import ReportedSamples, SampleRequest
 from kedge_protocol.signatures import Envelope
+from kedge_protocol.telemetry import BoardTelemetry, GenerationTelemetry
 
 MAX_VERSION_STEP = 10**6
 """The largest step between two desired versions, so that a wrong number does not lock a device out for good."""
@@ -388,6 +389,7 @@ class ModelTelemetry:
         drift: the samples of ``digest`` that were looked at in the interval: stream's name → counts of its bins, see
             :mod:`kedge_protocol.drift`; empty without a baseline.
         shadow: what the bundle beside it answered in the interval; None without one.
+        generation: how fast a language model answered in the interval; None for other models, and without answers.
         figures: the runtime's own measurements of the model on this device, by a name that includes the unit
             (``samples_per_second`` of an accelerator's own throughput test); usually empty.
     """
@@ -403,24 +405,8 @@ class ModelTelemetry:
     memory_bytes: int | None = None
     drift: dict[str, tuple[int, ...]] = field(default_factory=dict)
     shadow: ShadowTelemetry | None = None
+    generation: GenerationTelemetry | None = None
     figures: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BoardTelemetry:
-    """Telemetry of boards with their own sensors (Jetson).
-
-    Attributes:
-        gpu_percent: the load of the GPU, 0..100.
-        power_mw: rail → milliwatts.
-        temperatures_c: zone → degrees Celsius.
-        power_mode: the board's name for its power mode.
-    """
-
-    gpu_percent: float | None = None
-    power_mw: dict[str, int] = field(default_factory=dict)
-    temperatures_c: dict[str, float] = field(default_factory=dict)
-    power_mode: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

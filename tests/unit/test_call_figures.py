@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from kedge.fleet.call_figures import MAX_BLOCKS, POINTS, Figures
 from kedge.fleet.database import Database
 from kedge_protocol import latency_buckets
 from kedge_protocol.messages import ModelTelemetry, Telemetry
+from kedge_protocol.telemetry import GenerationTelemetry
 
 OLD, NEW = "sha256:" + "1" * 64, "sha256:" + "2" * 64
 
@@ -153,3 +155,26 @@ def test_what_is_written_is_what_was_there_before(fleet: Fleet) -> None:
     first = fleet.rows()[OLD]
     assert call_figures.decode(first.since, first.until, first.encode()) == first
     assert first.block is not None
+
+
+def test_of_a_language_model_tokens_are_summed_and_whole_answers_are_not(tmp_path: Path) -> None:
+    def buckets(milliseconds: float) -> dict[str, int]:
+        return {str(latency_buckets.bucket_of(int(milliseconds * 1e6))): 40}
+
+    fleet = Fleet(tmp_path)
+    # The answers become longer and longer; a token takes what it took.
+    for turn in range(8):
+        paces = GenerationTelemetry(first_token_buckets=buckets(250.0), token_buckets=buckets(20.0))
+        told = message(OLD, latency_ms={"p50": 1e3, "p95": 1e3 * 2**turn, "p99": 1e3 * 2**turn}, generation=paces,
+                       latency_buckets=buckets(1e3 * 2**turn))  # fmt: skip
+        fleet.tell(60.0 * turn, told)
+    with fleet.database.read() as session:
+        row = session.row("SELECT * FROM call_figures")
+    assert row is not None
+    figures = call_figures.decode(row["since"], row["until"], row["document"])
+    assert figures.p95.count == figures.first.count >= 5
+    assert math.exp(figures.p95.mean) == pytest.approx(20.0, rel=0.1)
+    assert math.exp(figures.first.mean) == pytest.approx(250.0, rel=0.1)
+    # A row of the version before has none.
+    older = {name: value for name, value in json.loads(figures.encode()).items() if name != "first"}
+    assert call_figures.decode(0.0, 1.0, json.dumps(older).encode()).first.count == 0

@@ -318,3 +318,29 @@ def test_what_one_device_may_say_falls_as_devices_come() -> None:
         for bound in (3.0, 7.3, 12.0):
             caps = [sequential.cap_of_device(devices, faulty, bound) for devices in (5, 8, 13, 40, 128, 500)]
             assert caps == sorted(caps, reverse=True)
+
+
+def _writing(token_ms: float, first_ms: float, seed: int) -> CallFigures:
+    """Five devices with a language model."""
+    tokens, firsts = spreads(seed, [token_ms] * 5), spreads(seed + 50, [first_ms] * 5)
+    pairs = zip(shares(seed, [0.01] * 5), tokens, firsts, strict=True)
+    return CallFigures(
+        devices=tuple(
+            DeviceCalls(device=f"d{number}", calls=calls, p95=token, p99=token, first=first)
+            for number, (calls, token, first) in enumerate(pairs)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("token_ms", "first_ms", "failing"),
+    [(20.0, 250.0, set()), (20.0, 500.0, {"first_token_ratio"}), (40.0, 250.0, {"p95_ratio", "p99_ratio"})],
+)
+def test_a_language_model_is_judged_by_its_first_token_and_by_each_further_one(
+    token_ms: float, first_ms: float, failing: set[str]
+) -> None:
+    one = cohort(new=_writing(token_ms, first_ms, 1), old=_writing(20.0, 250.0, 2))
+    found = {result.gate: result for result in judge(Gates(), [one], soaked=True)}
+    assert {name for name, result in found.items() if result.verdict is Verdict.FAIL} == failing
+    assert "first token" in found["first_token_ratio"].detail
+    assert "first_token_ratio" not in verdicts(cohort(), soaked=True)

@@ -22,7 +22,7 @@ import click
 from kedge.cli.main import cli as host_commands
 from kedge_agent import config as agent_config
 from kedge_agent.cli import cli as agent_commands
-from kedge_protocol import blocks, errors, messages, samples, signatures, topics, trust
+from kedge_protocol import blocks, errors, messages, samples, signatures, telemetry, topics, trust
 from kedge_protocol.bundle import config as bundle_config
 from kedge_targets import target
 
@@ -203,7 +203,7 @@ def protocol() -> str:
     lines += ["[Who may read and write what](../fleet.md#who-may-do-what) is the broker's to hold.", ""]
     for cls in defined(messages):
         lines += section(cls)
-    for module in (samples, signatures, trust):
+    for module in (samples, telemetry, signatures, trust):
         for cls in (one for one in defined(module) if dataclasses.is_dataclass(one) or issubclass(one, enum.Enum)):
             lines += section(cls)
     lines += ["## Blocks", "", plain(_paragraphs(blocks)), ""]

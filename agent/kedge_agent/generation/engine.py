@@ -101,7 +101,8 @@ class Ticket:
         reason: why the answer ended (:data:`STOP`, :data:`LENGTH`, :data:`CANCELLED`, :data:`TIMEOUT`); empty while it
             runs.
         cached: number of the prompt's tokens that were already in the cache.
-        written_at: when the engine wrote the first token, by the monotonic clock; None before.
+        written_at, last_at: when the engine wrote the first token and the last one, by the monotonic clock; None
+            before. ``written`` is their number.
     """
 
     order: Order
@@ -110,6 +111,8 @@ class Ticket:
     begun: float = field(default_factory=time.monotonic)
     first_token: float | None = None
     written_at: float | None = None
+    last_at: float | None = None
+    written: int = 0
     _events: queue.SimpleQueue[Token | str | Exception] = field(default_factory=queue.SimpleQueue)
     _cancelled: bool = False
 
@@ -415,8 +418,10 @@ class Engine:
     def _count(self, ticket: Ticket) -> None:
         """Count a token that is about to be reported."""
         self.statistics.written_tokens += 1
+        ticket.written += 1
+        ticket.last_at = time.monotonic()
         if ticket.written_at is None:
-            ticket.written_at = time.monotonic()
+            ticket.written_at = ticket.last_at
             self.statistics.first(ticket.written_at - ticket.begun)
 
     def _ended(self, ticket: Ticket, reason: str) -> None:

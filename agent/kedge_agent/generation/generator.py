@@ -81,6 +81,16 @@ class AnswerStream:
         """Return all tokens so far."""
         return self._tokens
 
+    @property
+    def pace(self) -> tuple[float, float | None] | None:
+        """Return the seconds to the first token and, with more than one, the mean of each after it, as the engine wrote
+        them, however slowly they are read; None before the first."""
+        ticket = self._ticket
+        if ticket.written_at is None or ticket.last_at is None:
+            return None
+        each = (ticket.last_at - ticket.written_at) / (ticket.written - 1) if ticket.written > 1 else None
+        return ticket.written_at - ticket.begun, each
+
     def close(self) -> None:
         """Cancel the answer."""
         self._ticket.cancel()

@@ -56,7 +56,8 @@ class Block:
         at: when it began (seconds since 1970).
         p95, p99: sums of log milliseconds, each message by its calls.
         weight: the calls of those sums.
-        buckets: latency histogram, where the device sends one.
+        buckets: latency histogram, where the device sends one; of a language model that of one token.
+        first: of a language model, that of the times to the first token.
         temperature, memory: sums, with the number of their values.
     """
 
@@ -67,6 +68,7 @@ class Block:
     p99: float = 0.0
     weight: int = 0
     buckets: dict[str, int] = field(default_factory=dict)
+    first: dict[str, int] = field(default_factory=dict)
     temperature: float = 0.0
     temperatures: int = 0
     memory: float = 0.0
@@ -119,7 +121,7 @@ class Figures:
 
     Attributes:
         since, until: of the first and last message (seconds since 1970, by arrival).
-        calls, p95, p99: see :class:`kedge.fleet.staged.cohorts.DeviceCalls`.
+        calls, p95, p99, first: see :class:`kedge.fleet.staged.cohorts.DeviceCalls`.
         temperature: °C, by blocks.
         buckets: latency histogram.
         drift: what the samples were like: stream → counts of its bins.
@@ -135,6 +137,7 @@ class Figures:
     calls: Share = field(default_factory=Share)
     p95: Spread = field(default_factory=Spread)
     p99: Spread = field(default_factory=Spread)
+    first: Spread = field(default_factory=Spread)
     temperature: Spread = field(default_factory=Spread)
     buckets: dict[str, int] = field(default_factory=dict)
     drift: dict[str, list[int]] = field(default_factory=dict)
@@ -187,6 +190,9 @@ class Figures:
         elif block.weight:
             self.p95 = self.p95.with_value(block.p95 / block.weight)
             self.p99 = self.p99.with_value(block.p99 / block.weight)
+        if block.first:
+            (first,) = latency_buckets.percentiles_ms(block.first, (0.95,))
+            self.first = _with_latency(self.first, first)
         if block.temperatures:
             self.temperature = self.temperature.with_value(block.temperature / block.temperatures)
         if self.shadow is not None:
@@ -209,7 +215,7 @@ class Figures:
         self.calls = Share(
             total=calls.total // 2, bad=calls.bad // 2, blocks=calls.blocks // 2, squares=calls.squares / 2
         )
-        for name in ("p95", "p99", "temperature"):
+        for name in ("p95", "p99", "first", "temperature"):
             spread: Spread = getattr(self, name)
             setattr(self, name, dataclasses.replace(spread, count=-(-spread.count // 2), squares=spread.squares / 2))
         self.buckets = {bucket: count // 2 for bucket, count in self.buckets.items() if count > 1}
@@ -222,6 +228,7 @@ class Figures:
             "calls": vars(self.calls),
             "p95": vars(self.p95),
             "p99": vars(self.p99),
+            "first": vars(self.first),
             "temperature": vars(self.temperature),
             "buckets": self.buckets,
             "drift": self.drift,
@@ -243,6 +250,7 @@ def decode(since: float, until: float, document: bytes) -> Figures:
         calls=Share(**values["calls"]),
         p95=Spread(**values["p95"]),
         p99=Spread(**values["p99"]),
+        first=Spread(**values.get("first", {})),
         temperature=Spread(**values["temperature"]),
         buckets=values["buckets"],
         drift=values["drift"],
@@ -327,6 +335,11 @@ def _add_calls(block: Block, model: ModelTelemetry) -> None:
         return
     block.total += answered + failed
     block.bad += failed
+    if model.generation is not None:
+        # How long an answer takes depends on its length: one token's time and the first one's do not.
+        block.buckets = latency_buckets.added(block.buckets, model.generation.token_buckets)
+        block.first = latency_buckets.added(block.first, model.generation.first_token_buckets)
+        return
     if model.latency_buckets:
         block.buckets = latency_buckets.added(block.buckets, model.latency_buckets)
     p95, p99 = (model.latency_ms.get(name, math.nan) for name in ("p95", "p99"))

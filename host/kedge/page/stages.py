@@ -22,6 +22,7 @@ _TITLES = {
     "error_rate": "Errors: share of calls that fail more than before",
     "p95_ratio": "Latency, p95: ratio to the old bundle",
     "p99_ratio": "Latency, p99: ratio to the old bundle",
+    "first_token_ratio": "First token, p95: ratio to the old bundle",
     "memory_per_minute": "Memory: growth a minute",
     "temperature": "Temperature: hottest device",
     "agreement": "Shadow: share of inputs answered as before",

@@ -61,7 +61,8 @@ class DeviceCalls:
 
     Attributes:
         calls: inferences with their errors.
-        p95, p99: natural logarithms of the milliseconds, by blocks of time.
+        p95, p99: natural logarithms of the milliseconds, by blocks of time; of a language model those of one token.
+        first: of a language model, the same of the 95th percentile of the times to the first token.
         buckets: latency histogram, see :mod:`kedge_protocol.latency_buckets`; empty where devices do not send one.
     """
 
@@ -69,6 +70,7 @@ class DeviceCalls:
     calls: Share = Share()
     p95: Spread = Spread()
     p99: Spread = Spread()
+    first: Spread = Spread()
     buckets: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -94,7 +96,7 @@ class CallFigures:
         return self.errors / self.inferences if self.inferences else 0.0
 
     def latency_ms(self, name: str) -> float | None:
-        """Return the devices' geometric mean of ``p95`` or ``p99``; None where none measured it."""
+        """Return the devices' geometric mean of ``p95``, ``p99`` or ``first``; None where none measured it."""
         known = [spread.mean for device in self.devices if (spread := getattr(device, name)).count]
         return math.exp(math.fsum(known) / len(known)) if known else None
 
@@ -215,3 +217,8 @@ class CohortEvidence:
     temperature_c: tuple[DeviceTemperature, ...] = ()
     shadow: ShadowFigures | None = None
     drift: DriftFigures | None = None
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether the figures are of a language model."""
+        return any(device.first.count for calls in (self.new, self.old) for device in calls.devices)

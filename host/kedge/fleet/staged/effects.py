@@ -197,10 +197,13 @@ def latencies(cohort: CohortEvidence, quantile: str) -> Measured:
     return Measured(
         effects,
         sum(spread.count for spread in new.values()),
-        f"{quantile} {now or 0:.3g} ms, {before or 0:.3g} ms before, on {len(effects)} devices",
+        f"{_WORDS.get(quantile, quantile)} {now or 0:.3g} ms, {before or 0:.3g} ms before, on {len(effects)} devices",
         "no latency of the new bundle and of the old one",
         math.exp,
     )
+
+
+_WORDS = {"first": "first token, p95,"}
 
 
 def _spreads(devices: Iterable[DeviceCalls], quantile: str) -> dict[str, Spread]:

@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 CONFIDENCE_95 = 1.96
+FIRST_TOKEN = "first_token_ratio"
 MEASURED = {
     "error_rate": 1.0,
     "p95_ratio": 0.0,
@@ -82,7 +83,8 @@ class Gates:
             are left out.
         served: share of the serving devices that must attest that this bundle answered.
         error_rate: share of calls that fail more than with the old bundle.
-        p95_ratio, p99_ratio: latency as a ratio to the old bundle's.
+        p95_ratio, p99_ratio: latency as a ratio to the old bundle's; of a language model, of one token.
+        first_token_ratio: of a language model, the time to the first token (p95) as a ratio to the old bundle's.
         memory_per_minute: bytes.
         temperature: °C that a device may reach that did not before; and 5 °C more than before.
         agreement: share of shadowed inputs that both bundles answer alike.
@@ -103,6 +105,7 @@ class Gates:
     error_rate: float | None = 0.02
     p95_ratio: float | None = 1.25
     p99_ratio: float | None = 1.25
+    first_token_ratio: float | None = 1.5
     memory_per_minute: float | None = 512_000.0
     temperature: float | None = 85.0
     agreement: float | None = 0.95
@@ -174,7 +177,7 @@ def judge(
     """
     on = {name: gate for name, gate in _JUDGES.items() if name not in gates.off}
     wanted = [(name, limit, gate) for name, gate in on.items() if (limit := getattr(gates, name)) is not None]
-    level = _level(gates, len(cohorts))
+    level = _level(gates, len(cohorts), text=any(cohort.writes_text for cohort in cohorts))
     results = []
     for cohort in cohorts:
         if cohort.devices:
@@ -183,9 +186,15 @@ def judge(
     return tuple(results)
 
 
-def _level(gates: Gates, targets: int) -> float:
-    """Return the share of ``Gates.alpha`` of one gate on one target."""
-    count = sum(name not in gates.off and getattr(gates, name) is not None for name in _JUDGES)
+def _level(gates: Gates, targets: int, *, text: bool = False) -> float:
+    """Return the share of ``Gates.alpha`` of one gate on one target.
+
+    Args:
+        text: whether a language model is judged, of which there is a gate more.
+    """
+    count = sum(
+        name not in gates.off and getattr(gates, name) is not None for name in _JUDGES if text or name != FIRST_TOKEN
+    )
     return gates.alpha / max(1, targets) / max(1, count)
 
 
@@ -365,6 +374,12 @@ def _latency(quantile: str) -> Callable[[_Asked], GateResult]:
     return gate
 
 
+def _first_token(asked: _Asked) -> GateResult | None:
+    if not asked.cohort.writes_text:
+        return None
+    return _tested(asked, effects.latencies(asked.cohort, "first"), alternative=math.log(asked.limit))
+
+
 def _memory(asked: _Asked) -> GateResult:
     return _tested(asked, effects.memory(asked.cohort), alternative=asked.limit)
 
@@ -403,6 +418,7 @@ _JUDGES: dict[str, Callable[[_Asked], GateResult | None]] = {
     "error_rate": _error_rate,
     "p95_ratio": _latency("p95"),
     "p99_ratio": _latency("p99"),
+    FIRST_TOKEN: _first_token,
     "memory_per_minute": _memory,
     "temperature": _temperature,
     "agreement": _agreement,

@@ -42,7 +42,9 @@ class Reading:
         """Its calls."""
         one = self.figures
         buckets = {int(bucket): count for bucket, count in one.buckets.items()}
-        return DeviceCalls(device=self.device, calls=one.calls, p95=one.p95, p99=one.p99, buckets=buckets)
+        return DeviceCalls(
+            device=self.device, calls=one.calls, p95=one.p95, p99=one.p99, first=one.first, buckets=buckets
+        )
 
     @property
     def temperature(self) -> float | None:
