@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kedge.fleet.candidates import MEASURING
 from kedge.fleet.service import FleetService
 from kedge.simulator import scenario as scenarios
 from kedge.simulator.behaviour import Figures
@@ -139,6 +140,30 @@ def test_the_examples_end_as_they_say(name: str, state: str) -> None:
     found = simulate(scenarios.parse({**document, "fleet": small, "rollout": policy}))
     assert found.state == state
     assert found.reverted == (found.reached if state == "aborted" else 0)
+
+
+SEVERAL = {"version": "2.0", "backends": {"first": 1.0, "fast": 0.4, "slow": 3.0}}
+
+
+@pytest.mark.parametrize(
+    "rollout", [None, {"waves": ["4", "100%"], "soak": "1m", "gates": {"off": ["memory_per_minute"]}}]
+)
+def test_a_few_devices_of_each_target_measure_and_all_end_with_the_fastest(rollout: dict[str, Any] | None) -> None:
+    found = run(new=SEVERAL, rollout=rollout, telemetry=30.0)
+    assert (found.state, found.reached, found.failed) == ("done", 16, 0)
+    # One in each pair at least is the fast one, except where the first of a target measured the other two.
+    assert found.backends["fast"] >= 12
+    assert set(found.backends) <= {"first", "fast"}
+    assert 0 < found.measured <= 2 * MEASURING
+
+
+def test_a_backend_whose_golden_vectors_fail_costs_no_device() -> None:
+    defects = [{"backends": ["fast"], "golden_vectors": True}]
+    faults = {"reboots_per_day": 400.0, "loss": 0.1}
+    found = run(new={**SEVERAL, "defects": defects}, faults=faults)
+    assert (found.state, found.reached, found.failed) == ("done", 16, 0)
+    assert "fast" not in found.backends
+    assert sum(found.backends.values()) == 16
 
 
 def test_equal_scenarios_have_equal_logs_whatever_the_process() -> None:

@@ -63,6 +63,8 @@ class SimulatedRuntime:
         self._chance = chance
         self._noise = noise
         self._median_ms = runtime.latency_ms * slow * math.exp(chance.gauss(0.0, runtime.between_devices))
+        self.median_ms = self._median_ms
+        """Milliseconds of a call, of the old release on this device."""
         self._busy = math.exp(chance.gauss(0.0, 0.2))
         self._leaked = 0.0
 

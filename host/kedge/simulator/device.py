@@ -10,7 +10,7 @@ from dataclasses import replace
 from kedge.simulator.behaviour import Figures, SimulatedRuntime
 from kedge.simulator.clock import Timer
 from kedge.simulator.disk import MEMORY_BYTES, SimulatedDisk
-from kedge.simulator.releases import RUNTIME
+from kedge.simulator.releases import BACKEND, RUNTIME
 from kedge.simulator.scenario import MODEL, Defect
 from kedge.simulator.surroundings import World
 from kedge.simulator.traits import Traits
@@ -22,7 +22,15 @@ from kedge_agent.update.machine import Machine
 from kedge_agent.update.settings import Settings
 from kedge_protocol import __version__
 from kedge_protocol.bundle.layout import Bundle
-from kedge_protocol.messages import ModelState, ModelTelemetry, Reported, ReportedModel, ShadowTelemetry, Telemetry
+from kedge_protocol.messages import (
+    Latency,
+    ModelState,
+    ModelTelemetry,
+    Reported,
+    ReportedModel,
+    ShadowTelemetry,
+    Telemetry,
+)
 from kedge_protocol.trust import Role
 
 LOOK_SECONDS = (1.0, 20.0)
@@ -50,6 +58,8 @@ class SimulatedDevice:
         """Bundles that it really switched to."""
         self.refused: set[str] = set()
         """Bundles that it refused."""
+        self.measured = False
+        """Whether it measured candidates."""
         self.link: Link | None = None
         self._world = world
         self._chance = random.Random(traits.seed)
@@ -238,7 +248,14 @@ class SimulatedDevice:
         defect = self._defect(bundle)
         error = "golden vectors do not match" if defect.golden_vectors and not self.traits.lying else None
         seconds = self._world.scenario.runtime.prove_seconds * self.traits.slow * self._chance.uniform(0.7, 1.3)
-        self._later(seconds, lambda: self.post(events.Proved(name, bundle.digest, error)))
+        latency = self._latency(bundle) if bundle.config.backend != BACKEND else None
+        self._later(seconds, lambda: self.post(events.Proved(name, bundle.digest, error, latency=latency)))
+
+    def _latency(self, bundle: Bundle) -> Latency:
+        """Measure a call, as the proof does."""
+        p50 = self._runtime.median_ms * self._defect(bundle).latency * self._chance.uniform(0.97, 1.03)
+        files = bundle.files[bundle.config.entry].digest
+        return Latency(bundle=bundle.digest, files=files, p50_ms=p50, p95_ms=1.1 * p50, calls=20)
 
     def _ask_endpoint(self, action: actions.AskEndpoint) -> None:
         """Send golden samples through the served endpoint."""
@@ -262,7 +279,7 @@ class SimulatedDevice:
     # The runtime.
 
     def _defect(self, bundle: Bundle) -> Defect:
-        return self._world.scenario.defect(bundle.config.version, self.traits.target)
+        return self._world.scenario.defect(bundle.config.version, self.traits.target, bundle.config.backend)
 
     def _switched(self) -> None:
         current = self.disk.current.get(MODEL)
@@ -341,6 +358,7 @@ class SimulatedDevice:
 
     def _note_progress(self, models: dict[str, ReportedModel]) -> None:
         model = models.get(MODEL)
+        self.measured |= model is not None and len(model.candidates) > 1
         failure = None if model is None else model.failure
         if failure is not None:
             self.refused.add(failure.digest)

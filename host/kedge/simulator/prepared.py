@@ -28,14 +28,15 @@ class Prepared:
 
     Attributes:
         trust: the keys of their kits.
-        old, new: target → bundle.
+        old: target → bundle.
+        new: all bundles of the new release.
         desired: device → the signed desired state that it took before the simulation began.
         maps: blob of the old release → its block map.
     """
 
     trust: Trust
     old: dict[str, Bundle]
-    new: dict[str, Bundle]
+    new: tuple[Bundle, ...]
     desired: dict[str, str]
     maps: dict[str, bytes]
 
@@ -58,7 +59,8 @@ def prepare(scenario: Scenario, devices: Iterable[Traits], state: Path, clock: C
         for layout in layouts:
             fleet.publish(layout.path)
         fleet.rollout_start(f"{MODEL}:{scenario.old.version}")
-        old, new = ({target: layout.bundle(target) for target in scenario.targets} for layout in layouts)
+        old = {target: layouts[0].bundle(target) for target in scenario.targets}
+        new = tuple(bundle for target in scenario.targets for bundle in layouts[1].candidates(target))
         layers = {layer.digest for bundle in old.values() for layer in bundle.manifest.layers}
         maps = {layer: map_of_file(fleet.repository.blob_path(layer)) for layer in layers}
         return Prepared(trust=Keys(state).trust(), old=old, new=new, desired=_desired(fleet), maps=maps)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from kedge.simulator.scenario import MODEL, Release, Scenario
@@ -13,6 +15,8 @@ from kedge_protocol.blocks import BLOCK_SIZE
 from kedge_protocol.bundle import config as cfg
 from kedge_protocol.bundle.write import new_layout
 
+BACKEND = "simulated"
+"""Of a release with one bundle of each target."""
 RUNTIME = "simulated-runtime"
 """The distribution that the bundles need, and that simulated devices have."""
 _ENTRY, _GOLDEN = "model.bin", "golden.npz"
@@ -32,24 +36,26 @@ def write(scenario: Scenario, out: Path) -> tuple[Path, Path]:
     for release in (scenario.old, scenario.new):
         folder = out / release.version
         with tempfile.TemporaryDirectory(dir=out) as scratch, new_layout(folder) as writer:
-            for target in scenario.targets:
-                source = Path(scratch) / target
+            for target, backend in itertools.product(scenario.targets, release.backends or (BACKEND,)):
+                source = Path(scratch) / f"{target} {backend}"
                 source.mkdir()
                 entry, golden = source / _ENTRY, source / _GOLDEN
-                entry.write_bytes(_bytes_of(scenario, release, target))
+                entry.write_bytes(_bytes_of(scenario, release, target, backend))
                 golden.write_bytes(random.Random(f"{scenario.seed} {release.version} golden").randbytes(_GOLDEN_BYTES))
-                writer.add_bundle(_config(release, target, digest.of_file(golden)), {_ENTRY: entry}, golden)
+                config = replace(_config(release, target, digest.of_file(golden)), backend=backend)
+                writer.add_bundle(config, {_ENTRY: entry}, golden)
             writer.add_release(MODEL, release.version)
         folders.append(folder)
     return folders[0], folders[1]
 
 
-def _bytes_of(scenario: Scenario, release: Release, target: str) -> bytes:
+def _bytes_of(scenario: Scenario, release: Release, target: str, backend: str) -> bytes:
     """Return a release's file; of the new one, ``changed`` says how many blocks are not the old one's."""
-    own = random.Random(f"{scenario.seed} {release.version} {target}").randbytes(release.size)
+    whose = target if backend == BACKEND else f"{target} {backend}"
+    own = random.Random(f"{scenario.seed} {release.version} {whose}").randbytes(release.size)
     if release is scenario.old or release.changed >= 1:
         return own
-    before = _bytes_of(scenario, scenario.old, target)
+    before = _bytes_of(scenario, scenario.old, target, next(iter(scenario.old.backends), BACKEND))
     places = range(0, release.size, BLOCK_SIZE)
     chance = random.Random(f"{scenario.seed} {target} changed")
     fresh = set(chance.sample(places, math.ceil(release.changed * len(places))))
@@ -69,7 +75,7 @@ def _config(release: Release, target: str, golden: str) -> cfg.BundleConfig:
         name=MODEL,
         version=release.version,
         target=target,
-        backend="simulated",
+        backend=BACKEND,
         entry=_ENTRY,
         precision="int8",
         runtimes=(cfg.RuntimeRequirement(distribution=RUNTIME, minimum="1"),),

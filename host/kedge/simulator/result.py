@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class SimulationResult:
         reason: why it was aborted, or what it waits for; empty otherwise.
         seconds: from the rollout's start to its end, in the simulation's time.
         messages, bytes: that clients sent to the broker, in the whole simulation.
+        backends: where the new release has several bundles of a target: how many devices run which at the end.
+        measured: devices that proved two of them to choose.
         log: SHA-256 of the log: equal for equal scenarios in virtual time.
         controller: its cost in real time; None in virtual time.
     """
@@ -43,3 +45,5 @@ class SimulationResult:
     bytes: int
     log: str
     controller: ControllerCost | None = None
+    backends: dict[str, int] = field(default_factory=dict)
+    measured: int = 0

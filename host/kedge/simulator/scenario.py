@@ -72,6 +72,7 @@ class Defect:
 
     Attributes:
         targets: where; empty for all.
+        backends: of a release with several bundles of a target, in which of them; empty for all.
         golden_vectors: they fail.
         refuses_to_load: the serving process cannot load the bundle.
         errors: additional share of calls that fail.
@@ -82,6 +83,7 @@ class Defect:
     """
 
     targets: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
     golden_vectors: bool = False
     refuses_to_load: bool = False
     errors: float = 0.0
@@ -100,12 +102,15 @@ class Release:
         size: bytes of each target's file.
         changed: of the new release, the share of its blocks that the old one does not have.
         defects: what is wrong with it.
+        backends: backend → factor of each call's time, in the compiler's order: each target has a bundle by each, among
+            which devices choose; empty for one bundle.
     """
 
     version: str
     size: int = 150_000
     changed: float = 1.0
     defects: tuple[Defect, ...] = ()
+    backends: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +223,10 @@ class Scenario:
         for release in (self.old, self.new):
             if not 1 <= release.size <= 1 << 30 or not 0 <= release.changed <= 1:
                 yield f"size or changed of {release.version} is out of range"
+            if any(not factor > 0 for factor in release.backends.values()):
+                yield f"a factor of a backend of {release.version} is not above 0"
+        if len(self.old.backends) > 1:
+            yield "the old release has several backends: what devices have of it would have to be chosen first"
 
     def _target_problems(self) -> Iterator[str]:
         known = set(self.targets)
@@ -225,15 +234,23 @@ class Scenario:
             for defect in release.defects:
                 if unknown := sorted(set(defect.targets) - known):
                     yield f"a defect names {unknown[0]!r}, and no device has this target"
+                if unknown := sorted(set(defect.backends) - set(release.backends)):
+                    yield f"a defect names {unknown[0]!r}, and the release has no bundle by it"
         for group in self.fleet:
             for key, value in group.labels.items():
                 checked_name(key, "label")
                 checked_name(value, f"value of the label {key}")
 
-    def defect(self, version: str, target: str) -> Defect:
-        """Return what is wrong with a release on a target, all of it together."""
+    def defect(self, version: str, target: str, backend: str) -> Defect:
+        """Return what is wrong with a bundle of a release, all of it together."""
         release = self.new if version == self.new.version else self.old
-        found = [one for one in release.defects if not one.targets or target in one.targets]
+        found = [
+            one
+            for one in release.defects
+            if (not one.targets or target in one.targets) and (not one.backends or backend in one.backends)
+        ]
+        if backend in release.backends:
+            found.append(Defect(latency=release.backends[backend]))
         if len(found) < 2:
             return found[0] if found else Defect()
         wrong = next((one.wrong_class for one in found if one.wrong_class is not None), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
@@ -128,15 +129,18 @@ class SimulatedFleet(abc.ABC):
             messages, size: what clients sent to the broker, and its bytes.
             controller: its cost, where it is known.
         """
-        new = {bundle.digest for bundle in self._prepared.new.values()}
+        new = {bundle.digest: bundle.config.backend for bundle in self._prepared.new}
         old = {bundle.digest for bundle in self._prepared.old.values()}
-        reached = [device for device in self.devices if device.reached & new]
+        reached = [device for device in self.devices if device.reached & new.keys()]
+        serving = Counter(new[device.running] for device in self.devices if device.running in new)
         return SimulationResult(
             state=outcome.state,
             total=len(self.devices),
             reached=len(reached),
             reverted=sum(device.running in old for device in reached),
-            failed=sum(bool(device.refused & new) for device in self.devices),
+            failed=sum(bool(device.refused & new.keys()) for device in self.devices),
+            backends={} if len(self.scenario.new.backends) < 2 else dict(sorted(serving.items())),
+            measured=sum(device.measured for device in self.devices),
             wave=outcome.wave,
             reason=outcome.reason,
             seconds=seconds,
