@@ -41,10 +41,16 @@ class System:
 
 @dataclass(frozen=True, kw_only=True)
 class BackendChoice:
-    """One backend of a target; ``options`` are passed to its compiler and runtime."""
+    """One backend of a target.
+
+    Attributes:
+        options: passed to its compiler and runtime.
+        usual: whether it is tried without ``--every-backend``.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    usual: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +84,8 @@ def read(path: Path) -> Target:
         checked_name(target.name, "target name")
     except ConfigError as error:
         raise TargetError(error.what, where=str(path), remedy="See docs/targets.md for the form") from error
-    if not target.backends:
-        raise TargetError("lists no backend", where=str(path))
+    if not target.backends or not target.backends[0].usual:
+        raise TargetError("lists no backend, or first one that is not usual", where=str(path))
     return target
 
 

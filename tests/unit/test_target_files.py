@@ -48,6 +48,11 @@ def test_a_board_of_ones_own(tmp_path: Path) -> None:
     assert board.runtimes == {"onnxruntime": "1.20"}
 
 
+def test_the_first_backend_is_a_usual_one(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="first one that is not usual"):
+        target.read(written(tmp_path, BOARD.replace("options = { threads = 2 }", "usual = false")))
+
+
 def test_the_example_of_the_documentation_is_a_target(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "targets.md").read_text(encoding="utf-8")
     example = text.split("```toml", 1)[1].split("```", 1)[0]

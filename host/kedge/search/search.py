@@ -89,7 +89,8 @@ class Search:
                 asked = recipe.candidate(self._section, self._target)
                 self._backend(asked.backend, _only(asked))
             else:
-                for choice in self._target.backends:
+                every = self._job.options.every_backend
+                for choice in (one for one in self._target.backends if one.usual or every):
                     self._backend(choice, self._strategy(choice).run())
                     enough = self._job.options.effort is Effort.QUICK and any(one.holds for one in self._outcomes)
                     if enough or self._ended:

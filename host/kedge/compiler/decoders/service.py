@@ -159,7 +159,7 @@ def _schemes_of_pair(options: CompileOptions) -> tuple[Scheme, ...]:
 
 
 def _backend(target: Target) -> BackendChoice:
-    for choice in target.backends:
+    for choice in (one for one in target.backends if one.usual):
         if registry.compiler(choice.name).decoders() is not None:
             return choice
     raise TargetError(
