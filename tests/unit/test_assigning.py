@@ -20,7 +20,7 @@ from kedge.fleet.rollouts import Wanted
 from kedge.fleet.staged.policy import Policy
 from kedge_protocol.bundle.layout import Layout
 from kedge_protocol.errors import FleetError
-from kedge_protocol.messages import ReportedCandidate
+from kedge_protocol.messages import Failure, ReportedCandidate
 
 FIRST, SECOND, THIRD = "onnxruntime", "openvino", "tflite"
 BOARD = "rpi5"
@@ -190,6 +190,65 @@ def test_the_next_release_goes_by_the_figures_of_the_one_before(fleet: StagedFle
     assert serving(fleet, "4.0", THIRD) >= set(names[MEASURING:])
     assert len([one for one in fleet.devices.values() if one.tried]) == MEASURING
     assert fleet.status().done
+
+
+def test_what_an_earlier_release_says_may_be_wrong_and_leads_to_the_other(fleet: StagedFleet) -> None:
+    names = fleet.add(5, BOARD)
+    speeds(fleet, "2.0", onnxruntime=9.0, openvino=3.0)
+    fleet.service.rollout_start("tiny:2.0")
+    fleet.step(5)
+    for device in fleet.devices.values():
+        device.fails[digest(fleet, "3.0", SECOND)] = ["prove"]
+    fleet.service.rollout_start("tiny:3.0")
+    fleet.step(4)
+    assert serving(fleet, "3.0", FIRST) == set(names)
+    status = fleet.status()
+    assert (status.done, status.counts) == (True, {"done": 5})
+    assert [(one.backend, one.refused) for one in status.choices[0].backends] == [(FIRST, 0), (SECOND, 5)]
+
+
+def test_where_two_are_refused_the_third_is_given(fleet: StagedFleet) -> None:
+    (name,) = fleet.add(1, BOARD)
+    fleet.devices[name].fails |= {digest(fleet, "4.0", backend): ["prove"] for backend in (FIRST, SECOND)}
+    fleet.service.rollout_start("tiny:4.0")
+    fleet.step(4)
+    assert serving(fleet, "4.0", THIRD) == {name}
+    assert fleet.status().done
+
+
+def test_a_device_whose_bundles_all_fail_tries_each_once(fleet: StagedFleet) -> None:
+    (name,) = fleet.add(1, BOARD)
+    device = fleet.devices[name]
+    device.fails |= {digest(fleet, "4.0", backend): ["prove"] for backend in (FIRST, SECOND, THIRD)}
+    fleet.service.rollout_start("tiny:4.0")
+    fleet.step(20)
+    assert fleet.status().counts == {"failed": 1}
+    assert len(device.told) == 2
+
+
+def test_what_it_kept_and_cannot_serve_leads_to_the_other(fleet: StagedFleet) -> None:
+    (name,) = fleet.add(1, BOARD)
+    device = fleet.devices[name]
+    speeds(fleet, "2.0", onnxruntime=9.0, openvino=3.0)
+    fleet.service.rollout_start("tiny:2.0")
+    fleet.step(3)
+    assert serving(fleet, "2.0", SECOND) == {name}
+    device.failure = Failure(digest=digest(fleet, "2.0", SECOND), stage="serve", reason="it crashes")
+    fleet.step(3)
+    assert serving(fleet, "2.0", FIRST) == {name}
+    assert fleet.status().done
+
+
+def test_a_plan_says_what_those_that_measure_pull_too(fleet: StagedFleet, published: dict[str, Path]) -> None:
+    fleet.add(MEASURING + 3, BOARD)
+    sizes = []
+    for bundle in Layout(published["2.0"]).candidates(BOARD):
+        layers = {layer.digest: layer.size for layer in (*bundle.manifest.layers, bundle.manifest.config)}
+        sizes.append({**layers, bundle.digest: len(bundle.raw)})
+    one, both = sum(sizes[0].values()), sum((sizes[0] | sizes[1]).values())
+    wanted = Policy(waves=("2", "100%"), min_per_target=2)
+    plan = fleet.service.rollout_plan("tiny:2.0", policy=wanted)
+    assert [wave.bytes for wave in plan.waves] == [2 * both, 2 * both + 3 * one]
 
 
 def test_an_older_agent_takes_the_first_and_lets_nobody_wait(fleet: StagedFleet) -> None:

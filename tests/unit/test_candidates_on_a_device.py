@@ -17,7 +17,7 @@ from kedge_agent.update.settings import Settings
 from kedge_protocol import codec
 from kedge_protocol.blocks import BLOCK_SIZE
 from kedge_protocol.candidates import Candidate, choose
-from kedge_protocol.messages import Desired, ModelState
+from kedge_protocol.messages import Desired, ModelState, Shadow
 
 pytestmark = pytest.mark.device
 
@@ -284,6 +284,13 @@ def _torment(world: World, step: str) -> None:
 @pytest.mark.parametrize("rivals", [{"digits": ONE}, {"other": TWO}, {"digits": "no digest"}])
 def test_a_rival_that_is_none_refuses_the_desired_state(world: World, rivals: dict[str, str]) -> None:
     bad = Desired(version=1, models={"digits": ONE}, sizes={ONE: 9}, rivals=rivals)
+    world.post(events.DesiredArrived(codec.encode(bad)))
+    assert world.machine.desired_version == 0
+
+
+def test_a_rival_that_is_the_shadow_too_refuses_the_desired_state(world: World) -> None:
+    shadows = {"digits": Shadow(digest=TWO, size=9)}
+    bad = Desired(version=1, models={"digits": ONE}, sizes={ONE: 9, TWO: 9}, rivals={"digits": TWO}, shadows=shadows)
     world.post(events.DesiredArrived(codec.encode(bad)))
     assert world.machine.desired_version == 0
 

@@ -161,7 +161,7 @@ def _check_shadow(name: str, shadow: Shadow, desired: Desired) -> None:
     where = f"desired state, shadow of {name}"
     checked_name(name, "model name")
     digest.checked(shadow.digest, where=where)
-    if name not in desired.models or desired.models[name] == shadow.digest:
+    if name not in desired.models or shadow.digest in (desired.models[name], desired.rivals.get(name)):
         raise MessageError("it is the shadow of no model, or of itself", where=where)
     if shadow.size < 1 or not 0 < shadow.share <= 1 or shadow.memory_bytes < 1:
         raise MessageError("its size, share or memory is out of range", where=where)

@@ -23,6 +23,9 @@ from kedge_protocol.messages import ModelState, Reported, ReportedCandidate, Rep
 HOLD_SECONDS = 600.0
 """Seconds that a device waits at most for what others of its target measure."""
 
+_ONE = {Assigned.MEASURED.value, Assigned.GIVEN.value}
+_REFUSING = {"check", "prove", "serve"}
+"""Stages whose failure is the bundle's: what could not be fetched or switched to says nothing of it."""
 _INSERT = """
 INSERT OR REPLACE INTO assignment (rollout_id, device_id, target, state, rival, reason, soak, since)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)
@@ -30,7 +33,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 _OPEN = """
 SELECT assignment.*, part.digest, part.desired_version, model, version FROM assignment
 JOIN rollout_device AS part USING (rollout_id, device_id) JOIN rollout ON rollout.id = rollout_id
-WHERE device_id = ? AND assignment.state IN ('measuring', 'refused') AND superseded_by IS NULL
+WHERE device_id = ? AND assignment.state <> 'waiting' AND superseded_by IS NULL
 """
 _WAITING = """
 SELECT assignment.*, model, version FROM assignment
@@ -134,10 +137,13 @@ def _online_first(session: Session, numbers: Sequence[int]) -> list[int]:
 
 def settle(session: Session, number: int, reported: Reported) -> None:
     """Store what a device says of its candidates. What it kept becomes what its rollout wants; those that wait for its
-    figures are told."""
+    figures are told. A device that refused what it was given is given another one, each once."""
     for row in session.rows(_OPEN, (number,)):
         model = reported.models.get(row["model"])
         if model is None or reported.desired_version < row["desired_version"]:
+            continue
+        if row["state"] in _ONE:
+            _lead_on(session, row, number, model)
             continue
         pair = (row["digest"], row["rival"])
         told = {one.digest: one for one in model.candidates if one.digest in pair}
@@ -153,6 +159,7 @@ def settle(session: Session, number: int, reported: Reported) -> None:
                 "UPDATE assignment SET state = 'refused', reason = ? WHERE rollout_id = ? AND device_id = ?",
                 ("it could keep neither candidate", row["rollout_id"], number),
             )
+            _give_another(session, row, number)
         others = session.rows(f"{_WAITING} AND model = ? AND assignment.target = ?", (row["model"], row["target"]))
         _let_go(session, others)
 
@@ -201,6 +208,30 @@ def _keep(session: Session, row: Row, number: int, kept: str, told: Mapping[str,
     note_change(session)
 
 
+def _lead_on(session: Session, row: Row, number: int, model: ReportedModel) -> None:
+    """Give a device another bundle if it refused the one that it was given."""
+    failure = model.failure
+    if model.state is not ModelState.FAILED or failure is None or failure.digest != row["digest"]:
+        return
+    if failure.stage in _REFUSING:
+        _note_refusal(session, number, row["target"], ReportedCandidate(digest=failure.digest, failure=failure))
+        _give_another(session, row, number)
+
+
+def _give_another(session: Session, row: Row, number: int) -> None:
+    release = releases.by_name(session, row["model"], row["version"])
+    several = () if release is None else candidates.of_release(session, release["id"]).get(row["target"], ())
+    refused = {
+        one["bundle"] for one in session.rows("SELECT bundle FROM refused_bundle WHERE device_id = ?", (number,))
+    }
+    left = [one for one in several if one.digest not in refused]
+    if release is None or not left:
+        return
+    known = candidates.evidence(session, release, row["target"], several)
+    decided = candidates.decide(left, known, [number], may_wait=False)
+    _assign(session, _Place(row["rollout_id"], row["model"], row["target"]), decided, soak={number: row["soak"]})
+
+
 def _told(told: Mapping[str, ReportedCandidate], backends: Mapping[str, str]) -> str:
     said = []
     for digest, one in told.items():
@@ -212,8 +243,7 @@ def _told(told: Mapping[str, ReportedCandidate], backends: Mapping[str, str]) ->
 
 
 def _note_refusal(session: Session, number: int, target: str, one: ReportedCandidate) -> None:
-    # What could not be fetched says nothing of the bundle.
-    if one.failure is not None and one.failure.stage != "fetch":
+    if one.failure is not None and one.failure.stage in _REFUSING:
         session.run(
             "INSERT OR REPLACE INTO refused_bundle VALUES (?, ?, ?, ?, ?, ?)",
             (number, one.digest, target, one.failure.stage, one.failure.reason, session.now()),

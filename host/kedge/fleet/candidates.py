@@ -142,6 +142,21 @@ def of_release(session: Session, release: int) -> dict[str, tuple[Candidate, ...
     return found
 
 
+def expected(session: Session, release: Row, targets: Mapping[int, str]) -> dict[int, tuple[str, ...]]:
+    """Return the bundles that devices will have to pull: device's number → digests.
+
+    Args:
+        targets: device's number → its target, in the order in which they are told.
+    """
+    several = of_release(session, release["id"])
+    found: dict[int, tuple[str, ...]] = {}
+    for target in dict.fromkeys(targets.values()):
+        numbers = [number for number, one in targets.items() if one == target]
+        known = Evidence() if len(several[target]) == 1 else evidence(session, release, target, several[target])
+        found |= {number: one.wanted.digests for number, one in decide(several[target], known, numbers).items()}
+    return found
+
+
 def best_of_release(session: Session, release: Row) -> dict[str, Wanted]:
     """Return target → the bundle that a device is given which measures nothing."""
     found = {}

@@ -189,6 +189,7 @@ def desired_states(session: Session, versions: Mapping[int, int], numbers: Seque
     query = """
         SELECT shadow.* FROM desired_shadow AS shadow JOIN desired_model AS own
           ON own.device_id = shadow.device_id AND own.model = shadow.model AND own.digest <> shadow.digest
+            AND own.rival IS NOT shadow.digest
         WHERE shadow.device_id IN {} ORDER BY shadow.model
     """
     for row in session.where_in(query, numbers):

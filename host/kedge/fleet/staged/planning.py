@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from kedge.fleet import releases, rollouts
+from kedge.fleet import candidates, releases, rollouts
 from kedge.fleet.database import Row, Session
 from kedge.fleet.results import PlannedWave, RolloutPlan
 from kedge.fleet.rollouts import START, Plan, Selection
@@ -81,7 +81,8 @@ def plan(session: Session, repository: Repository, reference: str, policy: Polic
     """
     release = releases.find(session, reference)
     selection, found, numbers = _planned(session, release, policy)
-    moved = _Transfers(session, repository, selection)
+    order = {numbers[name]: target for wave in found.waves for name, target in wave.items()}
+    moved = _Transfers(session, repository, candidates.expected(session, release, order))
     waves = []
     for number, wave in enumerate(found.waves, 1):
         by_target: dict[str, list[str]] = {}
@@ -125,15 +126,15 @@ def _planned(session: Session, release: Row, policy: Policy) -> tuple[Selection,
 class _Transfers:
     """What must move to devices: the blocks of a bundle that nothing they hold has, as the agent finds them."""
 
-    def __init__(self, session: Session, repository: Repository, selection: Selection) -> None:
+    def __init__(self, session: Session, repository: Repository, wanted: Mapping[int, tuple[str, ...]]) -> None:
         self._session = session
         self._repository = repository
-        self._wanted = {number: selection.bundles[target].digest for number, target in selection.targets.items()}
+        self._wanted = wanted
         self._held: dict[int, set[str]] = {}
-        for row in session.where_in(_HELD, list(selection.targets)):
+        for row in session.where_in(_HELD, list(wanted)):
             self._held.setdefault(row["device_id"], set()).update(filter(None, tuple(row)[1:]))
         self._blobs: dict[str, dict[str, int]] = {}
-        digests = {*self._wanted.values(), *(one for some in self._held.values() for one in some)}
+        digests = {one for some in (*wanted.values(), *self._held.values()) for one in some}
         for row in session.where_in(_BLOBS, sorted(digests)):
             self._blobs.setdefault(row["bundle"], {})[row["digest"]] = row["size"]
         self._blocks: dict[str, list[tuple[bytes, int]]] = {}
@@ -141,13 +142,14 @@ class _Transfers:
 
     def bytes_to(self, number: int) -> int:
         """Return the payload bytes that must move to a device."""
-        wanted, held = self._wanted[number], frozenset(self._held.get(number, ()))
-        if wanted in held:
-            return 0
-        key = wanted, held
-        if key not in self._known:
-            self._known[key] = self._count(wanted, held)
-        return self._known[key]
+        held, count = frozenset(self._held.get(number, ())), 0
+        for wanted in self._wanted[number]:
+            key = wanted, held
+            if key not in self._known:
+                self._known[key] = 0 if wanted in held else self._count(wanted, held)
+            count += self._known[key]
+            held |= {wanted}
+        return count
 
     def _count(self, wanted: str, held: Iterable[str]) -> int:
         there = {blob: size for bundle in held for blob, size in self._blobs.get(bundle, {}).items()}
