@@ -83,12 +83,12 @@ def test_a_confident_probability_is_not_judged_by_its_last_digits() -> None:
     probes = [axis_matching.Probe([np.zeros((1, 2), np.float32)], [expected])]
     session = _Answers(got)
     plain = axis_matching.match(session, [(1, 2)], [0], probes)
-    bounded = axis_matching.match(session, [(1, 2)], [0], probes, bounded=[True])
+    bounded = axis_matching.match(session, [(1, 2)], [0], probes, floors=[1e-3])
     assert plain is not None
     assert bounded is not None
     assert plain.off > 0.1
     assert bounded.off < 1e-3
     wrong = _Answers(np.array([[0.4, 5e-8]], np.float32))
-    found = axis_matching.match(wrong, [(1, 2)], [0], probes, bounded=[True])
+    found = axis_matching.match(wrong, [(1, 2)], [0], probes, floors=[1e-3])
     assert found is not None
     assert found.off > 1

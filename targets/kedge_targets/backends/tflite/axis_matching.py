@@ -23,7 +23,6 @@ Array = npt.NDArray[Any]
 Permutation = tuple[int, ...]
 
 _CLOSE = 1e-4  # so close that no better is looked for
-_SMALL = 1e-3  # what lies in 0..1 is compared as if it were no smaller than this
 _MOST_RUNS = 256
 _CHANNELS_LAST = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
@@ -36,7 +35,7 @@ class Match:
         inputs: permutation for each input of the model: ``file = model.transpose(permutation)``.
         outputs: position in the file and permutation for each output of the model, likewise.
         error: root mean square of the difference, relative to the reference's, for the worst output.
-        off: likewise, but probabilities near 0 are compared with a value that is no longer small for a probability.
+        off: likewise, but relative to the output's floor where it lies below.
         worst: the output with the largest ``off``.
     """
 
@@ -79,7 +78,7 @@ def match(
     order: Sequence[int],
     probes: Sequence[Probe],
     *,
-    bounded: Sequence[bool] = (),
+    floors: Sequence[float] = (),
 ) -> Match | None:
     """Return the best match, or None if no order of axes fits the shapes.
 
@@ -88,7 +87,7 @@ def match(
         file_inputs: shapes of the file's inputs, in the file's order.
         order: position in the file of each input of the model.
         probes: runs of the ONNX graph.
-        bounded: for each output whether it lies in 0..1 by construction.
+        floors: for each output what it is compared with at least, where its numbers are smaller.
     """
     choices = [
         permutations(array.shape, file_inputs[position])
@@ -96,7 +95,7 @@ def match(
     ]
     best: Match | None = None
     for chosen in itertools.islice(itertools.product(*choices), _MOST_RUNS):
-        found = _tried(session, chosen, order, probes, bounded)
+        found = _tried(session, chosen, order, probes, floors)
         if found is not None and (best is None or found.error < best.error):
             best = found
         if best is not None and best.error < _CLOSE:
@@ -109,7 +108,7 @@ def _tried(
     chosen: Sequence[Permutation],
     order: Sequence[int],
     probes: Sequence[Probe],
-    bounded: Sequence[bool],
+    floors: Sequence[float],
 ) -> Match | None:
     answers = []
     for probe in probes:
@@ -130,7 +129,7 @@ def _tried(
             return None
         error, position, permutation = min(options, key=lambda option: option[0])
         outputs.append((position, permutation))
-        floor = _SMALL if index < len(bounded) and bounded[index] else 0.0
+        floor = floors[index] if index < len(floors) else 0.0
         errors.append(error)
         offs.append(_error(probes, answers, index, position, permutation, floor=floor))
     off = max(offs, default=0.0)

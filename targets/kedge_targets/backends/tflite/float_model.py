@@ -17,7 +17,16 @@ from kedge_targets.backends.tflite import axis_matching, graph_preparation, tool
 from kedge_targets.backends.tflite.runtime import BUILTIN, Runtime
 from kedge_targets.backends.tflite.toolchain_client import Converted, ConvertRequest
 from kedge_targets.contract import Calibration
-from kedge_targets.graph import attention, batch, library, model_writer, node_tracing, ranges, signature
+from kedge_targets.graph import (
+    attention,
+    batch,
+    library,
+    model_writer,
+    node_tracing,
+    qdq_placement,
+    ranges,
+    signature,
+)
 from kedge_targets.graph.wiring import Wiring
 from kedge_targets.numerics import Precision
 
@@ -28,6 +37,7 @@ Array = npt.NDArray[Any]
 _Refusal: TypeAlias = LoweringError | UnsupportedOperatorError
 
 _REAL_PROBES = 2
+_SMALL = 1e-3  # what lies in 0..1 is compared as if it were no smaller than this
 _AGREES = 0.01  # relative error of the float file against the ONNX graph; a wrong order of axes is far beyond
 _SCORED = 32  # samples whose scores of attention are looked at
 _BOUNDED = frozenset({"Sigmoid", "Softmax", "HardSigmoid"})
@@ -106,11 +116,11 @@ def make_float_model(model: onnx.ModelProto, calibration: Calibration, workdir: 
         UnsupportedOperatorError: an operator is not supported; names it and its node.
         LoweringError: no form can be converted, or none gives the graph's results.
     """
-    probes = _probes(model, calibration)
+    probes, floors = _probes(model, calibration), _floors(model, calibration)
     first_error: _Refusal | None = None
     for attempt in _attempts(model, workdir, _mask(model, calibration)):
         try:
-            return _matched(model, attempt, workdir / "float32.tflite", probes)
+            return _matched(model, attempt, workdir / "float32.tflite", probes, floors)
         except (UnsupportedOperatorError, LoweringError) as error:
             first_error = first_error or _with_own_name(error, attempt)
     raise first_error or LoweringError("there is no way to convert the graph")
@@ -156,7 +166,13 @@ def _attempt(made: tuple[onnx.ModelProto, dict[str, graph_preparation.Permutatio
     return _Attempt(path, prepared, names, turned, graph_preparation.kept_inputs(plain))
 
 
-def _matched(model: onnx.ModelProto, attempt: _Attempt, file: Path, probes: list[axis_matching.Probe]) -> FloatFile:
+def _matched(
+    model: onnx.ModelProto,
+    attempt: _Attempt,
+    file: Path,
+    probes: list[axis_matching.Probe],
+    floors: list[float],
+) -> FloatFile:
     request = ConvertRequest(
         graph=str(attempt.graph),
         keep=attempt.keep,
@@ -168,7 +184,7 @@ def _matched(model: onnx.ModelProto, attempt: _Attempt, file: Path, probes: list
     session = Runtime().load(file, {}, kernel_set=BUILTIN)
     try:
         shapes = [tensor.shape for tensor in found.inputs]
-        match = axis_matching.match(session, shapes, found.input_order, probes, bounded=_bounded(model))
+        match = axis_matching.match(session, shapes, found.input_order, probes, floors=floors)
     finally:
         session.close()
     names = [info.name for info in signature.outputs(model)]
@@ -197,11 +213,26 @@ def _matched(model: onnx.ModelProto, attempt: _Attempt, file: Path, probes: list
     )
 
 
-def _bounded(model: onnx.ModelProto) -> list[bool]:
-    """Return for each output whether it lies in 0..1 by construction; 1e-9 instead of 2e-9 is then no error."""
+def _floors(model: onnx.ModelProto, calibration: Calibration) -> list[float]:
+    """Return for each output what it is compared with at least: a thousandth where it lies in 0..1 by construction,
+    since 1e-9 instead of 2e-9 is no error then, and else what keeps the error above the resolution of the numbers that
+    it is computed of: a SiLU of -20 is -4e-8, and 20 has steps of 2e-6."""
     wiring = Wiring(model)
     makers = [wiring.maker.get(wiring.source(info.name)) for info in signature.outputs(model)]
-    return [maker is not None and maker.op_type in _BOUNDED for maker in makers]
+    known = qdq_placement.floats(model)
+    given = [
+        [name for name in maker.input if name in known and wiring.constant(name) is None] if maker is not None else []
+        for maker in makers
+    ]
+    tensors = list(dict.fromkeys(name for names in given for name in names))
+    few = itertools.islice(calibration, _REAL_PROBES)
+    seen = ranges.observe(model, few, tensors) if tensors and calibration.samples else {}
+    floors = []
+    for maker, names in zip(makers, given, strict=True):
+        largest = max((max(-seen[name][0], seen[name][1]) for name in names if name in seen), default=0.0)
+        bounded = maker is not None and maker.op_type in _BOUNDED
+        floors.append(max(_SMALL if bounded else 0.0, float(np.finfo(np.float32).eps) * largest / _AGREES))
+    return floors
 
 
 def _probes(model: onnx.ModelProto, calibration: Calibration) -> list[axis_matching.Probe]:
