@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 _UNREADABLE = re.compile(
-    r"protobuf|pars(e|ing)|truncat|corrupt|unexpected end|ir version|till opset|not a valid|unable to read|magic|xml",
+    r"protobuf|pars(e|ing)|truncat|corrupt|unexpected end|ir version|till opset|not a valid|unable to read|magic|xml|"
+    r"is null/empty|could not open|identifier|newer model",
     re.IGNORECASE,
 )
 

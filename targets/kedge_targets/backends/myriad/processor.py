@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kedge_protocol.errors import InputError, MissingDependencyError, VerificationError
-from kedge_targets import contract
+from kedge_targets import contract, refusal_remedies
 from kedge_targets.backends.openvino import emulation, library
 from kedge_targets.backends.openvino.runtime import reason_of
 from kedge_targets.contract import Array
@@ -119,7 +119,7 @@ class _Opening:
             raise VerificationError(
                 f"OpenVINO {version} refuses the file: {reason_of(error)}",
                 where=self.entry.name,
-                remedy="The file is damaged, or made for another version",
+                remedy=refusal_remedies.remedy(reason_of(error)),
             ) from error
 
 

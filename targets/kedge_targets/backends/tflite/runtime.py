@@ -13,7 +13,7 @@ from typing import Any
 
 from kedge_protocol.errors import ConfigError, InputError, MissingDependencyError, VerificationError
 from kedge_protocol.packages import AGENT, pip_install
-from kedge_targets import contract
+from kedge_targets import contract, refusal_remedies
 from kedge_targets.contract import Array
 
 XNNPACK = "xnnpack"
@@ -74,10 +74,11 @@ def _opened(library: Any, path: str, settings: Mapping[str, Any], name: str) -> 
         interpreter = library.Interpreter(model_path=path, **settings)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
+        reason = _one_line(error)
         raise VerificationError(
-            f"{library.__name__.partition('.')[0]} refuses the file: {_one_line(error)}",
+            f"{library.__name__.partition('.')[0]} refuses the file: {reason}",
             where=name,
-            remedy="The file is damaged, or made for another version",
+            remedy=refusal_remedies.remedy(reason),
         ) from error
     return interpreter
 
