@@ -29,7 +29,7 @@ def compile_command(model: str, **values: Any) -> int:
     with the device's runtime.
 
     MODEL: an .onnx file, a PyTorch program (.pt2, or FILE.py:FACTORY), a .keras file, a SavedModel, a float .tflite, a
-    language model (a folder with config.json and safetensors, or a .gguf).
+    language model (a folder with config.json and safetensors, a .gguf, or an .onnx with past and present).
 
     Exit status: 0 if every target has its bundle, 3 if some failed (the others are written), 1 on an error.
     """

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from kedge_protocol.bundle.config import RuntimeRequirement
 from kedge_protocol.errors import LoweringError
+from kedge_targets.decoder.exported import ExportedSpec
 from kedge_targets.decoder.layout import HeadLayout
-from kedge_targets.decoder.matrix import Matrix
+from kedge_targets.decoder.matrix import Codes, Matrix
 from kedge_targets.decoder.plan import Piece, Pieces
 from kedge_targets.decoder.spec import Array, DecoderSpec
 
@@ -123,6 +125,19 @@ class DecoderCompiler(abc.ABC):
             LoweringError: this backend takes none, or the vendor's tool refuses it.
         """
         raise LoweringError("this backend runs no encoder-decoders", where=spec.architecture)
+
+    def lower_exported(
+        self, source: Path, spec: ExportedSpec, rounded: Callable[[Array], Codes] | None, *, workdir: Path
+    ) -> LoweredDecoder:
+        """Write the files of a decoder that was exported to ONNX.
+
+        Args:
+            rounded: rounds a matrix float32 [out, in]; None to keep the weights as they are.
+
+        Raises:
+            LoweringError: this backend takes none, or the vendor's tool refuses it.
+        """
+        raise LoweringError("this backend runs no exported decoders", where=source.name)
 
     @abc.abstractmethod
     def layer_runner(self, spec: DecoderSpec, index: int, piece: Piece, *, context: int) -> LayerRunner:

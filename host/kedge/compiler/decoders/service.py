@@ -13,7 +13,7 @@ from kedge.compiler.decoders import report
 from kedge.compiler.decoders import steps as decoder_steps
 from kedge.compiler.decoders.worker_messages import Budget, DecoderAnswer, DecoderRequest
 from kedge.compiler.release import Release
-from kedge.importing.decoders import reading
+from kedge.importing.decoders import exported, reading
 from kedge.quantization import decoder_scheme
 from kedge.quantization.decoder_scheme import Scheme
 from kedge.search import recipe_args
@@ -35,6 +35,7 @@ TASK = "kedge.compiler.decoders.worker_tasks:compile_decoder"
 RATIO = 1.15
 """Allowed ratio of the perplexity to the float model's if no budget is given."""
 GOLDEN = "golden.npz"
+_EXPORTED = "exported decoders"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +61,12 @@ def run(
     """
     asked = [targets.find(name) for name in options.targets]
     _check(options, asked)
-    alone = not reading.has_encoder(model)
-    schemes, limit, chosen = _schemes(options, alone=alone), budget(options), _steps(options)
-    if chosen and not alone:
-        raise ConfigError("is not for encoder-decoders yet", where="--step", remedy="Leave it out")
+    kind = _EXPORTED if exported.is_exported(model) else ""
+    if reading.has_encoder(model):
+        kind = "encoder-decoders"
+    schemes, limit, chosen = _schemes(options, kind), budget(options), _steps(options)
+    if chosen and kind:
+        raise ConfigError(f"is not for {kind} yet", where="--step", remedy="Leave it out")
     compiled: list[_Compiled] = []
     failures: dict[str, KedgeError] = {}
     for target in asked:
@@ -120,9 +123,9 @@ def budget(options: CompileOptions) -> Budget:
     return Budget(max_ratio=ratio, max_perplexity=absolute, max_kl=options.max_kl)
 
 
-def _schemes(options: CompileOptions, *, alone: bool) -> tuple[Scheme, ...]:
-    if not alone:
-        return _schemes_of_pair(options)
+def _schemes(options: CompileOptions, kind: str) -> tuple[Scheme, ...]:
+    if kind:
+        return _plain_schemes(options, kind)
     if options.quantize is not None:
         found: tuple[Scheme, ...] = (decoder_scheme.parse(options.quantize),)
     else:
@@ -144,17 +147,31 @@ def _steps(options: CompileOptions) -> tuple[StepChoice, ...]:
     return found
 
 
-def _schemes_of_pair(options: CompileOptions) -> tuple[Scheme, ...]:
-    """Return the schemes of an encoder-decoder: nothing is learned from calibration."""
+def _plain_schemes(options: CompileOptions, kind: str) -> tuple[Scheme, ...]:
+    """Return the schemes of a model that learns nothing from calibration.
+
+    Args:
+        kind: for error messages.
+    """
     if options.cache is not None:
-        raise ConfigError("is not for encoder-decoders yet", where="--cache", remedy="Leave it out")
-    plain = Scheme(method="plain")
+        raise ConfigError(f"is not for {kind} yet", where="--cache", remedy="Leave it out")
+    # The embedding of an exported decoder stays as it is.
+    whole = kind != _EXPORTED
+    plain = Scheme(method="plain") if whole else Scheme(method="plain", embedding="float32")
     if options.quantize is None:
         ladder = tuple(replace(scheme, method="plain") for scheme in decoder_scheme.LADDER)
-        return ladder[2:3] if options.effort is Effort.QUICK else ladder
+        if not whole:
+            ladder = (plain, replace(plain, precision="int8"), replace(plain, precision="float32"))
+        quick = next(scheme for scheme in ladder if scheme.precision == "int8")
+        return (quick,) if options.effort is Effort.QUICK else ladder
     found = decoder_scheme.parse(options.quantize, plain)
-    if found.learns:
-        raise ConfigError("method=gptq is not for encoder-decoders yet", where="--quantize", remedy="Leave it out")
+    if not whole and (found.precision == "float16" or found.embedding != "float32" or found.int8_layers):
+        raise ConfigError(
+            f"{options.quantize!r} is not for {kind}", where="--quantize", remedy="Give int8, int4 or float32"
+        )
+    if found.learns or found.cache != "float32":
+        wrong = "method=gptq" if found.learns else f"cache={found.cache}"
+        raise ConfigError(f"{wrong} is not for {kind} yet", where="--quantize", remedy="Leave it out")
     return (found,)
 
 

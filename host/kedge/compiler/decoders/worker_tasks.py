@@ -27,7 +27,7 @@ from kedge.compiler.decoders.worker_parts import (
 from kedge.evaluation.decoders import reference as references
 from kedge.evaluation.decoders import texts
 from kedge.evaluation.decoders.reference import Reference
-from kedge.importing.decoders import reading
+from kedge.importing.decoders import exported, reading
 from kedge.importing.decoders.decoder import Decoder
 from kedge.quantization import decoder_mixing
 from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, table
@@ -58,6 +58,10 @@ def compile_decoder(request: DecoderRequest, progress: Progress) -> DecoderAnswe
         MissingDependencyError: the ``generation`` extra is not installed.
         LoweringError: the backend refuses the model.
     """
+    if exported.is_exported(Path(request.source)):
+        from kedge.compiler.decoders.exported_tasks import ExportedCompilation
+
+        return ExportedCompilation(request, progress).run()
     if reading.has_encoder(Path(request.source)):
         from kedge.compiler.decoders.encoder_decoder_tasks import EncoderDecoderCompilation
 

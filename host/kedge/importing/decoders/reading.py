@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kedge.importing import digests
-from kedge.importing.decoders import config, encoder_config, encoder_text, lora, tensors, text
+from kedge.importing.decoders import config, encoder_config, encoder_text, exported, lora, tensors, text
 from kedge.importing.decoders.decoder import Decoder
 from kedge.importing.decoders.encoder_names import EncoderDecoderWeights
 from kedge.importing.decoders.names import NamedWeights
@@ -18,8 +18,10 @@ _WITH_ENCODER = ("ForConditionalGeneration", "MarianMTModel")
 
 
 def is_decoder(path: Path) -> bool:
-    """Return whether a path is a decoder: a folder whose ``config.json`` says so, or a GGUF file. No weights are
-    read."""
+    """Return whether a path is a decoder: a folder whose ``config.json`` says so, a GGUF file, or an ONNX file with
+    past and present. No weights are read."""
+    if exported.is_exported(path):
+        return True
     if path.is_dir():
         return _says_so(path / "config.json")
     try:

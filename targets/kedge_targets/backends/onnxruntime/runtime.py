@@ -60,9 +60,12 @@ class Runtime(contract.Runtime):
         self, entry: Path, options: Mapping[str, Any], *, slots: int, context: int, kernel_set: str | None = None
     ) -> DecoderSession:
         """See :meth:`kedge_targets.contract.Runtime.load_decoder`."""
+        from kedge_targets.backends.onnxruntime.decoder.exported_session import ExportedDecoderSession, is_exported
         from kedge_targets.backends.onnxruntime.decoder.session import ENCODER, OnnxDecoderSession
 
         decoder = _opened(entry, options, kernel_set)
+        if is_exported(decoder):
+            return ExportedDecoderSession(decoder, slots=slots, context=context)
         encoder = None
         if any(one.name.startswith("cross.") for one in decoder.get_inputs()):
             encoder = _opened(entry.with_name(ENCODER), options, kernel_set)

@@ -3,6 +3,7 @@ memory-maps."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from kedge_protocol.bundle.config import RuntimeRequirement
 from kedge_protocol.errors import LoweringError
 from kedge_targets.decoder import contract
 from kedge_targets.decoder.contract import EncoderParts, Ends, LoweredDecoder
+from kedge_targets.decoder.exported import ExportedSpec
 from kedge_targets.decoder.layout import HeadLayout
+from kedge_targets.decoder.matrix import Codes
 from kedge_targets.decoder.plan import PROBES, Piece, Pieces
 from kedge_targets.decoder.spec import Array, DecoderSpec
 from kedge_targets.graph import library
@@ -99,6 +102,14 @@ class Compiler(contract.DecoderCompiler):
             position_bytes=2 * 4 * layers * spec.kv_heads * layout.size,
             source_position_bytes=2 * 4 * layers * spec.heads * spec.head_size,
         )
+
+    def lower_exported(
+        self, source: Path, spec: ExportedSpec, rounded: Callable[[Array], Codes] | None, *, workdir: Path
+    ) -> LoweredDecoder:
+        """See :meth:`kedge_targets.decoder.contract.DecoderCompiler.lower_exported`."""
+        from kedge_targets.backends.onnxruntime.decoder import exported
+
+        return exported.lowered(source, spec, rounded, workdir=workdir, entry=ENTRY, data=DATA, minimum=_MINIMUM)
 
     def layer_runner(self, spec: DecoderSpec, index: int, piece: Piece, *, context: int) -> LayerRunner:
         """See :meth:`kedge_targets.decoder.contract.DecoderCompiler.layer_runner`."""

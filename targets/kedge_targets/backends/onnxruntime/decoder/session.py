@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 ENCODER = "encoder.onnx"
 """The file of an encoder, beside its decoder."""
 _FEATURES = "input_features"
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
 class OnnxDecoderSession(DecoderSession):
@@ -41,7 +41,7 @@ class OnnxDecoderSession(DecoderSession):
         self._session = session
         self._positions = "position_ids" in inputs
         self._caches = {
-            name: _zeros((slots, one.shape[1], context, one.shape[3]), _TYPES[one.type])
+            name: zeros((slots, one.shape[1], context, one.shape[3]), TYPES[one.type])
             for name, one in inputs.items()
             if name.startswith("past.")
         }
@@ -49,7 +49,7 @@ class OnnxDecoderSession(DecoderSession):
         self._encoder = encoder
         self.has_encoder = encoder is not None
         self._sources = {
-            name: _zeros((slots, *one.shape[1:]), np.float32)
+            name: zeros((slots, *one.shape[1:]), np.float32)
             for name, one in inputs.items()
             if name.startswith("cross.")
         }
@@ -149,7 +149,12 @@ class OnnxDecoderSession(DecoderSession):
         self._session = self._encoder = None
 
 
-def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return an empty cache.
+
+    Raises:
+        InputError: it does not fit into memory.
+    """
     try:
         return np.zeros(shape, dtype)
     except MemoryError as error:
