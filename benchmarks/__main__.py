@@ -20,6 +20,7 @@ ROOMS = (
     "tflite_files",
     "fleet",
     "gates",
+    "drift",
     "serving",
     "gathering",
     "generation",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.drawn_sketches import shifts
 
 from kedge_agent import observing
 from kedge_agent.observing import Observer
 from kedge_agent.sketches import Sketch, SketchReader
 from kedge_protocol import drift
 from kedge_protocol.bundle import config as cfg
-from kedge_protocol.drift import REPEAT_BITS, REPEATS, Kind, Statistic, Stream, repeat_bits, repeat_effect
+from kedge_protocol.drift import REPEATS, Kind, Statistic, Stream, repeat_effect
 from kedge_protocol.errors import BundleError
 from kedge_targets import drift as measuring
 
@@ -194,54 +194,19 @@ def test_sketches_add_up_in_any_order(parts: list[dict[str, list[int]]]) -> None
     assert sum(map(sum, forth.values())) == sum(sum(map(sum, part.values())) for part in parts)
 
 
-def _counted(values: np.ndarray, keys: list[int]) -> dict[str, list[int]]:
-    """Sketches of samples with these values, which are equal where their keys are."""
-    stream = STREAM_OF_TEN
-    counts = [0] * len(stream.counts)
-    repeats = [0] * (REPEAT_BITS + 1)
-    for value, key in zip(values, keys, strict=True):
-        place = stream.bin_of(float(value))
-        assert place is not None
-        counts[place] += 1
-        repeats[0] += 1
-        for bit in repeat_bits(hashlib.blake2b(str(key).encode(), digest_size=8).digest()):
-            repeats[1 + bit] += 1
-    return {stream.name: counts, REPEATS: repeats}
-
-
-_EDGES = tuple(float(edge) for edge in np.round(-np.log(1 - np.arange(1, 10) / 10), 4))
-STREAM_OF_TEN = Stream(kind=Kind.INPUT, tensor="x", statistic=Statistic.MEAN, edges=_EDGES, counts=(20,) * 10)
-
-
 def test_inputs_that_repeat_raise_no_false_alarm_and_a_shift_is_still_told() -> None:
-    chance = np.random.default_rng(11)
-    alarms, without, told, effective = 0, 0, 0, []
-    for turn in range(200):
-        # 80 pictures drawn 188 times, as a test set that is played again and again.
-        pictures = chance.exponential(size=80)
-        drawn = chance.integers(80, size=188)
-        keys = [turn * 100 + int(one) for one in drawn]
-        counted = _counted(pictures[drawn], keys)
-        (shift,) = drift.shifts([STREAM_OF_TEN], counted)
-        alarms += shift.alarms
-        effective.append(shift.effective)
-        (blind,) = drift.shifts([STREAM_OF_TEN], {STREAM_OF_TEN.name: counted[STREAM_OF_TEN.name]})
-        without += blind.alarms
-        (far,) = drift.shifts([STREAM_OF_TEN], _counted(pictures[drawn] * 3, keys))
-        told += far.alarms
-    # As (sum c)² / sum c² has it: 56.
-    assert 50 < np.mean(effective) < 70
-    assert alarms <= 2
-    assert without >= 10
-    assert told >= 180
+    # 80 pictures drawn 188 times, as a test set that is played again and again.
+    found = [shifts(turn, pictures=80, samples=188) for turn in range(200)]
+    # As (sum c)² / sum c² has it: 56 count.
+    assert 50 < np.mean([judged.effective for judged, _ in found]) < 70
+    assert sum(judged.alarms for judged, _ in found) <= 2
+    assert sum(blind.alarms for _, blind in found) >= 10
+    far = [shifts(turn, pictures=80, samples=188, scale=3.0)[0] for turn in range(200)]
+    assert sum(one.alarms for one in far) >= 180
 
 
 def test_samples_that_do_not_repeat_count_as_they_are() -> None:
-    chance = np.random.default_rng(5)
-    effects = [
-        repeat_effect(_counted(chance.exponential(size=300), [turn * 1000 + one for one in range(300)])[REPEATS])
-        for turn in range(100)
-    ]
-    assert np.mean(effects) < 1.25
-    assert max(effects) < 2.2
+    found = [shifts(turn, pictures=0, samples=300)[0].effective for turn in range(100)]
+    assert np.mean(found) > 240
+    assert min(found) > 130
     assert repeat_effect(None) == 1.0

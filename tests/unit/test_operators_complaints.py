@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.support.staged_fleet import StagedFleet, layouts
 
-from kedge.fleet.controller import REMIND_SECONDS, Controller
+from kedge.fleet.controller import HELD_REMINDERS, REMIND_SECONDS, Controller
 from kedge.fleet.results import Progress
 from kedge.fleet.rollout_status import DeviceFilter
 from kedge.fleet.staged.gates import GATES, Gates
@@ -262,6 +262,21 @@ def test_complaint_12_a_desired_state_that_the_broker_acknowledged_and_dropped_i
         served.wait(REMIND_SECONDS)
         served.wait(REMIND_SECONDS)
         assert told() == 4
+
+
+def test_a_device_that_somebody_keeps_on_its_old_state_is_named_in_the_log(
+    fleet: StagedFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.service.rollout_start("tiny:2.0")
+    served = _Served(fleet)
+    with served.controller:
+        for _ in range(HELD_REMINDERS - 1):
+            served.wait(REMIND_SECONDS)
+        assert "has not taken its desired state" not in caplog.text
+        for _ in range(5):
+            served.wait(REMIND_SECONDS)
+    said = [record.getMessage() for record in caplog.records if "has not taken its desired" in record.getMessage()]
+    assert sorted(line.partition(" ")[0] for line in said) == sorted(fleet.devices)
 
 
 def test_complaint_13_no_command_is_retained_and_an_old_one_is_not_sent(fleet: StagedFleet) -> None:

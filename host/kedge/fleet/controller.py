@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,8 @@ CLOCK_STEP_SECONDS = 10.0
 """A larger step of the fleet's clock against the monotonic one is not time that went by."""
 REMIND_SECONDS = 30.0
 """A device that is there and has not answered its desired state is told again after this."""
+HELD_REMINDERS = 10
+"""After so many the log says that somebody may hold it back."""
 
 
 def run(state: Path | None, options: ControllerOptions) -> None:
@@ -168,6 +171,7 @@ class Controller:
         self._listening_since: float | None = None
         self._clock_offset = clock() - steady()
         self._flushed = self._reminded = self._drift_at = steady()
+        self._reminders: Counter[str] = Counter()
         self._alarms = Alarms()
 
     def __enter__(self) -> Controller:
@@ -285,9 +289,18 @@ class Controller:
         """Publish the desired state again to online devices that have not answered it."""
         if self._steady() - self._reminded >= REMIND_SECONDS:
             self._reminded = self._steady()
-            for name in self._records.lagging():
+            lagging = self._records.lagging()
+            self._reminders = Counter({name: self._reminders[name] + 1 for name in lagging})
+            for name in lagging:
                 self._published.pop(name, None)
                 self._unpublished = True
+                if self._reminders[name] == HELD_REMINDERS:
+                    log.warning(
+                        "%s is there and has not taken its desired state for %d minutes: the broker's access rules keep"
+                        " it from the device, or whoever controls the broker does",
+                        name,
+                        HELD_REMINDERS * REMIND_SECONDS / 60,
+                    )
 
     def _publish_all(self, due: list[str]) -> bool:
         """Publish the desired state of these devices; return False if the queue is full, and the rest follows in the
