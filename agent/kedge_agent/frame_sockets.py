@@ -57,13 +57,15 @@ class FrameListener:
 
     Args:
         path: where; a socket that an earlier listener left is replaced.
+        most: the bytes of a frame's tensors; a connection that brings more is closed.
 
     Raises:
         OSError: it cannot be made.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, most: int = frames.MAX_BYTES) -> None:
         self._path = path
+        self._most = min(most, frames.MAX_BYTES)
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -87,7 +89,7 @@ class FrameListener:
                 accepted.settimeout(PATIENCE)
                 self._links.append(accepted)
             elif link in self._links:
-                frame = _read(link)
+                frame = _read(link, self._most)
                 if frame is None:
                     self._links.remove(link)
                     link.close()
@@ -108,11 +110,11 @@ class FrameListener:
             self._path.unlink()
 
 
-def _read(link: socket.socket) -> tuple[bytes, bytes] | None:
+def _read(link: socket.socket, most: int) -> tuple[bytes, bytes] | None:
     """Return the next frame; None at the end of the connection, and where what comes is none."""
     try:
         of_head, of_body = frames.LENGTH.unpack(_exactly(link, frames.LENGTH.size))
-        if of_head > frames.MAX_HEAD or of_body > frames.MAX_BYTES:
+        if of_head > frames.MAX_HEAD or of_body > most:
             return None
         return _exactly(link, of_head), _exactly(link, of_body)
     except (OSError, EOFError):

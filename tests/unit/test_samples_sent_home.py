@@ -17,6 +17,7 @@ from tests.support.bundles import make_bundle, samples
 from tests.support.installed import install
 
 from kedge_agent import Model
+from kedge_agent.frame_sockets import FrameSender
 from kedge_agent.samples import single
 from kedge_agent.samples.collection import SILENCE_SECONDS, Collection
 from kedge_agent.samples.reservoir import RANKS, Reservoir
@@ -247,6 +248,29 @@ def test_a_device_that_does_not_send_samples_says_why_and_listens_to_nobody(
     assert device.sent == []
     device.poll(None)
     assert device.runner.reported() == {}
+
+
+def test_a_frame_that_is_larger_than_what_may_be_kept_is_not_read(tmp_path: Path) -> None:
+    device = Device(tmp_path, SampleLimits(allow=True))
+    stale = device.state / "models" / "tiny" / "disagree.sock"
+    stale.touch()
+    request = asked(seconds=1000.0, max_bytes=2000)
+    device.poll(request)
+    assert not stale.exists()
+    sender = FrameSender(device.state / "models" / "tiny" / "low-confidence.sock")
+    for size in (10_000, 40):
+        head, body = frame(size, 0.5, size=size)
+        sender.send(frames.LENGTH.pack(len(head), len(body)) + head + body)
+        sender.close()
+    end = time.monotonic() + 60
+    while not device.runner.reported()["tiny"].kept:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    told = device.runner.reported()["tiny"]
+    assert (told.seen, told.kept) == (1, 1)
+    assert told.size < 2000
+    device.poll(None)
+    device.runner.close()
 
 
 @pytest.mark.parametrize("where", list(Choice))

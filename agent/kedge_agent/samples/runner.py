@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kedge_agent.frame_sockets import FrameListener
 from kedge_agent.samples.collection import Collection
-from kedge_agent.slots import ModelFolder, Slot
+from kedge_agent.slots import ModelFolder, Slot, model_folders
 from kedge_agent.update import actions, events
 from kedge_protocol import codec, files
 from kedge_protocol.bundle.config import BundleConfig
@@ -166,6 +166,11 @@ class SampleRunner:
             for path in self._folder.iterdir():
                 if path.is_dir() and path.name not in wanted:
                     shutil.rmtree(path, ignore_errors=True)
+        for folder in model_folders(self._state):
+            for choice in Choice:
+                # Where nobody listens, nobody needs to look for who does.
+                with contextlib.suppress(OSError):
+                    folder.sample_socket(choice).unlink()
 
     def _take(self, model: str, request: SampleRequest, shadowed: bool, now: float) -> None:
         try:
@@ -236,7 +241,9 @@ class SampleRunner:
             files.write(self._folder / _SENT_FILE, codec.encode(_Sent(sent=sent)), mode=0o600)
 
     def _listen(self, model: str, one: _Open) -> None:
-        listener = FrameListener(ModelFolder(self._state, model).sample_socket(one.collection.request.where))
+        asked = one.collection.request
+        # What is larger could not be kept, and would take the agent's memory.
+        listener = FrameListener(ModelFolder(self._state, model).sample_socket(asked.where), most=asked.max_bytes)
         name = f"kedge-samples-{model}"
         one.thread = threading.Thread(target=self._hear, args=(listener, one), name=name, daemon=True)
         one.thread.start()
