@@ -271,6 +271,26 @@ def test_open_pages_hear_of_a_change_in_another_process(page: Page, fleet: Fleet
     assert b"text/event-stream" in heard
 
 
+def test_samples_are_asked_for_and_cancelled_and_shadows_begin_and_end_by_routes(
+    page: Page, fleet: FleetService
+) -> None:
+    asked = {"model": "tiny", "where": "low-confidence", "count": 7, "seconds": 60.0}
+    assert "no device can be asked" in page.json("POST", "/samples", asked, 409)["what"]
+    fleet.rollout_start("tiny:1.0")
+    begun = page.json("POST", "/samples", asked, 201)
+    assert (begun["id"], begun["state"], begun["count"], len(begun["parts"])) == (1, "open", 7, 2)
+    assert page.json("GET", "/samples")[0]["parts"][0]["state"] == "asked"
+    assert page.json("POST", "/samples/1/cancel")["state"] == "cancelled"
+    assert page.json("GET", "/samples/2", status=404)["what"] == "there is no request 2 for samples"
+    assert page.json("GET", "/drift") == []
+    assert "another bundle" in page.json("POST", "/shadows", {"release": "tiny:1.0"}, 409)["what"]
+    told = page.json("POST", "/shadows", {"release": "tiny:2.0", "share": 0.2}, 201)
+    assert [one["device"] for one in page.json("GET", "/shadows")] == told
+    assert page.json("POST", "/shadows/stop", {"model": "tiny"}) == told
+    assert page.json("GET", "/shadows?model=tiny") == []
+    assert {one.actor for one in fleet.audit_log() if one.action.startswith(("samples", "shadow"))} == {"page:local"}
+
+
 @pytest.mark.needs("prometheus", "promtool")
 def test_prometheus_reads_the_fleets_figures(fleet: FleetService, tmp_path: Path) -> None:
     fleet.rollout_start("tiny:1.0")
