@@ -92,8 +92,8 @@ class Search:
                 every = self._job.options.every_backend
                 for choice in (one for one in self._target.backends if one.usual or every):
                     self._backend(choice, self._strategy(choice).run())
-                    enough = self._job.options.effort is Effort.QUICK and any(one.holds for one in self._outcomes)
-                    if enough or self._ended:
+                    quick = self._job.options.effort is Effort.QUICK and not every
+                    if (quick and any(one.holds for one in self._outcomes)) or self._ended:
                         break
             return self._decided()
         except (ConfigError, TargetError) as error:
@@ -231,13 +231,22 @@ class Search:
         """Return the best candidate of each backend but the chosen one's, if the user wants them."""
         if not self._job.options.every_backend:
             return ()
-        found = []
-        for choice in self._target.backends:
-            mine = {point: one for point, one in left.items() if one.candidate.backend == choice}
-            best = None if choice == taken.candidate.backend else self._best(mine, slow)
-            if best is not None:
-                found.append(self._compiled(mine[best], unseen=self._unseen(mine[best], mine)))
-        return tuple(found)
+        others = [choice for choice in self._target.backends if choice != taken.candidate.backend]
+        found = (
+            self._alternative({point: one for point, one in left.items() if one.candidate.backend == choice}, slow)
+            for choice in others
+        )
+        return tuple(one for one in found if one is not None)
+
+    def _alternative(self, mine: dict[pareto.Point, Outcome], slow: Collection[int]) -> Compiled | None:
+        """Return the best of these that keeps the budget on samples that its choice did not see, too."""
+        while (best := self._best(mine, slow)) is not None:
+            unseen = self._unseen(mine[best], mine)
+            over = "" if unseen is None else self._over_unseen(unseen, best)
+            if not over:
+                return self._compiled(mine[best], unseen=unseen)
+            mine.pop(best).attempt.reason = over
+        return None
 
     def _unsure(self, taken: Outcome, slow: Collection[int]) -> tuple[str, ...]:
         """Return remarks on an uncertain ranking and on a search that the time limit ended."""
