@@ -17,7 +17,7 @@ from kedge.fleet.assigning import HOLD_SECONDS
 from kedge.fleet.candidates import MEASURING, Assigned, Candidate, Evidence, Figure
 from kedge.fleet.results import Progress
 from kedge.fleet.rollouts import Wanted
-from kedge.fleet.staged.policy import Policy
+from kedge.fleet.staged.policy import OnAbort, Policy
 from kedge_protocol.bundle.layout import Layout
 from kedge_protocol.errors import FleetError
 from kedge_protocol.messages import Failure, ReportedCandidate
@@ -312,6 +312,36 @@ def test_the_waves_of_a_staged_rollout_count_devices_with_any_of_the_candidates(
     (choice,) = status.choices
     assert [one.devices for one in choice.backends] == [1, 11]
     assert {one.name for one in fleet.devices.values() if one.tried} == set(members)
+
+
+def test_a_device_that_waits_for_others_is_not_silent(fleet: StagedFleet) -> None:
+    names = fleet.add(9, BOARD)
+    fleet.settle("1.0")
+    for device in fleet.devices.values():
+        device.seconds = 200.0
+    wanted = Policy(waves=("100%",), min_per_target=2, soak=60.0, progress_timeout=60.0)
+    fleet.service.rollout_start("tiny:2.0", policy=wanted)
+    fleet.step(190, every=10)
+    assert fleet.status().counts == {"fetching": MEASURING, "waiting": len(names) - MEASURING}
+    assert fleet.stage().steps == {"updating": len(names)}
+    stage = fleet.until("done")
+    assert stage.steps == {"serving": len(names)}
+    assert fleet.status().done
+
+
+def test_a_rollout_that_was_aborted_and_kept_gives_nothing_more(fleet: StagedFleet) -> None:
+    names = fleet.add(6, BOARD)
+    fleet.settle("1.0")
+    for device in fleet.devices.values():
+        device.seconds = 50.0
+    wanted = Policy(waves=("100%",), min_per_target=2, soak=60.0, progress_timeout=120.0, on_abort=OnAbort.KEEP)
+    number = fleet.service.rollout_start("tiny:2.0", policy=wanted).rollout.id
+    fleet.step(10)
+    fleet.service.rollout_abort(number)
+    fleet.step(int(HOLD_SECONDS) + 100, every=10)
+    assert len(fleet.serving("1.0")) == len(names) - MEASURING
+    told = [one for one in fleet.devices.values() if one.told]
+    assert len(told) == MEASURING
 
 
 def test_a_staged_rollout_in_which_both_fail_is_taken_back(fleet: StagedFleet) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from tests.support.bundles import make_bundle
 
 from kedge.fleet import schema
 from kedge.fleet.service import FleetService
@@ -97,6 +98,38 @@ def test_an_older_database_keeps_its_fleet_and_tells_rollouts_by_device(tmp_path
         assert [(one.target, one.backend, one.total_bytes) for one in release.bundles] == [("rpi4", "tflite", 10)]
     with FleetService(tmp_path) as again:
         assert again.database.changes() == 7
+
+
+def test_a_database_of_version_5_may_hold_several_bundles_of_a_target_afterwards(tmp_path: Path) -> None:
+    with FleetService(tmp_path) as fleet:
+        fleet.publish(make_bundle(tmp_path, version="1.0", target=("rpi4", "rpi5")))
+        fleet.device_add("pi", "rpi4")
+        fleet.rollout_start("tiny:1.0")
+        before = fleet.releases()
+    with contextlib.closing(sqlite3.connect(tmp_path / "fleet.db", isolation_level=None)) as connection:
+        connection.execute("DROP TABLE assignment")
+        connection.execute("DROP TABLE refused_bundle")
+        for column in ("rival", "rival_size"):
+            connection.execute(f"ALTER TABLE desired_model DROP COLUMN {column}")
+        kept = "id, release_id, target, digest, size, backend, precision"
+        connection.execute(f"CREATE TABLE kept AS SELECT {kept}, drift FROM bundle")
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.execute("DROP TABLE bundle")
+        connection.execute(OLD_BUNDLE)
+        connection.execute("ALTER TABLE bundle ADD COLUMN drift VARCHAR")
+        connection.execute("INSERT INTO bundle SELECT * FROM kept")
+        connection.execute("DROP TABLE kept")
+        connection.execute("PRAGMA user_version = 5")
+    with FleetService(tmp_path) as fleet:
+        assert fleet.releases() == before
+        assert fleet.rollout_status().counts == {"offline": 1}
+        fleet.publish(make_bundle(tmp_path, version="2.0", target="rpi4", also={"openvino": None}))
+        fleet.rollout_start("tiny:2.0")
+        (choice,) = fleet.rollout_status().choices
+        assert (len(choice.backends), choice.measuring) == (2, 1)
+        fleet.rollout_revert()
+        fleet.release_remove("tiny:2.0")
+        assert fleet.releases() == before
 
 
 def test_a_way_up_that_fails_leaves_the_older_database_as_it_was(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ INSERT OR REPLACE INTO assignment (rollout_id, device_id, target, state, rival, 
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
 _OPEN = """
-SELECT assignment.*, part.digest, part.desired_version, model, version FROM assignment
+SELECT assignment.*, part.digest, part.desired_version, model, version, rollout.state AS rollout_state FROM assignment
 JOIN rollout_device AS part USING (rollout_id, device_id) JOIN rollout ON rollout.id = rollout_id
 WHERE device_id = ? AND assignment.state <> 'waiting' AND superseded_by IS NULL
 """
@@ -219,6 +219,8 @@ def _lead_on(session: Session, row: Row, number: int, model: ReportedModel) -> N
 
 
 def _give_another(session: Session, row: Row, number: int) -> None:
+    if row["rollout_state"] != rollouts.ACTIVE:
+        return
     release = releases.by_name(session, row["model"], row["version"])
     several = () if release is None else candidates.of_release(session, release["id"]).get(row["target"], ())
     refused = {

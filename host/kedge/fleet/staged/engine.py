@@ -151,7 +151,7 @@ def _round(
     if staged is None or not staged.live:
         return None
     facts = Facts(
-        seen=_seen(session, staged),
+        seen=_seen(session, staged, now),
         gates=found,
         in_the_way=_in_the_way(session, staged),
         newcomers=_newcomers(session, staged) if seldom else {},
@@ -174,24 +174,24 @@ def _gates(session: Session, staged: Staged | None, now: float, readings: Readin
     return gates.judge(staged.policy.gates, cohorts, soaked=soaked, waited=waited)
 
 
-def _seen(session: Session, staged: Staged) -> dict[int, Sight]:
+def _seen(session: Session, staged: Staged, now: float) -> dict[int, Sight]:
     going = _GOING.format(staged=staged.id)
     seen = {}
     if staged.revert is not None:
         revert = rollouts.find(session, staged.revert)
-        seen = _sights(rollout_status.standings(session, revert, going + _REVERTING))
-    return seen | _sights(rollout_status.standings(session, staged.row, going + _ASKED))
+        seen = _sights(rollout_status.standings(session, revert, going + _REVERTING), now)
+    return seen | _sights(rollout_status.standings(session, staged.row, going + _ASKED), now)
 
 
-def _sights(found: Sequence[tuple[Row, Standing]]) -> dict[int, Sight]:
-    return {row["id"]: _sight(row, standing) for row, standing in found}
+def _sights(found: Sequence[tuple[Row, Standing]], now: float) -> dict[int, Sight]:
+    return {row["id"]: _sight(row, standing, now) for row, standing in found}
 
 
-def _sight(row: Row, standing: Standing) -> Sight:
+def _sight(row: Row, standing: Standing, now: float) -> Sight:
     answers = row["answered"] is not None and row["answered"] >= row["desired_version"]
     if row["assigned"] == Assigned.WAITING.value:
         # It is not told yet; that it will be is no silence of its own.
-        return Sight(answer=_ANSWERS.get(standing.progress, Answer.UNDER_WAY), mark="waits")
+        return Sight(answer=_ANSWERS.get(standing.progress, Answer.UNDER_WAY), mark=f"waits {now:.0f}")
     mark = f"{row['state']} {row['blocks_done']} {row['bytes_received']}" if answers else ""
     stage = (row["failure_stage"] or "") if standing.progress is Progress.FAILED else ""
     answer = _ANSWERS.get(standing.progress, Answer.UNDER_WAY)
