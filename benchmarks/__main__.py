@@ -24,6 +24,7 @@ ROOMS = (
     "serving",
     "gathering",
     "generation",
+    "stages",
 )
 
 
