@@ -71,6 +71,7 @@ class ServeTable:
         call_seconds: a call that takes longer is answered with 503 and counts as hung.
         memory_mib: memory above which the serving process is restarted; 0 for half of the device's.
         cache_mib: memory for answers that are kept and given again to requests with the same bytes; 0 keeps none.
+        cascade: whether inputs may go to the larger models that bundles name.
     """
 
     enabled: bool = True
@@ -86,6 +87,7 @@ class ServeTable:
     call_seconds: float = 30.0
     memory_mib: int = 0
     cache_mib: int = 0
+    cascade: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,6 +318,7 @@ def _server(table: ServeTable, folder: Path, load_seconds: float) -> ServerSetti
         cors_origins=table.cors_origins,
         grpc_listen=table.grpc,
         cache_bytes=table.cache_mib << 20,
+        cascade=table.cascade,
     )
     if table.enabled:
         addresses.parse(table.listen, where="serve.listen")

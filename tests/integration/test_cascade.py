@@ -118,6 +118,12 @@ def test_the_report_tells_what_the_larger_model_gains_for_which_share(world: Wor
     assert "together with <b>large 7</b>" in page
 
 
+def served_samples(served: Served) -> int:
+    """How many samples a larger model has got."""
+    (row,) = served.ask("GET", "/v2/models/large/stats")[1]["model_stats"]
+    return int(row["inference_count"])
+
+
 def outcome(served: Served) -> dict[str, int]:
     (row,) = served.ask("GET", "/v2/models/small/stats")[1]["model_stats"]
     return {key: count for key, count in row["cascade"].items() if count}
@@ -194,7 +200,15 @@ def test_a_cloud_that_hangs_holds_nobody_else_up(world: World) -> None:
             os.kill(child, signal.SIGCONT)
 
 
-def test_a_model_in_a_process_of_its_own_asks_the_cloud_too(world: World) -> None:
+def test_a_model_in_a_process_of_its_own_asks_the_cloud_where_the_device_allows_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(*world.cloud) as cloud, Model(world.folder / "small-1", target="generic-cpu") as silent:
+        cloud.wait()
+        assert silent(raw_data.coloured(2, np.random.default_rng(1)))[0].by is None
+        assert silent.cascade is None
+        assert served_samples(cloud) == 0, "nothing left the device"
+    monkeypatch.setenv("KEDGE_CASCADE", "on")
     with serving(*world.cloud) as cloud, Model(world.folder / "small-1", target="generic-cpu") as model:
         cloud.wait()
         blue = raw_data.coloured(2, np.random.default_rng(1))

@@ -89,3 +89,8 @@ def test_the_configurations_for_boards_are_good(tmp_path: Path, path: Path) -> N
     # Its certificate authority is the user's own.
     kept = [line for line in lines if not line.startswith("ca =")]
     assert read(written(tmp_path, "\n".join(kept))).name
+
+
+def test_inputs_go_to_larger_models_only_where_the_device_says_so(tmp_path: Path) -> None:
+    assert not read(written(tmp_path, LEAST)).server.cascade
+    assert read(written(tmp_path, LEAST + "[serve]\ncascade = true\n")).server.cascade

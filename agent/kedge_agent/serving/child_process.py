@@ -28,6 +28,7 @@ from kedge_agent.serving.settings import ServerSettings, address_of, listening_s
 from kedge_agent.serving.status_pipe import StatusMessage, StatusWriter
 from kedge_protocol import codec
 from kedge_protocol.errors import KedgeError
+from kedge_targets.pipeline.others import CONSENT
 
 if TYPE_CHECKING:
     from kedge_agent.serving.grpc_server import GrpcServer
@@ -205,6 +206,7 @@ def serve(
     sys.setswitchinterval(_SWITCH_SECONDS)
     # Before numpy is imported: each thread of its algebra would have a buffer of its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ[CONSENT] = "on" if settings.cascade else "off"
     process = ServingProcess(state, listening, settings, status_fd=status_fd, page=page, excluded=excluded, grpc=grpc)
     for one in listening:
         log.info("listening on %s", address_of(one))

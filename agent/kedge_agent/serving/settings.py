@@ -40,6 +40,7 @@ class ServerSettings:
         grpc_listen: ``host:port`` of the gRPC server; None for no gRPC.
         fleet: whether the fleet decides which models are loaded, not ``load`` and ``unload``.
         cache_bytes: size of the kept answers to requests that come again with the same bytes; 0 to keep none.
+        cascade: whether inputs may go to the larger models that bundles name.
     """
 
     connections: int = 512
@@ -62,6 +63,7 @@ class ServerSettings:
     grpc_listen: str | None = None
     fleet: bool = True
     cache_bytes: int = 0
+    cascade: bool = False
 
     def token(self) -> bytes | None:
         """Return the token file's content, or None if no file is set.

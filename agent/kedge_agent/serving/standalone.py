@@ -54,7 +54,7 @@ def serve(
         BundleError: a release is damaged, or has no bundle for the target.
         StorageError: a copy cannot be written.
     """
-    settings = replace(settings or ServerSettings(), fleet=False)
+    settings = replace(settings or ServerSettings(), fleet=False, cascade=True)
     settings.token()
     for address in (*listen, *([settings.grpc_listen] if settings.grpc_listen else ())):
         checked_exposure(address, settings, insecure=insecure)

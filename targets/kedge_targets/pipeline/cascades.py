@@ -9,6 +9,7 @@ one item).
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from kedge_targets.pipeline import normalization, scores
 from kedge_targets.pipeline.answers import Label
 from kedge_targets.pipeline.execution import Context, Other, Raw, Runner
 from kedge_targets.pipeline.larger_model import LargerAnswer, LargerModel
+from kedge_targets.pipeline.others import CONSENT
 
 log = logging.getLogger("kedge.pipeline")
 
@@ -276,9 +278,13 @@ def _turned(spec: TensorSpec) -> normalization.Prepared:
 
 
 def runner_of(folder: Path, config: BundleConfig) -> Runner | None:
-    """Return the pipeline of a bundle as :meth:`Runner.of` does, with its larger model if it names one."""
+    """Return the pipeline of a bundle as :meth:`Runner.of` does, with its larger model if it names one and this device
+    allows it (:data:`kedge_targets.pipeline.others.CONSENT`)."""
     cascade = None if config.pipeline is None else config.pipeline.cascade
-    kind = Runner if cascade is None or cascade.below is None else CascadeRunner
+    allowed = os.environ.get(CONSENT) == "on"
+    if cascade is not None and not allowed:
+        log.info("%s names a larger model at %s, which this device does not allow", config.name, cascade.url)
+    kind = Runner if cascade is None or cascade.below is None or not allowed else CascadeRunner
     return kind.of(folder, config)
 
 

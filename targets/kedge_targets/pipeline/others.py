@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from kedge_protocol.bundle.pipeline import Pipeline
 
+CONSENT = "KEDGE_CASCADE"
+"""Environment variable: inputs go to the larger model that a bundle names only where it is ``on``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbour:
