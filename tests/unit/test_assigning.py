@@ -14,7 +14,7 @@ from tests.support.staged_fleet import START, StagedFleet, latency
 from kedge.cli.rollout import choice_text
 from kedge.fleet import candidates
 from kedge.fleet.assigning import HOLD_SECONDS
-from kedge.fleet.candidates import MEASURING, Assigned, Candidate, Evidence, Figure
+from kedge.fleet.candidates import MEASURING, Assigned, Candidate, Evidence, Figure, Timing
 from kedge.fleet.results import Progress
 from kedge.fleet.rollouts import Wanted
 from kedge.fleet.staged.policy import OnAbort, Policy
@@ -90,7 +90,7 @@ def test_the_first_device_measures_two_and_the_next_gets_what_it_kept(fleet: Sta
     assert serving(fleet, "2.0", SECOND) == {one, *two}
     assert not [name for name in two if fleet.devices[name].tried]
     (choice,) = status.choices
-    assert [(b.backend, b.devices, b.p50_ms, b.measured) for b in choice.backends] == [
+    assert [(b.backend, b.devices, round(b.p50_ms or 0.0, 6), b.measured) for b in choice.backends] == [
         (FIRST, 0, 9.0, 1),
         (SECOND, 3, 3.0, 1),
     ]
@@ -363,6 +363,40 @@ def test_two_candidates_are_vouched_for_by_one_statement(fleet: StagedFleet) -> 
     assert device.first is not None
     assert (device.first.rivals, len(device.first.releases)) == ({"tiny": digest(fleet, "2.0", SECOND)}, 1)
     assert set(device.first.sizes) == {digest(fleet, "2.0", FIRST), digest(fleet, "2.0", SECOND)}
+
+
+def test_a_slow_device_among_the_measuring_ones_does_not_decide(fleet: StagedFleet) -> None:
+    fleet.add(12, BOARD)
+    speeds(fleet, "4.0", onnxruntime=9.0, openvino=6.0, tflite=3.0)
+    # Whoever measures the third candidate first is ten times as slow in all.
+    slow = sorted(fleet.devices)[1]
+    fleet.devices[slow].takes = {bundle: 10 * ms for bundle, ms in fleet.devices[slow].takes.items()}
+    fleet.service.rollout_start("tiny:4.0")
+    fleet.step(5)
+    assert len(serving(fleet, "4.0", THIRD)) >= 12 - MEASURING + 1
+    choice = fleet.status().choices[0]
+    found = {one.backend: one.p50_ms for one in choice.backends}
+    assert found == pytest.approx({FIRST: 9.0, SECOND: 6.0, THIRD: 3.0}, rel=0.01)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    parts=st.lists(st.floats(0.1, 50.0), min_size=2, max_size=5),
+    devices=st.lists(st.floats(0.1, 10.0), min_size=4, max_size=8),
+)
+def test_what_devices_of_any_speed_measured_in_pairs_is_put_in_the_right_order(
+    parts: list[float], devices: list[float]
+) -> None:
+    timings = [
+        Timing(number, str(of), speed * parts[of], 1.1 * speed * parts[of])
+        for number, speed in enumerate(devices)
+        for of in (0, 1 + number % (len(parts) - 1))
+    ]
+    figures = candidates.comparable(timings)
+    first = figures["0"].p50_ms / parts[0]
+    assert {int(of): one.p50_ms / first for of, one in figures.items()} == pytest.approx(
+        dict(enumerate(parts)), rel=1e-3
+    )
 
 
 def candidate(name: str) -> Candidate:

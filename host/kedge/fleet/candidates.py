@@ -4,10 +4,12 @@ devices that measured them, by those of an earlier release of the model, or, wit
 from __future__ import annotations
 
 import enum
+import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from kedge.fleet.database import Row, Session
 from kedge.fleet.rollouts import Wanted
@@ -16,16 +18,20 @@ from kedge_protocol import candidates as rule
 MEASURING = 4
 """Devices of a target that measure candidates of a release, at most."""
 
+_LEAST_MS = 1e-6
+_ROUNDS = 50
+"""A device measures two candidates, and all pairs share one: the fit is a tree of few steps."""
+
 _CANDIDATES = """
 SELECT target, digest, size, backend, max_latency,
        (SELECT coalesce(sum(blob.size), 0) FROM bundle_blob JOIN blob ON blob.digest = bundle_blob.digest
         WHERE bundle_id = bundle.id) AS bytes
 FROM bundle WHERE release_id = ? ORDER BY target, preference
 """
-_LATENCIES = "SELECT bundle, target, p50_ms, p95_ms FROM latency WHERE bundle IN {}"
+_LATENCIES = "SELECT device_id, bundle, target, p50_ms, p95_ms FROM latency WHERE bundle IN {}"
 _REFUSED = "SELECT bundle, count(*) AS devices FROM refused_bundle WHERE bundle IN {} GROUP BY bundle"
 _EARLIER = """
-SELECT release.id, release.version, backend, p50_ms, p95_ms FROM release
+SELECT device_id, release.id, release.version, backend, p50_ms, p95_ms FROM release
 JOIN bundle ON bundle.release_id = release.id AND bundle.target = :target
 JOIN latency ON latency.bundle = bundle.digest AND latency.target = :target
 WHERE release.name = :name AND release.id < :id ORDER BY release.id DESC
@@ -71,8 +77,8 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """What a call takes, in milliseconds: the medians over devices; ``release`` is an earlier one's version, if it is
-    of that."""
+    """What a call takes on a typical one of the devices that measured, in milliseconds; ``release`` is an earlier one's
+    version, if it is of that."""
 
     p50_ms: float
     p95_ms: float
@@ -173,11 +179,8 @@ def evidence(session: Session, release: Row, target: str, several: Sequence[Cand
     which each of these backends was measured stand for all.
     """
     digests = [one.digest for one in several]
-    own: dict[str, list[Row]] = {}
-    for row in session.where_in(_LATENCIES, digests):
-        if row["target"] == target:
-            own.setdefault(row["bundle"], []).append(row)
-    figures = {digest: _figure(rows) for digest, rows in own.items()}
+    own = [row for row in session.where_in(_LATENCIES, digests) if row["target"] == target]
+    figures = comparable([Timing.of_row(row, row["bundle"]) for row in own])
     if len(figures) < len(several):
         figures = _earlier(session, release, target, several) or figures
     under_way = session.rows(_UNDER_WAY, {"name": release["name"], "version": release["version"], "target": target})
@@ -194,26 +197,62 @@ def evidence(session: Session, release: Row, target: str, several: Sequence[Cand
     )
 
 
-def _figure(rows: Sequence[Row], release: str = "") -> Figure:
-    return Figure(
-        p50_ms=statistics.median(row["p50_ms"] for row in rows),
-        p95_ms=statistics.median(row["p95_ms"] for row in rows),
-        devices=len(rows),
-        release=release,
-    )
+@dataclass(frozen=True)
+class Timing:
+    """One measurement: ``of`` what on which device, milliseconds of a call."""
+
+    device: int
+    of: str
+    p50_ms: float
+    p95_ms: float
+
+    @classmethod
+    def of_row(cls, row: Row, of: str) -> Timing:
+        """Return the measurement in a row of ``latency``."""
+        return cls(row["device_id"], of, row["p50_ms"], row["p95_ms"])
+
+
+def comparable(timings: Sequence[Timing], *, release: str = "") -> dict[str, Figure]:
+    """Return what each candidate takes on a device of typical speed.
+
+    Not every device measures every candidate, and one device may be slower than another. So the logarithm of a time is
+    taken as the sum of the candidate's and the device's part, fitted by least squares, alternately (backfitting); what
+    no device links is compared as it was measured.
+    """
+    logs = [(one.device, one.of, math.log(max(one.p50_ms, _LEAST_MS))) for one in timings]
+    parts = _means((of, value) for _, of, value in logs)
+    devices: dict[int, float] = {}
+    for _ in range(_ROUNDS):
+        devices = _means((device, value - parts[of]) for device, of, value in logs)
+        parts = _means((of, value - devices[device]) for device, of, value in logs)
+    typical = statistics.median(devices.values()) if devices else 0.0
+    found = {}
+    for of, part in parts.items():
+        mine = [one for one in timings if one.of == of]
+        p50 = math.exp(part + typical)
+        spread = statistics.median(one.p95_ms / max(one.p50_ms, _LEAST_MS) for one in mine)
+        found[of] = Figure(p50_ms=p50, p95_ms=p50 * max(1.0, spread), devices=len(mine), release=release)
+    return found
+
+
+_K = TypeVar("_K")
+
+
+def _means(pairs: Iterable[tuple[_K, float]]) -> dict[_K, float]:
+    found: dict[_K, list[float]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return {key: statistics.fmean(values) for key, values in found.items()}
 
 
 def _earlier(session: Session, release: Row, target: str, several: Sequence[Candidate]) -> dict[str, Figure]:
-    by_release: dict[int, dict[str, list[Row]]] = {}
+    by_release: dict[str, list[Timing]] = {}
     for row in session.rows(_EARLIER, {"name": release["name"], "id": release["id"], "target": target}):
-        by_release.setdefault(row["id"], {}).setdefault(row["backend"], []).append(row)
-    for backends in by_release.values():
-        if all(one.backend in backends for one in several):
-            return {
-                one.digest: _figure(rows, release=rows[0]["version"])
-                for one in several
-                for rows in (backends[one.backend],)
-            }
+        by_release.setdefault(row["version"], []).append(Timing.of_row(row, row["backend"]))
+    for version, timings in by_release.items():
+        if {one.backend for one in several} <= {one.of for one in timings}:
+            figures = comparable(timings, release=version)
+            return {one.digest: figures[one.backend] for one in several}
     return {}
 
 
