@@ -87,11 +87,13 @@ class Model:
     def __call__(self, array: Any = None, /, **named: Any) -> Any:
         """Answer raw data by the bundle's pipeline: a picture (a path, the bytes of a file, a Pillow image, a uint8
         array height x width x 3), a sound (a path or the bytes of a wav file, samples, ``(samples, rate)``) or a text,
-        or a list of them; without a pipeline, the same as :meth:`raw`.
+        or a list of them; without a pipeline, the same as :meth:`raw`. A model of speech (Whisper) takes a sound, and
+        as keywords ``language``, ``task``, ``temperature`` and ``seed``.
 
         Returns:
             Labels, boxes, a text, a vector or segments (:mod:`kedge_targets.pipeline.answers`), or a list of these;
-            :func:`kedge_targets.pipeline.answers.to_json` converts them to plain data.
+            :func:`kedge_targets.pipeline.answers.to_json` converts them to plain data. Of a model of speech a
+            :class:`kedge_agent.generation.transcription.Transcript`.
 
         Raises:
             InputError: the pipeline does not take the data, or the model is closed; see :meth:`raw`.
@@ -173,8 +175,8 @@ class Model:
         """Write text with a language model.
 
         Args:
-            prompt: a text to continue, or messages (``[{"role": "user", "content": "…"}]``) for the model's chat
-                template.
+            prompt: a text to continue, or to translate with an encoder-decoder; or messages (``[{"role": "user",
+                "content": "…"}]``) for the model's chat template.
             stream: return immediately, with an iterator over pieces of text as they come, for ``for`` and ``async
                 for``.
             options: ``max_tokens`` of the answer (default 200; fewer if the context ends earlier); ``temperature``,
@@ -183,7 +185,8 @@ class Model:
                 and are not part of it; ``log_probabilities``, the number of alternatives returned with each token;
                 ``seconds`` after which the answer is cut off; ``ignore_end`` to continue after an end token. One of
                 ``json_schema`` (a schema, or True for any JSON object), ``regex`` and ``grammar`` (Lark), which the
-                whole answer matches unless it ends before (needs the ``structured`` extra).
+                whole answer matches unless it ends before (needs the ``structured`` extra). An encoder-decoder takes
+                ``task``, whose prefix is put before the text, and ``language``, into which it is translated.
 
         Raises:
             InputError: the model is not a language model, the prompt is empty or longer than the context, the template

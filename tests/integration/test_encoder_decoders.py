@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.integration.test_serving_survives import Supervised
 from tests.support import encoder_decoders
+from tests.support.installed import install
 
 import kedge
 from kedge.importing.decoders import reading
-from kedge_agent import Model
+from kedge_agent import Model, counters
 from kedge_agent.generation.openai import OpenAiHandler
+from kedge_agent.served_endpoint import Endpoint, knock
 from kedge_agent.serving.handler import Job, Request, Response
 from kedge_protocol.errors import ConfigError, DatasetError, InputError, TargetError
 from kedge_targets.pipeline import speech
@@ -27,7 +30,7 @@ FLOAT = "precision=float32"
 
 def tone(seconds: float, hertz: float = 440.0) -> np.ndarray[Any, Any]:
     at = np.arange(int(seconds * RATE)) / RATE
-    return (0.3 * np.sin(2 * np.pi * hertz * at) * (1 + np.sin(9 * at))).astype(np.float32)
+    return np.asarray(0.3 * np.sin(2 * np.pi * hertz * at) * (1 + np.sin(9 * at)), np.float32)
 
 
 def wav(samples: np.ndarray[Any, Any]) -> bytes:
@@ -216,6 +219,23 @@ def test_unknown_languages_and_tasks_are_errors_that_name_the_known(models: dict
         models["whisper"](tone(1.0), task="sing")
 
 
+@pytest.mark.parametrize("name", ["t5", "whisper"])
+def test_an_installed_one_is_asked_through_its_endpoint_and_that_counts_nowhere(
+    name: str, releases: dict[str, kedge.Release], tmp_path: Path
+) -> None:
+    folder = install(tmp_path / "state", releases[name].path)
+    slot = folder.current()
+    assert slot is not None
+    server = Supervised(tmp_path / "state")
+    try:
+        server.wait(lambda: server.supervisor.said(name) is not None)
+        assert knock(folder, slot.digest, endpoint=Endpoint(address=f"0.0.0.0:{server.port}")) > 0
+        assert knock(folder, slot.digest) > 0
+    finally:
+        server.stop()
+    assert counters.collect(folder.counters).inferences == 0
+
+
 def test_int8_is_chosen_by_the_budget_and_said_in_the_report(place: Path) -> None:
     release = compiled(place, "t5", "out-budget", quantize=None, max_kl=0.0002, data="pairs.jsonl", max_perplexity="3x")
     report = release.generation
@@ -257,7 +277,9 @@ def _posted(models: dict[str, Model], path: str, body: bytes, kind: str) -> Resp
     handler = OpenAiHandler(_Served(models))  # type: ignore[arg-type]
     assert handler.methods(path) == ("POST",)
     answer = handler.route(Request("POST", path, fields={"content-type": kind}, body=body))
-    return answer.run() if isinstance(answer, Job) else answer
+    found = answer.run() if isinstance(answer, Job) else answer
+    assert isinstance(found, Response)
+    return found
 
 
 def _form(**fields: Any) -> tuple[bytes, str]:

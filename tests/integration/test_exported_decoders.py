@@ -24,7 +24,7 @@ _TOKENS = [1, 17, 40, 41, 9, 77, 80, 12, 5, 66, 31, 30]
 def logits(file: Path, tokens: list[int]) -> np.ndarray[Any, Any]:
     """What the file itself computes of all tokens at once."""
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    empty = np.zeros((1, exported_decoders.HEADS, 0, exported_decoders.SIZE), np.float32)
+    empty: Any = np.zeros((1, exported_decoders.HEADS, 0, exported_decoders.SIZE), np.float32)
     feeds = {one.name: empty for one in session.get_inputs() if one.name.startswith("past_")}
     feeds["input_ids"] = np.array([tokens], np.int64)
     feeds["attention_mask"] = np.ones((1, len(tokens)), np.int64)
