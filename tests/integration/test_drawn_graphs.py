@@ -25,8 +25,8 @@ OF_ZOO = frozenset({
 """Of nudenet's YOLOv8n, magika, rapidocr and MiniLM."""
 _MENDED = {
     # What decides between branches; a branch that reads integers behind a pooling; a Softmax over one element; a gate
-    # whose product nothing reads; ranges whose two largest values lie close together.
-    "generic-cpu": (60213, 60547, 60624, 61511, 60705),
+    # whose product nothing reads; ranges whose two largest values lie close together; an average beyond the border.
+    "generic-cpu": (60213, 60547, 60624, 61511, 60705, 80323),
     # A norm that is written out before a batch; attention that one sample in four suffers; a product whose first factor
     # is constant; a GRU that does not keep its name; values that calibration did not see; a divisor near 0.
     "intel-cpu": (18, 89, 50144, 50292, 60035, 60259),
@@ -73,7 +73,10 @@ def test_thousands_of_graphs(target: str) -> None:
 
 @pytest.mark.shared_data
 def test_the_operators_of_real_models_are_drawn_with_their_attributes(shared_data: Path) -> None:
-    covered = drawn.coverage(drawn.graph(seed) for seed in range(SEED, SEED + 1000))
+    # The rarest operator is in one graph of 220: of one seed in a hundred a thousand graphs lack it.
+    graphs = [drawn.graph(seed) for seed in range(SEED, SEED + 1000)]
+    while not (covered := drawn.coverage(graphs)).keys() >= OF_ZOO and len(graphs) < 4000:
+        graphs += [drawn.graph(seed) for seed in range(SEED + len(graphs), SEED + len(graphs) + 1000)]
     print({name: sorted(attributes) for name, attributes in sorted(covered.items())})
     assert covered.keys() >= OF_ZOO
     for path in sorted((shared_data / "models").glob("*.onnx")):

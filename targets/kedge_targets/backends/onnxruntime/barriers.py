@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 def insert(model: onnx.ModelProto) -> None:
     """Insert barriers in place, where they are needed."""
     names = Names(model)
-    copies = [*_before_nested_readers(model, names), *_before_softmax_of_one(model, names)]
+    copies = [
+        *_before_nested_readers(model, names),
+        *_before_softmax_of_one(model, names),
+        *_before_averages(model, names),
+    ]
     if copies:
         arranged = topological_order.sort_nodes([*model.graph.node, *copies])
         del model.graph.node[:]
@@ -49,17 +53,35 @@ def _before_softmax_of_one(model: onnx.ModelProto, names: Names) -> list[onnx.No
     wiring = Wiring(model)
     values = (*model.graph.value_info, *model.graph.output)
     shapes = {value.name: value.type.tensor_type.shape.dim for value in values}
-    copies = []
-    for node in model.graph.node:
-        if node.op_type != "Softmax" or node.input[0] not in wiring.maker:
-            continue
+
+    def of_one(node: onnx.NodeProto) -> bool:
         axes = shapes.get(node.output[0], ())
         at = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), -1)
-        if wiring.maker[node.input[0]].op_type == "DequantizeLinear" and axes and axes[at].dim_value == 1:
-            apart = names.fresh(f"{node.input[0]}_apart")
-            copies.append(_copy(node.input[0], apart, names))
-            node.input[0] = apart
-    return copies
+        return bool(axes) and axes[at].dim_value == 1
+
+    return [_input_apart(node, names) for node in _reading_back("Softmax", model, wiring) if of_one(node)]
+
+
+def _before_averages(model: onnx.ModelProto, names: Names) -> list[onnx.NodeProto]:
+    """Copy the input of each average with a border whose last windows may reach beyond it: in integers
+    (QLinearAveragePool) these windows count places that are not there."""
+    flags = {"ceil_mode", "count_include_pad"}
+    return [
+        _input_apart(node, names)
+        for node in _reading_back("AveragePool", model, Wiring(model))
+        if flags <= {attribute.name for attribute in node.attribute if attribute.i}
+    ]
+
+
+def _reading_back(operator: str, model: onnx.ModelProto, wiring: Wiring) -> list[onnx.NodeProto]:
+    """Return the nodes of an operator that read a DequantizeLinear."""
+    found = [node for node in model.graph.node if node.op_type == operator and node.input[0] in wiring.maker]
+    return [node for node in found if wiring.maker[node.input[0]].op_type == "DequantizeLinear"]
+
+
+def _input_apart(node: onnx.NodeProto, names: Names) -> onnx.NodeProto:
+    given, node.input[0] = node.input[0], names.fresh(f"{node.input[0]}_apart")
+    return _copy(given, node.input[0], names)
 
 
 def _copy(source: str, name: str, names: Names) -> onnx.NodeProto:
