@@ -22,7 +22,8 @@ from tests.support.standalone import Served, serving
 
 import kedge
 from kedge_agent import Model
-from kedge_protocol.errors import ConfigError
+from kedge_protocol.bundle.pipeline import Activation
+from kedge_protocol.errors import ConfigError, DatasetError
 
 DEADLINE_MS = 8000
 PIPELINE = """task = "classification"
@@ -116,6 +117,36 @@ def test_the_report_tells_what_the_larger_model_gains_for_which_share(world: Wor
     assert whole["together_ms"]["p95"] > whole["device_ms"]["p95"] > 0
     page = (world.folder / "small-1" / "report.html").read_text()
     assert "together with <b>large 7</b>" in page
+
+
+def test_a_stated_confidence_needs_no_labels(world: World, tmp_path: Path) -> None:
+    plain = tmp_path / "pictures"
+    plain.mkdir()
+    for seed in range(12):
+        (plain / f"{seed}.jpg").write_bytes(picture(seed % 3, seed))
+    stated = tmp_path / "stated.toml"
+    stated.write_text(PIPELINE.format(port=world.port, share=0.5, deadline=DEADLINE_MS) + "below = 0.9\n")
+    how: dict[str, Any] = {
+        "name": "small",
+        "version": "3",
+        "targets": ["generic-cpu"],
+        "calibration": plain,
+        "evaluation": plain,
+        "labels": world.labels,
+        "quantize": "precision=float32",
+        "max_drop": 1.0,
+    }
+    with serving(*world.cloud) as cloud:
+        cloud.wait()
+        release = kedge.compile(world.folder / "small.onnx", pipeline=stated, out=tmp_path / "OUT", **how)
+        with pytest.raises(DatasetError, match="no class numbers"):
+            kedge.compile(world.folder / "small.onnx", pipeline=world.pipeline(0.5), out=tmp_path / "OTHER", **how)
+    pipeline = release.bundles["generic-cpu"].config.pipeline
+    assert pipeline is not None
+    assert pipeline.cascade is not None
+    assert pipeline.cascade.below == 0.9
+    assert pipeline.cascade.activation is Activation.NONE
+    assert json.loads((tmp_path / "OUT" / "report.json").read_text())["bundles"][0].get("cascade") is None
 
 
 def served_samples(served: Served) -> int:

@@ -83,7 +83,7 @@ class CascadeJob:
 
         Raises:
             EndpointError: the larger model refuses.
-            DatasetError: the evaluation data has no labels.
+            DatasetError: the evaluation data has no labels, and no confidence is stated.
         """
         if one.alternatives:
             others = tuple(self.measured(worker, other, data, scratch, deadline) for other in one.alternatives)
@@ -97,6 +97,8 @@ class CascadeJob:
             self.asked = worker.call(evaluation.ASK, request, evaluation.AskAnswer, deadline=deadline)
         if how.activation is None:
             how = self.how = replace(how, activation=self.asked.activation)
+        if how.below is not None and data.label is None:
+            return replace(one, larger=how)  # without labels nothing is right or wrong
         measure = evaluation.MeasureRequest(program=program, cascade=how, scores=self.scores, data=data, file=file)
         figures = worker.call(evaluation.MEASURE, measure, evaluation.CascadeFigures, deadline=deadline)
         figures = replace(figures, model=f"{how.model} {self.asked.version}".strip())
