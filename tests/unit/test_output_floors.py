@@ -167,6 +167,18 @@ def test_what_never_varies_is_held_against_its_magnitude() -> None:
     assert of(OutputKind.VALUES, mixed, np.where(mixed == 0, 1.0, mixed)).lost
 
 
+def test_the_remnants_of_a_dead_channel_are_nothing_and_a_small_channel_is_not() -> None:
+    """MiniLM's embedding has a channel of 1e-21: a student of other weights has other remnants there."""
+    rng = np.random.default_rng(0)
+    meaning = rng.normal(0, 1, (64, 96))
+    other = meaning + rng.normal(0, 0.1, meaning.shape)
+    meaning[:, 7] *= 1e-21
+    other[:, 7] = rng.normal(0, 1e-3, 64)
+    assert not of(OutputKind.EMBEDDING, meaning, other).lost
+    meaning[:, 7] *= 1e15
+    assert "index 7" in of(OutputKind.EMBEDDING, meaning, other).lost
+
+
 def test_what_hardly_varies_may_have_noise_as_long_as_it_follows() -> None:
     rng = np.random.default_rng(0)
     y = 1 + rng.normal(0, 0.02, (400, 4))

@@ -40,6 +40,9 @@ FOLLOWS = 0.3
 """Correlation of the variation with the float model's."""
 _CONSTANT = 1e-4
 """Deviation over magnitude below which nothing varies but float32's own noise."""
+_NOTHING = 1e-10
+"""What varies by less than this share of the whole output's root mean square is nothing: a dead channel's remnants,
+below what float32 resolves beside the others."""
 _SILENT = 0.05
 """Noise of what is constant, over the whole output's root mean square."""
 PROBABILITY = 0.03
@@ -119,8 +122,9 @@ def _varies(seen: ClassifiedOutput, part: Part, whole: Energies, *, bounded: boo
     if noise == 0 or (bounded and noise / count <= PROBABILITY**2):
         return ""
     faint = noise <= FAINT * power
-    if variation <= _CONSTANT**2 * power:
-        silent = noise / count <= _SILENT**2 * float(whole.power) / max(1.0, float(whole.count))
+    usual = float(whole.power) / max(1.0, float(whole.count))
+    if variation <= _CONSTANT**2 * power or variation / count <= _NOTHING**2 * usual:
+        silent = noise / count <= _SILENT**2 * usual
         return "" if faint or silent else f"{_named(part)}never varied, and now has noise of {_db(noise, power)}"
     allowed = SLICE if part.slice or seen.kind is OutputKind.CLASSES else WHOLE
     correlation = float(sums.shared) / np.sqrt(max(variation * float(sums.varied), 1e-300))
@@ -198,9 +202,12 @@ def _stand_out(
     peak: Array = np.zeros(())
     for _, _, off in _deviations(output, reference, mean):
         peak = np.maximum(peak, np.abs(off).max(axis=others, keepdims=True))
+    nothing = _NOTHING * np.sqrt(sums.power.sum() / max(1.0, float(sums.count.sum())))
     number = much = left = np.zeros(())
     for got, wanted, off in _deviations(output, reference, mean):
-        strong = (np.abs(off) >= _STANDS_OUT * peak) & (np.abs(off) > _CONSTANT * np.abs(wanted))
+        strong = (
+            (np.abs(off) >= _STANDS_OUT * peak) & (np.abs(off) > _CONSTANT * np.abs(wanted)) & (np.abs(off) > nothing)
+        )
         if seen.bounded:
             strong &= ~((peak < PROBABILITY) & (wanted >= 0) & (wanted <= 1))
         number = number + strong.sum(axis=others)
