@@ -99,6 +99,22 @@ def test_its_weights_are_stored_in_codes(precision: str, tmp_path: Path) -> None
     assert entry.bytes < {"int8": 0.5, "int4": 0.4}[precision] * release.generation.source_bytes
 
 
+def test_weights_that_are_codes_already_stay_as_they_are(tmp_path: Path) -> None:
+    file = exported_decoders.folder(tmp_path / "model", inner=512)
+    first = compiled(file, "out", quantize="precision=int8")
+    stored = {title: layer.digest[7:] for title, layer in first.bundles["generic-cpu"].files.items()}
+    coded = file.parent / "coded"
+    coded.mkdir()
+    for title in ("decoder.onnx", "decoder.bin"):
+        (coded / title).write_bytes((first.path / "blobs" / "sha256" / stored[title]).read_bytes())
+    for title in ("tokenizer.json", "config.json"):
+        (coded / title).write_bytes(file.with_name(title).read_bytes())
+    release = compiled(coded / "decoder.onnx", "out")
+    assert release.generation is not None
+    assert "its weights stay as they are" in release.generation.warnings[0]
+    assert release.generation.targets[0].attempt.label == "as it is"
+
+
 def test_files_that_cannot_be_taken_are_errors_that_say_why(file: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -110,13 +126,20 @@ def test_files_that_cannot_be_taken_are_errors_that_say_why(file: Path, tmp_path
     onnx.save(model, str(file.with_name("merged.onnx")))
     with pytest.raises(ModelError, match="the input 'use_cache_branch' is not known"):
         exported.read(file.with_name("merged.onnx"))
+    other = onnx.load(str(file))
+    for one in other.graph.input:
+        if one.name.startswith("past_"):
+            one.type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
+    onnx.save(other, str(file.with_name("bfloat16.onnx")))
+    with pytest.raises(ModelError, match="the past is BFLOAT16"):
+        exported.read(file.with_name("bfloat16.onnx"))
     file.with_name("cut.onnx").write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ModelError, match="is no ONNX file"):
         exported.read(file.with_name("cut.onnx"))
-    other = exported_decoders.folder(tmp_path / "beside", beside=True)
-    other.with_name("model.onnx_data").unlink()
+    beside = exported_decoders.folder(tmp_path / "beside", beside=True)
+    beside.with_name("model.onnx_data").unlink()
     with pytest.raises(ModelError, match=r"'model\.onnx_data' beside it is missing"):
-        exported.read(other)
+        exported.read(beside)
     for quantize, text in (("method=gptq", "gptq"), ("precision=float16", "float16"), ("embedding=int8", "embedding")):
         with pytest.raises(ConfigError, match=text):
             compiled(file, "no", quantize=quantize)

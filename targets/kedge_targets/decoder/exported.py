@@ -17,7 +17,7 @@ class ExportedSpec:
     Attributes:
         vocabulary, layers, kv_heads, head_size: as in :class:`kedge_targets.decoder.spec.DecoderSpec`.
         itemsize: bytes of a stored number.
-        quantized: whether its weights are codes already.
+        roundable: whether a product has a float32 constant that can be stored in codes.
     """
 
     vocabulary: int
@@ -25,7 +25,7 @@ class ExportedSpec:
     kv_heads: int
     head_size: int
     itemsize: int
-    quantized: bool
+    roundable: bool
 
     @property
     def position_bytes(self) -> int:

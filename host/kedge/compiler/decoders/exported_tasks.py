@@ -56,7 +56,7 @@ class ExportedCompilation:
         self._compiler = compiler_of(request.backend)
         own = self._decoder.context
         self._context = context_of(request.context, own) if own is not None else request.context or CONTEXT
-        self._schemes = request.schemes if not self._decoder.spec.quantized else (_KEPT,)
+        self._schemes = request.schemes if self._decoder.spec.roundable else (_KEPT,)
 
     def run(self) -> DecoderAnswer:
         """Compile; see :func:`kedge.compiler.decoders.worker_tasks.compile_decoder`."""
@@ -103,8 +103,8 @@ class ExportedCompilation:
 
     def _warnings(self) -> tuple[str, ...]:
         found = []
-        if self._decoder.spec.quantized:
-            found.append("the file's weights are codes already: they stay as they are")
+        if not self._decoder.spec.roundable:
+            found.append("no product of the file has a constant in float32: its weights stay as they are")
         if not self._decoder.text.end_tokens:
             found.append("the folder names no token that ends an answer: only the limit of tokens will")
         return tuple(found)

@@ -86,7 +86,7 @@ def _beside(model: Any, path: Path) -> list[Path]:
 
 
 def _spec(graph: Any, *, where: str) -> ExportedSpec:
-    from onnx import helper
+    from onnx import TensorProto, helper
 
     stored = {one.name for one in graph.initializer}
     inputs = {one.name: one for one in graph.input if one.name not in stored}
@@ -99,16 +99,23 @@ def _spec(graph: Any, *, where: str) -> ExportedSpec:
         raise ModelError(f"has no output {missing!r}", where=where, remedy=_REMEDY)
     first = inputs[f"{PAST}.0.key"]
     _, heads, _, size = _shape(first, 4, where)
+    kind = first.type.tensor_type.elem_type
+    if kind not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+        name = TensorProto.DataType.Name(kind)
+        raise ModelError(
+            f"the past is {name}, which is not taken", where=where, remedy="Export it in float32 or float16"
+        )
     vocabulary = _shape(outputs["logits"], 3, where)[2]
     if not heads or not size or not vocabulary:
         raise ModelError("numbers of heads, channels or tokens are not fixed", where=where, remedy=_REMEDY)
+    matrices = {one.name for one in graph.initializer if len(one.dims) == 2 and one.data_type == TensorProto.FLOAT}
     return ExportedSpec(
         vocabulary=vocabulary,
         layers=len(pasts) // 2,
         kv_heads=heads,
         head_size=size,
-        itemsize=helper.tensor_dtype_to_np_dtype(first.type.tensor_type.elem_type).itemsize,
-        quantized=any(node.op_type in ("MatMulNBits", "QLinearMatMul", "MatMulInteger") for node in graph.node),
+        itemsize=helper.tensor_dtype_to_np_dtype(kind).itemsize,
+        roundable=any(node.op_type in ("MatMul", "Gemm") and node.input[1] in matrices for node in graph.node),
     )
 
 
