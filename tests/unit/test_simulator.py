@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from kedge.fleet.candidates import MEASURING
+from kedge.fleet.results import Progress
 from kedge.fleet.service import FleetService
 from kedge.simulator import scenario as scenarios
 from kedge.simulator.behaviour import Figures
@@ -94,6 +95,46 @@ def test_the_histogram_of_a_message_is_the_agents() -> None:
 def test_a_lying_device_counts_as_done_and_is_not_reached() -> None:
     found = run(faults={"lying": 1.0}, new={"version": "2.0", "defects": [{"golden_vectors": True}]})
     assert (found.state, found.reached, found.failed) == ("done", 0, 0)
+
+
+WAVES: dict[str, Any] = {"waves": ["65%", "100%"], "soak": "20m"}
+
+
+@pytest.mark.parametrize("lie", ["instant", "flawless", "proof"])
+def test_a_bad_release_is_stopped_although_devices_lie(lie: str) -> None:
+    """Those that say that their golden vectors hold serve what they would have refused."""
+    defect = {"errors": 0.3, "latency": 2.0, "golden_vectors": lie == "proof"}
+    found = run(
+        faults={"lying": 0.2, "lies": [lie]},
+        new={"version": "2.0", "defects": [defect]},
+        rollout=WAVES,
+        telemetry=60,
+        seed=3,
+    )
+    assert (found.state, found.wave) == ("aborted", 1), found
+    assert found.reverted == found.reached
+    assert (found.reached > 0) is (found.failed < 16)
+
+
+def test_a_device_that_says_that_the_old_bundle_serves_never_counts_as_done(tmp_path: Path) -> None:
+    document = {"seed": 5, "fleet": [{"target": "rpi4", "count": 8}], "before": 120, "rollout": WAVES}
+    document |= {"faults": {"lying": 0.2, "lies": ["stale"]}}
+    found = simulate(scenarios.parse(document), state=tmp_path)
+    with FleetService(tmp_path) as fleet:
+        stands = Counter(device.progress for device in fleet.rollout_status(2).devices)
+    liars = 8 - found.reached
+    assert 0 < liars < 3
+    assert found.state == "done"
+    assert stands == {Progress.DONE: found.reached, Progress.SILENT: liars}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_wrong_lost_and_stepping_clocks_change_nothing(seed: int) -> None:
+    faults = {"loss": 0.05, "jitter": 1.0, "reboots_per_day": 50.0}
+    clocks = {"clock_skew": 4e9, "clock_steps_per_day": 500.0, "clock_lost": 0.3}
+    right, wrong = (run(faults={**faults, **more}, rollout=WAVES, seed=seed) for more in ({}, clocks))
+    assert (wrong.log, wrong.state, wrong.messages) == (right.log, right.state, right.messages)
+    assert wrong.bytes != right.bytes
 
 
 def test_only_changed_blocks_are_pulled() -> None:

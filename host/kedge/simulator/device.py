@@ -10,6 +10,7 @@ from dataclasses import replace
 from kedge.simulator.behaviour import Figures, SimulatedRuntime
 from kedge.simulator.clock import Timer
 from kedge.simulator.disk import MEMORY_BYTES, SimulatedDisk
+from kedge.simulator.lies import Lie
 from kedge.simulator.releases import BACKEND, RUNTIME
 from kedge.simulator.scenario import MODEL, Defect
 from kedge.simulator.surroundings import World
@@ -60,6 +61,7 @@ class SimulatedDevice:
         """Bundles that it refused."""
         self.measured = False
         """Whether it measured candidates."""
+        self._really: Bundle | None = None
         self.link: Link | None = None
         self._world = world
         self._chance = random.Random(traits.seed)
@@ -75,7 +77,7 @@ class SimulatedDevice:
         self._report_due: Timer | None = None
         self._looks = 0
         self._loaded: str | None = None
-        self._measured_at = 0.0
+        self._measured_at = self._booted_at = 0.0
         self._told: tuple[object, ...] = ()
         self._began = 0
 
@@ -93,6 +95,7 @@ class SimulatedDevice:
         )
         self.disk.install(MODEL, bundle, maps, memory)
         self.running = bundle.digest
+        self._really = bundle
 
     # Power.
 
@@ -103,7 +106,7 @@ class SimulatedDevice:
         self._boots.append(boot)
         self._seq = self._telemetry_seq = 0
         self._look = self._report_due = self._shadow = None
-        self._measured_at = world.steady()
+        self._measured_at = self._booted_at = world.steady()
         self._runtime.restarted()
         self.machine = Machine(
             identity=Identity(device=traits.name, target=traits.target, trust=world.trust),
@@ -159,7 +162,10 @@ class SimulatedDevice:
         return self._world.later(seconds, call)
 
     def _wall(self) -> float:
-        return self._world.wall() + self.traits.skew
+        world, traits = self._world, self.traits
+        if traits.clock_lost:
+            return world.steady() - self._booted_at
+        return world.wall() + traits.clock_error(world.steady())
 
     # The update machine.
 
@@ -246,7 +252,7 @@ class SimulatedDevice:
         name, bundle = action.model, action.bundle
         self._waiting.append(events.Proving(name, bundle.digest))
         defect = self._defect(bundle)
-        error = "golden vectors do not match" if defect.golden_vectors and not self.traits.lying else None
+        error = "golden vectors do not match" if defect.golden_vectors and not self._proves_all else None
         seconds = self._world.scenario.runtime.prove_seconds * self.traits.slow * self._chance.uniform(0.7, 1.3)
         latency = self._latency(bundle) if bundle.config.backend != BACKEND else None
         self._later(seconds, lambda: self.post(events.Proved(name, bundle.digest, error, latency=latency)))
@@ -267,7 +273,7 @@ class SimulatedDevice:
                 event = events.EndpointAnswered(
                     model=name, digest=digest, attempt=attempt, error="another bundle answers"
                 )
-            elif self._defect(current).golden_vectors and not self.traits.lying:
+            elif self._defect(current).golden_vectors and not self._proves_all:
                 error = "golden samples do not match"
                 event = events.EndpointAnswered(model=name, digest=digest, attempt=attempt, error=error, wrong=True)
             else:
@@ -278,13 +284,22 @@ class SimulatedDevice:
 
     # The runtime.
 
+    @property
+    def _does_nothing(self) -> bool:
+        return self.traits.lie is not None and self.traits.lie.does_nothing
+
+    @property
+    def _proves_all(self) -> bool:
+        return self.traits.lie is not None and self.traits.lie.proves_all
+
     def _defect(self, bundle: Bundle) -> Defect:
         return self._world.scenario.defect(bundle.config.version, self.traits.target, bundle.config.backend)
 
     def _switched(self) -> None:
         current = self.disk.current.get(MODEL)
-        if not self.traits.lying:
+        if not self._does_nothing:
             self.running = None if current is None else current.digest
+            self._really = current
             if current is not None:
                 self.reached.add(current.digest)
                 self._world.note(self.traits.name, "switched", current.config.version)
@@ -319,7 +334,7 @@ class SimulatedDevice:
             self._later(self._chance.expovariate(rate), came)
 
     def _served(self, bundle: Bundle) -> events.Event:
-        refused = self._defect(bundle).refuses_to_load and not self.traits.lying
+        refused = self._defect(bundle).refuses_to_load and not self._does_nothing
         return events.Served(MODEL, bundle.digest, "the runtime refuses the file" if refused else None)
 
     # What it says.
@@ -337,6 +352,8 @@ class SimulatedDevice:
         trust = self.machine.desired_states.trust
         models = self.machine.reported()
         self._note_progress(models)
+        if self.traits.lie is not None:
+            models = self.traits.lie.reported(models, self._really)
         self.link.reported(
             Reported(
                 boot_id=self._boots[-1],
@@ -381,10 +398,13 @@ class SimulatedDevice:
         current = self.disk.current.get(MODEL)
         models, memory = {}, 0
         if current is not None and self._loaded == current.digest:
-            # A device that lies has the old release's figures, whatever it says that it runs.
-            figures = self._runtime.measure(interval, Defect() if self.traits.lying else self._defect(current))
+            # A device that does nothing has the old release's figures, whatever it says that it runs.
+            figures = self._runtime.measure(interval, Defect() if self._does_nothing else self._defect(current))
+            if self.traits.lie is not None:
+                figures = self.traits.lie.figures(figures)
             self._calls[current.digest] += figures.inferences
-            models[MODEL] = self._model_telemetry(current.digest, figures)
+            said = self._really if self.traits.lie is Lie.STALE else current
+            models[MODEL] = self._model_telemetry((said or current).digest, figures)
             memory = figures.memory_bytes
         self.link.telemetry(
             Telemetry(
@@ -424,7 +444,7 @@ class SimulatedDevice:
         bundle = None if shadow is None else self.disk.assembled.get(shadow.digest)
         if shadow is None or bundle is None:
             return None
-        defect = Defect() if self.traits.lying else self._defect(bundle)
+        defect = Defect() if self._does_nothing else self._defect(bundle)
         classes = self._runtime.shadowed(inferences, shadow.share, defect)
         compared, agreed = (sum(counts[place] for counts in classes.values()) for place in (0, 1))
         return ShadowTelemetry(digest=shadow.digest, compared=compared, agreed=agreed, classes=classes)

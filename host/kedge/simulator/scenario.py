@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kedge.fleet.staged import policy as policies
+from kedge.simulator.lies import Lie
 from kedge_protocol import codec, toml
 from kedge_protocol.errors import ConfigError
 from kedge_protocol.topics import checked_name
@@ -137,9 +138,12 @@ class Faults:
         latency: seconds that a message takes; ``jitter`` is added to it, uniformly.
         reboots_per_day: of each device; its disk keeps what it has.
         clock_skew: devices' clocks are wrong by up to so many seconds.
+        clock_steps_per_day: how often each clock is set, to another error of that size.
+        clock_lost: share whose clock begins in 1970 with each boot.
         disk_full: share without room for another bundle.
         slow: share that takes ``slow_factor`` times as long for everything.
-        lying: share that claims to have done everything and has done nothing; its figures are the old release's.
+        lying: share that lies.
+        lies: how, one of them for each such device.
         silent: share that loses its network for ever when it is told of the new release.
         partition: a part of the fleet that is cut off for a while; None for none.
     """
@@ -149,10 +153,13 @@ class Faults:
     jitter: float = 0.05
     reboots_per_day: float = 0.0
     clock_skew: float = 0.0
+    clock_steps_per_day: float = 0.0
+    clock_lost: float = 0.0
     disk_full: float = 0.0
     slow: float = 0.0
     slow_factor: float = 10.0
     lying: float = 0.0
+    lies: tuple[Lie, ...] = (Lie.IDLE,)
     silent: float = 0.0
     partition: Partition | None = None
 
@@ -269,12 +276,14 @@ class Scenario:
 
 
 def _share_problems(faults: Faults) -> Iterator[str]:
-    for name in ("loss", "disk_full", "slow", "lying", "silent"):
+    for name in ("loss", "disk_full", "slow", "lying", "silent", "clock_lost"):
         if not 0 <= getattr(faults, name) <= (0.9 if name == "loss" else 1):
             yield f"faults.{name} = {getattr(faults, name):g} is no share"
-    for name in ("latency", "jitter", "reboots_per_day", "clock_skew"):
+    for name in ("latency", "jitter", "reboots_per_day", "clock_skew", "clock_steps_per_day"):
         if getattr(faults, name) < 0:
             yield f"faults.{name} is negative"
+    if not faults.lies:
+        yield "faults.lies is empty"
     if faults.partition is not None and not 0 <= faults.partition.share <= 1:
         yield f"faults.partition.share = {faults.partition.share:g} is no share"
 
