@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from tests.support.drawn_cohorts import Drawing, Outcome, by_gate, by_test, interval
+from tests.support.drawn_cohorts import Drawing, Outcome, by_gate, by_test, fixed_calls, interval
 from tests.support.drawn_rollouts import GOOD, RELEASES, play
 
 from benchmarks.harness import Result
@@ -27,12 +27,12 @@ def run() -> Iterator[Result]:
     """Both proofs, as tables and as goals."""
     print(
         "| test | devices | aborts a good release (α) | passes a bad one (β) | calls, good | calls, bad "
-        "| calls of the fixed test | ratio |\n|" + "---|" * 8
+        "| calls of the fixed test | ratio | textbook's | ratio |\n|" + "---|" * 10
     )
     for name, drawing in FLEETS.items():
         for kind, test in (("SPRT", by_test), ("gate", by_gate)):
             found = test(SEED, ROLLOUTS, drawing)
-            print(_row(kind, name, found), flush=True)
+            print(_row(kind, name, found, fixed_calls(drawing)), flush=True)
             yield from _goals(kind, name, found)
     print("\n| rollouts of seven targets, a look a minute | aborted | minutes to the abort, median |\n|---|---|---|")
     for name, release in RELEASES.items():
@@ -46,12 +46,13 @@ def run() -> Iterator[Result]:
         yield Result(f"gates: {name}", "first wave", "aborted", ends.aborted, None, "", goal, met)
 
 
-def _row(kind: str, name: str, found: Outcome) -> str:
+def _row(kind: str, name: str, found: Outcome, textbook: float) -> str:
     alpha, beta = interval(found.false_aborts, found.rollouts), interval(found.misses, found.rollouts)
     return (
         f"| {kind} | {name} | {found.false_aborts / found.rollouts:.3f} ({alpha[0]:.3f} to {alpha[1]:.3f}) "
         f"| {found.misses / found.rollouts:.3f} ({beta[0]:.3f} to {beta[1]:.3f}) | {found.calls_good:.0f} "
-        f"| {found.calls_bad:.0f} | {found.fixed:.0f} | {found.ratio:.2f} |"
+        f"| {found.calls_bad:.0f} | {found.fixed:.0f} | {found.ratio:.2f} | {textbook:.0f} "
+        f"| {(found.calls_good + found.calls_bad) / 2 / textbook:.2f} |"
     )
 
 

@@ -69,7 +69,7 @@ def error_rates(cohort: CohortEvidence, limit: float) -> Measured:
     """How much larger the share of failed calls is than with the old bundle on the same device, or, where that is not
     known, on its target; against 0 where nothing is known."""
     tested = proportions(cohort.new, cohort.old, limit)
-    phi = tested[0].phi if tested else 1.0
+    phi = min((one.phi for one in tested), default=1.0)
     new_rate, old_rate = cohort.new.error_rate, cohort.old.error_rate
     return Measured(
         [one.effect for one in tested],
@@ -85,7 +85,7 @@ def error_rates(cohort: CohortEvidence, limit: float) -> Measured:
 def proportions(new: CallFigures, old: CallFigures, rise: float) -> list[Proportion]:
     """Return each device's failed calls with the new bundle, to be tested for ``rise`` above those with the old one."""
     before = {device.device: device.calls for device in old.devices}
-    phi = dispersion([device.calls for device in (*new.devices, *old.devices)])
+    own_phi, phi = dispersions([(device.device, device.calls) for device in (*new.devices, *old.devices)])
     common = _rate(before.values(), phi)
     found = []
     for device in new.devices:
@@ -94,7 +94,8 @@ def proportions(new: CallFigures, old: CallFigures, rise: float) -> list[Proport
         own = before.get(device.device, Share())
         known = own.total + KNOWN_CALLS
         base = (own.bad + KNOWN_CALLS * common) / known if before else 0.0
-        found.append(Proportion(device.calls, base, rise, phi, 1 / known if before else 0.0))
+        worse = own_phi.get(device.device, phi)
+        found.append(Proportion(device.calls, base, rise, worse, 1 / known if before else 0.0))
     return found
 
 
@@ -119,14 +120,14 @@ class Proportion:
     @property
     def information(self) -> float:
         """The number of independent counts against a base that is known exactly, that tell as much."""
-        middle = self.base + self.rise / 2
+        middle = sum(self._ends) / 2
         drift = (ERROR_DRIFT * self.rise) ** 2 / (middle * (1 - middle))
         return 1 / (self.phi * (1 / self.share.total + self.unknown) + drift)
 
     @property
     def effect(self) -> Effect:
         """The rise, with its variance."""
-        middle = min(0.5, self.base + self.rise / 2)
+        middle = sum(self._ends) / 2
         return Effect(self.share.rate - self.base, middle * (1 - middle) / self.information)
 
     @property
@@ -157,32 +158,56 @@ class Proportion:
 
 def _rate(shares: Iterable[Share], phi: float) -> float:
     """Return the joint rate, which is never quite 0: half an error in a hundred calls more, as many calls as are
-    worth so many that are independent."""
-    known = list(shares)
-    total = sum(share.total for share in known)
-    return (sum(share.bad for share in known) + 0.5 * phi) / (total + 100 * phi) if total else 0.0
+    worth so many that are independent. No device counts more than the median one, whatever number of calls it tells."""
+    known = [share for share in shares if share.total]
+    if not known:
+        return 0.0
+    most = statistics.median(share.total for share in known)
+    weights = [min(1.0, most / share.total) for share in known]
+    total = sum(weight * share.total for weight, share in zip(weights, known, strict=True))
+    bad = sum(weight * share.bad for weight, share in zip(weights, known, strict=True))
+    return (bad + 0.5 * phi) / (total + 100 * phi)
 
 
-def dispersion(shares: Iterable[Share]) -> float:
-    """Return by how much the variance between blocks exceeds that of independent calls, at least 1: the squares that
-    were seen by those to be expected, both summed over devices. A device without errors tells nothing of how they come,
-    and so counts nothing; in a mean of Pearson's quotients it would count as much as one with bursts."""
-    seen, expected = 0.0, 0.0
-    for share in shares:
+def dispersions(shares: Iterable[tuple[str, Share]]) -> tuple[dict[str, float], float]:
+    """Return by how much the variance between blocks exceeds that of independent calls, at least 1: of the device that
+    exceeds it most, by name, and of all others together, so that no single one drowns what they say.
+
+    It is the squares that were seen by those to be expected, both summed over devices. A device without errors tells
+    nothing of how they come, and so counts nothing; in a mean of Pearson's quotients it would count as much as one with
+    bursts.
+
+    Args:
+        shares: of devices, by name; some of them twice.
+    """
+    squares: dict[str, tuple[float, float]] = {}
+    for name, share in shares:
         if share.blocks < 2:
             continue
         # With a rate of 0 there is no deviation; half an error keeps the quotient finite.
         rate = (share.bad + 0.5) / (share.total + 1)
-        seen += max(0.0, share.squares - 2 * rate * share.bad + rate * rate * share.total)
-        expected += (share.blocks - 1) * rate * (1 - rate)
-    return max(1.0, seen / expected) if expected else 1.0
+        seen = max(0.0, share.squares - 2 * rate * share.bad + rate * rate * share.total)
+        before = squares.get(name, (0.0, 0.0))
+        squares[name] = (before[0] + seen, before[1] + (share.blocks - 1) * rate * (1 - rate))
+    whole = _quotient(squares.values())
+    if len(squares) < 3:
+        return {}, whole
+    worst = max(squares, key=lambda name: squares[name][0] - squares[name][1])
+    others = _quotient(pair for name, pair in squares.items() if name != worst)
+    return {worst: max(others, _quotient([squares[worst]]))}, others
+
+
+def _quotient(pairs: Iterable[tuple[float, float]]) -> float:
+    known = list(pairs)
+    expected = sum(pair[1] for pair in known)
+    return max(1.0, sum(pair[0] for pair in known) / expected) if expected else 1.0
 
 
 def latencies(cohort: CohortEvidence, quantile: str) -> Measured:
     """Log ratio of a latency quantile to the old bundle's on the same device, or its target's."""
     new = _spreads(cohort.new.devices, quantile)
     old = _spreads(cohort.old.devices, quantile)
-    within = _variance_within((*new.values(), *old.values()), LATENCY_BLOCK**2)
+    own_within, within = _variances_within((*new.items(), *old.items()), LATENCY_BLOCK**2)
     means = [spread.mean for spread in old.values()]
     common = statistics.fmean(means) if means else 0.0
     between = statistics.variance(means) if len(means) > 1 else 1.0
@@ -191,8 +216,9 @@ def latencies(cohort: CohortEvidence, quantile: str) -> Measured:
         own = old.get(name)
         if own is None and not means:
             continue
-        base, known = (common, between) if own is None else (own.mean, within / own.count)
-        effects.append(Effect(spread.mean - base, within / spread.count + known + LATENCY_DRIFT**2))
+        of_block = own_within.get(name, within)
+        base, known = (common, between) if own is None else (own.mean, of_block / own.count)
+        effects.append(Effect(spread.mean - base, of_block / spread.count + known + LATENCY_DRIFT**2))
     now, before = cohort.new.latency_ms(quantile), cohort.old.latency_ms(quantile)
     return Measured(
         effects,
@@ -211,13 +237,24 @@ def _spreads(devices: Iterable[DeviceCalls], quantile: str) -> dict[str, Spread]
     return {name: spread for name, spread in found.items() if spread.count}
 
 
-def _variance_within(spreads: Iterable[Spread], least: float) -> float:
-    squares, freedom = 0.0, 0
-    for spread in spreads:
-        squares += spread.squares
-        freedom += spread.count - 1
+def _variances_within(spreads: Iterable[tuple[str, Spread]], least: float) -> tuple[dict[str, float], float]:
+    """Return the variance between blocks: of the device with the largest, by name, and of all others together."""
+    squares: dict[str, tuple[float, int]] = {}
+    for name, spread in spreads:
+        before = squares.get(name, (0.0, 0))
+        squares[name] = (before[0] + spread.squares, before[1] + spread.count - 1)
+    whole = _variance(squares.values(), least)
+    if len(squares) < 3:
+        return {}, whole
+    worst = max(squares, key=lambda name: squares[name][0])
+    others = _variance((pair for name, pair in squares.items() if name != worst), least)
+    return {worst: max(others, _variance([squares[worst]], least))}, others
+
+
+def _variance(pairs: Iterable[tuple[float, int]], least: float) -> float:
+    known = list(pairs)
     # Blocks that follow each other resemble each other: with few of them the estimate is not trusted.
-    return max(least, (squares + 4 * 0.04) / (freedom + 4))
+    return max(least, (sum(pair[0] for pair in known) + 4 * 0.04) / (sum(pair[1] for pair in known) + 4))
 
 
 def memory(cohort: CohortEvidence) -> Measured:
@@ -250,9 +287,11 @@ def hot_devices(cohort: CohortEvidence, limit: float) -> tuple[int, int, float |
 
 def disagreement(shadow: ShadowFigures, limit: float) -> Measured:
     """Share of inputs that the shadow answers otherwise, above half of the limit, which a good release may have."""
-    known = [device.compared for device in shadow.devices if device.compared.total]
-    phi = dispersion(known)
-    tested = [Proportion(share, limit / 2, limit / 2, phi, 0.0) for share in known]
+    known = [device for device in shadow.devices if device.compared.total]
+    own_phi, phi = dispersions([(device.device, device.compared) for device in known])
+    tested = [
+        Proportion(device.compared, limit / 2, limit / 2, own_phi.get(device.device, phi), 0.0) for device in known
+    ]
     agreement = shadow.agreement
     return Measured(
         [one.effect for one in tested],

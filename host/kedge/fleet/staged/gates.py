@@ -6,7 +6,8 @@ equally by gates and targets (Bonferroni), and holds over all looks since every 
 (``faulty_share``): what one device can say is bounded, and dearer than it would be without them. Hence a gate never
 fails by one device that the others contradict.
 
-**Misses.** ``Gates.beta`` is of each gate and target: the probability that it passes what is as bad as the limit.
+**Misses.** ``Gates.beta`` is of each gate and target: the probability that it passes, by chance, what is as bad as the
+limit. What one device says for a release is bounded too.
 """
 
 from __future__ import annotations
@@ -353,7 +354,8 @@ def _by_evidence(asked: _Asked, measured: Measured, alternative: float) -> tuple
     if ratios is None:
         ratios = [sequential.log_ratio(effect, 0.0, alternative) for effect in measured.effects]
     bad = sequential.combined(ratios, faulty=faulty, bound=against)
-    good = sequential.combined([-ratio for ratio in ratios], faulty=faulty, bound=support)
+    # A device that goes bad does not speak for the release: its price is owed on the other side only.
+    good = sequential.combined([-ratio for ratio in ratios], faulty=faulty, bound=support, priced=False)
     detail = f"{measured.detail}; evidence {bad:.1f} of {against:.1f} against it, {good:.1f} of {support:.1f} for it"
     if bad >= against:
         return Verdict.FAIL, detail

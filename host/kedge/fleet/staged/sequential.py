@@ -78,16 +78,20 @@ def pooled(effects: Sequence[Effect]) -> Effect:
     return Effect(sum(effect.estimate / effect.variance for effect in effects) / information, 1 / information)
 
 
-def combined(ratios: Sequence[float], *, faulty: float, bound: float) -> float:
+def combined(ratios: Sequence[float], *, faulty: float, bound: float, priced: bool = True) -> float:
     """Return the joint log evidence of devices.
 
     Args:
         ratios: of each device, as of :func:`log_ratio`.
         faulty: probability of a device to be faulty by itself, 0 to below 1.
         bound: what the evidence must reach to decide.
+        priced: whether the error probability holds for faulty devices too; else for chance alone, and what one device
+            says is bounded all the same.
     """
-    cap = cap_of_device(len(ratios), faulty, bound)
-    return sum(min(_staked(ratio), cap) for ratio in ratios) - len(ratios) * _price(faulty, cap)
+    # Bounds differ by the step of a look; caps that are alike are reckoned once.
+    cap = cap_of_device(len(ratios), faulty, math.ceil(2 * bound) / 2)
+    price = len(ratios) * _price(faulty, cap) if priced else 0.0
+    return sum(min(_staked(ratio), cap) for ratio in ratios) - price
 
 
 _CAPS = tuple(step / 4 for step in range(2, 41))
