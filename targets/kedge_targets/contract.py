@@ -198,11 +198,6 @@ class Way:
     calls: int
 
 
-def numbers_of_threads(cores: int) -> tuple[int, ...]:
-    """Return the numbers of threads for one call that are worth comparing: one, half of the cores, all of them."""
-    return tuple(sorted({1, max(1, cores // 2), cores}))
-
-
 class Session(abc.ABC):
     """A loaded model. Not safe for two threads at once unless ``concurrent``."""
 

@@ -111,6 +111,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def numbers_of_threads(cores: int) -> tuple[int, ...]:
+    """Return the numbers of threads for one call that are worth comparing: one, half of the cores, all of them."""
+    return tuple(sorted({1, max(1, cores // 2), cores}))
+
+
 def read(cache: Path, config: BundleConfig) -> CallPlan | None:
     """Return the plan of a bundle; None if there is none that holds on this machine."""
     path = _path(cache, config)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kedge_protocol.errors import ConfigError, InputError, VerificationError
 from kedge_protocol.packages import AGENT
 from kedge_targets import contract, refusal_remedies
+from kedge_targets.calls import plan
 from kedge_targets.contract import Array
 from kedge_targets.graph import library
 
@@ -48,7 +49,7 @@ class Runtime(contract.Runtime):
         """See :meth:`kedge_targets.contract.Runtime.ways`: numbers of threads, without and with spinning."""
         return tuple(
             contract.Way(options={"threads": threads, "spin": spin}, calls=cores // threads)
-            for threads in contract.numbers_of_threads(cores)
+            for threads in plan.numbers_of_threads(cores)
             for spin in ((False, True) if threads > 1 else (False,))
         )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from kedge_protocol.errors import ConfigError, InputError, VerificationError
 from kedge_targets import contract, refusal_remedies
 from kedge_targets.backends.openvino import devices, emulation, library
+from kedge_targets.calls import plan
 from kedge_targets.contract import Array
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Runtime(contract.Runtime):
             return ()
         return tuple(
             contract.Way(options={"threads": threads * streams, "streams": streams}, calls=streams)
-            for threads in contract.numbers_of_threads(cores)
+            for threads in plan.numbers_of_threads(cores)
             if (streams := cores // threads)
         )
 

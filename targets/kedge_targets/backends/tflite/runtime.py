@@ -14,6 +14,7 @@ from typing import Any
 from kedge_protocol.errors import ConfigError, InputError, MissingDependencyError, VerificationError
 from kedge_protocol.packages import AGENT, pip_install
 from kedge_targets import contract, refusal_remedies
+from kedge_targets.calls import plan
 from kedge_targets.contract import Array
 
 XNNPACK = "xnnpack"
@@ -50,7 +51,7 @@ class Runtime(contract.Runtime):
         cores."""
         return tuple(
             contract.Way(options={"threads": threads, "instances": cores // threads}, calls=cores // threads)
-            for threads in contract.numbers_of_threads(cores)
+            for threads in plan.numbers_of_threads(cores)
         )
 
     def load(self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None) -> Session | Instances:
