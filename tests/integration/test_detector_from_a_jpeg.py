@@ -125,6 +125,12 @@ def sure(found: Found) -> Found:
     return Found(found.boxes[kept], found.scores[kept], found.classes[kept])
 
 
+def seen_too(some: Sequence[Found], others: Sequence[Found]) -> float:
+    """The share of sure boxes that the others have too, at whatever score."""
+    pairs = list(zip(map(sure, some), others, strict=True))
+    return sum(detections.matched(other, one) for one, other in pairs) / sum(len(one.boxes) for one, _ in pairs)
+
+
 def compiled(
     case: Case, targets: Sequence[str], folder: Path, labels: Array, pixels: Array, floor: float, **how: Any
 ) -> Path:
@@ -245,7 +251,7 @@ def test_the_trained_detector_finds_the_same_boxes_everywhere(target: str, tmp_p
     wide = [Image.fromarray(one.transpose(1, 2, 0)).resize((200, 90)) for one in fresh[:20]]
     case.jpegs = [jpeg(np.asarray(one)) for one in wide]
     found = judged(case, out, target, tmp_path / "wide", 0.01)
-    near = detections.f1(*([sure(one) for one in some] for some in found))
+    near = min(seen_too(*found), seen_too(*found[::-1]))
     zoo.keep(
         {
             "model": "own detector, JPEG over HTTP",
@@ -254,9 +260,9 @@ def test_the_trained_detector_finds_the_same_boxes_everywhere(target: str, tmp_p
             "float": wanted.mean(),
             "loss": loss,
             "interval": [low, high],
-            "wide pictures, F1": near,
+            "wide pictures, seen by both": near,
         }
     )
     assert loss <= 0.01
-    # The pixels differ by a grey level here and there: another filter scaled them.
-    assert near > 0.93
+    # The pixels differ by a grey level here and there, since another filter scaled them: a score by the floor may fall.
+    assert near >= 0.98
