@@ -96,7 +96,7 @@ def test_stored_codes_compute_what_they_stand_for(precision: str, name: str, tmp
     session = session_of(decoder, tmp_path / "made", scheme)
     session.attend(0, source)
     error = np.abs(session.extend(0, _TOKENS, keep=len(_TOKENS)) - expected).mean() / expected.std()
-    assert 0 < error < {"int8": 0.08, "int4": 0.7, "float16": 0.004}[precision]
+    assert 0 < error < {"int8": 0.05, "int4": 0.3, "float16": 0.002}[precision]
 
 
 def test_both_graphs_share_the_embedding_in_one_file(tmp_path: Path) -> None:
