@@ -24,9 +24,10 @@ OF_ZOO = frozenset({
 })  # fmt: skip
 """Of nudenet's YOLOv8n, magika, rapidocr and MiniLM."""
 _MENDED = {
-    # What decides between branches; a branch that reads integers behind a pooling; a Softmax over one element; a gate
+    # What decides between branches; a branch that reads integers behind a pooling; a Softmax over one element; one
+    # whose answers differ little; a gate
     # whose product nothing reads; ranges whose two largest values lie close together; an average beyond the border.
-    "generic-cpu": (60213, 60547, 60624, 61511, 60705, 80323),
+    "generic-cpu": (60213, 60547, 60624, 61511, 60705, 80323, 90084),
     # A norm that is written out before a batch; attention that one sample in four suffers; a product whose first factor
     # is constant; a GRU that does not keep its name; values that calibration did not see; a divisor near 0.
     "intel-cpu": (18, 89, 50144, 50292, 60035, 60259),

@@ -19,7 +19,7 @@ def insert(model: onnx.ModelProto) -> None:
     names = Names(model)
     copies = [
         *_before_nested_readers(model, names),
-        *_before_softmax_of_one(model, names),
+        *_before_softmax(model, names),
         *_before_averages(model, names),
     ]
     if copies:
@@ -47,19 +47,10 @@ def _before_nested_readers(model: onnx.ModelProto, names: Names) -> list[onnx.No
     return copies
 
 
-def _before_softmax_of_one(model: onnx.ModelProto, names: Names) -> list[onnx.NodeProto]:
-    """Copy the input of each Softmax over an axis with one element, all of whose answers are 1: in integers
-    (QLinearSoftmax) they are 0."""
-    wiring = Wiring(model)
-    values = (*model.graph.value_info, *model.graph.output)
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in values}
-
-    def of_one(node: onnx.NodeProto) -> bool:
-        axes = shapes.get(node.output[0], ())
-        at = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), -1)
-        return bool(axes) and axes[at].dim_value == 1
-
-    return [_input_apart(node, names) for node in _reading_back("Softmax", model, wiring) if of_one(node)]
+def _before_softmax(model: onnx.ModelProto, names: Names) -> list[onnx.NodeProto]:
+    """Copy the input of each Softmax: in integers (QLinearSoftmax) its answers are rounded down instead of to the
+    nearest, which ruins what follows where they differ little, and over an axis with one element they are 0."""
+    return [_input_apart(node, names) for node in _reading_back("Softmax", model, Wiring(model))]
 
 
 def _before_averages(model: onnx.ModelProto, names: Names) -> list[onnx.NodeProto]:
