@@ -258,7 +258,7 @@ def _by_hand(case: Case, script: str, ours: Ours, out: Path) -> float | str:
     )
     if done.returncode:
         return f"fails: {(done.stderr.strip().splitlines() or ['no word'])[-1][:160]}"
-    return float(done.stdout.split()[-1]) + (0.0 if ours.given is None else _converted(out.parent))
+    return float(done.stdout.split()[-1]) + (_converted(out.parent) if out.suffix == ".tflite" else 0.0)
 
 
 def _opened(file: Path, ours: Ours) -> Run:
