@@ -225,7 +225,11 @@ def _floors(model: onnx.ModelProto, calibration: Calibration) -> list[float]:
         for maker in makers
     ]
     tensors = list(dict.fromkeys(name for names in given for name in names))
-    few = itertools.islice(calibration, _REAL_PROBES)
+    entries = signature.inputs(model)
+    few = (
+        {info.name: np.asarray(sample[info.name], dtype=info.dtype) for info in entries}
+        for sample in itertools.islice(calibration, _REAL_PROBES)
+    )
     seen = ranges.observe(model, few, tensors) if tensors and calibration.samples else {}
     floors = []
     for maker, names in zip(makers, given, strict=True):
