@@ -27,8 +27,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sparsify": {"ratio": 0.25},
 }
 """Where a step's own options would take long, or do nothing on so small a network."""
-NOTHING_TO_DO = {"prune-heads", "prune-width"}
-"""Steps for transformers."""
+NOTHING_TO_DO = {"drop-layers", "prune-heads", "prune-width"}
+"""Steps for transformers and language models."""
 LOSSLESS_DB = 35.0
 LOSSY_DB = 3.0
 LOSSY = {"prune-channels", "sparsify", "distil", "fine-tune"}

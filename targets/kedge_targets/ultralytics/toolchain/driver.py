@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "toolchain" / "driver_
 import driver_loop
 from driver_loop import RefusedError
 
-_PACKAGES = ("ultralytics", "torch", "onnx", "onnxruntime")
+_PACKAGES = ("ultralytics", "torch", "onnx")
 _APART = 1e-3
 """Largest difference of graph and network, of the largest answer: float32, in another order."""
 _OPSET = 17
