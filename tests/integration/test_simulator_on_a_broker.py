@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.support.brokers import Mosquitto
 from tests.support.ports import free_port
 
 from kedge.simulator import file_descriptors
@@ -53,6 +54,24 @@ def test_devices_on_the_embedded_broker_take_a_release_or_refuse_it(tmp_path: Pa
     found = json.loads(done.stdout)
     assert (found["state"], found["total"], found["reached"], found["failed"]) == ("done", 8, 4, 4)
     assert found["controller"]["cpu_seconds"] > 0
+
+
+def test_a_second_simulation_on_the_same_broker_is_heard_beside_what_the_first_one_left(
+    mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    """The broker keeps the reports of the first one's devices, which have the same names."""
+    file = tmp_path / "fleet.toml"
+    file.write_text(SCENARIO)
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-m", "kedge.cli.main", "simulate", str(file), "--broker", mosquitto.url, "--json"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=200,
+        )
+        found = json.loads(done.stdout)
+        assert (found["state"], found["total"], found["reached"], found["failed"]) == ("done", 8, 4, 4)
 
 
 def test_a_simulation_that_is_killed_takes_its_controller_along(tmp_path: Path) -> None:

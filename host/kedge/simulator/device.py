@@ -102,7 +102,7 @@ class SimulatedDevice:
     def start(self) -> None:
         """Switch it on."""
         world, traits = self._world, self.traits
-        boot = f"{traits.name}-{len(self._boots) + 1}"
+        boot = f"{traits.name}-{world.run_id}{len(self._boots) + 1}"
         self._boots.append(boot)
         self._seq = self._telemetry_seq = 0
         self._look = self._report_due = self._shadow = None

@@ -6,6 +6,7 @@ import contextlib
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,13 @@ class LiveFleet(SimulatedFleet):
         self._since = time.monotonic()
         self._chance = random.Random(f"{scenario.seed} network")
         self._noting = threading.Lock()
+        self._run_id = f"{uuid.uuid4().hex[:8]}-"
         super().__init__(scenario, state, broker, log=log)
+
+    @property
+    def run_id(self) -> str:
+        """Another one each time."""
+        return self._run_id
 
     def steady(self) -> float:
         """Return the seconds since the simulation's start."""

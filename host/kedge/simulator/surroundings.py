@@ -23,6 +23,10 @@ class World(Protocol):
         """The scenario."""
 
     @property
+    def run_id(self) -> str:
+        """In each boot id: on a broker that still holds an earlier simulation's retained states, theirs are others."""
+
+    @property
     def trust(self) -> Trust:
         """The keys that its kit gave."""
 

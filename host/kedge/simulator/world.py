@@ -54,6 +54,11 @@ class SimulatedFleet(abc.ABC):
             device.install(old, self._prepared.maps, desired)
 
     @property
+    def run_id(self) -> str:
+        """In each boot id; empty in virtual time, where equal scenarios are equal."""
+        return ""
+
+    @property
     def trust(self) -> Trust:
         """The keys of the devices' kits."""
         return self._prepared.trust
