@@ -24,6 +24,27 @@ class Read:
     tools: dict[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadRequest:
+    """The task ``read`` of a toolchain's driver: read ``model``, write ``graph``."""
+
+    model: str
+    graph: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadAnswer:
+    """What the driver read.
+
+    Attributes:
+        notes: messages for the user.
+        packages: package → version, of those that read the model.
+    """
+
+    notes: tuple[str, ...]
+    packages: dict[str, str]
+
+
 class Importer(abc.ABC):
     """Reads models of one vendor."""
 

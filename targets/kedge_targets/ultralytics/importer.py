@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from kedge_targets import importer
-from kedge_targets.importer import Read
+from kedge_targets.importer import Read, ReadAnswer, ReadRequest
 from kedge_targets.toolchain import declaration
 from kedge_targets.toolchain.client import ToolchainClient
 
 _START_SECONDS = 300.0
 _READ_SECONDS = 1800.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadRequest:
-    """See the task ``read`` in ``toolchain/driver.py``."""
-
-    model: str
-    graph: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadAnswer:
-    """What the driver read.
-
-    Attributes:
-        notes: messages for the user.
-        packages: package → version, of those that read the model.
-    """
-
-    notes: tuple[str, ...]
-    packages: dict[str, str]
 
 
 class Importer(importer.Importer):

@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from kedge_targets import importer
 from kedge_targets.backends.tflite import toolchain_client
-from kedge_targets.importer import Read
+from kedge_targets.importer import Read, ReadAnswer, ReadRequest
 
 _SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadRequest:
-    """See the task ``read`` in ``toolchain/driver.py``."""
-
-    model: str
-    graph: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadAnswer:
-    """What the driver read.
-
-    Attributes:
-        notes: messages for the user.
-        packages: package → version, of those that read the model.
-    """
-
-    notes: tuple[str, ...]
-    packages: dict[str, str]
 
 
 class Importer(importer.Importer):
