@@ -5,23 +5,26 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kedge.compiler.decoders.worker_messages import Attempt, DecoderAnswer, DecoderRequest
+from kedge.compiler.decoders.worker_messages import DecoderAnswer, DecoderRequest
 from kedge.compiler.decoders.worker_parts import (
     TOKENIZER,
+    Data,
+    Tried,
+    answer_of,
+    attempt_of,
     check_tokenizer,
     columns_of,
     compiler_of,
     context_of,
+    first_that_keeps,
     golden_file,
-    runtime_of,
-    text_files,
-    version_of,
 )
 from kedge.evaluation.decoders import pairs as examples
 from kedge.evaluation.decoders import texts
@@ -85,30 +88,17 @@ class EncoderDecoderCompilation:
         finally:
             reference.close()
             shutil.rmtree(self._workdir / "float")
-        lowered, attempts = made[-1][0], tuple(one for _, one in made)
-        path, sets = self._golden(lowered, found)
-        files = {**lowered.files, **text_files(decoder.text, self._workdir)}
-        generation = self._generation(lowered)
-        size = sum(file.stat().st_size for file in lowered.files.values())
-        return DecoderAnswer(
-            files={title: str(file) for title, file in files.items()},
-            entry=lowered.entry,
-            runtimes=lowered.runtimes,
-            tools={**lowered.tools, "tokenizers": version_of("tokenizers")},
-            generation=generation,
-            attempts=attempts,
-            chosen=len(made) - 1 if keeps else -1,
-            golden=str(path),
-            golden_vectors=min(self._golden_vectors, len(found)),
-            kernel_sets=sets,
-            source_digest=decoder.source_digest,
-            source_bytes=decoder.size_bytes,
-            calibration_digest=digest,
-            evaluation_digest=digest,
-            calibration_sequences=0,
-            evaluation_sequences=len(found),
-            runtime=runtime_of(request.backend),
-            memory_bytes=2 * size + generation.cache_bytes,
+        lowered = made[-1][0]
+        return answer_of(
+            request,
+            decoder,
+            decoder.text,
+            made,
+            keeps=keeps,
+            proof=self._golden(lowered, found),
+            vectors=min(self._golden_vectors, len(found)),
+            generation=self._generation(lowered),
+            data=Data(calibration_digest=digest, evaluation_digest=digest, calibration=0, evaluation=len(found)),
             warnings=self._warnings(found),
         )
 
@@ -173,35 +163,16 @@ class EncoderDecoderCompilation:
             lowered.files[lowered.entry], self._request.options, slots=1, context=self._context
         )
 
-    def _search(
-        self, pairs: list[Pair], reference: DecoderSession
-    ) -> tuple[list[tuple[LoweredDecoder, Attempt]], bool]:
-        """Try the schemes in order until one keeps the budget; delete the files of those that do not."""
-        made: list[tuple[LoweredDecoder, Attempt]] = []
-        for at, scheme in enumerate(self._request.schemes):
+    def _search(self, pairs: list[Pair], reference: DecoderSession) -> tuple[list[Tried], bool]:
+        def tried(scheme: Scheme, folder: Path) -> Tried:
             began = time.perf_counter()
-            folder = self._workdir / f"scheme-{at}"
             lowered = self._lowered(scheme, folder)
-            session = self._loaded(lowered)
-            try:
+            with closing(self._loaded(lowered)) as session:
                 self._progress(f"evaluate {scheme.label}", 0, 0)
                 figures = examples.judged(session, reference, pairs)
-            finally:
-                session.close()
-            attempt = Attempt(
-                scheme=scheme,
-                label=scheme.label,
-                bytes=sum(path.stat().st_size for path in lowered.files.values()),
-                figures=figures,
-                broken=self._request.budget.broken(figures),
-                seconds=time.perf_counter() - began,
-            )
-            made.append((lowered, attempt))
-            if not attempt.broken:
-                return made, True
-            if at + 1 < len(self._request.schemes):
-                shutil.rmtree(folder)
-        return made, False
+            return lowered, attempt_of(self._request, scheme, lowered, figures, label=scheme.label, began=began)
+
+        return first_that_keeps(self._request.schemes, self._workdir, tried)
 
     def _golden(self, lowered: LoweredDecoder, pairs: list[Pair]) -> tuple[Path, tuple[str, ...]]:
         self._progress("golden vectors", 0, 0)

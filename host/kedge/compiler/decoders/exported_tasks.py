@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from kedge.compiler.decoders.worker_messages import CONTEXT, Attempt, DecoderAnswer, DecoderRequest
+from kedge.compiler.decoders.worker_messages import CONTEXT, DecoderAnswer, DecoderRequest
 from kedge.compiler.decoders.worker_parts import (
-    TEMPLATE,
     TOKENIZER,
+    Data,
+    Tried,
+    answer_of,
+    attempt_of,
     check_tokenizer,
     columns_of,
     compiler_of,
     context_of,
+    first_that_keeps,
+    generation_of,
     golden_file,
-    runtime_of,
-    text_files,
-    version_of,
 )
 from kedge.evaluation.decoders import texts
 from kedge.evaluation.decoders.figures import Figures, Tally
 from kedge.importing.decoders import exported
 from kedge.quantization.decoder_scheme import Scheme
-from kedge_protocol.bundle.generation import Generation
 from kedge_protocol.errors import ConfigError, TargetError
 from kedge_targets import registry
 from kedge_targets.decoder import rounding
@@ -75,29 +77,23 @@ class ExportedCompilation:
         )
         made, keeps = self._search(sequences)
         lowered = made[-1][0]
-        path, sets = self._golden(lowered, sequences)
-        generation = self._generation(lowered)
-        size = sum(file.stat().st_size for file in lowered.files.values())
-        files = {**lowered.files, **text_files(decoder.text, self._workdir)}
-        return DecoderAnswer(
-            files={title: str(file) for title, file in files.items()},
-            entry=lowered.entry,
-            runtimes=lowered.runtimes,
-            tools={**lowered.tools, "tokenizers": version_of("tokenizers")},
-            generation=generation,
-            attempts=tuple(one for _, one in made),
-            chosen=len(made) - 1 if keeps else -1,
-            golden=str(path),
-            golden_vectors=min(_GOLDEN, len(sequences)),
-            kernel_sets=sets,
-            source_digest=decoder.source_digest,
-            source_bytes=decoder.size_bytes,
-            calibration_digest=digest,
-            evaluation_digest=digest,
-            calibration_sequences=0,
-            evaluation_sequences=len(sequences),
-            runtime=runtime_of(request.backend),
-            memory_bytes=2 * size + generation.cache_bytes,
+        return answer_of(
+            request,
+            decoder,
+            decoder.text,
+            made,
+            keeps=keeps,
+            proof=self._golden(lowered, sequences),
+            vectors=min(_GOLDEN, len(sequences)),
+            generation=generation_of(
+                request,
+                decoder.text,
+                lowered,
+                architecture=decoder.architecture,
+                vocabulary=decoder.spec.vocabulary,
+                context=self._context,
+            ),
+            data=Data(calibration_digest=digest, evaluation_digest=digest, calibration=0, evaluation=len(sequences)),
             warnings=self._warnings(),
         )
 
@@ -132,55 +128,29 @@ class ExportedCompilation:
             entry, self._request.options, slots=1, context=length
         )
 
-    def _search(self, sequences: list[list[int]]) -> tuple[list[tuple[LoweredDecoder, Attempt]], bool]:
-        """Try the schemes in order until one keeps the budget; delete the files of those that do not."""
-        made: list[tuple[LoweredDecoder, Attempt]] = []
+    def _search(self, sequences: list[list[int]]) -> tuple[list[Tried], bool]:
+        """Try the schemes beside the file as it is."""
         reference = self._loaded(self._lowered(_KEPT, self._workdir / "float"))
-        try:
-            for at, scheme in enumerate(self._schemes):
-                self._progress(scheme.label, at, len(self._schemes))
-                began, folder = time.perf_counter(), self._workdir / f"scheme-{at}"
-                lowered = self._lowered(scheme, folder)
-                session = self._loaded(lowered)
+
+        def tried(scheme: Scheme, folder: Path) -> Tried:
+            began = time.perf_counter()
+            self._progress(scheme.label, self._schemes.index(scheme), len(self._schemes))
+            lowered = self._lowered(scheme, folder)
+            with closing(self._loaded(lowered)) as session:
                 figures = judged(session, reference, sequences)
-                session.close()
-                attempt = Attempt(
-                    scheme=scheme,
-                    label=scheme.label if scheme.bits else "as it is",
-                    bytes=sum(path.stat().st_size for path in lowered.files.values()),
-                    figures=figures,
-                    broken=self._request.budget.broken(figures),
-                    seconds=time.perf_counter() - began,
-                )
-                made.append((lowered, attempt))
-                if not attempt.broken:
-                    return made, True
-                if at + 1 < len(self._schemes):
-                    shutil.rmtree(folder)
+            label = scheme.label if scheme.bits else "as it is"
+            return lowered, attempt_of(self._request, scheme, lowered, figures, label=label, began=began)
+
+        try:
+            return first_that_keeps(self._schemes, self._workdir, tried)
         finally:
             reference.close()
             shutil.rmtree(self._workdir / "float")
-        return made, False
 
     def _golden(self, lowered: LoweredDecoder, sequences: list[list[int]]) -> tuple[Path, tuple[str, ...]]:
         length = min(_GOLDEN_LENGTH, self._context, *(len(one) for one in sequences))
         tokens = np.array([one[:length] for one in sequences[:_GOLDEN]], np.int64)
         return golden_file(self._request, lowered, tokens, columns_of(self._decoder.spec.vocabulary, len(tokens)))
-
-    def _generation(self, lowered: LoweredDecoder) -> Generation:
-        text = self._decoder.text
-        return Generation(
-            architecture=self._decoder.architecture,
-            context=self._context,
-            slots=self._request.slots,
-            vocabulary=self._decoder.spec.vocabulary,
-            position_bytes=lowered.position_bytes,
-            tokenizer=TOKENIZER,
-            template=None if text.template is None else TEMPLATE,
-            begin_token=text.begin_token,
-            end_tokens=text.end_tokens,
-            special=text.special,
-        )
 
 
 def judged(session: DecoderSession, reference: DecoderSession, sequences: list[list[int]]) -> Figures:

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from kedge.compiler.decoders.worker_messages import CONTEXT, DecoderRequest
+from kedge.compiler.decoders.worker_messages import (
+    CONTEXT,
+    Attempt,
+    DecoderAnswer,
+    DecoderRequest,
+    DecoderStepEntry,
+)
 from kedge.evaluation import golden as tolerances
+from kedge.evaluation.decoders.figures import Figures
 from kedge.importing.decoders.text import TextFiles
+from kedge.quantization.decoder_scheme import Scheme
 from kedge_protocol import golden
+from kedge_protocol.bundle.generation import Generation
 from kedge_protocol.errors import ConfigError, TargetError
 from kedge_protocol.golden import Golden, Tolerance
 from kedge_targets import registry
 from kedge_targets.decoder import golden as vectors
 from kedge_targets.decoder.contract import DecoderCompiler, LoweredDecoder
 from kedge_targets.decoder.spec import Array
+
+Tried: TypeAlias = tuple[LoweredDecoder, Attempt]
+"""The files of a scheme, and its figures."""
 
 TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"
@@ -118,3 +134,135 @@ def runtime_of(backend: str) -> str:
     """Return name and version of a backend's runtime."""
     name = registry.runtime(backend).distributions[0]
     return f"{name} {version_of(name)}"
+
+
+class SourceFiles(Protocol):
+    """The user's files, as the answer names them."""
+
+    @property
+    def source_digest(self) -> str:
+        """Their digest."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Their size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The data that a decoder was calibrated with and judged by: digests, and numbers of sequences."""
+
+    calibration_digest: str
+    evaluation_digest: str
+    calibration: int
+    evaluation: int
+
+
+def attempt_of(
+    request: DecoderRequest, scheme: Scheme, lowered: LoweredDecoder, figures: Figures, *, label: str, began: float
+) -> Attempt:
+    """Return a scheme's attempt.
+
+    Args:
+        began: by :func:`time.perf_counter`.
+    """
+    return Attempt(
+        scheme=scheme,
+        label=label,
+        bytes=sum(path.stat().st_size for path in lowered.files.values()),
+        figures=figures,
+        broken=request.budget.broken(figures),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def first_that_keeps(
+    schemes: Sequence[Scheme], workdir: Path, tried: Callable[[Scheme, Path], Tried]
+) -> tuple[list[Tried], bool]:
+    """Try the schemes in order until one keeps the budget, and delete the files of those that do not; return all that
+    were tried, and whether the last one keeps it.
+
+    Args:
+        tried: makes the files of a scheme in a folder that is not there yet, and judges them.
+    """
+    made: list[Tried] = []
+    for at, scheme in enumerate(schemes):
+        folder = workdir / f"scheme-{at}"
+        made.append(tried(scheme, folder))
+        if not made[-1][1].broken:
+            return made, True
+        if at + 1 < len(schemes):
+            shutil.rmtree(folder)
+    return made, False
+
+
+def answer_of(
+    request: DecoderRequest,
+    source: SourceFiles,
+    text: TextFiles,
+    made: Sequence[Tried],
+    *,
+    keeps: bool,
+    proof: tuple[Path, tuple[str, ...]],
+    vectors: int,
+    generation: Generation,
+    data: Data,
+    warnings: tuple[str, ...],
+    steps: tuple[DecoderStepEntry, ...] = (),
+) -> DecoderAnswer:
+    """Return the answer to a request, and write the files of the text side.
+
+    Args:
+        made: all schemes that were tried; the last one's files are packed.
+        proof: what :func:`golden_file` returned; it holds ``vectors`` vectors.
+    """
+    lowered = made[-1][0]
+    files = {**lowered.files, **text_files(text, Path(request.workdir))}
+    size = sum(file.stat().st_size for file in lowered.files.values())
+    path, sets = proof
+    return DecoderAnswer(
+        files={title: str(file) for title, file in files.items()},
+        entry=lowered.entry,
+        runtimes=lowered.runtimes,
+        tools={**lowered.tools, "tokenizers": version_of("tokenizers")},
+        generation=generation,
+        attempts=tuple(attempt for _, attempt in made),
+        chosen=len(made) - 1 if keeps else -1,
+        golden=str(path),
+        golden_vectors=vectors,
+        kernel_sets=sets,
+        source_digest=source.source_digest,
+        source_bytes=source.size_bytes,
+        calibration_digest=data.calibration_digest,
+        evaluation_digest=data.evaluation_digest,
+        calibration_sequences=data.calibration,
+        evaluation_sequences=data.evaluation,
+        runtime=runtime_of(request.backend),
+        memory_bytes=2 * size + generation.cache_bytes,
+        warnings=warnings,
+        steps=steps,
+    )
+
+
+def generation_of(
+    request: DecoderRequest,
+    text: TextFiles,
+    lowered: LoweredDecoder,
+    *,
+    architecture: str,
+    vocabulary: int,
+    context: int,
+) -> Generation:
+    """Return how the device generates with a decoder."""
+    return Generation(
+        architecture=architecture,
+        context=context,
+        slots=request.slots,
+        vocabulary=vocabulary,
+        position_bytes=lowered.position_bytes,
+        tokenizer=TOKENIZER,
+        template=None if text.template is None else TEMPLATE,
+        begin_token=text.begin_token,
+        end_tokens=text.end_tokens,
+        special=text.special,
+    )

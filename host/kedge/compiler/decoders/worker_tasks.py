@@ -13,16 +13,16 @@ import numpy as np
 from kedge.compiler.decoders import steps
 from kedge.compiler.decoders.worker_messages import Attempt, DecoderAnswer, DecoderRequest, DecoderStepEntry
 from kedge.compiler.decoders.worker_parts import (
-    TEMPLATE,
     TOKENIZER,
+    Data,
+    answer_of,
+    attempt_of,
     check_tokenizer,
     columns_of,
     compiler_of,
     context_of,
+    generation_of,
     golden_file,
-    runtime_of,
-    text_files,
-    version_of,
 )
 from kedge.evaluation.decoders import reference as references
 from kedge.evaluation.decoders import texts
@@ -32,7 +32,6 @@ from kedge.importing.decoders.decoder import Decoder
 from kedge.quantization import decoder_mixing
 from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, table
 from kedge.quantization.decoder_scheme import Scheme
-from kedge_protocol.bundle.generation import Generation
 from kedge_protocol.errors import ConfigError, TargetError
 from kedge_targets import registry
 from kedge_targets.decoder.contract import Ends, LoweredDecoder
@@ -102,31 +101,29 @@ class _Compilation:
         reference = self._reference(evaluation)
         entries = self._stepped(tokenizer, reference)
         made, keeps = self._search(calibration, reference)
-        chosen = made[-1]
-        path, sets = self._golden(chosen.lowered, evaluation)
-        files = {**chosen.lowered.files, **text_files(decoder.text, self._workdir)}
-        lowered = chosen.lowered
-        size = sum(file.stat().st_size for file in lowered.files.values())
-        generation = self._generation(lowered)
-        return DecoderAnswer(
-            files={title: str(file) for title, file in files.items()},
-            entry=lowered.entry,
-            runtimes=lowered.runtimes,
-            tools={**lowered.tools, "tokenizers": version_of("tokenizers")},
-            generation=generation,
-            attempts=tuple(one.attempt for one in made),
-            chosen=len(made) - 1 if keeps else -1,
-            golden=str(path),
-            golden_vectors=min(_GOLDEN, len(evaluation)),
-            kernel_sets=sets,
-            source_digest=decoder.source_digest,
-            source_bytes=decoder.size_bytes,
-            calibration_digest=calibration_digest,
-            evaluation_digest=evaluation_digest,
-            calibration_sequences=len(calibration),
-            evaluation_sequences=len(evaluation),
-            runtime=runtime_of(request.backend),
-            memory_bytes=2 * size + generation.cache_bytes,
+        lowered = made[-1].lowered
+        return answer_of(
+            request,
+            decoder,
+            decoder.text,
+            [(one.lowered, one.attempt) for one in made],
+            keeps=keeps,
+            proof=self._golden(lowered, evaluation),
+            vectors=min(_GOLDEN, len(evaluation)),
+            generation=generation_of(
+                request,
+                decoder.text,
+                lowered,
+                architecture=self._spec.architecture,
+                vocabulary=self._spec.vocabulary,
+                context=self._context,
+            ),
+            data=Data(
+                calibration_digest=calibration_digest,
+                evaluation_digest=evaluation_digest,
+                calibration=len(calibration),
+                evaluation=len(evaluation),
+            ),
             warnings=_warnings(calibration, evaluation, calibration_digest == evaluation_digest, decoder),
             steps=entries,
         )
@@ -245,14 +242,8 @@ class _Compilation:
             )
         finally:
             session.close()
-        attempt = Attempt(
-            scheme=scheme,
-            label=" + ".join([*(step.said for step in self._request.steps), scheme.label]),
-            bytes=sum(path.stat().st_size for path in lowered.files.values()),
-            figures=figures,
-            broken=self._request.budget.broken(figures),
-            seconds=time.perf_counter() - began,
-        )
+        label = " + ".join([*(step.said for step in self._request.steps), scheme.label])
+        attempt = attempt_of(self._request, scheme, lowered, figures, label=label, began=began)
         return _Made(lowered, attempt, tuple(layers.damages))
 
     def _ends(self, scheme: Scheme) -> Ends:
@@ -270,21 +261,6 @@ class _Compilation:
         length = min(_GOLDEN_LENGTH, self._context, *(len(one) for one in sequences))
         tokens = np.array([one[:length] for one in sequences[:_GOLDEN]], np.int64)
         return golden_file(self._request, lowered, tokens, columns_of(self._spec.vocabulary, len(tokens)))
-
-    def _generation(self, lowered: LoweredDecoder) -> Generation:
-        text = self._decoder.text
-        return Generation(
-            architecture=self._spec.architecture,
-            context=self._context,
-            slots=self._request.slots,
-            vocabulary=self._spec.vocabulary,
-            position_bytes=lowered.position_bytes,
-            tokenizer=TOKENIZER,
-            template=None if text.template is None else TEMPLATE,
-            begin_token=text.begin_token,
-            end_tokens=text.end_tokens,
-            special=text.special,
-        )
 
 
 def _warnings(
