@@ -256,6 +256,8 @@ def test_what_is_not_for_encoder_decoders_is_an_error(place: Path) -> None:
         compiled(place, "t5", "no", quantize="method=gptq")
     with pytest.raises(ConfigError, match="--cache"):
         compiled(place, "t5", "no", cache="int8")
+    with pytest.raises(ConfigError, match="--step"):
+        compiled(place, "t5", "no", step=("prune-width",))
     with pytest.raises(DatasetError, match="holds no sound"):
         compiled(place, "whisper", "no", data="texts.txt")
     with pytest.raises(TargetError, match="the caches of 900000"):

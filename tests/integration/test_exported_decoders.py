@@ -143,5 +143,7 @@ def test_files_that_cannot_be_taken_are_errors_that_say_why(file: Path, tmp_path
     for quantize, text in (("method=gptq", "gptq"), ("precision=float16", "float16"), ("embedding=int8", "embedding")):
         with pytest.raises(ConfigError, match=text):
             compiled(file, "no", quantize=quantize)
+    with pytest.raises(ConfigError, match="--step"):
+        compiled(file, "no", step=("prune-width",))
     with pytest.raises(InputError, match="adapter"):
         compiled(file, "no", adapter=tmp_path)
