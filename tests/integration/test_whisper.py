@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.integration.test_encoder_decoder_graphs import session_of
-from tests.support import foreign, whisper
+from tests.support import foreign, requirements, whisper
 
 import kedge
 from kedge.importing.decoders import reading
@@ -38,11 +38,10 @@ WORST = 0.2
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("espeak-ng") is None:
-        pytest.skip("apt-get install espeak-ng")
+    espeak = requirements.program("espeak-ng")
     made = tmp_path_factory.mktemp("speech")
     for at, text in enumerate(SENTENCES):
-        command = ["espeak-ng", "-v", "en-us", "-s", "140", "-w", str(made / f"{at}.wav"), text]
+        command = [espeak, "-v", "en-us", "-s", "140", "-w", str(made / f"{at}.wav"), text]
         subprocess.run(command, check=True)
         (made / f"{at}.txt").write_text(text)
     return made
