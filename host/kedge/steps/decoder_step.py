@@ -41,8 +41,9 @@ class DecoderStep(abc.ABC):
     """A step that works on language models too."""
 
     @abc.abstractmethod
-    def check_decoder(self, spec: DecoderSpec) -> None:
-        """Check the options against the model, before any work.
+    def check_decoder(self, spec: DecoderSpec) -> DecoderSpec:
+        """Check the options against the model, before any work, and return the model that the next step finds, as far
+        as options are checked against it: its layers.
 
         Raises:
             ConfigError: an option does not fit the model, or a language model.

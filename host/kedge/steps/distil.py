@@ -59,7 +59,7 @@ class Distil(Step[DistilOptions], DecoderStep):
             )
         return repair.trained(model, context, self.options, what=self.name, other=other, layers=layers).written()
 
-    def check_decoder(self, spec: DecoderSpec) -> None:
+    def check_decoder(self, spec: DecoderSpec) -> DecoderSpec:
         """See :class:`kedge.steps.decoder_step.DecoderStep`."""
         from kedge.training import repair
 
@@ -71,6 +71,7 @@ class Distil(Step[DistilOptions], DecoderStep):
                     where=self.name,
                     remedy="Leave it out: the float model is the teacher",
                 )
+        return spec
 
     def apply_to_decoder(self, decoder: HeldDecoder, context: DecoderContext) -> HeldDecoder:
         """See :class:`kedge.steps.decoder_step.DecoderStep`. The result is never worse on the sequences held back.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from kedge.options import Option
@@ -42,13 +42,14 @@ class DropLayers(Step[DropLayersOptions], DecoderStep):
             remedy="Give a smaller network and this model as its teacher: --step distil:teacher=MODEL",
         )
 
-    def check_decoder(self, spec: DecoderSpec) -> None:
+    def check_decoder(self, spec: DecoderSpec) -> DecoderSpec:
         """See :class:`kedge.steps.decoder_step.DecoderStep`."""
         layers, count = len(spec.layers), self.options.count
         if not 1 <= count < layers:
             raise ConfigError(
                 f"count is {count}, the model has {layers} layers", where=self.name, remedy=f"Give 1 to {layers - 1}"
             )
+        return replace(spec, layers=spec.layers[count:])
 
     def apply_to_decoder(self, decoder: HeldDecoder, context: DecoderContext) -> HeldDecoder:
         """See :class:`kedge.steps.decoder_step.DecoderStep`."""

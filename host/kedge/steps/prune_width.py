@@ -46,10 +46,11 @@ class PruneWidth(PruningStep[PruneWidthOptions], DecoderStep):
     kinds: ClassVar[tuple[str, ...]] = ("width",)
     what: ClassVar[str] = "width"
 
-    def check_decoder(self, spec: DecoderSpec) -> None:
+    def check_decoder(self, spec: DecoderSpec) -> DecoderSpec:
         """See :class:`kedge.steps.decoder_step.DecoderStep`."""
         options = self.options
         check_for_decoder(options.ratio, options.importance, (options.layers, options.leave), where=self.name)
+        return spec
 
     def apply_to_decoder(self, decoder: HeldDecoder, context: DecoderContext) -> HeldDecoder:
         """See :class:`kedge.steps.decoder_step.DecoderStep`. Every layer loses the same share."""

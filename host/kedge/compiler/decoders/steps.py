@@ -17,7 +17,6 @@ from kedge.evaluation.decoders.reference import Reference
 from kedge.importing.decoders.decoder import Decoder
 from kedge.search.candidate import StepChoice
 from kedge.steps.decoder_step import DecoderContext, DecoderStep
-from kedge.steps.drop_layers import DropLayers
 from kedge_protocol import codec
 from kedge_protocol.errors import ConfigError
 from kedge_targets.decoder.spec import Array, DecoderSpec
@@ -49,10 +48,7 @@ def check_options(choices: Sequence[StepChoice], spec: DecoderSpec) -> None:
         ConfigError: an option does not fit.
     """
     for choice in choices:
-        step = choice.made()
-        step.check_decoder(spec)
-        if isinstance(step, DropLayers):
-            spec = replace(spec, layers=spec.layers[step.options.count :])
+        spec = choice.made().check_decoder(spec)
 
 
 @dataclass(frozen=True, kw_only=True)
