@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kedge.importing.decoders import config_values
 from kedge_protocol.errors import ModelError
 from kedge_targets.decoder import spec as specs
 from kedge_targets.decoder.spec import DecoderSpec, LayerKind, Rotary
@@ -72,19 +73,9 @@ def spec_of(config: Mapping[str, Any], *, where: str) -> DecoderSpec:
             where=where,
             remedy=f"Known are {', '.join(FAMILIES)} (SmolLM is llama), t5, marian, whisper; export others to ONNX",
         )
-    for key, neutral in _NEUTRAL.items():
-        if key in config and config[key] not in neutral:
-            raise ModelError(
-                f"{key} = {json.dumps(config[key], default=str)[:80]} is not supported",
-                where=where,
-                remedy="Use a model without it, or export this one to ONNX",
-            )
-    try:
+    config_values.check_neutral(config, _NEUTRAL, where=where)
+    with config_values.reading(where):
         found = _gpt2(config, where) if family == "gpt2" else _rotating(str(family), config, where)
-    except KeyError as error:
-        raise ModelError(f"the key {error.args[0]!r} is missing", where=where) from error
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"a value is not of its key's type: {error}", where=where) from error
     specs.check(found, where=where)
     return found
 
@@ -104,7 +95,9 @@ def _rotating(family: str, config: Mapping[str, Any], where: str) -> DecoderSpec
         vocabulary=int(config["vocab_size"]),
         context=int(config["max_position_embeddings"]),
         layers=_layers(family, config, where),
-        activation=_activation(config.get("hidden_activation") or config.get("hidden_act", "silu"), where),
+        activation=config_values.activation(
+            config.get("hidden_activation") or config.get("hidden_act", "silu"), _ACTIVATIONS, where=where
+        ),
         norm_epsilon=float(config.get("rms_norm_eps", 1e-6)),
         norm_offset=1.0 if gemma else 0.0,
         qk_norm=family in ("qwen3", "gemma3_text"),
@@ -127,7 +120,7 @@ def _gpt2(config: Mapping[str, Any], where: str) -> DecoderSpec:
         vocabulary=int(config["vocab_size"]),
         context=int(config.get("n_positions") or config["n_ctx"]),
         layers=(LayerKind(rotary=None),) * int(config["n_layer"]),
-        activation=_activation(config.get("activation_function", "gelu_new"), where),
+        activation=config_values.activation(config.get("activation_function", "gelu_new"), _ACTIVATIONS, where=where),
         norm_epsilon=float(config.get("layer_norm_epsilon", 1e-5)),
         attention_scale=(hidden // heads) ** -0.5,
         gated=False,
@@ -135,14 +128,6 @@ def _gpt2(config: Mapping[str, Any], where: str) -> DecoderSpec:
         tied=bool(config.get("tie_word_embeddings", True)),
         learned_positions=True,
     )
-
-
-def _activation(name: Any, where: str) -> str:
-    if name not in _ACTIVATIONS:
-        raise ModelError(
-            f"the activation {name!r} is not known", where=where, remedy=f"Known are {', '.join(_ACTIVATIONS)}"
-        )
-    return _ACTIVATIONS[name]
 
 
 def _layers(family: str, config: Mapping[str, Any], where: str) -> tuple[LayerKind, ...]:

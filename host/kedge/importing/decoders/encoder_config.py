@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from kedge_protocol.errors import ModelError
+from kedge.importing.decoders import config_values
 from kedge_targets.decoder import spec as specs
 from kedge_targets.decoder.spec import DecoderSpec, EncoderSpec, LayerKind, RelativePositions
 
@@ -40,19 +39,9 @@ def spec_of(config: Mapping[str, Any], *, where: str) -> DecoderSpec:
         ModelError: a key's value is unknown, or a key is missing.
     """
     family = str(config["model_type"])
-    for key, neutral in _NEUTRAL.items():
-        if key in config and config[key] not in neutral:
-            raise ModelError(
-                f"{key} = {json.dumps(config[key], default=str)[:80]} is not supported",
-                where=where,
-                remedy="Use a model without it, or export this one to ONNX",
-            )
-    try:
+    config_values.check_neutral(config, _NEUTRAL, where=where)
+    with config_values.reading(where):
         found = _t5(config, where) if family in (T5, "mt5") else _bart(family, config, where)
-    except KeyError as error:
-        raise ModelError(f"the key {error.args[0]!r} is missing", where=where) from error
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"a value is not of its key's type: {error}", where=where) from error
     specs.check(found, where=where)
     return found
 
@@ -76,7 +65,7 @@ def _t5(config: Mapping[str, Any], where: str) -> DecoderSpec:
         vocabulary=int(config["vocab_size"]),
         context=context,
         layers=(LayerKind(rotary=None),) * int(config.get("num_decoder_layers") or layers),
-        activation=_activation(activation, where),
+        activation=config_values.activation(activation, _ACTIVATIONS, where=where),
         norm_epsilon=float(config.get("layer_norm_epsilon", 1e-6)),
         attention_scale=1.0,
         gated=gated,
@@ -116,7 +105,7 @@ def _bart(family: str, config: Mapping[str, Any], where: str) -> DecoderSpec:
         vocabulary=vocabulary if sound else own,
         context=context,
         layers=(LayerKind(rotary=None),) * int(config["decoder_layers"]),
-        activation=_activation(config.get("activation_function", "gelu"), where),
+        activation=config_values.activation(config.get("activation_function", "gelu"), _ACTIVATIONS, where=where),
         norm_epsilon=1e-5,
         attention_scale=(hidden // heads) ** -0.5,
         gated=False,
@@ -138,11 +127,3 @@ def _bart(family: str, config: Mapping[str, Any], where: str) -> DecoderSpec:
             own_embedding=not sound and config.get("share_encoder_decoder_embeddings") is False,
         ),
     )
-
-
-def _activation(name: Any, where: str) -> str:
-    if name not in _ACTIVATIONS:
-        raise ModelError(
-            f"the activation {name!r} is not known", where=where, remedy=f"Known are {', '.join(_ACTIVATIONS)}"
-        )
-    return _ACTIVATIONS[name]

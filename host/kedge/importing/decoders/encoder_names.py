@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.importing.decoders.encoder_config import MARIAN, T5
-from kedge.importing.decoders.names import Reader
+from kedge.importing.decoders.names import Reader, check_shapes
 from kedge_protocol.errors import ModelError
 from kedge_targets.decoder.spec import DecoderSpec
 
@@ -77,16 +77,7 @@ class EncoderDecoderWeights:
 
     def _check(self) -> None:
         wanted = dict(self._outer.values()) | layer_shapes(self.spec)
-        for name, shape in wanted.items():
-            if name not in self._tensors.names:
-                raise ModelError(
-                    f"has no tensor {name!r}", where=self._where, remedy="config.json and the weights belong together"
-                )
-            there = self._tensors.shape(name)
-            if there != shape:
-                raise ModelError(
-                    f"the tensor {name!r} is {list(there)}, config.json says {list(shape)}", where=self._where
-                )
+        check_shapes(self._tensors, wanted, where=self._where)
         extra = sorted(name for name in self._tensors.names - set(wanted) if not _IGNORED.fullmatch(name))
         if extra:
             raise ModelError(

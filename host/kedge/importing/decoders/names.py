@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -136,17 +137,9 @@ class NamedWeights:
 
     def _check(self) -> None:
         """Check that exactly the tensors that the specification needs exist, each in its shape."""
-        for name, shape in expected_shapes(self._spec, prefix=self._prefix).items():
-            if name not in self._tensors.names:
-                raise ModelError(
-                    f"has no tensor {name!r}", where=self._where, remedy="config.json and the weights belong together"
-                )
-            there = self._tensors.shape(name)
-            if there != shape:
-                raise ModelError(
-                    f"the tensor {name!r} is {list(there)}, config.json says {list(shape)}", where=self._where
-                )
-        known = set(expected_shapes(self._spec, prefix=self._prefix))
+        expected = expected_shapes(self._spec, prefix=self._prefix)
+        check_shapes(self._tensors, expected, where=self._where)
+        known = set(expected)
         for index in range(len(self._spec.layers)):
             known |= set(self._stored(index).values())
         if self._spec.tied:
@@ -224,3 +217,19 @@ def _gpt2_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
     for name, (rows, columns) in sizes.items():
         found |= {f"{name}.weight": (rows, columns), f"{name}.bias": (columns,)}
     return found
+
+
+def check_shapes(tensors: Reader, expected: Mapping[str, tuple[int, ...]], *, where: str) -> None:
+    """Check that the tensors that a specification needs exist, each in its shape.
+
+    Raises:
+        ModelError: one is missing, or has another shape.
+    """
+    for name, shape in expected.items():
+        if name not in tensors.names:
+            raise ModelError(
+                f"has no tensor {name!r}", where=where, remedy="config.json and the weights belong together"
+            )
+        there = tensors.shape(name)
+        if there != shape:
+            raise ModelError(f"the tensor {name!r} is {list(there)}, config.json says {list(shape)}", where=where)
