@@ -147,6 +147,14 @@ class Loaded:
             raise InputError("writes no text", where=self.bundle.config.name, remedy="Call the model with arrays")
         return self._executor
 
+    def retire(self) -> None:
+        """Give way to another version: calls finish, and a language model's answers within
+        :data:`kedge_agent.generation.engine.SWITCH_SECONDS`."""
+        if not isinstance(self._executor, Executor):
+            from kedge_agent.generation import engine
+
+            self._executor.engine.retire(engine.SWITCH_SECONDS)
+
     def write(self, prompt: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> AnswerStream:
         """Start an answer; see :meth:`Model.generate`."""
         from kedge_agent.generation.constraint import from_options

@@ -352,6 +352,8 @@ class Model:
                 before = self._loaded
                 if before is None or slot is None or slot.digest != before.bundle.digest:
                     self._loaded = self._cached(loading.load_slot(folder, generation))
+                    if before is not None:
+                        before.retire()
                 self._failure = None
             except KedgeError as error:
                 log.error("%s: the new bundle cannot be loaded, the old one goes on: %s", folder.name, error)

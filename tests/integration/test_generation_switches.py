@@ -15,9 +15,11 @@ import numpy.typing as npt
 import pytest
 from tests.integration.test_serving_survives import Supervised
 from tests.support import decoders
+from tests.support.brokers import wait_for
 from tests.support.installed import install
 
 from kedge_agent import Model
+from kedge_agent.generation import engine
 
 Array = npt.NDArray[Any]
 
@@ -104,3 +106,21 @@ def test_answers_that_stream_during_a_switch_are_whole_and_of_one_version(
         assert all(text in wanted.values() for text in texts)
         assert _streamed(serving, threading.Event()) == wanted[str(number)]
     assert overlapped
+
+
+def test_answers_of_the_old_version_are_cut_off_when_their_time_is_over(
+    releases: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "SWITCH_SECONDS", 0.0)
+    state = tmp_path / "state"
+    install(state, releases[0])
+    with Model("writer", state=state) as model:
+        # Eight, two at once: the last ones wait long after the switch.
+        streams = [model.generate(PROMPT, stream=True, max_tokens=TOKENS) for _ in range(8)]
+        install(state, releases[1])
+        wait_for(lambda: model.loaded().version == "2.0", timeout=60, what="the second version")
+        answers = [stream.finish() for stream in streams]
+    assert answers[-1].reason == "timeout"
+    whole = _text(releases[0])
+    assert all(whole.startswith(answer.text) for answer in answers)
+    assert sum(answer.text == whole for answer in answers) < len(answers)

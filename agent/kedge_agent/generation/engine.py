@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -32,6 +33,9 @@ log = logging.getLogger("kedge.generation")
 CHUNK = 128
 """Tokens of a prompt that are prefilled between two decoding steps."""
 QUEUE = 64
+SWITCH_SECONDS = 300.0
+"""How long answers go on that a model had begun, or taken, when another version took its place: two versions in memory
+are more than many a device can bear for long."""
 STOP = "stop"
 LENGTH = "length"
 CANCELLED = "cancelled"
@@ -192,6 +196,7 @@ class Engine:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._until = math.inf
         self._clock = 0
         self.statistics = GenerationStatistics()
 
@@ -253,6 +258,10 @@ class Engine:
             self._changed.notify_all()
         return ticket
 
+    def retire(self, seconds: float) -> None:
+        """Cut off after some seconds what still runs or waits then, with the reason :data:`TIMEOUT`."""
+        self._until = time.monotonic() + seconds
+
     def close(self) -> None:
         """End all answers, and release the session."""
         with self._changed:
@@ -305,7 +314,7 @@ class Engine:
         self._clock += 1
         self._admit()
         for slot in self._slots:
-            if slot.ticket is not None and (reason := slot.ticket.over):
+            if slot.ticket is not None and (reason := self._over(slot.ticket)):
                 self._done(slot, reason)
         reading = next((slot for slot in self._slots if slot.left), None)
         if reading is not None:
@@ -327,11 +336,15 @@ class Engine:
                 ticket = self._waiting.pop(0) if free and self._waiting else None
             if ticket is None:
                 return
-            if reason := ticket.over:
+            if reason := self._over(ticket):
                 self._ended(ticket, reason)
                 ticket.put(reason)
                 continue
             self._begin(ticket, free)
+
+    def _over(self, ticket: Ticket) -> str:
+        """Return why no further token of an answer may be written, or an empty text if one may."""
+        return ticket.over or (TIMEOUT if time.monotonic() > self._until else "")
 
     def _begin(self, ticket: Ticket, free: list[_Slot]) -> None:
         order = ticket.order

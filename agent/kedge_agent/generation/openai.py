@@ -26,6 +26,7 @@ from kedge_agent.serving.handler import (
     server_sent_event,
 )
 from kedge_agent.serving.worker_pool import WorkerPool
+from kedge_protocol import digest
 from kedge_protocol.errors import InputError, KedgeError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ log = logging.getLogger("kedge.generation")
 
 _THREADS = 32
 _QUEUE = 64
+_FINGERPRINT = 12
+"""Digits of the bundle's digest in ``system_fingerprint``, as many as `kedge rollout status` shows."""
 
 
 class OpenAiHandler:
@@ -294,7 +297,13 @@ class _Completion:
 
     def _head(self, chunk: str) -> dict[str, Any]:
         kind = f"chat.completion{chunk}" if self._asked.chat else "text_completion"
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._asked.model}
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._asked.model,
+            "system_fingerprint": f"fp_{digest.hex_of(self._loaded.digest)[:_FINGERPRINT]}",
+        }
 
     def _usage(self) -> dict[str, Any]:
         answers = [choice.answer.answer for choice in self._choices]
