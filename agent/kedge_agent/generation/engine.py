@@ -34,8 +34,7 @@ CHUNK = 128
 """Tokens of a prompt that are prefilled between two decoding steps."""
 QUEUE = 64
 SWITCH_SECONDS = 300.0
-"""How long answers go on that a model had begun, or taken, when another version took its place: two versions in memory
-are more than many a device can bear for long."""
+"""How long a version's answers go on after a switch; meanwhile two versions are in memory."""
 STOP = "stop"
 LENGTH = "length"
 CANCELLED = "cancelled"
@@ -343,7 +342,6 @@ class Engine:
             self._begin(ticket, free)
 
     def _over(self, ticket: Ticket) -> str:
-        """Return why no further token of an answer may be written, or an empty text if one may."""
         return ticket.over or (TIMEOUT if time.monotonic() > self._until else "")
 
     def _begin(self, ticket: Ticket, free: list[_Slot]) -> None:
