@@ -48,6 +48,7 @@ def status(state: Path | None, config: Path | None) -> None:
 @cli.command()
 @click.argument("releases", metavar="RELEASE...", nargs=-1, required=True)
 @click.option("--target", help="Which bundle of the release [default: its only one].")
+@click.option("--backend", help="Which of the target's bundles, if there are several [default: the faster one here].")
 @click.option(
     "--listen",
     multiple=True,
@@ -66,9 +67,11 @@ def status(state: Path | None, config: Path | None) -> None:
     "--cache-mib", type=click.IntRange(min=0), default=0, help="Memory for answers that are kept and given again."
 )
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine and ask clients for nothing.")
+@click.option("--no-proof", is_flag=True, help="Begin at once: prove nothing here, and measure nothing.")
 def serve(
     releases: tuple[str, ...],
     target: str | None,
+    backend: str | None,
     listen: tuple[str, ...],
     state: Path | None,
     grpc: str | None,
@@ -79,12 +82,16 @@ def serve(
     cors_origin: tuple[str, ...],
     cache_mib: int,
     insecure: bool,
+    no_proof: bool,
 ) -> None:
     """Serve releases over HTTP without a fleet.
 
     A RELEASE is a folder that `kedge compile -o` wrote, a reference of an OCI registry (host/name:tag), or the name
     of an installed model. Several of one name serve side by side; a request that names no version gets the newest.
     The protocol is the Open Inference Protocol v2.
+
+    When a release is served on this machine for the first time, its golden vectors run, and ways of running its calls
+    are compared, for some seconds; what was found is kept.
     """
     import logging
 
@@ -104,11 +111,14 @@ def serve(
     serve_releases(
         releases,
         target=target,
+        backend=backend,
         listen=listen,
         settings=settings,
         insecure=insecure,
+        proof=not no_proof,
         state=state,
         announce=lambda line: click.echo(line),
+        on_progress=lambda line: click.echo(line, err=True),
     )
 
 
@@ -122,19 +132,28 @@ def serve(
     help="[INPUT=]FILE.npy, - for JSON numbers on standard input, or a picture, sound or text for a pipeline.",
 )
 @click.option("--target", help="NAME is a release folder: which of its bundles.")
+@click.option("--backend", help="Which of several bundles for the target [default: the faster one here].")
 @click.option("--state", type=click.Path(path_type=Path), help="State folder [default: the built-in one].")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the result as .npz instead of JSON.")
-def infer(name: str, inputs: tuple[str, ...], target: str | None, state: Path | None, output: Path | None) -> None:
+def infer(
+    name: str,
+    inputs: tuple[str, ...],
+    target: str | None,
+    backend: str | None,
+    state: Path | None,
+    output: Path | None,
+) -> None:
     """Run one inference in this process and print the result as JSON."""
     from kedge_agent.infer_command import infer as infer_once
 
-    click.echo(infer_once(name, inputs, target=target, state=state, output=output), nl=False)
+    click.echo(infer_once(name, inputs, target=target, backend=backend, state=state, output=output), nl=False)
 
 
 @cli.command()
 @click.argument("name", metavar="NAME")
 @click.option("--source", required=True, help="Folder of pictures, video file, /dev/video0, or rtsp://HOST/PATH.")
 @click.option("--target", help="NAME is a release folder: which of its bundles.")
+@click.option("--backend", help="Which of several bundles for the target [default: the faster one here].")
 @click.option("--state", type=click.Path(path_type=Path), help="State folder [default: the built-in one].")
 @click.option("--out", type=click.Choice(["jsonl", "mqtt"]), default="jsonl", show_default=True)
 @click.option("--fps", type=float, help="Pace of a folder or file; 0 answers every frame [default: the video's own].")
@@ -149,6 +168,7 @@ def watch(
     name: str,
     source: str,
     target: str | None,
+    backend: str | None,
     state: Path | None,
     out: str,
     fps: float | None,
@@ -170,19 +190,28 @@ def watch(
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     link = command.chosen_broker(out, config, broker, ca=ca, username=username, password_file=password_file)
-    summary = command.run(name, source, target=target, state=state, broker=link, topic=topic, fps=fps, follow=follow)
+    summary = command.run(
+        name, source, target=target, backend=backend, state=state, broker=link, topic=topic, fps=fps, follow=follow
+    )
     click.echo(summary, err=True)
 
 
 @cli.command()
 @click.argument("release", metavar="RELEASE")
 @click.option("--target", help="RELEASE is a folder: which of its bundles [default: its only one].")
+@click.option("--backend", help="Which of several bundles for the target [default: the faster one here].")
 @click.option("--state", type=click.Path(path_type=Path), help="State folder [default: the built-in one].")
 @click.option("--max-tokens", default=200, show_default=True, help="Tokens of one answer.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 takes the most likely token.")
 @click.option("--seed", type=int, help="Equal seeds give equal answers.")
 def chat(
-    release: str, target: str | None, state: Path | None, max_tokens: int, temperature: float, seed: int | None
+    release: str,
+    target: str | None,
+    backend: str | None,
+    state: Path | None,
+    max_tokens: int,
+    temperature: float,
+    seed: int | None,
 ) -> None:
     """Talk with a language model: RELEASE is a release folder or the name of an installed model.
 
@@ -190,7 +219,7 @@ def chat(
     """
     from kedge_agent.generation.chat_command import opened, talk
 
-    with opened(release, target, state) as model:
+    with opened(release, target, state, backend) as model:
         talk(
             model,
             sys.stdin,

@@ -18,9 +18,10 @@ from types import FrameType
 
 from kedge_agent import counters, malloc, persistent_state, served_endpoint, state_format, system
 from kedge_agent.config import AgentConfig
-from kedge_agent.effects import EffectRunner, installed_of, installed_runtimes
+from kedge_agent.effects import EffectRunner, installed_of
 from kedge_agent.mqtt_link import Link
 from kedge_agent.name_conflict import NameConflict
+from kedge_agent.runtimes import installed_runtimes
 from kedge_agent.samples.runner import SampleRunner
 from kedge_agent.serving.bundle_watch import ServingWatch
 from kedge_agent.serving.supervisor import ServingSupervisor

@@ -7,7 +7,6 @@ thread, in order; the golden vectors run in another, so that a slow model does n
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import logging
 import queue
 import threading
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 
 from kedge_agent import counters, served_endpoint
 from kedge_agent.proving import ProofLimits, Prover, prove
+from kedge_agent.runtimes import installed_runtimes
 from kedge_agent.slots import ModelFolder, model_folders
 from kedge_agent.store import Store
 from kedge_agent.update import actions, events
@@ -40,26 +40,6 @@ def installed_of(folder: ModelFolder) -> events.Installed:
             log.warning("the slot of %s is damaged: %s", folder.name, error)
             return events.Installed(None, None, previous.digest if previous else None)
     return events.Installed(current.digest if current else None, version, previous.digest if previous else None)
-
-
-def installed_runtimes(distributions: tuple[str, ...]) -> dict[str, str]:
-    """Return the versions of the installed distributions among these, without importing them. A distribution with
-    damaged metadata counts as missing."""
-    found = {}
-    for name in distributions:
-        try:
-            version: str | None = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        except Exception as error:  # noqa: BLE001 -- said in the log, in one line
-            # Python versions differ in what they raise for a folder without METADATA; some give None.
-            log.warning("the metadata of %s cannot be read: %s", name, foreign(error))
-            continue
-        if version and version.isascii() and version.isprintable():
-            found[name] = version
-        else:
-            log.warning("the metadata of %s give no version", name)
-    return found
 
 
 def foreign(error: Exception) -> str:

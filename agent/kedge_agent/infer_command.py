@@ -22,6 +22,7 @@ def infer(
     inputs: Sequence[str],
     *,
     target: str | None = None,
+    backend: str | None = None,
     state: Path | None = None,
     output: Path | None = None,
 ) -> str:
@@ -29,6 +30,7 @@ def infer(
 
     Args:
         name: name of an installed model, or a release folder if ``target`` is given.
+        backend: see :class:`kedge_agent.Model`.
         inputs: ``[INPUT=]FILE``; ``.npy``, or ``-`` for numbers in JSON on standard input. Other files are passed to
             the model as paths for its pipeline.
         output: a ``.npz`` file for the result.
@@ -40,7 +42,7 @@ def infer(
         InputError: a file is missing or not an array, or the model does not take it.
         StorageError: ``output`` cannot be written.
     """
-    with Model(name, target=target, state=state) as model:
+    with Model(name, target=target, backend=backend, state=state) as model:
         named = dict(_read(one) for one in inputs)
         if len(named) != len(inputs):
             raise InputError("an input is given twice")

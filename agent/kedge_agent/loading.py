@@ -16,7 +16,7 @@ from kedge_agent.observing import observer_of
 from kedge_agent.paces import Paces
 from kedge_protocol import digest
 from kedge_protocol.bundle.config import BundleConfig
-from kedge_protocol.bundle.layout import Layout
+from kedge_protocol.bundle.layout import Bundle, Layout, of_backend
 from kedge_protocol.errors import BundleError, InputError, KedgeError, StorageError
 from kedge_targets.executor import Executor
 
@@ -98,29 +98,54 @@ def load_slot(folder: slots.ModelFolder, generation: int) -> Loaded:
     raise StorageError("changes faster than it can be loaded", where=str(folder.path))
 
 
-def load_release(path: Path, target: str) -> Loaded:
-    """Load a bundle of a release folder.
+def load_release(path: Path, target: str, backend: str | None = None) -> Loaded:
+    """Load a bundle of a release folder; of several for the target the one that is better on this machine, see
+    :mod:`kedge_agent.own_proofs`.
+
+    Args:
+        backend: take the bundle by this one.
 
     Raises:
-        BundleError: the folder is damaged, or has no bundle for the target.
+        BundleError: the folder is damaged, or has no bundle for the target, or by the backend.
+        VerificationError: there are several, and none passes its proof here.
         KedgeError: the runtime refuses it.
     """
+    from kedge_targets.worker import environment
+
     layout = Layout(path)
-    bundle = layout.bundle(target)
-    # Blobs have no file names and some runtimes look for a file beside another by name. A runtime keeps open what it
-    # needs, so the names may go when it has loaded (as those of a slot may).
+    bundles = layout.candidates(target)
+    if backend is not None:
+        bundles = of_backend(bundles, backend, where=str(path))
     with tempfile.TemporaryDirectory(prefix="kedge-model-") as scratch:
-        for title, layer in bundle.files.items():
-            source, copy = layout.blob_path(layer.digest), Path(scratch) / title
-            try:
-                _link_or_copy(source, copy)
-            except OSError as error:
-                raise BundleError(f"blob {layer.digest}: {error.strerror}", where=str(path)) from error
-            digest.verify_file(copy, layer.digest)
-        pipeline = _pipeline(Path(scratch), bundle.config)
-        executor = _executor(Path(scratch), bundle.config, None)
+        folders = [_unpacked(layout, bundle, Path(scratch)) for bundle in bundles]
+        cache = environment.cache_dir()
+        chosen = 0
+        if len(bundles) > 1:
+            from kedge_agent.own_proofs import OwnProofs
+
+            chosen = OwnProofs(cache).best(bundles, folders)
+        folder, bundle = folders[chosen], bundles[chosen]
+        pipeline = _pipeline(folder, bundle.config)
+        executor = _executor(folder, bundle.config, cache)
         warm_up(executor)
         return Loaded(bundle, executor, None, pipeline)
+
+
+def _unpacked(layout: Layout, bundle: Bundle, state: Path) -> Path:
+    """Give a bundle's blobs their names, in what will be a slot: some runtimes look for a file beside another by name.
+    A runtime keeps open what it needs, so the names may go when it has loaded (as those of a slot may)."""
+    slots.check_titles(bundle)
+    folder = slots.ModelFolder(state, bundle.config.name).slot(bundle.digest).folder
+    folder.mkdir(parents=True)
+    for title, layer in bundle.files.items():
+        source, copy = layout.blob_path(layer.digest), folder / title
+        try:
+            _link_or_copy(source, copy)
+        except OSError as error:
+            raise BundleError(f"blob {layer.digest}: {error.strerror}", where=str(layout.path)) from error
+        digest.verify_file(copy, layer.digest)
+    (folder / slots.CONFIG_FILE).write_bytes(bundle.config_raw)
+    return folder
 
 
 def _pipeline(folder: Path, config: BundleConfig) -> Runner | None:

@@ -31,6 +31,8 @@ class Model:
     Args:
         source: name of a model that the fleet installed; with ``target``, a release folder (``kedge compile -o``).
         target: which bundle of the release folder.
+        backend: which of the bundles for ``target``, if the folder holds several (``--every-backend``); by default each
+            is proved and measured on this machine the first time, for some seconds, and the better one is taken.
         state: the agent's state folder; by default ``KEDGE_STATE``, then the system's (see
             :func:`kedge_agent.slots.default_state`).
         cache_mib: memory for answers that are kept and given again to calls with the same input, see
@@ -54,6 +56,7 @@ class Model:
         source: str | os.PathLike[str],
         *,
         target: str | None = None,
+        backend: str | None = None,
         state: str | os.PathLike[str] | None = None,
         others: Mapping[str, Model] | None = None,
         cache_mib: float = 0,
@@ -77,8 +80,10 @@ class Model:
         if target is not None:
             if state is not None:
                 raise InputError("a release folder has no state folder", remedy="Leave out `state` or `target`")
-            self._loaded = self._cached(loading.load_release(Path(source), target))
+            self._loaded = self._cached(loading.load_release(Path(source), target, backend))
         else:
+            if backend is not None:
+                raise InputError("an installed model has one backend", remedy="Leave out `backend`, or give `target`")
             self._folder = loading.installed(str(source), None if state is None else Path(state))
             self._generation = loading.mapped(self._folder.generation_file)
             self._seen = self._generation[0]

@@ -75,6 +75,13 @@ def model_folders(state: Path) -> list[ModelFolder]:
     return [ModelFolder(state, name) for name in found]
 
 
+def check_titles(bundle: Bundle) -> None:
+    """Raise :class:`BundleError` if a layer has a name that slots keep for themselves."""
+    for reserved in (MANIFEST_FILE, FORMAT_1_MANIFEST, CONFIG_FILE):
+        if reserved in bundle.files:
+            raise BundleError(f"a layer is named {reserved!r}, a name that slots keep for themselves")
+
+
 def _manifest(folder: Path) -> bytes:
     """Read the manifest of a slot. The older name comes first: no newer slot has a file of that name."""
     try:
@@ -224,9 +231,7 @@ class ModelFolder:
             BundleError: a layer has a name that is reserved for the slot.
             StorageError: the disk is full or not writable.
         """
-        for reserved in (MANIFEST_FILE, FORMAT_1_MANIFEST, CONFIG_FILE):
-            if reserved in bundle.files:
-                raise BundleError(f"a layer is named {reserved!r}, a name that slots keep for themselves")
+        check_titles(bundle)
         made = self.slot(bundle.digest)
         folder = made.folder
         with storage_errors(folder):

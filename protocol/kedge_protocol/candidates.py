@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kedge_protocol.bundle.config import BundleConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -28,6 +30,12 @@ class Candidate:
     def is_over(self) -> bool:
         """Whether it is known to exceed the latency budget."""
         return self.max_ms is not None and self.p50_ms is not None and self.p50_ms > self.max_ms
+
+
+def allowed_ms(config: BundleConfig) -> float | None:
+    """Return the latency in milliseconds that a bundle's budget allows; None for any."""
+    allowed = config.provenance.options.get("max_latency")
+    return float(allowed) if isinstance(allowed, (int, float)) else None
 
 
 def choose(candidates: Sequence[Candidate]) -> int | None:

@@ -108,11 +108,27 @@ def test_a_release_goes_to_a_registry_and_back(release: Path, tmp_path: Path, re
     same(release, tmp_path / "BACK")
     # What `kedge-agent serve` takes from there is the same bundle too.
     (tmp_path / "scratch").mkdir()
-    bundle = install(f"{registry}/kedge/tiny:1.0", tmp_path / "scratch", target="rpi4", state=tmp_path)
+    source = f"{registry}/kedge/tiny:1.0"
+    bundle = install(source, tmp_path / "scratch", target="rpi4", state=tmp_path).settle(None)
     assert bundle.raw == Layout(release).bundle("rpi4").raw
     slot = ModelFolder(tmp_path / "scratch", "tiny").current()
     assert slot is not None
     assert slot.digest == bundle.digest
+
+
+@pytest.mark.needs("docker-registry")
+@pytest.mark.parametrize("backend", [None, "openvino"])
+def test_several_bundles_of_a_target_are_served_from_a_registry(
+    tmp_path: Path, registry: str, backend: str | None
+) -> None:
+    release = make_bundle(tmp_path, also={"openvino": None})
+    copy(f"oci:{release}:1.0", f"docker://{registry}/kedge/tiny:1.0", "--dest-tls-verify=false")
+    (tmp_path / "scratch").mkdir()
+    installed = install(
+        f"{registry}/kedge/tiny:1.0", tmp_path / "scratch", target="generic-cpu", state=tmp_path, backend=backend
+    )
+    expected = [one.digest for one in Layout(release).candidates("generic-cpu")]
+    assert [slot.digest for slot in installed.slots] == (expected if backend is None else expected[1:])
 
 
 @pytest.mark.needs("docker-registry")

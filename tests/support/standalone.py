@@ -73,8 +73,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(*arguments: str) -> Iterator[Served]:
-    command = [sys.executable, "-u", "-m", "kedge_agent.cli", "serve", *arguments]
+def serving(*arguments: str, proof: bool = False) -> Iterator[Served]:
+    """Serve releases; without a proof, which takes seconds, as most tests want something else."""
+    command = [sys.executable, "-u", "-m", "kedge_agent.cli", "serve", *arguments, *([] if proof else ["--no-proof"])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         served = Served(process)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kedge_agent import system
-from kedge_agent.effects import installed_runtimes
+from kedge_agent.runtimes import installed_runtimes
 from kedge_agent.systemd import notify
 from kedge_protocol import memory
 

@@ -96,23 +96,25 @@ class RegistryClient:
         (self._folder / oci.LAYOUT_FILE).write_text('{"imageLayoutVersion": "1.0.0"}')
         return Layout(self._folder)
 
-    def pull_bundle(self, layout: Layout, target: str) -> Bundle:
-        """Pull one bundle with its files.
+    def pull_bundles(self, layout: Layout, target: str, backend: str | None = None) -> tuple[Bundle, ...]:
+        """Pull the bundles for a target with their files: all of them, or those by one backend.
 
         Raises:
             BundleError: no bundle for the target, or a damaged one.
             ConfigError: the registry refuses it or cannot be reached.
         """
-        release = layout.release()
-        if target in release.bundles:
-            descriptor = release.bundles[target]
+        several = layout.release().candidates.get(target, ())
+        wanted = [one for one in several if backend in (None, one.annotations.get(oci.BACKEND, backend))]
+        for descriptor in wanted or several:
             raw = self._document(f"manifests/{descriptor.digest}")
             digest.verify_bytes(raw, descriptor.digest, where=self._reference.url)
             self._blob_path(descriptor.digest).write_bytes(raw)
             manifest = parse_manifest(raw, where=descriptor.digest)
             for blob in (manifest.config, *manifest.layers):
                 self._pull_blob(blob)
-        return layout.bundle(target)
+        if not several:
+            return layout.candidates(target)  # which tells what there is
+        return tuple(map(layout.read_bundle, wanted or several))
 
     def _pull_blob(self, blob: oci.Descriptor) -> None:
         path = self._blob_path(blob.digest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from kedge_agent.update.events import Measured
 from kedge_protocol.bundle.config import BundleConfig, RuntimeRequirement
@@ -42,20 +43,24 @@ def require_target(config: BundleConfig, model: str, target: str) -> None:
 def require_runtime(config: BundleConfig, measured: Measured) -> None:
     """Raise :class:`IncompatibleError` unless one of the bundle's runtimes is installed in its version range and the
     device has enough memory."""
-    if not any(
-        need.distribution in measured.runtimes and in_range(measured.runtimes[need.distribution], need)
-        for need in config.runtimes
-    ):
-        wanted = " or ".join(_words(need) for need in config.runtimes) or "none that is named"
-        there = ", ".join(f"{name} {version}" for name, version in sorted(measured.runtimes.items())) or "none of them"
-        raise IncompatibleError(
-            f"the bundle needs {wanted}; installed is {there}", remedy="Install the runtime and roll out again"
-        )
+    require_distribution(config, measured.runtimes)
     if config.resources.memory_bytes > measured.memory_bytes:
         raise IncompatibleError(
             f"the bundle needs {_mib(config.resources.memory_bytes)} of memory, the device has "
             f"{_mib(measured.memory_bytes)}"
         )
+
+
+def require_distribution(config: BundleConfig, installed: Mapping[str, str]) -> None:
+    """Raise :class:`IncompatibleError` unless one of the bundle's runtimes is among the installed ones (distribution →
+    version), in its version range."""
+    if any(need.distribution in installed and in_range(installed[need.distribution], need) for need in config.runtimes):
+        return
+    wanted = " or ".join(_words(need) for need in config.runtimes) or "none that is named"
+    there = ", ".join(f"{name} {version}" for name, version in sorted(installed.items())) or "none of them"
+    raise IncompatibleError(
+        f"the bundle needs {wanted}; installed is {there}", remedy="Install the runtime and roll out again"
+    )
 
 
 def require_room(measured: Measured, reserve: int) -> None:

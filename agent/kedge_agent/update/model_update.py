@@ -10,7 +10,7 @@ from typing import TypeVar
 from kedge_agent.update import actions, compatibility, events
 from kedge_agent.update.fetch import Fetches, Outcome
 from kedge_agent.update.settings import Settings
-from kedge_protocol import codec
+from kedge_protocol import candidates, codec
 from kedge_protocol.blocks import BLOCK_SIZE, block_count
 from kedge_protocol.bundle import oci
 from kedge_protocol.bundle.layout import Bundle, parse_bundle, parse_manifest
@@ -159,8 +159,7 @@ class ModelUpdate:
     @property
     def max_ms(self) -> float | None:
         """Return the latency in milliseconds that the bundle's budget allows; None for any."""
-        allowed = None if self._bundle is None else self._bundle.config.provenance.options.get("max_latency")
-        return float(allowed) if isinstance(allowed, (int, float)) else None
+        return None if self._bundle is None else candidates.allowed_ms(self._bundle.config)
 
     @property
     def digests(self) -> set[str]:

@@ -21,6 +21,7 @@ def run(
     source: str,
     *,
     target: str | None = None,
+    backend: str | None = None,
     state: Path | None = None,
     broker: Broker | None = None,
     topic: str | None = None,
@@ -31,6 +32,7 @@ def run(
 
     Args:
         name: name of an installed model, or a release folder if ``target`` is given.
+        backend: see :class:`kedge_agent.Model`.
         source: see :func:`kedge_agent.watching.frames.open_source`.
         broker: where the records go; None for lines of JSON on standard output.
         topic: by default ``kedge-watch/NAME``, of the model.
@@ -48,7 +50,7 @@ def run(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with Model(name, target=target, state=state) as model:
+    with Model(name, target=target, backend=backend, state=state) as model:
         output: Output = (
             JsonLines(_write_line) if broker is None else Mqtt(broker, topic or f"kedge-watch/{model.name}")
         )

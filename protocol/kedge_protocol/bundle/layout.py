@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -64,6 +65,21 @@ class ReleaseView:
     def bundles(self) -> dict[str, oci.Descriptor]:
         """Target → the bundle that the compiler prefers."""
         return {target: several[0] for target, several in self.candidates.items()}
+
+
+def of_backend(bundles: Sequence[Bundle], backend: str | None, *, where: str) -> tuple[Bundle, ...]:
+    """Return the bundles by one backend; all of them if it is None.
+
+    Raises:
+        BundleError: there is none; the message names those that there are.
+    """
+    chosen = tuple(one for one in bundles if backend in (None, one.config.backend))
+    if not chosen:
+        there = ", ".join(one.config.backend for one in bundles)
+        raise BundleError(
+            f"has no bundle for {bundles[0].config.target} by {backend!r}", where=where, remedy=f"It has: {there}"
+        )
+    return chosen
 
 
 def parse_manifest(raw: bytes, *, where: str) -> oci.Manifest:
