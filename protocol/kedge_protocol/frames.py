@@ -29,7 +29,7 @@ LENGTH = struct.Struct("<II")
 MAX_HEAD = 1 << 16
 MAX_BYTES = 32 << 20
 """A call with larger tensors is not shown to anybody."""
-_KINDS = "fiub"
+_KINDS = "fiubU"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def address(path: Path) -> Iterator[str]:
 
 
 def encode(call: Call) -> bytes | None:
-    """Return the frame of a call; None if it is too large or holds what is no number."""
+    """Return the frame of a call; None if it is too large or holds what is neither number nor text."""
     import numpy as np
 
     arrays = [*call.inputs.values(), *call.outputs.values()]
@@ -140,7 +140,7 @@ def decode(head: bytes, body: bytes) -> Call:
             for name, kind, shape in listed:
                 dtype = np.dtype(kind)
                 if dtype.kind not in _KINDS or any(int(axis) < 0 for axis in shape):
-                    raise ValueError("no tensor of numbers")
+                    raise ValueError("no tensor of numbers or texts")
                 size = dtype.itemsize * math.prod(map(int, shape))
                 named[str(name)] = np.frombuffer(body[at : at + size], dtype).reshape(shape)
                 at += size

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_protocol.bundle.config import NO_BATCH, TensorSpec
+from kedge_protocol.bundle.config import NO_BATCH, TEXT, TensorSpec
 from kedge_protocol.errors import InputError
 
 Array = npt.NDArray[Any]
@@ -20,25 +20,48 @@ Conversion = Callable[[Array], Array]
 
 
 def as_array(raw: Any, spec: TensorSpec) -> Array:
-    """Return ``raw`` as a NumPy array; an array is returned unchanged.
+    """Return ``raw`` as a NumPy array; an array is returned unchanged, but for objects and bytes given as texts.
 
     Raises:
-        InputError: NumPy cannot make an array, e.g. from lists of different lengths.
+        InputError: NumPy cannot make an array, e.g. from lists of different lengths; or a text is none.
     """
     try:
-        return np.asarray(raw)
+        array = np.asarray(raw)
     except ValueError as error:
         raise InputError(f"no array can be made of it: {error}", where=f"input {spec.name!r}") from error
+    return texts(array, where=f"input {spec.name!r}") if spec.dtype == TEXT and array.dtype.kind in "OS" else array
+
+
+def texts(array: Array, *, where: str) -> Array:
+    """Return an array of texts in NumPy's own dtype of Unicode, from one of objects (``str``, or ``bytes`` of UTF-8) or
+    of bytes.
+
+    Raises:
+        InputError: an element is neither, or its bytes are not UTF-8.
+    """
+    made = []
+    for one in array.reshape(-1).tolist():
+        try:
+            text = one.decode() if isinstance(one, bytes) else one
+        except UnicodeDecodeError as error:
+            raise InputError(f"a text is not UTF-8: {error}", where=where) from error
+        if not isinstance(text, str):
+            raise InputError(f"{type(one).__name__} is no text", where=where)
+        made.append(text)
+    return np.array(made, dtype=TEXT).reshape(array.shape)
 
 
 def check_input(array: Array, spec: TensorSpec) -> None:
-    """Check a batch of samples against an input: rank, fixed axes, a numeric dtype.
+    """Check a batch of samples against an input: rank, fixed axes, numbers or texts.
 
     Raises:
         InputError: the array does not fit; the message names the input, the array's shape and the expected one.
     """
     expected = spec.shape
-    if array.dtype.kind not in "fiub":
+    if spec.dtype == TEXT:
+        if array.dtype.kind != "U":
+            raise InputError(f"dtype {array.dtype} is no text", where=f"input {spec.name!r}")
+    elif array.dtype.kind not in "fiub":
         raise InputError(f"dtype {array.dtype} is not numeric", where=f"input {spec.name!r}")
     fits = array.ndim == len(expected) and all(
         want is None or want == have or at == spec.batch_axis

@@ -126,6 +126,9 @@ class Compiler(abc.ABC):
     """Whether its float32 is what the host runs the float model with, so that nothing need be lowered to compare with
     float."""
 
+    texts: bool = False
+    """Whether its files take tensors of texts."""
+
     @property
     @abc.abstractmethod
     def numerics(self) -> Numerics:

@@ -52,9 +52,14 @@ def digests(batch: Mapping[str, Array], most: int) -> list[bytes]:
     parts = [one.reshape(len(one), -1)[:most] for one in batch.values()]
     steps = [part[:, :: max(1, -(-part.shape[1] // ELEMENTS))] for part in parts]
     return [
-        hashlib.blake2b(b"".join(part[min(place, len(part) - 1)].tobytes() for part in steps), digest_size=8).digest()
+        hashlib.blake2b(b"".join(_content(part[min(place, len(part) - 1)]) for part in steps), digest_size=8).digest()
         for place in range(max((len(part) for part in steps), default=0))
     ]
+
+
+def _content(row: Array) -> bytes:
+    """Return a row's bytes; of texts without what fills them up to the longest of their batch."""
+    return "\0".join(row.tolist()).encode("utf-8", "surrogatepass") if row.dtype.kind == "U" else row.tobytes()
 
 
 class Baseline:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol import tensors
-from kedge_protocol.bundle.config import BundleConfig, TensorSpec
+from kedge_protocol.bundle.config import TEXT, BundleConfig, TensorSpec
 from kedge_protocol.errors import InputError
 from kedge_protocol.progress import ignore_progress
 from kedge_targets import registry
@@ -40,6 +40,7 @@ class _Input:
         position: among the model's inputs; inputs themselves are kept in the file's order.
         sample: shape of one sample, or None where an axis is free or the batch is not the first.
         rank: with the batch.
+        kinds: of dtypes that it takes.
         batch_axis: in the file.
     """
 
@@ -47,6 +48,7 @@ class _Input:
     position: int
     sample: tuple[int | None, ...] | None
     rank: int
+    kinds: str
     batch_axis: int
     preprocess: normalization.Prepared | None
     encode: tensors.Conversion
@@ -178,7 +180,7 @@ class Executor:
         for item in self._plan:
             array = tensors.as_array(raw[item.position], item.spec)
             shape = array.shape
-            if shape[1:] != item.sample or len(shape) != item.rank or array.dtype.kind not in "fiub":
+            if shape[1:] != item.sample or len(shape) != item.rank or array.dtype.kind not in item.kinds:
                 tensors.check_input(array, item.spec)
             if item.spec.batched:
                 axis = item.spec.batch_axis
@@ -202,7 +204,7 @@ class Executor:
 
     def _short_cut(self) -> Callable[[Array], Array]:
         item, piece, run, full = self._plan[0], self._piece, self._run, self.run
-        sample, rank, turn, encode = item.sample, item.rank, item.preprocess, item.encode
+        sample, rank, turn, encode, kinds = item.sample, item.rank, item.preprocess, item.encode, item.kinds
         index, decode = self._decode[0]
         out = self.outputs[0]
         single = (1, *sample) if sample is not None and piece in (None, 1) else None
@@ -227,7 +229,7 @@ class Executor:
                 made = run([array])[index]
                 return made if made.dtype is given and made.flags.c_contiguous else decode(made)
             length = shape[0] if len(shape) == rank else 0
-            known = shape[1:] == sample and array.dtype.kind in "fiub"
+            known = shape[1:] == sample and array.dtype.kind in kinds
             if not known or not length or (length != piece and piece is not None):
                 return full((array,))[0]
             if turn is not None:
@@ -320,6 +322,7 @@ def _planned(spec: TensorSpec, position: int) -> _Input:
         position,
         None if None in spec.shape[1:] or spec.batch_axis != 0 else spec.shape[1:],
         rank,
+        "U" if spec.dtype == TEXT else "fiub",
         _file_batch_axis(spec),
         None if how is None else normalization.prepared(how, layout=spec.layout, rank=rank),
         tensors.encoder(spec, reuse=how is not None),

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_protocol.bundle.config import TensorSpec
+from kedge_protocol import tensors
+from kedge_protocol.bundle.config import TEXT, TensorSpec
 from kedge_protocol.errors import InputError
 
 Array = npt.NDArray[Any]
@@ -31,6 +32,7 @@ DATATYPES = {
 """Datatype of the protocol → numpy dtype. numpy has no BF16; float32 holds all its values."""
 _NAMES = {dtype: name for name, dtype in DATATYPES.items() if name != "BF16"}
 _NAMES_OF_DTYPES = {np.dtype(dtype): name for dtype, name in _NAMES.items()}
+_NAMES[TEXT] = "BYTES"
 MAX_RANK = 16
 
 
@@ -80,9 +82,13 @@ def converted(array: Array, wanted: np.dtype[Any], *, where: str) -> Array:
     in its range.
 
     Raises:
-        InputError: a number that the input's datatype cannot hold, or text for an input of numbers.
+        InputError: a number that the input's datatype cannot hold, text for an input of numbers, or the reverse.
     """
     name = name_of(wanted.name)
+    if wanted.kind == "U":
+        if array.dtype.kind != "O":
+            raise InputError("the model takes text (BYTES), not numbers", where=where)
+        return tensors.texts(array, where=where)
     if array.dtype.kind not in "fiub":
         raise InputError(f"the model takes {name}, not text", where=where)
     if wanted.kind == "f":

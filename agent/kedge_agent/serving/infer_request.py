@@ -171,7 +171,8 @@ def run(loaded: Loaded, request: InferRequest, *, counted: bool = True) -> Infer
         dtype = taken.get(name)
         if dtype is not None and sent.dtype != dtype:
             array = converted(sent, dtype, where=f"input {name[:80]!r}")
-            conversions[name] = f"{datatype_of(sent)} to {name_of(dtype.name)}"
+            if dtype.kind != "U":
+                conversions[name] = f"{datatype_of(sent)} to {name_of(dtype.name)}"
             inputs = {**inputs, name: array}
     only = len(inputs) == 1 == len(taken) and inputs.keys() == taken.keys()
     given = next(iter(inputs.values())) if only else inputs

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kedge_agent.serving.datatypes import DATATYPES, Array, checked_datatype, checked_shape
-from kedge_protocol.bundle.config import TensorSpec
+from kedge_protocol.bundle.config import TEXT, TensorSpec
 from kedge_protocol.errors import InputError
 
 orjson: Any = None
@@ -77,7 +77,7 @@ def scan(body: bytes, inputs: Sequence[TensorSpec]) -> None:
             raise InputError("the body has more brackets than tensors of this model can need")
         if _depth(body) > _MAX_DEPTH:
             raise InputError("the body is nested too deep")
-    if not any(DATATYPES.get(spec.dtype.upper()) == "object" or spec.dtype == "object" for spec in inputs):
+    if not any(spec.dtype == TEXT for spec in inputs):
         quotes = body.count(b'"')
         if quotes > 2 * _SPARE_STRINGS:
             raise InputError("the body has more strings than a request for this model can need")

@@ -16,7 +16,7 @@ from kedge.evaluation.dataset import Data, Dataset
 from kedge.evaluation.model import Model
 from kedge.evaluation.worker_messages import ReferenceAnswer
 from kedge.importing import iterables
-from kedge.importing.data_folders import converting, kinds
+from kedge.importing.data_folders import columns, converting, kinds
 from kedge.importing.data_folders.converting import Converted, read_text
 from kedge.search import trial
 from kedge.search.options import CompileOptions
@@ -146,15 +146,14 @@ class PipelineJob:
             source = self.iterables[role]
             written = iterables.write(source, model.inputs, scratch, where=f"{role} {path}", runner=runner, most=limit)
             return Dataset(path, scratch, role=role, annotations=annotations, files=written)
+        if (table := asked.columns_file(role)) is not None:
+            return Dataset(
+                path, scratch, role=role, annotations=annotations, columns=columns.read(table, where=f"{role} {path}")
+            )
         if model is None or not kinds.is_raw(path):
             return Dataset(path, scratch, role=role, annotations=annotations)
         if self.whole is None:
-            listing = kinds.listed(path, role, annotations=annotations)
-            raise ConfigError(
-                f"holds {listing.kind}, and nothing says how they become the model's tensors",
-                where=f"{role} {path}",
-                remedy="Give --task (classification, detection, …) or --pipeline; see docs/pipelines.md",
-            )
+            raise _no_pipeline(path, role, annotations)
         # Boxes must follow their pictures into the letterbox; other labels are one for each sample.
         own = annotations is not None and (annotations.suffix.lower() == ".json" or annotations.is_dir())
         made = worker.call(
@@ -288,3 +287,12 @@ class PipelineJob:
             self.warnings.append(f"{one.target.name}: the bundle has no examples of its pipeline: {error}")
             return one
         return replace(one, examples=file) if answer.count else one
+
+
+def _no_pipeline(path: Path, role: str, annotations: Path | None) -> ConfigError:
+    listing = kinds.listed(path, role, annotations=annotations)
+    return ConfigError(
+        f"holds {listing.kind}, and nothing says how they become the model's tensors",
+        where=f"{role} {path}",
+        remedy="Give --task (classification, detection, …) or --pipeline; see docs/pipelines.md",
+    )

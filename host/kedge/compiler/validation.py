@@ -58,8 +58,19 @@ class ValidatedRequest:
 
     @property
     def raw_data(self) -> bool:
-        """Return whether a data set is anything other than arrays."""
-        return any(map(data_kinds.is_raw, (self.options.calibration, self.options.evaluation)))
+        """Return whether a data set is anything other than arrays, and columns that become arrays as they are."""
+        options = self.options
+        return any(
+            data_kinds.is_raw(path) and self.columns_file(role) is None
+            for role, path in (("calibration", options.calibration), ("evaluation", options.evaluation))
+        )
+
+    def columns_file(self, role: str) -> Path | None:
+        """Return the table whose columns are the model's inputs; None where a pipeline takes it, or there is none."""
+        if self.pipeline is not None:
+            return None
+        path = self.options.evaluation if role == "evaluation" else self.options.calibration
+        return data_kinds.columns_file(path, role)
 
     @property
     def seed(self) -> int:

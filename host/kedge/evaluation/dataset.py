@@ -1,4 +1,4 @@
-"""Data sets: an ``.npz`` file, or a folder of ``.npy`` files if the data does not fit in memory.
+"""Data sets: an ``.npz`` file, a folder of ``.npy`` files if the data does not fit in memory, or a table of columns.
 
 One array for each model input, by its name (or ``input`` where there is one), first axis samples, and ``label`` where
 there are labels. Nothing is loaded whole: the members of an ``.npz`` are unpacked to ``.npy`` files, which are mapped.
@@ -19,7 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.evaluation import sample_axes
+from kedge.importing.data_folders import columns as table_columns
+from kedge.importing.data_folders.columns import Columns
 from kedge_protocol import digest
+from kedge_protocol.bundle.config import TEXT
 from kedge_protocol.errors import DatasetError, StorageError
 from kedge_protocol.npz import UNREADABLE
 from kedge_targets.graph.signature import TensorInfo
@@ -60,6 +63,7 @@ class Dataset:
         role: ``calibration`` or ``evaluation``, for messages.
         annotations: a file or folder of labels (:mod:`kedge.evaluation.labels`), where the data set has none.
         files: array name → ``.npy`` file, where something else than arrays lies at ``path`` and was converted.
+        columns: a table that lies at ``path``.
 
     Raises:
         DatasetError: nothing there, not such a file, an array that is not plain numbers or without samples.
@@ -74,10 +78,14 @@ class Dataset:
         role: str,
         annotations: Path | None = None,
         files: Mapping[str, Path] | None = None,
+        columns: Columns | None = None,
     ) -> None:
         self.path, self.role = path, role
         self.where = f"{role} {path}"
-        if files is not None:
+        self._columns = columns
+        if columns is not None:
+            self.files = table_columns.write(columns, scratch)
+        elif files is not None:
             self.files = dict(files)
         else:
             self.files = _unpacked(path, scratch, self.where) if path.is_file() else _folder(path, self.where)
@@ -118,6 +126,8 @@ class Dataset:
         """
         carried = bool(states) and not set(states or ()) & set(self.arrays)
         specs = [spec for spec in inputs if not carried or spec.name not in (states or ())]
+        if self._columns is not None:
+            self._fit(self._columns, specs)
         names = self._names(specs)
         for spec in specs:
             self._check(names[spec.name], self.arrays[names[spec.name]], spec)
@@ -135,6 +145,15 @@ class Dataset:
             samples=self.samples,
             steps=self._steps(by_array) if carried else None,
         )
+
+    def _fit(self, columns: Columns, specs: Sequence[TensorInfo]) -> None:
+        """Let the table's arrays be the model's inputs."""
+        made = columns.fitted(specs, where=self.where)
+        label = {LABEL: self.files[LABEL]} if LABEL in self.files else {}
+        self.files = {name: self._scratch / f"fitted-{number}.npy" for number, name in enumerate(made)} | label
+        for name, array in made.items():
+            np.save(self.files[name], array, allow_pickle=False)
+        self.arrays = {name: open_array(file, name=name, where=self.where) for name, file in self.files.items()}
 
     def _steps(self, specs: Mapping[str, TensorInfo]) -> int:
         """Return the length of each sequence, or of the only one."""
@@ -183,6 +202,14 @@ class Dataset:
         return names
 
     def _check(self, name: str, array: Array, spec: TensorInfo) -> None:
+        if spec.dtype == TEXT:
+            if array.dtype.kind != "U":
+                raise DatasetError(
+                    f"array {name!r} has dtype {array.dtype}, the model's input takes texts",
+                    where=self.where,
+                    remedy="Store it as texts: array.astype(str)",
+                )
+            return
         if array.dtype.kind not in "fiub":
             raise DatasetError(f"array {name!r} has dtype {array.dtype}, which is not numeric", where=self.where)
         if np.dtype(spec.dtype).kind in "iub" and array.dtype.kind == "f":
@@ -260,7 +287,11 @@ def open_array(path: Path, *, name: str, where: str) -> Array:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(file)
         if dtype.hasobject:
-            raise DatasetError(f"array {name!r} holds Python objects", where=where, remedy="Store plain numbers")
+            raise DatasetError(
+                f"array {name!r} holds Python objects",
+                where=where,
+                remedy="Store plain numbers, and texts as array.astype(str)",
+            )
         if 0 in shape:
             return np.zeros(shape, dtype)
         mapped: Array = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge_protocol import digest
+from kedge_protocol.bundle.config import TEXT
 from kedge_protocol.errors import ModelError
 from kedge_targets.graph.signature import TensorInfo
 from kedge_targets.worker import Progress
@@ -136,9 +138,7 @@ def prepare(request: PrepareRequest, progress: Progress) -> Model:
         )
     inputs = [replace(info, batch_axis=axes.of(info.name)) for info in signature.inputs(model)]
     outputs = [replace(info, batch_axis=axes.of(info.name)) for info in signature.outputs(model)]
-    for info in (*inputs, *outputs):
-        if info.dtype not in _DTYPES:
-            raise ModelError(f"{info.name!r} has dtype {info.dtype}, which is not supported", where=str(path))
+    _check_dtypes(inputs, outputs, path)
     files = [path, *_external(path)]
     model_writer.save(model, Path(request.graph))
     reference, quantized = request.graph, qonnx.is_quantized(model)
@@ -163,8 +163,20 @@ def prepare(request: PrepareRequest, progress: Progress) -> Model:
     )
 
 
+def _check_dtypes(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], path: Path) -> None:
+    for info in (*inputs, *outputs):
+        if info.dtype not in _DTYPES:
+            raise ModelError(f"{info.name!r} has dtype {info.dtype}, which is not supported", where=str(path))
+    if texts := [info.name for info in outputs if info.dtype == TEXT]:
+        raise ModelError(
+            f"output {texts[0]!r} gives texts, which nothing can be measured by",
+            where=str(path),
+            remedy="Export the class scores (probabilities) or the number of the class; names go by --labels",
+        )
+
+
 _DTYPES = frozenset(
-    {"float16", "float32", "float64", "bool", *(f"{s}int{bits}" for s in ("", "u") for bits in (8, 16, 32, 64))}
+    {TEXT, "float16", "float32", "float64", "bool", *(f"{s}int{bits}" for s in ("", "u") for bits in (8, 16, 32, 64))}
 )
 
 

@@ -68,6 +68,8 @@ def _readings(array: Array, spec: TensorInfo, *, in_steps: bool) -> Iterator[tup
             yield len(first), first
     if array.ndim == len(spec.shape) and _fits(array.shape[1:], sample):
         yield len(array), array
+    if array.ndim == len(spec.shape) - 1 and sample[-1:] == (1,) and _fits(array.shape[1:], sample[:-1]):
+        yield len(array), array[..., np.newaxis]  # a column of a table
     if in_steps and array.ndim == len(spec.shape) + 1 and _fits(array.shape[2:], sample):
         yield array.shape[0] * array.shape[1], array.reshape(-1, *array.shape[2:])
 

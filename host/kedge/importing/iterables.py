@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.importing.data_folders.npy_stream import NpyStream
+from kedge_protocol import tensors
 from kedge_protocol.errors import DatasetError
 from kedge_targets.graph.signature import TensorInfo
 from kedge_targets.pipeline import pictures
@@ -111,11 +112,20 @@ def _named(data: Any, inputs: Sequence[TensorInfo], where: str) -> dict[str, Arr
         missing = [spec.name for spec in inputs if spec.name not in data]
         if missing:
             raise DatasetError(f"has no {missing[0]!r}", where=where)
-        return {spec.name: _array(data[spec.name], where) for spec in inputs}
+        return {spec.name: _column(_array(data[spec.name], where), spec) for spec in inputs}
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
         raise DatasetError("is no mapping", where=where, remedy=f"Give one with the model's inputs: {names}")
-    return {inputs[0].name: _array(data, where)}
+    return {inputs[0].name: _column(_array(data, where), inputs[0])}
+
+
+def _column(array: Array, spec: TensorInfo) -> Array:
+    """Return a column of a table, or one of its cells, for an input that takes columns: samples of shape [1]."""
+    if spec.shape[1:] != (1,):
+        return array
+    if array.ndim == 0:
+        return array.reshape(1)
+    return array[:, np.newaxis] if array.ndim == 1 and len(array) != 1 else array
 
 
 def _rows(
@@ -151,7 +161,9 @@ def _array(value: Any, where: str) -> Array:
     except Exception as error:
         # Tensors of other libraries refuse in their own ways.
         raise DatasetError(f"no array can be made of it: {error}", where=where) from error
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind in "OS" and array.size and all(isinstance(one, (str, bytes)) for one in array.reshape(-1)):
+        array = tensors.texts(array, where=where)
+    if array.dtype.kind not in "fiubU":
         raise DatasetError(
             f"{type(value).__name__} is no tensor", where=where, remedy="Give arrays, or raw data with --task"
         )

@@ -24,45 +24,69 @@ def is_estimator(model: object) -> bool:
     return hasattr(model, "get_params") and does and not hasattr(model, "state_dict")
 
 
-def to_onnx(estimator: Any, path: Path, *, where: str) -> None:
-    """Write a fitted estimator as ONNX with one input, ``input`` [N, features] in float32.
+def to_onnx(estimator: Any, path: Path, feed: Mapping[str, Array], *, where: str) -> None:
+    """Write a fitted estimator as ONNX, with inputs as ``feed`` has them (:func:`example`).
 
     Raises:
         MissingDependencyError: skl2onnx is not installed.
-        ModelError: the estimator is not fitted, or a part of it has no counterpart in ONNX.
+        ModelError: a part of the estimator has no counterpart in ONNX.
     """
     try:
         import skl2onnx
-        from skl2onnx.common.data_types import FloatTensorType
+        from skl2onnx.common.data_types import FloatTensorType, StringTensorType
     except ImportError as error:
         raise MissingDependencyError(
             f"reading scikit-learn's models needs {error.name or 'skl2onnx'}",
             remedy=f"Install it with {pip_install('sklearn')}",
         ) from error
-    features = getattr(estimator, "n_features_in_", None)
-    if features is None:
-        raise ModelError(
-            f"{type(estimator).__name__} does not know its features",
-            where=where,
-            remedy="Fit it before it is saved; a pipeline's first step must know n_features_in_",
-        )
-    types = [(INPUT, FloatTensorType([None, int(features)]))]
+    types = [
+        (name, (StringTensorType if array.dtype.kind == "U" else FloatTensorType)([None, *array.shape[1:]]))
+        for name, array in feed.items()
+    ]
+    options = {id(one): {"tokenexp": token} for one in _parts(estimator) if (token := _token(one)) is not None}
     try:
         try:  # plain names and tensors, where the converter of this class knows the option
-            plain = {id(estimator): {"zipmap": False}} if hasattr(estimator, "classes_") else None
-            model = skl2onnx.to_onnx(estimator, initial_types=types, options=plain, target_opset=_OPSETS)
+            plain = {id(estimator): {"zipmap": False}} if hasattr(estimator, "classes_") else {}
+            model = skl2onnx.to_onnx(
+                estimator, initial_types=types, options={**options, **plain} or None, target_opset=_OPSETS
+            )
         except NameError:
-            model = skl2onnx.to_onnx(estimator, initial_types=types, target_opset=_OPSETS)
+            model = skl2onnx.to_onnx(estimator, initial_types=types, options=options or None, target_opset=_OPSETS)
     except Exception as error:
         raise ModelError(
             f"skl2onnx cannot convert it: {' '.join(str(error).split())[:300] or type(error).__name__}",
             where=where,
-            remedy="XGBoost, LightGBM and CatBoost export themselves (onnxmltools): give that .onnx file; columns of "
-            "texts have no place on a device: encode them before",
+            remedy="XGBoost, LightGBM and CatBoost export themselves (onnxmltools): give that .onnx file. Of text "
+            "vectorizers skl2onnx converts those of words, without strip_accents",
         ) from error
     if _is_two_sided(estimator):
         del model.graph.output[1:]
     path.write_bytes(model.SerializeToString())
+
+
+_TOKENS = {r"(?u)\b\w\w+\b": r"[\p{L}\p{N}_]{2,}", r"(?u)\b\w+\b": r"[\p{L}\p{N}_]+"}
+"""A vectorizer's pattern → the same for ONNX Runtime, where ``\\w`` is ASCII alone (RE2): skl2onnx's own choice cuts
+words at letters with accents."""
+
+
+def _token(part: object) -> str | None:
+    if getattr(part, "analyzer", None) != "word" or not hasattr(part, "vocabulary_"):
+        return None
+    return _TOKENS.get(str(getattr(part, "token_pattern", "")))
+
+
+def _parts(estimator: Any) -> list[Any]:
+    """Return an estimator and all that it is made of."""
+    found, waiting = [], [estimator]
+    while waiting:
+        one = waiting.pop()
+        found.append(one)
+        for held in (getattr(one, "steps", None), getattr(one, "transformers_", None)):
+            waiting += [item[1] for item in held or () if hasattr(item[1], "get_params")]
+        waiting += [item[1] for item in getattr(one, "transformer_list", None) or () if hasattr(item[1], "get_params")]
+        inner = getattr(one, "estimator", None)
+        waiting += [inner] if hasattr(inner, "get_params") else []
+    return found
 
 
 def _is_two_sided(estimator: Any) -> bool:
@@ -76,7 +100,8 @@ def _is_two_sided(estimator: Any) -> bool:
 
 def answers(estimator: Any, feed: Mapping[str, Array], outputs: list[str]) -> list[Array]:
     """Return the estimator's results for the outputs of a graph of :func:`to_onnx`: ``label``, scores, or a value."""
-    (given,) = feed.values()
+    given = _table(estimator, feed)
+    count = len(next(iter(feed.values())))
     found = []
     for name in outputs:
         if name in ("label", "output_label"):
@@ -87,16 +112,90 @@ def answers(estimator: Any, feed: Mapping[str, Array], outputs: list[str]) -> li
             continue
         ways = ("predict_proba", "decision_function", "transform", "predict")
         does = next(way for way in ways if hasattr(estimator, way) and (way != "decision_function" or len(outputs) > 1))
-        found.append(np.asarray(getattr(estimator, does)(given), np.float32).reshape(len(given), -1))
+        value = getattr(estimator, does)(given)
+        value = value.toarray() if hasattr(value, "toarray") else value  # transformers of texts give sparse ones
+        found.append(np.asarray(value, np.float32).reshape(count, -1))
     return found
 
 
-def example(estimator: Any, samples: Mapping[str, Array]) -> Array:
-    """Return two or more rows to compare on: the user's samples, or random numbers around 0 if there are none."""
+def _table(estimator: Any, feed: Mapping[str, Array]) -> Any:
+    """Return the samples as the estimator takes them."""
+    if len(feed) == 1:
+        (only,) = feed.values()
+        return only
+    names = getattr(estimator, "feature_names_in_", None)
+    if names is not None:
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingDependencyError(
+                "the estimator was fitted on a table with named columns, and pandas is not installed",
+                remedy="Install it with pip install pandas",
+            ) from error
+        return pandas.DataFrame({name: array.reshape(-1) for name, array in feed.items()})
+    table = np.empty((len(next(iter(feed.values()))), len(feed)), dtype=object)
+    for at, column in enumerate(feed.values()):
+        table[:, at] = column.reshape(-1)
+    return table
+
+
+def example(estimator: Any, samples: Mapping[str, Array], *, where: str) -> dict[str, Array]:
+    """Return the inputs that the graph shall have, with two or more rows each to compare on.
+
+    It is ``input`` [N, features] in float32; ``input`` [N] or [N, features] of texts, where the user's samples are
+    texts; or one input [N, 1] for each column, by its name, where columns of texts stand beside columns of numbers, or
+    the estimator itself asks for columns by name.
+
+    Args:
+        samples: the user's, by the names of his arrays or columns; without them the rows are random numbers around 0.
+
+    Raises:
+        ModelError: neither the estimator nor the samples tell how many features there are, or a column is missing.
+    """
+    features = getattr(estimator, "n_features_in_", None)
+    names = [str(name) for name in getattr(estimator, "feature_names_in_", ())]
+    texts = [name for name, array in samples.items() if array.dtype.kind == "U"]
+    if names and (texts or _asks_by_name(estimator)):
+        if missing := [name for name in names if name not in samples]:
+            raise ModelError(
+                f"was fitted on a column {missing[0]!r}, which the data set lacks",
+                where=where,
+                remedy=f"Give a CSV with a header, or one array for each of {', '.join(names)}",
+            )
+        return {name: _column(samples[name]) for name in names}
+    if texts and len(samples) == 1:
+        return {INPUT: np.ascontiguousarray(samples[texts[0]])}
+    if texts and len(texts) == len(samples) == features:
+        return {INPUT: np.concatenate([_column(array) for array in samples.values()], axis=1)}
+    if texts:
+        return {name: _column(array) for name, array in samples.items()}
+    if features is None:
+        raise ModelError(
+            f"{type(estimator).__name__} does not know its features",
+            where=where,
+            remedy="Fit it before it is saved; one that begins with a vectorizer of texts needs samples of texts",
+        )
     for array in samples.values():
-        if array.ndim == 2 and array.shape[1] == estimator.n_features_in_:
-            return np.ascontiguousarray(array, np.float32)
-    return np.random.default_rng(0).normal(size=(2, int(estimator.n_features_in_))).astype(np.float32)
+        if array.ndim == 2 and array.shape[1] == features:
+            return {INPUT: np.ascontiguousarray(array, np.float32)}
+    if len(samples) == features and all(array.ndim == 1 for array in samples.values()):
+        return {INPUT: np.stack([np.asarray(array, np.float32) for array in samples.values()], axis=1)}
+    return {INPUT: np.random.default_rng(0).normal(size=(2, int(features))).astype(np.float32)}
+
+
+def _column(array: Array) -> Array:
+    rows: Array = np.ascontiguousarray(array.reshape(len(array), -1))
+    return rows if rows.dtype.kind == "U" else rows.astype(np.float32)
+
+
+def _asks_by_name(estimator: Any) -> bool:
+    """Return whether a part of the estimator chooses its columns by their names."""
+    return any(
+        isinstance(column, str)
+        or (isinstance(column, (list, np.ndarray)) and len(column) and isinstance(column[0], str))
+        for part in _parts(estimator)
+        for _, _, column in getattr(part, "transformers_", None) or ()
+    )
 
 
 def tools() -> dict[str, str]:

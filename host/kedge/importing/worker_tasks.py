@@ -166,11 +166,11 @@ def _estimator(made: Any, request: ImportRequest, progress: Progress) -> Importe
 
     graph = Path(request.workdir) / _GRAPH
     progress("export", 0, 0)
-    sklearn_model.to_onnx(made, graph, where=request.source)
+    feed = sklearn_model.example(made, _samples(request), where=request.source)
+    sklearn_model.to_onnx(made, graph, feed, where=request.source)
     model_writer.save(model_reader.load(graph), graph)
     outputs = [value.name for value in onnx.load_model(str(graph)).graph.output]
     progress("compare", 0, 0)
-    feed = {sklearn_model.INPUT: sklearn_model.example(made, _samples(request))}
     agreement.check(graph, [feed], lambda given: sklearn_model.answers(made, given, outputs), where=request.source)
     found, size = digests.of_path(Path(request.source))
     return Imported(

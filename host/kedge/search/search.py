@@ -23,11 +23,13 @@ from kedge.search.local_trials import LocalTrials, Trials
 from kedge.search.results import KEPT, SLOWER, Attempt, Compiled, Failed, Job, Outcome
 from kedge.search.strategy import Batches, Strategy
 from kedge.search.worker_messages import ChangesAnswer, ChangesRequest
+from kedge_protocol.bundle.config import TEXT
 from kedge_protocol.errors import (
     BudgetError,
     CompileError,
     ConfigError,
     KedgeError,
+    LoweringError,
     MissingDependencyError,
     StorageError,
     TargetError,
@@ -113,10 +115,10 @@ class Search:
         )
 
     def _backend(self, choice: BackendChoice, batches: Batches) -> None:
-        missing = registry.compiler(choice.name).missing()
-        if missing is not None:
-            self._errors.append(MissingDependencyError(f"backend {choice.name} is not installed", remedy=missing))
-            self._attempts.append(Attempt(backend=choice.name, precision="", reason=str(self._errors[-1])))
+        unable = self._unable(choice)
+        if unable is not None:
+            self._errors.append(unable)
+            self._attempts.append(Attempt(backend=choice.name, precision="", reason=str(unable)))
             return
         done: dict[str, Outcome] = {}
         self._job.clock.lenient = not self._attempts
@@ -137,6 +139,22 @@ class Search:
                 asked = batches.send([done[one.key] for one in asked])
         except StopIteration:
             return
+
+    def _unable(self, choice: BackendChoice) -> KedgeError | None:
+        """Return why a backend cannot take this model on this host, whatever the candidate; None where it can."""
+        compiler = registry.compiler(choice.name)
+        missing = compiler.missing()
+        if missing is not None:
+            return MissingDependencyError(f"backend {choice.name} is not installed", remedy=missing)
+        texts = [info.name for info in self._job.model.inputs if info.dtype == TEXT]
+        if texts and not compiler.texts:
+            return LoweringError(
+                f"input {texts[0]!r} takes texts, and the runtime of {choice.name} has no tensors of texts",
+                where=f"target {self._target.name}",
+                remedy="Export the part behind the encoder or vectorizer and give it numbers, or choose a target with "
+                "ONNX Runtime, such as generic-cpu",
+            )
+        return None
 
     def _late(self) -> bool:
         """Return whether the time limit is reached; the first candidate is tried regardless."""

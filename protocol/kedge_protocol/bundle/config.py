@@ -19,6 +19,9 @@ SCHEMA_VERSION = 1
 NO_BATCH = -1
 """The batch axis of a tensor without one (a sample rate, a list of detections)."""
 
+TEXT = "str"
+"""The dtype of a tensor of texts."""
+
 
 class Verified(str, enum.Enum):
     """How far a bundle was verified on the host."""
@@ -38,7 +41,7 @@ class FileTensor:
         name: the name in the file.
         index: the position among the file's inputs or outputs.
         shape: the shape in the file; None for a free dimension.
-        dtype: NumPy's name (``float32``, ``int8``, …).
+        dtype: NumPy's name (``float32``, ``int8``, …); :data:`TEXT` for texts.
         permutation: ``file = model.transpose(permutation)``; None if the axes are the same.
         scale, zero_point: ``real = (file - zero_point) * scale``; None if the file's tensor is not quantized.
     """

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import MissingDependencyError, ModelError
-from kedge_targets.graph import canonicalization, classifier_outputs, library, nodes, qonnx, topological_order
+from kedge_targets.graph import (
+    canonicalization,
+    classifier_outputs,
+    library,
+    nodes,
+    qonnx,
+    text_locales,
+    topological_order,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -71,6 +79,7 @@ def load(path: Path) -> onnx.ModelProto:
     _load_external(model, path)
     canonicalization.name_opsets_once(model)
     classifier_outputs.to_tensors(model)
+    text_locales.name_one_that_is_everywhere(model)
     check_versions(model, where=str(path))
     model = _inlined(model, path)
     topological_order.sort_model(model)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kedge_protocol.bundle.config import NO_BATCH, FileTensor, TensorSpec
+from kedge_protocol.bundle.config import NO_BATCH, TEXT, FileTensor, TensorSpec
 from kedge_protocol.errors import ModelError
 from kedge_targets.graph.layout import layout_of
 
@@ -21,7 +21,7 @@ class TensorInfo:
     Attributes:
         name: in the graph.
         shape: None for a free dimension.
-        dtype: numpy's name (``float32``).
+        dtype: numpy's name (``float32``); :data:`~kedge_protocol.bundle.config.TEXT` for texts.
         layout: of an input whose layout the graph tells, see :func:`kedge_targets.graph.layout.layout_of`.
         batch_axis: in the user's model, where that is not this graph (:mod:`kedge_targets.graph.batch_axes`);
             :data:`~kedge_protocol.bundle.config.NO_BATCH` where it has none there.
@@ -72,8 +72,9 @@ def _info(value: onnx.ValueInfoProto, kind: str, layout: str | None) -> TensorIn
             "has no shape", where=where, remedy="Export the model with the rank of its inputs and outputs known"
         )
     shape = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    return TensorInfo(name=value.name, shape=shape, dtype=str(dtype), layout=layout)
+    texts = tensor.elem_type == onnx.TensorProto.STRING
+    dtype = TEXT if texts else str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    return TensorInfo(name=value.name, shape=shape, dtype=dtype, layout=layout)
 
 
 def specs(tensors: Iterable[TensorInfo], *, layouts: Mapping[str, str | None] | None = None) -> tuple[TensorSpec, ...]:

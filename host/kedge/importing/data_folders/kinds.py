@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kedge.importing.data_folders import class_folders, coco, tables, yolo
+from kedge.importing.data_folders import class_folders, coco, columns, tables, yolo
 from kedge.importing.data_folders.listing import PICTURE_ENDINGS, SOUND_ENDINGS, Item, Listing, endings
 from kedge_protocol.errors import DatasetError
 
 FORMS = (
     "Give an .npz, a folder of .npy files, pictures or wav files in class folders, a COCO JSON or data.yaml, "
-    "a CSV with a column of files or texts, or lines of text (.txt, .jsonl)"
+    "a CSV with a column of files or texts, or with the model's own inputs as columns, or lines of text (.txt, .jsonl)"
 )
 _SPLITS = {"calibration": ("train", "training"), "evaluation": ("val", "valid", "validation", "eval", "test")}
 
@@ -20,6 +20,18 @@ def is_raw(path: Path) -> bool:
     if path.is_dir():
         return not any(path.glob("*.npy"))
     return path.suffix.lower() in (*tables.TABLES, *tables.LINES, ".json", ".yaml", ".yml")
+
+
+def columns_file(path: Path, role: str) -> Path | None:
+    """Return the table, or lines of text, whose columns may be the model's own inputs; None where something else lies
+    there."""
+    if path.is_dir():
+        items = endings(path, (*PICTURE_ENDINGS, *SOUND_ENDINGS, ".npy", ".yaml", ".yml", ".json"))
+        table = None if items else tables.table_in(path, role)
+        if table is None or table.suffix.lower() not in tables.TABLES:
+            return None
+        path = table
+    return path if columns.is_columns(path) else None
 
 
 def listed(path: Path, role: str, *, annotations: Path | None = None) -> Listing:

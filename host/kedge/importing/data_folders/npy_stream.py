@@ -52,7 +52,10 @@ class NpyStream:
         if sample.shape != self._shape:
             have, want = ("x".join(map(str, one or ())) or "a number" for one in (sample.shape, self._shape))
             raise DatasetError(f"sample {self.samples} has shape {have}, the first has {want}", where=self._where)
-        if sample.dtype != self._dtype and not np.can_cast(sample.dtype, self._dtype, "same_kind"):
+        if sample.dtype.kind == "U" == self._dtype.kind:
+            if sample.dtype.itemsize > self._dtype.itemsize:
+                self._widen(sample.dtype)
+        elif sample.dtype != self._dtype and not np.can_cast(sample.dtype, self._dtype, "same_kind"):
             raise DatasetError(
                 f"sample {self.samples} has dtype {sample.dtype}, the first has {self._dtype}", where=self._where
             )
@@ -61,6 +64,19 @@ class NpyStream:
         except OSError as error:
             raise self._storage(error) from error
         self.samples += 1
+
+    def _widen(self, dtype: np.dtype[Any]) -> None:
+        """Write the texts so far anew, with room for longer ones: by half at least, so that it happens seldom."""
+        width = np.dtype("U1").itemsize
+        wider = np.dtype(f"U{max(dtype.itemsize // width, 3 * self._dtype.itemsize // width // 2)}")
+        self._file.flush()
+        before = np.fromfile(self.path, self._dtype, offset=_HEADER)
+        try:
+            self._file.seek(_HEADER)
+            self._file.write(before.astype(wider).tobytes())
+        except OSError as error:
+            raise self._storage(error) from error
+        self._dtype = wider
 
     def _begin(self, sample: Array) -> None:
         self._shape, self._dtype = sample.shape, sample.dtype

@@ -42,8 +42,8 @@ def read(file: Path, *, where: str) -> Listing:
 
 
 def _table(file: Path, where: str) -> Listing:
-    rows = list(_rows(file, where))
-    header, records = rows[0][1], rows[1:]
+    table = list(rows(file, where))
+    header, records = table[0][1], table[1:]
     names = [name.strip().lower() for name in header]
     label = next((names.index(name) for name in LABEL_COLUMNS if name in names), None)
     text = next((names.index(name) for name in TEXT_COLUMNS if name in names), None)
@@ -89,7 +89,7 @@ def _found(table: Path, name: str, number: int, where: str) -> Path:
     raise DatasetError(f"{table.name}, line {number}: {name!r} is not there", where=where)
 
 
-def _rows(file: Path, where: str) -> Iterator[tuple[int, list[str]]]:
+def rows(file: Path, where: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the non-empty rows of a table, each with the number of its last line."""
     any_row = False
     try:

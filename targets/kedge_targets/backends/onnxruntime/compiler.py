@@ -102,6 +102,7 @@ class Compiler(CompilerTemplate):
     modules = ("onnx", "onnxruntime")
     known_options = _KNOWN_OPTIONS
     reference = True
+    texts = True
 
     @property
     def numerics(self) -> Numerics:
