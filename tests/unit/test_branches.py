@@ -8,7 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from kedge_targets.graph import branches, output_guard
+from kedge_targets.graph import branches
+from kedge_targets.toolchain.driver_side.fewest import fewest
 
 
 def deciding(by: str) -> onnx.ModelProto:
@@ -54,7 +55,7 @@ def test_few_nodes_are_kept(needed: int) -> None:
         calls.append(len(kept))
         return len(kept), len(kept) >= needed
 
-    made, kept = output_guard.fewest(order, tried)
+    made, kept = fewest(order, tried)
     assert made == len(kept) >= needed
     assert list(kept) == order[: len(kept)]
     assert len(kept) <= max(1.25 * needed, needed + 1)
@@ -62,4 +63,30 @@ def test_few_nodes_are_kept(needed: int) -> None:
 
 
 def test_all_nodes_are_kept_where_nothing_helps() -> None:
-    assert output_guard.fewest(["a", "b", "c"], lambda kept: (len(kept), False)) == (3, ("a", "b", "c"))
+    assert fewest(["a", "b", "c"], lambda kept: (len(kept), False)) == (3, ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("needed", [{3}, {19}, {4, 5}, {2, 17}])
+def test_nodes_that_are_not_needed_return_to_integers(needed: set[int]) -> None:
+    order = list(reversed(range(20)))
+    calls = []
+
+    def tried(kept: Sequence[int]) -> tuple[Sequence[int], bool]:
+        calls.append(kept)
+        return kept, set(kept) >= needed
+
+    made, kept = fewest(order, tried, along=range(20), returns=16)
+    assert set(made) == set(kept) >= needed
+    assert len(kept) <= len(needed) + 1
+    assert len(calls) <= 8 + 16
+
+
+def test_no_more_trials_are_made_than_allowed() -> None:
+    calls = []
+
+    def tried(kept: Sequence[int]) -> tuple[int, bool]:
+        calls.append(kept)
+        return len(kept), len(kept) == 16
+
+    assert fewest(range(16), tried, along=range(16), returns=3) == (16, tuple(range(16)))
+    assert len(calls) == 5 + 2 + 3

@@ -93,3 +93,12 @@ def test_any_padding_gives_the_same_answer(
 @pytest.mark.parametrize("attributes", [{"dilations": [2, 2], "pads": [1] * 4}])
 def test_windows_with_gaps_stay(attributes: dict[str, Any]) -> None:
     assert same(graph(9, positive=True, kernel_shape=[3, 3], **attributes)) == ["Relu", "MaxPool"]
+
+
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_a_last_partial_window_is_written_as_tensorflow_pads(kernel: int) -> None:
+    # onnx2tf pads for ceil_mode itself, with the lowest float.
+    made = graph(7, positive=False, kernel_shape=[kernel, kernel], strides=[2, 2], ceil_mode=1)
+    assert "Pad" not in same(made)
+    names = {attribute.name for attribute in made.graph.node[-1].attribute}
+    assert "ceil_mode" not in names

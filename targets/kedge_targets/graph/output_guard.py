@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,13 @@ from kedge_targets.graph import batch, dead_code, library, qdq_insertion, ranges
 from kedge_targets.graph.qdq_placement import CUTTING, MOVING, WEIGHTED, floats, place_quantizers
 from kedge_targets.graph.wiring import Wiring
 from kedge_targets.numerics import Granularity, QuantizationScheme
+from kedge_targets.toolchain.driver_side.fewest import fewest
 
 if TYPE_CHECKING:
     import onnx
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
-
-Made = TypeVar("Made")
 
 FLOOR_DB = 20.0
 """Signal-to-noise ratio, in dB, that every output needs."""
@@ -38,7 +37,8 @@ _TOGETHER = 4
 """Number of samples that are judged separately: others would hide a single bad answer."""
 
 
-_HALVINGS = 2
+_RETURNS = 8
+"""Trials to take nodes back into integers that are not needed in float."""
 
 
 def few(model: onnx.ModelProto, calibration: Iterable[dict[str, Array]]) -> list[Feed]:
@@ -123,33 +123,9 @@ def apply_guard(
         other = make(kept)
         return other, not weak(reference, answers(other, feeds, outputs))
 
-    made, kept = fewest(noisiest(model, made, feeds, list(first)), tried)
+    order = noisiest(model, made, feeds, list(first))
+    made, kept = fewest(order, tried, along=[node.name for node in model.graph.node], returns=_RETURNS)
     return made, kept, first
-
-
-def fewest(order: Sequence[str], tried: Callable[[Sequence[str]], tuple[Made, bool]]) -> tuple[Made, tuple[str, ...]]:
-    """Return what is made with few nodes in float, and these: their number is doubled until every output holds, and
-    then halved back as far as it still does.
-
-    Args:
-        order: nodes, first to be kept first; not empty.
-        tried: nodes in float → what is made with them, and whether every output holds.
-    """
-    low, high = 0, 1
-    made, holds = tried(order[:1])
-    while not holds and high < len(order):
-        low, high = high, min(2 * high, len(order))
-        made, holds = tried(order[:high])
-    for _ in range(_HALVINGS if holds else 0):
-        middle = (low + high) // 2
-        if middle == low:
-            break
-        other, holds = tried(order[:middle])
-        if holds:
-            made, high = other, middle
-        else:
-            low = middle
-    return made, tuple(order[:high])
 
 
 def simulated(model: onnx.ModelProto, calibration: Iterable[dict[str, Array]]) -> onnx.ModelProto:

@@ -246,7 +246,7 @@ class _Writing:
         value = np.asarray(self._wiring.constant(name), np.float32)
         axis = self._axis(node, index, value)
         steps = self._steps(value, axis)
-        bias = node.input[2] if len(node.input) > 2 and node.input[2] in self._stored else ""
+        bias = node.input[2] if len(node.input) > 2 and self._is_vector(node.input[2], steps) else ""
         given = self._given.get(node.input[1 - index]) if bias and self._form.biases else None
         if given is not None:
             numbers = np.abs(np.asarray(self._wiring.constant(bias), np.float64)).reshape(-1)
@@ -255,6 +255,11 @@ class _Writing:
         node.input[index] = self._weight(name, value, steps, axis)
         if given is not None:
             node.input[2] = self._bias(bias, given, steps)
+
+    def _is_vector(self, name: str, steps: Array) -> bool:
+        """Return whether a bias is a constant with one value for each scale. A Gemm's may broadcast otherwise, as a row
+        or a number; such a bias stays in float."""
+        return name in self._stored and (not steps.ndim or tuple(self._stored[name].dims) == steps.shape)
 
     def _axis(self, node: onnx.NodeProto, index: int, value: Array) -> int | None:
         """Return the axis of the output channels; None for one scale."""

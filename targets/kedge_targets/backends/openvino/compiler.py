@@ -40,6 +40,7 @@ from kedge_targets.graph import (
 from kedge_targets.integer_saturation import FULL_RANGE, SEVEN_BITS, may_saturate
 from kedge_targets.numerics import Numerics, Precision, QuantizationScheme, Reach
 from kedge_targets.target import Target
+from kedge_targets.toolchain.driver_side.fewest import fewest
 from kedge_targets.true_precision import Numbers
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ _THEIR_TYPES = frozenset({"GRUSequence", "GRUCell"})
 """OpenVINO's own for them; they do not always keep the node's name."""
 
 _UNREAD = re.compile(r"(?:No conversion rule found for operations|Conversion is failed for): *([^\n]+)")
+
+_RETURNS = 4
+"""Trials of the guard to take nodes back into integers that are not needed in float; each quantizes anew."""
 
 _FIRST_RUNTIME = "2025.0"
 """Oldest OpenVINO version known to read these files and to give the same results as 2026.4."""
@@ -221,6 +225,7 @@ def _by_nncf(
         *(node.name for node in given.graph.graph.node if node.op_type in _UNREAD_ROUNDED),
         *nncf_preparation.centring(given.graph),
         *nncf_preparation.divisors(given.graph),
+        *nncf_preparation.regrouping(given.graph),
     ]
     model, kept, weak = making.guarded(must) if job.plan.guard else (making.made(must), (), {})
     return _Quantized(
@@ -341,7 +346,9 @@ class _Making:
             return other, not output_guard.weak(reference, self._answers(other, feeds, outputs))
 
         simulated = output_guard.simulated(self._given, self._calibration)
-        model, kept = output_guard.fewest(output_guard.noisiest(self._given, simulated, feeds, list(first)), tried)
+        order = output_guard.noisiest(self._given, simulated, feeds, list(first))
+        along = [node.name for node in self._given.graph.node]
+        model, kept = fewest(order, tried, along=along, returns=_RETURNS)
         return model, kept, first
 
     def made(self, floating: list[str]) -> Any:

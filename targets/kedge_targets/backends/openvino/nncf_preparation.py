@@ -35,6 +35,7 @@ def prepare_for_nncf(model: onnx.ModelProto) -> onnx.ModelProto:
     _put_weights_behind(made)
     _give_biases(made)
     _give_products_biases(made)
+    _free_leading_axes(made)
     return made
 
 
@@ -108,6 +109,22 @@ def _put_weights_behind(model: onnx.ModelProto) -> None:
         )
     del model.graph.node[:]
     model.graph.node.extend(made)
+
+
+def _free_leading_axes(model: onnx.ModelProto) -> None:
+    """Write -1 for the 0 that keeps the first axis of a reshape. Where the CPU plugin (2026.4) moves a scale behind a
+    reshape it takes the 0 for a size."""
+    from onnx import numpy_helper
+
+    wiring, names = Wiring(model), Names(model)
+    for node in model.graph.node:
+        wanted = wiring.constant(node.input[1]) if node.op_type == "Reshape" else None
+        if wanted is None or "allowzero" in _attributes(node) or wanted.ndim != 1 or not wanted.size:
+            continue
+        if wanted[0] == 0 and (wanted[1:] > 0).all():
+            name = names.fresh(f"{node.input[1]}_free")
+            model.graph.initializer.append(numpy_helper.from_array(np.array([-1, *wanted[1:]], np.int64), name))
+            node.input[1] = name
 
 
 def with_averages_of_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -248,4 +265,20 @@ def centring(model: onnx.ModelProto) -> list[str]:
         readers = [reader for reader, _ in wiring.readers[node.output[0]] if reader.op_type == "Sub"]
         if any(node.input[0] in reader.input for reader in readers):
             found += [node.name, *(reader.name for reader in readers)]
+    return found
+
+
+def regrouping(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the reshapes that make channels of parts of several others, with more axes than before: the
+    CPU plugin (2026.4) fails to move the scales of a grouped convolution in front of one ("ReshapeTransformation")."""
+    values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+    found = []
+    for node in model.graph.node:
+        before, behind = (shapes.get(name, []) for name in (node.input[0], node.output[0])) if node.input else ([], [])
+        if node.op_type != "Reshape" or not 1 < len(before) < len(behind):
+            continue
+        old, new = before[1], behind[1]
+        if old > 0 and new > 0 and old % new and new % old:
+            found.append(node.name)
     return found

@@ -20,7 +20,7 @@ _FAR = 2**31 - 1  # as the end of a slice: up to the last
 def spell_out_pads(model: onnx.ModelProto) -> None:
     """Put the padding of each MaxPool before it, in place: zeros if its input is never negative, else the input's own
     edge, which changes no maximum as long as the padding is narrower than the window. Padding that TensorFlow supports
-    itself (``SAME``), and dilated windows, stay as they are. Shapes must have been inferred."""
+    itself is written as ``SAME``; dilated windows stay as they are. Shapes must have been inferred."""
     wiring = Wiring(model)
     shapes = _shapes(model)
     made: list[onnx.NodeProto] = []
@@ -43,6 +43,9 @@ def _before(
     pads = _pads(given, kernel, shape)
     if pads is None or not any((*pads[0], *pads[1])):
         return []
+    if pads == _same(given, kernel, shape):
+        _set(node, auto_pad="SAME_UPPER")
+        return []
     source, name = node.input[0], node.name
     if wiring.never_negative(source):
         numbers = [0, 0, *pads[0], 0, 0, *pads[1]]
@@ -52,10 +55,17 @@ def _before(
     else:
         found, answer = _edges(source, name, pads, model)
     node.input[0] = answer
+    _set(node)
+    return found
+
+
+def _set(node: onnx.NodeProto, **padding: str) -> None:
+    """Replace the attributes of a node that tell how it pads."""
+    from onnx import helper
+
     kept = [item for item in node.attribute if item.name not in ("pads", "auto_pad", "ceil_mode")]
     del node.attribute[:]
-    node.attribute.extend(kept)
-    return found
+    node.attribute.extend([*kept, *(helper.make_attribute(name, value) for name, value in padding.items())])
 
 
 def _pads(given: dict[str, Any], kernel: list[int], shape: Sequence[int] | None) -> tuple[list[int], list[int]] | None:
@@ -65,7 +75,6 @@ def _pads(given: dict[str, Any], kernel: list[int], shape: Sequence[int] | None)
     if any(int(one) != 1 for one in given.get("dilations", [1] * axes)) or shape is None or len(shape) != axes + 2:
         return None
     sizes = list(shape[2:])
-    same = explicit_pads("SAME_UPPER", sizes, kernel, strides, [1] * axes)
     how = given.get("auto_pad", b"NOTSET").decode()
     if how != "NOTSET":
         before, behind = explicit_pads(how, sizes, kernel, strides, [1] * axes)
@@ -77,9 +86,15 @@ def _pads(given: dict[str, Any], kernel: list[int], shape: Sequence[int] | None)
             end + _started(size + start + end, width, stride, size + start)
             for size, width, stride, start, end in zip(sizes, kernel, strides, before, behind, strict=True)
         ]
-    if (before, behind) == same or any(one >= width for one, width in zip((*before, *behind), kernel * 2, strict=True)):
+    if any(one >= width for one, width in zip((*before, *behind), kernel * 2, strict=True)):
         return None
     return before, behind
+
+
+def _same(given: dict[str, Any], kernel: list[int], shape: Sequence[int] | None) -> tuple[list[int], list[int]]:
+    """Return the padding that TensorFlow calls ``SAME``."""
+    strides = [int(one) for one in given.get("strides", [1] * len(kernel))]
+    return explicit_pads("SAME_UPPER", list(shape or ())[2:], kernel, strides, [1] * len(kernel))
 
 
 def _started(size: int, kernel: int, stride: int, real: int) -> int:

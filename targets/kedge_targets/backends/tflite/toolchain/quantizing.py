@@ -8,6 +8,7 @@ import flatbuffer
 import numpy
 import unseen_ends
 import widening
+from fewest import fewest
 
 FLOOR = 20.0
 """Lowest acceptable dB of an output against the float file's; below it, something is wrong and not merely coarse."""
@@ -20,6 +21,7 @@ _FEWEST, _MOST = 8, 128  # groups of samples that are compared
 _ELEMENTS = 1 << 22  # of all tensors together, in what is compared beyond the fewest groups
 _TOGETHER = 4  # groups that are also judged by themselves; others would hide a single bad answer
 _ROUNDS = 4
+_RETURNS = 16  # trials to take operators back into integers that are not needed in float
 _NOTHING = 1e-6  # of the largest value in the graph
 _ENDS = 256  # groups of samples whose ends are looked at
 _UNLIKE = 4.0  # of two ranges: a step for the one is coarse for the other
@@ -141,18 +143,18 @@ class Quantizer:
         return self._guarded(*best[:2]) if guard else best
 
     def _guarded(self, content, floating):
-        """Keep the noisiest operators in float, doubling their number until every output is accurate enough."""
+        """Keep operators in float, the noisiest first, until every output is accurate enough."""
         found = self._compared(content, closely=True)
-        best = (content, floating, found)
         order = self._noisiest(content, self._bad(found, _SURE)) if _worst(found) < _SURE else []
-        count = 1
-        while _worst(best[2]) < _SURE:
-            content, wider = self._without_cut_ranges(floating | set(order[:count]))
-            best = (content, wider, self._compared(content, closely=True))
-            if count >= len(order):
-                break
-            count *= 2
-        return best
+        if not order:
+            return content, floating, found
+
+        def tried(more):
+            content, wider = self._without_cut_ranges(floating | set(more))
+            found = self._compared(content, closely=True)
+            return (content, wider, found), _worst(found) >= _SURE
+
+        return fewest(order, tried, along=range(len(self.wiring.names)), returns=_RETURNS)[0]
 
     def _noisiest(self, content, outputs):
         """Return the operators before these outputs, sorted by the noise that each adds to its inputs, most first."""

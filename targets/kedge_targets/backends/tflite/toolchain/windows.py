@@ -133,9 +133,11 @@ def _pooled(node, given, attributes):
     if attributes.get("ceil_mode", 0):
         pads = [_reached(*one) for one in zip(sizes, spans, strides, pads, strict=True)]
     largest = node.op_type == "MaxPool"
-    x, row = _flat(_padded(x, pads, numpy.finfo(numpy.float32).min if largest else 0.0))
+    # A tensor that holds the lowest float has no scale in integers: TensorFlow's own padding of a maximum is none.
+    same = largest and pads == _windows({**attributes, "auto_pad": b"SAME_UPPER"}, sizes, kernel)[3]
+    x, row = _flat(x if same else _padded(x, pads, numpy.finfo(numpy.float32).min if largest else 0.0))
     window, steps = ([1, *kernel], [1, *strides]) if row else (kernel, strides)
-    y = (tf.nn.max_pool2d if largest else tf.nn.avg_pool2d)(x, window, steps, "VALID")
+    y = (tf.nn.max_pool2d if largest else tf.nn.avg_pool2d)(x, window, steps, "SAME" if same else "VALID")
     y = tf.squeeze(y, 1) if row else y
     if not largest:
         inside = given_pads if attributes.get("count_include_pad", 0) else [(0, 0)] * len(sizes)
