@@ -123,6 +123,9 @@ class Daemon:
     def run(self) -> None:
         """Run until SIGTERM, SIGINT or :meth:`stop`. Call it in the main thread."""
         self._watch.forget_all()
+        for folder in model_folders(self._config.state):
+            # An agent that was killed left them.
+            folder.remove_sockets()
         gc.freeze()
         malloc.give_back()
         with self._turn:

@@ -163,6 +163,13 @@ class ModelFolder:
         """Return where samples are taken while some are collected."""
         return self.path / f"{choice.value}.sock"
 
+    def remove_sockets(self) -> None:
+        """Remove the sockets of shadows and samples, at which nobody listens any more: as long as one is there, calls
+        are shown to it."""
+        for path in (self.shadow_socket, *map(self.sample_socket, Choice)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
     # Reading: by anybody.
 
     @property

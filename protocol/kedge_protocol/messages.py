@@ -48,6 +48,9 @@ class Desired:
         rivals: model name → another bundle, to be measured too; the better is kept (:mod:`kedge_protocol.candidates`).
         shadows: model name → the bundle that runs beside its own.
         samples: model name → the samples that the device shall send home.
+        orders: model name → the version with which its bundle was asked for last. A bundle that failed is tried again
+            only when it is asked for again, not whenever something else of the state changes; a model missing here is
+            asked for with each version.
         device: the device that it is for; another one refuses it.
         releases: the signed statements of the releases that the bundles are of.
         rotations: all signed rotations of keys so far, in their order.
@@ -60,6 +63,7 @@ class Desired:
     rivals: dict[str, str] = field(default_factory=dict)
     shadows: dict[str, Shadow] = field(default_factory=dict)
     samples: dict[str, SampleRequest] = field(default_factory=dict)
+    orders: dict[str, int] = field(default_factory=dict)
     sent_at: float = 0.0
     device: str = ""
     releases: tuple[Envelope, ...] = ()
@@ -74,6 +78,10 @@ class Desired:
         while len(parts) > 1 and not parts[-1]:
             parts.pop()
         return digest.of_bytes(codec.encode(parts if len(parts) > 1 else self.models))
+
+    def order(self, model: str) -> int:
+        """Return the version with which a model's bundle was asked for last."""
+        return self.orders.get(model, self.version)
 
     def pair(self, model: str) -> tuple[str, str] | None:
         """Return the two bundles among which the device chooses; None where one is given."""

@@ -243,9 +243,14 @@ def test_a_killed_agent_takes_its_serving_child_along_and_starts_again(fleet: Fl
     children = fleet.agent.children()
     fleet.agent.kill()
     wait_for(lambda: not [pid for pid in children if _alive(pid)], what="the end of the serving child")
+    # As of a shadow and of samples that were being collected.
+    left = [fleet.agent.state / "models" / "tiny" / f"{name}.sock" for name in ("shadow", "low-confidence")]
+    for path in left:
+        path.touch()
     fleet.agent.start()
     wait_for(lambda: fleet.agent.ask("/v2/models/tiny") is not None, what="an endpoint that is open again")
     fleet.wait_state(ModelState.SERVING, digest)
+    assert [path.name for path in left if path.exists()] == []
 
 
 def test_a_killed_serving_child_is_started_again(fleet: Fleet) -> None:

@@ -99,7 +99,10 @@ class Device:
         """Take a desired state, as an agent does: only a newer one."""
         if self.deaf or (self.desired is not None and desired.version <= self.desired.version):
             return
-        self.desired, self.since, self.failure, self.candidates = desired, now, None, ()
+        is_asked_again = self.desired is None or desired.order("tiny") != self.desired.order("tiny")
+        self.desired, self.since = desired, now
+        if is_asked_again:
+            self.failure, self.candidates = None, ()
         self.told.append((desired.version, self.wanted))
 
     def answer(self, now: float) -> Reported | None:
@@ -296,6 +299,10 @@ class StagedFleet:
             self.now += every
             self._exchange()
             self.tick()
+
+    def hear(self, topic: str, payload: bytes) -> None:
+        """Take a message of a device at the next step."""
+        self._inbox.put(topic, payload, False)
 
     def tick(self) -> None:
         """Let the engine decide."""

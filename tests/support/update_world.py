@@ -402,6 +402,7 @@ class World:
         soak: float = 0.0,
         shadow: Release | None = None,
         rival: Release | None = None,
+        order: int | None = None,
     ) -> None:
         models = dict(zip(names, [release.digest for release in releases], strict=False))
         sizes = {release.digest: release.size for release in releases}
@@ -409,7 +410,10 @@ class World:
         shadows = {} if shadow is None else {names[0]: Shadow(digest=shadow.digest, size=shadow.size)}
         rivals = {} if rival is None else {names[0]: rival.digest}
         sizes |= {} if rival is None else {rival.digest: rival.size}
-        desired = Desired(version=version, models=models, sizes=sizes, soaks=soaks, shadows=shadows, rivals=rivals)
+        orders = {} if order is None else dict.fromkeys(models, order)
+        desired = Desired(
+            version=version, models=models, sizes=sizes, soaks=soaks, shadows=shadows, rivals=rivals, orders=orders
+        )
         self.post(events.DesiredArrived(codec.encode(desired)))
 
     def serve_request(self) -> bool:

@@ -102,7 +102,7 @@ def test_where_both_fail_what_served_goes_on_and_both_reasons_are_told(world: Wo
     world.settle()
     first, second = candidates(world)
     world.proof_fails = {"A", "B"}
-    world.desire(2, first, rival=second)
+    world.desire(2, first, rival=second, order=2)
     world.settle()
     model = world.models["digits"]
     assert (model.state, model.desired, model.digest) == (ModelState.FAILED, first.digest, old.digest)
@@ -114,9 +114,14 @@ def test_where_both_fail_what_served_goes_on_and_both_reasons_are_told(world: Wo
     world.connect()
     world.settle()
     assert world.models["digits"].state is ModelState.FAILED
-    # Under a new version it tries again.
+    tried = world.proofs
+    world.desire(3, first, rival=second, order=2)
+    world.settle()
+    assert (world.models["digits"].state, world.proofs) == (ModelState.FAILED, tried)
+    assert [one.kept for one in world.models["digits"].candidates] == [False, False]
+    # When it is asked for again it tries again.
     world.proof_fails = {"A"}
-    world.desire(3, first, rival=second)
+    world.desire(4, first, rival=second, order=4)
     world.settle()
     serving(world, second)
     assert world.models["digits"].previous == old.digest

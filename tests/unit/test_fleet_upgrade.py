@@ -59,7 +59,7 @@ def older(path: Path, version: int) -> None:
         connection.execute("ALTER TABLE rollout_device DROP COLUMN superseded_by")
         connection.execute("ALTER TABLE release DROP COLUMN statement")
         connection.execute("ALTER TABLE desired_model DROP COLUMN soak")
-        for column in ("rival", "rival_size"):
+        for column in ("rival", "rival_size", "ordered"):
             connection.execute(f"ALTER TABLE desired_model DROP COLUMN {column}")
         connection.execute("DROP TABLE bundle")
         connection.execute(OLD_BUNDLE)
@@ -109,7 +109,7 @@ def test_a_database_of_version_5_may_hold_several_bundles_of_a_target_afterwards
     with contextlib.closing(sqlite3.connect(tmp_path / "fleet.db", isolation_level=None)) as connection:
         connection.execute("DROP TABLE assignment")
         connection.execute("DROP TABLE refused_bundle")
-        for column in ("rival", "rival_size"):
+        for column in ("rival", "rival_size", "ordered"):
             connection.execute(f"ALTER TABLE desired_model DROP COLUMN {column}")
         kept = "id, release_id, target, digest, size, backend, precision"
         connection.execute(f"CREATE TABLE kept AS SELECT {kept}, drift FROM bundle")

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from tests.support.staged_fleet import StagedFleet, layouts
 
+from kedge.fleet import shadows as all_shadows
 from kedge.fleet.results import Progress
 from kedge.fleet.staged.policy import Approval, Busy, Late, OnAbort, Policy
 from kedge.fleet.staged.times import Window
 from kedge_protocol.errors import ConfigError, FleetError
+from kedge_protocol.trust import Role
 
 WAVES = ("2", "50%", "100%")
 
@@ -169,6 +171,20 @@ def test_a_device_that_failed_by_chance_is_tried_again_and_one_that_refused_is_n
     fleet.service.rollout_retry()
     assert fleet.until("done").steps == {"serving": 20}
     assert fleet.status().done
+
+
+def test_a_shadow_and_a_rotation_of_keys_are_no_new_try_of_what_failed(fleet: StagedFleet) -> None:
+    fleet.fail("2.0", ["rpi5-0000"], "prove", "ok")
+    fleet.service.rollout_start("tiny:2.0", policy=policy(waves=("100%",)))
+    assert fleet.until("incomplete").phase.value == "incomplete"
+    all_shadows.start(fleet.service, "tiny:3.0", {})
+    fleet.step(5)
+    fleet.service.key_rotate(Role.CONTROLLER)
+    fleet.step(5)
+    assert len(fleet.devices["rpi5-0000"].told) == 3
+    assert fleet.status().counts == {"done": 19, "failed": 1}
+    fleet.service.rollout_retry()
+    assert fleet.until("done").steps == {"serving": 20}
 
 
 def test_a_newer_rollout_supersedes_or_waits_by_rule(fleet: StagedFleet) -> None:

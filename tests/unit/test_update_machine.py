@@ -146,6 +146,45 @@ def test_a_refused_bundle_is_tried_again_only_under_a_new_desired_version(world:
     serving(world, broken)
 
 
+def test_what_failed_is_not_tried_again_because_something_else_of_the_state_changes(world: World) -> None:
+    first = world.controller.add(make_release({"model.bin": data(1, 3)}))
+    broken = world.controller.add(make_release({"model.bin": data(2, 3)}, version="2.0"))
+    other = world.controller.add(make_release({"model.bin": data(3, 3)}, version="3.0"))
+    world.proof_fails = {"2.0"}
+    world.connect()
+    world.desire(1, first, order=1)
+    world.settle()
+    world.desire(2, broken, order=2)
+    world.settle()
+    assert world.proofs == 2
+    world.desire(3, broken, order=2, shadow=other)  # also proves the shadow
+    world.settle()
+    world.desire(4, broken, order=2)
+    world.settle()
+    world.crash()
+    world.connect()
+    world.desire(5, broken, order=2)
+    world.settle()
+    assert world.proofs == 3
+    model = world.models["digits"]
+    assert (model.state, model.digest) == (ModelState.FAILED, first.digest)
+    assert model.failure is not None
+    assert model.failure.digest == broken.digest
+    world.proof_fails = set()
+    world.desire(6, broken, order=6)
+    world.settle()
+    serving(world, broken)
+
+
+@pytest.mark.parametrize("order", [0, -1, 3])
+def test_a_state_that_was_asked_for_with_a_version_that_is_none_is_left_alone(world: World, order: int) -> None:
+    release = world.controller.add(make_release({"model.bin": data(1, 1)}))
+    world.connect()
+    world.desire(2, release, order=order)
+    assert "asked for" in (world.machine.desired_states.problem or "")
+    assert world.machine.desired_version == 0
+
+
 def test_a_bundle_that_does_not_serve_is_rolled_back(world: World) -> None:
     first = world.controller.add(make_release({"model.bin": data(1, 2)}))
     second = world.controller.add(make_release({"model.bin": data(2, 2)}, version="2.0"))

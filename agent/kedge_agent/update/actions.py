@@ -163,7 +163,8 @@ class CollectGarbage:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """A bundle that failed under one desired version. It is not tried again under that version."""
+    """A bundle that failed. It is not tried again until it is asked for with another version; see
+    :attr:`kedge_protocol.messages.Desired.orders`."""
 
     version: int
     failure: Failure

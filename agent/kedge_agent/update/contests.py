@@ -6,7 +6,7 @@ leads to what served before, never to the other candidate, which is removed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from kedge_agent.update.actions import Choice
@@ -62,10 +62,16 @@ class Contests:
         updates = [update for contest in self._open.values() for update in contest.updates.values()]
         return set[str]().union(*(update.digests for update in updates))
 
-    def take(self, desired: Desired) -> None:
-        """Handle a new desired state: forget what it does not ask for, and choices that kept nothing."""
+    def take(self, desired: Desired, failed: Collection[str]) -> None:
+        """Handle a new desired state: forget what it does not ask for, and choices that kept nothing.
+
+        Args:
+            failed: models whose bundles failed and are not asked for again: these choices stay.
+        """
         self._choices = {
-            name: one for name, one in self._choices.items() if one.kept and desired.pair(name) == one.bundles
+            name: one
+            for name, one in self._choices.items()
+            if (one.kept or name in failed) and desired.pair(name) == one.bundles
         }
         self._open = {name: one for name, one in self._open.items() if desired.pair(name) == one.pair}
 

@@ -91,6 +91,8 @@ class DesiredStates:
             for name, request in desired.samples.items():
                 checked_name(name, "model name")
                 request.check(where=f"desired state, samples of {name}")
+            if any(not 1 <= order <= desired.version for order in desired.orders.values()):
+                raise MessageError("a model was asked for with no version up to this one", where="desired state")
             if any(not 0 <= soak <= MAX_SECONDS for soak in desired.soaks.values()):
                 raise MessageError(f"a soak is not 0 to {MAX_SECONDS:g} s", where="desired state")
         except KedgeError as error:

@@ -219,11 +219,12 @@ class Machine:
         if not taken or desired is None:
             return
         self._attestations.forget(self._memory.attested.keys() - desired.models.keys())
-        self._contests.take(desired)
+        refused = {name: one for name, one in self._memory.refused.items() if one.version == desired.order(name)}
+        self._contests.take(desired, refused)
         self._memory = replace(
             self._memory,
             desired=event.raw.decode(),
-            refused={},
+            refused=refused,
             attested=self._attestations.records,
             choices=self._contests.choices,
             served={name: seen for name, seen in self._memory.served.items() if name in desired.models},
@@ -339,13 +340,15 @@ class Machine:
                     update.stop()
                 self._contests.begin(name, desired)
                 continue
+            refusal = self._memory.refused.get(name)
+            if refusal is not None and (refusal.version, refusal.failure.digest) != (desired.order(name), wanted):
+                refusal = None
             is_right = update is not None and update.digest == wanted and not update.is_candidate
-            if update is not None and is_right and update.step is not Step.FAILED:
+            if update is not None and is_right and (update.step is not Step.FAILED or refusal is not None):
                 continue
             if update is not None:
                 update.stop()
-            refusal = self._memory.refused.get(name) if restored else None
-            if refusal is not None and (refusal.version, refusal.failure.digest) == (desired.version, wanted):
+            if refusal is not None:
                 self._new(name, wanted, None, restored=True).restore(refusal.failure)
             else:
                 self._new(name, wanted, desired.sizes.get(wanted), restored=restored).start()
@@ -389,7 +392,8 @@ class Machine:
         if self._contests.failed(update, failure):
             return
         self._garbage = True
-        refusal = Refusal(version=self.desired_version, failure=failure)
+        desired = self.desired_states.current
+        refusal = Refusal(version=0 if desired is None else desired.order(update.name), failure=failure)
         self._keep(replace(self._memory, refused={**self._memory.refused, update.name: refusal}))
 
     def _note_served(self, update: ModelUpdate) -> None:

@@ -43,7 +43,16 @@ def check_new(session: Session, name: str, target: str, labels: Mapping[str, str
 
 def add(session: Session, name: str, target: str, labels: Mapping[str, str]) -> int:
     """Add a device and return its number; see :meth:`kedge.fleet.service.FleetService.device_add`."""
-    values = (check_new(session, name, target, labels), json.dumps(dict(labels)), session.now(), name)
+    return insert(session, name, check_new(session, name, target, labels), labels)
+
+
+def insert(session: Session, name: str, target: str, labels: Mapping[str, str]) -> int:
+    """Add a device that :func:`check_new` has looked at and return its number.
+
+    Args:
+        target: the target's name, as that function returned it.
+    """
+    values = (target, json.dumps(dict(labels)), session.now(), name)
     note_change(session)
     # The row of a removed device of this name goes on: its desired version must never fall.
     if session.run("UPDATE device SET target = ?, labels = ?, added_at = ?, removed = 0 WHERE name = ?", values) == 0:
@@ -210,6 +219,7 @@ def desired_states(session: Session, versions: Mapping[int, int], numbers: Seque
                 for row in shadows[number]
             },
             samples=asked.get(number, {}),
+            orders={row["model"]: row["ordered"] for row in models[number] if row["ordered"]},
         )
         for number in numbers
     }

@@ -25,8 +25,8 @@ ON CONFLICT (rollout_id, device_id) DO UPDATE SET digest = excluded.digest,
     desired_version = excluded.desired_version, bytes_before = excluded.bytes_before
 """
 _DESIRED = """
-INSERT OR REPLACE INTO desired_model (device_id, model, digest, size, soak, rival, rival_size)
-VALUES (:device, :model, :digest, :size, :soak, :rival, :rival_size)
+INSERT OR REPLACE INTO desired_model (device_id, model, digest, size, soak, rival, rival_size, ordered)
+VALUES (:device, :model, :digest, :size, :soak, :rival, :rival_size, :version)
 """
 _SUPERSEDE_PARTS = """
 UPDATE rollout_device SET superseded_by = :rollout
@@ -283,6 +283,11 @@ def give_again(session: Session, rollout: int, parts: Sequence[int]) -> None:
     session.run_many("UPDATE device SET desired_version = :version WHERE id = :device", rows)
     session.run_many(
         "UPDATE rollout_device SET desired_version = :version WHERE rollout_id = :rollout AND device_id = :device", rows
+    )
+    session.run_many(
+        "UPDATE desired_model SET ordered = :version WHERE device_id = :device"
+        " AND model = (SELECT model FROM rollout WHERE id = :rollout)",
+        rows,
     )
     note_change(session)
 

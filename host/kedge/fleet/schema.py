@@ -8,7 +8,8 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
   keeps. A removed one keeps its row: its ``desired_version`` must never fall, and its retained desired state must be
   cleared at the broker.
 - ``desired_model``: one model that a device shall run; ``size`` is of the manifest in bytes, ``soak`` the seconds for
-  which it waits for calls of users; ``rival`` is another bundle of the release that it measures beside it.
+  which it waits for calls of users; ``rival`` is another bundle of the release that it measures beside it; ``ordered``
+  is the desired version with which it was asked for last, 0 where an earlier Kedge did not note it.
 - ``desired_shadow``: a bundle that shall run beside a desired one, see :func:`kedge.fleet.rollouts.shadow` and
   :mod:`kedge.fleet.shadows`.
 - ``sample_request``, ``sample_part``: a request for samples, and one device's part of it, see
@@ -49,12 +50,13 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
 
 from __future__ import annotations
 
-VERSION = 6
+VERSION = 7
 """Stored as SQLite's ``user_version``. 2 has ``latency`` more than 1; 3 has ``reported_model``, ``command`` and the
 columns ``told_target``, ``refused_…``, ``namesake`` and ``superseded_by`` more than 2; 4 has ``audit`` and
 ``release.statement`` more than 3; 5 has ``call_figures``, ``rollout_stage``, ``rollout_member``, ``gate_result`` and
 the columns ``soak`` and ``served_…`` more than 4; 6 has ``sample_request``, ``sample_part``, ``assignment``,
-``refused_bundle``, several bundles of a target and the columns ``rival…`` more than 5."""
+``refused_bundle``, several bundles of a target and the columns ``rival…`` more than 5; 7 has the column ``ordered``
+more than 6."""
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (
@@ -79,6 +81,7 @@ CREATE TABLE IF NOT EXISTS desired_model (
     soak DOUBLE NOT NULL DEFAULT 0,
     rival VARCHAR,
     rival_size INTEGER NOT NULL DEFAULT 0,
+    ordered INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (device_id, model)
 );
 CREATE TABLE IF NOT EXISTS desired_shadow (
@@ -382,6 +385,9 @@ ALTER TABLE reported_model ADD COLUMN served_problem VARCHAR;
     6: """
 ALTER TABLE desired_model ADD COLUMN rival VARCHAR;
 ALTER TABLE desired_model ADD COLUMN rival_size INTEGER NOT NULL DEFAULT 0;
+""",
+    7: """
+ALTER TABLE desired_model ADD COLUMN ordered INTEGER NOT NULL DEFAULT 0;
 """,
 }
 """Columns that a version adds to tables of the versions before it."""
