@@ -84,6 +84,8 @@ class ShadowFigures:
         compared: inputs that both answered, those that they answered differently being bad.
         classes: class of the old answer → (compared, agreed).
         confidence_shift: sum of new less old.
+        old_buckets, new_buckets: latencies of the same calls.
+        errors: samples on which the shadow failed.
         total, bad: of the block that is not whole yet.
     """
 
@@ -91,6 +93,9 @@ class ShadowFigures:
     compared: Share = field(default_factory=Share)
     classes: dict[str, tuple[int, int]] = field(default_factory=dict)
     confidence_shift: float = 0.0
+    old_buckets: dict[str, int] = field(default_factory=dict)
+    new_buckets: dict[str, int] = field(default_factory=dict)
+    errors: int = 0
     total: int = 0
     bad: int = 0
 
@@ -102,6 +107,10 @@ class ShadowFigures:
         self.bad += told.compared - told.agreed
         if abs(told.confidence_shift) <= told.compared:
             self.confidence_shift += told.confidence_shift
+        if 0 <= told.errors < MAX_COUNT:
+            self.errors += told.errors
+        self.old_buckets = latency_buckets.added(self.old_buckets, told.old_buckets)
+        self.new_buckets = latency_buckets.added(self.new_buckets, told.new_buckets)
         for name, pair in told.classes.items():
             if len(pair) != 2 or not 0 <= pair[1] <= pair[0] < MAX_COUNT:
                 continue
@@ -254,7 +263,7 @@ def decode(since: float, until: float, document: bytes) -> Figures:
         temperature=Spread(**values["temperature"]),
         buckets=values["buckets"],
         drift=values["drift"],
-        shadow=_shadow(values["shadow"]),
+        shadow=read_shadow(values["shadow"]),
         memory=[(seconds, value) for seconds, value in values["memory"]],
         every=values["every"],
         skipped=values["skipped"],
@@ -262,7 +271,8 @@ def decode(since: float, until: float, document: bytes) -> Figures:
     )
 
 
-def _shadow(values: Mapping[str, Any] | None) -> ShadowFigures | None:
+def read_shadow(values: Mapping[str, Any] | None) -> ShadowFigures | None:
+    """Read a row's part of a shadow."""
     if values is None:
         return None
     classes = {name: (compared, agreed) for name, (compared, agreed) in values["classes"].items()}

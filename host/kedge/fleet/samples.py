@@ -77,6 +77,27 @@ class SampleView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SampleSummary:
+    """A request in counts.
+
+    Attributes:
+        counts: its devices by :attr:`SamplePart.state`.
+        samples: that came home.
+        others: see :class:`SampleView`.
+    """
+
+    id: int
+    model: str
+    where: Choice
+    count: int
+    state: str
+    asked_at: float
+    ends_at: float
+    counts: Mapping[str, int]
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplesWritten:
     """A data set of samples.
 
@@ -183,6 +204,31 @@ def show(fleet: FleetService, number: int | None = None) -> tuple[SampleView, ..
         if number is not None:
             return (_view(session, _find(session, number)),)
         return tuple(_view(session, row) for row in session.rows("SELECT * FROM sample_request ORDER BY id DESC"))
+
+
+def latest(fleet: FleetService, limit: int) -> tuple[SampleSummary, ...]:
+    """Return the latest requests in counts, newest first."""
+    query = "SELECT request_id, state, count(*) AS devices, sum(samples) AS samples FROM sample_part"
+    query += " WHERE request_id IN {} GROUP BY request_id, state ORDER BY state"
+    with fleet.database.read() as session:
+        asked = session.rows("SELECT * FROM sample_request ORDER BY id DESC LIMIT ?", (limit,))
+        parts: dict[int, list[Row]] = {row["id"]: [] for row in asked}
+        for row in session.where_in(query, list(parts)):
+            parts[row["request_id"]].append(row)
+    return tuple(
+        SampleSummary(
+            id=row["id"],
+            model=row["model"],
+            where=Choice(row["choice"]),
+            count=row["count"],
+            state=row["state"],
+            asked_at=row["asked_at"],
+            ends_at=row["ends_at"],
+            counts={part["state"]: part["devices"] for part in parts[row["id"]]},
+            samples=sum(part["samples"] for part in parts[row["id"]]),
+        )
+        for row in asked
+    )
 
 
 def cancel(fleet: FleetService, number: int) -> SampleView:

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kedge.fleet import audit, devices, releases, rollouts
+from kedge.fleet import audit, call_figures, devices, releases, rollouts
+from kedge.fleet.call_figures import ShadowFigures
 from kedge.fleet.candidates import best_of_release
+from kedge.fleet.database import Row
 from kedge.fleet.rollouts import Wanted
 from kedge.fleet.service import FleetService
-from kedge_protocol import latency_buckets
+from kedge_protocol import codec, latency_buckets
 from kedge_protocol.errors import ConfigError, FleetError
-from kedge_protocol.messages import ReportedShadow, Telemetry
+from kedge_protocol.messages import ReportedShadow
 
 SHARE = 0.1
 MEMORY_BYTES = 512 << 20
 
+_WANTED = """
+SELECT shadow.device_id, name, model, digest, reported FROM desired_shadow AS shadow
+JOIN device ON device.id = shadow.device_id LEFT JOIN device_state AS told ON told.device_id = shadow.device_id
+WHERE (:model IS NULL OR model = :model) AND (:device IS NULL OR name = :device) ORDER BY model, name
+"""
+_ANSWERED = """
+SELECT shadow.device_id, shadow.model, shadow.digest AS wanted, document FROM desired_shadow AS shadow
+JOIN device ON device.id = shadow.device_id
+JOIN call_figures AS figures ON figures.device_id = shadow.device_id AND figures.model = shadow.model
+WHERE (:model IS NULL OR shadow.model = :model) AND (:device IS NULL OR name = :device) AND instr(document, :mark)
+ORDER BY until
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShadowView:
-    """What one device's shadow answered, summed over the telemetry that is kept.
+    """What one device's shadow answered beside the bundle that serves.
 
     Attributes:
         digest: of the shadow.
@@ -79,11 +94,10 @@ def start(
         bundles = best_of_release(session, release)
         told: dict[int, Wanted] = {}
         names = []
+        query = "SELECT device_id, digest FROM desired_model WHERE model = ?"
+        serves = {row["device_id"]: row["digest"] for row in session.rows(query, (release["name"],))}
         for device in devices.select_devices(session, select):
-            bundle = bundles.get(device["target"])
-            own = session.value(
-                "SELECT digest FROM desired_model WHERE device_id = ? AND model = ?", (device["id"], release["name"])
-            )
+            bundle, own = bundles.get(device["target"]), serves.get(device["id"])
             if bundle is not None and own is not None and own != bundle.digest:
                 told[device["id"]] = bundle
                 names.append(device["name"])
@@ -109,47 +123,41 @@ def stop(fleet: FleetService, model: str, select: Mapping[str, str]) -> tuple[st
     return tuple(one["name"] for one in told)
 
 
-def show(fleet: FleetService, model: str | None = None) -> tuple[ShadowView, ...]:
-    """Return what the shadows answered, by device and model."""
+def show(fleet: FleetService, model: str | None = None, *, device: str | None = None) -> tuple[ShadowView, ...]:
+    """Return what the shadows answered, by device and model; all in two statements, whatever the number of devices."""
+    wanted = {"model": model, "device": device}
     with fleet.database.read() as session:
-        query = """
-            SELECT device_id, name, model, digest FROM desired_shadow JOIN device ON device.id = device_id
-            WHERE :model IS NULL OR model = :model ORDER BY model, name
-        """
-        found = []
-        for row in session.rows(query, {"model": model}):
-            told = devices.view(session, row["device_id"]).reported
-            reported = None if told is None else told.models.get(row["model"])
-            messages = devices.telemetry(session, row["device_id"])
-            state = None if reported is None else reported.shadow
-            found.append(_summed(row["name"], row["model"], row["digest"], state, messages))
-    return tuple(found)
+        figures: dict[tuple[int, str], ShadowFigures] = {}
+        for row in session.rows(_ANSWERED, {**wanted, "mark": call_figures.SHADOW_MARK}):
+            told = call_figures.read_shadow(codec.loads(row["document"], where="call figures")["shadow"])
+            if told is not None and told.digest == row["wanted"]:
+                figures[row["device_id"], row["model"]] = told
+        return tuple(_view(row, figures.get((row["device_id"], row["model"]))) for row in session.rows(_WANTED, wanted))
 
 
-def _summed(
-    device: str, model: str, digest: str, state: ReportedShadow | None, messages: Sequence[Telemetry]
-) -> ShadowView:
-    parts = [message.models[model].shadow for message in messages if model in message.models]
-    own = [part for part in parts if part is not None and part.digest == digest]
-    classes: dict[str, tuple[int, int]] = {}
-    for part in own:
-        for name, counts in part.classes.items():
-            if len(counts) == 2:
-                known = classes.get(name, (0, 0))
-                classes[name] = known[0] + counts[0], known[1] + counts[1]
-    compared = sum(part.compared for part in own)
-    old = latency_buckets.merged(part.old_buckets for part in own)
-    new = latency_buckets.merged(part.new_buckets for part in own)
+def _view(row: Row, told: ShadowFigures | None) -> ShadowView:
+    told = told or ShadowFigures(digest=row["digest"])
+    compared = told.compared.total + told.total
     return ShadowView(
-        device=device,
-        model=model,
-        digest=digest,
-        state=state if state is not None and state.digest == digest else None,
+        device=row["name"],
+        model=row["model"],
+        digest=row["digest"],
+        state=_state(row),
         compared=compared,
-        agreed=sum(part.agreed for part in own),
-        errors=sum(part.errors for part in own),
-        classes=classes,
-        confidence_shift=sum(part.confidence_shift for part in own) / compared if compared else None,
-        old_p95_ms=latency_buckets.percentile_ms(old, 0.95),
-        new_p95_ms=latency_buckets.percentile_ms(new, 0.95),
+        agreed=compared - told.compared.bad - told.bad,
+        errors=told.errors,
+        classes=told.classes,
+        confidence_shift=told.confidence_shift / compared if compared else None,
+        old_p95_ms=latency_buckets.percentile_ms(latency_buckets.merged([told.old_buckets]), 0.95),
+        new_p95_ms=latency_buckets.percentile_ms(latency_buckets.merged([told.new_buckets]), 0.95),
     )
+
+
+def _state(row: Row) -> ReportedShadow | None:
+    """What the device says of the shadow that is wanted. Only this part of its report is read."""
+    if row["reported"] is None:
+        return None
+    where = f"report of {row['name']}"
+    told = codec.loads(row["reported"], where=where)["models"].get(row["model"], {}).get("shadow")
+    state = None if told is None else codec.structure(told, ReportedShadow, where=where)
+    return state if state is not None and state.digest == row["digest"] else None

@@ -38,7 +38,6 @@ class TransferCount:
     blocks_served: int = 0
     finished_served_again: int = 0
     bytes_served: int = 0
-    dirty: bool = False
 
 
 class TransferCounts:
@@ -47,6 +46,7 @@ class TransferCounts:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._entries: dict[Key, TransferCount] = {}
+        self._dirty: dict[Key, TransferCount] = {}
         self._loaded: dict[int, None] = {}
         self._lock = threading.Lock()
 
@@ -57,7 +57,7 @@ class TransferCounts:
             entry = self._entries.setdefault(key, TransferCount())
             if have & ~entry.have:
                 entry.have |= have
-                entry.dirty = True
+                self._dirty[key] = entry
 
     def finished(self, key: Key, index: int) -> bool:
         """Whether the device has said by now that it has this block. To be asked before the block is handed over: its
@@ -76,7 +76,7 @@ class TransferCounts:
             entry.bytes_served += size
             entry.served |= 1 << index
             entry.finished_served_again += again
-            entry.dirty = True
+            self._dirty[key] = entry
 
     def _load(self, device_id: int) -> None:
         """All that is known of a device, once: a statement for each of its blobs would cost more than the blocks. Under
@@ -100,6 +100,7 @@ class TransferCounts:
         kept = set(devices)
         with self._lock:
             self._entries = {key: entry for key, entry in self._entries.items() if key[0] in kept}
+            self._dirty = {key: entry for key, entry in self._dirty.items() if key[0] in kept}
             self._loaded = {number: None for number in self._loaded if number in kept}
 
     def flush(self) -> None:
@@ -109,18 +110,15 @@ class TransferCounts:
             StorageError: the database does not answer.
         """
         with self._lock:
-            changed = {key: entry for key, entry in self._entries.items() if entry.dirty}
+            changed, self._dirty = self._dirty, {}
             rows = [_row(key, entry) for key, entry in changed.items()]
-            for entry in changed.values():
-                entry.dirty = False
         if not rows:
             return
         try:
             self._write(rows)
         except BaseException:
             with self._lock:
-                for entry in changed.values():
-                    entry.dirty = True
+                self._dirty = {key: self._entries[key] for key in changed if key in self._entries} | self._dirty
             raise
         self._forget_oldest()
 
@@ -142,7 +140,7 @@ class TransferCounts:
                 keys = of.get(number, [])
                 if excess <= 0:
                     return
-                if not any(self._entries[key].dirty for key in keys):
+                if not any(key in self._dirty for key in keys):
                     excess -= len(keys)
                     del self._loaded[number]
                     for key in keys:

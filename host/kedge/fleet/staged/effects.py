@@ -210,7 +210,7 @@ def latencies(cohort: CohortEvidence, quantile: str) -> Measured:
     own_within, within = _variances_within((*new.items(), *old.items()), LATENCY_BLOCK**2)
     means = [spread.mean for spread in old.values()]
     common = statistics.fmean(means) if means else 0.0
-    between = statistics.variance(means) if len(means) > 1 else 1.0
+    between = _variance_of(means, common) if len(means) > 1 else 1.0
     effects = []
     for name, spread in new.items():
         own = old.get(name)
@@ -227,6 +227,12 @@ def latencies(cohort: CohortEvidence, quantile: str) -> Measured:
         "no latency of the new bundle and of the old one",
         math.exp,
     )
+
+
+def _variance_of(values: Sequence[float], mean: float) -> float:
+    """Return the variance of a sample. That of the standard library reckons in fractions, which takes longer than all
+    else of a gate."""
+    return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
 
 
 _WORDS = {"first": "first token, p95,"}

@@ -104,7 +104,10 @@ class Engine:
             staged = looks.staged = records.load(session, rollout, known=looks.staged)
             found_gates = _gates(session, staged, now, looks.readings) if judged else None
             found = _round(session, staged, found_gates, now, listening_since, seldom=seldom)
-        if found is not None and (found.is_news or found.gates not in (None, looks.told)):
+        if found is not None and not found.is_news and found.gates and found.gates != looks.told:
+            with self._database.write() as session:
+                found.keep_gates(session, now)
+        elif found is not None and found.is_news:
             with self._database.write() as session:
                 staged = records.load(session, rollout, known=looks.staged)
                 if judged and staged is not None and staged.edition != found.staged.edition:
@@ -133,9 +136,14 @@ class _Round:
     def is_news(self) -> bool:
         return self.state is not self.staged.state or bool(self.actions)
 
-    def write(self, session: Session, now: float) -> Staged:
+    def keep_gates(self, session: Session, now: float) -> None:
+        """Write what the gates said, if they looked."""
         if self.gates:
             records.keep_gates(session, self.staged.id, self.staged.state.wave, self.gates, now)
+
+    def write(self, session: Session, now: float) -> Staged:
+        """Write what the gates said and what was decided; return the rollout as it is now."""
+        self.keep_gates(session, now)
         return apply(session, self.staged, self.state, self.actions) if self.is_news else self.staged
 
 
