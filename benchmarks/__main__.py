@@ -20,6 +20,7 @@ ROOMS = (
     "tflite_files",
     "fleet",
     "gates",
+    "pages",
     "drift",
     "serving",
     "gathering",

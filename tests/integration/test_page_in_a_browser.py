@@ -14,17 +14,22 @@ from tests.support.pages import fleet, releases
 from tests.support.ports import free_port
 from tests.support.scripted_agent import ScriptedAgent, failed, serving
 
+from kedge.fleet import samples, shadows
 from kedge.fleet.service import FleetService
 from kedge.fleet.staged import records
 from kedge.fleet.staged.gates import GateResult, Verdict
 from kedge.fleet.staged.policy import Policy
 from kedge_protocol.bundle.layout import Layout
+from kedge_protocol.samples import Choice
 
 __all__ = ["fleet", "mosquitto", "releases"]
 
 pytestmark = pytest.mark.needs("chromium", "mosquitto")
 
-PAGES = ("/", "/devices", "/devices/pi", "/rollouts", "/rollouts/2", "/rollouts/3", "/releases")
+PAGES = (
+    "/", "/devices", "/devices/pi", "/rollouts", "/rollouts/2", "/rollouts/3", "/releases", "/inputs",
+    "/inputs/samples/1",
+)  # fmt: skip
 RESULTS = [
     GateResult(
         gate=gate, target=f"a-target-of-a-long-name-{verdict.value}", verdict=verdict, figure=figure, limit=limit,
@@ -153,6 +158,23 @@ def test_a_rollout_in_waves_fails_a_gate_and_is_seen_to_roll_back(
         assert page.evaluate("window.untouched"), "the page was loaded again"
 
 
+def test_samples_are_asked_for_and_cancelled(page: Page, fleet: FleetService) -> None:
+    fleet.rollout_start("tiny:1.0")
+    page.goto("/inputs")
+    page.get_by_label("Which").select_option("low-confidence")
+    page.get_by_label("Count").fill("7")
+    page.get_by_role("button", name="Ask for samples").click()
+    page.get_by_role("dialog").get_by_role("button", name="Ask for samples").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Samples 1: tiny")
+    expect(page.get_by_role("row", name="pi")).to_contain_text("asked")
+    page.get_by_role("button", name="Cancel").first.click()
+    page.get_by_role("dialog").get_by_text("What came home stays").wait_for()
+    page.locator("#ask-yes").click()
+    expect(page.locator("#state")).to_have_text("cancelled")
+    expect(page.get_by_role("row", name="pi")).to_contain_text("cancelled")
+    assert [part.state for part in samples.show(fleet, 1)[0].parts] == ["cancelled", "cancelled"]
+
+
 def test_what_cannot_be_done_is_told_where_it_was_asked(page: Page, fleet: FleetService) -> None:
     page.goto("/releases")
     region = page.get_by_role("region", name="tiny:1.0")
@@ -217,6 +239,8 @@ def test_axe_finds_nothing_and_no_page_is_wider_than_the_screen(
     fleet.rollout_start("tiny:1.0")
     fleet.rollout_start("tiny:2.0", {"site": "berlin"})
     fleet.rollout_start("tiny:1.0", policy=Policy(soak=3600.0))
+    shadows.start(fleet, "tiny:2.0", {})
+    samples.request(fleet, "tiny", Choice.LOW_CONFIDENCE, 5)
     wait_for(lambda: fleet.rollout_status(3).stage.wave == 1, what="a first wave")  # type: ignore[union-attr]
     with fleet.database.write() as session:
         records.keep_gates(session, 3, 1, RESULTS, session.now())

@@ -286,6 +286,12 @@ def test_samples_are_asked_for_and_cancelled_and_shadows_begin_and_end_by_routes
     assert "another bundle" in page.json("POST", "/shadows", {"release": "tiny:1.0"}, 409)["what"]
     told = page.json("POST", "/shadows", {"release": "tiny:2.0", "share": 0.2}, 201)
     assert [one["device"] for one in page.json("GET", "/shadows")] == told
+    shown = page.ask("GET", "/inputs")[2].decode()
+    assert shown.count("low-confidence") == 2  # of the request, and to be chosen for the next
+    assert "2 cancelled" in shown
+    assert shown.count("1 pending") == 2  # shadows that no device has reported yet
+    assert "cancelled" in page.ask("GET", "/inputs/samples/1")[2].decode()
+    assert page.ask("GET", "/inputs/samples/2")[0] == 404
     assert page.json("POST", "/shadows/stop", {"model": "tiny"}) == told
     assert page.json("GET", "/shadows?model=tiny") == []
     assert {one.actor for one in fleet.audit_log() if one.action.startswith(("samples", "shadow"))} == {"page:local"}

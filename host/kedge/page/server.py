@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from kedge.fleet.service import FleetService
-from kedge.page import metrics, rollout_routes, routes, views, watch_routes
+from kedge.page import input_views, metrics, rollout_routes, routes, views, watch_routes
 from kedge.page.access import COOKIE, LOGIN_SECONDS, Access, Tokens, refused
 from kedge.page.asking import PREFIX
 from kedge.page.live import MAX_LISTENERS, Live
@@ -131,6 +131,7 @@ def application(fleet: FleetService, address: PageAddress) -> FastAPI:
     app.include_router(rollout_routes.router)
     app.include_router(watch_routes.router)
     app.include_router(views.router)
+    app.include_router(input_views.router)
     app.mount("/static", StaticFiles(directory=views.FOLDER / "static"), name="static")
     _add_own_routes(app)
     for kind in (KedgeError, HTTPException, RequestValidationError, OverflowError):

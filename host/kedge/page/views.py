@@ -204,7 +204,7 @@ def device(request: Request, name: Name) -> Response:
         reasons=reasons,
         plots=plots(detail),
         drifts=drift.cohorts(fleet.database, by=(), device=name),
-        shadows=[one for one in shadows.show(fleet) if one.device == name],
+        shadows=shadows.show(fleet, device=name),
     )
 
 
