@@ -10,6 +10,7 @@ from kedge_agent.samples.runner import SampleLimits
 from kedge_agent.serving.settings import ServerSettings, checked_exposure
 from kedge_agent.shadow.runner import ShadowLimits
 from kedge_agent.slots import default_state
+from kedge_agent.split.settings import SplitSettings
 from kedge_agent.update.settings import MAX_SECONDS, Settings
 from kedge_protocol import addresses, codec, credentials, toml
 from kedge_protocol.broker import Broker, parse_broker
@@ -168,6 +169,27 @@ class TrustTable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplitTable:
+    """``[split]``: language models whose layers are on several devices; see :mod:`kedge_agent.split`.
+
+    Attributes:
+        listen: ``host:port`` at which this device computes its layers for others.
+        next: model → ``host:port`` of the device with the layers after those of this device.
+        seconds: time after which a device that does not answer is given up.
+        ca, cert, key: PEM files; those of ``[broker]`` by default.
+        insecure: whether a link to other machines may go without certificates.
+    """
+
+    listen: str | None = None
+    next: dict[str, str] = field(default_factory=dict)
+    seconds: float = 10.0
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    insecure: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class _File:
     device: DeviceTable
     broker: BrokerTable
@@ -178,6 +200,7 @@ class _File:
     shadow: ShadowTable = field(default_factory=ShadowTable)
     samples: SamplesTable = field(default_factory=SamplesTable)
     trust: TrustTable = field(default_factory=TrustTable)
+    split: SplitTable = field(default_factory=SplitTable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +217,7 @@ class AgentConfig:
         shadow: what shadows may take.
         samples: which samples may be sent home.
         trust: the keys that the kit gave; None to take unsigned desired states.
+        split: where the other parts of split models are.
     """
 
     name: str
@@ -212,6 +236,7 @@ class AgentConfig:
     shadow: ShadowLimits = field(default_factory=ShadowLimits)
     samples: SampleLimits = field(default_factory=SampleLimits)
     trust: Trust | None = None
+    split: SplitSettings = field(default_factory=SplitSettings)
 
 
 def read(path: Path) -> AgentConfig:
@@ -271,6 +296,7 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
         shadow=ShadowLimits(share=file.shadow.share, memory_bytes=file.shadow.memory_mib << 20),
         samples=_samples(file.samples),
         trust=None if file.trust.file is None else _trust(folder / file.trust.file),
+        split=_split(file.split, file.broker, folder),
     )
 
 
@@ -290,6 +316,18 @@ def _samples(table: SamplesTable) -> SampleLimits:
         bytes_per_day=int(table.mib_per_day * (1 << 20)),
         seconds=table.hours * 3600,
     )
+
+
+def _split(table: SplitTable, broker: BrokerTable, folder: Path) -> SplitSettings:
+    own = table.cert is not None
+    files = (table.ca, table.cert, table.key) if own else (broker.ca, broker.cert, broker.key)
+    # An authority of the system's is one for servers, not for devices.
+    usable = files[0] is not None and files[1] is not None
+    ca, cert, key = (str((folder / one).absolute()) if usable and one is not None else None for one in files)
+    settings = SplitSettings(
+        listen=table.listen, following=dict(table.next), seconds=table.seconds, ca=ca, cert=cert, key=key
+    )
+    return settings.checked(insecure=table.insecure)
 
 
 def _trust(path: Path) -> Trust:

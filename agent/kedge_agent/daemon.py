@@ -27,6 +27,7 @@ from kedge_agent.serving.bundle_watch import ServingWatch
 from kedge_agent.serving.supervisor import ServingSupervisor
 from kedge_agent.shadow.runner import ShadowRunner
 from kedge_agent.slots import ModelFolder, model_folders
+from kedge_agent.split import settings as split_settings
 from kedge_agent.store import Store
 from kedge_agent.systemd import notify
 from kedge_agent.telemetry import Meter
@@ -122,6 +123,7 @@ class Daemon:
 
     def run(self) -> None:
         """Run until SIGTERM, SIGINT or :meth:`stop`. Call it in the main thread."""
+        self._write_split()
         self._watch.forget_all()
         for folder in model_folders(self._config.state):
             # An agent that was killed left them.
@@ -316,6 +318,13 @@ class Daemon:
     def _report_anew(self) -> None:
         with self._turn:
             self._report()
+
+    def _write_split(self) -> None:
+        """Leave word for the processes that load models."""
+        try:
+            split_settings.write(self._config.state, self._config.split)
+        except StorageError as error:
+            log.error("%s", error)
 
     def _write_memory(self, content: actions.PersistentState) -> None:
         self._memory = content

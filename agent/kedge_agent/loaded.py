@@ -6,7 +6,7 @@ import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kedge_agent.generation.generator import AnswerStream, TextGenerator
     from kedge_agent.generation.transcription import Transcript
     from kedge_agent.paces import Paces
+    from kedge_agent.split.holder import PartHolder
     from kedge_targets.pipeline.cascades import CascadeCounts
     from kedge_targets.pipeline.execution import Runner
 
@@ -41,7 +42,7 @@ class Loaded:
     def __init__(
         self,
         bundle: Bundle,
-        executor: Executor | TextGenerator,
+        executor: Executor | TextGenerator | PartHolder,
         counter: Counter | None,
         pipeline: Runner | None = None,
         observer: Observer | None = None,
@@ -143,17 +144,21 @@ class Loaded:
         Raises:
             InputError: the model is not a language model.
         """
-        if self.bundle.config.generation is None or isinstance(self._executor, Executor):
-            raise InputError("writes no text", where=self.bundle.config.name, remedy="Call the model with arrays")
-        return self._executor
+        config = self.bundle.config
+        if config.generation is None or isinstance(self._executor, Executor):
+            raise InputError("writes no text", where=config.name, remedy="Call the model with arrays")
+        if not config.generation.writes:
+            raise self._executor.refusal()
+        return cast("TextGenerator", self._executor)
 
     def retire(self) -> None:
         """Give way to another version: calls finish, and a language model's answers within
         :data:`kedge_agent.generation.engine.SWITCH_SECONDS`."""
-        if not isinstance(self._executor, Executor):
+        spec = self.bundle.config.generation
+        if spec is not None and spec.writes:
             from kedge_agent.generation import engine
 
-            self._executor.engine.retire(engine.SWITCH_SECONDS)
+            self.generator.engine.retire(engine.SWITCH_SECONDS)
 
     def write(self, prompt: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> AnswerStream:
         """Start an answer; see :meth:`Model.generate`."""
@@ -193,7 +198,7 @@ class Loaded:
     def answer(self, given: Any, named: Mapping[str, Any]) -> Any:
         """Answer a call in any of its forms, without counting it."""
         if not isinstance(self._executor, Executor):
-            return self._heard(self._executor, given, named)
+            return self._heard(self.generator, given, named)
         if not named and self._only is not None and given is not None and not isinstance(given, Mapping):
             spec, rank, run = self._only
             array = tensors.as_array(given, spec)
@@ -243,7 +248,7 @@ class Loaded:
         return self._executor.in_order({**given, **named})
 
 
-def _threads(bundle: Bundle, executor: Executor | TextGenerator) -> int:
+def _threads(bundle: Bundle, executor: Executor | TextGenerator | PartHolder) -> int:
     """Return how many threads may call a bundle: as many as calls run at once by its plan, and more where those that
     wait are gathered; without a plan as many as have cores for the threads that the bundle asks for (``threads`` in its
     runtime options; all cores by default), and one if its runtime runs one call at a time."""
@@ -312,7 +317,7 @@ def _no_run(array: Array) -> Array:
     raise InputError("the model has several inputs or outputs")
 
 
-def warm_up(executor: Executor | TextGenerator) -> None:
+def warm_up(executor: Executor | TextGenerator | PartHolder) -> None:
     """Call a model once with zeros, so that memory and kernels are ready for an application's first call. The result
     does not matter, nor does a refusal."""
     if not isinstance(executor, Executor):
@@ -325,7 +330,10 @@ def warm_up(executor: Executor | TextGenerator) -> None:
 
 
 def _release(
-    executor: Executor | TextGenerator, counter: Counter | None, observer: Observer | None, paces: Paces | None
+    executor: Executor | TextGenerator | PartHolder,
+    counter: Counter | None,
+    observer: Observer | None,
+    paces: Paces | None,
 ) -> None:
     for one in (observer, counter, paces):
         if one is not None:

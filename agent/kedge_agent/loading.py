@@ -22,6 +22,7 @@ from kedge_targets.executor import Executor
 
 if TYPE_CHECKING:
     from kedge_agent.generation.generator import TextGenerator
+    from kedge_agent.split.holder import PartHolder
     from kedge_targets.pipeline.execution import Runner
 
 _LOAD_ATTEMPTS = 5
@@ -77,7 +78,7 @@ def load_slot(folder: slots.ModelFolder, generation: int) -> Loaded:
         try:
             bundle = slot.bundle()
             pipeline = _pipeline(slot.folder, bundle.config)
-            executor = _executor(slot.folder, bundle.config, folder.cache)
+            executor = _executor(slot.folder, bundle, folder.cache, folder.state)
         except (OSError, KedgeError) as error:
             # The slot may have been replaced and removed while it was read.
             if folder.current() != slot and attempt < _LOAD_ATTEMPTS - 1:
@@ -92,7 +93,7 @@ def load_slot(folder: slots.ModelFolder, generation: int) -> Loaded:
         warm_up(executor)
         counter = open_counter(folder.counters, digest=bundle.digest, generation=generation)
         observer = observer_of(folder, digest=bundle.digest, config=bundle.config)
-        writes = bundle.config.generation is not None
+        writes = bundle.config.generation is not None and bundle.config.generation.writes
         paces = Paces(folder, digest=bundle.digest, generation=generation) if writes else None
         return Loaded(bundle, executor, counter, pipeline, observer, paces)
     raise StorageError("changes faster than it can be loaded", where=str(folder.path))
@@ -126,7 +127,7 @@ def load_release(path: Path, target: str, backend: str | None = None) -> Loaded:
             chosen = OwnProofs(cache).best(bundles, folders)
         folder, bundle = folders[chosen], bundles[chosen]
         pipeline = _pipeline(folder, bundle.config)
-        executor = _executor(folder, bundle.config, cache)
+        executor = _executor(folder, bundle, cache, slots.default_state())
         warm_up(executor)
         return Loaded(bundle, executor, None, pipeline)
 
@@ -156,13 +157,23 @@ def _pipeline(folder: Path, config: BundleConfig) -> Runner | None:
     return cascades.runner_of(folder, config)
 
 
-def _executor(folder: Path, config: BundleConfig, cache: Path | None) -> Executor | TextGenerator:
+def _executor(folder: Path, bundle: Bundle, cache: Path | None, state: Path) -> Executor | TextGenerator | PartHolder:
+    config = bundle.config
     if config.generation is None:
         return Executor.of(folder, config, cache=cache)
+    split = None
+    if config.generation.part is not None:
+        from kedge_agent.split import settings
+
+        split = settings.read(state)
+        if not config.generation.writes:
+            from kedge_agent.split.holder import PartHolder
+
+            return PartHolder(folder, bundle, split)
     # A device that runs no language model has no tokenizer installed.
     from kedge_agent.generation.generator import TextGenerator
 
-    return TextGenerator(folder, config)
+    return TextGenerator(folder, config, split)
 
 
 def _link_or_copy(source: Path, copy: Path) -> None:

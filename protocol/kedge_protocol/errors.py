@@ -165,6 +165,10 @@ class EndpointError(KedgeError):
     """The served endpoint does not answer, or another bundle does."""
 
 
+class NeighbourError(KedgeError):
+    """Another device that holds a part of a model does not answer, refuses, or was lost during an answer."""
+
+
 class MessageError(KedgeError):
     """A message on the wire that violates the protocol."""
 

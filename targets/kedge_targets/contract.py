@@ -9,7 +9,7 @@ into one of Kedge's errors.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +23,7 @@ from kedge_protocol.errors import VerificationError
 if TYPE_CHECKING:
     from kedge_targets.decoder.contract import DecoderCompiler
     from kedge_targets.decoder.session import DecoderSession
+    from kedge_targets.decoder.stages import Stage
     from kedge_targets.numerics import Numerics, Plan, QuantizationScheme
     from kedge_targets.target import Target
     from kedge_targets.true_precision import Numbers
@@ -282,3 +283,16 @@ class Runtime(abc.ABC):
             VerificationError: the runtime refuses the file, or takes no decoders.
         """
         raise VerificationError("this backend runs no language models", where=entry.name)
+
+    def load_stage(
+        self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None
+    ) -> Callable[[int, int], Stage]:
+        """Open a file with some of a decoder's layers.
+
+        Returns:
+            Makes a stage of ``(slots, context)``; all that it makes share the weights, and run in turns.
+
+        Raises:
+            VerificationError: see :meth:`load_decoder`.
+        """
+        raise VerificationError("this backend runs no parts of language models", where=entry.name)

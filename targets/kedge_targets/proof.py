@@ -145,7 +145,7 @@ def prove(request: ProveRequest, progress: Progress) -> ProveAnswer:
     config = read_config(Path(request.config))
     digest.verify_file(folder / config.golden.file, config.golden.digest)
     _reset_peak()
-    measured = (_of_tensors if config.generation is None else _of_decoder)(request, folder, config, progress)
+    measured = _measuring(config)(request, folder, config, progress)
     runtime, version = _runtime(config)
     return ProveAnswer(
         deviations=tuple(
@@ -182,6 +182,12 @@ class _Measured:
     detail: str = ""
     timing: Timing | None = None
     wrong: str = ""
+
+
+def _measuring(config: BundleConfig) -> Callable[[ProveRequest, Path, BundleConfig, Progress], _Measured]:
+    if config.generation is None:
+        return _of_tensors
+    return _of_decoder if config.generation.part is None else _of_stage
 
 
 def _of_tensors(request: ProveRequest, folder: Path, config: BundleConfig, progress: Progress) -> _Measured:
@@ -238,6 +244,35 @@ def _of_decoder(request: ProveRequest, folder: Path, config: BundleConfig, progr
         return _Measured(found=found, seconds=seconds, peak=_peak(), timing=timing)
     finally:
         session.close()
+
+
+def _of_stage(request: ProveRequest, folder: Path, config: BundleConfig, progress: Progress) -> _Measured:
+    """The vectors of some of a language model's layers, on this device alone."""
+    import numpy as np
+
+    from kedge_protocol import golden
+    from kedge_targets import registry
+    from kedge_targets.decoder import golden as decoders
+
+    vectors = golden.load(folder / config.golden.file)
+    given = decoders.stage_inputs(vectors, where=config.golden.file)
+    values = given["values"]
+    progress("golden vectors", 0, len(values))
+    runtime = registry.runtime(config.backend)
+    load = runtime.load_stage(folder / config.entry, config.runtime_options, kernel_set=request.kernel_set)
+    stage = load(1, values.shape[1])
+    try:
+        found = golden.compare(vectors, decoders.stage_answers(stage, given))
+        seconds = []
+        for at in range(values.shape[1]):
+            begun = time.perf_counter()
+            stage.run(0, values[:1, at : at + 1], np.array([at]), 1)
+            seconds.append(time.perf_counter() - begun)
+        p50, p95 = np.percentile(seconds[1:], (50, 95)) * 1000
+        timing = Timing(p50_ms=float(p50), p95_ms=float(p95), calls=len(seconds) - 1)
+        return _Measured(found=found, seconds=seconds, peak=_peak(), timing=timing)
+    finally:
+        stage.close()
 
 
 def run_vectors(

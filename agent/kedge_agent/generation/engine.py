@@ -9,21 +9,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy.typing as npt
 
-from kedge_agent.generation.reading import Reading
 from kedge_agent.generation.rules import allowed, is_free
-from kedge_agent.generation.sampling import Sampler, Sampling, log_probabilities
+from kedge_agent.generation.sampling import Sampler, log_probabilities
 from kedge_agent.generation.statistics import GenerationStatistics
-from kedge_protocol.bundle.generation import AnswerRules
-from kedge_protocol.errors import InputError, KedgeError
+from kedge_agent.generation.tickets import (
+    FAILED,
+    LENGTH,
+    STOP,
+    TIMEOUT,
+    BusyError,
+    Order,
+    Ticket,
+    Token,
+)
+from kedge_protocol.errors import InputError, KedgeError, NeighbourError
 from kedge_targets.decoder.session import DecoderSession
 
 Array = npt.NDArray[Any]
@@ -35,123 +42,6 @@ CHUNK = 128
 QUEUE = 64
 SWITCH_SECONDS = 300.0
 """How long a version's answers go on after a switch; meanwhile two versions are in memory."""
-STOP = "stop"
-LENGTH = "length"
-CANCELLED = "cancelled"
-TIMEOUT = "timeout"
-FAILED = "failed"
-
-
-class BusyError(KedgeError):
-    """The queue is full."""
-
-
-class Follower(Protocol):
-    """Says which tokens may follow in one answer; see :class:`kedge_agent.generation.constraint.Matcher`."""
-
-    def allowed(self, logits: Array) -> Array:
-        """Return logits with minus infinity for tokens that may not follow."""
-
-    def take(self, token: int) -> bool:
-        """Take the next token, and return whether the answer is complete."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """A request to the engine.
-
-    Attributes:
-        prompt: tokens of the prompt, at least one.
-        reading: what the encoder reads; None for a decoder alone.
-        rules: which tokens may follow.
-        max_tokens: largest number of tokens of the answer.
-        end_tokens: tokens that end the answer and are not part of it.
-        top_log_probabilities: number of alternatives returned with each token; None for no log-probabilities.
-        seconds: time after which the answer is cut off; None for no limit.
-        matcher: what the answer has to match; None for any text.
-    """
-
-    prompt: Sequence[int]
-    max_tokens: int
-    sampling: Sampling = field(default_factory=Sampling)
-    end_tokens: frozenset[int] = frozenset()
-    top_log_probabilities: int | None = None
-    seconds: float | None = None
-    matcher: Follower | None = None
-    reading: Reading | None = None
-    rules: AnswerRules = field(default_factory=AnswerRules)
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Return the number of tokens that are read."""
-        return len(self.prompt) + (0 if self.reading is None else self.reading.tokens)
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of an answer, with its natural log-probability and the most likely tokens if they were requested."""
-
-    id: int
-    log_probability: float | None = None
-    top: Sequence[tuple[int, float]] = ()
-
-
-@dataclass
-class Ticket:
-    """A running answer; iterate over it for the tokens.
-
-    Attributes:
-        reason: why the answer ended (:data:`STOP`, :data:`LENGTH`, :data:`CANCELLED`, :data:`TIMEOUT`); empty while it
-            runs.
-        cached: number of the prompt's tokens that were already in the cache.
-        written_at, last_at: when the engine wrote the first token and the last one, by the monotonic clock; None
-            before. ``written`` is their number.
-    """
-
-    order: Order
-    reason: str = ""
-    cached: int = 0
-    begun: float = field(default_factory=time.monotonic)
-    first_token: float | None = None
-    written_at: float | None = None
-    last_at: float | None = None
-    written: int = 0
-    _events: queue.SimpleQueue[Token | str | Exception] = field(default_factory=queue.SimpleQueue)
-    _cancelled: bool = False
-
-    def __iter__(self) -> Iterator[Token]:
-        """Yield each token as it comes.
-
-        Raises:
-            KedgeError: the engine was closed, or the runtime failed.
-        """
-        while not self.reason:
-            event = self._events.get()
-            if isinstance(event, Exception):
-                self.reason = CANCELLED
-                raise event
-            if isinstance(event, str):
-                self.reason = event
-            else:
-                if self.first_token is None:
-                    self.first_token = time.monotonic()
-                yield event
-
-    def cancel(self) -> None:
-        """Cancel the answer; its slot is free after the current step."""
-        self._cancelled = True
-
-    @property
-    def over(self) -> str:
-        """Return why no further token may be written, or an empty text if one may."""
-        if self._cancelled:
-            return CANCELLED
-        late = self.order.seconds is not None and time.monotonic() - self.begun > self.order.seconds
-        return TIMEOUT if late else ""
-
-    def put(self, event: Token | str | Exception) -> None:
-        """Queue an event for the iterating thread."""
-        self._events.put(event)
 
 
 @dataclass
@@ -219,6 +109,15 @@ class Engine:
         """Return the number of answers that have no slot yet."""
         return len(self._waiting)
 
+    @property
+    def cache_bytes(self) -> int:
+        """Return the bytes of the caches of all slots that are in this process."""
+        return self._session.cache_bytes
+
+    def known(self, prompt: Sequence[int]) -> int:
+        """Return how many of a prompt's first tokens a slot holds."""
+        return max(_common(slot.tokens, prompt) for slot in self._slots)
+
     def submit(self, order: Order) -> Ticket:
         """Queue a request for an answer.
 
@@ -276,6 +175,9 @@ class Engine:
         while self._wait():
             try:
                 self._turn()
+            except NeighbourError as error:
+                log.error("%s", error)
+                self._fail(error)
             except Exception as error:
                 # Whatever a runtime may raise: these answers fail, later ones may not.
                 log.exception("a step failed")
@@ -294,9 +196,9 @@ class Engine:
         with self._changed:
             tickets = [*(slot.ticket for slot in self._slots if slot.ticket is not None), *self._waiting]
             self._waiting.clear()
+        # Those without an answer too: what failed may be what holds their cache.
         for slot in self._slots:
-            if slot.ticket is not None:
-                self._forget(slot)
+            self._forget(slot)
         for ticket in tickets:
             self._ended(ticket, FAILED)
             ticket.put(error)
@@ -329,6 +231,9 @@ class Engine:
             self._pick(slot, logits)
 
     def _admit(self) -> None:
+        if self._waiting and not self.running and not self._session.ready():
+            for slot in self._slots:
+                self._forget(slot)
         while True:
             free = [slot for slot in self._slots if slot.ticket is None]
             with self._changed:

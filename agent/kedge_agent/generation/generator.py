@@ -6,21 +6,26 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kedge_agent.generation.chat import ChatTemplate, Message
 from kedge_agent.generation.constraint import Constraint, Constraints, Matcher
-from kedge_agent.generation.engine import CANCELLED, STOP, Engine, Order, Ticket, Token
+from kedge_agent.generation.engine import Engine
+from kedge_agent.generation.engines import Engines
 from kedge_agent.generation.pieces import TextPieces
 from kedge_agent.generation.reading import Reading
 from kedge_agent.generation.sampling import Sampling
+from kedge_agent.generation.tickets import CANCELLED, STOP, Order, Ticket, Token
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.bundle.generation import Generation, Source
 from kedge_protocol.errors import BundleError, InputError, MissingDependencyError
 from kedge_protocol.packages import AGENT, pip_install
 from kedge_targets import registry
+
+if TYPE_CHECKING:
+    from kedge_agent.split.settings import SplitSettings
 
 MAX_STOP = 16
 
@@ -146,8 +151,10 @@ class TextGenerator:
 
     Args:
         folder: the folder with the bundle's files, named by title.
+        split: where the other parts of a split model are.
 
     Raises:
+        ConfigError: the model is split, and no device with its other layers is named.
         MissingDependencyError: the ``text`` extra or the runtime is not installed.
         BundleError: the tokenizer or the template is invalid.
         InputError: the caches do not fit into memory.
@@ -157,7 +164,7 @@ class TextGenerator:
     one = None
     detail = ""
 
-    def __init__(self, folder: Path, config: BundleConfig) -> None:
+    def __init__(self, folder: Path, config: BundleConfig, split: SplitSettings | None = None) -> None:
         if config.generation is None:
             raise InputError("the bundle writes no text", where=config.name)
         self.spec: Generation = config.generation
@@ -168,11 +175,19 @@ class TextGenerator:
         if self.spec.template is not None:
             source = (folder / self.spec.template).read_text(encoding="utf-8")
             self.template = ChatTemplate(source, self.spec.special)
+        self.engine = self._engine(folder, config, split)
+        self.figures: Mapping[str, float] = {"cache_bytes": float(self.engine.cache_bytes)}
+
+    def _engine(self, folder: Path, config: BundleConfig, split: SplitSettings | None) -> Engine | Engines:
+        if self.spec.part is not None:
+            from kedge_agent.split import whole
+            from kedge_agent.split.settings import SplitSettings
+
+            return whole.engines(folder, config, self.spec, self.spec.part, split or SplitSettings())
         session = registry.runtime(config.backend).load_decoder(
             folder / config.entry, config.runtime_options, slots=self.spec.slots, context=self.spec.context
         )
-        self.engine = Engine(session)
-        self.figures: Mapping[str, float] = {"cache_bytes": float(session.cache_bytes)}
+        return Engine(session)
 
     def tokens(self, prompt: str | Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
         """Return a prompt's tokens: a plain text after the model's begin token, or messages rendered by its chat

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from kedge_agent.generation.engine import Engine
+from kedge_agent.generation.engines import Engines
 from kedge_agent.generation.statistics import FIRST_TOKEN_BOUNDS
 
 Labels = Callable[..., str]
 Family = Callable[[str, str, str], Iterator[str]]
 
 
-def lines(engines: Sequence[tuple[dict[str, str], Engine]], family: Family, labels: Labels) -> Iterator[str]:
+def lines(engines: Sequence[tuple[dict[str, str], Engine | Engines]], family: Family, labels: Labels) -> Iterator[str]:
     """Yield lines in the text format of Prometheus.
 
     Args:
@@ -38,14 +39,14 @@ def lines(engines: Sequence[tuple[dict[str, str], Engine]], family: Family, labe
         yield f"{metric}_count{labels(name)} {so_far}"
 
 
-_SIMPLE: tuple[tuple[str, str, str, Callable[[Engine], float]], ...] = (
+_SIMPLE: tuple[tuple[str, str, str, Callable[[Engine | Engines], float]], ...] = (
     ("kedge_generation_waiting", "gauge", "Answers that wait for a slot.", lambda e: e.waiting),
     ("kedge_generation_running", "gauge", "Answers that have a slot.", lambda e: e.running),
     (
         "kedge_generation_cache_bytes",
         "gauge",
         "Bytes of keys and values of all slots.",
-        lambda e: e.session.cache_bytes,
+        lambda e: e.cache_bytes,
     ),
     ("kedge_generation_cache_positions", "gauge", "Positions in use in all slots.", lambda e: e.positions),
     ("kedge_generation_prompt_tokens_total", "counter", "Tokens of prompts.", lambda e: e.statistics.prompt_tokens),

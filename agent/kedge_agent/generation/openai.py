@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kedge_agent.generation import audio_route, embeddings_route, openai_request
-from kedge_agent.generation.engine import CANCELLED, LENGTH, TIMEOUT, BusyError, Token
 from kedge_agent.generation.generator import AnswerStream, TextGenerator
 from kedge_agent.generation.openai_request import RequestError, TextRequest
+from kedge_agent.generation.tickets import CANCELLED, LENGTH, TIMEOUT, BusyError, Token
 from kedge_agent.serving.handler import (
     EVENT_STREAM,
     GOLDEN_FIELD,
@@ -27,7 +27,7 @@ from kedge_agent.serving.handler import (
 )
 from kedge_agent.serving.worker_pool import WorkerPool
 from kedge_protocol import digest
-from kedge_protocol.errors import InputError, KedgeError, MissingDependencyError
+from kedge_protocol.errors import InputError, KedgeError, MissingDependencyError, NeighbourError
 
 if TYPE_CHECKING:
     from kedge_agent.loaded import Loaded
@@ -137,13 +137,17 @@ class OpenAiHandler:
         except InputError as error:
             code = "context_length_exceeded" if "context" in error.what else None
             return _refusal(400, str(error), kind="invalid_request_error", param=error.where, code=code)
+        except NeighbourError as error:
+            log.error("%s", error)
+            return _refusal(503, str(error), kind="server_error", fields=(("Retry-After", "5"),))
         except KedgeError as error:
             log.error("%s", error)
             return _refusal(500, str(error), kind="server_error")
 
 
 def _writes(loaded: Loaded) -> bool:
-    return loaded.bundle.config.generation is not None and not audio_route.hears(loaded)
+    generation = loaded.bundle.config.generation
+    return generation is not None and generation.writes and not audio_route.hears(loaded)
 
 
 def _refusal(

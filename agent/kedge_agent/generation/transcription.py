@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_agent.generation.engine import LENGTH, Order
 from kedge_agent.generation.reading import Reading
 from kedge_agent.generation.sampling import Sampling
+from kedge_agent.generation.tickets import LENGTH, Order
 from kedge_protocol.bundle.generation import Source, Speech
 from kedge_protocol.errors import InputError
 from kedge_targets.pipeline import speech as sounds

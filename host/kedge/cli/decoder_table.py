@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kedge.compiler.decoders.splitting import part_folder, part_name
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -26,8 +28,9 @@ def show(console: Console, path: Path, digest: str, report: DecoderReport) -> No
     table.add_column("digest")
     for one in report.targets:
         figures = one.attempt.figures
+        part = "" if one.layers is None else f", layers {one.layers[0]} to {one.layers[1] - 1}"
         table.add_row(
-            one.target,
+            one.target + part,
             one.backend,
             one.attempt.label,
             f"{figures.perplexity:.4g}",
@@ -51,9 +54,14 @@ def show(console: Console, path: Path, digest: str, report: DecoderReport) -> No
             markup=False,
         )
     for one in report.targets:
-        for attempt in one.attempts:
+        for attempt in () if one.layers is not None and one.layers[0] else one.attempts:
             if attempt.broken:
                 console.print(f"{one.target}: {attempt.label}: {attempt.broken}", soft_wrap=True, markup=False)
     for warning in report.warnings:
         console.print(f"warning: {warning}", soft_wrap=True, markup=False)
     console.print(f"{path}: release {digest}", soft_wrap=True, markup=False)
+    for index in range(1, sum(one.layers is not None for one in report.targets)):
+        further = (
+            f"{part_folder(path.parent, index)}: {part_name(report.name, index)}, for the device with part {index + 1}"
+        )
+        console.print(further, soft_wrap=True, markup=False)

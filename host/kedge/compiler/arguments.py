@@ -74,6 +74,7 @@ class CompileArguments(RequiredArguments, total=False):
     context: int | None
     slots: int | None
     cache: str | None
+    split: int | None
     adapter: PathLike | None
 
 

@@ -115,6 +115,8 @@ def check(model: str, options: CompileOptions) -> ValidatedRequest:
         StorageError: OUT already exists, or is not something that --force replaces.
     """
     check_environment()
+    if options.split is not None:
+        raise ConfigError("is for language models only", where="--split", remedy="Leave it out")
     asked = _targets(options)
     labels = _labels(options.labels)
     kind = model_kinds.recognise(model, trust_pickle=options.trust_pickle) if model else None

@@ -234,6 +234,14 @@ class CompileOptions:
             metavar="PRECISION",
         ),
     ] = None
+    split: Annotated[
+        int | None,
+        Option(
+            "For a language model: spread its layers over so many devices of one site, as their memory allows. One "
+            "target for all, or one for each in order. OUT then holds a release for each part.",
+            metavar="N",
+        ),
+    ] = None
     adapter: Annotated[Path | None, Option("For a language model: a LoRA folder that is merged into its weights.")] = (
         None
     )

@@ -68,6 +68,31 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """The layers that a bundle holds of a decoder whose layers are split over devices.
+
+    Attributes:
+        index: which part it is, from 0 on, of ``count``. The first also holds embedding, head and text side.
+        layers: its first layer, and the one after its last.
+        channels: of the hidden states between the parts.
+        following: digest of the bundle with the layers after these; None for the last part.
+        whole: the title of the golden vectors of all parts together; None for parts after the first.
+    """
+
+    index: int
+    count: int
+    layers: tuple[int, int]
+    channels: int
+    following: str | None = None
+    whole: str | None = None
+
+    @property
+    def words(self) -> str:
+        """What it holds, for a person."""
+        return f"part {self.index + 1} of {self.count} (layers {self.layers[0]} to {self.layers[1] - 1})"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """A decoder language model.
 
@@ -77,13 +102,14 @@ class Generation:
         slots: the number of concurrent sequences assumed in ``resources.memory_bytes``.
         vocabulary: the number of tokens.
         position_bytes: the size of the caches for one position of one slot, in bytes.
-        tokenizer: the title of the file ``tokenizer.json``.
+        tokenizer: the title of the file ``tokenizer.json``; empty for a part that writes no text.
         template: the title of the chat template (Jinja); None for a model that only continues a text.
         begin_token: the token put before a plain text; None if there is none.
         end_tokens: any of these ends an answer.
         special: the template's variables ``bos_token``, ``eos_token``, ….
         source: what an encoder reads before the decoder writes; None for a decoder alone.
         rules: what holds for every answer.
+        part: the layers that the bundle holds; None for all.
     """
 
     architecture: str
@@ -98,6 +124,12 @@ class Generation:
     special: dict[str, str] = field(default_factory=dict)
     source: Source | None = None
     rules: AnswerRules = field(default_factory=AnswerRules)
+    part: Part | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether the bundle writes text; parts after the first only compute their layers."""
+        return self.part is None or self.part.index == 0
 
     @property
     def cache_bytes(self) -> int:

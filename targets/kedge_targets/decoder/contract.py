@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,11 @@ class EncoderParts:
 @dataclass(frozen=True, kw_only=True)
 class LoweredDecoder:
     """The result of :meth:`DecoderCompiler.lower`: like :class:`kedge_targets.contract.Lowered`, with the bytes of all
-    caches for one position, and of the encoder's keys and values for one of its positions."""
+    caches for one position, and of the encoder's keys and values for one of its positions.
+
+    Attributes:
+        parts: the parts of a decoder that is split; ``files`` then are those of all parts.
+    """
 
     files: dict[str, Path]
     entry: str
@@ -70,6 +74,7 @@ class LoweredDecoder:
     tools: dict[str, str]
     position_bytes: int
     source_position_bytes: int = 0
+    parts: tuple[LoweredDecoder, ...] = ()
 
 
 class LayerRunner(abc.ABC):
@@ -115,6 +120,20 @@ class DecoderCompiler(abc.ABC):
         Raises:
             LoweringError: the vendor's tool refuses it; the message quotes it.
         """
+
+    def lower_parts(
+        self, spec: DecoderSpec, ends: Ends, pieces: Pieces, cuts: Sequence[int], *, context: int, workdir: Path
+    ) -> tuple[LoweredDecoder, ...]:
+        """Write a decoder's files in parts for several devices; see :meth:`lower`. The first part also holds embedding,
+        norm and head. Together the parts compute the same numbers as the whole.
+
+        Args:
+            cuts: the first layer of each part after the first.
+
+        Raises:
+            LoweringError: this backend makes none, or the vendor's tool refuses it.
+        """
+        raise LoweringError("this backend makes no parts of a decoder", where=spec.architecture)
 
     def lower_with_encoder(
         self, spec: DecoderSpec, ends: Ends, pieces: Pieces, encoder: EncoderParts, *, context: int, workdir: Path

@@ -101,6 +101,14 @@ class DecoderSession(abc.ABC):
         """Keep only the first ``length`` positions of a slot."""
         self.lengths[slot] = min(length, int(self.lengths[slot]))
 
+    def ready(self) -> bool:
+        """Return whether the slots still hold what was put into them. If not, they are empty and can be filled again.
+
+        Raises:
+            KedgeError: another device that has a part of the model cannot be reached.
+        """
+        return True
+
     def _check(self, tokens: Sequence[int], length: int) -> None:
         if not len(tokens):
             raise InputError("no token was given")

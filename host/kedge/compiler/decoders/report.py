@@ -23,6 +23,7 @@ class DecoderEntry:
         memory_bytes: memory of files and caches.
         position_bytes: cache bytes per position of each slot.
         steps: what was done to the float decoder before it was quantized.
+        layers: the first layer of a part, and the one after its last; None for a whole decoder.
     """
 
     target: str
@@ -36,6 +37,7 @@ class DecoderEntry:
     slots: int
     position_bytes: int
     steps: tuple[DecoderStepEntry, ...] = ()
+    layers: tuple[int, int] | None = None
 
     @property
     def attempt(self) -> Attempt:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kedge.compiler.decoders import report
+from kedge.compiler.decoders import part_releases, report, splitting
 from kedge.compiler.decoders import steps as decoder_steps
 from kedge.compiler.decoders.worker_messages import Budget, DecoderAnswer, DecoderRequest
 from kedge.compiler.release import Release
@@ -64,6 +64,11 @@ def run(
     kind = _EXPORTED if exported.is_exported(model) else ""
     if reading.has_encoder(model):
         kind = "encoder-decoders"
+    holders: tuple[Target, ...] = ()
+    if options.split is not None:
+        holders = splitting.devices(options.split, asked, kind=kind)
+        splitting.check_places(options.name, options.out, len(holders), replace=options.force)
+        asked = asked[:1]
     schemes, limit, chosen = _schemes(options, kind), budget(options), _steps(options)
     if chosen and kind:
         raise ConfigError(f"is not for {kind} yet", where="--step", remedy="Leave it out")
@@ -71,7 +76,8 @@ def run(
     failures: dict[str, KedgeError] = {}
     for target in asked:
         try:
-            compiled.append(_one(model, target, options, (schemes, limit, chosen), scratch, worker, on_progress))
+            how = (schemes, limit, chosen, holders)
+            compiled.append(_one(model, target, options, how, scratch, worker, on_progress))
         except InputError as error:
             if len(asked) == 1 or not isinstance(error, TargetError):
                 raise
@@ -82,6 +88,9 @@ def run(
         if len(failures) == 1:
             raise next(iter(failures.values()))
         raise CompileError("no target could be compiled: " + "; ".join(f"{n}: {e}" for n, e in failures.items()))
+    if holders:
+        base = _configuration(compiled[0], options, {})
+        return part_releases.write(options, holders, base, compiled[0].answer)
     _write(options, compiled, failures)
     return replace(Release.open(options.out), failures=failures)
 
@@ -97,7 +106,8 @@ def _check(options: CompileOptions, asked: list[Target]) -> None:
     for flag, other in (("--recipe", options.recipe), ("--max-latency", options.max_latency)):
         if other:
             raise ConfigError("is not for language models yet", where=flag, remedy="See docs/generation.md")
-    check_place(options.out, replace=options.force)
+    if options.split is None:
+        check_place(options.out, replace=options.force)
 
 
 def budget(options: CompileOptions) -> Budget:
@@ -189,13 +199,16 @@ def _one(
     model: Path,
     target: Target,
     options: CompileOptions,
-    how: tuple[tuple[Scheme, ...], Budget, tuple[StepChoice, ...]],
+    how: tuple[tuple[Scheme, ...], Budget, tuple[StepChoice, ...], tuple[Target, ...]],
     scratch: Path,
     worker: Callable[[str], Worker],
     on_progress: ProgressCallback,
 ) -> _Compiled:
     backend = _backend(target)
-    schemes, limit, chosen = how
+    schemes, limit, chosen, holders = how
+    for other in holders:
+        if _backend(other).name != backend.name:
+            raise TargetError(f"{other.name!r} and {target.name!r} take other backends", where=splitting.WHERE)
     workdir = scratch / target.name
     workdir.mkdir()
     request = DecoderRequest(
@@ -214,6 +227,7 @@ def _one(
         steps=chosen,
         stepped=str((scratch / "stepped").absolute()),
         seed=options.seed or 0,
+        split=tuple(holder.system.memory_bytes for holder in holders),
     )
     with worker(target.name) as child:
         answer = child.call(
@@ -230,7 +244,9 @@ def _one(
             where=target.name,
             remedy="Allow more with --max-perplexity or --max-kl",
         )
-    if answer.memory_bytes > target.system.memory_bytes:
+    if answer.parts:
+        part_releases.check_memory(holders, answer)
+    elif answer.memory_bytes > target.system.memory_bytes:
         raise TargetError(
             f"needs {answer.memory_bytes >> 20} MiB of memory, the target has {target.system.memory_bytes >> 20} MiB",
             where=target.name,

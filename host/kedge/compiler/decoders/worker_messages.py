@@ -89,6 +89,7 @@ class DecoderRequest:
         steps: over the float decoder, in this order.
         stepped: a folder that all targets share, for the decoder after the steps.
         seed: of everything random in the steps.
+        split: memory of each device that gets a part, in bytes; empty for a model that stays whole.
     """
 
     source: str
@@ -106,6 +107,7 @@ class DecoderRequest:
     steps: tuple[StepChoice, ...] = ()
     stepped: str = ""
     seed: int = 0
+    split: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,22 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartAnswer:
+    """One part of a decoder that is split; see :class:`DecoderAnswer`.
+
+    Attributes:
+        layers: its first layer, and the one after its last.
+    """
+
+    files: dict[str, str]
+    entry: str
+    golden: str
+    layers: tuple[int, int]
+    position_bytes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecoderAnswer:
     """The result of compiling a decoder.
 
@@ -129,6 +147,9 @@ class DecoderAnswer:
         chosen: index of the attempt with these files: the first that keeps the budget; -1, the last, if none does.
         memory_bytes: memory of files and caches.
         steps: what was done to the float decoder before.
+        parts: the parts of a decoder that is split; ``files`` then are those of the text side, and ``golden`` are the
+            vectors of all parts together.
+        channels: of the hidden states between them.
     """
 
     files: dict[str, str]
@@ -151,6 +172,8 @@ class DecoderAnswer:
     memory_bytes: int
     warnings: tuple[str, ...] = field(default_factory=tuple)
     steps: tuple[DecoderStepEntry, ...] = ()
+    parts: tuple[PartAnswer, ...] = ()
+    channels: int = 0
 
 
 CONTEXT = 4096

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,7 @@ from kedge.compiler.decoders.worker_messages import (
     DecoderAnswer,
     DecoderRequest,
     DecoderStepEntry,
+    PartAnswer,
 )
 from kedge.evaluation import golden as tolerances
 from kedge.evaluation.decoders.figures import Figures
@@ -30,7 +31,9 @@ from kedge_protocol.golden import Golden, Tolerance
 from kedge_targets import registry
 from kedge_targets.decoder import golden as vectors
 from kedge_targets.decoder.contract import DecoderCompiler, LoweredDecoder
+from kedge_targets.decoder.session import DecoderSession
 from kedge_targets.decoder.spec import Array
+from kedge_targets.decoder.stages import StagedDecoder
 
 Tried: TypeAlias = tuple[LoweredDecoder, Attempt]
 """The files of a scheme, and its figures."""
@@ -91,14 +94,39 @@ def golden_file(
     The tolerance follows from the largest deviation of any kernel set, and of one step of many positions from single
     steps.
     """
-    runtime = registry.runtime(request.backend)
-    sets = runtime.kernel_sets_for(request.options)
+    sets = registry.runtime(request.backend).kernel_sets_for(request.options)
     runs = []
     for kernel_set in sets:
-        entry, length = lowered.files[lowered.entry], tokens.shape[1]
-        session = runtime.load_decoder(entry, request.options, slots=1, context=length, kernel_set=kernel_set)
+        session = opened(request, lowered, context=tokens.shape[1], kernel_set=kernel_set)
         runs.append(vectors.answers(session, tokens, columns, sources))
         session.close()
+    path = Path(request.workdir) / "golden.npz"
+    inputs = {"tokens": tokens, "columns": columns, **({} if sources is None else {"sources": sources})}
+    save_vectors(path, inputs, runs)
+    return path, sets
+
+
+def opened(
+    request: DecoderRequest, lowered: LoweredDecoder, *, context: int, kernel_set: str | None = None
+) -> DecoderSession:
+    """Open a decoder that was lowered, with one slot; of a split one all parts together."""
+    runtime = registry.runtime(request.backend)
+    if not lowered.parts:
+        entry = lowered.files[lowered.entry]
+        return runtime.load_decoder(entry, request.options, slots=1, context=context, kernel_set=kernel_set)
+    stages = [
+        runtime.load_stage(part.files[part.entry], request.options, kernel_set=kernel_set)(1, context)
+        for part in lowered.parts
+    ]
+    return StagedDecoder(stages, slots=1, context=context)
+
+
+def save_vectors(path: Path, inputs: Mapping[str, Array], runs: Sequence[Mapping[str, Array]]) -> None:
+    """Write golden vectors whose tolerance follows from several runs.
+
+    Args:
+        runs: the outputs by kernel set, ``prefill`` and ``steps`` among them; the first are expected.
+    """
     expected = runs[0]
     apart = golden.deviation(expected["prefill"][:, -vectors.STEPS :], expected["steps"])
     allowed = {}
@@ -109,10 +137,7 @@ def golden_file(
             max(least * 4, tolerances.MARGIN * max(most for most, _ in found)),
             max(least, tolerances.MARGIN * max(rms for _, rms in found)),
         )
-    path = Path(request.workdir) / "golden.npz"
-    inputs = {"tokens": tokens, "columns": columns, **({} if sources is None else {"sources": sources})}
-    golden.save(Golden(inputs, expected, allowed), path)
-    return path, sets
+    golden.save(Golden(dict(inputs), dict(expected), allowed), path)
 
 
 def text_files(text: TextFiles, workdir: Path) -> dict[str, Path]:
@@ -209,6 +234,8 @@ def answer_of(
     data: Data,
     warnings: tuple[str, ...],
     steps: tuple[DecoderStepEntry, ...] = (),
+    parts: tuple[PartAnswer, ...] = (),
+    channels: int = 0,
 ) -> DecoderAnswer:
     """Return the answer to a request, and write the files of the text side.
 
@@ -217,7 +244,8 @@ def answer_of(
         proof: what :func:`golden_file` returned; it holds ``vectors`` vectors.
     """
     lowered = made[-1][0]
-    files = {**lowered.files, **text_files(text, Path(request.workdir))}
+    own = {} if lowered.parts else lowered.files
+    files = {**own, **text_files(text, Path(request.workdir))}
     size = sum(file.stat().st_size for file in lowered.files.values())
     path, sets = proof
     return DecoderAnswer(
@@ -241,6 +269,8 @@ def answer_of(
         memory_bytes=2 * size + generation.cache_bytes,
         warnings=warnings,
         steps=steps,
+        parts=parts,
+        channels=channels,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kedge.compiler.decoders import steps
+from kedge.compiler.decoders import part_files, splitting, steps
 from kedge.compiler.decoders.worker_messages import Attempt, DecoderAnswer, DecoderRequest, DecoderStepEntry
 from kedge.compiler.decoders.worker_parts import (
     TOKENIZER,
@@ -23,6 +23,7 @@ from kedge.compiler.decoders.worker_parts import (
     context_of,
     generation_of,
     golden_file,
+    opened,
 )
 from kedge.evaluation.decoders import reference as references
 from kedge.evaluation.decoders import texts
@@ -33,7 +34,6 @@ from kedge.quantization import decoder_mixing
 from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, table
 from kedge.quantization.decoder_scheme import Scheme
 from kedge_protocol.errors import ConfigError, TargetError
-from kedge_targets import registry
 from kedge_targets.decoder.contract import Ends, LoweredDecoder
 from kedge_targets.decoder.spec import Array
 from kedge_targets.worker import Progress
@@ -75,6 +75,7 @@ class _Made:
     lowered: LoweredDecoder
     attempt: Attempt
     damages: tuple[float, ...]
+    cuts: tuple[int, ...]
 
 
 class _Compilation:
@@ -102,14 +103,15 @@ class _Compilation:
         entries = self._stepped(tokenizer, reference)
         made, keeps = self._search(calibration, reference)
         lowered = made[-1].lowered
+        tokens, columns = self._golden_inputs(evaluation)
         return answer_of(
             request,
             decoder,
             decoder.text,
             [(one.lowered, one.attempt) for one in made],
             keeps=keeps,
-            proof=self._golden(lowered, evaluation),
-            vectors=min(_GOLDEN, len(evaluation)),
+            proof=golden_file(request, lowered, tokens, columns),
+            vectors=len(tokens),
             generation=generation_of(
                 request,
                 decoder.text,
@@ -126,6 +128,18 @@ class _Compilation:
             ),
             warnings=_warnings(calibration, evaluation, calibration_digest == evaluation_digest, decoder),
             steps=entries,
+            parts=part_files.answers(
+                request,
+                lowered,
+                made[-1].cuts,
+                tokens,
+                columns,
+                layers=len(self._spec.layers),
+                context=self._context,
+            )
+            if lowered.parts
+            else (),
+            channels=self._spec.hidden,
         )
 
     def _stepped(self, tokenizer: Any, reference: Reference) -> tuple[DecoderStepEntry, ...]:
@@ -155,11 +169,11 @@ class _Compilation:
     def _check_memory(self) -> None:
         """Check, before the long work, that the smallest scheme and the caches fit into the target's memory."""
         scheme = min(self._request.schemes, key=lambda one: one.bits or 16)
-        spec, layout = self._spec, self._compiler.layout(self._spec)
+        spec = self._spec
+        if self._cuts(scheme):
+            return
         weights = self._decoder.parameters * (scheme.bits or 16) // 8
-        itemsize = 1 if scheme.cache == "int8" else 4
-        positions = self._context * self._request.slots
-        cache = 2 * itemsize * len(spec.layers) * spec.kv_heads * layout.size * positions
+        cache = len(spec.layers) * self._layer_cache(scheme)
         if weights + cache > self._request.memory_bytes:
             raise TargetError(
                 f"the weights take {weights >> 20} MiB at least and the caches of {self._request.slots} x "
@@ -167,6 +181,24 @@ class _Compilation:
                 where=self._request.source,
                 remedy="Ask for less with --context, --slots or --cache int8, or take a smaller model",
             )
+
+    def _layer_cache(self, scheme: Scheme) -> int:
+        """Return the bytes of one layer's cache for all positions of all slots."""
+        itemsize = 1 if scheme.cache == "int8" else 4
+        positions = self._context * self._request.slots
+        return 2 * itemsize * self._spec.kv_heads * self._compiler.layout(self._spec).size * positions
+
+    def _cuts(self, scheme: Scheme) -> tuple[int, ...]:
+        """Return where the layers are cut; nowhere for a model that stays whole."""
+        if not self._request.split:
+            return ()
+        return splitting.cuts(
+            self._spec,
+            scheme,
+            self._request.split,
+            cache_bytes=self._layer_cache(scheme),
+            where=self._request.source,
+        )
 
     def _sequences(self, path: str, tokenizer: Any, wanted: int) -> tuple[list[list[int]], str]:
         found, digest = texts.read(Path(path))
@@ -232,10 +264,9 @@ class _Compilation:
             self._embedded(calibration) if scheme.calibrated else [],
             lambda done, total: self._progress(scheme.label, done, total),
         )
-        lowered = self._compiler.lower(self._spec, self._ends(scheme), layers, context=self._context, workdir=folder)
-        session = registry.runtime(self._request.backend).load_decoder(
-            folder / lowered.entry, self._request.options, slots=1, context=LENGTH
-        )
+        cuts = self._cuts(scheme)
+        lowered = self._lowered(scheme, layers, cuts, folder)
+        session = opened(self._request, lowered, context=LENGTH)
         try:
             figures = references.judged(
                 session, reference, lambda done, total: self._progress(f"evaluate {scheme.label}", done, total)
@@ -244,7 +275,13 @@ class _Compilation:
             session.close()
         label = " + ".join([*(step.said for step in self._request.steps), scheme.label])
         attempt = attempt_of(self._request, scheme, lowered, figures, label=label, began=began)
-        return _Made(lowered, attempt, tuple(layers.damages))
+        return _Made(lowered, attempt, tuple(layers.damages), cuts)
+
+    def _lowered(self, scheme: Scheme, layers: QuantizedLayers, cuts: tuple[int, ...], folder: Path) -> LoweredDecoder:
+        spec, ends, context = self._spec, self._ends(scheme), self._context
+        if not cuts:
+            return self._compiler.lower(spec, ends, layers, context=context, workdir=folder)
+        return part_files.joined(self._compiler.lower_parts(spec, ends, layers, cuts, context=context, workdir=folder))
 
     def _ends(self, scheme: Scheme) -> Ends:
         weights = self._decoder.weights
@@ -255,12 +292,12 @@ class _Compilation:
             head=None if self._spec.tied else table(weights.outer("head"), scheme.embedding, scheme.group),
         )
 
-    def _golden(self, lowered: LoweredDecoder, sequences: list[list[int]]) -> tuple[Path, tuple[str, ...]]:
-        """Write golden vectors from the evaluation texts."""
+    def _golden_inputs(self, sequences: list[list[int]]) -> tuple[Array, Array]:
+        """Return tokens of the evaluation texts, and the tokens whose logits are compared."""
         self._progress("golden vectors", 0, 0)
         length = min(_GOLDEN_LENGTH, self._context, *(len(one) for one in sequences))
         tokens = np.array([one[:length] for one in sequences[:_GOLDEN]], np.int64)
-        return golden_file(self._request, lowered, tokens, columns_of(self._spec.vocabulary, len(tokens)))
+        return tokens, columns_of(self._spec.vocabulary, len(tokens))
 
 
 def _warnings(

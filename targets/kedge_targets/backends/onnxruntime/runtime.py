@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from kedge_targets.graph import library
 
 if TYPE_CHECKING:
     from kedge_targets.decoder.session import DecoderSession
+    from kedge_targets.decoder.stages import Stage
 
 FUSED = "fused"
 REFERENCE = "reference"
@@ -71,6 +73,18 @@ class Runtime(contract.Runtime):
         if any(one.name.startswith("cross.") for one in decoder.get_inputs()):
             encoder = _opened(entry.with_name(ENCODER), options, kernel_set)
         return OnnxDecoderSession(decoder, slots=slots, context=context, encoder=encoder)
+
+    def load_stage(
+        self, entry: Path, options: Mapping[str, Any], *, kernel_set: str | None = None
+    ) -> Callable[[int, int], Stage]:
+        """See :meth:`kedge_targets.contract.Runtime.load_stage`."""
+        from kedge_targets.backends.onnxruntime.decoder.stage import HEAD, OnnxStage
+
+        layers, head = _opened(entry, options, kernel_set), None
+        if entry.with_name(HEAD).is_file():
+            head = _opened(entry.with_name(HEAD), options, kernel_set)
+        turn = threading.Lock()
+        return lambda slots, context: OnnxStage(layers, head, turn, slots=slots, context=context)
 
 
 def _opened(entry: Path, options: Mapping[str, Any], kernel_set: str | None) -> Any:

@@ -3,7 +3,8 @@ memory-maps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,9 @@ class Compiler(contract.DecoderCompiler):
         from kedge_targets.backends.onnxruntime.decoder.graph import DecoderGraph
         from kedge_targets.backends.onnxruntime.decoder.writer import GraphWriter
 
-        layout = self.layout(spec)
         itemsizes = []
         with GraphWriter(workdir / DATA) as writer:
-            graph = DecoderGraph(writer, spec, layout, context=context)
+            graph = DecoderGraph(writer, spec, self.layout(spec), context=context)
             graph.begin(ends.embedding, ends.positions, ends.relative)
             for index in range(len(spec.layers)):
                 piece = pieces(index)
@@ -59,13 +59,56 @@ class Compiler(contract.DecoderCompiler):
                 itemsizes.append(4 if piece.cache is None else 1)
             graph.end(ends.norm, ends.head, ends.head_bias)
             (workdir / ENTRY).write_bytes(writer.model().SerializeToString(deterministic=True))
+        return self._lowered(spec, workdir, (ENTRY, DATA), itemsizes)
+
+    def lower_parts(
+        self, spec: DecoderSpec, ends: Ends, pieces: Pieces, cuts: Sequence[int], *, context: int, workdir: Path
+    ) -> tuple[LoweredDecoder, ...]:
+        """See :meth:`kedge_targets.decoder.contract.DecoderCompiler.lower_parts`."""
+        from kedge_targets.backends.onnxruntime.decoder.graph import DecoderGraph
+        from kedge_targets.backends.onnxruntime.decoder.stage import HEAD
+        from kedge_targets.backends.onnxruntime.decoder.writer import Constants, GraphWriter
+
+        layout, found = self.layout(spec), []
+        for first, last in itertools.pairwise((0, *cuts, len(spec.layers))):
+            folder, itemsizes = workdir / f"layers-{first}", []
+            folder.mkdir()
+            with Constants(folder / DATA, shared=True) as data:
+                graphs = {ENTRY: GraphWriter(data)}
+                graph = DecoderGraph(graphs[ENTRY], spec, layout, context=context)
+                if first:
+                    graph.go_on()
+                else:
+                    graph.begin(ends.embedding, ends.positions)
+                for index in range(first, last):
+                    piece = pieces(index)
+                    graph.layer(index, piece)
+                    itemsizes.append(4 if piece.cache is None else 1)
+                graph.stop()
+                if not first:
+                    graphs[HEAD] = GraphWriter(data)
+                    closing = DecoderGraph(graphs[HEAD], spec, layout, context=context)
+                    closing.head(ends.embedding, ends.norm, ends.head, ends.head_bias)
+                for title, one in graphs.items():
+                    (folder / title).write_bytes(one.model().SerializeToString(deterministic=True))
+            found.append(self._lowered(spec, folder, (*graphs, DATA), itemsizes))
+        return tuple(found)
+
+    def _lowered(
+        self, spec: DecoderSpec, folder: Path, titles: Sequence[str], itemsizes: Sequence[int]
+    ) -> LoweredDecoder:
+        """Return the files of layers.
+
+        Args:
+            itemsizes: bytes of a stored number of each layer's cache.
+        """
         minimum = _MINIMUM_INT8_CACHE if 1 in itemsizes else _MINIMUM
         return LoweredDecoder(
-            files={ENTRY: workdir / ENTRY, DATA: workdir / DATA},
+            files={title: folder / title for title in titles},
             entry=ENTRY,
             runtimes=(RuntimeRequirement(distribution="onnxruntime", minimum=minimum),),
             tools={"onnx": metadata.version("onnx")},
-            position_bytes=2 * spec.kv_heads * layout.size * sum(itemsizes),
+            position_bytes=2 * spec.kv_heads * self.layout(spec).size * sum(itemsizes),
         )
 
     def lower_with_encoder(

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import InputError, VerificationError
-from kedge_targets.backends.onnxruntime.decoder.session import TYPES, zeros
+from kedge_targets.backends.onnxruntime.decoder.slot_caches import TYPES, zeros
 from kedge_targets.decoder.exported import KNOWN, PAST, PRESENT
 from kedge_targets.decoder.session import DecoderSession
 from kedge_targets.graph import library

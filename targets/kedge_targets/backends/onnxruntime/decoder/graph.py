@@ -11,7 +11,8 @@
     source_mask [batch, source] int32  1 where a text's encoder has a position
     → logits [batch, keep, vocabulary] float32
 
-A part of the layers has ``hidden`` [batch, step, channels] as input and output instead.
+Layers after others have ``hidden`` [batch, step, channels] as input in place of ``input_ids``, and layers before others
+``hidden_out`` of this shape as output; the head then is a graph of its own (``hidden`` and ``keep`` → ``logits``).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from onnx import TensorProto
 from kedge_targets.backends.onnxruntime.decoder.blocks import Blocks
 from kedge_targets.backends.onnxruntime.decoder.writer import MICROSOFT, GraphWriter
 from kedge_targets.decoder.layout import HeadLayout
-from kedge_targets.decoder.matrix import Matrix
+from kedge_targets.decoder.matrix import Codes, Matrix
 from kedge_targets.decoder.plan import Piece
 from kedge_targets.decoder.spec import TEXT, DecoderSpec, LayerKind
 
@@ -116,6 +117,32 @@ class DecoderGraph(Blocks):
         self._probe(index, "down", inner)
         out = w.product(inner, m["down"], f"{stem}.down", v.get("down.bias"))
         self._after("feed_forward_norm", "feed_forward_post_norm", out, v)
+
+    def go_on(self) -> None:
+        """Write the inputs of layers after others; see :meth:`begin`."""
+        self.begin(None)
+        self._resume()
+
+    def head(self, embedding: Matrix, norm: dict[str, Array], head: Matrix | None, bias: Array | None = None) -> None:
+        """Write norm and head as a graph of their own, from ``hidden`` to ``logits``; see :meth:`end`."""
+        self._w.take("hidden", _FLOAT, ["batch", "step", self._spec.hidden])
+        self._hidden = "hidden"
+        self._resume()
+        if head is None and not isinstance(embedding, Codes):
+            self._embedding = self._w.real(embedding, "embedding")
+        self.end(norm, embedding if head is None and isinstance(embedding, Codes) else head, bias)
+
+    def stop(self) -> None:
+        """Write the output of layers before others."""
+        # The whole graph adds and normalizes in one operator, into which ONNX Runtime draws a bias. The same operator
+        # here, and added zeros in _resume, make the same sums in the same order: the same bits.
+        ones = np.ones(self._spec.hidden, np.float32)
+        self._norm_of_sum("ones", {"ones": ones, "ones.bias": np.zeros_like(ones)})
+        self._w.op("Identity", [self._hidden], ["hidden_out"])
+        self._w.give("hidden_out", _FLOAT, ["batch", "step", self._spec.hidden])
+
+    def _resume(self) -> None:
+        self._added = self._w.op("Sub", [self._hidden, self._hidden])
 
     def end(self, norm: dict[str, Array] | None, head: Matrix | None, bias: Array | None = None) -> None:
         """Write norm and head. With ``head`` None the head is the embedding; with ``norm`` None the output is

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import InputError, VerificationError
+from kedge_targets.backends.onnxruntime.decoder.slot_caches import SlotCaches, after, zeros
 from kedge_targets.decoder.session import DecoderSession
 from kedge_targets.graph import library
 
@@ -16,7 +17,6 @@ Array = npt.NDArray[Any]
 ENCODER = "encoder.onnx"
 """The file of an encoder, beside its decoder."""
 _FEATURES = "input_features"
-TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
 class OnnxDecoderSession(DecoderSession):
@@ -40,12 +40,6 @@ class OnnxDecoderSession(DecoderSession):
         super().__init__(slots=slots, context=context, vocabulary=int(vocabulary))
         self._session = session
         self._positions = "position_ids" in inputs
-        self._caches = {
-            name: zeros((slots, one.shape[1], context, one.shape[3]), TYPES[one.type])
-            for name, one in inputs.items()
-            if name.startswith("past.")
-        }
-        self._bindings: dict[tuple[int, int], Any] = {}
         self._encoder = encoder
         self.has_encoder = encoder is not None
         self._sources = {
@@ -57,11 +51,12 @@ class OnnxDecoderSession(DecoderSession):
         if self._mask is not None:
             # A row that attends to nothing would not be a number.
             self._mask[:, 0] = 1
+        self._caches = SlotCaches(session, slots=slots, context=context, fixed=self._sources)
 
     @property
     def cache_bytes(self) -> int:
         """See :attr:`kedge_targets.decoder.session.DecoderSession.cache_bytes`."""
-        return sum(cache.nbytes for cache in (*self._caches.values(), *self._sources.values()))
+        return self._caches.nbytes + sum(fixed.nbytes for fixed in self._sources.values())
 
     def check_source(self, source: Array) -> None:
         """See :meth:`kedge_targets.decoder.session.DecoderSession.check_source`."""
@@ -94,8 +89,7 @@ class OnnxDecoderSession(DecoderSession):
 
     def copy(self, source: int, to: int, positions: int) -> None:
         """See :meth:`kedge_targets.decoder.session.DecoderSession.copy`."""
-        for cache in self._caches.values():
-            cache[to, :, :positions] = cache[source, :, :positions]
+        self._caches.copy(source, to, positions)
         for fixed in self._sources.values():
             fixed[to] = fixed[source]
         if self._mask is not None:
@@ -104,14 +98,8 @@ class OnnxDecoderSession(DecoderSession):
 
     def _run(self, first: int, tokens: Array, lengths: Array, keep: int) -> Array:
         rows, step = tokens.shape
-        binding = self._bound(first, rows)
-        after = lengths + step
-        feeds = {
-            "input_ids": tokens,
-            "keep": np.array([keep], np.int64),
-            "seqlens_k": (after - 1).astype(np.int32),
-            "total": np.array([after.max()], np.int32),
-        }
+        binding = self._caches.bound(first, rows)
+        feeds = {"input_ids": tokens, "keep": np.array([keep], np.int64), **after(lengths, step)}
         if self._positions:
             feeds["position_ids"] = lengths[:, None] + np.arange(step)
         if self._mask is not None:
@@ -126,39 +114,8 @@ class OnnxDecoderSession(DecoderSession):
         logits: Array = binding.get_outputs()[-1].numpy()
         return logits
 
-    def _bound(self, first: int, rows: int) -> Any:
-        """Return a binding of the slots from ``first`` on; its caches stay bound."""
-        if (first, rows) not in self._bindings:
-            binding = self._session.io_binding()
-            for name, cache in self._caches.items():
-                part = cache[first : first + rows]
-                place = ("cpu", 0, part.dtype.type, part.shape, part.ctypes.data)
-                binding.bind_input(name, *place)
-                binding.bind_output(name.replace("past.", "present."), *place)
-            for name, fixed in self._sources.items():
-                part = fixed[first : first + rows]
-                binding.bind_input(name, "cpu", 0, np.float32, part.shape, part.ctypes.data)
-            self._bindings[first, rows] = binding
-        return self._bindings[first, rows]
-
     def close(self) -> None:
         """See :meth:`kedge_targets.decoder.session.DecoderSession.close`."""
-        self._bindings.clear()
-        self._caches.clear()
+        self._caches.close()
         self._sources.clear()
         self._session = self._encoder = None
-
-
-def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Return an empty cache.
-
-    Raises:
-        InputError: it does not fit into memory.
-    """
-    try:
-        return np.zeros(shape, dtype)
-    except MemoryError as error:
-        raise InputError(
-            f"a cache of {' x '.join(map(str, shape))} does not fit into memory",
-            remedy="Ask for fewer slots or a shorter context",
-        ) from error
