@@ -8,6 +8,7 @@ One ``.npz`` (no pickles; members carry no times, so equal vectors have equal by
                          square over all elements
     code/<input name>    bytes: in/ holds codes (:class:`kedge_protocol.golden_coding.CodedInput`) if the samples
                          themselves would be too large
+    own/<input name>     int64 [samples, rank]: the shape of each sample, where in/ holds them filled up to the longest
     shape/<output name>  int64, of one sample: out/ holds checksums (:func:`kedge_protocol.golden_coding.checksums`)
                          if the outputs themselves would be too large
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,7 @@ class Golden:
 
     Attributes:
         coded: the inputs that are stored in a compact form.
+        own: the shape of each sample, for inputs whose samples differ in length: the rest of each is filled up.
         shapes: the shape of one sample, for outputs of which ``outputs`` has only checksums.
     """
 
@@ -55,11 +58,28 @@ class Golden:
     tolerances: dict[str, Tolerance]
     coded: dict[str, CodedInput] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    own: dict[str, Array] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
         """The number of vectors."""
         return int(next(iter(self.inputs.values())).shape[0])
+
+    def picked(self, rows: Sequence[int]) -> Golden:
+        """Return some of the vectors, without expectations."""
+        inputs, own = ({name: one[list(rows)] for name, one in part.items()} for part in (self.inputs, self.own))
+        return Golden(inputs, {}, {}, own=own)
+
+    def calls(self, step: int) -> Iterator[dict[str, Array]]:
+        """Yield the inputs of one call after another: ``step`` vectors each, or one where vectors differ in length."""
+        step = 1 if self.own else step
+        for index in range(0, self.samples, step):
+            yield {name: self._of_call(name, array[index : index + step], index) for name, array in self.inputs.items()}
+
+    def _of_call(self, name: str, array: Array, index: int) -> Array:
+        if name not in self.own:
+            return array
+        return array[(slice(None), *(slice(int(size)) for size in self.own[name][index]))]
 
 
 @dataclass(frozen=True)
@@ -133,6 +153,7 @@ def save(golden: Golden, path: Path) -> None:
             arrays[f"code/{name}"] = np.frombuffer(golden.coded[name].how(), np.uint8)
         else:
             arrays[f"in/{name}"] = value
+    arrays |= {f"own/{name}": np.asarray(shapes, np.int64) for name, shapes in golden.own.items()}
     arrays |= {f"out/{name}": value for name, value in golden.outputs.items()}
     arrays |= {f"shape/{name}": np.array(shape, np.int64) for name, shape in golden.shapes.items()}
     for name, allowed in golden.tolerances.items():
@@ -151,7 +172,7 @@ def load(path: Path) -> Golden:
     Raises:
         BundleError: the file does not hold golden vectors, or its parts do not match.
     """
-    parts: dict[str, dict[str, Array]] = {"in": {}, "out": {}, "tol": {}, "code": {}, "shape": {}}
+    parts: dict[str, dict[str, Array]] = {"in": {}, "out": {}, "tol": {}, "code": {}, "shape": {}, "own": {}}
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             for key in archive.files:
@@ -171,7 +192,14 @@ def load(path: Path) -> Golden:
     pairs = all(t.shape == (2,) and t.dtype.kind == "f" for t in tolerances.values())
     lengths = {a.shape[0] if a.ndim else -1 for a in (*inputs.values(), *outputs.values())}
     together = sketched and len(lengths) == 1 and not lengths & {-1, 0} and set(tolerances) == set(outputs)
-    if not inputs or not outputs or not together or not pairs:
+    fits = all(name in inputs and _within(shapes, inputs[name]) for name, shapes in parts["own"].items())
+    if not inputs or not outputs or not together or not pairs or not fits:
         raise BundleError("the golden vectors' parts do not belong together", where=str(path))
     allowed = {name: Tolerance(float(t[0]), float(t[1])) for name, t in tolerances.items()}
-    return Golden(inputs, outputs, allowed, coded, shapes)
+    return Golden(inputs, outputs, allowed, coded, shapes, parts["own"])
+
+
+def _within(shapes: Array, array: Array) -> bool:
+    """Return whether these are shapes of an array's samples."""
+    fits = shapes.dtype.kind == "i" and shapes.shape == (len(array), array.ndim - 1)
+    return bool(fits and (shapes >= 0).all() and (shapes <= array.shape[1:]).all())

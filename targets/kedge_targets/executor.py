@@ -41,6 +41,7 @@ class _Input:
         sample: shape of one sample, or None where an axis is free or the batch is not the first.
         rank: with the batch.
         kinds: of dtypes that it takes.
+        fill: where the file has fixed sizes and samples may be shorter: the size of each axis, with 0 for the others.
         batch_axis: in the file.
     """
 
@@ -52,6 +53,7 @@ class _Input:
     batch_axis: int
     preprocess: normalization.Prepared | None
     encode: tensors.Conversion
+    fill: tuple[int, ...] | None = None
 
 
 class Executor:
@@ -102,7 +104,8 @@ class Executor:
         self._piece = next(iter(fixed)) if len(fixed) == 1 else None
         self._lone = [spec.name for spec in outputs if not spec.batched]
         plain = all(spec.batch_axis == 0 for spec in (*inputs, *outputs))
-        self.one = self._short_cut() if len(inputs) == len(outputs) == 1 and plain else None
+        filled = any(item.fill is not None for item in self._plan)
+        self.one = self._short_cut() if len(inputs) == len(outputs) == 1 and plain and not filled else None
         """For a model with one input and one output: an array in, an array out, like :meth:`run` with less around the
         runtime's own call."""
 
@@ -177,11 +180,15 @@ class Executor:
         order of :attr:`outputs`; the caller's own arrays are never changed."""
         prepared = []
         length = -1
+        lengths: dict[int, int] = {}
         for item in self._plan:
             array = tensors.as_array(raw[item.position], item.spec)
             shape = array.shape
             if shape[1:] != item.sample or len(shape) != item.rank or array.dtype.kind not in item.kinds:
                 tensors.check_input(array, item.spec)
+            if item.fill is not None:
+                lengths |= {size: have for size, have in zip(item.fill, shape, strict=True) if size}
+                array = _filled(array, item)
             if item.spec.batched:
                 axis = item.spec.batch_axis
                 if length not in (-1, shape[axis]):
@@ -200,7 +207,12 @@ class Executor:
         piece = self._piece if length != -1 else None
         in_pieces = piece is not None and piece != length
         results = self._in_pieces(prepared, length) if in_pieces else self._run(prepared)
-        return [decode(results[index]) for index, decode in self._decode]
+        answers = [decode(results[index]) for index, decode in self._decode]
+        return (
+            answers
+            if not lengths
+            else [_cut(one, spec, lengths) for one, spec in zip(answers, self.outputs, strict=True)]
+        )
 
     def _short_cut(self) -> Callable[[Array], Array]:
         item, piece, run, full = self._plan[0], self._piece, self._run, self.run
@@ -326,7 +338,45 @@ def _planned(spec: TensorSpec, position: int) -> _Input:
         _file_batch_axis(spec),
         None if how is None else normalization.prepared(how, layout=spec.layout, rank=rank),
         tensors.encoder(spec, reuse=how is not None),
+        filled_sizes(spec),
     )
+
+
+def filled_sizes(spec: TensorSpec) -> tuple[int, ...] | None:
+    """Return the size of each axis that is free for the caller and fixed in the file, with 0 for the others; None where
+    there is none."""
+    if not spec.batched:
+        return None
+    inner = spec.file.permutation
+    sizes = [spec.file.shape[at if inner is None else inner.index(at)] for at in range(len(spec.shape))]
+    found = tuple(
+        size or 0 if want is None and at != spec.batch_axis else 0
+        for at, (want, size) in enumerate(zip(spec.shape, sizes, strict=True))
+    )
+    return found if any(found) else None
+
+
+def _filled(array: Array, item: _Input) -> Array:
+    """Return samples filled up with zeros to the file's sizes.
+
+    Raises:
+        InputError: they are longer.
+    """
+    widths = [(0, max(0, size - have)) for size, have in zip(item.fill or (), array.shape, strict=True)]
+    for axis, (size, have) in enumerate(zip(item.fill or (), array.shape, strict=True)):
+        if size and have > size:
+            raise InputError(
+                f"axis {axis} has length {have}, this bundle takes at most {size}", where=f"input {item.spec.name!r}"
+            )
+    return np.pad(array, widths)
+
+
+def _cut(array: Array, spec: TensorSpec, lengths: Mapping[int, int]) -> Array:
+    """Return an output without what belongs to the zeros that the inputs were filled up with."""
+    fill = filled_sizes(spec)
+    if fill is None:
+        return array
+    return array[tuple(slice(lengths.get(size)) if size else slice(None) for size in fill)]
 
 
 def _is_plain(spec: TensorSpec) -> bool:

@@ -1,4 +1,4 @@
-"""Outputs whose length differs from sample to sample (the detections of a graph with its own suppression): filled up
+"""Tensors whose length differs from sample to sample (the detections of a graph with its own suppression): filled up
 with zeros, which as scores mean that nothing was found."""
 
 from __future__ import annotations
@@ -20,10 +20,17 @@ def stacked(rows: Sequence[Array]) -> Array:
     return np.concatenate([filled(row, longest) for row in rows])
 
 
-def filled(array: Array, sample: tuple[int, ...]) -> Array:
-    """Pad an output so that its samples have at least this shape."""
+def filled(array: Array, sample: tuple[int, ...], *, repeated: bool = False) -> Array:
+    """Pad samples so that they have at least this shape.
+
+    Args:
+        repeated: with their own elements from the beginning, in place of zeros: where the length of an output is that
+            of its input, a mean over positions is then not one over what fills it up.
+    """
     widths = [(0, 0)] + [(0, max(0, want - have)) for want, have in zip(sample, array.shape[1:], strict=True)]
-    return np.pad(array, widths) if any(after for _, after in widths) else array
+    if not any(after for _, after in widths):
+        return array
+    return np.pad(array, widths, mode="wrap") if repeated and array.size else np.pad(array, widths)
 
 
 def aligned(output: Array, reference: Array) -> tuple[Array, Array]:

@@ -309,12 +309,13 @@ def run_vectors_through(
     vectors = golden.load(folder / config.golden.file)
     step = step or _batch(config)
     rows, seconds = [], []
-    for index in range(0, vectors.samples, step):
-        one = {name: array[index : index + step] for name, array in vectors.inputs.items()}
+    done = 0
+    for one in vectors.calls(step):
         begun = time.perf_counter()
         rows.append(answer(one))
         seconds.append(time.perf_counter() - begun)
-        progress("golden vectors", index + step, vectors.samples)
+        done += len(next(iter(one.values())))
+        progress("golden vectors", done, vectors.samples)
     actual = {name: free_lengths.stacked([row[name] for row in rows]) for name in rows[0]}
     for spec in config.outputs:
         if spec.name not in vectors.shapes and (not spec.batched or None in spec.shape[1:]):
@@ -353,8 +354,7 @@ def _timed(folder: Path, config: BundleConfig, executor: Executor, before: list[
     vectors = golden.load(folder / config.golden.file)
     step = _batch(config)
     # A last piece that is not full would be another call.
-    starts = range(0, max(1, vectors.samples - step + 1), step)
-    calls = [{name: array[at : at + step] for name, array in vectors.inputs.items()} for at in starts]
+    calls = list(itertools.islice(vectors.calls(step), max(1, vectors.samples // step)))
     seconds = before[1:] or before
     for one in itertools.cycle(calls):
         if len(seconds) >= _TIMED_CALLS or sum(seconds) >= _TIMED_SECONDS:
@@ -372,9 +372,8 @@ def one_call(folder: Path, config: BundleConfig) -> dict[str, Any]:
 
     vectors = golden.load(folder / config.golden.file)
     specs = {spec.name: spec for spec in config.inputs}
-    return {
-        name: tensors.from_batch_first(array[: _batch(config)], specs[name]) for name, array in vectors.inputs.items()
-    }
+    first = next(vectors.calls(_batch(config)))
+    return {name: tensors.from_batch_first(array, specs[name]) for name, array in first.items()}
 
 
 def _batch(config: BundleConfig) -> int:

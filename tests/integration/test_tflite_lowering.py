@@ -394,19 +394,22 @@ def test_a_free_axis_beside_the_batch_gets_the_size_that_the_samples_have(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("samples", "told"),
-    [([], "there are no samples"), ([*noise({"text": (4,)}, 2), *noise({"text": (7,)}, 1)], "have 4 to 7")],
-    ids=["none", "of two lengths"],
+    ("samples", "axis", "told", "where"),
+    [
+        ([], "T", "there are no samples", "input 'text'"),
+        ([*noise({"text": (4,)}, 2), *noise({"text": (7,)}, 1)], "U", "depends on the length", "output 'out'"),
+    ],
+    ids=["none", "of two lengths, and an output of its own"],
 )
-def test_a_free_axis_without_one_size_is_refused_by_name(
-    tmp_path: Path, samples: list[dict[str, Array]], told: str
+def test_a_free_axis_that_nothing_settles_is_refused_by_name(
+    tmp_path: Path, samples: list[dict[str, Array]], axis: str, told: str, where: str
 ) -> None:
     graph = model(
-        [helper.make_node("Relu", ["text"], ["out"], name="relu")], {"text": ["N", "T"]}, {"out": ["N", "T"]}, []
+        [helper.make_node("Relu", ["text"], ["out"], name="relu")], {"text": ["N", "T"]}, {"out": ["N", axis]}, []
     )
     with pytest.raises(LoweringError, match=told) as caught:
         lower(graph, Precision.FLOAT32, samples, tmp_path / "work")
-    assert caught.value.where == "input 'text'"
+    assert caught.value.where == where
 
 
 def test_int8_without_samples_and_an_unknown_option_are_refused(tmp_path: Path) -> None:

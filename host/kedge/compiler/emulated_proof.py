@@ -82,7 +82,7 @@ def _proof(
     (folder / "config.json").write_bytes(codec.encode(plain))
     wanted = {name: path for name, path in compiled.evaluation.files.items() if Path(path).is_file()}
     inputs: dict[str, str] = {}
-    for name, array in samples.rows(0, SAMPLES).items():
+    for name, array in samples.rows(*next(samples.parts(SAMPLES))).items():
         inputs[name] = str(folder / f"given-{len(inputs)}.npy")
         np.save(inputs[name], array)
     outputs = {name: str(folder / f"made-{number}.npy") for number, name in enumerate(wanted)}

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge.evaluation.dataset import Data, chunks, open_array
+from kedge.evaluation.dataset import Data, chunks
+from kedge.evaluation.npy_files import open_array
 from kedge.evaluation.samples import NpyWriter
 from kedge_protocol.bundle.config import Preprocess
 from kedge_targets.graph.signature import TensorInfo

@@ -194,7 +194,7 @@ class PipelineJob:
         bounded = {seen.name: seen.bounded for seen in reference.choice.kinds}
         pipeline = settling.probable(self.pipeline, bounded, model.outputs[0].name)
         if pipeline.boxes is not None:
-            from kedge.evaluation.dataset import open_array
+            from kedge.evaluation.npy_files import open_array
 
             arrays = {
                 name: open_array(Path(path), name=name, where=path)[:_SETTLED_BY]

@@ -1,7 +1,9 @@
-"""Data sets: an ``.npz`` file, a folder of ``.npy`` files if the data does not fit in memory, or a table of columns.
+"""Data sets: an ``.npz`` file, a folder of ``.npy`` files if the data does not fit in memory, a table of columns.
 
 One array for each model input, by its name (or ``input`` where there is one), first axis samples, and ``label`` where
-there are labels. Nothing is loaded whole: the members of an ``.npz`` are unpacked to ``.npy`` files, which are mapped.
+there are labels. Samples of unlike length lie in a folder of the input's name, one ``.npy`` each, or in an array that
+is filled up, with ``NAME.lengths`` beside it. Nothing is loaded whole: the members of an ``.npz`` are unpacked to
+``.npy`` files, which are mapped.
 """
 
 from __future__ import annotations
@@ -11,14 +13,16 @@ import hashlib
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kedge.evaluation import sample_axes
+from kedge.evaluation import sample_axes, unlike_arrays
+from kedge.evaluation.npy_files import open_array
+from kedge.evaluation.unlike_lengths import UnlikeSamples
 from kedge.importing.data_folders import columns as table_columns
 from kedge.importing.data_folders.columns import Columns
 from kedge_protocol import digest
@@ -42,6 +46,7 @@ class Data:
 
     Attributes:
         arrays: the model's input name → an ``.npy`` file.
+        shapes: of an input whose samples differ in length, the file of their shapes: :class:`UnlikeSamples`.
         label: an ``.npy`` file.
         samples: length of the first axis.
         steps: of a model with states that the user's files leave out, how many samples in a row share one: the state
@@ -50,6 +55,7 @@ class Data:
 
     arrays: dict[str, str]
     samples: int
+    shapes: dict[str, str] = field(default_factory=dict)
     label: str | None = None
     steps: int | None = None
 
@@ -91,12 +97,13 @@ class Dataset:
             self.files = _unpacked(path, scratch, self.where) if path.is_file() else _folder(path, self.where)
         if not self.files:
             raise DatasetError("holds no array", where=self.where, remedy="One array for each model input is needed")
+        self.unlike = unlike_arrays.taken(self.files, scratch, where=self.where)
         self.arrays = {name: open_array(file, name=name, where=self.where) for name, file in self.files.items()}
         for name, array in self.arrays.items():
             if array.size == 0:
                 raise DatasetError(f"array {name!r} has no samples", where=self.where)
         self._scratch = scratch
-        self.samples = _likely_length(self.arrays)
+        self.samples = _likely_length({**self.arrays, **self.unlike})
         if annotations is not None:
             self._annotate(annotations, scratch)
 
@@ -130,17 +137,25 @@ class Dataset:
             self._fit(self._columns, specs)
         names = self._names(specs)
         for spec in specs:
-            self._check(names[spec.name], self.arrays[names[spec.name]], spec)
-        by_array = {names[spec.name]: spec for spec in specs}
+            self._check(names[spec.name], self._given(names[spec.name]), spec)
+        by_array = {names[spec.name]: spec for spec in specs if names[spec.name] not in self.unlike}
+        apart = {names[spec.name]: spec for spec in specs if names[spec.name] in self.unlike}
+        unlike_arrays.check(self.unlike, apart, where=self.where, in_steps=carried)
         made, self.samples = sample_axes.arranged(
-            {array: self.arrays[array] for array in by_array}, by_array, where=self.where, in_steps=carried
+            {array: self.arrays[array] for array in by_array},
+            by_array,
+            where=self.where,
+            in_steps=carried,
+            known={array: len(self.unlike[array]) for array in apart},
         )
-        label = self.files.get(LABEL) if LABEL not in by_array else None
+        label = self.files.get(LABEL) if LABEL not in names.values() else None
         if label is not None:
             label = self._labels(label)
-        self.names = {array: spec.name for array, spec in by_array.items()}
+        self.names = {array: spec.name for array, spec in (by_array | apart).items()}
+        stored = {spec.name: str(self._stored(array, made[array])) for array, spec in by_array.items()}
         return Data(
-            arrays={spec.name: str(self._stored(array, made[array])) for array, spec in by_array.items()},
+            arrays={**stored, **{spec.name: str(self.unlike[array].path) for array, spec in apart.items()}},
+            shapes={spec.name: str(self.unlike[array].shapes_path) for array, spec in apart.items()},
             label=None if label is None else str(label),
             samples=self.samples,
             steps=self._steps(by_array) if carried else None,
@@ -154,6 +169,9 @@ class Dataset:
         for name, array in made.items():
             np.save(self.files[name], array, allow_pickle=False)
         self.arrays = {name: open_array(file, name=name, where=self.where) for name, file in self.files.items()}
+
+    def _given(self, name: str) -> Array | UnlikeSamples:
+        return self.unlike[name] if name in self.unlike else self.arrays[name]
 
     def _steps(self, specs: Mapping[str, TensorInfo]) -> int:
         """Return the length of each sequence, or of the only one."""
@@ -187,10 +205,11 @@ class Dataset:
 
     def _names(self, inputs: Sequence[TensorInfo]) -> dict[str, str]:
         names = {spec.name: spec.name for spec in inputs}
-        if len(inputs) == 1 and inputs[0].name not in self.arrays and SOLE_INPUT in self.arrays:
+        if len(inputs) == 1 and inputs[0].name not in self.arrays and SOLE_INPUT in (*self.arrays, *self.unlike):
             names = {inputs[0].name: SOLE_INPUT}
-        missing = [name for name, array in names.items() if array not in self.arrays]
-        unknown = [array for array in self.arrays if array not in names.values() and array != LABEL]
+        there = [*self.arrays, *self.unlike]
+        missing = [name for name, array in names.items() if array not in there]
+        unknown = [array for array in there if array not in names.values() and array != LABEL]
         if missing or unknown:
             problems = [f"no array for input {name!r}" for name in missing]
             problems += [f"array {array!r} is no input of the model" for array in unknown]
@@ -201,7 +220,7 @@ class Dataset:
             )
         return names
 
-    def _check(self, name: str, array: Array, spec: TensorInfo) -> None:
+    def _check(self, name: str, array: Array | UnlikeSamples, spec: TensorInfo) -> None:
         if spec.dtype == TEXT:
             if array.dtype.kind != "U":
                 raise DatasetError(
@@ -241,6 +260,20 @@ class Dataset:
                     part *= np.uint64(0x9E3779B97F4A7C15)
                     part ^= np.frombuffer(b"".join(hashes), dtype=np.uint64)
             content[name] = f"{array.dtype.str} {array.shape} {state.hexdigest()}".encode()
+        for name, samples in sorted(self.unlike.items()):
+            state = hashlib.sha256(samples.shapes.tobytes())
+            for row in range(len(samples)):
+                sample = samples.sample(row)
+                if sample.dtype.kind == "f":
+                    self._finite(name, row, sample[np.newaxis])
+                raw = np.ascontiguousarray(sample)
+                state.update(raw.data)
+                found = hashlib.blake2b(raw.data, digest_size=8).digest()
+                if len(samples) == self.samples:
+                    part = rows[row : row + 1]
+                    part *= np.uint64(0x9E3779B97F4A7C15)
+                    part ^= np.frombuffer(found, np.uint64)
+            content[name] = f"{samples.dtype.str} {len(samples)} samples {state.hexdigest()}".encode()
         return Scan(content, rows)
 
     def _finite(self, name: str, start: int, chunk: Array) -> None:
@@ -275,31 +308,6 @@ class Scan:
         return int(np.isin(other.rows, self.rows).sum())
 
 
-def open_array(path: Path, *, name: str, where: str) -> Array:
-    """Map an ``.npy`` file.
-
-    Raises:
-        DatasetError: not such a file, cut short, or an array of Python objects.
-    """
-    try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
-        if dtype.hasobject:
-            raise DatasetError(
-                f"array {name!r} holds Python objects",
-                where=where,
-                remedy="Store plain numbers, and texts as array.astype(str)",
-            )
-        if 0 in shape:
-            return np.zeros(shape, dtype)
-        mapped: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except UNREADABLE as error:
-        raise DatasetError(f"array {name!r} cannot be read: {error}", where=where) from error
-    return mapped
-
-
 def chunks(array: Array) -> Iterator[tuple[int, Array]]:
     """Yield ``(index of the first sample, samples)`` in chunks of about :data:`CHUNK_BYTES`."""
     step = max(1, CHUNK_BYTES // max(1, array[:1].nbytes))
@@ -310,7 +318,8 @@ def chunks(array: Array) -> Iterator[tuple[int, Array]]:
 def _folder(path: Path, where: str) -> dict[str, Path]:
     if not path.is_dir():
         raise DatasetError("is neither a file nor a folder", where=where)
-    return {file.stem: file for file in sorted(path.glob("*.npy"))}
+    inner = {folder.name: folder for folder in sorted(path.iterdir()) if any(folder.glob("*.npy"))}
+    return {**{file.stem: file for file in sorted(path.glob("*.npy"))}, **inner}
 
 
 def _unpacked(path: Path, scratch: Path, where: str) -> dict[str, Path]:
@@ -336,12 +345,12 @@ def _unpacked(path: Path, scratch: Path, where: str) -> dict[str, Path]:
     return files
 
 
-def _likely_length(arrays: dict[str, Array]) -> int:
+def _likely_length(arrays: Mapping[str, Array | UnlikeSamples]) -> int:
     """Estimate the number of samples before the model's axes are known: the first axis that most arrays share; in a
     tie, that of the larger arrays."""
     votes: dict[int, tuple[int, int]] = {}
     for array in arrays.values():
-        length = array.shape[0] if array.ndim else 1
+        length = array.shape[0] if array.shape else 1
         count, size = votes.get(length, (0, 0))
         votes[length] = (count + 1, size + array.nbytes)
     return max(votes, key=lambda length: votes[length])

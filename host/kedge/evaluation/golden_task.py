@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,13 @@ def make_golden(request: GoldenRequest, progress: Progress) -> GoldenAnswer:
         outputs = [answer[spec.name] for spec in specs]
         form = golden_size.form(first, outputs, specs, most=request.budget)
         wanted = golden_size.candidates(first, outputs, choosing.CANDIDATES, form.samples)
-        raw = samples.picked(choosing.candidates(samples.count, wanted))
+        raw, own = samples.filled(choosing.candidates(samples.count, wanted))
         coded = form.coded(raw)
         raw = {**raw, **{name: one.decoded() for name, one in coded.items()}}
-        runs = _runs(executors, raw, specs, request.batch, progress)
+        given = golden.Golden(raw, {}, {}, own=own)
+        runs = _runs(executors, given, specs, request.batch, progress)
         picked = choosing.choose(runs, specs, eight_bits=request.eight_bits, wanted=form.samples)
-        chosen = {name: array[picked] for name, array in raw.items()}
+        chosen = given.picked(picked)
         _as_the_device(executors, runs, picked, chosen)
         seen = _drift(request, executors[0], samples, progress)
     finally:
@@ -64,19 +65,15 @@ def make_golden(request: GoldenRequest, progress: Progress) -> GoldenAnswer:
 
 def _runs(
     executors: Sequence[Executor],
-    raw: Mapping[str, Array],
+    given: golden.Golden,
     specs: Sequence[TensorSpec],
     batch: int,
     progress: Progress,
 ) -> list[dict[str, Array]]:
     """Return each kernel set's outputs for all candidates."""
-    count = len(next(iter(raw.values())))
     runs = []
     for number, executor in enumerate(executors):
-        parts = [
-            executor.on_samples({name: array[start : start + batch] for name, array in raw.items()})
-            for start in range(0, count, batch)
-        ]
+        parts = [executor.on_samples(one) for one in given.calls(batch)]
         runs.append({spec.name: free_lengths.stacked([part[spec.name] for part in parts]) for spec in specs})
         progress("golden", number + 1, len(executors))
     return runs
@@ -87,20 +84,20 @@ def _drift(request: GoldenRequest, executor: Executor, samples: Samples, progres
     seen = drift.Baseline(request.program.inputs, request.program.outputs)
     rows = choosing.candidates(samples.count, DRIFT_SAMPLES)
     for start in range(0, len(rows), request.batch):
-        raw = samples.picked(rows[start : start + request.batch])
-        seen.add(raw, executor.on_samples(raw))
+        given, own = samples.filled(rows[start : start + request.batch])
+        for raw in golden.Golden(given, {}, {}, own=own).calls(request.batch):
+            seen.add(raw, executor.on_samples(raw))
         progress("drift baseline", min(start + request.batch, len(rows)), len(rows))
     return seen.streams()
 
 
 def _as_the_device(
-    executors: Sequence[Executor], runs: Sequence[dict[str, Array]], picked: Sequence[int], chosen: Mapping[str, Array]
+    executors: Sequence[Executor], runs: Sequence[dict[str, Array]], picked: Sequence[int], chosen: golden.Golden
 ) -> None:
     """Run them again as the device does (kedge_targets.proof): one sample per call."""
     for run, executor in zip(runs, executors, strict=True):
-        for row, position in enumerate(picked):
-            one = executor.on_samples({name: array[row : row + 1] for name, array in chosen.items()})
-            for name, value in one.items():
+        for given, position in zip(chosen.calls(1), picked, strict=True):
+            for name, value in executor.on_samples(given).items():
                 run[name][position] = free_lengths.filled(value, run[name].shape[1:])[0]
 
 
@@ -109,7 +106,7 @@ def _written(
     form: Form,
     runs: Sequence[dict[str, Array]],
     picked: Sequence[int],
-    chosen: dict[str, Array],
+    chosen: golden.Golden,
     coded: dict[str, CodedInput],
 ) -> GoldenAnswer:
     specs = request.program.outputs
@@ -125,7 +122,7 @@ def _written(
         allowed = choosing.tolerances(summed, picked, specs, eight_bits=request.eight_bits)
     expected = {name: np.ascontiguousarray(value[picked]) for name, value in summed[0].items()}
     with worker_tasks.on_disk():
-        golden.save(golden.Golden(chosen, expected, allowed, coded, shapes), Path(request.file))
+        golden.save(golden.Golden(chosen.inputs, expected, allowed, coded, shapes, chosen.own), Path(request.file))
     return GoldenAnswer(
         samples=len(picked),
         kernel_sets=tuple(runtime.kernel_sets_for(request.program.options)),

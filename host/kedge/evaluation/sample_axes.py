@@ -15,13 +15,19 @@ Array = npt.NDArray[Any]
 
 
 def arranged(
-    arrays: Mapping[str, Array], specs: Mapping[str, TensorInfo], *, where: str, in_steps: bool
+    arrays: Mapping[str, Array],
+    specs: Mapping[str, TensorInfo],
+    *,
+    where: str,
+    in_steps: bool,
+    known: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, Array], int]:
     """Views of the arrays with the samples along the first axis, and how many samples there are.
 
     Args:
         arrays: by the data set's names.
         specs: the input of each, with its shape's first axis the samples and ``batch_axis`` that of the model's own.
+        known: other arrays whose number of samples is known.
         in_steps: inputs may have one axis more, ``[sequences, steps, …]``: steps become samples.
 
     Raises:
@@ -32,11 +38,12 @@ def arranged(
         if not found:
             have = "x".join(map(str, arrays[name].shape)) or "one number"
             raise DatasetError(f"array {name!r} has shape {have}, the model takes {_words(specs[name])}", where=where)
+    others: dict[str, dict[int, Any]] = {name: {count: None} for name, count in (known or {}).items()}
     batched = [found for name, found in readings.items() if specs[name].batched]
-    every = batched or list(readings.values())
+    every = [*others.values(), *batched] or list(readings.values())
     common = [count for count in every[0] if all(count in found for found in every)]
     if not common:
-        listed = ", ".join(f"{name} {next(iter(found))}" for name, found in sorted(readings.items()))
+        listed = ", ".join(f"{name} {next(iter(found))}" for name, found in sorted((others | readings).items()))
         raise DatasetError(f"the arrays have different numbers of samples: {listed}", where=where)
     samples = common[0]
     made = {}

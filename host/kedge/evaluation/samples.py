@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge.evaluation.dataset import Data, open_array
+from kedge.evaluation.dataset import Data
+from kedge.evaluation.npy_files import open_array
+from kedge.evaluation.unlike_lengths import UnlikeSamples, runs
 from kedge_protocol.bundle.config import Preprocess
 from kedge_targets import free_lengths
 from kedge_targets.graph.signature import TensorInfo
@@ -27,17 +29,52 @@ class Samples:
     """
 
     def __init__(self, data: Data) -> None:
-        self.arrays = {name: _opened(name, path) for name, path in data.arrays.items()}
+        self.arrays: dict[str, Array | UnlikeSamples] = {
+            name: UnlikeSamples.opened(Path(path), Path(data.shapes[name]), where=path)
+            if name in data.shapes
+            else _opened(name, path)
+            for name, path in data.arrays.items()
+        }
+        self.unlike = bool(data.shapes)
+        """Whether samples differ in length."""
         self.label = None if data.label is None else _opened("label", data.label)
         self.count = data.samples
 
+    @property
+    def whole(self) -> dict[str, Array]:
+        """All raw samples, by input name; those of unlike length repeated up to the longest."""
+        return {
+            name: array.filled(range(self.count), repeated=True) if isinstance(array, UnlikeSamples) else array
+            for name, array in self.arrays.items()
+        }
+
+    def parts(self, size: int) -> Iterator[tuple[int, int]]:
+        """Ranges of up to ``size`` samples that have one shape: what can be given to a model at once."""
+        for start in range(0, self.count, size):
+            yield from runs(list(self.arrays.values()), start, min(start + size, self.count))
+
     def rows(self, start: int, stop: int) -> dict[str, Array]:
-        """Raw samples of a range, by input name."""
+        """Raw samples of a range, by input name.
+
+        Raises:
+            ValueError: they have several shapes, see :meth:`parts`.
+        """
         return {name: np.asarray(array[start:stop]) for name, array in self.arrays.items()}
 
     def picked(self, indices: Sequence[int]) -> dict[str, Array]:
-        """Raw samples at the indices, by input name."""
+        """Raw samples at the indices, by input name; they have one shape."""
         return {name: np.ascontiguousarray(array[list(indices)]) for name, array in self.arrays.items()}
+
+    def filled(self, indices: Sequence[int]) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Raw samples at the indices, filled up with zeros where they differ in length; and the shape of each then."""
+        unlike = {name: array for name, array in self.arrays.items() if isinstance(array, UnlikeSamples)}
+        made = {
+            name: array.filled(indices)
+            if isinstance(array, UnlikeSamples)
+            else np.ascontiguousarray(array[list(indices)])
+            for name, array in self.arrays.items()
+        }
+        return made, {name: array.shapes[list(indices)] for name, array in unlike.items()}
 
 
 class PreprocessedSamples:
@@ -57,9 +94,9 @@ class PreprocessedSamples:
         return self.batches(1)
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """Batches of up to ``size`` samples."""
-        for start in range(0, self.samples, size):
-            yield preprocess(self._samples.rows(start, start + size), self._inputs, self._how)
+        """Batches of up to ``size`` samples, all of one shape."""
+        for start, stop in self._samples.parts(size):
+            yield preprocess(self._samples.rows(start, stop), self._inputs, self._how)
 
 
 def preprocess(
@@ -82,10 +119,12 @@ class NpyWriter:
     Args:
         path: of the new file.
         samples: how many there will be.
+        repeated: see :func:`kedge_targets.free_lengths.filled`.
     """
 
-    def __init__(self, path: Path, samples: int) -> None:
+    def __init__(self, path: Path, samples: int, *, repeated: bool = False) -> None:
         self.path = path
+        self._repeated = repeated
         self._samples = samples
         self._file = path.open("wb")
         self._begun = False
@@ -101,7 +140,7 @@ class NpyWriter:
             longest = tuple(max(pair) for pair in zip(self._sample, batch.shape[1:], strict=True))
             if longest != self._sample:
                 self._widen(longest)
-            batch = free_lengths.filled(batch, longest)
+            batch = free_lengths.filled(batch, longest, repeated=self._repeated)
         self._file.write(np.ascontiguousarray(batch).data)
 
     def _begin(self, sample: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -123,7 +162,7 @@ class NpyWriter:
         narrow.unlink()
         self._file = self.path.open("wb")
         self._begin(sample, self._dtype)
-        self._file.write(np.ascontiguousarray(free_lengths.filled(before, sample)).data)
+        self._file.write(np.ascontiguousarray(free_lengths.filled(before, sample, repeated=self._repeated)).data)
 
     def close(self) -> None:
         """End the file."""

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from kedge.evaluation import decisions, kinds, latency_race, metric
 from kedge.evaluation import outputs as outputs_judged
-from kedge.evaluation.dataset import open_array
+from kedge.evaluation.npy_files import open_array
 from kedge.evaluation.samples import NpyWriter, PreprocessedSamples, Samples, preprocess
 from kedge.evaluation.worker_messages import (
     Done,
@@ -37,7 +37,7 @@ from kedge.evaluation.worker_messages import (
     WarmRequest,
 )
 from kedge_protocol import memory
-from kedge_protocol.bundle.config import Preprocess, TensorSpec
+from kedge_protocol.bundle.config import TensorSpec
 from kedge_protocol.errors import KedgeError, ModelError, StorageError
 from kedge_targets import free_lengths, registry
 from kedge_targets.contract import Compiler, Lowered
@@ -74,7 +74,7 @@ def reference(request: ReferenceRequest, progress: Progress) -> ReferenceAnswer:
     outputs = _run_float(request, samples, progress)
     opened = _opened(outputs)
     choice = _chosen(request, opened, samples)
-    score = metric.score(choice, opened, opened, samples.arrays, samples.label)
+    score = metric.score(choice, opened, opened, samples.whole, samples.label)
     runtime = library.load()
     tools = {runtime.__name__: str(runtime.__version__), "numpy": np.__version__}
     return ReferenceAnswer(
@@ -90,14 +90,14 @@ def _chosen(request: ReferenceRequest, reference: Mapping[str, Array], samples: 
     seen = kinds.classify_outputs(
         reference,
         graph=kinds.graph_evidence(graph),
-        inputs=samples.arrays,
+        inputs=samples.whole,
         labels=samples.label,
         named=metric.named_output(request.metric),
         asked=request.min_agreement,
     )
     if request.min_agreement:
         decisions.check_asked(seen)
-    return metric.choose(request.metric, kinds=seen, reference=reference, labels=samples.label, inputs=samples.arrays)
+    return metric.choose(request.metric, kinds=seen, reference=reference, labels=samples.label, inputs=samples.whole)
 
 
 def score(
@@ -113,7 +113,7 @@ def score(
     """
     samples = Samples(request.data)
     outputs, reference = _aligned(_opened(_run_float(request, samples, progress)), _opened(wanted), request.outputs)
-    value = metric.score(choice, outputs, reference, samples.arrays, samples.label).value
+    value = metric.score(choice, outputs, reference, samples.whole, samples.label).value
     single = ReferenceLatencyRequest(
         model=request.model, inputs=request.inputs, data=request.data, preprocess=request.preprocess
     )
@@ -129,7 +129,7 @@ def _run_float(request: ReferenceRequest, samples: Samples, progress: Progress) 
         for feed in feeds.batches(request.batch):
             yield dict(zip(names, run(names, feed), strict=True))
 
-    return _collect(batches(), names, Path(request.folder), samples.count, "reference", progress)
+    return _collect(batches(), names, Path(request.folder), samples, "reference", progress)
 
 
 def lower(request: LowerRequest, progress: Progress) -> LowerAnswer:
@@ -155,8 +155,8 @@ def lower(request: LowerRequest, progress: Progress) -> LowerAnswer:
     return LowerAnswer(
         files={title: str(path) for title, path in made.files.items()},
         entry=made.entry,
-        inputs=tuple(_of_caller(spec, given, request.preprocess) for spec in made.inputs),
-        outputs=tuple(batch_axes.in_own_axes(spec, given[spec.name].batch_axis) for spec in made.outputs),
+        inputs=tuple(_of_caller(spec, given, request) for spec in made.inputs),
+        outputs=tuple(_of_caller(spec, given, request) for spec in made.outputs),
         runtimes=made.runtimes,
         verified=made.verified,
         tools=made.tools,
@@ -197,12 +197,12 @@ def evaluate(request: EvaluateRequest, progress: Progress) -> EvaluateAnswer:
         grown = max(0, (memory.resident() or 0) - before)
         batches = _answers(request, executor, samples)
         names = [spec.name for spec in request.program.outputs]
-        outputs = _collect(batches, names, Path(request.folder), samples.count, "evaluate", progress)
+        outputs = _collect(batches, names, Path(request.folder), samples, "evaluate", progress)
     finally:
         executor.close()
     opened, wanted = _aligned(_opened(outputs), _opened(request.reference), request.program.outputs)
     return EvaluateAnswer(
-        score=metric.score(request.choice, opened, wanted, samples.arrays, samples.label),
+        score=metric.score(request.choice, opened, wanted, samples.whole, samples.label),
         agreement=decisions.agreement(request.choice.seen, opened, wanted),
         outputs=outputs_judged.judge(request.choice.seen, opened, wanted),
         memory_bytes=grown,
@@ -216,8 +216,8 @@ def _answers(request: EvaluateRequest, executor: Executor, samples: Samples) -> 
     """Batch by batch; step by step where a state is carried, which begins with what the float model begins with."""
     steps = request.data.steps
     if steps is None:
-        for start in range(0, samples.count, request.batch):
-            yield executor.on_samples(samples.rows(start, start + request.batch))
+        for start, stop in samples.parts(request.batch):
+            yield executor.on_samples(samples.rows(start, stop))
         return
     answer: dict[str, Array] = {}
     for at in range(samples.count):
@@ -298,7 +298,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _collect(
-    batches: Iterator[dict[str, Array]], names: Sequence[str], folder: Path, total: int, what: str, progress: Progress
+    batches: Iterator[dict[str, Array]],
+    names: Sequence[str],
+    folder: Path,
+    samples: Samples,
+    what: str,
+    progress: Progress,
 ) -> dict[str, str]:
     """Write outputs as they come; name → ``.npy`` file.
 
@@ -307,7 +312,11 @@ def _collect(
     """
     with on_disk(), contextlib.ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
-        writers = {n: stack.enter_context(NpyWriter(folder / f"{i}.npy", total)) for i, n in enumerate(names)}
+        total, repeated = samples.count, samples.unlike
+        writers = {
+            name: stack.enter_context(NpyWriter(folder / f"{at}.npy", total, repeated=repeated))
+            for at, name in enumerate(names)
+        }
         done = 0
         for batch in batches:
             lengths = {len(batch[name]) if batch[name].ndim else -1 for name in names}
@@ -337,10 +346,15 @@ def _opened(outputs: Mapping[str, str]) -> dict[str, Array]:
     return {name: open_array(Path(path), name=name, where=path) for name, path in outputs.items()}
 
 
-def _of_caller(spec: TensorSpec, given: Mapping[str, TensorInfo], how: Mapping[str, Preprocess]) -> TensorSpec:
-    """With the user's layout, axes and preprocessing."""
+def _of_caller(spec: TensorSpec, given: Mapping[str, TensorInfo], request: LowerRequest) -> TensorSpec:
+    """With the user's layout, axes and preprocessing; free lengths stay free where samples differ in them, whatever
+    the file has."""
     info = given[spec.name]
-    full = replace(spec, preprocess=how.get(spec.name), layout=info.layout)
+    shape = spec.shape
+    if request.calibration.shapes:
+        pairs = enumerate(zip(shape, info.shape, strict=True))
+        shape = tuple(None if at and own is None else size for at, (size, own) in pairs)
+    full = replace(spec, shape=shape, preprocess=request.preprocess.get(spec.name), layout=info.layout)
     return batch_axes.in_own_axes(full, info.batch_axis)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kedge.importing.data_folders import npy_stream
 from kedge.importing.data_folders.npy_stream import NpyStream
 from kedge_protocol import tensors
 from kedge_protocol.errors import DatasetError
@@ -49,13 +50,14 @@ def write(
         most: the maximum number of samples; the iterable is not read beyond it.
 
     Returns:
-        Input name (and ``label``, if there are labels) → file.
+        Input name (and ``label``, if there are labels) → file; see :func:`npy_stream.files`.
 
     Raises:
         DatasetError: an item is invalid; the message says which.
         InputError: the pipeline cannot read the raw data.
     """
     streams: dict[str, NpyStream] = {}
+    free = {spec.name for spec in inputs if None in spec.shape[1:]}
     with contextlib.ExitStack() as stack:
         for count, sample in enumerate(_samples(source, inputs, where, runner)):
             if count and set(sample) != set(streams):
@@ -65,14 +67,15 @@ def write(
                 )
             for name, value in sample.items():
                 if name not in streams:
-                    made = NpyStream(folder / f"{len(streams)}.npy", where=where)
+                    unlike = name in free
+                    made = NpyStream(folder / f"{len(streams)}.npy", where=where, unlike=unlike)
                     streams[name] = stack.enter_context(made)
                 streams[name].add(value)
             if count + 1 == most:
                 break
     if not streams:
         raise DatasetError("gives no samples", where=where, remedy="A generator gives its items only once")
-    return {name: stream.path for name, stream in streams.items()}
+    return npy_stream.files(streams)
 
 
 def _samples(

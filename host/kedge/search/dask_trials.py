@@ -168,7 +168,7 @@ def _files(job: Job, reference: worker_messages.ReferenceAnswer) -> list[str]:
     """Return all files that a trial reads."""
     found = [job.model.graph, job.model.reference, *reference.outputs.values()]
     for data in (job.calibration, job.evaluation):
-        found += [*data.arrays.values(), *([] if data.label is None else [data.label])]
+        found += [*data.arrays.values(), *data.shapes.values(), *([] if data.label is None else [data.label])]
     for function in (reference.choice.function, job.options.loss_function):
         if function is not None:
             found.append(function.rpartition(":")[0])

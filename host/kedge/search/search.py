@@ -14,7 +14,7 @@ from pathlib import Path
 from kedge.evaluation import confidence_intervals, golden_size, user, worker_messages
 from kedge.evaluation.confidence_intervals import CONFIDENCE
 from kedge.quantization.sensitivity import Sensitivity
-from kedge.search import cross_fitting, held_back, pareto, recipe
+from kedge.search import cross_fitting, fitting, held_back, pareto, recipe
 from kedge.search.candidate import Candidate
 from kedge.search.candidate_latency import CandidateLatency
 from kedge.search.effort import Effort
@@ -23,19 +23,17 @@ from kedge.search.local_trials import LocalTrials, Trials
 from kedge.search.results import KEPT, SLOWER, Attempt, Compiled, Failed, Job, Outcome
 from kedge.search.strategy import Batches, Strategy
 from kedge.search.worker_messages import ChangesAnswer, ChangesRequest
-from kedge_protocol.bundle.config import TEXT
 from kedge_protocol.errors import (
     BudgetError,
     CompileError,
     ConfigError,
     KedgeError,
-    LoweringError,
     MissingDependencyError,
     StorageError,
     TargetError,
     UnsupportedOperatorError,
 )
-from kedge_targets import registry
+from kedge_targets import executor, registry
 from kedge_targets.target import BackendChoice, Target
 
 _FINAL = (UnsupportedOperatorError, TargetError, ConfigError, MissingDependencyError)
@@ -115,7 +113,7 @@ class Search:
         )
 
     def _backend(self, choice: BackendChoice, batches: Batches) -> None:
-        unable = self._unable(choice)
+        unable = fitting.unable(choice, self._job.model, self._target)
         if unable is not None:
             self._errors.append(unable)
             self._attempts.append(Attempt(backend=choice.name, precision="", reason=str(unable)))
@@ -139,22 +137,6 @@ class Search:
                 asked = batches.send([done[one.key] for one in asked])
         except StopIteration:
             return
-
-    def _unable(self, choice: BackendChoice) -> KedgeError | None:
-        """Return why a backend cannot take this model on this host, whatever the candidate; None where it can."""
-        compiler = registry.compiler(choice.name)
-        missing = compiler.missing()
-        if missing is not None:
-            return MissingDependencyError(f"backend {choice.name} is not installed", remedy=missing)
-        texts = [info.name for info in self._job.model.inputs if info.dtype == TEXT]
-        if texts and not compiler.texts:
-            return LoweringError(
-                f"input {texts[0]!r} takes texts, and the runtime of {choice.name} has no tensors of texts",
-                where=f"target {self._target.name}",
-                remedy="Export the part behind the encoder or vectorizer and give it numbers, or choose a target with "
-                "ONNX Runtime, such as generic-cpu",
-            )
-        return None
 
     def _late(self) -> bool:
         """Return whether the time limit is reached; the first candidate is tried regardless."""
@@ -398,6 +380,11 @@ class Search:
 
     def _remedy(self, best: Outcome) -> str:
         schemes = []
+        if best.lowered is not None and any(executor.filled_sizes(spec) for spec in best.lowered.inputs):
+            schemes.append(
+                "this target needs samples of one length, so shorter ones are filled up with zeros: give the model a "
+                "mask or the length as an input that hides them, or compile a release for each range of lengths"
+            )
         if "output" in best.over:
             schemes.append("give calibration samples like those of the evaluation")
         if "drop" in best.over:

@@ -142,7 +142,7 @@ def changes(request: ChangesRequest, progress: Progress) -> ChangesAnswer:
     """Return the evaluation samples that a bundle changed most, each with the layer that changes it most."""
     from kedge.evaluation import changes as finding
     from kedge.evaluation import preview
-    from kedge.evaluation.dataset import open_array
+    from kedge.evaluation.npy_files import open_array
 
     outputs, reference = (
         {name: open_array(Path(path), name=name, where=path) for name, path in files.items()}

@@ -61,6 +61,13 @@ class Pool:
             for name, array in batch.items():
                 parts.setdefault(name, []).append(np.array(array[picked]))
             begun += rows
+        for name, arrays in parts.items():
+            if len({array.shape[1:] for array in arrays}) > 1:
+                raise DatasetError(
+                    f"the samples of {name!r} differ in length, and training takes batches of one",
+                    where="calibration",
+                    remedy="Give samples of one length",
+                )
         places = np.concatenate(chosen)
         self.arrays = {name: np.concatenate(arrays) for name, arrays in parts.items()}
         self.labels = None if labels is None else np.asarray(labels)[places]

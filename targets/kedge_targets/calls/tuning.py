@@ -196,7 +196,7 @@ class _Tuning:
         return replace(plan, gathered=gathered)
 
     def _gains(self, executor: Executor) -> Iterator[Gathered]:
-        first = {name: array[:1] for name, array in self._vectors.inputs.items()}
+        first = next(self._vectors.calls(1))
         sizes = list(_of_lengths(first, self._config.inputs))
         for number, sample in enumerate(sizes):
             self._progress("gathered calls", number, len(sizes))

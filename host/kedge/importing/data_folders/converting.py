@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge.importing.data_folders import kinds
+from kedge.importing.data_folders import kinds, npy_stream
 from kedge.importing.data_folders.examples import write_examples
 from kedge.importing.data_folders.listing import Item, Listing, Truth
 from kedge.importing.data_folders.npy_stream import NpyStream
@@ -94,19 +94,21 @@ def convert(request: ConvertRequest, progress: Progress) -> Converted:
     runner = Runner(of_one_size(request.pipeline), request.inputs, (), read_text)
     folder = Path(request.folder)
     rows: list[Array] = []
+    free = {spec.name for spec in request.inputs if None in spec.shape[1:]}
     with contextlib.ExitStack() as stack:
         streams: dict[str, NpyStream] = {}
         for number, (feeds, context) in enumerate(_prepared(listing, runner), start=1):
             for name, array in feeds.items():
                 if name not in streams:
                     path = folder / f"{len(streams)}.npy"
-                    made = NpyStream(path, where=listing.where, expected=len(listing.sources))
+                    expected = len(listing.sources)
+                    made = NpyStream(path, where=listing.where, expected=expected, unlike=name in free)
                     streams[name] = stack.enter_context(made)
                 streams[name].add(array[0])
             if listing.truth is Truth.BOXES:
                 rows.append(_boxes(listing.labels[number - 1], context))
             progress(request.role, number, len(listing.sources))
-    arrays = {name: str(stream.path) for name, stream in streams.items()}
+    arrays = {name: str(path) for name, path in npy_stream.files(streams).items()}
     if listing.truth is not Truth.NOTHING:
         arrays["label"] = str(folder / "label.npy")
         np.save(arrays["label"], _labels(listing, rows))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,15 +30,19 @@ class NpyStream:
         path: the new file.
         where: the data set's name in messages.
         expected: the expected number of samples, if known, to check the free disk space before the long work.
+        unlike: whether samples may differ in length; the file is then flat, and :attr:`shapes` names another one.
     """
 
-    def __init__(self, path: Path, *, where: str, expected: int | None = None) -> None:
+    def __init__(self, path: Path, *, where: str, expected: int | None = None, unlike: bool = False) -> None:
         self.path = path
         self.samples = 0
         self._where = where
         self._expected = expected
         self._file = path.open("wb")
         self._file.write(b"\0" * _HEADER)
+        self._unlike: list[tuple[int, ...]] | None = [] if unlike else None
+        self.shapes: Path | None = None
+        """Once it is closed, the file of int64 [samples, rank]; None if all samples have one shape."""
         self._shape: tuple[int, ...] | None = None
         self._dtype: np.dtype[Any] = np.dtype(np.float32)
 
@@ -49,7 +55,7 @@ class NpyStream:
         """
         if self._shape is None:
             self._begin(sample)
-        if sample.shape != self._shape:
+        if sample.shape != self._shape and (self._unlike is None or sample.ndim != len(self._shape or ())):
             have, want = ("x".join(map(str, one or ())) or "a number" for one in (sample.shape, self._shape))
             raise DatasetError(f"sample {self.samples} has shape {have}, the first has {want}", where=self._where)
         if sample.dtype.kind == "U" == self._dtype.kind:
@@ -64,6 +70,8 @@ class NpyStream:
         except OSError as error:
             raise self._storage(error) from error
         self.samples += 1
+        if self._unlike is not None:
+            self._unlike.append(sample.shape)
 
     def _widen(self, dtype: np.dtype[Any]) -> None:
         """Write the texts so far anew, with room for longer ones: by half at least, so that it happens seldom."""
@@ -97,6 +105,10 @@ class NpyStream:
             return
         descr = np.lib.format.dtype_to_descr(self._dtype)
         shape = (self.samples, *(self._shape or ()))
+        if self._unlike is not None and len(set(self._unlike)) > 1:
+            self.shapes = self.path.with_name(f"{self.path.stem}-shapes.npy")
+            np.save(self.shapes, np.array(self._unlike, np.int64))
+            shape = (sum(math.prod(one) for one in self._unlike),)
         text = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
         room = _HEADER - len(_MAGIC) - 2
         self._file.seek(0)
@@ -118,3 +130,13 @@ class NpyStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+SHAPES = ".shapes"
+"""``NAME.shapes``: the shapes of samples that differ in length."""
+
+
+def files(streams: Mapping[str, NpyStream]) -> dict[str, Path]:
+    """Return the files of closed streams: name → array, and :data:`SHAPES` where samples differ in length."""
+    shapes = {f"{name}{SHAPES}": stream.shapes for name, stream in streams.items() if stream.shapes is not None}
+    return {**{name: stream.path for name, stream in streams.items()}, **shapes}

@@ -122,6 +122,8 @@ def _lower(job: LoweringJob, how: QuantizationScheme) -> Lowered:
     plan, workdir, wanted = job.plan, job.workdir, _settings(job)
     openvino = library.load()
     given = _ready(model_reader.load(job.graph), job, wanted)
+    if wanted.kind == devices.NPU:
+        job = replace(job, calibration=free_dimensions.FilledCalibration(job.calibration, given.trained))
     precision = plan_layers.leading(plan)
     graph = job.graph
     if given.graph is not given.read:

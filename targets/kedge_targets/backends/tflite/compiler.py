@@ -109,6 +109,7 @@ class Compiler(CompilerTemplate):
         begun = time.perf_counter()
         given = model_reader.load(job.graph)
         model, fixed = free_dimensions.settle(given, calibration, device="TFLite")
+        calibration = free_dimensions.FilledCalibration(calibration, model)
         model, taken = dequantization.restored(model)
         model = canonicalization.in_float32(model)
         if precision is Precision.INT8:
