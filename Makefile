@@ -36,6 +36,7 @@ PYTEST  := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 help:
 	@echo "make demo    the main job, shown: train, compile, roll out to three agents (KEEP=1 leaves it running);"
 	@echo "             ARGS=ocr: a photo goes in, text comes out of two devices"
+	@echo "             ARGS=chat: SmolLM2 answers on two devices (its weights, 95 MB, come from the package index)"
 	@echo "             ARGS=fleet: two hundred simulated devices, a good release and a bad one"
 	@echo "make test    all tests (ARGS='-k name' picks some; ARGS=\"-m 'not slow'\" is quick)"
 	@echo "make campaign  the long proofs (hours); make zoo: foreign models, in environments of their own"
@@ -94,7 +95,7 @@ $(VENV)/.demo-toolchain: $(HOST) $(LOCKS)
 toolchains: $(VENV)/.toolchains
 setup: $(HOST) $(DEVICE) $(LEGACY) $(VENV)/.toolchains
 
-demo: $(HOST) $(if $(filter fleet,$(ARGS)),,$(VENV)/.demo-toolchain)
+demo: $(HOST) $(if $(filter chat fleet,$(ARGS)),,$(VENV)/.demo-toolchain)
 	$(BIN)/python -m kedge.demo $(ARGS) $(if $(KEEP),--keep)
 
 test: test-device test-host

@@ -168,7 +168,8 @@ class _Pool:
         return type("Entry", (), {"model": self._model}) if name == "writer" else None
 
 
-def _posted(model: Model, path: str, body: dict[str, Any]) -> Response:
+def posted(model: Model, path: str, body: dict[str, Any]) -> Response:
+    """What the serving process answers."""
     handler = OpenAiHandler(_Pool(model))  # type: ignore[arg-type]
     job = handler.route(Request(method="POST", path=path, body=json.dumps(body).encode()))
     assert isinstance(job, Job)
@@ -187,11 +188,11 @@ def test_a_chat_completion_whole_and_streamed_are_the_same(model: Model) -> None
         "temperature": 0,
         "max_tokens": 9,
     }
-    whole = _body(_posted(model, "/v1/chat/completions", request))
+    whole = _body(posted(model, "/v1/chat/completions", request))
     message = whole["choices"][0]["message"]
     assert message["role"] == "assistant"
     assert whole["usage"]["completion_tokens"] == 9 or whole["choices"][0]["finish_reason"] == "stop"
-    streamed = _posted(
+    streamed = posted(
         model, "/v1/chat/completions", {**request, "stream": True, "stream_options": {"include_usage": True}}
     )
     assert streamed.stream is not None
@@ -207,7 +208,7 @@ def test_a_chat_completion_whole_and_streamed_are_the_same(model: Model) -> None
 
 def test_completions_take_texts_and_tokens_and_tell_log_probabilities(model: Model) -> None:
     request = {"model": "writer", "prompt": ["ab", "ab"], "temperature": 0, "max_tokens": 4, "logprobs": 2, "n": 2}
-    found = _body(_posted(model, "/v1/completions", request))
+    found = _body(posted(model, "/v1/completions", request))
     assert len({choice["text"] for choice in found["choices"]}) == 1
     assert [choice["index"] for choice in found["choices"]] == [0, 1, 2, 3]
     logs = found["choices"][0]["logprobs"]
@@ -234,7 +235,7 @@ def test_a_request_that_is_wrong_is_refused_by_its_parameter(
     model: Model, change: dict[str, Any], status: int, param: str | None
 ) -> None:
     request = {"model": "writer", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, **change}
-    response = _posted(model, "/v1/chat/completions", request)
+    response = posted(model, "/v1/chat/completions", request)
     assert response.status == status
     assert _body(response)["error"]["param"] == param
 

@@ -1,9 +1,11 @@
-"""A language model is switched while it writes: each answer is of one version, and the next is of the new one."""
+"""A language model in the serving process: switched while it writes, each answer is of one version, and the next is of
+the new one; it may take what it declares."""
 
 from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,6 +22,7 @@ from tests.support.installed import install
 
 from kedge_agent import Model
 from kedge_agent.generation import engine
+from kedge_protocol import memory
 
 Array = npt.NDArray[Any]
 
@@ -124,3 +127,17 @@ def test_answers_of_the_old_version_are_cut_off_when_their_time_is_over(
     whole = _text(releases[0])
     assert all(whole.startswith(answer.text) for answer in answers)
     assert sum(answer.text == whole for answer in answers) < len(answers)
+
+
+def test_a_language_model_may_take_the_memory_that_it_declares(tmp_path: Path) -> None:
+    release = decoders.writer(tmp_path, slots=2000)  # of whose caches nothing is touched
+    install(tmp_path / "state", release)
+    limit = 60 << 20  # more than the process takes before it loads a model, less than it takes with one
+    one = Supervised(tmp_path / "state", memory_bytes=limit)
+    try:
+        one.wait(lambda: one.supervisor.said("writer") is not None)
+        time.sleep(2.0)  # forty looks at its memory
+        assert (memory.resident(one.supervisor.pid) or 0) > limit
+        assert one.words == []
+    finally:
+        one.stop()

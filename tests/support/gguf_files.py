@@ -55,13 +55,16 @@ def stored(tensor: Array, kind: str) -> Array:
     return np.asarray(gguf.quants.dequantize(raw(tensor, kind), one), np.float32).reshape(tensor.shape)
 
 
-def write(path: Path, name: str, *, kind: str = "F32", changed: dict[str, Any] | None = None) -> Path:
+def write(
+    path: Path, name: str, *, kind: str = "F32", changed: dict[str, Any] | None = None, template: str | None = None
+) -> Path:
     """Write a GGUF file; the folder of the same model lies at ``path.with_suffix(".folder")``.
 
     Args:
         name: one of :data:`tests.support.decoders.CONFIGURATIONS`.
         kind: the storage type of the layers' matrices.
         changed: keys of the configuration with other values.
+        template: the chat template.
     """
     import gguf
 
@@ -72,6 +75,8 @@ def write(path: Path, name: str, *, kind: str = "F32", changed: dict[str, Any] |
     spec = source.spec
     writer = gguf.GGUFWriter(str(path), _ARCHITECTURES[spec.architecture])
     _header(writer, spec)
+    if template is not None:
+        writer.add_chat_template(template)
     for own, title in (("embedding", "token_embd"), ("norm", "output_norm"), ("head", "output")):
         if own != "head" or not spec.tied:
             writer.add_tensor(f"{title}.weight", _norms(spec, own, source.weights.outer(own)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kedge_agent.generation import chat
-from kedge_agent.generation.chat import ChatTemplate
 from kedge_protocol.errors import BundleError, InputError
+from kedge_targets.decoder import chat_template
+from kedge_targets.decoder.chat_template import ChatTemplate
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -28,6 +28,15 @@ def test_variables_tools_and_helpers_are_there() -> None:
         "{% for m in messages %}{% continue %}{% endfor %}"
     )
     assert ChatTemplate(source, {"bos_token": "<s>"}).render(HELLO, tools=[{"name": "é"}]) == '<s>[{"name": "é"}]4'
+
+
+def test_what_templates_of_the_field_rely_on_is_there() -> None:
+    source = (
+        "{% if tools is not none %}tools{% endif %}{% if documents is not none %}documents{% endif %}"
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+        "{{ {'b': 'é', 'a': 1} | tojson(sort_keys=true, ensure_ascii=true, separators=(',', ':')) }}"
+    )
+    assert ChatTemplate(source, {}).render(HELLO) == 'Hello{"a":1,"b":"\\u00e9"}'
 
 
 @pytest.mark.parametrize(
@@ -63,7 +72,7 @@ def test_what_is_no_template_is_refused_when_it_is_loaded() -> None:
     with pytest.raises(BundleError, match="no Jinja"):
         ChatTemplate("{% for %}", {})
     with pytest.raises(BundleError, match="larger"):
-        ChatTemplate("a" * (chat.MAX_TEMPLATE_BYTES + 1), {})
+        ChatTemplate("a" * (chat_template.MAX_TEMPLATE_BYTES + 1), {})
 
 
 @pytest.mark.parametrize("messages", ["hello", [], [{"content": "x"}], ["x"], None, [{"role": 3}]])

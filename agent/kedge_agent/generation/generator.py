@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kedge_agent.generation.chat import ChatTemplate, Message
 from kedge_agent.generation.constraint import Constraint, Constraints, Matcher
 from kedge_agent.generation.engine import Engine
 from kedge_agent.generation.engines import Engines
@@ -18,11 +17,13 @@ from kedge_agent.generation.pieces import TextPieces
 from kedge_agent.generation.reading import Reading
 from kedge_agent.generation.sampling import Sampling
 from kedge_agent.generation.tickets import CANCELLED, STOP, Order, Ticket, Token
+from kedge_protocol import memory
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.bundle.generation import Generation, Source
 from kedge_protocol.errors import BundleError, InputError, MissingDependencyError
 from kedge_protocol.packages import AGENT, pip_install
 from kedge_targets import registry
+from kedge_targets.decoder.chat_template import ChatTemplate, Message
 
 if TYPE_CHECKING:
     from kedge_agent.split.settings import SplitSettings
@@ -157,7 +158,7 @@ class TextGenerator:
         ConfigError: the model is split, and no device with its other layers is named.
         MissingDependencyError: the ``text`` extra or the runtime is not installed.
         BundleError: the tokenizer or the template is invalid.
-        InputError: the caches do not fit into memory.
+        InputError: weights and caches do not fit into the device's memory.
         VerificationError: the runtime refuses the file.
     """
 
@@ -167,6 +168,7 @@ class TextGenerator:
     def __init__(self, folder: Path, config: BundleConfig, split: SplitSettings | None = None) -> None:
         if config.generation is None:
             raise InputError("the bundle writes no text", where=config.name)
+        _admit(config)
         self.spec: Generation = config.generation
         self._name = config.name
         self.tokenizer = _tokenizer(folder / self.spec.tokenizer)
@@ -176,7 +178,8 @@ class TextGenerator:
             source = (folder / self.spec.template).read_text(encoding="utf-8")
             self.template = ChatTemplate(source, self.spec.special)
         self.engine = self._engine(folder, config, split)
-        self.figures: Mapping[str, float] = {"cache_bytes": float(self.engine.cache_bytes)}
+        declared = config.resources.memory_bytes
+        self.figures: Mapping[str, float] = {"cache_bytes": self.engine.cache_bytes, "memory_bytes": declared}
 
     def _engine(self, folder: Path, config: BundleConfig, split: SplitSettings | None) -> Engine | Engines:
         if self.spec.part is not None:
@@ -323,6 +326,17 @@ class TextGenerator:
     def close(self) -> None:
         """End all answers and release the model."""
         self.engine.close()
+
+
+def _admit(config: BundleConfig) -> None:
+    """Refuse a bundle that the system would end this process for, when its caches fill."""
+    needed, there = config.resources.memory_bytes, memory.of_device().total
+    if there and needed > there:
+        raise InputError(
+            f"the bundle needs {needed >> 20} MiB of memory, the device has {there >> 20} MiB",
+            where=config.name,
+            remedy="Compile it with a shorter --context, fewer --slots or --cache int8",
+        )
 
 
 def _tokenizer(path: Path) -> Any:

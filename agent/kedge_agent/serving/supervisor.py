@@ -43,6 +43,10 @@ _AT_ONCE = 2
 """Number of consecutive deaths up to which the process is restarted without waiting, if it had come up."""
 _LIVED_SECONDS = 1.0
 """A process that lived this long before it was killed from outside is restarted without waiting, however often."""
+MEMORY = "memory_bytes"
+"""The figure by which a language model reports the memory that its bundle declares."""
+_OVER_SECONDS = 1.0
+"""Time for which it must have too much: what a model declares is heard a moment after the model was loaded."""
 _MEMORY_SHARE = 0.5
 """Share of the device's memory beyond which a serving process counts as leaking."""
 
@@ -58,7 +62,8 @@ class ServingSupervisor:
         settings: settings of the HTTP server.
         silence_seconds: time without a sign of life after which the process is killed; while it loads models, at least
             ``settings.load_seconds``.
-        memory_bytes: resident memory above which the process is restarted; 0 for half of the device's memory.
+        memory_bytes: resident memory, beside that of language models, above which the process is restarted; 0 for half
+            of the device's memory.
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class ServingSupervisor:
         self._came_up = False
         self._killed_for = ""
         self._kill_at = 0.0
+        self._over_since = 0.0
         self._blamed: dict[str, deque[float]] = {}
 
     @property
@@ -200,8 +206,13 @@ class ServingSupervisor:
             process.kill()
         if process is None or self._killed_for:
             return
-        if (memory.resident(process.pid) or 0) > self._memory_bytes:
-            self._killed_for = f"took more than {self._memory_bytes >> 20} MiB of memory and was ended"
+        # A language model may be most of a device; what it takes is known, and was admitted.
+        allowed = self._memory_bytes + sum(int(one.figures.get(MEMORY, 0)) for one in self._said.values())
+        loading = self._heartbeat is not None and self._heartbeat.loading
+        if loading or (memory.resident(process.pid) or 0) <= allowed:
+            self._over_since = now
+        elif now - self._over_since > _OVER_SECONDS:
+            self._killed_for = f"took more than {allowed >> 20} MiB of memory and was ended"
             # It answers what it has accepted; what comes meanwhile waits for the next one.
             process.terminate()
             self._kill_at = now + self._settings.drain_seconds + PATIENCE
@@ -264,7 +275,7 @@ class ServingSupervisor:
         except (OSError, RuntimeError, ConfigError) as error:
             self._died(now, f"cannot be started: {error}")
             return False
-        self._started_at = self._heard_at = now
+        self._started_at = self._heard_at = self._over_since = now
         self._beats = 0
         return True
 

@@ -1,10 +1,11 @@
-"""``python -m kedge.demo [digits|ocr|fleet] [--keep]``."""
+"""``python -m kedge.demo [digits|ocr|chat|fleet] [--keep]``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from kedge.demo.chat import show_chat
 from kedge.demo.fleet import show_fleet
 from kedge.demo.reading import show_reading
 from kedge.demo.story import show_demo
@@ -17,14 +18,14 @@ def main() -> int:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("digits", "ocr", "fleet"),
+        choices=("digits", "ocr", "chat", "fleet"),
         default="digits",
-        help="digits, a photo whose text is read, or two hundred simulated devices",
+        help="digits, a photo whose text is read, a language model, or two hundred simulated devices",
     )
     parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
     try:
         given = parser.parse_args()
-        show = {"digits": show_demo, "ocr": show_reading, "fleet": show_fleet}[given.what]
+        show = {"digits": show_demo, "ocr": show_reading, "chat": show_chat, "fleet": show_fleet}[given.what]
         show(keep=given.keep)
     except KedgeError as error:
         sys.stderr.write(f"error: {error}\n")

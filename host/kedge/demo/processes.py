@@ -28,7 +28,12 @@ class DemoError(KedgeError):
 
 def say(text: str = "") -> None:
     """Print one line immediately."""
-    sys.stdout.write(text + "\n")
+    write(text + "\n")
+
+
+def write(text: str) -> None:
+    """Print a piece of a line immediately."""
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 

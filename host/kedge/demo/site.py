@@ -67,14 +67,14 @@ class Site:
         """Run one ``kedge`` command against this fleet."""
         return run([command_of("kedge"), *arguments], env=self.environment)
 
-    def rollout(self, release: str) -> RolloutStatus:
+    def rollout(self, release: str, *, seconds: float = 120) -> RolloutStatus:
         """Start a rollout and wait until it has succeeded or failed on every device."""
         self.command("rollout", "start", release)
         with FleetService(self.state) as service:
             return wait_until(
                 f"the rollout of {release} (logs in {self.folder})",
                 lambda: self._decided(service.rollout_status()),
-                seconds=120,
+                seconds=seconds,
             )
 
     def device(self, name: str) -> DeviceDetail:

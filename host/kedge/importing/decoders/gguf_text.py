@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from kedge.importing.decoders import turns
 from kedge.importing.decoders.text import TextFiles
 from kedge_protocol.errors import ModelError
 
-_CONTROL = 3
+_CONTROL, _OWN = 3, 4
+"""Types of tokens that are never part of others (llama.h, ``llama_token_type``): control, and those of the user."""
 # Splits that llama.cpp names in tokenizer.ggml.pre (llama-vocab.cpp there).
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
@@ -43,14 +45,14 @@ def text_of(fields: dict[str, Any], where: str) -> TextFiles:
         {
             "id": at,
             "content": token,
-            "special": True,
+            "special": one == _CONTROL,
             "normalized": False,
             "single_word": False,
             "lstrip": False,
             "rstrip": False,
         }
         for at, (token, one) in enumerate(zip(tokens, types, strict=False))
-        if one == _CONTROL
+        if one in (_CONTROL, _OWN)
     ]
     ends = {
         fields[key]
@@ -64,9 +66,12 @@ def text_of(fields: dict[str, Any], where: str) -> TextFiles:
         for name, key in (("bos_token", "tokenizer.ggml.bos_token_id"), ("eos_token", "tokenizer.ggml.eos_token_id"))
         if fields.get(key) is not None and fields[key] < len(tokens)
     }
+    template = fields.get("tokenizer.chat_template")
+    if template is not None:
+        ends |= turns.ends(template, special, {one["content"]: one["id"] for one in made["added_tokens"]}, where=where)
     return TextFiles(
         tokenizer=json.dumps(made, ensure_ascii=False).encode(),
-        template=fields.get("tokenizer.chat_template"),
+        template=template,
         begin_token=int(begin) if begin is not None and adds else None,
         end_tokens=tuple(sorted(int(one) for one in ends)),
         special=special,

@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kedge.importing.decoders import marian_text
+from kedge.importing.decoders import marian_text, turns
 from kedge.importing.decoders.config import read_json
 from kedge_protocol.bundle.generation import AnswerRules, Source
 from kedge_protocol.errors import ModelError
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
-# What ends a turn in chat templates in use, where the configuration names another token.
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +62,10 @@ def of_folder(folder: Path, config: Mapping[str, Any]) -> TextFiles:
     template = _template(folder, settings)
     ids = token_ids(tokenizer, where=str(path))
     ends = {*numbers(config.get("eos_token_id")), *numbers(generation.get("eos_token_id"))}
-    wanted = [special["eos_token"]] if "eos_token" in special else []
-    wanted += [text for text in _TURN_ENDS if template is not None and text in template]
-    ends |= {ids[text] for text in wanted if text in ids}
+    if special.get("eos_token") in ids:
+        ends.add(ids[special["eos_token"]])
+    if template is not None:
+        ends |= turns.ends(template, special, ids, where=str(folder))
     begin = numbers(config.get("bos_token_id"))
     return TextFiles(
         tokenizer=tokenizer,

@@ -1,5 +1,6 @@
 """Renders messages to a prompt with the model's own chat template, which is untrusted: it runs in jinja2's sandbox,
-with limits on its output and its running time."""
+with limits on its output and its running time. Variables, filters and tags are those that templates of the field are
+written for (transformers, ``chat_template_utils.py``)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import datetime
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from kedge_protocol.errors import BundleError, InputError, MissingDependencyError
 from kedge_protocol.packages import AGENT, pip_install
@@ -49,20 +50,27 @@ class ChatTemplate:
             raise BundleError(f"the chat template is no Jinja: {error}", remedy=_REMEDY) from error
         self._special = dict(special)
 
-    def render(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, prompt: bool = True
+    ) -> str:
         """Render messages to the prompt for the next message.
 
         Args:
             messages: mappings with ``role`` and ``content``.
             tools: descriptions of functions in the template's form.
+            prompt: whether the next message is the model's; False renders the messages alone.
 
         Raises:
             InputError: a message has no role, the template refuses it, or the template exceeds its limits.
         """
         check(messages)
-        variables = {**self._special, "messages": [dict(one) for one in messages], "add_generation_prompt": True}
-        if tools:
-            variables["tools"] = list(tools)
+        variables = {
+            **self._special,
+            "messages": [dict(one) for one in messages],
+            "tools": list(tools) if tools else None,
+            "documents": None,
+            "add_generation_prompt": prompt,
+        }
         self._bound.begin()
         written: list[str] = []
         size = 0
@@ -159,17 +167,40 @@ def _environment(bound: _Bound) -> Any:
             bound.check()
             return super().call(context, function, *arguments, **named)
 
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _generation_tag()])
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    def as_json(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
+    def as_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     environment.filters |= {"tojson": as_json, "_counted": bound.counted, "_joined": bound.joined}
     environment.globals |= {"raise_exception": refuse, "strftime_now": _strftime_now}
     return environment
+
+
+def _generation_tag() -> Any:
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class Generation(Extension):
+        """``{% generation %}`` marks what the model wrote, for training; here it changes nothing."""
+
+        tags: ClassVar[set[str]] = {"generation"}
+
+        def parse(self, parser: Any) -> list[nodes.Node]:
+            next(parser.stream)
+            body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return body
+
+    return Generation
 
 
 def _strftime_now(form: str) -> str:
