@@ -160,8 +160,11 @@ class Loaded:
 
             self.generator.engine.retire(engine.SWITCH_SECONDS)
 
-    def write(self, prompt: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> AnswerStream:
-        """Start an answer; see :meth:`Model.generate`."""
+    def write(
+        self, prompt: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, whole: bool = False
+    ) -> AnswerStream:
+        """Start an answer; see :meth:`Model.generate`, and for ``whole``
+        :meth:`kedge_agent.generation.generator.TextGenerator.stream`."""
         from kedge_agent.generation.constraint import from_options
         from kedge_agent.generation.sampling import split
 
@@ -169,7 +172,7 @@ class Loaded:
         constraint, others = from_options(others)
         try:
             tokens, others = self.generator.prepared(prompt, others)
-            return self.begin(tokens, sampling=sampling, constraint=constraint, **others)
+            return self.begin(tokens, sampling=sampling, constraint=constraint, whole=whole, **others)
         except TypeError as error:
             raise InputError(f"an option is not known or of another type: {error}", where="generate") from error
 

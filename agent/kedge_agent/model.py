@@ -197,7 +197,7 @@ class Model:
             InputError: the model is not a language model, the prompt is empty or longer than the context, the template
                 refuses the messages, an option is out of range, or the model is closed.
         """
-        found = self.loaded().write(prompt, options)
+        found = self.loaded().write(prompt, options, whole=not stream)
         return found if stream else found.finish()
 
     def session(self, **states: Any) -> Session:

@@ -10,6 +10,9 @@ from tests.support import decoders
 import kedge
 from kedge.importing.decoders import reading
 from kedge_agent import Model
+from kedge_agent.generation.engine import Engine
+from kedge_agent.generation.sampling import Sampling
+from kedge_agent.generation.tickets import Order
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "generation" / "stories260k"
 
@@ -68,6 +71,28 @@ def test_two_hundred_greedy_tokens_are_those_of_a_float64_decoder(place: Path) -
         found = model.generate("", max_tokens=200, ignore_end=True)
     logits = decoders.PlainDecoder(decoder.spec, decoder.weights).logits([*tokens, *found.tokens])
     assert list(found.tokens) == logits[len(tokens) - 1 : -1].argmax(-1).tolist()
+
+
+def test_guessed_tokens_change_no_answer(place: Path) -> None:
+    with Model(place / "float", target="generic-cpu") as model:
+        generator = model.loaded().generator
+        story = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
+        orders = [
+            Order(prompt=generator.tokens(prompt), max_tokens=150, sampling=sampling)
+            for prompt, sampling in (
+                ("", Sampling()),
+                (story * 3, Sampling()),
+                (story * 3, Sampling(temperature=0.7, top_p=0.9, seed=5)),
+                (story, Sampling(temperature=1.0, repetition_penalty=1.1, seed=6)),
+            )
+        ]
+        session = generator.engine.session
+        engines = Engine(session), Engine(session, guesses=False)
+        guessing, plain = ([[one.id for one in engine.submit(order)] for order in orders] for engine in engines)
+    assert guessing == plain
+    found = engines[0].statistics
+    assert 0 < found.right_tokens <= found.guessed_tokens
+    assert engines[1].statistics.guessed_tokens == 0
 
 
 def test_keys_and_values_in_int8_choose_the_same_token(place: Path) -> None:

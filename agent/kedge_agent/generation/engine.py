@@ -1,5 +1,6 @@
 """The generation engine: one thread runs a decoder's slots. It takes requests from a queue, prefills prompts in chunks
-between decoding steps, and decodes one token of all running answers in one step.
+between decoding steps, and decodes one token of all running answers in one step. A single answer gets several in one
+step where guesses from its text come true (:mod:`kedge_agent.generation.lookup`).
 
 A slot keeps its tokens when its answer is done; the next prompt with the same beginning reuses them.
 """
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from kedge_agent.generation.lookup import PromptLookup, StepTimes
 from kedge_agent.generation.rules import allowed, is_free
 from kedge_agent.generation.sampling import Sampler, log_probabilities
 from kedge_agent.generation.statistics import GenerationStatistics
@@ -53,6 +55,7 @@ class _Slot:
         reading: the digest of what they are about; empty for a decoder alone.
         left: the prompt's tokens that are not prefilled yet.
         next: the picked token that is not in the cache yet.
+        lookup: guesses the tokens after it; None where nothing is guessed.
     """
 
     index: int
@@ -62,6 +65,7 @@ class _Slot:
     reading: bytes = b""
     left: list[int] = field(default_factory=list)
     next: int | None = None
+    lookup: PromptLookup | None = None
     written: int = 0
     used_at: int = 0
 
@@ -72,13 +76,16 @@ class Engine:
     Args:
         session: owned by the engine from now on.
         queue_limit: largest number of answers that wait for a slot.
+        guesses: whether tokens are guessed from what stands in the prompt and the answer already.
 
     Attributes:
         statistics: what was written since the engine began.
     """
 
-    def __init__(self, session: DecoderSession, *, queue_limit: int = QUEUE) -> None:
+    def __init__(self, session: DecoderSession, *, queue_limit: int = QUEUE, guesses: bool = True) -> None:
         self._session = session
+        self._guesses = guesses
+        self._times = StepTimes()
         self._limit = queue_limit
         self._slots = [_Slot(index) for index in range(session.slots)]
         self._waiting: list[Ticket] = []
@@ -187,10 +194,14 @@ class Engine:
 
     def _wait(self) -> bool:
         """Wait until there is something to do; return False if the engine is closed."""
-        with self._changed:
-            while not self._closed and not self._waiting and not any(slot.ticket for slot in self._slots):
-                self._changed.wait()
-            return not self._closed
+        if self._idle():
+            with self._changed:
+                while not self._closed and self._idle():
+                    self._changed.wait()
+        return not self._closed
+
+    def _idle(self) -> bool:
+        return not self._waiting and all(slot.ticket is None for slot in self._slots)
 
     def _fail(self, error: Exception) -> None:
         with self._changed:
@@ -205,7 +216,7 @@ class Engine:
 
     def _forget(self, slot: _Slot) -> None:
         """Empty a slot whose cache may be invalid."""
-        slot.ticket = slot.sampler = slot.next = None
+        slot.ticket = slot.sampler = slot.lookup = slot.next = None
         slot.tokens, slot.left, slot.reading = [], [], b""
         with contextlib.suppress(Exception):
             self._session.truncate(slot.index, 0)
@@ -213,22 +224,50 @@ class Engine:
     def _turn(self) -> None:
         """Admit waiting requests, prefill a chunk of one prompt, decode a token of every answer."""
         self._clock += 1
-        self._admit()
+        if self._waiting:
+            self._admit()
         for slot in self._slots:
             if slot.ticket is not None and (reason := self._over(slot.ticket)):
                 self._done(slot, reason)
         reading = next((slot for slot in self._slots if slot.left), None)
         if reading is not None:
             self._read(reading)
-        writing = {slot.index: slot.next for slot in self._slots if slot.ticket is not None and slot.next is not None}
-        if not writing:
+        writing = [slot for slot in self._slots if slot.ticket is not None and slot.next is not None]
+        if len(writing) == 1:
+            self._advance(writing[0])
+        elif writing:
+            found = self._session.step({slot.index: slot.next for slot in writing if slot.next is not None})
+            for slot in writing:
+                self._wrote(slot, found[slot.index])
+
+    def _advance(self, slot: _Slot) -> None:
+        """Decode the next token of a single answer, and those after it that were guessed."""
+        ticket, token = slot.ticket, slot.next
+        if ticket is None or token is None:
             return
-        found = self._session.step({index: token for index, token in writing.items() if token is not None})
-        for index, logits in found.items():
-            slot = self._slots[index]
-            if slot.next is not None:
-                slot.tokens.append(slot.next)
-            self._pick(slot, logits)
+        guessed: list[int] = []
+        if slot.lookup is not None:
+            room = min(self._session.context - len(slot.tokens), ticket.order.max_tokens - slot.written)
+            guessed = slot.lookup.guess(room - 1)
+        began = time.perf_counter()
+        rows = self._session.extend(slot.index, [token, *guessed], keep=len(guessed) + 1)
+        self._times.add(len(rows), time.perf_counter() - began)
+        right = 0
+        for logits, guess in zip(rows, [*guessed, None], strict=True):
+            self._wrote(slot, logits)
+            if slot.ticket is None or slot.next != guess:
+                break
+            right += 1
+        if guessed:
+            self._session.truncate(slot.index, len(slot.tokens))
+            self.statistics.guessed_tokens += len(guessed)
+            self.statistics.right_tokens += right
+
+    def _wrote(self, slot: _Slot, logits: Array) -> None:
+        """Take the token that was written into the cache, and pick the next."""
+        if slot.next is not None:
+            slot.tokens.append(slot.next)
+        self._pick(slot, logits)
 
     def _admit(self) -> None:
         if self._waiting and not self.running and not self._session.ready():
@@ -262,6 +301,7 @@ class Engine:
         shared, own = (min(common(one), len(prompt) - 1) for one in (best, slot))
         slot.ticket, slot.sampler = ticket, Sampler(order.sampling)
         slot.next, slot.written, slot.used_at = None, 0, self._clock
+        slot.lookup = PromptLookup(prompt, self._times) if self._guesses else None
         if shared > own:
             self._session.copy(best.index, slot.index, shared)
         elif own >= 0:
@@ -317,6 +357,8 @@ class Engine:
             ticket.put(Token(token, own, top))
         slot.next = token
         slot.written += 1
+        if slot.lookup is not None:
+            slot.lookup.add(token)
         if complete:
             self._done(slot, STOP)
         elif slot.written >= order.max_tokens or len(slot.tokens) + 1 >= self._session.context:
@@ -324,7 +366,7 @@ class Engine:
 
     def _done(self, slot: _Slot, reason: str) -> None:
         ticket = slot.ticket
-        slot.ticket = slot.sampler = slot.next = None
+        slot.ticket = slot.sampler = slot.lookup = slot.next = None
         slot.left = []
         slot.used_at = self._clock
         if ticket is not None:

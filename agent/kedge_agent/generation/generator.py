@@ -133,7 +133,7 @@ class AnswerStream:
 
     def _made(self) -> Answer:
         ticket, now = self._ticket, time.monotonic()
-        first = ticket.first_token if ticket.first_token is not None else now
+        first = ticket.written_at if ticket.written_at is not None else now
         with_logs = ticket.order.top_log_probabilities is not None
         return Answer(
             text="".join(self._parts),
@@ -262,12 +262,14 @@ class TextGenerator:
         ignore_end: bool = False,
         constraint: Constraint | None = None,
         reading: Reading | None = None,
+        whole: bool = False,
         ended: Callable[[bool], None] = lambda failed: None,
     ) -> AnswerStream:
         """Start an answer.
 
         Args:
             reading: what the encoder reads, for a model with one.
+            whole: whether nothing is read before the end; with ``stop`` the text is watched all the same.
             ended: called at the end with whether the answer failed.
 
         Raises:
@@ -291,6 +293,7 @@ class TextGenerator:
             end_tokens=frozenset() if ignore_end else frozenset(self.spec.end_tokens),
             top_log_probabilities=log_probabilities,
             seconds=seconds,
+            whole=whole and not stops,
             matcher=None if constraint is None else self._matcher(constraint, ignore_end=ignore_end),
         )
         return AnswerStream(self.engine.submit(order), TextPieces(self.tokenizer, stops), ended)

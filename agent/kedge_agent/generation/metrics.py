@@ -58,6 +58,18 @@ _SIMPLE: tuple[tuple[str, str, str, Callable[[Engine | Engines], float]], ...] =
     ),
     ("kedge_generation_tokens_total", "counter", "Tokens of answers.", lambda e: e.statistics.written_tokens),
     (
+        "kedge_generation_guessed_tokens_total",
+        "counter",
+        "Tokens that were guessed from the text so far.",
+        lambda e: e.statistics.guessed_tokens,
+    ),
+    (
+        "kedge_generation_right_tokens_total",
+        "counter",
+        "Guessed tokens that came true.",
+        lambda e: e.statistics.right_tokens,
+    ),
+    (
         "kedge_generation_writing_seconds_total",
         "counter",
         "Time from the first tokens of answers to their ends.",

@@ -17,6 +17,7 @@ class GenerationStatistics:
         ended: answers by the reason of their end; ``failed`` for those that ended with an error.
         prompt_tokens: tokens of all prompts; ``cached_tokens`` of them were not read anew.
         written_tokens: tokens of all answers.
+        guessed_tokens: tokens that were guessed before they were written; ``right_tokens`` of them came true.
         writing_seconds: sum of the times from an answer's first token to its end.
         first_tokens: histogram of the times from a request to its first token, see :data:`FIRST_TOKEN_BOUNDS`.
         first_token_seconds: their sum.
@@ -26,6 +27,8 @@ class GenerationStatistics:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     written_tokens: int = 0
+    guessed_tokens: int = 0
+    right_tokens: int = 0
     writing_seconds: float = 0.0
     first_tokens: list[int] = field(default_factory=lambda: [0] * (len(FIRST_TOKEN_BOUNDS) + 1))
     first_token_seconds: float = 0.0

@@ -51,6 +51,8 @@ class Order:
         top_log_probabilities: number of alternatives returned with each token; None for no log-probabilities.
         seconds: time after which the answer is cut off; None for no limit.
         matcher: what the answer has to match; None for any text.
+        whole: whether the tokens are handed over at the end, all at once: waking a reader for each costs as much as a
+            small model's step.
     """
 
     prompt: Sequence[int]
@@ -60,6 +62,7 @@ class Order:
     top_log_probabilities: int | None = None
     seconds: float | None = None
     matcher: Follower | None = None
+    whole: bool = False
     reading: Reading | None = None
     rules: AnswerRules = field(default_factory=AnswerRules)
 
@@ -94,12 +97,12 @@ class Ticket:
     reason: str = ""
     cached: int = 0
     begun: float = field(default_factory=time.monotonic)
-    first_token: float | None = None
     written_at: float | None = None
     last_at: float | None = None
     written: int = 0
     _events: queue.SimpleQueue[Token | str | Exception] = field(default_factory=queue.SimpleQueue)
     _cancelled: bool = False
+    _held: list[Token] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Token]:
         """Yield each token as it comes.
@@ -115,8 +118,6 @@ class Ticket:
             if isinstance(event, str):
                 self.reason = event
             else:
-                if self.first_token is None:
-                    self.first_token = time.monotonic()
                 yield event
 
     def cancel(self) -> None:
@@ -128,9 +129,15 @@ class Ticket:
         """Return why no further token may be written, or an empty text if one may."""
         if self._cancelled:
             return CANCELLED
-        late = self.order.seconds is not None and time.monotonic() - self.begun > self.order.seconds
-        return TIMEOUT if late else ""
+        most = self.order.seconds
+        return TIMEOUT if most is not None and time.monotonic() - self.begun > most else ""
 
     def put(self, event: Token | str | Exception) -> None:
         """Queue an event for the iterating thread."""
+        if self.order.whole and isinstance(event, Token):
+            self._held.append(event)
+            return
+        for token in self._held:
+            self._events.put(token)
+        self._held.clear()
         self._events.put(event)

@@ -91,7 +91,7 @@ class DecoderSession(abc.ABC):
             # Idle slots between the others are computed along; what they write lies beyond their length.
             if slot not in tokens and self.lengths[slot] == self.context:
                 self.lengths[slot] -= 1
-        column = np.array([[tokens.get(slot, 0)] for slot in range(first, last)], np.int64)
+        column = np.array([tokens.get(slot, 0) for slot in range(first, last)], np.int64)[:, None]
         found = self._run(first, column, self.lengths[first:last], 1)
         for slot in tokens:
             self.lengths[slot] += 1

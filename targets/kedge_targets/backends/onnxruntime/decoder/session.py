@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import InputError, VerificationError
-from kedge_targets.backends.onnxruntime.decoder.slot_caches import SlotCaches, after, zeros
+from kedge_targets.backends.onnxruntime.decoder.slot_caches import SlotCaches, zeros
+from kedge_targets.backends.onnxruntime.decoder.step_inputs import StepInputs
 from kedge_targets.decoder.session import DecoderSession
 from kedge_targets.graph import library
 
@@ -40,6 +41,7 @@ class OnnxDecoderSession(DecoderSession):
         super().__init__(slots=slots, context=context, vocabulary=int(vocabulary))
         self._session = session
         self._positions = "position_ids" in inputs
+        self._inputs: dict[tuple[int, int], StepInputs] = {}
         self._encoder = encoder
         self.has_encoder = encoder is not None
         self._sources = {
@@ -97,25 +99,26 @@ class OnnxDecoderSession(DecoderSession):
         self.lengths[to] = positions
 
     def _run(self, first: int, tokens: Array, lengths: Array, keep: int) -> Array:
-        rows, step = tokens.shape
-        binding = self._caches.bound(first, rows)
-        feeds = {"input_ids": tokens, "keep": np.array([keep], np.int64), **after(lengths, step)}
-        if self._positions:
-            feeds["position_ids"] = lengths[:, None] + np.arange(step)
+        rows = len(tokens)
+        if (first, rows) not in self._inputs:
+            binding = self._caches.bound(first, rows)
+            self._inputs[first, rows] = StepInputs(binding, positions=self._positions)
+        inputs = self._inputs[first, rows]
+        inputs.write(tokens, lengths, keep)
         if self._mask is not None:
-            feeds["source_mask"] = self._mask[first : first + rows]
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, array)
-        binding.bind_output("logits", "cpu")
+            inputs.binding.bind_cpu_input("source_mask", self._mask[first : first + rows])
+        # Bound by its address: to ask for the outputs would wrap each cache.
+        logits = np.empty((rows, keep, self.vocabulary), np.float32)
+        inputs.binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(inputs.binding)
         except Exception as error:  # the library's errors have no common base but Exception
             raise InputError(f"ONNX Runtime cannot run this step: {library.reason_of(error)}") from error
-        logits: Array = binding.get_outputs()[-1].numpy()
         return logits
 
     def close(self) -> None:
         """See :meth:`kedge_targets.decoder.session.DecoderSession.close`."""
+        self._inputs.clear()
         self._caches.close()
         self._sources.clear()
         self._session = self._encoder = None

@@ -1,0 +1,104 @@
+"""Guesses the next tokens of an answer from where its last tokens occurred before, in the prompt or the answer itself
+(Saxena, "Prompt Lookup Decoding", 2023). One step of several positions verifies them.
+
+How many are guessed follows from two measurements: how often the token that followed before follows again, which costs
+nothing to watch, and the time of a step by its number of positions. Where guesses do not pay there are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+LONGEST = 7
+"""Largest number of guessed tokens."""
+_SIZES = (3, 2)
+"""Numbers of last tokens that are looked up, in this order."""
+_SHARE = 0.5
+"""Share of tokens that follow again as before, until some were seen."""
+_WEIGHT = 0.15
+"""Weight of the last token in that share."""
+_PRIOR = 0.2
+"""Time of a further position relative to a step's first, until it is measured."""
+_DRIFT = 1.05
+"""Factor by which a measured time may grow at each further measurement: a step that was disturbed counts little."""
+
+
+class StepTimes:
+    """Times of a session's steps for one sequence, by the number of positions."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+
+    def add(self, positions: int, seconds: float) -> None:
+        """Add a measurement."""
+        before = self._seconds.get(positions)
+        self._seconds[positions] = seconds if before is None else min(seconds, before * _DRIFT)
+
+    def relative(self, positions: int) -> float:
+        """Return the time of a step relative to one of a single position."""
+        one = self._seconds.get(1)
+        if one is None:
+            return 1 + _PRIOR * (positions - 1)
+        nearest = max(count for count in self._seconds if count <= positions)
+        return max(self._seconds[nearest] / one, 1.0) + _PRIOR * (positions - nearest)
+
+
+class PromptLookup:
+    """Guesses for one answer.
+
+    Args:
+        prompt: its tokens.
+        times: of the session's steps; shared by all answers.
+    """
+
+    def __init__(self, prompt: Sequence[int], times: StepTimes) -> None:
+        self._times = times
+        self._tokens: list[int] = []
+        self._ends: dict[tuple[int, ...], int] = {}
+        self._shares = dict.fromkeys(_SIZES, _SHARE)
+        self._size = 0
+        self._end = 0
+        for token in prompt:
+            self._enter(token)
+        self._find()
+
+    def add(self, token: int) -> None:
+        """Add the next token of the answer."""
+        if self._size:
+            right = self._tokens[self._end] == token
+            self._shares[self._size] += _WEIGHT * (right - self._shares[self._size])
+        self._enter(token)
+        self._find()
+
+    def guess(self, most: int) -> list[int]:
+        """Return up to ``most`` tokens that may follow; none if guesses do not pay."""
+        if not self._size:
+            return []
+        share, chance, expected = self._shares[self._size], 1.0, 1.0
+        best, speed = 0, 1.0
+        for count in range(1, min(most, LONGEST) + 1):
+            chance *= share
+            expected += chance
+            if expected > speed * self._times.relative(count + 1):
+                best, speed = count, expected / self._times.relative(count + 1)
+        # A text that repeats itself goes on where the last tokens begin.
+        tokens, end = self._tokens, self._end
+        return [tokens[end + at % (len(tokens) - end)] for at in range(best)]
+
+    def _enter(self, token: int) -> None:
+        # What ends at the last token is entered with the next one: looked up, it finds an earlier occurrence.
+        tokens, ends = self._tokens, self._ends
+        end = len(tokens)
+        for size in _SIZES:
+            if end >= size:
+                ends[tuple(tokens[-size:])] = end
+        tokens.append(token)
+
+    def _find(self) -> None:
+        """Find the last tokens' latest occurrence before themselves."""
+        self._size = 0
+        for size in _SIZES:
+            end = self._ends.get(tuple(self._tokens[-size:]))
+            if end is not None:
+                self._size, self._end = size, end
+                return
