@@ -175,6 +175,9 @@ class Compiler(abc.ABC):
             LoweringError: all else, with the vendor's own words.
         """
 
+    no_decoders: str = "this backend runs no language models"
+    """Why :meth:`decoders` is None, in words."""
+
     def decoders(self) -> DecoderCompiler | None:
         """The lowering of decoder language models; None if the backend has none."""
         return None

@@ -32,8 +32,9 @@ def session_of(
     slots: int = 1,
     context: int = 32,
     calibration: list[list[int]] | None = None,
+    backend: str = _BACKEND,
 ) -> DecoderSession:
-    compiler = registry.compiler(_BACKEND).decoders()
+    compiler = registry.compiler(backend).decoders()
     assert compiler is not None
     weights, spec = decoder.weights, decoder.spec
     names = ["norm", *(["norm.bias"] if weights.has_bias("norm") else [])]
@@ -47,9 +48,7 @@ def session_of(
     learned = references.embedded(spec, weights.outer("embedding"), ends.positions, calibration or [])
     layers = QuantizedLayers(LayerSource(spec, weights, compiler, context), scheme, learned, lambda done, total: None)
     lowered = compiler.lower(spec, ends, layers, context=context, workdir=workdir)
-    return registry.runtime(_BACKEND).load_decoder(
-        workdir / lowered.entry, {"threads": 1}, slots=slots, context=context
-    )
+    return registry.runtime(backend).load_decoder(workdir / lowered.entry, {"threads": 1}, slots=slots, context=context)
 
 
 @pytest.mark.parametrize("name", list(decoders.CONFIGURATIONS))

@@ -54,6 +54,8 @@ def show(console: Console, path: Path, digest: str, report: DecoderReport) -> No
             markup=False,
         )
     for one in report.targets:
+        for pace in one.paces:
+            console.print(f"{one.target}: {pace.said}", soft_wrap=True, markup=False)
         for attempt in () if one.layers is not None and one.layers[0] else one.attempts:
             if attempt.broken:
                 console.print(f"{one.target}: {attempt.label}: {attempt.broken}", soft_wrap=True, markup=False)

@@ -112,17 +112,22 @@ def parse(text: str, defaults: Scheme | None = None) -> Scheme:
     found = replace(defaults or Scheme(), **given)
     if "embedding" not in given and not found.bits:
         found = replace(found, embedding=found.precision)
-    if found.int8_layers and found.precision != "int4":
+    check(found, where=where)
+    return found
+
+
+def check(scheme: Scheme, *, where: str) -> None:
+    """Raise :class:`ConfigError` if a value of a scheme is unknown."""
+    if scheme.int8_layers and scheme.precision != "int4":
         raise ConfigError(
-            f"layers in int8 have no place in {found.precision}", where=where, remedy="Leave int8_layers out"
+            f"layers in int8 have no place in {scheme.precision}", where=where, remedy="Leave int8_layers out"
         )
-    choices = ((found.precision, PRECISIONS), (found.embedding, PRECISIONS), (found.method, METHODS))
-    for value, allowed in (*choices, (found.cache, CACHES)):
+    choices = ((scheme.precision, PRECISIONS), (scheme.embedding, PRECISIONS), (scheme.method, METHODS))
+    for value, allowed in (*choices, (scheme.cache, CACHES)):
         if value not in allowed:
             raise ConfigError(f"{value!r} is not known", where=where, remedy=f"Known are {', '.join(allowed)}")
-    if found.group not in (16, 32, 64, 128, 256):
-        raise ConfigError(f"{found.group} is no size of a group", where=where, remedy="Give 16, 32, 64, 128 or 256")
-    return found
+    if scheme.group not in (16, 32, 64, 128, 256):
+        raise ConfigError(f"{scheme.group} is no size of a group", where=where, remedy="Give 16, 32, 64, 128 or 256")
 
 
 def _value(name: str, value: str) -> Any:

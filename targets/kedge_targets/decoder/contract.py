@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kedge_protocol.bundle.config import RuntimeRequirement
 from kedge_protocol.errors import LoweringError
@@ -15,6 +16,9 @@ from kedge_targets.decoder.layout import HeadLayout
 from kedge_targets.decoder.matrix import Codes, Matrix
 from kedge_targets.decoder.plan import Piece, Pieces
 from kedge_targets.decoder.spec import Array, DecoderSpec
+
+DECODERS, ENCODER_DECODERS, EXPORTED, PARTS = "decoders", "encoder-decoders", "exported decoders", "parts of decoders"
+"""The kinds of models that generate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,15 @@ class LayerRunner(abc.ABC):
 
 class DecoderCompiler(abc.ABC):
     """A backend's compiler for decoders."""
+
+    def objection(self, kind: str, options: Mapping[str, Any]) -> str:
+        """Return why a target cannot run this kind of model (:data:`DECODERS` and so on) with this backend, in words;
+        empty if it can.
+
+        Args:
+            options: of the backend in the target's file.
+        """
+        return ""
 
     @abc.abstractmethod
     def layout(self, spec: DecoderSpec) -> HeadLayout:

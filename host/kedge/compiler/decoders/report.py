@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from kedge.compiler.decoders.worker_messages import Attempt, DecoderStepEntry
+from kedge.compiler.decoders.worker_messages import Attempt, BackendPace, DecoderStepEntry
 from kedge_protocol import codec
 from kedge_protocol.errors import BundleError, MessageError
 
@@ -24,6 +24,7 @@ class DecoderEntry:
         position_bytes: cache bytes per position of each slot.
         steps: what was done to the float decoder before it was quantized.
         layers: the first layer of a part, and the one after its last; None for a whole decoder.
+        paces: of the backends that were compared, the target's first one first; empty where there was one.
     """
 
     target: str
@@ -38,6 +39,7 @@ class DecoderEntry:
     position_bytes: int
     steps: tuple[DecoderStepEntry, ...] = ()
     layers: tuple[int, int] | None = None
+    paces: tuple[BackendPace, ...] = ()
 
     @property
     def attempt(self) -> Attempt:

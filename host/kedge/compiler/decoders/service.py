@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import platform
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kedge.compiler.decoders import part_releases, report, splitting
-from kedge.compiler.decoders import steps as decoder_steps
-from kedge.compiler.decoders.worker_messages import Budget, DecoderAnswer, DecoderRequest
+from kedge.compiler.decoders import part_releases, plans, report, splitting
+from kedge.compiler.decoders import recipe as recipes
+from kedge.compiler.decoders.worker_messages import Budget, DecoderAnswer, DecoderRequest, Rival
 from kedge.compiler.release import Release
 from kedge.importing.decoders import exported, reading
-from kedge.quantization import decoder_scheme
-from kedge.quantization.decoder_scheme import Scheme
-from kedge.search import recipe_args
-from kedge.search.candidate import StepChoice
-from kedge.search.effort import Effort
 from kedge.search.options import CompileOptions
 from kedge.search.results import ProgressCallback
 from kedge_protocol import __version__, codec, digest
@@ -26,23 +19,35 @@ from kedge_protocol.bundle import config as cfg
 from kedge_protocol.bundle.write import check_place, new_layout
 from kedge_protocol.errors import BudgetError, CompileError, ConfigError, InputError, KedgeError, TargetError
 from kedge_protocol.topics import checked_name
-from kedge_targets import registry
 from kedge_targets import target as targets
+from kedge_targets.decoder.contract import DECODERS, ENCODER_DECODERS, EXPORTED, PARTS
 from kedge_targets.target import BackendChoice, Target
 from kedge_targets.worker import Worker
 
 TASK = "kedge.compiler.decoders.worker_tasks:compile_decoder"
-RATIO = 1.15
-"""Allowed ratio of the perplexity to the float model's if no budget is given."""
 GOLDEN = "golden.npz"
-_EXPORTED = "exported decoders"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Compiled:
     target: Target
-    backend: str
+    plan: plans.Plan
     answer: DecoderAnswer
+
+    @property
+    def backend(self) -> str:
+        """Return the backend that was packed."""
+        return self.answer.backend
+
+    @property
+    def section(self) -> recipes.DecoderSection:
+        """Return how it was made, for the recipe."""
+        answer = self.answer
+        return recipes.DecoderSection(
+            backend=answer.backend,
+            step=tuple({"use": step.use, **step.options} for step in self.plan.steps),
+            quantize=answer.attempts[answer.chosen].scheme,
+        )
 
 
 def run(
@@ -61,22 +66,22 @@ def run(
     """
     asked = [targets.find(name) for name in options.targets]
     _check(options, asked)
-    kind = _EXPORTED if exported.is_exported(model) else ""
+    kind = EXPORTED if exported.is_exported(model) else DECODERS
     if reading.has_encoder(model):
-        kind = "encoder-decoders"
+        kind = ENCODER_DECODERS
     holders: tuple[Target, ...] = ()
+    limit, wanted = plans.budget(options), kind
     if options.split is not None:
         holders = splitting.devices(options.split, asked, kind=kind)
         splitting.check_places(options.name, options.out, len(holders), replace=options.force)
-        asked = asked[:1]
-    schemes, limit, chosen = _schemes(options, kind), budget(options), _steps(options)
-    if chosen and kind:
-        raise ConfigError(f"is not for {kind} yet", where="--step", remedy="Leave it out")
+        asked, wanted = asked[:1], PARTS
+    planned = plans.plans_of(options, asked, kind)
     compiled: list[_Compiled] = []
     failures: dict[str, KedgeError] = {}
     for target in asked:
         try:
-            how = (schemes, limit, chosen, holders)
+            plan = planned[target.name]
+            how = (plan, limit, plans.routes(target, wanted, plan.backend), holders)
             compiled.append(_one(model, target, options, how, scratch, worker, on_progress))
         except InputError as error:
             if len(asked) == 1 or not isinstance(error, TargetError):
@@ -103,112 +108,27 @@ def _check(options: CompileOptions, asked: list[Target]) -> None:
     for value, flag in ((options.context, "--context"), (options.slots, "--slots")):
         if value is not None and value < (16 if flag == "--context" else 1):
             raise ConfigError(f"{value} is too small", where=flag, remedy="Give positions from 16, slots from 1 up")
-    for flag, other in (("--recipe", options.recipe), ("--max-latency", options.max_latency)):
-        if other:
-            raise ConfigError("is not for language models yet", where=flag, remedy="See docs/generation.md")
+    if options.max_latency:
+        raise ConfigError("is not for language models yet", where="--max-latency", remedy="See docs/generation.md")
     if options.split is None:
         check_place(options.out, replace=options.force)
-
-
-def budget(options: CompileOptions) -> Budget:
-    """Return the budget that the options set.
-
-    Raises:
-        ConfigError: a limit is invalid.
-    """
-    ratio, absolute = None, None
-    if options.max_perplexity is not None:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)(x?)", options.max_perplexity.strip())
-        if found is None or float(found[1]) <= 0:
-            raise ConfigError(
-                f"{options.max_perplexity!r} is no limit",
-                where="--max-perplexity",
-                remedy="Give 1.05x of the float model's, or a perplexity",
-            )
-        ratio, absolute = (float(found[1]), None) if found[2] else (None, float(found[1]))
-    if options.max_kl is not None and not (math.isfinite(options.max_kl) and options.max_kl >= 0):
-        raise ConfigError(f"{options.max_kl} is no divergence", where="--max-kl", remedy="Give nats a token, from 0 up")
-    if options.max_perplexity is None and options.max_kl is None:
-        ratio = RATIO
-    return Budget(max_ratio=ratio, max_perplexity=absolute, max_kl=options.max_kl)
-
-
-def _schemes(options: CompileOptions, kind: str) -> tuple[Scheme, ...]:
-    if kind:
-        return _plain_schemes(options, kind)
-    if options.quantize is not None:
-        found: tuple[Scheme, ...] = (decoder_scheme.parse(options.quantize),)
-    else:
-        found = decoder_scheme.LADDER[1:2] if options.effort is Effort.QUICK else decoder_scheme.LADDER
-    if options.cache is None:
-        return found
-    if options.cache not in decoder_scheme.CACHES:
-        known = ", ".join(decoder_scheme.CACHES)
-        raise ConfigError(f"{options.cache!r} is not known", where="--cache", remedy=f"Known are {known}")
-    return tuple(replace(scheme, cache=options.cache) for scheme in found)
-
-
-def _steps(options: CompileOptions) -> tuple[StepChoice, ...]:
-    recipe = recipe_args.parse_recipe(options.step, None)
-    section = None if recipe is None else recipe.section("")
-    found = () if section is None else section.steps
-    for step in found:
-        decoder_steps.check(step)
-    return found
-
-
-def _plain_schemes(options: CompileOptions, kind: str) -> tuple[Scheme, ...]:
-    """Return the schemes of a model that learns nothing from calibration.
-
-    Args:
-        kind: for error messages.
-    """
-    if options.cache is not None:
-        raise ConfigError(f"is not for {kind} yet", where="--cache", remedy="Leave it out")
-    # The embedding of an exported decoder stays as it is.
-    whole = kind != _EXPORTED
-    plain = Scheme(method="plain") if whole else Scheme(method="plain", embedding="float32")
-    if options.quantize is None:
-        ladder = tuple(replace(scheme, method="plain") for scheme in decoder_scheme.LADDER)
-        if not whole:
-            ladder = (plain, replace(plain, precision="int8"), replace(plain, precision="float32"))
-        quick = next(scheme for scheme in ladder if scheme.precision == "int8")
-        return (quick,) if options.effort is Effort.QUICK else ladder
-    found = decoder_scheme.parse(options.quantize, plain)
-    if not whole and (found.precision == "float16" or found.embedding != "float32" or found.int8_layers):
-        raise ConfigError(
-            f"{options.quantize!r} is not for {kind}", where="--quantize", remedy="Give int8, int4 or float32"
-        )
-    if found.learns or found.cache != "float32":
-        wrong = "method=gptq" if found.learns else f"cache={found.cache}"
-        raise ConfigError(f"{wrong} is not for {kind} yet", where="--quantize", remedy="Leave it out")
-    return (found,)
-
-
-def _backend(target: Target) -> BackendChoice:
-    for choice in (one for one in target.backends if one.usual):
-        if registry.compiler(choice.name).decoders() is not None:
-            return choice
-    raise TargetError(
-        f"no backend of {target.name!r} runs language models",
-        remedy="Targets with ONNX Runtime do: see docs/generation.md",
-    )
 
 
 def _one(
     model: Path,
     target: Target,
     options: CompileOptions,
-    how: tuple[tuple[Scheme, ...], Budget, tuple[StepChoice, ...], tuple[Target, ...]],
+    how: tuple[plans.Plan, Budget, list[BackendChoice], tuple[Target, ...]],
     scratch: Path,
     worker: Callable[[str], Worker],
     on_progress: ProgressCallback,
 ) -> _Compiled:
-    backend = _backend(target)
-    schemes, limit, chosen, holders = how
+    plan, limit, (backend, *others), holders = how
     for other in holders:
-        if _backend(other).name != backend.name:
+        if plans.routes(other, PARTS, None)[0].name != backend.name:
             raise TargetError(f"{other.name!r} and {target.name!r} take other backends", where=splitting.WHERE)
+    if holders or target.processor.architecture != platform.machine():
+        others = []  # what is faster there cannot be measured here
     workdir = scratch / target.name
     workdir.mkdir()
     request = DecoderRequest(
@@ -220,13 +140,14 @@ def _one(
         options=dict(backend.options),
         context=options.context,
         slots=options.slots or 1,
-        schemes=schemes,
+        rivals=tuple(Rival(backend=one.name, options=dict(one.options)) for one in others),
+        schemes=plan.schemes,
         budget=limit,
         memory_bytes=target.system.memory_bytes,
         workdir=str(workdir.absolute()),
-        steps=chosen,
-        stepped=str((scratch / "stepped").absolute()),
-        seed=options.seed or 0,
+        steps=plan.steps,
+        stepped=str(((scratch if plan.shared else workdir) / "stepped").absolute()),
+        seed=plan.seed if options.seed is None else options.seed,
         split=tuple(holder.system.memory_bytes for holder in holders),
     )
     with worker(target.name) as child:
@@ -252,7 +173,7 @@ def _one(
             where=target.name,
             remedy="Ask for less with --context, --slots or --cache int8",
         )
-    return _Compiled(target=target, backend=backend.name, answer=answer)
+    return _Compiled(target=target, plan=plan, answer=answer)
 
 
 def _write(options: CompileOptions, compiled: list[_Compiled], failures: dict[str, KedgeError]) -> None:
@@ -275,8 +196,13 @@ def _write(options: CompileOptions, compiled: list[_Compiled], failures: dict[st
                     slots=answer.generation.slots,
                     position_bytes=answer.generation.position_bytes,
                     steps=answer.steps,
+                    paces=answer.paces,
                 )
             )
+        seed = compiled[0].plan.seed if options.seed is None else options.seed
+        sections = {one.target.name: one.section for one in compiled}
+        text = recipes.written(sections, name=options.name, version=options.version, seed=seed)
+        (writer.path / recipes.FILE).write_text(text, encoding="utf-8")
         writer.add_release(options.name, options.version)
         warnings = dict.fromkeys(text for one in compiled for text in one.answer.warnings)
         report.write(

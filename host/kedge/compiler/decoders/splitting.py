@@ -9,6 +9,7 @@ from kedge.quantization.decoder_scheme import Scheme
 from kedge_protocol.bundle.write import check_place
 from kedge_protocol.errors import ConfigError, StorageError, TargetError
 from kedge_protocol.topics import checked_name
+from kedge_targets.decoder.contract import DECODERS
 from kedge_targets.decoder.spec import DecoderSpec
 from kedge_targets.target import Target
 
@@ -29,12 +30,12 @@ def devices(count: int, asked: Sequence[Target], *, kind: str) -> tuple[Target, 
     """Return the target of each part.
 
     Args:
-        kind: what the model is, if it is no plain decoder; for error messages.
+        kind: what the model is (:data:`kedge_targets.decoder.contract.DECODERS` and so on).
 
     Raises:
         ConfigError: there is nothing to split, or the targets are not one, or one for each part.
     """
-    if kind:
+    if kind != DECODERS:
         raise ConfigError(f"is not for {kind}", where=WHERE, remedy="Leave it out")
     if count < 2:
         raise ConfigError(f"{count} is no number of parts", where=WHERE, remedy="Give 2 or more devices")

@@ -76,12 +76,51 @@ class DecoderStepEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BackendPace:
+    """The pace of the packed decoder on one backend, measured in turns with the others.
+
+    Attributes:
+        read_per_second, written_per_second: tokens of all slots together, of the least disturbed round.
+        ratio: time of an exchange as a multiple of the first backend's, with its interval ``low`` to ``high``; above 1
+            is slower.
+        busy: whether the ratio is of processor time, because the machine was at other work.
+        refused: why the backend could not be chosen, in words; empty if it could.
+    """
+
+    backend: str
+    read_per_second: float = 0.0
+    written_per_second: float = 0.0
+    ratio: float = 1.0
+    low: float = 1.0
+    high: float = 1.0
+    busy: bool = False
+    refused: str = ""
+
+    @property
+    def said(self) -> str:
+        """Return the pace in words."""
+        if self.refused:
+            return f"{self.backend} not taken: {self.refused}"
+        speeds = f"reads {self.read_per_second:.3g} and writes {self.written_per_second:.3g} tokens a second"
+        return f"{self.backend} {speeds}, an exchange takes {self.ratio:.3g}× ({self.low:.3g} to {self.high:.3g})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """Another backend of the target, with the options of its runtime: the faster one is packed."""
+
+    backend: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecoderRequest:
     """A request to compile one decoder for one backend.
 
     Attributes:
         source, adapter, calibration, evaluation: absolute paths.
         options: options of the backend's runtime.
+        rivals: backends that the decoder is packed for too, to take the faster one.
         context, slots: the requested ones; with context None the model's own, up to :data:`CONTEXT`.
         schemes: tried in order until one keeps the budget.
         memory_bytes: the target's memory.
@@ -108,11 +147,12 @@ class DecoderRequest:
     stepped: str = ""
     seed: int = 0
     split: tuple[int, ...] = ()
+    rivals: tuple[Rival, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """A scheme that was tried, and its figures."""
+    """A scheme that was tried on a backend, and its figures."""
 
     scheme: Scheme
     label: str
@@ -120,6 +160,7 @@ class Attempt:
     figures: Figures
     broken: str
     seconds: float
+    backend: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +184,7 @@ class DecoderAnswer:
     """The result of compiling a decoder.
 
     Attributes:
+        backend: which of the requested ones was packed.
         files: title → path of all files that the device needs, including those of the text side.
         chosen: index of the attempt with these files: the first that keeps the budget; -1, the last, if none does.
         memory_bytes: memory of files and caches.
@@ -150,8 +192,10 @@ class DecoderAnswer:
         parts: the parts of a decoder that is split; ``files`` then are those of the text side, and ``golden`` are the
             vectors of all parts together.
         channels: of the hidden states between them.
+        paces: of the backends that were compared; empty where there was one.
     """
 
+    backend: str
     files: dict[str, str]
     entry: str
     runtimes: tuple[RuntimeRequirement, ...]
@@ -174,6 +218,7 @@ class DecoderAnswer:
     steps: tuple[DecoderStepEntry, ...] = ()
     parts: tuple[PartAnswer, ...] = ()
     channels: int = 0
+    paces: tuple[BackendPace, ...] = ()
 
 
 CONTEXT = 4096

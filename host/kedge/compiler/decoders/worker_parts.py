@@ -15,6 +15,7 @@ import numpy as np
 from kedge.compiler.decoders.worker_messages import (
     CONTEXT,
     Attempt,
+    BackendPace,
     DecoderAnswer,
     DecoderRequest,
     DecoderStepEntry,
@@ -198,6 +199,7 @@ def attempt_of(
         figures=figures,
         broken=request.budget.broken(figures),
         seconds=time.perf_counter() - began,
+        backend=request.backend,
     )
 
 
@@ -236,19 +238,21 @@ def answer_of(
     steps: tuple[DecoderStepEntry, ...] = (),
     parts: tuple[PartAnswer, ...] = (),
     channels: int = 0,
+    paces: tuple[BackendPace, ...] = (),
 ) -> DecoderAnswer:
     """Return the answer to a request, and write the files of the text side.
 
     Args:
+        request: for the backend that is packed.
         made: all schemes that were tried; the last one's files are packed.
         proof: what :func:`golden_file` returned; it holds ``vectors`` vectors.
     """
     lowered = made[-1][0]
     own = {} if lowered.parts else lowered.files
     files = {**own, **text_files(text, Path(request.workdir))}
-    size = sum(file.stat().st_size for file in lowered.files.values())
     path, sets = proof
     return DecoderAnswer(
+        backend=request.backend,
         files={title: str(file) for title, file in files.items()},
         entry=lowered.entry,
         runtimes=lowered.runtimes,
@@ -266,12 +270,23 @@ def answer_of(
         calibration_sequences=data.calibration,
         evaluation_sequences=data.evaluation,
         runtime=runtime_of(request.backend),
-        memory_bytes=2 * size + generation.cache_bytes,
+        memory_bytes=weights_memory(lowered) + generation.cache_bytes,
         warnings=warnings,
         steps=steps,
         parts=parts,
         channels=channels,
+        paces=paces,
     )
+
+
+def weights_memory(lowered: LoweredDecoder) -> int:
+    """Return the bytes that the files take when they are open: once as they are, once as the kernels want them."""
+    return 2 * sum(file.stat().st_size for file in lowered.files.values())
+
+
+def memory_of(lowered: LoweredDecoder, context: int, slots: int) -> int:
+    """Return the bytes of a decoder's files and caches."""
+    return weights_memory(lowered) + lowered.position_bytes * context * slots
 
 
 def generation_of(

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kedge.compiler.decoders import part_files, splitting, steps
-from kedge.compiler.decoders.worker_messages import Attempt, DecoderAnswer, DecoderRequest, DecoderStepEntry
+from kedge.compiler.decoders import backend_race, part_files, splitting, steps
+from kedge.compiler.decoders.worker_messages import (
+    Attempt,
+    BackendPace,
+    DecoderAnswer,
+    DecoderRequest,
+    DecoderStepEntry,
+)
 from kedge.compiler.decoders.worker_parts import (
     TOKENIZER,
     Data,
+    Tried,
     answer_of,
     attempt_of,
     check_tokenizer,
@@ -23,6 +30,7 @@ from kedge.compiler.decoders.worker_parts import (
     context_of,
     generation_of,
     golden_file,
+    memory_of,
     opened,
 )
 from kedge.evaluation.decoders import reference as references
@@ -33,8 +41,10 @@ from kedge.importing.decoders.decoder import Decoder
 from kedge.quantization import decoder_mixing
 from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, table
 from kedge.quantization.decoder_scheme import Scheme
-from kedge_protocol.errors import ConfigError, TargetError
-from kedge_targets.decoder.contract import Ends, LoweredDecoder
+from kedge.quantization.kept_pieces import KeptPieces
+from kedge_protocol.errors import ConfigError, LoweringError, MissingDependencyError, TargetError, VerificationError
+from kedge_targets.decoder.contract import DecoderCompiler, Ends, LoweredDecoder
+from kedge_targets.decoder.plan import Pieces
 from kedge_targets.decoder.spec import Array
 from kedge_targets.worker import Progress
 
@@ -70,12 +80,19 @@ def compile_decoder(request: DecoderRequest, progress: Progress) -> DecoderAnswe
 
 @dataclass
 class _Made:
-    """The files and figures of one scheme."""
+    """The files and figures of one scheme on one backend.
+
+    Attributes:
+        damages: see :attr:`kedge.quantization.decoder_layers.QuantizedLayers.damages`.
+        cuts: where the layers are cut; empty for a model that stays whole.
+        pieces: the same layers once more, for another backend.
+    """
 
     lowered: LoweredDecoder
     attempt: Attempt
     damages: tuple[float, ...]
     cuts: tuple[int, ...]
+    pieces: Pieces
 
 
 class _Compilation:
@@ -102,7 +119,8 @@ class _Compilation:
         reference = self._reference(evaluation)
         entries = self._stepped(tokenizer, reference)
         made, keeps = self._search(calibration, reference)
-        lowered = made[-1].lowered
+        paces = self._choose(made, reference) if keeps and request.rivals else ()
+        request, lowered = self._request, made[-1].lowered
         tokens, columns = self._golden_inputs(evaluation)
         return answer_of(
             request,
@@ -140,6 +158,7 @@ class _Compilation:
             if lowered.parts
             else (),
             channels=self._spec.hidden,
+            paces=paces,
         )
 
     def _stepped(self, tokenizer: Any, reference: Reference) -> tuple[DecoderStepEntry, ...]:
@@ -257,31 +276,80 @@ class _Compilation:
         return made, False
 
     def _made(self, scheme: Scheme, calibration: list[list[int]], reference: Reference, folder: Path) -> _Made:
-        began = time.perf_counter()
-        layers = QuantizedLayers(
-            self._source(),
-            scheme,
-            self._embedded(calibration) if scheme.calibrated else [],
-            lambda done, total: self._progress(scheme.label, done, total),
+        layers = self._layers(scheme, self._embedded(calibration) if scheme.calibrated else [])
+        pieces: Pieces = layers
+        again: Pieces = lambda index: self._layers(scheme, [])(index)  # noqa: E731 -- one of two
+        if self._request.rivals and scheme.calibrated:
+            kept = KeptPieces(layers, folder / "pieces")
+            pieces, again = kept, kept.again
+        lowered, attempt = self._tried(self._request, scheme, pieces, reference, folder)
+        return _Made(lowered, attempt, tuple(layers.damages), self._cuts(scheme), again)
+
+    def _layers(self, scheme: Scheme, calibration: list[Array]) -> QuantizedLayers:
+        return QuantizedLayers(
+            self._source(), scheme, calibration, lambda done, total: self._progress(scheme.label, done, total)
         )
-        cuts = self._cuts(scheme)
-        lowered = self._lowered(scheme, layers, cuts, folder)
-        session = opened(self._request, lowered, context=LENGTH)
+
+    def _tried(
+        self, request: DecoderRequest, scheme: Scheme, pieces: Pieces, reference: Reference, folder: Path
+    ) -> Tried:
+        """Pack a scheme for the request's backend and judge it."""
+        began = time.perf_counter()
+        lowered = self._lowered(compiler_of(request.backend), scheme, pieces, folder)
+        session = opened(request, lowered, context=LENGTH)
         try:
             figures = references.judged(
                 session, reference, lambda done, total: self._progress(f"evaluate {scheme.label}", done, total)
             )
         finally:
             session.close()
-        label = " + ".join([*(step.said for step in self._request.steps), scheme.label])
-        attempt = attempt_of(self._request, scheme, lowered, figures, label=label, began=began)
-        return _Made(lowered, attempt, tuple(layers.damages), cuts)
+        label = " + ".join([*(step.said for step in request.steps), scheme.label])
+        return lowered, attempt_of(request, scheme, lowered, figures, label=label, began=began)
 
-    def _lowered(self, scheme: Scheme, layers: QuantizedLayers, cuts: tuple[int, ...], folder: Path) -> LoweredDecoder:
-        spec, ends, context = self._spec, self._ends(scheme), self._context
+    def _lowered(self, compiler: DecoderCompiler, scheme: Scheme, pieces: Pieces, folder: Path) -> LoweredDecoder:
+        spec, ends, context, cuts = self._spec, self._ends(scheme), self._context, self._cuts(scheme)
         if not cuts:
-            return self._compiler.lower(spec, ends, layers, context=context, workdir=folder)
-        return part_files.joined(self._compiler.lower_parts(spec, ends, layers, cuts, context=context, workdir=folder))
+            return compiler.lower(spec, ends, pieces, context=context, workdir=folder)
+        return part_files.joined(compiler.lower_parts(spec, ends, pieces, cuts, context=context, workdir=folder))
+
+    def _choose(self, made: list[_Made], reference: Reference) -> tuple[BackendPace, ...]:
+        """Pack what keeps the budget for the other backends too; the fastest one's files come last in ``made``, and the
+        request is for it from here on."""
+        first = made.pop()
+        requests = {self._request.backend: self._request}
+        packed = {self._request.backend: first}
+        refused: list[BackendPace] = []
+        for rival in self._request.rivals:
+            request = replace(self._request, backend=rival.backend, options=rival.options)
+            self._progress(f"pack for {rival.backend}", 0, 0)
+            folder = self._workdir / rival.backend
+            folder.mkdir()
+            try:
+                lowered, attempt = self._tried(request, first.attempt.scheme, first.pieces, reference, folder)
+            except (LoweringError, VerificationError, MissingDependencyError) as error:
+                refused.append(BackendPace(backend=rival.backend, refused=str(error)))
+                continue
+            one = _Made(lowered, attempt, (), (), first.pieces)
+            if reason := attempt.broken or self._too_large(lowered):
+                made.append(one)
+                refused.append(BackendPace(backend=rival.backend, refused=reason))
+                continue
+            requests[rival.backend], packed[rival.backend] = request, one
+        paces = backend_race.measured(
+            {name: (one.lowered, requests[name]) for name, one in packed.items()},
+            reference.sequences[0],
+            context=self._context,
+            heard=lambda: self._progress("compare backends", 0, 0),
+        )
+        best = backend_race.fastest(paces).backend
+        made += [one for name, one in packed.items() if name != best] + [packed[best]]
+        self._request, self._compiler = requests[best], compiler_of(best)
+        return (*paces, *refused)
+
+    def _too_large(self, lowered: LoweredDecoder) -> str:
+        needed = memory_of(lowered, self._context, self._request.slots)
+        most = self._request.memory_bytes
+        return "" if needed <= most else f"needs {needed >> 20} MiB of memory, the target has {most >> 20} MiB"
 
     def _ends(self, scheme: Scheme) -> Ends:
         weights = self._decoder.weights

@@ -20,8 +20,8 @@ from kedge_targets.backends.myriad import camera, downgrade, processor, represen
 from kedge_targets.backends.myriad.origins import Origins
 from kedge_targets.backends.myriad.runtime import OAK, SHAVES, check_device
 from kedge_targets.backends.openvino import library
+from kedge_targets.backends.openvino.library import reason_of
 from kedge_targets.backends.openvino.runtime import Runtime as Representation
-from kedge_targets.backends.openvino.runtime import reason_of
 from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
 from kedge_targets.contract import Lowered
 from kedge_targets.graph import batch, free_dimensions, model_reader, model_writer, plan_layers, signature

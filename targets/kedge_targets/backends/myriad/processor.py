@@ -16,7 +16,7 @@ import numpy as np
 from kedge_protocol.errors import InputError, MissingDependencyError, VerificationError
 from kedge_targets import contract, refusal_remedies
 from kedge_targets.backends.openvino import emulation, library
-from kedge_targets.backends.openvino.runtime import reason_of
+from kedge_targets.backends.openvino.library import reason_of
 from kedge_targets.contract import Array
 
 STICK = "MYRIAD"

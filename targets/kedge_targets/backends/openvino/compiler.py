@@ -18,7 +18,6 @@ from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verifie
 from kedge_protocol.errors import ConfigError, LoweringError, TargetError, UnsupportedOperatorError
 from kedge_targets.backends.openvino import counting, devices, library, nncf_preparation, representation
 from kedge_targets.backends.openvino.reaching import Reaching
-from kedge_targets.backends.openvino.runtime import reason_of
 from kedge_targets.backends.openvino.samples import Samples, at_once
 from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
 from kedge_targets.contract import Array, Calibration, Lowered
@@ -45,6 +44,8 @@ from kedge_targets.true_precision import Numbers
 
 if TYPE_CHECKING:
     import onnx
+
+    from kedge_targets.decoder.contract import DecoderCompiler
 
 _FULL_RANGE = replace(FULL_RANGE, reach=Reach.GUARDED)
 _SEVEN_BITS = replace(SEVEN_BITS, reach=Reach.GUARDED)
@@ -91,6 +92,12 @@ class Compiler(CompilerTemplate):
             layouts=("NCHW",),
         )
 
+    def decoders(self) -> DecoderCompiler:
+        """See :meth:`kedge_targets.contract.Compiler.decoders`."""
+        from kedge_targets.backends.openvino.decoder.compiler import Compiler as Decoders
+
+        return Decoders()
+
     def verification(self, target: Target) -> Verified:
         """See :meth:`kedge_targets.contract.Compiler.verification`. A file for a GPU or an NPU is run on the CPU here,
         which verifies its numbers but not the device's."""
@@ -107,7 +114,7 @@ class Compiler(CompilerTemplate):
 
     def reason_of(self, error: Exception) -> str:
         """See :meth:`kedge_targets.compiler_template.CompilerTemplate.reason_of`."""
-        return reason_of(error)
+        return library.reason_of(error)
 
     def lower_job(self, job: LoweringJob) -> Lowered:
         """See :meth:`kedge_targets.compiler_template.CompilerTemplate.lower_job`."""
@@ -274,7 +281,7 @@ def _read(openvino: Any, graph: Path, given: onnx.ModelProto) -> Any:
                     where=f"node {node.name!r}",
                     remedy="Export the model with another operator in its place",
                 ) from error
-        raise LoweringError(f"OpenVINO cannot read the graph: {reason_of(error)}", where=graph.name) from error
+        raise LoweringError(f"OpenVINO cannot read the graph: {library.reason_of(error)}", where=graph.name) from error
     _check_order(model, given)
     # NNCF takes a weight only where it is a constant, not where it is computed from one.
     from openvino.passes import ConstantFolding, Manager

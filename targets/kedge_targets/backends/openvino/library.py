@@ -53,3 +53,10 @@ def load() -> Any:
             f"OpenVINO cannot be loaded: {error}", remedy=f"Install it with {pip_install('openvino', of=AGENT)}"
         ) from error
     return openvino
+
+
+def reason_of(error: Exception) -> str:
+    """Return OpenVINO's own message, without its source locations."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return " ".join(told)[:400] or " ".join(str(error).split())[:400] or type(error).__name__

@@ -16,6 +16,7 @@ from kedge_targets.contract import Array
 
 if TYPE_CHECKING:
     from kedge_protocol.bundle.config import BundleConfig
+    from kedge_targets.decoder.session import DecoderSession
     from kedge_targets.worker.progress import Progress
 
 FUSED = "fused"
@@ -92,22 +93,48 @@ class Runtime(contract.Runtime):
                     try:
                         return _on_device(core, entry, wanted)
                     except Exception as error:  # noqa: BLE001 -- RuntimeError and its own, without a common base
-                        reason = f"it does not take the model: {reason_of(error)}"
+                        reason = f"it does not take the model: {library.reason_of(error)}"
             wanted = wanted.for_cpu()
         try:
             compiled = _on_cpu(core, entry, wanted, kernel_set or FUSED)
         except Exception as error:  # the library raises RuntimeError and its own, without a common base
-            raise VerificationError(
-                f"OpenVINO {openvino.__version__.split('-')[0]} refuses the file: {reason_of(error)}",
-                where=entry.name,
-                remedy=refusal_remedies.remedy(reason_of(error)),
-            ) from error
+            raise _refused(openvino, entry, error) from error
         session = _session(compiled, wanted)
         if reason:
             asked = options["device"]
             log.warning("%s runs on the CPU and not on the %s: %s", entry.name, asked, reason)
             session.detail = f"the CPU, not the {asked}: {reason}"
         return session
+
+    def load_decoder(
+        self, entry: Path, options: Mapping[str, Any], *, slots: int, context: int, kernel_set: str | None = None
+    ) -> DecoderSession:
+        """See :meth:`kedge_targets.contract.Runtime.load_decoder`."""
+        from kedge_targets.backends.openvino.decoder.session import OpenVinoDecoderSession, cut_to_kept
+
+        wanted = devices.settings(options).for_cpu()
+        openvino = library.load()
+        core = openvino.Core()
+        settings = wanted.hints(devices.supported(core, devices.CPU))
+        if kernel_set not in (None, FUSED):
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
+        try:
+            model = core.read_model(str(entry))
+            cut_to_kept(model)
+            compiled = core.compile_model(model, devices.CPU, settings)
+        except VerificationError:
+            raise
+        except Exception as error:  # the library raises RuntimeError and its own, without a common base
+            raise _refused(openvino, entry, error) from error
+        return OpenVinoDecoderSession(compiled, slots=slots, context=context)
+
+
+def _refused(openvino: Any, entry: Path, error: Exception) -> VerificationError:
+    return VerificationError(
+        f"OpenVINO {openvino.__version__.split('-')[0]} refuses the file: {library.reason_of(error)}",
+        where=entry.name,
+        remedy=refusal_remedies.remedy(library.reason_of(error)),
+    )
 
 
 def _on_device(core: Any, entry: Path, wanted: devices.Settings) -> Session:
@@ -184,15 +211,8 @@ def _inferred(infer: Any, inputs: list[Array]) -> list[Array]:
     except InputError:
         raise
     except Exception as error:  # the library raises RuntimeError and its own, without a common base
-        raise InputError(f"OpenVINO cannot run these arrays: {reason_of(error)}") from error
+        raise InputError(f"OpenVINO cannot run these arrays: {library.reason_of(error)}") from error
     return list(answer.values())
-
-
-def reason_of(error: Exception) -> str:
-    """Return OpenVINO's own message, without its source locations."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
-    return " ".join(told)[:400] or " ".join(str(error).split())[:400] or type(error).__name__
 
 
 def _closed(*_: object, **__: object) -> NoReturn:

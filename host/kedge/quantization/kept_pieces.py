@@ -1,0 +1,79 @@
+"""Keeps the layers that were learned from calibration on disk, so that another backend stores the same codes without
+learning them again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge_targets.decoder.matrix import Codes, Matrix, packed
+from kedge_targets.decoder.plan import CacheScales, Piece, Pieces
+
+Array = npt.NDArray[Any]
+
+
+class KeptPieces:
+    """Layers that are written down as they are made; callable as :data:`kedge_targets.decoder.plan.Pieces`.
+
+    Args:
+        pieces: makes each layer, in order, once.
+        folder: is not there yet; one file for each layer.
+    """
+
+    def __init__(self, pieces: Pieces, folder: Path) -> None:
+        self._pieces = pieces
+        self._folder = folder
+        folder.mkdir(parents=True)
+
+    def __call__(self, index: int) -> Piece:
+        piece = self._pieces(index)
+        arrays: dict[str, Any] = dict(_flattened(piece))
+        np.savez(self._path(index), **arrays)
+        return piece
+
+    def again(self, index: int) -> Piece:
+        """Return a layer that was made before."""
+        with np.load(self._path(index)) as stored:
+            return _restored(dict(stored))
+
+    def forget(self) -> None:
+        """Delete the files."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"{index}.npz"
+
+
+def _flattened(piece: Piece) -> dict[str, Array]:
+    found = {f"vector/{name}": value for name, value in piece.vectors.items()}
+    for name, matrix in piece.matrices.items():
+        if not isinstance(matrix, Codes):
+            found[f"matrix/{name}"] = matrix
+            continue
+        found[f"codes/{name}"] = packed(matrix.codes, matrix.bits)
+        found[f"form/{name}"] = np.array([matrix.bits, matrix.group, matrix.shape[1]])
+        found[f"scales/{name}"] = matrix.scales
+        if matrix.zeros is not None:
+            found[f"zeros/{name}"] = matrix.zeros
+    if piece.cache is not None:
+        found |= {"cache/keys": piece.cache.keys, "cache/values": piece.cache.values}
+    return found
+
+
+def _restored(stored: dict[str, Array]) -> Piece:
+    def part(kind: str) -> dict[str, Array]:
+        return {name.split("/")[1]: value for name, value in stored.items() if name.startswith(f"{kind}/")}
+
+    matrices: dict[str, Matrix] = dict(part("matrix"))
+    scales, zeros, forms = part("scales"), part("zeros"), part("form")
+    for name, raw in part("codes").items():
+        bits, group, columns = (int(value) for value in forms[name])
+        codes = raw if bits == 8 else np.stack([raw & 15, raw >> 4], axis=-1).reshape(len(raw), -1)[:, :columns]
+        matrices[name] = Codes(codes=codes, scales=scales[name], zeros=zeros.get(name), bits=bits, group=group)
+    cache = part("cache")
+    kept = CacheScales(keys=cache["keys"], values=cache["values"]) if cache else None
+    return Piece(matrices=matrices, vectors=part("vector"), cache=kept)
