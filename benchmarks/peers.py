@@ -176,7 +176,11 @@ def _kedge(case: Case, target: str, folder: Path) -> Ours:
 
     _saved(folder / "calibration.npz", case, case.calibration)
     _saved(folder / "evaluation.npz", case, case.evaluation[:200], None if case.labels is None else case.labels[:200])
-    given = {"calibration": folder / "calibration.npz", "evaluation": folder / "evaluation.npz", "targets": [target]}
+    given: dict[str, Any] = {
+        "calibration": folder / "calibration.npz",
+        "evaluation": folder / "evaluation.npz",
+        "targets": [target],
+    }
     kedge.compile(case.model, name="peer", version="1", out=folder / "OUT", **given)
     file, size, _ = _unpacked(folder / "OUT", target, folder / "ours")
     model = kedge_agent.Model(folder / "OUT", target=target)
@@ -187,7 +191,7 @@ def _kedge(case: Case, target: str, folder: Path) -> Ours:
 
     made = Ours(call, call, size, _attempt(case, target, folder), case.model)
     if target == "rpi4":
-        plain = {"quantize": "precision=float32", "max_drop": 1.0, "out": folder / "float"}
+        plain: dict[str, Any] = {"quantize": "precision=float32", "max_drop": 1.0, "out": folder / "float"}
         kedge.compile(case.model, name="peer", version="1", **given, **plain)
         source, _, config = _unpacked(folder / "float", target, folder / "plain")
         axes = (config.inputs[0].file.permutation, config.outputs[0].file.permutation)
@@ -241,7 +245,8 @@ def _saved(path: Path, case: Case, samples: Array, labels: Array | None = None) 
     import onnx
 
     name = onnx.load(str(case.model)).graph.input[0].name
-    np.savez(path, **{name: samples}, **({} if labels is None else {"label": labels}))
+    arrays: dict[str, Any] = {name: samples} if labels is None else {name: samples, "label": labels}
+    np.savez(path, **arrays)
 
 
 def _by_hand(case: Case, script: str, ours: Ours, out: Path) -> float | str:

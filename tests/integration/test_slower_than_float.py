@@ -124,5 +124,5 @@ def test_a_time_limit_ends_the_search_with_the_best_so_far(inputs: Path) -> None
     report = compiled(inputs, "limited", time_limit=0.001).report
     assert report is not None
     (bundle,) = report.bundles
-    assert [one.label for one in bundle.attempts] == ["int8"]
+    assert {"int8"} <= {one.label for one in bundle.attempts} <= {"int8", "float32"}
     assert any("the search ended after 0.001 s (--time-limit)" in remark for remark in bundle.remarks)

@@ -430,3 +430,37 @@ def test_layers_in_float_that_take_too_many_bytes_get_activations_of_16_bits() -
     assert any(outcome.holds for one, outcome in seen if one is wide[0])
     enough = tried(answer, device=target.find("rpi4"), budget=Budget(max_drop=0.01))
     assert not [one for one, _ in enough if Precision.INT16 in one.plan.layers.values()]
+
+
+def test_float_is_tried_where_what_holds_is_larger_than_the_model() -> None:
+    # As the unrolled steps of a small LSTM are, with a constant for each.
+    def answer(candidate: Candidate) -> tuple[float, int, float]:
+        return 0.0, 20000 if candidate.plan.default is Precision.INT8 else 1000, 1.0
+
+    seen = tried(answer, device=target.find("rpi4"), paces=lambda one: 0.5)
+    assert labels(seen) == ["int8", "float32"]
+    assert "larger than the float model" in seen[-1][0].why
+    small = Budget(max_drop=0.01, max_size=30000)
+    assert labels(tried(answer, device=target.find("rpi4"), paces=lambda one: 0.5, budget=small)) == ["int8"]
+
+
+@pytest.mark.parametrize(("drop", "pace", "wanted"), [(0.5, 0.5, ["float32"]), (0.0, 0.5, []), (0.0, 1.5, ["float32"])])
+def test_float_is_tried_when_the_time_is_up_where_it_may_be_what_is_left(
+    drop: float, pace: float, wanted: list[str]
+) -> None:
+    device, budget = target.find("generic-cpu"), Budget(max_drop=0.01)
+    choice = device.backends[0]
+    strategy = Strategy(
+        choice, registry.compiler(choice.name), device, model(), Effort.NORMAL, lambda: SENSITIVITY, budget=budget
+    )
+    (first,) = next(strategy.run())
+    outcome = told(first, lambda one: (drop, 300, 1.0), budget, None)
+    outcome.attempt.latency_ms = Latency(p50=2.0, p95=2.0)
+    relative = RelativeLatency(ratio=pace, low=pace * 0.97, high=pace * 1.03)
+    outcome.attempt.target_latency = TargetLatency(p50=2.0, source="measured here", estimated=False, pace=relative)
+    last = strategy.when_time_is_up([outcome])
+    assert [one.label for one in last] == wanted
+    assert (
+        strategy.when_time_is_up([outcome, *(told(one, lambda _: (0.0, 1000, 1.0), budget, None) for one in last)])
+        == []
+    )

@@ -40,6 +40,9 @@ _FINAL = (UnsupportedOperatorError, TargetError, ConfigError, MissingDependencyE
 """Errors that any other candidate of the same backend would meet too."""
 _FREE_BYTES = 1 << 20
 
+AtTheEnd = Callable[[Sequence[Outcome]], list[Candidate]]
+"""What a backend's candidates gave → the candidates that are still tried when the time is up."""
+
 
 class Search:
     """The search for one target.
@@ -91,7 +94,8 @@ class Search:
             else:
                 every = self._job.options.every_backend
                 for choice in (one for one in self._target.backends if one.usual or every):
-                    self._backend(choice, self._strategy(choice).run())
+                    strategy = self._strategy(choice)
+                    self._backend(choice, strategy.run(), strategy.when_time_is_up)
                     quick = self._job.options.effort is Effort.QUICK and not every
                     if (quick and any(one.holds for one in self._outcomes)) or self._ended:
                         break
@@ -112,7 +116,7 @@ class Search:
             budget=job.budget,
         )
 
-    def _backend(self, choice: BackendChoice, batches: Batches) -> None:
+    def _backend(self, choice: BackendChoice, batches: Batches, at_the_end: AtTheEnd = lambda seen: []) -> None:
         unable = fitting.unable(choice, self._job.model, self._target)
         if unable is not None:
             self._errors.append(unable)
@@ -125,24 +129,35 @@ class Search:
             while True:
                 fresh = {one.key: one for one in asked if one.key not in done}
                 if fresh and self._late():
+                    self._job.clock.lenient = True
+                    self._tried(at_the_end(list(done.values())))
+                    self._job.clock.lenient = False
                     return
                 if fresh:
-                    outcomes = self._trials.run(list(fresh.values()), [self._folder() for _ in fresh])
+                    outcomes = self._tried(list(fresh.values()))
                     done |= dict(zip(fresh, outcomes, strict=True))
                     self._job.clock.lenient = False
-                    for outcome in outcomes:
-                        self._judge(outcome)
                     if any(isinstance(one.error, _FINAL) for one in outcomes):
                         return
                 asked = batches.send([done[one.key] for one in asked])
         except StopIteration:
             return
 
+    def _tried(self, candidates: Sequence[Candidate]) -> list[Outcome]:
+        if not candidates:
+            return []
+        outcomes = self._trials.run(list(candidates), [self._folder() for _ in candidates])
+        for outcome in outcomes:
+            self._judge(outcome)
+        return outcomes
+
     def _late(self) -> bool:
         """Return whether the time limit is reached; the first candidate is tried regardless."""
         clock = self._job.clock
         if self._attempts and clock.late:
-            self._ended = f"the search ended after {clock.limit:g} s ({clock.said}): {len(self._attempts)} were tried"
+            self._ended = (
+                f"the search ended after {clock.limit:g} s ({clock.said}): {len(self._attempts)} were tried by then"
+            )
         return bool(self._ended)
 
     def _folder(self) -> Path:

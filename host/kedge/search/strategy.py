@@ -38,6 +38,8 @@ _CLEARLY = 0.6
 _LONG_MS = 10 * NOTICED_MS
 """A call of which a tenth is noticed."""
 _BESIDE = "what is smaller may be slower than float"
+_LARGER = "what keeps the budget is larger than the float model"
+_TIME_IS_UP = "the time is up, and float may be what is left"
 _UNTRUE = "the usual precision is not what the file's numbers are"
 _REPAIR = StepChoice(use="distil")
 _FINE_TUNE = StepChoice(use="fine-tune")
@@ -109,21 +111,42 @@ class Strategy:
         return [one for one in (Precision.FLOAT16, Precision.FLOAT32) if one in self._numerics.precisions]
 
     def _beside(self, seen: Sequence[Outcome]) -> Batches:
-        """Try float if the candidates that hold may be slower on the target and the user did not ask for size; if they
-        certainly are slower, also small precisions that compute in float."""
-        holding = [one for one in seen if one.holds and one.pace is not None]
-        tried = {one.candidate.plan.default for one in seen}
-        if not holding or self._budget.max_size is not None or Precision.FLOAT32 in tried:
+        """Try float if the candidates that hold may be slower on the target or are no smaller, and the user did not ask
+        for size; if they certainly are slower, also small precisions that compute in float."""
+        if not self._float_may_win(seen):
             return
-        quickest = min(holding, key=lambda one: one.pace.high if one.pace is not None else math.inf)
-        if not self._maybe_slower(quickest):
-            return
-        (floating,) = yield [self._candidate(self._plan(Precision.FLOAT32), why=_BESIDE)]
-        if quickest.pace is not None and floating.pace is not None:
+        quickest = self._quickest(seen)
+        slow = quickest is not None and self._maybe_slower(quickest)
+        (floating,) = yield [self._candidate(self._plan(Precision.FLOAT32), why=_BESIDE if slow else _LARGER)]
+        if quickest is not None and quickest.pace is not None and floating.pace is not None:
             pace = quickest.pace if self._reference else quickest.pace.beside(floating.pace)
             if pace.noticed(quickest.quiet):
                 small = [one for one in (Precision.FLOAT16, Precision.CODEBOOK8) if one in self._numerics.precisions]
                 yield [self._candidate(self._plan(one), why="small, and computed in float") for one in small]
+
+    def when_time_is_up(self, seen: Sequence[Outcome]) -> list[Candidate]:
+        """Return the candidate that is still tried then: float, if none of these keeps the budget, or what does may be
+        no better than float. It takes one lowering, and without it a search may end with nothing or with less."""
+        if not seen or Precision.FLOAT32 not in self._numerics.precisions or _has_float(seen):
+            return []
+        if any(one.holds for one in seen) and not self._float_may_win(seen):
+            return []
+        return [self._candidate(self._plan(Precision.FLOAT32), why=_TIME_IS_UP)]
+
+    def _float_may_win(self, seen: Sequence[Outcome]) -> bool:
+        """Return whether what holds may be slower than float, or is larger, and float was not tried."""
+        holding = [one for one in seen if one.holds]
+        if not holding or Precision.FLOAT32 not in self._numerics.precisions or _has_float(seen):
+            return False
+        if self._budget.max_size is not None:
+            return False
+        quickest = self._quickest(seen)
+        larger = min(one.attempt.size_bytes or 0 for one in holding) > self._model.float_bytes
+        return larger or (quickest is not None and self._maybe_slower(quickest))
+
+    def _quickest(self, seen: Sequence[Outcome]) -> Outcome | None:
+        holding = [one for one in seen if one.holds and one.pace is not None]
+        return min(holding, key=lambda one: one.pace.high if one.pace is not None else math.inf, default=None)
 
     def _maybe_slower(self, one: Outcome) -> bool:
         """Return whether float may be as fast or faster. If the measured float is the backend's own, a candidate that
@@ -441,6 +464,10 @@ class Strategy:
         reasons: Mapping[str, str] | None = None,
     ) -> Candidate:
         return Candidate(backend=self._choice, plan=plan, steps=steps, why=why, reasons=dict(reasons or {}))
+
+
+def _has_float(seen: Sequence[Outcome]) -> bool:
+    return any(one.candidate.plan.default is Precision.FLOAT32 for one in seen)
 
 
 def _trains(candidate: Candidate) -> bool:
