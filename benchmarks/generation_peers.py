@@ -152,7 +152,7 @@ class Own:
             slots=1,
             context=generator.spec.context,
         )
-        self.engine = generator.engine = Engine(session)
+        self.engine = generator.engine = Engine(session, guesses=False)
         self.session = session
         self._generator = generator
 
@@ -173,13 +173,13 @@ class Own:
             raise RuntimeError(f"{answer.prompt_tokens} tokens were read, {len(answer.tokens)} written")
         return found
 
-    def answer(self, asked: str, count: int, *, guesses: bool) -> float:
-        """Processor seconds of a chat's answer that nothing is cached of."""
+    def answer(self, prompt: str, *, guesses: bool, **options: Any) -> float:
+        """Processor seconds of going on with a text of which nothing is cached."""
         self.engine._guesses = guesses
         for slot in self.engine._slots:
             slot.tokens = []
         cpu = time.process_time()
-        self._model.generate([{"role": "user", "content": asked}], max_tokens=count)
+        self._model.generate(prompt, ignore_end=True, **options)
         return time.process_time() - cpu
 
     def close(self) -> None:

@@ -12,7 +12,8 @@ def times(cost: Callable[[int], float]) -> StepTimes:
     """Of steps that were measured for every number of positions."""
     found = StepTimes()
     for positions in range(1, LONGEST + 2):
-        found.add(positions, cost(positions))
+        for _ in range(3):
+            found.add(positions, cost(positions))
     return found
 
 
@@ -78,6 +79,17 @@ def test_guesses_come_back_where_the_text_begins_to_repeat() -> None:
     written(lookup, [draw.randrange(6) for _ in range(300)])
     steps, _ = written(lookup, copied)
     assert steps <= 0.5 * len(copied)
+
+
+def test_a_first_step_that_was_disturbed_switches_nothing_off() -> None:
+    found = StepTimes()
+    for _ in range(50):
+        found.add(1, 1.0)
+    found.add(2, 30.0)
+    assert found.relative(2) < 1.5
+    found.add(2, 1.2)
+    found.add(2, 1.1)
+    assert found.relative(2) == 1.1
 
 
 def test_a_disturbed_step_is_soon_forgotten_and_slower_steps_are_noticed() -> None:

@@ -249,9 +249,10 @@ class Engine:
         if slot.lookup is not None:
             room = min(self._session.context - len(slot.tokens), ticket.order.max_tokens - slot.written)
             guessed = slot.lookup.guess(room - 1)
-        began = time.perf_counter()
+        # By the processor: on a busy device the clock tells what others do.
+        began = time.process_time()
         rows = self._session.extend(slot.index, [token, *guessed], keep=len(guessed) + 1)
-        self._times.add(len(rows), time.perf_counter() - began)
+        self._times.add(len(rows), time.process_time() - began)
         right = 0
         for logits, guess in zip(rows, [*guessed, None], strict=True):
             self._wrote(slot, logits)

@@ -7,6 +7,7 @@ nothing to watch, and the time of a step by its number of positions. Where guess
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 LONGEST = 7
@@ -21,26 +22,30 @@ _PRIOR = 0.2
 """Time of a further position relative to a step's first, until it is measured."""
 _DRIFT = 1.05
 """Factor by which a measured time may grow at each further measurement: a step that was disturbed counts little."""
+_TRUSTED = 3
+"""Measurements from which on a time counts: on a busy device the least of many is far below the least of one."""
 
 
 class StepTimes:
-    """Times of a session's steps for one sequence, by the number of positions."""
+    """Processor times of a session's steps for one sequence, by the number of positions."""
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
+        self._counts: Counter[int] = Counter()
 
     def add(self, positions: int, seconds: float) -> None:
         """Add a measurement."""
         before = self._seconds.get(positions)
         self._seconds[positions] = seconds if before is None else min(seconds, before * _DRIFT)
+        self._counts[positions] += 1
 
     def relative(self, positions: int) -> float:
         """Return the time of a step relative to one of a single position."""
-        one = self._seconds.get(1)
-        if one is None:
+        known = [count for count in self._seconds if count <= positions and self._counts[count] >= _TRUSTED]
+        if 1 not in known:
             return 1 + _PRIOR * (positions - 1)
-        nearest = max(count for count in self._seconds if count <= positions)
-        return max(self._seconds[nearest] / one, 1.0) + _PRIOR * (positions - nearest)
+        nearest = max(known)
+        return max(self._seconds[nearest] / self._seconds[1], 1.0) + _PRIOR * (positions - nearest)
 
 
 class PromptLookup:
