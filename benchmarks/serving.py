@@ -22,11 +22,13 @@ import numpy as np
 
 from benchmarks import calling, serving_peers
 from benchmarks.harness import SHARED, Result, medians
-from benchmarks.serving_load import Target, health_milliseconds, load, wrk_rate
+from benchmarks.serving_load import Target, cpu_seconds, health_milliseconds, load, wrk_rate
 
 MODELS = {"kws": "kws_dscnn_int8.tflite", "ic": "ic_resnet8_int8.tflite"}
 REQUESTS = 2400
 ROUNDS = 3
+_POLL = 0.25
+"""Seconds between two looks at the serving process, as the agent does."""
 
 
 def run() -> Iterator[Result]:
@@ -75,7 +77,7 @@ class Server:
         self._thread = threading.Thread(target=self._poll)
 
     def _poll(self) -> None:
-        while not self._stop.wait(0.25):
+        while not self._stop.wait(_POLL):
             self.supervisor.poll(time.monotonic())
         self.supervisor.stop()
 
@@ -148,25 +150,24 @@ def _costs(server: Server, sample: np.ndarray) -> Iterator[Result]:
 
 
 def _binary_costs(server: Server, name: str, sample: np.ndarray) -> Iterator[Result]:
-    """CPU of a request with binary tensors, in turns with the bare model's and with a server that only echoes."""
+    """CPU of a request with binary tensors, in turns with the bare model's and with the least server that calls it."""
     request = _binary(name, sample)
     target = Target(server.port, request)
     bare = _bare(name, sample)
-    echo = serving_peers.echo()
+    least = serving_peers.least(SHARED / "models" / MODELS[name])
     try:
         for clients in (1, 4):
-            model, least, ours = medians(
+            model, floor, ours = medians(
                 ROUNDS,
                 bare,
-                lambda clients=clients: load(Target(echo.port, request), echo.pid, clients, REQUESTS),
+                lambda clients=clients: load(Target(least.port, request), least.pid, clients, REQUESTS),
                 lambda clients=clients: load(target, server.pid, clients, REQUESTS),
             )
             what = f"binary tensors, {name}, {clients} client{'s' * (clients > 1)}"
             yield _row(what, ours, model, "the bare model", "≤1.3×", ours <= 1.3 * model)
-            both = model + least
-            yield _row(what, ours, both, f"the bare model and {least:.0f} µs of an echo", "shown", True)
+            yield _row(what, ours, floor, "the least server in Python that calls it", "shown", True)
     finally:
-        echo.stop()
+        least.stop()
 
 
 def _row(name: str, ours: float, theirs: float, against: str, goal: str, met: bool) -> Result:
@@ -229,7 +230,7 @@ def _restarts(folder: Path, sample: np.ndarray) -> Iterator[Result]:
     ask = post("/v2/models/kws/infer", json_body(sample))
     with Server(folder, silence_seconds=2.0) as server:
         target = Target(server.port, ask)
-        times = {}
+        times, work = {}, []
         for number in (signal.SIGKILL, signal.SIGSTOP):
             taken = []
             for _ in range(3):
@@ -239,8 +240,14 @@ def _restarts(folder: Path, sample: np.ndarray) -> Iterator[Result]:
                 while not target.answers():
                     time.sleep(0.02)
                 taken.append(time.monotonic() - began)
+                work.append(cpu_seconds(server.pid))
             times[number] = sorted(taken)[1]
     killed, stopped = times[signal.SIGKILL], times[signal.SIGSTOP]
+    needed = sorted(work)[len(work) // 2]
+    yield Result(
+        "CPU of a new process until its first good answer", f"median of {len(work)}", "s", needed, None, "",
+        f"≤1.5 s - {_POLL:g} s between two looks", needed <= 1.5 - _POLL,
+    )  # fmt: skip
     yield Result("killed → next good answer", "median of 3", "s", killed, None, "", "≤1.5 s", killed <= 1.5)
     yield Result(
         "stopped → next good answer", "median of 3; silence of 2 s is its deadline", "s", stopped, None, "",

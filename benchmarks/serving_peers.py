@@ -65,30 +65,6 @@ def infer(request: Request):
     return {{"outputs": [{{"name": "scores", "shape": list(found.shape), "data": found.ravel().tolist()}}]}}
 """
 
-_ECHO = """
-import select, socket, sys
-
-listening = socket.create_server(("127.0.0.1", int(sys.argv[1])))
-listening.setblocking(False)
-poll = select.epoll()
-poll.register(listening, select.EPOLLIN)
-links, buffer = {}, bytearray(1 << 18)
-answer = b"HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\nContent-Length: 180\\r\\n\\r\\n" + bytes(180)
-while True:
-    for number, _ in poll.poll():
-        if number == listening.fileno():
-            link, _ = listening.accept()
-            link.setblocking(False)
-            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            links[link.fileno()] = link
-            poll.register(link, select.EPOLLIN)
-        elif links[number].recv_into(buffer):
-            links[number].send(answer)
-        else:
-            links.pop(number).close()
-"""
-"""The least that a server in Python does: it waits, receives and sends; requests are taken to come whole."""
-
 
 class Peer:
     """A server that runs.
@@ -126,10 +102,13 @@ class Peer:
         self._process.wait(30)
 
 
-def echo() -> Peer:
-    """A server that sends the same answer to whatever comes."""
+def least(model: Path) -> Peer:
+    """A server that does nothing but call the bare model."""
     port = _free_port()
-    return Peer("echo", [sys.executable, "-c", _ECHO, str(port)], Path(tempfile.gettempdir()), port)
+    script = Path(__file__).parent / "bare" / "serve.py"
+    return Peer(
+        "the least server", [sys.executable, str(script), str(port), str(model)], Path(tempfile.gettempdir()), port
+    )
 
 
 def started(model: Path) -> Iterator[Peer]:

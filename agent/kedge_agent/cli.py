@@ -129,9 +129,9 @@ def serve(
     "inputs",
     multiple=True,
     required=True,
-    help="[INPUT=]FILE.npy, - for JSON numbers on standard input, or a picture, sound or text for a pipeline.",
+    help="[INPUT=]FILE: .npy, or a picture, sound or text for a pipeline; - for standard input (also numbers in JSON).",
 )
-@click.option("--target", help="NAME is a release folder: which of its bundles.")
+@click.option("--target", help="NAME is a release folder: which of its bundles [default: its only one].")
 @click.option("--backend", help="Which of several bundles for the target [default: the faster one here].")
 @click.option("--state", type=click.Path(path_type=Path), help="State folder [default: the built-in one].")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the result as .npz instead of JSON.")
@@ -152,7 +152,7 @@ def infer(
 @cli.command()
 @click.argument("name", metavar="NAME")
 @click.option("--source", required=True, help="Folder of pictures, video file, /dev/video0, or rtsp://HOST/PATH.")
-@click.option("--target", help="NAME is a release folder: which of its bundles.")
+@click.option("--target", help="NAME is a release folder: which of its bundles [default: its only one].")
 @click.option("--backend", help="Which of several bundles for the target [default: the faster one here].")
 @click.option("--state", type=click.Path(path_type=Path), help="State folder [default: the built-in one].")
 @click.option("--out", type=click.Choice(["jsonl", "mqtt"]), default="jsonl", show_default=True)
@@ -217,9 +217,10 @@ def chat(
 
     Each line of standard input is a message; the end of input ends the chat.
     """
-    from kedge_agent.generation.chat_command import opened, talk
+    from kedge_agent.generation.chat_command import talk
+    from kedge_agent.opening import open_model
 
-    with opened(release, target, state, backend) as model:
+    with open_model(release, target=target, backend=backend, state=state) as model:
         talk(
             model,
             sys.stdin,

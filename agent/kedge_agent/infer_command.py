@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_agent.model import Model
+from kedge_agent.opening import open_model
+from kedge_protocol.bundle.pipeline import Pipeline
 from kedge_protocol.errors import InputError, StorageError
 
 Array = npt.NDArray[Any]
@@ -29,10 +30,9 @@ def infer(
     """Load a model, call it once, and return its answer.
 
     Args:
-        name: name of an installed model, or a release folder if ``target`` is given.
-        backend: see :class:`kedge_agent.Model`.
-        inputs: ``[INPUT=]FILE``; ``.npy``, or ``-`` for numbers in JSON on standard input. Other files are passed to
-            the model as paths for its pipeline.
+        name, target, backend, state: see :func:`kedge_agent.opening.open_model`.
+        inputs: ``[INPUT=]FILE``: ``.npy``, or for the model's pipeline a picture, a sound, or a file of text in UTF-8.
+            ``-`` is standard input: what the pipeline takes, or numbers in JSON.
         output: a ``.npz`` file for the result.
 
     Returns:
@@ -42,12 +42,13 @@ def infer(
         InputError: a file is missing or not an array, or the model does not take it.
         StorageError: ``output`` cannot be written.
     """
-    with Model(name, target=target, backend=backend, state=state) as model:
-        named = dict(_read(one) for one in inputs)
+    with open_model(name, target=target, backend=backend, state=state) as model:
+        pipeline = model.config.pipeline
+        named = dict(_read(one, pipeline) for one in inputs)
         if len(named) != len(inputs):
             raise InputError("an input is given twice")
         only = named.pop("") if set(named) == {""} else None
-        if isinstance(only, str) and model.config.pipeline is not None:
+        if pipeline is not None and only is not None and not isinstance(only, np.ndarray):
             return _answered(model(only), output)
         result = model.raw(**named) if only is None else model.raw(only)
         values = result if isinstance(result, dict) else {model.outputs[0].name: result}
@@ -56,25 +57,43 @@ def infer(
         return json.dumps({key: _plain(value) for key, value in values.items()}) + "\n"
 
 
-def _read(text: str) -> tuple[str, Any]:
-    """Return the name (empty if none is given) and the array of one option."""
+def _read(text: str, pipeline: Pipeline | None) -> tuple[str, Any]:
+    """Return the name of one option (empty if none is given) and its value: an array, or the pipeline's item."""
     name, equals, file = text.rpartition("=")
     if equals and not name.isidentifier() and not Path(file).exists():
         name, file = "", text
     if file == "-":
-        try:
-            return name, np.asarray(json.loads(sys.stdin.read()))
-        except ValueError as error:
-            raise InputError(f"standard input holds no numbers in JSON: {error}") from error
+        return name, _from_standard_input(sys.stdin.buffer.read(), pipeline)
     path = Path(file)
     if path.suffix != ".npy":
         if not path.is_file():
             raise InputError("there is no such file", where=file)
-        return name, file
+        takes_text = pipeline is not None and pipeline.text is not None
+        return name, _text(path.read_bytes(), file) if takes_text else file
     try:
         return name, np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"is no array: {error}", where=file, remedy="Write one with numpy.save") from error
+
+
+def _from_standard_input(raw: bytes, pipeline: Pipeline | None) -> Any:
+    if pipeline is not None and pipeline.text is not None:
+        return _text(raw, "standard input")
+    # No picture and no sound begins like a list.
+    if pipeline is not None and raw.lstrip()[:1] != b"[":
+        return raw
+    try:
+        return np.asarray(json.loads(raw))
+    except ValueError as error:
+        raise InputError(f"standard input holds no numbers in JSON: {error}") from error
+
+
+def _text(raw: bytes, where: str) -> str:
+    """Return a text without the end of its last line."""
+    try:
+        return raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise InputError("holds no text in UTF-8", where=where) from error
 
 
 def _answered(answer: Any, output: Path | None) -> str:

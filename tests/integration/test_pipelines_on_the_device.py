@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +98,42 @@ def test_one_inference_at_the_terminal_takes_a_picture(state: Path, tmp_path: Pa
     assert said["answer"][0]["name"] == "green"
     np.save(tmp_path / "a.npy", np.zeros((1, 3, 32, 32), np.uint8))
     assert len(json.loads(infer("colours", [str(tmp_path / "a.npy")], state=state / "state"))["scores"][0]) == 3
+
+
+def at_the_terminal(*arguments: str | Path, given: bytes = b"") -> Any:
+    """What ``kedge-agent infer`` prints."""
+    command = [sys.executable, "-m", "kedge_agent.cli", "infer", *map(str, arguments)]
+    return json.loads(subprocess.run(command, input=given, capture_output=True, check=True, timeout=120).stdout)
+
+
+def test_a_picture_comes_through_a_pipe_and_a_release_with_one_target_needs_no_name(
+    state: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "a.png"
+    Image.fromarray(raw_data.coloured(2, np.random.default_rng(0))).save(picture)
+    release = state / "colours"
+    piped = at_the_terminal(release, "--input", "-", given=picture.read_bytes())
+    assert piped == at_the_terminal(release, "--input", picture)
+    assert piped["answer"][0]["name"] == "blue"
+    numbers = json.dumps(np.zeros((1, 3, 32, 32)).tolist()).encode()
+    assert len(at_the_terminal(release, "--input", "-", given=numbers)["scores"][0]) == 3
+
+
+def test_a_sentence_comes_from_a_file_or_through_a_pipe(tmp_path: Path) -> None:
+    lines = [{"text": f"the day is {word}", "label": "positive" if word in ("good", "fine") else "negative"}
+             for word in ("good", "bad", "fine", "poor") * 4]  # fmt: skip
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    kedge.compile(
+        raw_data.word_model(tmp_path), name="mood", version="1", targets=["generic-cpu"],
+        calibration=tmp_path / "lines.jsonl", evaluation=tmp_path / "lines.jsonl", task="text-classification",
+        out=tmp_path / "OUT", quantize="precision=float32", max_drop=1.0,
+    )  # fmt: skip
+    sentence = tmp_path / "sentence.txt"
+    for text, expected in (("good fine day\n", "positive"), ("poor bad", "negative")):
+        sentence.write_text(text)
+        read = at_the_terminal(tmp_path / "OUT", "--input", sentence)
+        assert read == at_the_terminal(tmp_path / "OUT", "--input", "-", given=text.encode())
+        assert read["answer"][0]["name"] == expected
 
 
 def test_kept_answers_follow_the_file_and_not_its_name(state: Path, tmp_path: Path) -> None:

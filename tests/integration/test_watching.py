@@ -193,6 +193,14 @@ def test_frames_of_a_network_camera(release: Path, tmp_path: Path) -> None:
     assert "cannot be opened" in gone.stderr
 
 
+def test_a_device_that_is_no_camera_is_named_with_the_systems_words() -> None:
+    # Another reader than that of cameras would find an empty file.
+    with pytest.raises(InputError, match=r"/dev/null: cannot be opened: .*Inappropriate ioctl"):
+        open_source("/dev/null")
+    with pytest.raises(InputError, match="no such folder, file or device"):
+        open_source("/dev/video99")
+
+
 def test_sources_that_are_none_and_models_without_pictures(release: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder, file or device"):
         open_source(str(tmp_path / "none"))

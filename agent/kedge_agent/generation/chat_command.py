@@ -3,31 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from kedge_agent.model import Model
-from kedge_protocol.bundle.layout import Layout
 from kedge_protocol.errors import InputError
-
-
-def opened(source: str, target: str | None, state: Path | None, backend: str | None = None) -> Model:
-    """Open a release folder's model (its only bundle if no target is given), or an installed model.
-
-    Args:
-        backend: see :class:`kedge_agent.Model`.
-
-    Raises:
-        InputError: the folder has several bundles and no target is given, or there is no such model.
-    """
-    if not (Path(source) / "oci-layout").is_file():
-        return Model(source, backend=backend, state=state)
-    if target is None:
-        there = sorted(Layout(Path(source)).release().bundles)
-        if len(there) != 1:
-            raise InputError(f"holds bundles for {', '.join(there)}", where=source, remedy="Name one with --target")
-        target = there[0]
-    return Model(source, target=target, backend=backend)
 
 
 def talk(model: Model, lines: Iterable[str], write: Callable[[str], object], options: dict[str, Any]) -> None:

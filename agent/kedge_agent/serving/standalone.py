@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kedge_agent.opening import chosen_target
 from kedge_agent.own_proofs import OwnProofs
 from kedge_agent.serving.registry_client import RegistryClient, parse_reference
 from kedge_agent.serving.settings import ServerSettings, address_of, checked_exposure
@@ -21,7 +22,7 @@ from kedge_agent.serving.supervisor import ServingSupervisor
 from kedge_agent.slots import VERSIONS, ModelFolder, Slot, default_state, further_states, model_names
 from kedge_protocol import digest
 from kedge_protocol.bundle.layout import Bundle, Layout, of_backend
-from kedge_protocol.errors import BundleError, ConfigError, InputError, StorageError
+from kedge_protocol.errors import ConfigError, InputError, StorageError
 from kedge_targets.worker import environment
 
 log = logging.getLogger("kedge.serving")
@@ -175,7 +176,7 @@ def _opened(source: str, into: Path, target: str | None, state: Path, backend: s
     path = Path(source)
     if path.is_dir():
         layout = Layout(path)
-        bundles = of_backend(layout.candidates(_chosen(layout, target)), backend, where=source)
+        bundles = of_backend(layout.candidates(chosen_target(layout, target)), backend, where=source)
         yield _Opened(bundles, layout.blob_path)
         return
     if source in model_names(state):
@@ -196,26 +197,8 @@ def _opened(source: str, into: Path, target: str | None, state: Path, backend: s
     with tempfile.TemporaryDirectory(prefix="pull-", dir=into) as folder:
         client = RegistryClient(reference, Path(folder))
         layout = client.pull_index()
-        bundles = client.pull_bundles(layout, _chosen(layout, target), backend)
+        bundles = client.pull_bundles(layout, chosen_target(layout, target), backend)
         yield _Opened(of_backend(bundles, backend, where=source), layout.blob_path)
-
-
-def _chosen(layout: Layout, target: str | None) -> str:
-    """Return the chosen target.
-
-    Raises:
-        BundleError: no target is given, and the release has not bundles for exactly one.
-    """
-    if target is not None:
-        return target
-    there = sorted(layout.release().bundles)
-    if len(there) != 1:
-        raise BundleError(
-            f"has bundles for {len(there)} targets",
-            where=str(layout.path),
-            remedy=f"Name one with --target: {', '.join(there)}",
-        )
-    return there[0]
 
 
 def _copied(source: Path, copy: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
@@ -78,21 +80,39 @@ def bounds() -> list[float]:
     return [(1 << (_LOWEST_BIT + number)) / 1e9 for number in range(BUCKETS)]
 
 
+class _Owner:
+    """Lives as long as a thread's local storage."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Statistics:
     """The counters of one model."""
 
     def __init__(self) -> None:
         self._local = threading.local()
         self._all: list[Counts] = []
+        self._free: deque[Counts] = deque()
 
     def mine(self) -> Counts:
         """Return the calling thread's counts, which only that thread may write."""
         try:
             found: Counts = self._local.counts
         except AttributeError:
-            found = self._local.counts = Counts()
-            self._all.append(found)
+            found = self._claim()
         return found
+
+    def _claim(self) -> Counts:
+        """Return counts for a new thread: those of one that has ended go on from where they are."""
+        try:
+            counts = self._free.popleft()
+        except IndexError:
+            counts = Counts()
+            self._all.append(counts)
+        owner = _Owner()
+        self._local.counts, self._local.owner = counts, owner
+        weakref.finalize(owner, self._free.append, counts).atexit = False
+        return counts
 
     def total(self) -> Counts:
         """Return the sum over all threads."""

@@ -7,7 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
-from kedge_agent.model import Model
+from kedge_agent.opening import open_model
 from kedge_agent.watching.frames import open_source
 from kedge_agent.watching.outputs import JsonLines, Mqtt, Output
 from kedge_agent.watching.watch import watch
@@ -31,8 +31,7 @@ def run(
     """Watch a source until it ends, or until SIGINT or SIGTERM; to be called in the main thread.
 
     Args:
-        name: name of an installed model, or a release folder if ``target`` is given.
-        backend: see :class:`kedge_agent.Model`.
+        name, target, backend, state: see :func:`kedge_agent.opening.open_model`.
         source: see :func:`kedge_agent.watching.frames.open_source`.
         broker: where the records go; None for lines of JSON on standard output.
         topic: by default ``kedge-watch/NAME``, of the model.
@@ -50,7 +49,7 @@ def run(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with Model(name, target=target, backend=backend, state=state) as model:
+    with open_model(name, target=target, backend=backend, state=state) as model:
         output: Output = (
             JsonLines(_write_line) if broker is None else Mqtt(broker, topic or f"kedge-watch/{model.name}")
         )
