@@ -271,6 +271,20 @@ def test_open_pages_hear_of_a_change_in_another_process(page: Page, fleet: Fleet
     assert b"text/event-stream" in heard
 
 
+def test_the_audit_log_is_read_and_verified_by_routes(page: Page, fleet: FleetService) -> None:
+    fleet.rollout_start("tiny:1.0")
+    found = page.json("GET", "/audit?subject=rollout%201")
+    assert [(one["action"], one["subject"]) for one in found] == [("rollout.start", "rollout 1")]
+    head = page.json("GET", "/audit/head")["head"]
+    assert head == page.json("GET", "/audit?limit=1")[0]["hash"]
+    assert page.json("GET", f"/audit/head?expect={head[:8]}") == {"head": head}
+    assert "does not hold" in page.json("GET", f"/audit/head?expect={'0' * 12}", status=409)["what"]
+    with fleet.database.write() as session:
+        session.run("DROP TRIGGER audit_is_not_changed")
+        session.run("UPDATE audit SET actor = 'nobody' WHERE id = 1")
+    assert "broken at entry 1" in page.json("GET", "/audit/head", status=409)["what"]
+
+
 def test_samples_are_asked_for_and_cancelled_and_shadows_begin_and_end_by_routes(
     page: Page, fleet: FleetService
 ) -> None:

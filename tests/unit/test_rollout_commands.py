@@ -19,7 +19,9 @@ from tests.conftest import ROOT
 from tests.support.bundles import make_bundle
 
 from kedge.cli.main import main
+from kedge.cli.rollout_orders import gate_lines
 from kedge.fleet.staged import policy as policies
+from kedge.fleet.staged.gates import GateResult, Verdict
 from kedge.fleet.staged.policy import Approval, OnAbort
 
 FILE = """
@@ -82,6 +84,7 @@ def test_a_rollout_is_planned_started_paused_and_aborted_by_commands(
     watched = run(capsys, "rollout", "watch", status=1)
     assert "not today" in watched
     assert "aborted" in run(capsys, "rollout", "list")
+    assert "not today" in run(capsys, "rollout", "status")
 
 
 def test_a_terminal_shows_a_rollout_live_and_a_persons_orders_as_they_come(
@@ -118,6 +121,25 @@ def test_a_terminal_shows_a_rollout_live_and_a_persons_orders_as_they_come(
         process.kill()
         process.wait()
         os.close(ours)
+
+
+def test_gates_that_fail_come_first_with_their_evidence_and_the_others_are_counted() -> None:
+    def result(gate: str, target: str, verdict: Verdict, detail: str = "no calls of users came") -> GateResult:
+        return GateResult(
+            gate=gate, target=target, verdict=verdict, figure=None, limit=0.02, samples=0, detail=detail
+        )  # fmt: skip
+
+    found = [result("golden", f"t{number}", Verdict.PASS) for number in range(7)]
+    found += [result("error_rate", name, Verdict.UNDECIDED) for name in ("t0", "t1")]
+    found += [result("p95_ratio", name, Verdict.UNDECIDED, f"of {name}") for name in ("t0", "t1")]
+    found.append(result("error_rate", "t3", Verdict.FAIL, "6.53% of 628 calls failed"))
+    assert gate_lines(found) == [
+        "  fail      error_rate of t3: 6.53% of 628 calls failed",
+        "  undecided error_rate of t0, t1: no calls of users came",
+        "  undecided p95_ratio of t0, t1",
+        "  pass      golden of 7 targets",
+    ]
+    assert len(gate_lines(found, each=True)) == len(found)
 
 
 def test_a_selector_reaches_only_the_devices_that_meet_it(state: Path, capsys: pytest.CaptureFixture[str]) -> None:

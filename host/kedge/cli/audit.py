@@ -38,12 +38,12 @@ def audit_list(limit: int, subject: str | None, state: Path | None, as_json: boo
             one.actor,
             one.action,
             one.subject,
-            json.dumps(one.evidence, ensure_ascii=False),
             one.hash[:12],
+            json.dumps(one.evidence, ensure_ascii=False),
         )
         for one in found
     ]
-    table(("entry", "when", "who", "action", "subject", "evidence", "hash"), rows)
+    table(("entry", "when", "who", "action", "subject", "hash", "evidence"), rows)
 
 
 @audit.command("verify")

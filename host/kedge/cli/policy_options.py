@@ -131,7 +131,10 @@ def _document(changed: dict[str, Any]) -> dict[str, Any]:
     if "waves" in document:
         document["waves"] = [one.strip() for one in document["waves"].split(",")]
     if listed := document.pop("device_list", None):
-        document["devices"] = [line.strip() for line in listed.read_text("utf-8").splitlines() if line.strip()]
+        try:
+            document["devices"] = [line.strip() for line in listed.read_text("utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.BadParameter(f"{listed} cannot be read: {error}", param_hint="--devices") from error
     if "window" in document:
         hours, *others = document["window"].split()
         days = [day for one in others if "/" not in one and one != "UTC" for day in one.split(",")]

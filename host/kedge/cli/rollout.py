@@ -149,6 +149,7 @@ def rollout_list(limit: int, state: Path | None, as_json: bool) -> None:
     metavar="SECONDS",
     help="Wait up to this long for the rollout to finish.",
 )
+@click.option("--gates", "each_gate", is_flag=True, help="Show the evidence of each gate on each target.")
 @click.option(
     "--only",
     multiple=True,
@@ -163,6 +164,7 @@ def rollout_list(limit: int, state: Path | None, as_json: bool) -> None:
 def rollout_status(
     number: int | None,
     wait: float,
+    each_gate: bool,
     only: tuple[str, ...],
     select: dict[str, str],
     limit: int | None,
@@ -183,7 +185,7 @@ def rollout_status(
     if as_json:
         show_json(status)
     else:
-        _show(status, offset)
+        _show(status, offset, each_gate=each_gate)
     return 1 if wait and not status.done else 0
 
 
@@ -203,11 +205,11 @@ def rollout_revert(number: int | None, state: Path | None, as_json: bool) -> Non
     )
 
 
-def _show(status: RolloutStatus, offset: int) -> None:
+def _show(status: RolloutStatus, offset: int, *, each_gate: bool) -> None:
     click.echo(f"rollout {status.id}: {status.model}:{status.version} ({status.kind}, {_state(status)})")
     click.echo(_counts(status))
     if status.stage is not None:
-        for line in stage_lines(status, time.time())[2:]:
+        for line in stage_lines(status, time.time(), each_gate=each_gate)[2:]:
             shared.print_line(line)
     for choice in status.choices:
         shared.print_line(choice_text(choice))

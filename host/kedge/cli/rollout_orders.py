@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -15,10 +15,14 @@ from kedge.cli.table import printable
 from kedge.fleet.results import RolloutStatus, StageView
 from kedge.fleet.rollout_status import DeviceFilter, is_settled
 from kedge.fleet.service import FleetService
+from kedge.fleet.staged.gates import GateResult, Verdict
 from kedge.fleet.staged.policy import OnAbort
 from kedge.fleet.units import span_text
 
 _COUNTS_ONLY = DeviceFilter(limit=0)
+_WORST_FIRST = (Verdict.FAIL, Verdict.UNDECIDED, Verdict.PASS)
+_NAMED = 4
+"""Targets that a line names."""
 
 
 @click.command("pause")
@@ -142,23 +146,53 @@ def stage_text(status: RolloutStatus) -> str:
     return f"rollout {status.id}: {phase_text(stage)}{place}{reason}: {counts}"
 
 
-def stage_lines(status: RolloutStatus, now: float) -> list[str]:
+def stage_lines(status: RolloutStatus, now: float, *, each_gate: bool = False) -> list[str]:
     """Return where a rollout stands, in a few lines: its waves, and what its gates said last.
 
     Args:
         now: seconds since 1970.
+        each_gate: whether each gate on each target has its line; else only those that fail.
     """
-    lines = [f"rollout {status.id}: {status.model}:{status.version}", stage_text(status)]
+    counts = ", ".join(f"{count} {name}" for name, count in status.counts.items())
     stage = status.stage
+    lines = [f"rollout {status.id}: {status.model}:{status.version}", counts]
     if stage is None:
-        return lines
-    lines.append(f"{phase_text(stage)} for {span_text(now - stage.since)}")
+        return [lines[0], f"{status.state}: {counts}"]
+    because = f": {stage.reason}" if stage.reason else ""
+    lines.append(f"{phase_text(stage)} for {span_text(now - stage.since)}{because}")
+    if stage.reverted_by:
+        lines.append(f"taken back by rollout {stage.reverted_by}")
     for wave in stage.waves:
         steps = ", ".join(f"{count} {name}" for name, count in wave.steps.items())
         late = " (came later)" if wave.number > stage.planned else ""
         mark = ">" if wave.number == stage.wave else " "
         lines.append(f"{mark} wave {wave.number}{late}: {shared.devices_text(wave.devices)}: {steps}")
-    lines += [f"  {gate.verdict.value:<9} {gate.gate} of {gate.target}: {gate.detail}" for gate in stage.gates]
+    return lines + gate_lines(stage.gates, each=each_gate)
+
+
+def gate_lines(results: Sequence[GateResult], *, each: bool = False) -> list[str]:
+    """Return what gates say: those that fail first, a line each; of those that are undecided or pass a line for each
+    gate, with its targets.
+
+    Args:
+        each: a line for each gate on each target instead.
+    """
+    lines: list[str] = []
+    grouped: dict[tuple[Verdict, str], list[GateResult]] = {}
+    for verdict in _WORST_FIRST:
+        for result in results:
+            if result.verdict is not verdict:
+                continue
+            if each or verdict is Verdict.FAIL:
+                lines.append(f"  {verdict.value:<9} {result.gate} of {result.target}: {result.detail}")
+            else:
+                grouped.setdefault((verdict, result.gate), []).append(result)
+    for (verdict, gate), some in grouped.items():
+        targets = ", ".join(result.target for result in some) if len(some) <= _NAMED else f"{len(some)} targets"
+        detail = (
+            f": {some[0].detail}" if verdict is Verdict.UNDECIDED and len({one.detail for one in some}) == 1 else ""
+        )
+        lines.append(f"  {verdict.value:<9} {gate} of {targets}{detail}")
     return lines
 
 

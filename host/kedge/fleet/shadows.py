@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -129,7 +130,7 @@ def show(fleet: FleetService, model: str | None = None, *, device: str | None = 
     with fleet.database.read() as session:
         figures: dict[tuple[int, str], ShadowFigures] = {}
         for row in session.rows(_ANSWERED, {**wanted, "mark": call_figures.SHADOW_MARK}):
-            told = call_figures.read_shadow(codec.loads(row["document"], where="call figures")["shadow"])
+            told = call_figures.read_shadow(json.loads(row["document"])["shadow"])
             if told is not None and told.digest == row["wanted"]:
                 figures[row["device_id"], row["model"]] = told
         return tuple(_view(row, figures.get((row["device_id"], row["model"]))) for row in session.rows(_WANTED, wanted))
@@ -148,8 +149,8 @@ def _view(row: Row, told: ShadowFigures | None) -> ShadowView:
         errors=told.errors,
         classes=told.classes,
         confidence_shift=told.confidence_shift / compared if compared else None,
-        old_p95_ms=latency_buckets.percentile_ms(latency_buckets.merged([told.old_buckets]), 0.95),
-        new_p95_ms=latency_buckets.percentile_ms(latency_buckets.merged([told.new_buckets]), 0.95),
+        old_p95_ms=latency_buckets.percentiles_ms(told.old_buckets, (0.95,))[0],
+        new_p95_ms=latency_buckets.percentiles_ms(told.new_buckets, (0.95,))[0],
     )
 
 
@@ -157,7 +158,6 @@ def _state(row: Row) -> ReportedShadow | None:
     """What the device says of the shadow that is wanted. Only this part of its report is read."""
     if row["reported"] is None:
         return None
-    where = f"report of {row['name']}"
-    told = codec.loads(row["reported"], where=where)["models"].get(row["model"], {}).get("shadow")
-    state = None if told is None else codec.structure(told, ReportedShadow, where=where)
+    told = json.loads(row["reported"])["models"].get(row["model"], {}).get("shadow")
+    state = None if told is None else codec.structure(told, ReportedShadow, where=f"report of {row['name']}")
     return state if state is not None and state.digest == row["digest"] else None

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body, Query, Request
 from pydantic import Field
 
 from kedge.fleet import health
+from kedge.fleet.audit import AuditEntry
 from kedge.fleet.overview import DeviceHealth, DevicePart, DeviceQuery, DevicesFound, FleetOverview
 from kedge.fleet.results import CommandQueued, DeviceDetail, DeviceView, Measurements, ReleaseRemoved, ReleaseView
 from kedge.page.asking import PREFIX, Asked, Asking, Labels, Limit, Name, Offset, Word, fleet_of, problems
@@ -42,6 +43,23 @@ def fleet_overview(request: Request) -> FleetOverview:
 def controller_health(request: Request) -> dict[str, float]:
     """Return how many seconds ago the controller was connected to its broker; 404 if it is not."""
     return {"age_seconds": health.check(fleet_of(request).state).age_seconds}
+
+
+@router.get("/audit", responses=problems(), tags=["audit"])
+def audit_list(
+    request: Request, subject: Annotated[str | None, Query(max_length=128)] = None, limit: Limit = 50
+) -> list[AuditEntry]:
+    """Return entries of the audit log, newest first; ``subject`` is such as ``rollout 7`` or a device's name."""
+    return list(fleet_of(request).audit_log(limit=limit, subject=subject))
+
+
+@router.get("/audit/head", responses=problems(409), tags=["audit"])
+def audit_verify(
+    request: Request, expect: Annotated[str | None, Query(pattern="^[0-9a-f]{8,64}$")] = None
+) -> dict[str, str]:
+    """Check that no entry of the log was changed or taken out, and return the newest one's hash; ``expect`` is a hash
+    that it showed earlier, and must still hold."""
+    return {"head": fleet_of(request).audit_verify(expect=expect)}
 
 
 @router.get("/devices", responses=problems(), tags=["devices"])

@@ -230,5 +230,7 @@ def _status(request: Request, error: KedgeError) -> int:
     if isinstance(error, InputError):
         return 409
     if isinstance(error, FleetError):
+        if error.what.startswith("the audit log "):
+            return 409
         return 404 if request.method == "GET" or error.what.startswith("there is no ") else 409
     return 503

@@ -215,13 +215,20 @@ def parse(document: Mapping[str, Any], *, where: str = "policy") -> Policy:
     try:
         for name in _SPANS:
             if isinstance(plain.get(name), str):
-                plain[name] = times.parse_span(plain[name])
+                plain[name] = _span(name, plain[name])
         plain["not_before"] = _moment(plain.get("not_before", 0.0))
         if isinstance(plain.get("waves"), (list, tuple)):
             plain["waves"] = [str(one) if isinstance(one, int) else one for one in plain["waves"]]
         return codec.structure(plain, Policy, where=where, strict=True).check()
     except ConfigError as error:
         raise ConfigError(error.what, where=error.where or where, remedy=error.remedy) from error
+
+
+def _span(name: str, text: str) -> float:
+    try:
+        return times.parse_span(text)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error.what}", remedy=error.remedy) from error
 
 
 def _moment(value: Any) -> Any:
