@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from fastapi.routing import APIRoute
@@ -128,7 +129,7 @@ def _telemetry(turn: int, serving: str, shadow: str, name: str) -> Telemetry:
         digest=serving, inferences=500, errors=1, inferences_total=500 * turn, errors_total=turn,
         latency_ms={"p50": 10.0, "p95": 14.0, "p99": 16.0, "mean": 11.0},
         latency_buckets={str(first + one): 50 for one in range(10)}, memory_bytes=100 << 20, shadow=compared,
-        drift={stream.name: [5] * len(stream.counts) for stream in _STREAMS},
+        drift={stream.name: (5,) * len(stream.counts) for stream in _STREAMS},
     )  # fmt: skip
     return Telemetry(
         boot_id=f"boot-{name}", seq=turn + 1, interval=60.0, models={"tiny": model}, cpu_percent=12.0,
@@ -150,11 +151,9 @@ def _pages(state: Path) -> dict[str, Taken]:
     with serving(state, address) as url:
         page = Page(url)
         for path in sorted(paths):
-            asked = _filled(path, given)
-            found[f"GET {path}"] = _best(lambda asked=asked: _ask(page, "GET", asked))
-        body = {"release": "tiny:2.0", "policy": POLICY}
-        path = "/api/v1/rollout-plans"
-        found[f"POST {path}"] = _best(lambda: _ask(page, "POST", path, body))
+            found[f"GET {path}"] = _best(partial(_ask, page, "GET", _filled(path, given)))
+        plan = "/api/v1/rollout-plans"
+        found[f"POST {plan}"] = _best(partial(_ask, page, "POST", plan, {"release": "tiny:2.0", "policy": POLICY}))
     return found
 
 

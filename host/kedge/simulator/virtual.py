@@ -177,6 +177,8 @@ def collecting_seldom() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
+        # The fleet that has ended, before another one begins: it is made of cycles.
+        gc.collect()
 
 
 def simulate(scenario: Scenario, *, state: Path | None = None, log: TextIO | None = None) -> SimulationResult:
