@@ -14,6 +14,7 @@ import pytest
 from tests.support.bundles import make_bundle
 
 from kedge.cli.main import main
+from kedge.fleet.service import FleetService
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,24 @@ def kedge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 def as_json(done: Done) -> Any:
     return json.loads(done.stdout)
+
+
+def test_of_many_devices_some_are_named_and_the_others_counted(kedge: Run, tmp_path: Path) -> None:
+    with FleetService(tmp_path / "state") as fleet:
+        for version, seed in (("1.0", None), ("2.0", 1)):
+            fleet.publish(make_bundle(tmp_path, version=version, target="rpi4", head_seed=seed))
+        for number in range(25):
+            fleet.device_add(f"pi-{number:02}", "rpi4")
+        fleet.rollout_start("tiny:1.0")
+    state = ("--state", str(tmp_path / "state"))
+    asked = kedge("samples", "request", "--model", "tiny", "--where", "low-confidence", "--count", "1", *state)
+    assert "1 device asked for 1 samples of tiny" in asked.stdout
+    assert asked.stderr.count("others were drawn") == 20
+    assert "left out 4 more" in asked.stderr
+    begun = kedge("shadow", "start", "tiny:2.0", *state).stdout
+    assert "on 25 devices: pi-00 pi-01" in begun
+    assert "pi-19 and 5 more" in begun
+    assert "pi-20" not in begun
 
 
 def test_the_way_from_a_device_to_a_rollout_and_back(kedge: Run, tmp_path: Path) -> None:

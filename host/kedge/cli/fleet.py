@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import click
 from kedge.cli.table import printable
 
 MAX_ROWS = 10**9
+NAMED = 20
+"""Devices that a line, or lines, name at most."""
 
 state_option = click.option(
     "--state",
@@ -63,6 +66,19 @@ def print_remainder(shown: int, offset: int, total: int) -> None:
     """Print which rows a page leaves out."""
     if shown and shown < total:
         click.echo(f"{offset + 1} to {offset + shown} of {total}; more: --limit, --offset, or filters", err=True)
+
+
+def names_text(names: Sequence[str]) -> str:
+    """Return the first names, and how many there are more."""
+    return " ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def print_skipped(skipped: Mapping[str, str]) -> None:
+    """Print which devices were left out, and why."""
+    for name, reason in list(skipped.items())[:NAMED]:
+        click.echo(printable(f"left out {name}: {reason}"), err=True)
+    if (more := len(skipped) - NAMED) > 0:
+        click.echo(f"left out {more} more: --json names all", err=True)
 
 
 def devices_text(count: int) -> str:

@@ -59,17 +59,10 @@ def rollout_start(
             _show_plan(fleet.rollout_plan(release, labels, policy=policy or Policy(waves=("100%",))), as_json)
             return
         started = fleet.rollout_start(release, labels, policy=policy)
-    _show_skipped(started.skipped)
+    shared.print_skipped(started.skipped)
     count, stage = started.rollout.matching, started.rollout.stage
     waves = f" in {stage.planned} wave{'s' * (stage.planned != 1)}" if stage is not None else ""
     show(started, as_json, f"rollout {started.rollout.id}: {release} to {shared.devices_text(count)}{waves}")
-
-
-def _show_skipped(skipped: dict[str, str]) -> None:
-    for name, reason in list(skipped.items())[:_NAMED]:
-        click.echo(f"left out {name}: {reason}", err=True)
-    if (more := len(skipped) - _NAMED) > 0:
-        click.echo(f"left out {more} more: --json names all", err=True)
 
 
 def _show_plan(plan: RolloutPlan, as_json: bool) -> None:
@@ -81,7 +74,13 @@ def _show_plan(plan: RolloutPlan, as_json: bool) -> None:
         f" {size_text(plan.bytes)} would move"
     )
     rows = [
-        (str(wave.number), target, str(len(names)), size_text(wave.bytes) if not place else "", _names(names))
+        (
+            str(wave.number),
+            target,
+            str(len(names)),
+            size_text(wave.bytes) if not place else "",
+            shared.names_text(names),
+        )
         for wave in plan.waves
         for place, (target, names) in enumerate(wave.devices.items())
     ]
@@ -97,14 +96,7 @@ def _show_plan(plan: RolloutPlan, as_json: bool) -> None:
     for number in plan.in_the_way:
         what = "waits for" if plan.policy.busy is Busy.QUEUE else "supersedes"
         click.echo(f"it {what} rollout {number} on devices that both have", err=True)
-    _show_skipped(plan.skipped)
-
-
-def _names(names: list[str]) -> str:
-    return " ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-
-
-_NAMED = 20
+    shared.print_skipped(plan.skipped)
 
 
 @rollout.command("list")

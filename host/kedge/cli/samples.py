@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kedge.cli.fleet import devices_text, json_option, print_line, select_option, show, show_json, state_option
+from kedge.cli.fleet import devices_text, json_option, print_skipped, select_option, show, show_json, state_option
 from kedge.cli.table import table
 from kedge.fleet import samples as requests
 from kedge.fleet.samples import SampleView
@@ -55,8 +55,7 @@ def samples_request(
         show_json(asked)
         return
     click.echo(f"request {asked.id}: {devices_text(len(asked.parts))} asked for {count} samples of {model}")
-    for name, why in asked.skipped.items():
-        print_line(f"  {name} is not asked: {why}")
+    print_skipped(asked.skipped)
 
 
 @samples.command("show")

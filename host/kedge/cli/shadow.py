@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kedge.cli.fleet import json_option, select_option, show_json, state_option
+from kedge.cli.fleet import devices_text, json_option, names_text, select_option, show_json, state_option
 from kedge.cli.table import table
 from kedge.fleet import shadows
 from kedge.fleet.service import FleetService
@@ -34,7 +34,7 @@ def shadow_start(
     if as_json:
         show_json(told)
     else:
-        click.echo(f"{reference} runs as a shadow on {len(told)} device{'s' * (len(told) != 1)}: {', '.join(told)}")
+        click.echo(f"{reference} runs as a shadow on {devices_text(len(told))}: {names_text(told)}")
 
 
 @shadow.command("stop")

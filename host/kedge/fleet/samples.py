@@ -190,12 +190,15 @@ def _chosen(
             remedy="See kedge device list, and kedge samples show",
         )
     drawn = sorted(found, key=lambda number: hashlib.sha256(f"{rid} {found[number]}".encode()).digest())[:count]
-    skipped |= {name: "others were drawn" for number, name in found.items() if number not in drawn}
+    skipped |= {found[number]: "others were drawn" for number in sorted(found.keys() - set(drawn))}
     return {number: found[number] for number in drawn}, skipped
 
 
-def show(fleet: FleetService, number: int | None = None) -> tuple[SampleView, ...]:
-    """Return one request, or all, newest first.
+def show(fleet: FleetService, number: int | None = None, *, limit: int | None = None) -> tuple[SampleView, ...]:
+    """Return one request, or the latest, newest first.
+
+    Args:
+        limit: so many of the latest; None for all.
 
     Raises:
         FleetError: there is no such request.
@@ -203,7 +206,8 @@ def show(fleet: FleetService, number: int | None = None) -> tuple[SampleView, ..
     with fleet.database.read() as session:
         if number is not None:
             return (_view(session, _find(session, number)),)
-        return tuple(_view(session, row) for row in session.rows("SELECT * FROM sample_request ORDER BY id DESC"))
+        query = "SELECT * FROM sample_request ORDER BY id DESC LIMIT ?"
+        return tuple(_view(session, row) for row in session.rows(query, (-1 if limit is None else limit,)))
 
 
 def latest(fleet: FleetService, limit: int) -> tuple[SampleSummary, ...]:

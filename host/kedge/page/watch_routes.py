@@ -74,9 +74,9 @@ def shadow_stop(request: Request, end: Annotated[ShadowEnd, Body()]) -> list[str
 
 
 @router.get("/samples", responses=problems())
-def samples_list(request: Request) -> list[SampleView]:
-    """Return all requests for samples, newest first."""
-    return list(samples.show(fleet_of(request)))
+def samples_list(request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> list[SampleView]:
+    """Return the latest requests for samples, newest first."""
+    return list(samples.show(fleet_of(request), limit=limit))
 
 
 @router.post("/samples", status_code=201, responses=problems(404, 409))
