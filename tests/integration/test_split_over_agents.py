@@ -8,15 +8,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.integration.test_generation_of_stories import SHARED
+from tests.support import smollm2
 from tests.support.agents import AgentProcess
 from tests.support.authority import Authority
 from tests.support.brokers import wait_for
 from tests.support.controllers import ControllerProcess
+from tests.support.installed import install
 from tests.support.ports import free_port
 
 import kedge
@@ -24,11 +27,19 @@ from kedge.compiler.decoders.splitting import part_name
 from kedge.fleet.keys import Keys
 from kedge.fleet.service import FleetService
 from kedge_agent import Model
+from kedge_agent.generation.engine import Engine
+from kedge_agent.generation.engines import Engines
+from kedge_agent.generation.tickets import Order
+from kedge_agent.slots import ModelFolder
+from kedge_agent.split import settings, whole
 from kedge_protocol import codec
+from kedge_protocol.bundle.layout import Layout
+from kedge_targets import registry
 
 pytestmark = pytest.mark.shared_data
 
 NAME, PROMPT, COUNT = "stories", "Once upon a time", 200
+BOARD = "one-thread"
 
 
 class Site:
@@ -41,9 +52,13 @@ class Site:
 
     def __init__(self, folder: Path, stack: ExitStack, model: Path, name: str, **options: Any) -> None:
         self.name = name
+        # One thread each: together they have what a device with two cores has.
+        target = folder / "board.toml"
+        text = Path(registry.__file__).with_name("devices").joinpath("generic-cpu.toml").read_text()
+        target.write_text(text.replace("generic-cpu", BOARD).replace("threads = 0", "threads = 1"))
         for out, split in (("whole", None), ("parts", 2)):
             kedge.compile(
-                model, name=name, version="1.0", targets=["generic-cpu"], out=folder / out, split=split, slots=4,
+                model, name=name, version="1.0", targets=[str(target)], out=folder / out, split=split, slots=4,
                 max_perplexity="9x", **options,
             )  # fmt: skip
         self.whole = folder / "whole"
@@ -60,9 +75,10 @@ class Site:
             device = f"device-{at}"
             cert, key = authority.certificate(device)
             split = f'[split]\nca = "{authority.ca}"\ncert = "{cert}"\nkey = "{key}"\nseconds = 5.0\n{lines}'
-            self.fleet.device_add(device, "generic-cpu", {"part": str(at)})
+            self.fleet.device_add(device, BOARD, {"part": str(at)})
             url, trust = f"mqtt://127.0.0.1:{port}", '[trust]\nfile = "trust.json"\n'
-            self.agents.append(stack.enter_context(AgentProcess(folder, url, name=device, more=trust + split)).start())
+            agent = AgentProcess(folder, url, name=device, target="board.toml", more=trust + split)
+            self.agents.append(stack.enter_context(agent).start())
         # The later part first: then the first one finds it.
         for at in (1, 0):
             self.fleet.publish(folder / "parts" / f"part-{at + 1}")
@@ -98,7 +114,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def test_two_hundred_tokens_over_two_agents_are_those_of_one(site: Site) -> None:
-    with Model(site.whole, target="generic-cpu") as whole:
+    with Model(site.whole, target=BOARD) as whole:
         expected = whole.generate(PROMPT, max_tokens=COUNT)
     assert len(expected.tokens) == COUNT
     assert "".join(site.stream(COUNT)) == expected.text
@@ -121,8 +137,73 @@ def test_an_agent_that_is_killed_in_the_middle_is_a_clear_error_and_heals(site: 
     assert refused.value.code == 503
     assert time.monotonic() - asked < 10
     site.agents[1].start()
-    with Model(site.whole, target="generic-cpu") as whole:
+    with Model(site.whole, target=BOARD) as whole:
         expected = whole.generate(PROMPT, max_tokens=COUNT)
 
     wait_for(lambda: "".join(site.stream(COUNT)) == expected.text, 60, "an answer by both agents")
     assert expected.text.startswith("".join(begun))
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(1800)
+def test_smollm2_over_two_agents_writes_the_same_and_two_groups_fill_both(tmp_path: Path) -> None:
+    smollm2.folder(tmp_path / "model")
+    data = smollm2.texts(tmp_path)
+    with ExitStack() as stack:
+        options = {"context": 1024, "quantize": "precision=int4,method=plain", **data}
+        site = Site(tmp_path, stack, tmp_path / "model", "assistant", **options)
+        with Model(site.whole, target=BOARD) as model:
+            expected = model.generate(PROMPT, max_tokens=100)
+        assert "".join(site.stream(100)) == expected.text
+        assert len(expected.tokens) == 100
+        site.agents[0].terminate()  # the second device's caches are free for what follows
+        seconds: dict[str, list[float]] = {"whole": [], "one group": [], "two groups": []}
+        for _ in range(3):
+            for kind, taken in seconds.items():
+                engine = _engine(site, kind)
+                _written(engine, 4)  # both ends are warm
+                began = time.monotonic()
+                _written(engine, 48)
+                taken.append(time.monotonic() - began)
+                engine.close()
+        best = {kind: 4 * 48 / min(taken) for kind, taken in seconds.items()}
+        print("tokens a second of 4 sequences:", best, "one:", _alone(site))
+        assert best["two groups"] > 1.2 * best["one group"]
+
+
+def _engine(site: Site, kind: str) -> Engine | Engines:
+    """Return an engine in this process; that of a split model goes on at the second agent."""
+    if kind == "whole":
+        bundle = Layout(site.whole).bundle(BOARD)
+        folder = install(site.whole.parent / "whole-state", site.whole, BOARD).current()
+    else:
+        folder = ModelFolder(site.agents[0].state, site.name).current()
+        assert folder is not None
+        bundle = folder.bundle()
+    config, spec = bundle.config, bundle.config.generation
+    assert folder is not None
+    assert spec is not None
+    if spec.part is None:
+        entry = folder.folder / config.entry
+        load = registry.runtime(config.backend).load_decoder
+        return Engine(load(entry, config.runtime_options, slots=spec.slots, context=spec.context))
+    part = replace(spec.part, count=1 if kind == "one group" else 2)
+    return whole.engines(folder.folder, config, spec, part, settings.read(site.agents[0].state))
+
+
+def _written(engine: Engine | Engines, count: int, sequences: int = 4) -> None:
+    tickets = [engine.submit(Order(prompt=[at + 5, 17, 400, 21], max_tokens=count)) for at in range(sequences)]
+    for ticket in tickets:
+        assert len(list(ticket)) == count
+
+
+def _alone(site: Site) -> dict[str, float]:
+    found = {}
+    for kind in ("whole", "two groups"):
+        engine = _engine(site, kind)
+        _written(engine, 4, 1)
+        began = time.monotonic()
+        _written(engine, 48, 1)
+        found[kind] = 48 / (time.monotonic() - began)
+        engine.close()
+    return found

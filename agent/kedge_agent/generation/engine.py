@@ -249,6 +249,9 @@ class Engine:
         if slot.lookup is not None:
             room = min(self._session.context - len(slot.tokens), ticket.order.max_tokens - slot.written)
             guessed = slot.lookup.guess(room - 1)
+            there = len(slot.tokens) + 1
+            if not all(self._session.can_keep(there + len(guessed), there + right) for right in range(len(guessed))):
+                guessed = []  # wrong ones could not be taken back
         # By the processor: on a busy device the clock tells what others do.
         began = time.process_time()
         rows = self._session.extend(slot.index, [token, *guessed], keep=len(guessed) + 1)
@@ -294,12 +297,15 @@ class Engine:
         prompt, key = list(order.prompt), b"" if order.reading is None else order.reading.key
 
         def common(one: _Slot) -> int:
-            return _common(one.tokens, prompt) if one.reading == key else -1
+            if one.reading != key:
+                return -1
+            # The last token is read anew: its logits are wanted.
+            found = min(_common(one.tokens, prompt), len(prompt) - 1)
+            return found if self._session.can_keep(len(one.tokens), found) else 0
 
         slot = max(free, key=lambda one: (common(one), -one.used_at))
         best = max(self._slots, key=common)
-        # The last token is read anew: its logits are wanted.
-        shared, own = (min(common(one), len(prompt) - 1) for one in (best, slot))
+        shared, own = common(best), common(slot)
         slot.ticket, slot.sampler = ticket, Sampler(order.sampling)
         slot.next, slot.written, slot.used_at = None, 0, self._clock
         slot.lookup = PromptLookup(prompt, self._times) if self._guesses else None

@@ -102,6 +102,7 @@ class Generation:
         slots: the number of concurrent sequences assumed in ``resources.memory_bytes``.
         vocabulary: the number of tokens.
         position_bytes: the size of the caches for one position of one slot, in bytes.
+        window_bytes: the size of a slot's caches that do not grow with the context, in bytes.
         tokenizer: the title of the file ``tokenizer.json``; empty for a part that writes no text.
         template: the title of the chat template (Jinja); None for a model that only continues a text.
         begin_token: the token put before a plain text; None if there is none.
@@ -118,6 +119,7 @@ class Generation:
     vocabulary: int
     position_bytes: int
     tokenizer: str
+    window_bytes: int = 0
     template: str | None = None
     begin_token: int | None = None
     end_tokens: tuple[int, ...] = ()
@@ -135,4 +137,4 @@ class Generation:
     def cache_bytes(self) -> int:
         """The size of the caches of all slots, in bytes."""
         fixed = 0 if self.source is None else self.source.positions * self.source.position_bytes
-        return self.slots * (self.context * self.position_bytes + fixed)
+        return self.slots * (self.context * self.position_bytes + self.window_bytes + fixed)

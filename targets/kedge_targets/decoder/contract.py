@@ -15,7 +15,7 @@ from kedge_targets.decoder.exported import ExportedSpec
 from kedge_targets.decoder.layout import HeadLayout
 from kedge_targets.decoder.matrix import Codes, Matrix
 from kedge_targets.decoder.plan import Piece, Pieces
-from kedge_targets.decoder.spec import Array, DecoderSpec
+from kedge_targets.decoder.spec import Array, DecoderSpec, LayerKind
 
 DECODERS, ENCODER_DECODERS, EXPORTED, PARTS = "decoders", "encoder-decoders", "exported decoders", "parts of decoders"
 """The kinds of models that generate."""
@@ -69,6 +69,7 @@ class LoweredDecoder:
     caches for one position, and of the encoder's keys and values for one of its positions.
 
     Attributes:
+        window_bytes: of a slot's caches that hold a window, and do not grow with the context.
         parts: the parts of a decoder that is split; ``files`` then are those of all parts.
     """
 
@@ -78,6 +79,7 @@ class LoweredDecoder:
     tools: dict[str, str]
     position_bytes: int
     source_position_bytes: int = 0
+    window_bytes: int = 0
     parts: tuple[LoweredDecoder, ...] = ()
 
 
@@ -125,6 +127,10 @@ class DecoderCompiler(abc.ABC):
     def groups(self, columns: int) -> tuple[int, ...]:
         """Return the group sizes in which a matrix with ``columns`` input channels can be stored as codes, smallest
         first."""
+
+    def cache_positions(self, kind: LayerKind, context: int) -> int:
+        """Return the positions that a layer's cache holds."""
+        return context
 
     @abc.abstractmethod
     def lower(self, spec: DecoderSpec, ends: Ends, pieces: Pieces, *, context: int, workdir: Path) -> LoweredDecoder:

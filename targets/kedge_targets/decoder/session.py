@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,13 @@ class DecoderSession(abc.ABC):
         slots, context, vocabulary: numbers of slots, of positions per slot, and of tokens in the vocabulary.
         lengths: number of positions in use in each slot, int64 [slots].
         has_encoder: whether each slot needs a source.
+        evicts: whether caches drop positions that are out of sight, so that a slot cannot always be cut.
 
     A decoder with an encoder writes about the source that each slot was given last (:meth:`attend`).
     """
 
     has_encoder = False
+    evicts = False
 
     def __init__(self, *, slots: int, context: int, vocabulary: int) -> None:
         self.slots = slots
@@ -86,20 +88,42 @@ class DecoderSession(abc.ABC):
         """
         for slot, token in tokens.items():
             self._check([token], int(self.lengths[slot]))
-        first, last = min(tokens), max(tokens) + 1
-        for slot in range(first, last):
-            # Idle slots between the others are computed along; what they write lies beyond their length.
-            if slot not in tokens and self.lengths[slot] == self.context:
-                self.lengths[slot] -= 1
-        column = np.array([tokens.get(slot, 0) for slot in range(first, last)], np.int64)[:, None]
-        found = self._run(first, column, self.lengths[first:last], 1)
+        found: dict[int, Array] = {}
+        for first, last in self._spans(tokens):
+            for slot in range(first, last):
+                # Idle slots between the others are computed along; what they write lies beyond their length.
+                if slot not in tokens and self.lengths[slot] == self.context:
+                    self.lengths[slot] -= 1
+            column = np.array([tokens.get(slot, 0) for slot in range(first, last)], np.int64)[:, None]
+            logits = self._run(first, column, self.lengths[first:last], 1)
+            found |= {slot: logits[slot - first, 0] for slot in range(first, last) if slot in tokens}
         for slot in tokens:
             self.lengths[slot] += 1
-        return {slot: found[slot - first, 0] for slot in tokens}
+        return found
+
+    def _spans(self, slots: Collection[int]) -> list[tuple[int, int]]:
+        """Return the first slot and the end of each step that covers these slots."""
+        first, last = min(slots), max(slots) + 1
+        if not self.evicts:
+            return [(first, last)]
+        # An idle slot that is computed along would drop positions that it still needs.
+        starts = [slot for slot in sorted(slots) if slot - 1 not in slots]
+        return [(start, next(at for at in range(start, last + 1) if at not in slots)) for start in starts]
 
     def truncate(self, slot: int, length: int) -> None:
-        """Keep only the first ``length`` positions of a slot."""
-        self.lengths[slot] = min(length, int(self.lengths[slot]))
+        """Keep only the first ``length`` positions of a slot.
+
+        Raises:
+            InputError: see :meth:`can_keep`.
+        """
+        there = int(self.lengths[slot])
+        if length < there and not self.can_keep(there, length):
+            raise InputError(f"{length} of {there} positions cannot be kept: what they see was dropped")
+        self.lengths[slot] = min(length, there)
+
+    def can_keep(self, positions: int, kept: int) -> bool:
+        """Return whether a slot of so many positions can be cut to the first ``kept``, or these be copied."""
+        return True
 
     def ready(self) -> bool:
         """Return whether the slots still hold what was put into them. If not, they are empty and can be filled again.

@@ -286,7 +286,7 @@ def weights_memory(lowered: LoweredDecoder) -> int:
 
 def memory_of(lowered: LoweredDecoder, context: int, slots: int) -> int:
     """Return the bytes of a decoder's files and caches."""
-    return weights_memory(lowered) + lowered.position_bytes * context * slots
+    return weights_memory(lowered) + slots * (context * lowered.position_bytes + lowered.window_bytes)
 
 
 def generation_of(
@@ -305,6 +305,7 @@ def generation_of(
         slots=request.slots,
         vocabulary=vocabulary,
         position_bytes=lowered.position_bytes,
+        window_bytes=lowered.window_bytes,
         tokenizer=TOKENIZER,
         template=None if text.template is None else TEMPLATE,
         begin_token=text.begin_token,

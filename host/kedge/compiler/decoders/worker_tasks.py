@@ -192,7 +192,9 @@ class _Compilation:
         if self._cuts(scheme):
             return
         weights = self._decoder.parameters * (scheme.bits or 16) // 8
-        cache = len(spec.layers) * self._layer_cache(scheme)
+        cache = sum(
+            self._layer_cache(scheme, self._compiler.cache_positions(kind, self._context)) for kind in spec.layers
+        )
         if weights + cache > self._request.memory_bytes:
             raise TargetError(
                 f"the weights take {weights >> 20} MiB at least and the caches of {self._request.slots} x "
@@ -201,11 +203,11 @@ class _Compilation:
                 remedy="Ask for less with --context, --slots or --cache int8, or take a smaller model",
             )
 
-    def _layer_cache(self, scheme: Scheme) -> int:
-        """Return the bytes of one layer's cache for all positions of all slots."""
+    def _layer_cache(self, scheme: Scheme, positions: int) -> int:
+        """Return the bytes of one layer's cache for so many positions of all slots."""
         itemsize = 1 if scheme.cache == "int8" else 4
-        positions = self._context * self._request.slots
-        return 2 * itemsize * self._spec.kv_heads * self._compiler.layout(self._spec).size * positions
+        channels = self._spec.kv_heads * self._compiler.layout(self._spec).size
+        return 2 * itemsize * channels * positions * self._request.slots
 
     def _cuts(self, scheme: Scheme) -> tuple[int, ...]:
         """Return where the layers are cut; nowhere for a model that stays whole."""
@@ -215,7 +217,7 @@ class _Compilation:
             self._spec,
             scheme,
             self._request.split,
-            cache_bytes=self._layer_cache(scheme),
+            cache_bytes=self._layer_cache(scheme, self._context),
             where=self._request.source,
         )
 

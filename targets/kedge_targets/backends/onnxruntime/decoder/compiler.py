@@ -13,13 +13,14 @@ import numpy as np
 
 from kedge_protocol.bundle.config import RuntimeRequirement
 from kedge_protocol.errors import LoweringError
+from kedge_targets.backends.onnxruntime.decoder.windows import Window, window_of
 from kedge_targets.decoder import contract
 from kedge_targets.decoder.contract import EncoderParts, Ends, LoweredDecoder
 from kedge_targets.decoder.exported import ExportedSpec
 from kedge_targets.decoder.layout import HeadLayout
 from kedge_targets.decoder.matrix import Codes
 from kedge_targets.decoder.plan import PROBES, Piece, Pieces
-from kedge_targets.decoder.spec import Array, DecoderSpec
+from kedge_targets.decoder.spec import Array, DecoderSpec, LayerKind
 from kedge_targets.graph import library
 
 ENTRY = "decoder.onnx"
@@ -29,8 +30,8 @@ _HEAD_MULTIPLE = 16
 _GROUPS = (16, 32, 64, 128, 256)
 _MINIMUM = "1.23"
 """The first version with CPU kernels for 8 bits in MatMulNBits and GatherBlockQuantized."""
-_MINIMUM_INT8_CACHE = "1.31"
-"""The version on which caches in int8 were proved."""
+_MINIMUM_NEWER_CACHES = "1.31"
+"""The version on which caches in int8, and caches of windows, were proved."""
 
 
 class Compiler(contract.DecoderCompiler):
@@ -44,6 +45,11 @@ class Compiler(contract.DecoderCompiler):
         """See :meth:`kedge_targets.decoder.contract.DecoderCompiler.groups`."""
         return tuple(group for group in _GROUPS if group <= max(columns, _GROUPS[0]))
 
+    def cache_positions(self, kind: LayerKind, context: int) -> int:
+        """See :meth:`kedge_targets.decoder.contract.DecoderCompiler.cache_positions`."""
+        window = window_of(kind, context)
+        return context if window is None else window.room
+
     def lower(self, spec: DecoderSpec, ends: Ends, pieces: Pieces, *, context: int, workdir: Path) -> LoweredDecoder:
         """See :meth:`kedge_targets.decoder.contract.DecoderCompiler.lower`."""
         from kedge_targets.backends.onnxruntime.decoder.graph import DecoderGraph
@@ -51,7 +57,7 @@ class Compiler(contract.DecoderCompiler):
 
         itemsizes = []
         with GraphWriter(workdir / DATA) as writer:
-            graph = DecoderGraph(writer, spec, self.layout(spec), context=context)
+            graph = DecoderGraph(writer, spec, self.layout(spec), context=context, windows=True)
             graph.begin(ends.embedding, ends.positions, ends.relative)
             for index in range(len(spec.layers)):
                 piece = pieces(index)
@@ -59,7 +65,8 @@ class Compiler(contract.DecoderCompiler):
                 itemsizes.append(4 if piece.cache is None else 1)
             graph.end(ends.norm, ends.head, ends.head_bias)
             (workdir / ENTRY).write_bytes(writer.model().SerializeToString(deterministic=True))
-        return self._lowered(spec, workdir, (ENTRY, DATA), itemsizes)
+        windows = [window_of(kind, context) for kind in spec.layers]
+        return self._lowered(spec, workdir, (ENTRY, DATA), itemsizes, windows)
 
     def lower_parts(
         self, spec: DecoderSpec, ends: Ends, pieces: Pieces, cuts: Sequence[int], *, context: int, workdir: Path
@@ -91,24 +98,35 @@ class Compiler(contract.DecoderCompiler):
                     closing.head(ends.embedding, ends.norm, ends.head, ends.head_bias)
                 for title, one in graphs.items():
                     (folder / title).write_bytes(one.model().SerializeToString(deterministic=True))
-            found.append(self._lowered(spec, folder, (*graphs, DATA), itemsizes))
+            found.append(self._lowered(spec, folder, (*graphs, DATA), itemsizes, [None] * len(itemsizes)))
         return tuple(found)
 
     def _lowered(
-        self, spec: DecoderSpec, folder: Path, titles: Sequence[str], itemsizes: Sequence[int]
+        self,
+        spec: DecoderSpec,
+        folder: Path,
+        titles: Sequence[str],
+        itemsizes: Sequence[int],
+        windows: Sequence[Window | None],
     ) -> LoweredDecoder:
         """Return the files of layers.
 
         Args:
             itemsizes: bytes of a stored number of each layer's cache.
+            windows: their caches; None for one that holds the whole context.
         """
-        minimum = _MINIMUM_INT8_CACHE if 1 in itemsizes else _MINIMUM
+        minimum = _MINIMUM_NEWER_CACHES if 1 in itemsizes or any(windows) else _MINIMUM
+        each = [
+            (2 * spec.kv_heads * self.layout(spec).size * size, one)
+            for size, one in zip(itemsizes, windows, strict=True)
+        ]
         return LoweredDecoder(
             files={title: folder / title for title in titles},
             entry=ENTRY,
             runtimes=(RuntimeRequirement(distribution="onnxruntime", minimum=minimum),),
             tools={"onnx": metadata.version("onnx")},
-            position_bytes=2 * spec.kv_heads * self.layout(spec).size * sum(itemsizes),
+            position_bytes=sum(size for size, window in each if window is None),
+            window_bytes=sum(size * window.room for size, window in each if window is not None),
         )
 
     def lower_with_encoder(

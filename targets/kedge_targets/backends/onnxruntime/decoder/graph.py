@@ -6,7 +6,8 @@
     total [1] int32                    the largest of them, plus 1
     position_ids [batch, step] int64   only if positions are learned or have biases
     past.L.k, past.L.v                 [batch, kv heads, room, head size]; present.L.k and .v are the same buffers;
-                                       float32, or int8 with a scale for each channel
+                                       float32, or int8 with a scale for each channel; of a layer with a window the
+                                       room is a number, see decoder/windows.py
     cross.L.k, cross.L.v               [batch, heads, source, head size] float32: of an encoder, if there is one
     source_mask [batch, source] int32  1 where a text's encoder has a position
     → logits [batch, keep, vocabulary] float32
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from kedge_targets.backends.onnxruntime.decoder.blocks import Blocks
+from kedge_targets.backends.onnxruntime.decoder.windows import window_of
 from kedge_targets.backends.onnxruntime.decoder.writer import MICROSOFT, GraphWriter
 from kedge_targets.decoder.layout import HeadLayout
 from kedge_targets.decoder.matrix import Codes, Matrix
@@ -47,14 +49,23 @@ class DecoderGraph(Blocks):
         context: largest number of positions.
         probes: whether the inputs of each layer's matrices are also outputs
             (:data:`kedge_targets.decoder.plan.PROBES`).
+        windows: whether layers with a window have caches of their own size (``decoder/windows.py``).
     """
 
     def __init__(
-        self, writer: GraphWriter, spec: DecoderSpec, layout: HeadLayout, *, context: int, probes: bool = False
+        self,
+        writer: GraphWriter,
+        spec: DecoderSpec,
+        layout: HeadLayout,
+        *,
+        context: int,
+        probes: bool = False,
+        windows: bool = False,
     ) -> None:
         super().__init__(writer, spec)
         self._layout = layout
         self._probes = probes
+        self._windows = windows
         self._context = context
         self._rotary: dict[LayerKind, tuple[str, str]] = {}
         self._bias = ""
@@ -189,9 +200,11 @@ class DecoderGraph(Blocks):
     def _attention(self, index: int, normed: str, piece: Piece) -> str:
         w, spec, kind = self._w, self._spec, self._spec.layers[index]
         stored = _FLOAT if piece.cache is None else _INT8
+        window = window_of(kind, self._context) if self._windows else None
+        room = "room" if window is None else window.room
         for part in "kv":
             for end, listed in (("past", w.take), ("present", w.give)):
-                listed(f"{end}.{index}.{part}", stored, ["batch", spec.kv_heads, "room", self._layout.size])
+                listed(f"{end}.{index}.{part}", stored, ["batch", spec.kv_heads, room, self._layout.size])
         whole = self._queries_keys_values(str(index), normed, piece)
         query, key, value = self._normed_heads(whole, piece.vectors) if spec.qk_norm else (whole, "", "")
         past = [f"past.{index}.k", f"past.{index}.v"]
@@ -199,11 +212,11 @@ class DecoderGraph(Blocks):
         inputs = [query, key, value, *past, "seqlens_k", self._count, *rotary]
         if self._bias:
             inputs = [*inputs, *[""] * (_BIAS_AT - len(inputs)), self._bias]
-        types: dict[str, Any] = {}
+        types: dict[str, Any] = {} if window is None else {"sliding_window_cache": 1}
         if piece.cache is not None:
             scales = [w.constant(one.reshape(-1).astype(np.float32)) for one in (piece.cache.keys, piece.cache.values)]
             inputs = [*inputs, *[""] * (_SCALES_AT - len(inputs)), *scales]
-            types = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+            types |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
         return w.op(
             "GroupQueryAttention",
             inputs,

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from kedge_protocol.errors import InputError, VerificationError
 from kedge_targets.backends.onnxruntime.decoder.slot_caches import SlotCaches, zeros
 from kedge_targets.backends.onnxruntime.decoder.step_inputs import StepInputs
+from kedge_targets.backends.onnxruntime.decoder.windows import SLACK, Window
 from kedge_targets.decoder.session import DecoderSession
 from kedge_targets.graph import library
 
@@ -54,6 +55,11 @@ class OnnxDecoderSession(DecoderSession):
             # A row that attends to nothing would not be a number.
             self._mask[:, 0] = 1
         self._caches = SlotCaches(session, slots=slots, context=context, fixed=self._sources)
+        rooms = {
+            one.shape[2] for name, one in inputs.items() if name.startswith("past.") and isinstance(one.shape[2], int)
+        }
+        self._windows = [Window(room - SLACK, room) for room in rooms]
+        self.evicts = bool(rooms)
 
     @property
     def cache_bytes(self) -> int:
@@ -76,6 +82,10 @@ class OnnxDecoderSession(DecoderSession):
                 f"the text to read has {source.size} tokens, the encoder takes 1 to {room}",
                 remedy="Give a shorter text, or cut it at its sentences",
             )
+
+    def can_keep(self, positions: int, kept: int) -> bool:
+        """See :meth:`kedge_targets.decoder.session.DecoderSession.can_keep`."""
+        return kept == 0 or all(window.can_drop(positions, kept) for window in self._windows)
 
     def _encode(self, slot: int, source: Array) -> None:
         name = self._encoder.get_inputs()[0].name

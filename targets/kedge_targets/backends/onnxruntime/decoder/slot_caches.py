@@ -29,7 +29,7 @@ class SlotCaches:
     def __init__(self, session: Any, *, slots: int, context: int, fixed: Mapping[str, Array]) -> None:
         self._session = session
         self._caches = {
-            one.name: zeros((slots, one.shape[1], context, one.shape[3]), TYPES[one.type])
+            one.name: zeros((slots, one.shape[1], _room(one, context), one.shape[3]), TYPES[one.type])
             for one in session.get_inputs()
             if one.name.startswith("past.")
         }
@@ -42,7 +42,7 @@ class SlotCaches:
         return sum(cache.nbytes for cache in self._caches.values())
 
     def copy(self, source: int, to: int, positions: int) -> None:
-        """Copy the first positions of one slot to another."""
+        """Copy the first positions of one slot to another; a window that holds fewer is copied whole."""
         for cache in self._caches.values():
             cache[to, :, :positions] = cache[source, :, :positions]
 
@@ -66,6 +66,10 @@ class SlotCaches:
         self._bindings.clear()
         self._caches.clear()
         self._session = None
+
+
+def _room(cache: Any, context: int) -> int:
+    return cache.shape[2] if isinstance(cache.shape[2], int) else context
 
 
 def after(lengths: Array, step: int) -> dict[str, Array]:
