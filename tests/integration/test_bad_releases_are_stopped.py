@@ -5,16 +5,16 @@ Fleets of seven targets whose devices lose messages, boot, lie, fall silent and 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
-from tests.support.simulated_releases import DEFECTS, GOOD, Run, draw
+from tests.support.simulated_releases import DEFECTS, GOOD, draw, draw_all
 
 SEEDS = int(os.environ.get("KEDGE_SIMULATED_SEEDS", "200"))
 """Rollouts of bad releases in the campaign, and as many of good ones."""
+KEPT = Path(os.environ["KEDGE_SIMULATED_RUNS"]) if "KEDGE_SIMULATED_RUNS" in os.environ else None
+"""A file that keeps each run, so that the campaign may be broken off and go on."""
 
 
 @pytest.mark.parametrize("kind", DEFECTS)
@@ -33,7 +33,7 @@ def test_a_good_release_passes() -> None:
 @pytest.mark.timeout(24 * 3600)
 def test_nineteen_of_twenty_bad_releases_are_stopped_in_time_on_2000_devices() -> None:
     kinds = list(DEFECTS)
-    runs = _all([(kinds[seed % len(kinds)], seed) for seed in range(SEEDS)])
+    runs = draw_all([(kinds[seed % len(kinds)], seed) for seed in range(SEEDS)], KEPT)
     assert [run for run in runs if not run.is_back] == []
     for kind in kinds:
         own = [run for run in runs if run.kind == kind]
@@ -44,12 +44,6 @@ def test_nineteen_of_twenty_bad_releases_are_stopped_in_time_on_2000_devices() -
 @pytest.mark.campaign
 @pytest.mark.timeout(24 * 3600)
 def test_at_most_one_of_twenty_good_releases_is_aborted_on_2000_devices() -> None:
-    runs = _all([(GOOD, seed) for seed in range(SEEDS)])
+    runs = draw_all([(GOOD, seed) for seed in range(SEEDS)], KEPT)
     aborted = [run for run in runs if run.found.state != "done"]
     assert len(aborted) <= 0.05 * len(runs), aborted
-
-
-def _all(wanted: Sequence[tuple[str, int]]) -> list[Run]:
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
-        return list(pool.map(draw, *zip(*wanted, strict=True)))

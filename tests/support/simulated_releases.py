@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from kedge.simulator import scenario as scenarios
@@ -91,3 +97,30 @@ def draw(kind: str, seed: int, *, share: float = 1.0, least: int = 7, waves: tup
         "rollout": policy,
     }
     return Run(kind, seed, simulate(scenarios.parse(document)))
+
+
+def draw_all(wanted: Sequence[tuple[str, int]], kept: Path | None = None) -> list[Run]:
+    """Simulate a rollout for each kind and seed, in as many processes as there are processors.
+
+    Args:
+        kept: a file to which each run is appended when it ends, a line of JSON; runs that it holds already are not
+            made again, so that hours of them may be broken off. Delete it when the code under test has changed.
+    """
+    done = {(run.kind, run.seed): run for run in _read(kept)}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
+        under_way = [pool.submit(draw, kind, seed) for kind, seed in wanted if (kind, seed) not in done]
+        for future in as_completed(under_way):
+            run = future.result()
+            done[run.kind, run.seed] = run
+            if kept is not None:
+                with kept.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(asdict(run)) + "\n")
+    return [done[one] for one in wanted]
+
+
+def _read(kept: Path | None) -> list[Run]:
+    if kept is None or not kept.exists():
+        return []
+    rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    return [Run(row["kind"], row["seed"], SimulationResult(**row["found"])) for row in rows]
