@@ -198,9 +198,10 @@ def watch(
 
 @cli.command()
 @click.argument("release", metavar="RELEASE")
-@click.option("--target", help="RELEASE is a folder: which of its bundles [default: its only one].")
+@click.option("--target", help="Which bundle of the release [default: its only one].")
 @click.option("--backend", help="Which of several bundles for the target [default: the faster one here].")
 @click.option("--state", type=click.Path(path_type=Path), help="State folder [default: the built-in one].")
+@click.option("--system", help="The system message that a conversation begins with.")
 @click.option("--max-tokens", default=200, show_default=True, help="Tokens of one answer.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 takes the most likely token.")
 @click.option("--seed", type=int, help="Equal seeds give equal answers.")
@@ -209,23 +210,30 @@ def chat(
     target: str | None,
     backend: str | None,
     state: Path | None,
+    system: str | None,
     max_tokens: int,
     temperature: float,
     seed: int | None,
 ) -> None:
-    """Talk with a language model: RELEASE is a release folder or the name of an installed model.
+    """Talk with a language model.
 
-    Each line of standard input is a message; the end of input ends the chat.
+    A RELEASE is a folder that `kedge compile -o` wrote, a reference of an OCI registry (host/name:tag), or the name
+    of an installed model. Each line is a message; the end of input ends the chat. Answers go to standard output,
+    all else to standard error.
     """
-    from kedge_agent.generation.chat_command import talk
-    from kedge_agent.opening import open_model
+    from kedge_agent.generation import chat_command
 
-    with open_model(release, target=target, backend=backend, state=state) as model:
-        talk(
+    def note(text: str) -> None:
+        click.echo(text, err=True)
+
+    with chat_command.opened(release, target, state, backend) as model:
+        chat_command.talk(
             model,
-            sys.stdin,
+            chat_command.lines(model, note),
             lambda text: click.echo(text, nl=False),
+            note,
             {"max_tokens": max_tokens, "temperature": temperature, "seed": seed},
+            system=system,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 from tests.support import decoders
@@ -12,6 +13,28 @@ from kedge_agent import Model
 from kedge_agent.telemetry import Meter
 from kedge_protocol import codec, latency_buckets
 from kedge_protocol.messages import Telemetry
+
+
+def test_an_answer_that_is_broken_off_is_no_error_and_holds_its_model_no_longer(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    folder = install(state, decoders.writer(tmp_path, slots=2, changed={"eos_token_id": None}))
+    meter = Meter(state, "boot", 0.0)
+    current = folder.current()
+    assert current is not None
+    digests = {"writer": current.digest}
+    meter.measure(digests, [], 0, 1.0)
+    with Model("writer", state=state) as model:
+        streams = [model.generate("Once", stream=True, max_tokens=400) for _ in range(3)]
+        for stream in streams[:2]:
+            next(iter(stream))
+            stream.close()
+            assert stream.finish().reason == "cancelled"
+        streams[2].close()
+        assert streams[2].finish().reason == "cancelled"
+        held = weakref.ref(model.loaded())
+    assert held() is None
+    told = meter.measure(digests, [], 0, 2.0).models["writer"]
+    assert (told.errors, told.inferences) == (0, 3)
 
 
 def test_telemetry_tells_first_tokens_and_tokens_of_each_answer_and_the_gates_figures_take_them(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,8 @@ class AnswerStream:
     answer: Answer | None = None
     _parts: list[str] = field(default_factory=list)
     _tokens: list[Token] = field(default_factory=list)
-    _iterator: Iterator[str] | None = None
+    _iterator: Generator[str] | None = None
+    _begun: bool = False
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the pieces; possible once."""
@@ -98,8 +100,12 @@ class AnswerStream:
         return ticket.written_at - ticket.begun, each
 
     def close(self) -> None:
-        """Cancel the answer."""
+        """Cancel the answer, and let go of the model."""
         self._ticket.cancel()
+        if self._iterator is not None and self._begun:
+            # Another thread that waits for a token sees the end itself.
+            with contextlib.suppress(ValueError):
+                self._iterator.close()
 
     def finish(self) -> Answer:
         """Wait for the end, and return the answer."""
@@ -109,8 +115,8 @@ class AnswerStream:
             raise InputError("the answer was read already and broken off")
         return self.answer
 
-    def _run(self) -> Iterator[str]:
-        failed = True
+    def _run(self) -> Generator[str]:
+        failed, self._begun = True, True
         try:
             for token in self._ticket:
                 self._tokens.append(token)
@@ -126,10 +132,15 @@ class AnswerStream:
                 self._parts.append(rest)
                 yield rest
             failed = False
+        except (GeneratorExit, KeyboardInterrupt):
+            failed = False  # nobody wants more of it
+            raise
         finally:
             self._ticket.cancel()
             self.answer = self._made()
-            self._ended(failed)
+            # What is called holds the model, which may have been switched.
+            ended, self._ended = self._ended, lambda failed: None
+            ended(failed)
 
     def _made(self) -> Answer:
         ticket, now = self._ticket, time.monotonic()
