@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import wave
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-from tests.support import foreign
+from tests.support import foreign, requirements
 
 import kedge
 from kedge_agent import Model
+from kedge_protocol.errors import BudgetError
 
 pytestmark = pytest.mark.zoo
 
@@ -72,3 +75,104 @@ def test_a_session_decides_as_float_does_frame_by_frame(tmp_path: Path, name: st
         near = np.abs(float_scores - edge) < 0.01
         assert np.array_equal((float_scores > edge)[~near], (scores > edge)[~near])
     assert np.abs(float_scores - scores).max() < 0.02
+
+
+SENTENCES = (
+    "The door of the workshop is open, please close it before the rain comes.",
+    "Seven boats left the harbour this morning.",
+    "Turn the light off.",
+    "We measured the temperature twice, and both times it was below zero.",
+    "Yes.",
+    "Nobody knows how long the battery will last in such cold weather.",
+)
+VOICES = ("en-us", "en-gb", "de", "fr", "en-us+f3", "en-gb-scotland")
+
+
+def speech(folder: Path, seed: int, seconds: int) -> np.ndarray:
+    """``[frames, 576]``: sentences of espeak-ng by several voices, with pauses of 0.2 to 2 s and a faint noise."""
+    espeak = requirements.program("espeak-ng")
+    rng = np.random.default_rng(seed)
+    parts: list[np.ndarray] = []
+    for at in range(1000):
+        file = folder / f"{seed}-{at}.wav"
+        voice, pace = VOICES[int(rng.integers(len(VOICES)))], str(int(rng.integers(120, 190)))
+        text = SENTENCES[int(rng.integers(len(SENTENCES)))]
+        subprocess.run([espeak, "-v", voice, "-s", pace, "-w", str(file), text], check=True, timeout=60)
+        with wave.open(str(file)) as opened:
+            rate, raw = opened.getframerate(), opened.readframes(opened.getnframes())
+        sound = np.frombuffer(raw, "<i2").astype(np.float64) / 32768
+        there = np.arange(0, len(sound), rate / RATE)
+        parts += [np.interp(there, np.arange(len(sound)), sound), np.zeros(int(rng.uniform(0.2, 2.0) * RATE))]
+        if sum(map(len, parts)) >= seconds * RATE:
+            break
+    frames = seconds * RATE // FRAME
+    whole = np.concatenate(parts)[: frames * FRAME]
+    whole = (whole + rng.normal(scale=0.002, size=len(whole))).astype(np.float32).reshape(frames, FRAME)
+    before = np.concatenate([np.zeros((1, CONTEXT), np.float32), whole[:-1, -CONTEXT:]])
+    return np.concatenate([before, whole], axis=1)
+
+
+def segments(scores: np.ndarray) -> list[tuple[int, int]]:
+    """From which frame to which there is speech, by the rule of ``silero_vad.get_speech_timestamps``: begun at 0.5,
+    ended by 100 ms below 0.35, at least 250 ms long."""
+    found, begun, below = [], -1, -1
+    for at, score in enumerate([*scores, 0.0, 0.0, 0.0, 0.0]):
+        if score >= 0.5:
+            begun, below = (at if begun < 0 else begun), -1
+        elif begun >= 0 and score < 0.35:
+            below = at if below < 0 else below
+            if (at - below) * FRAME >= 0.1 * RATE:
+                if (below - begun) * FRAME > 0.25 * RATE:
+                    found.append((begun, below))
+                begun = below = -1
+    return found
+
+
+def test_speech_is_found_where_float_finds_it(tmp_path: Path) -> None:
+    path = foreign.package("silero-vad") / "silero_vad" / "data" / "silero_vad_16k_op15.onnx"
+    np.savez(tmp_path / "c.npz", input=speech(tmp_path, 1, 20), sr=np.int64(RATE))
+    np.savez(tmp_path / "e.npz", input=speech(tmp_path, 2, 20), sr=np.int64(RATE))
+    release = kedge.compile(
+        path,
+        name="voice",
+        version="1",
+        targets=["generic-cpu"],
+        calibration=tmp_path / "c.npz",
+        evaluation=tmp_path / "e.npz",
+        out=tmp_path / "OUT",
+        effort="quick",
+        max_drop=0.05,
+    )
+    step = Model(release.path, target="generic-cpu").session()
+    whole = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    state, wanted, got = np.zeros((2, 1, 128), np.float32), [], []
+    for frame in speech(tmp_path, 3, 60):
+        answer, state = whole.run(None, {"input": frame[None], "state": state, "sr": np.array(RATE)})
+        wanted.append(float(answer[0, 0]))
+        got.append(float(np.ravel(step(frame, sr=RATE))[0]))
+    float_scores, scores = np.array(wanted), np.array(got)
+    assert len(segments(float_scores)) >= 8
+    mine, theirs = segments(scores), segments(float_scores)
+    assert len(mine) == len(theirs)
+    # A frame is 32 ms: an end may fall on either side of its threshold.
+    assert (
+        max(abs(a - b) for one, other in zip(mine, theirs, strict=True) for a, b in zip(one, other, strict=True)) <= 1
+    )
+
+
+def test_integers_throughout_are_refused_by_the_state_that_they_lose(tmp_path: Path) -> None:
+    path = foreign.package("silero-vad") / "silero_vad" / "data" / "silero_vad_16k_op15.onnx"
+    np.savez(tmp_path / "c.npz", input=speech(tmp_path, 1, 20), sr=np.int64(RATE))
+    np.savez(tmp_path / "e.npz", input=speech(tmp_path, 2, 20), sr=np.int64(RATE))
+    with pytest.raises(BudgetError, match="output 'stateN' is lost"):
+        kedge.compile(
+            path,
+            name="voice",
+            version="1",
+            targets=["generic-cpu"],
+            calibration=tmp_path / "c.npz",
+            evaluation=tmp_path / "e.npz",
+            out=tmp_path / "OUT",
+            max_drop=0.05,
+            quantize="precision=int8",
+        )

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from kedge_protocol.errors import ConfigError
 from kedge_targets.graph.signature import TensorInfo
 
-_IN = re.compile(
-    r"^(?:past|prev(?:ious)?|old|init(?:ial)?|in(?:put)?)_|_(?:in(?:put)?|prev(?:ious)?|past|old|init|0)$|0$"
-)
-_OUT = re.compile(
-    r"^(?:present|new|next|out(?:put)?|updated?)_|_(?:out(?:put)?|new|next|present|updated?|n)$|(?<=[a-z])(?:N|n|1)$"
-)
+_IN = re.compile(r"^(?:past|prev(?:ious)?|old|init(?:ial)?|in(?:put)?)_|_(?:in(?:put)?|prev(?:ious)?|past|old|init)$")
+_OUT = re.compile(r"^(?:present|new|next|out(?:put)?|updated?|r)_|_(?:out(?:put)?|new|next|present|updated?)$")
+"""Words before or behind a name that tell the two sides of a state (``r_`` is WeNet's)."""
+_FIRST = re.compile(r"_?0$")
+_LAST = re.compile(r"_n$|(?<=[a-z])(?:N|n|1)$")
+"""How papers write it: ``h0`` and ``hn``, ``state`` and ``stateN``."""
 
 
 def find(inputs: list[TensorInfo], outputs: list[TensorInfo], *, declared: Mapping[str, str]) -> dict[str, str]:
@@ -44,22 +44,31 @@ def find(inputs: list[TensorInfo], outputs: list[TensorInfo], *, declared: Mappi
 
 
 def _named(inputs: list[TensorInfo], outputs: list[TensorInfo]) -> dict[str, str]:
-    stems: dict[str, list[TensorInfo]] = {}
-    for info in outputs:
-        stem = _OUT.sub("", info.name)
-        if stem != info.name:
-            stems.setdefault(stem.lower(), []).append(info)
     found: dict[str, str] = {}
     for info in inputs:
-        fitting = [
-            other
-            for stem in {info.name.lower(), _IN.sub("", info.name).lower()}
-            for other in stems.get(stem, [])
-            if _alike(info, other)
-        ]
-        if len(fitting) == 1 and fitting[0].name not in found.values():
-            found[info.name] = fitting[0].name
+        # What is told by words comes before what digits tell: of several states ``state1`` is no ``state`` at its end.
+        levels = zip(*(_stems_out(other.name) for other in outputs), strict=True)
+        for ins, outs in zip(_stems_in(info.name), levels, strict=True):
+            pairs = zip(outputs, outs, strict=True)
+            fitting = [other for other, stem in pairs if stem is not None and stem in ins and _alike(info, other)]
+            if fitting:
+                if len(fitting) == 1 and fitting[0].name not in found.values():
+                    found[info.name] = fitting[0].name
+                break
     return found if len(found) < len(inputs) else {}
+
+
+def _stems_in(name: str) -> tuple[set[str], set[str], set[str]]:
+    """Return what an input may be called without what tells its side, the surest first."""
+    plain, short = name.lower(), _IN.sub("", name).lower()
+    return {plain}, {short}, {plain, short, _FIRST.sub("", name).lower(), _FIRST.sub("", short).lower()}
+
+
+def _stems_out(name: str) -> tuple[str | None, str | None, str | None]:
+    """Return the same of an output; None where nothing tells its side."""
+    words, digits = _OUT.sub("", name), _LAST.sub("", name)
+    by_word = None if words == name else words.lower()
+    return by_word, by_word, None if digits == name else digits.lower()
 
 
 def _alike(one: TensorInfo, other: TensorInfo) -> bool:
