@@ -47,6 +47,19 @@ def test_lines_are_class_numbers_or_texts_and_arrays_are_as_they_are(tmp_path: P
     assert read(tmp_path / "c.npy", 2).shape == (2, 4, 4)
 
 
+def test_a_table_holds_classes_numbers_or_texts(tmp_path: Path) -> None:
+    def found(name: str, content: str) -> object:
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        return read(tmp_path / name, 2).tolist()
+
+    assert found("classes.csv", "3\n0\n") == [3, 0]
+    assert found("numbers.csv", "0.5\n-1e3\n") == [0.5, -1000.0]
+    assert found("several.csv", "0.5,1\n2,3\n") == [[0.5, 1.0], [2.0, 3.0]]
+    assert found("hot.csv", "0,1,1\n1,0,0\n") == [[0, 1, 1], [1, 0, 0]]
+    assert found("ragged.csv", "1,2\n3\n") == ["1,2", "3"]
+    assert found("prices.txt", "12.50\n3.99\n") == ["12.50", "3.99"]
+
+
 def test_each_mistake_is_named(tmp_path: Path) -> None:
     def refused(name: str, content: str, text: str, samples: int = 2) -> None:
         (tmp_path / name).write_text(content, encoding="utf-8")

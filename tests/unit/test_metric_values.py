@@ -120,7 +120,7 @@ def test_an_unknown_metric_or_output_lists_the_known_ones() -> None:
         chosen({"y": LOGITS}, text="cosine:z")
     with pytest.raises(ConfigError, match=r"top1 needs labels"):
         chosen({"y": LOGITS}, text="top1:y")
-    with pytest.raises(ConfigError, match=r"agreement judges: y is embedding.*--metric agreement:y"):
+    with pytest.raises(ConfigError, match=r"agreement judges: y \[40, 5\] is embedding.*--metric agreement:y"):
         chosen({"y": EMBEDDINGS}, text="agreement")
 
 

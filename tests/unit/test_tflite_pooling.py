@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from kedge_protocol.errors import UnsupportedOperatorError
 from kedge_targets.backends.tflite import pooling
 from kedge_targets.graph import library
 
@@ -90,9 +91,10 @@ def test_any_padding_gives_the_same_answer(
     same(graph(size, positive=positive, **attributes))
 
 
-@pytest.mark.parametrize("attributes", [{"dilations": [2, 2], "pads": [1] * 4}])
-def test_windows_with_gaps_stay(attributes: dict[str, Any]) -> None:
-    assert same(graph(9, positive=True, kernel_shape=[3, 3], **attributes)) == ["Relu", "MaxPool"]
+@pytest.mark.parametrize("pads", [{}, {"pads": [1] * 4}])
+def test_windows_with_gaps_are_refused_by_name(pads: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedOperatorError, match=r"node 'pool': .*windows have gaps.* without dilations"):
+        pooling.spell_out_pads(graph(9, positive=True, kernel_shape=[3, 3], dilations=[2, 2], **pads))
 
 
 @pytest.mark.parametrize("kernel", [2, 3])

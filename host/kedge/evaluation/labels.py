@@ -5,7 +5,8 @@ All become one array whose first axis is the sample:
 - class numbers (N) or a multi-hot matrix (NxC), from ``.npy``, or from ``.txt`` and ``.csv`` with whole numbers;
 - boxes: float32 NxMx6, see :data:`kedge.evaluation.metrics.detection.FIELDS`;
 - masks: whole numbers NxHxW, from ``.npy``;
-- texts: N strings, from ``.txt``, a line for each sample.
+- numbers (N, or NxM for M in a line), from ``.npy`` or ``.csv``;
+- texts: N strings, from ``.txt``, a line for each sample, or from a ``.csv`` that holds something else than numbers.
 """
 
 from __future__ import annotations
@@ -73,10 +74,15 @@ def _lines(path: Path, where: str) -> Array:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"cannot be read as text: {error}", where=where) from error
-    try:
-        return np.asarray([int(line) for line in lines], dtype=np.int64)
-    except ValueError:
-        return np.asarray(lines, dtype=np.str_)
+    rows = [line.split(",") for line in lines] if path.suffix == ".csv" else [[line] for line in lines]
+    # A text file's lines may be texts that look like numbers, as a price that was read.
+    for kind in (int, float) if path.suffix == ".csv" else (int,):
+        try:
+            found = np.asarray([[kind(one) for one in row] for row in rows], np.int64 if kind is int else np.float32)
+        except ValueError:
+            continue
+        return found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
+    return np.asarray(lines, dtype=np.str_)
 
 
 def _yolo(path: Path, where: str) -> Array:

@@ -199,6 +199,12 @@ def _without_labels(kinds: Mapping[str, ClassifiedOutput]) -> str:
     return "r2" if judged.count(OutputKind.NUMBER) == 1 and len(judged) == 1 else "cosine"
 
 
+def _described(labels: Any) -> str:
+    found = np.asarray(labels)
+    kind = {"f": "real numbers", "U": "texts"}.get(found.dtype.kind, "whole numbers")
+    return f"{kind} {list(found.shape)}"
+
+
 def _known(
     kind: str,
     output: str | None,
@@ -222,11 +228,15 @@ def _known(
         names = sorted(kinds, key=lambda n: (not kinds[n].labelled, kinds[n].kind is OutputKind.INTEGERS))
         chosen = next((name for name in names if metric.suits(kinds[name], reference[name], labels)), None)
         if chosen is None:
+            there = "; ".join(
+                f"{name} {list(reference[name].shape)} is {one.kind.value}" for name, one in kinds.items()
+            )
+            have = "" if labels is None else f"; labels are {_described(labels)}"
             raise ConfigError(
-                f"no output is known to be one that {kind} judges: "
-                + "; ".join(f"{name} is {one.kind.value}" for name, one in kinds.items()),
+                f"no output is known to be one that {kind} judges: {there}{have}",
                 where=WHERE,
-                remedy=f"Name the output: --metric {kind}:{next(iter(kinds))}",
+                remedy=f"Name the output: --metric {kind}:{next(iter(kinds))}"
+                + (", and look whether the labels fit it" if have else ""),
             )
     metric(chosen, kinds, inputs).check(reference, labels, where="evaluation")
     return Choice(

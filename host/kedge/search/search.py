@@ -402,7 +402,10 @@ class Search:
             )
         if "output" in best.over:
             schemes.append("give calibration samples like those of the evaluation")
-        if "drop" in best.over:
+        limit = self._job.budget.max_drop
+        if "drop" in best.over and best.attempt.drop is not None and best.attempt.drop <= limit:
+            schemes.append("give more evaluation samples: it is the interval that exceeds the budget, not the drop")
+        elif "drop" in best.over:
             schemes.append("allow more with --max-drop, or give more calibration samples")
         elif "agreement" in best.over:
             schemes.append("allow less with --min-agreement, or give more calibration samples")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kedge_protocol.errors import UnsupportedOperatorError
 from kedge_targets.graph.auto_pad import explicit_pads
 from kedge_targets.graph.wiring import Wiring
 
@@ -20,7 +21,11 @@ _FAR = 2**31 - 1  # as the end of a slice: up to the last
 def spell_out_pads(model: onnx.ModelProto) -> None:
     """Put the padding of each MaxPool before it, in place: zeros if its input is never negative, else the input's own
     edge, which changes no maximum as long as the padding is narrower than the window. Padding that TensorFlow supports
-    itself is written as ``SAME``; dilated windows stay as they are. Shapes must have been inferred."""
+    itself is written as ``SAME``. Shapes must have been inferred.
+
+    Raises:
+        UnsupportedOperatorError: a window is dilated, which neither converter knows.
+    """
     wiring = Wiring(model)
     shapes = _shapes(model)
     made: list[onnx.NodeProto] = []
@@ -40,6 +45,12 @@ def _before(
 
     given: dict[str, Any] = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     kernel = [int(size) for size in given["kernel_shape"]]
+    if any(int(one) != 1 for one in given.get("dilations", ())):
+        raise UnsupportedOperatorError(
+            "a MaxPool whose windows have gaps cannot be converted",
+            where=f"node {node.name!r}",
+            remedy="Export the model without dilations in its pooling, or choose a target with another backend",
+        )
     pads = _pads(given, kernel, shape)
     if pads is None or not any((*pads[0], *pads[1])):
         return []
@@ -72,7 +83,7 @@ def _pads(given: dict[str, Any], kernel: list[int], shape: Sequence[int] | None)
     """Return the padding before and behind each spatial axis, or None if the node may stay as it is."""
     axes = len(kernel)
     strides = [int(one) for one in given.get("strides", [1] * axes)]
-    if any(int(one) != 1 for one in given.get("dilations", [1] * axes)) or shape is None or len(shape) != axes + 2:
+    if shape is None or len(shape) != axes + 2:
         return None
     sizes = list(shape[2:])
     how = given.get("auto_pad", b"NOTSET").decode()
