@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import generation_smollm2
+from benchmarks import generation_intel, generation_smollm2
 from benchmarks.harness import SHARED, Result, medians
 
 MODEL = SHARED / "generation" / "stories260k"
@@ -20,6 +20,7 @@ def run() -> Iterator[Result]:
     """All rows; those of stories260K only where the shared data are there."""
     yield from _stories()
     yield from generation_smollm2.run()
+    yield from generation_intel.run()
 
 
 def _stories() -> Iterator[Result]:

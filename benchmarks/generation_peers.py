@@ -1,5 +1,5 @@
 """Other runtimes of language models, each in a process of its own with the packages of an environment of its own:
-onnxruntime-genai and llama.cpp (by xllamacpp)."""
+onnxruntime-genai, llama.cpp (by xllamacpp) and openvino-genai."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import IO, Any
 from benchmarks.harness import ROOT, bare_environment
 
 BARE = Path(__file__).parent / "bare"
-GENAI, LLAMA = "onnxruntime-genai", "llama-cpp"
+GENAI, LLAMA, OPENVINO_GENAI = "onnxruntime-genai", "llama-cpp", "openvino-genai"
 """Environments: their packages stand in ``constraints/NAME.txt``."""
 
 
@@ -126,7 +126,7 @@ class Own:
         threads: of the session; the bundle's own is replaced.
     """
 
-    def __init__(self, release: Path, threads: int) -> None:
+    def __init__(self, release: Path, threads: int, *, target: str = "generic-cpu") -> None:
         from kedge_agent import Model
         from kedge_agent.generation.engine import Engine
         from kedge_agent.generation.generator import TextGenerator
@@ -134,19 +134,22 @@ class Own:
         from kedge_targets import registry
 
         self.name = "Kedge"
-        self._model = Model(release, target="generic-cpu")
+        self._model = Model(release, target=target)
         generator = self._model.loaded().generator
         if not isinstance(generator, TextGenerator):
             raise TypeError(release)
         layout = Layout(release)
-        bundle = layout.bundle("generic-cpu")
+        bundle = layout.bundle(target)
         files = {title: layout.blob_path(blob.digest).absolute() for title, blob in bundle.files.items()}
-        self.size = sum(path.stat().st_size for title, path in files.items() if title.startswith("decoder."))
+        self.size = sum(
+            path.stat().st_size for title, path in files.items() if title.startswith(("decoder.", "openvino_model."))
+        )
         self._folder = tempfile.TemporaryDirectory()
         for title, path in files.items():
             (Path(self._folder.name) / title).symlink_to(path)
         generator.engine.close()
-        session = registry.runtime("onnxruntime").load_decoder(
+        self.backend = bundle.config.backend
+        session = registry.runtime(self.backend).load_decoder(
             Path(self._folder.name) / bundle.config.entry,
             {"threads": threads},
             slots=1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,7 +176,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def compiled(place: Path, out: str, **options: object) -> kedge.Release:
+def compiled(place: Path, out: str, **options: Any) -> kedge.Release:
     return kedge.compile(
         place / "model", name="writer", version="1.0", targets=["intel-cpu"], out=place / out, max_perplexity="9x",
         calibration=place / "calibration.txt", evaluation=place / "evaluation.txt", **options,

@@ -144,7 +144,8 @@ def _check_kind(scheme: Scheme, kind: str, *, where: str) -> None:
 
 
 def routes(target: Target, kind: str, wanted: str | None) -> list[BackendChoice]:
-    """Return the backends of a target that run this kind of model, in the target's order.
+    """Return the backends of a target that run this kind of model, in the target's order; those that are not usual only
+    where no usual one does.
 
     Args:
         wanted: the only one that is taken; None for all.
@@ -154,7 +155,7 @@ def routes(target: Target, kind: str, wanted: str | None) -> list[BackendChoice]
         ConfigError: the wanted one is not among them.
     """
     found, objections = [], []
-    for choice in (one for one in target.backends if one.usual or one.name == wanted):
+    for choice in target.backends:
         compiler = registry.compiler(choice.name)
         decoders = compiler.decoders()
         objection = compiler.no_decoders if decoders is None else decoders.objection(kind, choice.options)
@@ -163,12 +164,13 @@ def routes(target: Target, kind: str, wanted: str | None) -> list[BackendChoice]
         elif wanted in (None, choice.name):
             found.append(choice)
     if found:
-        return found
+        usual = [one for one in found if one.usual]
+        return usual or found[:1]
     if wanted is not None:
         raise ConfigError(
             f"{wanted!r} is no backend of {target.name} that runs {kind}", where="--recipe", remedy="Leave it out"
         )
     raise TargetError(
         f"{target.name!r} runs no {kind}: {'; '.join(objections)}",
-        remedy="Targets with ONNX Runtime do (generic-cpu, generic-arm, rpi5, intel-cpu): see docs/generation.md",
+        remedy="Compile for a CPU: generic-arm (of a Jetson too), rpi4, rpi5, generic-cpu and intel-cpu run them",
     )

@@ -65,6 +65,7 @@ class Compiler(CompilerTemplate):
     """
 
     tools = "FINN's tools"
+    no_decoders = "a circuit holds a whole network of few bits, and a language model does not fit"
     toolchain = toolchain_client.NAME
     known_options = _KNOWN_OPTIONS
 

@@ -50,6 +50,7 @@ class Compiler(CompilerTemplate):
     tools = "OpenVINO's tools"
     modules = ("onnx", *Representation.distributions)
     toolchain = toolchain_client.NAME
+    no_decoders = "a Myriad X runs blobs of fixed shapes, and a text grows"
     known_options = _KNOWN_OPTIONS
 
     @property

@@ -77,6 +77,7 @@ class Compiler(CompilerTemplate):
 
     tools = "pnnx"
     toolchain = NAME
+    no_decoders = "no decoders are written for ncnn"
     known_options = frozenset({"threads"})
 
     @property

@@ -63,6 +63,7 @@ class Compiler(CompilerTemplate):
 
     tools = "ONNX Runtime's tools"
     toolchain = parser_check.NAME
+    no_decoders = "no decoders are written for TensorRT yet"
     known_options = _KNOWN_OPTIONS
 
     @property

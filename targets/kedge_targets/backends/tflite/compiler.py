@@ -68,6 +68,7 @@ class Compiler(CompilerTemplate):
 
     tools = "TensorFlow's tools"
     toolchain = toolchain_client.NAME
+    no_decoders = "TensorFlow Lite keeps no cache of keys and values, so that each token would read the whole text anew"
     known_options = _KNOWN_OPTIONS
 
     @property
