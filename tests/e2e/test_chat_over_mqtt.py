@@ -267,7 +267,7 @@ def test_smollm2_answers_at_two_devices_and_its_smaller_version_follows(
     model = smollm2.folder(place / "model")
     smollm2.texts(place)
     options: dict[str, Any] = {"slots": 2, "context": 2048, "max_perplexity": "9x"}
-    schemes = {"1.0": "precision=int8,method=plain", "2.0": "precision=int4"}
+    schemes = {"1.0": "precision=int8,method=plain", "2.0": "precision=int4,method=plain"}
     releases = {
         version: _compiled(model, place, place / f"out-{version}", version, quantize=scheme, **options)
         for version, scheme in schemes.items()

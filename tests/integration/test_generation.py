@@ -206,6 +206,17 @@ def test_a_chat_completion_whole_and_streamed_are_the_same(model: Model) -> None
     assert chunks[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
 
 
+def test_tools_reach_the_template_unless_none_may_be_chosen(model: Model) -> None:
+    tools = [{"type": "function"}]
+
+    def read(**more: Any) -> int:
+        request = {"model": "writer", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, **more}
+        return int(_body(posted(model, "/v1/chat/completions", request))["usage"]["prompt_tokens"])
+
+    assert read(tools=tools) == read() + len(json.dumps(tools))
+    assert read(tools=tools, tool_choice="none") == read(tools=[]) == read()
+
+
 def test_completions_take_texts_and_tokens_and_tell_log_probabilities(model: Model) -> None:
     request = {"model": "writer", "prompt": ["ab", "ab"], "temperature": 0, "max_tokens": 4, "logprobs": 2, "n": 2}
     found = _body(posted(model, "/v1/completions", request))

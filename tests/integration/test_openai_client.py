@@ -125,8 +125,15 @@ def test_what_is_wrong_raises_the_clients_own_errors(client: Any) -> None:
     with pytest.raises(openai.BadRequestError) as schema:
         asked(response_format=form)
     assert "nonsense" in str(schema.value)
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError, match="for this there are: none"):
         client.embeddings.create(model="writer", input="a")
+    # Its template would leave them out without a word.
+    with pytest.raises(openai.BadRequestError, match="takes no tools") as tools:
+        asked(tools=[{"type": "function", "function": {"name": "clock"}}])
+    assert tools.value.param == "tools"
+    with pytest.raises(openai.BadRequestError) as forced:
+        asked(tool_choice="required")
+    assert forced.value.param == "tool_choice"
 
 
 def test_the_asynchronous_client_streams_several_answers_at_once(address: str) -> None:

@@ -30,6 +30,14 @@ def test_variables_tools_and_helpers_are_there() -> None:
     assert ChatTemplate(source, {"bos_token": "<s>"}).render(HELLO, tools=[{"name": "é"}]) == '<s>[{"name": "é"}]4'
 
 
+@pytest.mark.parametrize("source", ["{{ messages[0].content }}", "{% set tools = none %}{{ messages[0].content }}"])
+def test_tools_are_refused_where_a_template_would_leave_them_out(source: str) -> None:
+    with pytest.raises(InputError, match="takes no tools"):
+        ChatTemplate(source, {}).render(HELLO, tools=[{"name": "clock"}])
+    asks = "{% if not tools is defined %}{% set tools = none %}{% endif %}{{ tools | tojson }}"
+    assert ChatTemplate(asks, {}).render(HELLO, tools=[{"name": "clock"}]) == '[{"name": "clock"}]'
+
+
 def test_what_templates_of_the_field_rely_on_is_there() -> None:
     source = (
         "{% if tools is not none %}tools{% endif %}{% if documents is not none %}documents{% endif %}"

@@ -75,19 +75,24 @@ class OpenAiHandler:
         if not name:
             return json_response(200, {"object": "list", "data": found})
         one = next((entry for entry in found if entry["id"] == name), None)
-        return json_response(200, one) if one is not None else self._no_model(name)
+        return json_response(200, one) if one is not None else self._no_model(name, self._serves)
 
     def _described(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": 0, "owned_by": "kedge"}
 
-    def _no_model(self, name: str) -> Response:
-        there = ", ".join(one for one in self._models.names() if self._serves(one)) or "none"
-        text = f"no model {name[:80]!r} for this serves here; models with texts: {there}"
+    def _no_model(self, name: str, fits: Callable[[str], bool]) -> Response:
+        there = ", ".join(one for one in self._models.names() if fits(one)) or "none"
+        text = f"no model {name[:80]!r} for this serves here; for this there are: {there}"
         return _refusal(404, text, kind="invalid_request_error", param="model", code="model_not_found")
 
     def _serves(self, name: str) -> bool:
         kinds = (_writes, embeddings_route.is_encoder, audio_route.hears)
         return any(self._loaded(name, kind) is not None for kind in kinds)
+
+    def _asked(self, name: str, kind: Callable[[Loaded], bool]) -> Loaded | Response:
+        """Return the model with this name if it serves and fits, otherwise the answer that it does not."""
+        found = self._loaded(name, kind)
+        return self._no_model(name, lambda one: self._loaded(one, kind) is not None) if found is None else found
 
     def _loaded(self, name: str, fits: Callable[[Loaded], bool]) -> Loaded | None:
         """Return the model with this name if it serves and fits, otherwise None."""
@@ -101,9 +106,9 @@ class OpenAiHandler:
 
     def _complete(self, request: Request, *, chat: bool) -> Response:
         asked = openai_request.parse(request.body, chat=chat)
-        loaded = self._loaded(asked.model, _writes)
-        if loaded is None:
-            return self._no_model(asked.model)
+        loaded = self._asked(asked.model, _writes)
+        if isinstance(loaded, Response):
+            return loaded
         completion = _Completion(asked, loaded, counted=GOLDEN_FIELD not in request.fields)
         if asked.stream:
             completion.begin()
@@ -112,16 +117,16 @@ class OpenAiHandler:
 
     def _embed(self, request: Request) -> Response:
         asked = embeddings_route.parse(request.body)
-        loaded = self._loaded(asked.model, embeddings_route.is_encoder)
-        if loaded is None:
-            return self._no_model(asked.model)
+        loaded = self._asked(asked.model, embeddings_route.is_encoder)
+        if isinstance(loaded, Response):
+            return loaded
         return json_response(200, embeddings_route.answer(asked, loaded))
 
     def _transcribe(self, request: Request) -> Response:
         asked = audio_route.parse(request)
-        loaded = self._loaded(asked.model, audio_route.hears)
-        if loaded is None:
-            return self._no_model(asked.model)
+        loaded = self._asked(asked.model, audio_route.hears)
+        if isinstance(loaded, Response):
+            return loaded
         return audio_route.answer(asked, loaded, request)
 
     def _answer(self, request: Request, run: Callable[[Request], Response]) -> Response:

@@ -22,6 +22,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": (None, ""),
     "echo": (None, False),
     "functions": (None, []),
+    "tool_choice": (None, "auto", "none"),
     "audio": (None,),
 }
 """Unsupported parameters, with the neutral values that are accepted."""
@@ -82,7 +83,7 @@ def parse(body: bytes, *, chat: bool) -> TextRequest:
         chat=chat,
         prompts=() if chat else _prompts(raw.get("prompt", "")),
         messages=_messages(raw.get("messages")) if chat else (),
-        tools=tuple(_of(raw, "tools", list, [])),
+        tools=() if raw.get("tool_choice") == "none" else tuple(_of(raw, "tools", list, [])),
         sampling=_sampling(raw),
         choices=_number(raw.get("n"), "n", 1, MAX_CHOICES, default=1),
         max_tokens=None if limit is None else _number(limit, "max_tokens", 1, 1 << 30, default=1),

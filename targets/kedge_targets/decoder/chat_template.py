@@ -49,6 +49,7 @@ class ChatTemplate:
         except TemplateError as error:
             raise BundleError(f"the chat template is no Jinja: {error}", remedy=_REMEDY) from error
         self._special = dict(special)
+        self._takes_tools = "tools" in _variables(source)
 
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, prompt: bool = True
@@ -61,9 +62,11 @@ class ChatTemplate:
             prompt: whether the next message is the model's; False renders the messages alone.
 
         Raises:
-            InputError: a message has no role, the template refuses it, or the template exceeds its limits.
+            InputError: a message has no role, the template refuses it or takes no tools, or it exceeds its limits.
         """
         check(messages)
+        if tools and not self._takes_tools:
+            raise InputError("the model's chat template takes no tools", where="tools", remedy="Leave them out")
         variables = {
             **self._special,
             "messages": [dict(one) for one in messages],
@@ -184,6 +187,14 @@ def _environment(bound: _Bound) -> Any:
     environment.filters |= {"tojson": as_json, "_counted": bound.counted, "_joined": bound.joined}
     environment.globals |= {"raise_exception": refuse, "strftime_now": _strftime_now}
     return environment
+
+
+def _variables(source: str) -> set[str]:
+    """Return the variables that a template is given, without running it."""
+    from jinja2 import meta
+
+    found: set[str] = meta.find_undeclared_variables(_environment(_Bound()).parse(source))
+    return found
 
 
 def _generation_tag() -> Any:
