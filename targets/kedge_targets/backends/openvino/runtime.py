@@ -110,7 +110,7 @@ class Runtime(contract.Runtime):
         self, entry: Path, options: Mapping[str, Any], *, slots: int, context: int, kernel_set: str | None = None
     ) -> DecoderSession:
         """See :meth:`kedge_targets.contract.Runtime.load_decoder`."""
-        from kedge_targets.backends.openvino.decoder.session import OpenVinoDecoderSession, cut_to_kept
+        from kedge_targets.backends.openvino.decoder.session import OpenVinoDecoderSession, cut_to_kept, has_windows
 
         wanted = devices.settings(options).for_cpu()
         openvino = library.load()
@@ -120,13 +120,14 @@ class Runtime(contract.Runtime):
             settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
         try:
             model = core.read_model(str(entry))
+            windows = has_windows(model)
             cut_to_kept(model)
             compiled = core.compile_model(model, devices.CPU, settings)
         except VerificationError:
             raise
         except Exception as error:  # the library raises RuntimeError and its own, without a common base
             raise _refused(openvino, entry, error) from error
-        return OpenVinoDecoderSession(compiled, slots=slots, context=context)
+        return OpenVinoDecoderSession(compiled, slots=slots, context=context, windows=windows)
 
 
 def _refused(openvino: Any, entry: Path, error: Exception) -> VerificationError:

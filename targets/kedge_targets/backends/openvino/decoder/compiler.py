@@ -50,7 +50,7 @@ class Compiler(contract.DecoderCompiler):
 
     def lower(self, spec: DecoderSpec, ends: Ends, pieces: Pieces, *, context: int, workdir: Path) -> LoweredDecoder:
         """See :meth:`kedge_targets.decoder.contract.DecoderCompiler.lower`."""
-        from kedge_targets.backends.openvino.decoder.graph import DecoderGraph
+        from kedge_targets.backends.openvino.decoder.graph import NO_WINDOWS, WINDOWS, DecoderGraph
 
         openvino = library.load()
         layout = self.layout(spec)
@@ -67,6 +67,8 @@ class Compiler(contract.DecoderCompiler):
             model = graph.model()
             for name, value in _runtime_options(int8=int8).items():
                 model.set_rt_info(value, ["runtime_options", name])
+            if all(kind.window is None for kind in spec.layers):
+                model.set_rt_info(NO_WINDOWS, WINDOWS)
             openvino.serialize(model, workdir / ENTRY, workdir / DATA)
         except Exception as error:  # the library raises RuntimeError and its own, without a common base
             raise LoweringError(

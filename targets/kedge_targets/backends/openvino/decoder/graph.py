@@ -28,6 +28,8 @@ Array = npt.NDArray[Any]
 
 HEAD_INPUT = "head_input"
 """Name of the node whose output is the head's input: a session cuts it to the positions that are asked for."""
+WINDOWS, NO_WINDOWS = ["kedge", "windows"], "none"
+"""Where a model says that no layer has a window, and how."""
 _LOWEST = np.float32(np.finfo(np.float32).min)
 
 

@@ -11,28 +11,32 @@ import numpy.typing as npt
 
 from kedge_protocol.errors import InputError, VerificationError
 from kedge_targets.backends.openvino import library
-from kedge_targets.backends.openvino.decoder.graph import HEAD_INPUT
+from kedge_targets.backends.openvino.decoder.graph import HEAD_INPUT, NO_WINDOWS, WINDOWS
 from kedge_targets.decoder.session import DecoderSession
 
 Array = npt.NDArray[Any]
 
 _KEEP = "keep"
+_MOST_MASKED = 64
+"""Places of a slot that are masked before its states are written anew."""
 
 
 class OpenVinoDecoderSession(DecoderSession):
     """See :class:`kedge_targets.decoder.session.DecoderSession`.
 
-    Slots are computed one after the other. A state can only grow: where a slot is cut or copied, its states are read
-    and written anew, at the price of two copies. With keys and values in int8 they are rounded once more by that.
+    Slots are computed one after the other. A state can only grow: where a slot is copied or cut by much, its states are
+    read and written anew, at the price of two copies. With keys and values in int8 they are rounded once more by that.
+    A few positions that are cut off, as wrong guesses are, stay where they are and are masked.
 
     Args:
         compiled: a model as described in ``decoder/graph.py``, with :func:`cut_to_kept`.
+        windows: whether a layer counts the places that it sees, so that none may be masked.
 
     Raises:
         VerificationError: the model is not of this form.
     """
 
-    def __init__(self, compiled: Any, *, slots: int, context: int) -> None:
+    def __init__(self, compiled: Any, *, slots: int, context: int, windows: bool = True) -> None:
         named = {name: one for one in (*compiled.inputs, *compiled.outputs) for name in one.get_names()}
         if not {"input_ids", "attention_mask", "beam_idx", _KEEP, "logits"} <= set(named):
             raise VerificationError("the model is no decoder", remedy="Compile it again")
@@ -41,8 +45,10 @@ class OpenVinoDecoderSession(DecoderSession):
         self._compiled = compiled
         self._positions = "position_ids" in named
         self._requests = [compiled.create_infer_request() for _ in range(slots)]
-        self._held = np.zeros(slots, np.int64)
-        """Positions in each slot's states; those from ``lengths`` on are cut off before the next step."""
+        self._used = [np.zeros(0, bool) for _ in range(slots)]
+        """Of each place in a slot's states, whether it is a position and not masked. Positions from ``lengths`` on are
+        cut off before the next step."""
+        self._most_masked = 0 if windows else _MOST_MASKED
         self._position_bytes = _position_bytes(compiled, self._requests[0])
 
     @property
@@ -54,7 +60,7 @@ class OpenVinoDecoderSession(DecoderSession):
         """See :meth:`kedge_targets.decoder.session.DecoderSession.copy`."""
         if source != to:
             self._write(to, self._read(source, positions))
-            self._held[to] = positions
+            self._used[to] = np.ones(positions, bool)
         self.lengths[to] = positions
 
     def step(self, tokens: Mapping[int, int]) -> dict[int, Array]:
@@ -71,9 +77,10 @@ class OpenVinoDecoderSession(DecoderSession):
     def _infer(self, slot: int, tokens: Array, length: int, keep: int) -> Array:
         self._cut(slot, length)
         after = length + tokens.shape[1]
+        used = np.append(self._used[slot], np.ones(tokens.shape[1], bool))
         feeds = {
             "input_ids": tokens,
-            "attention_mask": np.ones((1, after), np.int64),
+            "attention_mask": used[None].astype(np.int64),
             "beam_idx": np.zeros(1, np.int32),
             _KEEP: np.array([keep], np.int64),
         }
@@ -83,26 +90,32 @@ class OpenVinoDecoderSession(DecoderSession):
             found = self._requests[slot].infer(feeds, share_inputs=True)
         except Exception as error:  # the library raises RuntimeError and its own, without a common base
             self._requests[slot].reset_state()
-            self.lengths[slot] = self._held[slot] = 0
+            self.lengths[slot], self._used[slot] = 0, np.zeros(0, bool)
             raise InputError(f"OpenVINO cannot run this step: {library.reason_of(error)}") from error
-        self._held[slot] = after
+        self._used[slot] = used
         logits: Array = found["logits"]
         return logits
 
     def _cut(self, slot: int, length: int) -> None:
         """Keep the first positions of a slot's states."""
-        if self._held[slot] == length:
+        used = self._used[slot]
+        places = np.flatnonzero(used)
+        if len(places) == length:
             return
-        if length:
-            self._write(slot, self._read(slot, length))
-        else:
+        if not length:
             self._requests[slot].reset_state()
-        self._held[slot] = length
+            self._used[slot] = np.zeros(0, bool)
+        elif len(used) - length <= self._most_masked:
+            used[places[length] :] = False
+        else:
+            self._write(slot, self._read(slot, length))
+            self._used[slot] = np.ones(length, bool)
 
     def _read(self, slot: int, length: int) -> dict[str, Array]:
         """Return the first positions of a slot's states, by name."""
+        places = np.flatnonzero(self._used[slot])[:length]
         return {
-            one.name: np.ascontiguousarray(one.state.data[:, :, :length]) for one in self._requests[slot].query_state()
+            one.name: np.ascontiguousarray(one.state.data[:, :, places]) for one in self._requests[slot].query_state()
         }
 
     def _write(self, slot: int, values: Mapping[str, Array]) -> None:
@@ -114,6 +127,11 @@ class OpenVinoDecoderSession(DecoderSession):
         """See :meth:`kedge_targets.decoder.session.DecoderSession.close`."""
         self._requests.clear()
         self._compiled = None
+
+
+def has_windows(model: Any) -> bool:
+    """Return whether a layer of a model may have a window."""
+    return not model.has_rt_info(WINDOWS) or model.get_rt_info(WINDOWS).astype(str) != NO_WINDOWS
 
 
 def cut_to_kept(model: Any) -> None:
