@@ -9,6 +9,7 @@ The model's published weights lie on a grid of four bits already, so its channel
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from benchmarks.generation_peers import BARE, GENAI, LLAMA, Own, Peer, PeerError, environment, ran
 from benchmarks.harness import Result, medians
+from benchmarks.memory import MIB, served_language_model
 
 Array = npt.NDArray[Any]
 
@@ -35,6 +37,8 @@ _MEASURED = ((_SHORT, 0, 5), (_SHORT, _WRITTEN, 5), (_LONG, _WRITTEN, 3))
 """Positions before, tokens that are written after them (0: they are read), rounds."""
 _SEQUENCES, _LENGTH = 6, 256
 _POSITIONS = 64
+_POSITION_BYTES = 2 * 4 * 30 * 3 * 64
+"""Of keys and values: 30 layers, 3 heads of 64 channels in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,7 @@ def run() -> Iterator[Result]:
         others = list(_others(place))
         yield from _quality(place, releases, others)
         yield from _guesses(releases[USUAL])
+        yield from _memory(releases[USUAL], place)
         for threads in (1, 2):
             yield from _speeds(place, releases, others, threads)
 
@@ -171,6 +176,32 @@ def _guesses(release: Path) -> Iterator[Result]:
             guessing, plain = medians(7, seconds(prompt, options, True), seconds(prompt, options, False))
             span, met = f"SmolLM2 int4, {what}, prompt and answer", guessing <= most * plain
             yield Result("generation: guessed tokens", span, "CPU s", guessing, plain, "one a step", f"≤{most}", met)
+
+
+def _memory(release: Path, place: Path) -> Iterator[Result]:
+    """PSS of an agent that serves, less the file and the keys and values of the positions in use."""
+    with Own(release, 1) as own:
+        known = own.size / MIB
+    total, tokens = served_language_model(release, place)
+    rest = total - known - tokens * _POSITION_BYTES / MIB
+    before, after = map(float, ran(LLAMA, sys.executable, "-c", _TOKENIZER, place / "model" / "tokenizer.json").split())
+    for what, found, most in (("with the tokenizer", rest, 200), ("without it", rest - (after - before), 150)):
+        span = f"kedge-agent serve, SmolLM2 int4, beyond weights and {tokens} positions (PSS), {what}"
+        yield Result("generation: memory", span, "MiB", found, None, "", f"≤{most} MiB", found <= most)
+
+
+_TOKENIZER = """
+import sys
+def pss():
+    for line in open("/proc/self/smaps_rollup"):
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+before = pss()
+from tokenizers import Tokenizer
+made = Tokenizer.from_file(sys.argv[1])
+made.encode("What is the capital of France?")
+print(before, pss())
+"""
 
 
 def _tokens(place: Path) -> list[int]:

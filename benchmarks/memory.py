@@ -135,6 +135,22 @@ def _served(folder: Path, release: Path, *, grpc: bool) -> float:
         process.stop()
 
 
+def served_language_model(release: Path, folder: Path) -> tuple[float, int]:
+    """PSS of ``kedge-agent serve`` after an answer of a language model, and the positions that it read and wrote."""
+    port = free_port()
+    command = [command_of("kedge-agent"), "serve", str(release), "--listen", f"127.0.0.1:{port}"]
+    process = Process(command, log=folder / "serve.log").start()
+    try:
+        url = f"http://127.0.0.1:{port}/v1"
+        # It is listed when it is proved and loaded.
+        wait_until("the model", lambda: _asked(f"{url}/models/assistant"), seconds=300)
+        asked = {"prompt": "The capital of France is", "max_tokens": 32}
+        used = ask(f"{url}/completions", {"model": "assistant", **asked})["usage"]
+        return sum(_pss(pid) for pid in _family(process.pid)), int(used["total_tokens"])
+    finally:
+        process.stop()
+
+
 def _asked(url: str) -> bool:
     try:
         ask(url)
