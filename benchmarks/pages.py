@@ -32,7 +32,7 @@ from benchmarks.harness import Result
 from kedge.fleet import drift, samples, shadows
 from kedge.fleet.service import FleetService
 from kedge.fleet.staged import policy as policies
-from kedge.page import views
+from kedge.page import input_views, views
 from kedge.page.options import PageAddress
 from kedge.page.server import application, serving
 from kedge_protocol import codec, topics
@@ -147,7 +147,8 @@ def _pages(state: Path) -> dict[str, Taken]:
         given = {"name": device, "number": str(fleet.rollouts(limit=1)[0].id)}
         described = application(fleet, address).openapi()["paths"]
         paths = [path for path, verbs in described.items() if "get" in verbs] + ["/metrics"]
-        paths += [route.path for route in views.router.routes if isinstance(route, APIRoute)]
+        pages = (*views.router.routes, *input_views.router.routes)
+        paths += [route.path for route in pages if isinstance(route, APIRoute)]
     with serving(state, address) as url:
         page = Page(url)
         for path in sorted(paths):
