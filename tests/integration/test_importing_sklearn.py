@@ -35,12 +35,20 @@ def silent(what: str, done: int, total: int) -> None:
 
 def pipelines() -> dict[str, Any]:
     from sklearn.cluster import KMeans
-    from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier, RandomForestRegressor
+    from sklearn.ensemble import (
+        GradientBoostingClassifier,
+        HistGradientBoostingClassifier,
+        RandomForestClassifier,
+        RandomForestRegressor,
+        VotingClassifier,
+    )
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    from sklearn.preprocessing import KBinsDiscretizer, StandardScaler
     from sklearn.svm import SVC
+    from sklearn.tree import DecisionTreeClassifier
 
+    votes = [("line", LogisticRegression()), ("tree", DecisionTreeClassifier(max_depth=3))]
     names = np.array(["no", "maybe", "yes"])
     return {
         "forest": RandomForestClassifier(8, max_depth=4, random_state=0).fit(FEATURES, CLASSES),
@@ -49,11 +57,14 @@ def pipelines() -> dict[str, Any]:
         "texts": LogisticRegression().fit(FEATURES, names[CLASSES]),
         "two sides": SVC(random_state=0).fit(FEATURES, CLASSES > 0),
         "clusters": KMeans(3, n_init=1, random_state=0).fit(FEATURES),
+        "histograms": HistGradientBoostingClassifier(max_iter=4).fit(FEATURES, CLASSES),
+        "votes": VotingClassifier(votes, voting="soft").fit(FEATURES, CLASSES),
+        "bins": make_pipeline(KBinsDiscretizer(4), LogisticRegression()).fit(FEATURES, CLASSES),
         "number": RandomForestRegressor(4, max_depth=4, random_state=0).fit(FEATURES, FEATURES[:, 0]),
     }
 
 
-@pytest.mark.parametrize("name", ["forest", "boosting", "machine", "texts", "two sides", "clusters", "number"])
+@pytest.mark.parametrize("name", sorted(pipelines()))
 def test_an_estimator_becomes_a_graph_that_answers_the_same(tmp_path: Path, name: str) -> None:
     path = tmp_path / "model.joblib"
     joblib.dump(pipelines()[name], path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,18 @@ def to_onnx(estimator: Any, path: Path, feed: Mapping[str, Array], *, where: str
         (name, (StringTensorType if array.dtype.kind == "U" else FloatTensorType)([None, *array.shape[1:]]))
         for name, array in feed.items()
     ]
+    _prepare(estimator)
     options = {id(one): {"tokenexp": token} for one in _parts(estimator) if (token := _token(one)) is not None}
     try:
         try:  # plain names and tensors, where the converter of this class knows the option
             plain = {id(estimator): {"zipmap": False}} if hasattr(estimator, "classes_") else {}
-            model = skl2onnx.to_onnx(
-                estimator, initial_types=types, options={**options, **plain} or None, target_opset=_OPSETS
-            )
+            with _flags_as_numbers():
+                model = skl2onnx.to_onnx(
+                    estimator, initial_types=types, options={**options, **plain} or None, target_opset=_OPSETS
+                )
         except NameError:
-            model = skl2onnx.to_onnx(estimator, initial_types=types, options=options or None, target_opset=_OPSETS)
+            with _flags_as_numbers():
+                model = skl2onnx.to_onnx(estimator, initial_types=types, options=options or None, target_opset=_OPSETS)
     except Exception as error:
         raise ModelError(
             f"skl2onnx cannot convert it: {' '.join(str(error).split())[:300] or type(error).__name__}",
@@ -62,6 +66,40 @@ def to_onnx(estimator: Any, path: Path, feed: Mapping[str, Array], *, where: str
     if _is_two_sided(estimator):
         del model.graph.output[1:]
     path.write_bytes(model.SerializeToString())
+
+
+def _prepare(estimator: Any) -> None:
+    """Set what skl2onnx refuses though it changes no prediction: the forms in which a vote and bins hand on their
+    numbers."""
+    for part in _parts(estimator):
+        if hasattr(part, "flatten_transform"):
+            part.flatten_transform = False
+        if getattr(part, "encode", None) == "onehot":
+            part.encode = "onehot-dense"
+
+
+@contextlib.contextmanager
+def _flags_as_numbers() -> Iterator[None]:
+    """Let skl2onnx (1.20) write trees with missing values: it gives their flags as booleans, which onnx (1.23) refuses
+    as elements of an attribute."""
+    from skl2onnx.common import _container as container
+
+    original = container.make_node
+
+    def make_node(*names: Any, **attributes: Any) -> Any:
+        plain = {name: _numbers(value) for name, value in attributes.items()}
+        return original(*names, **plain)
+
+    container.make_node = make_node
+    try:
+        yield
+    finally:
+        container.make_node = original
+
+
+def _numbers(value: Any) -> Any:
+    flags = isinstance(value, (list, np.ndarray)) and any(isinstance(one, (bool, np.bool_)) for one in value)
+    return [int(one) for one in value] if flags else value
 
 
 _TOKENS = {r"(?u)\b\w\w+\b": r"[\p{L}\p{N}_]{2,}", r"(?u)\b\w+\b": r"[\p{L}\p{N}_]+"}
