@@ -21,7 +21,7 @@ from kedge.search.effort import Effort
 from kedge.search.latency import Measurement
 from kedge.search.local_trials import LocalTrials, Trials
 from kedge.search.results import KEPT, SLOWER, Attempt, Compiled, Failed, Job, Outcome
-from kedge.search.strategy import Batches, Strategy
+from kedge.search.strategy import AtTheEnd, Batches, Strategy
 from kedge.search.worker_messages import ChangesAnswer, ChangesRequest
 from kedge_protocol.errors import (
     BudgetError,
@@ -39,9 +39,6 @@ from kedge_targets.target import BackendChoice, Target
 _FINAL = (UnsupportedOperatorError, TargetError, ConfigError, MissingDependencyError)
 """Errors that any other candidate of the same backend would meet too."""
 _FREE_BYTES = 1 << 20
-
-AtTheEnd = Callable[[Sequence[Outcome]], list[Candidate]]
-"""What a backend's candidates gave → the candidates that are still tried when the time is up."""
 
 
 class Search:

@@ -8,13 +8,11 @@ does not depend on where trials run and is tested in isolation.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
-from kedge.evaluation.latency_race import NOTICED_MS
 from kedge.evaluation.model import Model
 from kedge.quantization.sensitivity import Sensitivity
-from kedge.search import bisection, ranking
+from kedge.search import bisection, float_beside, ranking
 from kedge.search.budget import ACCURACY, Budget
 from kedge.search.candidate import Candidate, StepChoice
 from kedge.search.effort import Effort
@@ -25,6 +23,8 @@ from kedge_targets.numerics import Family, Plan, Precision, RangeMethod
 from kedge_targets.target import BackendChoice, Target
 
 Batches = Generator[list[Candidate], list[Outcome], None]
+AtTheEnd = Callable[[Sequence[Outcome]], list[Candidate]]
+"""What a backend's candidates gave → the candidates that are still tried when the time is up."""
 
 _SMALL_WEIGHTS = (Precision.INT4, Precision.CODEBOOK4, Precision.LOG4, Precision.CODEBOOK8, Precision.LOG8)
 _RATIOS = (0.25, 0.5, 0.7)
@@ -33,10 +33,6 @@ _HEAD_RATIOS = (0.25, 0.5)
 _USUAL = "the usual precision of this backend"
 _FAR = 5.0
 """Excess over the budget, in hundredths, that is considered large."""
-_CLEARLY = 0.6
-"""A latency relative to the float model by ONNX Runtime that other runtimes' float usually does not reach."""
-_LONG_MS = 10 * NOTICED_MS
-"""A call of which a tenth is noticed."""
 _BESIDE = "what is smaller may be slower than float"
 _LARGER = "what keeps the budget is larger than the float model"
 _TIME_IS_UP = "the time is up, and float may be what is left"
@@ -73,6 +69,8 @@ class Strategy:
         self._sensitivity = sensitivity
         self._budget = budget or Budget(max_drop=0.0)
         self._reference = compiler.reference
+        available = Precision.FLOAT32 in self._numerics.precisions
+        self._float = float_beside.FloatBeside(available, self._reference, self._budget, model.float_bytes)
 
     def run(self) -> Batches:
         """Yield all candidates; float last, if nothing before is faster than float."""
@@ -113,10 +111,10 @@ class Strategy:
     def _beside(self, seen: Sequence[Outcome]) -> Batches:
         """Try float if the candidates that hold may be slower on the target or are no smaller, and the user did not ask
         for size; if they certainly are slower, also small precisions that compute in float."""
-        if not self._float_may_win(seen):
+        if not self._float.may_win(seen):
             return
-        quickest = self._quickest(seen)
-        slow = quickest is not None and self._maybe_slower(quickest)
+        quickest = float_beside.quickest(seen)
+        slow = quickest is not None and self._float.maybe_slower(quickest)
         (floating,) = yield [self._candidate(self._plan(Precision.FLOAT32), why=_BESIDE if slow else _LARGER)]
         if quickest is not None and quickest.pace is not None and floating.pace is not None:
             pace = quickest.pace if self._reference else quickest.pace.beside(floating.pace)
@@ -127,36 +125,11 @@ class Strategy:
     def when_time_is_up(self, seen: Sequence[Outcome]) -> list[Candidate]:
         """Return the candidate that is still tried then: float, if none of these keeps the budget, or what does may be
         no better than float. It takes one lowering, and without it a search may end with nothing or with less."""
-        if not seen or Precision.FLOAT32 not in self._numerics.precisions or _has_float(seen):
+        if not seen or Precision.FLOAT32 not in self._numerics.precisions or float_beside.has_float(seen):
             return []
-        if any(one.holds for one in seen) and not self._float_may_win(seen):
+        if any(one.holds for one in seen) and not self._float.may_win(seen):
             return []
         return [self._candidate(self._plan(Precision.FLOAT32), why=_TIME_IS_UP)]
-
-    def _float_may_win(self, seen: Sequence[Outcome]) -> bool:
-        """Return whether what holds may be slower than float, or is larger, and float was not tried."""
-        holding = [one for one in seen if one.holds]
-        if not holding or Precision.FLOAT32 not in self._numerics.precisions or _has_float(seen):
-            return False
-        if self._budget.max_size is not None:
-            return False
-        quickest = self._quickest(seen)
-        larger = min(one.attempt.size_bytes or 0 for one in holding) > self._model.float_bytes
-        return larger or (quickest is not None and self._maybe_slower(quickest))
-
-    def _quickest(self, seen: Sequence[Outcome]) -> Outcome | None:
-        holding = [one for one in seen if one.holds and one.pace is not None]
-        return min(holding, key=lambda one: one.pace.high if one.pace is not None else math.inf, default=None)
-
-    def _maybe_slower(self, one: Outcome) -> bool:
-        """Return whether float may be as fast or faster. If the measured float is the backend's own, a candidate that
-        is surely faster is not; otherwise one that is far ahead is not. Where a call takes next to nothing, float may
-        be faster only if the difference is noticed."""
-        if one.pace is None or Precision.FLOAT32 not in self._numerics.precisions:
-            return False
-        if not self._reference:
-            return one.pace.high > _CLEARLY and one.quiet > NOTICED_MS
-        return one.pace.noticed(one.quiet) or (not one.pace.faster and one.quiet > _LONG_MS)
 
     def _usual(self) -> Precision:
         """Return the usual precision: 4 bits on FPGAs, else static int8, else the smallest float."""
@@ -464,10 +437,6 @@ class Strategy:
         reasons: Mapping[str, str] | None = None,
     ) -> Candidate:
         return Candidate(backend=self._choice, plan=plan, steps=steps, why=why, reasons=dict(reasons or {}))
-
-
-def _has_float(seen: Sequence[Outcome]) -> bool:
-    return any(one.candidate.plan.default is Precision.FLOAT32 for one in seen)
 
 
 def _trains(candidate: Candidate) -> bool:

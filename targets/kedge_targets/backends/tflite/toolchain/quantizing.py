@@ -13,9 +13,7 @@ from fewest import fewest
 FLOOR = 20.0
 """Lowest acceptable dB of an output against the float file's; below it, something is wrong and not merely coarse."""
 
-_SURE = FLOOR + 2.0
-"""dB that the guard requires on calibration samples, since unseen samples do no better."""
-
+_SURE = FLOOR + 2.0  # dB that the guard requires on calibration samples, since unseen samples do no better
 _WORTH = 1.0  # dB that a further operator in float must bring
 _FEWEST, _MOST = 8, 128  # groups of samples that are compared
 _ELEMENTS = 1 << 22  # of all tensors together, in what is compared beyond the fewest groups

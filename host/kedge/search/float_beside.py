@@ -1,0 +1,63 @@
+"""Says when float must be tried beside what keeps the budget, because it may be faster or smaller."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kedge.evaluation.latency_race import NOTICED_MS
+from kedge.search.budget import Budget
+from kedge.search.results import Outcome
+from kedge_targets.numerics import Precision
+
+_CLEARLY = 0.6
+"""A latency relative to the float model by ONNX Runtime that other runtimes' float usually does not reach."""
+_LONG_MS = 10 * NOTICED_MS
+"""A call of which a tenth is noticed."""
+
+
+@dataclass(frozen=True)
+class FloatBeside:
+    """What decides it on one backend.
+
+    Attributes:
+        available: whether the backend has float32.
+        reference: whether the backend is the one that runs the float model.
+        float_bytes: size of the float model's file.
+    """
+
+    available: bool
+    reference: bool
+    budget: Budget
+    float_bytes: int
+
+    def may_win(self, seen: Sequence[Outcome]) -> bool:
+        """Return whether what holds may be slower than float, or is larger, and float was not tried."""
+        holding = [one for one in seen if one.holds]
+        if not holding or not self.available or has_float(seen) or self.budget.max_size is not None:
+            return False
+        fastest = quickest(seen)
+        larger = min(one.attempt.size_bytes or 0 for one in holding) > self.float_bytes
+        return larger or (fastest is not None and self.maybe_slower(fastest))
+
+    def maybe_slower(self, one: Outcome) -> bool:
+        """Return whether float may be as fast or faster. If the measured float is the backend's own, a candidate that
+        is surely faster is not; otherwise one that is far ahead is not. Where a call takes next to nothing, float may
+        be faster only if the difference is noticed."""
+        if one.pace is None or not self.available:
+            return False
+        if not self.reference:
+            return one.pace.high > _CLEARLY and one.quiet > NOTICED_MS
+        return one.pace.noticed(one.quiet) or (not one.pace.faster and one.quiet > _LONG_MS)
+
+
+def quickest(seen: Sequence[Outcome]) -> Outcome | None:
+    """Return the fastest of those that hold and were measured on the target itself."""
+    holding = [one for one in seen if one.holds and one.pace is not None]
+    return min(holding, key=lambda one: one.pace.high if one.pace is not None else math.inf, default=None)
+
+
+def has_float(seen: Sequence[Outcome]) -> bool:
+    """Return whether float32 was tried."""
+    return any(one.candidate.plan.default is Precision.FLOAT32 for one in seen)
