@@ -8,7 +8,7 @@ import datetime
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from kedge_protocol.errors import BundleError, InputError, MissingDependencyError
 from kedge_protocol.packages import AGENT, pip_install
@@ -204,7 +204,7 @@ def _generation_tag() -> Any:
     class Generation(Extension):
         """``{% generation %}`` marks what the model wrote, for training; here it changes nothing."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 -- as jinja2 declares it
 
         def parse(self, parser: Any) -> list[nodes.Node]:
             next(parser.stream)
