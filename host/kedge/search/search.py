@@ -14,7 +14,7 @@ from pathlib import Path
 from kedge.evaluation import confidence_intervals, golden_size, user, worker_messages
 from kedge.evaluation.confidence_intervals import CONFIDENCE
 from kedge.quantization.sensitivity import Sensitivity
-from kedge.search import cross_fitting, fitting, held_back, pareto, recipe
+from kedge.search import cross_fitting, fitting, held_back, pareto, recipe, remedies
 from kedge.search.candidate import Candidate
 from kedge.search.candidate_latency import CandidateLatency
 from kedge.search.effort import Effort
@@ -33,7 +33,7 @@ from kedge_protocol.errors import (
     TargetError,
     UnsupportedOperatorError,
 )
-from kedge_targets import executor, registry
+from kedge_targets import registry
 from kedge_targets.target import BackendChoice, Target
 
 _FINAL = (UnsupportedOperatorError, TargetError, ConfigError, MissingDependencyError)
@@ -381,7 +381,9 @@ class Search:
             error: KedgeError = BudgetError(
                 f"none of {len(points)} candidates keeps the budget; the nearest, {best.candidate.label}, {said}",
                 where=where,
-                remedy=self._remedy(best),
+                remedy=remedies.of(
+                    best, self._job, time_is_up=bool(self._ended), from_recipe=self._section is not None
+                ),
             )
             attempts = list(self._attempts)
             return Failed(target=self._target, error=error, attempts=attempts, nearest=self._compiled(best, said))
@@ -389,31 +391,6 @@ class Search:
             return Failed(target=self._target, error=self._errors[0], attempts=self._attempts)
         error = CompileError("its backends offer no precision", where=where)
         return Failed(target=self._target, error=error, attempts=self._attempts)
-
-    def _remedy(self, best: Outcome) -> str:
-        schemes = []
-        if best.lowered is not None and any(executor.filled_sizes(spec) for spec in best.lowered.inputs):
-            schemes.append(
-                "this target needs samples of one length, so shorter ones are filled up with zeros: give the model a "
-                "mask or the length as an input that hides them, or compile a release for each range of lengths"
-            )
-        if "output" in best.over:
-            schemes.append("give calibration samples like those of the evaluation")
-        limit = self._job.budget.max_drop
-        if "drop" in best.over and best.attempt.drop is not None and best.attempt.drop <= limit:
-            schemes.append("give more evaluation samples: it is the interval that exceeds the budget, not the drop")
-        elif "drop" in best.over:
-            schemes.append("allow more with --max-drop, or give more calibration samples")
-        elif "agreement" in best.over:
-            schemes.append("allow less with --min-agreement, or give more calibration samples")
-        if best.over.keys() & {"size", "latency"}:
-            schemes.append("allow more with --max-size or --max-latency, or take a smaller model")
-        if self._ended:
-            schemes.append("give the search more with --time-limit")
-        elif self._job.options.effort.value != "high" and self._section is None:
-            schemes.append("search on with --effort high")
-        text = "; ".join(schemes)
-        return text[:1].upper() + text[1:]
 
 
 def _only(candidate: Candidate) -> Batches:

@@ -3,6 +3,7 @@ one."""
 
 import itertools
 
+import comparing
 import flat_activations
 import flatbuffer
 import numpy
@@ -10,14 +11,9 @@ import unseen_ends
 import widening
 from fewest import fewest
 
-FLOOR = 20.0
-"""Lowest acceptable dB of an output against the float file's; below it, something is wrong and not merely coarse."""
-
-_SURE = FLOOR + 2.0  # dB that the guard requires on calibration samples, since unseen samples do no better
 _WORTH = 1.0  # dB that a further operator in float must bring
 _FEWEST, _MOST = 8, 128  # groups of samples that are compared
 _ELEMENTS = 1 << 22  # of all tensors together, in what is compared beyond the fewest groups
-_TOGETHER = 4  # groups that are also judged by themselves; others would hide a single bad answer
 _ROUNDS = 4
 _RETURNS = 16  # trials to take operators back into integers that are not needed in float
 _NOTHING = 1e-6  # of the largest value in the graph
@@ -99,7 +95,7 @@ class Quantizer:
         ]
         if not few:
             return {}
-        run = _Run(self._float, fast=False, watched=True)
+        run = comparing.Run(self._float, fast=False, watched=True)
         ends = {one: unseen_ends.Ends() for one in few}
         for group in itertools.islice(self.groups(), _ENDS):
             run(group)
@@ -129,7 +125,7 @@ class Quantizer:
         allowed = max(_FREE, _SHARE * self._weights(self._all()))
         best = (content, floating, found)
         for more in self._further(found):
-            if _worst(best[2]) >= FLOOR:
+            if _worst(best[2]) >= comparing.FLOOR:
                 break
             wider = floating | more
             if wider == floating or self._weights(wider - asked) > allowed:
@@ -143,14 +139,14 @@ class Quantizer:
     def _guarded(self, content, floating):
         """Keep operators in float, the noisiest first, until every output is accurate enough."""
         found = self._compared(content, closely=True)
-        order = self._noisiest(content, self._bad(found, _SURE)) if _worst(found) < _SURE else []
+        order = self._noisiest(content, self._bad(found, comparing.SURE)) if _worst(found) < comparing.SURE else []
         if not order:
             return content, floating, found
 
         def tried(more):
             content, wider = self._without_cut_ranges(floating | set(more))
             found = self._compared(content, closely=True)
-            return (content, wider, found), _worst(found) >= _SURE
+            return (content, wider, found), _worst(found) >= comparing.SURE
 
         return fewest(order, tried, along=range(len(self.wiring.names)), returns=_RETURNS)[0]
 
@@ -174,7 +170,7 @@ class Quantizer:
     def _noise(self, content):
         """Return tensor of the float file → noise-to-signal ratio in another file, if that has a tensor with the same
         name."""
-        float_run, run = (_Run(one, fast=False, watched=True) for one in (self._float, content))
+        float_run, run = (comparing.Run(one, fast=False, watched=True) for one in (self._float, content))
         names = {tensor: self.wiring.graph.tensors[tensor].name for tensor in self.wiring.maker}
         there = {name.encode(): tensor for name, tensor in reversed(run.tensors())}
         power, error = {}, {}
@@ -200,7 +196,7 @@ class Quantizer:
         head = self._head()
         return [behind, head, behind | head, behind | last, behind | last | head]
 
-    def _bad(self, found, least=FLOOR):
+    def _bad(self, found, least=comparing.FLOOR):
         return [
             tensor for tensor, one in zip(self.wiring.answers, found, strict=True) if one is not None and one < least
         ]
@@ -344,56 +340,19 @@ class Quantizer:
         """
         groups = self._groups if closely else _FEWEST
         for group in itertools.islice(self._some(groups), len(self._wanted), None):
-            self._wanted.append(_answers(self._float, group))
-        judge = _held if closely else _decibels
+            self._wanted.append(comparing.answers(self._float, group))
+        judge = comparing.held if closely else comparing.decibels
         worst = None
         for fast in (True, False):
-            run = _Run(content, fast)
+            run = comparing.Run(content, fast)
             got = [run(group) for group in self._some(groups)]
-            pairs = zip(_by_output(self._wanted[: len(got)]), _by_output(got), strict=True)
+            pairs = zip(comparing.by_output(self._wanted[: len(got)]), comparing.by_output(got), strict=True)
             found = [judge(wanted, mine) for wanted, mine in pairs]
-            worst = found if worst is None else [_lower(*pair) for pair in zip(worst, found, strict=True)]
+            worst = found if worst is None else [comparing.lower(*pair) for pair in zip(worst, found, strict=True)]
         return worst
 
     def _some(self, groups):
         return itertools.islice(self.groups(), groups)
-
-
-class _Run:
-    """A file in LiteRT, with float inputs and outputs."""
-
-    def __init__(self, content, fast, watched=False):
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-        kind = OpResolverType.AUTO if fast else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        self._interpreter = Interpreter(
-            model_content=content, experimental_op_resolver_type=kind, experimental_preserve_all_tensors=watched
-        )
-        self._interpreter.allocate_tensors()
-        self._given = self._interpreter.get_input_details()
-        self._made = self._interpreter.get_output_details()
-
-    def __call__(self, group):
-        for detail, array in zip(self._given, group, strict=True):
-            scale, zero = detail["quantization"]
-            if detail["dtype"] is numpy.int8 and array.dtype.kind == "f":
-                array = numpy.clip(numpy.round(array / scale) + zero, -128, 127).astype(numpy.int8)
-            self._interpreter.set_tensor(detail["index"], array)
-        self._interpreter.invoke()
-        return [self._read(detail) for detail in self._made]
-
-    def tensors(self):
-        """Return name and index of each tensor, in the file's order."""
-        return [(detail["name"], detail["index"]) for detail in self._interpreter.get_tensor_details()]
-
-    def tensor(self, index):
-        """Return a tensor's content after a call, as floats; only for a watched file."""
-        return self._read(self._interpreter._get_tensor_details(index, subgraph_index=0))
-
-    def _read(self, detail):
-        array = self._interpreter.get_tensor(detail["index"])
-        scale, zero = detail["quantization"]
-        return (array.astype(numpy.float32) - zero) * scale if array.dtype == numpy.int8 and scale else array
 
 
 def _nothing(seen):
@@ -401,48 +360,13 @@ def _nothing(seen):
     return {}
 
 
-def _by_output(answers):
-    return list(zip(*answers, strict=True))
-
-
-def _answers(content, group):
-    return _Run(content, True)(group)
-
-
-def _held(wanted, got):
-    """Return the dB of one output over all groups, or of a few of them plus what these may lie below; None for
-    integers."""
-    starts = range(0, len(wanted), _TOGETHER)
-    parts = [_decibels(*(one[at : at + _TOGETHER] for one in (wanted, got))) for at in starts]
-    whole = _decibels(wanted, got)
-    return None if whole is None else min(whole, min(parts) + _SURE - FLOOR)
-
-
-def _decibels(wanted, got):
-    """Return the signal-to-noise ratio of one output over groups; None for integers."""
-    if wanted[0].dtype.kind != "f":
-        return None
-    wanted = numpy.concatenate([one.reshape(-1) for one in wanted]).astype(numpy.float64)
-    got = numpy.concatenate([one.reshape(-1) for one in got]).astype(numpy.float64)
-    seen = numpy.isfinite(wanted)
-    if not numpy.isfinite(got[seen]).all():
-        return -200.0
-    noise = float(((wanted - got)[seen] ** 2).sum())
-    signal = float((wanted[seen] ** 2).sum())
-    return 200.0 if noise == 0 else float(numpy.clip(10 * numpy.log10(max(signal, 1e-300) / noise), -200, 200))
-
-
-def _lower(first, second):
-    return None if first is None else min(first, second)
-
-
 def _worst(found):
-    return min((one for one in found if one is not None), default=_SURE)
+    return min((one for one in found if one is not None), default=comparing.SURE)
 
 
 def _total(found):
     """Return the quantity to improve: how far the outputs lie below the floor."""
-    return sum(min(one, FLOOR) for one in found if one is not None)
+    return sum(min(one, comparing.FLOOR) for one in found if one is not None)
 
 
 def _cut(seen, held):
