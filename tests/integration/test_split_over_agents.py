@@ -75,7 +75,7 @@ class Site:
             device = f"device-{at}"
             cert, key = authority.certificate(device)
             split = f'[split]\nca = "{authority.ca}"\ncert = "{cert}"\nkey = "{key}"\nseconds = 5.0\n{lines}'
-            self.fleet.device_add(device, BOARD, {"part": str(at)})
+            self.fleet.device_add(device, str(target), {"part": str(at)})
             url, trust = f"mqtt://127.0.0.1:{port}", '[trust]\nfile = "trust.json"\n'
             agent = AgentProcess(folder, url, name=device, target="board.toml", more=trust + split)
             self.agents.append(stack.enter_context(agent).start())
