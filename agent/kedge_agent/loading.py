@@ -173,7 +173,7 @@ def _executor(folder: Path, bundle: Bundle, cache: Path | None, state: Path) -> 
     # A device that runs no language model has no tokenizer installed.
     from kedge_agent.generation.generator import TextGenerator
 
-    return TextGenerator(folder, config, split)
+    return TextGenerator(folder, config, split, cache)
 
 
 def _link_or_copy(source: Path, copy: Path) -> None:

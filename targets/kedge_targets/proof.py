@@ -219,14 +219,16 @@ def _of_decoder(request: ProveRequest, folder: Path, config: BundleConfig, progr
 
     from kedge_protocol import golden
     from kedge_targets import registry
+    from kedge_targets.calls import plan as plans
     from kedge_targets.decoder import golden as decoders
 
     vectors = golden.load(folder / config.golden.file)
     tokens, columns, sources = decoders.inputs(vectors, where=config.golden.file)
     progress("golden vectors", 0, len(tokens))
+    cache = Path(request.cache) if request.cache and request.kernel_set is None else None
     session = registry.runtime(config.backend).load_decoder(
         folder / config.entry,
-        config.runtime_options,
+        plans.options(cache, config),
         slots=1,
         context=tokens.shape[1] + _DECODED,
         kernel_set=request.kernel_set,

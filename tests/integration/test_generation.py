@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.support import decoders
+from tests.support.installed import install
 
 import kedge
 from kedge.importing.decoders import reading
-from kedge_agent import Model
+from kedge_agent import Model, proving
 from kedge_agent.generation.openai import OpenAiHandler
 from kedge_agent.serving.handler import Job, Request, Response
 from kedge_protocol.errors import BudgetError, ConfigError, DatasetError, InputError, ModelError, TargetError
+from kedge_targets.calls import plan as plans
 from kedge_targets.proof import ProveRequest, prove
 
 TEMPLATE = (
@@ -267,7 +270,7 @@ def test_the_budget_decides_and_what_breaks_it_is_told(place: Path) -> None:
     ("options", "kind", "reason"),
     [
         ({"targets": ["jetson-orin"], "max_kl": -1}, (ConfigError, TargetError), "divergence|unknown target"),
-        ({"targets": ["rpi4"]}, TargetError, "runs no language models|no backend"),
+        ({"targets": ["ncs2"]}, TargetError, "'ncs2' runs no decoders"),
         ({"context": 1000}, ConfigError, "1000 positions are more than the model's 64"),
         ({"slots": 30_000_000}, TargetError, "the target has"),
         ({"max_perplexity": "much"}, ConfigError, "is no limit"),
@@ -339,3 +342,23 @@ def test_texts_that_hold_nothing_are_an_error(place: Path, tmp_path: Path) -> No
             evaluation=place / "evaluation.txt",
             out=tmp_path / "out",
         )
+
+
+def test_how_a_decoder_is_run_is_chosen_when_it_is_proved_and_followed(
+    release: kedge.Release, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = install(tmp_path / "state", release.path)
+    slot, cache = folder.current(), folder.cache
+    assert slot is not None
+    assert cache is not None
+    config = slot.bundle().config
+    with caplog.at_level(logging.INFO, logger="kedge_agent"):
+        proving.prove(slot.folder, config, proving.ProofLimits(), cache, lambda line: None)
+    assert "could not be compared" not in caplog.text
+    plan = plans.read(cache, config)
+    assert plan is not None
+    assert len({one.options["threads"] for one in plan.measured}) == len(plans.numbers_of_threads(plan.cores))
+    assert plan.options in [one.options for one in plan.measured]
+    with Model("writer", state=folder.state) as followed, Model(release.path, target="generic-cpu") as plain:
+        assert followed.figures["call_threads"] == plan.options["threads"]
+        assert followed.generate(PROMPT, max_tokens=12).text == plain.generate(PROMPT, max_tokens=12).text

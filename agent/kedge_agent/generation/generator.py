@@ -24,6 +24,7 @@ from kedge_protocol.bundle.generation import Generation, Source
 from kedge_protocol.errors import BundleError, InputError, MissingDependencyError
 from kedge_protocol.packages import AGENT, pip_install
 from kedge_targets import registry
+from kedge_targets.calls import plan as plans
 from kedge_targets.decoder.chat_template import ChatTemplate, Message
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ class TextGenerator:
     Args:
         folder: the folder with the bundle's files, named by title.
         split: where the other parts of a split model are.
+        cache: where it is kept how this device runs the bundle; None for as the bundle says.
 
     Raises:
         ConfigError: the model is split, and no device with its other layers is named.
@@ -176,7 +178,9 @@ class TextGenerator:
     one = None
     detail = ""
 
-    def __init__(self, folder: Path, config: BundleConfig, split: SplitSettings | None = None) -> None:
+    def __init__(
+        self, folder: Path, config: BundleConfig, split: SplitSettings | None = None, cache: Path | None = None
+    ) -> None:
         if config.generation is None:
             raise InputError("the bundle writes no text", where=config.name)
         _admit(config)
@@ -188,18 +192,25 @@ class TextGenerator:
         if self.spec.template is not None:
             source = (folder / self.spec.template).read_text(encoding="utf-8")
             self.template = ChatTemplate(source, self.spec.special)
-        self.engine = self._engine(folder, config, split)
+        self.engine = self._engine(folder, config, split, cache)
         declared = config.resources.memory_bytes
-        self.figures: Mapping[str, float] = {"cache_bytes": self.engine.cache_bytes, "memory_bytes": declared}
+        plan = None if cache is None else plans.read(cache, config)
+        self.figures: Mapping[str, float] = {
+            "cache_bytes": self.engine.cache_bytes,
+            "memory_bytes": declared,
+            **({} if plan is None else plan.options_figures),
+        }
 
-    def _engine(self, folder: Path, config: BundleConfig, split: SplitSettings | None) -> Engine | Engines:
+    def _engine(
+        self, folder: Path, config: BundleConfig, split: SplitSettings | None, cache: Path | None
+    ) -> Engine | Engines:
         if self.spec.part is not None:
             from kedge_agent.split import whole
             from kedge_agent.split.settings import SplitSettings
 
             return whole.engines(folder, config, self.spec, self.spec.part, split or SplitSettings())
         session = registry.runtime(config.backend).load_decoder(
-            folder / config.entry, config.runtime_options, slots=self.spec.slots, context=self.spec.context
+            folder / config.entry, plans.options(cache, config), slots=self.spec.slots, context=self.spec.context
         )
         return Engine(session)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 TUNE = "kedge_targets.calls.tuning:tune"
 """Name of the task that makes plans, for :meth:`kedge_targets.worker.Worker.call`."""
 
+LEAST_GAIN = 1.1
+"""Factor by which a way of running calls must be better than what is simpler."""
+
 _FOLDER = "calls"
 _KEPT = 64
 
@@ -38,12 +42,19 @@ class Measured:
         calls: number of callers while it was busy.
         alone_ms: milliseconds of a call of a single caller, first quartile.
         busy_ms: milliseconds a call with all callers at once: the time of all calls over their number.
+
+    Of a language model ``alone_ms`` is the time of a token that is written, ``busy_ms`` that of a token that is read.
     """
 
     options: dict[str, Any]
     calls: int
     alone_ms: float
     busy_ms: float
+
+    @property
+    def score(self) -> float:
+        """Return the geometric mean of both times, milliseconds."""
+        return math.sqrt(self.alone_ms * self.busy_ms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +100,16 @@ class CallPlan:
         return max((one.most for one in self.gathered), default=1)
 
     @property
+    def options_figures(self) -> Mapping[str, float]:
+        """Return the chosen options as figures for telemetry."""
+        numbers = {name: value for name, value in self.options.items() if isinstance(value, int)}
+        return {f"call_{name}": float(value) for name, value in numbers.items()}
+
+    @property
     def figures(self) -> Mapping[str, float]:
         """Return the choice as figures for telemetry."""
-        numbers = {name: value for name, value in self.options.items() if isinstance(value, int)}
         return {
-            **{f"call_{name}": float(value) for name, value in numbers.items()},
+            **self.options_figures,
             "calls_at_once": float(self.at_once),
             "calls_gathered_most": float(self.most),
         }
@@ -103,7 +119,7 @@ class CallPlan:
 class TuneAnswer:
     """The plan that is kept; None where nothing is to choose."""
 
-    plan: CallPlan | None
+    plan: CallPlan | None = None
 
 
 def cores() -> int:
@@ -124,6 +140,16 @@ def read(cache: Path, config: BundleConfig) -> CallPlan | None:
     except (OSError, KedgeError):
         return None
     return plan if plan.cores == cores() else None
+
+
+def options(cache: Path | None, config: BundleConfig) -> dict[str, Any]:
+    """Return the runtime's options of a bundle as its plan has them, else its own.
+
+    Args:
+        cache: where plans are kept; None for none.
+    """
+    plan = None if cache is None else read(cache, config)
+    return {**config.runtime_options, **({} if plan is None else plan.options)}
 
 
 def write(cache: Path, config: BundleConfig, plan: CallPlan) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import statistics
 import sys
 import threading
@@ -29,7 +28,8 @@ from kedge_protocol.errors import KedgeError, TargetError
 from kedge_targets import proof, registry
 from kedge_targets import target as targets
 from kedge_targets.calls import plan as plans
-from kedge_targets.calls.plan import CallPlan, Gathered, Measured, TuneAnswer
+from kedge_targets.calls.decoder_tuning import DecoderTuning
+from kedge_targets.calls.plan import LEAST_GAIN, CallPlan, Gathered, Measured, TuneAnswer
 from kedge_targets.contract import Way
 from kedge_targets.executor import Executor, can_be_gathered
 from kedge_targets.worker import environment
@@ -48,8 +48,6 @@ _LONG_CALL = 1.0
 """Seconds of a call that is measured once."""
 _SWITCH_SECONDS = 0.001
 """Python's thread switch interval, as in the serving process."""
-_LEAST_GAIN = 1.1
-"""Factor by which a way, or gathering, must be better than what is simpler."""
 _LOST = 0.8
 """Part of the best gain so far below which larger numbers of samples are not tried."""
 _MOST = 16
@@ -68,14 +66,19 @@ def tune(request: proof.ProveRequest, progress: Progress) -> TuneAnswer:
         OSError: the plan cannot be kept.
     """
     folder, config = Path(request.folder), proof.read_config(Path(request.config))
-    if config.generation is not None:
-        return TuneAnswer(plan=None)
+    if config.generation is not None and config.generation.part is not None:
+        return TuneAnswer()
     digest.verify_file(folder / config.golden.file, config.golden.digest)
     cache = Path(request.cache) if request.cache else environment.cache_dir()
     runtime = registry.runtime(config.backend)
     options = {**config.runtime_options, **runtime.prepare(folder, config, cache=cache, progress=progress)}
     ways = [way for way in runtime.ways(options, plans.cores()) if not _contradicts(way, config)]
-    plan = _Tuning(folder, config, options, progress).chosen(ways)
+    tuning: _Tuning | DecoderTuning
+    if config.generation is None:
+        tuning = _Tuning(folder, config, options, progress)
+    else:
+        tuning = DecoderTuning(folder, config, options, progress)
+    plan = tuning.chosen(ways)
     if plan is not None:
         plans.write(cache, config, plan)
     return TuneAnswer(plan=plan)
@@ -125,7 +128,7 @@ class _Tuning:
         for one in measured:
             chosen = plan.options, plan.at_once
             best = next((known for known in measured if (known.options, known.calls) == chosen), None)
-            better = best is None or _LEAST_GAIN * _score(one) < _score(best)
+            better = best is None or LEAST_GAIN * one.score < best.score
             if better and self._holds(found := replace(plan, options=one.options, at_once=one.calls)):
                 plan = found
         reason = "" if plan.options else "the golden vectors do not hold in any other way"
@@ -229,7 +232,7 @@ class _Tuning:
             elif gain < _LOST * best[1]:
                 break
             count *= 2
-        return best if best[1] >= _LEAST_GAIN else (1, best[1])
+        return best if best[1] >= LEAST_GAIN else (1, best[1])
 
     def _are_apart(self, plan: CallPlan) -> bool:
         executor = self._executor(plan)
@@ -258,10 +261,6 @@ def are_apart(executor: Executor, vectors: golden.Golden) -> bool:
 def _other(sample: Array) -> Array:
     """Return a sample of the same shape with other numbers: larger ones, or the same in another order."""
     return sample * 100 if sample.dtype.kind == "f" else sample[..., ::-1]
-
-
-def _score(one: Measured) -> float:
-    return math.sqrt(one.alone_ms * one.busy_ms)
 
 
 def _seconds(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
