@@ -161,7 +161,7 @@ def test_a_frame_comes_out_as_it_went_in_and_what_is_none_is_refused() -> None:
     call = Call(
         digest=A,
         nanoseconds=1234,
-        inputs={"x": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(3)},
+        inputs={"x": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(3), "t": np.array(["naïve", ""])},
         outputs={"y": np.array([[True, False]])},
     )
     raw = frames.encode(call)
@@ -178,7 +178,7 @@ def test_a_frame_comes_out_as_it_went_in_and_what_is_none_is_refused() -> None:
                    b'{"digest":"a","ns":1,"in":[["x","O",[1]]],"out":[]}', b"\xff"):  # fmt: skip
         with pytest.raises(InputError):
             frames.decode(broken, b"1234")
-    assert frames.encode(replace(call, inputs={"x": np.array(["text"])})) is None
+    assert frames.encode(replace(call, inputs={"x": np.array(["text"], object)})) is None
 
 
 def spec(name: str, classes: int) -> cfg.TensorSpec:
