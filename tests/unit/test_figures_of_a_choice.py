@@ -160,6 +160,7 @@ def test_the_float_model_itself_is_not_refused_for_what_other_candidates_lose(pr
     search._job = SimpleNamespace(  # type: ignore[assignment]
         reference=SimpleNamespace(result=lambda: SimpleNamespace(score=reference, choice=MINE)), budget=BUDGET
     )
+    search._outcomes = list(outcomes.values())  # type: ignore[arg-type]
     taken = next(iter(outcomes.values()))
     unseen = search._unseen(taken, outcomes)  # type: ignore[arg-type]
     assert (unseen is None) == (precision is Precision.FLOAT32)

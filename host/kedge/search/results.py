@@ -15,6 +15,7 @@ from kedge.evaluation.dataset import Data
 from kedge.evaluation.latency_race import RelativeLatency
 from kedge.evaluation.model import Model
 from kedge.evaluation.outputs import OutputFigures
+from kedge.search import pareto
 from kedge.search.budget import ACCURACY, Budget
 from kedge.search.candidate import Candidate
 from kedge.search.clock import Clock
@@ -122,6 +123,23 @@ class Outcome:
     evaluation: worker_messages.EvaluateAnswer | None = None
     error: KedgeError | None = None
     over: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def point(self) -> pareto.Point:
+        """Return the figures by which candidates are compared."""
+        attempt = self.attempt
+        latency = attempt.target_latency
+        return pareto.Point(
+            key=self.candidate.key,
+            drop=attempt.drop if attempt.drop is not None else float("inf"),
+            size=attempt.size_bytes or 0,
+            latency=None if latency is None else latency.p50,
+            agreement=attempt.agreement,
+            upper=None if attempt.interval is None else attempt.interval.high,
+            lost=tuple(f"output {one.name!r} is lost: {one.lost}" for one in attempt.outputs if one.lost),
+            pace=None if latency is None else latency.pace,
+            samples=0 if self.evaluation is None else self.evaluation.score.samples,
+        )
 
     @property
     def measured(self) -> bool:

@@ -39,6 +39,8 @@ from kedge_targets.target import BackendChoice, Target
 _FINAL = (UnsupportedOperatorError, TargetError, ConfigError, MissingDependencyError)
 """Errors that any other candidate of the same backend would meet too."""
 _FREE_BYTES = 1 << 20
+_UNSEEN = {"drop": 0.0}
+"""What exceeds the budget where it is kept only on the samples that a choice saw."""
 
 
 class Search:
@@ -69,6 +71,7 @@ class Search:
         self._attempts: list[Attempt] = []
         self._errors: list[KedgeError] = []
         self._outcomes: list[Outcome] = []
+        self._strategies: list[tuple[BackendChoice, Strategy]] = []
         self._folders = 0
         self._ended = ""
 
@@ -92,6 +95,7 @@ class Search:
                 every = self._job.options.every_backend
                 for choice in (one for one in self._target.backends if one.usual or every):
                     strategy = self._strategy(choice)
+                    self._strategies.append((choice, strategy))
                     self._backend(choice, strategy.run(), strategy.when_time_is_up)
                     quick = self._job.options.effort is Effort.QUICK and not every
                     if (quick and any(one.holds for one in self._outcomes)) or self._ended:
@@ -176,7 +180,7 @@ class Search:
             self._hold_back(outcome)
         self._outcomes.append(outcome)
         self._stopwatch.first(outcome)
-        point = _point(outcome)
+        point = outcome.point
         outcome.over = pareto.excess(point, self._job.budget)
         attempt.reason = self._job.budget.said(
             drop=point.drop,
@@ -203,11 +207,11 @@ class Search:
 
     def _decided(self) -> Compiled | Failed:
         budget = self._job.budget
-        close = {point.key for point in pareto.finalists([_point(one) for one in self._outcomes], budget)}
+        close = {point.key for point in pareto.finalists([one.point for one in self._outcomes], budget)}
         again = [one for one in self._outcomes if one.candidate.key in close]
         if len(again) > 1 or any(self._stopwatch.unsure(one) for one in again):
             self._stopwatch.again(again)
-        points = [_point(one) for one in self._outcomes]
+        points = [one.point for one in self._outcomes]
         on_front = {id(point) for point in pareto.front(points)}
         for point, outcome in zip(points, self._outcomes, strict=True):
             outcome.attempt.front = id(point) in on_front
@@ -218,7 +222,7 @@ class Search:
             taken = left[chosen]
             rivals = {point: one for point, one in left.items() if (id(one) in slow) == (id(taken) in slow)}
             unseen = self._unseen(taken, rivals) if self._section is None else None
-            over = "" if unseen is None else self._over_unseen(unseen, chosen)
+            over = self._over_all(taken, chosen) if unseen is None else self._over_unseen(unseen, chosen)
             if not over:
                 for one in self._outcomes:
                     if one is not taken and not one.attempt.reason:
@@ -227,9 +231,24 @@ class Search:
                 alternatives = self._alternatives(taken, left, slow)
                 return dataclasses.replace(self._compiled(taken, unseen=unseen), alternatives=alternatives)
             taken.attempt.reason = over
-            taken.over = {"drop": 0.0}
+            taken.over = dict(_UNSEEN)
             del left[chosen]
-        return self._failed(points)
+        return self._decided() if self._tried_in_float() else self._failed(points)
+
+    def _tried_in_float(self) -> bool:
+        """Try float on each backend where some candidate kept the budget, though not on samples that its choice did not
+        see; return whether there was anything to try. The time limit does not count: without it there is no model."""
+        asked = [
+            candidate
+            for choice, strategy in self._strategies
+            if any(one.measured and one.over == _UNSEEN for one in self._of(choice))
+            for candidate in strategy.in_float(self._of(choice))
+        ]
+        self._job.clock.lenient = True
+        return bool(self._tried(asked))
+
+    def _of(self, choice: BackendChoice) -> list[Outcome]:
+        return [one for one in self._outcomes if one.candidate.backend == choice]
 
     def _best(self, left: Mapping[pareto.Point, Outcome], slow: Collection[int]) -> pareto.Point | None:
         """Choose among these; take a candidate slower than float only if no other keeps the budget."""
@@ -254,7 +273,7 @@ class Search:
         """Return the best of these that keeps the budget on samples that its choice did not see, too."""
         while (best := self._best(mine, slow)) is not None:
             unseen = self._unseen(mine[best], mine)
-            over = "" if unseen is None else self._over_unseen(unseen, best)
+            over = self._over_all(mine[best], best) if unseen is None else self._over_unseen(unseen, best)
             if not over:
                 return self._compiled(mine[best], unseen=unseen)
             mine.pop(best).attempt.reason = over
@@ -262,12 +281,12 @@ class Search:
 
     def _unsure(self, taken: Outcome, slow: Collection[int]) -> tuple[str, ...]:
         """Return remarks on an uncertain ranking and on a search that the time limit ended."""
-        pace = _point(taken).pace
+        pace = taken.point.pace
         rivals = [
             one.candidate.label
             for one in self._outcomes
             if one is not taken and one.holds and id(one) not in slow and pace is not None
-            if (other := _point(one).pace) is not None and pace.overlaps(other)
+            if (other := one.point.pace) is not None and pace.overlaps(other)
         ]
         said = f"which of {taken.candidate.label} and {', '.join(rivals)} is faster is not sure; bytes and drop decided"
         return (*((said,) if rivals else ()), *((self._ended,) if self._ended else ()))
@@ -275,7 +294,7 @@ class Search:
     def _unseen(self, taken: Outcome, left: Mapping[pareto.Point, Outcome]) -> cross_fitting.CrossFittedFigure | None:
         """Return the figure of the choice on samples that it did not use; None if nothing else was tried, or if the
         float model itself was taken, which no choice of samples favors."""
-        if taken.candidate.is_float or len(left) < 2:
+        if taken.candidate.is_float or len(self._outcomes) < 2:
             return None
         reference = self._job.reference.result()
         measured = {
@@ -291,6 +310,17 @@ class Search:
             budget=self._job.budget,
             confidence=self._job.budget.confidence or CONFIDENCE,
         )
+
+    def _over_all(self, taken: Outcome, chosen: pareto.Point) -> str:
+        """Describe what exceeds the budget on all samples, those that are held back among them."""
+        reference = self._job.reference.result()
+        if taken.evaluation is None or held_back.part(reference.score, taken.evaluation.score) is None:
+            return ""
+        drop = reference.choice.drop(reference.score.value, taken.evaluation.score.value)
+        said = self._job.budget.said(
+            drop=drop, size=chosen.size, latency=chosen.latency, agreement=chosen.agreement, upper=chosen.upper
+        )
+        return said and f"on all samples, {said}"
 
     def _over_unseen(self, unseen: cross_fitting.CrossFittedFigure, chosen: pareto.Point) -> str:
         """Describe what exceeds the budget on samples that the choice did not use."""
@@ -396,22 +426,6 @@ class Search:
 def _only(candidate: Candidate) -> Batches:
     """Try only what a recipe asks for."""
     yield [candidate]
-
-
-def _point(outcome: Outcome) -> pareto.Point:
-    attempt = outcome.attempt
-    latency = attempt.target_latency
-    return pareto.Point(
-        key=outcome.candidate.key,
-        drop=attempt.drop if attempt.drop is not None else float("inf"),
-        size=attempt.size_bytes or 0,
-        latency=None if latency is None else latency.p50,
-        agreement=attempt.agreement,
-        upper=None if attempt.interval is None else attempt.interval.high,
-        lost=tuple(f"output {one.name!r} is lost: {one.lost}" for one in attempt.outputs if one.lost),
-        pace=None if latency is None else latency.pace,
-        samples=0 if outcome.evaluation is None else outcome.evaluation.score.samples,
-    )
 
 
 def _reraise_if_not_the_targets(error: KedgeError, job: Job) -> None:

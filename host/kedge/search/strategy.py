@@ -36,6 +36,7 @@ _FAR = 5.0
 _BESIDE = "what is smaller may be slower than float"
 _LARGER = "what keeps the budget is larger than the float model"
 _TIME_IS_UP = "the time is up, and float may be what is left"
+_UNSEEN = "what keeps the budget does not keep it on other samples"
 _UNTRUE = "the usual precision is not what the file's numbers are"
 _REPAIR = StepChoice(use="distil")
 _FINE_TUNE = StepChoice(use="fine-tune")
@@ -130,6 +131,12 @@ class Strategy:
         if any(one.holds for one in seen) and not self._float.may_win(seen):
             return []
         return [self._candidate(self._plan(Precision.FLOAT32), why=_TIME_IS_UP)]
+
+    def in_float(self, seen: Sequence[Outcome]) -> list[Candidate]:
+        """Return the whole graph in float16 and float32, as far as these were not tried."""
+        tried = {one.candidate.key for one in seen}
+        made = [self._candidate(self._plan(one), why=_UNSEEN) for one in self._floats()]
+        return [one for one in made if one.key not in tried and not self._model.quantized]
 
     def _usual(self) -> Precision:
         """Return the usual precision: 4 bits on FPGAs, else static int8, else the smallest float."""
