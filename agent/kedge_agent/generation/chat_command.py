@@ -65,9 +65,11 @@ def _typed() -> Iterator[str]:
     while True:
         try:
             yield input("> ")
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             sys.stdout.write("\n")
             return
+        except KeyboardInterrupt:  # meant for an answer that had just ended, or for the line
+            sys.stdout.write("\n")
 
 
 def talk(
@@ -103,6 +105,9 @@ def talk(
         except InputError as error:
             again = f" {NEW} begins a new conversation." if messages != first else ""
             note(f"{error}{again}")
+            continue
+        except KeyboardInterrupt:
+            note("[cancelled]")
             continue
         try:
             for piece in answer:

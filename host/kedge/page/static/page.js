@@ -17,8 +17,8 @@ function renew(old, fresh) {
   }
   // What is being typed stays; a form that only has a button changes with what may be done.
   if (old.tagName === "FORM" && old.contains(document.activeElement) && !document.activeElement.matches("button")) return;
-  // What the reader has unfolded stays so.
-  if (old.tagName === "DETAILS") fresh.open = old.open;
+  // What the reader has folded or unfolded stays so, until there is another verdict to see.
+  if (old.tagName === "DETAILS" && (old.open || old.dataset.verdict === fresh.dataset.verdict)) fresh.open = old.open;
   for (const name of old.getAttributeNames()) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
   for (const name of fresh.getAttributeNames()) {
     const value = fresh.getAttribute(name);
