@@ -4,7 +4,6 @@ ask each of them a question and another one after it."""
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -15,7 +14,7 @@ from pathlib import Path
 from kedge.compiler.decoders import report
 from kedge.demo import smollm2
 from kedge.demo.processes import DemoError, command_of, run, say, write
-from kedge.demo.site import Agent, Site
+from kedge.demo.site import Agent, Site, staged
 
 MODEL = "assistant"
 DEVICES = {"kitchen": "generic-cpu", "till": "intel-cpu"}
@@ -56,19 +55,7 @@ def show_chat(*, keep: bool) -> None:
     Raises:
         KedgeError: a step failed.
     """
-    folder = Path(tempfile.mkdtemp(prefix="kedge-demo-"))
-    began = time.monotonic()
-    site = Site(folder, DEVICES)
-    done = False
-    try:
-        _chapters(folder, site)
-        done = True
-        say(f"\nDone in {time.monotonic() - began:.0f} s. Everything lies in {folder}")
-        if keep:
-            _say_how_to_talk(site)
-    finally:
-        if not (keep and done):
-            site.stop()
+    staged(_chapters, lambda folder, site: _say_how_to_talk(site), DEVICES, keep=keep)
 
 
 def _chapters(folder: Path, site: Site) -> None:

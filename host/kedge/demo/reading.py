@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from kedge.demo import lettering, readers
 from kedge.demo.processes import DemoError, command_of, run, say
-from kedge.demo.site import Agent, Site
+from kedge.demo.site import Agent, Site, staged
 
 Array = npt.NDArray[Any]
 
@@ -39,20 +38,12 @@ def show_reading(*, keep: bool) -> None:
     Raises:
         KedgeError: a step failed.
     """
-    folder = Path(tempfile.mkdtemp(prefix="kedge-demo-"))
-    began = time.monotonic()
-    site = Site(folder, DEVICES)
-    done = False
-    try:
-        _chapters(folder, site)
-        done = True
-        say(f"\nDone in {time.monotonic() - began:.0f} s. Everything lies in {folder}")
-        if keep:
-            for agent in site.agents:
-                say(f"   curl --data-binary @{folder / 'photo.jpg'} -H 'Content-Type: image/jpeg' {_url(agent)}")
-    finally:
-        if not (keep and done):
-            site.stop()
+    staged(_chapters, _say_how_to_look, DEVICES, keep=keep)
+
+
+def _say_how_to_look(folder: Path, site: Site) -> None:
+    for agent in site.agents:
+        say(f"   curl --data-binary @{folder / 'photo.jpg'} -H 'Content-Type: image/jpeg' {_url(agent)}")
 
 
 def _chapters(folder: Path, site: Site) -> None:

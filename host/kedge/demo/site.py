@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kedge.demo.processes import DemoError, Process, ask, command_of, free_port, run, wait_until
+from kedge.demo.processes import DemoError, Process, ask, command_of, free_port, run, say, wait_until
 from kedge.fleet.results import DeviceDetail, RolloutStatus
 from kedge.fleet.service import FleetService
 
@@ -133,3 +135,31 @@ def classify(agent: Agent, model: str, images: list[list[float]], shape: list[in
         answer = ask(f"{agent.endpoint}/v2/models/{model}/infer", {"inputs": [tensor]})
         scores.append([float(value) for value in answer["outputs"][0]["data"]])
     return scores
+
+
+def staged(
+    chapters: Callable[[Path, Site], None],
+    how_to_look: Callable[[Path, Site], None],
+    devices: Mapping[str, str] = DEVICES,
+    *,
+    keep: bool,
+) -> None:
+    """Run a demo's chapters on a site of its own, in a new folder.
+
+    Args:
+        how_to_look: says how to inspect what runs; called at the end with ``keep``.
+        keep: leave everything running at the end.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="kedge-demo-"))
+    began = time.monotonic()
+    site = Site(folder, devices)
+    done = False
+    try:
+        chapters(folder, site)
+        done = True
+        say(f"\nDone in {time.monotonic() - began:.0f} s. Everything lies in {folder}")
+        if keep:
+            how_to_look(folder, site)
+    finally:
+        if not (keep and done):
+            site.stop()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import numpy.typing as npt
 
 from kedge.demo import digits
 from kedge.demo.processes import DemoError, command_of, run, say, wait_until
-from kedge.demo.site import DEVICES, Agent, Site, classify
+from kedge.demo.site import DEVICES, Agent, Site, classify, staged
 from kedge.fleet.results import RolloutStatus
 from kedge_protocol import digest
 from kedge_protocol.bundle.layout import Layout
@@ -46,19 +44,7 @@ def show_demo(*, keep: bool) -> None:
     Raises:
         KedgeError: a step failed.
     """
-    folder = Path(tempfile.mkdtemp(prefix="kedge-demo-"))
-    began = time.monotonic()
-    site = Site(folder)
-    done = False
-    try:
-        _chapters(folder, site)
-        done = True
-        say(f"\nDone in {time.monotonic() - began:.0f} s. Everything lies in {folder}")
-        if keep:
-            _say_how_to_look(site)
-    finally:
-        if not (keep and done):
-            site.stop()
+    staged(_chapters, lambda folder, site: _say_how_to_look(site), keep=keep)
 
 
 def _chapters(folder: Path, site: Site) -> None:

@@ -19,7 +19,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,20 @@ from kedge_targets.target import BackendChoice, Target
 
 SCHEMA = 1
 FILE = "recipe.toml"
+
+
+def steps_of(entries: Sequence[Mapping[str, Any]]) -> Iterator[StepChoice]:
+    """Yield a section's steps after checking them.
+
+    Raises:
+        ConfigError: a step or option is unknown.
+    """
+    for number, entry in enumerate(entries, start=1):
+        use = entry.get("use")
+        if not isinstance(use, str):
+            raise ConfigError(f"step {number} does not say which step it is", where="recipe", remedy='Add use = "…"')
+        options = {name: value for name, value in entry.items() if name != "use"}
+        yield StepChoice(use=use, options=options).checked()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +71,7 @@ class Section:
         Raises:
             ConfigError: a step or option is unknown.
         """
-        found = []
-        for number, entry in enumerate(self.step, start=1):
-            use = entry.get("use")
-            if not isinstance(use, str):
-                raise ConfigError(
-                    f"step {number} does not say which step it is", where="recipe", remedy='Add use = "…"'
-                )
-            options = {name: value for name, value in entry.items() if name != "use"}
-            found.append(StepChoice(use=use, options=options).checked())
-        return tuple(found)
+        return tuple(steps_of(self.step))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from kedge.quantization import decoder_scheme
 from kedge.quantization.decoder_scheme import Scheme
 from kedge.search.candidate import StepChoice
 from kedge.search.recipe import FILE as FILE
-from kedge.search.recipe import SCHEMA
+from kedge.search.recipe import SCHEMA, steps_of
 from kedge_protocol import codec, toml
 from kedge_protocol.errors import ConfigError, MessageError
 
@@ -52,12 +52,10 @@ class DecoderSection:
         Raises:
             ConfigError: a step or option is unknown, or not for decoders.
         """
-        found = []
-        for entry in self.step:
-            options = {name: value for name, value in entry.items() if name != "use"}
-            found.append(StepChoice(use=str(entry.get("use", "")), options=options).checked())
-            decoder_steps.check(found[-1])
-        return tuple(found)
+        found = tuple(steps_of(self.step))
+        for step in found:
+            decoder_steps.check(step)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
