@@ -126,7 +126,7 @@ class Executor:
             progress: of the preparation.
         """
         prepared: Mapping[str, Any] = {}
-        plan = None if kernel_set is not None or cache is None else call_plan.read(cache, config)
+        plan = None if kernel_set is not None else call_plan.read(cache, config)
         if kernel_set is None:
             prepared = registry.runtime(config.backend).prepare(
                 folder, config, cache=cache or _users_cache(), progress=progress or ignore_progress

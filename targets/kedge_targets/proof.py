@@ -228,7 +228,7 @@ def _of_decoder(request: ProveRequest, folder: Path, config: BundleConfig, progr
     cache = Path(request.cache) if request.cache and request.kernel_set is None else None
     session = registry.runtime(config.backend).load_decoder(
         folder / config.entry,
-        plans.options(cache, config),
+        plans.options(plans.read(cache, config), config),
         slots=1,
         context=tokens.shape[1] + _DECODED,
         kernel_set=request.kernel_set,

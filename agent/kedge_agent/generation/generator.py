@@ -192,9 +192,9 @@ class TextGenerator:
         if self.spec.template is not None:
             source = (folder / self.spec.template).read_text(encoding="utf-8")
             self.template = ChatTemplate(source, self.spec.special)
-        self.engine = self._engine(folder, config, split, cache)
+        plan = plans.read(cache, config)
+        self.engine = self._engine(folder, config, split, plan)
         declared = config.resources.memory_bytes
-        plan = None if cache is None else plans.read(cache, config)
         self.figures: Mapping[str, float] = {
             "cache_bytes": self.engine.cache_bytes,
             "memory_bytes": declared,
@@ -202,7 +202,7 @@ class TextGenerator:
         }
 
     def _engine(
-        self, folder: Path, config: BundleConfig, split: SplitSettings | None, cache: Path | None
+        self, folder: Path, config: BundleConfig, split: SplitSettings | None, plan: plans.CallPlan | None
     ) -> Engine | Engines:
         if self.spec.part is not None:
             from kedge_agent.split import whole
@@ -210,7 +210,7 @@ class TextGenerator:
 
             return whole.engines(folder, config, self.spec, self.spec.part, split or SplitSettings())
         session = registry.runtime(config.backend).load_decoder(
-            folder / config.entry, plans.options(cache, config), slots=self.spec.slots, context=self.spec.context
+            folder / config.entry, plans.options(plan, config), slots=self.spec.slots, context=self.spec.context
         )
         return Engine(session)
 

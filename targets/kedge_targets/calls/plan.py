@@ -132,8 +132,14 @@ def numbers_of_threads(cores: int) -> tuple[int, ...]:
     return tuple(sorted({1, max(1, cores // 2), cores}))
 
 
-def read(cache: Path, config: BundleConfig) -> CallPlan | None:
-    """Return the plan of a bundle; None if there is none that holds on this machine."""
+def read(cache: Path | None, config: BundleConfig) -> CallPlan | None:
+    """Return the plan of a bundle; None if there is none that holds on this machine.
+
+    Args:
+        cache: where plans are kept; None for none.
+    """
+    if cache is None:
+        return None
     path = _path(cache, config)
     try:
         plan = codec.decode(path.read_bytes(), CallPlan, where=str(path))
@@ -142,13 +148,8 @@ def read(cache: Path, config: BundleConfig) -> CallPlan | None:
     return plan if plan.cores == cores() else None
 
 
-def options(cache: Path | None, config: BundleConfig) -> dict[str, Any]:
-    """Return the runtime's options of a bundle as its plan has them, else its own.
-
-    Args:
-        cache: where plans are kept; None for none.
-    """
-    plan = None if cache is None else read(cache, config)
+def options(plan: CallPlan | None, config: BundleConfig) -> dict[str, Any]:
+    """Return the runtime's options of a bundle as its plan has them, else its own."""
     return {**config.runtime_options, **({} if plan is None else plan.options)}
 
 
