@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import wave
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -44,32 +45,43 @@ def sound(frames: int, seed: int) -> np.ndarray:
     return np.concatenate([before, whole], axis=1)
 
 
-@pytest.mark.parametrize("name", ["silero_vad.onnx", "silero_vad_16k_op15.onnx"])
-def test_a_session_decides_as_float_does_frame_by_frame(tmp_path: Path, name: str) -> None:
-    path = foreign.package("silero-vad") / "silero_vad" / "data" / name
-    np.savez(tmp_path / "c.npz", input=sound(300, 1), sr=np.int64(RATE))
-    np.savez(tmp_path / "e.npz", input=sound(300, 2), sr=np.int64(RATE))
-    release = kedge.compile(
+def compiled(
+    folder: Path, path: Path, calibration: np.ndarray, evaluation: np.ndarray, **options: Any
+) -> kedge.Release:
+    """A Silero model's bundle for generic-cpu; frames ``[N, 576]``."""
+    np.savez(folder / "c.npz", input=calibration, sr=np.int64(RATE))
+    np.savez(folder / "e.npz", input=evaluation, sr=np.int64(RATE))
+    return kedge.compile(
         path,
         name="voice",
         version="1",
         targets=["generic-cpu"],
-        calibration=tmp_path / "c.npz",
-        evaluation=tmp_path / "e.npz",
-        out=tmp_path / "OUT",
-        effort="quick",
-        max_drop=0.02,
+        calibration=folder / "c.npz",
+        evaluation=folder / "e.npz",
+        out=folder / "OUT",
+        **options,
     )
-    config = release.bundles["generic-cpu"].config
-    assert [(state.input, state.output) for state in config.states] == [("state", "stateN")]
+
+
+def both(release: kedge.Release, path: Path, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of frames one after another, by the float model and by the bundle's session."""
     step = Model(release.path, target="generic-cpu").session()
     whole = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     state, wanted, got = np.zeros((2, 1, 128), np.float32), [], []
-    for frame in sound(FRAMES, 3):
+    for frame in frames:
         answer, state = whole.run(None, {"input": frame[None], "state": state, "sr": np.array(RATE)})
         wanted.append(float(answer[0, 0]))
-        got.append(float(step(frame, sr=RATE)[0]))
-    float_scores, scores = np.array(wanted), np.array(got)
+        got.append(float(np.ravel(step(frame, sr=RATE))[0]))
+    return np.array(wanted), np.array(got)
+
+
+@pytest.mark.parametrize("name", ["silero_vad.onnx", "silero_vad_16k_op15.onnx"])
+def test_a_session_decides_as_float_does_frame_by_frame(tmp_path: Path, name: str) -> None:
+    path = foreign.package("silero-vad") / "silero_vad" / "data" / name
+    release = compiled(tmp_path, path, sound(300, 1), sound(300, 2), effort="quick", max_drop=0.02)
+    config = release.bundles["generic-cpu"].config
+    assert [(state.input, state.output) for state in config.states] == [("state", "stateN")]
+    float_scores, scores = both(release, path, sound(FRAMES, 3))
     # The sound is no speech: beside 0.5, the float model's own highest tenth divides it too.
     for edge in (0.5, float(np.quantile(float_scores, 0.9))):
         near = np.abs(float_scores - edge) < 0.01
@@ -130,27 +142,8 @@ def segments(scores: np.ndarray) -> list[tuple[int, int]]:
 
 def test_speech_is_found_where_float_finds_it(tmp_path: Path) -> None:
     path = foreign.package("silero-vad") / "silero_vad" / "data" / "silero_vad_16k_op15.onnx"
-    np.savez(tmp_path / "c.npz", input=speech(tmp_path, 1, 20), sr=np.int64(RATE))
-    np.savez(tmp_path / "e.npz", input=speech(tmp_path, 2, 20), sr=np.int64(RATE))
-    release = kedge.compile(
-        path,
-        name="voice",
-        version="1",
-        targets=["generic-cpu"],
-        calibration=tmp_path / "c.npz",
-        evaluation=tmp_path / "e.npz",
-        out=tmp_path / "OUT",
-        effort="quick",
-        max_drop=0.05,
-    )
-    step = Model(release.path, target="generic-cpu").session()
-    whole = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    state, wanted, got = np.zeros((2, 1, 128), np.float32), [], []
-    for frame in speech(tmp_path, 3, 60):
-        answer, state = whole.run(None, {"input": frame[None], "state": state, "sr": np.array(RATE)})
-        wanted.append(float(answer[0, 0]))
-        got.append(float(np.ravel(step(frame, sr=RATE))[0]))
-    float_scores, scores = np.array(wanted), np.array(got)
+    release = compiled(tmp_path, path, speech(tmp_path, 1, 20), speech(tmp_path, 2, 20), effort="quick", max_drop=0.05)
+    float_scores, scores = both(release, path, speech(tmp_path, 3, 60))
     assert len(segments(float_scores)) >= 8
     mine, theirs = segments(scores), segments(float_scores)
     assert len(mine) == len(theirs)
@@ -162,17 +155,6 @@ def test_speech_is_found_where_float_finds_it(tmp_path: Path) -> None:
 
 def test_integers_throughout_are_refused_by_the_state_that_they_lose(tmp_path: Path) -> None:
     path = foreign.package("silero-vad") / "silero_vad" / "data" / "silero_vad_16k_op15.onnx"
-    np.savez(tmp_path / "c.npz", input=speech(tmp_path, 1, 20), sr=np.int64(RATE))
-    np.savez(tmp_path / "e.npz", input=speech(tmp_path, 2, 20), sr=np.int64(RATE))
+    sounds = speech(tmp_path, 1, 20), speech(tmp_path, 2, 20)
     with pytest.raises(BudgetError, match="output 'stateN' is lost"):
-        kedge.compile(
-            path,
-            name="voice",
-            version="1",
-            targets=["generic-cpu"],
-            calibration=tmp_path / "c.npz",
-            evaluation=tmp_path / "e.npz",
-            out=tmp_path / "OUT",
-            max_drop=0.05,
-            quantize="precision=int8",
-        )
+        compiled(tmp_path, path, *sounds, max_drop=0.05, quantize="precision=int8")
