@@ -206,6 +206,28 @@ def test_all_is_reached_by_keyboard(page: Page, fleet: FleetService) -> None:
     expect(page.get_by_role("heading", level=1)).to_contain_text("Rollout 2")
 
 
+def test_a_question_is_not_answered_by_the_end_of_the_one_before(page: Page, fleet: FleetService) -> None:
+    """The dialog's close event is queued, so that on a busy machine it comes after the next question was asked."""
+    fleet.rollout_start("tiny:1.0")
+    page.goto("/rollouts/1")
+    page.evaluate("""
+        document.getElementById("ask").addEventListener("close", (event) => {
+            if (!window.late) { window.late = true; event.stopImmediatePropagation(); }
+        }, true)
+    """)
+    revert = page.get_by_role("button", name="Revert…")
+    dialog = page.get_by_role("dialog")
+    revert.click()
+    dialog.get_by_role("button", name="Cancel").click()
+    page.wait_for_function("window.late")
+    revert.click()
+    page.evaluate("document.getElementById('ask').dispatchEvent(new Event('close'))")
+    assert len(fleet.rollouts()) == 1
+    dialog.get_by_role("button", name="Revert").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Rollout 2")
+    assert len(fleet.rollouts()) == 2
+
+
 def test_what_is_being_typed_stays_while_the_page_changes(page: Page, fleet: FleetService) -> None:
     page.goto("/devices")
     field = page.get_by_label("Name or label")

@@ -93,13 +93,23 @@ function body(form) {
   return found;
 }
 
+let question = 0;
+
 function confirmed(text, action) {
   const ask = document.getElementById("ask");
   document.getElementById("ask-text").textContent = text;
   document.getElementById("ask-yes").textContent = action.replace("…", "");
   ask.returnValue = "no";
   ask.showModal();
-  return new Promise((done) => ask.addEventListener("close", () => done(ask.returnValue === "yes"), { once: true }));
+  const mine = ++question;
+  return new Promise((done) =>
+    ask.addEventListener("close", function closed() {
+      // The event is queued: that of the question before may come while this one stands.
+      if (mine === question && ask.open) return;
+      ask.removeEventListener("close", closed);
+      done(mine === question && ask.returnValue === "yes");
+    }),
+  );
 }
 
 document.addEventListener("submit", async (event) => {
