@@ -102,6 +102,7 @@ class LimitsTable:
         prove_seconds: deadline for the golden vectors.
         prepare_seconds: deadline for what a backend builds on the device before the golden vectors.
         prove_mib: memory limit of the worker that runs the golden vectors; 0 for none.
+        memory_mib: memory that the agent and its children may take; what would not fit is refused. 0 for all.
         reserve_mib: free disk space that a download must leave.
         kib_per_second: rate limit of downloads; 0 for none.
     """
@@ -113,6 +114,7 @@ class LimitsTable:
     prove_seconds: float = 120.0
     prepare_seconds: float = 3600.0
     prove_mib: int = 0
+    memory_mib: int = 0
     reserve_mib: int = 16
     kib_per_second: int = 0
 
@@ -213,6 +215,7 @@ class AgentConfig:
         server: settings of the HTTP server.
         serve_memory_bytes: memory above which the serving process is restarted; 0 for half of the device's.
         hang_seconds: time without a sign of life after which the serving process is killed.
+        memory_bytes: what the agent and its children may take together; 0 for what the device has.
         telemetry_interval: seconds between two messages; 0 for none.
         shadow: what shadows may take.
         samples: which samples may be sent home.
@@ -230,6 +233,7 @@ class AgentConfig:
     server: ServerSettings = field(default_factory=ServerSettings)
     serve_memory_bytes: int = 0
     hang_seconds: float = 10.0
+    memory_bytes: int = 0
     update: Settings = field(default_factory=Settings)
     proof: ProofLimits = field(default_factory=ProofLimits)
     telemetry_interval: float = 5.0
@@ -259,7 +263,8 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
     limits, interval = file.limits, file.telemetry.interval
     if not (interval == 0 or 0.2 <= interval <= 86400):
         raise ConfigError(f"telemetry.interval is {interval} s", remedy="Use 0 (off), or 0.2 to 86400")
-    if limits.prove_seconds <= 0 or limits.prepare_seconds <= 0 or limits.prove_mib < 0 or limits.reserve_mib < 0:
+    sizes = (limits.prove_mib, limits.memory_mib, limits.reserve_mib)
+    if limits.prove_seconds <= 0 or limits.prepare_seconds <= 0 or min(sizes) < 0:
         raise ConfigError("limits must not be negative")
     if not 0 <= file.shadow.share <= 1 or file.shadow.memory_mib < 0:
         raise ConfigError("shadow.share or shadow.memory_mib is out of range", remedy="Use a share of 0 to 1")
@@ -278,6 +283,7 @@ def _checked(file: _File, folder: Path) -> AgentConfig:
         server=server,
         serve_memory_bytes=file.serve.memory_mib << 20,
         hang_seconds=limits.hang_seconds,
+        memory_bytes=limits.memory_mib << 20,
         update=Settings(
             window=limits.window,
             silence=limits.silence_seconds,

@@ -21,6 +21,7 @@ from kedge_agent.config import AgentConfig
 from kedge_agent.effects import EffectRunner, installed_of
 from kedge_agent.mqtt_link import Link
 from kedge_agent.name_conflict import NameConflict
+from kedge_agent.room import Room
 from kedge_agent.runtimes import installed_runtimes
 from kedge_agent.samples.runner import SampleRunner
 from kedge_agent.serving.bundle_watch import ServingWatch
@@ -65,8 +66,7 @@ class Daemon:
         self._clock = clock
         self._stopping = threading.Event()
         malloc.one_arena()
-        self._lock_handle = persistent_state.lock(config.state)
-        self._store = Store(config.state)
+        self._lock_handle, self._store = persistent_state.lock(config.state), Store(config.state)
         state_format.upgrade(config.state)
         before = persistent_state.read(config.state)
         self._boot_id = secrets.token_hex(6)
@@ -114,6 +114,7 @@ class Daemon:
             report=self._report,
             remember=self._write_memory,
             shadow=self._shadows.apply,
+            room=Room(config.state, config.memory_bytes),
             endpoint=functools.partial(served_endpoint.knock, endpoint=served_endpoint.endpoint_of(config)),
         )
         self._child = _serving_child(config)
@@ -126,8 +127,7 @@ class Daemon:
         self._write_split()
         self._watch.forget_all()
         for folder in model_folders(self._config.state):
-            # An agent that was killed left them.
-            folder.remove_sockets()
+            folder.forget_running()
         gc.freeze()
         malloc.give_back()
         with self._turn:

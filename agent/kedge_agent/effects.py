@@ -16,11 +16,11 @@ from typing import Any, Protocol
 
 from kedge_agent import counters, served_endpoint
 from kedge_agent.proving import ProofLimits, Prover, prove
+from kedge_agent.room import Room
 from kedge_agent.runtimes import installed_runtimes
 from kedge_agent.slots import ModelFolder, model_folders
 from kedge_agent.store import Store
 from kedge_agent.update import actions, events
-from kedge_protocol import memory
 from kedge_protocol.errors import BundleError, KedgeError, StorageError, VerificationError
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ class EffectRunner:
         prover: runs the golden vectors of a slot.
         shadow: starts and stops shadows.
         endpoint: sends golden samples through the served endpoint.
+        room: what memory has room for; the device's by default.
         disk, proofs: run jobs one after another; threads by default.
     """
 
@@ -90,6 +91,7 @@ class EffectRunner:
         prover: Prover = prove,
         shadow: Callable[[actions.StartShadow | actions.StopShadow], None] = lambda _: None,
         endpoint: Knock = served_endpoint.knock,
+        room: Room | None = None,
         disk: Jobs | None = None,
         proofs: Jobs | None = None,
     ) -> None:
@@ -102,6 +104,7 @@ class EffectRunner:
         self._prover = prover
         self._shadow = shadow
         self._endpoint = endpoint
+        self._room = room or Room(store.state)
         self._disk = disk or JobThread("disk")
         self._proofs = proofs or JobThread("proofs")
         self._on_disk: dict[type, Callable[[Any], events.Event | None]] = {
@@ -203,7 +206,7 @@ class EffectRunner:
             digest=bundle.digest,
             missing_bytes=self._store.missing_bytes(bundle),
             free_bytes=self._store.free_bytes(),
-            memory_bytes=memory.of_device().total,
+            memory_bytes=self._room.total(),
             runtimes=installed_runtimes(tuple(need.distribution for need in bundle.config.runtimes)),
         )
 
@@ -223,16 +226,19 @@ class EffectRunner:
                 self._post(events.Proving(action.model, digest_, detail))
 
         self._post(events.Proving(action.model, digest_))
+        folder = self._folder(action.model)
         try:
-            folder = self._folder(action.model)
+            self._room.make(folder, action.bundle.config, on_progress)
             slot = folder.slot(digest_)
             proof = self._prover(slot.folder, action.bundle.config, self._limits, folder.cache, on_progress)
         except Exception as failure:
             if not isinstance(failure, KedgeError):
                 log.exception("the proof of %s failed", digest_)
             self._post(events.Proved(action.model, digest_, foreign(failure)))
-            return
-        self._post(events.Proved(action.model, digest_, None, proof.detail, proof.latency(action.bundle)))
+        else:
+            self._post(events.Proved(action.model, digest_, None, proof.detail, proof.latency(action.bundle)))
+        # After the switch, which is on its way: until then the old version is not loaded again.
+        self._disk.put(folder.take_back)
 
     def _switch(self, action: actions.Switch) -> events.Event:
         folder = self._folder(action.model)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from kedge_agent import room
 from kedge_agent.counters import Counter
 from kedge_agent.observing import NEVER, Observer
 from kedge_protocol import tensors
@@ -153,12 +154,10 @@ class Loaded:
 
     def retire(self) -> None:
         """Give way to another version: calls finish, and a language model's answers within
-        :data:`kedge_agent.generation.engine.SWITCH_SECONDS`."""
+        :data:`kedge_agent.room.SWITCH_SECONDS`."""
         spec = self.bundle.config.generation
         if spec is not None and spec.writes:
-            from kedge_agent.generation import engine
-
-            self.generator.engine.retire(engine.SWITCH_SECONDS)
+            self.generator.engine.retire(room.SWITCH_SECONDS)
 
     def write(
         self, prompt: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, whole: bool = False

@@ -6,10 +6,12 @@ import contextlib
 import mmap
 import shutil
 import tempfile
+import time
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kedge_agent import slots
+from kedge_agent import malloc, room, slots
 from kedge_agent.counters import open_counter
 from kedge_agent.loaded import Loaded, warm_up
 from kedge_agent.observing import observer_of
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from kedge_targets.pipeline.execution import Runner
 
 _LOAD_ATTEMPTS = 5
+_LOOK_SECONDS = 0.05
+_LINGER_SECONDS = 5.0
+"""Seconds after the last answer was cut off in which its reader may still hold the bundle."""
 
 
 def installed(name: str, state: Path | None) -> slots.ModelFolder:
@@ -60,11 +65,28 @@ def mapped(path: Path) -> memoryview:
         ) from error
 
 
-def load_slot(folder: slots.ModelFolder, generation: int) -> Loaded:
+def crowded(slot: slots.Slot, old: Loaded) -> bool:
+    """Return whether memory has no room for a slot's bundle beside the loaded one."""
+    try:
+        return not room.fits_beside(slot.bundle().config, old.bundle.config)
+    except (OSError, KedgeError):
+        return False  # loading it says what is wrong
+
+
+def wait_until_gone(leaving: weakref.ref[Loaded] | None) -> None:
+    """Wait until nothing uses a retired bundle any more, not much longer than :data:`room.SWITCH_SECONDS`."""
+    until = time.monotonic() + room.SWITCH_SECONDS + _LINGER_SECONDS
+    while leaving is not None and leaving() is not None and time.monotonic() < until:
+        time.sleep(_LOOK_SECONDS)
+    malloc.give_back()
+
+
+def load_slot(folder: slots.ModelFolder, generation: int, *, instead: slots.Slot | None = None) -> Loaded:
     """Load an installed model's current bundle.
 
     Args:
         generation: the model's generation, read before.
+        instead: load this slot, and not the current one.
 
     Raises:
         InputError: the model was removed.
@@ -72,7 +94,7 @@ def load_slot(folder: slots.ModelFolder, generation: int) -> Loaded:
         KedgeError: the runtime refuses it.
     """
     for attempt in range(_LOAD_ATTEMPTS):
-        slot = folder.current()
+        slot = instead or folder.current()
         if slot is None:
             raise InputError(f"the model {folder.name!r} was taken off this device", where=str(folder.path))
         try:
@@ -81,7 +103,7 @@ def load_slot(folder: slots.ModelFolder, generation: int) -> Loaded:
             executor = _executor(slot.folder, bundle, folder.cache, folder.state)
         except (OSError, KedgeError) as error:
             # The slot may have been replaced and removed while it was read.
-            if folder.current() != slot and attempt < _LOAD_ATTEMPTS - 1:
+            if instead is None and folder.current() != slot and attempt < _LOAD_ATTEMPTS - 1:
                 continue
             if isinstance(error, OSError):
                 raise StorageError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -41,8 +42,9 @@ class Model:
             automatically.
 
     An installed model follows the fleet: after a switch, the new bundle is loaded in the background and takes over
-    between two calls; running calls finish on the old one. If it cannot be loaded, the old one goes on and
-    :attr:`failure` says why.
+    between two calls; running calls finish on the old one. If memory has no room for both, the old one finishes and is
+    released first, and calls wait meanwhile. If the new one cannot be loaded, the old one goes on and :attr:`failure`
+    says why.
 
     Raises:
         InputError: there is no such model or folder.
@@ -73,6 +75,7 @@ class Model:
         self._folder: slots.ModelFolder | None = None
         self._generation: memoryview | None = None
         self._seen = 0
+        self._held = False
         self._reloading = threading.Lock()
         self._failure: Exception | None = None
         self._failed_loads = 0
@@ -107,6 +110,7 @@ class Model:
         # As in loaded(), whose call alone is a quarter of what this adds to a small model.
         generation, loaded = self._generation, self._loaded
         if loaded is None or (generation is not None and generation[0] != self._seen):
+            loaded = None  # held here, it could not make way for the next
             loaded = self.loaded()
         if loaded.pipeline is None:
             return loaded.call(loaded, array, named)
@@ -221,11 +225,15 @@ class Model:
             InputError: the model is closed.
         """
         generation = self._generation
-        if generation is not None and generation[0] != self._seen:
+        if generation is not None and generation[0] != self._seen and not self._held:
             self._reload_in_background()
         loaded = self._loaded
+        if loaded is None and self._generation is not None:
+            with self._reloading:  # it was released to make room for the one that is being loaded
+                loaded = self._loaded
         if loaded is None:
-            raise InputError("the model was closed")
+            why = "the model was closed" if self._generation is None else f"no version is loaded: {self._failure}"
+            raise InputError(why)
         return loaded
 
     @property
@@ -296,8 +304,13 @@ class Model:
         """Return the number of bundles that failed to load at a switch."""
         return self._failed_loads
 
+    def hold(self) -> None:
+        """Follow the fleet at :meth:`refresh` alone from now on."""
+        self._held = True
+
     def refresh(self) -> None:
-        """Load the installed bundle if it is a different one, and wait for it; see :attr:`failure` for the outcome."""
+        """Load the installed bundle beside the old one if it is a different one, and wait for it; see :attr:`failure`
+        for the outcome."""
         with self._reloading:
             self._reload()
 
@@ -321,10 +334,7 @@ class Model:
 
     @property
     def _bundle(self) -> Bundle:
-        loaded = self._loaded
-        if loaded is None:
-            raise InputError("the model was closed")
-        return loaded.bundle
+        return self.loaded().bundle
 
     def _cached(self, loaded: Loaded) -> Loaded:
         return loaded if self._cache is None else self._cache.around(loaded)
@@ -335,7 +345,7 @@ class Model:
 
         def work() -> None:
             try:
-                self._reload()
+                self._reload(makes_room=True)
             finally:
                 self._reloading.release()
 
@@ -345,8 +355,12 @@ class Model:
             # No thread to be had; a later call tries again.
             self._reloading.release()
 
-    def _reload(self) -> None:
-        """Load until the loaded bundle is the installed one; the caller holds the lock."""
+    def _reload(self, *, makes_room: bool = False) -> None:
+        """Load until the loaded bundle is the installed one; the caller holds the lock.
+
+        Args:
+            makes_room: whether the old one is released before, if memory has no room for both.
+        """
         from kedge_agent import loading
 
         folder = self._folder
@@ -356,9 +370,15 @@ class Model:
                 slot = folder.current()
                 before = self._loaded
                 if before is None or slot is None or slot.digest != before.bundle.digest:
-                    self._loaded = self._cached(loading.load_slot(folder, generation))
-                    if before is not None:
+                    if makes_room and before is not None and slot is not None and loading.crowded(slot, before):
+                        old = before.digest
                         before.retire()
+                        del before
+                        self._exchange(folder, generation, old)
+                    else:
+                        self._loaded = self._cached(loading.load_slot(folder, generation))
+                        if before is not None:
+                            before.retire()
                 self._failure = None
             except KedgeError as error:
                 log.error("%s: the new bundle cannot be loaded, the old one goes on: %s", folder.name, error)
@@ -368,6 +388,23 @@ class Model:
                 log.exception("%s: the new bundle cannot be loaded, the old one goes on", folder.name)
                 self._note_failure(error)
             self._seen = generation
+
+    def _exchange(self, folder: slots.ModelFolder, generation: int, old: str) -> None:
+        """Load the installed bundle in the place of one that makes way for it; if that fails, the old one again.
+
+        Args:
+            old: digest of the old one.
+        """
+        from kedge_agent import loading
+
+        leaving = None if self._loaded is None else weakref.ref(self._loaded)
+        self._loaded = None
+        loading.wait_until_gone(leaving)
+        try:
+            self._loaded = self._cached(loading.load_slot(folder, generation))
+        except Exception:
+            self._loaded = self._cached(loading.load_slot(folder, generation, instead=folder.slot(old)))
+            raise
 
     def _note_failure(self, error: Exception) -> None:
         self._failure = error

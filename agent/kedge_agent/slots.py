@@ -8,6 +8,7 @@
     STATE/models/NAME/generation     8 bytes, little-endian; grows after each switch; written in place, so that
                                      applications that mapped it see it
     STATE/models/NAME/serving.json   what the serving process has loaded
+    STATE/models/NAME/gives-way      while memory has no room for two versions: the one that the serving process lets go
     STATE/models/NAME/counters/      one file a process, see :mod:`kedge_agent.counters`
     STATE/models/NAME/first-tokens/  one file a process, and
     STATE/models/NAME/token-times/   another one, see :mod:`kedge_agent.paces`
@@ -158,15 +159,16 @@ class ModelFolder:
         self.generation_file = self.path / "generation"
         self.shadow_socket = self.path / "shadow.sock"
         self.serving_file = self.path / "serving.json"
+        self._gives_way = self.path / "gives-way"
 
     def sample_socket(self, choice: Choice) -> Path:
         """Return where samples are taken while some are collected."""
         return self.path / f"{choice.value}.sock"
 
-    def remove_sockets(self) -> None:
-        """Remove the sockets of shadows and samples, at which nobody listens any more: as long as one is there, calls
-        are shown to it."""
-        for path in (self.shadow_socket, *map(self.sample_socket, Choice)):
+    def forget_running(self) -> None:
+        """Remove what an agent that was killed left: sockets of shadows and samples, to which calls are shown while
+        they are there, and a version's order to make way."""
+        for path in (self.shadow_socket, *map(self.sample_socket, Choice), self._gives_way):
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -213,6 +215,13 @@ class ModelFolder:
         except (OSError, MessageError):
             return None
 
+    def gives_way(self, bundle: str) -> bool:
+        """Return whether the serving process must let go of a bundle (its digest), see :mod:`kedge_agent.room`."""
+        try:
+            return self._gives_way.read_text(encoding="ascii") == bundle
+        except OSError:
+            return False
+
     def _linked(self, link: str) -> Slot | None:
         try:
             folder = self.slots / (self.path / link).readlink().name
@@ -226,6 +235,16 @@ class ModelFolder:
         """Write what is loaded; called by the serving process."""
         with storage_errors(self.serving_file):
             files.write(self.serving_file, codec.encode(serving))
+
+    def give_way(self, bundle: str) -> None:
+        """Make the serving process let go of a bundle, if that is the current one."""
+        with storage_errors(self._gives_way):
+            files.write(self._gives_way, bundle.encode("ascii"))
+
+    def take_back(self) -> None:
+        """Let the serving process have the current bundle again."""
+        with storage_errors(self._gives_way):
+            self._gives_way.unlink(missing_ok=True)
 
     def assemble(self, bundle: Bundle, blob: Callable[[str], Path]) -> Slot:
         """Create the bundle's slot, completely or not at all. It is not current yet.

@@ -20,8 +20,7 @@ from tests.support import decoders
 from tests.support.brokers import wait_for
 from tests.support.installed import install
 
-from kedge_agent import Model
-from kedge_agent.generation import engine
+from kedge_agent import Model, room
 from kedge_protocol import memory
 
 Array = npt.NDArray[Any]
@@ -114,7 +113,7 @@ def test_answers_that_stream_during_a_switch_are_whole_and_of_one_version(
 def test_answers_of_the_old_version_are_cut_off_when_their_time_is_over(
     releases: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "SWITCH_SECONDS", 0.0)
+    monkeypatch.setattr(room, "SWITCH_SECONDS", 0.0)
     state = tmp_path / "state"
     install(state, releases[0])
     with Model("writer", state=state) as model:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ import pytest
 from tests.support.bundles import make_bundle, samples
 from tests.support.installed import install
 
-from kedge_agent import InputError, Model
+from kedge_agent import InputError, Model, loading
 from kedge_agent.counters import collect
+from kedge_protocol import memory
 from kedge_targets.executor import Executor
 
 pytestmark = pytest.mark.device
@@ -131,6 +134,49 @@ def test_threads_see_only_whole_bundles_and_no_call_fails(tmp_path: Path) -> Non
     assert found.inferences == sum(calls)
     assert found.errors == 0
     assert len(found.digests) == 3
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "of_device", lambda: memory.DeviceMemory(total=1 << 30, available=1))
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_where_memory_has_no_room_for_both_the_old_bundle_is_released_before_the_new_one_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, make_bundle(tmp_path, version="1.0"))
+    model = Model("tiny", state=tmp_path)
+    first = model(samples(2))
+    old = weakref.ref(model.loaded())
+    load: Callable[..., Any] = loading.load_slot
+    there: list[object] = []
+
+    def watched(*given: Any, **more: Any) -> Any:
+        there.append(old())
+        return load(*given, **more)
+
+    monkeypatch.setattr(loading, "load_slot", watched)
+    install(tmp_path, make_bundle(tmp_path, version="2.0", seed=5))
+    # The first call of these finds that the bundle was switched; none fails, and all but the first few wait.
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: model(samples(2)), range(200)))
+    _until(partial(_serves, model, "2.0"))
+    second = Model(tmp_path / "tiny-2.0", target="generic-cpu")(samples(2))
+    assert all(np.array_equal(one, first) or np.array_equal(one, second) for one in answers)
+    assert there == [None]
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_a_released_bundle_is_loaded_again_if_the_new_one_cannot_be(tmp_path: Path) -> None:
+    install(tmp_path, make_bundle(tmp_path, version="1.0"))
+    model = Model("tiny", state=tmp_path)
+    first = model(samples(2))
+    install(tmp_path, make_bundle(tmp_path, version="2.0", broken="file"))
+    model.loaded()
+    _until(lambda: model.failure is not None)
+    assert model.version == "1.0"
+    np.testing.assert_array_equal(model(samples(2)), first)
 
 
 def test_a_bundle_is_warmed_up_before_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

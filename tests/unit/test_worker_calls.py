@@ -53,6 +53,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def test_where_memory_runs_out_a_worker_goes_before_its_parent(make: Make) -> None:
+    pid = make().call(TASKS + "echo", Ask(text=""), Told, deadline=60).pid
+    theirs, ours = (int(Path(f"/proc/{one}/oom_score_adj").read_text()) for one in (pid, "self"))
+    assert theirs > ours
+
+
 def test_request_and_answer_keep_their_types_and_progress_comes(make: Make) -> None:
     steps: list[tuple[str, int, int]] = []
     ask = Ask(text="größe\n", number=float("inf"), path=Path("x"), items={"a": [1, 2]})

@@ -42,8 +42,6 @@ log = logging.getLogger("kedge.generation")
 CHUNK = 128
 """Tokens of a prompt that are prefilled between two decoding steps."""
 QUEUE = 64
-SWITCH_SECONDS = 300.0
-"""How long a version's answers go on after a switch; meanwhile two versions are in memory."""
 
 
 @dataclass

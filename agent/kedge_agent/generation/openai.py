@@ -92,7 +92,14 @@ class OpenAiHandler:
     def _asked(self, name: str, kind: Callable[[Loaded], bool]) -> Loaded | Response:
         """Return the model with this name if it serves and fits, otherwise the answer that it does not."""
         found = self._loaded(name, kind)
-        return self._no_model(name, lambda one: self._loaded(one, kind) is not None) if found is None else found
+        if found is not None:
+            return found
+        entry = self._models.get(name)
+        if not self._models.scanned or (entry is not None and entry.model is None):
+            why = "the models are still being loaded" if entry is None else entry.error
+            fields = (("Retry-After", "5"),)
+            return _refusal(503, f"the model {name[:80]!r} is not ready: {why}", kind="server_error", fields=fields)
+        return self._no_model(name, lambda one: self._loaded(one, kind) is not None)
 
     def _loaded(self, name: str, fits: Callable[[Loaded], bool]) -> Loaded | None:
         """Return the model with this name if it serves and fits, otherwise None."""

@@ -11,11 +11,13 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kedge_agent import malloc, slots
+from kedge_agent import malloc, room, slots
 from kedge_agent.model import Model
 from kedge_agent.serving.running_figures import RunningFigures
 from kedge_agent.serving.statistics import Statistics
@@ -24,7 +26,15 @@ from kedge_protocol import codec
 from kedge_protocol.errors import InputError, KedgeError
 from kedge_protocol.packages import version_numbers
 
+if TYPE_CHECKING:
+    from kedge_agent.loaded import Loaded
+
 log = logging.getLogger("kedge.serving")
+
+
+_NONE_YET = -1
+"""No generation: what is installed has to be loaded."""
+_GIVES_WAY = "memory has no room for two versions, and the next one is being tried"
 
 
 @dataclass
@@ -42,6 +52,7 @@ class Entry:
         untold: a report that could not be sent to the agent yet.
         unwritten: a report that could not be written to ``serving.json`` yet.
         report: the last report.
+        leaving: what makes way for another version in memory, until nothing holds it any more.
     """
 
     folder: slots.ModelFolder
@@ -55,6 +66,7 @@ class Entry:
     untold: slots.Serving | None = None
     unwritten: slots.Serving | None = None
     report: slots.Serving | None = None
+    leaving: weakref.ref[Loaded] | None = None
 
 
 class ServedModels:
@@ -194,27 +206,69 @@ class ServedModels:
         slot = folder.current()
         if entry is not None and entry.unloaded:
             return
-        if slot is not None and (entry is None or entry.generation != generation):
-            entry = entry or Entry(folder, generation, self._workers(key))
-            self._load(entry)
-            malloc.give_back()
-            entry.generation = generation
-            model = entry.model
-            entry.untold = slots.Serving(
-                digest=slot.digest,
-                pid=os.getpid(),
-                error=None if entry.error is None else codec.sayable(entry.error),
-                detail=None if model is None else codec.sayable(model.detail) or None,
-                figures={} if model is None else dict(model.figures),
-            )
-            entry.unwritten = entry.report = entry.untold
-            self._write(entry, log.error)
-            self._entries[key] = entry
-            self._arrange()
+        if slot is not None and (entry is None or entry.generation != generation or folder.gives_way(slot.digest)):
+            entry = entry or Entry(folder, _NONE_YET, self._workers(key))
+            self._renew(key, entry, slot, generation)
         if entry is not None and entry.untold is not None and self._on_loaded(key, entry.untold):
             entry.untold = None
         if entry is not None and entry.unwritten is not None:
             self._write(entry, log.debug)
+
+    def _renew(self, key: str, entry: Entry, slot: slots.Slot, generation: int) -> None:
+        """Load what is installed now; before that let go of what has to make way, which may take several scans."""
+        ordered = entry.folder.gives_way(slot.digest)
+        if ordered or self._crowded(entry, slot):
+            self._let_go(entry)
+        if entry.leaving is not None:
+            malloc.give_back()
+            if entry.leaving() is not None:
+                return
+            entry.leaving = None
+        if ordered:
+            entry.generation, entry.error = _NONE_YET, _GIVES_WAY
+            if entry.report is None or entry.report.error != _GIVES_WAY:
+                self._note(key, entry, slot)
+            return
+        self._load(entry)
+        malloc.give_back()
+        entry.generation = generation
+        self._note(key, entry, slot)
+
+    @staticmethod
+    def _crowded(entry: Entry, slot: slots.Slot) -> bool:
+        """Return whether memory has no room for the bundle of a slot beside the loaded one."""
+        if entry.model is None or slot.digest == entry.model.digest:
+            return False
+        with contextlib.suppress(KedgeError, OSError):
+            return not room.fits_beside(slot.bundle().config, entry.model.config)
+        return False
+
+    def _note(self, key: str, entry: Entry, slot: slots.Slot) -> None:
+        """Say what became of a load."""
+        model = entry.model
+        entry.untold = slots.Serving(
+            digest=slot.digest,
+            pid=os.getpid(),
+            error=None if entry.error is None else codec.sayable(entry.error),
+            detail=None if model is None else codec.sayable(model.detail) or None,
+            figures={} if model is None else dict(model.figures),
+        )
+        entry.unwritten = entry.report = entry.untold
+        self._write(entry, log.error)
+        self._entries[key] = entry
+        self._arrange()
+
+    @staticmethod
+    def _let_go(entry: Entry) -> None:
+        """Let a model's running answers end within :data:`kedge_agent.room.SWITCH_SECONDS`, and take no more."""
+        model, entry.model = entry.model, None
+        if model is not None:
+            entry.error = _GIVES_WAY
+            loaded = model.loaded()
+            loaded.retire()
+            entry.leaving = weakref.ref(loaded)
+            model.close()
+            log.info("%s %s makes way for another version", entry.folder.name, loaded.version)
 
     @staticmethod
     def _write(entry: Entry, complain: Callable[..., None]) -> None:
@@ -271,6 +325,7 @@ class ServedModels:
         try:
             if entry.model is None:
                 entry.model = Model(entry.folder.name, state=entry.folder.state)
+                entry.model.hold()  # a scan looks for room before it loads the next version
             else:
                 entry.model.refresh()
                 if entry.model.failure is not None:

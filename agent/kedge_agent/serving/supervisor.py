@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from kedge_agent.room import DECLARED
 from kedge_agent.serving.heartbeat import EXIT_HUNG, HeartbeatReader, new_page
 from kedge_agent.serving.settings import ServerSettings, listening_socket
 from kedge_agent.serving.status_pipe import StatusReader
@@ -43,8 +44,6 @@ _AT_ONCE = 2
 """Number of consecutive deaths up to which the process is restarted without waiting, if it had come up."""
 _LIVED_SECONDS = 1.0
 """A process that lived this long before it was killed from outside is restarted without waiting, however often."""
-MEMORY = "memory_bytes"
-"""The figure by which a language model reports the memory that its bundle declares."""
 _OVER_SECONDS = 1.0
 """Time for which it must have too much: what a model declares is heard a moment after the model was loaded."""
 _MEMORY_SHARE = 0.5
@@ -207,7 +206,7 @@ class ServingSupervisor:
         if process is None or self._killed_for:
             return
         # A language model may be most of a device; what it takes is known, and was admitted.
-        allowed = self._memory_bytes + sum(int(one.figures.get(MEMORY, 0)) for one in self._said.values())
+        allowed = self._memory_bytes + sum(int(one.figures.get(DECLARED, 0)) for one in self._said.values())
         loading = self._heartbeat is not None and self._heartbeat.loading
         if loading or (memory.resident(process.pid) or 0) <= allowed:
             self._over_since = now

@@ -5,6 +5,7 @@ Imports nothing heavy: each task imports what it needs.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
@@ -14,6 +15,7 @@ import time
 import traceback
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from kedge_protocol import codec, errors
@@ -72,8 +74,16 @@ def described(error: BaseException) -> dict[str, Any]:
     return {"kind": type(error).__name__, "what": str(error), "where": None, "remedy": None}
 
 
+def _go_first() -> None:
+    """Where memory runs out, let the kernel end this process rather than what serves or what somebody works with
+    (proc_pid_oom_score_adj(5))."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
+
+
 def main() -> None:
     """Serve until the parent closes the pipe."""
+    _go_first()
     answers = _Answers(int(os.environ.pop(ANSWER_VARIABLE)))
     requests = _requests()
     for line in requests:
