@@ -64,6 +64,11 @@ def status(state: Path | None, config: Path | None) -> None:
 @click.option("--tls-client-ca", help="Clients need a certificate of this CA, PEM.")
 @click.option("--cors-origin", multiple=True, help="Web pages of this origin may call; may be given several times.")
 @click.option(
+    "--allowed-host",
+    multiple=True,
+    help="Clients may call under this name, besides localhost and IP addresses; may be given several times.",
+)
+@click.option(
     "--cache-mib", type=click.IntRange(min=0), default=0, help="Memory for answers that are kept and given again."
 )
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine and ask clients for nothing.")
@@ -80,6 +85,7 @@ def serve(
     tls_key: str | None,
     tls_client_ca: str | None,
     cors_origin: tuple[str, ...],
+    allowed_host: tuple[str, ...],
     cache_mib: int,
     insecure: bool,
     no_proof: bool,
@@ -105,6 +111,7 @@ def serve(
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
         cors_origins=cors_origin,
+        allowed_hosts=allowed_host,
         grpc_listen=grpc,
         cache_bytes=cache_mib << 20,
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from kedge_agent.proving import ProofLimits
 from kedge_agent.samples.runner import SampleLimits
-from kedge_agent.serving.settings import ServerSettings, checked_exposure
+from kedge_agent.serving import access
+from kedge_agent.serving.settings import ServerSettings
 from kedge_agent.shadow.runner import ShadowLimits
 from kedge_agent.slots import default_state
 from kedge_agent.split.settings import SplitSettings
@@ -69,6 +70,7 @@ class ServeTable:
         token_file: file with the token that clients send as ``Authorization: Bearer``.
         tls_cert, tls_key, tls_client_ca: PEM files; with a client CA every client must present a certificate.
         cors_origins: origins whose web pages may call.
+        allowed_hosts: names under which clients may call, besides localhost and IP addresses, as behind a proxy.
         call_seconds: a call that takes longer is answered with 503 and counts as hung.
         memory_mib: memory above which the serving process is restarted; 0 for half of the device's.
         cache_mib: memory for answers that are kept and given again to requests with the same bytes; 0 keeps none.
@@ -84,6 +86,7 @@ class ServeTable:
     tls_key: str | None = None
     tls_client_ca: str | None = None
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     insecure: bool = False
     call_seconds: float = 30.0
     memory_mib: int = 0
@@ -360,6 +363,7 @@ def _server(table: ServeTable, folder: Path, load_seconds: float) -> ServerSetti
         tls_key=path(table.tls_key),
         tls_client_ca=path(table.tls_client_ca),
         cors_origins=table.cors_origins,
+        allowed_hosts=table.allowed_hosts,
         grpc_listen=table.grpc,
         cache_bytes=table.cache_mib << 20,
         cascade=table.cascade,
@@ -367,8 +371,9 @@ def _server(table: ServeTable, folder: Path, load_seconds: float) -> ServerSetti
     if table.enabled:
         addresses.parse(table.listen, where="serve.listen")
         settings.token()
+        access.checked(settings)
         for address in (table.listen, *([table.grpc] if table.grpc else ())):
-            checked_exposure(address, settings, insecure=table.insecure)
+            access.checked_exposure(address, settings, insecure=table.insecure)
     return settings
 
 

@@ -31,22 +31,24 @@ def infer(
 
     Args:
         name, target, backend, state: see :func:`kedge_agent.opening.open_model`.
-        inputs: ``[INPUT=]FILE``: ``.npy``, or for the model's pipeline a picture, a sound, or a file of text in UTF-8.
-            ``-`` is standard input: what the pipeline takes, or numbers in JSON.
+        inputs: ``[INPUT=]FILE``: ``.npy``, or for the model's pipeline, without a name, a picture, a sound, or a file
+            of text in UTF-8. ``-`` is standard input: what the pipeline takes, or numbers in JSON.
         output: a ``.npz`` file for the result.
 
     Returns:
         The result as one line of JSON; with ``output``, a description of what was written.
 
     Raises:
-        InputError: a file is missing or not an array, or the model does not take it.
+        InputError: a file is missing or not an array, the model does not take it, or JSON cannot say the result.
         StorageError: ``output`` cannot be written.
     """
     with open_model(name, target=target, backend=backend, state=state) as model:
         pipeline = model.config.pipeline
-        named = dict(_read(one, pipeline) for one in inputs)
-        if len(named) != len(inputs):
+        split = [_split(one) for one in inputs]
+        names, files = {name for name, _ in split}, [file for _, file in split]
+        if len(names) != len(split) or files.count("-") > 1:
             raise InputError("an input is given twice")
+        named = {name: _read(name, file, pipeline) for name, file in split}
         only = named.pop("") if set(named) == {""} else None
         if pipeline is not None and only is not None and not isinstance(only, np.ndarray):
             return _answered(model(only), output)
@@ -54,24 +56,30 @@ def infer(
         values = result if isinstance(result, dict) else {model.outputs[0].name: result}
         if output is not None:
             return _written(output, values)
-        return json.dumps({key: _plain(value) for key, value in values.items()}) + "\n"
+        return json.dumps({key: _plain(key, value) for key, value in values.items()}) + "\n"
 
 
-def _read(text: str, pipeline: Pipeline | None) -> tuple[str, Any]:
-    """Return the name of one option (empty if none is given) and its value: an array, or the pipeline's item."""
+def _split(text: str) -> tuple[str, str]:
+    """Return the name in one option, empty if none is given, and the file."""
     name, equals, file = text.rpartition("=")
-    if equals and not name.isidentifier() and not Path(file).exists():
-        name, file = "", text
+    return ("", text) if equals and not name.isidentifier() and not Path(file).exists() else (name, file)
+
+
+def _read(name: str, file: str, pipeline: Pipeline | None) -> Any:
+    """Return the value of one option: an array, or the pipeline's item, which has no name."""
+    pipeline = None if name else pipeline
     if file == "-":
-        return name, _from_standard_input(sys.stdin.buffer.read(), pipeline)
+        return _from_standard_input(sys.stdin.buffer.read(), pipeline)
     path = Path(file)
+    if not path.is_file():
+        raise InputError("there is no such file", where=file)
     if path.suffix != ".npy":
-        if not path.is_file():
-            raise InputError("there is no such file", where=file)
-        takes_text = pipeline is not None and pipeline.text is not None
-        return name, _text(path.read_bytes(), file) if takes_text else file
+        if pipeline is None:
+            remedy = "Give a .npy file (numpy.save); pictures, sounds and texts go without a name to a pipeline"
+            raise InputError("is no array, and no pipeline of the model takes it", where=file, remedy=remedy)
+        return _text(path.read_bytes(), file) if pipeline.text is not None else file
     try:
-        return name, np.load(path, allow_pickle=False)
+        return np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"is no array: {error}", where=file, remedy="Write one with numpy.save") from error
 
@@ -83,9 +91,12 @@ def _from_standard_input(raw: bytes, pipeline: Pipeline | None) -> Any:
     if pipeline is not None and raw.lstrip()[:1] != b"[":
         return raw
     try:
-        return np.asarray(json.loads(raw))
+        array = np.asarray(json.loads(raw))
     except ValueError as error:
         raise InputError(f"standard input holds no numbers in JSON: {error}") from error
+    if array.dtype.kind == "O":
+        raise InputError("standard input holds no numbers in JSON, but something else", remedy="Give a list of numbers")
+    return array
 
 
 def _text(raw: bytes, where: str) -> str:
@@ -114,7 +125,11 @@ def _written(path: Path, values: dict[str, Any]) -> str:
     return f"{path}: {', '.join(values)}\n"
 
 
-def _plain(value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
+    if np.asarray(value).dtype.kind == "f" and not np.isfinite(value).all():
+        raise InputError(
+            "holds NaN or infinity, which JSON cannot say", where=f"output {name!r}", remedy="Give --output FILE.npz"
+        )
     if isinstance(value, np.ndarray) and value.dtype == np.float32:
         # The double with the same few digits: 0.1, not 0.10000000149011612.
         return np.reshape([float(text) for text in value.ravel().astype("U")], value.shape).tolist()

@@ -71,7 +71,8 @@ def check_input(array: Array, spec: TensorSpec) -> None:
         want = "x".join("?" if axis is None else str(axis) for axis in expected)
         have = "x".join(map(str, array.shape))
         axis = _ORDINALS.get(spec.batch_axis, f"axis {spec.batch_axis} is the batch")
-        raise InputError(f"shape {have or 'of one number'} does not fit {want} ({axis})", where=f"input {spec.name!r}")
+        sent = f"shape {have}" if have else "one number"
+        raise InputError(f"{sent} does not fit {want or 'one number'} ({axis})", where=f"input {spec.name!r}")
 
 
 _ORDINALS = {0: "first axis is the batch", 1: "second axis is the batch", NO_BATCH: "it has no batch axis"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,7 +19,9 @@ from tests.support.installed import install
 from tests.support.standalone import serving
 
 from kedge_agent import Model
+from kedge_agent.infer_command import infer
 from kedge_agent.serving.registry_client import parse_reference
+from kedge_protocol.errors import InputError
 
 pytestmark = pytest.mark.device
 
@@ -68,6 +72,8 @@ def test_what_is_installed_is_served_by_its_name(tmp_path: Path) -> None:
 
 def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
     release = str(make_bundle(tmp_path, target=("generic-cpu", "rpi4")))
+    (tmp_path / "no.pem").write_text("no certificate")
+    pem = str(tmp_path / "no.pem")
     for arguments, words in (
         (("nothing",), "no release folder, no model that is installed"),
         ((release,), "Name one with --target: generic-cpu, rpi4"),
@@ -75,6 +81,8 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
         ((release, "--target", "generic-cpu", "--listen", "0.0.0.0:0"), "clients are asked for nothing"),
         ((release, "--target", "generic-cpu", "--listen", "nowhere"), "not an address"),
         ((release, release, "--target", "generic-cpu"), "two sources"),
+        ((release, "--target", "generic-cpu", "--tls-cert", pem), "no certificate can be read"),
+        ((release, "--target", "generic-cpu", "--listen", "0.0.0.0:0", "--tls-client-ca", pem), "there is no TLS"),
         (("127.0.0.1:9/none:1",), "cannot be reached"),
     ):
         done = agent("serve", *arguments)
@@ -83,7 +91,7 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
         assert done.stderr.count("\n") == 1
 
 
-def test_infer_reads_an_array_and_prints_numbers(tmp_path: Path) -> None:
+def test_infer_reads_an_array_and_prints_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = make_bundle(tmp_path)
     expected = Model(release, target="generic-cpu")(samples(2))
     np.save(tmp_path / "x.npy", samples(2))
@@ -93,9 +101,22 @@ def test_infer_reads_an_array_and_prints_numbers(tmp_path: Path) -> None:
         "infer", str(release), "--target", "generic-cpu", "--input", "input=-", text=json.dumps(samples(1).tolist())
     )
     assert np.shape(json.loads(done.stdout)["scores"]) == (1, CLASSES)
-    refused = agent("infer", str(release), "--target", "generic-cpu", "--input", str(tmp_path / "none.npy"))
-    assert refused.returncode == 1
-    assert "none.npy" in refused.stderr
+    np.save(tmp_path / "large.npy", np.full((1, 16), 3.4e38, np.float32))
+    (tmp_path / "photo.jpg").write_bytes(b"a picture")
+    for given, words in (
+        (("none.npy",), "none.npy: there is no such file"),
+        # The file's name was taken for a text, and so for a sample.
+        (("photo.jpg",), "photo.jpg: is no array, and no pipeline of the model takes it"),
+        (("large.npy",), "output 'scores': holds NaN or infinity, which JSON cannot say. Give --output"),
+        (("x.npy", "x.npy"), "given twice"),
+        (("input=-", "other=-"), "given twice"),
+    ):
+        inputs = [one if "=" in one else str(tmp_path / one) for one in given]
+        with pytest.raises(InputError, match=re.escape(words)):
+            infer(str(release), inputs)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"input": 1}')))
+    with pytest.raises(InputError, match="Give a list of numbers"):
+        infer(str(release), ["-"])
 
 
 @pytest.mark.parametrize(

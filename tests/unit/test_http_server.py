@@ -26,7 +26,7 @@ from kedge_agent.serving.handler import (
     server_sent_event,
 )
 from kedge_agent.serving.http_server import HttpServer
-from kedge_agent.serving.settings import ServerSettings, checked_exposure, listening_socket
+from kedge_agent.serving.settings import ServerSettings, listening_socket
 from kedge_agent.serving.worker_pool import WorkerPool
 from kedge_protocol.errors import ConfigError, InputError
 
@@ -95,9 +95,12 @@ class Running:
     def __init__(self, settings: ServerSettings, address: str = "127.0.0.1:0") -> None:
         self.handler = Echo()
         self.socket = listening_socket(address)
-        self.server = HttpServer([self.socket], [("/t", self.handler)], settings)
+        self.server = self.made(settings)
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
+
+    def made(self, settings: ServerSettings) -> HttpServer:
+        return HttpServer([self.socket], [("/t", self.handler)], settings)
 
     @property
     def port(self) -> int:
@@ -288,43 +291,6 @@ def test_a_stopping_server_answers_requests_that_have_begun_to_arrive(run: Calla
         assert received.endswith(b"true}")
     server.thread.join(5)
     assert not server.thread.is_alive()
-
-
-def test_pages_of_other_origins_may_call_when_they_are_named(run: Callable[..., Running]) -> None:
-    server = run(cors_origins=("https://app.example",))
-    ours = server.ask("POST", "/t/post", b"x", Origin="https://app.example")
-    assert ours.headers["Access-Control-Allow-Origin"] == "https://app.example"
-    asked = server.ask("OPTIONS", "/t/post", Origin="https://app.example", Access_Control_Request_Method="POST")
-    assert (asked.status, asked.headers["Access-Control-Allow-Methods"]) == (204, "GET, POST, OPTIONS")
-    theirs = server.ask("POST", "/t/post", b"x", Origin="https://evil.example")
-    assert "Access-Control-Allow-Origin" not in theirs.headers
-    for answer in (ours, asked, theirs):
-        assert "Access-Control-Allow-Credentials" not in answer.headers
-    assert "Access-Control-Allow-Origin" not in run().ask("GET", "/t/now", Origin="https://app.example").headers
-
-
-def test_a_token_is_asked_for_where_one_is_set(run: Callable[..., Running], tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    token.write_text("s3cret\n")
-    server = run(token_file=str(token))
-    refused = server.ask("GET", "/t/now")
-    assert (refused.status, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
-    assert server.ask("GET", "/t/now", Authorization="Bearer wrong").status == 401
-    assert server.ask("GET", "/t/now", Authorization="bearer s3cret", Host="any.example").status == 200
-    token.write_text("")
-    with pytest.raises(ConfigError, match="does not hold one word"):
-        ServerSettings(token_file=str(token)).token()
-
-
-def test_beyond_this_machine_it_is_not_opened_to_everybody(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ConfigError, match="asked for nothing"):
-        checked_exposure("0.0.0.0:8080", ServerSettings(), insecure=False)
-    checked_exposure("0.0.0.0:8080", ServerSettings(token_file="t"), insecure=False)
-    checked_exposure("127.0.0.1:8080", ServerSettings(), insecure=False)
-    checked_exposure("unix:/x", ServerSettings(), insecure=False)
-    assert not caplog.records
-    checked_exposure("[::]:8080", ServerSettings(), insecure=True)
-    assert "OPEN TO EVERYBODY" in caplog.text
 
 
 def test_a_unix_socket_serves_and_takes_the_place_of_a_dead_one(run: Callable[..., Running], tmp_path: Path) -> None:

@@ -149,6 +149,8 @@ def test_every_datatype_is_taken(handler: InferenceHandler, datatype: str) -> No
         (_body().replace(b"[2, 16]", b'[2, 16], "x": NaN'), "not JSON"),
         (_body()[:-1] + b',"outputs":[{"name":"nope"}]}', "no output"),
         (_body()[:-1] + b',"outputs":7}', "'outputs'"),
+        # A number would not come back with the answer, which a client that waits for it would never find.
+        (_body()[:-1] + b',"id":7}', "'id' is no text"),
     ],
 )
 def test_bad_requests_are_400_and_say_why(handler: InferenceHandler, body: bytes, says: str) -> None:
@@ -168,6 +170,8 @@ def test_bad_requests_are_400_and_say_why(handler: InferenceHandler, body: bytes
         ("GET", "/v2/models/none", 404),
         ("GET", "/v2/models/../tiny", 404),
         ("GET", "/v2/models/tiny/versions/9", 404),
+        ("GET", "/v2/models/tiny/versions", 404),
+        ("POST", "/v2/models/tiny/versions", 404),
         ("GET", "/v2/models/tiny/nothing", 404),
         ("POST", "/v2/models/none/infer", 404),
         ("GET", "/v2/models/tiny/infer", 405),
@@ -239,12 +243,18 @@ def test_a_result_that_json_cannot_say_is_not_sent_as_if_it_could(handler: Infer
     body = _body(shape=[1, 16], data=[3.4e38] * 16)
     answer = ask(handler, "POST", "/v2/models/tiny/infer", body)
     assert answer.status == 422
-    assert "not finite" in answer.body["error"]
+    assert answer.body["error"].startswith("output 'scores' holds NaN or infinity")
     asked = b'{"parameters":{"binary_data_output":true},'
     answer = ask(handler, "POST", "/v2/models/tiny/infer", body.replace(b"{", asked, 1))
     assert answer.status == 200
     found = np.frombuffer(answer.raw[-4 * CLASSES :], np.float32)
     assert not np.isfinite(found).all()
+
+
+def test_bytes_that_are_no_text_are_not_sent_as_json() -> None:
+    given = np.asarray([b"ok", b"\xff"], object)
+    with pytest.raises(ValueError, match="no UTF-8"):
+        json_tensors.data_of(given)
 
 
 TOP = (1 << 64) - 1
@@ -343,7 +353,7 @@ def test_the_standard_library_takes_and_gives_what_orjson_does(monkeypatch: pyte
     for library in (json_tensors.orjson, None):
         monkeypatch.setattr(json_tensors, "orjson", library)
         texts.append(json_tensors.encoded({"data": json_tensors.data_of(array)}))
-        with pytest.raises(ValueError, match="finite"):
+        with pytest.raises(ValueError, match="NaN or infinity"):
             json_tensors.data_of(np.float32([np.inf]))
     assert all(np.float32(json.loads(text)["data"]).tobytes() == array.tobytes() for text in texts)
     assert all(text.startswith(b'{"data":[0.1,1e-') for text in texts)

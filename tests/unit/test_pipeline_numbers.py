@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import struct
 import sys
 import wave
 from pathlib import Path
@@ -101,6 +103,17 @@ def test_exif_orientation_and_grey_and_transparency_are_understood() -> None:
     assert pictures.colour(rgb, pictures.Colour.GREY).item() == np.asarray(Image.fromarray(rgb).convert("L")).item()
 
 
+def test_what_is_no_picture_is_said_to_be_none_and_a_cameras_pair_is_its_first() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(buffer, "GIF")
+    for content in (b"", b"a text", buffer.getvalue()):
+        with pytest.raises(InputError, match=r"^a\.jpg: is no picture: neither JPEG, PNG, BMP nor WebP"):
+            pictures.load(content, where="a.jpg")
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(buffer, "MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))])
+    assert pictures.load(buffer.getvalue()).shape == (3, 4, 3)
+
+
 def test_a_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = io.BytesIO()
     Image.new("1", (9_000, 9_000)).save(buffer, "PNG")
@@ -109,6 +122,12 @@ def test_a_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> Non
         bodies.answer(runner, lambda feeds: {}, buffer.getvalue(), "image/png")
     with pytest.raises(InputError, match=r"image/jpeg, image/png"):
         bodies.answer(runner, lambda feeds: {}, b"", "text/plain")
+    # What a client does not name is taken for what the model takes; what it names wrongly is not.
+    for unnamed in ("", "application/octet-stream", "image/jpg", "image/webp"):
+        with pytest.raises(InputError, match=r"9000x9000 pixels is over the limit"):
+            bodies.answer(runner, lambda feeds: {}, buffer.getvalue(), unnamed)
+    with pytest.raises(InputError, match=r"content-type"):
+        bodies.answer(runner, lambda feeds: {}, buffer.getvalue(), "application/x-www-form-urlencoded")
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(MissingDependencyError, match=r"Pillow.*kedge-agent\[pictures\]"):
         bodies.answer(runner, lambda feeds: {}, buffer.getvalue(), "image/png")
@@ -127,6 +146,64 @@ def test_wav_files_of_all_widths_tell_the_same_samples(width: int, tmp_path: Pat
         for value in shifted:
             file.writeframes(int(value).to_bytes(width, "little", signed=width != 1) * 2)
     np.testing.assert_allclose(audio.load(path, Sound()), values, atol=1e-6)
+
+
+def wav_of(form: bytes, samples: bytes, *, length: int | None = None, before: bytes = b"") -> bytes:
+    size = len(samples) if length is None else length
+    chunks = b"fmt " + struct.pack("<I", len(form)) + form + before + b"data" + struct.pack("<I", size) + samples
+    return b"RIFF" + struct.pack("<I", (4 + len(chunks)) & 0xFFFFFFFF) + b"WAVE" + chunks
+
+
+PCM = struct.pack("<HHIIHH", 1, 1, 16000, 32000, 2, 16)
+SAMPLES = np.asarray([0, 8192, -16384, 32767], "<i2").tobytes()
+HEARD = [0.0, 0.25, -0.5, 32767 / 32768]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        wav_of(PCM, SAMPLES),
+        # What a recorder writes into a pipe: it does not know how long it will be.
+        wav_of(PCM, SAMPLES, length=0xFFFFFFFF),
+        wav_of(PCM, SAMPLES, length=0x7FFFFFFF),
+        wav_of(PCM, SAMPLES, length=0x80000000),
+        # A note of odd length before the samples, and half a sample behind them.
+        wav_of(PCM, SAMPLES + b"x", before=b"LIST" + struct.pack("<I", 3) + b"abc\0"),
+        wav_of(struct.pack("<HHIIHH", 3, 1, 16000, 64000, 4, 32), np.asarray(HEARD, "<f4").tobytes()),
+        wav_of(struct.pack("<HHIIHH", 3, 1, 16000, 128000, 8, 64), np.asarray(HEARD, "<f8").tobytes()),
+        # Extensible, as ffmpeg and Windows write more than 16 bits or two channels.
+        wav_of(
+            struct.pack("<HHIIHHHHIH", 0xFFFE, 1, 16000, 32000, 2, 16, 22, 16, 4, 1) + bytes(14), SAMPLES
+        ),
+    ],
+)  # fmt: skip
+def test_wav_files_as_recorders_and_tools_write_them(content: bytes) -> None:
+    np.testing.assert_allclose(audio.load(content, Sound()), HEARD, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "begin"),
+        (b"RIFF\0\0\0\0WAVE", "no samples"),
+        (wav_of(PCM, SAMPLES)[:-2], "cut short, 6 bytes of 8"),
+        (wav_of(PCM, SAMPLES)[:30], "format is cut short"),
+        (wav_of(struct.pack("<HHIIHH", 7, 1, 8000, 8000, 1, 8), SAMPLES), "format 7"),
+        (wav_of(struct.pack("<HHIIHH", 1, 0, 8000, 8000, 1, 8), SAMPLES), "contradicts"),
+        (wav_of(struct.pack("<HHIIHH", 1, 1, 0, 8000, 1, 8), SAMPLES), "contradicts"),
+        (wav_of(struct.pack("<HHIIHH", 3, 1, 8000, 32000, 4, 32), np.float32([np.nan]).tobytes()), "NaN"),
+    ],
+)
+def test_a_sound_that_cannot_be_read_is_told_why(content: bytes, words: str) -> None:
+    with pytest.raises(InputError, match=rf"no wav file that can be read: .*{words}"):
+        audio.load(content, Sound())
+
+
+@settings(max_examples=200, deadline=None)
+@given(content=st.binary(max_size=60).map(lambda rest: b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0" + rest))
+def test_any_bytes_are_a_sound_or_refused(content: bytes) -> None:
+    with contextlib.suppress(InputError):
+        assert np.isfinite(audio.load(content, Sound())).all()
 
 
 def test_resampling_keeps_a_tone() -> None:

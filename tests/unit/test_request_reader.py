@@ -25,8 +25,9 @@ class Server:
     def __init__(self, held: int = 0) -> None:
         self.settings = ServerSettings(max_body_bytes=LIMIT)
         self.held = held
+        self.access = self
 
-    def admit(self, head: Any) -> None:
+    def admit(self, head: Any, *, by_name: bool) -> None:
         if head.path == "/secret":
             raise RefusedError(401, "not you")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from kedge_protocol import tensors
-from kedge_protocol.bundle.config import FileTensor, Preprocess, TensorSpec
+from kedge_protocol.bundle.config import NO_BATCH, FileTensor, Preprocess, TensorSpec
 from kedge_protocol.errors import InputError
 from kedge_targets.pipeline import normalization
 
@@ -129,6 +130,12 @@ def test_an_array_that_does_not_fit_is_told_with_the_input(array: Array, told: s
         tensors.check_input(array, spec_of((None, 3)))
     assert told in str(caught.value)
     assert "'x'" in str(caught.value)
+
+
+def test_a_list_for_an_input_of_one_number_is_told_as_such() -> None:
+    spec = replace(spec_of(()), batch_axis=NO_BATCH)
+    with pytest.raises(InputError, match=r"shape 1 does not fit one number \(it has no batch axis\)"):
+        tensors.check_input(np.ones(1), spec)
 
 
 @given(st.integers(0, 9), st.integers(1, 5), st.integers(1, 5))

@@ -209,7 +209,7 @@ def serve(
     os.environ[CONSENT] = "on" if settings.cascade else "off"
     process = ServingProcess(state, listening, settings, status_fd=status_fd, page=page, excluded=excluded, grpc=grpc)
     for one in listening:
-        log.info("listening on %s", address_of(one))
+        log.info("listening on %s", address_of(one, encrypted=settings.tls_cert is not None))
     return process.run()
 
 

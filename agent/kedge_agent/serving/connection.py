@@ -39,9 +39,10 @@ class Connection:
         server: the owner.
         link: the client's socket, non-blocking.
         encrypted: whether the socket is an ``ssl.SSLSocket``; then only the loop's thread uses it.
+        by_name: whether requests must name this machine, see :meth:`kedge_agent.serving.access.Access.checks_names`.
     """
 
-    def __init__(self, server: HttpServer, link: socket.socket, *, encrypted: bool) -> None:
+    def __init__(self, server: HttpServer, link: socket.socket, *, encrypted: bool, by_name: bool) -> None:
         self.lock = threading.Lock()
         self.room = threading.Condition(self.lock)
         """Notified when output has been sent, or the connection is closed."""
@@ -59,7 +60,7 @@ class Connection:
         self._handshaking = encrypted
         self._output: deque[memoryview] = deque()
         self._mask = READ
-        self._reader = RequestReader(server, self._on_head)
+        self._reader = RequestReader(server, self._on_head, by_name=by_name)
         self._ended = False
         self._broken = False
         self._refused = False
@@ -381,11 +382,10 @@ class Connection:
     def _refuse(self, refused: RefusedError) -> None:
         """Answer a request without reading it to its end, and close."""
         head = self._reader.head
-        head_only = head is not None and head.method == "HEAD"
         self._reader.drop()
         self._refused = True
         fields = (("Retry-After", "1"),) if refused.status == 503 else refused.fields
-        self._server.refuse(self, error_response(refused.status, refused.text, fields), head_only=head_only)
+        self._server.refuse(self, error_response(refused.status, refused.text, fields), head)
 
     def _close_or_drain(self) -> None:
         """Close, or read on for a while: a client that is still sending would not see the answer of a closed

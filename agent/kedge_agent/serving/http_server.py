@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import hmac
 import logging
 import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
+from kedge_agent.serving.access import Access
 from kedge_agent.serving.connection import Connection
 from kedge_agent.serving.event_loop import READ, EventLoop
 from kedge_agent.serving.exchange import Exchange
 from kedge_agent.serving.handler import Handler, Job, Request, Response, error_response, unavailable
-from kedge_agent.serving.http_parser import Head, RefusedError
+from kedge_agent.serving.http_parser import Head
 from kedge_agent.serving.settings import ServerSettings
-from kedge_protocol.addresses import is_loopback
-from kedge_protocol.errors import ConfigError
-
-if TYPE_CHECKING:
-    import ssl
 
 log = logging.getLogger("kedge.serving")
 
 _ACCEPTS_A_TURN = 32
 _READ_BYTES = 256 << 10
-_PREFLIGHT_SECONDS = 600
 _LARGE_BODIES = 1 << 20
 _REMEMBERED = 256
-"""Paths, and names of this machine, that are looked up once."""
+"""Paths that are looked up once."""
 _LONGEST_REMEMBERED = 256
 
 
@@ -72,10 +64,7 @@ class HttpServer:
         self._body_bytes = 0
         self._accepts = False
         self._ends_at: float | None = None
-        self._tls = _tls_context(settings)
-        self._token = settings.token()
-        self._checks_names = self._token is None and self._tls is None and any(map(_is_local, self._listening))
-        self._our_names: set[str] = set()
+        self.access = Access(settings)
         self._paths: dict[str, tuple[Handler | None, tuple[str, ...]]] = {}
         for one in self._listening:
             one.setblocking(False)
@@ -116,23 +105,6 @@ class HttpServer:
 
     # What connections ask of the server.
 
-    def admit(self, head: Head) -> None:
-        """Check a head before its body is read.
-
-        Raises:
-            RefusedError: the Host field names another machine, or a valid token is missing.
-        """
-        authority = head.authority
-        if self._checks_names and authority is not None and authority not in self._our_names:
-            if not self._is_our_name(authority):
-                raise RefusedError(421, "the Host field names another machine")
-            if len(self._our_names) < _REMEMBERED and len(authority) <= _LONGEST_REMEMBERED:
-                self._our_names.add(authority)
-        if self._token is not None and head.method != "OPTIONS":
-            scheme, _, token = head.fields.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode("latin-1"), self._token):
-                raise RefusedError(401, "a valid token is needed", (("WWW-Authenticate", "Bearer"),))
-
     def begin(self, connection: Connection, head: Head, body: bytes, held: int) -> None:
         """Answer a complete request, or hand it to a worker."""
         head_only = head.method == "HEAD"
@@ -145,7 +117,7 @@ class HttpServer:
             keep_alive=head.keep_alive and self._ends_at is None,
             minor=head.minor,
             held=held,
-            fields=self._cross_origin(head),
+            fields=self.access.cross_origin(head),
         )
         with connection.lock:
             connection.exchange = exchange
@@ -166,10 +138,16 @@ class HttpServer:
         elif not pool.submit(exchange):
             exchange.finish(unavailable(f"too many requests wait for {pool.name!r}", status=429))
 
-    def refuse(self, connection: Connection, response: Response, *, head_only: bool) -> None:
-        """Answer an incomplete request, and close."""
+    def refuse(self, connection: Connection, response: Response, head: Head | None = None) -> None:
+        """Answer an incomplete request, and close.
+
+        Args:
+            head: its head, if it was received: a web page may read why it is refused.
+        """
         request = Request("GET", "")
-        exchange = Exchange(self, connection, request, head_only=head_only, keep_alive=False, minor=1)
+        head_only = head is not None and head.method == "HEAD"
+        fields = () if head is None else self.access.cross_origin(head)
+        exchange = Exchange(self, connection, request, head_only=head_only, keep_alive=False, minor=1, fields=fields)
         with connection.lock:
             connection.exchange = exchange
         exchange.finish(response)
@@ -220,34 +198,8 @@ class HttpServer:
             self._paths[path] = found
         return found
 
-    def _cross_origin(self, head: Head) -> Sequence[tuple[str, str]]:
-        """Return header fields for a page of another origin (WHATWG Fetch, section 3.2); none if it may not call."""
-        origins = self.settings.cors_origins
-        origin = head.fields.get("origin") if origins else None
-        if origin is None:
-            return ()
-        every = "*" in origins
-        if not every and origin not in origins:
-            return (("Vary", "Origin"),)
-        fields = [("Access-Control-Allow-Origin", "*" if every else origin), ("Vary", "Origin")]
-        fields.append(("Access-Control-Expose-Headers", "Inference-Header-Content-Length, Retry-After"))
-        if head.method == "OPTIONS":
-            fields += [
-                ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"),
-                ("Access-Control-Allow-Headers", "Authorization, Content-Type, Inference-Header-Content-Length"),
-                ("Access-Control-Max-Age", str(_PREFLIGHT_SECONDS)),
-            ]
-        return fields
-
-    def _is_our_name(self, authority: str) -> bool:
-        """Return whether a request is addressed to this server. By DNS rebinding, a web page may direct its visitor's
-        browser to our address under a name of its own; if clients must authenticate, that gains it nothing."""
-        host = authority.lower()
-        bare = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-        known = bare == "localhost" or bare.endswith(".localhost") or bare in self.settings.allowed_hosts
-        return known or _is_address(bare)
-
     def _on_connection(self, listening: socket.socket) -> None:
+        by_name = self.access.checks_names(listening)
         for _ in range(_ACCEPTS_A_TURN):
             try:
                 link, _ = listening.accept()
@@ -258,20 +210,21 @@ class HttpServer:
                     # Until something is closed; the kernel keeps those that come in its queue.
                     self._accept_no_more()
                 return
-            self._take(link)
+            self._take(link, by_name=by_name)
 
-    def _take(self, link: socket.socket) -> None:
+    def _take(self, link: socket.socket, *, by_name: bool) -> None:
         link.setblocking(False)
         if link.family != socket.AF_UNIX:
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._tls is not None:
-            link = self._tls.wrap_socket(link, server_side=True, do_handshake_on_connect=False)
+        tls = self.access.tls
+        if tls is not None:
+            link = tls.wrap_socket(link, server_side=True, do_handshake_on_connect=False)
         full = len(self._connections) >= self.settings.connections and not self._evict()
-        connection = Connection(self, link, encrypted=self._tls is not None)
+        connection = Connection(self, link, encrypted=tls is not None, by_name=by_name)
         self._connections.add(connection)
         connection.start()
         if full:
-            self.refuse(connection, unavailable("too many connections"), head_only=False)
+            self.refuse(connection, unavailable("too many connections"))
 
     def _evict(self) -> bool:
         """Close the connection that has waited longest for its client; return False if all are being answered."""
@@ -312,42 +265,8 @@ def _is_below(path: str, prefix: str) -> bool:
     return path == prefix or path.startswith(prefix + "/")
 
 
-def _is_local(listening: socket.socket) -> bool:
-    return listening.family != socket.AF_UNIX and is_loopback(str(listening.getsockname()[0]))
-
-
 def _listed(methods: Sequence[str]) -> str:
     shown = [*methods, "OPTIONS"]
     if "GET" in methods:
         shown.insert(shown.index("GET") + 1, "HEAD")
     return ", ".join(shown)
-
-
-def _is_address(host: str) -> bool:
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError):
-            socket.inet_pton(family, host)
-            return True
-    return False
-
-
-def _tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
-    if settings.tls_cert is None:
-        return None
-    import ssl
-
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    where = settings.tls_cert
-    try:
-        context.load_cert_chain(settings.tls_cert, settings.tls_key)
-        if settings.tls_client_ca is not None:
-            where = settings.tls_client_ca
-            context.load_verify_locations(settings.tls_client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"no certificate can be read: {error.strerror or error}",
-            where=where,
-            remedy="Give PEM files that this user may read, the key without a passphrase",
-        ) from error
-    return context

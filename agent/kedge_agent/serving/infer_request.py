@@ -94,11 +94,13 @@ def from_json(body: bytes, header_length: str | None, config: BundleConfig) -> I
     parameters = _parameters(request, "the request")
     every = _truth(parameters, "binary_data_output", "the request")
     identifier = request.get("id", "")
+    if not isinstance(identifier, str):
+        raise InputError("'id' is no text")
     # One rare letter first: it is found ten times as fast as a word.
     truths = (b"r" in body and b"true" in body) or (b"l" in body and b"false" in body)
     inputs = _inputs(request, binary, truths=truths)
     outputs = _outputs(request, config, every)
-    return InferRequest(inputs, outputs, every, identifier if isinstance(identifier, str) else "")
+    return InferRequest(inputs, outputs, every, identifier)
 
 
 class _Form(NamedTuple):

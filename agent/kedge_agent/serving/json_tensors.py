@@ -251,16 +251,19 @@ def data_of(array: Array) -> Any:
     """Return a tensor's numbers for :func:`encoded`.
 
     Raises:
-        ValueError: a number is not finite.
+        ValueError: JSON cannot say it; the text names what.
     """
     flat = np.ascontiguousarray(array).reshape(-1)
     if flat.dtype.kind == "f":
         if not np.isfinite(flat).all():
-            raise ValueError("not finite")
+            raise ValueError("NaN or infinity")
         if flat.dtype == np.float16:
             flat = flat.astype(np.float32)
     if flat.dtype.kind == "O":
-        return [text.decode("utf-8") if isinstance(text, bytes) else str(text) for text in flat]
+        try:
+            return [text.decode("utf-8") if isinstance(text, bytes) else str(text) for text in flat]
+        except UnicodeDecodeError as error:
+            raise ValueError("bytes that are no UTF-8") from error
     if orjson is not None:
         return flat
     # The double that has the same few digits is written with them.

@@ -24,7 +24,6 @@ from kedge_protocol.errors import InputError
 log = logging.getLogger("kedge.serving")
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
-_NOT_FINITE = "the result is not finite (NaN or infinity), JSON cannot say it; ask for it as binary data"
 _WAITING = 64
 _LONGEST_WAIT = 600.0
 _FLEET_DECIDES = "the fleet's desired state decides which models this device loads; roll a release out instead"
@@ -65,6 +64,8 @@ class InferenceHandler:
             return ("POST",) if found else ()
         if parts[:1] != ["models"] or len(parts) < 2:
             return ()
+        if parts[2:3] == ["versions"] and len(parts) < 4:
+            return ()
         rest = parts[4:] if parts[2:3] == ["versions"] else parts[2:]
         if rest in (["infer"], ["pipeline"]):
             return ("POST",)
@@ -79,7 +80,7 @@ class InferenceHandler:
         try:
             if parts[0] == "repository":
                 return self._repository(parts[1:], request)
-            version = parts[3] if parts[2:3] == ["versions"] and len(parts) > 3 else None
+            version = parts[3] if parts[2:3] == ["versions"] else None
             rest = parts[4:] if version is not None else parts[2:]
             return self._of_model(parts[1], version, rest, request)
         except NoModelError as error:
@@ -333,11 +334,12 @@ def answer(name: str, identifier: str, result: InferResult) -> Response:
     """Return the response to an inference request as JSON, followed by binary tensors if the client asked for them."""
     tensors: list[dict[str, Any]] = []
     binary: list[bytes | memoryview] = []
-    try:
-        for output, array in result.outputs:
+    for output, array in result.outputs:
+        try:
             tensors.append(_tensor(output, array, binary))
-    except (ValueError, UnicodeDecodeError):
-        return error_response(422, _NOT_FINITE)
+        except ValueError as error:
+            why = f"output {output.name!r} holds {error}, which JSON cannot say; ask for it as binary data"
+            return error_response(422, why)
     content: dict[str, Any] = {"model_name": name, "model_version": result.version, "outputs": tensors}
     if identifier:
         content["id"] = identifier

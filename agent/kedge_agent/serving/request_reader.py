@@ -31,17 +31,19 @@ class RequestReader:
     Args:
         server: the owner; it admits heads and counts the bytes of bodies.
         on_head: called for each head whose body is still to come, with whether the client waits for ``100 Continue``.
+        by_name: whether requests must name this machine.
     """
 
-    __slots__ = ("_body", "_on_head", "_scanned", "_server", "head", "input")
+    __slots__ = ("_body", "_by_name", "_on_head", "_scanned", "_server", "head", "input")
 
-    def __init__(self, server: HttpServer, on_head: Callable[[bool], None]) -> None:
+    def __init__(self, server: HttpServer, on_head: Callable[[bool], None], *, by_name: bool = True) -> None:
         self.input = bytearray()
         """Bytes that belong to no request yet."""
         self.head: Head | None = None
         """The head of the request whose body is being received."""
         self._server = server
         self._on_head = on_head
+        self._by_name = by_name
         self._scanned = 0
         self._body: Body | None = None
 
@@ -67,7 +69,7 @@ class RequestReader:
         if length != len(whole) - end - 4 or length > self._server.settings.max_body_bytes:
             return None
         self.head = head
-        self._server.admit(head)
+        self._server.access.admit(head, by_name=self._by_name)
         try:
             self._hold(length)
         except RefusedError:
@@ -133,7 +135,7 @@ class RequestReader:
         head = parse_head(bytes(data[:end]))
         del data[: end + 4]
         self.head = head
-        self._server.admit(head)
+        self._server.access.admit(head, by_name=self._by_name)
         self._body = body_of(head, self._server.settings.max_body_bytes)
         expected = head.fields.get("expect", "").lower()
         if expected not in ("", "100-continue"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from dataclasses import dataclass
@@ -10,8 +9,6 @@ from pathlib import Path
 
 from kedge_protocol import addresses, credentials
 from kedge_protocol.errors import ConfigError
-
-log = logging.getLogger("kedge.serving")
 
 _BACKLOG = 512
 
@@ -86,24 +83,6 @@ class ServerSettings:
         return lines[0].encode()
 
 
-def checked_exposure(listen: str, settings: ServerSettings, *, insecure: bool) -> None:
-    """Check that clients from other machines must present a token or a certificate.
-
-    Raises:
-        ConfigError: an address beyond loopback with neither, without ``insecure``.
-    """
-    asks = settings.token_file is not None or settings.tls_client_ca is not None
-    if listen.startswith("unix:") or addresses.is_loopback(addresses.parse(listen, any_port=True)[0]) or asks:
-        return
-    if not insecure:
-        raise ConfigError(
-            "can be reached from other machines, and clients are asked for nothing",
-            where=listen,
-            remedy="Give a token file or a client CA, listen on 127.0.0.1, or say that you want it insecure",
-        )
-    log.warning("%s IS OPEN TO EVERYBODY who reaches this machine: no token, no client certificate", listen)
-
-
 def listening_socket(listen: str) -> socket.socket:
     """Listen on ``host:port``, or on ``unix:PATH``.
 
@@ -120,12 +99,12 @@ def listening_socket(listen: str) -> socket.socket:
         ) from error
 
 
-def address_of(listening: socket.socket) -> str:
-    """Return the address of a listening socket: ``http://host:port``, or ``unix:PATH``."""
+def address_of(listening: socket.socket, *, encrypted: bool = False) -> str:
+    """Return the address of a listening socket: ``http://host:port`` or ``https://host:port``, or ``unix:PATH``."""
     name = listening.getsockname()
     if listening.family == socket.AF_UNIX:
         return f"unix:{name}"
-    return f"http://{addresses.join(str(name[0]), name[1])}"
+    return f"{'https' if encrypted else 'http'}://{addresses.join(str(name[0]), name[1])}"
 
 
 def _tcp_socket(listen: str) -> socket.socket:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from kedge_agent.opening import chosen_target
 from kedge_agent.own_proofs import OwnProofs
+from kedge_agent.serving import access
 from kedge_agent.serving.registry_client import RegistryClient, parse_reference
-from kedge_agent.serving.settings import ServerSettings, address_of, checked_exposure
+from kedge_agent.serving.settings import ServerSettings, address_of
 from kedge_agent.serving.supervisor import ServingSupervisor
 from kedge_agent.slots import VERSIONS, ModelFolder, Slot, default_state, further_states, model_names
 from kedge_protocol import digest
@@ -70,8 +71,10 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     settings = replace(settings or ServerSettings(), fleet=False, cascade=True)
     settings.token()
+    access.checked(settings)
+    access.tls_context(settings)
     for address in (*listen, *([settings.grpc_listen] if settings.grpc_listen else ())):
-        checked_exposure(address, settings, insecure=insecure)
+        access.checked_exposure(address, settings, insecure=insecure)
     with tempfile.TemporaryDirectory(prefix="kedge-serve-") as scratch:
         state = state or default_state()
         installed = [install(one, Path(scratch), target=target, backend=backend, state=state) for one in sources]
@@ -216,6 +219,7 @@ class _Server:
     """A supervised serving process, and its sockets."""
 
     def __init__(self, state: Path, listen: Sequence[str], settings: ServerSettings) -> None:
+        self._encrypted = settings.tls_cert is not None
         self._supervisor = ServingSupervisor(state, listen, settings)
         try:
             self._sockets = self._supervisor.listen()
@@ -229,7 +233,7 @@ class _Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         for one in self._sockets:
-            announce(f"listening on {address_of(one)}")
+            announce(f"listening on {address_of(one, encrypted=self._encrypted)}")
         supervisor = self._supervisor
         while not stop.wait(_TICK):
             if supervisor.poll(time.monotonic()) and not supervisor.died_serving and supervisor.deaths > 2:

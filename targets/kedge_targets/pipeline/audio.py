@@ -1,4 +1,4 @@
-"""Reads wav files, resamples, and computes log-mel energies and MFCC with only numpy and the standard library.
+"""Resamples sounds and computes log-mel energies and MFCC with only numpy and the standard library.
 
 Formulas: resampling by windowed-sinc interpolation (J. O. Smith, Digital Audio Resampling; width 6, roll-off 0.99, Hann
 window, as torchaudio has it); the mel scale of HTK (O'Shaughnessy, 1987) or of Slaney's Auditory Toolbox (1998);
@@ -8,10 +8,8 @@ MFCC as the orthonormal DCT-II of the log-mel energies (Davis and Mermelstein, 1
 from __future__ import annotations
 
 import functools
-import io
 import math
 import os
-import wave
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,13 @@ import numpy.typing as npt
 
 from kedge_protocol.bundle.pipeline import Features, MelScale, Sound
 from kedge_protocol.errors import InputError
+from kedge_targets.pipeline import wav
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float32]
 
 MAX_SECONDS = 3600.0
-"""A longer sound is rejected by its header."""
+"""A longer sound is rejected."""
 _WIDTH = 6
 _ROLL_OFF = 0.99
 
@@ -54,39 +53,21 @@ def load(item: Any, how: Sound, *, where: str = "") -> Float:
 
 
 def decode(content: bytes, how: Sound, *, where: str = "") -> Float:
-    """Decode a wav file's bytes to samples: PCM with 8, 16, 24 or 32 bits; see :func:`load`."""
+    """Decode a wav file's bytes to samples: integers of 8 to 32 bits, or floats; see :func:`load`."""
     try:
-        with wave.open(io.BytesIO(content)) as file:
-            rate, channels, width, frames = (
-                file.getframerate(), file.getnchannels(), file.getsampwidth(), file.getnframes()
-            )  # fmt: skip
-            if not rate or frames / rate > MAX_SECONDS:
-                raise InputError(
-                    f"a sound of {frames} samples at {rate} Hz is over the limit of {MAX_SECONDS:.0f} s",
-                    where=where or None,
-                )
-            raw = file.readframes(frames)
-    except (wave.Error, EOFError, RuntimeError) as error:
+        frames, rate = wav.read(content)
+    except wav.WavError as error:
         raise InputError(
-            f"is no wav file that can be read: {error or 'it is cut short'}",
+            f"is no wav file that can be read: {error}",
             where=where or None,
-            remedy="Give a wav file of PCM, 8 to 32 bits",
+            remedy="Give a wav file of PCM with 8 to 32 bits, or of floats",
         ) from error
-    usable = len(raw) - len(raw) % (width * channels)
-    samples = _numbers(raw[:usable], width).reshape(-1, channels).mean(axis=1, dtype=np.float64)
-    return resampled(samples.astype(np.float32), rate, how.sample_rate)
-
-
-def _numbers(raw: bytes, width: int) -> Float:
-    if width == 1:
-        return np.asarray((np.frombuffer(raw, np.uint8).astype(np.float32) - 128) / 128, np.float32)
-    if width == 3:
-        # Three bytes become the upper three of four.
-        wide = np.zeros((len(raw) // 3, 4), np.uint8)
-        wide[:, 1:] = np.frombuffer(raw, np.uint8).reshape(-1, 3)
-        return np.asarray(wide.reshape(-1).view("<i4").astype(np.float64) / 2**31, np.float32)
-    whole = np.frombuffer(raw, f"<i{width}")
-    return np.asarray(whole.astype(np.float64) / 2 ** (8 * width - 1), np.float32)
+    if len(frames) / rate > MAX_SECONDS:
+        raise InputError(
+            f"a sound of {len(frames)} samples at {rate} Hz is over the limit of {MAX_SECONDS:.0f} s",
+            where=where or None,
+        )
+    return resampled(frames.mean(axis=1, dtype=np.float64).astype(np.float32), rate, how.sample_rate)
 
 
 def _samples(array: Array, where: str) -> Float:

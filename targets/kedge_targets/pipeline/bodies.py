@@ -10,9 +10,11 @@ from kedge_targets.pipeline import pictures
 from kedge_targets.pipeline.answers import to_json
 from kedge_targets.pipeline.execution import Other, Raw, Runner
 
-PICTURES = ("image/jpeg", "image/png")
+PICTURES = ("image/jpeg", "image/png", "image/bmp", "image/webp")
 SOUNDS = ("audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave")
 TEXTS = ("text/plain", "application/json")
+_UNSTATED = ("", "application/octet-stream")
+_OTHER_NAMES = {"image/jpg": "image/jpeg", "image/x-ms-bmp": "image/bmp"}
 
 
 def media_types(pipeline: Runner) -> tuple[str, ...]:
@@ -48,8 +50,9 @@ def answer(
         pipeline: the loaded bundle's pipeline.
         raw_callable: the bare model: maps input name → samples with batch axis to output name → results with batch
             axis.
-        body_bytes: a JPEG or PNG file, a wav file, UTF-8 text, or JSON: a string or a list of strings.
-        content_type: the body's content type, with or without parameters.
+        body_bytes: a JPEG, PNG, BMP or WebP file, a wav file, UTF-8 text, or JSON: a string or a list of strings.
+        content_type: the body's content type, with or without parameters; of a picture or a sound it may be left out,
+            or ``application/octet-stream``.
         max_pixels: the maximum number of a picture's pixels.
         other: the device's other models, for a pipeline that continues with one.
 
@@ -64,7 +67,10 @@ def answer(
 def item_of(pipeline: Runner, body_bytes: bytes, content_type: str, *, max_pixels: int = pictures.MAX_PIXELS) -> Any:
     """Return the pipeline's item from a request's body; see :func:`answer`."""
     kind = content_type.partition(";")[0].strip().lower()
+    kind = _OTHER_NAMES.get(kind, kind)
     known = media_types(pipeline)
+    if kind in _UNSTATED and known is not TEXTS:
+        kind = known[0]
     if kind not in known:
         raise InputError(
             f"a body of type {kind or '(none)'} is not what this model takes",

@@ -24,7 +24,8 @@ Array = npt.NDArray[Any]
 
 MAX_PIXELS = 64_000_000
 """A picture with more pixels is rejected by its header, before it is decoded."""
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "MPO")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+"""Pillow's names; a camera's MPO is opened as the JPEG that it begins with."""
 _GREY = np.asarray([19595, 38470, 7471], dtype=np.uint32)
 """ITU-R 601 weights in 16 fractional bits, as in Pillow's conversion to grey."""
 
@@ -105,6 +106,8 @@ def decode(content: bytes, *, where: str = "", max_pixels: int = MAX_PIXELS) -> 
             where=where or None,
             remedy="Make it smaller",
         ) from error
+    except image.UnidentifiedImageError as error:
+        raise InputError("is no picture: neither JPEG, PNG, BMP nor WebP", where=where or None) from error
     except Exception as error:
         # Pillow's plug-ins raise whatever a damaged file makes them raise.
         raise InputError(
