@@ -358,7 +358,38 @@ def unlike_sizes_joined() -> Odd:
     )
 
 
+def spaces_by_axes() -> Odd:
+    """Pads and sizes of some axes only, counted from the end, one with its aspect kept, and a convolution that is
+    transposed to a given shape, its odd pad at either end."""
+    shape = {"kernel_shape": [4, 4], "strides": [2, 2]}
+    sized = {"mode": "linear", "axes": [-2, -1]}
+    kept = {"mode": "linear", "axes": [2, 3], "keep_aspect_ratio_policy": "not_larger"}
+    return odd(
+        [
+            node("Conv", ["x", "w"], ["a"], **_SAME),
+            node("Pad", ["a", "pads", "", "last"], ["p"], mode="edge"),
+            node("Resize", ["p", "", "", "sizes"], ["r"], **sized),
+            node("Conv", ["r", "w2"], ["y"], **_SAME),
+            node("Resize", ["r", "", "", "larger"], ["k"], **kept),
+            node("ConvTranspose", ["k", "wt"], ["u"], output_shape=[35, 26], auto_pad="SAME_UPPER", **shape),
+            node("ConvTranspose", ["k", "wt"], ["v"], output_shape=[35, 26], **shape),
+        ],
+        {"y": ("N", 4, 9, 7), "k": ("N", 4, 18, 14), "u": ("N", 3, 35, 26), "v": ("N", 3, 35, 26)},
+        {
+            "w": random(4, 3, 3, 3, scale=3),
+            "w2": random(4, 4, 3, 3),
+            "wt": random(4, 3, 4, 4),
+            "pads": np.array([1, 3]),
+            "last": np.array([-1]),
+            "sizes": np.array([9, 7]),
+            "larger": np.array([18, 30]),
+        },
+        opsets=(("", 18),),
+    )
+
+
 ODD: dict[str, Callable[[], Odd]] = {
+    "spaces by axes": spaces_by_axes,
     "unlike sizes, joined": unlike_sizes_joined,
     "alpha and beta": lambda: gemm(random(8), alpha=0.5, beta=2.0),
     "bias is one number": lambda: gemm(np.float32(0.7)),

@@ -34,14 +34,16 @@ def paced(ratio: float, low: float, high: float) -> RelativeLatency:
     return RelativeLatency(ratio=ratio, low=low, high=high)
 
 
-def raced(folder: Path, device: str, backend: int, races: Races) -> tuple[CandidateLatency, dict[Precision, Outcome]]:
+def raced(
+    folder: Path, device: str, backend: int, races: Races, call_ms: float = 2.0
+) -> tuple[CandidateLatency, dict[Precision, Outcome]]:
     """Candidates of one backend, each after a race of one alone."""
     found = target.find(device)
     outcomes = {}
     current: list[RelativeLatency] = []
 
     def call(task: str, request: object, kind: object, **more: object) -> object:
-        return worker_messages.RaceAnswer(latencies=(Latency(p50=2.0, p95=2.0),), paces=tuple(current))
+        return worker_messages.RaceAnswer(latencies=(Latency(p50=call_ms, p95=call_ms),), paces=tuple(current))
 
     watch = CandidateLatency(found, cast("Any", _Job()), cast("Any", call))
     for precision, pace in races.items():
@@ -71,6 +73,13 @@ def test_two_races_with_the_same_float_model_are_not_less_sure_than_one(tmp_path
     assert watch.slower(outcomes[Precision.INT8])
     assert watch.remarks(outcomes[Precision.INT8]) == ("slower than float: 1.67× (1.17 to 2.1)",)
     assert watch.remarks(outcomes[Precision.FLOAT32]) == ()
+
+
+@pytest.mark.parametrize(("precision", "loses"), [(Precision.INT8, False), (Precision.FLOAT16, True)])
+def test_a_short_call_that_gains_only_bytes_loses_no_time(tmp_path: Path, precision: Precision, loses: bool) -> None:
+    watch, outcomes = raced(tmp_path, "generic-cpu", 0, {precision: paced(1.4, 1.35, 1.5)}, call_ms=0.04)
+    assert watch.slower(outcomes[precision]) is loses
+    assert watch.remarks(outcomes[precision]) == ("slower than float: 1.4× (1.35 to 1.5)",)
 
 
 def test_another_runtimes_float_is_the_one_that_counts(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def tried(
     agrees: Callable[[Candidate], float] | None = None,
     paces: Callable[[Candidate], float] | None = None,
     names: Callable[[Candidate], str] | None = None,
+    call_ms: float = 2.0,
     **of_model: object,
 ) -> list[tuple[Candidate, Outcome]]:
     """Everything that a strategy asks for, with the outcomes that it is told."""
@@ -89,15 +90,19 @@ def tried(
                 if paces is not None:
                     ratio = paces(outcome.candidate)
                     pace = RelativeLatency(ratio=ratio, low=ratio * 0.97, high=ratio * 1.03)
-                    outcome.attempt.latency_ms = Latency(p50=2 * ratio, p95=2 * ratio)
+                    outcome.attempt.latency_ms = Latency(p50=call_ms * ratio, p95=call_ms * ratio)
                     outcome.attempt.target_latency = TargetLatency(
-                        p50=2 * ratio, source="measured here", estimated=device.name == "rpi4", pace=pace
+                        p50=call_ms * ratio, source="measured here", estimated=device.name == "rpi4", pace=pace
                     )
             seen += list(zip(asked, outcomes, strict=True))
             assert len(seen) < 200
             asked = batches.send(outcomes)
     except StopIteration:
         return seen
+
+
+def is_float32(candidate: Candidate) -> bool:
+    return candidate.plan.default is Precision.FLOAT32
 
 
 def told(candidate: Candidate, answer: Answer, budget: Budget, agrees: Callable[[Candidate], float] | None) -> Outcome:
@@ -202,6 +207,15 @@ def test_where_the_ends_do_not_suffice_single_layers_follow() -> None:
 def test_what_is_slower_than_float_is_not_the_last_word(effort: Effort) -> None:
     seen = tried(lambda c: (0.0, 300, 1.0), effort=effort, paces=lambda c: 1.5 if c.plan.quantizes else 1.0)
     assert labels(seen) == ["int8", "float32", "float16", "codebook8"]
+
+
+@pytest.mark.parametrize(("pace", "floats"), [(1.4, ["float32"]), (0.9, [])])
+def test_half_the_bytes_alone_do_not_make_up_for_a_slower_call_however_short(pace: float, floats: list[str]) -> None:
+    def answer(candidate: Candidate) -> tuple[float, int, float]:
+        return (0.5 if candidate.plan.quantizes else 0.0), 300, 0.01
+
+    seen = tried(answer, effort=Effort.QUICK, paces=lambda c: pace if not is_float32(c) else 1.0, call_ms=0.01)
+    assert labels(seen) == ["int8", "float16", *floats]
 
 
 @pytest.mark.parametrize(("pace", "floats"), [(0.5, []), (0.98, ["float32"]), (1.02, ["float32"])])

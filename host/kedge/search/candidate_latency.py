@@ -115,18 +115,18 @@ class CandidateLatency:
         return latency.pace
 
     def unsure(self, outcome: Outcome) -> bool:
-        """Return whether a candidate may be noticeably slower than float on the target itself, or may not."""
+        """Return whether a candidate may lose time beside float on the target itself, or may not."""
         latency, pace = outcome.attempt.target_latency, self.beside_float(outcome)
-        if latency is None or latency.estimated or pace is None or pace.faster or pace.noticed(outcome.quiet):
+        if latency is None or latency.estimated or pace is None or pace.faster or outcome.loses(pace):
             return False
-        return replace(pace, low=pace.high).noticed(outcome.quiet)
+        return outcome.loses(replace(pace, low=pace.high))
 
     def slower(self, outcome: Outcome) -> bool:
-        """Return whether a candidate is certainly and noticeably slower than float on the target itself."""
+        """Return whether a candidate certainly loses time beside float on the target itself."""
         latency, pace = outcome.attempt.target_latency, self.beside_float(outcome)
         if latency is None or latency.estimated or pace is None:
             return False
-        return pace.noticed(outcome.quiet)
+        return outcome.loses(pace)
 
     def remarks(self, outcome: Outcome) -> tuple[str, ...]:
         """Return the remarks for the report on a candidate's latency."""

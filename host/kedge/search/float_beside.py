@@ -44,12 +44,12 @@ class FloatBeside:
     def maybe_slower(self, one: Outcome) -> bool:
         """Return whether float may be as fast or faster. If the measured float is the backend's own, a candidate that
         is surely faster is not; otherwise one that is far ahead is not. Where a call takes next to nothing, float may
-        be faster only if the difference is noticed."""
+        be faster only if the difference is a loss."""
         if one.pace is None or not self.available:
             return False
         if not self.reference:
-            return one.pace.high > _CLEARLY and one.quiet > NOTICED_MS
-        return one.pace.noticed(one.quiet) or (not one.pace.faster and one.quiet > _LONG_MS)
+            return one.pace.high > _CLEARLY and (one.quiet > NOTICED_MS or not one.in_integers)
+        return one.loses(one.pace) or (not one.pace.faster and one.quiet > _LONG_MS)
 
 
 def quickest(seen: Sequence[Outcome]) -> Outcome | None:

@@ -177,6 +177,19 @@ class Outcome:
         return 0.0 if latency is None else latency.least or latency.p50
 
     @property
+    def in_integers(self) -> bool:
+        """Return whether it multiplies in integers: as counted in the file, else as planned."""
+        counted = self.attempt.macs_in_integers
+        if counted is not None:
+            return counted > 0
+        return any(one.activation_bits is not None for one in self.plan.precisions)
+
+    def loses(self, pace: RelativeLatency) -> bool:
+        """Return whether this latency relative to float is a loss: if it is noticed, or, for what computes in float and
+        so gains nothing but bytes, if it is certain."""
+        return pace.noticed(self.quiet) if self.in_integers else pace.slower
+
+    @property
     def holds(self) -> bool:
         """Return whether the candidate keeps the budget."""
         return self.measured and not self.over

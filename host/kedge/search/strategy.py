@@ -119,7 +119,7 @@ class Strategy:
         (floating,) = yield [self._candidate(self._plan(Precision.FLOAT32), why=_BESIDE if slow else _LARGER)]
         if quickest is not None and quickest.pace is not None and floating.pace is not None:
             pace = quickest.pace if self._reference else quickest.pace.beside(floating.pace)
-            if pace.noticed(quickest.quiet):
+            if quickest.in_integers and quickest.loses(pace):
                 small = [one for one in (Precision.FLOAT16, Precision.CODEBOOK8) if one in self._numerics.precisions]
                 yield [self._candidate(self._plan(one), why="small, and computed in float") for one in small]
 

@@ -13,6 +13,7 @@ from kedge_targets.graph import (
     library,
     nodes,
     qonnx,
+    spatial_forms,
     text_locales,
     topological_order,
 )
@@ -38,6 +39,8 @@ def read(path: Path) -> onnx.ModelProto:
     model = load(path)
     check(model, where=str(path))
     model = infer_shapes(model, where=str(path))
+    if spatial_forms.spell_out(model):
+        model = infer_shapes(model, where=str(path))
     _check_loads(model, where=str(path))
     return model
 
