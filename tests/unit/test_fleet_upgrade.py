@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 from tests.support.bundles import make_bundle
 
-from kedge.fleet import schema
+from kedge.fleet import call_figures, schema, shadows
 from kedge.fleet.service import FleetService
 from kedge_protocol import codec
 from kedge_protocol.errors import FleetError, StorageError
-from kedge_protocol.messages import Failure, ModelState, Reported, ReportedModel
+from kedge_protocol.messages import (
+    Failure,
+    ModelState,
+    ModelTelemetry,
+    Reported,
+    ReportedModel,
+    ShadowTelemetry,
+    Telemetry,
+)
 
 ONE, TWO = "sha256:" + "1" * 64, "sha256:" + "2" * 64
 OLD_BUNDLE = """
@@ -22,6 +30,12 @@ CREATE TABLE bundle (
     digest VARCHAR NOT NULL, size INTEGER NOT NULL, backend VARCHAR NOT NULL, precision VARCHAR NOT NULL,
     UNIQUE (release_id, target)
 )
+"""
+OLD_FIGURES = """
+CREATE TABLE call_figures (
+    device_id INTEGER NOT NULL REFERENCES device (id), model VARCHAR NOT NULL, digest VARCHAR NOT NULL,
+    since DOUBLE NOT NULL, until DOUBLE NOT NULL, document BLOB NOT NULL, PRIMARY KEY (device_id, model, digest)
+) WITHOUT ROWID
 """
 
 
@@ -61,6 +75,7 @@ def older(path: Path, version: int) -> None:
         connection.execute("ALTER TABLE desired_model DROP COLUMN soak")
         for column in ("rival", "rival_size", "ordered"):
             connection.execute(f"ALTER TABLE desired_model DROP COLUMN {column}")
+        without_editions(connection)
         connection.execute("DROP TABLE bundle")
         connection.execute(OLD_BUNDLE)
         connection.executescript(
@@ -81,6 +96,15 @@ def older(path: Path, version: int) -> None:
         connection.executemany("INSERT INTO rollout_device VALUES (?, ?, ?, ?, 10, ?, 0)", parts)
         connection.execute("INSERT INTO device_state VALUES (1, 0, 'b', 1, 5.0, ?, 'b', 3, 2)", (reported(),))
         connection.execute(f"PRAGMA user_version = {version}")
+
+
+def without_editions(connection: sqlite3.Connection) -> None:
+    """Make the table of figures that of version 7."""
+    connection.execute("ALTER TABLE call_figures RENAME TO newer")
+    connection.execute(OLD_FIGURES)
+    names = "device_id, model, digest, since, until, document"
+    connection.execute(f"INSERT INTO call_figures SELECT {names} FROM newer")
+    connection.execute("DROP TABLE newer")
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -111,6 +135,7 @@ def test_a_database_of_version_5_may_hold_several_bundles_of_a_target_afterwards
         connection.execute("DROP TABLE refused_bundle")
         for column in ("rival", "rival_size", "ordered"):
             connection.execute(f"ALTER TABLE desired_model DROP COLUMN {column}")
+        without_editions(connection)
         kept = "id, release_id, target, digest, size, backend, precision"
         connection.execute(f"CREATE TABLE kept AS SELECT {kept}, drift FROM bundle")
         connection.execute("PRAGMA foreign_keys = OFF")
@@ -130,6 +155,29 @@ def test_a_database_of_version_5_may_hold_several_bundles_of_a_target_afterwards
         fleet.rollout_revert()
         fleet.release_remove("tiny:2.0")
         assert fleet.releases() == before
+
+
+def test_a_database_of_version_7_knows_its_shadows_afterwards(tmp_path: Path) -> None:
+    shadow = ShadowTelemetry(digest=TWO, compared=9, agreed=8)
+    model = ModelTelemetry(
+        digest=ONE, inferences=9, errors=0, inferences_total=9, errors_total=0, shadow=shadow
+    )  # fmt: skip
+    message = Telemetry(
+        boot_id="b", seq=1, interval=20.0, models={"tiny": model}, cpu_percent=1.0, memory_total_bytes=9,
+        memory_available_bytes=8, agent_bytes=7, free_bytes=6,
+    )  # fmt: skip
+    with FleetService(tmp_path) as fleet:
+        fleet.device_add("pi", "rpi4")
+        with fleet.database.write() as session:
+            call_figures.note(session, {1: [(1.0, message)]})
+            session.run("INSERT INTO desired_shadow VALUES (1, 'tiny', ?, 1, 0.1, 1)", (TWO,))
+        (before,) = shadows.show(fleet)
+    with contextlib.closing(sqlite3.connect(tmp_path / "fleet.db", isolation_level=None)) as connection:
+        without_editions(connection)
+        connection.execute("PRAGMA user_version = 7")
+    with FleetService(tmp_path) as fleet:
+        assert shadows.show(fleet) == (before,)
+        assert (before.compared, before.agreed) == (9, 8)
 
 
 def test_a_way_up_that_fails_leaves_the_older_database_as_it_was(tmp_path: Path) -> None:

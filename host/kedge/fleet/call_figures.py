@@ -30,16 +30,14 @@ POINTS = 32
 MAX_COUNT = 1 << 53
 CLASSES, OTHER = 64, "other"
 """Classes of answers that are told apart, and the name of the others."""
-SHADOW_MARK = b'"shadow":{'
-"""In the document of figures with a shadow's, and in no other."""
 KEPT = 2
 """Bundles of a device's model."""
 
 _UPSERT = """
-INSERT INTO call_figures (device_id, model, digest, since, until, document)
-VALUES (:device, :model, :digest, :since, :until, :document)
-ON CONFLICT (device_id, model, digest) DO UPDATE SET
-    since = excluded.since, until = excluded.until, document = excluded.document
+INSERT INTO call_figures (device_id, model, digest, since, until, edition, shadow, document)
+VALUES (:device, :model, :digest, :since, :until, 1, :shadow, :document)
+ON CONFLICT (device_id, model, digest) DO UPDATE SET since = excluded.since, until = excluded.until,
+    edition = edition + 1, shadow = excluded.shadow, document = excluded.document
 """
 _PRUNE = """
 DELETE FROM call_figures WHERE device_id = :device AND model = :model AND digest NOT IN (
@@ -332,6 +330,7 @@ def _write(
                 "digest": digest,
                 "since": figures.since,
                 "until": figures.until,
+                "shadow": None if figures.shadow is None else figures.shadow.digest,
                 "document": figures.encode(),
             }
         )

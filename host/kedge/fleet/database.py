@@ -293,9 +293,14 @@ def _bring_up(session: Session, before: int) -> None:
             _run_script(session, ";".join(known))
     if before < 6:
         _run_script(session, schema.SET_ASIDE)
+    has_figures = before < 8 and "call_figures" in there
+    if has_figures:
+        session.run(schema.SET_FIGURES_ASIDE)
     _run_script(session, schema.TABLES)
     if before < 6:
         _run_script(session, schema.PUT_BACK)
+    if has_figures:
+        _run_script(session, schema.PUT_FIGURES_BACK)
     if before >= 3:
         return
     _run_script(session, schema.SUPERSEDE)

@@ -19,7 +19,8 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
 - ``reported_model``: the models of that message, taken apart, so that a rollout is judged without reading messages;
   ``served_calls`` is NULL where the device does not say what attests that it serves.
 - ``telemetry``: a short history; ``document`` is the message as it came.
-- ``call_figures``: telemetry summed by device, model and bundle, see :mod:`kedge.fleet.call_figures`.
+- ``call_figures``: telemetry summed by device, model and bundle, see :mod:`kedge.fleet.call_figures`; ``edition`` grows
+  with each change of ``document``, and ``shadow`` is the bundle whose shadow the document tells of.
 - ``drift_sketch``: what a device's samples of one bundle were like, see :mod:`kedge.fleet.drift`.
 - ``latency``: what one call of a bundle took on a device when it proved it there, in milliseconds; the latest proof's.
   ``target`` is the device's at that time, ``files`` the digest of the file that the runtime opens.
@@ -50,13 +51,12 @@ Flags are 0 or 1, times are seconds since 1970, labels are JSON objects of strin
 
 from __future__ import annotations
 
-VERSION = 7
+VERSION = 8
 """Stored as SQLite's ``user_version``. 2 has ``latency`` more than 1; 3 has ``reported_model``, ``command`` and the
-columns ``told_target``, ``refused_…``, ``namesake`` and ``superseded_by`` more than 2; 4 has ``audit`` and
-``release.statement`` more than 3; 5 has ``call_figures``, ``rollout_stage``, ``rollout_member``, ``gate_result`` and
-the columns ``soak`` and ``served_…`` more than 4; 6 has ``sample_request``, ``sample_part``, ``assignment``,
-``refused_bundle``, several bundles of a target and the columns ``rival…`` more than 5; 7 has the column ``ordered``
-more than 6."""
+columns ``told_target``, ``refused_…``, ``namesake`` and ``superseded_by``; 4 has ``audit`` and ``release.statement``;
+5 has ``call_figures``, ``rollout_stage``, ``rollout_member``, ``gate_result`` and the columns ``soak`` and
+``served_…``; 6 has ``sample_request``, ``sample_part``, ``assignment``, ``refused_bundle``, several bundles of a target
+and the columns ``rival…``; 7 has the column ``ordered``; 8 has ``edition`` and ``shadow`` of ``call_figures``."""
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (
@@ -144,9 +144,12 @@ CREATE TABLE IF NOT EXISTS call_figures (
     digest VARCHAR NOT NULL,
     since DOUBLE NOT NULL,
     until DOUBLE NOT NULL,
+    edition INTEGER NOT NULL DEFAULT 0,
+    shadow VARCHAR,
     document BLOB NOT NULL,
     PRIMARY KEY (device_id, model, digest)
-) WITHOUT ROWID;
+);
+CREATE INDEX IF NOT EXISTS ix_call_figures_shadow ON call_figures (device_id, model) WHERE shadow IS NOT NULL;
 CREATE TABLE IF NOT EXISTS drift_sketch (
     device_id INTEGER NOT NULL REFERENCES device (id),
     model VARCHAR NOT NULL,
@@ -418,6 +421,14 @@ UPDATE rollout SET state = CASE WHEN EXISTS (
 ) THEN 'active' ELSE 'superseded' END;
 """
 """What older versions knew of a rollout as a whole, told of each of its devices."""
+
+SET_FIGURES_ASIDE = "ALTER TABLE call_figures RENAME TO old_figures"
+PUT_FIGURES_BACK = """
+INSERT INTO call_figures SELECT device_id, model, digest, since, until, 0,
+    json_extract(CAST(document AS TEXT), '$.shadow.digest'), document FROM old_figures;
+DROP TABLE old_figures;
+"""
+"""Before version 8 only the document told of a shadow, and the rows were too large for a table without row numbers."""
 
 PER_DEVICE = (
     "assignment",

@@ -25,10 +25,11 @@ JOIN device ON device.id = shadow.device_id LEFT JOIN device_state AS told ON to
 WHERE (:model IS NULL OR model = :model) AND (:device IS NULL OR name = :device) ORDER BY model, name
 """
 _ANSWERED = """
-SELECT shadow.device_id, shadow.model, shadow.digest AS wanted, document FROM desired_shadow AS shadow
+SELECT shadow.device_id, shadow.model, document FROM desired_shadow AS shadow
 JOIN device ON device.id = shadow.device_id
 JOIN call_figures AS figures ON figures.device_id = shadow.device_id AND figures.model = shadow.model
-WHERE (:model IS NULL OR shadow.model = :model) AND (:device IS NULL OR name = :device) AND instr(document, :mark)
+    AND figures.shadow = shadow.digest
+WHERE (:model IS NULL OR shadow.model = :model) AND (:device IS NULL OR name = :device)
 ORDER BY until
 """
 
@@ -129,9 +130,9 @@ def show(fleet: FleetService, model: str | None = None, *, device: str | None = 
     wanted = {"model": model, "device": device}
     with fleet.database.read() as session:
         figures: dict[tuple[int, str], ShadowFigures] = {}
-        for row in session.rows(_ANSWERED, {**wanted, "mark": call_figures.SHADOW_MARK}):
+        for row in session.rows(_ANSWERED, wanted):
             told = call_figures.read_shadow(json.loads(row["document"])["shadow"])
-            if told is not None and told.digest == row["wanted"]:
+            if told is not None:
                 figures[row["device_id"], row["model"]] = told
         return tuple(_view(row, figures.get((row["device_id"], row["model"]))) for row in session.rows(_WANTED, wanted))
 

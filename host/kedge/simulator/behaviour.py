@@ -11,13 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.simulator.scenario import Defect, Runtime
-from kedge_protocol.latency_buckets import BUCKETS, HIGHEST_BIT, LOWEST_BIT, sparse
+from kedge_protocol.latency_buckets import BUCKETS, bounds, sparse
 
 TAIL_SHARE = 0.02
 """Share of the calls that a defect's ``tail`` makes slower."""
 _MOST_DRAWN = 5000
 """Latencies that are drawn for one message."""
 _GAUSS_FROM = 30.0
+_UPPER_ENDS = np.array([bounds(bucket)[1] for bucket in range(BUCKETS - 1)])
+"""Of the buckets of latencies but the last, in nanoseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +43,8 @@ class Figures:
 
     def latency_buckets(self) -> dict[str, int]:
         """Return the histogram as it is sent, see :mod:`kedge_protocol.latency_buckets`."""
-        # The same numbers as bucket_of gives, for all calls at once: of x = m * 2^e, e is the number of bits.
-        mantissas, bits = np.frexp(np.floor(self.latencies_ms * 1e6))
-        buckets = ((bits - LOWEST_BIT) << 3) + (mantissas * 16).astype(np.int64) - 15
-        buckets = np.where(bits <= LOWEST_BIT, 0, np.where(bits > HIGHEST_BIT, BUCKETS - 1, buckets))
+        # The same numbers as bucket_of gives, for all calls at once.
+        buckets = np.searchsorted(_UPPER_ENDS, self.latencies_ms * 1e6, side="right")
         return sparse(np.bincount(buckets, minlength=1).tolist())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +219,7 @@ class CohortEvidence:
     shadow: ShadowFigures | None = None
     drift: DriftFigures | None = None
 
-    @property
+    @cached_property
     def writes_text(self) -> bool:
         """Whether the figures are of a language model."""
         return any(device.first.count for calls in (self.new, self.old) for device in calls.devices)

@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from kedge.fleet.staged.cohorts import (
     CallFigures,
@@ -117,7 +118,7 @@ class Proportion:
     phi: float
     unknown: float
 
-    @property
+    @cached_property
     def information(self) -> float:
         """The number of independent counts against a base that is known exactly, that tell as much."""
         middle = sum(self._ends) / 2
@@ -150,7 +151,7 @@ class Proportion:
         """The standard deviation of the ratio's change by one block of time."""
         return self.deviation * math.sqrt(self.information / max(1, self.share.blocks))
 
-    @property
+    @cached_property
     def _ends(self) -> tuple[float, float]:
         low = min(max(self.base, LEAST_RATE), 1 - self.rise - LEAST_RATE)
         return low, low + self.rise

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kedge.fleet import call_figures, drift
+from kedge.fleet import drift
 from kedge.fleet.database import Row, Session
 from kedge.fleet.staged import shifts
 from kedge.fleet.staged.cohorts import (
@@ -52,22 +52,20 @@ FROM rollout_member LEFT JOIN device_state USING (device_id) WHERE rollout_id = 
 GROUP BY target
 """
 _FIGURES = """
-SELECT target, name, figures.digest = part.digest AS is_new, figures.digest, since, until, document FROM (
+SELECT target, figures.device_id, figures.digest = part.digest AS is_new, figures.digest, since, until, edition FROM (
     SELECT target, device_id, row_number() OVER (PARTITION BY target, wave ORDER BY device_id) AS place
     FROM rollout_member WHERE rollout_id = :rollout AND step NOT IN (:waiting, :gone)
 ) AS member
 JOIN rollout_device AS part ON part.rollout_id = :rollout AND part.device_id = member.device_id
-JOIN (SELECT id, name FROM device) AS device ON device.id = member.device_id
 JOIN call_figures AS figures ON figures.device_id = member.device_id AND figures.model = :model
     AND figures.digest IN (part.digest, part.previous)
 WHERE place <= :measured
 """
 _CONTROL = """
-SELECT target, name, 0 AS is_new, figures.digest, since, until, document FROM (
+SELECT target, figures.device_id, 0 AS is_new, figures.digest, since, until, edition FROM (
     SELECT target, device_id, row_number() OVER (PARTITION BY target ORDER BY device_id) AS place
     FROM rollout_member WHERE rollout_id = :rollout AND step = :waiting
 ) AS member
-JOIN (SELECT id, name FROM device) AS device ON device.id = member.device_id
 JOIN desired_model AS desired ON desired.device_id = member.device_id AND desired.model = :model
 JOIN call_figures AS figures ON figures.device_id = member.device_id AND figures.model = :model
     AND figures.digest = desired.digest
@@ -77,17 +75,16 @@ _NOT_REACHED = {Step.WAITING.value, Step.GONE.value}
 
 
 _SHADOWED = """
-SELECT member.target, device.name, bundle.digest AS new, figures.digest, since, until, document FROM (
+SELECT member.target, figures.device_id, figures.digest, since, until, edition FROM (
     SELECT target, device_id, row_number() OVER (PARTITION BY target, wave ORDER BY device_id) AS place
     FROM rollout_member WHERE rollout_id = :rollout AND step NOT IN (:waiting, :gone)
 ) AS member
-JOIN (SELECT id, name FROM device) AS device ON device.id = member.device_id
 JOIN rollout ON rollout.id = :rollout
 JOIN release ON release.name = rollout.model AND release.version = rollout.version
 JOIN bundle ON bundle.release_id = release.id AND bundle.target = member.target
 JOIN call_figures AS figures ON figures.device_id = member.device_id AND figures.model = :model
-    AND figures.digest <> bundle.digest
-WHERE place <= :measured AND instr(document, :mark)
+    AND figures.digest <> bundle.digest AND figures.shadow = bundle.digest
+WHERE place <= :measured
 """
 _ASKED = """
 SELECT DISTINCT target FROM rollout_member JOIN desired_shadow USING (device_id)
@@ -154,8 +151,8 @@ def collect(
     for row in (*measured, *session.rows(_CONTROL, values | {"control": CONTROL})):
         if row["since"] > now:
             continue
-        found = targets[row["target"]]
-        (found.new if row["is_new"] else found.old)[row["name"]] = readings.read(row)
+        found, reading = targets[row["target"]], readings.read(session, model, row)
+        (found.new if row["is_new"] else found.old)[reading.device] = reading
     shadows = _shadows(session, values, now, readings)
     bundles = {digest for found in targets.values() for digest in found.bundles()}
     baselines = {
@@ -174,14 +171,15 @@ def _shadows(session: Session, values: dict[str, Any], now: float, readings: Rea
     """Return the figures of the new bundle as a shadow, by target; of targets where none is asked for and none came,
     nothing."""
     found: dict[str, list[DeviceShadow]] = {row["target"]: [] for row in session.rows(_ASKED, values)}
-    for row in session.rows(_SHADOWED, {**values, "mark": call_figures.SHADOW_MARK}):
-        shadow = readings.read(row).figures.shadow
-        if shadow is None or shadow.digest != row["new"] or row["since"] > now:
+    for row in session.rows(_SHADOWED, values):
+        reading = readings.read(session, values["model"], row)
+        shadow = reading.figures.shadow
+        if shadow is None or row["since"] > now:
             continue
         total = shadow.compared.total
         found.setdefault(row["target"], []).append(
             DeviceShadow(
-                device=row["name"],
+                device=reading.device,
                 compared=shadow.compared,
                 classes=shadow.classes,
                 confidence_shift=shadow.confidence_shift / total if total else None,

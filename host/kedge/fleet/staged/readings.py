@@ -8,7 +8,7 @@ from functools import cached_property
 
 from kedge.fleet import call_figures
 from kedge.fleet.call_figures import Figures
-from kedge.fleet.database import Row
+from kedge.fleet.database import Row, Session
 from kedge.fleet.staged.cohorts import DeviceCalls
 from kedge.fleet.staged.slopes import MIN_SECONDS, WARM_UP_SECONDS, slope
 
@@ -79,26 +79,43 @@ class Reading:
                     vars(self)[name] = vars(before)[name]
 
 
+_DOCUMENT = """
+SELECT name, document FROM call_figures JOIN device ON device.id = device_id
+WHERE device_id = ? AND model = ? AND digest = ?
+"""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A reading, and which state of its row it is of."""
+
+    since: float
+    edition: int
+    reading: Reading
+
+
 class Readings:
     """Readings of a rollout, with those of the last look. They are of as many devices as a look reads, never of the
     whole fleet."""
 
     def __init__(self) -> None:
-        self._before: dict[tuple[str, str], tuple[bytes, float, Reading]] = {}
-        self._now: dict[tuple[str, str], tuple[bytes, float, Reading]] = {}
+        self._before: dict[tuple[int, str], _Known] = {}
+        self._now: dict[tuple[int, str], _Known] = {}
 
     def begin(self) -> None:
         """Begin a look: what the last one did not read is forgotten."""
         self._before, self._now = self._now, {}
 
-    def read(self, row: Row) -> Reading:
-        """Read a row with ``name``, ``digest``, ``since``, ``until`` and ``document``."""
-        key, document, since = (row["name"], row["digest"]), row["document"], row["since"]
+    def read(self, session: Session, model: str, row: Row) -> Reading:
+        """Return the reading of a row with ``device_id``, ``digest``, ``since``, ``until`` and ``edition``. Its
+        document is read only if it is another one than at the last look."""
+        key = (row["device_id"], row["digest"])
         known = self._now.get(key) or self._before.get(key)
-        if known is None or known[0] != document or known[1] != since:
-            reading = Reading(*key, call_figures.decode(since, row["until"], document))
+        if known is None or (known.since, known.edition) != (row["since"], row["edition"]):
+            name, document = session.rows(_DOCUMENT, (key[0], model, key[1]))[0]
+            reading = Reading(name, key[1], call_figures.decode(row["since"], row["until"], document))
             if known is not None:
-                reading.follows(known[2])
-            known = (document, since, reading)
+                reading.follows(known.reading)
+            known = _Known(row["since"], row["edition"], reading)
         self._now[key] = known
-        return known[2]
+        return known.reading
