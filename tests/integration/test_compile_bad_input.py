@@ -87,7 +87,9 @@ def test_a_batch_fixed_to_several(inputs: Inputs, capsys: pytest.CaptureFixture[
             value.type.tensor_type.shape.dim[0].dim_value = 4
 
     edited(inputs, change)
-    assert "its batch is fixed to 4" in refused(inputs, inputs.arguments(), capsys)
+    said = refused(inputs, inputs.arguments(), capsys)
+    assert "its batch is fixed to 4" in said
+    assert "--batch-axis input=none" in said
 
 
 def _with_nan(raw: np.ndarray) -> np.ndarray:
@@ -106,7 +108,7 @@ def _with_nan(raw: np.ndarray) -> np.ndarray:
         (lambda raw: {"input": raw.astype(np.complex64)}, "complex64, which is not numeric"),
         (lambda raw: {"input": raw.astype("S8")}, "not numeric"),
         (lambda raw: {"input": raw, "label": np.zeros(39, int)}, "different numbers of samples: input 40, label 39"),
-        (lambda raw: {"input": _with_nan(raw)}, "NaN or infinite values, first in sample 7"),
+        (lambda raw: {"input": _with_nan(raw)}, "no value (NaN) in sample 7"),
         (lambda raw: {"input": raw[:0]}, "has no samples"),
     ],
 )

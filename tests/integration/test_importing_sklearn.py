@@ -35,6 +35,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 def pipelines() -> dict[str, Any]:
     from sklearn.cluster import KMeans
+    from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
     from sklearn.ensemble import (
         GradientBoostingClassifier,
         HistGradientBoostingClassifier,
@@ -42,7 +43,8 @@ def pipelines() -> dict[str, Any]:
         RandomForestRegressor,
         VotingClassifier,
     )
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import KBinsDiscretizer, StandardScaler
     from sklearn.svm import SVC
@@ -50,6 +52,7 @@ def pipelines() -> dict[str, Any]:
 
     votes = [("line", LogisticRegression()), ("tree", DecisionTreeClassifier(max_depth=3))]
     names = np.array(["no", "maybe", "yes"])
+    several = np.stack([CLASSES, CLASSES % 2], axis=1)
     return {
         "forest": RandomForestClassifier(8, max_depth=4, random_state=0).fit(FEATURES, CLASSES),
         "boosting": GradientBoostingClassifier(n_estimators=5, random_state=0).fit(FEATURES, CLASSES),
@@ -59,6 +62,11 @@ def pipelines() -> dict[str, Any]:
         "clusters": KMeans(3, n_init=1, random_state=0).fit(FEATURES),
         "histograms": HistGradientBoostingClassifier(max_iter=4).fit(FEATURES, CLASSES),
         "votes": VotingClassifier(votes, voting="soft").fit(FEATURES, CLASSES),
+        "votes of labels": VotingClassifier(votes).fit(FEATURES, CLASSES),
+        "several labels": MultiOutputClassifier(LogisticRegression()).fit(FEATURES, several),
+        "several labels of trees": RandomForestClassifier(4, random_state=0).fit(FEATURES, several),
+        "several numbers": MultiOutputRegressor(Ridge()).fit(FEATURES, FEATURES[:, :3] ** 2),
+        "quadratic": make_pipeline(StandardScaler(), QuadraticDiscriminantAnalysis()).fit(FEATURES, CLASSES),
         "bins": make_pipeline(KBinsDiscretizer(4), LogisticRegression()).fit(FEATURES, CLASSES),
         "number": RandomForestRegressor(4, max_depth=4, random_state=0).fit(FEATURES, FEATURES[:, 0]),
     }
@@ -96,6 +104,27 @@ def test_a_fitted_object_compiles_and_answers_as_it_does(tmp_path: Path) -> None
     answer = Model(release.path, target="generic-cpu")(FEATURES[100:])
     assert np.array_equal(answer["label"], forest.predict(FEATURES[100:]))
     assert np.allclose(answer["probabilities"], forest.predict_proba(FEATURES[100:]), atol=1e-5)
+
+
+def test_missing_values_of_a_table_reach_the_imputer(tmp_path: Path) -> None:
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    gaps = FEATURES.copy()
+    gaps[RNG.random(gaps.shape) < 0.1] = np.nan
+    fitted = make_pipeline(SimpleImputer(), LogisticRegression()).fit(gaps, CLASSES)
+    for name, rows in (("c.csv", range(40)), ("e.csv", range(40, 100))):
+        lines = [
+            ",".join("" if np.isnan(one) else f"{one:.9g}" for one in gaps[row]) + f",{CLASSES[row]}" for row in rows
+        ]
+        (tmp_path / name).write_text("\n".join(["a,b,c,d,e,f,label", *lines]) + "\n", encoding="utf-8")
+    release = kedge.compile(
+        fitted, name="gaps", version="1", targets=["generic-cpu"], calibration=tmp_path / "c.csv",
+        evaluation=tmp_path / "e.csv", out=tmp_path / "OUT", quantize="precision=float32",
+    )  # fmt: skip
+    answer = Model(release.path, target="generic-cpu")(gaps[100:])
+    assert np.array_equal(answer["label"], fitted.predict(gaps[100:]))
 
 
 def test_labels_may_be_the_names_that_the_model_holds(tmp_path: Path) -> None:
@@ -164,6 +193,19 @@ def test_weights_alone_and_other_objects_are_refused(tmp_path: Path) -> None:
         request = ImportRequest(source=str(tmp_path / name), workdir=str(tmp_path / "work"), trust_pickle=True)
         with pytest.raises(ModelError, match=said):
             import_model(request, silent)
+
+
+def test_torchscript_is_told_what_to_do(tmp_path: Path) -> None:
+    import torch
+
+    torch.jit.save(torch.jit.script(torch.nn.Linear(6, 2)), str(tmp_path / "script.pt"))
+    np.save(tmp_path / "x.npy", FEATURES)
+    request = ImportRequest(
+        source=str(tmp_path / "script.pt"), workdir=str(tmp_path / "work"), inputs={"input": str(tmp_path / "x.npy")},
+        trust_pickle=True,
+    )  # fmt: skip
+    with pytest.raises(ModelError, match=r"is TorchScript.*torch\.onnx\.export"):
+        import_model(request, silent)
 
 
 def test_a_pickled_module_is_traced(tmp_path: Path) -> None:

@@ -42,6 +42,16 @@ def test_one_input_takes_all_columns_in_their_order(tmp_path: Path) -> None:
     assert texts.tolist() == [["1", "2.5"], ["3", "4"]]
 
 
+def test_empty_cells_are_missing_numbers(tmp_path: Path) -> None:
+    read = columns.read(written(tmp_path / "t.csv", "age,town,label\n31,,1\n,Bonn,0\nNA,Ulm,0\n"), where="t")
+    made = read.arrays()
+    assert np.array_equal(made["age"], [31, np.nan, np.nan], equal_nan=True)
+    assert made["town"].tolist() == ["", "Bonn", "Ulm"]
+    assert np.isnan(read.fitted([info("age", None)], where="t")["age"]).tolist() == [False, True, True]
+    with pytest.raises(DatasetError, match=r"line 3: '' in column 'age' is no whole number"):
+        read.fitted([info("age", None, dtype="int64")], where="t")
+
+
 def test_a_cell_that_is_no_number_is_told_with_its_line(tmp_path: Path) -> None:
     read = columns.read(written(tmp_path / "t.csv"), where="evaluation t.csv")
     with pytest.raises(DatasetError, match=r"t.csv, line 2: 'Berlin' in column 'town' is no number"):

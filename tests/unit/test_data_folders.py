@@ -50,7 +50,7 @@ def test_classes_are_numbered_as_the_model_has_them(tmp_path: Path) -> None:
         ("0 0.5 0.5 0.2 x", r"labels/1\.txt, line 2: a class and four numbers"),
         ("0 0.5 0.5 0.2 nan", r"labels/1\.txt, line 2: a class and four numbers"),
         ("3 0.5 0.5 0.2 0.2", r"labels/1\.txt, line 2: class 3 is none of 2"),
-        ("0 50 50 20 20", r"labels/1\.txt, line 2: the box reaches out of the picture"),
+        ("0 50 50 20 20", r"labels/1\.txt, line 2: the box lies outside the picture"),
     ],
 )
 def test_a_wrong_line_of_yolo_labels_is_named(line: str, message: str, tmp_path: Path) -> None:

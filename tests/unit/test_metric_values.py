@@ -93,6 +93,18 @@ def test_one_number_means_r2(output: Array) -> None:
     assert value(choice, {"y": np.sign(output)}, {"y": output}) < 0.9
 
 
+def test_several_numbers_with_labels_of_their_shape_mean_r2_of_each() -> None:
+    """As scikit-learn's ``r2_score`` has it: a column of small numbers weighs as much as one of large ones."""
+    labels = RNG.normal(size=(40, 3)) * [1, 10, 1000]
+    output = labels + RNG.normal(size=(40, 3))
+    choice = chosen({"y": output}, labels)
+    assert choice.name == "r2"
+    each = 1 - ((output - labels) ** 2).sum(axis=0) / ((labels - labels.mean(axis=0)) ** 2).sum(axis=0)
+    assert value(choice, {"y": output}, {"y": output}, labels) == pytest.approx(each.mean())
+    hot = (labels > 0).astype(np.float32)
+    assert chosen({"y": output}, hot).name == "multilabel-f1"
+
+
 def test_the_user_may_say_what_has_answers() -> None:
     choice = chosen({"x": EMBEDDINGS, "y": LOGITS}, text="agreement:y")
     assert (choice.name, choice.output, choice.seen["y"].kind) == ("agreement:y", "y", OutputKind.CLASSES)

@@ -234,6 +234,8 @@ class _Compilation:
             imported = None if direct else self._import(worker, calibration.arrays)
             model = early.result() if early is not None else self._prepare(worker, imported)
             pipeline = PipelineJob.of(self._asked, model)
+        calibration.check_missing(calibration_scan, taken=model.takes_missing)
+        evaluation.check_missing(evaluation_scan, taken=model.takes_missing)
         self._options = pipeline.normalizing(self._options)
         found = _Inputs(
             model=model,

@@ -242,16 +242,17 @@ class Dataset:
         """Read all data once, in chunks: find NaNs, compute the digest, and hash each sample.
 
         Raises:
-            DatasetError: a value that is not finite; the message names array and sample.
+            DatasetError: an infinite value, or NaN as a label; the message names array and sample.
         """
         content: dict[str, bytes] = {}
+        missing: dict[str, int] = {}
         rows = np.zeros(self.samples, dtype=np.uint64)
         for name in sorted(self.arrays):
             array = np.atleast_1d(self.arrays[name])
             state = hashlib.sha256()
             for start, chunk in chunks(array):
                 if chunk.dtype.kind == "f":
-                    self._finite(name, start, chunk)
+                    self._finite(name, start, chunk, missing)
                 raw = np.ascontiguousarray(chunk)
                 state.update(raw.data)
                 if name != LABEL and len(array) == self.samples:
@@ -265,7 +266,7 @@ class Dataset:
             for row in range(len(samples)):
                 sample = samples.sample(row)
                 if sample.dtype.kind == "f":
-                    self._finite(name, row, sample[np.newaxis])
+                    self._finite(name, row, sample[np.newaxis], missing)
                 raw = np.ascontiguousarray(sample)
                 state.update(raw.data)
                 found = hashlib.blake2b(raw.data, digest_size=8).digest()
@@ -274,25 +275,50 @@ class Dataset:
                     part *= np.uint64(0x9E3779B97F4A7C15)
                     part ^= np.frombuffer(found, np.uint64)
             content[name] = f"{samples.dtype.str} {len(samples)} samples {state.hexdigest()}".encode()
-        return Scan(content, rows)
+        return Scan(content, rows, missing)
 
-    def _finite(self, name: str, start: int, chunk: Array) -> None:
+    def _finite(self, name: str, start: int, chunk: Array, missing: dict[str, int]) -> None:
         finite = np.isfinite(chunk)
-        if not finite.all():
-            first = int(np.argmin(finite.reshape(len(chunk), -1).all(axis=1)))
+        if finite.all():
+            return
+        first = start + int(np.argmin(finite.reshape(len(chunk), -1).all(axis=1)))
+        if name == LABEL or np.isinf(chunk).any():
             raise DatasetError(
-                f"array {name!r} holds NaN or infinite values, first in sample {start + first}",
+                f"array {name!r} holds NaN or infinite values, first in sample {first}",
                 where=self.where,
                 remedy="Remove or correct these samples",
+            )
+        missing.setdefault(name, first)
+
+    def check_missing(self, scan: Scan, *, taken: bool) -> None:
+        """Check that NaN stands only where the model takes it as a missing value.
+
+        Raises:
+            DatasetError: it does not; the message names array and sample.
+        """
+        if scan.missing and not taken:
+            name, first = next(iter(scan.missing.items()))
+            raise DatasetError(
+                f"array {name!r} has no value (NaN) in sample {first}, and the model takes none for missing",
+                where=self.where,
+                remedy="Remove or correct these samples; a model of scikit-learn takes them with an imputer, or by "
+                "trees that were fitted with them",
             )
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Result of reading a data set once: a digest of each array and a hash of each sample."""
+    """Result of reading a data set once.
+
+    Attributes:
+        content: a digest of each array.
+        rows: a hash of each sample.
+        missing: array name → the first sample with NaN in it.
+    """
 
     content: dict[str, bytes]
     rows: npt.NDArray[np.uint64]
+    missing: dict[str, int] = field(default_factory=dict)
 
     def digest(self, names: dict[str, str]) -> str:
         """Return a digest of the arrays by the model's input names; an ``.npz`` file and a folder give the same.

@@ -28,6 +28,8 @@ _SHAPING = frozenset(
     }
 )  # fmt: skip
 """Operators that move values without changing their meaning."""
+_REDUCING = frozenset({"ReduceMean", "ReduceMax", "ReduceMin"})
+"""Operators whose result lies among the values that they reduce: probabilities stay probabilities."""
 _DISTRIBUTIONS = frozenset(
     {"Softmax", "LogSoftmax", "TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier", "Hardmax"}
 )
@@ -59,12 +61,14 @@ class GraphEvidence:
         sigmoid: a sigmoid gives it, or a part of it.
         mixed: other operators give the rest.
         passed: nothing but an input does.
+        reduced: several of its values, of which the mean or an extreme is taken: no longer one score for each class.
     """
 
     distribution: bool = False
     sigmoid: bool = False
     mixed: bool = False
     passed: bool = False
+    reduced: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,34 +90,49 @@ class ClassifiedOutput:
 
 def graph_evidence(model: onnx.ModelProto) -> dict[str, GraphEvidence]:
     """Return the evidence from the graph for each output, by name."""
-    maker = {tensor: node for node in model.graph.node for tensor in node.output}
-    inputs = {value.name for value in model.graph.input}
-    return {value.name: _traced(value.name, maker, inputs) for value in model.graph.output}
+    scope = _Scope(model.graph)
+    return {value.name: _traced(value.name, scope) for value in model.graph.output}
 
 
-def _traced(name: str, maker: Mapping[str, onnx.NodeProto], inputs: set[str]) -> GraphEvidence:
+class _Scope:
+    """The tensors of a graph; of a branch of an ``If``, those of the graphs around it too."""
+
+    def __init__(self, graph: onnx.GraphProto, outer: _Scope | None = None) -> None:
+        self.inputs: set[str] = {value.name for value in graph.input} | (outer.inputs if outer else set())
+        inner = {tensor: (node, self) for node in graph.node for tensor in node.output}
+        self.makers: dict[str, tuple[onnx.NodeProto, _Scope]] = {**outer.makers, **inner} if outer else inner
+
+
+def _traced(name: str, scope: _Scope) -> GraphEvidence:
     ends: set[str] = set()
-    waiting, done = [name], set()
+    reduced = False
+    waiting, done = [(name, scope)], set()
     while waiting:
-        tensor = waiting.pop()
-        if tensor in done:
+        tensor, around = waiting.pop()
+        if (tensor, around) in done:
             continue
-        done.add(tensor)
-        node = maker.get(tensor)
-        if node is None:
-            ends.add("" if tensor in inputs else "constant")
-        elif node.op_type == "Concat":
-            waiting += node.input
-        elif node.op_type in _SHAPING or (node.op_type == "Clip" and node.input[0] in maker):
-            waiting.append(node.input[0])
+        done.add((tensor, around))
+        if tensor not in around.makers:
+            ends.add("" if tensor in around.inputs else "constant")
+            continue
+        node, place = around.makers[tensor]
+        if node.op_type == "Concat":
+            waiting += [(one, place) for one in node.input]
+        elif node.op_type == "If":
+            at = list(node.output).index(tensor)
+            waiting += [(one.g.output[at].name, _Scope(one.g, place)) for one in node.attribute]
+        elif node.op_type in _SHAPING | _REDUCING or (node.op_type == "Clip" and node.input[0] in place.makers):
+            reduced |= node.op_type in _REDUCING
+            waiting.append((node.input[0], place))
         else:
             ends.add(node.op_type)
     ends.discard("constant")
     return GraphEvidence(
-        distribution=bool(ends) and ends <= _DISTRIBUTIONS,
+        distribution=bool(ends) and ends <= _DISTRIBUTIONS and not reduced,
         sigmoid=bool(ends & (_SIGMOIDS | _DISTRIBUTIONS)),
         mixed=bool(ends - _SIGMOIDS - _DISTRIBUTIONS),
-        passed=ends == {""},
+        passed=ends == {""} and not reduced,
+        reduced=reduced,
     )
 
 
@@ -231,7 +250,7 @@ def _floats(
     if graph.sigmoid and not graph.mixed and unit:
         if single:
             return is_(OutputKind.PROBABILITY, "a sigmoid gives it", bounded=True)
-        if array.ndim == 2 and not _like_an_input(array, inputs):
+        if array.ndim == 2 and not graph.reduced and not _like_an_input(array, inputs):
             return is_(OutputKind.CLASSES, "a sigmoid gives each of its scores", bounded=True)
         return is_(OutputKind.PROBABILITIES, "a sigmoid gives it", bounded=True)
     if graph.sigmoid and graph.mixed:

@@ -158,8 +158,7 @@ def _with_labels(kinds: Mapping[str, ClassifiedOutput], reference: Mapping[str, 
     top1 = find("top1", where=WHERE)
     if any(top1.suits(seen, reference[name], labels) for name, seen in kinds.items()):
         return "top1"
-    numbers = isinstance(labels, np.ndarray) and labels.dtype.kind == "f"
-    if numbers and any(seen.kind in _SINGLE and reference[n].size == labels.size for n, seen in kinds.items()):
+    if isinstance(labels, np.ndarray) and any(_are_values(labels, reference[n], seen) for n, seen in kinds.items()):
         return "r2"
     for kind in _BY_LABELS:
         if any(find(kind, where=WHERE).suits(seen, reference[name], labels) for name, seen in kinds.items()):
@@ -188,6 +187,15 @@ def _misfit(kinds: Mapping[str, ClassifiedOutput], reference: Mapping[str, Array
 
 
 _SINGLE = (OutputKind.NUMBER, OutputKind.PROBABILITY)
+
+
+def _are_values(labels: Array, output: Array, seen: ClassifiedOutput) -> bool:
+    """Return whether labels are what an output should give: real numbers for one with a single number, or several
+    numbers in the output's shape, which 0 and 1 for each class are not."""
+    if seen.kind in _SINGLE:
+        return labels.dtype.kind == "f" and output.size == labels.size
+    several = seen.kind is OutputKind.VALUES and output.ndim == 2 and labels.shape == output.shape
+    return several and labels.dtype.kind in "iuf" and not np.isin(labels, (0, 1)).all()
 
 
 def _without_labels(kinds: Mapping[str, ClassifiedOutput]) -> str:

@@ -71,6 +71,7 @@ class Model:
         metadata: what the file says of itself by key.
         quantized: whether it has.
         attention: names of the products of two activations in attention, in the graph's order.
+        takes_missing: whether NaN as an input is a missing value: it has an imputer, trees, or asks for NaN itself.
         ends: sets of nodes at both ends of the graph, from small to large: :func:`kedge_targets.graph.ends.ends`.
     """
 
@@ -88,6 +89,7 @@ class Model:
     classes: tuple[str, ...] = ()
     quantized: bool = False
     attention: tuple[str, ...] = ()
+    takes_missing: bool = False
     ends: tuple[tuple[str, ...], ...] = ()
 
     @property
@@ -120,6 +122,7 @@ def prepare(request: PrepareRequest, progress: Progress) -> Model:
         ends,
         model_reader,
         model_writer,
+        nodes,
         qonnx,
         signature,
         states,
@@ -131,12 +134,10 @@ def prepare(request: PrepareRequest, progress: Progress) -> Model:
     pairs = states.find(signature.inputs(model), signature.outputs(model), declared=request.states)
     axes = batch_axes.find(model, declared=request.batch_axes, states=pairs)
     model = batch_axes.batch_first(model, axes)
+    inputs = [replace(info, batch_axis=axes.of(info.name)) for info in signature.inputs(model)]
     size = batch.size(model)
     if size not in (None, 1):
-        raise ModelError(
-            f"its batch is fixed to {size}", where=str(path), remedy="Export the model with a free batch axis, or 1"
-        )
-    inputs = [replace(info, batch_axis=axes.of(info.name)) for info in signature.inputs(model)]
+        raise _of_several(size, inputs[0].name, path)
     outputs = [replace(info, batch_axis=axes.of(info.name)) for info in signature.outputs(model)]
     _check_dtypes(inputs, outputs, path)
     files = [path, *_external(path)]
@@ -159,7 +160,17 @@ def prepare(request: PrepareRequest, progress: Progress) -> Model:
         metadata=metadata,
         quantized=quantized,
         attention=tuple(attention.products(model)),
+        takes_missing=any(operator in _OF_MISSING for _, operator in nodes.operators(model)),
         ends=() if quantized else tuple(ends.ends(model)),
+    )
+
+
+def _of_several(size: int | None, name: str, path: Path) -> ModelError:
+    return ModelError(
+        f"its batch is fixed to {size}",
+        where=str(path),
+        remedy="Export the model with a free batch axis, or 1; if its first axis counts no samples, say "
+        f"--batch-axis {name}=none",
     )
 
 
@@ -175,6 +186,7 @@ def _check_dtypes(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], p
         )
 
 
+_OF_MISSING = frozenset({"Imputer", "TreeEnsembleClassifier", "TreeEnsembleRegressor", "TreeEnsemble", "IsNaN"})
 _DTYPES = frozenset(
     {TEXT, "float16", "float32", "float64", "bool", *(f"{s}int{bits}" for s in ("", "u") for bits in (8, 16, 32, 64))}
 )

@@ -141,12 +141,19 @@ def example_from_samples(module: torch.nn.Module, inputs: Mapping[str, Any], whe
         inputs: name → array, batch axis first; a single one may have any name.
 
     Raises:
-        ModelError: there are no samples, or an argument has no array.
+        ModelError: the module is TorchScript, there are no samples, or an argument has no array.
     """
     import inspect
 
     import numpy as np
 
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(
+            "is TorchScript, which torch.export does not trace",
+            where=where,
+            remedy="Give the module that it was made of (FILE.py:FACTORY), or write ONNX once: "
+            "torch.onnx.export(torch.jit.load(FILE), example, 'model.onnx', dynamo=False)",
+        )
     parameters = [
         one
         for one in inspect.signature(module.forward).parameters.values()

@@ -28,6 +28,7 @@ from kedge_targets.pipeline.execution import Runner
 Array = npt.NDArray[Any]
 
 LABEL = "label"
+_LABELS = (LABEL, "labels")
 _PAIR = 2
 
 
@@ -83,11 +84,21 @@ def _samples(
 ) -> Iterator[dict[str, Array]]:
     for number, item in enumerate(source):
         at = f"{where}, item {number}"
-        data, label = (item[0], item[1]) if isinstance(item, (tuple, list)) and len(item) == _PAIR else (item, None)
+        data, label = _parted(item, inputs)
         if runner is not None and _is_raw(data, inputs):
             yield {**_prepared(runner, data), **({} if label is None else {LABEL: _array(label, at)})}
             continue
         yield from _rows(_named(data, inputs, at), label, inputs, at)
+
+
+def _parted(item: Any, inputs: Sequence[TensorInfo]) -> tuple[Any, Any]:
+    """Return an item's data and its label: the second of a pair, or what a mapping calls ``label`` or ``labels``. A
+    ``TensorDataset`` without labels gives sequences of one."""
+    if isinstance(item, (tuple, list)) and len(item) in (1, _PAIR):
+        return item[0], item[1] if len(item) == _PAIR else None
+    if isinstance(item, Mapping) and not {spec.name for spec in inputs} & set(_LABELS):
+        return item, next((item[name] for name in _LABELS if name in item), None)
+    return item, None
 
 
 def _is_raw(data: Any, inputs: Sequence[TensorInfo]) -> bool:
@@ -114,7 +125,7 @@ def _named(data: Any, inputs: Sequence[TensorInfo], where: str) -> dict[str, Arr
     if isinstance(data, Mapping):
         missing = [spec.name for spec in inputs if spec.name not in data]
         if missing:
-            raise DatasetError(f"has no {missing[0]!r}", where=where)
+            raise DatasetError(f"has no {missing[0]!r}, it has {', '.join(map(str, data))}", where=where)
         return {spec.name: _column(_array(data[spec.name], where), spec) for spec in inputs}
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)

@@ -60,12 +60,37 @@ def to_onnx(estimator: Any, path: Path, feed: Mapping[str, Array], *, where: str
         raise ModelError(
             f"skl2onnx cannot convert it: {' '.join(str(error).split())[:300] or type(error).__name__}",
             where=where,
-            remedy="XGBoost, LightGBM and CatBoost export themselves (onnxmltools): give that .onnx file. Of text "
-            "vectorizers skl2onnx converts those of words, without strip_accents",
+            remedy=_remedy(estimator),
         ) from error
-    if _is_two_sided(estimator):
+    if _gives_label_alone(estimator):
         del model.graph.output[1:]
+    if any(type(one).__name__ == "QuadraticDiscriminantAnalysis" for one in _parts(estimator)):
+        _flatten(model, model.graph.output[0].name)
     path.write_bytes(model.SerializeToString())
+
+
+def _remedy(estimator: Any) -> str:
+    parts = _parts(estimator)
+    if any(type(one).__module__.partition(".")[0] in ("xgboost", "lightgbm", "catboost") for one in parts):
+        return "XGBoost, LightGBM and CatBoost export themselves (onnxmltools): give that .onnx file"
+    if any(hasattr(one, "token_pattern") for one in parts):
+        return "Of text vectorizers skl2onnx converts those of words, without strip_accents"
+    return (
+        "Fit it without the part that is named, and let the application compute that part (a FunctionTransformer, the "
+        "inverse of a TransformedTargetRegressor), or take another estimator"
+    )
+
+
+def _flatten(model: Any, output: str) -> None:
+    """Give a label one axis, [N]: skl2onnx (1.20) writes that of quadratic discriminants as [1, N]."""
+    from onnx import helper, numpy_helper
+
+    flat = f"{output}/before"
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [flat if name == output else name for name in names]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), f"{output}/shape"))
+    model.graph.node.append(helper.make_node("Reshape", [flat, f"{output}/shape"], [output]))
 
 
 def _prepare(estimator: Any) -> None:
@@ -127,13 +152,20 @@ def _parts(estimator: Any) -> list[Any]:
     return found
 
 
-def _is_two_sided(estimator: Any) -> bool:
-    """Return whether the estimator decides between two classes by one signed distance, without probabilities: skl2onnx
-    writes that in three ways, one of them (SVC) with the larger score for the other class, so only the label is
-    reliable."""
+def _gives_label_alone(estimator: Any) -> bool:
+    """Return whether only the label is to be kept of a classifier.
+
+    One that decides between two classes by a signed distance, without probabilities, is written in three ways by
+    skl2onnx, one of them (SVC) with the larger score for the other class. A vote of labels has no scores, though
+    skl2onnx writes some. One with several labels has a list of scores, of unlike widths.
+    """
     classes = getattr(estimator, "classes_", ())
+    if isinstance(classes, list):
+        return True
+    if hasattr(estimator, "predict_proba"):
+        return False
     numbers = len(classes) == 2 and np.asarray(classes).dtype.kind in "iub"
-    return numbers and not hasattr(estimator, "predict_proba")
+    return numbers or (len(classes) > 0 and not hasattr(estimator, "decision_function"))
 
 
 def answers(estimator: Any, feed: Mapping[str, Array], outputs: list[str]) -> list[Array]:

@@ -52,31 +52,39 @@ class Cosine(Metric):
 
 class R2(Metric):
     """Coefficient of determination: one minus the square error over the variance of what is right, which is the labels
-    where there are numbers among them, else the float model's answers."""
+    where there are numbers among them, else the float model's answers. Of several numbers for each sample the mean over
+    them, as scikit-learn has it."""
 
     name = "r2"
     span = None
 
     @classmethod
     def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
-        """One number for each sample."""
-        return seen.kind in (OutputKind.NUMBER, OutputKind.PROBABILITY)
+        """One number for each sample, or several with labels of their shape."""
+        if seen.kind in (OutputKind.NUMBER, OutputKind.PROBABILITY):
+            return True
+        several = seen.kind is OutputKind.VALUES and reference.ndim == 2
+        return several and isinstance(labels, np.ndarray) and labels.shape == reference.shape
 
     def per_sample(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], labels: Any | None) -> Array:
-        """N x 3: square error, right value, its square; means over the sample's numbers."""
+        """N x C x 3: square error, right value, its square, of each of C numbers."""
         name = self.output or ""
         wanted = np.asarray(reference[name] if labels is None else labels, dtype=np.float64)
         wanted = wanted.reshape(len(wanted), -1)
         error = np.asarray(outputs[name], dtype=np.float64).reshape(wanted.shape) - wanted
-        return np.stack([(error**2).mean(axis=1), wanted.mean(axis=1), (wanted**2).mean(axis=1)], axis=1)
+        return np.stack([error**2, wanted, wanted**2], axis=2)
 
     def aggregate(self, rows: Array) -> float:
-        """1 - error / variance; 1 without error, where nothing varies 0 with one."""
-        error, mean, square = (float(np.mean(column, dtype=np.float64)) for column in rows.T)
-        variance = square - mean**2
-        if error == 0 or not np.isfinite(error):
-            return 1.0 if error == 0 else -1e9
-        return round(float(1 - error / variance), 9) if variance > 1e-12 * max(square, 1e-30) else 0.0
+        """Mean of 1 - error / variance; 1 without error, where nothing varies 0 with one."""
+        means: Array = np.asarray(rows, dtype=np.float64).mean(axis=0)
+        return round(float(np.mean([_determined(*map(float, one)) for one in means])), 9)
+
+
+def _determined(error: float, mean: float, square: float) -> float:
+    variance = square - mean**2
+    if error == 0 or not np.isfinite(error):
+        return 1.0 if error == 0 else -1e9
+    return 1 - error / variance if variance > 1e-12 * max(square, 1e-30) else 0.0
 
 
 def cosines(output: Array, reference: Array, group: groups.Group) -> Array:

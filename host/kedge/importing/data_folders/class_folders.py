@@ -11,8 +11,10 @@ _ENDINGS = {Item.PICTURE: PICTURE_ENDINGS, Item.SOUND: SOUND_ENDINGS}
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Return the subfolders that are not hidden, sorted."""
-    return sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
+    """Return the subfolders that are not hidden, sorted; without what macOS puts beside them into an archive."""
+    return sorted(
+        one for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".") and one.name != "__MACOSX"
+    )
 
 
 def read(folder: Path, item: Item, *, where: str) -> Listing:

@@ -10,7 +10,8 @@ from typing import Any
 from kedge.importing.data_folders.listing import PICTURE_ENDINGS, Item, Listing, Truth
 from kedge_protocol.errors import DatasetError
 
-_FOLDERS = ("", "images", "train2017", "val2017", "train", "val", "valid", "test")
+_SPLITS = ("train2017", "val2017", "train", "valid", "val", "test")
+_FOLDERS = ("", "images", *_SPLITS, *(f"images/{split}" for split in _SPLITS))
 
 
 def is_coco(path: Path) -> bool:
@@ -57,7 +58,7 @@ def read_annotations(file: Path, *, where: str) -> Annotations:
     try:
         rows: dict[Any, list[list[float]]] = {one["id"]: [] for one in content["images"]}
         sizes = {one["id"]: (float(one["width"]), float(one["height"])) for one in content["images"]}
-        kinds = sorted(content["categories"], key=lambda kind: kind["id"])
+        kinds = _without_group(content["categories"], content["annotations"])
         numbers = {kind["id"]: number for number, kind in enumerate(kinds)}
         for place, one in enumerate(content["annotations"]):
             rows[one["image_id"]].append(_row(one, numbers, sizes, f"{where}: {file.name}: annotations[{place}]"))
@@ -87,8 +88,9 @@ def read(file: Path, pictures: Path, *, where: str) -> Listing:
         classes = tuple(str(kind["name"]) for kind in found.categories)
     except KeyError as error:
         raise DatasetError(f"{file.name} is no COCO JSON: {error} is missing", where=where) from error
-    places = [pictures / name for name in _FOLDERS] + [file.parent / name for name in _FOLDERS]
-    places += [file.parent.parent / name for name in _FOLDERS]
+    # Two splits may hold pictures of the same names: those of the file's own split come first.
+    own = sorted(_FOLDERS, key=lambda name: not (name and name.rpartition("/")[2] in file.stem.lower()))
+    places = [folder / name for folder in (pictures, file.parent, file.parent.parent) for name in own]
     return Listing(
         where=where,
         kind="pictures with COCO annotations",
@@ -98,6 +100,17 @@ def read(file: Path, pictures: Path, *, where: str) -> Listing:
         labels=found.boxes,
         classes=classes,
     )
+
+
+def _without_group(categories: list[dict[str, Any]], annotations: list[Any]) -> list[dict[str, Any]]:
+    """Return the categories by ascending id. The first is left out if it only groups all others and no box is of it:
+    Roboflow writes such a one, which its own YOLO exports do not count."""
+    kinds = sorted(categories, key=lambda kind: kind["id"])
+    if len(kinds) > 1 and kinds[0].get("supercategory") == "none":
+        groups = all(one.get("supercategory") == kinds[0]["name"] for one in kinds[1:])
+        if groups and not any(one["category_id"] == kinds[0]["id"] for one in annotations):
+            return kinds[1:]
+    return kinds
 
 
 def _row(one: Any, numbers: dict[Any, int], sizes: dict[Any, tuple[float, float]], where: str) -> list[float]:

@@ -3,6 +3,7 @@ lines of text, for a model that takes texts itself."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.importing.data_folders import tables
-from kedge.importing.data_folders.listing import PICTURE_ENDINGS, SOUND_ENDINGS
 from kedge_protocol.bundle.config import TEXT
 from kedge_protocol.errors import DatasetError
 from kedge_targets.graph.signature import TensorInfo
@@ -21,6 +21,8 @@ from kedge_targets.graph.signature import TensorInfo
 Array = npt.NDArray[Any]
 
 LABEL = "label"
+_MISSING = frozenset({"", "na", "n/a", "#n/a", "<na>", "nan", "null", "none"})
+"""What pandas reads as a missing value."""
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
 
 
@@ -82,14 +84,14 @@ class Columns:
             return np.array(cells, dtype=TEXT)
         whole = np.dtype(spec.dtype).kind in "iub"
         for cell, line in zip(cells, self.lines, strict=True):
-            if not (_WHOLE.fullmatch(cell.strip()) if whole else _is_number(cell)):
+            if not (_WHOLE.fullmatch(cell.strip()) if whole else _is_number(cell) or _is_missing(cell)):
                 said = "whole number" if whole else "number"
                 raise DatasetError(
                     f"{self.file}, line {line}: {cell[:40]!r} in column {name!r} is no {said}, the model takes {said}s",
                     where=where,
                     remedy="Texts that become tensors need --task or --pipeline",
                 )
-        return np.array([int(cell) if whole else float(cell) for cell in cells], np.int64 if whole else np.float64)
+        return np.array([int(cell) for cell in cells], np.int64) if whole else _numbers(cells)
 
 
 def is_columns(path: Path) -> bool:
@@ -104,8 +106,7 @@ def is_columns(path: Path) -> bool:
         header, first = next(rows)[1], next(rows, (0, []))[1]
     except DatasetError:
         return True  # what is wrong with it is said where it is read
-    named = [cell for name, cell in zip(header, first, strict=False) if name.strip().lower() in tables.FILE_COLUMNS]
-    return not any(Path(cell.strip()).suffix.lower() in (*PICTURE_ENDINGS, *SOUND_ENDINGS) for cell in named)
+    return tables.file_column(header, first) is None
 
 
 def read(path: Path, *, where: str) -> Columns:
@@ -132,10 +133,10 @@ def read(path: Path, *, where: str) -> Columns:
             raise DatasetError(f"{path.name}, line {line}: {len(row)} columns instead of {len(header)}", where=where)
     label = _label(header)
     cells = {name: [row[at] for _, row in records] for at, name in enumerate(header) if at != label}
+    empty = None if label is None else next((line for line, row in records if not row[label].strip()), None)
+    if empty is not None:
+        raise DatasetError(f"{path.name}, line {empty}: the label is empty", where=where)
     labels = None if label is None else _likeliest([row[label].strip() for _, row in records])
-    if labels is not None and labels.dtype.kind == "U" and "" in labels:
-        line = records[int(np.argmax(labels == ""))][0]
-        raise DatasetError(f"{path.name}, line {line}: the label is empty", where=where)
     if not cells:
         raise DatasetError(f"{path.name} has no column beside the labels", where=where)
     return Columns(cells, labels, [line for line, _ in records], path.name)
@@ -158,9 +159,18 @@ def _label(header: Sequence[str]) -> int | None:
 def _likeliest(cells: Sequence[str]) -> Array:
     if all(_WHOLE.fullmatch(cell.strip()) for cell in cells):
         return np.array([int(cell) for cell in cells], np.int64)
-    if all(map(_is_number, cells)):
-        return np.array([float(cell) for cell in cells])
+    if all(_is_missing(cell) or _is_number(cell) for cell in cells) and not all(map(_is_missing, cells)):
+        return _numbers(cells)
     return np.array(cells, dtype=TEXT)
+
+
+def _numbers(cells: Sequence[str]) -> Array:
+    """Return numbers in float64, NaN for what is missing."""
+    return np.array([math.nan if _is_missing(cell) else float(cell) for cell in cells])
+
+
+def _is_missing(cell: str) -> bool:
+    return cell.strip().lower() in _MISSING
 
 
 def _is_number(cell: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ Array = npt.NDArray[Any]
 
 TASK = "kedge.importing.data_folders.converting:convert"
 _BOX_FIELDS = 6
+_SEVERAL, _NAMED = 2, 20
 _CHUNK = 64
 """The number of items prepared together."""
 
@@ -168,7 +169,29 @@ def _prepared(listing: Listing, runner: Runner) -> Iterator[tuple[dict[str, Arra
     yield first
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         for start in range(1, len(listing.sources), _CHUNK):
-            yield from pool.map(one, listing.sources[start : start + _CHUNK])
+            try:
+                yield from pool.map(one, listing.sources[start : start + _CHUNK])
+            except DatasetError as error:
+                raise _with_others(error, listing.sources[start:], one, pool) from error
+
+
+def _with_others(
+    first: DatasetError, sources: Sequence[Path | str], read: Callable[[Path | str], Any], pool: ThreadPoolExecutor
+) -> DatasetError:
+    """Return the error of the first damaged item with the names of all further ones, so that one look is enough."""
+
+    def damaged(source: Path | str) -> bool:
+        try:
+            read(source)
+        except DatasetError:
+            return True
+        return False
+
+    bad = [Path(one).name for one, is_bad in zip(sources, pool.map(damaged, sources), strict=True) if is_bad]
+    if len(bad) < _SEVERAL:
+        return first
+    more = f"; {len(bad)} of {len(sources)} are damaged: {', '.join(bad[:_NAMED])}{', …' if len(bad) > _NAMED else ''}"
+    return DatasetError(first.what + more, where=first.where, remedy=first.remedy)
 
 
 def _texts(listing: Listing, runner: Runner) -> Iterator[tuple[dict[str, Array], Context]]:

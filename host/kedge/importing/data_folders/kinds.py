@@ -14,6 +14,9 @@ FORMS = (
 )
 _SPLITS = {"calibration": ("train", "training"), "evaluation": ("val", "valid", "validation", "eval", "test")}
 
+_KINDS = {Item.PICTURE: PICTURE_ENDINGS, Item.SOUND: SOUND_ENDINGS}
+_SEVERAL = 2
+
 
 def is_raw(path: Path) -> bool:
     """Return whether a path holds something other than arrays, so that a pipeline must make arrays of it."""
@@ -75,30 +78,65 @@ def _folder(folder: Path, role: str, where: str, annotations: Path | None) -> Li
     annotated = coco.found_in(folder)
     if annotated:
         return coco.read(_split(annotated, role, where), folder, where=where)
-    split = next((folder / name for name in _SPLITS[role] if (folder / name).is_dir()), None)
-    if split is not None and split.name != "images":
-        return _folder(split, role, where, None)
-    return _plain(folder, role, where)
+    table = tables.table_of(folder, role)
+    if table is not None and not columns.is_columns(table):
+        return tables.read(table, where=where)
+    split = _split_of(folder, role, where)
+    return _plain(folder, role, where) if split is None else _folder(split, role, where, None)
+
+
+def _split_of(folder: Path, role: str, where: str) -> Path | None:
+    """Return the folder of a role's items (``val``, ``Test``); None where a folder is not divided. Folders beside one
+    role's mean that ``train`` is a class, as buses and cars are.
+
+    Raises:
+        DatasetError: it holds the other role's folder alone.
+    """
+    inner = {one.name.lower(): one for one in class_folders.class_folders(folder)}
+    found = {kind: next((inner[name] for name in names if name in inner), None) for kind, names in _SPLITS.items()}
+    divided = all(found.values()) or not set(inner) - {name for names in _SPLITS.values() for name in names}
+    if not divided or not any(found.values()):
+        return None
+    if found[role] is None:
+        have, want = ", ".join(one.name for one in found.values() if one), ", ".join(_SPLITS[role])
+        raise DatasetError(
+            f"holds {have}, and none of {want}", where=where, remedy=f"Name another folder for the {role}"
+        )
+    return found[role]
 
 
 def _plain(folder: Path, role: str, where: str) -> Listing:
-    inner = folder / "images"
-    pictures = endings(folder, PICTURE_ENDINGS)
-    if (inner.is_dir() or pictures) and yolo.labels_folder(inner if inner.is_dir() else folder) is not None:
-        return yolo.read_folder(folder, where=where)
+    place = folder / "images" if (folder / "images").is_dir() else folder
+    pictures, sounds = endings(folder, PICTURE_ENDINGS), endings(folder, SOUND_ENDINGS)
+    if (place is not folder or pictures) and yolo.labels_folder(place) is not None:
+        return yolo.read_folder(_split_of(place, role, where) or place, where=where)
+    folders = class_folders.class_folders(folder)
+    classes = next(
+        (item for item, kinds in _KINDS.items() if any(endings(one, kinds, deep=True) for one in folders)), None
+    )
     table = tables.table_in(folder, role)
-    if table is not None:
+    if table is not None and _is_of_items(table, pictures or sounds, len(folders) if classes else 0):
         return tables.read(table, where=where)
-    sounds = endings(folder, SOUND_ENDINGS)
     if pictures and sounds:
         raise DatasetError("holds pictures and sounds", where=where, remedy="Keep them in folders of their own")
-    folders = class_folders.class_folders(folder)
-    for item, kinds, flat in ((Item.PICTURE, PICTURE_ENDINGS, pictures), (Item.SOUND, SOUND_ENDINGS, sounds)):
-        if any(endings(one, kinds, deep=True) for one in folders):
-            return class_folders.read(folder, item, where=where)
-        if flat:
-            return class_folders.flat(folder, item, where=where)
-    raise DatasetError("holds nothing that is known", where=where, remedy=FORMS)
+    if classes is not None:
+        return class_folders.read(folder, classes, where=where)
+    if pictures or sounds:
+        return class_folders.flat(folder, Item.PICTURE if pictures else Item.SOUND, where=where)
+    raise DatasetError(f"holds nothing that is known{_such_as(folder)}", where=where, remedy=FORMS)
+
+
+def _is_of_items(table: Path, beside: list[Path], classes: int) -> bool:
+    """Return whether a folder's table is its data set; lines of text beside files are a read-me, and a table that names
+    no files beside classes lists these."""
+    if table.suffix.lower() == ".txt":
+        return not beside and not classes
+    return classes < _SEVERAL or not columns.is_columns(table)
+
+
+def _such_as(folder: Path) -> str:
+    other = next((one.name for one in sorted(folder.rglob("*")) if one.is_file() and one.name[0] != "."), None)
+    return "" if other is None else f", its first file is {other}"
 
 
 def _split(files: list[Path], role: str, where: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ TEXT_COLUMNS = ("text", "sentence", "content", "review", "utterance", "query", "
 LABEL_COLUMNS = ("label", "class", "category", "target", "classname", "class_name", "intent", "sentiment")
 TABLES = (".csv", ".tsv")
 LINES = (".txt", ".jsonl", ".ndjson")
+_USUAL = ("audio", "wav", "wavs", "clips", "images", "data")
 _ITEMS = {**dict.fromkeys(PICTURE_ENDINGS, Item.PICTURE), **dict.fromkeys(SOUND_ENDINGS, Item.SOUND)}
 
 
@@ -48,6 +49,8 @@ def _table(file: Path, where: str) -> Listing:
     label = next((names.index(name) for name in LABEL_COLUMNS if name in names), None)
     text = next((names.index(name) for name in TEXT_COLUMNS if name in names), None)
     source = next((names.index(name) for name in FILE_COLUMNS if name in names), None)
+    if source is None and records:
+        source = file_column(header, records[0][1])
     column = source if source is not None else text
     if column is None:
         raise DatasetError(
@@ -68,7 +71,8 @@ def _table(file: Path, where: str) -> Listing:
         texts = [row[column] for _, row in records]
         return Listing(where=where, kind="texts of a table", item=Item.TEXT, truth=truth, sources=texts, labels=labels,
                        classes=classes)  # fmt: skip
-    found = [_found(file, row[column].strip(), number, where) for number, row in records]
+    places = _places(file)
+    found = [_found(file, row[column].strip(), number, places, where) for number, row in records]
     item = _ITEMS[found[0].suffix.lower()]
     other = next((one for one in found if _ITEMS[one.suffix.lower()] is not item), None)
     if other is not None:
@@ -77,11 +81,25 @@ def _table(file: Path, where: str) -> Listing:
                    labels=labels, classes=classes)  # fmt: skip
 
 
-def _found(table: Path, name: str, number: int, where: str) -> Path:
+def file_column(header: Sequence[str], first: Sequence[str]) -> int | None:
+    """Return the column whose first cell is a file of pictures or sounds: one with a usual name before others."""
+    named = [at for at, cell in enumerate(first[: len(header)]) if Path(cell.strip()).suffix.lower() in _ITEMS]
+    usual = [at for at in named if header[at].strip().lower() in FILE_COLUMNS]
+    return next(iter(usual or named), None)
+
+
+def _places(table: Path) -> list[Path]:
+    """Where a table's files may lie: beside it, in folders beside it (first one of its own name, as ``val`` of
+    ``val.csv``), or in a usual folder beside its own."""
+    folders = [one for one in table.parent.iterdir() if one.is_dir()]
+    near = sorted(folders, key=lambda one: (one.name.lower() != table.stem.lower(), one.name))
+    return [table.parent, *near, *(table.parent.parent / name for name in _USUAL), Path()]
+
+
+def _found(table: Path, name: str, number: int, places: Sequence[Path], where: str) -> Path:
     forms = (
         [name] if Path(name).suffix.lower() in _ITEMS else [name + one for one in (*SOUND_ENDINGS, *PICTURE_ENDINGS)]
     )
-    places = (table.parent, *sorted(one for one in table.parent.iterdir() if one.is_dir()), Path())
     for form in forms:
         for place in places:
             if (place / form).is_file():
@@ -103,7 +121,9 @@ def rows(file: Path, where: str) -> Iterator[tuple[int, list[str]]]:
                     any_row = True
                     yield reader.line_num, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{file.name} cannot be read as a table: {error}", where=where) from error
+        raise DatasetError(
+            f"{file.name} cannot be read as a table: {error}", where=where, remedy=_remedy(error)
+        ) from error
     if not any_row:
         raise DatasetError(f"{file.name} is empty", where=where)
 
@@ -151,16 +171,29 @@ def _lines(file: Path, where: str) -> Listing:
 
 def _text(file: Path, where: str) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
+        # Not splitlines(): a text may hold the separators of Unicode.
+        return file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{file.name} cannot be read as text: {error}", where=where) from error
+        raise DatasetError(
+            f"{file.name} cannot be read as text: {error}", where=where, remedy=_remedy(error)
+        ) from error
+
+
+def _remedy(error: Exception) -> str | None:
+    return "Save it as UTF-8" if isinstance(error, UnicodeDecodeError) else None
 
 
 def table_in(folder: Path, role: str) -> Path | None:
-    """Return a folder's table or file of lines: the only one, or the one named after the role (``train.csv``)."""
+    """Return a folder's table or file of lines: the one named after the role (``train.csv``), or the only one."""
     found = endings(folder, (*TABLES, *LINES[1:])) or endings(folder, LINES[:1])
+    return _named(found, role) or (found[0] if len(found) == 1 else None)
+
+
+def table_of(folder: Path, role: str) -> Path | None:
+    """Return a folder's table that is named after the role."""
+    return _named(endings(folder, TABLES), role)
+
+
+def _named(files: Sequence[Path], role: str) -> Path | None:
     names = {"calibration": ("train",), "evaluation": ("val", "valid", "validation", "eval", "test")}[role]
-    named = [one for name in names for one in found if one.stem.lower() == name]
-    if named:
-        return named[0]
-    return found[0] if len(found) == 1 else None
+    return next((one for name in names for one in files if one.stem.lower() == name), None)

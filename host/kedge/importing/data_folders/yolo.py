@@ -14,14 +14,16 @@ from kedge_protocol.packages import pip_install
 _BOX = 5
 _SPLITS = {"calibration": ("train",), "evaluation": ("val", "valid", "test")}
 _EDGE = 1e-3
-"""How far boxes may extend beyond the picture's edge because of rounding."""
+"""How far a number may exceed 1 because of rounding."""
 
 
 def yaml_file(path: Path) -> Path | None:
     """Return the ``data.yaml`` that a path is or contains."""
     if path.is_file():
         return path if path.suffix.lower() in (".yaml", ".yml") else None
-    return next((path / name for name in ("data.yaml", "data.yml", "dataset.yaml") if (path / name).is_file()), None)
+    usual = next((path / name for name in ("data.yaml", "data.yml", "dataset.yaml") if (path / name).is_file()), None)
+    others = endings(path, (".yaml", ".yml"))
+    return usual or (others[0] if len(others) == 1 and (path / "images").is_dir() else None)
 
 
 def labels_folder(pictures: Path) -> Path | None:
@@ -49,7 +51,11 @@ def read_yaml(file: Path, role: str, *, where: str) -> Listing:
     roots = [file.parent / base, base, file.parent]
     split = next((name for name in _SPLITS[role] if content.get(name)), None)
     if split is None:
-        raise DatasetError(f"{file.name} names no {' or '.join(_SPLITS[role])}", where=where)
+        raise DatasetError(
+            f"{file.name} names no {' or '.join(_SPLITS[role])}",
+            where=where,
+            remedy=f"Add it, or give a folder of pictures for the {role}; their labels are found beside them",
+        )
     named = content[split] if isinstance(content[split], list) else [content[split]]
     pictures = [one for entry in named for one in _pictures(str(entry), roots, file, where)]
     return _listed(pictures, _names(content.get("names"), file, where), where)
@@ -61,8 +67,7 @@ def read_folder(folder: Path, *, where: str, labels: Path | None = None) -> List
     Args:
         labels: the folder of the text files, if it is not the usual one.
     """
-    inner = folder / "images"
-    return _listed(endings(inner if inner.is_dir() else folder, PICTURE_ENDINGS, deep=True), (), where, labels)
+    return _listed(endings(folder, PICTURE_ENDINGS, deep=True), (), where, labels)
 
 
 def _listed(pictures: list[Path], classes: tuple[str, ...], where: str, folder: Path | None = None) -> Listing:
@@ -97,7 +102,7 @@ def rows(file: Path, classes: int | None, *, where: str) -> list[list[float]]:
         DatasetError: a line has another form; the message names file and line.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
@@ -119,17 +124,18 @@ def _row(fields: list[str], classes: int | None, where: str) -> list[float]:
         raise DatasetError("a class and four numbers (centre, width, height) were expected", where=where)
     if classes is not None and kind >= classes:
         raise DatasetError(f"class {kind} is none of {classes} (0 to {classes - 1})", where=where)
+    if min(values) < -_EDGE or max(values) > 1 + _EDGE:
+        raise DatasetError(
+            "the box lies outside the picture", where=where, remedy="Coordinates are shares of its width and height"
+        )
     if outline:
         across, down = values[0::2], values[1::2]
         corners = [min(across), min(down), max(across), max(down)]
     else:
         x, y, w, h = values
         corners = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
-    if min(corners) < -_EDGE or max(corners) > 1 + _EDGE:
-        raise DatasetError(
-            "the box reaches out of the picture", where=where, remedy="Coordinates are shares of its width and height"
-        )
-    return [float(kind), *corners, 0.0]
+    # An object at the edge often has a box that reaches beyond it; Ultralytics cuts it off too.
+    return [float(kind), *(min(1.0, max(0.0, corner)) for corner in corners), 0.0]
 
 
 def _yaml(file: Path, where: str) -> dict[str, Any]:
@@ -168,7 +174,7 @@ def _pictures(entry: str, roots: list[Path], file: Path, where: str) -> list[Pat
         raise DatasetError(f"{file.name} names {entry}, which is not there", where=where)
     if place.is_dir():
         return endings(place, PICTURE_ENDINGS, deep=True)
-    lines = place.read_text(encoding="utf-8").split()
+    lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     listed = [next((r / one for r in (place.parent, *roots) if (r / one).is_file()), Path(one)) for one in lines]
     missing = next((one for one in listed if not one.is_file()), None)
     if missing is not None:
