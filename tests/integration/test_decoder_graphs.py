@@ -39,10 +39,10 @@ def session_of(
     weights, spec = decoder.weights, decoder.spec
     names = ["norm", *(["norm.bias"] if weights.has_bias("norm") else [])]
     ends = Ends(
-        embedding=table(weights.outer("embedding"), scheme.embedding, scheme.group),
+        embedding=table(weights.outer("embedding"), scheme),
         positions=weights.outer("positions") if spec.learned_positions else None,
         norm={name: weights.outer(name) for name in names},
-        head=None if spec.tied else table(weights.outer("head"), scheme.embedding, scheme.group),
+        head=None if spec.tied else table(weights.outer("head"), scheme),
     )
     workdir.mkdir(exist_ok=True)
     learned = references.embedded(spec, weights.outer("embedding"), ends.positions, calibration or [])

@@ -266,6 +266,18 @@ def test_the_budget_decides_and_what_breaks_it_is_told(place: Path) -> None:
     assert not (place / "none").exists()
 
 
+def test_schemes_that_differ_in_the_embedding_alone_learn_their_layers_once(place: Path) -> None:
+    heard: list[str] = []
+    found = _compiled(place, "once", max_kl=0.002, progress=lambda who, what, done, total: heard.append(what))
+    assert found.generation is not None
+    first, second = found.generation.targets[0].attempts[:2]
+    assert first.scheme.same_layers(second.scheme)
+    assert first.scheme.label in heard
+    assert f"evaluate {second.scheme.label}" in heard
+    assert second.scheme.label not in heard
+    assert second.figures.kl < first.figures.kl
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "reason"),
     [

@@ -108,7 +108,7 @@ class _Stored:
 
     def outer(self, name: str) -> np.ndarray:
         found = self._weights.outer(name)
-        return found if found.ndim == 1 else real(table(found, self._scheme.embedding, self._scheme.group))
+        return found if found.ndim == 1 else real(table(found, self._scheme))
 
     def layer(self, index: int) -> dict[str, np.ndarray]:
         piece = self._layers(index)

@@ -39,10 +39,10 @@ def test_parts_compute_the_same_bits_as_the_whole(name: str, precision: str, tmp
     spec, weights = decoder.spec, decoder.weights
     names = ["norm", *(["norm.bias"] if weights.has_bias("norm") else [])]
     ends = Ends(
-        embedding=table(weights.outer("embedding"), scheme.embedding, 32),
+        embedding=table(weights.outer("embedding"), scheme),
         positions=weights.outer("positions") if spec.learned_positions else None,
         norm={one: weights.outer(one) for one in names},
-        head=None if spec.tied else table(weights.outer("head"), scheme.embedding, 32),
+        head=None if spec.tied else table(weights.outer("head"), scheme),
     )
     source = LayerSource(spec, weights, compiler, 64)
     for folder in ("whole", "parts"):

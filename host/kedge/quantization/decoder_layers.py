@@ -108,11 +108,7 @@ class QuantizedLayers:
         )
 
     def _products(self, index: int, piece: Piece) -> tuple[dict[str, Array], list[Array]]:
-        """Return X'X of each probe over the calibration, and the float layer's outputs.
-
-        Each row is scaled to length 1: a few tokens are hundreds of times longer than the rest, and the norms that
-        follow remove this.
-        """
+        """Return X'X of each probe over the calibration, and the float layer's outputs."""
         runner = self._source.runner(index, piece)
         found: dict[str, Array] = {}
         outputs = []
@@ -120,9 +116,7 @@ class QuantizedLayers:
             output, probes = runner.run(hidden)
             outputs.append(output)
             for name, rows in probes.items():
-                rows = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-6)
-                product = (rows.T @ rows).astype(np.float64)
-                found[name] = found[name] + product if name in found else product
+                found[name] = found.get(name, 0) + correlations(rows)
         return found, outputs
 
     def _rounded(self, index: int, name: str, weight: Array, products: dict[str, Array]) -> Codes:
@@ -130,6 +124,17 @@ class QuantizedLayers:
         if not products:
             return rounding.plain(weight, grid)
         return rounding.compensated(weight, products[PROBE_OF[name]], grid)
+
+
+def correlations(rows: Array) -> Array:
+    """Return X'X of some positions X [positions, channels], float64 [channels, channels].
+
+    Each row is scaled to length 1: a few tokens are hundreds of times longer than the rest, and the norms that follow
+    remove this.
+    """
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-6)
+    found: Array = (rows.T @ rows).astype(np.float64)
+    return found
 
 
 def _damage(outputs: list[Array], wanted: list[Array]) -> float:
@@ -176,11 +181,18 @@ def stored(matrix: Matrix, precision: str) -> Matrix:
     return values.astype(np.float16) if precision == "float16" else values
 
 
-def table(weight: Array, precision: str, group: int) -> Matrix:
-    """Return an embedding or a head as it is stored; in float if its channels do not fill whole groups."""
-    bits = {"int4": 4, "int8": 8}.get(precision, 0)
+def table(weight: Array, scheme: Scheme, inputs: Array | None = None) -> Matrix:
+    """Return an embedding or a head as it is stored; in float if its channels do not fill whole groups.
+
+    Args:
+        inputs: :func:`correlations` of a head's inputs, with which 4 bits are rounded by the scheme's method.
+    """
+    bits, group = scheme.embedding_bits, scheme.group
     while bits and group > 16 and weight.shape[1] % group:
         group //= 2
     if not bits or weight.shape[1] % group:
-        return stored(weight, precision)
-    return rounding.plain(weight, Grid(bits=bits, group=group), search=bits == 4)
+        return stored(weight, scheme.embedding)
+    grid = Grid(bits=bits, group=group, symmetric=scheme.symmetric)
+    if inputs is not None and bits == 4:
+        return rounding.compensated(weight, inputs, grid)
+    return rounding.plain(weight, grid, search=bits == 4)

@@ -70,10 +70,10 @@ def _piece(layer: dict[str, Array], scheme: Scheme, index: int) -> Piece:
 
 def _ends(spec: DecoderSpec, weights: EncoderWeights, scheme: Scheme) -> Ends:
     return Ends(
-        embedding=table(weights.outer("embedding"), scheme.embedding, scheme.group),
+        embedding=table(weights.outer("embedding"), scheme),
         positions=weights.outer("positions") if spec.learned_positions else None,
         norm=_norm(weights, "norm"),
-        head=None if spec.tied else table(weights.outer("head"), scheme.embedding, scheme.group),
+        head=None if spec.tied else table(weights.outer("head"), scheme),
         head_bias=weights.outer("head.bias") if spec.head_bias else None,
         relative=weights.outer("relative") if spec.relative is not None else None,
     )
@@ -85,7 +85,7 @@ def _parts(spec: DecoderSpec, weights: EncoderWeights, scheme: Scheme, pieces: C
     embedding = None
     if not sound:
         own = "encoder.embedding" if encoder is not None and encoder.own_embedding else "embedding"
-        embedding = table(weights.outer(own), scheme.embedding, scheme.group)
+        embedding = table(weights.outer(own), scheme)
     return EncoderParts(
         embedding=embedding,
         positions=weights.outer("encoder.positions") if spec.learned_positions else None,

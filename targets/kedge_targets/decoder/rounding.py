@@ -17,6 +17,8 @@ _SHRINK = np.linspace(0.8, 1.05, 11)
 """Factors of the scale that the search tries."""
 _DAMPING = 0.01
 _BLOCK = 128
+_ROWS = 8192
+"""Output channels that are rounded together: a head has as many as tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,15 +105,28 @@ def compensated(weight: Array, products: Array, grid: Grid, *, search: bool = Tr
         products: X'X of the inputs X, float64 [in, in].
         search: as in :func:`plain`.
     """
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     damped = products + np.eye(columns) * max(_DAMPING * float(np.diag(products).mean()), 1e-12)
     # The upper Cholesky factor of the inverse: row j holds what column j hands on to those after it.
     upper = _inverse_factor(damped).astype(np.float32)
+    importance = np.diag(products).astype(np.float32)
+    parts = [
+        _columns_in_turn(weight[first : first + _ROWS], upper, importance, grid, search=search)
+        for first in range(0, len(weight), _ROWS)
+    ]
+    codes, scales, zeros = (np.concatenate(kind, axis=1) for kind in zip(*parts, strict=True))
+    return _codes(codes.T, scales.T, zeros.T, grid)
+
+
+def _columns_in_turn(
+    weight: Array, upper: Array, importance: Array, grid: Grid, *, search: bool
+) -> tuple[Array, Array, Array]:
+    """Return codes [in, out], scales and zero-points [groups, out]."""
+    rows, columns = weight.shape
     # Turned, so that what belongs to one input channel lies together.
     left = np.array(weight.T, np.float32, order="C")
-    importance = np.diag(products).astype(np.float32)
     groups = -(-columns // grid.group)
-    codes = np.zeros((columns, rows), np.float32)
+    codes = np.zeros((columns, rows), np.uint8)
     scales, zeros = np.ones((groups, rows), np.float32), np.zeros((groups, rows), np.float32)
     top = float(2**grid.bits - 1)
     block = max(grid.group, _BLOCK // grid.group * grid.group)
@@ -124,12 +139,13 @@ def compensated(weight: Array, products: Array, grid: Grid, *, search: bool = Tr
                 weighed = importance[at : at + grid.group]
                 scale, zero = _grid(left[at : at + grid.group].T, grid, weighed, search=search)
                 scales[group], zeros[group] = scale[:, 0], zero[:, 0]
-            codes[at] = np.clip(np.rint(left[at] / scales[group]) + zeros[group], 0, top)
-            error = (left[at] - (codes[at] - zeros[group]) * scales[group]) / upper[at, at]
+            code = np.clip(np.rint(left[at] / scales[group]) + zeros[group], 0, top)
+            codes[at] = code
+            error = (left[at] - (code - zeros[group]) * scales[group]) / upper[at, at]
             errors[at - first] = error
             left[at + 1 : last] -= upper[at, at + 1 : last, None] * error
         left[last:] -= upper[first:last, last:].T @ errors
-    return _codes(codes.T, scales.T, zeros.T, grid)
+    return codes, scales, zeros
 
 
 def _inverse_factor(matrix: Array) -> Array:

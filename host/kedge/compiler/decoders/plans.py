@@ -94,7 +94,7 @@ def _schemes(options: CompileOptions, kind: str) -> tuple[Scheme, ...]:
     if options.quantize is not None:
         found: tuple[Scheme, ...] = (decoder_scheme.parse(options.quantize),)
     else:
-        found = decoder_scheme.LADDER[1:2] if options.effort is Effort.QUICK else decoder_scheme.LADDER
+        found = (decoder_scheme.QUICK,) if options.effort is Effort.QUICK else decoder_scheme.LADDER
     if options.cache is None:
         return found
     if options.cache not in decoder_scheme.CACHES:

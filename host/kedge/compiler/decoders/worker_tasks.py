@@ -39,7 +39,7 @@ from kedge.evaluation.decoders.reference import Reference
 from kedge.importing.decoders import exported, reading
 from kedge.importing.decoders.decoder import Decoder
 from kedge.quantization import decoder_mixing
-from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, table
+from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, correlations, table
 from kedge.quantization.decoder_scheme import Scheme
 from kedge.quantization.kept_pieces import KeptPieces
 from kedge_protocol.errors import ConfigError, LoweringError, MissingDependencyError, TargetError, VerificationError
@@ -54,6 +54,8 @@ CALIBRATION = 16
 EVALUATION = 12
 _GOLDEN = 4
 _GOLDEN_LENGTH = 24
+_HEAD_SEQUENCES = 4
+"""About how many sequences of the calibration a head is rounded with: their positions are enough for its channels."""
 _MIXED = 2
 """Largest number of schemes with unlike layers that are tried."""
 
@@ -95,6 +97,22 @@ class _Made:
     pieces: Pieces
 
 
+@dataclass(frozen=True)
+class _Learned:
+    """The layers of a scheme.
+
+    Attributes:
+        pieces: makes them, or reads them again.
+        kept: where they are written down.
+        damages: see :class:`_Made`; filled as they are made.
+    """
+
+    scheme: Scheme
+    pieces: Pieces
+    kept: KeptPieces | None
+    damages: list[float]
+
+
 class _Compilation:
     def __init__(self, request: DecoderRequest, progress: Progress) -> None:
         self._request = request
@@ -105,6 +123,9 @@ class _Compilation:
         self._compiler = compiler_of(request.backend)
         self._spec = self._decoder.spec
         self._context = context_of(request.context, self._spec.context)
+        self._learned: _Learned | None = None
+        self._calibration: list[list[int]] = []
+        self._correlations: Array | None = None
 
     def run(self) -> DecoderAnswer:
         request, decoder = self._request, self._decoder
@@ -116,9 +137,10 @@ class _Compilation:
         check_tokenizer(tokenizer, self._spec.vocabulary, where=request.source)
         calibration, calibration_digest = self._sequences(request.calibration, tokenizer, CALIBRATION)
         evaluation, evaluation_digest = self._sequences(request.evaluation, tokenizer, EVALUATION)
+        self._calibration = calibration
         reference = self._reference(evaluation)
         entries = self._stepped(tokenizer, reference)
-        made, keeps = self._search(calibration, reference)
+        made, keeps = self._search(reference)
         paces = self._choose(made, reference) if keeps and request.rivals else ()
         request, lowered = self._request, made[-1].lowered
         tokens, columns = self._golden_inputs(evaluation)
@@ -239,20 +261,22 @@ class _Compilation:
         return {name: self._decoder.weights.outer(name) for name in names}
 
     def _reference(self, sequences: list[list[int]]) -> Reference:
+        head = self._decoder.weights.outer("embedding" if self._spec.tied else "head")
+        return Reference(sequences=sequences, hidden=self._before_head(sequences, "float reference"), head=head)
+
+    def _before_head(self, sequences: list[list[int]], what: str) -> list[Array]:
+        """Return the float model's inputs of the head for each sequence, float32 [positions, channels]."""
         source = self._source()
         hidden = references.through(
             self._embedded(sequences),
             len(self._spec.layers),
             lambda index: source.runner(index, source.piece(index)),
-            lambda done, total: self._progress("float reference", done, total),
+            lambda done, total: self._progress(what, done, total),
         )
         norm = self._norm()
-        head = self._decoder.weights.outer("embedding" if self._spec.tied else "head")
-        return Reference(
-            sequences=sequences, hidden=[references.normalized(self._spec, norm, one) for one in hidden], head=head
-        )
+        return [references.normalized(self._spec, norm, one) for one in hidden]
 
-    def _search(self, calibration: list[list[int]], reference: Reference) -> tuple[list[_Made], bool]:
+    def _search(self, reference: Reference) -> tuple[list[_Made], bool]:
         """Try the schemes in order until one keeps the budget; delete the files of those that do not.
 
         Before a scheme with more bits in every layer, schemes with more bits in some layers are tried.
@@ -264,7 +288,8 @@ class _Compilation:
             scheme = todo.pop(0)
             folder = self._workdir / f"scheme-{len(made)}"
             folder.mkdir(parents=True)
-            one = self._made(scheme, calibration, reference, folder)
+            again = bool(self._request.rivals) or (bool(todo) and scheme.same_layers(todo[0]))
+            one = self._made(scheme, self._pieces(scheme, again=again), reference, folder)
             made.append(one)
             if not one.attempt.broken:
                 return made, True
@@ -277,15 +302,26 @@ class _Compilation:
                 shutil.rmtree(folder)
         return made, False
 
-    def _made(self, scheme: Scheme, calibration: list[list[int]], reference: Reference, folder: Path) -> _Made:
-        layers = self._layers(scheme, self._embedded(calibration) if scheme.calibrated else [])
-        pieces: Pieces = layers
-        again: Pieces = lambda index: self._layers(scheme, [])(index)  # noqa: E731 -- one of two
-        if self._request.rivals and scheme.calibrated:
-            kept = KeptPieces(layers, folder / "pieces")
-            pieces, again = kept, kept.again
-        lowered, attempt = self._tried(self._request, scheme, pieces, reference, folder)
-        return _Made(lowered, attempt, tuple(layers.damages), self._cuts(scheme), again)
+    def _pieces(self, scheme: Scheme, *, again: bool) -> _Learned:
+        """Return the layers of a scheme: those of the scheme before where only the embedding differs.
+
+        Args:
+            again: whether they will be wanted once more.
+        """
+        if self._learned is not None and self._learned.kept is not None:
+            if self._learned.scheme.same_layers(scheme):
+                return replace(self._learned, scheme=scheme, pieces=self._learned.kept.again)
+            self._learned.kept.forget()
+        layers = self._layers(scheme, self._embedded(self._calibration) if scheme.calibrated else [])
+        kept = KeptPieces(layers, self._workdir / "pieces") if again and scheme.calibrated else None
+        self._learned = _Learned(scheme, kept or layers, kept, layers.damages)
+        return self._learned
+
+    def _made(self, scheme: Scheme, learned: _Learned, reference: Reference, folder: Path) -> _Made:
+        lowered, attempt = self._tried(self._request, scheme, learned.pieces, reference, folder)
+        once_more: Pieces = lambda index: self._layers(scheme, [])(index)  # noqa: E731 -- one of two
+        again = once_more if learned.kept is None else learned.kept.again
+        return _Made(lowered, attempt, tuple(learned.damages), self._cuts(scheme), again)
 
     def _layers(self, scheme: Scheme, calibration: list[Array]) -> QuantizedLayers:
         return QuantizedLayers(
@@ -354,13 +390,21 @@ class _Compilation:
         return "" if needed <= most else f"needs {needed >> 20} MiB of memory, the target has {most >> 20} MiB"
 
     def _ends(self, scheme: Scheme) -> Ends:
-        weights = self._decoder.weights
+        weights, tied = self._decoder.weights, self._spec.tied
+        inputs = self._head_inputs() if scheme.learns and scheme.embedding_bits == 4 else None
         return Ends(
-            embedding=table(weights.outer("embedding"), scheme.embedding, scheme.group),
+            embedding=table(weights.outer("embedding"), scheme, inputs if tied else None),
             positions=weights.outer("positions") if self._spec.learned_positions else None,
             norm=self._norm(),
-            head=None if self._spec.tied else table(weights.outer("head"), scheme.embedding, scheme.group),
+            head=None if tied else table(weights.outer("head"), scheme, inputs),
         )
+
+    def _head_inputs(self) -> Array:
+        """Return the correlations of the head's inputs over some calibration texts."""
+        if self._correlations is None:
+            some = self._calibration[:: max(len(self._calibration) // _HEAD_SEQUENCES, 1)]
+            self._correlations = correlations(np.concatenate(self._before_head(some, "inputs of the head")))
+        return self._correlations
 
     def _golden_inputs(self, sequences: list[list[int]]) -> tuple[Array, Array]:
         """Return tokens of the evaluation texts, and the tokens whose logits are compared."""

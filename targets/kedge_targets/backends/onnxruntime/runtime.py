@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedge_protocol.errors import ConfigError, InputError, VerificationError
 from kedge_protocol.packages import AGENT
-from kedge_targets import contract, refusal_remedies
+from kedge_targets import contract, huge_pages, refusal_remedies
 from kedge_targets.calls import plan
 from kedge_targets.contract import Array
 from kedge_targets.graph import library
@@ -66,7 +66,8 @@ class Runtime(contract.Runtime):
         from kedge_targets.backends.onnxruntime.decoder.exported_session import ExportedDecoderSession, is_exported
         from kedge_targets.backends.onnxruntime.decoder.session import ENCODER, OnnxDecoderSession
 
-        decoder = _opened(entry, options, kernel_set)
+        with huge_pages.moving():
+            decoder = _opened(entry, options, kernel_set)
         if is_exported(decoder):
             return ExportedDecoderSession(decoder, slots=slots, context=context)
         encoder = None
@@ -80,7 +81,8 @@ class Runtime(contract.Runtime):
         """See :meth:`kedge_targets.contract.Runtime.load_stage`."""
         from kedge_targets.backends.onnxruntime.decoder.stage import HEAD, OnnxStage
 
-        layers, head = _opened(entry, options, kernel_set), None
+        with huge_pages.moving():
+            layers, head = _opened(entry, options, kernel_set), None
         if entry.with_name(HEAD).is_file():
             head = _opened(entry.with_name(HEAD), options, kernel_set)
         turn = threading.Lock()
