@@ -42,6 +42,10 @@ def environment(request: Ask, progress: Progress) -> Told:
     return Told(os.environ.get(request.text, ""), os.getpid())
 
 
+def first_to_go(request: Ask, progress: Progress) -> Told:
+    return Told("", os.getpid(), float(Path("/proc/self/oom_score_adj").read_text()))
+
+
 def sleep(request: Ask, progress: Progress) -> Told:
     """Sleeps with a child of its own, whose id goes to ``path``."""
     inner = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({request.number})"])
