@@ -265,6 +265,8 @@ def test_what_is_not_for_encoder_decoders_is_an_error(place: Path) -> None:
 
 
 class _Served:
+    scanned = True
+
     def __init__(self, models: dict[str, Model]) -> None:
         self._entries = {name: type("Entry", (), {"model": model})() for name, model in models.items()}
 

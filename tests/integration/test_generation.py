@@ -161,6 +161,8 @@ def test_arrays_are_refused_by_a_model_that_writes(model: Model) -> None:
 class _Pool:
     """The serving child's models, as far as the handler asks."""
 
+    scanned = True
+
     def __init__(self, model: Model) -> None:
         self._model = model
 
@@ -227,6 +229,9 @@ def test_completions_take_texts_and_tokens_and_tell_log_probabilities(model: Mod
     assert [choice["index"] for choice in found["choices"]] == [0, 1, 2, 3]
     logs = found["choices"][0]["logprobs"]
     assert len(logs["tokens"]) == len(logs["token_logprobs"]) == len(logs["top_logprobs"])
+    text = found["choices"][0]["text"]
+    ends = [*logs["text_offset"][1:], len(text)]
+    assert [text[at:to] for at, to in zip(logs["text_offset"], ends, strict=True)] == logs["tokens"]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +240,10 @@ def test_completions_take_texts_and_tokens_and_tell_log_probabilities(model: Mod
         ({"model": "other"}, 404, "model"),
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "prompt"),
         ({"temperature": -1}, 400, "temperature"),
+        ({"temperature": float("nan")}, 400, "temperature"),
+        ({"modalities": ["text", "audio"]}, 400, "modalities"),
         ({"n": 99}, 400, "n"),
         ({"presence_penalty": 1}, 400, "presence_penalty"),
         ({"response_format": {"type": "grammar"}}, 400, "response_format"),

@@ -87,3 +87,11 @@ def test_what_is_no_template_is_refused_when_it_is_loaded() -> None:
 def test_what_is_no_list_of_messages_is_an_error(messages: object) -> None:
     with pytest.raises(InputError, match="messages"):
         ChatTemplate(CHATML, {}).render(messages)  # type: ignore[arg-type]
+
+
+def test_a_developer_is_the_system_to_a_template_that_does_not_know_one() -> None:
+    messages = [{"role": "developer", "content": "Be brief."}, *HELLO]
+    system = [{"role": "system", "content": "Be brief."}, *HELLO]
+    assert ChatTemplate(CHATML, {}).render(messages) == ChatTemplate(CHATML, {}).render(system)
+    knows = ChatTemplate("{% for m in messages %}{{ 'D' if m.role == 'developer' else m.role }};{% endfor %}", {})
+    assert knows.render(messages) == "D;user;"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge_agent.generation.pieces import TextPieces
+from kedge_agent.generation.pieces import TextPieces, TokenBytes
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -59,3 +59,33 @@ def test_the_beginning_of_a_stop_string_is_held_back_until_it_is_none() -> None:
     shown = [pieces.add(token) for token in TOKENIZER.encode("an EN ENO END.x").ids]
     assert "".join(shown) == "an EN ENO "
     assert "E" not in shown
+
+
+def _words_tokenizer() -> Any:
+    """Words with the mark of their beginning, and bytes, as SentencePiece's converters have it (Llama)."""
+    from tokenizers import Tokenizer, decoders, models
+
+    words = ["<s>", "\u2581once", "\u2581upon", "on", "<0xF0>", "<0x9F>", "<0x90>", "<0xA2>"]
+    made = Tokenizer(models.BPE(vocab={word: at for at, word in enumerate(words)}, merges=[], byte_fallback=True))
+    made.add_special_tokens(["<s>"])
+    strip = decoders.Strip(" ", 1, 0)
+    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
+    return made
+
+
+@pytest.mark.parametrize(("after", "text"), [(None, "upon"), (0, "upon"), (1, " upon"), (3, " upon")])
+def test_an_answer_begins_with_the_space_of_its_first_word_where_it_goes_on_with_a_text(
+    after: int | None, text: str
+) -> None:
+    pieces = TextPieces(_words_tokenizer(), after=after)
+    assert pieces.add(2) + pieces.add(3) + pieces.end() == f"{text}on"
+
+
+def test_what_tokens_stand_for_together_is_the_text() -> None:
+    words = TokenBytes(_words_tokenizer())
+    assert b"".join(map(words, [1, 2, 3, 4, 5, 6, 7])) == " once uponon🐢".encode()
+    assert (words(5), words(99)) == (b"\x9f", b"")
+    letters = TokenBytes(TOKENIZER)
+    text = "a \n~é🐢\x00"
+    assert b"".join(map(letters, TOKENIZER.encode(text).ids)) == text.encode()
+    assert len(letters(0)) == 1

@@ -14,7 +14,7 @@ import numpy as np
 from kedge_agent.generation.constraint import Constraint, Constraints, Matcher
 from kedge_agent.generation.engine import Engine
 from kedge_agent.generation.engines import Engines
-from kedge_agent.generation.pieces import TextPieces
+from kedge_agent.generation.pieces import TextPieces, TokenBytes
 from kedge_agent.generation.reading import Reading
 from kedge_agent.generation.sampling import Sampling
 from kedge_agent.generation.tickets import CANCELLED, STOP, Order, Ticket, Token
@@ -187,6 +187,7 @@ class TextGenerator:
         self.spec: Generation = config.generation
         self._name = config.name
         self.tokenizer = _tokenizer(folder / self.spec.tokenizer)
+        self.token_bytes = TokenBytes(self.tokenizer)
         self._constraints: Constraints | None = None
         self.template: ChatTemplate | None = None
         if self.spec.template is not None:
@@ -223,13 +224,18 @@ class TextGenerator:
         """
         if isinstance(prompt, str):
             begin = [] if self.spec.begin_token is None else [self.spec.begin_token]
-            return begin + list(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
+            return begin + self._ids(prompt)
         if self.template is None:
             raise InputError(
                 "the model has no chat template", where=self._name, remedy="Give a plain text for it to go on with"
             )
-        rendered = self.template.render(prompt, tools=tools)
-        return list(self.tokenizer.encode(rendered, add_special_tokens=False).ids)
+        return self._ids(self.template.render(prompt, tools=tools))
+
+    def _ids(self, text: str) -> list[int]:
+        try:
+            return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        except TypeError as error:  # the library takes what UTF-8 can say
+            raise InputError("the text holds half a character (a lone surrogate)", where="prompt") from error
 
     def prepared(self, prompt: str | Sequence[Message], options: Mapping[str, Any]) -> tuple[list[int], dict[str, Any]]:
         """Return the decoder's prompt and the options of :meth:`stream` for a prompt.
@@ -249,7 +255,7 @@ class TextGenerator:
             raise InputError("the model does not take this prompt", where=self._name, remedy=remedy)
         others = dict(options)
         text = self._asked(source, others.pop("task", None), others.pop("language", None)) + prompt
-        tokens = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        tokens = self._ids(text)
         if source.end_token is not None:
             tokens.append(source.end_token)
         begin, reading = self.from_tokens(tokens)
@@ -318,7 +324,8 @@ class TextGenerator:
             whole=whole and not stops,
             matcher=None if constraint is None else self._matcher(constraint, ignore_end=ignore_end),
         )
-        return AnswerStream(self.engine.submit(order), TextPieces(self.tokenizer, stops), ended)
+        after = tokens[-1] if tokens and reading is None else None
+        return AnswerStream(self.engine.submit(order), TextPieces(self.tokenizer, stops, after=after), ended)
 
     def _matcher(self, constraint: Constraint, *, ignore_end: bool) -> Matcher:
         if ignore_end:

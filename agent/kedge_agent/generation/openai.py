@@ -180,11 +180,17 @@ def _error(text: str, kind: str, param: str | None = None, code: str | None = No
 
 @dataclass
 class _Choice:
-    """One choice of a response."""
+    """One choice of a response.
+
+    Attributes:
+        told: the number of tokens that were sent.
+        offset: where the next token's text begins in the answer.
+    """
 
     index: int
     answer: AnswerStream
     told: int = 0
+    offset: int = 0
 
     @property
     def reason(self) -> str:
@@ -274,7 +280,7 @@ class _Completion:
             found["message"] = {"role": "assistant", "content": answer.text}
         else:
             found["text"] = answer.text
-        return {**found, "logprobs": self._logs(choice.answer.tokens)}
+        return {**found, "logprobs": self._logs(choice, choice.answer.tokens)}
 
     def events(self) -> Iterator[bytes]:
         """Yield the events of a stream."""
@@ -303,7 +309,7 @@ class _Completion:
         body = {
             "index": choice.index,
             ("delta" if self._asked.chat else "text"): content,
-            "logprobs": self._logs(new),
+            "logprobs": self._logs(choice, new),
             "finish_reason": choice.reason if ended else None,
         }
         found: dict[str, Any] = {**self._head(chunk), "choices": [body]}
@@ -333,28 +339,31 @@ class _Completion:
             "prompt_tokens_details": {"cached_tokens": cached},
         }
 
-    def _logs(self, tokens: Sequence[Token]) -> Mapping[str, Any] | None:
+    def _logs(self, choice: _Choice, tokens: Sequence[Token]) -> Mapping[str, Any] | None:
         if self._asked.log_probabilities is None:
             return None
         if self._asked.chat:
             return {"content": [self._log(one) for one in tokens], "refusal": None}
+        texts, offsets = [self._text(one.id) for one in tokens], []
+        for text in texts:
+            offsets.append(choice.offset)
+            choice.offset += len(text)
         return {
-            "tokens": [self._text(one.id) for one in tokens],
+            "tokens": texts,
             "token_logprobs": [one.log_probability for one in tokens],
             "top_logprobs": [{self._text(other): value for other, value in one.top} for one in tokens],
-            "text_offset": [],
+            "text_offset": offsets,
         }
 
     def _log(self, token: Token) -> dict[str, Any]:
         def entry(one: int, value: float | None) -> dict[str, Any]:
-            text = self._text(one)
-            return {"token": text, "logprob": value, "bytes": list(text.encode())}
+            return {"token": self._text(one), "logprob": value, "bytes": list(self._generator.token_bytes(one))}
 
         top = [entry(other, value) for other, value in token.top]
         return {**entry(token.id, token.log_probability), "top_logprobs": top}
 
     def _text(self, token: int) -> str:
-        return str(self._generator.tokenizer.decode([token], skip_special_tokens=False))
+        return self._generator.token_bytes(token).decode(errors="replace")
 
 
 def _json(content: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "tool_choice": (None, "auto", "none"),
     "audio": (None,),
+    "modalities": (None, ["text"]),
 }
 """Unsupported parameters, with the neutral values that are accepted."""
 
@@ -135,13 +137,14 @@ def _sampling(raw: Mapping[str, Any]) -> Sampling:
         if value is None:
             continue
         whole = name in ("top_k", "seed")
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        right = isinstance(value, int) if whole else isinstance(value, (int, float)) and math.isfinite(value)
+        if isinstance(value, bool) or not right:
             raise RequestError(f"a {'whole ' if whole else ''}number was expected", where=name)
         numbers[name] = value
     try:
         return Sampling(**numbers)
     except InputError as error:
-        raise RequestError(error.what, where=error.what.split()[0]) from error
+        raise RequestError(error.what, where=next((one for one in numbers if one in error.what), None)) from error
 
 
 def _prompts(value: Any) -> tuple[str | Sequence[int], ...]:

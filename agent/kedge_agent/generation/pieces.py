@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +15,17 @@ class TextPieces:
         tokenizer: a tokenizer of the ``tokenizers`` library.
         stop: strings that end the answer; the shown text never contains one, nor the beginning of one that may still be
             completed.
+        after: the token before the first one: a tokenizer that marks the beginnings of words leaves out the space of a
+            text's first word, and of no other.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), *, after: int | None = None) -> None:
         from tokenizers.decoders import DecodeStream
 
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
+        if after is not None:
+            self._stream.step(tokenizer, after)
         self._stop = [text for text in stop if text]
         self._held = ""
         self.stopped = False
@@ -53,3 +59,38 @@ class TextPieces:
         cut = len(self._held) - longest
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
+
+
+class TokenBytes:
+    """What each token stands for by itself, which may be a part of a character.
+
+    Args:
+        tokenizer: a tokenizer of the ``tokenizers`` library.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        decoder = tokenizer.decoder
+        self._byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
+
+    def __call__(self, token: int) -> bytes:
+        """Return the bytes of a token; none for one outside the vocabulary."""
+        piece: str = self._tokenizer.id_to_token(token) or ""
+        if self._byte_level and all(letter in _byte_letters() for letter in piece):
+            return bytes(_byte_letters()[letter] for letter in piece)
+        if byte := _BYTE.fullmatch(piece):
+            return bytes([int(byte[1], 16)])
+        return piece.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
+
+
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+"""A token of SentencePiece's byte fallback."""
+
+
+@functools.cache
+def _byte_letters() -> dict[str, int]:
+    """Return the letter of each byte in a byte-level vocabulary (GPT-2, ``bytes_to_unicode``): its own where it is
+    visible, for the others those from 256 on."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + at): byte for at, byte in enumerate(hidden)}

@@ -50,6 +50,8 @@ class ChatTemplate:
             raise BundleError(f"the chat template is no Jinja: {error}", remedy=_REMEDY) from error
         self._special = dict(special)
         self._takes_tools = "tools" in _variables(source)
+        # OpenAI's newer name for it; few templates know it, and others would write it down as it is.
+        self._roles = {} if "developer" in source else {"developer": "system"}
 
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, prompt: bool = True
@@ -57,7 +59,8 @@ class ChatTemplate:
         """Render messages to the prompt for the next message.
 
         Args:
-            messages: mappings with ``role`` and ``content``.
+            messages: mappings with ``role`` and ``content``; ``developer`` is ``system`` to a template that does not
+                know it.
             tools: descriptions of functions in the template's form.
             prompt: whether the next message is the model's; False renders the messages alone.
 
@@ -69,7 +72,7 @@ class ChatTemplate:
             raise InputError("the model's chat template takes no tools", where="tools", remedy="Leave them out")
         variables = {
             **self._special,
-            "messages": [dict(one) for one in messages],
+            "messages": [{**one, "role": self._roles.get(one["role"], one["role"])} for one in messages],
             "tools": list(tools) if tools else None,
             "documents": None,
             "add_generation_prompt": prompt,
