@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.support.brokers import Mosquitto, wait_for
+from tests.support.brokers import Mosquitto
 from tests.support.bundles import make_bundle
 from tests.support.controllers import ControllerProcess
 from tests.support.scripted_fleet import ScriptedFleet
+from tests.support.waiting import wait_for
 
 from kedge.fleet.service import FleetService
 from kedge_protocol.bundle.layout import Layout

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from tests.support.agents import AgentProcess
-from tests.support.brokers import Mosquitto, mosquitto, wait_for
+from tests.support.brokers import Mosquitto, mosquitto
 from tests.support.bundles import make_bundle, samples
 from tests.support.controllers import ControllerProcess
+from tests.support.waiting import wait_for
 
 from kedge.fleet.service import FleetService
 from kedge_protocol.messages import ModelState, Reported, ReportedModel
@@ -55,7 +56,7 @@ class Device:
             model = None if found is None else found.models.get("tiny")
             return model is not None and (model.state, model.digest) == (state, digest)
 
-        wait_for(there, 60, what=f"{state} with {digest[:19]} (see {self.agent.log})")
+        wait_for(there, what=f"{state} with {digest[:19]} (see {self.agent.log})")
 
     def answers(self) -> bool:
         """Whether a call over HTTP gives a result."""
@@ -97,7 +98,7 @@ def test_a_stopped_serving_process_is_killed_and_one_that_dies_again_and_again_i
     (child,) = device.agent.children()
     os.kill(child, signal.SIGSTOP)
     wait_for(lambda: device.reported.serving_restarts == 1, what="a restart that is reported")
-    wait_for(device.answers, 60, what="a door that is open again")
+    wait_for(device.answers, what="a door that is open again")
     assert "gave no sign of life" in device.agent.text()
     assert not Path(f"/proc/{child}").exists()
     second = device.roll_out("2.0", seed=2)
@@ -111,7 +112,7 @@ def test_a_stopped_serving_process_is_killed_and_one_that_dies_again_and_again_i
     assert failure is not None
     assert (failure.digest, failure.stage) == (second, "serve")
     assert "died 3 times" in failure.reason
-    wait_for(device.answers, 60, what="the bundle before, which serves again")
+    wait_for(device.answers, what="the bundle before, which serves again")
 
 
 @pytest.mark.parametrize("trouble", ["full", "read-only"])
@@ -128,7 +129,7 @@ def test_what_is_installed_serves_and_is_reported_from_a_disk_that_takes_nothing
     else:
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     device.agent.start()
-    wait_for(device.answers, 60, what=f"an open door (see {device.agent.log})")
+    wait_for(device.answers, what=f"an open door (see {device.agent.log})")
     wait_for(lambda: device.reported.boot_id != boot, what="a report of this boot")
     device.wait(ModelState.SERVING, digest)
     assert "Traceback" not in device.agent.text()

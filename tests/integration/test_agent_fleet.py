@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.support.agents import AgentProcess
-from tests.support.brokers import Mosquitto, mosquitto, wait_for
+from tests.support.brokers import Mosquitto, mosquitto
 from tests.support.bundles import make_bundle, samples
 from tests.support.controllers import ControllerProcess
+from tests.support.waiting import wait_for
 
 from kedge.fleet import shadows
 from kedge.fleet.results import DeviceDetail, Progress
@@ -48,7 +49,7 @@ class Fleet:
         reported = self.detail().device.reported
         return None if reported is None else reported.models.get("tiny")
 
-    def wait_state(self, state: ModelState, digest: str, timeout: float = 90.0) -> ReportedModel:
+    def wait_state(self, state: ModelState, digest: str, timeout: float = 120.0) -> ReportedModel:
         """Wait until the device reports this state for this wanted digest."""
 
         def there() -> bool:
@@ -111,7 +112,7 @@ def attested(fleet: Fleet, digest: str) -> Served:
         model = fleet.model()
         return model is not None and model.digest == digest and model.served is not None and model.served.by is not None
 
-    wait_for(there, 90.0, what=f"an attestation of {digest[:19]} (see {fleet.agent.log})")
+    wait_for(there, what=f"an attestation of {digest[:19]} (see {fleet.agent.log})")
     model = fleet.model()
     assert model is not None
     assert model.served is not None
@@ -155,7 +156,7 @@ def test_a_shadow_answers_live_calls_beside_what_serves_and_only_counts_come_hom
         (view,) = shadows.show(fleet.service)
         return view.compared > 20
 
-    wait_for(compared, 90.0, what=f"20 compared samples (see {fleet.agent.log})")
+    wait_for(compared, what=f"20 compared samples (see {fleet.agent.log})")
     (view,) = shadows.show(fleet.service)
     assert view.state is not None
     assert (view.digest, view.state.state, view.errors) == (second, ModelState.SERVING, 0)
@@ -164,7 +165,7 @@ def test_a_shadow_answers_live_calls_beside_what_serves_and_only_counts_come_hom
     assert model is not None
     assert (model.digest, model.state) == (first, ModelState.SERVING)
     assert shadows.stop(fleet.service, "tiny", {}) == ("dev",)
-    wait_for(lambda: (now := fleet.model()) is not None and now.shadow is None, 30.0, what="the end of the shadow")
+    wait_for(lambda: (now := fleet.model()) is not None and now.shadow is None, what="the end of the shadow")
     assert [entry.action for entry in fleet.service.audit_log(limit=2)] == ["shadow.stop", "shadow.start"]
     assert all(len(codec.encode(message)) < 8192 for message in fleet.detail().telemetry)
 

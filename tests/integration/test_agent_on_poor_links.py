@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from tests.support.agents import AgentProcess
-from tests.support.brokers import Mosquitto, wait_for
+from tests.support.brokers import Mosquitto
 from tests.support.bundles import make_bundle
 from tests.support.controllers import ControllerProcess
+from tests.support.waiting import wait_for
 
 from kedge.fleet.results import Progress
 from kedge.fleet.service import FleetService

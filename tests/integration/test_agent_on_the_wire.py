@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 from paho.mqtt.enums import CallbackAPIVersion
 from tests.support.agents import AgentProcess
-from tests.support.brokers import Mosquitto, mosquitto, wait_for
+from tests.support.brokers import Mosquitto, mosquitto
+from tests.support.waiting import wait_for
 
 from kedge_agent import persistent_state
 from kedge_agent.cli import cli
@@ -38,7 +39,7 @@ class Ear:
         self.client.connect("127.0.0.1", port)
         self.client.subscribe("kedge/v1/d/dev/#", qos=1)
         self.client.loop_start()
-        assert ready.wait(10)
+        assert ready.wait(60)
 
     def of(self, topic: str) -> list[bytes]:
         return [payload for heard, payload, _ in list(self.heard) if heard == topic]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from tests.support.authority import Authority
-from tests.support.brokers import Mosquitto, mosquitto, wait_for
+from tests.support.brokers import Mosquitto, mosquitto
+from tests.support.waiting import wait_for
 
 from kedge_protocol.mqtt import Backoff, Broker, Connection, parse_broker
 

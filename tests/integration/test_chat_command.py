@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from tests.support import decoders
-from tests.support.brokers import wait_for
 from tests.support.installed import install
+from tests.support.waiting import wait_for
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
 
@@ -76,18 +76,18 @@ def test_in_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_ends(release: Path) -> 
     def stopped() -> bool:
         asked = len(seen)
         os.write(ours, b"hello\n")
-        wait_for(lambda: shown("") and len(seen) > asked + 27, 60, "the beginning of an answer")
+        wait_for(lambda: shown("") and len(seen) > asked + 27, what="the beginning of an answer")
         os.write(ours, b"\x03")
-        wait_for(lambda: shown("]\r\n", asked), 60, "the end of the answer")
-        wait_for(lambda: shown("> ", seen.index(b"]\r\n", asked)), 60, "the next prompt")
+        wait_for(lambda: shown("]\r\n", asked), what="the end of the answer")
+        wait_for(lambda: shown("> ", seen.index(b"]\r\n", asked)), what="the next prompt")
         return b"cancelled]" in seen
 
     try:
-        wait_for(lambda: shown("> "), 60, "the prompt")
+        wait_for(lambda: shown("> "), what="the prompt")
         assert b"Ctrl-D ends" in seen
         # On a busy machine an answer may end before it is stopped.
         assert any(stopped() for _ in range(10))
-        wait_for(lambda: not shown("\0") and bytes(seen).rstrip(b" ").endswith(b">"), 60, "a prompt that waits")
+        wait_for(lambda: not shown("\0") and bytes(seen).rstrip(b" ").endswith(b">"), what="a prompt that waits")
         os.write(ours, b"\x04")
         assert process.wait(30) == 0
         assert b"Traceback" not in seen

@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.support.bundles import CLASSES, mlp, samples
 from tests.support.compiling import Inputs, small_inputs
+from tests.support.waiting import wait_for
 
 import kedge
 from kedge_agent.model import Model
@@ -177,9 +177,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     kept = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     signal.signal(signal.SIGINT, kept)
-    until = time.monotonic() + 60
-    while not (tmp_path / "begun").exists() and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_for((tmp_path / "begun").exists, what="the metric's first call")
     os.kill(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.support.compiling import Inputs, kedge, small_inputs, without_progress
+from tests.support.waiting import wait_for
 
 from kedge_protocol.bundle.layout import Layout
 
@@ -55,11 +56,8 @@ def test_killed_in_the_middle_it_goes_on_and_ends_in_the_same_bits(inputs: Input
     line = [sys.executable, "-m", "kedge.cli.main", *training(inputs, checkpoints=str(kept))]
     process = subprocess.Popen(line, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 120
-        while not list(kept.glob("*.pt")):
-            assert process.poll() is None, "it ended before it was killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for(lambda: list(kept.glob("*.pt")) or process.poll() is not None, what="a first checkpoint")
+        assert process.poll() is None, "it ended before it was killed"
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

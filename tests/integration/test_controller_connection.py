@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.brokers import Mosquitto, mosquitto, wait_for
+from tests.support.brokers import Mosquitto, mosquitto
 from tests.support.ports import free_port
+from tests.support.waiting import wait_for
 
 from kedge_protocol.blocks import MAX_MESSAGE_BYTES
 from kedge_protocol.errors import MessageError
@@ -62,7 +63,7 @@ def test_mqtt_5_is_used_where_offered_and_messages_arrive_whole(mosquitto: Mosqu
         assert receiver.connection.protocol == "5"
         payload = bytes(range(256)) * (MAX_MESSAGE_BYTES // 256)
         assert sender.connection.publish("x/1", payload)
-        assert receiver.messages.get(timeout=10) == ("x/1", payload, False)
+        assert receiver.messages.get(timeout=60) == ("x/1", payload, False)
         with pytest.raises(MessageError, match="over the limit"):
             sender.connection.publish("x/1", payload + b"!")
     assert receiver.reasons == ["stopped"]
@@ -86,7 +87,7 @@ def test_what_is_published_from_many_threads_arrives_undamaged(mosquitto: Mosqui
         for thread in threads:
             thread.join()
         for _ in range(200):
-            topic, payload, _ = receiver.messages.get(timeout=10)
+            topic, payload, _ = receiver.messages.get(timeout=60)
             assert payload == bytes([int(topic[2:])]) * 60_000
 
 
@@ -101,7 +102,7 @@ def test_a_restarted_broker_is_found_again_and_nothing_old_is_sent_again(mosquit
         wait_for(lambda: len(one.sessions) == 2)
         assert one.sessions[1] > one.sessions[0]
         assert one.connection.publish("x/2", b"new", qos=1)
-        assert one.messages.get(timeout=10) == ("x/2", b"new", False)
+        assert one.messages.get(timeout=60) == ("x/2", b"new", False)
 
 
 @pytest.mark.needs("mosquitto")
@@ -112,7 +113,7 @@ def test_a_clean_stop_publishes_the_will_of_that_session(mosquitto: Mosquitto) -
         one.connection.set_will(lambda session: b"gone from %d" % session)
         (session,) = one.sessions
     with client(broker, "b", ("will/a", 0)) as other:
-        assert other.messages.get(timeout=10) == ("will/a", b"gone from %d" % session, True)
+        assert other.messages.get(timeout=60) == ("will/a", b"gone from %d" % session, True)
 
 
 @pytest.mark.needs("mosquitto")
@@ -145,7 +146,7 @@ def test_a_broker_that_closes_at_once_is_asked_in_both_versions() -> None:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         with client(parse_broker(f"mqtt://127.0.0.1:{listener.getsockname()[1]}"), "a") as one:
-            thread.join(20)
+            thread.join(60)
             assert one.sessions == []
     assert levels == [5, 4, 5, 4]
 
@@ -179,7 +180,7 @@ def test_tls_checks_the_broker_and_shows_the_clients_certificate(tmp_path: Path)
         with client(parse_broker(url, ca=ca, cert=cert, key=key), "a", "x") as good:
             assert good.connection.wait_connected(10)
             assert good.connection.publish("x", b"1" * 90_000)
-            assert good.messages.get(timeout=10)[1] == b"1" * 90_000
+            assert good.messages.get(timeout=60)[1] == b"1" * 90_000
         with client(parse_broker(url), "b") as stranger:
             wait_for(lambda: "certificate verify failed" in (stranger.connection.problem or ""))
         with client(parse_broker(url, ca=ca), "c") as nameless:

@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.support.brokers import Mosquitto, mosquitto, wait_for
+from tests.support.brokers import Mosquitto, mosquitto
 from tests.support.bundles import make_bundle
 from tests.support.controllers import ControllerProcess
 from tests.support.scripted_fleet import ScriptedFleet
+from tests.support.waiting import wait_for
 
 from kedge.fleet.rollout_status import DeviceFilter
 from kedge.fleet.service import FleetService

@@ -14,11 +14,12 @@ from pathlib import Path
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
-from tests.support.brokers import Mosquitto, mosquitto, wait_for
+from tests.support.brokers import Mosquitto, mosquitto
 from tests.support.bundles import make_bundle
 from tests.support.controllers import ControllerProcess
 from tests.support.ports import free_port
 from tests.support.scripted_agent import ScriptedAgent, failed, serving
+from tests.support.waiting import wait_for
 
 from kedge.cli.main import main
 from kedge.fleet.results import DeviceRollout, Progress
@@ -409,7 +410,7 @@ def test_a_device_is_asked_to_report_and_its_answer_is_told(
         subscribed = threading.Event()
         agent.client.on_subscribe = lambda *_: subscribed.set()
         agent.client.subscribe(topics.command("pi", "+"), 1)
-        assert subscribed.wait(20)
+        assert subscribed.wait(60)
         asked = fleet.device_report("pi", wait=20)
         assert (asked.sent, asked.ok) == (True, True)
         assert [(one.cid, one.verb) for one in commands] == [(asked.cid, "report")]

@@ -17,9 +17,9 @@ import click
 import pytest
 import yaml
 from tests.conftest import ROOT
-from tests.support.brokers import wait_for
 from tests.support.documents import blocks
 from tests.support.ports import free_port
+from tests.support.waiting import wait_for
 
 from kedge.cli.main import cli
 from kedge.fleet import health
@@ -139,7 +139,7 @@ def controlled(folder: Path, kedge: list[str]) -> None:
         finally:
             for process in reversed(running):
                 process.terminate()
-                process.wait(20)
+                process.wait(60)
 
 
 def _listens(port: int) -> bool:

@@ -11,10 +11,11 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from tests.support.agents import AgentProcess
-from tests.support.brokers import Mosquitto, mosquitto, wait_for
+from tests.support.brokers import Mosquitto, mosquitto
 from tests.support.bundles import make_bundle
 from tests.support.controllers import ControllerProcess
 from tests.support.scripted_agent import ScriptedAgent, serving
+from tests.support.waiting import wait_for
 
 from kedge.fleet.results import DeviceRollout, Progress
 from kedge.fleet.service import FleetService
@@ -102,13 +103,13 @@ def test_two_controllers_in_turn_come_to_an_end(fleet: FleetService, mosquitto: 
         agent.start()
         wait_for(lambda: fleet.device("dev").device.reported is not None, what="a report")
         fleet.rollout_start("tiny:1.0")
-        wait_for(lambda: standing(fleet).progress is Progress.DONE, 60, what="the first controller's rollout")
+        wait_for(lambda: standing(fleet).progress is Progress.DONE, what="the first controller's rollout")
         second.rollout_start("tiny:1.0")
         controller.start()
         services = (fleet, second)
-        wait_for(lambda: Progress.CONFLICT in [standing(one).progress for one in services], 60, what="a named state")
+        wait_for(lambda: Progress.CONFLICT in [standing(one).progress for one in services], what="a named state")
         loser, winner = services if standing(fleet).progress is Progress.CONFLICT else (second, fleet)
-        wait_for(lambda: standing(winner).progress is Progress.DONE, 60, what="the other's rollout")
+        wait_for(lambda: standing(winner).progress is Progress.DONE, what="the other's rollout")
         versions = [one.device("dev").device.desired_version for one in services]
         assert max(versions) <= 4
         assert loser.device("dev").device.desired_version < winner.device("dev").device.desired_version
@@ -121,7 +122,7 @@ def test_two_devices_of_one_name_are_a_named_state(fleet: FleetService, mosquitt
             (tmp_path / name).mkdir()
             agents.append(stack.enter_context(AgentProcess(tmp_path / name, mosquitto.url, serve=False)).start())
         fleet.rollout_start("tiny:1.0")
-        wait_for(lambda: standing(fleet).progress is Progress.CONFLICT, 60, what="a named state")
+        wait_for(lambda: standing(fleet).progress is Progress.CONFLICT, what="a named state")
         assert "two devices use this name" in standing(fleet).detail
         wait_for(
             lambda: any("another device uses the name dev" in one.text() for one in agents), what="a line in a log"
@@ -151,7 +152,7 @@ def test_the_documented_access_rules_let_a_device_speak_and_not_command_itself(t
             agent.start()
             wait_for(lambda: fleet.device("dev").device.online, what="a device that is let in")
             fleet.rollout_start("tiny:1.0")
-            wait_for(lambda: standing(fleet).progress is Progress.DONE, 60, what="a rollout through the rules")
+            wait_for(lambda: standing(fleet).progress is Progress.DONE, what="a rollout through the rules")
             agent.terminate()
             wait_for(lambda: not fleet.device("dev").device.online, what="the device's leave")
             before = fleet.device("dev").device.desired_version

@@ -14,8 +14,9 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from tests.conftest import ROOT
-from tests.support.brokers import Mosquitto, wait_for
+from tests.support.brokers import Mosquitto
 from tests.support.ports import free_port
+from tests.support.waiting import wait_for
 
 from kedge.fleet.embedded_broker import EmbeddedBroker
 from kedge_protocol import topics
@@ -87,7 +88,7 @@ def controller(port: int) -> Iterator[tuple[paho.Client, dict[str, bytes]]]:
     client.on_message = lambda _, __, one: latest.update({one.topic: one.payload})
     client.connect("127.0.0.1", port)
     client.loop_start()
-    assert granted.wait(20)
+    assert granted.wait(60)
     yield client, latest
     client.disconnect()
     client.loop_stop()

@@ -137,7 +137,7 @@ def manages_a_fleet(environment: Environment) -> None:
             assert json.loads(kedge("device", "list", "--json"))[0]["name"] == "d1"
         finally:
             controller.terminate()
-            controller.communicate(timeout=30)
+            controller.communicate(timeout=60)
     assert (environment.folder / "kit.tar.gz").is_file()
 
 

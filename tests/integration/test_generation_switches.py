@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pytest
 from tests.integration.test_serving_survives import Supervised
 from tests.support import decoders
-from tests.support.brokers import wait_for
 from tests.support.installed import install
+from tests.support.waiting import wait_for
 
 from kedge_agent import Model, room
 from kedge_protocol import memory
@@ -120,7 +120,7 @@ def test_answers_of_the_old_version_are_cut_off_when_their_time_is_over(
         # Eight, two at once: the last ones wait long after the switch.
         streams = [model.generate(PROMPT, stream=True, max_tokens=TOKENS) for _ in range(8)]
         install(state, releases[1])
-        wait_for(lambda: model.loaded().version == "2.0", timeout=60, what="the second version")
+        wait_for(lambda: model.loaded().version == "2.0", what="the second version")
         answers = [stream.finish() for stream in streams]
     assert answers[-1].reason == "timeout"
     whole = _text(releases[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from tests.support.bundles import make_bundle, samples
 from tests.support.ports import free_port
 from tests.support.standalone import serving
+from tests.support.waiting import wait_for
 
 pytest.importorskip("tritonclient", reason="pip install --no-deps -r constraints/proofs.txt")
 
@@ -26,8 +26,7 @@ def test_a_request_that_comes_again_is_answered_from_memory(tmp_path: Path) -> N
             (tritonclient.grpc, tritonclient.grpc.InferenceServerClient(grpc)),
             (tritonclient.http, tritonclient.http.InferenceServerClient(f"127.0.0.1:{served.port}")),
         ]
-        while not clients[0][1].is_server_ready():
-            time.sleep(0.05)
+        wait_for(clients[0][1].is_server_ready)
         for number, (module, client) in enumerate(clients):
             found = []
             for row, name in ((0, "one"), (0, "two"), (1, "three")):

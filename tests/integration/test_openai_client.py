@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.test_encoder_decoders import tone, wav
 from tests.support import decoders, encoder_decoders
-from tests.support.brokers import wait_for
+from tests.support.waiting import wait_for
 
 import kedge
 from kedge_agent import Model
@@ -44,7 +44,7 @@ def _served(release: Path) -> Iterator[str]:
             found = re.search(r"http://127.0.0.1:\d+", line)
         yield found[0]
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()

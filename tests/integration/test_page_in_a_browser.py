@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.support import requirements
-from tests.support.brokers import Mosquitto, mosquitto, wait_for
+from tests.support.brokers import Mosquitto, mosquitto
 from tests.support.controllers import ControllerProcess
 from tests.support.pages import fleet, releases
 from tests.support.ports import free_port
 from tests.support.scripted_agent import ScriptedAgent, failed, serving
+from tests.support.waiting import wait_for
 
 from kedge.fleet import samples, shadows
 from kedge.fleet.service import FleetService

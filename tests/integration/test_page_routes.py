@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from tests.integration.test_serving_metrics import value
 from tests.support import requirements
-from tests.support.brokers import wait_for
 from tests.support.bundles import make_bundle
 from tests.support.controllers import ControllerProcess
 from tests.support.pages import Page, fleet, page, releases
 from tests.support.ports import free_port
+from tests.support.waiting import wait_for
 
 from kedge.fleet import drift, shadows
 from kedge.fleet.service import FleetService
@@ -260,7 +260,7 @@ def test_an_address_that_is_taken_is_told(fleet: FleetService) -> None:
 
 def test_open_pages_hear_of_a_change_in_another_process(page: Page, fleet: FleetService) -> None:
     host, _, port = page.netloc.partition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as stream:
+    with socket.create_connection((host, int(port)), timeout=60) as stream:
         stream.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         heard = b""
         while heard.count(b"event: changed") < 1:
@@ -335,7 +335,7 @@ def test_prometheus_reads_the_fleets_figures(fleet: FleetService, tmp_path: Path
         ]
         process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{at}"], stderr=subprocess.DEVNULL)
         try:
-            wait_for(lambda: value(at, "kedge_controller_connected") == 1, 60, "a scrape")
+            wait_for(lambda: value(at, "kedge_controller_connected") == 1, what="a scrape")
             assert value(at, 'sum(kedge_devices{target="rpi4"})') == 1
             assert value(at, 'kedge_rollout_devices{rollout="1",progress="offline"}') == 2
             assert value(at, "process_resident_memory_bytes") is not None
@@ -347,7 +347,7 @@ def test_prometheus_reads_the_fleets_figures(fleet: FleetService, tmp_path: Path
             assert value(at, 'kedge_rollout_gate_limit{rollout="2",gate="silence",target="rpi4"}') == 0.1
             assert value(at, 'kedge_rollout_phase{rollout="2",phase="running"}') == 1
             fleet.rollout_abort(2, reason="a test")
-            wait_for(lambda: value(at, 'sum(kedge_rollout_phase{rollout="2",phase=~"abort.*|revert.*"})') == 1, 60)
+            wait_for(lambda: value(at, 'sum(kedge_rollout_phase{rollout="2",phase=~"abort.*|revert.*"})') == 1)
         finally:
             process.terminate()
             process.wait(30)

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 from tests.support.bundles import make_bundle, make_tflite_bundle, samples
 from tests.support.installed import install
+from tests.support.waiting import wait_for
 
 from kedge_agent.counters import collect
 from kedge_agent.serving import http_parser
@@ -28,15 +28,6 @@ from kedge_agent.slots import ModelFolder
 pytestmark = pytest.mark.device
 
 BOMB = gzip.compress(bytes(17 << 20))
-
-
-def _until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"did not come true in {seconds} s")
 
 
 class Child:
@@ -60,7 +51,7 @@ class Child:
                 stderr=log,
             )
         self.port = 0
-        _until(self._listens)
+        wait_for(self._listens)
 
     def _listens(self) -> bool:
         found = re.search(r"listening on http://127\.0\.0\.1:(\d+)", self.log.read_text())
@@ -69,7 +60,7 @@ class Child:
         return bool(found)
 
     def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
 
     def ask(self, path: str, body: object = None) -> tuple[int, Any]:
         return ask(self.connect(), path, body)
@@ -113,7 +104,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Child]]:
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
     """A child without models, for all tests that ask for no more than HTTP."""
     child = Child(tmp_path_factory.mktemp("empty") / "state")
-    _until(lambda: child.ask("/v2/health/ready")[0] == 200)
+    wait_for(lambda: child.ask("/v2/health/ready")[0] == 200)
     yield child
     assert child.process.poll() is None
     child.stop()
@@ -122,7 +113,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
 def test_a_model_is_served_counted_and_announced(tmp_path: Path, start: Callable[..., Child]) -> None:
     folder = install(tmp_path / "state", make_bundle(tmp_path))
     child = start()
-    _until(lambda: child.ask("/v2/health/ready")[0] == 200)
+    wait_for(lambda: child.ask("/v2/health/ready")[0] == 200)
     said, current = folder.serving(), folder.current()
     assert said is not None
     assert current is not None
@@ -135,21 +126,21 @@ def test_a_model_is_served_counted_and_announced(tmp_path: Path, start: Callable
     assert ask(connection, "/v2/models/tiny/infer", {})[0] == 400
     assert collect(folder.counters).inferences == 20
     child.process.send_signal(signal.SIGTERM)
-    assert child.process.wait(10) == 0
+    assert child.process.wait(60) == 0
 
 
 def test_the_models_folder_is_followed(tmp_path: Path, start: Callable[..., Child]) -> None:
     state = tmp_path / "state"
     child = start()
-    _until(lambda: child.ask("/v2/health/ready")[0] == 200)
+    wait_for(lambda: child.ask("/v2/health/ready")[0] == 200)
     assert child.ask("/v2/models/tiny")[0] == 404
     folder = install(state, make_bundle(tmp_path, version="1.0"))
-    _until(lambda: child.ask("/v2/models/tiny")[0] == 200)
+    wait_for(lambda: child.ask("/v2/models/tiny")[0] == 200)
     install(state, make_bundle(tmp_path, version="2.0", seed=1))
-    _until(lambda: child.ask("/v2/models/tiny")[1]["versions"] == ["2.0"])
+    wait_for(lambda: child.ask("/v2/models/tiny")[1]["versions"] == ["2.0"])
     assert child.ask("/v2/models/tiny/versions/1.0/infer", tensor(samples(1)))[0] == 404
     folder.remove()
-    _until(lambda: child.ask("/v2/models/tiny")[0] == 404)
+    wait_for(lambda: child.ask("/v2/models/tiny")[0] == 404)
 
 
 def test_a_bundle_that_cannot_be_loaded_is_announced_and_takes_nothing_down(
@@ -159,23 +150,23 @@ def test_a_bundle_that_cannot_be_loaded_is_announced_and_takes_nothing_down(
     install(state, make_bundle(tmp_path, "good"))
     bad = install(state, make_bundle(tmp_path, "bad", broken="file"))
     child = start()
-    _until(lambda: bad.serving() is not None)
+    wait_for(lambda: bad.serving() is not None)
     said = bad.serving()
     assert said is not None
     assert "refuses the file" in str(said.error)
-    _until(lambda: child.ask("/v2/models/good/infer", tensor(samples(1)))[0] == 200)
+    wait_for(lambda: child.ask("/v2/models/good/infer", tensor(samples(1)))[0] == 200)
     assert child.ask("/v2/models/bad/infer", tensor(samples(1)))[0] == 503
     # The next bundle may be good, and one after that bad again: the good one goes on.
     good = install(state, make_bundle(tmp_path, "bad", version="2.0"))
-    _until(lambda: child.ask("/v2/models/bad/infer", tensor(samples(1)))[0] == 200)
+    wait_for(lambda: child.ask("/v2/models/bad/infer", tensor(samples(1)))[0] == 200)
     install(state, make_bundle(tmp_path, "bad", version="3.0", broken="file", seed=3))
     current = good.current()
     assert current is not None
-    _until(lambda: (now := good.serving()) is not None and now.digest == current.digest)
+    wait_for(lambda: (now := good.serving()) is not None and now.digest == current.digest)
     assert "refuses the file" in str(ModelFolder(state, "bad").serving())
     assert child.ask("/v2/models/bad")[1]["versions"] == ["2.0"]
     good.roll_back()
-    _until(lambda: (now := good.serving()) is not None and now.error is None)
+    wait_for(lambda: (now := good.serving()) is not None and now.error is None)
 
 
 def test_no_request_is_lost_while_bundles_are_switched(tmp_path: Path, start: Callable[..., Child]) -> None:
@@ -183,7 +174,7 @@ def test_no_request_is_lost_while_bundles_are_switched(tmp_path: Path, start: Ca
     releases = [make_bundle(tmp_path, version=f"{n}.0", seed=n) for n in range(3)]
     install(state, releases[0])
     child = start()
-    _until(lambda: child.ask("/v2/health/ready")[0] == 200)
+    wait_for(lambda: child.ask("/v2/health/ready")[0] == 200)
     stop = threading.Event()
     statuses: list[int] = []
 
@@ -197,7 +188,7 @@ def test_no_request_is_lost_while_bundles_are_switched(tmp_path: Path, start: Ca
         thread.start()
     for number in (1, 2, 0, 1):
         install(state, releases[number])
-        _until(lambda wanted=f"{number}.0": child.ask("/v2/models/tiny")[1]["versions"] == [wanted])
+        wait_for(lambda wanted=f"{number}.0": child.ask("/v2/models/tiny")[1]["versions"] == [wanted])
     stop.set()
     for thread in threads:
         thread.join()
@@ -210,7 +201,7 @@ def test_no_request_is_lost_while_bundles_are_switched(tmp_path: Path, start: Ca
 def test_a_body_that_is_too_large_is_refused_and_seen(tmp_path: Path, start: Callable[..., Child]) -> None:
     install(tmp_path / "state", make_bundle(tmp_path))
     child = start("--settings", '{"max_body_bytes":100000}')
-    _until(lambda: child.ask("/v2/health/ready")[0] == 200)
+    wait_for(lambda: child.ask("/v2/health/ready")[0] == 200)
     status, answer = child.ask("/v2/models/tiny/infer", b" " * 5_000_000)
     assert status == 413
     assert "100000" in answer["error"]
@@ -268,7 +259,7 @@ GZIP = POST + b"Content-Encoding: gzip\r\n"
     ],
 )
 def test_what_http_allows_and_what_not(empty: Child, raw: bytes, status: int) -> None:
-    with socket.create_connection(("127.0.0.1", empty.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", empty.port), timeout=60) as connection:
         connection.sendall(raw)
         answer = b""
         while part := connection.recv(65536):
@@ -296,11 +287,11 @@ def test_of_too_many_connections_the_one_that_is_idle_longest_makes_room(start: 
 def test_a_client_that_waits_for_permission_gets_it(tmp_path: Path, start: Callable[..., Child]) -> None:
     install(tmp_path / "state", make_bundle(tmp_path))
     child = start()
-    _until(lambda: child.ask("/v2/health/ready")[0] == 200)
+    wait_for(lambda: child.ask("/v2/health/ready")[0] == 200)
     body = json.dumps(tensor(samples(1))).encode()
     line = "POST /v2/models/tiny/infer HTTP/1.1\r\nHost: localhost\r\n"
     head = f"{line}Expect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", child.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", child.port), timeout=60) as connection:
         connection.sendall(head.encode())
         assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(body)
@@ -332,7 +323,7 @@ def test_the_child_stays_lean_with_a_model_loaded_and_called(
     model = shared_data / "models" / "ic_resnet8_int8.tflite"
     install(tmp_path / "state", make_tflite_bundle(tmp_path, model, images, "ic"), "rpi4")
     child = start()
-    _until(lambda: child.ask("/v2/health/ready")[0] == 200)
+    wait_for(lambda: child.ask("/v2/health/ready")[0] == 200)
     connection = child.connect()
     for image in images:
         assert ask(connection, "/v2/models/ic/infer", tensor(image))[0] == 200
@@ -343,7 +334,7 @@ def test_the_child_stays_lean_with_a_model_loaded_and_called(
 
 
 def raw(child: Child, data: bytes) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", child.port), timeout=30)
+    connection = socket.create_connection(("127.0.0.1", child.port), timeout=60)
     connection.sendall(data)
     return connection
 

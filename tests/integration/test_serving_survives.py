@@ -17,6 +17,7 @@ import pytest
 from tests.support.bundles import make_bundle, samples
 from tests.support.installed import install
 from tests.support.misbehaving import sitecustomize as misbehaving
+from tests.support.waiting import wait_for
 
 from kedge_agent.serving.settings import ServerSettings
 from kedge_agent.serving.supervisor import ServingSupervisor
@@ -61,11 +62,8 @@ class Supervised:
         except GONE:
             return 0
 
-    def wait(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, self.words
-            time.sleep(0.02)
+    def wait(self, condition: Callable[[], object]) -> None:
+        wait_for(condition, what=lambda: f"the condition, after {self.words},")
 
     @property
     def pid(self) -> int:

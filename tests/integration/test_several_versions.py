@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from tests.support.bundles import make_bundle, samples
 from tests.support.ports import free_port
 from tests.support.standalone import Served, serving
+from tests.support.waiting import wait_for
 
 from kedge_agent import Model
 
@@ -70,8 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with serving(*given, "--listen", "127.0.0.1:0", "--grpc", grpc) as served:
         served.wait()
         made = World(served, grpc, expected)
-        while not made.client("grpc")[1].is_server_ready():
-            time.sleep(0.05)
+        wait_for(made.client("grpc")[1].is_server_ready)
         yield made
 
 

@@ -7,13 +7,12 @@ import json
 import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.support.brokers import Mosquitto
 from tests.support.ports import free_port
+from tests.support.waiting import wait_for
 
 from kedge.simulator import file_descriptors
 from kedge_protocol.errors import ConfigError
@@ -79,9 +78,9 @@ def test_a_simulation_that_is_killed_takes_its_controller_along(tmp_path: Path) 
     file.write_text(SCENARIO.replace("before = 1", "before = 600"))
     arguments = ["--broker", "embedded", "--listen", f"127.0.0.1:{free_port()}", "--state", str(state)]
     with subprocess.Popen([sys.executable, "-m", "kedge.cli.main", "simulate", str(file), *arguments]) as simulation:
-        _wait(lambda: len(_of_state(state) - {simulation.pid}) == 1, "the controller")
+        wait_for(lambda: len(_of_state(state) - {simulation.pid}) == 1, what="the controller")
         simulation.kill()
-    _wait(lambda: not _of_state(state), "the controller's end")
+    wait_for(lambda: not _of_state(state), what="the controller's end")
 
 
 def _of_state(state: Path) -> set[int]:
@@ -92,13 +91,6 @@ def _of_state(state: Path) -> set[int]:
             if str(state) in (folder / "cmdline").read_text().split("\0"):
                 found.add(int(folder.name))
     return found
-
-
-def _wait(ready: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 120
-    while not ready():
-        assert time.monotonic() < end, what
-        time.sleep(0.1)
 
 
 def test_more_devices_than_the_limit_of_open_files_raise_it_or_are_refused() -> None:

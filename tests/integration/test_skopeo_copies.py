@@ -4,15 +4,14 @@ digests unchanged."""
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.support.bundles import make_bundle
-from tests.support.ports import free_port
+from tests.support.ports import free_port, listens
+from tests.support.waiting import wait_for
 
 from kedge_agent.serving.standalone import install
 from kedge_agent.slots import ModelFolder
@@ -53,16 +52,12 @@ def registry(tmp_path: Path) -> Iterator[str]:
     with (tmp_path / "registry.log").open("wb") as log:
         process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=log, stderr=log)
     try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, (tmp_path / "registry.log").read_text()
-            time.sleep(0.05)
+        wait_for(lambda: process.poll() is not None or listens(port), what="the registry")
+        assert process.poll() is None, (tmp_path / "registry.log").read_text()
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def same(first: Path, second: Path) -> None:

@@ -17,10 +17,10 @@ from tests.integration.test_generation_of_stories import SHARED
 from tests.support import smollm2
 from tests.support.agents import AgentProcess
 from tests.support.authority import Authority
-from tests.support.brokers import wait_for
 from tests.support.controllers import ControllerProcess
 from tests.support.installed import install
 from tests.support.ports import free_port
+from tests.support.waiting import wait_for
 
 import kedge
 from kedge.compiler.decoders.splitting import part_name
@@ -90,7 +90,7 @@ class Site:
         """Ask the first device for a completion."""
         body = {"model": self.name, "prompt": PROMPT, "max_tokens": count, "temperature": 0, "stream": stream}
         url = f"http://127.0.0.1:{self.agents[0].port}/v1/completions"
-        return urllib.request.urlopen(url, json.dumps(body).encode(), timeout=30)
+        return urllib.request.urlopen(url, json.dumps(body).encode(), timeout=60)
 
     def stream(self, count: int) -> Iterator[str]:
         """Yield pieces of an answer of the first device, then a JSON text if it ends with an error."""
@@ -127,20 +127,16 @@ def test_an_agent_that_is_killed_in_the_middle_is_a_clear_error_and_heals(site: 
     pieces = site.stream(400)
     begun = [next(pieces) for _ in range(5)]
     site.agents[1].kill()
-    killed = time.monotonic()
     *_, last = pieces
-    assert time.monotonic() - killed < 10
     assert f"{site.link}: the link is lost" in last
-    asked = time.monotonic()
     with pytest.raises(urllib.error.HTTPError) as refused:
         site.ask(5, stream=False)
     assert refused.value.code == 503
-    assert time.monotonic() - asked < 10
     site.agents[1].start()
     with Model(site.whole, target=BOARD) as whole:
         expected = whole.generate(PROMPT, max_tokens=COUNT)
 
-    wait_for(lambda: "".join(site.stream(COUNT)) == expected.text, 60, "an answer by both agents")
+    wait_for(lambda: "".join(site.stream(COUNT)) == expected.text, what="an answer by both agents")
     assert expected.text.startswith("".join(begun))
 
 

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from tests.conftest import ROOT
 from tests.support import toolchains
+from tests.support.waiting import wait_for
 
 from kedge.cli.toolchain import toolchain as commands
 from kedge_protocol.errors import ToolchainError
@@ -141,10 +141,7 @@ def test_an_installation_killed_half_way_leaves_nothing_in_place_and_the_next_on
     process = started(place)
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "making the environment"
-    until = time.monotonic() + 30
-    while not any(name.startswith(".staging-") for name in left(place)):
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_for(lambda: any(name.startswith(".staging-") for name in left(place)), what="a staging folder")
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 from tests.support.bundles import CLASSES, make_bundle, samples
 from tests.support.installed import install
 from tests.support.ports import free_port
+from tests.support.waiting import wait_for
 
 from kedge_agent import Model
 from kedge_agent.serving.model_pool import ServedModels
@@ -57,7 +57,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     try:
         yield one
         one.process.terminate()
-        assert one.process.wait(20) == 0
+        assert one.process.wait(60) == 0
     finally:
         one.process.kill()
         one.process.wait()
@@ -92,8 +92,7 @@ def given(module: Any, array: np.ndarray[Any, Any]) -> list[Any]:
 @pytest.mark.parametrize("kind", ["http", "grpc"])
 def test_what_the_client_asks_of_server_and_model(server: Server, kind: str) -> None:
     module, client = client_of(kind, server)
-    while not client.is_server_live():
-        time.sleep(0.05)
+    wait_for(client.is_server_live)
     assert client.is_server_ready()
     assert client.is_model_ready("tiny")
     assert client.is_model_ready("tiny", "1.5")
@@ -242,12 +241,10 @@ def test_grpc_calls_wait_while_the_process_is_started_anew(server: Server) -> No
 
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
     for _ in range(3):
-        while len(found := children.read_text().split()) != 1:
-            time.sleep(0.01)
-        child = int(found[0])
+        wait_for(lambda: len(children.read_text().split()) == 1, what="one serving process")
+        child = int(children.read_text())
         os.kill(child, signal.SIGKILL)
-        while Path(f"/proc/{child}").exists():
-            time.sleep(0.01)
+        wait_for(lambda child=child: not Path(f"/proc/{child}").exists(), what="its end")
         # A connection of its own: those of other clients broke with the process.
         alone = [("grpc.use_local_subchannel_pool", 1)]
         with module.InferenceServerClient(server.grpc, channel_args=alone) as client:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -18,9 +17,10 @@ import paho.mqtt.client as paho
 import pytest
 from PIL import Image
 from tests.support import raw_data, requirements
-from tests.support.brokers import Mosquitto, mosquitto, wait_for
+from tests.support.brokers import Mosquitto, mosquitto
 from tests.support.bundles import make_bundle
-from tests.support.ports import free_port
+from tests.support.ports import free_port, listens
+from tests.support.waiting import wait_for
 
 import kedge
 from kedge_agent import Model
@@ -100,7 +100,7 @@ def test_a_folder_is_followed_until_it_is_enough(release: Path, tmp_path: Path) 
         Image.new("RGB", (8, 8), (0, 0, 255)).save(tmp_path / "in" / "new.png")
         wait_for(lambda: len(lines) == 2)
         stop.set()
-        thread.join(10)
+        thread.join(60)
     assert not thread.is_alive()
     assert json.loads(lines[1])["name"] == "new.png"
 
@@ -143,11 +143,7 @@ def rtsp_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen([sys.executable, "-c", _SERVER, str(folder), str(port), str(free_port())],
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     try:
-        until = time.monotonic() + 60
-        while time.monotonic() < until and process.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
-                break
-            time.sleep(0.1)
+        wait_for(lambda: process.poll() is not None or listens(port), what="the server of videos")
         yield process
     finally:
         process.kill()

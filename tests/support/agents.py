@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kedge_agent.slots import ModelFolder, Slot
-from tests.support.brokers import wait_for
 from tests.support.ports import free_port
+from tests.support.waiting import wait_for
 
 
 class AgentProcess:
@@ -89,7 +89,7 @@ class AgentProcess:
         self.process.kill()
         self.process.wait()
 
-    def terminate(self, timeout: float = 20.0) -> int:
+    def terminate(self, timeout: float = 60.0) -> int:
         """SIGTERM; the exit status."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
@@ -99,7 +99,7 @@ class AgentProcess:
         """The slot that serves."""
         return ModelFolder(self.state, model).current()
 
-    def wait_current(self, digest: str, model: str = "tiny", timeout: float = 60.0) -> None:
+    def wait_current(self, digest: str, model: str = "tiny", timeout: float = 120.0) -> None:
         """Wait until this bundle is current."""
 
         def there() -> bool:
@@ -112,7 +112,7 @@ class AgentProcess:
         """One HTTP call of its door; None where nobody answers or the answer is an error."""
         data = None if body is None else json.dumps(body).encode()
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", data, timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", data, timeout=60) as answer:
                 found: dict[str, Any] = json.load(answer)
                 return found
         except (OSError, ValueError):

@@ -1,26 +1,16 @@
-"""Real brokers on free loopback ports, and a place to wait for what comes over them."""
+"""Real brokers on free loopback ports."""
 
 from __future__ import annotations
 
-import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.ports import free_port
+from tests.support.ports import free_port, listens
 from tests.support.requirements import program
-
-
-def wait_for(condition: Callable[[], object], timeout: float = 20.0, what: str = "the condition") -> None:
-    """Poll until ``condition()`` is true; fails the test after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"{what} did not come true in {timeout} s")
-        time.sleep(0.02)
+from tests.support.waiting import wait_for
 
 
 class Mosquitto:
@@ -52,9 +42,7 @@ class Mosquitto:
     def _listens(self) -> bool:
         if self._process is None or self._process.poll() is not None:
             pytest.fail(f"mosquitto ended: {self._log.read_text(encoding='utf-8')}")
-        with socket.socket() as probe:
-            probe.settimeout(1.0)
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+        return listens(self.port)
 
     def kill(self) -> None:
         """End it with SIGKILL: retained messages are lost."""

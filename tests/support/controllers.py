@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.brokers import wait_for
+from tests.support.waiting import wait_for
 
 
 class ControllerProcess:
@@ -49,7 +49,7 @@ class ControllerProcess:
         """Whether it runs."""
         return self.process is not None and self.process.poll() is None
 
-    def wait(self, timeout: float = 30.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         """Wait for it to end by itself; returns the exit status."""
         if self.process is None:
             raise RuntimeError("the controller was not started")
@@ -61,7 +61,7 @@ class ControllerProcess:
             self.process.kill()
             self.process.wait()
 
-    def terminate(self, timeout: float = 20.0) -> int:
+    def terminate(self, timeout: float = 60.0) -> int:
         """SIGTERM; returns the exit status."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)

@@ -32,7 +32,7 @@ class Page:
     ) -> tuple[int, dict[str, str], bytes]:
         """Return status, headers (names in lower case) and body of an answer; redirections are not followed."""
         raw = None if body is None else body if isinstance(body, (bytes, str)) else json.dumps(body)
-        connection = http.client.HTTPConnection(self.netloc, timeout=30)
+        connection = http.client.HTTPConnection(self.netloc, timeout=60)
         try:
             sent = {"Content-Type": "application/json"} if raw is not None else {}
             connection.request(method, path, raw, {**sent, **(headers or {})})

@@ -1,4 +1,4 @@
-"""Free ports of the loopback interface, handed out once on this machine at a time."""
+"""Ports of the loopback interface: free ones, handed out once on this machine at a time, and who listens."""
 
 from __future__ import annotations
 
@@ -40,3 +40,10 @@ def free_port() -> int:
             _reserved.popleft().close()
         return port
     raise RuntimeError(f"no free port from {_LOWEST} to {_highest()}")
+
+
+def listens(port: int) -> bool:
+    """Whether a server accepts connections on a port of the loopback interface."""
+    with socket.socket() as probe:
+        probe.settimeout(5.0)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -28,7 +28,7 @@ from kedge_protocol.messages import (
     Status,
     decode_desired,
 )
-from tests.support.brokers import wait_for
+from tests.support.waiting import wait_for
 
 
 def bitmap_of(finished: Iterable[int]) -> bytes:

@@ -10,10 +10,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.support.waiting import wait_for
 
 
 class Served:
@@ -33,7 +34,7 @@ class Served:
         self.port = int(found[1]) if found else 0
 
     def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
             connection.request(method, path, None if body is None else json.dumps(body))
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())
@@ -47,7 +48,7 @@ class Served:
 
     def text(self, path: str) -> str:
         """GET a text."""
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
             connection.request("GET", path)
             return connection.getresponse().read().decode()
 
@@ -62,10 +63,7 @@ class Served:
 
     def wait(self, path: str = "/v2/health/ready") -> None:
         """Wait until a path is answered with 200; on a busy machine a process takes long to begin."""
-        end = time.monotonic() + 180
-        while not self._is_well(path):
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        wait_for(lambda: self._is_well(path), 180, what=path)
 
     def _is_well(self, path: str) -> bool:
         with contextlib.suppress(TimeoutError):
@@ -88,7 +86,7 @@ def serving(*arguments: str, proof: bool = False) -> Iterator[Served]:
         yield served
         if not served.killed:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()

@@ -10,12 +10,12 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.waiting import wait_for
 
 from kedge_agent.serving.handler import (
     EVENT_STREAM,
@@ -37,7 +37,7 @@ class Echo:
     """Paths below ``/t``: each one tries something else."""
 
     def __init__(self) -> None:
-        self.pool = WorkerPool("echo", threads=2, queue_limit=2, deadline=5.0, in_loop=True)
+        self.pool = WorkerPool("echo", threads=2, queue_limit=2, deadline=60.0, in_loop=True)
         self.hung = WorkerPool("hung", queue_limit=1, deadline=0.3, in_loop=True)
         self.let_go = threading.Event()
         self.threads: set[str] = set()
@@ -63,8 +63,11 @@ class Echo:
         raise RuntimeError("a runtime says something")
 
     def hang(self, request: Request) -> Response:
-        self.let_go.wait(20)
+        self.let_go.wait(60)
         return Response(200, b"late")
+
+    late = hang
+    """The same with a deadline that no busy machine reaches."""
 
     def events(self, request: Request) -> Response:
         return Response(200, stream=(server_sent_event(f"{n}\nx") for n in range(3)), content_type=EVENT_STREAM)
@@ -107,19 +110,24 @@ class Running:
         return int(self.socket.getsockname()[1])
 
     def raw(self, data: bytes = b"") -> socket.socket:
-        link = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        link = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         link.sendall(data)
         return link
 
     def ask(self, method: str, path: str, body: bytes | None = None, **fields: str) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         connection.request(method, path, body, {name.replace("_", "-"): text for name, text in fields.items()})
         return connection.getresponse()
+
+    def wait_until_taken(self, link: socket.socket) -> None:
+        """Wait until the server itself has a connection, not only the system."""
+        ours = link.getsockname()
+        wait_for(lambda: ours in [one._link.getpeername() for one in list(self.server._connections)])
 
     def stop(self) -> None:
         self.handler.let_go.set()
         self.server.stop()
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive()
         self.socket.close()
 
@@ -192,8 +200,7 @@ def test_short_calls_run_in_the_loop_and_a_long_one_among_them_keeps_nobody_wait
             assert server.ask("POST", "/t/post", b"abc").read() == b"abc"
             assert link.recv(15) == b"HTTP/1.1 503 Se"
         server.handler.let_go.set()
-        while server.handler.hung.running:
-            time.sleep(0.01)
+        wait_for(lambda: not server.handler.hung.running)
         server.handler.let_go.clear()
     loops = [thread for thread in threading.enumerate() if thread.name == "kedge-loop"]
     assert len([thread for thread in loops if thread.is_alive()]) <= 2  # the last to hang may not have ended yet
@@ -214,8 +221,7 @@ def test_all_bodies_together_are_bound(run: Callable[..., Running]) -> None:
     server = run(all_bodies_bytes=1 << 20)
     part = b"POST /t/post HTTP/1.1\r\nHost: localhost\r\nContent-Length: 600000\r\n\r\n" + bytes(500_000)
     with server.raw(part) as held:
-        while server.server.body_bytes < 500_000:
-            time.sleep(0.01)
+        wait_for(lambda: server.server.body_bytes >= 500_000)
         refused = server.ask("POST", "/t/post", bytes(600_000))
         assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
         held.sendall(bytes(100_000))
@@ -246,7 +252,7 @@ def test_a_stream_waits_for_its_client_and_is_closed_with_it(run: Callable[..., 
     with pytest.raises(queue.Empty):
         server.handler.given.get(timeout=0.5)
     link.close()
-    count = int(server.handler.given.get(timeout=10).rpartition(" ")[2])
+    count = int(server.handler.given.get(timeout=60).rpartition(" ")[2])
     # What the kernel's buffers and ours hold; without back-pressure there would be many thousands in that time.
     assert count < 400
 
@@ -259,14 +265,16 @@ def test_a_stream_that_fails_is_seen_to_be_incomplete(run: Callable[..., Running
 
 def test_a_stopped_server_answers_what_it_has_accepted(run: Callable[..., Running]) -> None:
     server = run()
-    with server.raw(GET % b"hang") as link, server.raw() as idle:
-        time.sleep(0.1)
-        server.server.stop(5.0)
+    with server.raw(GET % b"late") as link, server.raw() as idle:
+        for one in (link, idle):
+            server.wait_until_taken(one)
+        wait_for(lambda: server.handler.pool.running)
+        server.server.stop(60.0)
         server.handler.let_go.set()
         assert idle.recv(10) == b""
         answer = link.makefile("rb").read()
     assert answer.endswith(b"late")
-    server.thread.join(5)
+    server.thread.join(60)
     assert not server.thread.is_alive()
 
 
@@ -276,11 +284,10 @@ def test_a_stopping_server_answers_requests_that_have_begun_to_arrive(run: Calla
     idle = server.raw(request)
     assert b"200" in idle.recv(4096)
     fresh, half = server.raw(), server.raw(request[:20])
-    for link in (fresh, half):  # taken by the server, not only by the system
-        while link.getsockname() not in [one._link.getpeername() for one in list(server.server._connections)]:
-            time.sleep(0.01)
+    for link in (fresh, half):
+        server.wait_until_taken(link)
     fresh.sendall(request)
-    server.server.stop(10.0)
+    server.server.stop(60.0)
     assert idle.recv(10) == b""
     half.sendall(request[20:])
     for link in (fresh, half):
@@ -289,7 +296,7 @@ def test_a_stopping_server_answers_requests_that_have_begun_to_arrive(run: Calla
             received += part
         assert received.startswith(b"HTTP/1.1 200")
         assert received.endswith(b"true}")
-    server.thread.join(5)
+    server.thread.join(60)
     assert not server.thread.is_alive()
 
 
@@ -323,7 +330,7 @@ def test_tls_with_a_client_certificate(run: Callable[..., Running], tmp_path: Pa
 
 
 def _over_tls(port: int, context: ssl.SSLContext, size: int) -> int:
-    connection = http.client.HTTPSConnection("localhost", port, timeout=20, context=context)
+    connection = http.client.HTTPSConnection("localhost", port, timeout=60, context=context)
     with contextlib.closing(connection):
         connection.request("POST", "/t/post", bytes(size))
         return len(connection.getresponse().read())

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 import weakref
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 from tests.support.bundles import make_bundle, samples
 from tests.support.installed import install
+from tests.support.waiting import wait_for
 
 from kedge_agent import InputError, Model, loading
 from kedge_agent.counters import collect
@@ -29,14 +28,6 @@ def _serves(model: Model, version: str) -> bool:
     return model.version == version
 
 
-def _until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("did not come true in 10 s")
-
-
 def test_a_call_after_a_switch_loads_the_new_bundle_in_the_background(tmp_path: Path) -> None:
     install(tmp_path, make_bundle(tmp_path, version="1.0"))
     model = Model("tiny", state=tmp_path)
@@ -47,7 +38,7 @@ def test_a_call_after_a_switch_loads_the_new_bundle_in_the_background(tmp_path: 
         model(samples(2))
         return model.version == "2.0"
 
-    _until(switched)
+    wait_for(switched)
     second = model(samples(2))
     assert not np.allclose(first, second)
     assert model.failure is None
@@ -125,7 +116,7 @@ def test_threads_see_only_whole_bundles_and_no_call_fails(tmp_path: Path) -> Non
         thread.start()
     for turn in range(1, 7):
         folder = install(tmp_path, releases[turn % 3])
-        _until(partial(_serves, model, f"{turn % 3}.0"))
+        wait_for(partial(_serves, model, f"{turn % 3}.0"))
     stop.set()
     for thread in threads:
         thread.join()
@@ -161,7 +152,7 @@ def test_where_memory_has_no_room_for_both_the_old_bundle_is_released_before_the
     # The first call of these finds that the bundle was switched; none fails, and all but the first few wait.
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: model(samples(2)), range(200)))
-    _until(partial(_serves, model, "2.0"))
+    wait_for(partial(_serves, model, "2.0"))
     second = Model(tmp_path / "tiny-2.0", target="generic-cpu")(samples(2))
     assert all(np.array_equal(one, first) or np.array_equal(one, second) for one in answers)
     assert there == [None]
@@ -174,7 +165,7 @@ def test_a_released_bundle_is_loaded_again_if_the_new_one_cannot_be(tmp_path: Pa
     first = model(samples(2))
     install(tmp_path, make_bundle(tmp_path, version="2.0", broken="file"))
     model.loaded()
-    _until(lambda: model.failure is not None)
+    wait_for(lambda: model.failure is not None)
     assert model.version == "1.0"
     np.testing.assert_array_equal(model(samples(2)), first)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.support.bundles import make_bundle, samples
 from tests.support.installed import install
 from tests.support.update_world import Release, World, make_release, serving
+from tests.support.waiting import wait_for
 
 from kedge_agent import Model
 from kedge_agent.frame_sockets import FrameListener
@@ -220,12 +221,12 @@ class _Posted(list[events.Event]):
     """What a runner posted."""
 
 
-def _until(runner: ShadowRunner, condition: object, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end
+def _until(runner: ShadowRunner, condition: Callable[[], object]) -> None:
+    def there() -> bool:
         runner.poll()
-        time.sleep(0.02)
+        return bool(condition())
+
+    wait_for(there)
 
 
 def _installed(tmp_path: Path) -> tuple[Path, str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.update_world import make_release, stored
+from tests.support.waiting import wait_for
 
 from kedge_agent.slots import ModelFolder, Serving, model_names
 from kedge_protocol.errors import BundleError, ConfigError
@@ -132,8 +133,7 @@ def test_a_switcher_killed_at_any_point_leaves_a_whole_current_slot(tmp_path: Pa
         )
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
-        while folder.current() is None:
-            time.sleep(0.001)
+        wait_for(folder.current)
         time.sleep(chance.uniform(0.0, 0.05))
         child.send_signal(signal.SIGKILL)
         child.wait()

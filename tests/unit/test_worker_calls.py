@@ -8,11 +8,11 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.waiting import wait_for
 from tests.support.worker_tasks import Ask, Told
 
 from kedge_protocol import errors
@@ -46,13 +46,6 @@ def running(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until, "it did not come to pass in 20 s"
-        time.sleep(0.02)
-
-
 def test_where_memory_runs_out_a_worker_goes_before_its_parent(make: Make) -> None:
     theirs = make().call(TASKS + "first_to_go", Ask(), Told, deadline=60).number
     assert theirs > float(Path("/proc/self/oom_score_adj").read_text())
@@ -82,7 +75,7 @@ def test_a_deadline_kills_the_whole_group(make: Make, tmp_path: Path) -> None:
     with pytest.raises(errors.WorkerTimeoutError, match=r"deadline of 1\.5 s"):
         worker.call(TASKS + "sleep", Ask(number=300, path=tmp_path / "pids"), Told, deadline=1.5)
     for pid in (tmp_path / "pids").read_text().split():
-        wait_until(lambda pid=pid: not running(int(pid)))  # type: ignore[misc]
+        wait_for(lambda pid=pid: not running(int(pid)))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("task", ["eat", "eat_in_a_child"])
@@ -114,7 +107,7 @@ def test_a_child_killed_between_two_calls_is_started_anew(make: Make) -> None:
     worker = make()
     before = worker.call(TASKS + "echo", Ask(), Told, deadline=60).pid
     os.kill(before, signal.SIGKILL)
-    wait_until(lambda: not running(before))
+    wait_for(lambda: not running(before))
     assert worker.call(TASKS + "echo", Ask(), Told, deadline=60).pid != before
 
 
@@ -171,7 +164,7 @@ def test_an_interruption_kills_the_child(make: Make, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         make().call(TASKS + "sleep", Ask(number=300, path=tmp_path / "pids"), Told, deadline=60, on_progress=interrupt)
     for pid in (tmp_path / "pids").read_text().split():
-        wait_until(lambda pid=pid: not running(int(pid)))  # type: ignore[misc]
+        wait_for(lambda pid=pid: not running(int(pid)))  # type: ignore[misc]
 
 
 def test_two_workers_live_at_once_and_outlive_the_thread_that_started_them(make: Make) -> None:
@@ -204,11 +197,11 @@ def test_the_child_dies_with_its_parent(tmp_path: Path, task: str) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", program], env=env) as parent:
         pids = tmp_path / "pids"
-        wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+        wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
         child, grandchild = map(int, pids.read_text().split())
         assert running(child)
         parent.send_signal(signal.SIGKILL)
-        wait_until(lambda: not running(child))
+        wait_for(lambda: not running(child))
         os.kill(grandchild, signal.SIGKILL)  # a plain child of the child is bound to nobody
 
 
