@@ -50,12 +50,14 @@ help:
 $(HOST): $(PROJECTS) constraints/host.txt constraints/proofs.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kedge: compiling needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the compiler and the controller into $(VENV) (2.5 GB, minutes, once)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/host.txt -e './agent[serving]' -e './host[host,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints/proofs.txt
 	@touch $@
 
 $(DEVICE): $(PROJECTS) constraints/device.txt constraints/proofs.txt
 	@test -x .venv-device/bin/python || $(PYTHON_DEVICE) -m venv .venv-device
+	@echo "installing what a device has into .venv-device (once)"
 	.venv-device/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/device.txt \
 	  -e './agent[tflite,onnxruntime,serving]' pytest pytest-timeout pytest-xdist hypothesis onnx bitstring matplotlib
 	.venv-device/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
@@ -64,6 +66,7 @@ $(DEVICE): $(PROJECTS) constraints/device.txt constraints/proofs.txt
 
 $(LEGACY): $(PROJECTS) constraints/device-legacy.txt
 	@test -x .venv-legacy/bin/python || $(PYTHON_LEGACY) -m venv .venv-legacy
+	@echo "installing what a legacy device has into .venv-legacy (once)"
 	.venv-legacy/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/device-legacy.txt \
 	  -e './agent[tflite-legacy]'
 	@touch $@
@@ -89,6 +92,7 @@ $(VENV)/.toolchains: $(HOST) $(LOCKS)
 
 # The demo's targets need this one.
 $(VENV)/.demo-toolchain: $(HOST) $(LOCKS)
+	@echo "installing the toolchain tflite (1.6 GB, minutes, once)"
 	@$(BIN)/kedge toolchain install tflite
 	@touch $@
 

@@ -187,6 +187,22 @@ def test_a_metric_that_raises(inputs: Inputs, capsys: pytest.CaptureFixture[str]
     assert "mine.py:f raised KeyError" in refused(inputs, inputs.arguments(metric=f"{file}:f"), capsys)
 
 
+def test_a_metric_that_cannot_be_imported_is_refused_before_the_model_runs(
+    inputs: Inputs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = inputs.model.parent / "mine.py"
+    file.write_text("import nothing_of_that_name\n")
+    with pytest.raises(SystemExit):
+        main(inputs.arguments(metric=f"{file}:f"))
+    said = capsys.readouterr().err
+    assert "mine.py cannot be imported: ModuleNotFoundError" in said
+    assert "reference: evaluate" not in said
+
+
+def test_options_that_only_language_models_take(inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--context: is for language models only" in refused(inputs, inputs.arguments(context="64"), capsys)
+
+
 def test_a_metric_that_takes_its_process_down(inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:
     file = inputs.model.parent / "mine.py"
     file.write_text("import os, signal\ndef f(outputs, inputs, labels):\n    os.kill(os.getpid(), signal.SIGSEGV)\n")

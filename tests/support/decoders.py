@@ -108,6 +108,7 @@ def writer(
     *,
     version: str = "1.0",
     slots: int,
+    context: int | None = None,
     template: str | None = None,
     changed: Mapping[str, Any] | None = None,
     stored: Callable[[Array], Array] = np.asarray,
@@ -116,6 +117,7 @@ def writer(
 
     Args:
         place: gets the model, its texts and the release, by version.
+        slots, context: options of the compilation.
         template, changed, stored: see :func:`folder`; it has 512 positions unless ``changed`` says otherwise.
     """
     import kedge
@@ -135,6 +137,7 @@ def writer(
         out=place / f"out-{version}",
         quantize="precision=float32",
         slots=slots,
+        context=context,
     ).path
 
 

@@ -58,6 +58,26 @@ def test_values_may_come_in_the_types_of_python() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "language_model"),
+    [
+        ({"context": 64}, False),
+        ({"cache": "int8"}, False),
+        ({"max_drop": 0.02}, True),
+        ({"metric": "top1"}, True),
+        ({"states": {"h_in": "h_out"}}, True),
+    ],
+)
+def test_an_option_that_the_kind_of_model_does_not_take_is_refused(
+    given: dict[str, object], language_model: bool
+) -> None:
+    made = arguments.to_options({**LEAST, **given})
+    (name,) = given
+    made.check_kind(language_model=not language_model)
+    with pytest.raises(ConfigError, match=f"--{name.rstrip('s').replace('_', '-')}: is .*for language models"):
+        made.check_kind(language_model=language_model)
+
+
 def test_an_unknown_effort_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="quick, normal, high"):
         arguments.to_options({**LEAST, "effort": "some"})

@@ -89,9 +89,9 @@ def test_targets_are_listed_with_their_backends(capsys: pytest.CaptureFixture[st
 
 def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main(["frobnicate"])
+        main(["rolout"])
     assert exit_.value.code == 2
-    assert "No such command" in capsys.readouterr().err
+    assert "No such command 'rolout'. Did you mean 'rollout'?" in capsys.readouterr().err
 
 
 def test_a_layout_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,6 +101,9 @@ def test_a_layout_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().err
     assert said.startswith(f"error: {tmp_path}: is not an OCI image layout")
     assert said.count("\n") == 1
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tmp_path / "OUT")])
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'OUT'}: there is no such folder. Give the folder")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kedge_agent.model import Model
 from kedge_agent.opening import open_model
 from kedge_agent.slots import default_state, model_names
 from kedge_protocol.errors import InputError
+
+if TYPE_CHECKING:
+    from kedge_agent.generation.generator import AnswerStream
 
 NEW = "/new"
 """The line that begins a new conversation."""
@@ -101,21 +104,25 @@ def talk(
             continue
         asked = [*messages, {"role": "user", "content": line}]
         try:
-            answer = model.generate(asked if chats else line, stream=True, **options)
+            text = _answered(model.generate(asked if chats else line, stream=True, **options), write, note)
         except InputError as error:
             again = f" {NEW} begins a new conversation." if messages != first else ""
             note(f"{error}{again}")
-            continue
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # before the first token, or just as the answer ended
             note("[cancelled]")
-            continue
-        try:
-            for piece in answer:
-                write(piece)
-        except KeyboardInterrupt:
-            answer.close()
-        found = answer.finish()
-        messages = [*asked, {"role": "assistant", "content": found.text}]
-        speed = (len(found.tokens) - 1) / max(found.seconds - found.first_token_seconds, 1e-9)
-        write("\n")
-        note(f"[{len(found.tokens)} tokens, {speed:.1f} a second, {found.reason}]")
+        else:
+            messages = [*asked, {"role": "assistant", "content": text}]
+
+
+def _answered(answer: AnswerStream, write: Callable[[str], object], note: Callable[[str], object]) -> str:
+    """Show an answer as it is written, Ctrl-C ends it; return what was written."""
+    try:
+        for piece in answer:
+            write(piece)
+    except KeyboardInterrupt:
+        answer.close()
+    found = answer.finish()
+    speed = (len(found.tokens) - 1) / max(found.seconds - found.first_token_seconds, 1e-9)
+    write("\n")
+    note(f"[{len(found.tokens)} tokens, {speed:.1f} a second, {found.reason}]")
+    return found.text

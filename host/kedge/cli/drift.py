@@ -19,7 +19,7 @@ from kedge.fleet.service import FleetService
     multiple=True,
     default=(watched.TARGET,),
     show_default=True,
-    help="What divides the devices into cohorts: 'target' or a label's name; repeat it for several.",
+    help="What divides the devices into cohorts: 'target', or a label's name. Repeat for several.",
 )
 @click.option("--device", help="Only this device.")
 @state_option

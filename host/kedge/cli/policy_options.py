@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,55 +11,59 @@ from typing import Any, TypeVar
 
 import click
 
+from kedge.fleet.staged.policy import Policy
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _LABEL = re.compile(r"([A-Za-z0-9][A-Za-z0-9._\-]*)=([A-Za-z0-9][A-Za-z0-9._\-]*)")
+_DEFAULTS = Policy()
 
 _TEXTS = {
-    "waves": ("SIZES", "How far each wave reaches: 1%,10%,50%,100%, or numbers of devices."),
-    "soak": ("SPAN", "How long the gates watch each wave, such as 10m."),
-    "max_soak": ("SPAN", "How long at most, where the gates cannot decide."),
-    "progress_timeout": ("SPAN", "A device without progress for so long counts as silent."),
-    "deadline": ("SPAN", "So does one that does not serve this long after it was told."),
-    "retry_after": ("SPAN", "From a device's failure to its next try."),
-    "not_before": ("TIME", "Begin at this time, such as 2026-12-01T22:00+01:00."),
-    "seed": ("TEXT", "Another text puts other devices into the first wave."),
+    "waves": ("SIZES", "How far each wave reaches: percentages, or numbers of devices."),
+    "soak": ("SPAN", "How long the gates watch each wave."),
+    "max_soak": ("SPAN", "How long they watch it at most if they cannot decide; by default four times --soak."),
+    "progress_timeout": ("SPAN", "Time without progress after which a device counts as silent."),
+    "deadline": ("SPAN", "Time after which a device that was told and does not serve yet counts as silent."),
+    "retry_after": ("SPAN", "Time from a device's failure to its next try."),
+    "not_before": ("TIME", "Begin no earlier than this time, such as 2026-12-01T22:00+01:00."),
+    "seed": ("TEXT", "Text that decides which devices are in the first wave; another one chooses others."),
 }
 _NUMBERS = {
-    "min_per_target": "Devices of each target that each wave holds at least.",
-    "parallel": "Devices that are updated at the same time; 0 for no limit.",
-    "per_minute": "Devices that are told within a minute; 0 for no limit.",
-    "shadow_memory_mib": "Memory that a shadow may take on a device.",
+    "min_per_target": "Smallest number of devices of each target in each wave.",
+    "parallel": "Largest number of devices that are updated at the same time; 0 for no limit.",
+    "per_minute": "Largest number of devices that are told within a minute; 0 for no limit.",
+    "shadow_memory_mib": "Largest memory, in MiB, of a shadow on a device.",
     "retries": "How often a device that failed is told again.",
 }
 _CHOICES = {
-    "approval": (("never", "first", "each"), "After which waves a person must promote."),
-    "undecided": (("hold", "promote", "abort"), "What follows if the gates cannot decide."),
-    "on_abort": (("revert", "keep"), "What an aborted rollout does with the devices that it reached."),
-    "late": (("out", "in"), "Whether devices that meet the selector later are taken in."),
-    "busy": (("supersede", "queue"), "What follows if another rollout has some of the devices."),
+    "approval": "After which waves a person must promote.",
+    "undecided": "What to do if the gates cannot decide.",
+    "on_abort": "What to do with the devices that an aborted rollout has reached.",
+    "late": "Whether devices that meet the selector later are taken in.",
+    "busy": "What to do if another rollout has some of the devices: replace it there, or wait for it.",
 }
 
 
 def policy_options(command: F) -> F:
     """Add the options of a policy."""
     for name, text in reversed(_NUMBERS.items()):
-        command = click.option(_flag(name), name, type=int, metavar="N", help=text)(command)
-    for name, (choices, text) in reversed(_CHOICES.items()):
-        command = click.option(_flag(name), name, type=click.Choice(choices), help=text)(command)
+        command = click.option(_flag(name), name, type=int, metavar="N", help=text + _default(name))(command)
+    for name, text in reversed(_CHOICES.items()):
+        choices = click.Choice([one.value for one in type(getattr(_DEFAULTS, name))])
+        command = click.option(_flag(name), name, type=choices, help=text + _default(name))(command)
     for name, (metavar, text) in reversed(_TEXTS.items()):
-        command = click.option(_flag(name), name, metavar=metavar, help=text)(command)
+        command = click.option(_flag(name), name, metavar=metavar, help=text + _default(name))(command)
     command = click.option(
         "--shadow",
         type=float,
         metavar="SHARE",
-        help="Run the new bundle beside the old one first, on this share of a core of the first wave's devices.",
+        help="Run the new bundle beside the old one first, on the first wave's devices, with this share of a core.",
     )(command)
     listed = click.option(
         "--devices",
         "device_list",
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        help="File with a device's name on each line; only these.",
+        help="Only the devices in this file, one name on each line.",
     )
     gate = click.option(
         "--gate",
@@ -77,13 +82,28 @@ def policy_options(command: F) -> F:
         "--policy",
         "policy_file",
         type=click.Path(path_type=Path),
-        help="TOML file with the policy; the options below are set over it.",
+        help="TOML file with the policy; the options below override it.",
     )
     return file(gate(window(listed(command))))
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _default(name: str) -> str:
+    """Return what stands for the policy's default at the end of a help text; nothing for 0 and for no text."""
+    value = getattr(_DEFAULTS, name)
+    if isinstance(value, enum.Enum):
+        text = value.value
+    elif isinstance(value, tuple):
+        text = ",".join(value)
+    elif isinstance(value, float):
+        hours, rest = divmod(value, 3600)
+        text = f"{hours:g}h" if hours and not rest else f"{value / 60:g}m"
+    else:
+        text = str(value)
+    return f" [default: {text}]" if value else ""
 
 
 def split_selectors(select: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -51,7 +51,10 @@ def rollout_start(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Roll NAME:VERSION out to all selected devices: at once, or in waves as a policy says."""
+    """Roll NAME:VERSION out to all selected devices: at once, or in waves as a policy says.
+
+    The policy is the file --policy, or the defaults if any of the options from --gate to --retries is given.
+    """
     labels, selectors = split_selectors(select)
     policy = parse_policy(policy_file, selectors, given)
     with FleetService(state) as fleet:

@@ -25,13 +25,20 @@ def samples() -> None:
     "--where",
     type=click.Choice([one.value for one in Choice]),
     required=True,
-    help="Which inputs: a shadow or the bundle before answers otherwise, or the model is least sure.",
+    help="Which inputs: those that a shadow, or the bundle before, answers differently (disagree), or those that the"
+    " model is least sure of (low-confidence).",
 )
-@click.option("--count", type=int, default=50, show_default=True, help="Samples of all devices together.")
+@click.option("--count", type=int, default=50, show_default=True, help="Number of samples from all devices together.")
 @select_option
-@click.option("--minutes", type=float, default=requests.SECONDS / 60, show_default=True, help="How long devices look.")
 @click.option(
-    "--mib", type=float, default=requests.MAX_BYTES / (1 << 20), show_default=True, help="MiB of one device at most."
+    "--minutes", type=float, default=requests.SECONDS / 60, show_default=True, help="How long devices look for them."
+)
+@click.option(
+    "--mib",
+    type=float,
+    default=requests.MAX_BYTES / (1 << 20),
+    show_default=True,
+    help="Largest size, in MiB, of one device's samples.",
 )
 @click.option("--below", type=float, default=1.0, help="Only inputs with less confidence than this (0 to 1).")
 @state_option

@@ -21,8 +21,20 @@ def shadow() -> None:
 @shadow.command("start")
 @click.argument("reference", metavar="NAME:VERSION")
 @select_option
-@click.option("--share", type=float, default=shadows.SHARE, show_default=True, help="Share of one processor core.")
-@click.option("--memory-mib", type=int, default=shadows.MEMORY_BYTES >> 20, show_default=True, help="Memory limit.")
+@click.option(
+    "--share",
+    type=float,
+    default=shadows.SHARE,
+    show_default=True,
+    help="Share of one processor core that it may take.",
+)
+@click.option(
+    "--memory-mib",
+    type=int,
+    default=shadows.MEMORY_BYTES >> 20,
+    show_default=True,
+    help="Memory, in MiB, that it may take.",
+)
 @state_option
 @json_option
 def shadow_start(

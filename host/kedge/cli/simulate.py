@@ -28,7 +28,13 @@ from kedge.fleet.units import span_text
     metavar="URL|embedded",
     help="Run in real time on this broker (mqtt://HOST:PORT), or on one that is started for it.",
 )
-@click.option("--listen", default=DEFAULT_LISTEN, show_default=True, help="Address of the embedded broker.")
+@click.option(
+    "--listen",
+    default=DEFAULT_LISTEN,
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Listen address of the embedded broker.",
+)
 @click.option("--page", metavar="HOST:PORT", help="In real time: serve the controller's page at this address.")
 @json_option
 def simulate_command(

@@ -104,11 +104,6 @@ class PipelineJob:
             return self.pipeline
         return replace(self.pipeline, text=replace(self.pipeline.text, tokenizer=str(self.files[_TOKENIZER])))
 
-    @property
-    def takes_pictures(self) -> bool:
-        """Whether there is a pipeline that begins with a picture."""
-        return self.pipeline is not None and self.pipeline.picture is not None
-
     def normalizing(self, options: CompileOptions) -> CompileOptions:
         """Return the options with the pipeline's normalization as ``--preprocess``, unless that is already given."""
         pipeline = self.pipeline

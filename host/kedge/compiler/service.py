@@ -203,7 +203,7 @@ class _Compilation:
     def _warm(self, worker: Worker, target: Target) -> None:
         worker.call(
             "kedge.evaluation.worker_tasks:warm",
-            worker_messages.WarmRequest(backend=target.backends[0].name),
+            worker_messages.WarmRequest(backend=target.backends[0].name, metric=metric.absolute(self._options.metric)),
             worker_messages.Done,
             deadline=self._options.deadline,
         )
@@ -338,7 +338,6 @@ class _Compilation:
     def _reference(
         self, worker: Worker, data: _Inputs, preprocess: dict[str, Preprocess]
     ) -> worker_messages.ReferenceAnswer:
-        asked = self._options.metric
         answer = worker.call(
             "kedge.evaluation.worker_tasks:reference",
             worker_messages.ReferenceRequest(
@@ -347,7 +346,7 @@ class _Compilation:
                 outputs=data.model.outputs,
                 data=data.evaluation,
                 preprocess=preprocess,
-                metric=None if asked is None else metric.absolute(asked),
+                metric=metric.absolute(self._options.metric),
                 min_agreement=self._options.min_agreement is not None,
                 batch=1 if data.model.fixed_batch else data.model.batch,
                 folder=str(self._scratch / "reference"),

@@ -115,8 +115,7 @@ def check(model: str, options: CompileOptions) -> ValidatedRequest:
         StorageError: OUT already exists, or is not something that --force replaces.
     """
     check_environment()
-    if options.split is not None:
-        raise ConfigError("is for language models only", where="--split", remedy="Leave it out")
+    options.check_kind(language_model=False)
     asked = _targets(options)
     labels = _labels(options.labels)
     kind = model_kinds.recognise(model, trust_pickle=options.trust_pickle) if model else None
@@ -190,7 +189,7 @@ def _targets(options: CompileOptions) -> list[Target]:
     names = [target.name for target in found]
     for name in names:
         if names.count(name) > 1:
-            raise TargetError(f"{name!r} is given twice")
+            raise TargetError(f"{name!r} is given twice", where="--target")
     return found
 
 
@@ -200,7 +199,8 @@ def _labels(path: Path | None) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", where=f"--labels {path}") from error
+        reason = (error.strerror or error) if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"cannot be read: {reason}", where=f"--labels {path}") from error
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise ConfigError("holds no name", where=f"--labels {path}", remedy="Write one class name on each line")

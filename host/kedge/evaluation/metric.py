@@ -107,9 +107,9 @@ def check(text: str) -> None:
         raise ConfigError(f"{text!r} names no output", where=WHERE, remedy="Write KIND or KIND:OUTPUT")
 
 
-def absolute(text: str) -> str:
+def absolute(text: str | None) -> str | None:
     """Return the metric with an absolute file path, since the worker may have another working directory."""
-    return user.absolute(text) if user.is_file(text) else text
+    return user.absolute(text) if text is not None and user.is_file(text) else text
 
 
 def named_output(text: str | None) -> str | None:

@@ -26,9 +26,14 @@ from kedge_targets.true_precision import Numbers
 
 @dataclass(frozen=True, kw_only=True)
 class WarmRequest:
-    """Load what a backend's compiler and runtime will need, while the parent still reads data."""
+    """Load what a backend's compiler and runtime will need, while the parent still reads data.
+
+    Attributes:
+        metric: as :attr:`ReferenceRequest.metric`.
+    """
 
     backend: str
+    metric: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge.evaluation import decisions, kinds, latency_race, metric
+from kedge.evaluation import decisions, kinds, latency_race, metric, user
 from kedge.evaluation import outputs as outputs_judged
 from kedge.evaluation.npy_files import open_array
 from kedge.evaluation.samples import NpyWriter, PreprocessedSamples, Samples, preprocess
@@ -54,10 +54,17 @@ _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 def warm(request: WarmRequest, progress: Progress) -> Done:
-    """Import ahead; a failure will be met, and told, where it matters."""
+    """Import ahead. A failure of the backend will be met, and told, where it matters; one of the user's metric is told
+    before the long work.
+
+    Raises:
+        ConfigError: the metric cannot be imported.
+    """
     with contextlib.suppress(KedgeError, ImportError):
         registry.compiler(request.backend).missing()
         registry.runtime(request.backend)
+    if request.metric is not None and user.is_file(request.metric):
+        user.load(request.metric)
     return Done()
 
 

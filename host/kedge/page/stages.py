@@ -12,8 +12,8 @@ from kedge.fleet.staged.gates import GateResult, Verdict
 from kedge.fleet.staged.phases import ENDED, Phase, Step
 from kedge.fleet.units import size_text
 
-WIDTH, MIDDLE = 200.0, 10.0
-"""Of a gate's plot in the SVG's units: its width, and the height of its line."""
+WIDTH = 200.0
+"""Width of a gate's plot in the SVG's units."""
 _TITLES = {
     "golden": "Golden vectors: devices that refused it",
     "failures": "Failures: devices on which it failed otherwise",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,14 @@ from kedge_protocol.bundle.config import NO_BATCH
 from kedge_protocol.bundle.pipeline import Task
 from kedge_protocol.errors import ConfigError
 from kedge_targets.contract import Compiler
+
+_LANGUAGE_MODELS = frozenset({"max_perplexity", "max_kl", "context", "slots", "cache", "split", "adapter"})
+"""Options for language models alone."""
+_ALL_MODELS = frozenset({
+    "name", "version", "targets", "calibration", "evaluation", "out", "effort", "recipe", "step", "quantize",
+    "deadline", "memory_limit", "force", "trust_pickle", "seed",
+})  # fmt: skip
+"""Options that language models share with all others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,17 +113,20 @@ class CompileOptions:
     ] = ()
     task: Annotated[
         Task | None,
-        Option("The ready pipeline that makes tensors of pictures, sounds or texts, and answers of the outputs."),
+        Option(
+            "Use this task's ready pipeline: it makes tensors of pictures, sounds or texts, and answers of outputs."
+        ),
     ] = None
     pipeline: Annotated[
         Path | None, Option("A pipeline of your own; see docs/pipelines.md.", metavar="PIPELINE.toml")
     ] = None
     calibration_samples: Annotated[
         int | None,
-        Option("Take so many items of a calibration folder at most, spread evenly; 512 by default.", metavar="N"),
+        Option("Take at most this many items of a calibration folder, spread evenly. Default: 512.", metavar="N"),
     ] = None
     evaluation_samples: Annotated[
-        int | None, Option("Take so many items of an evaluation folder at most; all by default.", metavar="N")
+        int | None,
+        Option("Take at most this many items of an evaluation folder, spread evenly. Default: all.", metavar="N"),
     ] = None
     metric: Annotated[
         str | None,
@@ -193,8 +205,8 @@ class CompileOptions:
     every_backend: Annotated[
         bool,
         Option(
-            "Give a target a bundle by each of its backends that keeps the budget. Devices of it measure two at most, "
-            "and the controller gives the others the fastest."
+            "Give each target one bundle for each of its backends that keeps the budget; devices measure them and run "
+            "the fastest (see docs/fleet.md)."
         ),
     ] = False
     scheduler: Annotated[
@@ -210,34 +222,35 @@ class CompileOptions:
     max_perplexity: Annotated[
         str | None,
         Option(
-            "For a language model: the perplexity that it may have, 1.05x of the float model's, or a number; 1.15x by "
-            "default.",
+            "For a language model: largest allowed perplexity, as a number, or as 1.05x of the float model's. Default: "
+            "1.15x.",
             metavar="LIMIT",
         ),
     ] = None
     max_kl: Annotated[
         float | None,
-        Option("For a language model: the divergence from the float model that it may have, nats a token."),
+        Option("For a language model: largest allowed KL divergence from the float model, in nats per token."),
     ] = None
     context: Annotated[
         int | None,
-        Option("For a language model: positions of one sequence; the model's own, at most 4096, by default."),
+        Option("For a language model: number of positions of one sequence. Default: the model's own, at most 4096."),
     ] = None
     slots: Annotated[
-        int | None, Option("For a language model: sequences at once that the device has memory for; 1 by default.")
+        int | None,
+        Option("For a language model: number of sequences that the device has memory for at once. Default: 1."),
     ] = None
     cache: Annotated[
         str | None,
         Option(
-            "For a language model: precision of the cached keys and values, float32 (default) or int8, which takes a "
-            "quarter of the memory.",
+            "For a language model: precision of the cached keys and values, float32, or int8, which takes a quarter of "
+            "the memory. Default: float32.",
             metavar="PRECISION",
         ),
     ] = None
     split: Annotated[
         int | None,
         Option(
-            "For a language model: spread its layers over so many devices of one site, as their memory allows. One "
+            "For a language model: spread its layers over this many devices of one site, as their memory allows. One "
             "target for all, or one for each in order. OUT then holds a release for each part.",
             metavar="N",
         ),
@@ -288,6 +301,21 @@ class CompileOptions:
             return None
         path, _, name = self.loss.rpartition(":")
         return f"{Path(path).absolute()}:{name}"
+
+    def check_kind(self, *, language_model: bool) -> None:
+        """Refuse an option that a model of this kind does not take, since it would be silently ignored.
+
+        Raises:
+            ConfigError: it names the option.
+        """
+        for field in dataclasses.fields(self):
+            foreign = field.name not in _ALL_MODELS and (field.name in _LANGUAGE_MODELS) != language_model
+            if foreign and getattr(self, field.name) != field.default:
+                raise ConfigError(
+                    "is not for language models" if language_model else "is for language models only",
+                    where=f"--{field.name.replace('_', '-')}",
+                    remedy="Leave it out; docs/generation.md says what they take" if language_model else "Leave it out",
+                )
 
     def requirements(self, compiler: Compiler) -> dict[str, Any]:
         """Return the user's requirements that a backend takes, in addition to the target's own options."""

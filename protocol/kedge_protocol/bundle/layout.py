@@ -169,14 +169,14 @@ class Layout:
         path: the folder with ``oci-layout``, ``index.json`` and ``blobs``.
 
     Raises:
-        BundleError: the folder is not an image layout.
+        BundleError: there is no such folder, or it is not an image layout.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not (path / oci.LAYOUT_FILE).is_file() or not (path / "index.json").is_file():
             raise BundleError(
-                "is not an OCI image layout",
+                "is not an OCI image layout" if path.exists() else "there is no such folder",
                 where=str(path),
                 remedy="Give the folder that `kedge compile -o` wrote",
             )

@@ -12,7 +12,6 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.errors import KedgeError
 from kedge_targets import registry
 from kedge_targets.calls import plan as plans
-from kedge_targets.calls.plan import LEAST_GAIN, CallPlan, Measured
+from kedge_targets.calls.plan import CallPlan, Measured
 from kedge_targets.contract import Way
 from kedge_targets.decoder import golden as decoders
 from kedge_targets.decoder.session import DecoderSession
@@ -55,24 +54,16 @@ class DecoderTuning:
         self._tokens, self._columns, self._sources = decoders.inputs(self._vectors, where=config.golden.file)
 
     def chosen(self, ways: Sequence[Way]) -> CallPlan | None:
-        """Return the plan; None where there is nothing to choose. Of two ways that differ by less than a tenth, the
-        one that keeps fewer cores busy is taken.
+        """Return the plan; None where there is nothing to choose.
 
         Raises:
             KedgeError: the runtime refuses the file.
         """
-        best: Measured | None = None
-        measured = []
-        for one, holds in self._measured(ways):
-            measured.append(one)
-            if holds and (best is None or LEAST_GAIN * one.score < best.score):
-                best = one
+        measured = list(self._measured(ways))
         if not measured:
             return None
-        plan = CallPlan(cores=plans.cores(), measured=tuple(measured))
-        if best is None:
-            return replace(plan, reason="the golden vectors do not hold in any other way")
-        return replace(plan, options=best.options)
+        sound = [one for one, holds in measured if holds]
+        return plans.chosen([one for one, _ in measured], sound.__contains__)
 
     def _measured(self, ways: Sequence[Way]) -> Iterator[tuple[Measured, bool]]:
         ends = time.monotonic() + _SECONDS

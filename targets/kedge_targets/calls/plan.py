@@ -12,8 +12,8 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,23 @@ class TuneAnswer:
     """The plan that is kept; None where nothing is to choose."""
 
     plan: CallPlan | None = None
+
+
+def chosen(measured: Sequence[Measured], holds: Callable[[Measured], bool]) -> CallPlan:
+    """Return the plan for the best of the ways that were measured. Of two that differ by less than :data:`LEAST_GAIN`,
+    the one that keeps fewer cores busy is taken, which comes first.
+
+    Args:
+        holds: whether the golden vectors hold in this way; it is asked only of ways that would be taken.
+    """
+    best: Measured | None = None
+    for one in measured:
+        if (best is None or LEAST_GAIN * one.score < best.score) and holds(one):
+            best = one
+    plan = CallPlan(cores=cores(), measured=tuple(measured))
+    if best is None:
+        return replace(plan, reason="the golden vectors do not hold in any other way")
+    return replace(plan, options=best.options, at_once=best.calls)
 
 
 def cores() -> int:

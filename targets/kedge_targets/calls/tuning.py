@@ -115,24 +115,13 @@ class _Tuning:
         gathers = can_be_gathered(self._config.inputs, self._config.outputs)
         if not ways and not gathers:
             return None
-        plan = self._way(ways)
-        if gathers:
-            plan = self._gathering(plan)
-        return plan
-
-    def _way(self, ways: Sequence[Way]) -> CallPlan:
         plan = CallPlan(cores=plans.cores())
-        if not ways:
-            return plan
-        measured = list(self._measured(ways))
-        for one in measured:
-            chosen = plan.options, plan.at_once
-            best = next((known for known in measured if (known.options, known.calls) == chosen), None)
-            better = best is None or LEAST_GAIN * one.score < best.score
-            if better and self._holds(found := replace(plan, options=one.options, at_once=one.calls)):
-                plan = found
-        reason = "" if plan.options else "the golden vectors do not hold in any other way"
-        return replace(plan, measured=tuple(measured), reason=reason)
+        if ways:
+            measured = list(self._measured(ways))
+            plan = plans.chosen(
+                measured, lambda one: self._holds(replace(plan, options=one.options, at_once=one.calls))
+            )
+        return self._gathering(plan) if gathers else plan
 
     def _measured(self, ways: Sequence[Way]) -> Iterator[Measured]:
         one = proof.one_call(self._folder, self._config)

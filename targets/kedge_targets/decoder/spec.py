@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -214,8 +213,3 @@ def check(spec: DecoderSpec, *, where: str) -> None:
     for holds, what in tests:
         if not holds:
             raise ModelError(what, where=where, remedy="Give the folder as it was published")
-
-
-def map_tensors(tensors: dict[str, Array], change: Callable[[str, Array], Array]) -> dict[str, Array]:
-    """Apply ``change(name, tensor)`` to each tensor."""
-    return {name: change(name, tensor) for name, tensor in tensors.items()}

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-LOWEST_OPSET = 13
-"""Opset from which Slice and similar operators take their parameters as tensors."""
 _NODES_BYTES = 900
 """Largest number of bytes of one dequantization's nodes in a file."""
 _PAIRS = "kedge_pairs"
@@ -50,7 +48,7 @@ def store_weights(
     """Return the graph with the weights of some layers compressed.
 
     Args:
-        model: in opset :data:`LOWEST_OPSET` or newer; not changed.
+        model: in opset 13 or newer, in which Slice and similar operators take their parameters as tensors; not changed.
         precisions: node name → precision; those of family ``weights`` count.
         group_size, asymmetric, seed: see :func:`kedge_targets.graph.weight_encodings.encode`.
         contributed: whether MatMulNBits may be used.

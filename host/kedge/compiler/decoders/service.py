@@ -101,6 +101,7 @@ def run(
 
 
 def _check(options: CompileOptions, asked: list[Target]) -> None:
+    options.check_kind(language_model=True)
     checked_name(options.name, "model name")
     checked_name(options.version, "version")
     if not asked:
@@ -108,8 +109,6 @@ def _check(options: CompileOptions, asked: list[Target]) -> None:
     for value, flag in ((options.context, "--context"), (options.slots, "--slots")):
         if value is not None and value < (16 if flag == "--context" else 1):
             raise ConfigError(f"{value} is too small", where=flag, remedy="Give positions from 16, slots from 1 up")
-    if options.max_latency:
-        raise ConfigError("is not for language models yet", where="--max-latency", remedy="See docs/generation.md")
     if options.split is None:
         check_place(options.out, replace=options.force)
 
