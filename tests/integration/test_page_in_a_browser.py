@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 from tests.support import requirements
 from tests.support.brokers import Mosquitto, mosquitto
 from tests.support.controllers import ControllerProcess
@@ -237,6 +238,22 @@ def test_what_is_being_typed_stays_while_the_page_changes(page: Page, fleet: Fle
     expect(page.get_by_role("row", name="newcomer")).to_be_visible()
     expect(field).to_have_value("half a wo")
     expect(field).to_be_focused()
+
+
+def test_what_changed_while_a_page_was_on_its_way_is_shown(page: Page, url: str, fleet: FleetService) -> None:
+    def seen() -> str:
+        with urllib.request.urlopen(f"{url}/devices", timeout=60) as answer:
+            return answer.read().decode().partition('data-seen="')[2].partition('"')[0]
+
+    def late(route: Route) -> None:
+        before = seen()
+        fleet.device_add("newcomer", "rpi4")
+        wait_for(lambda: seen() != before, what="a change that the server has seen")
+        route.continue_()
+
+    page.route("**/events", late)
+    page.goto("/devices")
+    expect(page.get_by_role("row", name="newcomer")).to_be_visible()
 
 
 def test_without_the_controller_the_page_says_so(browser: Browser, fleet: FleetService, mosquitto: Mosquitto) -> None:

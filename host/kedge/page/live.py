@@ -24,7 +24,8 @@ class Live:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._changed = asyncio.Condition()
-        self._number = 0
+        self.number = 0
+        """How many changes were seen."""
         self._stopping = False
         self.listeners = 0
 
@@ -48,24 +49,25 @@ class Live:
 
     async def _notify(self) -> None:
         async with self._changed:
-            self._number += 1
+            self.number += 1
             self._changed.notify_all()
 
     async def events(self) -> AsyncIterator[str]:
-        """Yield an event at once and at each change, and a comment while nothing happens."""
+        """Yield an event at once and at each change, and a comment while nothing happens. An event's data are
+        :attr:`number`, so that a page knows whether something changed between its making and the first event."""
         self.listeners += 1
         try:
-            seen = self._number
-            yield "retry: 3000\nevent: changed\ndata: 0\n\n"
+            seen = self.number
+            yield f"retry: 3000\nevent: changed\ndata: {seen}\n\n"
             while not self._stopping:
                 try:
                     async with self._changed:
-                        if self._number == seen:
+                        if self.number == seen:
                             await asyncio.wait_for(self._changed.wait(), KEEP_ALIVE_SECONDS)
                 except asyncio.TimeoutError:
                     yield ": nothing new\n\n"
                     continue
-                seen = self._number
+                seen = self.number
                 yield f"event: changed\ndata: {seen}\n\n"
         finally:
             self.listeners -= 1

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 
 import prometheus_client
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -130,8 +130,8 @@ def application(fleet: FleetService, address: PageAddress) -> FastAPI:
     app.include_router(routes.router)
     app.include_router(rollout_routes.router)
     app.include_router(watch_routes.router)
-    app.include_router(views.router)
-    app.include_router(input_views.router)
+    for pages in (views.router, input_views.router):
+        app.include_router(pages, dependencies=[Depends(_note_changes)])
     app.mount("/static", StaticFiles(directory=views.FOLDER / "static"), name="static")
     _add_own_routes(app)
     for kind in (KedgeError, HTTPException, RequestValidationError, OverflowError):
@@ -149,6 +149,11 @@ def _add_own_routes(app: FastAPI) -> None:
         ("/logout", logout, ["POST"]),
     ):
         app.add_api_route(path, function, methods=methods, include_in_schema=False, response_model=None)
+
+
+async def _note_changes(request: Request) -> None:
+    """Note how many changes were seen before a page's data are read."""
+    request.state.seen = request.app.state.live.number
 
 
 async def events(request: Request) -> Response:

@@ -66,7 +66,8 @@ def render(request: Request, template: str, status: int = 200, **values: Any) ->
     """Render a page."""
     tokens = request.app.state.tokens
     person = request.scope.get("kedge_person") if tokens else None
-    text = environment().get_template(template).render(path=request.url.path, person=person, **values)
+    seen = getattr(request.state, "seen", "")
+    text = environment().get_template(template).render(path=request.url.path, person=person, seen=seen, **values)
     return HTMLResponse(text, status_code=status)
 
 

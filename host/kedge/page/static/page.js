@@ -71,8 +71,9 @@ function listen() {
     live.textContent = "live";
     live.classList.remove("lost");
   });
-  events.addEventListener("changed", () => {
-    if (!first) refresh();
+  events.addEventListener("changed", (event) => {
+    // The first one tells whether something changed while the page was on its way.
+    if (!first || event.data !== live.dataset.seen) refresh();
     first = false;
   });
   events.addEventListener("error", () => {
