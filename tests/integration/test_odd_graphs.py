@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto
 from tests.support import other_processor
 from tests.support.lowering import checked_copy, executor, lower
-from tests.support.odd_graphs import ODD, Odd, Samples
+from tests.support.odd_graphs import ODD, Odd, Samples, smoothed
 
 from kedge_protocol.errors import UnsupportedOperatorError
 from kedge_targets.graph.rounding import sqnr_db
@@ -66,6 +66,19 @@ def test_a_loop_is_refused_by_its_node_on_a_raspberry_pi(tmp_path: Path) -> None
     with pytest.raises(UnsupportedOperatorError, match="operator Loop cannot be converted") as refused:
         noise(ODD["loop"](), "rpi4", tmp_path)
     assert refused.value.where == "node 'Loop_z'"
+    assert refused.value.remedy
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FLOAT32])
+def test_what_a_runtime_computes_otherwise_in_float_is_refused_by_its_node(
+    precision: Precision, tmp_path: Path
+) -> None:
+    odd = smoothed()
+    path = tmp_path / "model.onnx"
+    onnx.save(odd.model, path)
+    with pytest.raises(UnsupportedOperatorError, match="does not compute operator 'Resize' as ONNX Runtime") as refused:
+        lower("intel-cpu", checked_copy(path, tmp_path), precision, Samples(odd, 8), tmp_path / "out")
+    assert refused.value.where == "node 'Resize_r'"
     assert refused.value.remedy
 
 

@@ -388,7 +388,33 @@ def spaces_by_axes() -> Odd:
     )
 
 
+def responses_normed() -> Odd:
+    """Local response normalization with another bias than 1, as AlexNet's paper has it."""
+    return odd(
+        [
+            node("Conv", ["x", "w"], ["a"], **_SAME),
+            node("Relu", ["a"], ["r"]),
+            node("LRN", ["r"], ["n"], size=3, alpha=0.02, bias=1.5),
+            node("Conv", ["n", "w2"], ["y"], **_SAME),
+        ],
+        {"y": ("N", 4, 8, 8)},
+        {"w": random(8, 3, 3, 3, scale=3), "w2": random(4, 8, 3, 3)},
+    )
+
+
+def smoothed() -> Odd:
+    """A picture made smaller without aliases, which OpenVINO's reader takes for a plain resize."""
+    how = {"mode": "linear", "antialias": 1}
+    return odd(
+        [node("Resize", ["x", "", "scales"], ["r"], **how), node("Conv", ["r", "w"], ["y"], **_SAME)],
+        {"y": ("N", 4, 4, 4)},
+        {"scales": np.float32([1, 1, 0.5, 0.5]), "w": random(4, 3, 3, 3)},
+        opsets=(("", 18),),
+    )
+
+
 ODD: dict[str, Callable[[], Odd]] = {
+    "responses normed": responses_normed,
     "spaces by axes": spaces_by_axes,
     "unlike sizes, joined": unlike_sizes_joined,
     "alpha and beta": lambda: gemm(random(8), alpha=0.5, beta=2.0),

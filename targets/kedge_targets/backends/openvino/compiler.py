@@ -16,7 +16,7 @@ import numpy as np
 
 from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verified
 from kedge_protocol.errors import ConfigError, LoweringError, TargetError, UnsupportedOperatorError
-from kedge_targets.backends.openvino import counting, devices, library, nncf_preparation, representation
+from kedge_targets.backends.openvino import counting, devices, float_check, library, nncf_preparation, representation
 from kedge_targets.backends.openvino.reaching import Reaching
 from kedge_targets.backends.openvino.samples import Samples, at_once
 from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
@@ -137,6 +137,8 @@ def _lower(job: LoweringJob, how: QuantizationScheme) -> Lowered:
         graph = workdir / "prepared.onnx"
         model_writer.save(given.graph, graph)
     model = _read(openvino, graph, given.graph)
+    if not given.rounded:
+        float_check.check(openvino, model, given.graph, job.calibration)
     tools = {"openvino": openvino.__version__.split("-")[0]}
     quantized = _Quantized(model=model)
     if given.rounded:
@@ -199,10 +201,11 @@ def _ready(read: onnx.ModelProto, job: LoweringJob, wanted: devices.Settings) ->
     integers = plan_layers.leading(job.plan) is Precision.INT8
     rounded = integers and qdq_insertion.has_qdq(given)
     if integers and not rounded:
-        given = model_reader.infer_shapes(nncf_preparation.prepare_for_nncf(given), where=job.graph.name)
+        given = nncf_preparation.prepare_for_nncf(nncf_preparation.with_norms_of_onnx(given))
+        given = model_reader.infer_shapes(given, where=job.graph.name)
         given = concat_scales.even_out(given, job.calibration)
     elif not rounded:
-        given = nncf_preparation.with_averages_of_onnx(given)
+        given = nncf_preparation.with_averages_of_onnx(nncf_preparation.with_norms_of_onnx(given))
     return _Ready(read=read, trained=trained, graph=given, rounded=rounded, notes=fixed)
 
 

@@ -127,6 +127,38 @@ def _free_leading_axes(model: onnx.ModelProto) -> None:
             node.input[1] = name
 
 
+def with_norms_of_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which the bias of each LRN is 1, with the factor that this takes out behind it; the given model
+    if it has no other. With the usual beta of 0.75 the CPU plugin (2026.4) does not compute another bias."""
+    if all(node.op_type != "LRN" or _attributes(node).get("bias", 1.0) == 1.0 for node in model.graph.node):
+        return model
+    import onnx
+    from onnx import helper, numpy_helper
+
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    names, arranged = Names(made), list[onnx.NodeProto]()
+    for node in made.graph.node:
+        arranged.append(node)
+        how = _attributes(node)
+        bias = how.get("bias", 1.0)
+        if node.op_type != "LRN" or bias == 1.0:
+            continue
+        answer, normed = node.output[0], names.fresh(f"{node.output[0]}_normed")
+        factor = names.fresh(f"{node.name}_factor")
+        node.output[0] = normed
+        # x / (k + a s)^b = k^-b x / (1 + a/k s)^b (ONNX operators, LRN)
+        del node.attribute[:]
+        scaled = {**how, "alpha": how.get("alpha", 1e-4) / bias, "bias": 1.0}
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in scaled.items())
+        value = np.full(1, bias ** -how.get("beta", 0.75), np.float32)
+        made.graph.initializer.append(numpy_helper.from_array(value, factor))
+        arranged.append(helper.make_node("Mul", [normed, factor], [answer], name=names.fresh_node(factor)))
+    del made.graph.node[:]
+    made.graph.node.extend(arranged)
+    return made
+
+
 def with_averages_of_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy whose averages OpenVINO computes as ONNX says; the given model if it has no other. Of a window
     that ``ceil_mode`` lets reach beyond the padding, OpenVINO (2026.4) counts all places, ONNX those within it."""
