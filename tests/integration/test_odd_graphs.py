@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto
 from tests.support import other_processor
 from tests.support.lowering import checked_copy, executor, lower
-from tests.support.odd_graphs import ODD, Odd, Samples, smoothed
+from tests.support.odd_graphs import ODD, Odd, Samples, resized
 
 from kedge_protocol.errors import UnsupportedOperatorError
 from kedge_targets.graph.rounding import sqnr_db
@@ -69,11 +69,17 @@ def test_a_loop_is_refused_by_its_node_on_a_raspberry_pi(tmp_path: Path) -> None
     assert refused.value.remedy
 
 
+@pytest.mark.parametrize("target", ["generic-cpu", "intel-cpu"])
+def test_a_cubic_resize_is_not_cut_at_the_range_of_its_input(target: str, tmp_path: Path) -> None:
+    found = noise(resized(2.0, mode="cubic", cubic_coeff_a=-0.75), target, tmp_path)
+    assert found["y"] > 30, found
+
+
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.FLOAT32])
 def test_what_a_runtime_computes_otherwise_in_float_is_refused_by_its_node(
     precision: Precision, tmp_path: Path
 ) -> None:
-    odd = smoothed()
+    odd = resized(0.5, mode="linear", antialias=1)
     path = tmp_path / "model.onnx"
     onnx.save(odd.model, path)
     with pytest.raises(UnsupportedOperatorError, match="does not compute operator 'Resize' as ONNX Runtime") as refused:

@@ -402,13 +402,18 @@ def responses_normed() -> Odd:
     )
 
 
-def smoothed() -> Odd:
-    """A picture made smaller without aliases, which OpenVINO's reader takes for a plain resize."""
-    how = {"mode": "linear", "antialias": 1}
+def resized(scale: float, **how: Any) -> Odd:
+    """A convolution, a picture of another size, a convolution."""
+    size = int(8 * scale)
     return odd(
-        [node("Resize", ["x", "", "scales"], ["r"], **how), node("Conv", ["r", "w"], ["y"], **_SAME)],
-        {"y": ("N", 4, 4, 4)},
-        {"scales": np.float32([1, 1, 0.5, 0.5]), "w": random(4, 3, 3, 3)},
+        [
+            node("Conv", ["x", "w"], ["a"], **_SAME),
+            node("Relu", ["a"], ["p"]),
+            node("Resize", ["p", "", "scales"], ["r"], **how),
+            node("Conv", ["r", "w2"], ["y"], **_SAME),
+        ],
+        {"y": ("N", 4, size, size)},
+        {"scales": np.array([1, 1, scale, scale], np.float32), "w": random(4, 3, 3, 3), "w2": random(4, 4, 3, 3)},
         opsets=(("", 18),),
     )
 

@@ -150,7 +150,7 @@ class _Placing:
 
     def _moving(self, node: onnx.NodeProto) -> bool:
         source = node.input[0]
-        if node.op_type == "MaxPool" and len(node.output) > 1:
+        if (node.op_type == "MaxPool" and len(node.output) > 1) or _overshoots(node):
             return False
         table = node.op_type == "Gather" and source in self._stored
         if (table and self._rank(source) < 2) or (not table and source not in self.places.roots):
@@ -180,6 +180,11 @@ class _Placing:
         tensor = node.input[index]
         self.places.roots.setdefault(tensor, tensor)
         self.places.reads.add((node.name, index))
+
+
+def _overshoots(node: onnx.NodeProto) -> bool:
+    """Return whether values may come out that are larger than all that go in: a cubic resize's."""
+    return node.op_type == "Resize" and any(one.name == "mode" and one.s == b"cubic" for one in node.attribute)
 
 
 def bounds_of(node: onnx.NodeProto, wiring: Wiring) -> tuple[float, float] | None:
