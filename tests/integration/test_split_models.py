@@ -18,10 +18,11 @@ import kedge
 from kedge.importing.decoders import reading
 from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, table
 from kedge.quantization.decoder_scheme import Scheme
+from kedge_agent.serving import standalone
 from kedge_agent.split.link import Hello, RemoteStage
 from kedge_agent.split.settings import SplitSettings
 from kedge_protocol.bundle.layout import Layout
-from kedge_protocol.errors import ConfigError, KedgeError, NeighbourError, TargetError, VerificationError
+from kedge_protocol.errors import ConfigError, InputError, KedgeError, NeighbourError, TargetError, VerificationError
 from kedge_targets import registry
 from kedge_targets.decoder.contract import Ends
 from kedge_targets.decoder.stages import StagedDecoder
@@ -119,6 +120,18 @@ def test_figures_and_bits_of_the_weights_are_the_wholes(place: Path) -> None:
     assert [part.attempt.figures for part in first.generation.targets] == [one.attempt.figures] * 2
     assert [part.layers for part in first.generation.targets] == [(0, 1), (1, 3)]
     assert sum(part.position_bytes for part in first.generation.targets) == one.position_bytes
+
+
+def test_each_part_declares_its_memory_so_that_it_may_be_most_of_a_device(two: Parts) -> None:
+    for index in (1, 0):
+        model = two.load(index)
+        assert model.figures["memory_bytes"] == model.config.resources.memory_bytes
+
+
+def test_parts_are_not_served_without_an_agent_and_it_says_so(place: Path, tmp_path: Path) -> None:
+    for part in (1, 2):
+        with pytest.raises(InputError, match=r"split over devices\. Roll it out: agents know"):
+            standalone.install(str(place / "two" / f"part-{part}"), tmp_path, target=None, state=tmp_path)
 
 
 def test_a_device_that_is_not_there_is_named_at_once_and_the_model_heals(place: Path, two: Parts) -> None:

@@ -126,6 +126,12 @@ def install(source: str, into: Path, *, target: str | None, state: Path, backend
     """
     with _opened(source, into, target, state, backend) as opened:
         config = opened.bundles[0].config
+        if config.generation is not None and config.generation.part is not None:
+            raise InputError(
+                f"holds {config.generation.part.words} of a model that is split over devices",
+                where=source,
+                remedy="Roll it out: agents know the other devices, by [split] of agent.toml",
+            )
         folder = ModelFolder(into, config.name)
         there = [*further_states(into), into] if folder.current() is not None else []
         for other in filter(None, (ModelFolder(one, config.name).current() for one in there)):

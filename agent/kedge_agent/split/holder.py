@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kedge_agent.room import DECLARED
 from kedge_agent.serving.settings import listening_socket
 from kedge_agent.split import link
 from kedge_agent.split.link import Hello, RemoteStage, Welcome
@@ -42,7 +43,6 @@ class PartHolder:
     """
 
     one = None
-    figures: Mapping[str, float] = {}
 
     def __init__(self, folder: Path, bundle: Bundle, settings: SplitSettings) -> None:
         config, spec = bundle.config, bundle.config.generation
@@ -57,6 +57,7 @@ class PartHolder:
         self.digest = bundle.digest
         self.words = f"{config.name} {config.version}, {spec.part.words}"
         self.detail = spec.part.words
+        self.figures: Mapping[str, float] = {DECLARED: config.resources.memory_bytes}
         self._part, self._context, self._settings = spec.part, spec.context, settings
         self._next = None if spec.part.following is None else following(settings, config.name)
         self._make = registry.runtime(config.backend).load_stage(folder / config.entry, config.runtime_options)
