@@ -335,6 +335,30 @@ def test_damaged_folders_are_told_by_what_is_wrong(place: Path, tmp_path: Path) 
             reading.read(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("config.json", None, "holds weights and no config.json"),
+        ("config.json", "{", "config.json: cannot be read"),
+        ("config.json", '{"model_type": "llama", "num_attention_heads": 0, "hidden_size": 32}', "a size is 0"),
+        ("../model.gguf", "", "GGUF"),
+        ("../model.gguf", "GGUF", "GGUF"),
+    ],
+)
+def test_what_is_no_model_is_told_before_options_of_language_models_are(
+    place: Path, tmp_path: Path, name: str, content: str | None, reason: str
+) -> None:
+    model = decoders.folder(tmp_path / "model", "llama")
+    path = (model / name).resolve()
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    source = path if path.suffix == ".gguf" else model
+    with pytest.raises(ModelError, match=reason):
+        _compiled(place, "refused", model=str(source), slots=2)
+
+
 def test_an_adapter_is_merged_as_its_formula_says(tmp_path: Path) -> None:
     base = decoders.folder(tmp_path / "base", "llama")
     adapter = tmp_path / "adapter"

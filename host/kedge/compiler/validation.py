@@ -115,10 +115,10 @@ def check(model: str, options: CompileOptions) -> ValidatedRequest:
         StorageError: OUT already exists, or is not something that --force replaces.
     """
     check_environment()
+    kind = model_kinds.recognise(model, trust_pickle=options.trust_pickle) if model else None
     options.check_kind(language_model=False)
     asked = _targets(options)
     labels = _labels(options.labels)
-    kind = model_kinds.recognise(model, trust_pickle=options.trust_pickle) if model else None
     if kind is model_kinds.Kind.TRANSFORMERS:
         transformers_folder.check(Path(model))
     _check(options)

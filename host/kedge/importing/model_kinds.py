@@ -98,6 +98,8 @@ def recognise(source: str, *, trust_pickle: bool = False) -> Kind | Importer:
             return importer
     if path.is_dir() and (path / "config.json").is_file():
         return Kind.TRANSFORMERS
+    if path.is_dir() and any(path.glob("*.safetensors")):
+        raise ModelError("holds weights and no config.json", where=source, remedy="Fetch the folder again")
     if path.is_dir():
         raise ModelError("is a folder, and none that can be read", where=source, remedy=f"Kedge reads {readable()}")
     suffix = path.suffix.lower()

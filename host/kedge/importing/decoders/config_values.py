@@ -27,13 +27,15 @@ def check_neutral(config: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ..
 
 @contextlib.contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Turn what a missing key or a value of another type raises into a :class:`ModelError`."""
+    """Turn what a missing key, a value of another type or a 0 raises into a :class:`ModelError`."""
     try:
         yield
     except KeyError as error:
         raise ModelError(f"the key {error.args[0]!r} is missing", where=where) from error
     except (TypeError, ValueError) as error:
         raise ModelError(f"a value is not of its key's type: {error}", where=where) from error
+    except ZeroDivisionError as error:
+        raise ModelError("a size is 0", where=where, remedy="Give the folder as it was published") from error
 
 
 def activation(name: Any, known: Mapping[str, str], *, where: str) -> str:

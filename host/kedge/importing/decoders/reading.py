@@ -19,11 +19,17 @@ _WITH_ENCODER = ("ForConditionalGeneration", "MarianMTModel")
 
 def is_decoder(path: Path) -> bool:
     """Return whether a path is a decoder: a folder whose ``config.json`` says so, a GGUF file, or an ONNX file with
-    past and present. No weights are read."""
+    past and present. No weights are read.
+
+    Raises:
+        ModelError: ``config.json`` cannot be read.
+    """
     if exported.is_exported(path):
         return True
     if path.is_dir():
-        return _says_so(path / "config.json")
+        return (path / "config.json").exists() and _says_so(path / "config.json")
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return True  # reading it says what is wrong with it
     try:
         with path.open("rb") as file:
             return file.read(4) == _GGUF
@@ -37,10 +43,7 @@ def has_encoder(path: Path) -> bool:
 
 
 def _says_so(path: Path) -> bool:
-    try:
-        found = config.read_json(path)
-    except ModelError:
-        return False
+    found = config.read_json(path)
     architectures = found.get("architectures")
     if isinstance(architectures, list) and architectures:
         return str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel", *_WITH_ENCODER))
