@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from kedge_protocol import __version__
 from kedge_protocol.errors import KedgeError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_FILE = click.Path(path_type=Path)
+
+
+def _bundle_options(command: F) -> F:
+    """Add the options that choose a bundle of a release, and say where installed models are."""
+    for flag, metavar, kind, text in (
+        (
+            "--state",
+            "DIRECTORY",
+            _FILE,
+            "Folder with the installed models [default: KEDGE_STATE, or a built-in one].",
+        ),
+        (
+            "--backend",
+            "NAME",
+            str,
+            "Which bundle, if the target has several [default: the faster one here].",
+        ),
+        ("--target", "NAME", str, "Which bundle, if the release is for several targets [default: the only one]."),
+    ):
+        command = click.option(flag, metavar=metavar, type=kind, help=text)(command)
+    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,7 +45,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--config", type=click.Path(path_type=Path), required=True, help="agent.toml of this device.")
+@click.option("--config", metavar="FILE", type=_FILE, required=True, help="agent.toml of this device.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more details.")
 def run(config: Path, verbose: bool) -> None:
     """Run the agent until SIGTERM."""
@@ -30,10 +57,11 @@ def run(config: Path, verbose: bool) -> None:
 @cli.command()
 @click.option(
     "--state",
-    type=click.Path(path_type=Path),
-    help="State folder [default: the one in --config, or the built-in default].",
+    metavar="DIRECTORY",
+    type=_FILE,
+    help="State folder [default: the one in --config, KEDGE_STATE, or a built-in one].",
 )
-@click.option("--config", type=click.Path(path_type=Path), help="agent.toml of this device.")
+@click.option("--config", metavar="FILE", type=_FILE, help="agent.toml of this device.")
 def status(state: Path | None, config: Path | None) -> None:
     """Show each model: which version serves, and what failed."""
     from kedge_agent import config as configuration
@@ -47,26 +75,26 @@ def status(state: Path | None, config: Path | None) -> None:
 
 @cli.command()
 @click.argument("releases", metavar="RELEASE...", nargs=-1, required=True)
-@click.option("--target", help="Which bundle of the release [default: its only one].")
-@click.option("--backend", help="Which of the target's bundles, if there are several [default: the faster one here].")
+@_bundle_options
 @click.option(
     "--listen",
     multiple=True,
     default=("127.0.0.1:8080",),
     show_default=True,
-    help="HOST:PORT or unix:PATH; may be given several times.",
+    metavar="ADDRESS",
+    help="Address to listen at, HOST:PORT or unix:PATH. Repeat for several.",
 )
-@click.option("--state", type=click.Path(path_type=Path), help="State folder with the installed models.")
-@click.option("--grpc", metavar="HOST:PORT", help="Serve gRPC there too; needs the extra 'grpc'.")
-@click.option("--token-file", help="Clients send its first word as 'Authorization: Bearer'.")
-@click.option("--tls-cert", help="Certificate chain, PEM.")
-@click.option("--tls-key", help="Its private key, PEM.")
-@click.option("--tls-client-ca", help="Clients need a certificate of this CA, PEM.")
-@click.option("--cors-origin", multiple=True, help="Web pages of this origin may call; may be given several times.")
+@click.option("--grpc", metavar="HOST:PORT", help="Serve gRPC at this address too; needs the extra 'grpc'.")
+@click.option("--token-file", metavar="FILE", help="File whose first word clients send as 'Authorization: Bearer'.")
+@click.option("--tls-cert", metavar="FILE", help="PEM file with the server's certificate chain.")
+@click.option("--tls-key", metavar="FILE", help="PEM file with the certificate's private key.")
+@click.option("--tls-client-ca", metavar="FILE", help="PEM file with the CA that signed the clients' certificates.")
+@click.option("--cors-origin", metavar="URL", multiple=True, help="Origin whose pages may call. Repeat for several.")
 @click.option(
     "--allowed-host",
+    metavar="NAME",
     multiple=True,
-    help="Clients may call under this name, besides localhost and IP addresses; may be given several times.",
+    help="Name under which clients may call, besides localhost and IP addresses. Repeat for several.",
 )
 @click.option(
     "--cache-mib", type=click.IntRange(min=0), default=0, help="Memory for answers that are kept and given again."
@@ -138,10 +166,8 @@ def serve(
     required=True,
     help="[INPUT=]FILE: .npy, or a picture, sound or text for a pipeline; - for standard input (also numbers in JSON).",
 )
-@click.option("--target", help="NAME is a release folder: which of its bundles [default: its only one].")
-@click.option("--backend", help="Which of several bundles for the target [default: the faster one here].")
-@click.option("--state", type=click.Path(path_type=Path), help="State folder [default: the built-in one].")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the result as .npz instead of JSON.")
+@_bundle_options
+@click.option("--output", metavar="FILE", type=_FILE, help="Write the result to this .npz file instead of JSON.")
 def infer(
     name: str,
     inputs: tuple[str, ...],
@@ -150,7 +176,10 @@ def infer(
     state: Path | None,
     output: Path | None,
 ) -> None:
-    """Run one inference in this process and print the result as JSON."""
+    """Run one inference in this process and print the result as JSON.
+
+    NAME is an installed model, or a release folder.
+    """
     from kedge_agent.infer_command import infer as infer_once
 
     click.echo(infer_once(name, inputs, target=target, backend=backend, state=state, output=output), nl=False)
@@ -159,18 +188,24 @@ def infer(
 @cli.command()
 @click.argument("name", metavar="NAME")
 @click.option("--source", required=True, help="Folder of pictures, video file, /dev/video0, or rtsp://HOST/PATH.")
-@click.option("--target", help="NAME is a release folder: which of its bundles [default: its only one].")
-@click.option("--backend", help="Which of several bundles for the target [default: the faster one here].")
-@click.option("--state", type=click.Path(path_type=Path), help="State folder [default: the built-in one].")
-@click.option("--out", type=click.Choice(["jsonl", "mqtt"]), default="jsonl", show_default=True)
-@click.option("--fps", type=float, help="Pace of a folder or file; 0 answers every frame [default: the video's own].")
+@_bundle_options
+@click.option(
+    "--out",
+    type=click.Choice(["jsonl", "mqtt"]),
+    default="jsonl",
+    show_default=True,
+    help="Where records go: a line each to the standard output, or to the broker.",
+)
+@click.option(
+    "--fps", type=float, help="Frames a second of a folder or file; 0 answers each [default: the video's own]."
+)
 @click.option("--follow", is_flag=True, help="Wait for more pictures in the folder.")
-@click.option("--config", type=click.Path(path_type=Path), help="agent.toml of this device, for its broker.")
-@click.option("--broker", help="mqtt://HOST or mqtts://HOST, instead of the one in --config.")
-@click.option("--ca", type=click.Path(path_type=Path), help="PEM file of the broker's authority.")
-@click.option("--username", help="For --broker.")
-@click.option("--password-file", type=click.Path(path_type=Path), help="File whose first line is the password.")
-@click.option("--topic", help="MQTT topic [default: kedge-watch/NAME].")
+@click.option("--config", metavar="FILE", type=_FILE, help="agent.toml of this device, for its broker.")
+@click.option("--broker", metavar="URL", help="Broker, mqtt://HOST or mqtts://HOST, instead of the one in --config.")
+@click.option("--ca", metavar="FILE", type=_FILE, help="PEM file with the CA that signed the broker's certificate.")
+@click.option("--username", help="User name for the broker.")
+@click.option("--password-file", metavar="FILE", type=_FILE, help="File with the password on its first line.")
+@click.option("--topic", help="MQTT topic of the records [default: kedge-watch/NAME].")
 def watch(
     name: str,
     source: str,
@@ -189,7 +224,8 @@ def watch(
 ) -> None:
     """Run a model's pipeline over frames; one JSON record for each.
 
-    Frames that come while the model still computes are dropped, and each record says how many.
+    NAME is an installed model, or a release folder. Frames that come while the model still computes are dropped, and
+    each record says how many.
     """
     import logging
 
@@ -205,13 +241,13 @@ def watch(
 
 @cli.command()
 @click.argument("release", metavar="RELEASE")
-@click.option("--target", help="Which bundle of the release [default: its only one].")
-@click.option("--backend", help="Which of several bundles for the target [default: the faster one here].")
-@click.option("--state", type=click.Path(path_type=Path), help="State folder [default: the built-in one].")
-@click.option("--system", help="The system message that a conversation begins with.")
-@click.option("--max-tokens", default=200, show_default=True, help="Tokens of one answer.")
-@click.option("--temperature", default=0.0, show_default=True, help="0 takes the most likely token.")
-@click.option("--seed", type=int, help="Equal seeds give equal answers.")
+@_bundle_options
+@click.option("--system", help="The system message that each conversation begins with.")
+@click.option("--max-tokens", default=200, show_default=True, help="Largest number of tokens of one answer.")
+@click.option(
+    "--temperature", default=0.0, show_default=True, help="Randomness of answers; 0 takes the most likely token."
+)
+@click.option("--seed", type=int, help="Seed of the random numbers; equal seeds give equal answers.")
 def chat(
     release: str,
     target: str | None,
@@ -245,12 +281,19 @@ def chat(
 
 
 def main() -> None:
-    """Entry point of the console script: one of Kedge's errors becomes one line and exit status 1."""
+    """Entry point of the console script: one of Kedge's errors becomes one line and exit status 1; Ctrl-C gives 130."""
     try:
-        cli()
+        status = cli.main(prog_name="kedge-agent", standalone_mode=False)
     except KedgeError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"error: {error}", err=True)
         sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("error: interrupted", err=True)
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def test_answers_go_to_standard_output_and_all_else_to_standard_error(release: P
 def test_what_is_no_language_model_is_one_line(tmp_path: Path) -> None:
     done = piped("", "nothing", "--state", str(tmp_path))
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: 'nothing' is no release folder, no model that is installed and no reference")
+    assert done.stderr.startswith("error: 'nothing' is no release folder, no model that is installed and no reference")
     assert len(done.stderr.splitlines()) == 1
 
 
