@@ -62,6 +62,8 @@ _STREAMS = tuple(
     )
 )
 _KEDGE = (sys.executable, "-m", "kedge.cli.main")
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""Of the commands: an installed Kedge is not compiled anew at each start."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,8 @@ def _process(arguments: tuple[str, ...], state: Path) -> Taken:
     cpu, wall, size = [], [], 0
     for _ in range(3):
         before, since = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        done = subprocess.run([*_KEDGE, *arguments, "--state", str(state)], capture_output=True, check=False)
+        asked = [*_KEDGE, *arguments, "--state", str(state)]
+        done = subprocess.run(asked, capture_output=True, check=False, env=_ENVIRONMENT)
         if done.returncode:
             sys.exit(f"kedge {' '.join(arguments)}\n{done.stderr.decode()}")
         wall.append(time.monotonic() - since)

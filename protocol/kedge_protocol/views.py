@@ -215,7 +215,9 @@ def structure(data: Any, cls: type[T], *, where: str, strict: bool = False) -> T
         view: T = reader(data, strict)
     except _ProblemsError as error:
         kind = ConfigError if strict else MessageError
-        found = "; ".join(f"{place}: {what}" for place, what in error.within(cls.__name__))
+        # Whoever wrote a file knows its keys, not the class that reads it.
+        problems = error.within("" if strict else cls.__name__)
+        found = "; ".join(f"{place.removeprefix('.') or cls.__name__}: {what}" for place, what in problems)
         raise kind(found, where=where, remedy="Correct the named fields") from error
     return view
 

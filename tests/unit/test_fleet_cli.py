@@ -92,7 +92,9 @@ def test_the_way_from_a_device_to_a_rollout_and_back(kedge: Run, tmp_path: Path)
     assert digest in kedge("device", "show", "pi").stdout
     assert as_json(kedge("device", "show", "pi", "--json"))["device"]["desired"] == {"tiny": digest}
     assert as_json(kedge("rollout", "revert", "--json"))["kind"] == "revert"
-    assert as_json(kedge("device", "list", "--json"))[1]["desired"] == {}
+    listed = kedge("device", "list", "--json")
+    assert as_json(listed)[1]["desired"] == {}
+    assert [json.loads(line.rstrip(","))["name"] for line in listed.stdout.splitlines()[1:-1]] == ["cam", "pi"]
     kedge("device", "remove", "pi")
     assert [one["name"] for one in as_json(kedge("device", "list", "--json"))] == ["cam"]
 

@@ -37,7 +37,7 @@ def test_the_name_that_was_meant_is_said(asked: Callable[[], object], meant: str
 def test_a_key_of_a_file_too(tmp_path: Path) -> None:
     board = tmp_path / "board.toml"
     board.write_text((target.DEVICES / "rpi4.toml").read_text().replace("title", "tilte"))
-    with pytest.raises(KedgeError, match=r"tilte: unknown \(did you mean 'title'\?\)"):
+    with pytest.raises(KedgeError, match=r"board.toml: tilte: unknown \(did you mean 'title'\?\)"):
         target.read(board)
 
 

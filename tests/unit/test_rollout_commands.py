@@ -67,6 +67,9 @@ def test_a_rollout_is_planned_started_paused_and_aborted_by_commands(
     assert "wave 1 has too few devices of rpi4 for" in one
     assert "p99_ratio" in one
     assert "wave 2 has too few" not in one
+    small = run(capsys, "rollout", "start", "tiny:1.0", "--waves", "1,100%", "--dry-run")
+    assert "would go to 4 devices in 1 wave;" in small
+    assert "wave 1 has 4 of target rpi4, not 5: there are no more" in small
     assert "there is no rollout" in run(capsys, "rollout", "status", status=1)
     options = ("--policy", str(file), "--soak", "1h30m", "--gate", "drift=off", "--approval", "each")
     started = run(capsys, "rollout", "start", "tiny:1.0", *options)
@@ -77,7 +80,7 @@ def test_a_rollout_is_planned_started_paused_and_aborted_by_commands(
     assert policy["not_before"] == 1796158800.0
     assert policy["gates"]["off"] == ["drift"]
     assert "scheduled, paused" in run(capsys, "rollout", "pause")
-    assert "scheduled" in run(capsys, "rollout", "resume")
+    assert "scheduled (it begins at 2026-12-01T21:00Z)" in run(capsys, "rollout", "resume")
     assert "no wave is under way" in run(capsys, "rollout", "promote", status=1)
     assert "none of its devices" in run(capsys, "rollout", "retry", status=1)
     assert "aborted" in run(capsys, "rollout", "abort", "--reason", "not today")

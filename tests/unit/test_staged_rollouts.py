@@ -46,6 +46,7 @@ def test_a_good_release_reaches_all_in_waves_and_each_device_is_told_once(fleet:
     assert started.counts == {"waiting": 20}
     assert started.stage is not None
     assert [one.devices for one in started.stage.waves] == [4, 6, 10]
+    assert {one.serving for one in started.devices} == {fleet.digest("1.0", "rpi4"), fleet.digest("1.0", "rpi5")}
     fleet.step(5)
     stage = fleet.stage()
     assert (stage.phase.value, stage.wave, stage.steps) == ("soaking", 1, {"serving": 4, "waiting": 16})
@@ -133,6 +134,7 @@ def test_a_rollout_waits_for_approval_and_for_its_window(fleet: StagedFleet) -> 
     fleet.service.rollout_start("tiny:2.0", policy=policy(window=window, approval=Approval.FIRST))
     fleet.step(12 * 3600, every=600)
     assert (fleet.stage().phase.value, fleet.serving("2.0")) == ("running", set())
+    assert fleet.stage().reason == "no device is told outside of its window, 22:00-05:00 fri Europe/Berlin"
     fleet.step(2 * 3600, every=600)
     assert len(fleet.serving("2.0")) == 4
     stage = fleet.until("holding")

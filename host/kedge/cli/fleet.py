@@ -110,7 +110,11 @@ def print_line(line: str) -> None:
 
 
 def show_json(value: Any) -> None:
-    """Print a result as JSON."""
+    """Print a result as JSON; a list with an item a line, as indenting thousands takes as long as finding them."""
     from kedge_protocol import codec
 
-    click.echo(json.dumps(codec.unstructure(value), indent=2))
+    plain = codec.unstructure(value)
+    if isinstance(plain, list) and plain:
+        click.echo("[\n" + ",\n".join(map(json.dumps, plain)) + "\n]")
+    else:
+        click.echo(json.dumps(plain, indent=2))

@@ -72,10 +72,9 @@ def _show_plan(plan: RolloutPlan, as_json: bool) -> None:
     if as_json:
         show_json(plan)
         return
-    click.echo(
-        f"{plan.release} would go to {shared.devices_text(plan.devices)} in {len(plan.waves)} waves;"
-        f" {size_text(plan.bytes)} would move"
-    )
+    waves = f"{len(plan.waves)} wave{'s' * (len(plan.waves) != 1)}"
+    moved = size_text(plan.bytes)
+    click.echo(f"{plan.release} would go to {shared.devices_text(plan.devices)} in {waves}; {moved} would move")
     rows = [
         (
             str(wave.number),
@@ -89,10 +88,8 @@ def _show_plan(plan: RolloutPlan, as_json: bool) -> None:
     ]
     table(("wave", "target", "devices", "bytes of the wave", "names"), rows)
     for one in plan.shortfalls:
-        click.echo(
-            f"wave {one.wave} has {one.devices} of target {one.target}, not {one.wanted}: others are in earlier waves",
-            err=True,
-        )
+        others = "the others are in earlier waves" if one.wave > 1 else "there are no more"
+        click.echo(f"wave {one.wave} has {one.devices} of target {one.target}, not {one.wanted}: {others}", err=True)
     for wave, targets in plan.powerless.items():
         for target, gates in targets.items():
             click.echo(f"wave {wave} has too few devices of {target} for {', '.join(gates)} to fail", err=True)

@@ -79,7 +79,8 @@ def shadow_show(model: str | None, state: Path | None, as_json: bool) -> None:
     for one in found:
         stands = "not reported yet" if one.state is None else f"{one.state.state.value}, {one.state.detail or ''}"
         agreement = f"{one.agreed / one.compared:.1%}" if one.compared else "–"
-        worst = "–" if one.worst is None else f"{one.worst[0]}: {one.worst[1]:.1%}"
+        least = one.worst
+        worst = "–" if least is None else f"{least[0]}: {least[1]:.1%}"
         shift = "–" if one.confidence_shift is None else f"{one.confidence_shift:+.3f}"
         times = f"{one.old_p95_ms:.2f} → {one.new_p95_ms:.2f} ms"
         counts = (str(one.compared), agreement, worst, shift, str(one.errors), times)

@@ -32,10 +32,11 @@ LEFT JOIN reported_model AS told ON told.device_id = device.id AND told.model = 
 WHERE part.rollout_id = :rollout {own} ORDER BY name
 """
 _UNTOLD = """
-SELECT device.id, device.name, device.target, labels, member.wave, member.step, bundle.digest AS wanted
+SELECT device.id, device.name, device.target, labels, member.wave, member.step, bundle.digest AS wanted, told.digest
 FROM rollout_member AS member JOIN device ON device.id = member.device_id JOIN rollout ON rollout.id = member.rollout_id
 LEFT JOIN release ON release.name = rollout.model AND release.version = rollout.version
 LEFT JOIN bundle ON bundle.release_id = release.id AND bundle.target = member.target AND bundle.preference = 0
+LEFT JOIN reported_model AS told ON told.device_id = member.device_id AND told.model = rollout.model
 WHERE member.rollout_id = :rollout AND NOT EXISTS (
     SELECT 1 FROM rollout_device WHERE rollout_id = member.rollout_id AND device_id = member.device_id
 ) ORDER BY device.name
@@ -124,8 +125,8 @@ def _late(standing: Standing, members: Mapping[int, stages.MemberView], row: Row
 
 def _untold(row: Row) -> Standing:
     if row["step"] == Step.GONE.value:
-        return Standing(Progress.SUPERSEDED, "a newer rollout has it; this one did not reach it")
-    return Standing(Progress.WAITING, f"wave {row['wave']} has not reached it")
+        return Standing(Progress.SUPERSEDED, "a newer rollout has it; this one did not reach it", row["digest"])
+    return Standing(Progress.WAITING, f"wave {row['wave']} has not reached it", row["digest"])
 
 
 def _waiting(row: Row, standing: Standing) -> DeviceRollout:
@@ -134,6 +135,7 @@ def _waiting(row: Row, standing: Standing) -> DeviceRollout:
         target=row["target"],
         progress=standing.progress,
         digest=row["wanted"],
+        serving=standing.serving,
         detail=standing.detail,
     )
 

@@ -25,7 +25,8 @@ JOIN device ON device.id = shadow.device_id LEFT JOIN device_state AS told ON to
 WHERE (:model IS NULL OR model = :model) AND (:device IS NULL OR name = :device) ORDER BY model, name
 """
 _ANSWERED = """
-SELECT shadow.device_id, shadow.model, document FROM desired_shadow AS shadow
+SELECT shadow.device_id, shadow.model, json_extract(CAST(document AS TEXT), '$.shadow') AS told
+FROM desired_shadow AS shadow
 JOIN device ON device.id = shadow.device_id
 JOIN call_figures AS figures ON figures.device_id = shadow.device_id AND figures.model = shadow.model
     AND figures.shadow = shadow.digest
@@ -131,7 +132,7 @@ def show(fleet: FleetService, model: str | None = None, *, device: str | None = 
     with fleet.database.read() as session:
         figures: dict[tuple[int, str], ShadowFigures] = {}
         for row in session.rows(_ANSWERED, wanted):
-            told = call_figures.read_shadow(json.loads(row["document"])["shadow"])
+            told = call_figures.read_shadow(json.loads(row["told"]))
             if told is not None:
                 figures[row["device_id"], row["model"]] = told
         return tuple(_view(row, figures.get((row["device_id"], row["model"]))) for row in session.rows(_WANTED, wanted))

@@ -9,6 +9,8 @@ from kedge.fleet.results import StageView, WaveView
 from kedge.fleet.staged import policy as policies
 from kedge.fleet.staged import records
 from kedge.fleet.staged.phases import ENDED, Phase, Step
+from kedge.fleet.staged.policy import Policy
+from kedge.fleet.staged.times import moment_text
 
 _STEPS = """
 SELECT wave, step, count(*) AS devices FROM rollout_member WHERE rollout_id = ? GROUP BY wave, step ORDER BY wave, step
@@ -47,19 +49,29 @@ def _view(session: Session, row: Row) -> StageView:
     for one in session.rows(_STEPS, (row["rollout_id"],)):
         waves.setdefault(one["wave"], {})[one["step"]] = one["devices"]
         steps[one["step"]] = steps.get(one["step"], 0) + one["devices"]
+    policy = policies.load(row["policy"])
     return StageView(
         phase=Phase(row["phase"]),
         paused=bool(row["paused"]),
         wave=row["wave"],
         since=row["since"],
-        reason=row["reason"],
+        reason=row["reason"] or _awaited(Phase(row["phase"]), policy, session.now()),
         reverted_by=row["revert_id"],
         steps=steps,
         planned=row["waves"],
         waves=tuple(WaveView(number=wave, devices=sum(some.values()), steps=some) for wave, some in waves.items()),
         gates=records.gates(session, row["rollout_id"], row["wave"]),
-        policy=policies.load(row["policy"]),
+        policy=policy,
     )
+
+
+def _awaited(phase: Phase, policy: Policy, now: float) -> str:
+    """Return which time is awaited before devices are told; empty for none."""
+    if phase is Phase.SCHEDULED:
+        return f"it begins at {moment_text(policy.not_before)}"
+    if phase in (Phase.SHADOWING, Phase.RUNNING) and policy.window is not None and not policy.window.is_open(now):
+        return f"no device is told outside of its window, {policy.window}"
+    return ""
 
 
 def has_ended(stage: StageView) -> bool:

@@ -48,6 +48,11 @@ def parse_moment(text: str) -> float:
     return moment.timestamp()
 
 
+def moment_text(seconds: float) -> str:
+    """Return a time as :func:`parse_moment` reads it, in UTC: ``2026-12-01T21:00Z``."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Window:
     """A maintenance window: outside of it no device is told to update.
@@ -61,6 +66,9 @@ class Window:
     hours: str = "00:00-24:00"
     days: tuple[str, ...] = ()
     timezone: str = "UTC"
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.hours, ",".join(self.days), self.timezone)))
 
     def check(self) -> None:
         """Refuse what is no window.
