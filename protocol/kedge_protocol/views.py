@@ -42,6 +42,9 @@ class _ProblemsError(Exception):
 _Reader = Callable[[Any, bool], Any]
 """(plain value, whether unknown keys are errors) → typed value, or raises :class:`_ProblemsError`."""
 _PLAIN = frozenset({str, int, float, bool, types.NoneType})
+_KEYS = frozenset({str})
+_AS_THEY_ARE = frozenset({str, int, bool})
+"""Types whose values are taken over unread: most of a message are counts by bucket."""
 
 
 def _came(value: Any) -> str:
@@ -132,7 +135,10 @@ def _mapping(of: Any) -> _Reader:
     inner = _reader(of)
 
     def read(value: Any, strict: bool) -> Any:
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        if type(value) is dict and set(map(type, value)) <= _KEYS:
+            if of in _AS_THEY_ARE and set(map(type, value.values())) <= {of}:
+                return value.copy()
+        elif not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise _ProblemsError([("", f"an object was expected, not {_came(value)}")])
         try:
             return {key: inner(item, strict) for key, item in value.items()}
@@ -181,7 +187,7 @@ def _meant(key: Any, names: Iterable[str]) -> str:
 
 def _view(of: type) -> _Reader:
     def read(value: Any, strict: bool) -> Any:
-        if not isinstance(value, Mapping):
+        if type(value) is not dict and not isinstance(value, Mapping):
             raise _ProblemsError([("", f"an object was expected, not {_came(value)}")])
         problems: list[tuple[str, str]] = []
         if strict:

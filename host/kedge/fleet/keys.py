@@ -16,15 +16,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typing import TYPE_CHECKING
 
 from kedge.fleet.database import alone
 from kedge_protocol import codec, credentials, files
 from kedge_protocol.errors import ConfigError, FleetError, KedgeError, StorageError
 from kedge_protocol.signatures import Envelope, PublicKey, parse_envelope, public_of, sign
 from kedge_protocol.trust import RELEASE_TYPE, ROTATION_TYPE, ReleaseStatement, Role, Rotation, Trust
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 log = logging.getLogger(__name__)
 
@@ -107,12 +108,15 @@ class Keys:
             FleetError: it is not there, or devices do not trust it.
             ConfigError: the file cannot be read, or is no Ed25519 key.
         """
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
         path = file or self._file(role, self.trust().keys(role)[0])
         if not path.is_file():
             remedy = _OFFLINE if role is Role.RELEASE else "Restore it from a backup, or: kedge keys rotate controller"
             raise FleetError(f"the {role.value} key is not there", where=str(path), remedy=remedy)
         try:
-            key = serialization.load_pem_private_key(credentials.read(path), None)
+            key = load_pem_private_key(credentials.read(path), None)
         except (ValueError, TypeError) as error:
             raise ConfigError("is no private key in PEM form without a password", where=str(path)) from error
         if not isinstance(key, Ed25519PrivateKey):
@@ -137,7 +141,7 @@ class Keys:
             StorageError: the folder cannot be written.
         """
         signer = self.private(Role.RELEASE, release_key)
-        trust, made = self.trust(), Ed25519PrivateKey.generate()
+        trust, made = self.trust(), _new_key()
         keys = (str(public_of(made)),)
         rotation = Rotation(number=trust.rotation + 1, role=role, keys=keys, at=time.time())
         envelope = sign(ROTATION_TYPE, codec.encode(rotation), signer)
@@ -146,7 +150,7 @@ class Keys:
         return next(one for one in self.views() if one.role == role.value)
 
     def _make(self) -> None:
-        made = {role: Ed25519PrivateKey.generate() for role in Role}
+        made = {role: _new_key() for role in Role}
         texts = {role: (str(public_of(key)),) for role, key in made.items()}
         self._write(made, _Public(trust=Trust(release=texts[Role.RELEASE], controller=texts[Role.CONTROLLER])))
         log.warning(
@@ -187,7 +191,15 @@ def is_signed(statement: bytes | None, trust: Trust) -> bool:
         return False
 
 
+def _new_key() -> Ed25519PrivateKey:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.generate()
+
+
 def _pem(key: Ed25519PrivateKey) -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
