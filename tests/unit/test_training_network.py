@@ -99,6 +99,23 @@ def test_most_cases_are_answered_and_not_refused(cases: list[TestCase]) -> None:
     assert len(refused) <= 0.15 * len(cases), refused
 
 
+@pytest.mark.parametrize(
+    ("operator", "more"),
+    [("MaxPool", {}), ("AveragePool", {}), ("AveragePool", {"count_include_pad": 1, "pads": [1, 1, 1, 1]})],
+)
+def test_a_window_far_larger_than_the_map_needs_no_memory(operator: str, more: dict[str, Any]) -> None:
+    """As transformers' EfficientNet ends; padded to its window the map would take 160 GB."""
+    window = {"kernel_shape": [200_000, 200_000], "strides": [200_000, 200_000], "ceil_mode": 1}
+    kinds = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in
+             (("x", [2, 3, 4, 5]), ("y", [2, 3, 1, 1]))]  # fmt: skip
+    graph = helper.make_graph([helper.make_node(operator, ["x"], ["y"], **window, **more)], "g", kinds[:1], kinds[1:])
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    (found,) = answers(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), {"x": x})
+    area = 6 * 7 if more else 4 * 5
+    wanted = x.max(axis=(2, 3)) if operator == "MaxPool" else x.sum(axis=(2, 3)) / area
+    np.testing.assert_allclose(found[..., 0, 0], wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["ic_resnet8", "kws_dscnn", "mnist_cnn"])
 def test_a_whole_model_answers_as_onnx_runtime_does(name: str, shared_data: Path) -> None:
     path = shared_data / "models" / f"{name}.onnx"

@@ -31,6 +31,11 @@ def _windows(call: Call, x: Tensor) -> tuple[list[int], list[int], list[int], li
         for axis in range(count):
             reach = (kernel[axis] - 1) * dilations[axis] + 1
             room = x.shape[2 + axis] + before[axis] + after[axis] - reach
+            if room < 0 and dilations[axis] == 1:
+                # A single window that reaches beyond the end (EfficientNet's has 2560 x 2560 over a map of a few
+                # pixels): what lies there counts in no way, and as padding would fill the memory.
+                kernel[axis] += room
+                continue
             steps = math.ceil(room / strides[axis])
             if steps * strides[axis] >= x.shape[2 + axis] + before[axis]:
                 steps -= 1  # a window must not begin in the padding after the end
