@@ -366,7 +366,10 @@ def _filled(array: Array, item: _Input) -> Array:
     for axis, (size, have) in enumerate(zip(item.fill or (), array.shape, strict=True)):
         if size and have > size:
             raise InputError(
-                f"axis {axis} has length {have}, this bundle takes at most {size}", where=f"input {item.spec.name!r}"
+                f"axis {axis} has length {have}, this bundle takes at most {size}",
+                where=f"input {item.spec.name!r}",
+                remedy="Its file has one size, that of the longest calibration sample: calibrate with one as long as "
+                "any that is evaluated or used",
             )
     return np.pad(array, widths)
 

@@ -132,8 +132,7 @@ class PipelineJob:
         """
         options = asked.options
         evaluated = role == "evaluation"
-        path = options.evaluation if evaluated else options.calibration
-        limit = options.evaluation_samples if evaluated else options.calibration_samples or DEFAULT_CALIBRATION
+        path, limit = _place(options, role)
         annotations = options.annotations if evaluated else None
         if model is not None and role in self.iterables:
             how = None if self.whole is None else converting.of_one_size(self.whole)
@@ -163,6 +162,7 @@ class PipelineJob:
                 most=limit,
                 folder=str(scratch.absolute()),
                 examples=_EXAMPLES if evaluated else 0,
+                beside=self._beside(options, "calibration" if evaluated else "evaluation"),
             ),
             Converted,
             deadline=options.deadline,
@@ -171,6 +171,12 @@ class PipelineJob:
         self._note(made, role)
         files = {name: Path(file) for name, file in made.arrays.items()}
         return Dataset(path, scratch, role=role, annotations=None if own else annotations, files=files)
+
+    def _beside(self, options: CompileOptions, role: str) -> converting.Beside | None:
+        path, most = _place(options, role)
+        if self.whole is None or self.whole.text is None or role in self.iterables or not kinds.is_raw(path):
+            return None
+        return converting.Beside(path=str(path.absolute()), role=role, most=most)
 
     def _note(self, made: Converted, role: str) -> None:
         self.names = self.names or made.classes
@@ -282,6 +288,13 @@ class PipelineJob:
             self.warnings.append(f"{one.target.name}: the bundle has no examples of its pipeline: {error}")
             return one
         return replace(one, examples=file) if answer.count else one
+
+
+def _place(options: CompileOptions, role: str) -> tuple[Path, int | None]:
+    """Return a data set's path, and how many of its items are read at most."""
+    if role == "evaluation":
+        return options.evaluation, options.evaluation_samples
+    return options.calibration, options.calibration_samples or DEFAULT_CALIBRATION
 
 
 def _no_pipeline(path: Path, role: str, annotations: Path | None) -> ConfigError:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.bundle.config import BundleConfig
-from kedge_protocol.bundle.pipeline import Fit, Picture, Pipeline
+from kedge_protocol.bundle.pipeline import Fit, Picture, Pipeline, Text
 from kedge_protocol.errors import BundleError, InputError
 from kedge_targets.pipeline import audio, boxes, chains, embeddings, masks, pictures, regions, scores, sequences, text
 from kedge_targets.pipeline.answers import Box, Region
@@ -152,8 +152,15 @@ class Runner:
             how = self.pipeline.text
             if how is None:
                 raise InputError("the pipeline takes no text")
-            self._tokenizer = text.Tokenizer(self._read(how.tokenizer), how, where=how.tokenizer)
+            # A file of fixed length cuts texts as the tokenizer does, which keeps the token that ends them.
+            fixed = self._fixed_length(how)
+            cut = how if fixed is None else replace(how, max_length=min(how.max_length, fixed))
+            self._tokenizer = text.Tokenizer(self._read(how.tokenizer), cut, where=how.tokenizer)
         return self._tokenizer
+
+    def _fixed_length(self, how: Text) -> int | None:
+        shape = self._shapes[how.ids]
+        return shape[1] if len(shape) > 1 else None
 
     def tokens(self, encodings: Sequence[text.Encoding], *, least: int = 0) -> dict[str, Array]:
         """Return the model's inputs for some encoded texts, all padded to one length.
@@ -165,8 +172,7 @@ class Runner:
         if how is None:
             raise InputError("the pipeline takes no text")
         longest = max(least, *(len(one.ids) for one in encodings))
-        shape = self._shapes[how.ids]
-        made = text.filled(encodings, text.bucket(longest, how, shape[1] if len(shape) > 1 else None), how)
+        made = text.filled(encodings, text.bucket(longest, how, self._fixed_length(how)), how)
         return {name: made[part] for part, name in (("ids", how.ids), ("mask", how.mask), ("types", how.types)) if name}
 
     def _text(self, item: Any) -> tuple[dict[str, Array], Context]:

@@ -34,6 +34,15 @@ _CHUNK = 64
 
 
 @dataclass(frozen=True, kw_only=True)
+class Beside:
+    """The other role's data set; see :class:`ConvertRequest`."""
+
+    path: str
+    role: str
+    most: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConvertRequest:
     """A request to turn a data set into arrays.
 
@@ -46,6 +55,7 @@ class ConvertRequest:
         most: the maximum number of items, spread evenly; None for all.
         folder: an empty folder that outlives the call.
         examples: the maximum number of raw items kept as the bundle's examples.
+        beside: the other data set, whose texts get the same length: a target of fixed sizes takes no others.
     """
 
     path: str
@@ -57,6 +67,7 @@ class ConvertRequest:
     names: tuple[str, ...] = ()
     most: int | None = None
     examples: int = 0
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +109,7 @@ def convert(request: ConvertRequest, progress: Progress) -> Converted:
     free = {spec.name for spec in request.inputs if None in spec.shape[1:]}
     with contextlib.ExitStack() as stack:
         streams: dict[str, NpyStream] = {}
-        for number, (feeds, context) in enumerate(_prepared(listing, runner), start=1):
+        for number, (feeds, context) in enumerate(_prepared(listing, runner, request.beside), start=1):
             for name, array in feeds.items():
                 if name not in streams:
                     path = folder / f"{len(streams)}.npy"
@@ -151,10 +162,10 @@ def _check_item(listing: Listing, pipeline: Pipeline) -> None:
         )
 
 
-def _prepared(listing: Listing, runner: Runner) -> Iterator[tuple[dict[str, Array], Context]]:
+def _prepared(listing: Listing, runner: Runner, beside: Beside | None) -> Iterator[tuple[dict[str, Array], Context]]:
     """Yield items as the model takes them, in order; decoding releases the GIL, so several threads help."""
     if listing.item is Item.TEXT:
-        yield from _texts(listing, runner)
+        yield from _texts(listing, runner, beside)
         return
 
     def one(source: Path | str) -> tuple[dict[str, Array], Context]:
@@ -194,10 +205,14 @@ def _with_others(
     return DatasetError(first.what + more, where=first.where, remedy=first.remedy)
 
 
-def _texts(listing: Listing, runner: Runner) -> Iterator[tuple[dict[str, Array], Context]]:
-    """Return the tokens of all texts, padded to one length: the bucket of the longest."""
+def _texts(listing: Listing, runner: Runner, beside: Beside | None) -> Iterator[tuple[dict[str, Array], Context]]:
+    """Return the tokens of all texts, padded to one length: the bucket of the longest of both data sets."""
     encode = runner.tokenizer()
-    longest = max(len(encode(str(text)).ids) for text in listing.sources)
+    every = [listing]
+    if beside is not None:
+        other = kinds.listed(Path(beside.path), beside.role).picked(beside.most)
+        every += [other] if other.item is Item.TEXT else []
+    longest = max(len(encode(str(text)).ids) for one in every for text in one.sources)
     for text in listing.sources:
         yield runner.tokens([encode(str(text))], least=longest), Context()
 
