@@ -38,7 +38,7 @@ def run() -> Iterator[Result]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        samples = {name: _install(folder, name, file) for name, file in MODELS.items()}
+        samples = {name: install_sampled(folder, name, file) for name, file in MODELS.items()}
         _install_as_peers_have_it(folder)
         with Server(folder) as server:
             yield from _costs(server, samples["kws"])
@@ -51,7 +51,7 @@ def run() -> Iterator[Result]:
         yield from _switches(folder)
 
 
-def _install(folder: Path, name: str, file: str) -> np.ndarray:
+def install_sampled(folder: Path, name: str, file: str) -> np.ndarray:
     """A model on the state's disk; one sample of it."""
     from tests.support.bundles import make_tflite_bundle
     from tests.support.installed import install
@@ -133,7 +133,7 @@ def json_body(sample: np.ndarray) -> bytes:
     return json.dumps({"inputs": [tensor]}).encode()
 
 
-def _binary(name: str, sample: np.ndarray) -> bytes:
+def binary_request(name: str, sample: np.ndarray) -> bytes:
     tensor = {"name": "input", "datatype": "FP32", "shape": list(sample.shape)}
     tensor["parameters"] = {"binary_data_size": sample.nbytes}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
@@ -144,13 +144,13 @@ def _binary(name: str, sample: np.ndarray) -> bytes:
 
 def _costs(server: Server, sample: np.ndarray) -> Iterator[Result]:
     """CPU of a request, in turns with the bare model's and with other servers, which run the float model."""
-    bare = _bare("kws", sample)
+    alone = bare("kws", sample)
     body = json_body(sample)
     ours = {name: Target(server.port, post(f"/v2/models/{name}/infer", body)) for name in ("kws", "same")}
     peers = list(serving_peers.started(SHARED / "models" / "kws_dscnn.onnx"))
     try:
         for clients in (4, 16):
-            columns = [bare]
+            columns = [alone]
             columns += [lambda one=one, n=clients: load(one, server.pid, n, REQUESTS) for one in ours.values()]
             columns += [lambda peer=peer, n=clients: peer.cost(n, body, REQUESTS // 4) for peer in peers]
             model, int8, same, *theirs = medians(ROUNDS, *columns)
@@ -171,15 +171,15 @@ def _costs(server: Server, sample: np.ndarray) -> Iterator[Result]:
 
 def _binary_costs(server: Server, name: str, sample: np.ndarray) -> Iterator[Result]:
     """CPU of a request with binary tensors, in turns with the bare model's and with the least server that calls it."""
-    request = _binary(name, sample)
+    request = binary_request(name, sample)
     target = Target(server.port, request)
-    bare = _bare(name, sample)
+    alone = bare(name, sample)
     least = serving_peers.least(SHARED / "models" / MODELS[name])
     try:
         for clients in (1, 4):
             model, floor, ours = medians(
                 ROUNDS,
-                bare,
+                alone,
                 lambda clients=clients: load(Target(least.port, request), least.pid, clients, REQUESTS),
                 lambda clients=clients: load(target, server.pid, clients, REQUESTS),
             )
@@ -194,8 +194,8 @@ def _row(name: str, ours: float, theirs: float, against: str, goal: str, met: bo
     return Result(name, f"CPU a request, median of {ROUNDS} times {REQUESTS}", "µs", ours, theirs, against, goal, met)
 
 
-def _bare(name: str, sample: np.ndarray) -> Callable[[], float]:
-    """CPU µs of a call of LiteRT alone, quantization in numpy included."""
+def bare_call(name: str, sample: np.ndarray) -> Callable[[], object]:
+    """A call of LiteRT alone, quantization in numpy included."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(SHARED / "models" / MODELS[name]), num_threads=1)
@@ -203,13 +203,23 @@ def _bare(name: str, sample: np.ndarray) -> Callable[[], float]:
     given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     scale, zero = given["quantization"]
 
+    def call() -> object:
+        values = np.clip(np.rint(sample / np.float32(scale)) + zero, -128, 127).astype(np.int8)
+        interpreter.set_tensor(given["index"], values.reshape(given["shape"]))
+        interpreter.invoke()
+        return interpreter.get_tensor(made["index"])
+
+    return call
+
+
+def bare(name: str, sample: np.ndarray) -> Callable[[], float]:
+    """CPU µs of :func:`bare_call`, in a loop."""
+    call = bare_call(name, sample)
+
     def measure() -> float:
         began = time.process_time()
         for _ in range(REQUESTS):
-            values = np.clip(np.rint(sample / np.float32(scale)) + zero, -128, 127).astype(np.int8)
-            interpreter.set_tensor(given["index"], values.reshape(given["shape"]))
-            interpreter.invoke()
-            interpreter.get_tensor(made["index"])
+            call()
         return (time.process_time() - began) / REQUESTS * 1e6
 
     return measure

@@ -99,6 +99,16 @@ def status(state: Path | None, config: Path | None) -> None:
 @click.option(
     "--cache-mib", type=click.IntRange(min=0), default=0, help="Memory for answers that are kept and given again."
 )
+@click.option(
+    "--body-mib", type=click.IntRange(min=1), default=32, show_default=True, help="Largest body of one request."
+)
+@click.option(
+    "--call-seconds",
+    type=click.FloatRange(0.1, 3600),
+    default=30.0,
+    show_default=True,
+    help="A call that takes longer is answered with 503, and counts as hung.",
+)
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine and ask clients for nothing.")
 @click.option("--no-proof", is_flag=True, help="Begin at once: prove nothing here, and measure nothing.")
 def serve(
@@ -115,6 +125,8 @@ def serve(
     cors_origin: tuple[str, ...],
     allowed_host: tuple[str, ...],
     cache_mib: int,
+    body_mib: int,
+    call_seconds: float,
     insecure: bool,
     no_proof: bool,
 ) -> None:
@@ -142,6 +154,8 @@ def serve(
         allowed_hosts=allowed_host,
         grpc_listen=grpc,
         cache_bytes=cache_mib << 20,
+        max_body_bytes=body_mib << 20,
+        call_seconds=call_seconds,
     )
     serve_releases(
         releases,

@@ -72,6 +72,7 @@ class ServeTable:
         cors_origins: origins whose web pages may call.
         allowed_hosts: names under which clients may call, besides localhost and IP addresses, as behind a proxy.
         call_seconds: a call that takes longer is answered with 503 and counts as hung.
+        body_mib: largest body of one request, decompressed.
         memory_mib: memory above which the serving process is restarted; 0 for half of the device's.
         cache_mib: memory for answers that are kept and given again to requests with the same bytes; 0 keeps none.
         cascade: whether inputs may go to the larger models that bundles name.
@@ -89,6 +90,7 @@ class ServeTable:
     allowed_hosts: tuple[str, ...] = ()
     insecure: bool = False
     call_seconds: float = 30.0
+    body_mib: int = 32
     memory_mib: int = 0
     cache_mib: int = 0
     cascade: bool = False
@@ -350,12 +352,14 @@ def _server(table: ServeTable, folder: Path, load_seconds: float) -> ServerSetti
     def path(name: str | None) -> str | None:
         return None if name is None else str(folder / name)
 
-    if not 0.1 <= table.call_seconds <= MAX_SECONDS or min(table.memory_mib, table.cache_mib) < 0:
+    if not 0.1 <= table.call_seconds <= MAX_SECONDS or min(table.memory_mib, table.cache_mib, table.body_mib - 1) < 0:
         raise ConfigError(
-            "serve.call_seconds, memory_mib or cache_mib is out of range", remedy=f"Use 0.1 to {MAX_SECONDS:g}"
+            "serve.call_seconds, body_mib, memory_mib or cache_mib is out of range",
+            remedy=f"Use 0.1 to {MAX_SECONDS:g} s, at least 1 MiB for a body and 0 for the others",
         )
     settings = ServerSettings(
         call_seconds=table.call_seconds,
+        max_body_bytes=table.body_mib << 20,
         # What takes three times as long as a load may take is not slow, it hangs.
         load_seconds=3 * load_seconds,
         token_file=path(table.token_file),

@@ -65,6 +65,8 @@ def test_a_board_of_ones_own(tmp_path: Path) -> None:
         (LEAST + '[serve]\ngrpc = "0.0.0.0:8081"\n', "asked for nothing"),
         (LEAST + '[serve]\nlisten = "0.0.0.0:8080"\ntoken_file = "absent"\n', "token file cannot be read"),
         (LEAST + "[serve]\ncall_seconds = 0\n", "call_seconds"),
+        (LEAST + "[serve]\nbody_mib = 0\n", "body_mib"),
+        (LEAST + '[serve]\nlisten = "0.0.0.0:8080"\ntls_client_ca = "ca.pem"\n', "there is no TLS"),
         (LEAST.replace('"d1"', '"a/b"'), "device name"),
         (LEAST.replace("mqtt://127.0.0.1", "http://x"), "broker's address"),
         (LEAST + 'username = "u"\npassword = "p"\npassword_file = "f"\n', "both given"),
@@ -94,3 +96,8 @@ def test_the_configurations_for_boards_are_good(tmp_path: Path, path: Path) -> N
 def test_inputs_go_to_larger_models_only_where_the_device_says_so(tmp_path: Path) -> None:
     assert not read(written(tmp_path, LEAST)).server.cascade
     assert read(written(tmp_path, LEAST + "[serve]\ncascade = true\n")).server.cascade
+
+
+def test_what_a_device_allows_its_clients_reaches_the_server(tmp_path: Path) -> None:
+    server = read(written(tmp_path, LEAST + '[serve]\nbody_mib = 100\nallowed_hosts = ["edge.example"]\n')).server
+    assert (server.max_body_bytes, server.allowed_hosts) == (100 << 20, ("edge.example",))

@@ -218,7 +218,7 @@ def test_slow_clients_keep_nobody_waiting_and_are_let_go(run: Callable[..., Runn
 
 
 def test_all_bodies_together_are_bound(run: Callable[..., Running]) -> None:
-    server = run(all_bodies_bytes=1 << 20)
+    server = run(all_bodies_bytes=1 << 20, max_body_bytes=1 << 20)
     part = b"POST /t/post HTTP/1.1\r\nHost: localhost\r\nContent-Length: 600000\r\n\r\n" + bytes(500_000)
     with server.raw(part) as held:
         wait_for(lambda: server.server.body_bytes >= 500_000)
@@ -228,6 +228,18 @@ def test_all_bodies_together_are_bound(run: Callable[..., Running]) -> None:
         assert held.recv(15) == b"HTTP/1.1 200 OK"
     assert server.ask("POST", "/t/post", bytes(600_000)).status == 200
     assert server.server.body_bytes == 0
+
+
+def test_a_picture_of_640_by_640_as_numbers_in_json_is_taken(run: Callable[..., Running]) -> None:
+    # 1.2 million numbers, which Python writes with up to 17 digits each.
+    assert run().ask("POST", "/t/post", bytes(25_000_000)).status == 200
+    refused = run(max_body_bytes=100).ask("POST", "/t/post", bytes(101))
+    assert refused.status == 413
+    assert b"body_mib" in refused.read()
+
+
+def test_the_largest_body_is_taken_though_all_together_may_be_fewer(run: Callable[..., Running]) -> None:
+    assert run(max_body_bytes=2000, all_bodies_bytes=1000).ask("POST", "/t/post", bytes(2000)).status == 200
 
 
 def test_a_stream_comes_in_chunks_and_ends(run: Callable[..., Running]) -> None:

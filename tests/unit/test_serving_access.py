@@ -163,6 +163,16 @@ def test_settings_that_do_not_do_what_they_seem_to_are_refused(changes: dict[str
     access.checked(ServerSettings(cors_origins=("*", PAGE, "http://localhost:3000", "null"), allowed_hosts=("edge",)))
 
 
+@pytest.mark.parametrize("missing", ["tls_cert", "tls_key", "tls_client_ca"])
+def test_a_file_of_tls_that_is_missing_is_named(tmp_path: Path, missing: str) -> None:
+    files = {name: tmp_path / f"{name}.pem" for name in ("tls_cert", "tls_key", "tls_client_ca")}
+    for name, file in files.items():
+        if name != missing:
+            file.write_text("no certificate")
+    with pytest.raises(ConfigError, match=rf"{missing}\.pem: .* cannot be read: No such file"):
+        access.tls_context(ServerSettings(**{name: str(file) for name, file in files.items()}))
+
+
 def test_an_address_says_whether_it_is_encrypted() -> None:
     with listening_socket("127.0.0.1:0") as listening:
         assert address_of(listening, encrypted=True).startswith("https://127.0.0.1:")

@@ -8,10 +8,11 @@ import logging
 import re
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge_agent.serving.http_parser import Head, RefusedError
-from kedge_protocol import addresses
+from kedge_protocol import addresses, credentials
 from kedge_protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -169,6 +170,13 @@ def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
         return None
     import ssl
 
+    for file, what in (
+        (settings.tls_cert, "the certificate"),
+        (settings.tls_key, "the certificate's key"),
+        (settings.tls_client_ca, "the client CA"),
+    ):
+        if file is not None:
+            credentials.read(Path(file), what)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     where = settings.tls_cert
     try:

@@ -206,7 +206,7 @@ def body_of(head: Head, limit: int) -> Body | None:
     if text is None or not (text.isascii() and text.isdecimal()):
         raise RefusedError(400, "the Content-Length is no number")
     if len(text) > _LONGEST_NUMBER or int(text) > limit:
-        raise RefusedError(413, f"the body is larger than {limit} bytes")
+        raise _too_large(limit)
     length = int(text)
     return LengthBody(length, inflater) if length else None
 
@@ -321,7 +321,7 @@ class ChunkedBody(Body):
             self._left = int(match[1], 16)
             self._total += self._left
             if self._total > self._limit:
-                raise RefusedError(413, f"the body is larger than {self._limit} bytes")
+                raise _too_large(self._limit)
             self._expects = "data" if self._left else "trailer"
         elif self._expects == "end of chunk":
             if line:
@@ -364,7 +364,7 @@ class Inflater:
             raise RefusedError(400, "the compressed body is malformed") from error
         self._total += len(out)
         if self._total > self._limit or self._object.unconsumed_tail:
-            raise RefusedError(413, f"the body is larger than {self._limit} bytes when it is decompressed")
+            raise _too_large(self._limit, " when it is decompressed")
         if self._object.unused_data:
             raise RefusedError(400, "something follows the compressed body")
         return out
@@ -373,6 +373,10 @@ class Inflater:
     def complete(self) -> bool:
         """Return whether the compressed data are complete."""
         return self._object is not None and self._object.eof
+
+
+def _too_large(limit: int, when: str = "") -> RefusedError:
+    return RefusedError(413, f"the body is larger than {limit} bytes{when}, the most that this server takes (body_mib)")
 
 
 def _append(parts: list[bytes], part: bytes) -> None:

@@ -62,6 +62,7 @@ class HttpServer:
         self._connections: set[Connection] = set()
         self._counting = threading.Lock()
         self._body_bytes = 0
+        self._most_bytes = max(settings.all_bodies_bytes, settings.max_body_bytes)
         self._accepts = False
         self._ends_at: float | None = None
         self.access = Access(settings)
@@ -157,7 +158,7 @@ class HttpServer:
         with self._counting:
             self._body_bytes += change
             self.had_large_bodies |= self._body_bytes >= _LARGE_BODIES
-            return change <= 0 or self._body_bytes <= self.settings.all_bodies_bytes
+            return change <= 0 or self._body_bytes <= self._most_bytes
 
     def count(self, status: int) -> None:
         """Count an answer; may be called from any thread."""

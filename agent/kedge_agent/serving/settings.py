@@ -23,7 +23,8 @@ class ServerSettings:
         head_seconds, body_seconds: time limits of a request's head and body, from their first byte on.
         write_seconds: time after which a client that accepts no byte of an answer is disconnected.
         max_body_bytes: largest body of one request, decompressed; a larger one is refused with 413.
-        all_bodies_bytes: largest total of all requests' bodies; what exceeds it is refused with 503.
+        all_bodies_bytes: largest total of all requests' bodies, at least one of the largest; what exceeds it is refused
+            with 503.
         call_seconds: time from a request's arrival to its answer; after it the client gets 503. A call that takes
             longer has hung: the process is then restarted.
         load_seconds: time after which a load counts as hung.
@@ -45,7 +46,7 @@ class ServerSettings:
     head_seconds: float = 20.0
     body_seconds: float = 120.0
     write_seconds: float = 30.0
-    max_body_bytes: int = 16 << 20
+    max_body_bytes: int = 32 << 20
     all_bodies_bytes: int = 64 << 20
     call_seconds: float = 30.0
     load_seconds: float = 180.0
