@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from tests.support import other_processor
 from tests.support.lowering import checked_copy, executor, lower
 from tests.support.odd_graphs import ODD, Odd, Samples, resized
 
 from kedge_protocol.errors import UnsupportedOperatorError
 from kedge_targets.graph.rounding import sqnr_db
-from kedge_targets.numerics import Precision
+from kedge_targets.numerics import Plan, Precision
 
 HEALTHY = 20.0
 """dB; int8 of graphs of this size has 28 to 45."""
@@ -86,6 +86,33 @@ def test_what_a_runtime_computes_otherwise_in_float_is_refused_by_its_node(
         lower("intel-cpu", checked_copy(path, tmp_path), precision, Samples(odd, 8), tmp_path / "out")
     assert refused.value.where == "node 'Resize_r'"
     assert refused.value.remedy
+
+
+@pytest.mark.usefixtures("tflite_toolchain")
+def test_what_tensorflow_refuses_without_a_name_is_found_by_its_node(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedOperatorError, match=r"no operator tf\.ResizeBicubic for Resize") as refused:
+        noise(resized(2.0, mode="cubic"), "rpi4", tmp_path)
+    assert refused.value.where == "node 'Resize_r'"
+    assert refused.value.remedy
+
+
+@pytest.mark.usefixtures("tflite_toolchain")
+def test_layers_whose_scales_xnnpack_refuses_stay_in_float(tmp_path: Path) -> None:
+    wild = resized(2.0, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    first, second = (numpy_helper.to_array(one).copy() for one in list(wild.model.graph.initializer)[1:])
+    for channel, factor in ((1, 1e3), (2, 1e-4)):
+        first[channel] *= factor
+        second[:, channel] /= factor
+    for tensor, value in zip(list(wild.model.graph.initializer)[1:], (first, second), strict=True):
+        tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    path = tmp_path / "model.onnx"
+    onnx.save(wild.model, path)
+    plan = Plan(default=Precision.INT8, guard=True)
+    lowered = lower("rpi4", checked_copy(path, tmp_path), plan, Samples(wild, 32), tmp_path / "out")
+    fresh = wild.samples(3, seed=9)
+    expected = onnxruntime.InferenceSession(str(path)).run(None, {"x": fresh})[0]
+    assert sqnr_db(expected, executor("rpi4", lowered)({"x": fresh})["y"]) > HEALTHY
+    assert lowered.floating
 
 
 @pytest.mark.usefixtures("tensorrt_toolchain")

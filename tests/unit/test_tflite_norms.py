@@ -1,4 +1,4 @@
-"""A LayerNormalization written out computes what ONNX Runtime's own computes."""
+"""Norms that are written out compute what ONNX Runtime's own compute."""
 
 from __future__ import annotations
 
@@ -35,4 +35,27 @@ def test_written_out_is_the_same(opset: int, axis: int, bias: bool) -> None:
     onnx.checker.check_model(model)
     assert "LayerNormalization" not in {each.op_type for each in model.graph.node}
     assert "norm" in {each.name for each in model.graph.node}
+    np.testing.assert_allclose(run(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_groups_written_out_are_the_same(opset: int) -> None:
+    source = np.random.default_rng(0)
+    many = 2 if opset < 21 else 6
+    stored = [numpy_helper.from_array(source.normal(size=many).astype(np.float32), name) for name in ("g", "b")]
+    node = helper.make_node("GroupNormalization", ["x", "g", "b"], ["y"], name="norm", num_groups=2, epsilon=1e-3)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 6, 3, 4]) for name in ("x", "y")]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    x = source.normal(3, 2, [1, 6, 3, 4]).astype(np.float32)
+
+    def run() -> np.ndarray:
+        session = library.load().InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        return np.asarray(session.run(None, {"x": x})[0])
+
+    expected = run()
+    norms.spell_out_groups(model)
+    onnx.checker.check_model(model)
+    assert "GroupNormalization" not in {each.op_type for each in model.graph.node}
+    assert model.graph.node[-1].name == "norm"
     np.testing.assert_allclose(run(), expected, atol=1e-5)

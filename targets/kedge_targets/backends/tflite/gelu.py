@@ -16,9 +16,14 @@ _NEAR = 1e-4
 
 
 def fuse(model: onnx.ModelProto) -> None:
-    """Replace each ``x * (1 + erf(x / sqrt(2))) / 2`` (with its factors in any order) by one Gelu, in place."""
+    """Replace each ``x * (1 + erf(x / sqrt(2))) / 2`` (with its factors in any order) by one Gelu, in place, and ONNX's
+    own Gelu by the same, since onnx2tf (1.28) builds that of operators that TFLite does not have."""
     import onnx
 
+    for node in model.graph.node:
+        if node.op_type == "Gelu" and node.domain in ("", "ai.onnx") and _exact(node):
+            node.domain = DOMAIN
+            del node.attribute[:]
     graph = _Graph(model)
     for erf in [node for node in model.graph.node if node.op_type == "Erf"]:
         found = graph.gelu_around(erf)
@@ -34,6 +39,10 @@ def fuse(model: onnx.ModelProto) -> None:
         _drop_unused(model)
         if all(opset.domain != DOMAIN for opset in model.opset_import):
             model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+
+
+def _exact(node: onnx.NodeProto) -> bool:
+    return all(one.name != "approximate" or one.s == b"none" for one in node.attribute)
 
 
 class _Graph:

@@ -37,6 +37,9 @@ def prepare(
     """
     fixed = batch.fix_batch(opsets.raise_opset(model, _OPSET, where="the graph"), batch.size(model) or 1)
     nodes.name_nodes(fixed)
+    if any(node.op_type == "GroupNormalization" for node in fixed.graph.node):
+        fixed = model_reader.infer_shapes(fixed, where="the graph")
+        norms.spell_out_groups(fixed)
     made = _folded(fixed) if fold else fixed
     model_writer.strip(made)
     _drop_constant_inputs(made)

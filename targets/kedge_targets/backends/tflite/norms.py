@@ -38,6 +38,50 @@ def spell_out(model: onnx.ModelProto) -> None:
     model.graph.node.extend(made)
 
 
+def spell_out_groups(model: onnx.ModelProto) -> None:
+    """Replace each GroupNormalization by an InstanceNormalization of its groups (ONNX operators, GroupNormalization),
+    in place, since the function that it stands for computes shapes as onnx2tf cannot. Shapes must have been
+    inferred."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    made: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        shape = shapes.get(node.input[0], []) if node.input else []
+        group = node.op_type == "GroupNormalization" and node.domain in ("", "ai.onnx")
+        if not group or not shape or not all(shape) or any(name not in stored for name in node.input[1:]):
+            made.append(node)
+            continue
+        given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        groups, base = int(given["num_groups"]), node.output[0]
+        factors = [stored[name] for name in node.input[1:]]
+        # Up to opset 20 there is one of each group, from 21 on one of each channel.
+        factors = [np.repeat(one, shape[1] // len(one)).reshape(-1, *[1] * (len(shape) - 2)) for one in factors]
+        constants = {
+            "grouped": np.array([shape[0], groups, -1]), "ones": np.ones(groups, factors[0].dtype),
+            "zeros": np.zeros(groups, factors[0].dtype), "whole": np.array(shape), "scale": factors[0],
+            "bias": factors[1],
+        }  # fmt: skip
+        for what, value in constants.items():
+            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), f"{base}_{what}"))
+        steps = (
+            ("Reshape", [node.input[0], f"{base}_grouped"], f"{base}_apart"),
+            ("InstanceNormalization", [f"{base}_apart", f"{base}_ones", f"{base}_zeros"], f"{base}_normed"),
+            ("Reshape", [f"{base}_normed", f"{base}_whole"], f"{base}_together"),
+            ("Mul", [f"{base}_together", f"{base}_scale"], f"{base}_scaled"),
+            ("Add", [f"{base}_scaled", f"{base}_bias"], base),
+        )
+        for kind, inputs, answer in steps:
+            made.append(helper.make_node(kind, inputs, [answer], name=f"{node.name}_{answer}"))
+        made[-4].attribute.append(helper.make_attribute("epsilon", float(given.get("epsilon", 1e-5))))
+        made[-1].name = node.name
+    del model.graph.node[:]
+    model.graph.node.extend(made)
+
+
 def spell_out_layers(model: onnx.ModelProto) -> None:
     """Replace each LayerNormalization by its definition (ONNX operators, LayerNormalization), in place, since onnx2tf
     fails on some of them. Shapes must have been inferred; a node whose mean or deviation is read stays."""

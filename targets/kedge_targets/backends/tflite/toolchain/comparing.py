@@ -8,6 +8,9 @@ FLOOR = 20.0
 SURE = FLOOR + 2.0
 """dB that the guard requires on calibration samples, since unseen samples do no better."""
 
+NO_ANSWER = -200.0
+"""dB of an output that is not finite, or of a file that does not run."""
+
 _TOGETHER = 4  # groups that are also judged by themselves; others would hide a single bad answer
 
 
@@ -75,10 +78,10 @@ def decibels(wanted, got):
     got = numpy.concatenate([one.reshape(-1) for one in got]).astype(numpy.float64)
     seen = numpy.isfinite(wanted)
     if not numpy.isfinite(got[seen]).all():
-        return -200.0
+        return NO_ANSWER
     noise = float(((wanted - got)[seen] ** 2).sum())
     signal = float((wanted[seen] ** 2).sum())
-    return 200.0 if noise == 0 else float(numpy.clip(10 * numpy.log10(max(signal, 1e-300) / noise), -200, 200))
+    return 200.0 if noise == 0 else float(numpy.clip(10 * numpy.log10(max(signal, 1e-300) / noise), NO_ANSWER, 200))
 
 
 def lower(first, second):

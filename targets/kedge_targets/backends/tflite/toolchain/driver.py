@@ -61,7 +61,7 @@ class Driver:
         self.progress = answers.progress
         self._key = None
         self._model = None
-        self._raw = b""
+        self._raw, self._plain = b"", False
         self._traced = None  # the model as a TensorFlow function
         self._float = {}  # precision → file of the model that is kept, where no calibration enters
         self._seconds = 0.0
@@ -104,7 +104,8 @@ class Driver:
                 raise
             except Exception as error:
                 traceback.print_exc()
-                raise _converter_refused(error) from error
+                node = _culprit(self._raw) if precision == "float32" and not self._plain else None
+                raise _converter_refused(error, node) from error
         return self._float[precision]
 
     def _static(self, model, request):
@@ -210,49 +211,27 @@ class Driver:
             self._float = {}
             self._quantizer = self._matching = self._calibration = None
             self._model = _plainly(raw, keep) if plain else _from_onnx(raw, keep)
-            self._key, self._raw = key, raw
+            self._key, self._raw, self._plain = key, raw, plain
             self._seconds = time.perf_counter() - begun
         return self._model
 
 
 def _from_onnx(raw, keep):
     """Convert an ONNX graph to a Keras model: activations NHWC, inputs in the graph's order."""
-    import numpy
     import onnx
-    import onnx2tf
-    import onnx2tf.onnx2tf as inner
-    import tf_keras
 
     model = onnx.load_from_string(raw)
     _check_operators(model)
-    # Layer names are counted through a process's life and end in the file: count anew, so that equal graphs give
-    # equal files.
-    tf_keras.backend.clear_session()
-    # It would fetch pictures from the network for its own checks; noise does as well.
-    noise = numpy.random.default_rng(0).random((20, 128, 128, 3), dtype=numpy.float32)
-    inner.download_test_image_data = lambda: noise
     try:
-        made = onnx2tf.convert(
-            # No file is given, so none is rewritten in place.
-            input_onnx_file_path=None,
-            onnx_graph=model,
-            output_folder_path=str(Path.cwd() / "onnx2tf"),
-            not_use_onnxsim=True,
-            not_use_opname_auto_generate=True,
-            output_signaturedefs=True,
-            keep_shape_absolutely_input_names=list(keep) or None,
-            replace_to_pseudo_operators=PSEUDO,
-            disable_model_save=True,
-            verbosity="error",
-        )
+        made = _by_onnx2tf(model, keep)
     except BaseException as error:  # it also leaves by sys.exit()
         traceback.print_exc()
-        node = getattr(error, "onnx_op_name", None)
-        kinds = {each.name: each.op_type for each in model.graph.node}
+        by_name = {each.name: each for each in model.graph.node}
+        node = by_name.get(getattr(error, "onnx_op_name", None)) or _culprit(raw)
         raise RefusedError(
             "LoweringError",
-            f"onnx2tf cannot convert {kinds.get(node, 'the graph')}: {_one_line(error)}",
-            where=f"node {node!r}" if node else None,
+            f"onnx2tf cannot convert {node.op_type if node else 'the graph'}: {_one_line(error)}",
+            where=f"node {node.name!r}" if node else None,
             remedy=_OTHERWISE,
         ) from error
     if len(made.inputs) != len(model.graph.input) or len(made.outputs) != len(model.graph.output):
@@ -262,6 +241,49 @@ def _from_onnx(raw, keep):
             f"{len(model.graph.input)} and {len(model.graph.output)}",
         )
     return made
+
+
+def _by_onnx2tf(model, keep):
+    import numpy
+    import onnx2tf
+    import onnx2tf.onnx2tf as inner
+    import tf_keras
+
+    # Layer names are counted through a process's life and end in the file: count anew, so that equal graphs give
+    # equal files.
+    tf_keras.backend.clear_session()
+    # It would fetch pictures from the network for its own checks; noise does as well.
+    noise = numpy.random.default_rng(0).random((20, 128, 128, 3), dtype=numpy.float32)
+    inner.download_test_image_data = lambda: noise
+    return onnx2tf.convert(
+        # No file is given, so none is rewritten in place.
+        input_onnx_file_path=None,
+        onnx_graph=model,
+        output_folder_path=str(Path.cwd() / "onnx2tf"),
+        not_use_onnxsim=True,
+        not_use_opname_auto_generate=True,
+        output_signaturedefs=True,
+        keep_shape_absolutely_input_names=list(keep) or None,
+        replace_to_pseudo_operators=PSEUDO,
+        disable_model_save=True,
+        verbosity="error",
+    )
+
+
+def _culprit(raw):
+    """Return the node that cannot be converted alone either; None if there is none."""
+    import blaming
+    import onnx
+
+    def converts(alone):
+        model = _by_onnx2tf(onnx.load_from_string(alone), [])
+        _converter(model, _traced(model)).convert()
+
+    try:
+        return blaming.culprit(onnx.shape_inference.infer_shapes(onnx.load_from_string(raw)), converts)
+    except Exception:  # noqa: BLE001 -- the first error is the one to report
+        traceback.print_exc()
+        return None
 
 
 def _plainly(raw, keep):
@@ -364,17 +386,20 @@ def _digest(paths):
     return found.hexdigest()
 
 
-def _converter_refused(error):
+def _converter_refused(error, culprit=None):
     text = str(error)
     kind, node = "LoweringError", None
+    place = f"node {culprit.name!r}" if culprit else None
     marker = " op is neither a custom op nor a flex op"
     if marker in text:
         before = text.partition(marker)[0]
         kind = "UnsupportedOperatorError"
         node = before.rpartition("'")[0].rpartition("'")[2]
     if node:
-        return RefusedError(kind, f"TFLite has no operator {node}: {_one_line(error)}", where=f"operator {node!r}")
-    return RefusedError(kind, f"TensorFlow cannot convert the model: {_one_line(error)}")
+        said = f"TFLite has no operator {node}" + (f" for {culprit.op_type}" if culprit else "")
+        return RefusedError(kind, said, where=place or f"operator {node!r}", remedy=_OTHERWISE)
+    what = culprit.op_type if culprit else "the model"
+    return RefusedError(kind, f"TensorFlow cannot convert {what}: {_one_line(error)}", place, _OTHERWISE)
 
 
 def _one_line(error):
