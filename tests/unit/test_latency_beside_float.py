@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import pytest
 
 from kedge.evaluation import worker_messages
 from kedge.evaluation.latency_race import Latency, RelativeLatency
+from kedge.search import float_beside
 from kedge.search.candidate import Candidate
 from kedge.search.candidate_latency import CandidateLatency
 from kedge.search.latency import LatencyLog
@@ -98,3 +100,20 @@ def test_what_may_be_slower_or_not_is_measured_again(
 ) -> None:
     watch, outcomes = raced(tmp_path, "generic-cpu", 0, {Precision.INT8: paced(*pace)})
     assert watch.unsure(outcomes[Precision.INT8]) is unsure
+
+
+@pytest.mark.parametrize(
+    ("estimated", "bytes_of_int8", "behind"),
+    [(True, 300, [Precision.FLOAT32]), (True, 900, []), (False, 300, [])],
+)
+def test_an_estimate_puts_no_float_before_smaller_integers(
+    tmp_path: Path, estimated: bool, bytes_of_int8: int, behind: list[Precision]
+) -> None:
+    _, outcomes = raced(tmp_path, "rpi4", 0, RACES)
+    for precision, one in outcomes.items():
+        assert one.attempt.target_latency is not None
+        one.attempt.target_latency = replace(one.attempt.target_latency, estimated=estimated)
+        one.evaluation = cast("Any", object())
+        one.attempt.size_bytes = bytes_of_int8 if precision is Precision.INT8 else 800
+    found = float_beside.ahead_by_guess(list(outcomes.values()))
+    assert [one.candidate.plan.default for one in found] == behind

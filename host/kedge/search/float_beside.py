@@ -52,6 +52,23 @@ class FloatBeside:
         return one.loses(one.pace) or (not one.pace.faster and one.quiet > _LONG_MS)
 
 
+def ahead_by_guess(seen: Sequence[Outcome]) -> list[Outcome]:
+    """Return the candidates that compute in float, are no smaller than one in integers that keeps the budget, and whose
+    latency on the target is an estimate: another processor's time says nothing of what integers gain there."""
+    smallest = min(
+        (one.attempt.size_bytes or 0 for one in seen if one.holds and one.in_integers and one.named_truly), default=None
+    )
+    return [
+        one
+        for one in seen
+        if smallest is not None
+        and not one.in_integers
+        and (one.attempt.size_bytes or 0) >= smallest
+        and one.attempt.target_latency is not None
+        and one.attempt.target_latency.estimated
+    ]
+
+
 def quickest(seen: Sequence[Outcome]) -> Outcome | None:
     """Return the fastest of those that hold and were measured on the target itself."""
     holding = [one for one in seen if one.holds and one.pace is not None]

@@ -14,7 +14,7 @@ from pathlib import Path
 from kedge.evaluation import confidence_intervals, golden_size, user, worker_messages
 from kedge.evaluation.confidence_intervals import CONFIDENCE
 from kedge.quantization.sensitivity import Sensitivity
-from kedge.search import cross_fitting, fitting, held_back, pareto, recipe, remedies
+from kedge.search import cross_fitting, fitting, float_beside, held_back, pareto, recipe, remedies
 from kedge.search.candidate import Candidate
 from kedge.search.candidate_latency import CandidateLatency
 from kedge.search.effort import Effort
@@ -217,18 +217,19 @@ class Search:
             outcome.attempt.front = id(point) in on_front
             outcome.attempt.remarks = self._stopwatch.remarks(outcome)
         slow = {id(one) for one in self._outcomes if budget.max_size is None and self._stopwatch.slower(one)}
+        behind = slow | {id(one) for one in float_beside.ahead_by_guess(self._outcomes)}
         left = dict(zip(points, self._outcomes, strict=True))
-        while (chosen := self._best(left, slow)) is not None:
+        while (chosen := self._best(left, behind)) is not None:
             taken = left[chosen]
-            rivals = {point: one for point, one in left.items() if (id(one) in slow) == (id(taken) in slow)}
+            rivals = {point: one for point, one in left.items() if (id(one) in behind) == (id(taken) in behind)}
             unseen = self._unseen(taken, rivals) if self._section is None else None
             over = self._over_all(taken, chosen) if unseen is None else self._over_unseen(unseen, chosen)
             if not over:
                 for one in self._outcomes:
                     if one is not taken and not one.attempt.reason:
                         one.attempt.reason = SLOWER if id(one) in slow else KEPT
-                taken.attempt.remarks += self._unsure(taken, slow)
-                alternatives = self._alternatives(taken, left, slow)
+                taken.attempt.remarks += self._unsure(taken, behind)
+                alternatives = self._alternatives(taken, left, behind)
                 return dataclasses.replace(self._compiled(taken, unseen=unseen), alternatives=alternatives)
             taken.attempt.reason = over
             taken.over = dict(_UNSEEN)
@@ -250,28 +251,28 @@ class Search:
     def _of(self, choice: BackendChoice) -> list[Outcome]:
         return [one for one in self._outcomes if one.candidate.backend == choice]
 
-    def _best(self, left: Mapping[pareto.Point, Outcome], slow: Collection[int]) -> pareto.Point | None:
-        """Choose among these; take a candidate slower than float only if no other keeps the budget."""
+    def _best(self, left: Mapping[pareto.Point, Outcome], behind: Collection[int]) -> pareto.Point | None:
+        """Choose among these; take a candidate of ``behind`` only if no other keeps the budget."""
         budget = self._job.budget
-        quick = [point for point, one in left.items() if id(one) not in slow]
+        quick = [point for point, one in left.items() if id(one) not in behind]
         return pareto.choose(quick, budget) or pareto.choose(list(left), budget)
 
     def _alternatives(
-        self, taken: Outcome, left: Mapping[pareto.Point, Outcome], slow: Collection[int]
+        self, taken: Outcome, left: Mapping[pareto.Point, Outcome], behind: Collection[int]
     ) -> tuple[Compiled, ...]:
         """Return the best candidate of each backend but the chosen one's, if the user wants them."""
         if not self._job.options.every_backend:
             return ()
         others = [choice for choice in self._target.backends if choice != taken.candidate.backend]
         found = (
-            self._alternative({point: one for point, one in left.items() if one.candidate.backend == choice}, slow)
+            self._alternative({point: one for point, one in left.items() if one.candidate.backend == choice}, behind)
             for choice in others
         )
         return tuple(one for one in found if one is not None)
 
-    def _alternative(self, mine: dict[pareto.Point, Outcome], slow: Collection[int]) -> Compiled | None:
+    def _alternative(self, mine: dict[pareto.Point, Outcome], behind: Collection[int]) -> Compiled | None:
         """Return the best of these that keeps the budget on samples that its choice did not see, too."""
-        while (best := self._best(mine, slow)) is not None:
+        while (best := self._best(mine, behind)) is not None:
             unseen = self._unseen(mine[best], mine)
             over = self._over_all(mine[best], best) if unseen is None else self._over_unseen(unseen, best)
             if not over:
@@ -279,13 +280,13 @@ class Search:
             mine.pop(best).attempt.reason = over
         return None
 
-    def _unsure(self, taken: Outcome, slow: Collection[int]) -> tuple[str, ...]:
+    def _unsure(self, taken: Outcome, behind: Collection[int]) -> tuple[str, ...]:
         """Return remarks on an uncertain ranking and on a search that the time limit ended."""
         pace = taken.point.pace
         rivals = [
             one.candidate.label
             for one in self._outcomes
-            if one is not taken and one.holds and id(one) not in slow and pace is not None
+            if one is not taken and one.holds and id(one) not in behind and pace is not None
             if (other := one.point.pace) is not None and pace.overlaps(other)
         ]
         said = f"which of {taken.candidate.label} and {', '.join(rivals)} is faster is not sure; bytes and drop decided"
