@@ -62,7 +62,9 @@ def check_input(array: Array, spec: TensorSpec) -> None:
         if array.dtype.kind != "U":
             raise InputError(f"dtype {array.dtype} is no text", where=f"input {spec.name!r}")
     elif array.dtype.kind not in "fiub":
-        raise InputError(f"dtype {array.dtype} is not numeric", where=f"input {spec.name!r}")
+        # A path or a text for a pipeline, which the bundle does not have.
+        remedy = None if array.ndim else "Give numbers; files and texts need a pipeline, see `kedge compile --task`"
+        raise InputError(f"dtype {array.dtype} is not numeric", where=f"input {spec.name!r}", remedy=remedy)
     fits = array.ndim == len(expected) and all(
         want is None or want == have or at == spec.batch_axis
         for at, (want, have) in enumerate(zip(expected, array.shape, strict=True))

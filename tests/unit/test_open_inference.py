@@ -54,8 +54,9 @@ def test_the_server_and_its_health(handler: InferenceHandler) -> None:
 def test_before_the_first_scan_nothing_is_ready(tmp_path: Path) -> None:
     handler = InferenceHandler(ServedModels(tmp_path))
     assert ask(handler, "GET", "/v2/health/live").status == 200
-    assert ask(handler, "GET", "/v2/health/ready").status == 503
-    assert ask(handler, "GET", "/v2/models/tiny").status == 503
+    for path in ("/v2/health/ready", "/v2/models/tiny"):
+        answer = ask(handler, "GET", path)
+        assert (answer.status, answer.fields["Retry-After"]) == (503, "1")
 
 
 def test_a_device_without_models_is_ready(tmp_path: Path) -> None:
@@ -188,6 +189,7 @@ def test_paths_and_methods(handler: InferenceHandler, method: str, path: str, st
     answer = ask(handler, method, path, _body())
     assert answer.status == status
     assert ("error" in answer.body) == (status != 200)
+    assert ("Retry-After" in answer.fields) == (status == 503)
 
 
 _JSON = st.recursive(

@@ -121,6 +121,7 @@ def test_numeric_dtypes_are_taken(dtype: type) -> None:
         (np.zeros((3,)), "shape 3 does not fit ?x3"),
         (np.zeros((2, 3, 1)), "shape 2x3x1"),
         (np.array([["a", "b", "c"]]), "dtype <U1 is not numeric"),
+        (np.array("photo.jpg"), "is not numeric. Give numbers; files and texts need a pipeline"),
         (np.array([[1j, 0, 0]]), "complex128"),
         (np.zeros((2, 3), object), "object"),
     ],

@@ -13,7 +13,16 @@ from kedge_agent.loaded import Loaded
 from kedge_agent.serving import binary_tensors, descriptions, infer_request, json_tensors, pipeline_request, repository
 from kedge_agent.serving.answer_cache import AnswerCache
 from kedge_agent.serving.datatypes import Array, datatype_of
-from kedge_agent.serving.handler import GOLDEN_FIELD, Job, Request, Response, error_response, json_response, segments
+from kedge_agent.serving.handler import (
+    GOLDEN_FIELD,
+    Job,
+    Request,
+    Response,
+    error_response,
+    json_response,
+    segments,
+    unavailable,
+)
 from kedge_agent.serving.infer_request import InferResult, RequestedOutput
 from kedge_agent.serving.model_pool import Entry, ServedModels
 from kedge_agent.serving.repository import NoModelError
@@ -84,7 +93,7 @@ class InferenceHandler:
             rest = parts[4:] if version is not None else parts[2:]
             return self._of_model(parts[1], version, rest, request)
         except NoModelError as error:
-            return error_response(error.status, error.text)
+            return _no_model(error)
 
     def find(self, name: str, version: str | None) -> tuple[Entry, Loaded]:
         """Return the model with this name, and the bundle that answers now.
@@ -177,7 +186,7 @@ class InferenceHandler:
         try:
             entry, loaded = self.find(name, version)
         except NoModelError as error:
-            return error_response(error.status, error.text)
+            return _no_model(error)
         declared = None if loaded.pipeline is None else loaded.pipeline.pipeline
         if declared is not None and (declared.then is not None or declared.cascade is not None):
             # Its answer depends on other bundles too.
@@ -206,7 +215,7 @@ class InferenceHandler:
             # Looked up here, not when it was queued: the bundle may have been switched while it waited.
             entry, loaded = self.find(name, version)
         except NoModelError as error:
-            return error_response(error.status, error.text)
+            return _no_model(error)
         counted = GOLDEN_FIELD not in request.fields
         counts = entry.statistics.mine() if counted else Counts()
         try:
@@ -233,7 +242,7 @@ class InferenceHandler:
         try:
             entry, loaded = self.find(name, version)
         except NoModelError as error:
-            return error_response(error.status, error.text)
+            return _no_model(error)
         answered = pipeline_request.answer(loaded, request, other=lambda other: self._other(entry, other))
 
         def counted(response: Response) -> Response:
@@ -369,5 +378,9 @@ def samples_of(inputs: dict[str, Array]) -> int:
     return 1 if first is None or not first.ndim else int(first.shape[0])
 
 
+def _no_model(error: NoModelError) -> Response:
+    return unavailable(error.text) if error.status == 503 else error_response(error.status, error.text)
+
+
 def _not_ready(reason: str) -> Response:
-    return json_response(503, {"ready": False, "error": reason})
+    return json_response(503, {"ready": False, "error": reason}, (("Retry-After", "1"),))

@@ -277,7 +277,7 @@ def _pixels(picture: Any, where: str) -> Pixels:
 def _from_array(array: Array, where: str) -> Pixels:
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if array.dtype != np.uint8 or not fits or 0 in array.shape:
-        have = f"{array.dtype} {'x'.join(map(str, array.shape))}"
+        have = f"{array.dtype} {'x'.join(map(str, array.shape))}" if array.ndim else f"of one {array.dtype}"
         raise InputError(
             f"an array {have} is no picture",
             where=where or None,
