@@ -37,7 +37,7 @@ def main() -> int:
         daemon.catch_signals()
         daemon.run()
     except KedgeError as error:
-        sys.stderr.write(f"Error: {error}\n")
+        sys.stderr.write(f"error: {error}\n")
         return 1
     return 0
 

@@ -907,7 +907,7 @@ def test_a_crash_loop_soon_after_a_switch_is_rolled_back(world: World, two_relea
     model = world.models["digits"]
     assert (model.state, model.digest) == (ModelState.FAILED, first.digest)
     assert failure_of(world)[0] == "serve"
-    assert "died 3 times within 600 s; the last time it was killed by SIGSEGV" in failure_of(world)[1]
+    assert "died 3 times within 600 s; the last time: it was killed by SIGSEGV" in failure_of(world)[1]
     assert world.machine.serving_restarts == 3
     for _ in range(20):
         world.tick(100.0)

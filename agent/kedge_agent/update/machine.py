@@ -298,7 +298,7 @@ class Machine:
         if not crashes.looping(now):
             return
         count = crashes.lately(now)
-        reason = f"the serving process died {count} times within {crashes.window:g} s; the last time it {event.reason}"
+        reason = f"the serving process died {count} times within {crashes.window:g} s; the last time: it {event.reason}"
         blamed = [update for update in self._models.values() if crashes.began(now) and self._can_be_blamed(update)]
         for update in blamed or list(self._models.values()):
             update.crashed(reason, roll_back=bool(blamed))

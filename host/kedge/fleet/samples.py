@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from kedge.fleet import audit, devices, rollouts, sample_parts
 from kedge.fleet.database import Row, Session
@@ -50,14 +50,13 @@ class SamplePart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleView:
-    """A request.
+class Asked:
+    """What was asked for, and how far that is.
 
     Attributes:
         state: ``open`` while a device may still send, then ``ended`` or ``cancelled``.
         count: samples that were asked for, of all devices together.
         ends_at: seconds since 1970 after which nothing is awaited any more.
-        skipped: devices that were not asked, and why; told by :func:`request` only.
     """
 
     id: int
@@ -67,6 +66,16 @@ class SampleView:
     state: str
     asked_at: float
     ends_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleView(Asked):
+    """A request, device by device.
+
+    Attributes:
+        skipped: devices that were not asked, and why; told by :func:`request` only.
+    """
+
     parts: tuple[SamplePart, ...]
     skipped: Mapping[str, str]
 
@@ -77,22 +86,14 @@ class SampleView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleSummary:
+class SampleSummary(Asked):
     """A request in counts.
 
     Attributes:
         counts: its devices by :attr:`SamplePart.state`.
         samples: that came home.
-        others: see :class:`SampleView`.
     """
 
-    id: int
-    model: str
-    where: Choice
-    count: int
-    state: str
-    asked_at: float
-    ends_at: float
     counts: Mapping[str, int]
     samples: int
 
@@ -221,13 +222,7 @@ def latest(fleet: FleetService, limit: int) -> tuple[SampleSummary, ...]:
             parts[row["request_id"]].append(row)
     return tuple(
         SampleSummary(
-            id=row["id"],
-            model=row["model"],
-            where=Choice(row["choice"]),
-            count=row["count"],
-            state=row["state"],
-            asked_at=row["asked_at"],
-            ends_at=row["ends_at"],
+            **_asked(row),
             counts={part["state"]: part["devices"] for part in parts[row["id"]]},
             samples=sum(part["samples"] for part in parts[row["id"]]),
         )
@@ -347,19 +342,19 @@ def _find(session: Session, number: int) -> Row:
     return found
 
 
+def _asked(row: Row) -> dict[str, Any]:
+    """Return the fields of :class:`Asked` of a row of ``sample_request``."""
+    same = ("id", "model", "count", "state", "asked_at", "ends_at")
+    return {**{name: row[name] for name in same}, "where": Choice(row["choice"])}
+
+
 def _view(session: Session, asked: Row, skipped: Mapping[str, str] | None = None) -> SampleView:
     query = """
         SELECT sample_part.*, name FROM sample_part JOIN device ON device.id = device_id
         WHERE request_id = ? ORDER BY name
     """
     return SampleView(
-        id=asked["id"],
-        model=asked["model"],
-        where=Choice(asked["choice"]),
-        count=asked["count"],
-        state=asked["state"],
-        asked_at=asked["asked_at"],
-        ends_at=asked["ends_at"],
+        **_asked(asked),
         parts=tuple(
             SamplePart(
                 device=row["name"],

@@ -115,28 +115,6 @@ def decode(content: bytes, *, where: str = "", max_pixels: int = MAX_PIXELS) -> 
         ) from error
 
 
-def header_size(path: Path) -> tuple[int, int]:
-    """Return the displayed width and height of a picture file without decoding it.
-
-    Raises:
-        InputError: the file is not a picture.
-        MissingDependencyError: Pillow is not installed.
-    """
-    image = _pillow()
-    try:
-        with image.open(path, formats=FORMATS) as picture:
-            turned = picture.getexif().get(_ORIENTATION, 1) >= _FIRST_TURNED
-            width, height = picture.size
-    except Exception as error:
-        raise InputError(f"is no picture that can be read: {error}", where=str(path)) from error
-    return (height, width) if turned else (width, height)
-
-
-_ORIENTATION = 0x0112
-_FIRST_TURNED = 5
-"""EXIF orientations from this one on swap width and height."""
-
-
 def place(pixels: Pixels, how: Picture) -> tuple[Pixels, Placement]:
     """Convert a picture to the model's size, colour and layout.
 
