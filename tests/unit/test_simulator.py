@@ -224,6 +224,12 @@ def test_equal_scenarios_have_equal_logs_whatever_the_process() -> None:
     assert done.stdout.strip() == first.log
 
 
+def test_a_release_without_a_version_has_the_documented_one() -> None:
+    fleet = [{"target": "rpi4", "count": 1}]
+    found = scenarios.parse({"fleet": fleet, "old": {"size": 9}, "new": {"defects": [{"errors": 0.1}]}})
+    assert (found.old.version, found.new.version, found.new.defects[0].errors) == ("1.0", "2.0", 0.1)
+
+
 @pytest.mark.parametrize(
     ("document", "problem"),
     [

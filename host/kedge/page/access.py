@@ -131,7 +131,8 @@ class Access:
             return None
         if "text/html" in request.headers.get("accept", "") and request.method == "GET":
             return RedirectResponse("/login", status_code=303)
-        answer = refused(401, "a token is needed: Authorization: Bearer TOKEN")
+        what = "a token is needed" if not token else "this token is none of the controller's"
+        answer = refused(401, f"{what}: Authorization: Bearer TOKEN")
         answer.headers["WWW-Authenticate"] = "Bearer"
         return answer
 

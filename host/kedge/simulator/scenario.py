@@ -94,6 +94,10 @@ class Defect:
     wrong_class: int | None = None
 
 
+_VERSIONS = {"old": "1.0", "new": "2.0"}
+"""Of the releases, where a scenario does not say."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Release:
     """One of the two releases.
@@ -185,8 +189,8 @@ class Scenario:
 
     seed: int = 1
     fleet: tuple[Group, ...]
-    old: Release = Release(version="1.0")
-    new: Release = Release(version="2.0")
+    old: Release = Release(version=_VERSIONS["old"])
+    new: Release = Release(version=_VERSIONS["new"])
     runtime: Runtime = Runtime()
     faults: Faults = Faults()
     rollout: dict[str, Any] | None = None
@@ -307,4 +311,6 @@ def parse(document: Mapping[str, Any], *, where: str = "scenario") -> Scenario:
     Raises:
         ConfigError: it does not fit.
     """
-    return codec.structure(document, Scenario, where=where, strict=True).check()
+    given = {name: document[name] for name in _VERSIONS if isinstance(document.get(name), Mapping)}
+    named = {name: {"version": _VERSIONS[name], **release} for name, release in given.items()}
+    return codec.structure({**document, **named}, Scenario, where=where, strict=True).check()
