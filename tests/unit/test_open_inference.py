@@ -136,6 +136,9 @@ def test_every_datatype_is_taken(handler: InferenceHandler, datatype: str) -> No
         (_body(shape=[2.0, 16]), "'shape'"),
         (_body(shape=[1] * 40), "'shape'"),
         (_body(shape=None), "'shape'"),
+        # No data fill them, but numpy cannot count them.
+        (_body(shape=[0, 1 << 62], data=[]), "no tensor has"),
+        (_body(shape=[1 << 62, 0], datatype="BYTES", data=[]), "no tensor has"),
         (_body(shape=[3, 16]), "do not fill"),
         (_body(shape=[1 << 60, 1 << 60]), "do not fill"),
         (_body(shape=[4, 8]), "does not fit"),
@@ -159,6 +162,26 @@ def test_bad_requests_are_400_and_say_why(handler: InferenceHandler, body: bytes
     assert answer.status == 400
     assert set(answer.body) == {"error"}
     assert re.search(says, answer.body["error"])
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "BF16", "BOOL", "BYTES"])
+def test_a_shape_that_nothing_fills_is_refused_as_bytes_too(handler: InferenceHandler, datatype: str) -> None:
+    tensor = {"name": "input", "datatype": datatype, "shape": [1 << 62, 0], "parameters": {"binary_data_size": 0}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    answer = ask(handler, "POST", "/v2/models/tiny/infer", head, **{"inference_header_content_length": str(len(head))})
+    assert (answer.status, "no tensor has" in answer.body["error"]) == (400, True)
+
+
+def test_null_is_as_if_left_out(handler: InferenceHandler) -> None:
+    # Clients with data classes write what they do not set as null.
+    request = json.loads(_body(parameters=None))
+    absent = {"binary_data": None, "classification": None}
+    request |= {"id": None, "outputs": [{"name": "scores", "parameters": absent}]}
+    request["parameters"] = {"binary_data_output": None}
+    whole = {**request, "outputs": None, "parameters": None}
+    plain = ask(handler, "POST", "/v2/models/tiny/infer", _body())
+    for one in (request, whole):
+        assert ask(handler, "POST", "/v2/models/tiny/infer", json.dumps(one).encode()).raw == plain.raw
 
 
 @pytest.mark.parametrize(
@@ -207,6 +230,27 @@ _TENSOR = st.fixed_dictionaries(
 def test_no_request_is_a_server_error(handler: InferenceHandler, request_body: dict[str, Any]) -> None:
     answer = ask(handler, "POST", "/v2/models/tiny/infer", json.dumps(request_body).encode())
     assert answer.status in (200, 400, 422)
+
+
+_NEARLY = st.fixed_dictionaries(
+    {
+        "name": st.just("input"),
+        "shape": st.lists(st.sampled_from([0, 1, 2, 16, 1 << 31, 1 << 62]), max_size=4),
+        "datatype": st.sampled_from(sorted(DATATYPES)),
+        "data": st.just([])
+        | st.lists(st.sampled_from([0, 1, True, 1.5, -1, 1 << 63, 1e38, "x", None, []]), max_size=2)
+        | st.sampled_from([[value] * 16 for value in (0, 1.5, True, "x", 1e38, 1 << 63)]),
+    }
+)
+
+
+@given(st.lists(_NEARLY, min_size=1, max_size=2), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_no_tensor_is_a_server_error(handler: InferenceHandler, inputs: list[dict[str, Any]], classes: bool) -> None:
+    request: dict[str, Any] = {"inputs": inputs}
+    if classes:
+        request["outputs"] = [{"name": "scores", "parameters": {"classification": 9}}]
+    assert ask(handler, "POST", "/v2/models/tiny/infer", json.dumps(request).encode()).status in (200, 400, 422)
 
 
 _BINARY = st.fixed_dictionaries(

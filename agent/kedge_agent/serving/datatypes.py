@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -68,9 +70,13 @@ def checked_shape(shape: object, *, where: str) -> list[int]:
     """Return the shape if it consists of non-negative integers.
 
     Raises:
-        InputError: it is not a list of non-negative integers, or has too many axes.
+        InputError: it is not a list of non-negative integers, has too many axes, or is of no tensor that fits into
+            memory.
     """
     if isinstance(shape, list) and len(shape) <= MAX_RANK and all(type(axis) is int and axis >= 0 for axis in shape):
+        # With an axis of 0 no data are needed, however long the others are; numpy refuses those that it cannot count.
+        if 0 in shape and math.prod(axis or 1 for axis in shape) > sys.maxsize // 16:
+            raise InputError(f"no tensor has the shape {shape}", where=where)
         return shape
     raise InputError("'shape' is not a list of whole numbers", where=where)
 

@@ -93,7 +93,8 @@ def from_json(body: bytes, header_length: str | None, config: BundleConfig) -> I
     request = json_tensors.parse(body, config.inputs)
     parameters = _parameters(request, "the request")
     every = _truth(parameters, "binary_data_output", "the request")
-    identifier = request.get("id", "")
+    # What some clients leave out, others give as null.
+    identifier = "" if request.get("id") is None else request["id"]
     if not isinstance(identifier, str):
         raise InputError("'id' is no text")
     # One rare letter first: it is found ten times as fast as a word.
@@ -223,7 +224,7 @@ def _check_rest(size: int) -> None:
 
 
 def _outputs(request: dict[str, Any], config: BundleConfig, every: bool) -> list[RequestedOutput]:
-    asked = request.get("outputs", [])
+    asked = [] if request.get("outputs") is None else request["outputs"]
     if not isinstance(asked, list) or not all(isinstance(item, dict) for item in asked):
         raise InputError("'outputs' is not a list of objects")
     return [_output(item, config, every) for item in asked]
@@ -233,8 +234,9 @@ def _output(item: dict[str, Any], config: BundleConfig, every: bool) -> Requeste
     name = checked_output(item.get("name"), config)
     where = f"output {name!r}"
     parameters = _parameters(item, where)
-    binary = _truth(parameters, "binary_data", where) if "binary_data" in parameters else every
-    return RequestedOutput(name, binary, checked_classes(parameters.get("classification", 0), where=where))
+    binary = every if parameters.get("binary_data") is None else _truth(parameters, "binary_data", where)
+    classes = parameters.get("classification")
+    return RequestedOutput(name, binary, 0 if classes is None else checked_classes(classes, where=where))
 
 
 def checked_output(name: object, config: BundleConfig) -> str:
@@ -275,14 +277,18 @@ def _classes(array: Array, output: RequestedOutput, labels: Sequence[str]) -> Ar
 
 
 def _parameters(item: Mapping[str, Any], where: str) -> dict[str, Any]:
-    parameters = item.get("parameters", {})
+    parameters = item.get("parameters")
+    if parameters is None:
+        return {}
     if not isinstance(parameters, dict):
         raise InputError("'parameters' is not an object", where=where)
     return parameters
 
 
 def _truth(parameters: Mapping[str, Any], name: str, where: str) -> bool:
-    value = parameters.get(name, False)
+    value = parameters.get(name)
+    if value is None:
+        return False
     if not isinstance(value, bool):
         raise InputError(f"{name!r} is neither true nor false", where=where)
     return value
