@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from tests.conftest import ROOT
 from tests.support.lowering import (
     Calibration,
@@ -36,6 +36,7 @@ from kedge_protocol.errors import (
 )
 from kedge_targets import registry, target
 from kedge_targets.graph import model_writer
+from kedge_targets.graph.rounding import sqnr_db
 from kedge_targets.numerics import Plan, Precision
 
 TARGET = "intel-cpu"
@@ -189,6 +190,29 @@ def test_an_operator_that_openvino_does_not_read_is_named_with_its_node(tmp_path
     model_writer.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
     with pytest.raises(UnsupportedOperatorError, match=r"node 'determinant': OpenVINO does not read operator 'Det'"):
         lower(TARGET, path, Precision.FLOAT32, Calibration("x", images(1)), tmp_path / "out")
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FLOAT32])
+def test_a_model_of_doubles_takes_and_gives_doubles(precision: Precision, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.standard_normal(shape), name) for name, shape in (("v", (8, 8)), ("w", (8, 4)))
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("MatMul", ["r", "w"], ["y"], name="second"),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["N", size]) for name, size in (("x", 8), ("y", 4))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    path = tmp_path / "doubles.onnx"
+    model_writer.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    calibration = Calibration("x", rng.standard_normal((32, 8)))
+    lowered = lower(TARGET, checked_copy(path, tmp_path), precision, calibration, tmp_path / "out")
+    fresh = rng.standard_normal((4, 8))
+    answer = executor(TARGET, lowered)({"x": fresh})["y"]
+    assert (lowered.inputs[0].dtype, lowered.outputs[0].dtype) == ("float64", "float64")
+    assert sqnr_db(float_answers(path, fresh), answer) > (20 if precision is Precision.INT8 else 80)
 
 
 def test_several_inputs_and_outputs_keep_their_order(tmp_path: Path) -> None:

@@ -194,6 +194,22 @@ def convert_to_float32(model: onnx.ModelProto, *, ends: bool = False) -> None:
         _convert(model, kind, ends=ends)
 
 
+def without_doubles(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which all that is float64 is float32, inputs and outputs included; the given model if none of
+    these is float64."""
+    import onnx
+
+    if all(
+        value.type.tensor_type.elem_type != onnx.TensorProto.DOUBLE
+        for value in (*model.graph.input, *model.graph.output)
+    ):
+        return model
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    _convert(made, onnx.TensorProto.DOUBLE, ends=True)
+    return made
+
+
 def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy that is entirely float32, inputs and outputs included."""
     import onnx

@@ -18,13 +18,14 @@ from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verifie
 from kedge_protocol.errors import ConfigError, LoweringError, TargetError, UnsupportedOperatorError
 from kedge_targets.backends.openvino import counting, devices, float_check, library, nncf_preparation, representation
 from kedge_targets.backends.openvino.reaching import Reaching
-from kedge_targets.backends.openvino.samples import Samples, at_once
+from kedge_targets.backends.openvino.samples import Samples, SingleCalibration, at_once
 from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
 from kedge_targets.contract import Array, Calibration, Lowered
 from kedge_targets.graph import (
     attention,
     batch,
     branches,
+    canonicalization,
     concat_scales,
     free_dimensions,
     layers,
@@ -128,7 +129,10 @@ class Compiler(CompilerTemplate):
 def _lower(job: LoweringJob, how: QuantizationScheme) -> Lowered:
     plan, workdir, wanted = job.plan, job.workdir, _settings(job)
     openvino = library.load()
-    given = _ready(model_reader.load(job.graph), job, wanted)
+    read = model_reader.load(job.graph)
+    if any(info.dtype == "float64" for info in signature.inputs(read)):
+        job = replace(job, calibration=SingleCalibration(job.calibration))
+    given = _ready(read, job, wanted)
     if wanted.kind == devices.NPU:
         job = replace(job, calibration=free_dimensions.FilledCalibration(job.calibration, given.trained))
     precision = plan_layers.leading(plan)
@@ -198,6 +202,7 @@ def _ready(read: onnx.ModelProto, job: LoweringJob, wanted: devices.Settings) ->
     if not wanted.on_cpu and batch.size(given) is None:
         # An NPU takes fixed shapes only, and a GPU compiles each size anew.
         given = batch.fix_batch(given, 1)
+    given = canonicalization.without_doubles(given)
     integers = plan_layers.leading(job.plan) is Precision.INT8
     rounded = integers and qdq_insertion.has_qdq(given)
     if integers and not rounded:
@@ -266,9 +271,9 @@ def _of_runtime(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _specs(trained: list[signature.TensorInfo], given: list[signature.TensorInfo]) -> tuple[TensorSpec, ...]:
-    """Return the trained model's tensors and the shapes in the file."""
+    """Return the trained model's tensors and the shapes and types in the file."""
     pairs = zip(signature.specs(trained), given, strict=True)
-    return tuple(replace(spec, file=replace(spec.file, shape=info.shape)) for spec, info in pairs)
+    return tuple(replace(spec, file=replace(spec.file, shape=info.shape, dtype=info.dtype)) for spec, info in pairs)
 
 
 def _read(openvino: Any, graph: Path, given: onnx.ModelProto) -> Any:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kedge_targets.contract import Array, Calibration
 from kedge_targets.graph import batch, signature
 
@@ -32,6 +34,24 @@ def at_once(given: onnx.ModelProto, options: Mapping[str, Any]) -> int | None:
     if any(any(axis is None for axis in info.shape[1:]) for info in signature.inputs(given)):
         return None
     return max(1, min(_TOGETHER, _BYTES // (4 * max(1, sum(sizes)))))
+
+
+class SingleCalibration:
+    """Calibration samples in float32 for those in float64, which the CPU plugin does not take."""
+
+    def __init__(self, inner: Calibration) -> None:
+        self._inner = inner
+
+    @property
+    def samples(self) -> int:
+        """Return the number of samples."""
+        return self._inner.samples
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        for sample in self._inner:
+            yield {
+                name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in sample.items()
+            }
 
 
 class Samples:
