@@ -165,12 +165,14 @@ class Loaded:
         """Start an answer; see :meth:`Model.generate`, and for ``whole``
         :meth:`kedge_agent.generation.generator.TextGenerator.stream`."""
         from kedge_agent.generation.constraint import from_options
+        from kedge_agent.generation.generator import check_options
         from kedge_agent.generation.sampling import split
 
         sampling, others = split(options)
         constraint, others = from_options(others)
         try:
             tokens, others = self.generator.prepared(prompt, others)
+            check_options(others)
             return self.begin(tokens, sampling=sampling, constraint=constraint, whole=whole, **others)
         except TypeError as error:
             raise InputError(f"an option is not known or of another type: {error}", where="generate") from error

@@ -17,6 +17,7 @@ from tests.support.installed import install
 import kedge
 from kedge.importing.decoders import reading
 from kedge_agent import Model, proving
+from kedge_agent.generation.engine import Engine
 from kedge_agent.generation.openai import OpenAiHandler
 from kedge_agent.serving.handler import Job, Request, Response
 from kedge_protocol.errors import BudgetError, ConfigError, DatasetError, InputError, ModelError, TargetError
@@ -136,15 +137,43 @@ def test_pieces_come_without_blocking_the_event_loop(model: Model) -> None:
     [
         ("a" * 80, {}, "the prompt has 81 tokens, the context 64"),
         ([{"content": "no role"}], {}, "has no role"),
-        ("a", {"max_tokens": 0}, "max_tokens is below 1"),
+        ("a", {"max_tokens": 0}, "max_tokens: is not a whole number from 1 on"),
+        ("a", {"max_tokens": 2.5}, "max_tokens: is not a whole number"),
+        ("a", {"seconds": "1"}, "seconds: is not a number"),
+        ("a", {"log_probabilities": "2"}, "log_probabilities: is not a whole number"),
+        ("a", {"seed": 1.5}, "seed is no whole number"),
+        ("\ud800", {}, "prompt: the text holds half a character"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], {}, r"messages\[0\].content: is neither a text nor"),
         ("a", {"temperature": -1}, "temperature is below 0"),
         ("a", {"stop": [""]}, "stop"),
-        ("a", {"no_such_option": 1}, "not known"),
+        ("a", {"no_such_option": 1}, "'no_such_option' is not known to this model. Known are .*max_tokens"),
     ],
 )
 def test_what_cannot_be_answered_is_an_error_at_once(model: Model, prompt: Any, options: Any, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         model.generate(prompt, **options)
+
+
+def test_messages_may_come_in_parts(model: Model) -> None:
+    parts = [{"type": "text", "text": "ab"}, {"type": "text", "text": "cd"}]
+    texts = [
+        model.generate([{"role": "user", "content": content}], max_tokens=5, ignore_end=True).tokens
+        for content in ("abcd", parts)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_an_answer_that_cannot_begin_is_told_and_the_next_one_is_written(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> bool:
+        raise RuntimeError("no such state")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Engine, "_begin", fails)
+        with pytest.raises(InputError, match="no such state"):
+            model.generate("a")
+    assert model.generate("a", max_tokens=1, ignore_end=True).tokens
 
 
 def test_an_answer_ends_where_the_context_does_and_never_shifts_it(model: Model) -> None:

@@ -142,8 +142,6 @@ class Engine:
             )
         if min(order.prompt) < 0 or max(order.prompt) >= session.vocabulary:
             raise InputError(f"a token lies outside the vocabulary of {session.vocabulary}")
-        if order.max_tokens < 1:
-            raise InputError("max_tokens is below 1")
         if order.reading is not None:
             session.check_source(order.reading.values)
         elif session.has_encoder:
@@ -186,7 +184,7 @@ class Engine:
             except Exception as error:
                 # Whatever a runtime may raise: these answers fail, later ones may not.
                 log.exception("a step failed")
-                self._fail(error if isinstance(error, KedgeError) else InputError(f"a step failed: {error}"))
+                self._fail(_told(error))
         self._fail(InputError("the model was closed"))
         self._session.close()
 
@@ -285,7 +283,12 @@ class Engine:
                 self._ended(ticket, reason)
                 ticket.put(reason)
                 continue
-            self._begin(ticket, free)
+            try:
+                self._begin(ticket, free)
+            except Exception as error:
+                if all(slot.ticket is not ticket for slot in self._slots):
+                    ticket.put(_told(error))  # nobody else knows of it any more
+                raise
 
     def _over(self, ticket: Ticket) -> str:
         return ticket.over or (TIMEOUT if time.monotonic() > self._until else "")
@@ -400,3 +403,8 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
             break
         count += 1
     return count
+
+
+def _told(error: Exception) -> Exception:
+    """Return what readers of an answer get for an error of a step."""
+    return error if isinstance(error, KedgeError) else InputError(f"a step failed: {error}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from kedge_agent.split.settings import SplitSettings
 
 MAX_STOP = 16
+
+
+_OPTIONS = ("max_tokens", "stop", "log_probabilities", "seconds", "ignore_end")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,6 +361,16 @@ class TextGenerator:
     def close(self) -> None:
         """End all answers and release the model."""
         self.engine.close()
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise :class:`InputError` for an option of an answer that is not known."""
+    unknown = sorted(set(options) - {*_OPTIONS, "reading"})
+    if unknown:
+        known = ", ".join(sorted({*_OPTIONS, *(one.name for one in fields(Sampling))}))
+        raise InputError(
+            f"the option {unknown[0]!r} is not known to this model", where="generate", remedy=f"Known are {known}"
+        )
 
 
 def _admit(config: BundleConfig) -> None:

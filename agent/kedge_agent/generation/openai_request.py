@@ -165,17 +165,7 @@ def _is_token(value: Any) -> bool:
 def _messages(value: Any) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
         raise RequestError("a list of messages was expected", where="messages")
-    return tuple({**one, "content": _content(one.get("content"), at)} for at, one in enumerate(value))
-
-
-def _content(value: Any, at: int) -> str:
-    """Return a message's text, which may come in parts."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    texts = [part.get("text") for part in value if isinstance(part, dict)] if isinstance(value, list) else [None]
-    if any(not isinstance(text, str) for text in texts) or len(texts) != len(value):
-        raise RequestError("only text is served", where=f"messages[{at}].content")
-    return "".join(str(text) for text in texts)
+    return tuple(value)
 
 
 def _stop(value: Any) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,8 @@ class Sampling:
             (0 < self.top_p <= 1, "top_p is not above 0 and up to 1"),
             (0 <= self.min_p <= 1, "min_p is not between 0 and 1"),
             (self.repetition_penalty > 0, "repetition_penalty is not above 0"),
+            (isinstance(self.top_k, Integral), "top_k is no whole number"),
+            (self.seed is None or isinstance(self.seed, Integral), "seed is no whole number"),
         )
         for holds, what in tests:
             if not holds:

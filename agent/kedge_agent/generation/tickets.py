@@ -6,6 +6,7 @@ import queue
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from kedge_agent.generation.reading import Reading
 from kedge_agent.generation.sampling import Sampling
 from kedge_protocol.bundle.generation import AnswerRules
-from kedge_protocol.errors import KedgeError
+from kedge_protocol.errors import InputError, KedgeError
 
 Array = npt.NDArray[Any]
 
@@ -53,6 +54,9 @@ class Order:
         matcher: what the answer has to match; None for any text.
         whole: whether the tokens are handed over at the end, all at once: waking a reader for each costs as much as a
             small model's step.
+
+    Raises:
+        InputError: a number is none, or out of range.
     """
 
     prompt: Sequence[int]
@@ -66,10 +70,31 @@ class Order:
     reading: Reading | None = None
     rules: AnswerRules = field(default_factory=AnswerRules)
 
+    def __post_init__(self) -> None:
+        # Before the engine has it: there a wrong type would fail everybody's step.
+        tops, seconds = self.top_log_probabilities, self.seconds
+        tests = (
+            ("prompt", all(_is_whole(one, 0) for one in self.prompt), "a list of tokens"),
+            ("max_tokens", _is_whole(self.max_tokens, 1), "a whole number from 1 on"),
+            ("log_probabilities", tops is None or _is_whole(tops, 0), "a whole number from 0 on"),
+            ("seconds", seconds is None or _is_time(seconds), "a number from 0 on"),
+        )
+        for where, holds, what in tests:
+            if not holds:
+                raise InputError(f"is not {what}", where=where)
+
     @property
     def prompt_tokens(self) -> int:
         """Return the number of tokens that are read."""
         return len(self.prompt) + (0 if self.reading is None else self.reading.tokens)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and int(value) >= least
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, Real) and float(value) >= 0
 
 
 @dataclass(frozen=True)

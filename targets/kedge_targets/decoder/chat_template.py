@@ -59,8 +59,8 @@ class ChatTemplate:
         """Render messages to the prompt for the next message.
 
         Args:
-            messages: mappings with ``role`` and ``content``; ``developer`` is ``system`` to a template that does not
-                know it.
+            messages: mappings with ``role`` and ``content``, a text or parts with a ``text`` each. ``developer`` is
+                ``system`` to a template that does not know it.
             tools: descriptions of functions in the template's form.
             prompt: whether the next message is the model's; False renders the messages alone.
 
@@ -72,7 +72,10 @@ class ChatTemplate:
             raise InputError("the model's chat template takes no tools", where="tools", remedy="Leave them out")
         variables = {
             **self._special,
-            "messages": [{**one, "role": self._roles.get(one["role"], one["role"])} for one in messages],
+            "messages": [
+                {**one, "role": self._roles.get(one["role"], one["role"]), "content": _content(one.get("content"), at)}
+                for at, one in enumerate(messages)
+            ],
             "tools": list(tools) if tools else None,
             "documents": None,
             "add_generation_prompt": prompt,
@@ -136,6 +139,16 @@ def check(messages: Any) -> None:
     for at, one in enumerate(messages):
         if not isinstance(one, Mapping) or not isinstance(one.get("role"), str):
             raise InputError("has no role", where=f"messages[{at}]", remedy="Give 'role' and 'content'")
+
+
+def _content(value: Any, at: int) -> str:
+    """Return a message's text: a template would write a list of parts down as Python does."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    texts = [part.get("text") for part in value if isinstance(part, Mapping)] if isinstance(value, list) else [None]
+    if any(not isinstance(text, str) for text in texts) or len(texts) != len(value):
+        raise InputError("is neither a text nor parts of text", where=f"messages[{at}].content")
+    return "".join(str(text) for text in texts)
 
 
 def _environment(bound: _Bound) -> Any:
