@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 
 CONTEXT = 2304
 SMALL, USUAL = "embedding-int4", "embedding-int8"
-OWN = {SMALL: "precision=int4,embedding=int4", USUAL: "precision=int4"}
+OWN = {SMALL: "precision=int4,embedding=int4,symmetric=true", USUAL: "precision=int4,symmetric=true"}
 """Kedge's files: the small one beside four bits throughout, the usual one beside five and six bits here and there."""
 KINDS = ("Q4_0", "Q4_1", "Q4_K_M")
 _SHORT, _LONG = 64, 2048

@@ -33,7 +33,9 @@ def session_of(
     context: int = 32,
     calibration: list[list[int]] | None = None,
     backend: str = _BACKEND,
+    stored: bool = True,
 ) -> DecoderSession:
+    """Compile and open a decoder; with ``stored`` False its caches stay float whatever the scheme says."""
     compiler = registry.compiler(backend).decoders()
     assert compiler is not None
     weights, spec = decoder.weights, decoder.spec
@@ -47,7 +49,8 @@ def session_of(
     workdir.mkdir(exist_ok=True)
     learned = references.embedded(spec, weights.outer("embedding"), ends.positions, calibration or [])
     layers = QuantizedLayers(LayerSource(spec, weights, compiler, context), scheme, learned, lambda done, total: None)
-    lowered = compiler.lower(spec, ends, layers, context=context, workdir=workdir)
+    pieces = layers if stored else lambda index: replace(layers(index), cache=None)
+    lowered = compiler.lower(spec, ends, pieces, context=context, workdir=workdir)
     return registry.runtime(backend).load_decoder(workdir / lowered.entry, {"threads": 1}, slots=slots, context=context)
 
 
@@ -77,6 +80,33 @@ def test_keys_and_values_in_int8_say_nearly_the_same_in_a_quarter_of_the_bytes(n
     error = np.concatenate(parts) - expected
     assert 0 < np.sqrt((error**2).mean()) / expected.std() < 0.02
     assert session.cache_bytes * 4 == whole.cache_bytes
+
+
+@pytest.mark.parametrize("name", list(decoders.CONFIGURATIONS))
+def test_layers_that_are_made_for_int8_compute_the_same_in_float(name: str, tmp_path: Path) -> None:
+    decoder = reading.read(decoders.folder(tmp_path / "model", name))
+    expected = decoders.PlainDecoder(decoder.spec, decoder.weights).logits(_TOKENS)
+    calibration = [[token] * 8 for token in range(3, 40)]
+    session = session_of(
+        decoder, tmp_path / "made", replace(FLOAT, cache="int8"), calibration=calibration, stored=False
+    )
+    found = session.extend(0, _TOKENS, keep=len(_TOKENS))
+    assert np.abs(found - expected).max() / expected.std() < 2e-5
+
+
+def test_the_values_of_a_first_token_that_all_look_at_are_nearly_exact_in_int8(tmp_path: Path) -> None:
+    """Its values are small, and a scale that fits the others is coarse for them."""
+    decoder = reading.read(decoders.folder(tmp_path / "model", "llama"))
+    compiler = registry.compiler(_BACKEND).decoders()
+    assert compiler is not None
+    calibration = [[3, token, token + 1, token + 2] for token in range(4, 60)]
+    embedding = decoder.weights.outer("embedding")
+    embedded = references.embedded(decoder.spec, embedding, None, calibration)
+    source = LayerSource(decoder.spec, decoder.weights, compiler, 32)
+    made = QuantizedLayers(source, replace(FLOAT, cache="int8"), embedded, lambda done, total: None)(0)
+    _, values = source.runner(0, made).cached(embedded[0])
+    assert np.abs(values[:, 0]).max() < 1e-5
+    assert np.abs(values[:, 1:]).max() > 1e-2
 
 
 def test_keys_in_int8_fit_at_positions_that_calibration_never_reached(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_what_was_filled_keeps_its_values() -> None:
     assert np.array_equal(filled, np.arange(len(filled)))
 
 
-def test_a_system_that_names_no_regions_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huge_pages, "_MAPS", huge_pages.Path("/nonexistent/maps"))
+def test_a_system_that_names_no_regions_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huge_pages, "_MAPS", tmp_path / "maps")
     with huge_pages.moving():
         pass

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kedge.quantization import decoder_cache
 from kedge.quantization.decoder_scheme import Scheme
 from kedge_targets.decoder import layout as layouts
 from kedge_targets.decoder import rounding
@@ -16,11 +17,6 @@ from kedge_targets.decoder.matrix import Codes, Matrix, real
 from kedge_targets.decoder.plan import PROBE_OF, CacheScales, Piece
 from kedge_targets.decoder.rounding import Grid
 from kedge_targets.decoder.spec import Array, DecoderSpec, Weights
-
-_CODES = 127
-"""Largest code of int8 that is used."""
-_SMALLEST = 1e-6
-"""Scales are above 0 even for channels that are always 0."""
 
 Heard = Callable[[int, int], None]
 """Called with the number of layers done and the total number of layers."""
@@ -73,6 +69,9 @@ class QuantizedLayers:
     def __call__(self, index: int) -> Piece:
         piece, scheme = self._source.piece(index), self._scheme
         self._heard(index, len(self._source.spec.layers))
+        if scheme.cache == "int8":
+            _, values = self._cached(self._source.runner(index, piece))
+            piece = decoder_cache.shifted(self._source.spec, piece, values)
         products, outputs = self._products(index, piece) if scheme.learns else ({}, [])
         matrices: dict[str, Matrix] = {
             name: self._rounded(index, name, real(matrix), products)
@@ -93,19 +92,26 @@ class QuantizedLayers:
 
     def _cache_scales(self, index: int, runner: LayerRunner) -> CacheScales:
         """Return scales for each channel of a layer's keys and values, from the calibration."""
+        keys, values = self._cached(runner)
+        first = np.mean([one[:, 0] for one in keys], axis=0)
+        return decoder_cache.scales(self._anywhere(index, keys), values, first)
+
+    def _cached(self, runner: LayerRunner) -> tuple[list[Array], list[Array]]:
+        """Return a layer's keys and values of each calibration text."""
+        found = [runner.cached(hidden) for hidden in self._hidden]
+        return [key for key, _ in found], [value for _, value in found]
+
+    def _anywhere(self, index: int, keys: list[Array]) -> list[Array]:
+        """Return keys as at random later positions: calibration texts are short, and rotation moves a pair's length
+        between its channels."""
         source = self._source
-        layout = source.compiler.layout(source.spec)
-        frequencies = layout.frequencies(source.spec, source.spec.layers[index])
+        frequencies = source.compiler.layout(source.spec).frequencies(source.spec, source.spec.layers[index])
         random = np.random.default_rng(index)
-        keys, values = [], []
-        for hidden in self._hidden:
-            key, value = runner.cached(hidden)
-            later = random.uniform(0, max(source.context - len(hidden), 0), len(hidden))
-            keys.append(_turned(key, np.outer(later, frequencies)))
-            values.append(value)
-        return CacheScales(
-            keys=_best_scales(np.concatenate(keys, axis=1)), values=_best_scales(np.concatenate(values, axis=1))
-        )
+        found = []
+        for key in keys:
+            later = random.uniform(0, max(source.context - key.shape[1], 0), key.shape[1])
+            found.append(decoder_cache.rotated(key, np.outer(later, frequencies)))
+        return found
 
     def _products(self, index: int, piece: Piece) -> tuple[dict[str, Array], list[Array]]:
         """Return X'X of each probe over the calibration, and the float layer's outputs."""
@@ -145,34 +151,6 @@ def _damage(outputs: list[Array], wanted: list[Array]) -> float:
         for one, other in zip(outputs, wanted, strict=True)
     ]
     return float(np.concatenate(shares).mean())
-
-
-def _turned(keys: Array, angles: Array) -> Array:
-    """Return keys [heads, positions, size] rotated on by these angles, radians [positions, size / 2], as at later
-    positions. Calibration texts are short, and rotation moves a pair's length between its channels."""
-    half = keys.shape[-1] // 2
-    first, second = keys[..., :half], keys[..., half:]
-    cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-    found: Array = np.concatenate([first * cosines - second * sines, second * cosines + first * sines], axis=-1)
-    return found
-
-
-def _best_scales(values: Array) -> Array:
-    """Return for each channel the scale with the least squared error of rounding and clipping, float32 [heads, size].
-
-    Args:
-        values: float32 [heads, positions, size].
-    """
-    largest = np.maximum(np.abs(values).max(axis=1), _SMALLEST)
-    best, least = largest / _CODES, np.full(largest.shape, np.inf)
-    for share in np.linspace(0.4, 1, 13):
-        scales = (largest * np.float32(share)) / _CODES
-        codes = np.clip(np.rint(values / scales[:, None]), -_CODES - 1, _CODES)
-        errors = ((codes * scales[:, None] - values) ** 2).mean(axis=1)
-        better = errors < least
-        best, least = np.where(better, scales, best), np.where(better, errors, least)
-    found: Array = best.astype(np.float32)
-    return found
 
 
 def stored(matrix: Matrix, precision: str) -> Matrix:
