@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from kedge_protocol.errors import LoweringError
 from kedge_targets.graph import dead_code, layers, quantizers, ranges, rounding, topological_order
+from kedge_targets.graph.names import Names
 from kedge_targets.graph.qonnx_nodes import DOMAIN, VERSION
 from kedge_targets.graph.quantizers import FABRIC, Quantizer, Style, style_for, style_of, tensors
 from kedge_targets.graph.wiring import Wiring
@@ -133,8 +134,7 @@ class _Inserting:
         self._style = style
         self._wiring = Wiring(model)
         self._nodes = {node.name: node for node in model.graph.node}
-        self._taken = {tensor.name for tensor in model.graph.initializer}
-        self._taken |= {value.name for value in model.graph.input} | set(self._wiring.maker)
+        self._names = Names(model)
         self._new: list[onnx.NodeProto] = []
         self._shared: dict[tuple[str, str], str] = {}
         self._types = {value.name: value for value in (*model.graph.value_info, *model.graph.input)}
@@ -215,7 +215,7 @@ class _Inserting:
         ends: dict[str, str] = {}
         reduce_by_input = self._opset() >= 18
         for end, reduce, pick in (("min", "ReduceMin", "Min"), ("max", "ReduceMax", "Max")):
-            reached, ends[end] = self._name(f"{base}_{reduce}"), self._name(f"{base}_{end}")
+            reached, ends[end] = self._names.fresh(f"{base}_{reduce}"), self._names.fresh(f"{base}_{end}")
             axes = list(range(1, rank))
             if reduce_by_input:
                 axes_name = self._constant(f"{base}_axes", np.array(axes, dtype=np.int64))
@@ -223,8 +223,10 @@ class _Inserting:
             else:
                 self._new.append(node(reduce, [base], [reached], name=reached, keepdims=1, axes=axes))
             self._new.append(node(pick, [reached, zero], [ends[end]], name=ends[end]))
-        width, step, scale = (self._name(f"{base}_{part}") for part in ("width", "step", "dynamic_scale"))
-        low, quotient, zero_point = (self._name(f"{base}_{part}") for part in ("low", "quotient", "dynamic_zero"))
+        width, step, scale = (self._names.fresh(f"{base}_{part}") for part in ("width", "step", "dynamic_scale"))
+        low, quotient, zero_point = (
+            self._names.fresh(f"{base}_{part}") for part in ("low", "quotient", "dynamic_zero")
+        )
         levels = self._number(float(2**one.bits - 1))
         self._new += [
             node("Sub", [ends["max"], ends["min"]], [width], name=width),
@@ -243,7 +245,7 @@ class _Inserting:
     def _quant(self, tensor: str, scale: str, zero: str, bits: int, *, signed: bool, narrow: bool) -> str:
         import onnx
 
-        output = self._name(f"{tensor}{_SUFFIX}")
+        output = self._names.fresh(f"{tensor}{_SUFFIX}")
         self._new.append(
             onnx.helper.make_node(
                 QUANT,
@@ -266,24 +268,16 @@ class _Inserting:
         """Add a scalar; equal ones are stored once."""
         key = ("number", np.float32(value).tobytes().hex())
         if key not in self._shared:
-            self._shared[key] = self._store(self._name(f"number_{value:g}"), np.array(value, dtype=np.float32))
+            self._shared[key] = self._store(self._names.fresh(f"number_{value:g}"), np.array(value, dtype=np.float32))
         return self._shared[key]
 
     def _constant(self, name: str, value: Any) -> str:
-        return self._store(self._name(name), value)
+        return self._store(self._names.fresh(name), value)
 
     def _store(self, name: str, value: Any) -> str:
         import onnx
 
         self._model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, order="C"), name))
-        return name
-
-    def _name(self, base: str) -> str:
-        name, count = base, 1
-        while name in self._taken:
-            count += 1
-            name = f"{base}_{count}"
-        self._taken.add(name)
         return name
 
     def finish(self) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from kedge_protocol.errors import ModelError, UnsupportedOperatorError
 from kedge_targets.graph import dead_code
+from kedge_targets.graph.names import Names
 from kedge_targets.graph.qonnx_nodes import DOMAIN, OPERATORS, is_ours, is_quantized, normalize
 from kedge_targets.graph.wiring import Wiring
 
@@ -88,8 +89,7 @@ class _Builder:
     def __init__(self, model: onnx.ModelProto, wiring: Wiring) -> None:
         self._model = model
         self._wiring = wiring
-        self._taken = {tensor.name for tensor in model.graph.initializer} | set(wiring.maker)
-        self._taken |= {value.name for value in model.graph.input}
+        self._names = Names(model)
         self._stored: dict[tuple[str, str, bytes], str] = {}
         self._ranks = {
             value.name: len(value.type.tensor_type.shape.dim)
@@ -108,7 +108,7 @@ class _Builder:
         import onnx
 
         base = self._node.output[0] if self._node is not None else "expanded"
-        made = output or self._name(f"{base}_{operator}")
+        made = output or self._names.fresh(f"{base}_{operator}")
         name = self._node.name if output and self._node is not None else made
         self.nodes.append(onnx.helper.make_node(operator, list(inputs), [made], name=name, **attributes))
         return made
@@ -120,7 +120,7 @@ class _Builder:
         array = np.asarray(value, dtype=dtype, order="C")
         key = (str(array.dtype), str(array.shape), array.tobytes())
         if key not in self._stored:
-            name = self._stored[key] = self._name(f"qonnx_{len(self._stored)}")
+            name = self._stored[key] = self._names.fresh(f"qonnx_{len(self._stored)}")
             self._model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
         return self._stored[key]
 
@@ -163,14 +163,6 @@ class _Builder:
         if self._node is None:
             raise ModelError("no node was begun")
         return self._node
-
-    def _name(self, base: str) -> str:
-        name, count = base, 1
-        while name in self._taken:
-            count += 1
-            name = f"{base}_{count}"
-        self._taken.add(name)
-        return name
 
 
 def _quant(node: onnx.NodeProto, builder: _Builder) -> None:

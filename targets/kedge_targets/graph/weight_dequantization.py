@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from kedge_targets.graph import dead_code, gptq, weight_encodings
 from kedge_targets.graph.layers import layers
+from kedge_targets.graph.names import Names
 from kedge_targets.graph.weight_encodings import Encoded
 from kedge_targets.numerics import Family, Precision
 
@@ -94,7 +95,7 @@ class _Writer:
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._nodes = {node.name: node for node in model.graph.node}
         self._ranks = _ranks(model)
-        self._taken = {tensor for node in model.graph.node for tensor in node.output} | set(self._initializers)
+        self._names = Names(model)
         self._first: list[onnx.NodeProto] = []
         self._around: dict[str, tuple[list[onnx.NodeProto], list[onnx.NodeProto]]] = {}
         self._encoded: dict[tuple[str, Precision, int], Encoded] = {}
@@ -293,12 +294,7 @@ class _Writer:
 
     def fresh(self, base: str) -> str:
         """Return an unused tensor name."""
-        name, count = base, 1
-        while name in self._taken:
-            count += 1
-            name = f"{base}_{count}"
-        self._taken.add(name)
-        return name
+        return self._names.fresh(base)
 
 
 class _Nodes:
