@@ -228,7 +228,7 @@ class EffectRunner:
         self._post(events.Proving(action.model, digest_))
         folder = self._folder(action.model)
         try:
-            self._room.make(folder, action.bundle.config, on_progress)
+            self._room.make(folder, action.bundle.config, on_progress, beside=action.beside)
             slot = folder.slot(digest_)
             proof = self._prover(slot.folder, action.bundle.config, self._limits, folder.cache, on_progress)
         except Exception as failure:

@@ -16,6 +16,8 @@ DECLARED = "memory_bytes"
 """The figure by which a loaded language model reports the memory that its bundle declares."""
 SWITCH_SECONDS = 300.0
 """How long a version's answers go on after a switch, and before it makes way."""
+_BARE = 100 << 20
+"""Bytes of a serving process beside its models: 107 MiB were measured, 139 with a tokenizer (docs/benchmarks.md)."""
 _LOOK = 0.25
 """Seconds between two looks at whether the old version has gone."""
 _FREED = 3.0
@@ -48,23 +50,32 @@ class Room:
         available = memory.of_device().available
         if self._limit:
             available = min(available, self._limit - held - (memory.resident() or 0))
-        return available - max(0, declared - held)
+        return available - _promised(declared, held)
 
-    def make(self, folder: ModelFolder, config: BundleConfig, on_progress: Callable[[str], None]) -> None:
+    def make(
+        self,
+        folder: ModelFolder,
+        config: BundleConfig,
+        on_progress: Callable[[str], None],
+        *,
+        beside: bool = False,
+    ) -> None:
         """Make room for a bundle: if it does not fit beside the version that the serving process has, that one ends its
         answers within :data:`SWITCH_SECONDS` and is let go, until :meth:`ModelFolder.take_back`.
 
         Args:
             on_progress: called with a description while it waits.
+            beside: whether both are to run (a shadow): then nothing makes way.
 
         Raises:
-            IncompatibleError: it does not fit either without the old version; the message gives the numbers.
+            IncompatibleError: it does not fit, or does not either without the old version; the message gives the
+                numbers.
         """
         needed = config.resources.memory_bytes
         if needed <= self.free() or not self.total():
             return
         current, served = folder.current(), folder.serving()
-        if current is None or served is None or served.error is not None or served.digest != current.digest:
+        if beside or current is None or served is None or served.error is not None or served.digest != current.digest:
             self._require(needed, config)
         elif needed > self.free() + (old := current.bundle().config).resources.memory_bytes:
             self._require(needed, config, f", and version {old.version} would give back {_mib(old)}")
@@ -97,8 +108,13 @@ def fits_beside(config: BundleConfig, old: BundleConfig) -> bool:
     if not device.total or old.generation is None:
         promised = 0
     else:
-        promised = max(0, old.resources.memory_bytes - (memory.resident() or 0))
+        promised = _promised(old.resources.memory_bytes, memory.resident() or 0)
     return not device.total or config.resources.memory_bytes <= device.available - promised
+
+
+def _promised(declared: int, held: int) -> int:
+    """Return what language models in a process may still take of what they declare."""
+    return max(0, declared - max(0, held - _BARE))
 
 
 def _gone(served: Serving | None) -> bool:

@@ -25,10 +25,10 @@ MIB = 1 << 20
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelFolder:
-    """A device of 1000 MiB, 600 of them free; this process plays the serving one: it holds 100 MiB and has loaded a
-    model that declares 300."""
+    """A device of 1000 MiB, 600 of them free; this process plays the serving one: it holds 200 MiB, 100 of them without
+    models, and has loaded one that declares 300."""
     monkeypatch.setattr(memory, "of_device", lambda: memory.DeviceMemory(1000 * MIB, 600 * MIB))
-    monkeypatch.setattr(memory, "resident", lambda pid=None: 100 * MIB if pid in (None, os.getpid()) else None)
+    monkeypatch.setattr(memory, "resident", lambda pid=None: 200 * MIB if pid in (None, os.getpid()) else None)
     monkeypatch.setattr(room, "_LOOK", 0.001)
     monkeypatch.setattr(room, "_FREED", 0.02)
     found = install(tmp_path, make_bundle(tmp_path))
@@ -49,7 +49,7 @@ def _needs(folder: ModelFolder, mib: int) -> BundleConfig:
 
 def test_what_is_promised_and_not_taken_yet_is_not_free(folder: ModelFolder) -> None:
     assert Room(folder.state).free() == (600 - 200) * MIB
-    assert Room(folder.state, 500 * MIB).free() == (500 - 2 * 100 - 200) * MIB
+    assert Room(folder.state, 700 * MIB).free() == (700 - 2 * 200 - 200) * MIB
     assert (Room(folder.state).total(), Room(folder.state, 500 * MIB).total()) == (1000 * MIB, 500 * MIB)
     _say(folder, {})
     assert Room(folder.state).free() == 600 * MIB
@@ -91,6 +91,14 @@ def test_a_bundle_without_room_even_then_is_refused_with_the_numbers_and_the_old
     assert not folder.gives_way(current.digest)
 
 
+def test_nothing_makes_way_for_a_shadow(folder: ModelFolder) -> None:
+    current = folder.current()
+    assert current is not None
+    with pytest.raises(IncompatibleError, match="401 MiB of memory; 400 MiB of 1000 MiB are free for it"):
+        Room(folder.state).make(folder, _needs(folder, 401), lambda _: pytest.fail("it waited"), beside=True)
+    assert not folder.gives_way(current.digest)
+
+
 def test_memory_that_others_took_meanwhile_is_a_refusal_too(
     folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +112,7 @@ def test_memory_that_others_took_meanwhile_is_a_refusal_too(
 
 def test_a_serving_process_that_died_is_not_waited_for(folder: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "SWITCH_SECONDS", 1e9)
-    monkeypatch.setattr(memory, "resident", lambda pid=None: None if pid else 100 * MIB)
+    monkeypatch.setattr(memory, "resident", lambda pid=None: None if pid else 200 * MIB)
     Room(folder.state).make(folder, _needs(folder, 600), lambda _: pytest.fail("it waited"))
 
 

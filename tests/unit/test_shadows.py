@@ -76,6 +76,8 @@ def test_a_shadow_is_pulled_and_proved_beside_the_model_that_serves_on(world: Wo
     shadow = world.models["digits"].shadow
     assert shadow is not None
     assert (shadow.digest, shadow.state) == (new.digest, ModelState.SERVING)
+    proofs = [one for one in world.log if isinstance(one, actions.Prove)]
+    assert [(one.bundle.digest, one.beside) for one in proofs] == [(own.digest, False), (new.digest, True)]
     start = actions.StartShadow(model="digits", digest=new.digest, beside=own.digest, share=0.2, memory_bytes=1 << 20)
     assert told(world) == [start]
     # Cleaning up leaves its files alone.

@@ -86,10 +86,15 @@ class Assemble:
 
 @dataclass(frozen=True)
 class Prove:
-    """Run the golden vectors in the worker → ``Proved``."""
+    """Run the golden vectors in the worker → ``Proved``.
+
+    Attributes:
+        beside: whether the version that serves stays in memory whatever is needed: the bundle is to run beside it.
+    """
 
     model: str
     bundle: Bundle
+    beside: bool = False
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,8 @@ class ModelUpdate:
                 self.fail("check", event.error)
                 return
             self._go(Step.PROVE)
-            self._context.emit(actions.Prove(self.name, self._bundle))
+            shadow = self._run is not None and self._then is Step.SHADOW
+            self._context.emit(actions.Prove(self.name, self._bundle, beside=shadow))
 
     def proving(self, event: events.Proving) -> None:
         """Handle progress of the proof."""
