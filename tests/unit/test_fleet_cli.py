@@ -115,6 +115,7 @@ def test_counts_come_first_and_lists_are_filtered_paged_and_told_of(kedge: Run, 
     only = kedge("rollout", "status", "1", "--only", "superseded").stdout
     assert "rollout 2 took it over" in only
     assert "d0" not in only
+    assert "none of its devices meets --only and --select" in kedge("rollout", "status", "1", "--only", "done").stderr
     assert [
         one["device"] for one in as_json(kedge("rollout", "status", "1", "--select", "half=0", "--json"))["devices"]
     ]

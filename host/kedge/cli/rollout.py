@@ -205,6 +205,9 @@ def _show(status: RolloutStatus, offset: int, *, each_gate: bool) -> None:
             shared.print_line(line)
     for choice in status.choices:
         shared.print_line(choice_text(choice))
+    if status.counts and not status.matching:
+        click.echo("none of its devices meets --only and --select", err=True)
+        return
     table(
         ("device", "target", "progress", "wanted", "serves", "sent", "received", "detail"),
         [_row(one) for one in status.devices],
