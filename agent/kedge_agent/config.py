@@ -7,8 +7,7 @@ from pathlib import Path
 
 from kedge_agent.proving import ProofLimits
 from kedge_agent.samples.runner import SampleLimits
-from kedge_agent.serving import access
-from kedge_agent.serving.settings import ServerSettings
+from kedge_agent.serving.settings import ServerSettings, checked_access, checked_exposure
 from kedge_agent.shadow.runner import ShadowLimits
 from kedge_agent.slots import default_state
 from kedge_agent.split.settings import SplitSettings
@@ -375,9 +374,9 @@ def _server(table: ServeTable, folder: Path, load_seconds: float) -> ServerSetti
     if table.enabled:
         addresses.parse(table.listen, where="serve.listen")
         settings.token()
-        access.checked(settings)
+        checked_access(settings)
         for address in (table.listen, *([table.grpc] if table.grpc else ())):
-            access.checked_exposure(address, settings, insecure=table.insecure)
+            checked_exposure(address, settings, insecure=table.insecure)
     return settings
 
 

@@ -12,7 +12,7 @@ from tests.unit.test_http_server import Running, run
 
 from kedge_agent.serving import access
 from kedge_agent.serving.http_server import HttpServer
-from kedge_agent.serving.settings import ServerSettings, address_of, listening_socket
+from kedge_agent.serving.settings import ServerSettings, address_of, checked_access, checked_exposure, listening_socket
 from kedge_protocol.errors import ConfigError
 
 pytestmark = pytest.mark.device
@@ -136,12 +136,12 @@ def test_a_unix_socket_beside_loopback_takes_any_name(tmp_path: Path) -> None:
 
 def test_beyond_this_machine_it_is_not_opened_to_everybody(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError, match="asked for nothing"):
-        access.checked_exposure("0.0.0.0:8080", ServerSettings(), insecure=False)
-    access.checked_exposure("0.0.0.0:8080", ServerSettings(token_file="t"), insecure=False)
-    access.checked_exposure("127.0.0.1:8080", ServerSettings(), insecure=False)
-    access.checked_exposure("unix:/x", ServerSettings(), insecure=False)
+        checked_exposure("0.0.0.0:8080", ServerSettings(), insecure=False)
+    checked_exposure("0.0.0.0:8080", ServerSettings(token_file="t"), insecure=False)
+    checked_exposure("127.0.0.1:8080", ServerSettings(), insecure=False)
+    checked_exposure("unix:/x", ServerSettings(), insecure=False)
     assert not caplog.records
-    access.checked_exposure("[::]:8080", ServerSettings(), insecure=True)
+    checked_exposure("[::]:8080", ServerSettings(), insecure=True)
     assert "OPEN TO EVERYBODY" in caplog.text
 
 
@@ -159,8 +159,8 @@ def test_beyond_this_machine_it_is_not_opened_to_everybody(caplog: pytest.LogCap
 )
 def test_settings_that_do_not_do_what_they_seem_to_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        access.checked(ServerSettings(**changes))
-    access.checked(ServerSettings(cors_origins=("*", PAGE, "http://localhost:3000", "null"), allowed_hosts=("edge",)))
+        checked_access(ServerSettings(**changes))
+    checked_access(ServerSettings(cors_origins=("*", PAGE, "http://localhost:3000", "null"), allowed_hosts=("edge",)))
 
 
 @pytest.mark.parametrize("missing", ["tls_cert", "tls_key", "tls_client_ca"])

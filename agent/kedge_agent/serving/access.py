@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-import logging
-import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,15 +18,12 @@ if TYPE_CHECKING:
 
     from kedge_agent.serving.settings import ServerSettings
 
-log = logging.getLogger("kedge.serving")
-
 _PREFLIGHT_SECONDS = 600
 _REMEMBERED = 256
 """Names of this machine that are looked up once."""
 _LONGEST_REMEMBERED = 256
 _READING = ("GET", "HEAD", "OPTIONS")
 _OWN_PAGE = ("same-origin", "none")
-_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s]+\Z")
 _OUR_FIELDS = "Authorization, Content-Type, Inference-Header-Content-Length"
 
 
@@ -116,48 +111,6 @@ class Access:
         host = authority.lower()
         bare = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         return bare == "localhost" or bare.endswith(".localhost") or bare in self._hosts or _is_address(bare)
-
-
-def checked(settings: ServerSettings) -> None:
-    """Check that the rules of access say what they seem to.
-
-    Raises:
-        ConfigError: certificates are asked for without TLS, or an origin or a host is malformed.
-    """
-    if settings.tls_cert is None and (settings.tls_client_ca or settings.tls_key):
-        raise ConfigError(
-            "a client CA or a key is given, and no certificate: there is no TLS without the server's own",
-            where=settings.tls_client_ca or settings.tls_key,
-            remedy="Give the server's certificate too (--tls-cert, or tls_cert in [serve])",
-        )
-    for origin in settings.cors_origins:
-        if origin not in ("*", "null") and not _ORIGIN.match(origin):
-            raise ConfigError(
-                f"{origin!r} is no origin of web pages",
-                remedy="Use scheme://host or scheme://host:port without a path, as https://app.example; or *",
-            )
-    for host in settings.allowed_hosts:
-        if not host or set("/:@ ").intersection(host):
-            raise ConfigError(f"{host!r} is no host name", remedy="Use a name without scheme and port: edge.example")
-
-
-def checked_exposure(listen: str, settings: ServerSettings, *, insecure: bool) -> None:
-    """Check that clients from other machines must present a token or a certificate.
-
-    Raises:
-        ConfigError: an address beyond loopback with neither, without ``insecure``.
-    """
-    asks = settings.token_file is not None or settings.tls_client_ca is not None
-    if listen.startswith("unix:") or addresses.is_loopback(addresses.parse(listen, any_port=True)[0]) or asks:
-        return
-    if not insecure:
-        raise ConfigError(
-            "can be reached from other machines, and clients are asked for nothing",
-            where=listen,
-            remedy="Ask them for a token (--token-file, or token_file in [serve]) or a certificate (--tls-client-ca, "
-            "tls_client_ca), listen on 127.0.0.1, or let everybody in (--insecure, insecure = true)",
-        )
-    log.warning("%s IS OPEN TO EVERYBODY who reaches this machine: no token, no client certificate", listen)
 
 
 def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:

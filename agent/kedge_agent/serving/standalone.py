@@ -16,9 +16,9 @@ from pathlib import Path
 
 from kedge_agent.opening import chosen_target
 from kedge_agent.own_proofs import OwnProofs
-from kedge_agent.serving import access
+from kedge_agent.serving.access import tls_context
 from kedge_agent.serving.registry_client import RegistryClient, parse_reference
-from kedge_agent.serving.settings import ServerSettings, address_of
+from kedge_agent.serving.settings import ServerSettings, address_of, checked_access, checked_exposure
 from kedge_agent.serving.supervisor import ServingSupervisor
 from kedge_agent.slots import VERSIONS, ModelFolder, Slot, default_state, further_states, model_names
 from kedge_protocol import digest
@@ -71,10 +71,10 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     settings = replace(settings or ServerSettings(), fleet=False, cascade=True)
     settings.token()
-    access.checked(settings)
-    access.tls_context(settings)
+    checked_access(settings)
+    tls_context(settings)
     for address in (*listen, *([settings.grpc_listen] if settings.grpc_listen else ())):
-        access.checked_exposure(address, settings, insecure=insecure)
+        checked_exposure(address, settings, insecure=insecure)
     with tempfile.TemporaryDirectory(prefix="kedge-serve-") as scratch:
         state = state or default_state()
         installed = [install(one, Path(scratch), target=target, backend=backend, state=state) for one in sources]
