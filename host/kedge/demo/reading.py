@@ -47,7 +47,8 @@ def _say_how_to_look(folder: Path, site: Site) -> None:
 
 
 def _chapters(folder: Path, site: Site) -> None:
-    say("1. Train three small models on drawn text: one finds lines, one tells upside down, one reads\n")
+    say("1. Train three small models on drawn text: one finds lines, one tells upside down, one reads")
+    say("   (about a minute and a half on two idle cores)\n")
     for name, train, size, output in (
         ("find", readers.finder, readers.PAGE, "map"),
         ("turn", readers.direction, (128, lettering.LINE_HEIGHT), "scores"),
