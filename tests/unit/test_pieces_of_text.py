@@ -81,6 +81,12 @@ def test_an_answer_begins_with_the_space_of_its_first_word_where_it_goes_on_with
     assert pieces.add(2) + pieces.add(3) + pieces.end() == f"{text}on"
 
 
+@given(st.text(alphabet="ab🐢é거", min_size=1, max_size=4), st.text(alphabet="ab🐢é", max_size=4))
+def test_nothing_of_the_text_before_is_shown_whatever_token_it_ends_with(before: str, text: str) -> None:
+    pieces = TextPieces(TOKENIZER, after=TOKENIZER.encode(before).ids[-1])
+    assert "".join(map(pieces.add, TOKENIZER.encode(text).ids)) + pieces.end() == text
+
+
 def test_what_tokens_stand_for_together_is_the_text() -> None:
     words = TokenBytes(_words_tokenizer())
     assert b"".join(map(words, [1, 2, 3, 4, 5, 6, 7])) == " once uponon🐢".encode()

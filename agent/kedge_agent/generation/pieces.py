@@ -24,7 +24,8 @@ class TextPieces:
 
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
-        if after is not None:
+        # The last bytes of a character are no text by themselves, and would be shown as one that is damaged.
+        if after is not None and "\N{REPLACEMENT CHARACTER}" not in tokenizer.decode([after]):
             self._stream.step(tokenizer, after)
         self._stop = [text for text in stop if text]
         self._held = ""
