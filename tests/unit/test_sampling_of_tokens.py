@@ -65,3 +65,15 @@ def test_log_probabilities_sum_up_to_one_and_the_best_come_first(logits: list[fl
     found = log_probabilities(array, 0, top)[1]
     assert len(found) == min(top, len(logits))
     assert [value for _, value in found] == sorted((value for _, value in found), reverse=True)
+
+
+def test_logits_that_differ_a_little_give_the_same_tokens_for_the_same_seeds() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 2, 5000).astype(np.float32)
+    near = (logits + random.normal(0, 0.05, 5000)).astype(np.float32)
+    same = [
+        Sampler(Sampling(temperature=1, seed=seed)).pick(logits, [])
+        == Sampler(Sampling(temperature=1, seed=seed)).pick(near, [])
+        for seed in range(200)
+    ]
+    assert np.mean(same) > 0.9

@@ -90,14 +90,17 @@ class Sampler:
             logits[at] = np.where(some > 0, some / how.repetition_penalty, some * how.repetition_penalty)
         if how.temperature == 0:
             return int(logits.argmax())
-        allowed, probabilities = self._allowed(logits.astype(np.float64) / how.temperature)
-        place = int(
-            np.searchsorted(np.cumsum(probabilities), self._random.random() * probabilities.sum(), side="right")
-        )
-        return int(allowed[min(place, len(allowed) - 1)])
+        scaled = logits.astype(np.float64) / how.temperature
+        # The Gumbel-max trick (Yellott, 1977): each token has a noise of its own, so that logits which differ a little
+        # (steps of other shapes give such) seldom lead to another token for the same seed.
+        noise = -np.log(np.maximum(self._random.standard_exponential(len(scaled)), 1e-300))
+        if how.top_k == 0 and how.top_p == 1 and how.min_p == 0:
+            return int((scaled + noise).argmax())
+        allowed = self._allowed(scaled)
+        return int(allowed[(scaled[allowed] + noise[allowed]).argmax()])
 
-    def _allowed(self, logits: Array) -> tuple[Array, Array]:
-        """Return the tokens that may be picked, most likely first, and their probabilities."""
+    def _allowed(self, logits: Array) -> Array:
+        """Return the tokens that may be picked, most likely first."""
         how = self._sampling
         if 0 < how.top_k < len(logits):
             kept = np.argpartition(-logits, how.top_k - 1)[: how.top_k]
@@ -111,7 +114,7 @@ class Sampler:
             count = int(np.searchsorted(np.cumsum(probabilities), how.top_p)) + 1
         if how.min_p > 0:
             count = min(count, int((probabilities >= how.min_p * probabilities[0]).sum()))
-        return order[: max(count, 1)], probabilities[: max(count, 1)]
+        return order[: max(count, 1)]
 
 
 def log_probabilities(logits: Array, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
