@@ -283,6 +283,7 @@ def test_what_cannot_be_split_is_refused_early(place: Path, tmp_path: Path) -> N
     with pytest.raises(TargetError, match="the fullest of 2 devices"):
         split_models.compiled(tmp_path, "out", parts=2, targets=[str(small)])
     assert not (tmp_path / "out").exists()
+    (tmp_path / "m.onnx").write_bytes(b"")
     with pytest.raises(ConfigError, match="language models only"):
         kedge.compile(
             tmp_path / "m.onnx", name="m", version="1", targets=["generic-cpu"], split=2,
