@@ -26,6 +26,36 @@ def test_memory_is_read_in_bytes(tmp_path: Path) -> None:
     assert 0 < here.available <= here.total
 
 
+@pytest.mark.parametrize(
+    ("line", "folder", "names"),
+    [
+        ("0::/system.slice/kedge-agent.service", "system.slice", ("memory.max", "memory.current", "inactive_file")),
+        ("0::/", "", ("memory.max", "memory.current", "inactive_file")),
+        (
+            "5:cpuset,memory:/docker/4f1e",
+            "memory",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ),
+    ],
+    ids=["a slice around the service", "a container", "a container of the first kind"],
+)
+def test_a_limit_of_the_container_or_service_counts(
+    tmp_path: Path, line: str, folder: str, names: tuple[str, str, str]
+) -> None:
+    proc, group = tmp_path / "proc", tmp_path / "cgroup" / folder
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 400 kB\n")
+    (proc / "self" / "cgroup").write_text(f"1:name=systemd:/\n{line}\n")
+    group.mkdir(parents=True)
+    limit, used, given_back = names
+    (group / limit).write_text("300000\n")
+    (group / used).write_text("200000\n")
+    (group / "memory.stat").write_text(f"anon 1\n{given_back} 50000\nactive_file 9\n")
+    assert memory.of_device(proc, tmp_path / "cgroup") == memory.DeviceMemory(300_000, 150_000)
+    (group / limit).write_text("max\n")
+    assert memory.of_device(proc, tmp_path / "cgroup") == memory.DeviceMemory(1000 * 1024, 400 * 1024)
+
+
 def test_processor_time_between_two_looks(tmp_path: Path) -> None:
     (tmp_path / "stat").write_text("cpu  100 0 100 700 100 0 0 0 0 0\ncpu0 1 1 1 1\n")
     meter = system.CpuMeter(tmp_path)
