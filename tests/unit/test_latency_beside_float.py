@@ -77,6 +77,15 @@ def test_two_races_with_the_same_float_model_are_not_less_sure_than_one(tmp_path
     assert watch.remarks(outcomes[Precision.FLOAT32]) == ()
 
 
+def test_what_is_slower_than_float_is_not_unsure_beside_it(tmp_path: Path) -> None:
+    watch, outcomes = raced(tmp_path, "generic-cpu", 0, RACES)
+    one, other = outcomes[Precision.INT8], outcomes[Precision.FLOAT32]
+    assert not watch.unranked(one, other)
+    assert not watch.unranked(other, one)
+    watch, outcomes = raced(tmp_path, "generic-cpu", 0, {**RACES, Precision.INT8: paced(1.1, 0.9, 1.5)})
+    assert watch.unranked(outcomes[Precision.INT8], outcomes[Precision.FLOAT32])
+
+
 @pytest.mark.parametrize(("precision", "loses"), [(Precision.INT8, False), (Precision.FLOAT16, True)])
 def test_a_short_call_that_gains_only_bytes_loses_no_time(tmp_path: Path, precision: Precision, loses: bool) -> None:
     watch, outcomes = raced(tmp_path, "generic-cpu", 0, {precision: paced(1.4, 1.35, 1.5)}, call_ms=0.04)

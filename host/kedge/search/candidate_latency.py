@@ -128,6 +128,16 @@ class CandidateLatency:
             return False
         return outcome.loses(pace)
 
+    def unranked(self, one: Outcome, other: Outcome) -> bool:
+        """Return whether both were measured and neither is certainly faster."""
+        first, second = one.point.pace, other.point.pace
+        if first is None or second is None:
+            return False
+        if one.candidate.is_float != other.candidate.is_float:
+            pace = self.beside_float(other if one.candidate.is_float else one)
+            return pace is not None and not pace.slower and not pace.faster
+        return first.overlaps(second)
+
     def remarks(self, outcome: Outcome) -> tuple[str, ...]:
         """Return the remarks for the report on a candidate's latency."""
         latency, pace = outcome.attempt.target_latency, self.beside_float(outcome)

@@ -282,12 +282,10 @@ class Search:
 
     def _unsure(self, taken: Outcome, behind: Collection[int]) -> tuple[str, ...]:
         """Return remarks on an uncertain ranking and on a search that the time limit ended."""
-        pace = taken.point.pace
         rivals = [
             one.candidate.label
             for one in self._outcomes
-            if one is not taken and one.holds and id(one) not in behind and pace is not None
-            if (other := one.point.pace) is not None and pace.overlaps(other)
+            if one is not taken and one.holds and id(one) not in behind and self._stopwatch.unranked(taken, one)
         ]
         said = f"which of {taken.candidate.label} and {', '.join(rivals)} is faster is not sure; bytes and drop decided"
         return (*((said,) if rivals else ()), *((self._ended,) if self._ended else ()))
