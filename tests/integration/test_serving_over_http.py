@@ -23,11 +23,12 @@ from tests.support.waiting import wait_for
 
 from kedge_agent.counters import collect
 from kedge_agent.serving import http_parser
+from kedge_agent.serving.settings import ServerSettings
 from kedge_agent.slots import ModelFolder
 
 pytestmark = pytest.mark.device
 
-BOMB = gzip.compress(bytes(17 << 20))
+BOMB = gzip.compress(bytes(ServerSettings().max_body_bytes + 1))
 
 
 class Child:
