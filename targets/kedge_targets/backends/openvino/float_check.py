@@ -69,7 +69,8 @@ def _answers(openvino: Any, model: Any, feeds: Sequence[dict[str, Array]]) -> li
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     made = []
     for feed in feeds:
-        found = compiled({port.any_name: feed[port.any_name] for port in compiled.inputs})
+        # An input has the names of what only casts it, too.
+        found = compiled({port: feed[name] for port in compiled.inputs for name in port.get_names() if name in feed})
         made.append({name: np.asarray(found[port]) for port in compiled.outputs for name in port.get_names()})
     return made
 
