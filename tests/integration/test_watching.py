@@ -70,7 +70,7 @@ def test_every_picture_of_a_folder_is_answered_and_a_damaged_one_is_named(releas
     assert [record["frame"] for record in records] == [0, 1, 2, 3, 4]
     assert [record["answer"][0]["index"] for record in records if "answer" in record] == colours
     assert records[3]["name"] == "0002x.jpg"
-    assert "no picture that can be read" in records[3]["error"]
+    assert "is no picture: neither JPEG" in records[3]["error"]
     assert {record.get("version") for record in records} == {"1", None}
     assert str(summary) == "4 frames answered, 0 dropped, 1 unreadable"
 
