@@ -96,7 +96,7 @@ def test_samples_that_the_model_does_not_take_are_told(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="folder x"):
         read(path, tmp_path / "t")
     (path / "x" / "005.npy").unlink()
-    np.save(path / "x" / "004.npy", np.full((2, 2), np.nan, np.float32))
+    np.save(path / "x" / "004.npy", np.full((2, 2), np.inf, np.float32))
     with pytest.raises(DatasetError, match="first in sample 4"):
         read(path, tmp_path / "u")
 
