@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from kedge_protocol.errors import LoweringError
 from kedge_targets import free_lengths
 from kedge_targets.graph import model_reader, signature
+from kedge_targets.graph.changed_calibration import ChangedCalibration
 
 if TYPE_CHECKING:
     import onnx
@@ -85,24 +86,16 @@ def _check_outputs(model: onnx.ModelProto, chosen: Mapping[tuple[str, int], int]
                 )
 
 
-class FilledCalibration:
+class FilledCalibration(ChangedCalibration):
     """Calibration samples filled up with zeros to the sizes of a graph that :func:`settle` made."""
 
     def __init__(self, inner: Calibration, model: onnx.ModelProto) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._sizes = {info.name: info.shape[1:] for info in signature.inputs(model)}
 
-    @property
-    def samples(self) -> int:
-        """Return the number of samples."""
-        return self._inner.samples
-
-    def __iter__(self) -> Iterator[dict[str, Array]]:
-        for sample in self._inner:
-            yield {
-                name: free_lengths.filled(array, tuple(size or 0 for size in self._sizes[name]))
-                for name, array in sample.items()
-            }
+    def changed(self, name: str, array: Array) -> Array:
+        """See :meth:`ChangedCalibration.changed`."""
+        return free_lengths.filled(array, tuple(size or 0 for size in self._sizes[name]))
 
 
 def fix_dimensions(model: onnx.ModelProto, sizes: Mapping[tuple[str, int], int]) -> onnx.ModelProto:

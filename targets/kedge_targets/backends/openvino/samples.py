@@ -10,6 +10,7 @@ import numpy as np
 
 from kedge_targets.contract import Array, Calibration
 from kedge_targets.graph import batch, signature
+from kedge_targets.graph.changed_calibration import ChangedCalibration
 
 if TYPE_CHECKING:
     import onnx
@@ -36,22 +37,12 @@ def at_once(given: onnx.ModelProto, options: Mapping[str, Any]) -> int | None:
     return max(1, min(_TOGETHER, _BYTES // (4 * max(1, sum(sizes)))))
 
 
-class SingleCalibration:
+class SingleCalibration(ChangedCalibration):
     """Calibration samples in float32 for those in float64, which the CPU plugin does not take."""
 
-    def __init__(self, inner: Calibration) -> None:
-        self._inner = inner
-
-    @property
-    def samples(self) -> int:
-        """Return the number of samples."""
-        return self._inner.samples
-
-    def __iter__(self) -> Iterator[dict[str, Array]]:
-        for sample in self._inner:
-            yield {
-                name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in sample.items()
-            }
+    def changed(self, name: str, array: Array) -> Array:
+        """See :meth:`ChangedCalibration.changed`."""
+        return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 class Samples:
