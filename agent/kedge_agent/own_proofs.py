@@ -142,7 +142,7 @@ class OwnProofs:
 
 def _candidate(bundle: Bundle, proof: Proof | None) -> Candidate:
     return Candidate(
-        size=sum(layer.size for layer in bundle.manifest.layers),
+        size=bundle.transfer_bytes,
         p50_ms=None if proof is None else proof.p50_ms,
         p95_ms=None if proof is None else proof.p95_ms,
         failed=proof is None,

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 
 from kedge_protocol.bundle.config import BundleConfig
 
+_ROUNDING = 1e-9
+"""The controller takes logarithms of the figures that a device compares as they are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One bundle, and what is known of it.
 
     Attributes:
-        size: bytes of its files.
+        size: bytes that a device pulls (:attr:`~kedge_protocol.bundle.layout.Bundle.transfer_bytes`).
         p50_ms, p95_ms: milliseconds of one call on the device (of several devices the medians); None if not measured.
         failed: whether it did not pass its proof.
         max_ms: latency that the release's budget allows; None for any.
@@ -52,5 +55,5 @@ def choose(candidates: Sequence[Candidate]) -> int | None:
     if measured:
         fastest = min(measured, key=lambda index: measured[index])
         end = candidates[fastest].p95_ms or measured[fastest]
-        left = [index for index in measured if measured[index] <= end]
+        left = [index for index in measured if measured[index] <= end * (1 + _ROUNDING)]
     return min(left, key=lambda index: (candidates[index].size, index), default=None)

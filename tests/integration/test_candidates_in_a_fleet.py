@@ -73,7 +73,7 @@ def test_the_first_device_measures_two_and_the_second_is_given_the_better_one(si
     measured = {one.bundle: one for one in site.fleet.latencies(NAME).measurements if one.device == "one"}
     assert measured.keys() == both.keys()
     spans = [(measured[digest].p50_ms, measured[digest].p95_ms) for digest in both]
-    sizes = [sum(layer.size for layer in bundle.manifest.layers) for bundle in both.values()]
+    sizes = [bundle.transfer_bytes for bundle in both.values()]
     kept = choose([Candidate(size=s, p50_ms=p50, p95_ms=p95) for s, (p50, p95) in zip(sizes, spans, strict=True)])
     assert kept is not None
     chosen, loser = list(both)[kept], list(both)[1 - kept]

@@ -18,6 +18,7 @@ from kedge.fleet.candidates import MEASURING, Assigned, Candidate, Evidence, Fig
 from kedge.fleet.results import Progress
 from kedge.fleet.rollouts import Wanted
 from kedge.fleet.staged.policy import OnAbort, Policy
+from kedge_protocol import candidates as rule
 from kedge_protocol.bundle.layout import Layout
 from kedge_protocol.errors import FleetError
 from kedge_protocol.messages import Failure, ReportedCandidate
@@ -97,6 +98,24 @@ def test_the_first_device_measures_two_and_the_next_gets_what_it_kept(fleet: Sta
     assert choice_text(choice) == ("rpi5: onnxruntime on 0 (9 ms on 1 device), openvino on 3 (3 ms on 1 device)")
     latencies = {(m.device, m.bundle): m.p50_ms for m in fleet.service.latencies(BOARD).measurements}
     assert latencies == {(one, digest(fleet, "2.0", FIRST)): 9.0, (one, digest(fleet, "2.0", SECOND)): 3.0}
+
+
+def test_the_controller_counts_the_bytes_that_a_device_counts(fleet: StagedFleet, published: dict[str, Path]) -> None:
+    with fleet.service.database.read() as session:
+        (release,) = session.rows("SELECT id FROM release WHERE version = '4.0'")
+        counted = {one.digest: one.bytes for one in candidates.of_release(session, release["id"])[BOARD]}
+    assert counted == {one.digest: one.transfer_bytes for one in Layout(published["4.0"]).candidates(BOARD)}
+    assert len(set(counted.values())) > 1
+
+
+def test_figures_that_overlap_exactly_decide_alike_on_a_device_and_in_the_controller() -> None:
+    for p95_ms in (0.1, 0.3, 0.7, 1.1, 2.3, 4.7):
+        timings = [Timing(1, "fast", p95_ms / 1.7, p95_ms), Timing(1, "small", p95_ms, 2 * p95_ms)]
+        sizes = {"fast": 2, "small": 1}
+        own = [rule.Candidate(size=sizes[t.of], p50_ms=t.p50_ms, p95_ms=t.p95_ms) for t in timings]
+        figures = candidates.comparable(timings).items()
+        fleets = [rule.Candidate(size=sizes[of], p50_ms=f.p50_ms, p95_ms=f.p95_ms) for of, f in figures]
+        assert (rule.choose(own), rule.choose(fleets)) == (1, 1)
 
 
 def test_a_handful_measures_while_the_others_wait_and_then_all_have_the_best(fleet: StagedFleet) -> None:

@@ -16,6 +16,7 @@ from kedge_agent.update import events
 from kedge_agent.update.settings import Settings
 from kedge_protocol import codec
 from kedge_protocol.blocks import BLOCK_SIZE
+from kedge_protocol.bundle.config import RuntimeRequirement
 from kedge_protocol.candidates import Candidate, choose
 from kedge_protocol.messages import Desired, ModelState, Shadow
 
@@ -74,6 +75,19 @@ def test_the_faster_candidate_is_kept_and_both_are_reported(world: World, times:
 def test_where_the_spreads_overlap_the_smaller_one_is_kept(world: World) -> None:
     first, second = candidates(world, blocks=(6.0, 1.5))
     world.proof_times = {"A": 9.0, "B": 10.0}
+    world.desire(1, first, rival=second)
+    world.settle()
+    serving(world, second)
+
+
+def test_the_size_that_decides_is_of_all_that_a_device_pulls(world: World) -> None:
+    files = {"model.bin": sample(1, BLOCK_SIZE)}
+    runtimes = tuple(RuntimeRequirement(distribution="pytest", minimum=minimum) for minimum in ("1.0.0", "1"))
+    first, second = (
+        world.controller.add(make_release(files, version=name, runtimes=(runtime,)))
+        for name, runtime in zip("AB", runtimes, strict=True)
+    )
+    world.proof_times = {"A": 9.0, "B": 9.0}
     world.desire(1, first, rival=second)
     world.settle()
     serving(world, second)

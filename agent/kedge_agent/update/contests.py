@@ -144,7 +144,7 @@ def _candidate(contest: _Contest, digest: str) -> Candidate:
     update = contest.updates[digest]
     latency = update.latency
     return Candidate(
-        size=sum(update.layers.values()),
+        size=update.transfer_bytes,
         p50_ms=None if latency is None else latency.p50_ms,
         p95_ms=None if latency is None else latency.p95_ms,
         failed=digest in contest.failures,

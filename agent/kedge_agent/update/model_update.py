@@ -162,6 +162,11 @@ class ModelUpdate:
         return None if self._bundle is None else candidates.allowed_ms(self._bundle.config)
 
     @property
+    def transfer_bytes(self) -> int:
+        """Return the size of all blobs of the bundle; 0 before its configuration is available."""
+        return 0 if self._bundle is None else self._bundle.transfer_bytes
+
+    @property
     def digests(self) -> set[str]:
         """Return the digests that garbage collection must keep."""
         found = {self.digest, *self.layers}

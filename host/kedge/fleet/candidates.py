@@ -60,7 +60,7 @@ class Candidate:
 
     Attributes:
         wanted: the bundle.
-        bytes: of all its blobs.
+        bytes: of all its blobs, as a device counts them (:attr:`~kedge_protocol.bundle.layout.Bundle.transfer_bytes`).
         max_ms: the latency that the release's budget allows; None for any.
     """
 

@@ -9,6 +9,7 @@ from kedge.fleet import drift
 from kedge.fleet.database import Row, Session, note_change
 from kedge.fleet.results import BundleView, ReleaseView
 from kedge.fleet.storage import StoredBundle, StoredRelease
+from kedge_protocol.candidates import allowed_ms
 from kedge_protocol.errors import FleetError
 from kedge_protocol.trust import ReleaseStatement, SignedBundle
 
@@ -87,7 +88,6 @@ def statements(session: Session) -> dict[int, bytes]:
 
 def _record_bundle(session: Session, release: int, target: str, stored: StoredBundle, place: int) -> None:
     bundle = stored.bundle
-    allowed = bundle.config.provenance.options.get("max_latency")
     number = session.insert(
         "INSERT INTO bundle (release_id, target, digest, size, backend, precision, drift, preference, max_latency)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -100,7 +100,7 @@ def _record_bundle(session: Session, release: int, target: str, stored: StoredBu
             bundle.config.precision,
             drift.document(bundle.config.drift),
             place,
-            float(allowed) if isinstance(allowed, (int, float)) else None,
+            allowed_ms(bundle.config),
         ),
     )
     blobs = {blob.digest: blob.size for blob in stored.blobs}

@@ -44,6 +44,13 @@ class Bundle:
         """The size of the files that the device needs to run the model (without the golden vectors), in bytes."""
         return sum(layer.size for layer in self.manifest.layers if layer.media_type == oci.FILE_TYPE)
 
+    @property
+    def transfer_bytes(self) -> int:
+        """The size of what a device pulls: manifest, configuration, and each different layer once, in bytes."""
+        blobs = {self.digest: len(self.raw)}
+        blobs |= {one.digest: one.size for one in (self.manifest.config, *self.manifest.layers)}
+        return sum(blobs.values())
+
 
 @dataclass(frozen=True)
 class ReleaseView:
