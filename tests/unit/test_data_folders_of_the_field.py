@@ -196,3 +196,86 @@ def test_items_of_loaders_give_their_labels(tmp_path: Path) -> None:
         assert np.load(files["label"]).tolist() == [1, 0]
     with pytest.raises(DatasetError, match="has no 'x', it has pixel_values"):
         iterables.write([{"pixel_values": pixels}], PIXELS, tmp_path / "a", where="x")
+
+
+BOXES = {"images": [{"id": 3, "file_name": "a.jpg", "width": 10, "height": 10}], "categories": RED}
+
+
+def annotated(folder: Path, **annotation: Any) -> list[Any]:
+    touched(folder / "a.jpg")
+    content = {**BOXES, "annotations": [{"id": 1, "image_id": 3, "category_id": 1, **annotation}]}
+    (folder / "a.json").write_text("\ufeff" + json.dumps(content), encoding="utf-8")
+    found = kinds.listed(folder, "evaluation").labels[0]
+    return [[round(value, 6) for value in row] for row in found]
+
+
+def test_coco_with_a_byte_order_mark_keeps_its_boxes_and_they_end_with_the_picture(tmp_path: Path) -> None:
+    assert annotated(tmp_path, bbox=[-1, 5, 4, 50], iscrowd=1) == [[0.0, 0.0, 0.5, 0.3, 1.0, 1.0]]
+
+
+def test_coco_with_outlines_alone_gives_the_boxes_around_them(tmp_path: Path) -> None:
+    outlines = [[1, 2, 3, 2, 3, 4], [5, 1, 6, 1, 6, 3]]
+    assert annotated(tmp_path, segmentation=outlines) == [[0.0, 0.1, 0.1, 0.6, 0.4, 0.0]]
+    with pytest.raises(DatasetError, match=r"annotations\[0\]: bbox None of a picture of 10x10 is no box"):
+        annotated(tmp_path, segmentation={"counts": [4], "size": [10, 10]})
+
+
+@pytest.mark.parametrize("box", [[1, 1, -2, 2], [float("nan"), 1, 2, 2], [1, 1, float("inf"), 2]])
+def test_a_box_of_no_size_is_told_with_its_annotation(box: list[float], tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"annotations\[0\]: bbox .* is no box: x, y, width and height in pixels"):
+        annotated(tmp_path, bbox=box)
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        ('names:\n  "0": a\n  "1": b\n', ("a", "b")),
+        ("names:\n  1: b\n  0: a\n", ("a", "b")),
+        ("nc: 2\n", ("class_0", "class_1")),
+    ],
+)
+def test_classes_of_a_data_yaml_as_tools_write_them(names: str, classes: tuple[str, ...], tmp_path: Path) -> None:
+    yolo(tmp_path, f"train: images\\train\nval: images\\val\n{names}")
+    (tmp_path / "labels" / "val" / "val 1.txt").write_text("1.0 0.5 0.5 0.5 0.5\n", encoding="utf-8")
+    found = kinds.listed(tmp_path, "evaluation")
+    assert (found.classes, found.labels[0][0][0]) == (classes, 1.0)
+
+
+def sounds(folder: Path, table: bytes) -> list[tuple[str, Any]]:
+    touched(folder / "a.wav", folder / "inner" / "B.WAV")
+    (folder / "sounds.csv").write_bytes(table)
+    found = kinds.listed(folder / "sounds.csv", "evaluation")
+    return [(Path(one).name, found.classes[label]) for one, label in zip(found.sources, found.labels, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        b"file,label\na.wav,x\ninner\\B.WAV,y\na.wav,x\n",
+        b"file|labels\r\na|x\r\nB|y\r\na|x\r\n",
+        "file\ty\r\na.wav\tx\r\nB.WAV\ty\r\na.wav\tx\r\n".encode("utf-16"),
+    ],
+)
+def test_tables_of_files_from_windows(table: bytes, tmp_path: Path) -> None:
+    assert sounds(tmp_path, table) == [("a.wav", "x"), ("B.WAV", "y"), ("a.wav", "x")]
+
+
+def test_a_table_without_a_header_loses_no_line(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"sounds\.csv has no header, its first line is a\.wav, x"):
+        sounds(tmp_path, b"a.wav,x\nB.WAV,y\n")
+    (tmp_path / "numbers.csv").write_text("1.5,2,0\n2.5,3,1\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"numbers\.csv has no header, its first line is 1\.5, 2, 0"):
+        columns.read(tmp_path / "numbers.csv", where="x")
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_row_numbers_of_pandas_are_no_column(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"{name},a,b,label\n7,1,2,0\n3,4,5,1\n", encoding="utf-8")
+    assert list(columns.read(tmp_path / "a.csv", where="x").cells) == ["a", "b"]
+    (tmp_path / "a.csv").write_text(f"{name},a,b,label\n7,1,2,0\n7,4,5,1\n", encoding="utf-8")
+    assert len(columns.read(tmp_path / "a.csv", where="x").cells) == 3
+
+
+def test_lines_of_text_may_be_utf_16(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("schön\n\nzwei\n", encoding="utf-16")
+    assert kinds.listed(tmp_path / "a.txt", "calibration").sources == ["schön", "zwei"]

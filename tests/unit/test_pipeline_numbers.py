@@ -109,6 +109,8 @@ def test_what_is_no_picture_is_said_to_be_none_and_a_cameras_pair_is_its_first()
     for content in (b"", b"a text", buffer.getvalue()):
         with pytest.raises(InputError, match=r"^a\.jpg: is no picture: neither JPEG, PNG, BMP nor WebP"):
             pictures.load(content, where="a.jpg")
+    with pytest.raises(InputError, match=r"^a\.jpg: an array float32 3x4 is no picture"):
+        pictures.load(Image.new("F", (4, 3)), where="a.jpg")
     buffer = io.BytesIO()
     Image.new("RGB", (4, 3)).save(buffer, "MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))])
     assert pictures.load(buffer.getvalue()).shape == (3, 4, 3)

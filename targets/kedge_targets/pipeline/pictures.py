@@ -244,7 +244,9 @@ def _pixels(picture: Any, where: str) -> Pixels:
     from PIL import ImageOps
 
     turned = ImageOps.exif_transpose(picture)
-    if turned.mode.startswith(("I", "F")):
+    if turned.mode == "F":
+        return _from_array(np.asarray(turned), where)  # floats of whatever range are refused there
+    if turned.mode.startswith("I"):
         # PNG with 16 bits a channel.
         deep = np.asarray(turned)
         return np.asarray((np.clip(deep, 0, 65535).astype(np.uint16) >> 8), np.uint8)[..., None]

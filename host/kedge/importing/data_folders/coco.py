@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kedge.importing.data_folders.listing import PICTURE_ENDINGS, Item, Listing, Truth
+from kedge.importing.data_folders.listing import PICTURE_ENDINGS, Item, Listing, Truth, encoding_of, file_at
 from kedge_protocol.errors import DatasetError
 
 _SPLITS = ("train2017", "val2017", "train", "valid", "val", "test")
@@ -19,7 +20,7 @@ def is_coco(path: Path) -> bool:
     if path.suffix.lower() != ".json" or not path.is_file():
         return False
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding=encoding_of(path)))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and {"images", "categories", "annotations"} <= content.keys()
@@ -52,7 +53,7 @@ def read_annotations(file: Path, *, where: str) -> Annotations:
         DatasetError: the file is not COCO JSON; the message names the annotation.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding=encoding_of(file)))
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{file.name} is no JSON: {error}", where=where) from error
     try:
@@ -115,18 +116,32 @@ def _without_group(categories: list[dict[str, Any]], annotations: list[Any]) -> 
 
 def _row(one: Any, numbers: dict[Any, int], sizes: dict[Any, tuple[float, float]], where: str) -> list[float]:
     width, height = sizes[one["image_id"]]
-    box = one["bbox"]
+    box = one.get("bbox") or _around(one.get("segmentation"))
     if not isinstance(box, list) or len(box) != 4 or width <= 0 or height <= 0:
         raise DatasetError(f"bbox {box} of a picture of {width:g}x{height:g} is no box", where=where)
     x, y, w, h = (float(value) for value in box)
+    if not all(map(math.isfinite, (x, y, w, h))) or w < 0 or h < 0:
+        raise DatasetError(f"bbox {box} is no box: x, y, width and height in pixels were expected", where=where)
     kind = float(numbers[one["category_id"]])
-    return [kind, x / width, y / height, (x + w) / width, (y + h) / height, float(one.get("iscrowd", 0))]
+    corners = (x / width, y / height, (x + w) / width, (y + h) / height)
+    return [kind, *(min(1.0, max(0.0, corner)) for corner in corners), float(one.get("iscrowd", 0))]
+
+
+def _around(outlines: Any) -> list[float] | None:
+    """Return the box around an object's outlines (lists of x, y, x, y, …), for a file of segmentations alone."""
+    if not isinstance(outlines, list) or not all(isinstance(one, list) and len(one) >= 2 for one in outlines):
+        return None
+    across = [float(value) for one in outlines for value in one[0::2]]
+    down = [float(value) for one in outlines for value in one[1::2]]
+    if not across or not down:
+        return None
+    return [min(across), min(down), max(across) - min(across), max(down) - min(down)]
 
 
 def _picture(name: str, places: list[Path], file: Path, where: str) -> Path:
     for place in places:
-        if (place / name).is_file():
-            return place / name
+        if (found := file_at(place, name)) is not None:
+            return found
     if Path(name).suffix.lower() not in PICTURE_ENDINGS:
         raise DatasetError(f"{file.name} names {name!r}, which is no picture", where=where)
     raise DatasetError(

@@ -23,6 +23,7 @@ Array = npt.NDArray[Any]
 LABEL = "label"
 _MISSING = frozenset({"", "na", "n/a", "#n/a", "<na>", "nan", "null", "none"})
 """What pandas reads as a missing value."""
+_UNNAMED = ("", "unnamed: 0")
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
 
 
@@ -125,6 +126,12 @@ def read(path: Path, *, where: str) -> Columns:
     header, records = [name.strip() for name in found[0][1]], found[1:]
     if not records:
         raise DatasetError(f"{path.name} has no line below its header", where=where)
+    if all(map(_is_number, header)):
+        raise DatasetError(
+            f"{path.name} has no header, its first line is {', '.join(header)}",
+            where=where,
+            remedy=f"Write a line with the columns' names above it, the labels' {LABEL}",
+        )
     if len(set(header)) != len(header):
         double = next(name for name in header if header.count(name) > 1)
         raise DatasetError(f"{path.name} has two columns {double!r}", where=where)
@@ -133,6 +140,8 @@ def read(path: Path, *, where: str) -> Columns:
             raise DatasetError(f"{path.name}, line {line}: {len(row)} columns instead of {len(header)}", where=where)
     label = _label(header)
     cells = {name: [row[at] for _, row in records] for at, name in enumerate(header) if at != label}
+    if _is_index(header[0], cells.get(header[0], [])):
+        del cells[header[0]]
     empty = None if label is None else next((line for line, row in records if not row[label].strip()), None)
     if empty is not None:
         raise DatasetError(f"{path.name}, line {empty}: the label is empty", where=where)
@@ -154,6 +163,12 @@ def write(columns: Columns, scratch: Path) -> dict[str, Path]:
 def _label(header: Sequence[str]) -> int | None:
     lower = [name.lower() for name in header]
     return next((lower.index(name) for name in tables.LABEL_COLUMNS if name in lower), None)
+
+
+def _is_index(name: str, cells: Sequence[str]) -> bool:
+    """Return whether a table's first column is the row numbers that pandas writes in front, which have no name."""
+    unnamed = name.lower() in _UNNAMED
+    return unnamed and len(set(cells)) == len(cells) > 0 and all(_WHOLE.fullmatch(cell.strip()) for cell in cells)
 
 
 def _likeliest(cells: Sequence[str]) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from kedge_protocol.errors import DatasetError
 
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp")
 SOUND_ENDINGS = (".wav",)
 
 
@@ -98,6 +99,23 @@ def numbered(values: Sequence[str], *, where: str) -> tuple[list[int], tuple[str
         raise DatasetError(f"each of the {len(values)} labels is another: they are no classes", where=where)
     places = {name: number for number, name in enumerate(names)}
     return [places[value] for value in values], names
+
+
+def encoding_of(file: Path) -> str:
+    """Return a text file's encoding: UTF-16 if it begins with that byte order mark, as Excel and PowerShell write it,
+    else UTF-8.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with file.open("rb") as opened:
+        mark = opened.read(len(codecs.BOM_UTF16))
+    return "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def file_at(place: Path, name: str) -> Path | None:
+    """Return the file of this name in a folder, or None; a name written on Windows may have backslashes."""
+    return next((place / form for form in (name, name.replace("\\", "/")) if (place / form).is_file()), None)
 
 
 def endings(folder: Path, wanted: tuple[str, ...], *, deep: bool = False) -> list[Path]:

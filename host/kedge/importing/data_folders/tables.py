@@ -15,14 +15,18 @@ from kedge.importing.data_folders.listing import (
     Item,
     Listing,
     Truth,
+    encoding_of,
     endings,
+    file_at,
     numbered,
 )
 from kedge_protocol.errors import DatasetError
 
 FILE_COLUMNS = ("file", "filename", "file_name", "path", "filepath", "wav", "audio", "image", "fname", "name")
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "utterance", "query", "input")
-LABEL_COLUMNS = ("label", "class", "category", "target", "classname", "class_name", "intent", "sentiment")
+LABEL_COLUMNS = (
+    "label", "labels", "class", "category", "target", "classname", "class_name", "class_id", "intent", "sentiment",
+)  # fmt: skip
 TABLES = (".csv", ".tsv")
 LINES = (".txt", ".jsonl", ".ndjson")
 _USUAL = ("audio", "wav", "wavs", "clips", "images", "data")
@@ -46,12 +50,18 @@ def _table(file: Path, where: str) -> Listing:
     table = list(rows(file, where))
     header, records = table[0][1], table[1:]
     names = [name.strip().lower() for name in header]
-    label = next((names.index(name) for name in LABEL_COLUMNS if name in names), None)
+    label = next((names.index(name) for name in (*LABEL_COLUMNS, "y") if name in names), None)
     text = next((names.index(name) for name in TEXT_COLUMNS if name in names), None)
     source = next((names.index(name) for name in FILE_COLUMNS if name in names), None)
     if source is None and records:
         source = file_column(header, records[0][1])
     column = source if source is not None else text
+    if any(Path(name).suffix in _ITEMS for name in names):
+        raise DatasetError(
+            f"{file.name} has no header, its first line is {', '.join(header)}",
+            where=where,
+            remedy=f"Write a line {FILE_COLUMNS[0]},{LABEL_COLUMNS[0]} above it",
+        )
     if column is None:
         raise DatasetError(
             f"{file.name} has no column of files or of texts, it has {', '.join(header)}",
@@ -97,13 +107,16 @@ def _places(table: Path) -> list[Path]:
 
 
 def _found(table: Path, name: str, number: int, places: Sequence[Path], where: str) -> Path:
+    known = (*SOUND_ENDINGS, *PICTURE_ENDINGS)
     forms = (
-        [name] if Path(name).suffix.lower() in _ITEMS else [name + one for one in (*SOUND_ENDINGS, *PICTURE_ENDINGS)]
+        [name]
+        if Path(name).suffix.lower() in _ITEMS
+        else [name + case(one) for case in (str, str.upper) for one in known]
     )
     for form in forms:
         for place in places:
-            if (place / form).is_file():
-                return place / form
+            if (found := file_at(place, form)) is not None:
+                return found
     raise DatasetError(f"{table.name}, line {number}: {name!r} is not there", where=where)
 
 
@@ -111,10 +124,10 @@ def rows(file: Path, where: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the non-empty rows of a table, each with the number of its last line."""
     any_row = False
     try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
+        with file.open(encoding=encoding_of(file), newline="") as opened:
             head = opened.readline()
             opened.seek(0)
-            kind = "\t" if file.suffix.lower() == ".tsv" else next((c for c in ",;\t" if c in head), ",")
+            kind = "\t" if file.suffix.lower() == ".tsv" else next((c for c in ",;\t|" if c in head), ",")
             reader = csv.reader(opened, delimiter=kind, strict=True)
             for row in reader:
                 if any(cell.strip() for cell in row):
@@ -172,7 +185,7 @@ def _lines(file: Path, where: str) -> Listing:
 def _text(file: Path, where: str) -> list[str]:
     try:
         # Not splitlines(): a text may hold the separators of Unicode.
-        return file.read_text(encoding="utf-8-sig").split("\n")
+        return file.read_text(encoding=encoding_of(file)).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(
             f"{file.name} cannot be read as text: {error}", where=where, remedy=_remedy(error)

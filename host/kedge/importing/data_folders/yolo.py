@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from kedge.importing.data_folders.listing import PICTURE_ENDINGS, Item, Listing, Truth, endings
+from kedge.importing.data_folders.listing import PICTURE_ENDINGS, Item, Listing, Truth, encoding_of, endings, file_at
 from kedge_protocol.errors import DatasetError, MissingDependencyError
 from kedge_protocol.packages import pip_install
 
@@ -58,7 +58,7 @@ def read_yaml(file: Path, role: str, *, where: str) -> Listing:
         )
     named = content[split] if isinstance(content[split], list) else [content[split]]
     pictures = [one for entry in named for one in _pictures(str(entry), roots, file, where)]
-    return _listed(pictures, _names(content.get("names"), file, where), where)
+    return _listed(pictures, _names(content, file, where), where)
 
 
 def read_folder(folder: Path, *, where: str, labels: Path | None = None) -> Listing:
@@ -102,7 +102,7 @@ def rows(file: Path, classes: int | None, *, where: str) -> list[list[float]]:
         DatasetError: a line has another form; the message names file and line.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding=encoding_of(file)).splitlines()
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
@@ -116,7 +116,7 @@ def rows(file: Path, classes: int | None, *, where: str) -> list[list[float]]:
 
 def _row(fields: list[str], classes: int | None, where: str) -> list[float]:
     try:
-        kind, values = int(fields[0]), [float(one) for one in fields[1:]]
+        kind, values = _whole(fields[0]), [float(one) for one in fields[1:]]
     except ValueError:
         kind, values = -1, []
     outline = len(fields) > _BOX and len(fields) % 2 == 1
@@ -138,6 +138,14 @@ def _row(fields: list[str], classes: int | None, where: str) -> list[float]:
     return [float(kind), *(min(1.0, max(0.0, corner)) for corner in corners), 0.0]
 
 
+def _whole(field: str) -> int:
+    """Return a class number; tools that hold labels in floats write 0.0."""
+    number = float(field)
+    if not number.is_integer():
+        raise ValueError(field)
+    return int(number)
+
+
 def _yaml(file: Path, where: str) -> dict[str, Any]:
     try:
         import yaml
@@ -146,7 +154,7 @@ def _yaml(file: Path, where: str) -> dict[str, Any]:
             "a data.yaml is read by PyYAML", where=where, remedy=f"Install it: {pip_install('data')}"
         ) from error
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding=encoding_of(file)))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DatasetError(f"{file.name} is no YAML: {error}", where=where) from error
     if not isinstance(content, dict):
@@ -154,11 +162,16 @@ def _yaml(file: Path, where: str) -> dict[str, Any]:
     return content
 
 
-def _names(names: Any, file: Path, where: str) -> tuple[str, ...]:
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
-        return tuple(str(names[number]) for number in range(len(names)))
+def _names(content: dict[str, Any], file: Path, where: str) -> tuple[str, ...]:
+    names, count = content.get("names"), content.get("nc")
+    if isinstance(names, dict):
+        by_number = {str(key): str(name) for key, name in names.items()}
+        if by_number.keys() == {str(number) for number in range(len(names))}:
+            return tuple(by_number[str(number)] for number in range(len(names)))
     if isinstance(names, list):
         return tuple(map(str, names))
+    if names is None and type(count) is int and count > 0:
+        return tuple(f"class_{number}" for number in range(count))  # as Ultralytics calls them
     raise DatasetError(
         f"{file.name} has no class names",
         where=where,
@@ -168,14 +181,16 @@ def _names(names: Any, file: Path, where: str) -> tuple[str, ...]:
 
 def _pictures(entry: str, roots: list[Path], file: Path, where: str) -> list[Path]:
     # Exports of Roboflow write ../train/images beside a file that lies one folder higher.
+    entry = entry.replace("\\", "/")
     forms = [entry, entry.removeprefix("../")]
     place = next((root / form for form in forms for root in roots if (root / form).exists()), None)
     if place is None:
         raise DatasetError(f"{file.name} names {entry}, which is not there", where=where)
     if place.is_dir():
         return endings(place, PICTURE_ENDINGS, deep=True)
-    lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    listed = [next((r / one for r in (place.parent, *roots) if (r / one).is_file()), Path(one)) for one in lines]
+    lines = [line.strip() for line in place.read_text(encoding=encoding_of(place)).splitlines() if line.strip()]
+    near = (place.parent, *roots)
+    listed = [next((found for root in near if (found := file_at(root, one))), Path(one)) for one in lines]
     missing = next((one for one in listed if not one.is_file()), None)
     if missing is not None:
         raise DatasetError(f"{place.name} names {missing}, which is not there", where=where)
