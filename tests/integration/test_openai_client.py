@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,19 @@ TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }};{
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 
 
-def _served(release: Path) -> Iterator[str]:
+def _served(release: Path, *options: str) -> Iterator[str]:
     """The address of a running ``kedge-agent serve``."""
-    command = [sys.executable, "-u", "-m", "kedge_agent.cli", "serve", str(release), "--listen", "127.0.0.1:0"]
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "kedge_agent.cli",
+        "serve",
+        str(release),
+        "--listen",
+        "127.0.0.1:0",
+        *options,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         found, output = None, process.stdout
@@ -134,6 +144,29 @@ def test_what_is_wrong_raises_the_clients_own_errors(client: Any) -> None:
     with pytest.raises(openai.BadRequestError) as forced:
         asked(tool_choice="required")
     assert forced.value.param == "tool_choice"
+
+
+def test_errors_before_any_model_is_asked_have_the_apis_form_too(writer: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("s3cret")
+    served = _served(writer, "--token-file", str(tmp_path / "token"))
+    address = f"{next(served)}/v1"
+    asked = {"model": "writer", "prompt": "x"}
+
+    def refused(error: type[Exception], ask: Callable[[Any], object], key: str = "s3cret") -> Any:
+        with openai.OpenAI(base_url=address, api_key=key, max_retries=0) as client, pytest.raises(error) as found:
+            ask(client)
+        wrong: Any = found.value
+        assert isinstance(wrong.body["message"], str)
+        assert set(wrong.body) == {"message", "type", "param", "code"}
+        return wrong
+
+    wrong = refused(openai.AuthenticationError, lambda client: client.models.list(), "another")
+    assert (wrong.type, wrong.code) == ("invalid_request_error", "invalid_api_key")
+    refused(openai.NotFoundError, lambda client: client.get("/nothing", cast_to=object))
+    assert refused(openai.APIStatusError, lambda client: client.put("/models", cast_to=object)).status_code == 405
+    broken = {"extra_headers": {"Content-Encoding": "gzip"}}
+    refused(openai.BadRequestError, lambda client: client.completions.create(**asked, **broken))
+    list(served)
 
 
 def test_the_asynchronous_client_streams_several_answers_at_once(address: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import queue
+import select
 import socket
 import ssl
 import subprocess
@@ -19,6 +20,7 @@ from tests.support.waiting import wait_for
 
 from kedge_agent.serving.handler import (
     EVENT_STREAM,
+    Handler,
     Job,
     Request,
     Response,
@@ -33,7 +35,7 @@ from kedge_protocol.errors import ConfigError, InputError
 pytestmark = pytest.mark.device
 
 
-class Echo:
+class Echo(Handler):
     """Paths below ``/t``: each one tries something else."""
 
     def __init__(self) -> None:
@@ -157,6 +159,40 @@ def test_answers_errors_and_methods(run: Callable[..., Running]) -> None:
     assert (refused.status, refused.headers["Allow"]) == (405, "POST, OPTIONS")
     told = server.ask("OPTIONS", "/t/now")
     assert (told.status, told.headers["Allow"], told.read()) == (204, "GET, HEAD, POST, OPTIONS", b"")
+
+
+def test_every_error_below_a_path_has_the_form_of_its_api(
+    run: Callable[..., Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Echo, "error_content", lambda _, status, text: {"own": [status, text]}, raising=False)
+    (tmp_path / "token").write_text("s3cret")
+    server = run(max_body_bytes=100, token_file=str(tmp_path / "token"))
+
+    def told(method: str, path: str, body: bytes | None = None, **fields: str) -> int:
+        answer = server.ask(method, path, body, **{"Authorization": "Bearer s3cret", **fields})
+        status, text = json.loads(answer.read())["own"]
+        assert text
+        assert status == answer.status
+        return answer.status
+
+    asked = [
+        told("GET", "/t/none"),
+        told("GET", "/t/post"),
+        told("GET", "/t/bad"),
+        told("GET", "/t/broken"),
+        told("GET", "/t/hang"),
+        told("GET", "/t/now", Authorization="Bearer another"),
+        told("POST", "/t/post", bytes(101)),
+        told("POST", "/t/post", b"x", Content_Encoding="gzip"),
+    ]
+    assert asked == [404, 405, 400, 500, 503, 401, 413, 400]
+    request = b"GET /t/late HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer s3cret\r\n\r\n"
+    late = [server.raw(request) for _ in range(8)]
+    refused = select.select(late, [], [], 60)[0][0].makefile("rb").read()
+    assert json.loads(refused.partition(b"\r\n\r\n")[2])["own"][0] == 429
+    assert "error" in json.loads(server.ask("GET", "/elsewhere", Authorization="Bearer s3cret").read())
+    for link in late:
+        link.close()
 
 
 def test_requests_sent_without_waiting_are_answered_in_their_order(run: Callable[..., Running]) -> None:

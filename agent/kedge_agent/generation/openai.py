@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kedge_agent.generation import audio_route, embeddings_route, openai_request
+from kedge_agent.generation import audio_route, embeddings_route, openai_errors, openai_request
 from kedge_agent.generation.generator import AnswerStream, TextGenerator
 from kedge_agent.generation.openai_request import RequestError, TextRequest
 from kedge_agent.generation.tickets import CANCELLED, LENGTH, TIMEOUT, BusyError, Token
 from kedge_agent.serving.handler import (
     EVENT_STREAM,
     GOLDEN_FIELD,
+    Handler,
     Job,
     Request,
     Response,
@@ -41,7 +42,7 @@ _FINGERPRINT = 12
 """Digits of the bundle's digest in ``system_fingerprint``, as many as `kedge rollout status` shows."""
 
 
-class OpenAiHandler:
+class OpenAiHandler(Handler):
     """Answers requests below ``/v1``; see :class:`kedge_agent.serving.handler.Handler`.
 
     Args:
@@ -58,6 +59,10 @@ class OpenAiHandler:
         if path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", *audio_route.PATHS):
             return ("POST",)
         return ("GET",) if path == "/v1/models" or path.startswith("/v1/models/") else ()
+
+    def error_content(self, status: int, text: str) -> object:
+        """See :class:`kedge_agent.serving.handler.Handler`."""
+        return openai_errors.content(status, text)
 
     def route(self, request: Request) -> Response | Job:
         """See :class:`kedge_agent.serving.handler.Handler`."""
@@ -83,7 +88,7 @@ class OpenAiHandler:
     def _no_model(self, name: str, fits: Callable[[str], bool]) -> Response:
         there = ", ".join(one for one in self._models.names() if fits(one)) or "none"
         text = f"no model {name[:80]!r} for this serves here; for this there are: {there}"
-        return _refusal(404, text, kind="invalid_request_error", param="model", code="model_not_found")
+        return openai_errors.refusal(404, text, param="model", code="model_not_found")
 
     def _serves(self, name: str) -> bool:
         kinds = (_writes, embeddings_route.is_encoder, audio_route.hears)
@@ -98,7 +103,7 @@ class OpenAiHandler:
         if not self._models.scanned or (entry is not None and entry.model is None):
             why = "the models are still being loaded" if entry is None else entry.error
             fields = (("Retry-After", "5"),)
-            return _refusal(503, f"the model {name[:80]!r} is not ready: {why}", kind="server_error", fields=fields)
+            return openai_errors.refusal(503, f"the model {name[:80]!r} is not ready: {why}", fields=fields)
         return self._no_model(name, lambda one: self._loaded(one, kind) is not None)
 
     def _loaded(self, name: str, fits: Callable[[Loaded], bool]) -> Loaded | None:
@@ -140,42 +145,26 @@ class OpenAiHandler:
         try:
             return run(request)
         except RequestError as error:
-            return _refusal(400, str(error), kind="invalid_request_error", param=error.where)
+            return openai_errors.refusal(400, str(error), param=error.where)
         except MissingDependencyError as error:
             # A client's option that this device was not set up for, or a tokenizer that it lacks.
-            return _refusal(501, str(error), kind="invalid_request_error", param=error.where)
+            return openai_errors.refusal(501, str(error), param=error.where)
         except BusyError as error:
-            return _refusal(429, str(error), kind="rate_limit_error", fields=(("Retry-After", "1"),))
+            return openai_errors.refusal(429, str(error), fields=(("Retry-After", "1"),))
         except InputError as error:
             code = "context_length_exceeded" if "context" in error.what else None
-            return _refusal(400, str(error), kind="invalid_request_error", param=error.where, code=code)
+            return openai_errors.refusal(400, str(error), param=error.where, code=code)
         except NeighbourError as error:
             log.error("%s", error)
-            return _refusal(503, str(error), kind="server_error", fields=(("Retry-After", "5"),))
+            return openai_errors.refusal(503, str(error), fields=(("Retry-After", "5"),))
         except KedgeError as error:
             log.error("%s", error)
-            return _refusal(500, str(error), kind="server_error")
+            return openai_errors.refusal(500, str(error))
 
 
 def _writes(loaded: Loaded) -> bool:
     generation = loaded.bundle.config.generation
     return generation is not None and generation.writes and not audio_route.hears(loaded)
-
-
-def _refusal(
-    status: int,
-    text: str,
-    *,
-    kind: str,
-    param: str | None = None,
-    code: str | None = None,
-    fields: Sequence[tuple[str, str]] = (),
-) -> Response:
-    return json_response(status, _error(text, kind, param, code), fields)
-
-
-def _error(text: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    return {"error": {"message": text, "type": kind, "param": param, "code": code}}
 
 
 @dataclass
@@ -287,7 +276,7 @@ class _Completion:
         try:
             yield from self._events()
         except KedgeError as error:
-            yield server_sent_event(json.dumps(_error(str(error), "server_error")))
+            yield server_sent_event(_json(openai_errors.content(500, str(error))))
         finally:
             self._close()
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge_agent import malloc
+from kedge_agent.serving.handler import Handler, Job, Request, Response
 from kedge_agent.serving.heartbeat import EXIT_HUNG, Heartbeat
 from kedge_agent.serving.settings import ServerSettings, address_of, listening_socket
 from kedge_agent.serving.status_pipe import StatusMessage, StatusWriter
@@ -32,7 +33,6 @@ from kedge_targets.pipeline.others import CONSENT
 
 if TYPE_CHECKING:
     from kedge_agent.serving.grpc_server import GrpcServer
-    from kedge_agent.serving.handler import Handler, Job, Request, Response
     from kedge_agent.serving.model_pool import ServedModels
     from kedge_agent.serving.open_inference import InferenceHandler
 
@@ -154,7 +154,7 @@ class ServingProcess:
                 self._stop.set()
 
 
-class _GenerationHandler:
+class _GenerationHandler(Handler):
     """Answers requests below ``/v1``. What writes text is imported with the first of them: a device without a language
     model needs none of it."""
 
@@ -174,6 +174,10 @@ class _GenerationHandler:
     def route(self, request: Request) -> Response | Job:
         """See :class:`kedge_agent.serving.handler.Handler`."""
         return self._handler.route(request)
+
+    def error_content(self, status: int, text: str) -> object:
+        """See :class:`kedge_agent.serving.handler.Handler`."""
+        return self._handler.error_content(status, text)
 
 
 def _handlers(models: ServedModels, inference: InferenceHandler) -> Sequence[tuple[str, Handler]]:

@@ -118,6 +118,8 @@ class Exchange:
     def finish(self, response: Response) -> None:
         """Send a complete answer; may be called from any thread. A second answer is dropped."""
         self._let_go_of_body()
+        if response.error is not None:
+            response = self._server.worded(self.request.path, response, response.error)
         body = response.body
         parts = (body,) if isinstance(body, (bytes, memoryview)) else body
         length = len(body) if isinstance(body, bytes) else sum(memoryview(part).nbytes for part in parts)

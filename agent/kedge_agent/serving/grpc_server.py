@@ -6,7 +6,6 @@ The handler is the same as for REST; tensors are sent as raw bytes.
 from __future__ import annotations
 
 import hmac
-import json
 import logging
 import socket
 import threading
@@ -250,8 +249,7 @@ class GrpcServer:
         response = self._handler.change_repository(request.model_name, verb, versions)
         if response.status != 200:
             status = {403: "PERMISSION_DENIED", 404: "NOT_FOUND"}.get(response.status, "INVALID_ARGUMENT")
-            reason = json.loads(bytes(response.body))["error"]  # type: ignore[arg-type]
-            raise RefusedCallError(status, reason)
+            raise RefusedCallError(status, response.error or "")
         return self._messages["RepositoryModelLoadResponse" if verb == "load" else "RepositoryModelUnloadResponse"]()
 
     def _stream(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:

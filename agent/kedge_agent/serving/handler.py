@@ -79,6 +79,7 @@ class Response:
         stream: chunks of a body of unknown length, in place of ``body``. It is iterated in the job's thread, which
             waits while the client is slower; its ``close`` is called when the client goes or the server ends. Each
             chunk must come within the pool's deadline.
+        error: what went wrong, where the body has the server's own form; it is sent in that of the path's API.
     """
 
     status: int
@@ -86,6 +87,7 @@ class Response:
     content_type: str = JSON
     fields: Sequence[tuple[str, str]] = ()
     stream: Iterator[bytes] | None = None
+    error: str | None = None
 
 
 @dataclass(slots=True)
@@ -114,6 +116,11 @@ class Handler(Protocol):
         """Return the response or the job that will make it; called in the event loop, so it must not block."""
         ...
 
+    def error_content(self, status: int, text: str) -> object:
+        """Return the JSON of an error that the server finds itself (a wrong token, a full queue): in the Open Inference
+        Protocol's form, unless the API below this path has its own. May be called from any thread."""
+        return {"error": text}
+
 
 def segments(path: str) -> list[str]:
     """Return what stands between a path's slashes; nobody may change the list. Clients ask for few paths, again and
@@ -128,12 +135,17 @@ def _known_segments(path: str) -> list[str]:
 
 def json_response(status: int, content: object, fields: Sequence[tuple[str, str]] = ()) -> Response:
     """Return a response with a small JSON body."""
-    return Response(status, json.dumps(content, separators=(",", ":")).encode(), fields=fields)
+    return Response(status, _encoded(content), fields=fields)
 
 
 def error_response(status: int, text: str, fields: Sequence[tuple[str, str]] = ()) -> Response:
-    """Return an error response in the Open Inference Protocol's format."""
-    return json_response(status, {"error": text}, fields)
+    """Return an error response; the server sends it as the path's handler words it, see
+    :meth:`Handler.error_content`."""
+    return Response(status, _encoded({"error": text}), fields=fields, error=text)
+
+
+def _encoded(content: object) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode()
 
 
 def unavailable(text: str, *, status: int = 503, retry_after: int = 1) -> Response:

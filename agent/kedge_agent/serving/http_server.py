@@ -14,7 +14,15 @@ from kedge_agent.serving.access import Access
 from kedge_agent.serving.connection import Connection
 from kedge_agent.serving.event_loop import READ, EventLoop
 from kedge_agent.serving.exchange import Exchange
-from kedge_agent.serving.handler import Handler, Job, Request, Response, error_response, unavailable
+from kedge_agent.serving.handler import (
+    Handler,
+    Job,
+    Request,
+    Response,
+    error_response,
+    json_response,
+    unavailable,
+)
 from kedge_agent.serving.http_parser import Head
 from kedge_agent.serving.settings import ServerSettings
 
@@ -145,13 +153,20 @@ class HttpServer:
         Args:
             head: its head, if it was received: a web page may read why it is refused.
         """
-        request = Request("GET", "")
+        request = Request("GET", "" if head is None else head.path)
         head_only = head is not None and head.method == "HEAD"
         fields = () if head is None else self.access.cross_origin(head)
         exchange = Exchange(self, connection, request, head_only=head_only, keep_alive=False, minor=1, fields=fields)
         with connection.lock:
             connection.exchange = exchange
         exchange.finish(response)
+
+    def worded(self, path: str, response: Response, error: str) -> Response:
+        """Return an error response in the form of the path's API; may be called from any thread."""
+        handler = self._handler_of(path)
+        if handler is None:
+            return response
+        return json_response(response.status, handler.error_content(response.status, error), response.fields)
 
     def hold(self, change: int) -> bool:
         """Count body bytes; return False if there are too many now. May be called from any thread."""
@@ -191,13 +206,16 @@ class HttpServer:
     def _looked_up(self, path: str) -> tuple[Handler | None, tuple[str, ...]]:
         """Return the handler of a path and its methods, and remember them: clients ask for few paths, again and
         again."""
-        handler = next((handler for prefix, handler in self._table if _is_below(path, prefix)), None)
+        handler = self._handler_of(path)
         found = handler, tuple(handler.methods(path)) if handler is not None else ()
         if len(self._paths) >= _REMEMBERED:
             self._paths.clear()
         if len(path) <= _LONGEST_REMEMBERED:
             self._paths[path] = found
         return found
+
+    def _handler_of(self, path: str) -> Handler | None:
+        return next((handler for prefix, handler in self._table if _is_below(path, prefix)), None)
 
     def _on_connection(self, listening: socket.socket) -> None:
         by_name = self.access.checks_names(listening)

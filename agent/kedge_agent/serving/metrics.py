@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from kedge_agent.serving.handler import Job, Request, Response
+from kedge_agent.serving.handler import Handler, Job, Request, Response
 from kedge_agent.serving.model_pool import Entry, ServedModels
 from kedge_agent.serving.statistics import bounds
 from kedge_protocol import memory
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class MetricsHandler:
+class MetricsHandler(Handler):
     """Answers ``/metrics``.
 
     Args:

@@ -15,6 +15,7 @@ from kedge_agent.serving.answer_cache import AnswerCache
 from kedge_agent.serving.datatypes import Array, datatype_of
 from kedge_agent.serving.handler import (
     GOLDEN_FIELD,
+    Handler,
     Job,
     Request,
     Response,
@@ -38,7 +39,7 @@ _LONGEST_WAIT = 600.0
 _FLEET_DECIDES = "the fleet's desired state decides which models this device loads; roll a release out instead"
 
 
-class InferenceHandler:
+class InferenceHandler(Handler):
     """Answers requests below ``/v2``.
 
     Args:
