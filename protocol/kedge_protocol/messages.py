@@ -367,7 +367,7 @@ class ShadowTelemetry:
         classes: class of the old answer → (compared, agreed); at most 64 classes, the others under ``other``.
         confidence_shift: sum over the compared samples of the new confidence less the old one.
         old_buckets, new_buckets: latencies of these calls, see :mod:`kedge_protocol.latency_buckets`.
-        errors: samples on which the shadow failed.
+        errors: calls on which the shadow failed.
     """
 
     digest: str
@@ -386,8 +386,8 @@ class ModelTelemetry:
 
     Attributes:
         digest: the bundle that served.
-        inferences, errors: the calls in the interval, over all processes that use the model.
-        inferences_total, errors_total: the calls since the model was installed.
+        inferences, errors: the calls of the interval that were answered, and those that failed, of all processes.
+        inferences_total, errors_total: the same since the model was installed.
         latency_ms: ``p50``, ``p95``, ``p99``, ``mean`` of the interval; empty without calls.
         latency_buckets: the interval's histogram, which adds up over intervals and devices, see
             :mod:`kedge_protocol.latency_buckets`.
@@ -415,6 +415,11 @@ class ModelTelemetry:
     shadow: ShadowTelemetry | None = None
     generation: GenerationTelemetry | None = None
     figures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> int:
+        """All calls of the interval."""
+        return self.inferences + self.errors
 
 
 @dataclass(frozen=True, kw_only=True)

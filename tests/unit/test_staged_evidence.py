@@ -285,6 +285,20 @@ def test_a_shadow_is_judged_by_its_agreement_on_devices_that_serve_the_old_bundl
     assert f"least class cat ({10 * (agreed - 90)}%)" in gate.detail
 
 
+@pytest.mark.parametrize(("compared", "errors"), [(0, 50), (90, 10)])
+def test_a_shadow_that_fails_on_inputs_does_not_agree(rollout: Rollout, compared: int, errors: int) -> None:
+    publish(rollout)
+    reached = rollout.add(5, "updating")
+    told = ShadowTelemetry(digest=NEW, compared=compared, agreed=compared, confidence_shift=-0.9, errors=errors)
+    rollout.tell(reached, SWITCH - 600, 10, message(OLD, shadow=told))
+    found = rollout.collect()["rpi4"]
+    assert found.shadow is not None
+    assert found.shadow.agreement == pytest.approx(compared / (compared + errors))
+    assert found.shadow.devices[0].confidence_shift == (pytest.approx(-0.01) if compared else None)
+    gate = {one.gate: one for one in judge(Gates(), [found], soaked=False)}["agreement"]
+    assert gate.verdict is Verdict.FAIL, gate
+
+
 def test_without_an_answer_of_the_shadow_that_is_asked_for_the_gate_waits(rollout: Rollout) -> None:
     publish(rollout)
     reached = rollout.add(1, "updating")

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from kedge.fleet.staged import selectors, waves
 from kedge.fleet.staged.selectors import Properties
@@ -117,6 +118,21 @@ DEVICE = Properties(
 )
 def test_selectors_ask_for_labels_and_facts(text: str, holds: bool) -> None:
     assert selectors.parse(text).matches(DEVICE) is holds
+
+
+VERSIONS = st.from_regex(r"[0-3](\.[0-3]){0,3}((a|b|rc)[0-2])?(\.dev[0-2])?", fullmatch=True)
+
+
+@given(VERSIONS, VERSIONS)
+def test_versions_compare_as_python_packages_do(reported: str, asked: str) -> None:
+    device = Properties(name="d", facts={"agent": reported})
+    for operation, holds in (
+        ("<", Version(reported) < Version(asked)),
+        ("<=", Version(reported) <= Version(asked)),
+        (">", Version(reported) > Version(asked)),
+        (">=", Version(reported) >= Version(asked)),
+    ):
+        assert selectors.parse(f"agent{operation}{asked}").matches(device) is holds, operation
 
 
 @pytest.mark.parametrize(

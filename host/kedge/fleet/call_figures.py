@@ -79,11 +79,11 @@ class ShadowFigures:
 
     Attributes:
         digest: of the shadow; with another one all begins anew.
-        compared: inputs that both answered, those that they answered differently being bad.
+        compared: inputs that the shadow was shown; bad are those that it answered differently, or failed on.
         classes: class of the old answer → (compared, agreed).
         confidence_shift: sum of new less old.
         old_buckets, new_buckets: latencies of the same calls.
-        errors: samples on which the shadow failed.
+        errors: calls on which the shadow failed.
         total, bad: of the block that is not whole yet.
     """
 
@@ -99,14 +99,13 @@ class ShadowFigures:
 
     def add(self, told: ShadowTelemetry) -> None:
         """Add what an interval brought; what cannot be is left out."""
-        if not 0 <= told.agreed <= told.compared < MAX_COUNT:
+        if not (0 <= told.agreed <= told.compared < MAX_COUNT and 0 <= told.errors < MAX_COUNT):
             return
-        self.total += told.compared
-        self.bad += told.compared - told.agreed
+        self.total += told.compared + told.errors
+        self.bad += told.compared - told.agreed + told.errors
+        self.errors += told.errors
         if abs(told.confidence_shift) <= told.compared:
             self.confidence_shift += told.confidence_shift
-        if 0 <= told.errors < MAX_COUNT:
-            self.errors += told.errors
         self.old_buckets = latency_buckets.added(self.old_buckets, told.old_buckets)
         self.new_buckets = latency_buckets.added(self.new_buckets, told.new_buckets)
         for name, pair in told.classes.items():
@@ -115,6 +114,12 @@ class ShadowFigures:
             known = name if name in self.classes or len(self.classes) < CLASSES else OTHER
             before = self.classes.get(known, (0, 0))
             self.classes[known] = (before[0] + pair[0], before[1] + pair[1])
+
+    @property
+    def mean_shift(self) -> float | None:
+        """The mean of new less old confidence; None without an input that both answered."""
+        answered = self.compared.total + self.total - self.errors
+        return self.confidence_shift / answered if answered > 0 else None
 
     def close(self) -> None:
         """End a block."""

@@ -42,7 +42,8 @@ class ShadowView:
     Attributes:
         digest: of the shadow.
         state: what the device reports of it; None before.
-        compared, agreed, errors: samples, see :class:`kedge_protocol.messages.ShadowTelemetry`.
+        compared, agreed: inputs that it was shown, and those that it answered like the bundle that serves.
+        errors: of those it was shown, the calls on which it failed.
         classes: class of the old answer → (compared, agreed).
         confidence_shift: mean of new less old confidence; None without a compared sample.
         old_p95_ms, new_p95_ms: latencies of the same calls.
@@ -150,7 +151,7 @@ def _view(row: Row, told: ShadowFigures | None) -> ShadowView:
         agreed=compared - told.compared.bad - told.bad,
         errors=told.errors,
         classes=told.classes,
-        confidence_shift=told.confidence_shift / compared if compared else None,
+        confidence_shift=told.mean_shift,
         old_p95_ms=latency_buckets.percentiles_ms(told.old_buckets, (0.95,))[0],
         new_p95_ms=latency_buckets.percentiles_ms(told.new_buckets, (0.95,))[0],
     )

@@ -176,7 +176,7 @@ def plots(detail: DeviceDetail) -> list[Plot]:
         for name in ("p50", "p95", "p99"):
             values = [None if one is None else one.latency_ms.get(name) for one in told]
             series.append((f"{model}: latency {name}", "ms", values))
-        series.append((f"{model}: failed calls", "%", [_failed_share(one) for one in told]))
+        series.append((f"{model}: failed calls", "%", [failed_share(one) for one in told]))
     series.append(("CPU", "%", [one.cpu_percent for one in messages]))
     used = [(one.memory_total_bytes - one.memory_available_bytes) / 2**20 for one in messages]
     series.append(("memory in use", "MiB", list(used)))
@@ -186,8 +186,9 @@ def plots(detail: DeviceDetail) -> list[Plot]:
     return [Plot(title, unit, line) for title, unit, line in drawn if line is not None]
 
 
-def _failed_share(told: ModelTelemetry | None) -> float | None:
-    return None if told is None or not told.inferences else 100 * told.errors / told.inferences
+def failed_share(told: ModelTelemetry | None) -> float | None:
+    """Return the percentage of an interval's calls that failed; None without calls."""
+    return None if told is None or not told.calls else 100 * told.errors / told.calls
 
 
 @router.get("/devices/{name}")

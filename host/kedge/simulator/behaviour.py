@@ -24,7 +24,7 @@ _UPPER_ENDS = np.array([bounds(bucket)[1] for bucket in range(BUCKETS - 1)])
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What was counted in one interval."""
+    """What was counted in one interval; ``inferences`` are the calls that were answered."""
 
     inferences: int
     errors: int
@@ -75,14 +75,14 @@ class SimulatedRuntime:
     def measure(self, seconds: float, defect: Defect) -> Figures:
         """Return the figures of an interval in which a bundle with this defect served."""
         runtime, chance = self._runtime, self._chance
-        inferences = poisson(chance, runtime.calls_per_minute * self._busy * seconds / 60.0)
-        errors = binomial(chance, inferences, min(1.0, runtime.errors + defect.errors))
+        calls = poisson(chance, runtime.calls_per_minute * self._busy * seconds / 60.0)
+        errors = binomial(chance, calls, min(1.0, runtime.errors + defect.errors))
         self._leaked += defect.leak_mb_per_minute * seconds / 60.0
         memory_mb = runtime.memory_mb + self._leaked + chance.gauss(0.0, runtime.memory_noise_mb)
         return Figures(
-            inferences=inferences,
+            inferences=calls - errors,
             errors=errors,
-            latencies_ms=self._latencies(min(inferences - errors, _MOST_DRAWN), defect),
+            latencies_ms=self._latencies(min(calls - errors, _MOST_DRAWN), defect),
             memory_bytes=max(1, int(memory_mb * (1 << 20))),
             temperature_c=runtime.temperature_c + chance.gauss(0.0, 1.0),
         )

@@ -131,7 +131,7 @@ class DeviceTemperature:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceShadow:
-    """How often one device's shadow answered otherwise than the bundle that serves (``compared.bad``).
+    """How often one device's shadow answered otherwise than the bundle that serves, or failed (``compared.bad``).
 
     Attributes:
         classes: class of the old answer → (compared, agreed).

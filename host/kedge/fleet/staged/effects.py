@@ -34,6 +34,10 @@ ERROR_DRIFT = 0.1
 """Standard deviation of the change of a device's error rate by itself, as a share of the limit."""
 MEMORY_DRIFT = 100_000.0
 """Standard deviation, bytes a minute, of a device's memory slope by itself."""
+MEMORY_UNKNOWN = 500_000.0
+"""Standard deviation, bytes a minute, of a memory slope of whose scatter nothing is known yet."""
+MEMORY_PRIOR = 2
+"""Values that :data:`MEMORY_UNKNOWN` counts as much as."""
 MIN_POINTS = 3
 """Values of memory before a slope counts."""
 HOTTER = 5.0
@@ -269,8 +273,11 @@ def memory(cohort: CohortEvidence) -> Measured:
     known = [device for device in cohort.memory_slope if device.new is not None and device.points >= MIN_POINTS]
     before = [device.old for device in cohort.memory_slope if device.old is not None]
     base = max(0.0, statistics.median(before)) if before else 0.0
-    # A device's own variance is of a few points: it counts only where it is above the cohort's.
-    common = statistics.fmean(device.variance for device in known) if known else 0.0
+    # A device's own variance is of a few points: it counts only where it is above the cohort's. That one is never of a
+    # few points alone either, since three points lie on one line by chance often enough.
+    spare = [device.points - 2 for device in known]
+    scatter = math.fsum(device.variance * free for device, free in zip(known, spare, strict=True))
+    common = (scatter + MEMORY_PRIOR * MEMORY_UNKNOWN**2) / (sum(spare) + MEMORY_PRIOR)
     effects = [
         Effect(device.new - base, max(device.variance, common) + MEMORY_DRIFT**2)
         for device in known

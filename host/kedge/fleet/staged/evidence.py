@@ -176,13 +176,12 @@ def _shadows(session: Session, values: dict[str, Any], now: float, readings: Rea
         shadow = reading.figures.shadow
         if shadow is None or row["since"] > now:
             continue
-        total = shadow.compared.total
         found.setdefault(row["target"], []).append(
             DeviceShadow(
                 device=reading.device,
                 compared=shadow.compared,
                 classes=shadow.classes,
-                confidence_shift=shadow.confidence_shift / total if total else None,
+                confidence_shift=shadow.mean_shift,
             )
         )
     return {target: ShadowFigures(devices=tuple(devices)) for target, devices in found.items()}

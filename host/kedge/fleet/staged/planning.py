@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from kedge.fleet import candidates, releases, rollouts
@@ -124,7 +124,8 @@ def _planned(session: Session, release: Row, policy: Policy) -> tuple[Selection,
 
 
 class _Transfers:
-    """What must move to devices: the blocks of a bundle that nothing they hold has, as the agent finds them."""
+    """What must move to devices, reckoned as their agents do: a blob of one block as a whole; of a larger one its block
+    map, and each block once that is not all zeros and in no larger blob that they hold."""
 
     def __init__(self, session: Session, repository: Repository, wanted: Mapping[int, tuple[str, ...]]) -> None:
         self._session = session
@@ -137,7 +138,7 @@ class _Transfers:
         digests = {one for some in (*wanted.values(), *self._held.values()) for one in some}
         for row in session.where_in(_BLOBS, sorted(digests)):
             self._blobs.setdefault(row["bundle"], {})[row["digest"]] = row["size"]
-        self._blocks: dict[str, list[tuple[bytes, int]]] = {}
+        self._blocks: dict[str, dict[bytes, int]] = {}
         self._known: dict[tuple[str, frozenset[str]], int] = {}
 
     def bytes_to(self, number: int) -> int:
@@ -153,20 +154,25 @@ class _Transfers:
 
     def _count(self, wanted: str, held: Iterable[str]) -> int:
         there = {blob: size for bundle in held for blob, size in self._blobs.get(bundle, {}).items()}
-        have = {one for blob, size in there.items() for one, _ in self._hashes(blob, size)}
-        count = 0
-        for blob, size in self._blobs.get(wanted, {}).items():
-            if blob not in there:
-                count += sum(length for one, length in self._hashes(blob, size) if one not in have)
-        return count
+        have = {one for blob, size in there.items() if size > blocks.BLOCK_SIZE for one in self._blocks_of(blob, size)}
+        missing = {blob: size for blob, size in self._blobs.get(wanted, {}).items() if blob not in there}
+        return sum(self._moved(blob, size, have) for blob, size in missing.items())
 
-    def _hashes(self, blob: str, size: int) -> list[tuple[bytes, int]]:
+    def _moved(self, blob: str, size: int, have: Collection[bytes]) -> int:
+        if size <= blocks.BLOCK_SIZE:
+            return size
+        of_map = blocks.block_count(size) * blocks.HASH_SIZE
+        return of_map + sum(length for one, length in self._blocks_of(blob, size).items() if one not in have)
+
+    def _blocks_of(self, blob: str, size: int) -> dict[bytes, int]:
+        """Return the blocks of a blob that are not all zeros: hash → bytes."""
         if blob not in self._blocks:
-            path = self._repository.map_path(blob)
+            path, count, width = self._repository.map_path(blob), blocks.block_count(size), blocks.HASH_SIZE
             raw = path.read_bytes() if path.is_file() else b""
-            width = blocks.HASH_SIZE
             hashes = [raw[place : place + width] for place in range(0, len(raw), width)]
-            if len(hashes) != blocks.block_count(size):
-                hashes = [f"{blob} {index}".encode() for index in range(blocks.block_count(size))]
-            self._blocks[blob] = [(one, blocks.block_length(size, index)) for index, one in enumerate(hashes)]
+            if len(hashes) != count:
+                hashes = [f"{blob} {index}".encode() for index in range(count)]
+            found = {one: blocks.block_length(size, index) for index, one in enumerate(hashes)}
+            zeros = {blocks.block_hash(bytes(length)) for length in set(found.values())}
+            self._blocks[blob] = {one: length for one, length in found.items() if one not in zeros}
         return self._blocks[blob]

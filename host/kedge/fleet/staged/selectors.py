@@ -33,7 +33,8 @@ _SET = re.compile(rf"({_KEY})\s+(not\s+in|in)\s*\(([^()]*)\)")
 _BARE = re.compile(rf"(!?)\s*({_KEY})")
 _PERCENT = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*%")
 _COMMA = re.compile(r",(?![^(]*\))")
-_EARLY = {"a", "alpha", "b", "beta", "c", "dev", "pre", "preview", "rc"}
+_EARLY = {"dev": -4, "a": -3, "alpha": -3, "b": -2, "beta": -2, "c": -1, "rc": -1, "pre": -1, "preview": -1}
+"""What comes before a release, in the order of PEP 440."""
 _ORDERED: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -163,8 +164,16 @@ def place(name: str, seed: str = "") -> float:
 
 def _version(text: str) -> tuple[tuple[int, int], ...]:
     """The numbers in order; what comes before a release (0.3rc1, 0.3.dev2) is smaller than the release."""
-    parts = re.findall(r"\d+|[a-z]+", text.lower())
-    read = [(1, int(part)) if part.isdigit() else (-1, 0) for part in parts if part.isdigit() or part in _EARLY]
-    while read and read[-1] == (1, 0):
-        read.pop()
-    return (*read, (0, 0))
+    read: list[tuple[int, int]] = []
+    for part in re.findall(r"\d+|[a-z]+", text.lower()):
+        if part.isdigit():
+            read.append((1, int(part)))
+        elif part in _EARLY:
+            read = [*_without_zeros(read), (_EARLY[part], 0)]
+    return (*_without_zeros(read), (0, 0))
+
+
+def _without_zeros(numbers: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    while numbers and numbers[-1] == (1, 0):
+        numbers = numbers[:-1]
+    return numbers
