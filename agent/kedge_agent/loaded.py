@@ -152,12 +152,23 @@ class Loaded:
             raise self._executor.refusal()
         return cast("TextGenerator", self._executor)
 
-    def retire(self) -> None:
+    def retire(self, *, makes_room: bool = False) -> weakref.ref[Any]:
         """Give way to another version: calls finish, and a language model's answers within
-        :data:`kedge_agent.room.SWITCH_SECONDS`."""
+        :data:`kedge_agent.room.SWITCH_SECONDS`. Return a reference that is dead once nothing uses the bundle any more.
+
+        Args:
+            makes_room: whether the other version is loaded only then.
+        """
         spec = self.bundle.config.generation
-        if spec is not None and spec.writes:
+        if spec is None or isinstance(self._executor, Executor):
+            return weakref.ref(self)
+        if spec.writes:
             self.generator.engine.retire(room.SWITCH_SECONDS)
+            return weakref.ref(self)
+        part = cast("PartHolder", self._executor)
+        if makes_room:
+            part.make_room()
+        return weakref.ref(part)
 
     def write(
         self, prompt: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, whole: bool = False

@@ -9,7 +9,7 @@ import tempfile
 import time
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kedge_agent import malloc, room, slots
 from kedge_agent.counters import open_counter
@@ -73,10 +73,10 @@ def crowded(slot: slots.Slot, old: Loaded) -> bool:
         return False  # loading it says what is wrong
 
 
-def wait_until_gone(leaving: weakref.ref[Loaded] | None) -> None:
+def wait_until_gone(leaving: weakref.ref[Any]) -> None:
     """Wait until nothing uses a retired bundle any more, not much longer than :data:`room.SWITCH_SECONDS`."""
     until = time.monotonic() + room.SWITCH_SECONDS + _LINGER_SECONDS
-    while leaving is not None and leaving() is not None and time.monotonic() < until:
+    while leaving() is not None and time.monotonic() < until:
         time.sleep(_LOOK_SECONDS)
     malloc.give_back()
 

@@ -371,10 +371,9 @@ class Model:
                 before = self._loaded
                 if before is None or slot is None or slot.digest != before.bundle.digest:
                     if makes_room and before is not None and slot is not None and loading.crowded(slot, before):
-                        old = before.digest
-                        before.retire()
+                        old, leaving = before.digest, before.retire(makes_room=True)
                         del before
-                        self._exchange(folder, generation, old)
+                        self._exchange(folder, generation, old, leaving)
                     else:
                         self._loaded = self._cached(loading.load_slot(folder, generation))
                         if before is not None:
@@ -389,15 +388,15 @@ class Model:
                 self._note_failure(error)
             self._seen = generation
 
-    def _exchange(self, folder: slots.ModelFolder, generation: int, old: str) -> None:
+    def _exchange(self, folder: slots.ModelFolder, generation: int, old: str, leaving: weakref.ref[Any]) -> None:
         """Load the installed bundle in the place of one that makes way for it; if that fails, the old one again.
 
         Args:
             old: digest of the old one.
+            leaving: see :meth:`Loaded.retire`.
         """
         from kedge_agent import loading
 
-        leaving = None if self._loaded is None else weakref.ref(self._loaded)
         self._loaded = None
         loading.wait_until_gone(leaving)
         try:

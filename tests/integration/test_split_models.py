@@ -13,6 +13,7 @@ import pytest
 from tests.support import decoders, split_models
 from tests.support.authority import Authority
 from tests.support.split_models import Parts
+from tests.support.waiting import wait_for
 
 import kedge
 from kedge.importing.decoders import reading
@@ -142,6 +143,25 @@ def test_a_device_that_is_not_there_is_named_at_once_and_the_model_heals(place: 
     assert first.generate(PROMPT, max_tokens=5, ignore_end=True).tokens == split_models.greedy(
         place / "whole", PROMPT, 5
     )
+
+
+@pytest.mark.parametrize("makes_room", [False, True])
+def test_a_replaced_part_is_gone_as_soon_as_nobody_uses_it(place: Path, two: Parts, makes_room: bool) -> None:
+    second, first = two.load(1), two.load(0)
+    first.generate(PROMPT, max_tokens=2)
+    leaving = second.loaded().retire(makes_room=makes_room)
+    second.close()
+    if not makes_room:
+        # It goes on for the connection it has, which the device before it closes when it switches.
+        assert first.generate(PROMPT, max_tokens=5, ignore_end=True).tokens == split_models.greedy(
+            place / "whole", PROMPT, 5
+        )
+        assert leaving() is not None
+        first.close()
+    wait_for(lambda: leaving() is None, what="the replaced part is gone")
+    if makes_room:
+        with pytest.raises(NeighbourError, match="it holds none"):
+            first.generate(PROMPT)
 
 
 def test_a_device_that_says_nothing_is_given_up_after_the_deadline(two: Parts) -> None:

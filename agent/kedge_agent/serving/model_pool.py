@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from kedge_agent import malloc, room, slots
 from kedge_agent.model import Model
@@ -25,9 +25,6 @@ from kedge_agent.serving.worker_pool import Monitor, WorkerPool
 from kedge_protocol import codec
 from kedge_protocol.errors import InputError, KedgeError
 from kedge_protocol.packages import version_numbers
-
-if TYPE_CHECKING:
-    from kedge_agent.loaded import Loaded
 
 log = logging.getLogger("kedge.serving")
 
@@ -66,7 +63,7 @@ class Entry:
     untold: slots.Serving | None = None
     unwritten: slots.Serving | None = None
     report: slots.Serving | None = None
-    leaving: weakref.ref[Loaded] | None = None
+    leaving: weakref.ref[Any] | None = None
 
 
 class ServedModels:
@@ -265,8 +262,7 @@ class ServedModels:
         if model is not None:
             entry.error = _GIVES_WAY
             loaded = model.loaded()
-            loaded.retire()
-            entry.leaving = weakref.ref(loaded)
+            entry.leaving = loaded.retire(makes_room=True)
             model.close()
             log.info("%s %s makes way for another version", entry.folder.name, loaded.version)
 

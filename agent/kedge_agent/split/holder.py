@@ -6,6 +6,7 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_agent.room import DECLARED
+from kedge_agent.room import DECLARED, SWITCH_SECONDS
 from kedge_agent.serving.settings import listening_socket
 from kedge_agent.split import link
 from kedge_agent.split.link import Hello, RemoteStage, Welcome
@@ -29,6 +30,7 @@ log = logging.getLogger("kedge.split")
 
 LINGER_SECONDS = 600.0
 """Seconds that a part which was replaced goes on for the connections it has: the device before it may switch later."""
+_LOOK_SECONDS = 0.25
 
 
 class PartHolder:
@@ -63,8 +65,10 @@ class PartHolder:
         self._make = registry.runtime(config.backend).load_stage(folder / config.entry, config.runtime_options)
         self._left = spec.slots * spec.context
         self._changed = threading.Condition()
-        self._connections: set[socket.socket] = set()
+        self._used: dict[socket.socket, float] = {}
+        """Connection → time of its last step (monotonic clock)."""
         self._closed = False
+        self._makes_room = False
         listener_of(settings).add(self)
 
     def serve(self, connection: socket.socket, hello: Hello) -> None:
@@ -77,6 +81,7 @@ class PartHolder:
                 connection.settimeout(None)
                 while True:
                     self._step(connection, stages, hello, link.receive(connection, link.STEP.size))
+                    self._used[connection] = time.monotonic()
         except KedgeError as error:
             log.warning("%s: %s", self.words, error)
             raw = str(error).encode()[:1000]
@@ -117,7 +122,7 @@ class PartHolder:
             if self._closed or self._left < wanted:
                 raise InputError(f"{self.words} has no room for {hello.slots} sequences: others use it")
             self._left -= wanted
-            self._connections.add(connection)
+            self._used[connection] = time.monotonic()
         stages: list[Stage] = []
         try:
             stages.append(self._make(hello.slots, hello.context))
@@ -131,25 +136,33 @@ class PartHolder:
                 stage.close()
             with self._changed:
                 self._left += wanted
-                self._connections.discard(connection)
+                self._used.pop(connection, None)
                 self._changed.notify_all()
 
+    def make_room(self) -> None:
+        """Do not linger once closed: memory has no room for this part and the one that follows it."""
+        self._makes_room = True
+
     def close(self) -> None:
-        """Take no more connections, and end those there are after :data:`LINGER_SECONDS`."""
+        """Take no more connections, and end those there are after :data:`LINGER_SECONDS`. To make room, each ends as
+        soon as it is quiet for as long as a device may say nothing."""
         listener_of(self._settings).remove(self)
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            if self._connections:
-                timer = threading.Timer(LINGER_SECONDS, self._cut)
-                timer.daemon = True
-                timer.start()
+            if self._used:
+                threading.Thread(target=self._linger, name="kedge-split-end", daemon=True).start()
 
-    def _cut(self) -> None:
+    def _linger(self) -> None:
+        until = time.monotonic() + (SWITCH_SECONDS if self._makes_room else LINGER_SECONDS)
         with self._changed:
-            for connection in self._connections:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+            while self._used:
+                now = time.monotonic()
+                for connection, used in self._used.items():
+                    if now > until or (self._makes_room and now - used > self._settings.seconds):
+                        with contextlib.suppress(OSError):
+                            connection.shutdown(socket.SHUT_RDWR)
+                self._changed.wait(_LOOK_SECONDS if self._makes_room else max(until - now, _LOOK_SECONDS))
 
     def __call__(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """Refuse: a part answers the device before it, nobody else."""
