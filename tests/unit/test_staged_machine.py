@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -215,3 +216,21 @@ def test_progress_keeps_a_slow_device_from_being_silent_until_its_deadline() -> 
         assert state.members[1].step is (Step.UPDATING if now <= 1000 else Step.SILENT)
     state, _ = machine.advance(policy, state, Facts(seen={1: Sight(answer=Answer.UNDER_WAY, mark="more")}), 1001.0)
     assert state.members[1].step is Step.SILENT
+
+
+@pytest.mark.parametrize("by_a_person", [True, False])
+def test_an_abort_takes_back_a_device_that_waits_for_another_try(by_a_person: bool) -> None:
+    policy = Policy(retries=1, retry_after=30.0)
+    member = Member(target="t", wave=1, step=Step.FAILED, told_at=1000.0, moved_at=1010.0, tries=1, stage="fetch")
+    members = {1: member, 2: Member(target="t", wave=2)}
+    state = State(waves=2, wave=1, phase=Phase.RUNNING, members=members, paused=not by_a_person)
+    if by_a_person:
+        state, _ = orders.retry(policy, state, 1100.0)
+    else:
+        seen = {1: Sight(answer=Answer.FAILED, stage="fetch")}
+        state, _ = machine.advance(policy, state, Facts(seen=seen), 1100.0)
+    assert state.members[1].step is Step.WAITING
+    after, actions = orders.abort(policy, state, 1110.0, reason="not today")
+    assert [action.devices for action in actions if isinstance(action, Revert)] == [(1,)]
+    assert after.phase is Phase.REVERTING
+    assert after.members[1].step is Step.REVERTING

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from kedge.fleet.staged.gates import GateResult, Verdict
-from kedge.fleet.staged.phases import ENDED, REACHED, Phase, Step
+from kedge.fleet.staged.phases import ENDED, Phase, Step
 from kedge.fleet.staged.policy import Approval, OnAbort, Policy, Undecided
 from kedge.fleet.staged.states import (
     Action,
@@ -97,7 +97,7 @@ class Turn:
 
     def abort(self, reason: str, how: OnAbort, **evidence: object) -> None:
         """Stop; devices that were reached go back, or keep what they have."""
-        reached = tuple(device for device, member in self.members.items() if member.step in REACHED)
+        reached = tuple(device for device, member in self.members.items() if member.reached)
         self.state = replace(self.state, paused=False)
         self._end_shadows()
         self.note("rollout.abort", reason=reason, on_abort=how.value, devices=len(reached), **evidence)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from kedge.fleet.staged.machine import Turn
-from kedge.fleet.staged.phases import ENDED, REACHED, Phase, Step
+from kedge.fleet.staged.phases import ENDED, Phase, Step
 from kedge.fleet.staged.policy import OnAbort, Policy
 from kedge.fleet.staged.states import Action, Facts, State
 from kedge_protocol.errors import FleetError
@@ -102,7 +102,7 @@ def retry(policy: Policy, state: State, now: float, devices: Collection[int] | N
 
 
 def _reached(state: State) -> bool:
-    return any(member.step in REACHED for member in state.members.values())
+    return any(member.reached for member in state.members.values())
 
 
 def _refuse_ended(state: State, order: str) -> None:

@@ -27,7 +27,7 @@ ENDED = frozenset({Phase.DONE, Phase.INCOMPLETE, Phase.ABORTED, Phase.SUPERSEDED
 class Step(str, enum.Enum):
     """The step of one device in a staged rollout."""
 
-    WAITING = "waiting"  # it has not been told yet
+    WAITING = "waiting"  # it has not been told yet, or is to be told again
     SHADOWING = "shadowing"  # it was told to run the new bundle beside the old one
     UPDATING = "updating"  # it was told
     SERVING = "serving"  # it said that it serves
@@ -39,4 +39,4 @@ class Step(str, enum.Enum):
 
 
 REACHED = frozenset({Step.UPDATING, Step.SERVING, Step.FAILED, Step.SILENT})
-"""Steps of devices that are to run the new bundle."""
+"""Steps of devices that are to run the new bundle; see also :attr:`.states.Member.reached`."""

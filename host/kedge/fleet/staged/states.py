@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kedge.fleet.staged.gates import GateResult
-from kedge.fleet.staged.phases import Phase, Step
+from kedge.fleet.staged.phases import REACHED, Phase, Step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,7 +16,7 @@ class Member:
 
     Attributes:
         wave: from 1 on; one above the last wave for devices that came later.
-        told_at, moved_at: when it was told last, and when it showed progress last (seconds since 1970).
+        told_at, moved_at: when it was told last (0 for never), and when it showed progress last (seconds since 1970).
         mark: what it showed then; another mark is progress.
         tries: how often it was told, a person's retry beginning anew.
         stage: at which stage it failed.
@@ -30,6 +30,11 @@ class Member:
     mark: str = ""
     tries: int = 0
     stage: str = ""
+
+    @property
+    def reached(self) -> bool:
+        """Return whether it is to run the new bundle; one that waits for another try still is."""
+        return self.step in REACHED or (self.step is Step.WAITING and self.told_at > 0)
 
 
 class Answer:
