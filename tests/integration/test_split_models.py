@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import kedge
 from kedge.importing.decoders import reading
 from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, table
 from kedge.quantization.decoder_scheme import Scheme
+from kedge_agent.generation.engine import Engine
 from kedge_agent.serving import standalone
 from kedge_agent.split.link import Hello, RemoteStage
 from kedge_agent.split.settings import SplitSettings
@@ -238,7 +240,7 @@ def test_what_does_not_belong_on_the_link_ends_it_and_harms_nobody(place: Path, 
     for raw in (b"\xff" * 64, b"\x00\x00\x00\x05[1,2]", b""):
         with socket.create_connection((host, int(port)), 5) as strange:
             strange.sendall(raw)
-    settings = SplitSettings(seconds=3.0)
+    settings = SplitSettings(seconds=60.0)
     for slots, context in ((0, 64), (1, 4096), (99, 512)):
         stage = RemoteStage(settings, two.addresses[1], Hello(bundle=digest, slots=slots, context=context), channels=32)
         with pytest.raises(NeighbourError):
@@ -267,28 +269,36 @@ def test_parts_that_do_not_give_the_golden_vectors_together_write_nothing(two: P
 
 
 def test_while_one_sequence_is_at_the_other_device_this_one_computes_another(two: Parts) -> None:
-    """The second device holds its answers back; both engines' steps reach it before it gives any."""
+    """The first step of either engine is held until the other's is under way, too. Both sequences come at once, and
+    each looks for an engine while the other one does."""
     two.load(1)
     first = two.load(0)
     first.generate(PROMPT, max_tokens=2)  # both devices are known to each other
-    at_once, most, lock = 0, 0, threading.Lock()
-    run = RemoteStage.run
+    both, under_way = threading.Event(), 0
+    lock, run, known = threading.Lock(), RemoteStage.run, Engine.known
 
-    def counted(stage: RemoteStage, *given: object) -> object:
-        nonlocal at_once, most
+    def held(stage: RemoteStage, *given: object) -> object:
+        nonlocal under_way
         with lock:
-            at_once += 1
-            most = max(most, at_once)
+            under_way += 1
+            if under_way == 2:
+                both.set()
         try:
+            assert both.wait(120), "one engine waits for the other"
             return run(stage, *given)  # type: ignore[arg-type]
         finally:
             with lock:
-                at_once -= 1
+                under_way -= 1
+
+    def slowly(engine: Engine, prompt: Sequence[int]) -> int:
+        time.sleep(0.1)
+        return known(engine, prompt)
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
-        patch.setattr(RemoteStage, "run", counted)
-        list(pool.map(lambda one: first.generate(one, max_tokens=100, ignore_end=True), ("abc", "xyz")))
-    assert most == 2
+        patch.setattr(RemoteStage, "run", held)
+        patch.setattr(Engine, "known", slowly)
+        list(pool.map(lambda one: first.generate(one, max_tokens=5, ignore_end=True), ("abc", "xyz")))
+    assert both.is_set()
 
 
 def test_what_cannot_be_split_is_refused_early(place: Path, tmp_path: Path) -> None:

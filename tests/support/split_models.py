@@ -55,7 +55,7 @@ class Parts:
         name = model if index == 0 else f"{model}-part-{index + 1}"
         state = self._place / f"device-{index}"
         install(state, self.releases[index])
-        settings = replace(self._security, seconds=3.0)
+        settings = replace(self._security, seconds=20.0)
         if index:
             settings = replace(settings, listen=self.addresses[index])
         if index + 1 < len(self.addresses):

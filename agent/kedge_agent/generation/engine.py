@@ -92,6 +92,7 @@ class Engine:
         self._closed = False
         self._until = math.inf
         self._clock = 0
+        self._beginning = 0
         self.statistics = GenerationStatistics()
 
     @property
@@ -113,6 +114,12 @@ class Engine:
     def waiting(self) -> int:
         """Return the number of answers that have no slot yet."""
         return len(self._waiting)
+
+    @property
+    def answers(self) -> int:
+        """Return the number of answers that run or wait; one that is on its way from the queue to a slot counts."""
+        with self._changed:
+            return self.running + self.waiting + self._beginning
 
     @property
     def cache_bytes(self) -> int:
@@ -277,6 +284,7 @@ class Engine:
             free = [slot for slot in self._slots if slot.ticket is None]
             with self._changed:
                 ticket = self._waiting.pop(0) if free and self._waiting else None
+                self._beginning = int(ticket is not None)
             if ticket is None:
                 return
             if reason := self._over(ticket):
@@ -289,6 +297,8 @@ class Engine:
                 if all(slot.ticket is not ticket for slot in self._slots):
                     ticket.put(_told(error))  # nobody else knows of it any more
                 raise
+            finally:
+                self._beginning = 0
 
     def _over(self, ticket: Ticket) -> str:
         return ticket.over or (TIMEOUT if time.monotonic() > self._until else "")

@@ -3,6 +3,7 @@ compute."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import fields
 
@@ -21,6 +22,7 @@ class Engines:
 
     def __init__(self, engines: Sequence[Engine]) -> None:
         self._engines = tuple(engines)
+        self._choosing = threading.Lock()
 
     @property
     def session(self) -> DecoderSession:
@@ -65,7 +67,8 @@ class Engines:
         Raises:
             InputError, BusyError: see :meth:`kedge_agent.generation.engine.Engine.submit`.
         """
-        return min(self._engines, key=lambda one: (one.running + one.waiting, -one.known(order.prompt))).submit(order)
+        with self._choosing:  # two at once would choose the same engine, and leave another one idle
+            return min(self._engines, key=lambda one: (one.answers, -one.known(order.prompt))).submit(order)
 
     def retire(self, seconds: float) -> None:
         """See :meth:`kedge_agent.generation.engine.Engine.retire`."""
