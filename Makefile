@@ -107,7 +107,7 @@ test: test-device test-host
 test-host: setup
 	$(BIN)/python $(PYTEST) $(ARGS)
 
-# Long proofs; each has a short form in make test.
+# Long proofs, each of which has a short form in make test, and the property tests with examples of their own.
 campaign: setup
 	$(BIN)/python $(PYTEST) --campaign $(ARGS)
 

@@ -148,7 +148,7 @@ def no_errors(fleet: Field, device: Device, fingerprint: str) -> None:
                 return found
         return None
 
-    assert wait_until(f"telemetry of {device.name}", told, seconds=20)["errors_total"] == 0
+    assert wait_until(f"telemetry of {device.name}", told, seconds=120)["errors_total"] == 0
 
 
 class Streams:

@@ -71,7 +71,7 @@ def test_a_bitfile_is_pulled_proved_on_the_board_served_and_measured(tmp_path: P
                 for seen in field.shown("pynq")["telemetry"]
                 if seen["models"].get("small", {}).get("inferences_total", 0) >= len(raw)
             ],
-            seconds=20,
+            seconds=120,
         )
         assert telemetry[-1]["errors_total"] == 0
         assert telemetry[-1]["figures"]["samples_per_second"] > 0

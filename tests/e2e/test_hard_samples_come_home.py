@@ -94,7 +94,7 @@ def test_hard_cases_come_home_from_who_allows_it_and_a_model_is_compiled_with_th
 
         # The bundle before 2.0 runs as a shadow meanwhile. An agent that is killed goes on where it was.
         killed = field.devices[0]
-        wait_until("a first sample", lambda: [*killed.state.glob("samples/ic/kept/*")] or None, seconds=60)
+        wait_until("a first sample", lambda: [*killed.state.glob("samples/ic/kept/*")] or None, seconds=120)
         killed.process.kill()
         killed.process.start()
         seen = _ended(field, 1)

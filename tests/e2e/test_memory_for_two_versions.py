@@ -91,7 +91,7 @@ def test_where_two_versions_do_not_fit_the_old_one_makes_way_and_comes_back_if_t
         fleet.publish(release)
     fleet.start_rollout("writer:1.0")
     assert fleet.decided() == {"one": "done"}, fleet.reasons()
-    wait_until("version 1.0", lambda: _serves(device, releases, "1.0"), seconds=60)
+    wait_until("version 1.0", lambda: _serves(device, releases, "1.0"), seconds=120)
 
     whole = _ask(device, TOKENS)
     answers: list[tuple[int, str]] = []
@@ -107,7 +107,7 @@ def test_where_two_versions_do_not_fit_the_old_one_makes_way_and_comes_back_if_t
         try:
             fleet.start_rollout("writer:2.0")
             assert fleet.decided() == {"one": "done"}, fleet.reasons()
-            wait_until("version 2.0", lambda: _serves(device, releases, "2.0"), seconds=60)
+            wait_until("version 2.0", lambda: _serves(device, releases, "2.0"), seconds=120)
         finally:
             done.set()
         for one in asking:
@@ -119,7 +119,7 @@ def test_where_two_versions_do_not_fit_the_old_one_makes_way_and_comes_back_if_t
     fleet.start_rollout("writer:3.0")
     assert fleet.decided() == {"one": "failed"}
     assert "golden" in fleet.reasons()["one"]
-    wait_until("version 2.0 again", lambda: _serves(device, releases, "2.0"), seconds=60)
+    wait_until("version 2.0 again", lambda: _serves(device, releases, "2.0"), seconds=120)
 
     for version, words in (("4.0", "would give back"), ("5.0", f"the device has {LIMIT}.0 MiB")):
         fleet.start_rollout(f"writer:{version}")

@@ -52,7 +52,7 @@ def allowed(kills: int) -> dict[str, int]:
 @pytest.mark.parametrize(
     "soak",
     [
-        pytest.param(Soak(devices=100, seconds=45, pause=(1, 6), settle=60), id="a minute"),
+        pytest.param(Soak(devices=100, seconds=45, pause=(1, 6), settle=200), id="a minute"),
         pytest.param(
             Soak(devices=1000, seconds=600, pause=(5, 40), settle=200), id="ten minutes", marks=pytest.mark.campaign
         ),

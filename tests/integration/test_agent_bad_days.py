@@ -21,7 +21,7 @@ from kedge_protocol.messages import ModelState, Reported, ReportedModel
 __all__ = ["mosquitto"]
 pytestmark = pytest.mark.needs("mosquitto")
 
-SETTINGS = "[limits]\nhang_seconds = 3\nreserve_mib = 0\n"
+SETTINGS = "[limits]\nhang_seconds = 10\nreserve_mib = 0\n"
 
 
 class Device:

@@ -138,7 +138,7 @@ def test_a_message_that_the_broker_does_not_take_is_refused_before_it_is_sent(na
     )
     connection.start()
     try:
-        assert connection.wait_connected(10)
+        assert connection.wait_connected(120)
         assert connection.publish("topic", b"x" * 40_000)
         with pytest.raises(MessageError, match="more than the broker takes \\(50000\\)"):
             connection.publish("topic", b"x" * 60_000)

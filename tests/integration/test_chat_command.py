@@ -47,7 +47,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def piped(said: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), input=said, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command(*arguments), input=said, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_answers_go_to_standard_output_and_all_else_to_standard_error(release: Path, tmp_path: Path) -> None:

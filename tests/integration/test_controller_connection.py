@@ -58,8 +58,8 @@ def client(broker: Broker, name: str, *patterns: str | tuple[str, int], **option
 def test_mqtt_5_is_used_where_offered_and_messages_arrive_whole(mosquitto: Mosquitto) -> None:
     broker = parse_broker(mosquitto.url)
     with client(broker, "a", "x/#") as receiver, client(broker, "b") as sender:
-        assert receiver.connection.wait_connected(10)
-        assert sender.connection.wait_connected(10)
+        assert receiver.connection.wait_connected(120)
+        assert sender.connection.wait_connected(120)
         assert receiver.connection.protocol == "5"
         payload = bytes(range(256)) * (MAX_MESSAGE_BYTES // 256)
         assert sender.connection.publish("x/1", payload)
@@ -73,8 +73,8 @@ def test_mqtt_5_is_used_where_offered_and_messages_arrive_whole(mosquitto: Mosqu
 def test_what_is_published_from_many_threads_arrives_undamaged(mosquitto: Mosquitto) -> None:
     broker = parse_broker(mosquitto.url)
     with client(broker, "a", "x/#") as receiver, client(broker, "b") as sender:
-        assert receiver.connection.wait_connected(10)
-        assert sender.connection.wait_connected(10)
+        assert receiver.connection.wait_connected(120)
+        assert sender.connection.wait_connected(120)
 
         def send(number: int) -> None:
             for _ in range(50):
@@ -94,7 +94,7 @@ def test_what_is_published_from_many_threads_arrives_undamaged(mosquitto: Mosqui
 @pytest.mark.needs("mosquitto")
 def test_a_restarted_broker_is_found_again_and_nothing_old_is_sent_again(mosquitto: Mosquitto) -> None:
     with client(parse_broker(mosquitto.url), "a", "x/#") as one:
-        assert one.connection.wait_connected(10)
+        assert one.connection.wait_connected(120)
         mosquitto.kill()
         wait_for(lambda: one.reasons)
         assert not one.connection.publish("x/1", b"lost", qos=1)
@@ -109,7 +109,7 @@ def test_a_restarted_broker_is_found_again_and_nothing_old_is_sent_again(mosquit
 def test_a_clean_stop_publishes_the_will_of_that_session(mosquitto: Mosquitto) -> None:
     broker = parse_broker(mosquitto.url)
     with client(broker, "a") as one:
-        assert one.connection.wait_connected(10)
+        assert one.connection.wait_connected(120)
         one.connection.set_will(lambda session: b"gone from %d" % session)
         (session,) = one.sessions
     with client(broker, "b", ("will/a", 0)) as other:
@@ -124,7 +124,7 @@ def test_a_user_that_is_refused_keeps_trying_and_says_why(tmp_path: Path) -> Non
     server.start()
     try:
         with client(parse_broker(server.url, username="ann", password="secret"), "a") as good:
-            assert good.connection.wait_connected(10)
+            assert good.connection.wait_connected(120)
         with client(parse_broker(server.url, username="ann", password="wrong"), "b") as bad:
             wait_for(lambda: "not authori" in (bad.connection.problem or "").lower())
             assert bad.sessions == []
@@ -178,7 +178,7 @@ def test_tls_checks_the_broker_and_shows_the_clients_certificate(tmp_path: Path)
     ca, cert, key = tmp_path / "ca.pem", tmp_path / "device.pem", tmp_path / "device.key"
     try:
         with client(parse_broker(url, ca=ca, cert=cert, key=key), "a", "x") as good:
-            assert good.connection.wait_connected(10)
+            assert good.connection.wait_connected(120)
             assert good.connection.publish("x", b"1" * 90_000)
             assert good.messages.get(timeout=60)[1] == b"1" * 90_000
         with client(parse_broker(url), "b") as stranger:

@@ -174,6 +174,6 @@ def _speak_as_the_device(port: int, version: int) -> None:
     client.loop_start()
     nothing = codec.encode(Desired(version=version, models={}, sizes={}))
     for topic in (topics.desired("dev"), topics.command("dev", "c"), topics.block("dev", "r")):
-        client.publish(topic, nothing, qos=1, retain=True).wait_for_publish(10)
+        client.publish(topic, nothing, qos=1, retain=True).wait_for_publish(60)
     client.disconnect()
     client.loop_stop()

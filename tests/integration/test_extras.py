@@ -137,7 +137,7 @@ def manages_a_fleet(environment: Environment) -> None:
             assert json.loads(kedge("device", "list", "--json"))[0]["name"] == "d1"
         finally:
             controller.terminate()
-            controller.communicate(timeout=60)
+            controller.communicate(timeout=300)
     assert (environment.folder / "kit.tar.gz").is_file()
 
 
@@ -146,7 +146,7 @@ def test_fleet_runs_a_controller_and_makes_a_kit_from_the_installed_agent(wheels
     environment.install(wheels.agent, f"{wheels.host}[fleet]", constraints="host.txt")
     manages_a_fleet(environment)
     command = [environment.bin / "kedge", "controller", "run", "--embedded", "--page", "127.0.0.1:0"]
-    without = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    without = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert without.returncode != 0
     assert "pip install 'kedge-host[page]'" in without.stderr
     run("tar", "-xzf", "kit.tar.gz", cwd=tmp_path)

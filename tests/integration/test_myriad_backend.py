@@ -65,7 +65,7 @@ def asked(installed: Toolchain, script: str, *arguments: str) -> Any:
     command = [str(installed.python), "-c", script, *arguments]
     with tempfile.TemporaryDirectory() as home:  # it makes a folder there, whatever it is told
         env = {"HOME": home, **environment}
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=env)
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, env=env)
     return json.loads(ran.stdout.splitlines()[-1])
 
 

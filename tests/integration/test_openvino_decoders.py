@@ -200,7 +200,6 @@ def compiled(place: Path, out: str, **options: Any) -> kedge.Release:
     )  # fmt: skip
 
 
-@pytest.mark.timeout(300)
 def test_the_faster_backend_is_packed_the_report_says_so_and_the_recipe_keeps_it(place: Path) -> None:
     release = compiled(place, "chosen", quantize="precision=int4,embedding=int8", slots=2)
     assert release.generation is not None

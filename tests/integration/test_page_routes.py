@@ -312,6 +312,11 @@ def test_samples_are_asked_for_and_cancelled_and_shadows_begin_and_end_by_routes
     assert {one.actor for one in fleet.audit_log() if one.action.startswith(("samples", "shadow"))} == {"page:local"}
 
 
+def reads(port: int, query: str, number: float) -> None:
+    """Wait until Prometheus answers a query with this number."""
+    wait_for(lambda: value(port, query) == number, what=query)
+
+
 @pytest.mark.needs("prometheus", "promtool")
 def test_prometheus_reads_the_fleets_figures(fleet: FleetService, tmp_path: Path) -> None:
     fleet.rollout_start("tiny:1.0")
@@ -321,12 +326,12 @@ def test_prometheus_reads_the_fleets_figures(fleet: FleetService, tmp_path: Path
         controller.start()
         metrics = Page(f"http://127.0.0.1:{port}").ask("GET", "/metrics")[2]
         checked = subprocess.run(
-            [requirements.program("promtool"), "check", "metrics"], input=metrics, capture_output=True, timeout=60
+            [requirements.program("promtool"), "check", "metrics"], input=metrics, capture_output=True, timeout=300
         )
         assert checked.returncode == 0, checked.stderr.decode()
         config = tmp_path / "prometheus.yml"
         config.write_text(
-            "scrape_configs: [{job_name: kedge, scrape_interval: 300ms, scrape_timeout: 300ms, "
+            "scrape_configs: [{job_name: kedge, scrape_interval: 1s, scrape_timeout: 1s, "
             f'static_configs: [{{targets: ["127.0.0.1:{port}"]}}]}}]\n'
         )
         command = [
@@ -336,22 +341,21 @@ def test_prometheus_reads_the_fleets_figures(fleet: FleetService, tmp_path: Path
         ]
         process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{at}"], stderr=subprocess.DEVNULL)
         try:
-            wait_for(lambda: value(at, "kedge_controller_connected") == 1, what="a scrape")
-            assert value(at, 'sum(kedge_devices{target="rpi4"})') == 1
-            assert value(at, 'kedge_rollout_devices{rollout="1",progress="offline"}') == 2
-            assert value(at, "process_resident_memory_bytes") is not None
+            # Each by itself: a scrape that comes late on a busy machine empties all.
+            reads(at, "kedge_controller_connected", 1)
+            reads(at, 'sum(kedge_devices{target="rpi4"})', 1)
+            reads(at, 'kedge_rollout_devices{rollout="1",progress="offline"}', 2)
+            reads(at, "process_resident_memory_bytes > bool 0", 1)
             # A rollout in waves, with what its gates say: nobody answers yet.
             fleet.rollout_start("tiny:1.0", policy=Policy(waves=("100%",)))
-            wait_for(
-                lambda: value(at, 'kedge_rollout_gate{rollout="2",gate="silence",target="rpi4"}') == 0, 60, "a gate"
-            )
-            assert value(at, 'kedge_rollout_gate_limit{rollout="2",gate="silence",target="rpi4"}') == 0.1
-            assert value(at, 'kedge_rollout_phase{rollout="2",phase="running"}') == 1
+            reads(at, 'kedge_rollout_gate{rollout="2",gate="silence",target="rpi4"}', 0)
+            reads(at, 'kedge_rollout_gate_limit{rollout="2",gate="silence",target="rpi4"}', 0.1)
+            reads(at, 'kedge_rollout_phase{rollout="2",phase="running"}', 1)
             fleet.rollout_abort(2, reason="a test")
-            wait_for(lambda: value(at, 'sum(kedge_rollout_phase{rollout="2",phase=~"abort.*|revert.*"})') == 1)
+            reads(at, 'sum(kedge_rollout_phase{rollout="2",phase=~"abort.*|revert.*"})', 1)
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
         assert controller.terminate() == 0
 
 

@@ -103,7 +103,7 @@ def test_one_inference_at_the_terminal_takes_a_picture(state: Path, tmp_path: Pa
 def at_the_terminal(*arguments: str | Path, given: bytes = b"") -> Any:
     """What ``kedge-agent infer`` prints."""
     command = [sys.executable, "-m", "kedge_agent.cli", "infer", *map(str, arguments)]
-    return json.loads(subprocess.run(command, input=given, capture_output=True, check=True, timeout=120).stdout)
+    return json.loads(subprocess.run(command, input=given, capture_output=True, check=True, timeout=300).stdout)
 
 
 def test_a_picture_comes_through_a_pipe_and_a_release_with_one_target_needs_no_name(

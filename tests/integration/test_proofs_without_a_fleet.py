@@ -53,7 +53,7 @@ def say(cache: Path, bundle: Bundle, p50_ms: float) -> None:
 
 def refused(*arguments: str) -> str:
     command = [sys.executable, "-m", "kedge_agent.cli", "serve", *arguments, "--listen", "127.0.0.1:0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 1
     return done.stderr
 

@@ -307,7 +307,7 @@ def test_a_port_that_is_taken_is_one_clear_error(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=300,
         )
     assert done.returncode == 2
     assert listen in done.stderr

@@ -133,7 +133,7 @@ def test_killed_under_load_only_what_it_had_accepted_fails(supervised: Callable[
 def test_a_stopped_process_is_noticed_and_who_waits_is_answered_by_the_next(
     supervised: Callable[..., Supervised],
 ) -> None:
-    server = supervised(silence_seconds=1.0)
+    server = supervised(silence_seconds=5.0)
     for count in range(1, 4):  # as often as a bundle that crashes is called before it is left out
         os.kill(server.pid, signal.SIGSTOP)
         statuses: list[int] = []
@@ -148,7 +148,7 @@ def test_a_stopped_process_is_noticed_and_who_waits_is_answered_by_the_next(
 
 
 def test_a_runtime_that_hangs_is_cut_off_and_others_go_on(supervised: Callable[..., Supervised]) -> None:
-    server = supervised(settings=ServerSettings(call_seconds=1.0))
+    server = supervised(settings=ServerSettings(call_seconds=5.0))
     pid = server.pid
     hanging: list[int] = []
     client = threading.Thread(target=lambda: hanging.append(server.infer("bad", misbehaving.HANG)))

@@ -30,7 +30,7 @@ def server(tmp_path: Path) -> Iterator[Callable[[Path], Supervised]]:
 
     def start(release: Path) -> Supervised:
         install(tmp_path / "state", release)
-        started.append(Supervised(tmp_path / "state", silence_seconds=1.0))
+        started.append(Supervised(tmp_path / "state", silence_seconds=5.0))
         started[0].wait(lambda: started[0].infer("tiny") == 200)
         return started[0]
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.device
 
 def agent(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kedge_agent.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, input=text)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, input=text)
 
 
 BODY = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 16], "data": samples(1).ravel().tolist()}]}

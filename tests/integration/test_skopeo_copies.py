@@ -30,7 +30,7 @@ def release(tmp_path: Path) -> Path:
 
 
 def skopeo(*arguments: str) -> bytes:
-    done = subprocess.run(["skopeo", *arguments], capture_output=True, check=False, timeout=120)
+    done = subprocess.run(["skopeo", *arguments], capture_output=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
 

@@ -127,7 +127,7 @@ def started(place: Path) -> subprocess.Popen[str]:
 
 def test_two_installations_at_once_make_one_environment(place: Path) -> None:
     both = [started(place), started(place)]
-    said = [process.communicate(timeout=120)[0].splitlines() for process in both]
+    said = [process.communicate(timeout=300)[0].splitlines() for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert said[0][-1] == said[1][-1]
     assert left(place) == [said[0][-1]]

@@ -60,7 +60,7 @@ class Tutorial:
             start_new_session=True,
         )
         try:
-            session.wait(300)
+            session.wait(1000)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(session.pid, signal.SIGKILL)

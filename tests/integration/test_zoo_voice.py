@@ -109,7 +109,7 @@ def speech(folder: Path, seed: int, seconds: int) -> np.ndarray:
         file = folder / f"{seed}-{at}.wav"
         voice, pace = VOICES[int(rng.integers(len(VOICES)))], str(int(rng.integers(120, 190)))
         text = SENTENCES[int(rng.integers(len(SENTENCES)))]
-        subprocess.run([espeak, "-v", voice, "-s", pace, "-w", str(file), text], check=True, timeout=60)
+        subprocess.run([espeak, "-v", voice, "-s", pace, "-w", str(file), text], check=True, timeout=300)
         with wave.open(str(file)) as opened:
             rate, raw = opened.getframerate(), opened.readframes(opened.getnframes())
         sound = np.frombuffer(raw, "<i2").astype(np.float64) / 32768

@@ -84,7 +84,7 @@ def missing_from_bindings(requirement: str, names: dict[str, list[str]], scratch
         input=json.dumps(names),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         env={**os.environ, "LD_LIBRARY_PATH": str(scratch), "PYTHONPATH": str(content)},
     )
     assert ran.returncode == 0, ran.stderr

@@ -75,7 +75,7 @@ def test_a_branch_that_reads_moved_integers_runs(moved: str, tmp_path: Path) -> 
     values = np.random.default_rng(0).standard_normal((2, 3, 4, 6)).astype(np.float32)
     np.save(tmp_path / "x.npy", values)
     paths = [str(tmp_path / name) for name in ("m.onnx", "x.npy", "y.npy")]
-    done = subprocess.run([sys.executable, "-c", _LOADED, *paths], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", _LOADED, *paths], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-500:]
     assert np.allclose(np.load(tmp_path / "y.npy"), reference.run(None, {"x": values})[0], atol=1e-6)
 

@@ -347,7 +347,7 @@ def test_several_processes_write_at_once_without_loss(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", program, str(state), name], stderr=subprocess.PIPE) for name in "abc"
     ]
     for child in children:
-        _, errors = child.communicate(timeout=120)
+        _, errors = child.communicate(timeout=300)
         assert child.returncode == 0, errors.decode()
     with FleetService(state) as fleet:
         assert len(fleet.devices()) == 45

@@ -40,7 +40,7 @@ class Echo(Handler):
 
     def __init__(self) -> None:
         self.pool = WorkerPool("echo", threads=2, queue_limit=2, deadline=60.0, in_loop=True)
-        self.hung = WorkerPool("hung", queue_limit=1, deadline=0.3, in_loop=True)
+        self.hung = WorkerPool("hung", queue_limit=1, deadline=3.0, in_loop=True)
         self.let_go = threading.Event()
         self.threads: set[str] = set()
         self.given: queue.Queue[str] = queue.Queue()
@@ -243,7 +243,7 @@ def test_short_calls_run_in_the_loop_and_a_long_one_among_them_keeps_nobody_wait
 
 
 def test_slow_clients_keep_nobody_waiting_and_are_let_go(run: Callable[..., Running]) -> None:
-    server = run(head_seconds=1.0, body_seconds=1.0)
+    server = run(head_seconds=3.0, body_seconds=3.0)
     slow = [server.raw(b"GET /t/now HTTP/1.1\r\nHost: lo") for _ in range(100)]
     slow += [server.raw(b"POST /t/post HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx") for _ in range(100)]
     assert server.ask("GET", "/t/now").status == 200

@@ -173,7 +173,7 @@ def test_the_page_fits_a_desk_and_a_telephone(tmp_path: Path, width: int) -> Non
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync --dump-dom"
     command = ["chromium", *flags.split(), f"--user-data-dir={tmp_path}/profile", "--window-size=1400,3200"]
-    done = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, timeout=300, check=True)
     title = html.unescape(done.stdout.partition("<title>")[2].partition("</title>")[0])
     assert re.fullmatch(r"(\d+): ", title), title
     assert int(title.split(":")[0]) in range(width - 20, width + 1)
