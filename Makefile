@@ -30,7 +30,7 @@ WORKERS := auto
 PYTEST  := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-host test-device campaign zoo check coverage lint dist docs locks bench format golden slow clean \
+.PHONY: help demo test test-host test-device campaign zoo gpu check coverage lint dist docs locks bench format golden slow clean \
         setup toolchains
 
 help:
@@ -40,6 +40,7 @@ help:
 	@echo "             ARGS=fleet: two hundred simulated devices, a good release and a bad one"
 	@echo "make test    all tests (ARGS='-k name' picks some; ARGS=\"-m 'not slow'\" is quick)"
 	@echo "make campaign  the long proofs (hours); make zoo: foreign models, in environments of their own"
+	@echo "make gpu     what needs an NVIDIA GPU (8 minutes at most), with TensorRT, cuda-python, onnxruntime-gpu in $(VENV)"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make lint    workflows, compose file, Dockerfile, shell scripts"
 	@echo "make coverage  the host's tests again, with the lines that they run (ARGS picks some)"
@@ -114,6 +115,10 @@ campaign: setup
 # Models that others published, in an environment of their own.
 zoo: setup
 	$(BIN)/python -m pytest --zoo $(ARGS)
+
+# What needs a GPU; what of it is not there is skipped aloud.
+gpu: $(HOST)
+	timeout 480 $(BIN)/python -m pytest -n 0 -v -rs -s tests/integration/*_gpu.py $(ARGS)
 
 # What an agent runs, on the oldest Python of devices, with a device's packages and nothing of the host's. ARGS may pick
 # tests of the host alone (pytest's status 5: none is left).

@@ -243,7 +243,7 @@ def _of_decoder(request: ProveRequest, folder: Path, config: BundleConfig, progr
             seconds.append(time.perf_counter() - begun)
         p50, p95 = np.percentile(seconds[1:], (50, 95)) * 1000
         timing = Timing(p50_ms=float(p50), p95_ms=float(p95), calls=len(seconds) - 1)
-        return _Measured(found=found, seconds=seconds, peak=_peak(), timing=timing)
+        return _Measured(found=found, seconds=seconds, peak=_peak(), detail=session.detail, timing=timing)
     finally:
         session.close()
 

@@ -63,8 +63,6 @@ def test_the_operator_attention_with_past_and_present_is_refused(tmp_path: Path)
 
 
 _WHY = {
-    "jetson-orin-nano": "no decoders are written for TensorRT yet",
-    "nvidia-gpu": "no decoders are written for TensorRT yet",
     "tflite-board": "TensorFlow Lite keeps no cache of keys and values",
     "ncs2": "blobs of fixed shapes",
     "pynq-z2": "a language model does not fit",

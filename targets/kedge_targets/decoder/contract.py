@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kedge_protocol.bundle.config import RuntimeRequirement
+from kedge_protocol.bundle.config import RuntimeRequirement, Verified
 from kedge_protocol.errors import LoweringError
 from kedge_targets.decoder.exported import ExportedSpec
 from kedge_targets.decoder.layout import HeadLayout
@@ -108,7 +108,17 @@ class LayerRunner(abc.ABC):
 
 
 class DecoderCompiler(abc.ABC):
-    """A backend's compiler for decoders."""
+    """A backend's compiler for decoders.
+
+    Attributes:
+        verified: how far the host proves the files that :meth:`lower` writes.
+        cache_itemsize: bytes of a stored key or value that is not rounded.
+        margin: how many times as far as the host's kernel sets from each other the device's kernels may be from them.
+    """
+
+    verified = Verified.EXECUTED
+    cache_itemsize = 4
+    margin = 1.0
 
     def objection(self, kind: str, options: Mapping[str, Any]) -> str:
         """Return why a target cannot run this kind of model (:data:`DECODERS` and so on) with this backend, in words;
@@ -117,6 +127,11 @@ class DecoderCompiler(abc.ABC):
         Args:
             options: of the backend in the target's file.
         """
+        return ""
+
+    def objection_to(self, precision: str, cache: str) -> str:
+        """Return why the kernels do not take layers of this precision, or keys and values stored in this one, in words;
+        empty if they do. ``float32`` of a cache is what the layers compute in."""
         return ""
 
     @abc.abstractmethod

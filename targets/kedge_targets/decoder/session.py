@@ -22,12 +22,14 @@ class DecoderSession(abc.ABC):
         lengths: number of positions in use in each slot, int64 [slots].
         has_encoder: whether each slot needs a source.
         evicts: whether caches drop positions that are out of sight, so that a slot cannot always be cut.
+        detail: what really runs it, in words, where the runtime's name does not say it all.
 
     A decoder with an encoder writes about the source that each slot was given last (:meth:`attend`).
     """
 
     has_encoder = False
     evicts = False
+    detail = ""
 
     def __init__(self, *, slots: int, context: int, vocabulary: int) -> None:
         self.slots = slots

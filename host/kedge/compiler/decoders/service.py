@@ -19,6 +19,7 @@ from kedge_protocol.bundle import config as cfg
 from kedge_protocol.bundle.write import check_place, new_layout
 from kedge_protocol.errors import BudgetError, CompileError, ConfigError, InputError, KedgeError, TargetError
 from kedge_protocol.topics import checked_name
+from kedge_targets import registry
 from kedge_targets import target as targets
 from kedge_targets.decoder.contract import DECODERS, ENCODER_DECODERS, EXPORTED, PARTS
 from kedge_targets.target import BackendChoice, Target
@@ -221,6 +222,8 @@ def _configuration(one: _Compiled, options: CompileOptions, files: dict[str, Pat
     answer = one.answer
     attempt = answer.attempts[answer.chosen]
     learned = attempt.scheme.calibrated
+    decoders = registry.compiler(one.backend).decoders()
+    verified = cfg.Verified.EXECUTED if decoders is None else decoders.verified
     return cfg.BundleConfig(
         schema_version=cfg.SCHEMA_VERSION,
         name=options.name,
@@ -256,7 +259,7 @@ def _configuration(one: _Compiled, options: CompileOptions, files: dict[str, Pat
                 **({"steps": [{"use": one.use, **one.options} for one in answer.steps]} if answer.steps else {}),
             },
         ),
-        verified=cfg.Verified.EXECUTED,
+        verified=verified,
         golden=cfg.GoldenRef(
             file=GOLDEN,
             digest=digest.of_file(Path(answer.golden)),

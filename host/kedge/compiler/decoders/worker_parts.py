@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ from kedge.importing.decoders.text import TextFiles
 from kedge.quantization.decoder_scheme import Scheme
 from kedge_protocol import golden
 from kedge_protocol.bundle.generation import Generation
-from kedge_protocol.errors import ConfigError, TargetError
+from kedge_protocol.errors import ConfigError, LoweringError, TargetError
 from kedge_protocol.golden import Golden, Tolerance
 from kedge_targets import registry
 from kedge_targets.decoder import golden as vectors
@@ -55,6 +56,19 @@ def compiler_of(backend: str) -> DecoderCompiler:
     found = registry.compiler(backend).decoders()
     if found is None:
         raise TargetError(f"{backend} runs no language models")
+    return found
+
+
+def suited(schemes: Sequence[Scheme], compiler: DecoderCompiler, *, where: str) -> tuple[Scheme, ...]:
+    """Return the schemes that a backend's kernels take.
+
+    Raises:
+        LoweringError: they take none.
+    """
+    objections = [compiler.objection_to(one.precision, one.cache) for one in schemes]
+    found = tuple(one for one, objection in zip(schemes, objections, strict=True) if not objection)
+    if not found:
+        raise LoweringError(objections[0], where=where, remedy="Leave --quantize and --cache out, or compile for a CPU")
     return found
 
 
@@ -103,7 +117,7 @@ def golden_file(
         session.close()
     path = Path(request.workdir) / "golden.npz"
     inputs = {"tokens": tokens, "columns": columns, **({} if sources is None else {"sources": sources})}
-    save_vectors(path, inputs, runs)
+    save_vectors(path, inputs, runs, margin=compiler_of(request.backend).margin)
     return path, sets
 
 
@@ -122,21 +136,25 @@ def opened(
     return StagedDecoder(stages, slots=1, context=context)
 
 
-def save_vectors(path: Path, inputs: Mapping[str, Array], runs: Sequence[Mapping[str, Array]]) -> None:
+def save_vectors(
+    path: Path, inputs: Mapping[str, Array], runs: Sequence[Mapping[str, Array]], *, margin: float = 1.0
+) -> None:
     """Write golden vectors whose tolerance follows from several runs.
 
     Args:
+        margin: see :class:`kedge_targets.decoder.contract.DecoderCompiler`.
         runs: the outputs by kernel set, ``prefill`` and ``steps`` among them; the first are expected.
     """
     expected = runs[0]
+    margin *= tolerances.MARGIN
     apart = golden.deviation(expected["prefill"][:, -vectors.STEPS :], expected["steps"])
     allowed = {}
     for name, value in expected.items():
         found = [apart, *(golden.deviation(value, other[name]) for other in runs[1:])]
         least = _FLOOR * float(value.std())
         allowed[name] = Tolerance(
-            max(least * 4, tolerances.MARGIN * max(most for most, _ in found)),
-            max(least, tolerances.MARGIN * max(rms for _, rms in found)),
+            max(least * 4, margin * max(most for most, _ in found)),
+            max(least, margin * max(rms for _, rms in found)),
         )
     golden.save(Golden(dict(inputs), dict(expected), allowed), path)
 
@@ -157,9 +175,11 @@ def version_of(distribution: str) -> str:
 
 
 def runtime_of(backend: str) -> str:
-    """Return name and version of a backend's runtime."""
-    name = registry.runtime(backend).distributions[0]
-    return f"{name} {version_of(name)}"
+    """Return name and version of the first of a backend's runtimes that is installed."""
+    for name in registry.runtime(backend).distributions:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return f"{name} {version_of(name)}"
+    return backend
 
 
 class SourceFiles(Protocol):

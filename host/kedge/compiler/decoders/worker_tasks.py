@@ -32,6 +32,7 @@ from kedge.compiler.decoders.worker_parts import (
     golden_file,
     memory_of,
     opened,
+    suited,
 )
 from kedge.evaluation.decoders import reference as references
 from kedge.evaluation.decoders import texts
@@ -121,6 +122,8 @@ class _Compilation:
         adapter = None if request.adapter is None else Path(request.adapter)
         self._decoder: Decoder = reading.read(Path(request.source), adapter=adapter)
         self._compiler = compiler_of(request.backend)
+        schemes = suited(request.schemes, self._compiler, where=request.source)
+        self._request = replace(request, schemes=schemes)
         self._spec = self._decoder.spec
         self._context = context_of(request.context, self._spec.context)
         self._learned: _Learned | None = None
@@ -227,7 +230,7 @@ class _Compilation:
 
     def _layer_cache(self, scheme: Scheme, positions: int) -> int:
         """Return the bytes of one layer's cache for so many positions of all slots."""
-        itemsize = 1 if scheme.cache == "int8" else 4
+        itemsize = 1 if scheme.cache == "int8" else self._compiler.cache_itemsize
         channels = self._spec.kv_heads * self._compiler.layout(self._spec).size
         return 2 * itemsize * channels * positions * self._request.slots
 
@@ -333,7 +336,9 @@ class _Compilation:
     ) -> Tried:
         """Pack a scheme for the request's backend and judge it."""
         began = time.perf_counter()
-        lowered = self._lowered(compiler_of(request.backend), scheme, pieces, folder)
+        compiler = compiler_of(request.backend)
+        suited([scheme], compiler, where=request.source)
+        lowered = self._lowered(compiler, scheme, pieces, folder)
         session = opened(request, lowered, context=LENGTH)
         try:
             figures = references.judged(

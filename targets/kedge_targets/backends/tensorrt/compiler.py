@@ -39,6 +39,8 @@ from kedge_targets.true_precision import Numbers
 if TYPE_CHECKING:
     import onnx
 
+    from kedge_targets.decoder.contract import DecoderCompiler
+
 RUNTIME = "tensorrt"
 _FALLBACK_MINIMUM = "1.20"
 _FALLBACK_OPSET = 21  # of that version
@@ -63,7 +65,6 @@ class Compiler(CompilerTemplate):
 
     tools = "ONNX Runtime's tools"
     toolchain = parser_check.NAME
-    no_decoders = "no decoders are written for TensorRT yet"
     known_options = _KNOWN_OPTIONS
 
     @property
@@ -80,6 +81,12 @@ class Compiler(CompilerTemplate):
         """See :meth:`kedge_targets.compiler_template.CompilerTemplate.require_tools`."""
         library.load()
         super().require_tools()
+
+    def decoders(self) -> DecoderCompiler:
+        """See :meth:`kedge_targets.contract.Compiler.decoders`."""
+        from kedge_targets.backends.tensorrt.decoder.compiler import Compiler as Decoders
+
+        return Decoders()
 
     def verification(self, target: Target) -> Verified:
         """See :meth:`kedge_targets.contract.Compiler.verification`."""

@@ -16,6 +16,7 @@ from kedge_targets.backends.tensorrt.recipe import CACHE, FP16, INT8, ONLY_ENGIN
 
 if TYPE_CHECKING:
     from kedge_targets.backends.tensorrt.engine_selection import Bench
+    from kedge_targets.decoder.session import DecoderSession
     from kedge_targets.worker.progress import Progress
 
 log = logging.getLogger("kedge.tensorrt")
@@ -54,6 +55,8 @@ class Runtime(contract.Runtime):
         """Build the missing engines, measure them, and choose one. Does nothing without TensorRT."""
         from kedge_targets.backends.tensorrt import device, engine_selection
 
+        if config.generation is not None:
+            return {}
         entry = folder / config.entry
         options = config.runtime_options
         if device.missing() is not None:
@@ -80,6 +83,17 @@ class Runtime(contract.Runtime):
                     raise
                 reason = error.what
         return self._fall_back(entry, read, wanted, options, reason)
+
+    def load_decoder(
+        self, entry: Path, options: Mapping[str, Any], *, slots: int, context: int, kernel_set: str | None = None
+    ) -> DecoderSession:
+        """See :meth:`kedge_targets.contract.Runtime.load_decoder`. ONNX Runtime runs it, by its CUDA provider where
+        there is one; ``coarse`` computes in float32, so that tolerances leave room for a GPU's own rounding."""
+        from kedge_targets.backends.tensorrt.decoder import loading
+
+        _check(options, kernel_set)
+        threads = int(options.get("threads", 0))
+        return loading.opened(entry, threads=threads, slots=slots, context=context, single=kernel_set == COARSE)
 
     def _engine(self, entry: Path, read: Recipe, kernel_set: str, options: Mapping[str, Any]) -> contract.Session:
         from kedge_targets.backends.tensorrt import api, engine, engine_selection

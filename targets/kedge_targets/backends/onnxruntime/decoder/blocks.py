@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto
 
 from kedge_targets.backends.onnxruntime.decoder.writer import MICROSOFT, GraphWriter
 from kedge_targets.decoder.matrix import Codes, Matrix, stacked
@@ -36,7 +35,7 @@ class Blocks:
         """Add the embedding of tokens, times its scale, and return its name."""
         w, scale = self._w, self._spec.embedding_scale
         found = self._looked_up(embedding, tokens)
-        return found if scale == 1 else w.op("Mul", [found, w.constant(np.array(scale, np.float32))])
+        return found if scale == 1 else w.op("Mul", [found, w.numbers(np.array(scale))])
 
     def _looked_up(self, embedding: Matrix, tokens: str) -> str:
         w = self._w
@@ -57,12 +56,8 @@ class Blocks:
             )
         stored = w.constant(embedding, "embedding")
         found = w.op("Gather", [stored, tokens])
-        if embedding.dtype == np.float32:
-            self._embedding = stored
-            return found
-        # As the head it is wanted in float32.
-        self._embedding = w.op("Cast", [stored], to=TensorProto.FLOAT)
-        return w.op("Cast", [found], to=TensorProto.FLOAT)
+        self._embedding = w.computed(stored, embedding)
+        return w.computed(found, embedding)
 
     def _before(self, name: str, vectors: dict[str, Array]) -> str:
         """Return the input of a layer's next part: the norm of the sum so far, or the sum if norms come last."""
@@ -106,10 +101,10 @@ class Blocks:
 
     def _norm(self, name: str, value: str, vectors: dict[str, Array]) -> str:
         w, spec = self._w, self._spec
-        scale = w.constant((vectors[name] + spec.norm_offset).astype(np.float32), name)
+        scale = w.numbers(vectors[name] + spec.norm_offset, name)
         if spec.norm == "rms":
             return w.op("SimplifiedLayerNormalization", [value, scale], axis=-1, epsilon=spec.norm_epsilon)
-        bias = w.constant(vectors[f"{name}.bias"].astype(np.float32), name)
+        bias = w.numbers(vectors[f"{name}.bias"], name)
         return w.op("LayerNormalization", [value, scale, bias], axis=-1, epsilon=spec.norm_epsilon)
 
     def _norm_of_sum(self, name: str, vectors: dict[str, Array]) -> str:
@@ -117,11 +112,11 @@ class Blocks:
         w, spec = self._w, self._spec
         if not self._added:
             return self._norm(name, self._hidden, vectors)
-        inputs = [self._hidden, self._added, w.constant((vectors[name] + spec.norm_offset).astype(np.float32), name)]
+        inputs = [self._hidden, self._added, w.numbers(vectors[name] + spec.norm_offset, name)]
         kind = "SkipSimplifiedLayerNormalization"
         if spec.norm == "layer":
             kind = "SkipLayerNormalization"
-            inputs.append(w.constant(vectors[f"{name}.bias"].astype(np.float32), name))
+            inputs.append(w.numbers(vectors[f"{name}.bias"], name))
         normed, total = w.name("normed"), w.name("sum")
         w.op(kind, inputs, [normed, "", "", total], domain=MICROSOFT, epsilon=spec.norm_epsilon)
         self._hidden, self._added = total, ""

@@ -35,7 +35,15 @@ _MINIMUM_NEWER_CACHES = "1.31"
 
 
 class Compiler(contract.DecoderCompiler):
-    """See :class:`kedge_targets.decoder.contract.DecoderCompiler`."""
+    """See :class:`kedge_targets.decoder.contract.DecoderCompiler`.
+
+    Attributes:
+        half: whether the graph computes in float16.
+        windows: whether layers with a window have caches of their own size.
+    """
+
+    half = False
+    windows = True
 
     def layout(self, spec: DecoderSpec) -> HeadLayout:
         """See :meth:`kedge_targets.decoder.contract.DecoderCompiler.layout`."""
@@ -47,8 +55,12 @@ class Compiler(contract.DecoderCompiler):
 
     def cache_positions(self, kind: LayerKind, context: int) -> int:
         """See :meth:`kedge_targets.decoder.contract.DecoderCompiler.cache_positions`."""
-        window = window_of(kind, context)
+        window = window_of(kind, context) if self.windows else None
         return context if window is None else window.room
+
+    def runtimes(self, minimum: str) -> tuple[RuntimeRequirement, ...]:
+        """Return the distributions of which one must be installed, from this version on."""
+        return (RuntimeRequirement(distribution="onnxruntime", minimum=minimum),)
 
     def lower(self, spec: DecoderSpec, ends: Ends, pieces: Pieces, *, context: int, workdir: Path) -> LoweredDecoder:
         """See :meth:`kedge_targets.decoder.contract.DecoderCompiler.lower`."""
@@ -56,16 +68,16 @@ class Compiler(contract.DecoderCompiler):
         from kedge_targets.backends.onnxruntime.decoder.writer import GraphWriter
 
         itemsizes = []
-        with GraphWriter(workdir / DATA) as writer:
-            graph = DecoderGraph(writer, spec, self.layout(spec), context=context, windows=True)
+        with GraphWriter(workdir / DATA, half=self.half) as writer:
+            graph = DecoderGraph(writer, spec, self.layout(spec), context=context, windows=self.windows)
             graph.begin(ends.embedding, ends.positions, ends.relative)
             for index in range(len(spec.layers)):
                 piece = pieces(index)
                 graph.layer(index, piece)
-                itemsizes.append(4 if piece.cache is None else 1)
+                itemsizes.append(self.cache_itemsize if piece.cache is None else 1)
             graph.end(ends.norm, ends.head, ends.head_bias)
             (workdir / ENTRY).write_bytes(writer.model().SerializeToString(deterministic=True))
-        windows = [window_of(kind, context) for kind in spec.layers]
+        windows = [window_of(kind, context) if self.windows else None for kind in spec.layers]
         return self._lowered(spec, workdir, (ENTRY, DATA), itemsizes, windows)
 
     def lower_parts(
@@ -123,7 +135,7 @@ class Compiler(contract.DecoderCompiler):
         return LoweredDecoder(
             files={title: folder / title for title in titles},
             entry=ENTRY,
-            runtimes=(RuntimeRequirement(distribution="onnxruntime", minimum=minimum),),
+            runtimes=self.runtimes(minimum),
             tools={"onnx": metadata.version("onnx")},
             position_bytes=sum(size for size, window in each if window is None),
             window_bytes=sum(size * window.room for size, window in each if window is not None),

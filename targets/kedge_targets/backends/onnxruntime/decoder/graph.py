@@ -6,8 +6,8 @@
     total [1] int32                    the largest of them, plus 1
     position_ids [batch, step] int64   only if positions are learned or have biases
     past.L.k, past.L.v                 [batch, kv heads, room, head size]; present.L.k and .v are the same buffers;
-                                       float32, or int8 with a scale for each channel; of a layer with a window the
-                                       room is a number, see decoder/windows.py
+                                       float32 (float16 in a graph that computes in it), or int8 with a scale for each
+                                       channel; of a layer with a window the room is a number, see decoder/windows.py
     cross.L.k, cross.L.v               [batch, heads, source, head size] float32: of an encoder, if there is one
     source_mask [batch, source] int32  1 where a text's encoder has a position
     → logits [batch, keep, vocabulary] float32
@@ -75,7 +75,7 @@ class DecoderGraph(Blocks):
         """Write the inputs and the embedding of tokens; ``embedding`` is None for a part that takes ``hidden``."""
         w, spec = self._w, self._spec
         if embedding is None:
-            w.take("hidden", _FLOAT, ["batch", "step", spec.hidden])
+            w.take("hidden", w.real, ["batch", "step", spec.hidden])
             self._hidden = "hidden"
         else:
             w.take("input_ids", _INT64, ["batch", "step"])
@@ -86,7 +86,7 @@ class DecoderGraph(Blocks):
         if positions is not None or relative is not None:
             w.take("position_ids", _INT64, ["batch", "step"])
         if positions is not None:
-            table = w.constant(positions[: self._context].astype(np.float32), "positions")
+            table = w.numbers(positions[: self._context], "positions")
             self._added = w.op("Gather", [table, "position_ids"])
             if spec.norm_last:
                 self._total()
@@ -101,7 +101,7 @@ class DecoderGraph(Blocks):
         if spec.relative is None:
             raise ValueError("biases without buckets")
         buckets = spec.relative.of(-np.arange(self._context), both_ways=False)
-        table = w.constant(np.ascontiguousarray(relative[buckets].T.astype(np.float32)), "relative")
+        table = w.numbers(np.ascontiguousarray(relative[buckets].T), "relative")
         zero, one = w.constant(np.array(0, np.int64)), w.constant(np.array(1, np.int64))
         places = w.op("Range", [zero, w.op("Cast", [self._count], to=_INT64), one])
         rows = w.op("Unsqueeze", ["position_ids", w.constant(np.array([2], np.int64))])
@@ -136,11 +136,11 @@ class DecoderGraph(Blocks):
 
     def head(self, embedding: Matrix, norm: dict[str, Array], head: Matrix | None, bias: Array | None = None) -> None:
         """Write norm and head as a graph of their own, from ``hidden`` to ``logits``; see :meth:`end`."""
-        self._w.take("hidden", _FLOAT, ["batch", "step", self._spec.hidden])
+        self._w.take("hidden", self._w.real, ["batch", "step", self._spec.hidden])
         self._hidden = "hidden"
         self._resume()
         if head is None and not isinstance(embedding, Codes):
-            self._embedding = self._w.real(embedding, "embedding")
+            self._embedding = self._w.weights(embedding, "embedding")
         self.end(norm, embedding if head is None and isinstance(embedding, Codes) else head, bias)
 
     def stop(self) -> None:
@@ -150,7 +150,7 @@ class DecoderGraph(Blocks):
         ones = np.ones(self._spec.hidden, np.float32)
         self._norm_of_sum("ones", {"ones": ones, "ones.bias": np.zeros_like(ones)})
         self._w.op("Identity", [self._hidden], ["hidden_out"])
-        self._w.give("hidden_out", _FLOAT, ["batch", "step", self._spec.hidden])
+        self._w.give("hidden_out", self._w.real, ["batch", "step", self._spec.hidden])
 
     def _resume(self) -> None:
         self._added = self._w.op("Sub", [self._hidden, self._hidden])
@@ -161,15 +161,16 @@ class DecoderGraph(Blocks):
         w, spec = self._w, self._spec
         if norm is None:
             w.op("Add", [self._hidden, self._added], ["hidden_out"])
-            w.give("hidden_out", _FLOAT, ["batch", "step", spec.hidden])
+            w.give("hidden_out", w.real, ["batch", "step", spec.hidden])
             return
         w.take("keep", _INT64, [1])
         normed = self._norm_of_sum("norm", norm) if norm else self._total()
         ends = [w.op("Neg", ["keep"]), w.constant(np.array([2**62], np.int64)), w.constant(np.array([1], np.int64))]
         last = w.op("Slice", [normed, *ends])
         if spec.head_scale != 1:
-            last = w.op("Mul", [last, w.constant(np.array(spec.head_scale, np.float32))])
-        made = "logits" if bias is None else w.name("scores")
+            last = w.op("Mul", [last, w.numbers(np.array(spec.head_scale))])
+        stored = "logits" if w.real == _FLOAT else w.name("logits")
+        made = stored if bias is None else w.name("scores")
         if head is not None:
             w.product(last, head, "head", output=made)
         elif self._shared is not None:
@@ -177,7 +178,9 @@ class DecoderGraph(Blocks):
         else:
             w.op("FusedMatMul", [last, self._embedding], [made], domain=MICROSOFT, transB=1)
         if bias is not None:
-            w.op("Add", [made, w.constant(bias.astype(np.float32), "head.bias")], ["logits"])
+            w.op("Add", [made, w.numbers(bias, "head.bias")], [stored])
+        if stored != "logits":
+            w.op("Cast", [stored], ["logits"], to=_FLOAT)
         w.give("logits", _FLOAT, ["batch", "keep", spec.vocabulary])
 
     def _cross_attention(self, index: int, normed: str, piece: Piece) -> str:
@@ -186,7 +189,7 @@ class DecoderGraph(Blocks):
             raise ValueError("no encoder")
         names = [f"cross.{index}.{part}" for part in "kv"]
         for name in names:
-            w.take(name, _FLOAT, ["batch", spec.heads, encoder.context, spec.head_size])
+            w.take(name, w.real, ["batch", spec.heads, encoder.context, spec.head_size])
         query = w.product(normed, piece.matrices["cross_q"], f"{index}.cross_q", piece.vectors.get("cross_q.bias"))
         mask = ["", "source_mask"] if encoder.kind == TEXT else []
         return w.op(
@@ -199,7 +202,7 @@ class DecoderGraph(Blocks):
 
     def _attention(self, index: int, normed: str, piece: Piece) -> str:
         w, spec, kind = self._w, self._spec, self._spec.layers[index]
-        stored = _FLOAT if piece.cache is None else _INT8
+        stored = w.real if piece.cache is None else _INT8
         window = window_of(kind, self._context) if self._windows else None
         room = "room" if window is None else window.room
         for part in "kv":
@@ -240,7 +243,7 @@ class DecoderGraph(Blocks):
         epsilon = spec.norm_epsilon * self._layout.norm_factor()
         for at, (name, heads) in enumerate((("q_norm", spec.heads), ("k_norm", spec.kv_heads))):
             apart = w.op("Reshape", [parts[at], w.constant(np.array([0, 0, heads, size], np.int64))])
-            scale = w.constant(vectors[name].astype(np.float32), name)
+            scale = w.numbers(vectors[name], name)
             normed = w.op("SimplifiedLayerNormalization", [apart, scale], axis=-1, epsilon=epsilon)
             parts[at] = w.op("Reshape", [normed, w.constant(np.array([0, 0, heads * size], np.int64))])
         return parts[0], parts[1], parts[2]
@@ -248,8 +251,7 @@ class DecoderGraph(Blocks):
     def _tables(self, kind: LayerKind) -> tuple[str, str]:
         if kind not in self._rotary:
             angles = np.outer(np.arange(self._context), self._layout.frequencies(self._spec, kind))
-            cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-            self._rotary[kind] = self._w.constant(cosines, "cosines"), self._w.constant(sines, "sines")
+            self._rotary[kind] = self._w.numbers(np.cos(angles), "cosines"), self._w.numbers(np.sin(angles), "sines")
         return self._rotary[kind]
 
     def _probe(self, index: int, name: str, value: str) -> None:

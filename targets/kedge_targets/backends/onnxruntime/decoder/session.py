@@ -27,13 +27,16 @@ class OnnxDecoderSession(DecoderSession):
     Args:
         session: an ONNX Runtime session of a graph as described in ``decoder/graph.py``.
         encoder: one of a graph as described in ``decoder/encoder_graph.py``, if the decoder attends to one.
+        caches: where keys and values are.
 
     Raises:
         VerificationError: the graph is not of this form.
         InputError: the caches do not fit into memory.
     """
 
-    def __init__(self, session: Any, *, slots: int, context: int, encoder: Any = None) -> None:
+    def __init__(
+        self, session: Any, *, slots: int, context: int, encoder: Any = None, caches: type[SlotCaches] = SlotCaches
+    ) -> None:
         inputs = {one.name: one for one in session.get_inputs()}
         outputs = [one.name for one in session.get_outputs()]
         if not {"input_ids", "keep", "seqlens_k", "total"} <= set(inputs) or "logits" not in outputs:
@@ -54,7 +57,7 @@ class OnnxDecoderSession(DecoderSession):
         if self._mask is not None:
             # A row that attends to nothing would not be a number.
             self._mask[:, 0] = 1
-        self._caches = SlotCaches(session, slots=slots, context=context, fixed=self._sources)
+        self._caches = caches(session, slots=slots, context=context, fixed=self._sources)
         rooms = {
             one.shape[2] for name, one in inputs.items() if name.startswith("past.") and isinstance(one.shape[2], int)
         }

@@ -29,12 +29,21 @@ class SlotCaches:
     def __init__(self, session: Any, *, slots: int, context: int, fixed: Mapping[str, Array]) -> None:
         self._session = session
         self._caches = {
-            one.name: zeros((slots, one.shape[1], _room(one, context), one.shape[3]), TYPES[one.type])
+            one.name: self._made((slots, one.shape[1], _room(one, context), one.shape[3]), TYPES[one.type])
             for one in session.get_inputs()
             if one.name.startswith("past.")
         }
         self._fixed = fixed
         self._bindings: dict[tuple[int, int], Any] = {}
+
+    def _made(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return a cache; what it is, :meth:`_place` and :meth:`copy` know."""
+        return zeros(shape, dtype)
+
+    def _place(self, cache: Any, first: int, rows: int) -> tuple[Any, ...]:
+        """Return where some rows of a cache are: device, its number, type, shape and address."""
+        part = cache[first : first + rows]
+        return "cpu", 0, part.dtype.type, part.shape, part.ctypes.data
 
     @property
     def nbytes(self) -> int:
@@ -51,8 +60,7 @@ class SlotCaches:
         if (first, rows) not in self._bindings:
             binding = self._session.io_binding()
             for name, cache in self._caches.items():
-                part = cache[first : first + rows]
-                place = ("cpu", 0, part.dtype.type, part.shape, part.ctypes.data)
+                place = self._place(cache, first, rows)
                 binding.bind_input(name, *place)
                 binding.bind_output(name.replace("past.", "present."), *place)
             for name, fixed in self._fixed.items():

@@ -23,7 +23,7 @@ _EXTERNAL = 1024
 _ALIGN = 4096
 ACCURACY = 4
 """Accuracy level of MatMulNBits: activations in int8. Measured on AVX2: 2.6 times the tokens per second of float
-activations."""
+activations. CUDA's kernels know no levels: in float16 activations stay as they are."""
 
 
 class Constants:
@@ -71,9 +71,15 @@ class GraphWriter:
 
     Args:
         data: path of the file for large constants, or a file that is open already; None to keep them in the graph.
+        half: whether the graph computes in float16; else in float32.
+
+    Attributes:
+        real: the type of the numbers that it computes with, as ONNX names it.
     """
 
-    def __init__(self, data: Path | Constants | None = None) -> None:
+    def __init__(self, data: Path | Constants | None = None, *, half: bool = False) -> None:
+        self.real = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
+        self._dtype = np.dtype(np.float16 if half else np.float32)
         self.nodes: list[onnx.NodeProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
@@ -134,25 +140,30 @@ class GraphWriter:
             codes, scales, zeros = self.codes(matrix, stem)
             found = self._nbits(value, matrix, codes, scales, zeros, named)
         else:
-            found = self.op("MatMul", [value, self.real(np.ascontiguousarray(matrix.T), stem)], named)
+            found = self.op("MatMul", [value, self.weights(np.ascontiguousarray(matrix.T), stem)], named)
         if bias is None:
             return found
         added = [output] if output else None
-        return self.op("Add", [found, self.constant(bias.astype(np.float32), f"{stem}.bias")], added)
+        return self.op("Add", [found, self.numbers(bias, f"{stem}.bias")], added)
 
-    def real(self, array: Array, stem: str) -> str:
-        """Store a constant that is used in float32; if it is stored in float16, ONNX Runtime converts it once at
-        loading."""
-        stored = self.constant(array, stem)
-        if array.dtype == np.float32:
-            return stored
-        return self.op("Cast", [stored], to=onnx.TensorProto.FLOAT)
+    def numbers(self, array: Array, stem: str = "constant") -> str:
+        """Store a constant in the type that the graph computes with, and return its name."""
+        return self.constant(array.astype(self._dtype), stem)
+
+    def weights(self, array: Array, stem: str) -> str:
+        """Store a matrix, float16 or float32, as it is; where the graph computes in another type, ONNX Runtime converts
+        it once at loading."""
+        return self.computed(self.constant(array, stem), array)
+
+    def computed(self, name: str, array: Array) -> str:
+        """Return a value of an array's type, in the type that the graph computes with."""
+        return name if array.dtype == self._dtype else self.op("Cast", [name], to=self.real)
 
     def codes(self, matrix: Codes, stem: str) -> tuple[str, str, str]:
         """Store codes [out, groups, bytes], scales and zero-points in MatMulNBits's layout, and return their names."""
         codes, scales, *zeros = stored_codes(matrix)
         named = self.constant(zeros[0], f"{stem}.zeros") if zeros else ""
-        return self.constant(codes, f"{stem}.codes"), self.constant(scales, f"{stem}.scales"), named
+        return self.constant(codes, f"{stem}.codes"), self.numbers(scales, f"{stem}.scales"), named
 
     def _nbits(self, value: str, matrix: Codes, codes: str, scales: str, zeros: str, outputs: list[str] | None) -> str:
         inputs = [value, codes, scales, *([zeros] if zeros else [])]
@@ -165,7 +176,7 @@ class GraphWriter:
             N=matrix.shape[0],
             bits=matrix.bits,
             block_size=matrix.group,
-            accuracy_level=ACCURACY,
+            accuracy_level=ACCURACY if self.real == onnx.TensorProto.FLOAT else 0,
         )
 
     def shared_product(self, value: str, matrix: Codes, names: tuple[str, str, str], output: str) -> str:

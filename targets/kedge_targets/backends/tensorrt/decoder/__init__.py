@@ -1,0 +1,1 @@
+"""Decoders on NVIDIA's GPUs: ONNX Runtime's fused operators in float16, by its CUDA provider."""
