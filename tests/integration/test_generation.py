@@ -303,6 +303,29 @@ def test_the_budget_decides_and_what_breaks_it_is_told(place: Path) -> None:
     assert not (place / "none").exists()
 
 
+def test_limits_of_bytes_and_pace_decide_too(place: Path) -> None:
+    found = _compiled(place, "limits", max_size="90k", max_memory="1MB", min_tokens_per_second=1e-3)
+    assert found.generation is not None
+    entry = found.generation.targets[0]
+    assert entry.bytes + (place / "model" / "tokenizer.json").stat().st_size <= 90_000
+    assert entry.memory_bytes == entry.attempt.memory_bytes <= 1_000_000
+    assert entry.written_per_second is not None
+    assert entry.written_per_second > 1e-3
+    attempts = len(entry.attempts)
+    # What is too large ends the search: schemes with more bits are larger still.
+    for options, reason in (
+        ({"max_size": "70k"}, r"files of .* MB are over 0\.07 MB\. Allow more bytes"),
+        ({"max_size": "0.3x"}, r"files of .* MB are over"),
+        ({"max_memory": "150k"}, r"memory of .* MB are over 0\.15 MB"),
+        ({"max_kl": 1e-6, "max_size": "90k"}, r"the nearest, float16: files of .* MB are over 0\.09 MB"),
+        ({"min_tokens_per_second": 1e9}, r"writes .* tokens a second, 1e\+09 are wanted\. Ask for fewer"),
+    ):
+        with pytest.raises(BudgetError, match=reason):
+            _compiled(place, "none", **options)
+    assert attempts == 1
+    assert not (place / "none").exists()
+
+
 def test_schemes_that_differ_in_the_embedding_alone_learn_their_layers_once(place: Path) -> None:
     heard: list[str] = []
     found = _compiled(place, "once", max_kl=0.002, progress=lambda who, what, done, total: heard.append(what))
@@ -327,6 +350,13 @@ def test_schemes_that_differ_in_the_embedding_alone_learn_their_layers_once(plac
         ({"quantize": "cache=int4"}, ConfigError, "int4. is not known"),
         ({"quantize": "int8_layers=7"}, ConfigError, "layer 7 is not among the model's 3"),
         ({"cache": "int4"}, ConfigError, "int4. is not known"),
+        ({"max_size": "1k"}, BudgetError, r"files of .* are over 0\.001 MB in int4 .* already"),
+        ({"max_memory": "20k", "slots": 2}, BudgetError, r"memory of .* are over 0\.02 MB in int4 .* already"),
+        ({"max_size": "big"}, ConfigError, "--max-size: 'big' is no size"),
+        ({"max_memory": "big"}, ConfigError, "--max-memory: 'big' is no size"),
+        ({"min_tokens_per_second": 0}, ConfigError, "0 is no pace"),
+        ({"min_tokens_per_second": 5, "targets": ["rpi4"]}, ConfigError, "rpi4 is aarch64"),
+        ({"max_memory": "1MB", "split": 2}, ConfigError, "--max-memory: has no place beside --split"),
     ],
 )
 def test_what_cannot_be_compiled_is_told_before_the_work(place: Path, options: Any, kind: Any, reason: str) -> None:

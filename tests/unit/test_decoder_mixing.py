@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.compiler.decoders.worker_messages import Budget
+from kedge.compiler.decoders.budget import Budget
 from kedge.evaluation.decoders.figures import Figures
 from kedge.quantization.decoder_mixing import with_more_bits
 from kedge.quantization.decoder_scheme import Scheme, parse
@@ -47,7 +47,10 @@ def test_nothing_is_mixed_where_nothing_was_measured_or_nothing_has_four_bits() 
 
 
 def test_the_loss_is_compared_with_the_limit_that_is_exceeded_most() -> None:
-    figures = Figures(perplexity=11.0, reference=10.0, kl=0.2, kl_error=0.0, agreement=0.9, tokens=100)
+    figures = Figures(
+        perplexity=11.0, reference=10.0, ratio_error=0.0, kl=0.2, kl_error=0.0, agreement=0.9, agreement_error=0.0,
+        tokens=100,
+    )  # fmt: skip
     assert Budget(max_ratio=1.05).excess(figures) == pytest.approx(math.log(1.1) / math.log(1.05))
     assert Budget(max_perplexity=10.5).excess(figures) == pytest.approx(math.log(1.1) / math.log(1.05))
     assert Budget(max_ratio=1.05, max_kl=0.05).excess(figures) == pytest.approx(4.0)

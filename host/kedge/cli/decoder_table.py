@@ -35,7 +35,7 @@ def show(console: Console, path: Path, digest: str, report: DecoderReport) -> No
             one.attempt.label,
             f"{figures.perplexity:.4g}",
             f"{figures.ratio:.4f}",
-            f"{figures.kl:.4f} ± {figures.kl_error:.4f}",
+            f"{figures.kl:.4f}",
             f"{figures.agreement:.3f}",
             f"{one.bytes / _MIB:.1f}",
             f"{one.memory_bytes / _MIB:.0f}",
@@ -46,16 +46,16 @@ def show(console: Console, path: Path, digest: str, report: DecoderReport) -> No
         table.add_row(name, "", f"failed: {error}")
     console.print(table)
     for step in report.targets[0].steps:
-        figures = step.figures
-        console.print(
-            f"after {step.use}: {step.parameters / 1e6:.3g} million weights, perplexity × {figures.ratio:.4f}, "
-            f"KL {figures.kl:.4f} ± {figures.kl_error:.4f}, same top {figures.agreement:.3f}",
-            soft_wrap=True,
-            markup=False,
-        )
+        weights = f"{step.parameters / 1e6:.3g} million weights"
+        console.print(f"after {step.use}: {weights}, {step.figures.said}", soft_wrap=True, markup=False)
     for one in report.targets:
+        console.print(f"{one.target}: {one.attempt.figures.said}", soft_wrap=True, markup=False)
         for pace in one.paces:
             console.print(f"{one.target}: {pace.said}", soft_wrap=True, markup=False)
+        if one.choices is not None:
+            console.print(f"{one.target}: {one.choices.said}", soft_wrap=True, markup=False)
+        if one.written_per_second is not None:
+            console.print(f"{one.target}: writes {one.written_per_second:.3g} tokens a second", markup=False)
         for attempt in () if one.layers is not None and one.layers[0] else one.attempts:
             if attempt.broken:
                 console.print(f"{one.target}: {attempt.label}: {attempt.broken}", soft_wrap=True, markup=False)

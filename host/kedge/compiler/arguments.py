@@ -71,6 +71,9 @@ class CompileArguments(RequiredArguments, total=False):
     bitfile: PathLike | None
     max_perplexity: str | None
     max_kl: float | None
+    choices: PathLike | None
+    max_memory: str | int | None
+    min_tokens_per_second: float | None
     context: int | None
     slots: int | None
     cache: str | None

@@ -14,11 +14,14 @@ from kedge_protocol.bundle.pipeline import Task
 from kedge_protocol.errors import ConfigError
 from kedge_targets.contract import Compiler
 
-_LANGUAGE_MODELS = frozenset({"max_perplexity", "max_kl", "context", "slots", "cache", "split", "adapter"})
+_LANGUAGE_MODELS = frozenset({
+    "max_perplexity", "max_kl", "choices", "max_memory", "min_tokens_per_second", "context", "slots", "cache", "split",
+    "adapter",
+})  # fmt: skip
 """Options for language models alone."""
 _ALL_MODELS = frozenset({
-    "name", "version", "targets", "calibration", "evaluation", "out", "effort", "recipe", "step", "quantize",
-    "deadline", "memory_limit", "force", "trust_pickle", "seed",
+    "name", "version", "targets", "calibration", "evaluation", "out", "max_size", "effort", "recipe", "step",
+    "quantize", "deadline", "memory_limit", "force", "trust_pickle", "seed",
 })  # fmt: skip
 """Options that language models share with all others."""
 
@@ -230,6 +233,29 @@ class CompileOptions:
     max_kl: Annotated[
         float | None,
         Option("For a language model: largest allowed KL divergence from the float model, in nats per token."),
+    ] = None
+    choices: Annotated[
+        Path | None,
+        Option(
+            "For a language model: multiple-choice questions as JSON lines with question, choices and answer; how many "
+            "are answered rightly by log-likelihood is told beside the other figures.",
+            metavar="QUESTIONS.jsonl",
+        ),
+    ] = None
+    max_memory: Annotated[
+        str | None,
+        Option(
+            "For a language model: largest memory of weights and caches at this --context and these --slots: 300MB, "
+            "1.5GiB.",
+            metavar="SIZE",
+        ),
+    ] = None
+    min_tokens_per_second: Annotated[
+        float | None,
+        Option(
+            "For a language model: fewest tokens a second that one sequence is written at, measured on this machine; "
+            "only for targets with its processor."
+        ),
     ] = None
     context: Annotated[
         int | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +19,8 @@ READ, WRITTEN = 64, 32
 """Tokens of an exchange, of each slot."""
 SECONDS = 20.0
 """About how long is measured."""
+ROUNDS = 5
+"""Exchanges of a decoder that is measured alone."""
 
 
 def measured(
@@ -39,17 +41,11 @@ def measured(
     Returns:
         The pace of each backend, relative to the first.
     """
-    read, written = min(READ, context // 2), min(WRITTEN, context // 2)
-    prompt = np.resize(np.asarray(tokens, np.int64), read).tolist()
     with contextlib.ExitStack() as opened:
         exchanges = {}
         for name, (lowered, request) in packed.items():
             heard()
-            session = registry.runtime(name).load_decoder(
-                lowered.files[lowered.entry], request.options, slots=request.slots, context=read + written
-            )
-            opened.callback(session.close)
-            exchanges[name] = _Exchange(session, prompt, written)
+            exchanges[name] = opened.enter_context(_exchange(lowered, request, tokens, context=context))
         if len(exchanges) == 1:
             one = next(iter(exchanges.values()))
             one.run()
@@ -58,6 +54,28 @@ def measured(
         calls: list[Callable[[], object]] = [one.run for one in exchanges.values()]
         made = latency_race.race(calls, seconds=SECONDS)
         return [one.pace(name, calls.pace(made[0])) for (name, one), calls in zip(exchanges.items(), made, strict=True)]
+
+
+def alone(lowered: LoweredDecoder, request: DecoderRequest, tokens: Sequence[int], *, context: int) -> BackendPace:
+    """Measure the exchange of a single slot; see :func:`measured`."""
+    with _exchange(lowered, replace(request, slots=1), tokens, context=context) as exchange:
+        for _ in range(ROUNDS):
+            exchange.run()
+        return exchange.pace(request.backend, None)
+
+
+@contextlib.contextmanager
+def _exchange(
+    lowered: LoweredDecoder, request: DecoderRequest, tokens: Sequence[int], *, context: int
+) -> Iterator[_Exchange]:
+    """Open a decoder for exchanges."""
+    read, written = min(READ, context // 2), min(WRITTEN, context // 2)
+    prompt = np.resize(np.asarray(tokens, np.int64), read).tolist()
+    session = registry.runtime(request.backend).load_decoder(
+        lowered.files[lowered.entry], request.options, slots=request.slots, context=read + written
+    )
+    with contextlib.closing(session):
+        yield _Exchange(session, prompt, written)
 
 
 def fastest(paces: Sequence[BackendPace]) -> BackendPace:

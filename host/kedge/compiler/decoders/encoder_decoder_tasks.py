@@ -25,6 +25,7 @@ from kedge.compiler.decoders.worker_parts import (
     context_of,
     first_that_keeps,
     golden_file,
+    weights_memory,
 )
 from kedge.evaluation.decoders import pairs as examples
 from kedge.evaluation.decoders import texts
@@ -170,7 +171,19 @@ class EncoderDecoderCompilation:
             with closing(self._loaded(lowered)) as session:
                 self._progress(f"evaluate {scheme.label}", 0, 0)
                 figures = examples.judged(session, reference, pairs)
-            return lowered, attempt_of(self._request, scheme, lowered, figures, label=scheme.label, began=began)
+            memory = weights_memory(lowered) + self._generation(lowered).cache_bytes
+            made = attempt_of(
+                self._request,
+                scheme,
+                lowered,
+                figures,
+                label=scheme.label,
+                memory=memory,
+                source=self._decoder,
+                text=self._decoder.text,
+                began=began,
+            )
+            return lowered, made
 
         return first_that_keeps(self._request.schemes, self._workdir, tried)
 

@@ -24,6 +24,7 @@ from kedge.compiler.decoders.worker_parts import (
     first_that_keeps,
     generation_of,
     golden_file,
+    memory_of,
 )
 from kedge.evaluation.decoders import texts
 from kedge.evaluation.decoders.figures import Figures, Tally
@@ -139,7 +140,19 @@ class ExportedCompilation:
             with closing(self._loaded(lowered)) as session:
                 figures = judged(session, reference, sequences)
             label = scheme.label if scheme.bits else "as it is"
-            return lowered, attempt_of(self._request, scheme, lowered, figures, label=label, began=began)
+            memory = memory_of(lowered, self._context, self._request.slots)
+            made = attempt_of(
+                self._request,
+                scheme,
+                lowered,
+                figures,
+                label=label,
+                memory=memory,
+                source=self._decoder,
+                text=self._decoder.text,
+                began=began,
+            )
+            return lowered, made
 
         try:
             return first_that_keeps(self._schemes, self._workdir, tried)

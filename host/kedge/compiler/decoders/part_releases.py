@@ -124,4 +124,5 @@ def _entry(
         position_bytes=part.position_bytes,
         steps=answer.steps,
         layers=part.layers,
+        choices=answer.choices,
     )

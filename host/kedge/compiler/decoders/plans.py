@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import platform
 import re
 from dataclasses import dataclass, replace
 
 from kedge.compiler.decoders import recipe as recipes
 from kedge.compiler.decoders import steps as decoder_steps
-from kedge.compiler.decoders.worker_messages import Budget
+from kedge.compiler.decoders.budget import Budget
 from kedge.quantization import decoder_scheme
 from kedge.quantization.decoder_scheme import Scheme
 from kedge.search import recipe_args
+from kedge.search.budget import size_bytes
 from kedge.search.candidate import StepChoice
 from kedge.search.effort import Effort
 from kedge.search.options import CompileOptions
@@ -20,6 +22,7 @@ from kedge_targets import registry
 from kedge_targets.decoder.contract import DECODERS, EXPORTED
 from kedge_targets.target import BackendChoice, Target
 
+_PACE = "--min-tokens-per-second"
 RATIO = 1.15
 """Allowed ratio of the perplexity to the float model's if no budget is given."""
 
@@ -61,7 +64,45 @@ def budget(options: CompileOptions) -> Budget:
         raise ConfigError(f"{options.max_kl} is no divergence", where="--max-kl", remedy="Give nats a token, from 0 up")
     if options.max_perplexity is None and options.max_kl is None:
         ratio = RATIO
-    return Budget(max_ratio=ratio, max_perplexity=absolute, max_kl=options.max_kl)
+    for size, flag in ((options.max_size, "--max-size"), (options.max_memory, "--max-memory")):
+        if size is not None:
+            size_bytes(size, of=1 << 30, where=flag)  # the shares are of files that the worker reads
+    pace = options.min_tokens_per_second
+    if pace is not None and not (math.isfinite(pace) and pace > 0):
+        raise ConfigError(f"{pace} is no pace", where=_PACE, remedy="Give tokens a second, above 0")
+    return Budget(
+        max_ratio=ratio,
+        max_perplexity=absolute,
+        max_kl=options.max_kl,
+        max_size=options.max_size,
+        max_memory=options.max_memory,
+        min_pace=pace,
+    )
+
+
+def check_limits(options: CompileOptions, asked: list[Target], kind: str) -> None:
+    """Raise :class:`ConfigError` if a limit is set that this kind of model, or these targets, cannot be judged by."""
+    if options.split is not None:
+        for value, flag in ((options.max_memory, "--max-memory"), (options.min_tokens_per_second, _PACE)):
+            if value is not None:
+                raise ConfigError(
+                    "has no place beside --split: the layers are cut by the devices' memory",
+                    where=flag,
+                    remedy="Leave it out",
+                )
+    if kind != DECODERS and options.choices is not None:
+        raise ConfigError(f"is not for {kind} yet", where="--choices", remedy="Leave it out")
+    if options.min_tokens_per_second is None:
+        return
+    if kind != DECODERS:
+        raise ConfigError(f"is not for {kind} yet", where=_PACE, remedy="Leave it out")
+    for target in asked:
+        if target.processor.architecture != platform.machine():
+            raise ConfigError(
+                f"is measured on this machine ({platform.machine()}); {target.name} is {target.processor.architecture}",
+                where=_PACE,
+                remedy="Leave it out, and let a gate of the rollout watch the devices' own pace",
+            )
 
 
 def plans_of(options: CompileOptions, asked: list[Target], kind: str) -> dict[str, Plan]:

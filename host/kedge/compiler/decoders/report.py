@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kedge.compiler.decoders.worker_messages import Attempt, BackendPace, DecoderStepEntry
+from kedge.evaluation.decoders.choices import ChoiceFigures
 from kedge_protocol import codec
 from kedge_protocol.errors import BundleError, MessageError
 
@@ -25,6 +26,8 @@ class DecoderEntry:
         steps: what was done to the float decoder before it was quantized.
         layers: the first layer of a part, and the one after its last; None for a whole decoder.
         paces: of the backends that were compared, the target's first one first; empty where there was one.
+        written_per_second: tokens of one sequence; None unless the budget has a limit of it.
+        choices: of multiple-choice questions; None if none were given.
     """
 
     target: str
@@ -40,6 +43,8 @@ class DecoderEntry:
     steps: tuple[DecoderStepEntry, ...] = ()
     layers: tuple[int, int] | None = None
     paces: tuple[BackendPace, ...] = ()
+    written_per_second: float | None = None
+    choices: ChoiceFigures | None = None
 
     @property
     def attempt(self) -> Attempt:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from kedge.compiler.decoders import part_releases, plans, report, splitting
 from kedge.compiler.decoders import recipe as recipes
-from kedge.compiler.decoders.worker_messages import Budget, DecoderAnswer, DecoderRequest, Rival
+from kedge.compiler.decoders.budget import Budget
+from kedge.compiler.decoders.worker_messages import Attempt, DecoderAnswer, DecoderRequest, Rival
 from kedge.compiler.release import Release
 from kedge.importing.decoders import exported, reading
 from kedge.search.options import CompileOptions
@@ -76,6 +77,7 @@ def run(
         holders = splitting.devices(options.split, asked, kind=kind)
         splitting.check_places(options.name, options.out, len(holders), replace=options.force)
         asked, wanted = asked[:1], PARTS
+    plans.check_limits(options, asked, kind)
     planned = plans.plans_of(options, asked, kind)
     compiled: list[_Compiled] = []
     failures: dict[str, KedgeError] = {}
@@ -149,6 +151,7 @@ def _one(
         stepped=str(((scratch if plan.shared else workdir) / "stepped").absolute()),
         seed=plan.seed if options.seed is None else options.seed,
         split=tuple(holder.system.memory_bytes for holder in holders),
+        choices=None if options.choices is None else str(options.choices.absolute()),
     )
     with worker(target.name) as child:
         answer = child.call(
@@ -158,12 +161,18 @@ def _one(
             deadline=options.deadline,
             on_progress=lambda what, done, total: on_progress(target.name, what, done, total),
         )
+    _check_answer(answer, target, holders)
+    return _Compiled(target=target, plan=plan, answer=answer)
+
+
+def _check_answer(answer: DecoderAnswer, target: Target, holders: tuple[Target, ...]) -> None:
+    """Raise :class:`BudgetError` if nothing keeps the budget, :class:`TargetError` if it takes too much memory."""
     if answer.chosen < 0:
         nearest = min(answer.attempts, key=lambda one: one.figures.kl)
         raise BudgetError(
             f"nothing keeps the budget; the nearest, {nearest.label}: {nearest.broken}",
             where=target.name,
-            remedy="Allow more with --max-perplexity or --max-kl",
+            remedy=_remedy(nearest),
         )
     if answer.parts:
         part_releases.check_memory(holders, answer)
@@ -173,7 +182,15 @@ def _one(
             where=target.name,
             remedy="Ask for less with --context, --slots or --cache int8",
         )
-    return _Compiled(target=target, plan=plan, answer=answer)
+
+
+def _remedy(nearest: Attempt) -> str:
+    """Return what may be done about an attempt that does not keep the budget."""
+    if nearest.outgrown:
+        return "Allow more bytes; --context, --slots and --cache int8 take less memory, --step prunes"
+    if nearest.slow:
+        return "Ask for fewer tokens a second, or for less of the model with --step"
+    return "Allow more with --max-perplexity or --max-kl"
 
 
 def _write(options: CompileOptions, compiled: list[_Compiled], failures: dict[str, KedgeError]) -> None:
@@ -197,6 +214,8 @@ def _write(options: CompileOptions, compiled: list[_Compiled], failures: dict[st
                     position_bytes=answer.generation.position_bytes,
                     steps=answer.steps,
                     paces=answer.paces,
+                    written_per_second=answer.written_per_second,
+                    choices=answer.choices,
                 )
             )
         seed = compiled[0].plan.seed if options.seed is None else options.seed

@@ -2,58 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from kedge.compiler.decoders.budget import Budget
+from kedge.evaluation.decoders.choices import ChoiceFigures
 from kedge.evaluation.decoders.figures import Figures
 from kedge.quantization.decoder_scheme import Scheme
 from kedge.search.candidate import StepChoice
 from kedge_protocol.bundle.config import RuntimeRequirement
 from kedge_protocol.bundle.generation import Generation
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """The limits of the loss by compression.
-
-    Attributes:
-        max_ratio: largest ratio of the perplexity to the float model's.
-        max_perplexity: largest perplexity.
-        max_kl: largest KL divergence from the float model, nats per token.
-    """
-
-    max_ratio: float | None = None
-    max_perplexity: float | None = None
-    max_kl: float | None = None
-
-    def broken(self, figures: Figures) -> str:
-        """Describe which limits the figures exceed; empty if none."""
-        checks = (
-            ("perplexity ×", figures.ratio, self.max_ratio),
-            ("perplexity", figures.perplexity, self.max_perplexity),
-            ("KL", figures.kl, self.max_kl),
-        )
-        over = [
-            f"{name} {value:.4g} is over {most:.4g}"
-            for name, value, most in checks
-            if most is not None and value > most
-        ]
-        return ", ".join(over)
-
-    def excess(self, figures: Figures) -> float:
-        """Return the loss divided by the allowed loss, in nats a token, of the limit that is exceeded most; infinity if
-        a limit allows none."""
-        lost = math.log(figures.ratio)
-        pairs = [
-            (lost, None if self.max_ratio is None else math.log(self.max_ratio)),
-            (lost, None if self.max_perplexity is None else math.log(self.max_perplexity / figures.reference)),
-            (figures.kl, self.max_kl),
-        ]
-        shares = [
-            loss / allowed if allowed > 0 else math.inf for loss, allowed in pairs if allowed is not None and loss > 0
-        ]
-        return max(shares, default=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +87,7 @@ class DecoderRequest:
         stepped: a folder that all targets share, for the decoder after the steps.
         seed: of everything random in the steps.
         split: memory of each device that gets a part, in bytes; empty for a model that stays whole.
+        choices: absolute path of multiple-choice questions, if there are any.
     """
 
     source: str
@@ -148,19 +107,31 @@ class DecoderRequest:
     seed: int = 0
     split: tuple[int, ...] = ()
     rivals: tuple[Rival, ...] = ()
+    choices: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """A scheme that was tried on a backend, and its figures."""
+    """A scheme that was tried on a backend, and its figures.
+
+    Attributes:
+        bytes: of its files.
+        memory_bytes: of files and caches.
+        broken: which limits of the budget it exceeds; empty if none.
+        outgrown: whether one of them is of bytes: schemes with more bits are larger still.
+        slow: whether it is only too slow.
+    """
 
     scheme: Scheme
     label: str
     bytes: int
+    memory_bytes: int
     figures: Figures
     broken: str
+    outgrown: bool
     seconds: float
     backend: str = ""
+    slow: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +164,8 @@ class DecoderAnswer:
             vectors of all parts together.
         channels: of the hidden states between them.
         paces: of the backends that were compared; empty where there was one.
+        written_per_second: tokens of one sequence; None unless the budget has a limit of it.
+        choices: of the packed decoder; None if no questions were given.
     """
 
     backend: str
@@ -219,6 +192,8 @@ class DecoderAnswer:
     parts: tuple[PartAnswer, ...] = ()
     channels: int = 0
     paces: tuple[BackendPace, ...] = ()
+    written_per_second: float | None = None
+    choices: ChoiceFigures | None = None
 
 
 CONTEXT = 4096

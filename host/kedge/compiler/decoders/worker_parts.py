@@ -23,6 +23,7 @@ from kedge.compiler.decoders.worker_messages import (
     PartAnswer,
 )
 from kedge.evaluation import golden as tolerances
+from kedge.evaluation.decoders.choices import ChoiceFigures
 from kedge.evaluation.decoders.figures import Figures
 from kedge.importing.decoders.text import TextFiles
 from kedge.quantization.decoder_scheme import Scheme
@@ -205,19 +206,34 @@ class Data:
 
 
 def attempt_of(
-    request: DecoderRequest, scheme: Scheme, lowered: LoweredDecoder, figures: Figures, *, label: str, began: float
+    request: DecoderRequest,
+    scheme: Scheme,
+    lowered: LoweredDecoder,
+    figures: Figures,
+    *,
+    label: str,
+    memory: int,
+    source: SourceFiles,
+    text: TextFiles,
+    began: float,
 ) -> Attempt:
     """Return a scheme's attempt.
 
     Args:
+        memory: bytes of files and caches.
         began: by :func:`time.perf_counter`.
     """
+    size = sum(path.stat().st_size for path in lowered.files.values())
+    whole = size + len(text.tokenizer) + len((text.template or "").encode())
+    outgrown = request.budget.outgrown(size=whole, memory=memory, source=source.size_bytes)
     return Attempt(
         scheme=scheme,
         label=label,
-        bytes=sum(path.stat().st_size for path in lowered.files.values()),
+        bytes=size,
+        memory_bytes=memory,
         figures=figures,
-        broken=request.budget.broken(figures),
+        broken=", ".join(filter(None, [request.budget.broken(figures), outgrown])),
+        outgrown=bool(outgrown),
         seconds=time.perf_counter() - began,
         backend=request.backend,
     )
@@ -226,8 +242,8 @@ def attempt_of(
 def first_that_keeps(
     schemes: Sequence[Scheme], workdir: Path, tried: Callable[[Scheme, Path], Tried]
 ) -> tuple[list[Tried], bool]:
-    """Try the schemes in order until one keeps the budget, and delete the files of those that do not; return all that
-    were tried, and whether the last one keeps it.
+    """Try the schemes in order until one keeps the budget or all that follow are too large, and delete the files of
+    those that do not; return all that were tried, and whether the last one keeps it.
 
     Args:
         tried: makes the files of a scheme in a folder that is not there yet, and judges them.
@@ -238,6 +254,8 @@ def first_that_keeps(
         made.append(tried(scheme, folder))
         if not made[-1][1].broken:
             return made, True
+        if made[-1][1].outgrown:
+            break
         if at + 1 < len(schemes):
             shutil.rmtree(folder)
     return made, False
@@ -259,6 +277,8 @@ def answer_of(
     parts: tuple[PartAnswer, ...] = (),
     channels: int = 0,
     paces: tuple[BackendPace, ...] = (),
+    written_per_second: float | None = None,
+    choices: ChoiceFigures | None = None,
 ) -> DecoderAnswer:
     """Return the answer to a request, and write the files of the text side.
 
@@ -296,6 +316,8 @@ def answer_of(
         parts=parts,
         channels=channels,
         paces=paces,
+        written_per_second=written_per_second,
+        choices=choices,
     )
 
 

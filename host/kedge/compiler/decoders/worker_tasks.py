@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from kedge.compiler.decoders import backend_race, part_files, splitting, steps
+from kedge.compiler.decoders import backend_race, checks, part_files, splitting, steps
+from kedge.compiler.decoders.questions import Questions
 from kedge.compiler.decoders.worker_messages import (
     Attempt,
     BackendPace,
     DecoderAnswer,
     DecoderRequest,
     DecoderStepEntry,
+    PartAnswer,
 )
 from kedge.compiler.decoders.worker_parts import (
     TOKENIZER,
@@ -43,7 +45,7 @@ from kedge.quantization import decoder_mixing
 from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, correlations, table
 from kedge.quantization.decoder_scheme import Scheme
 from kedge.quantization.kept_pieces import KeptPieces
-from kedge_protocol.errors import ConfigError, LoweringError, MissingDependencyError, TargetError, VerificationError
+from kedge_protocol.errors import LoweringError, MissingDependencyError, VerificationError
 from kedge_targets.decoder.contract import DecoderCompiler, Ends, LoweredDecoder
 from kedge_targets.decoder.plan import Pieces
 from kedge_targets.decoder.spec import Array
@@ -134,17 +136,20 @@ class _Compilation:
         request, decoder = self._request, self._decoder
         steps.check_options(request.steps, self._spec)
         if not request.steps:  # they may make it smaller
-            self._check_memory()
-            self._check_layers()
+            self._check()
         tokenizer = texts.tokenizer(decoder.text.tokenizer, where=f"{request.source}/{TOKENIZER}")
         check_tokenizer(tokenizer, self._spec.vocabulary, where=request.source)
         calibration, calibration_digest = self._sequences(request.calibration, tokenizer, CALIBRATION)
         evaluation, evaluation_digest = self._sequences(request.evaluation, tokenizer, EVALUATION)
         self._calibration = calibration
+        questions = Questions(request, tokenizer, begin=decoder.text.begin_token, context=self._context)
         reference = self._reference(evaluation)
+        questions.ask_float(self._before_head, self._float_head)
         entries = self._stepped(tokenizer, reference)
         made, keeps = self._search(reference)
         paces = self._choose(made, reference) if keeps and request.rivals else ()
+        pace = self._pace(made[-1], reference) if keeps and request.budget.min_pace is not None else None
+        keeps = keeps and not made[-1].attempt.broken
         request, lowered = self._request, made[-1].lowered
         tokens, columns = self._golden_inputs(evaluation)
         return answer_of(
@@ -169,21 +174,23 @@ class _Compilation:
                 calibration=len(calibration),
                 evaluation=len(evaluation),
             ),
-            warnings=_warnings(calibration, evaluation, calibration_digest == evaluation_digest, decoder),
+            warnings=checks.warnings(
+                calibration, evaluation, calibration_digest == evaluation_digest, decoder, few=4 * LENGTH
+            ),
             steps=entries,
-            parts=part_files.answers(
-                request,
-                lowered,
-                made[-1].cuts,
-                tokens,
-                columns,
-                layers=len(self._spec.layers),
-                context=self._context,
-            )
-            if lowered.parts
-            else (),
+            parts=self._parts(made[-1], tokens, columns),
             channels=self._spec.hidden,
             paces=paces,
+            written_per_second=pace,
+            choices=questions.figures(request, lowered, self._progress) if keeps else None,
+        )
+
+    def _parts(self, made: _Made, tokens: Array, columns: Array) -> tuple[PartAnswer, ...]:
+        if not made.lowered.parts:
+            return ()
+        layers, context = len(self._spec.layers), self._context
+        return part_files.answers(
+            self._request, made.lowered, made.cuts, tokens, columns, layers=layers, context=context
         )
 
     def _stepped(self, tokenizer: Any, reference: Reference) -> tuple[DecoderStepEntry, ...]:
@@ -196,22 +203,12 @@ class _Compilation:
             self._decoder, request.steps, learned, reference, Path(request.stepped), request.seed, self._progress
         )
         self._spec = self._decoder.spec
-        self._check_memory()
-        self._check_layers()
+        self._check()
         return entries
 
-    def _check_layers(self) -> None:
-        count = len(self._spec.layers)
-        for scheme in self._request.schemes:
-            if any(index >= count for index in scheme.int8_layers):
-                raise ConfigError(
-                    f"layer {max(scheme.int8_layers)} is not among the model's {count}",
-                    where="--quantize",
-                    remedy=f"Give int8_layers from 0 to {count - 1}",
-                )
-
-    def _check_memory(self) -> None:
-        """Check, before the long work, that the smallest scheme and the caches fit into the target's memory."""
+    def _check(self) -> None:
+        """Check, before the long work, that the layers are there, and that the smallest scheme and the caches fit."""
+        checks.layers(self._request, len(self._spec.layers))
         scheme = min(self._request.schemes, key=lambda one: one.bits or 16)
         spec = self._spec
         if self._cuts(scheme):
@@ -220,13 +217,14 @@ class _Compilation:
         cache = sum(
             self._layer_cache(scheme, self._compiler.cache_positions(kind, self._context)) for kind in spec.layers
         )
-        if weights + cache > self._request.memory_bytes:
-            raise TargetError(
-                f"the weights take {weights >> 20} MiB at least and the caches of {self._request.slots} x "
-                f"{self._context} positions {cache >> 20} MiB; the target has {self._request.memory_bytes >> 20} MiB",
-                where=self._request.source,
-                remedy="Ask for less with --context, --slots or --cache int8, or take a smaller model",
-            )
+        checks.memory(
+            self._request,
+            scheme,
+            context=self._context,
+            weights=weights,
+            cache=cache,
+            source=self._decoder.size_bytes,
+        )
 
     def _layer_cache(self, scheme: Scheme, positions: int) -> int:
         """Return the bytes of one layer's cache for so many positions of all slots."""
@@ -264,8 +262,11 @@ class _Compilation:
         return {name: self._decoder.weights.outer(name) for name in names}
 
     def _reference(self, sequences: list[list[int]]) -> Reference:
-        head = self._decoder.weights.outer("embedding" if self._spec.tied else "head")
-        return Reference(sequences=sequences, hidden=self._before_head(sequences, "float reference"), head=head)
+        hidden = self._before_head(sequences, "float reference")
+        return Reference(sequences=sequences, hidden=hidden, head=self._float_head())
+
+    def _float_head(self) -> Array:
+        return self._decoder.weights.outer("embedding" if self._spec.tied else "head")
 
     def _before_head(self, sequences: list[list[int]], what: str) -> list[Array]:
         """Return the float model's inputs of the head for each sequence, float32 [positions, channels]."""
@@ -296,6 +297,8 @@ class _Compilation:
             made.append(one)
             if not one.attempt.broken:
                 return made, True
+            if one.attempt.outgrown:
+                break
             if todo and todo[0].bits != scheme.bits and mixed < _MIXED:
                 excess = self._request.budget.excess(one.attempt.figures)
                 if (other := decoder_mixing.with_more_bits(scheme, one.damages, excess)) is not None:
@@ -347,7 +350,19 @@ class _Compilation:
         finally:
             session.close()
         label = " + ".join([*(step.said for step in request.steps), scheme.label])
-        return lowered, attempt_of(request, scheme, lowered, figures, label=label, began=began)
+        memory = memory_of(lowered, self._context, request.slots)
+        made = attempt_of(
+            request,
+            scheme,
+            lowered,
+            figures,
+            label=label,
+            memory=memory,
+            source=self._decoder,
+            text=self._decoder.text,
+            began=began,
+        )
+        return lowered, made
 
     def _lowered(self, compiler: DecoderCompiler, scheme: Scheme, pieces: Pieces, folder: Path) -> LoweredDecoder:
         spec, ends, context, cuts = self._spec, self._ends(scheme), self._context, self._cuts(scheme)
@@ -389,6 +404,15 @@ class _Compilation:
         self._request, self._compiler = requests[best], compiler_of(best)
         return (*paces, *refused)
 
+    def _pace(self, made: _Made, reference: Reference) -> float:
+        """Return the tokens a second that one sequence is written at; an attempt that is too slow says so. Schemes with
+        more bits would be slower still."""
+        self._progress("measure the pace", 0, 0)
+        pace = backend_race.alone(made.lowered, self._request, reference.sequences[0], context=self._context)
+        broken = self._request.budget.slow(pace.written_per_second)
+        made.attempt = replace(made.attempt, broken=broken, slow=bool(broken))
+        return pace.written_per_second
+
     def _too_large(self, lowered: LoweredDecoder) -> str:
         needed = memory_of(lowered, self._context, self._request.slots)
         most = self._request.memory_bytes
@@ -417,18 +441,3 @@ class _Compilation:
         length = min(_GOLDEN_LENGTH, self._context, *(len(one) for one in sequences))
         tokens = np.array([one[:length] for one in sequences[:_GOLDEN]], np.int64)
         return tokens, columns_of(self._spec.vocabulary, len(tokens))
-
-
-def _warnings(
-    calibration: list[list[int]], evaluation: list[list[int]], same: bool, decoder: Decoder
-) -> tuple[str, ...]:
-    found = []
-    if same:
-        found.append("calibration and evaluation are the same texts: the figures are too good")
-    for name, sequences in (("calibration", calibration), ("evaluation", evaluation)):
-        tokens = sum(map(len, sequences))
-        if tokens < 4 * LENGTH:
-            found.append(f"only {tokens} tokens of {name} text: figures are guesswork; some thousand are usual")
-    if not decoder.text.end_tokens:
-        found.append("the folder names no token that ends an answer: only the limit of tokens will")
-    return tuple(found)
