@@ -157,6 +157,24 @@ def test_grpc_tells_how_calls_are_gathered(tmp_path: Path) -> None:
         server.stop(0.0)
 
 
+def test_a_call_over_grpc_waits_for_its_model_to_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tritonclient.grpc as module
+
+    from kedge_agent.serving.grpc_server import GrpcServer
+
+    install(tmp_path / "state", make_bundle(tmp_path))
+    models = ServedModels(tmp_path / "state")
+    monkeypatch.setattr(models, "wait_for", lambda *_: models.scan())
+    server = GrpcServer(InferenceHandler(models), ServerSettings(grpc_listen="127.0.0.1:0"))
+    server.start()
+    try:
+        client = module.InferenceServerClient(f"127.0.0.1:{server.port}")
+        assert not client.is_server_ready()
+        assert client.infer("tiny", given(module, samples(2))).as_numpy("scores").shape == (2, 4)
+    finally:
+        server.stop(0.0)
+
+
 @pytest.mark.parametrize("kind", ["http", "grpc"])
 def test_inference_classification_and_errors(server: Server, kind: str) -> None:
     module, client = client_of(kind, server)

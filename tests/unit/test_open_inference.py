@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,17 @@ from hypothesis import strategies as st
 from tests.support.bundles import CLASSES, make_bundle, samples
 from tests.support.installed import install
 from tests.support.serving import ask
+from tests.support.waiting import wait_for
 
+from kedge_agent.generation.openai import OpenAiHandler
 from kedge_agent.loaded import Loaded
 from kedge_agent.serving import json_tensors
 from kedge_agent.serving.datatypes import DATATYPES
+from kedge_agent.serving.http_server import HttpServer
 from kedge_agent.serving.json_tensors import array_of
 from kedge_agent.serving.model_pool import ServedModels
 from kedge_agent.serving.open_inference import InferenceHandler
+from kedge_agent.serving.settings import ServerSettings, listening_socket
 from kedge_protocol.errors import InputError
 
 pytestmark = pytest.mark.device
@@ -57,6 +64,45 @@ def test_before_the_first_scan_nothing_is_ready(tmp_path: Path) -> None:
     for path in ("/v2/health/ready", "/v2/models/tiny"):
         answer = ask(handler, "GET", path)
         assert (answer.status, answer.fields["Retry-After"]) == (503, "1")
+
+
+def test_a_request_that_comes_before_its_model_is_loaded_waits_for_it(tmp_path: Path) -> None:
+    """As after a restart: the process answers health, and loads."""
+    install(tmp_path / "state", make_bundle(tmp_path))
+    models = ServedModels(tmp_path / "state")
+    handler = InferenceHandler(models, call_seconds=600.0)
+    listening = listening_socket("127.0.0.1:0")
+    server = HttpServer([listening], [("/v2", handler)], ServerSettings())
+    thread = threading.Thread(target=server.run)
+    thread.start()
+
+    def asked(method: str, path: str, body: bytes | None = None) -> int:
+        connection = http.client.HTTPConnection(*listening.getsockname(), timeout=60)
+        connection.request(method, path, body)
+        return connection.getresponse().status
+
+    try:
+        with ThreadPoolExecutor() as clients:
+            paths = ["/v2/models/tiny/infer"] * 3 + ["/v2/models/none/infer"]
+            answers = [clients.submit(asked, "POST", path, _body()) for path in paths]
+            wait_for(lambda: handler.loading.waiting + handler.loading.running >= len(paths))
+            assert asked("GET", "/v2/health/live") == 200
+            assert asked("GET", "/v2/health/ready") == 503
+            assert not any(answer.done() for answer in answers)
+            models.scan()
+            assert [answer.result() for answer in answers] == [200, 200, 200, 404]
+    finally:
+        models.first_scan.set()
+        server.stop()
+        thread.join(60)
+        listening.close()
+
+
+def test_a_request_for_text_waits_for_the_models_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = ServedModels(tmp_path)
+    monkeypatch.setattr(models, "wait_for", lambda *_: models.scan())
+    body = json.dumps({"model": "none", "prompt": "a"}).encode()
+    assert ask(OpenAiHandler(models), "POST", "/v1/completions", body).status == 404
 
 
 def test_a_device_without_models_is_ready(tmp_path: Path) -> None:

@@ -97,6 +97,9 @@ class OpenAiHandler(Handler):
     def _asked(self, name: str, kind: Callable[[Loaded], bool]) -> Loaded | Response:
         """Return the model with this name if it serves and fits, otherwise the answer that it does not."""
         found = self._loaded(name, kind)
+        if found is None and not self._models.scanned:
+            self._models.wait_for(name, None, self._pool.deadline)
+            found = self._loaded(name, kind)
         if found is not None:
             return found
         entry = self._models.get(name)

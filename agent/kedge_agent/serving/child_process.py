@@ -41,8 +41,8 @@ log = logging.getLogger("kedge.serving")
 _GRACE_SECONDS = 0.5
 """Seconds that calls of other models still get when one hangs."""
 _LOAD_FIRST_SECONDS = 3.0
-"""Seconds that loading may take before connections are accepted; after it, requests for models not yet loaded get
-503."""
+"""Seconds that loading may take before connections are accepted and health is answered; requests for models not yet
+loaded wait within their deadline."""
 _MEMORY_SECONDS = 1.0
 """Seconds between two checks of whether memory can be returned to the system."""
 _SWITCH_SECONDS = 0.001
@@ -100,7 +100,7 @@ class ServingProcess:
             excluded=excluded,
         )
         cache = AnswerCache(settings.cache_bytes) if settings.cache_bytes else None
-        inference = InferenceHandler(self.models, fleet=settings.fleet, cache=cache)
+        inference = InferenceHandler(self.models, fleet=settings.fleet, cache=cache, call_seconds=settings.call_seconds)
         self.server = HttpServer(listening, _handlers(self.models, inference), settings, self._beat)
         self._grpc: GrpcServer | None = None
         if settings.grpc_listen is not None:

@@ -264,6 +264,7 @@ class GrpcServer:
             yield answer
 
     def _infer(self, request: Any) -> Any:
+        self._handler.wait_for(request.model_name, request.model_version or None)
         entry, _ = self._find(request.model_name, request.model_version)
         arrived = perf_counter_ns()
         call = _Call(lambda: self._answer(request, arrived))

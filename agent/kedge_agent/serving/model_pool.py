@@ -31,6 +31,7 @@ log = logging.getLogger("kedge.serving")
 
 _NONE_YET = -1
 """No generation: what is installed has to be loaded."""
+_LOOK_SECONDS = 0.02
 _GIVES_WAY = "memory has no room for two versions, and the next one is being tried"
 
 
@@ -130,6 +131,13 @@ class ServedModels:
         if version is not None:
             return next((entry for entry in found if entry.version == version), None)
         return next((entry for entry in reversed(found) if entry.model is not None), found[-1])
+
+    def wait_for(self, name: str, version: str | None, seconds: float) -> None:
+        """Wait, at most for so many seconds, until a model is there or the first scan is done: clients wait while a
+        process that has just been started loads."""
+        ends = time.monotonic() + seconds
+        while self.get(name, version) is None and not self.first_scan.wait(_LOOK_SECONDS) and time.monotonic() < ends:
+            pass
 
     def watch(self, stop: threading.Event, *, period: float = 0.5) -> None:
         """Scan every ``period`` seconds until ``stop`` is set."""

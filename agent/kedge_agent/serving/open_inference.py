@@ -36,6 +36,7 @@ log = logging.getLogger("kedge.serving")
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _WAITING = 64
 _LONGEST_WAIT = 600.0
+_A_MOMENT = 0.02
 _FLEET_DECIDES = "the fleet's desired state decides which models this device loads; roll a release out instead"
 
 
@@ -46,14 +47,24 @@ class InferenceHandler(Handler):
         models: looked up again for each request.
         fleet: whether the fleet decides which models are loaded; then ``load`` and ``unload`` are refused.
         cache: keeps answers to requests that come again; None to keep none.
+        call_seconds: time limit of a request that waits for its model to be loaded.
     """
 
-    def __init__(self, models: ServedModels, *, fleet: bool = True, cache: AnswerCache | None = None) -> None:
+    def __init__(
+        self,
+        models: ServedModels,
+        *,
+        fleet: bool = True,
+        cache: AnswerCache | None = None,
+        call_seconds: float = 30.0,
+    ) -> None:
         self._models = models
         self.cache = cache
         self._fleet = fleet
         self._waiting = WorkerPool("larger model", threads=_WAITING, queue_limit=_WAITING, deadline=_LONGEST_WAIT)
         """Waits for larger models, so that no thread of a device's model does."""
+        self.loading = WorkerPool("models that are being loaded", deadline=call_seconds)
+        """Holds the requests that come before their model is loaded for the first time."""
         self._plain: dict[tuple[str, ...], Callable[[], Response]] = {
             (): self._server,
             ("health", "live"): lambda: json_response(200, {"live": True}),
@@ -94,7 +105,18 @@ class InferenceHandler(Handler):
             rest = parts[4:] if version is not None else parts[2:]
             return self._of_model(parts[1], version, rest, request)
         except NoModelError as error:
+            if request.method == "POST" and not self._models.scanned:
+                return Job(self.loading, lambda: self._later(request))
             return _no_model(error)
+
+    def _later(self, request: Request) -> Response | Job:
+        """Look again after a moment; if the model is still missing, the request goes to the end of the queue."""
+        self._models.first_scan.wait(_A_MOMENT)
+        return self.route(request)
+
+    def wait_for(self, name: str, version: str | None) -> None:
+        """Wait until a model is there or all are loaded, within the time limit of a request."""
+        self._models.wait_for(name, version, self.loading.deadline)
 
     def find(self, name: str, version: str | None) -> tuple[Entry, Loaded]:
         """Return the model with this name, and the bundle that answers now.
