@@ -42,9 +42,12 @@ def pipelines() -> dict[str, Any]:
         RandomForestClassifier,
         RandomForestRegressor,
         VotingClassifier,
+        VotingRegressor,
     )
     from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.multiclass import OneVsOneClassifier
     from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
+    from sklearn.neural_network import MLPRegressor
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import KBinsDiscretizer, StandardScaler
     from sklearn.svm import SVC
@@ -52,6 +55,7 @@ def pipelines() -> dict[str, Any]:
 
     votes = [("line", LogisticRegression()), ("tree", DecisionTreeClassifier(max_depth=3))]
     names = np.array(["no", "maybe", "yes"])
+    network = MLPRegressor(hidden_layer_sizes=(4,), tol=1.0, random_state=0)
     several = np.stack([CLASSES, CLASSES % 2], axis=1)
     return {
         "forest": RandomForestClassifier(8, max_depth=4, random_state=0).fit(FEATURES, CLASSES),
@@ -63,9 +67,14 @@ def pipelines() -> dict[str, Any]:
         "histograms": HistGradientBoostingClassifier(max_iter=4).fit(FEATURES, CLASSES),
         "votes": VotingClassifier(votes, voting="soft").fit(FEATURES, CLASSES),
         "votes of labels": VotingClassifier(votes).fit(FEATURES, CLASSES),
+        "votes of numbers": VotingRegressor([("a", Ridge()), ("b", Ridge(9.0))]).fit(FEATURES, FEATURES[:, 0]),
         "several labels": MultiOutputClassifier(LogisticRegression()).fit(FEATURES, several),
         "several labels of trees": RandomForestClassifier(4, random_state=0).fit(FEATURES, several),
         "several numbers": MultiOutputRegressor(Ridge()).fit(FEATURES, FEATURES[:, :3] ** 2),
+        "several numbers of a network": network.fit(FEATURES, FEATURES[:, :3] ** 2),
+        "pairs of classes": make_pipeline(StandardScaler(), OneVsOneClassifier(LogisticRegression())).fit(
+            FEATURES, CLASSES
+        ),
         "quadratic": make_pipeline(StandardScaler(), QuadraticDiscriminantAnalysis()).fit(FEATURES, CLASSES),
         "bins": make_pipeline(KBinsDiscretizer(4), LogisticRegression()).fit(FEATURES, CLASSES),
         "number": RandomForestRegressor(4, max_depth=4, random_state=0).fit(FEATURES, FEATURES[:, 0]),

@@ -196,6 +196,8 @@ def test_items_of_loaders_give_their_labels(tmp_path: Path) -> None:
         assert np.load(files["label"]).tolist() == [1, 0]
     with pytest.raises(DatasetError, match="has no 'x', it has pixel_values"):
         iterables.write([{"pixel_values": pixels}], PIXELS, tmp_path / "a", where="x")
+    with pytest.raises(DatasetError, match=r"item 0: no array can be made of it: .*Give mappings by the inputs' names"):
+        iterables.write([(pixels, [1, 0], ["a.jpg", "b.jpg"])], PIXELS, tmp_path / "a", where="x")
 
 
 BOXES = {"images": [{"id": 3, "file_name": "a.jpg", "width": 10, "height": 10}], "categories": RED}

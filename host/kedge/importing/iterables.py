@@ -30,6 +30,7 @@ Array = npt.NDArray[Any]
 LABEL = "label"
 _LABELS = (LABEL, "labels")
 _PAIR = 2
+_OR_PAIRS = ", or give pairs of a tensor and its label"
 
 
 def write(
@@ -125,7 +126,12 @@ def _named(data: Any, inputs: Sequence[TensorInfo], where: str) -> dict[str, Arr
     if isinstance(data, Mapping):
         missing = [spec.name for spec in inputs if spec.name not in data]
         if missing:
-            raise DatasetError(f"has no {missing[0]!r}, it has {', '.join(map(str, data))}", where=where)
+            raise DatasetError(
+                f"has no {missing[0]!r}, it has {', '.join(map(str, data))}",
+                where=where,
+                remedy="Call its keys as the model's inputs, and the label 'label'"
+                + (_OR_PAIRS if len(inputs) == 1 else ""),
+            )
         return {spec.name: _column(_array(data[spec.name], where), spec) for spec in inputs}
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
@@ -174,7 +180,12 @@ def _array(value: Any, where: str) -> Array:
         array = np.asarray(value)
     except Exception as error:
         # Tensors of other libraries refuse in their own ways.
-        raise DatasetError(f"no array can be made of it: {error}", where=where) from error
+        unlike = isinstance(value, (tuple, list))
+        raise DatasetError(
+            f"no array can be made of it: {error}",
+            where=where,
+            remedy=f"Give mappings by the inputs' names{_OR_PAIRS}" if unlike else None,
+        ) from error
     if array.dtype.kind in "OS" and array.size and all(isinstance(one, (str, bytes)) for one in array.reshape(-1)):
         array = tensors.texts(array, where=where)
     if array.dtype.kind not in "fiubU":

@@ -64,8 +64,9 @@ def to_onnx(estimator: Any, path: Path, feed: Mapping[str, Array], *, where: str
         ) from error
     if _gives_label_alone(estimator):
         del model.graph.output[1:]
-    if any(type(one).__name__ == "QuadraticDiscriminantAnalysis" for one in _parts(estimator)):
-        _flatten(model, model.graph.output[0].name)
+    shape = _shape_of_answer(estimator)
+    if shape is not None:
+        _reshape(model, model.graph.output[0].name, shape)
     path.write_bytes(model.SerializeToString())
 
 
@@ -81,15 +82,26 @@ def _remedy(estimator: Any) -> str:
     )
 
 
-def _flatten(model: Any, output: str) -> None:
-    """Give a label one axis, [N]: skl2onnx (1.20) writes that of quadratic discriminants as [1, N]."""
+def _shape_of_answer(estimator: Any) -> list[int] | None:
+    """Return the shape that the first output must be given, since skl2onnx (1.20) writes another: the labels of
+    quadratic discriminants and of pairs of classes are [1, N] and [N, 1], several numbers of a network one column."""
+    for part in _parts(estimator):
+        kind = type(part).__name__
+        if kind in ("QuadraticDiscriminantAnalysis", "OneVsOneClassifier"):
+            return [-1]
+        if kind == "MLPRegressor" and part.n_outputs_ > 1:
+            return [-1, part.n_outputs_]
+    return None
+
+
+def _reshape(model: Any, output: str, shape: list[int]) -> None:
     from onnx import helper, numpy_helper
 
     flat = f"{output}/before"
     for node in model.graph.node:
         for names in (node.input, node.output):
             names[:] = [flat if name == output else name for name in names]
-    model.graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), f"{output}/shape"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), f"{output}/shape"))
     model.graph.node.append(helper.make_node("Reshape", [flat, f"{output}/shape"], [output]))
 
 
@@ -165,11 +177,14 @@ def _gives_label_alone(estimator: Any) -> bool:
     if hasattr(estimator, "predict_proba"):
         return False
     numbers = len(classes) == 2 and np.asarray(classes).dtype.kind in "iub"
-    return numbers or (len(classes) > 0 and not hasattr(estimator, "decision_function"))
+    pairs = any(type(one).__name__ == "OneVsOneClassifier" for one in _parts(estimator))  # skl2onnx writes no scores
+    return numbers or pairs or (len(classes) > 0 and not hasattr(estimator, "decision_function"))
 
 
 def answers(estimator: Any, feed: Mapping[str, Array], outputs: list[str]) -> list[Array]:
     """Return the estimator's results for the outputs of a graph of :func:`to_onnx`: ``label``, scores, or a value."""
+    from sklearn.base import is_regressor
+
     given = _table(estimator, feed)
     count = len(next(iter(feed.values())))
     found = []
@@ -180,7 +195,9 @@ def answers(estimator: Any, feed: Mapping[str, Array], outputs: list[str]) -> li
                 labels if hasattr(estimator, "classes_") or hasattr(estimator, "transform") else labels[:, None]
             )
             continue
-        ways = ("predict_proba", "decision_function", "transform", "predict")
+        ways = ["predict_proba", "decision_function", "transform", "predict"]
+        if is_regressor(estimator):
+            ways = ["predict"]  # a vote of regressors, or partial least squares, transform too
         does = next(way for way in ways if hasattr(estimator, way) and (way != "decision_function" or len(outputs) > 1))
         value = getattr(estimator, does)(given)
         value = value.toarray() if hasattr(value, "toarray") else value  # transformers of texts give sparse ones
