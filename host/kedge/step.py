@@ -61,6 +61,7 @@ class Context:
             same options, for what does not depend on the plan; None to share nothing. Runs may overlap in time.
         checkpoints: a folder that outlives the whole compilation, for training to go on from; None to keep none.
         loss: the user's own, ``file.py:function``, for training with labels.
+        seconds: how long the step may take; None for as long as it likes.
         progress: told how far it is: what, done, total.
         notes: what the reader of the report should know; a step appends.
         figures: what the step measured, name → number; a step adds.
@@ -78,6 +79,7 @@ class Context:
     memo: Path | None = None
     checkpoints: Path | None = None
     loss: str | None = None
+    seconds: float | None = None
     progress: Callable[[str, int, int], None] = _nobody
     notes: list[str] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)

@@ -11,9 +11,10 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from tests.support import other_processor
 from tests.support.lowering import checked_copy, executor, lower
-from tests.support.odd_graphs import ODD, Odd, Samples, resized
+from tests.support.odd_graphs import ODD, Odd, Samples, node, odd, random, resized
 
 from kedge_protocol.errors import UnsupportedOperatorError
+from kedge_targets.graph import output_guard
 from kedge_targets.graph.rounding import sqnr_db
 from kedge_targets.numerics import Plan, Precision
 
@@ -86,6 +87,58 @@ def test_what_a_runtime_computes_otherwise_in_float_is_refused_by_its_node(
         lower("intel-cpu", checked_copy(path, tmp_path), precision, Samples(odd, 8), tmp_path / "out")
     assert refused.value.where == "node 'Resize_r'"
     assert refused.value.remedy
+
+
+def test_no_sample_takes_another_branch_within_a_branch(tmp_path: Path) -> None:
+    odd = ODD["branches within branches"]()
+    path = tmp_path / "model.onnx"
+    onnx.save(odd.model, path)
+    plan = Plan(default=Precision.INT8, guard=True)
+    lowered = lower("intel-cpu", checked_copy(path, tmp_path), plan, Samples(odd, 32), tmp_path / "out")
+    fresh = odd.samples(64, seed=9)
+    session, run = onnxruntime.InferenceSession(str(path)), executor("intel-cpu", lowered)
+    noises = [sqnr_db(session.run(["y"], {"x": one[None]})[0], run({"x": one[None]})["y"]) for one in fresh]
+    assert min(noises) > HEALTHY, noises
+
+
+def test_layers_are_ranked_in_an_old_opset_too(tmp_path: Path) -> None:
+    # A DequantizeLinear takes a scale for each channel from opset 13 on.
+    odd = ODD["softmax over axes"]()
+    onnx.save(odd.model, tmp_path / "model.onnx")
+    given = onnx.load(checked_copy(tmp_path / "model.onnx", tmp_path))
+    feeds = output_guard.few(given, Samples(odd, 16))
+    made = output_guard.simulated(given, Samples(odd, 16))
+    assert not output_guard.weak(*(output_guard.answers(one, feeds, ["y"]) for one in (given, made)))
+    assert output_guard.noisiest(given, made, feeds, ["y"])[0] == "Gemm_h"
+
+
+def test_what_cannot_be_read_or_run_is_refused_by_its_node_and_why(tmp_path: Path) -> None:
+    parts = [
+        node("SplitToSequence", ["x", "four"], ["parts"], axis=1),
+        node("ConcatFromSequence", ["parts"], ["rows"], axis=0),
+        node("ReduceMean", ["rows"], ["y"], axes=[0], keepdims=0),
+    ]
+    gates = [
+        node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        node("LSTM", ["t", "W", "R"], ["", "h"], hidden_size=4, activations=["HardSigmoid", "Tanh", "Tanh"]),
+        node("Squeeze", ["h", "zero"], ["y"]),
+    ]
+    cases = {
+        "ConcatFromSequence_rows": odd(parts, {"y": (4,)}, {"four": np.array([4, 4])}, shape=("N", 8)),
+        "LSTM_": odd(
+            gates,
+            {"y": ("N", 4)},
+            {"W": random(1, 16, 3), "R": random(1, 16, 4), "zero": np.array([0])},
+            shape=("N", 5, 3),
+        ),
+    }
+    for name, case in cases.items():
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(case.model, path)
+        with pytest.raises(UnsupportedOperatorError, match=name.split("_")[0]) as refused:
+            lower("intel-cpu", checked_copy(path, tmp_path), Precision.FLOAT32, Samples(case, 4), tmp_path / name)
+        assert refused.value.where == f"node {name!r}"
+        assert refused.value.remedy
 
 
 @pytest.mark.usefixtures("tflite_toolchain")

@@ -194,9 +194,28 @@ def test_an_old_opset_is_lowered(tmp_path: Path) -> None:
     assert executor(TARGET, lowered)({"image": images(2)})["score"].shape == (2, 4)
 
 
-def test_an_opset_that_the_target_cannot_run_is_told_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FLOAT32])
+def test_a_new_opset_with_the_same_operators_is_lowered_for_an_older_runtime(
+    precision: Precision, tmp_path: Path
+) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(classifier(opset=23, ir_version=11).SerializeToString())
+    samples = Calibration("image", images(4))
+    lowered = lower(TARGET, checked_copy(path, tmp_path), precision, samples, tmp_path / "out")
+    assert [one.minimum for one in lowered.runtimes] == ["1.20"]
+    made = onnx.load_model(str(lowered.files["model.onnx"]))
+    assert (made.opset_import[0].version, made.ir_version) == (21, 10)
+    assert executor(TARGET, lowered)({"image": images(2)})["score"].shape == (2, 4)
+
+
+def test_an_opset_that_the_target_cannot_run_is_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    model = classifier(opset=23, ir_version=11)
+    score, last = helper.make_tensor_value_info("normed", TensorProto.FLOAT, ["N", 4]), model.graph.node[-1]
+    model.graph.node.append(helper.make_node("RMSNormalization", [last.output[0], "g"], ["normed"], name="norm"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "g"))
+    model.graph.output.append(score)
+    path.write_bytes(model.SerializeToString())
     with pytest.raises(LoweringError, match=r"opset 23 needs ONNX Runtime 1\.23, target generic-cpu has 1\.20"):
         lower(TARGET, checked_copy(path, tmp_path), Precision.FLOAT32, Calibration("image", images(1)), tmp_path / "o")
 

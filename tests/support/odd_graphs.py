@@ -179,6 +179,54 @@ def branches() -> Odd:
     )
 
 
+def branches_within_branches() -> Odd:
+    """An If within a branch, which is decided by what the branch computes of an activation from outside: near 0."""
+    shape = (1, 4, 8, 8)
+
+    def branch(name: str, nodes: list[Node]) -> onnx.GraphProto:
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)])
+
+    inner = [
+        node("Conv", ["a", "we"], ["b"], **_SAME),
+        node("ReduceMean", ["b"], ["mean"], keepdims=0),
+        node("Greater", ["mean", "zero"], ["turned"]),
+        node(
+            "If", ["turned"], ["else"],
+            then_branch=branch("minus", [node("Neg", ["b"], ["minus"])]),
+            else_branch=branch("plus", [node("Identity", ["b"], ["plus"])]),
+        ),
+    ]  # fmt: skip
+    return odd(
+        [
+            node("Conv", ["x", "w"], ["a"], **_SAME),
+            node("ReduceMax", ["x"], ["most"], keepdims=0),
+            node("Greater", ["most", "many"], ["c"]),
+            node(
+                "If", ["c"], ["y"],
+                then_branch=branch("then", [node("Conv", ["a", "wt"], ["then"], **_SAME)]),
+                else_branch=branch("else", inner),
+            ),
+        ],
+        {"y": shape, "a": shape},
+        {
+            "w": random(4, 3, 3, 3), "wt": random(4, 4, 3, 3), "we": -random(4, 4, 3, 3), "zero": np.float32(0),
+            "many": np.float32(3.0),
+        },
+        shape=(1, 3, 8, 8),
+    )  # fmt: skip
+
+
+def softmax_over_axes(operator: str = "Softmax") -> Odd:
+    """Before opset 13 a Softmax runs over all axes from the given one on."""
+    nodes = [
+        node("Gemm", ["x", "g"], ["h"]),
+        node("Reshape", ["h", "two"], ["r"]),
+        node(operator, ["r"], ["y"], axis=1),
+    ]
+    weights = {"g": random(8, 8), "two": np.array([-1, 2, 4])}
+    return odd(nodes, {"y": ("N", 2, 4)}, weights, shape=_ROW, opsets=(("", 12),))
+
+
 def loop() -> Odd:
     """A Loop that adds an activation of the graph around it, three times."""
     body = helper.make_graph(
@@ -418,7 +466,19 @@ def resized(scale: float, **how: Any) -> Odd:
     )
 
 
+def constant_beside_answers() -> Odd:
+    """An output that no input reaches, as the anchors of a detector."""
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], **_SAME),
+        node("Relu", ["a"], ["y"]),
+        node("Identity", ["anchors"], ["k"]),
+    ]
+    outputs = {"y": ("N", 4, 8, 8), "k": (6, 4)}
+    return odd(nodes, outputs, {"w": random(4, 3, 3, 3), "anchors": random(6, 4, scale=30.0)})
+
+
 ODD: dict[str, Callable[[], Odd]] = {
+    "constant beside answers": constant_beside_answers,
     "responses normed": responses_normed,
     "spaces by axes": spaces_by_axes,
     "unlike sizes, joined": unlike_sizes_joined,
@@ -434,6 +494,8 @@ ODD: dict[str, Callable[[], Odd]] = {
     "stacked matrices": stacked_matrices,
     "clashing names": clashing_names,
     "branches": branches,
+    "branches within branches": branches_within_branches,
+    "softmax over axes": softmax_over_axes,
     "loop": loop,
     "own function": own_function,
     "weights of float16": lambda: stored_small("float16"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from tests.support.odd_graphs import ODD
 
 from kedge_targets.graph import branches
 from kedge_targets.toolchain.driver_side.fewest import fewest
@@ -44,6 +45,39 @@ def test_numbers_decide_and_shapes_do_not(by: str, found: list[str]) -> None:
     assert branches.deciding(deciding(by)) == found
     assert "decide which branch" in branches.note(found)[0]
     assert branches.note([]) == ()
+
+
+def test_what_decides_within_a_branch_is_found_outside_too() -> None:
+    model = ODD["branches within branches"]().model
+    assert branches.deciding(model) == ["Conv_a", "ReduceMax_most", "Greater_c"]
+    assert branches.deciding_within(model) == ["Conv_b", "ReduceMean_mean", "Greater_turned"]
+
+
+def test_what_a_loop_carries_decides_only_if_it_is_asked() -> None:
+    """The body adds a product to what it carries; it ends where ``by`` says."""
+    node, value = helper.make_node, helper.make_tensor_value_info
+    found = {}
+    for by in ("turn", "carried"):
+        asked = [node("Less", ["i", "times"], ["go"], name="counted")]
+        if by == "carried":
+            asked = [
+                node("ReduceMax", ["after"], ["largest"], name="largest", keepdims=0),
+                node("Less", ["largest", "most"], ["go"], name="measured"),
+            ]
+        body = helper.make_graph(
+            [node("MatMul", ["before", "w"], ["after"], name="product"), *asked],
+            "body",
+            [value("i", TensorProto.INT64, []), value("on", TensorProto.BOOL, []), value("before", 1, None)],
+            [value("go", TensorProto.BOOL, []), value("after", 1, None)],
+        )
+        nodes = [
+            node("MatMul", ["x", "v"], ["h"], name="first"),
+            node("Loop", ["", "true", "h"], ["y"], name="loop", body=body),
+        ]
+        graph = helper.make_graph(nodes, "g", [value("x", 1, None)], [value("y", 1, None)])
+        model = helper.make_model(graph)
+        found[by] = branches.deciding(model), branches.deciding_within(model)
+    assert found == {"turn": ([], ["counted"]), "carried": (["first"], ["product", "largest", "measured"])}
 
 
 @pytest.mark.parametrize("needed", range(1, 21))

@@ -67,6 +67,14 @@ def test_nothing_finite_and_texts_are_told_in_words() -> None:
     assert (found.outputs[0].before, found.outputs[0].after, found.flipped) == ("dog", "cow", True)
 
 
+def test_answers_of_another_length_are_changes() -> None:
+    wanted = np.zeros((4, 2, 9), dtype=np.int64)  # the longest of the float model has nine, of the bundle ten
+    got = np.zeros((4, 2, 10), dtype=np.int64)
+    got[2, :, 9] = 7
+    (found,) = changes.largest(seen(OutputKind.INTEGERS), {"y": got}, {"y": wanted})
+    assert (found.sample, found.outputs[0].same) == (2, 0.9)
+
+
 def test_pictures_sounds_and_texts_have_previews() -> None:
     from PIL import Image
 
@@ -123,6 +131,13 @@ def test_the_layer_that_moves_a_sample_is_named() -> None:
 
 def test_the_layer_is_named_though_a_branch_holds_others() -> None:
     odd = ODD["branches"]()
+    calibration, picked = Fed(**{odd.input: odd.samples(8, seed=1)}), {odd.input: odd.samples(1)}
+    (layer,) = most_altering(odd.model, calibration, [picked], Precision.INT8)
+    assert layer == "Conv_a"
+
+
+def test_the_layer_is_named_though_an_output_is_constant() -> None:
+    odd = ODD["constant beside answers"]()
     calibration, picked = Fed(**{odd.input: odd.samples(8, seed=1)}), {odd.input: odd.samples(1)}
     (layer,) = most_altering(odd.model, calibration, [picked], Precision.INT8)
     assert layer == "Conv_a"

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from kedge.training import loop
 from kedge.training.checkpoint import Checkpoint
 from kedge.training.loop import Schedule, train
-from kedge_protocol.errors import DivergedError
+from kedge_protocol.errors import DivergedError, StepError
 
 Array = npt.NDArray[Any]
 SCHEDULE = Schedule(steps=96, learning_rate=0.05, batch=8, seed=3)
@@ -181,3 +182,15 @@ def test_before_the_first_step_the_loss_must_be_a_number() -> None:
         line.parameter.fill_(float("nan"))
     with pytest.raises(DivergedError, match="before the first step"):
         train([line.parameter], line, SCHEDULE)
+
+
+def test_what_cannot_end_in_time_is_given_up_after_a_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line()
+    # Each update takes ten seconds.
+    monkeypatch.setattr(loop.time, "monotonic", lambda: 10.0 * len(line.seen))
+    with pytest.raises(StepError, match=r"96 steps of 10\.0 s would take 16 minutes, and 4 are left") as stopped:
+        train([line.parameter], line, SCHEDULE, seconds=300, what="fine-tune")
+    assert (stopped.value.where, len(line.seen)) == ("fine-tune", 4)
+    assert stopped.value.remedy
+    line = Line()
+    assert train([line.parameter], line, SCHEDULE, seconds=970).steps == 96

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kedge.evaluation import decisions, groups
 from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
+from kedge_targets import free_lengths
 
 Array = npt.NDArray[Any]
 
@@ -69,12 +70,14 @@ def largest(
 
     Args:
         kinds: what each output is.
-        outputs: of the bundle, first axis the sample.
+        outputs: of the bundle, first axis the sample; its longest may be longer or shorter than the float model's.
         reference: of the float model, likewise.
     """
     names = [name for name, seen in kinds.items() if seen.kind not in _DEAF]
     if not names:
         return ()
+    both = {name: free_lengths.aligned(outputs[name], reference[name]) for name in names}
+    outputs, reference = ({name: pair[side] for name, pair in both.items()} for side in (0, 1))
     parted = {name: _Parted.of(outputs[name], reference[name], kinds[name]) for name in names}
     same = {
         name: decisions.agreeing(kinds[name], outputs[name], reference[name]) for name in decisions.answering(kinds)

@@ -61,7 +61,8 @@ class GraphPartition:
         self._model = model
         self._weights = weights
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.outputs = [value.name for value in model.graph.output]
+        # An output that folding has made a constant changes with no layer.
+        self.outputs = [value.name for value in model.graph.output if value.name not in self._constants]
         self._partition = self._cut({layer.name: layer for layer in layers})
         self._place = {
             segment.nodes[0].name: index for index, segment in enumerate(self._partition) if len(segment.nodes) == 1

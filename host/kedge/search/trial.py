@@ -228,6 +228,7 @@ def _step(
             memo=str(memo),
             checkpoints=None if checkpoints is None else str(checkpoints.absolute()),
             loss=job.options.loss_function,
+            seconds=job.deadline,
         ),
         StepAnswer,
         deadline=job.deadline,

@@ -24,6 +24,7 @@ class StepRequest:
         graph, made: paths of the input graph, and of the graph that is written.
         teacher: path of the original float model.
         memo: folder that runs of the step over the same graph with the same options share.
+        seconds: how long the step may take.
     """
 
     use: str
@@ -41,6 +42,7 @@ class StepRequest:
     memo: str | None = None
     checkpoints: str | None = None
     loss: str | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,7 @@ def apply_step(request: StepRequest, progress: Progress) -> StepAnswer:
         memo=None if request.memo is None else Path(request.memo),
         checkpoints=None if request.checkpoints is None else Path(request.checkpoints),
         loss=request.loss,
+        seconds=request.seconds,
         progress=progress,
     )
     began = time.perf_counter()

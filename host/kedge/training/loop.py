@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from kedge.training.checkpoint import Checkpoint, State
-from kedge_protocol.errors import DivergedError
+from kedge_protocol.errors import DivergedError, StepError
 
 Array = npt.NDArray[Any]
 Tensor: TypeAlias = torch.Tensor
@@ -23,6 +24,8 @@ _RETRIES = 2
 _COOLING = 0.7
 """Share of the schedule after which the learning rate is low. A training that stops improving skips to this point: low
 bit widths gain most from the small steps at the end."""
+_PACED = 3
+"""Steps after which it is known how long one takes; the first is not counted."""
 _NOTHING = 1e-9
 """A loss up to this leaves nothing to learn."""
 
@@ -90,6 +93,7 @@ def train(
     *,
     what: str = "training",
     checkpoint: Checkpoint | None = None,
+    seconds: float | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Outcome:
     """Train parameters in place.
@@ -102,13 +106,57 @@ def train(
     Args:
         what: name of the training, for messages.
         checkpoint: to resume from, and to save to.
+        seconds: the training must end within; None for no limit. It is never cut short, since how far it came would
+            depend on the machine: one that cannot end in time is given up after a few steps.
 
     Raises:
+        StepError: at the pace of the first steps, not even one that soon stops improving would.
         DivergedError: the loss became infinite or NaN in every attempt, and none had improved before. The parameters
             keep their initial values.
     """
-    run = _Run(list(parameters), objective, schedule, what, checkpoint, progress)
+    run = _Run(list(parameters), objective, schedule, what, checkpoint, _Pace(schedule, seconds, what), progress)
     return run.through()
+
+
+class _Pace:
+    """Gives up a training that cannot end in time."""
+
+    def __init__(self, schedule: Schedule, seconds: float | None, what: str) -> None:
+        self._steps, self._what = schedule.steps, what
+        # However early it stops improving, it makes these steps before it skips to the end, and then those at the end.
+        stale = schedule.patience * _every(schedule)
+        self._least = min(schedule.steps, stale + min(stale, schedule.steps - _cooling(schedule)))
+        self._end = math.inf if seconds is None else time.monotonic() + seconds
+        self._times: list[float] = []
+
+    def check(self, step: int) -> None:
+        """Take the time of a step.
+
+        Args:
+            step: how many were made, those before a checkpoint among them.
+        """
+        self._times.append(time.monotonic())
+        if len(self._times) <= _PACED:
+            return
+        each = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
+        left = self._end - self._times[-1]
+        if each * (self._least - step) > left:
+            raise StepError(
+                f"{self._steps} steps of {each:.1f} s would take {each * self._steps / 60:.0f} minutes, "
+                f"and {max(0.0, left) / 60:.0f} are left",
+                where=self._what,
+                remedy="Give the search more time, or fewer steps or a smaller batch in a recipe",
+            )
+
+
+def _every(schedule: Schedule) -> int:
+    """Return after how many steps it is judged."""
+    return max(1, schedule.steps // _ROUNDS)
+
+
+def _cooling(schedule: Schedule) -> int:
+    """Return the step from which on the learning rate is low."""
+    return round(schedule.steps * _COOLING)
 
 
 class _Run:
@@ -119,6 +167,7 @@ class _Run:
         schedule: Schedule,
         what: str,
         checkpoint: Checkpoint | None,
+        pace: _Pace,
         progress: Callable[[str, int, int], None],
     ) -> None:
         self._parameters = parameters
@@ -126,8 +175,9 @@ class _Run:
         self._schedule = schedule
         self._what = what
         self._checkpoint = checkpoint
+        self._pace = pace
         self._progress = progress
-        self._every = max(1, schedule.steps // _ROUNDS)
+        self._every = _every(schedule)
         self._notes: list[str] = []
         self._resumed = 0
 
@@ -209,12 +259,13 @@ class _Run:
             optimizer.step()
             state.step += 1
             self._progress(self._what, state.step, schedule.steps)
+            self._pace.check(state.step)
             if state.step % self._every == 0 or state.step == schedule.steps:
                 self._judge(state, optimizer)
 
     def _cooled(self, state: State) -> bool:
         """Skip from the best state to the end of the schedule; return False if it is already there."""
-        cooling = round(self._schedule.steps * _COOLING)
+        cooling = _cooling(self._schedule)
         if state.step >= cooling:
             return False
         self._put(state.best)

@@ -97,7 +97,15 @@ def trained(
             repr((options, schedule, context.plan, context.fixed_batch)),
             "" if context.loss is None else _text(context.loss),
         )
-    outcome = loop.train(parameters, objective, schedule, what=what, checkpoint=checkpoint, progress=context.progress)
+    outcome = loop.train(
+        parameters,
+        objective,
+        schedule,
+        what=what,
+        checkpoint=checkpoint,
+        seconds=context.seconds,
+        progress=context.progress,
+    )
     _note_result(context, what, pool, outcome)
     return student
 

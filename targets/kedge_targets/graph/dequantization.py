@@ -91,8 +91,12 @@ def _instead(node: onnx.NodeProto, wiring: Wiring, model: onnx.ModelProto) -> on
 
 def _values(value: Array, node: onnx.NodeProto, wiring: Wiring) -> Array:
     scale, zero = _parameters(node, wiring)
-    if scale.ndim == 1 and scale.size > 1:
-        axis = next((int(item.i) for item in node.attribute if item.name == "axis"), 1)
+    how = {item.name: int(item.i) for item in node.attribute}
+    axis = how.get("axis", 1)
+    if block := how.get("block_size", 0):  # one scale for so many along the axis, the last block may be shorter
+        whole = np.arange(value.shape[axis]) // block
+        scale, zero = np.take(scale, whole, axis), np.take(zero, whole, axis) if zero.ndim else zero
+    elif scale.ndim == 1 and scale.size > 1:
         shape = [1] * value.ndim
         shape[axis] = -1
         scale, zero = scale.reshape(shape), zero.reshape(shape) if zero.ndim else zero

@@ -70,11 +70,14 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """Yield a graph and every nested graph (branches of If, bodies of Loop and Scan)."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from graphs(attribute.g)
-            for inner in attribute.graphs:
-                yield from graphs(inner)
+        for inner in bodies(node):
+            yield from graphs(inner)
+
+
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Return the graphs that a node holds, without those within them."""
+    single = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    return [*single, *(inner for attribute in node.attribute for inner in attribute.graphs)]
 
 
 def operators(model: onnx.ModelProto) -> frozenset[tuple[str, str]]:

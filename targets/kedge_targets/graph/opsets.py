@@ -1,4 +1,4 @@
-"""Reads a graph's opset and raises older graphs to a newer one."""
+"""Reads a graph's opset, and raises or lowers it to another one."""
 
 from __future__ import annotations
 
@@ -37,3 +37,20 @@ def raise_opset(model: onnx.ModelProto, lowest: int, *, where: str) -> onnx.Mode
         ) from error
     nodes.name_nodes(converted)
     return model_reader.infer_shapes(converted, where=where)
+
+
+def lower_opset(model: onnx.ModelProto, highest: int) -> onnx.ModelProto | None:
+    """Return the model in opset ``highest``, or in its own if that is older; None if its operators are not the same
+    there. The given model is not changed."""
+    import onnx
+
+    if version(model) <= highest:
+        return model
+    try:
+        converted = onnx.version_converter.convert_version(model, highest)
+        onnx.checker.check_model(converted)
+    except Exception:  # noqa: BLE001 -- the converter raises whatever its C++ half throws
+        return None
+    same = [node.op_type for node in converted.graph.node] == [node.op_type for node in model.graph.node]
+    nodes.name_nodes(converted)
+    return converted if same else None

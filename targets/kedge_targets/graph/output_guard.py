@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_targets.graph import batch, dead_code, library, qdq_insertion, ranges, rounding
+from kedge_targets.graph import batch, dead_code, library, opsets, qdq_insertion, ranges, rounding
 from kedge_targets.graph.qdq_placement import CUTTING, MOVING, WEIGHTED, floats, place_quantizers
 from kedge_targets.graph.wiring import Wiring
 from kedge_targets.numerics import Granularity, QuantizationScheme
@@ -35,7 +35,8 @@ _ELEMENTS = 1 << 22
 sample in thirty shows on many only."""
 _TOGETHER = 4
 """Number of samples that are judged separately: others would hide a single bad answer."""
-
+_BY_CHANNEL = 13
+"""The opset from which on DequantizeLinear takes a scale for each channel."""
 
 _RETURNS = 8
 """Trials to take nodes back into integers that are not needed in float."""
@@ -130,6 +131,7 @@ def apply_guard(
 
 def simulated(model: onnx.ModelProto, calibration: Iterable[dict[str, Array]]) -> onnx.ModelProto:
     """Simulate the graph with 8-bit integers, for backends whose files do not expose intermediate tensors."""
+    model = opsets.raise_opset(model, _BY_CHANNEL, where="graph to be looked at")
     operators = WEIGHTED | MOVING | CUTTING | {"Add", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"}
     where = place_quantizers(model, operators, ())
     found = ranges.observe(model, calibration, qdq_insertion.tensors_to_observe(model, where))

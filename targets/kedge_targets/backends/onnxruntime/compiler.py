@@ -144,7 +144,7 @@ class Compiler(CompilerTemplate):
         import onnx
 
         onnxruntime = library.load()
-        given = model_reader.load(job.graph)
+        given = _runnable(model_reader.load(job.graph), job.target)
         nodes.check_operators(given, where=job.graph.name)
         made = _lowered(given, self.quantized_for(job.target)[0], job)
         # Of a transformer in float16 ONNX Runtime (1.23 to 1.31) needs the inferred shapes: without them its optimizer
@@ -272,6 +272,23 @@ def _stored_small(given: onnx.ModelProto, prepared: onnx.ModelProto, job: Loweri
 def _unnamed_products(model: onnx.ModelProto, plan: Plan) -> tuple[str, ...]:
     """Return the products of two activations that the plan does not name."""
     return tuple(one.name for one in layers.layers(model) if one.weight is None and one.name not in plan.layers)
+
+
+def _runnable(model: onnx.ModelProto, target: Target) -> onnx.ModelProto:
+    """Return the model in the newest opset that the target's ONNX Runtime has, if its own is newer: it often differs
+    only in types of numbers.
+
+    Raises:
+        LoweringError: its operators are others there.
+    """
+    has = target.runtimes.get("onnxruntime")
+    if has is None:
+        return model
+    runs = [opset for opset, first in _FIRST_RUNTIME.items() if version_numbers(first)[:3] <= version_numbers(has)[:3]]
+    lowered = opsets.lower_opset(model, max(runs, default=min(_FIRST_RUNTIME)))
+    if lowered is None:
+        _first_runtime(model, target)
+    return lowered or model
 
 
 def _first_runtime(model: onnx.ModelProto, target: Target) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verified
-from kedge_protocol.errors import ConfigError, LoweringError, TargetError, UnsupportedOperatorError
-from kedge_targets.backends.openvino import counting, devices, float_check, library, nncf_preparation, representation
+from kedge_protocol.errors import ConfigError, LoweringError, TargetError
+from kedge_targets.backends.openvino import (
+    counting,
+    devices,
+    float_check,
+    library,
+    nncf_preparation,
+    reading,
+    representation,
+)
+from kedge_targets.backends.openvino.older_softmax import with_softmax_of_onnx
 from kedge_targets.backends.openvino.reaching import Reaching
 from kedge_targets.backends.openvino.samples import Samples, SingleCalibration, at_once
 from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
@@ -31,7 +39,6 @@ from kedge_targets.graph import (
     layers,
     model_reader,
     model_writer,
-    nodes,
     output_guard,
     plan_layers,
     qdq_insertion,
@@ -59,8 +66,6 @@ _UNREAD_ROUNDED = frozenset({"GRU"})
 """Operators whose integer weights the CPU plugin (2026.4) refuses: "expects Constant for port 3"."""
 _THEIR_TYPES = frozenset({"GRUSequence", "GRUCell"})
 """OpenVINO's own for them; they do not always keep the node's name."""
-
-_UNREAD = re.compile(r"(?:No conversion rule found for operations|Conversion is failed for): *([^\n]+)")
 
 _RETURNS = 4
 """Trials of the guard to take nodes back into integers that are not needed in float; each quantizes anew."""
@@ -140,7 +145,7 @@ def _lower(job: LoweringJob, how: QuantizationScheme) -> Lowered:
     if given.graph is not given.read:
         graph = workdir / "prepared.onnx"
         model_writer.save(given.graph, graph)
-    model = _read(openvino, graph, given.graph)
+    model = reading.read(openvino, graph, given.graph)
     if not given.rounded:
         float_check.check(openvino, model, given.graph, job.calibration)
     tools = {"openvino": openvino.__version__.split("-")[0]}
@@ -202,7 +207,7 @@ def _ready(read: onnx.ModelProto, job: LoweringJob, wanted: devices.Settings) ->
     if not wanted.on_cpu and batch.size(given) is None:
         # An NPU takes fixed shapes only, and a GPU compiles each size anew.
         given = batch.fix_batch(given, 1)
-    given = canonicalization.without_doubles(given)
+    given = with_softmax_of_onnx(canonicalization.without_doubles(given))
     integers = plan_layers.leading(job.plan) is Precision.INT8
     rounded = integers and qdq_insertion.has_qdq(given)
     if integers and not rounded:
@@ -237,6 +242,7 @@ def _by_nncf(
     deciding = branches.deciding(given.graph)
     must = [
         *deciding,
+        *branches.deciding_within(given.graph),
         *plan_layers.others(job.plan, given.graph, Precision.INT8),
         *attention.before_softmax(given.graph),
         *(node.name for node in given.graph.graph.node if node.op_type in _UNREAD_ROUNDED),
@@ -276,57 +282,25 @@ def _specs(trained: list[signature.TensorInfo], given: list[signature.TensorInfo
     return tuple(replace(spec, file=replace(spec.file, shape=info.shape, dtype=info.dtype)) for spec, info in pairs)
 
 
-def _read(openvino: Any, graph: Path, given: onnx.ModelProto) -> Any:
-    try:
-        model = openvino.Core().read_model(str(graph))
-    except Exception as error:  # the library raises RuntimeError and its own, without a common base
-        # It names operators ("Det-17, com.example.Other-1"), not nodes.
-        told = " ".join(_UNREAD.findall(str(error)))
-        for node in nodes.nodes(given):
-            if re.search(rf"(?<!\w){re.escape(node.operator)}(?!\w)", told):
-                raise UnsupportedOperatorError(
-                    f"OpenVINO does not read operator {node.operator!r} of {node.domain}",
-                    where=f"node {node.name!r}",
-                    remedy="Export the model with another operator in its place",
-                ) from error
-        raise LoweringError(f"OpenVINO cannot read the graph: {library.reason_of(error)}", where=graph.name) from error
-    _check_order(model, given)
-    # NNCF takes a weight only where it is a constant, not where it is computed from one.
-    from openvino.passes import ConstantFolding, Manager
-
-    manager = Manager()
-    manager.register_pass(ConstantFolding())
-    manager.run_passes(model)
-    return model
-
-
-def _check_order(model: Any, given: onnx.ModelProto) -> None:
-    """Check that the representation keeps inputs and outputs in their order, since a session takes arrays by
-    position."""
-    for kind, mine, theirs in (
-        ("inputs", signature.inputs(given), model.inputs),
-        ("outputs", signature.outputs(given), model.outputs),
-    ):
-        if len(mine) != len(theirs) or any(
-            info.name not in port.get_names() for info, port in zip(mine, theirs, strict=True)
-        ):
-            raise LoweringError(
-                f"OpenVINO changed the order of the {kind}",
-                where=", ".join(info.name for info in mine),
-                remedy="Report this model to Kedge's maintainers",
-            )
-
-
 def _ignored(model: Any, names: list[str]) -> list[str]:
     """Return OpenVINO's nodes that stem from these nodes; it splits one node into several named ``NODE/part``. What
     it cannot read in integers is always among them."""
     wanted = set(names)
-    named = [(operation.get_friendly_name(), operation.get_type_name()) for operation in model.get_ordered_ops()]
+    named = [(operation.get_friendly_name(), operation.get_type_name()) for operation in _operations(model)]
     return [
         name
         for name, kind in named
         if name in wanted or kind in _THEIR_TYPES or any(name.startswith(f"{node}/") for node in wanted)
     ]
+
+
+def _operations(model: Any) -> Iterator[Any]:
+    """Yield the operations of a model and, as NNCF rounds them too, of the branches of each If."""
+    for operation in model.get_ordered_ops():
+        yield operation
+        if operation.get_type_name() == "If":
+            for branch in (0, 1):
+                yield from _operations(operation.get_function(branch))
 
 
 class _Making:
@@ -370,7 +344,7 @@ class _Making:
 
     def made(self, floating: list[str]) -> Any:
         """Return the model with these nodes in float."""
-        model = _read(self._openvino, self._graph, self._given)
+        model = reading.read(self._openvino, self._graph, self._given)
         samples = Samples(self._calibration, at_once(self._given, self._options))
         ignored = _ignored(model, floating)
         made, seconds, self.version = _quantized(model, self._how, ignored, samples, self._options, self._kind)

@@ -11,6 +11,7 @@ import numpy as np
 
 from kedge_protocol import digest
 from kedge_protocol.errors import UnsupportedOperatorError
+from kedge_targets.backends.openvino import reading
 from kedge_targets.contract import Array, Calibration
 from kedge_targets.graph import batch, nodes, output_guard, qdq_placement, rounding
 
@@ -38,7 +39,7 @@ def check(openvino: Any, model: Any, graph: onnx.ModelProto, calibration: Calibr
         graph: what it was read from.
 
     Raises:
-        UnsupportedOperatorError: names the first node whose output differs.
+        UnsupportedOperatorError: names the first node whose output differs, or the one that cannot run.
     """
     key = digest.of_bytes(graph.SerializeToString())
     drawn = any(node.operator in _DRAWN for node in nodes.nodes(graph))
@@ -49,7 +50,7 @@ def check(openvino: Any, model: Any, graph: onnx.ModelProto, calibration: Calibr
         return
     outputs = [value.name for value in graph.graph.output]
     reference = output_guard.answers(graph, feeds, outputs)
-    if wrong := _wrong(reference, _answers(openvino, model, feeds), outputs):
+    if wrong := _wrong(reference, _answers(reading.compiled(openvino, model, graph), feeds), outputs):
         node, decibels = _first(openvino, graph, feeds) or (None, wrong[1])
         said = f"operator {node.op_type!r}" if node is not None else "the graph"
         raise UnsupportedOperatorError(
@@ -65,8 +66,7 @@ def _feeds(graph: onnx.ModelProto, calibration: Calibration) -> list[dict[str, A
     return list(batch.regroup(itertools.islice(calibration, max(_SAMPLES, size or 1)), size))
 
 
-def _answers(openvino: Any, model: Any, feeds: Sequence[dict[str, Array]]) -> list[dict[str, Array]]:
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+def _answers(compiled: Any, feeds: Sequence[dict[str, Array]]) -> list[dict[str, Array]]:
     made = []
     for feed in feeds:
         # An input has the names of what only casts it, too.
@@ -109,7 +109,8 @@ def _first(
     probe.graph.output.extend(known[name] for _, name in tensors if name not in have and name in known)
     there = [name for _, name in tensors if name in have or name in known]
     reference = output_guard.answers(graph, feeds, there)
-    found = _wrong(reference, _answers(openvino, openvino.Core().read_model(probe.SerializeToString()), feeds), there)
+    compiled = reading.compiled(openvino, openvino.Core().read_model(probe.SerializeToString()), graph)
+    found = _wrong(reference, _answers(compiled, feeds), there)
     if found is None:
         return None
     return next(node for node, name in tensors if name == found[0]), found[1]

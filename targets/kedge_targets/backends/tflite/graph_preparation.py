@@ -20,6 +20,8 @@ _TO_CHANNELS_LAST = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 Permutation: TypeAlias = tuple[int, ...]
 
 _OPSET = 13  # below it, axes and bounds are attributes that what is done here does not know
+_SAME_OF_ONE = frozenset({"ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"})
+"""Reductions that leave a single number as it is."""
 _PLAIN = re.compile(r"[A-Za-z0-9./][A-Za-z0-9_./-]*")
 
 
@@ -37,6 +39,7 @@ def prepare(
     """
     fixed = batch.fix_batch(opsets.raise_opset(model, _OPSET, where="the graph"), batch.size(model) or 1)
     nodes.name_nodes(fixed)
+    _drop_empty_reductions(fixed)
     if any(node.op_type == "GroupNormalization" for node in fixed.graph.node):
         fixed = model_reader.infer_shapes(fixed, where="the graph")
         norms.spell_out_groups(fixed)
@@ -132,6 +135,17 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
         except Exception as error:  # the library's errors have no common base but Exception
             raise LoweringError(f"ONNX Runtime cannot load the graph: {error}") from error
         return model_reader.load(after)
+
+
+def _drop_empty_reductions(model: onnx.ModelProto) -> None:
+    """Replace reductions over no axis, with which TensorFlow's would reduce all, by what they compute, in place."""
+    empty = {tensor.name for tensor in model.graph.initializer if 0 in tensor.dims}
+    for node in model.graph.node:
+        noop = any(one.name == "noop_with_empty_axes" and one.i for one in node.attribute)
+        if noop and node.op_type in _SAME_OF_ONE and all(not name or name in empty for name in node.input[1:]):
+            node.op_type = "Identity"
+            del node.attribute[:]
+            del node.input[1:]
 
 
 def _drop_constant_inputs(model: onnx.ModelProto) -> None:

@@ -84,7 +84,7 @@ def spell_out_groups(model: onnx.ModelProto) -> None:
 
 def spell_out_layers(model: onnx.ModelProto) -> None:
     """Replace each LayerNormalization by its definition (ONNX operators, LayerNormalization), in place, since onnx2tf
-    fails on some of them. Shapes must have been inferred; a node whose mean or deviation is read stays."""
+    fails on some of them. Shapes must have been inferred."""
     from onnx import helper
 
     ranks = {
@@ -95,8 +95,7 @@ def spell_out_layers(model: onnx.ModelProto) -> None:
     made: list[onnx.NodeProto] = []
     for node in model.graph.node:
         rank = ranks.get(node.input[0]) if node.input else None
-        alone = sum(bool(name) for name in node.output) == 1
-        if node.op_type != "LayerNormalization" or node.domain not in ("", "ai.onnx") or rank is None or not alone:
+        if node.op_type != "LayerNormalization" or node.domain not in ("", "ai.onnx") or rank is None:
             made.append(node)
             continue
         given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
@@ -121,15 +120,19 @@ def _layer(model: onnx.ModelProto, node: onnx.NodeProto, axes: list[int], epsilo
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, dtype), f"{base}_{what}"))
         return f"{base}_{what}"
 
-    def mean(source: str, what: str) -> str:
+    def mean(source: str, what: str, answer: str = "") -> str:
         if opsets.version(model) >= _AXES_AS_INPUT:
-            return add("ReduceMean", [source, stored(f"{what}_axes", axes, np.int64)], what, keepdims=1)
-        return add("ReduceMean", [source], what, keepdims=1, axes=axes)
+            return add("ReduceMean", [source, stored(f"{what}_axes", axes, np.int64)], what, answer, keepdims=1)
+        return add("ReduceMean", [source], what, answer, keepdims=1, axes=axes)
 
-    centred = add("Sub", [node.input[0], mean(node.input[0], "mean")], "centred")
+    middle, inverse = [*node.output[1:], "", ""][:2]
+    centred = add("Sub", [node.input[0], mean(node.input[0], "mean", middle)], "centred")
     variance = mean(add("Mul", [centred, centred], "squared"), "variance")
     kept = add("Add", [variance, stored("epsilon", epsilon, np.float32)], "kept")
-    answer = add("Div", [centred, add("Sqrt", [kept], "deviation")], "even")
+    deviation = add("Sqrt", [kept], "deviation")
+    if inverse:
+        add("Div", [stored("one", 1.0, np.float32), deviation], "inverse", inverse)
+    answer = add("Div", [centred, deviation], "even")
     answer = add("Mul", [answer, node.input[1]], "scaled")
     if len(node.input) > 2 and node.input[2]:
         add("Add", [answer, node.input[2]], "moved")

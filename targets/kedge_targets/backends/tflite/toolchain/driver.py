@@ -406,6 +406,7 @@ def _one_line(error):
     """Return the vendor's own message, without the tables of numbers and the call stacks in it."""
     lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
     text = re.split(r"\s\S*:\d+:\d+: note: |\scalled from|\snote: loc", " ".join(lines))[0]
+    text = re.sub(r"\x1b\[[\d;]*m", "", text)  # colours
     text = re.sub(r"[\[({](?:[\s\d.,;eE+\-\[\](){}]|nan|inf){24,}[\])}]", "[…]", text)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST].rsplit(' ', 1)[0]} …"
 

@@ -1,11 +1,14 @@
 """Finds the node that a conversion fails on where the vendor's message names none: nodes are converted alone."""
 
+from __future__ import annotations
+
 import time
+from typing import Any
 
 _LONGEST_SECONDS = 60.0
 
 
-def culprit(model, converts):
+def culprit(model: Any, converts: Any) -> Any:
     """Return the first node that fails alone too; None if each passes, or time is up.
 
     Args:
@@ -32,7 +35,7 @@ def culprit(model, converts):
     return None
 
 
-def _alone(model, node, values, stored):
+def _alone(model: Any, node: Any, values: dict[str, Any], stored: dict[str, Any]) -> Any:
     """Return a model of one node; None if it reads or makes what has no known shape, or holds graphs of its own."""
     import onnx
     from onnx import helper
@@ -49,7 +52,7 @@ def _alone(model, node, values, stored):
     return onnx.helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
 
 
-def _kind(node, values):
+def _kind(node: Any, values: dict[str, Any]) -> Any:
     """Return what nodes have in common that are converted alike."""
     shapes = [values[name].type.SerializeToString() for name in (*node.input, *node.output) if name in values]
     attributes = sorted(attribute.SerializeToString() for attribute in node.attribute)
