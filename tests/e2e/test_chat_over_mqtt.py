@@ -97,7 +97,7 @@ def tell(story: Story, folder: Path, broker: str | None) -> None:
                 for device in fleet.devices:
                     streams[device.name].wait(fingerprints["1.0", device.target])
                 fleet.start_rollout(f"{NAME}:2.0")
-                assert set(fleet.decided(seconds=300).values()) == {"done"}, fleet.reasons()
+                assert set(fleet.decided().values()) == {"done"}, fleet.reasons()
                 for device in fleet.devices:
                     streams[device.name].wait(fingerprints["2.0", device.target])
             finally:
@@ -178,7 +178,7 @@ class Streams:
         wait_until(
             f"an answer of {fingerprint} at {self._device.name}",
             lambda: self._failed or any(fingerprint in one.bundles for one in list(self.answers)),
-            seconds=120,
+            seconds=300,
         )
 
 

@@ -60,7 +60,7 @@ def test_the_alarm_names_the_cohort_that_shifted_and_no_other(
             return found if len(samples) == 2 and min(samples) >= 80 else None
 
         try:
-            found = wait_until("the sketches of both sites", by_site, seconds=120)
+            found = wait_until("the sketches of both sites", by_site, seconds=300)
         finally:
             enough.set()
             for thread in threads:

@@ -52,7 +52,7 @@ class Download:
 
     def reach(self, share: float) -> None:
         """Wait until as much is on the disk."""
-        wait_until(f"{share:.0%} of the download", lambda: self.share >= share, seconds=120, every=0.02)
+        wait_until(f"{share:.0%} of the download", lambda: self.share >= share, seconds=300, every=0.02)
 
 
 @pytest.mark.shared_data
@@ -83,15 +83,16 @@ def test_a_download_survives_kills_of_agent_broker_and_controller(
         field.controller.kill()
         assert download.share < 1.0
         field.controller.start()
-        assert field.decided(seconds=180) == {"edge": "done"}, field.reasons()
+        assert field.decided() == {"edge": "done"}, field.reasons()
 
         with FleetService(field.state) as service:
             transfers = {(t.digest, t.kind): t for t in service.transfers("edge")}
         counted = transfers[download.layer.digest, "blob"]
         total = blocks.block_count(download.layer.size)
         assert counted.finished_served_again == 0
-        # The controller writes its count every half second: its own SIGKILL may cost what it served since.
-        assert total - RATE_KIB // 64 - WINDOW <= counted.blocks_distinct <= total
+        # The controller writes its count every half second, a busy one more seldom: its own SIGKILL may cost what it
+        # served since.
+        assert total - 4 * RATE_KIB // 64 - WINDOW <= counted.blocks_distinct <= total
         # What was under way at each of the seven interruptions may be sent again, and no more.
         assert counted.blocks_served <= total + (KILLS + 2) * WINDOW
         assert all(transfer.finished_served_again == 0 for transfer in transfers.values())
@@ -104,7 +105,7 @@ def test_a_download_survives_kills_of_agent_broker_and_controller(
         second = make_bundle(tmp_path, "big", "2.0", mebibytes=MIB, head_seed=1)
         field.publish(second)
         field.start_rollout("big:2.0")
-        assert field.decided(seconds=120) == {"edge": "done"}, field.reasons()
+        assert field.decided() == {"edge": "done"}, field.reasons()
         pulled = field.status().devices[0].bytes_sent
         assert pulled < 0.15 * Layout(second).bundle("generic-cpu").model_bytes
 
@@ -127,7 +128,7 @@ def test_a_legacy_device_is_killed_too_and_ends_serving(
         download.reach(0.25)
         device.process.kill()
         device.process.start()
-        assert field.decided(seconds=120) == {"old-pi": "done"}, field.reasons()
+        assert field.decided() == {"old-pi": "done"}, field.reasons()
         assert field.shown("old-pi")["device"]["reported"]["runtimes"]["tflite-runtime"].startswith("2.14")
         with FleetService(field.state) as service:
             assert all(transfer.finished_served_again == 0 for transfer in service.transfers("old-pi"))

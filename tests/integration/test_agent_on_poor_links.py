@@ -118,7 +118,6 @@ def test_a_broker_that_takes_no_whole_block_is_named(tmp_path: Path, narrow: Mos
         words = "message_size_limit, max_packet_size|mosquitto: max_packet_size"
         wait_for(
             lambda: any(one in service.rollout_status().devices[0].detail for one in words.split("|")),
-            60,
             what=f"the limit in words (see {agent.log})",
         )
         wait_for(lambda: any(one in agent.text() for one in words.split("|")), what="the limit in the agent's log")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.support import parallel
 
 
 def outside() -> dict[str, str]:
@@ -38,8 +39,11 @@ class Wheels:
 
 
 @pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Wheels:
-    out = tmp_path_factory.mktemp("wheels")
+def wheels() -> Wheels:
+    return parallel.once("wheels", _built)
+
+
+def _built(out: Path) -> Wheels:
     for project in ("agent", "host"):
         command = (sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", out, ROOT / project)
         run(*command, cwd=out)

