@@ -260,13 +260,14 @@ class Connection:
             try:
                 self._one_connection()
             except _WrongProtocolError as error:
-                self.problem = str(error)
-                v5 = tried is MQTTProtocolVersion.MQTTv5
-                self._protocol = MQTTProtocolVersion.MQTTv311 if v5 else MQTTProtocolVersion.MQTTv5
-                if v5:
+                # Whoever sees that the turn is at MQTT 5 again reads the trouble of both versions.
+                if tried is MQTTProtocolVersion.MQTTv5:
+                    self._protocol = MQTTProtocolVersion.MQTTv311
+                    self.problem = str(error)
                     log.info("%s: %s with MQTT 5, trying 3.1.1", self.broker.url, error)
                     continue
-                self.problem += f" with {_tried_both(self.broker)}"
+                self.problem = f"{error} with {_tried_both(self.broker)}"
+                self._protocol = MQTTProtocolVersion.MQTTv5
             except (BrokerError, ConfigError, _RefusedError) as error:
                 self.problem = str(error)
             except OSError as error:

@@ -54,11 +54,17 @@ def connection_to(broker: Broker) -> Connection:
 def problem(broker: Broker) -> str:
     """What the connection says of its trouble, once it has tried."""
     connection = connection_to(broker)
+    said: list[str | None] = [None]
+
+    def tried() -> bool:
+        # The first version's trouble is not the last word where both are tried.
+        said[0] = connection.problem
+        return said[0] is not None and connection.protocol == "5" and connection.problem is said[0]
+
     connection.start()
     try:
-        # The first version's trouble is not the last word where both are tried.
-        wait_for(lambda: connection.problem is not None and connection.protocol == "5", what="a problem")
-        return str(connection.problem)
+        wait_for(tried, what="a problem")
+        return str(said[0])
     finally:
         connection.stop()
 

@@ -28,7 +28,7 @@ FILE = """
 waves = [2, "100%"]
 min_per_target = 1
 soak = "15m"
-not_before = 2026-12-01T22:00:00+01:00
+not_before = 2096-12-01T22:00:00+01:00
 [gates]
 error_rate = 0.05
 """
@@ -77,10 +77,10 @@ def test_a_rollout_is_planned_started_paused_and_aborted_by_commands(
     shown = json.loads(run(capsys, "rollout", "status", "--json"))
     policy = shown["stage"]["policy"]
     assert (policy["soak"], policy["approval"], policy["gates"]["error_rate"]) == (5400.0, "each", 0.05)
-    assert policy["not_before"] == 1796158800.0
+    assert policy["not_before"] == 4005234000.0
     assert policy["gates"]["off"] == ["drift"]
     assert "scheduled, paused" in run(capsys, "rollout", "pause")
-    assert "scheduled (it begins at 2026-12-01T21:00Z)" in run(capsys, "rollout", "resume")
+    assert "scheduled (it begins at 2096-12-01T21:00Z)" in run(capsys, "rollout", "resume")
     assert "no wave is under way" in run(capsys, "rollout", "promote", status=1)
     assert "none of its devices" in run(capsys, "rollout", "retry", status=1)
     assert "aborted" in run(capsys, "rollout", "abort", "--reason", "not today")
