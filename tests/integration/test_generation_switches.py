@@ -26,8 +26,8 @@ from kedge_protocol import memory
 Array = npt.NDArray[Any]
 
 PROMPT = "Once upon a time"
-TOKENS = 2500
-"""So many take several looks of the serving process at what is installed."""
+SHORT, TOKENS = 300, 2500
+"""The longer answers take several looks of the serving process at what is installed."""
 CLIENTS = 3
 
 
@@ -35,7 +35,7 @@ CLIENTS = 3
 def releases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two versions of a random language model that write unlike texts."""
     place = tmp_path_factory.mktemp("switches")
-    # Without an end token: every answer takes long enough to be switched under.
+    # Without an end token each answer has as many tokens as are asked for.
     sizes = {"max_position_embeddings": 3000, "eos_token_id": None}
     return [
         decoders.writer(place, version=version, slots=2, changed=sizes, stored=partial(_scaled, factor))
@@ -47,14 +47,14 @@ def _scaled(factor: float, weight: Array) -> Array:
     return np.asarray(weight * factor, np.float32)
 
 
-def _text(release: Path) -> str:
+def _text(release: Path, tokens: int) -> str:
     with Model(release, target="generic-cpu") as model:
-        return model.generate(PROMPT, max_tokens=TOKENS).text
+        return model.generate(PROMPT, max_tokens=tokens).text
 
 
-def _streamed(serving: Supervised, began: threading.Event) -> str:
+def _streamed(serving: Supervised, began: threading.Event, tokens: int) -> str:
     connection = serving.connect()
-    body = {"model": "writer", "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "stream": True}
+    body = {"model": "writer", "prompt": PROMPT, "max_tokens": tokens, "temperature": 0, "stream": True}
     connection.request("POST", "/v1/completions", json.dumps(body))
     answer = connection.getresponse()
     assert answer.status == 200, answer.read()
@@ -70,6 +70,13 @@ def _streamed(serving: Supervised, began: threading.Event) -> str:
     raise AssertionError("the stream broke off")
 
 
+def _asked_until(switched: threading.Event, serving: Supervised, began: threading.Event) -> list[str]:
+    texts = []
+    while not switched.is_set():
+        texts.append(_streamed(serving, began, SHORT))
+    return texts
+
+
 @pytest.fixture
 def serving(tmp_path: Path, releases: list[Path]) -> Iterator[Supervised]:
     install(tmp_path / "state", releases[0])
@@ -83,7 +90,7 @@ def serving(tmp_path: Path, releases: list[Path]) -> Iterator[Supervised]:
 def test_answers_that_stream_during_a_switch_are_whole_and_of_one_version(
     serving: Supervised, releases: list[Path], tmp_path: Path
 ) -> None:
-    wanted = {str(number): _text(release) for number, release in enumerate(releases, start=1)}
+    wanted = {str(number): _text(release, SHORT) for number, release in enumerate(releases, start=1)}
     assert wanted["1"] != wanted["2"]
 
     def ready(version: str) -> bool:
@@ -94,20 +101,21 @@ def test_answers_that_stream_during_a_switch_are_whole_and_of_one_version(
         return answer.status == 200 and found["versions"] == [version]
 
     serving.wait(lambda: ready("1.0"))
-    overlapped = False
-    for number in (2, 1):
-        # More clients than slots: one waits while the switch comes.
-        began = [threading.Event() for _ in range(CLIENTS)]
+    for number, old in ((2, "1"), (1, "2")):
+        began, switched = threading.Event(), threading.Event()
+        # More clients than slots, which ask until the switch is seen: it comes while they write and while they wait.
         with ThreadPoolExecutor(CLIENTS) as pool:
-            answers = [pool.submit(_streamed, serving, event) for event in began]
-            assert began[0].wait(60)
-            install(tmp_path / "state", releases[number - 1])
-            serving.wait(partial(ready, f"{number}.0"))
-            overlapped |= any(not answer.done() for answer in answers)
-            texts = [answer.result(180) for answer in answers]
-        assert all(text in wanted.values() for text in texts)
-        assert _streamed(serving, threading.Event()) == wanted[str(number)]
-    assert overlapped
+            answers = [pool.submit(_asked_until, switched, serving, began) for _ in range(CLIENTS)]
+            try:
+                assert began.wait(60)
+                install(tmp_path / "state", releases[number - 1])
+                serving.wait(partial(ready, f"{number}.0"))
+            finally:
+                switched.set()
+            texts = [text for answer in answers for text in answer.result(180)]
+        assert wanted[old] in texts
+        assert set(texts) <= set(wanted.values())
+        assert _streamed(serving, threading.Event(), SHORT) == wanted[str(number)]
 
 
 def test_answers_of_the_old_version_are_cut_off_when_their_time_is_over(
@@ -123,7 +131,7 @@ def test_answers_of_the_old_version_are_cut_off_when_their_time_is_over(
         wait_for(lambda: model.loaded().version == "2.0", what="the second version")
         answers = [stream.finish() for stream in streams]
     assert answers[-1].reason == "timeout"
-    whole = _text(releases[0])
+    whole = _text(releases[0], TOKENS)
     assert all(whole.startswith(answer.text) for answer in answers)
     assert sum(answer.text == whole for answer in answers) < len(answers)
 

@@ -260,7 +260,9 @@ def test_texts_become_the_vectors_that_the_pipeline_gives(encoder: Path) -> None
                     if isinstance(values, str):
                         values = np.frombuffer(base64.b64decode(values), "<f4")
                     np.testing.assert_allclose(values, vector, rtol=1e-6)
-            refused: list[dict[str, Any]] = [{"input": []}, {"input": [[1, 2]]}, {"input": "", "dimensions": None}]
+            refused: list[dict[str, Any]] = [{"input": []}, {"input": [1, 2]}, {"input": "", "dimensions": None}]
+            with pytest.raises(openai.BadRequestError, match="tokens are not served"):
+                client.embeddings.create(model="encoder", input=[[1, 2]])
             for wrong in (*refused, {"input": "a", "dimensions": 8}):
                 with pytest.raises(openai.BadRequestError):
                     client.embeddings.create(model="encoder", **wrong)

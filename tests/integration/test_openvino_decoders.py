@@ -18,6 +18,7 @@ from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, tabl
 from kedge.quantization.decoder_scheme import Scheme
 from kedge.quantization.kept_pieces import KeptPieces
 from kedge_agent import Model
+from kedge_protocol.bundle.layout import Layout
 from kedge_protocol.errors import ConfigError, InputError, TargetError
 from kedge_targets import registry
 from kedge_targets.decoder.contract import DECODERS, EXPORTED
@@ -195,8 +196,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compiled(place: Path, out: str, **options: Any) -> kedge.Release:
     return kedge.compile(
-        place / "model", name="writer", version="1.0", targets=["intel-cpu"], out=place / out, max_perplexity="9x",
-        calibration=place / "calibration.txt", evaluation=place / "evaluation.txt", **options,
+        place / "model", name="writer", version="1.0", out=place / out, calibration=place / "calibration.txt",
+        evaluation=place / "evaluation.txt", **{"targets": ["intel-cpu"], "max_perplexity": "9x", **options},
     )  # fmt: skip
 
 
@@ -226,6 +227,33 @@ def test_the_faster_backend_is_packed_the_report_says_so_and_the_recipe_keeps_it
         with Model(path, target="intel-cpu") as model:
             texts.append(model.generate("HELLO", max_tokens=12).text)
     assert texts[0] == texts[1]
+
+
+def test_targets_share_the_layers_that_were_learned(place: Path) -> None:
+    heard: set[tuple[str, str]] = set()
+    release = compiled(
+        place,
+        "shared",
+        targets=["generic-cpu", "generic-arm"],
+        max_kl=3e-4,
+        max_perplexity=None,
+        progress=lambda who, what, *_: heard.add((who, what)),
+    )
+    assert release.generation is not None
+    first, second = release.generation.targets
+    tried = [attempt.scheme for attempt in first.attempts]
+    # Some layers get more bits by what the first target learned of them.
+    assert any(scheme.int8_layers and scheme.precision == "int4" for scheme in tried)
+    assert [attempt.scheme for attempt in second.attempts] == tried
+    learned = [scheme.label for scheme in tried if scheme.calibrated]
+    assert {(first.target, label) for label in learned} & heard
+    assert not {(second.target, label) for label in learned} & heard
+    layout = Layout(release.path)
+    weights = [
+        {title: one.digest for title, one in layout.bundle(target).files.items() if title.endswith(".onnx")}
+        for target in ("generic-cpu", "generic-arm")
+    ]
+    assert weights[0] == weights[1] != {}
 
 
 def test_a_recipe_that_does_not_fit_is_an_error_before_the_work(place: Path) -> None:

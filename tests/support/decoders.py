@@ -79,7 +79,7 @@ def folder(
     """Write a random model of a known configuration.
 
     Args:
-        changed: keys of the configuration with other values.
+        changed: keys of the configuration with other values; with ``eos_token_id`` None no token ends an answer.
         stored: the matrices of the layers as another format stores them.
     """
     from kedge.importing.decoders import config, names
@@ -99,7 +99,7 @@ def folder(
     tensors = {key: stored(one) if one.ndim == 2 and ".layers." in key else one for key, one in tensors.items()}
     (path / "config.json").write_text(json.dumps(raw))
     write_shards(path, tensors, dtype=dtype, shards=shards)
-    tokenizer(path, template=template, vocabulary=raw["vocab_size"])
+    tokenizer(path, template=template, vocabulary=raw["vocab_size"], ends=raw.get("eos_token_id", 2) is not None)
     return path
 
 
@@ -171,8 +171,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Array], *, dtype: str = "F32
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blobs))
 
 
-def tokenizer(path: Path, *, template: str | None = None, vocabulary: int = VOCABULARY) -> None:
-    """A tokenizer of single letters, with a chat template or without."""
+def tokenizer(path: Path, *, template: str | None = None, vocabulary: int = VOCABULARY, ends: bool = True) -> None:
+    """A tokenizer of single letters, with a chat template or without; ``ends``: it names the token that ends a text."""
     letters = ["<unk>", "<s>", "</s>", *(chr(32 + at) for at in range(vocabulary - 4))]
     model = {
         "type": "BPE",
@@ -196,7 +196,7 @@ def tokenizer(path: Path, *, template: str | None = None, vocabulary: int = VOCA
     decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
     whole = {"version": "1.0", "added_tokens": special, "model": model, "decoder": decoder}
     (path / "tokenizer.json").write_text(json.dumps(whole))
-    settings = {"bos_token": "<s>", "eos_token": "</s>"}
+    settings = {"bos_token": "<s>", "eos_token": "</s>"} if ends else {"bos_token": "<s>"}
     (path / "tokenizer_config.json").write_text(
         json.dumps(settings if template is None else {**settings, "chat_template": template})
     )

@@ -54,6 +54,10 @@ def parse(body: bytes) -> EmbeddingsRequest:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, list) and value and all(isinstance(one, (int, list)) for one in value):
+        raise RequestError(
+            "tokens are not served, since each model has a tokenizer of its own: send texts", where="input"
+        )
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(one, str) for one in texts):
         raise RequestError("a text or a list of texts was expected", where="input")

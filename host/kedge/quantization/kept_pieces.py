@@ -1,9 +1,11 @@
-"""Keeps the layers that were learned from calibration on disk, so that another backend stores the same codes without
-learning them again."""
+"""Keeps the layers that were learned from calibration on disk, so that another backend or target stores the same codes
+without learning them again."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,19 @@ class KeptPieces:
 
     Args:
         pieces: makes each layer, in order, once.
-        folder: is not there yet; one file for each layer.
+        folder: gets one file for each layer; it is not there yet, or holds all layers, or those of a compilation that
+            failed, which are made anew.
     """
 
     def __init__(self, pieces: Pieces, folder: Path) -> None:
         self._pieces = pieces
         self._folder = folder
-        folder.mkdir(parents=True)
+        self._damages = folder / "damages.json"
+        self.complete = self._damages.is_file()
+        """Whether all layers were made before."""
+        if not self.complete:
+            self.forget()
+            folder.mkdir(parents=True)
 
     def __call__(self, index: int) -> Piece:
         piece = self._pieces(index)
@@ -39,6 +47,17 @@ class KeptPieces:
         """Return a layer that was made before."""
         with np.load(self._path(index)) as stored:
             return _restored(dict(stored))
+
+    def finish(self, damages: Sequence[float]) -> None:
+        """Note that all layers are made, and :attr:`kedge.quantization.decoder_layers.QuantizedLayers.damages`."""
+        if not self.complete:
+            self._damages.write_text(json.dumps(list(damages)), encoding="ascii")
+            self.complete = True
+
+    def damages(self) -> list[float]:
+        """Return what :meth:`finish` noted."""
+        found: list[float] = json.loads(self._damages.read_text(encoding="ascii"))
+        return found
 
     def forget(self) -> None:
         """Delete the files."""

@@ -43,6 +43,11 @@ class Plan:
     seed: int = 0
     shared: bool = True
 
+    @property
+    def one_decoder(self) -> bool:
+        """Return whether all targets quantize the same float decoder."""
+        return self.shared or not self.steps
+
 
 def budget(options: CompileOptions) -> Budget:
     """Return the budget that the options set.

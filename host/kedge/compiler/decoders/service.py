@@ -131,8 +131,7 @@ def _one(
             raise TargetError(f"{other.name!r} and {target.name!r} take other backends", where=splitting.WHERE)
     if holders or target.processor.architecture != platform.machine():
         others = []  # what is faster there cannot be measured here
-    workdir = scratch / target.name
-    workdir.mkdir()
+    (workdir := scratch / target.name).mkdir()
     request = DecoderRequest(
         source=str(model.absolute()),
         adapter=None if options.adapter is None else str(options.adapter.absolute()),
@@ -148,6 +147,7 @@ def _one(
         memory_bytes=target.system.memory_bytes,
         workdir=str(workdir.absolute()),
         steps=plan.steps,
+        learned=str((scratch / "learned").absolute()) if plan.one_decoder and len(options.targets) > 1 else "",
         stepped=str(((scratch if plan.shared else workdir) / "stepped").absolute()),
         seed=plan.seed if options.seed is None else options.seed,
         split=tuple(holder.system.memory_bytes for holder in holders),

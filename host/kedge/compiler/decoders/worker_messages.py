@@ -85,6 +85,8 @@ class DecoderRequest:
         workdir: an empty folder that outlives the call.
         steps: over the float decoder, in this order.
         stepped: a folder that all targets share, for the decoder after the steps.
+        learned: a folder that all targets share, for layers that were learned from calibration; empty where they share
+            none.
         seed: of everything random in the steps.
         split: memory of each device that gets a part, in bytes; empty for a model that stays whole.
         choices: absolute path of multiple-choice questions, if there are any.
@@ -104,6 +106,7 @@ class DecoderRequest:
     workdir: str
     steps: tuple[StepChoice, ...] = ()
     stepped: str = ""
+    learned: str = ""
     seed: int = 0
     split: tuple[int, ...] = ()
     rivals: tuple[Rival, ...] = ()

@@ -45,6 +45,7 @@ from kedge.quantization import decoder_mixing
 from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, correlations, table
 from kedge.quantization.decoder_scheme import Scheme
 from kedge.quantization.kept_pieces import KeptPieces
+from kedge_protocol import digest
 from kedge_protocol.errors import LoweringError, MissingDependencyError, VerificationError
 from kedge_targets.decoder.contract import DecoderCompiler, Ends, LoweredDecoder
 from kedge_targets.decoder.plan import Pieces
@@ -309,7 +310,8 @@ class _Compilation:
         return made, False
 
     def _pieces(self, scheme: Scheme, *, again: bool) -> _Learned:
-        """Return the layers of a scheme: those of the scheme before where only the embedding differs.
+        """Return the layers of a scheme: those of the scheme before where only the embedding differs, or of the target
+        before.
 
         Args:
             again: whether they will be wanted once more.
@@ -317,14 +319,29 @@ class _Compilation:
         if self._learned is not None and self._learned.kept is not None:
             if self._learned.scheme.same_layers(scheme):
                 return replace(self._learned, scheme=scheme, pieces=self._learned.kept.again)
-            self._learned.kept.forget()
+            if not self._request.learned:
+                self._learned.kept.forget()
         layers = self._layers(scheme, self._embedded(self._calibration) if scheme.calibrated else [])
-        kept = KeptPieces(layers, self._workdir / "pieces") if again and scheme.calibrated else None
-        self._learned = _Learned(scheme, kept or layers, kept, layers.damages)
+        kept = (
+            KeptPieces(layers, self._kept_at(scheme))
+            if scheme.calibrated and (again or self._request.learned)
+            else None
+        )
+        if kept is not None and kept.complete:
+            self._learned = _Learned(scheme, kept.again, kept, kept.damages())
+        else:
+            self._learned = _Learned(scheme, kept or layers, kept, layers.damages)
         return self._learned
+
+    def _kept_at(self, scheme: Scheme) -> Path:
+        """Return the folder for the layers of a scheme, in this backend's layout and for this context."""
+        what = repr((self._compiler.layout(self._spec), replace(scheme, embedding=""), self._context))
+        return Path(self._request.learned or self._workdir) / digest.hex_of(digest.of_bytes(what.encode()))
 
     def _made(self, scheme: Scheme, learned: _Learned, reference: Reference, folder: Path) -> _Made:
         lowered, attempt = self._tried(self._request, scheme, learned.pieces, reference, folder)
+        if learned.kept is not None:
+            learned.kept.finish(learned.damages)
         once_more: Pieces = lambda index: self._layers(scheme, [])(index)  # noqa: E731 -- one of two
         again = once_more if learned.kept is None else learned.kept.again
         return _Made(lowered, attempt, tuple(learned.damages), self._cuts(scheme), again)
