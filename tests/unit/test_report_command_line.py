@@ -87,11 +87,25 @@ def test_targets_are_listed_with_their_backends(capsys: pytest.CaptureFixture[st
         assert text in said
 
 
-def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "meant"), [(["rolout"], "rollout"), (["rollout", "statu"], "status"), (["step", "lst"], "list")]
+)
+def test_an_unknown_command_is_a_usage_error(
+    arguments: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main(["rolout"])
+        main(arguments)
     assert exit_.value.code == 2
-    assert "No such command 'rolout'. Did you mean 'rollout'?" in capsys.readouterr().err
+    assert f"No such command '{arguments[-1]}'. Did you mean '{meant}'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", ["", "controller", "device", "keys", "release", "rollout", "samples", "shadow"])
+def test_the_help_of_a_group_cuts_no_sentence_off(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*group.split(), "--help"])
+    commands = capsys.readouterr().out.partition("Commands:")[2]
+    assert commands
+    assert "..." not in commands
 
 
 def test_a_layout_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

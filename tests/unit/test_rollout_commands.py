@@ -161,7 +161,7 @@ def test_a_policy_with_a_mistake_is_refused_with_what_was_meant(
         ("soak = 'long'", "no time span"),
         ("on_abort = 'panic'", "none of revert, keep"),
         ("[gates]\nerror_rate = 2.0", "error_rate"),
-        ("not_before = 2026-12-01T22:00:00", "does not say its offset"),
+        ("not_before = 2026-12-01T22:00:00", "has no UTC offset"),
         ("waves = [", "is no TOML"),
     ):
         file.write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ import pytest
 from tests.support.bundles import make_bundle
 from tests.support.update_world import World, make_release
 
-from kedge.fleet import shadows
+from kedge.fleet import releases, shadows
 from kedge.fleet.controller_store import ControllerStore
 from kedge.fleet.keys import Keys
 from kedge.fleet.kit import KitOptions, members
@@ -270,6 +270,14 @@ def test_a_release_key_in_offline_storage_is_given_to_the_commands_that_need_it(
     with pytest.raises(FleetError, match="do not trust this release key"):
         fleet.publish(layouts["1.0"], release_key=controller.file)
     fleet.publish(layouts["1.0"], release_key=offline)
+    with fleet.database.read() as session:
+        statements = releases.statements(session)
+    for wrong, words in ((controller.file, "do not trust this release key"), (tmp_path / "no.pem", "is not there")):
+        with pytest.raises(FleetError, match=words):
+            fleet.publish(layouts["1.0"], release_key=wrong)
+    assert not fleet.publish(layouts["1.0"], release_key=offline).new
+    with fleet.database.read() as session:
+        assert releases.statements(session) == statements
     fleet.publish(layouts["1.0"])  # it is signed already
     with pytest.raises(FleetError, match="--release-key"):
         fleet.key_rotate(Role.CONTROLLER)

@@ -9,12 +9,13 @@ from pathlib import Path
 import click
 
 from kedge.cli.fleet import MAX_ROWS, json_option, show_json, state_option
+from kedge.cli.groups import Group
 from kedge.cli.table import table
 from kedge.fleet.service import FleetService
 from kedge.fleet.units import span_text
 
 
-@click.group()
+@click.group(cls=Group)
 def audit() -> None:
     """Show and check the audit log: who did what to the fleet, when, and on what evidence."""
 

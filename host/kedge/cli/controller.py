@@ -9,13 +9,14 @@ from typing import Any
 import click
 
 from kedge.cli.fleet import devices_text, json_option, show, state_option
+from kedge.cli.groups import Group
 from kedge.fleet.options import ControllerOptions
 from kedge.fleet.units import size_text
 from kedge.options import command_line, made
 from kedge.page.options import PageOptions
 
 
-@click.group()
+@click.group(cls=Group)
 def controller() -> None:
     """Run the fleet controller, check its health, back up and restore its state."""
 

@@ -23,6 +23,7 @@ from kedge.cli.fleet import (
     state_option,
     target_text,
 )
+from kedge.cli.groups import Group
 from kedge.cli.table import printable, table
 from kedge.fleet.options import KitOptions
 from kedge.fleet.results import DeviceRow, DeviceView
@@ -33,7 +34,7 @@ from kedge_protocol import codec
 from kedge_protocol.errors import StorageError
 
 
-@click.group()
+@click.group(cls=Group)
 def device() -> None:
     """Manage the devices of the fleet."""
 

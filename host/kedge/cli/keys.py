@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from kedge.cli.fleet import json_option, show, show_json, state_option
+from kedge.cli.groups import Group
 from kedge.cli.table import table
 from kedge.fleet.service import FleetService
 from kedge_protocol.trust import Role
 
 
-@click.group()
+@click.group(cls=Group)
 def keys() -> None:
     """Show and rotate the keys that sign releases and desired states."""
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
+from kedge.cli.groups import Group
 from kedge_protocol import __version__
 from kedge_protocol.errors import KedgeError, MissingDependencyError
 from kedge_protocol.packages import pip_install
-from kedge_protocol.spelling import nearest
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "compile": ("kedge.cli.compile:compile_command", "Compile a trained model for one or more targets."),
@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 _EXTRAS = {"amqtt": "fleet", "rich": "host"}
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group that knows its commands by import path."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -64,17 +64,6 @@ class LazyGroup(click.Group):
                 remedy=f"Install it: {pip_install(_EXTRAS.get(missing, 'host'))}",
             ) from error
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that is called; the error for an unknown one names the one that was meant."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            if (meant := nearest(args[0], COMMANDS)) is None:
-                raise
-            raise click.UsageError(f"{error.message} Did you mean {meant!r}?", ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands for ``--help`` without importing them."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from kedge.cli.fleet import json_option, show, show_json, state_option
+from kedge.cli.groups import Group
 from kedge.cli.table import table
 from kedge.fleet.service import FleetService
 from kedge.fleet.units import size_text, span_text
@@ -35,7 +36,7 @@ def publish(out: Path, release_key: Path | None, state: Path | None, as_json: bo
     show(done, as_json, f"published {name} for {', '.join(told)} ({what})")
 
 
-@click.group()
+@click.group(cls=Group)
 def release() -> None:
     """Manage the published releases."""
 

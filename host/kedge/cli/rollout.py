@@ -10,6 +10,7 @@ import click
 
 from kedge.cli import fleet as shared
 from kedge.cli.fleet import json_option, select_option, show, show_json, state_option
+from kedge.cli.groups import Group
 from kedge.cli.policy_options import parse_policy, policy_options, split_selectors
 from kedge.cli.rollout_orders import COMMANDS, phase_text, stage_lines
 from kedge.cli.table import table
@@ -20,7 +21,7 @@ from kedge.fleet.staged.policy import Busy, Policy
 from kedge.fleet.units import size_text, span_text
 
 
-@click.group()
+@click.group(cls=Group)
 def rollout() -> None:
     """Roll a release out to devices."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from kedge.cli.fleet import devices_text, json_option, print_skipped, select_option, show, show_json, state_option
+from kedge.cli.groups import Group
 from kedge.cli.table import table
 from kedge.fleet import samples as requests
 from kedge.fleet.samples import SampleView
@@ -14,7 +15,7 @@ from kedge.fleet.service import FleetService
 from kedge_protocol.samples import Choice
 
 
-@click.group()
+@click.group(cls=Group)
 def samples() -> None:
     """Bring hard inputs home from devices that allow it ([samples] in agent.toml), as a data set."""
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from kedge.cli.fleet import devices_text, json_option, names_text, select_option, show_json, state_option
+from kedge.cli.groups import Group
 from kedge.cli.table import table
 from kedge.fleet import shadows
 from kedge.fleet.service import FleetService
 
 
-@click.group()
+@click.group(cls=Group)
 def shadow() -> None:
     """Run a release beside the one that serves, on a sample of the devices' live inputs. It answers nobody, and no
     input leaves a device: only counts do."""

@@ -7,10 +7,11 @@ import dataclasses
 import click
 
 from kedge import steps
+from kedge.cli.groups import Group
 from kedge.options import described
 
 
-@click.group("step")
+@click.group("step", cls=Group)
 def step() -> None:
     """The compression steps that a recipe or `kedge compile --step` can name."""
 

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from kedge.cli.groups import Group
 from kedge_protocol import codec
 from kedge_targets.target_survey import BackendView, survey
 
@@ -18,7 +19,7 @@ _WORDS = {
 """The values of ``Verified`` in words."""
 
 
-@click.group()
+@click.group(cls=Group)
 def target() -> None:
     """List the supported targets."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from kedge.cli.groups import Group
 
-@click.group()
+
+@click.group(cls=Group)
 def toolchain() -> None:
     """Install, list and remove the isolated environments that some backends need."""
 

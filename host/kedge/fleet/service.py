@@ -241,7 +241,8 @@ class FleetService(RolloutVerbs):
         Raises:
             BundleError: not a release, or something in it is not as it says; see
                 :meth:`kedge.fleet.storage.Repository.add`.
-            FleetError: the name and version are taken by another release, or the release key is not there.
+            FleetError: the name and version are taken by another release, or the release key is not there, or is one
+                that devices do not trust.
             StorageError: no space.
         """
         opened = Layout(layout)
@@ -249,9 +250,9 @@ class FleetService(RolloutVerbs):
         keys = Keys(self.state)
         with self.database.read() as session:
             known = releases.refuse_conflict(session, found.name, found.version, found.digest)
-        signer = None
-        if known is None or not is_signed(known["statement"], keys.trust()):
-            signer = keys.private(Role.RELEASE, release_key)
+        signs = known is None or not is_signed(known["statement"], keys.trust())
+        # A key that is given is checked although the release is signed already: it may be meant for the next one too.
+        signer = keys.private(Role.RELEASE, release_key) if signs or release_key is not None else None
         # A release that is removed meanwhile must not take a blob along that is found here to be there already.
         with alone(self.state / REPOSITORY_LOCK):
             stored = self.repository.add(opened)
@@ -260,7 +261,7 @@ class FleetService(RolloutVerbs):
             with self.database.write() as session:
                 known = releases.refuse_conflict(session, stored.name, stored.version, stored.digest)
                 number = releases.record(session, stored) if known is None else known["id"]
-                if signer is not None:
+                if signer is not None and signs:
                     releases.keep_statement(session, number, sign_release(releases.statement(stored), signer))
                 if known is None:
                     self._note(session, "release.publish", f"{stored.name}:{stored.version}", digest=stored.digest)

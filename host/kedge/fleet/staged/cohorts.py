@@ -195,7 +195,7 @@ class CohortEvidence:
         silent: those that were not heard of for longer than the time-out.
         proof_failed: those whose golden vectors refused it, among ``failed``.
         served_by_calls, served_by_golden: those that attest that this bundle answered calls of users, or golden
-            samples through the served door; None from agents that do not say.
+            samples at the served endpoint; None from agents that do not say.
         control_devices, control_silent: devices of the target that no wave has reached yet, and the silent ones.
         new, old: calls of the new bundle, and of the bundle before it, on these devices and those of the control.
         memory_slope, temperature_c: of each device that measures it.

@@ -312,7 +312,7 @@ def _served(asked: _Asked) -> GateResult:
         return asked.result(asked.undecided(True), None, cohort.serving, detail)
     calls, golden = cohort.served_by_calls or 0, cohort.served_by_golden or 0
     share = (calls + golden) / cohort.serving
-    detail = f"{calls} devices answered calls of users with it, {golden} golden samples through the served door"
+    detail = f"devices that answered with it: {calls} calls of users, {golden} golden samples at the served endpoint"
     verdict = Verdict.PASS if share >= asked.limit else Verdict.UNDECIDED
     return asked.result(verdict, share, cohort.serving, detail)
 

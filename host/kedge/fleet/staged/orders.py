@@ -36,7 +36,7 @@ def resume(policy: Policy, state: State, now: float) -> Outcome:
     """
     _refuse_ended(state, "resume")
     if not state.paused:
-        raise FleetError(f"it is not paused, it is {state.phase.value}")
+        raise FleetError(f"it is not paused but {state.phase.value}")
     turn = Turn(policy, replace(state, paused=False), Facts(), now)
     turn.note("rollout.resume")
     return turn.result()

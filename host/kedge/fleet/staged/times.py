@@ -44,7 +44,7 @@ def parse_moment(text: str) -> float:
     except ValueError as error:
         raise ConfigError(f"{text!r} is no time", remedy="Write 2026-12-01T22:00+01:00") from error
     if moment.tzinfo is None:
-        raise ConfigError(f"the time {text!r} does not say its offset", remedy="Write 2026-12-01T22:00+01:00, or …Z")
+        raise ConfigError(f"the time {text!r} has no UTC offset", remedy="Write 2026-12-01T22:00+01:00, or …Z")
     return moment.timestamp()
 
 
@@ -102,7 +102,7 @@ class Window:
         numbers = [int(one) for one in found.groups()] if found else [0, 0, 24, 1]
         begin, end = numbers[0] * 60 + numbers[1], numbers[2] * 60 + numbers[3]
         if end > 24 * 60:
-            raise ConfigError(f"{self.hours!r} are no hours of a window", remedy="Write 22:00-05:00")
+            raise ConfigError(f"{self.hours!r} is not a window's hours", remedy="Write 22:00-05:00")
         return begin, end
 
     def _zone(self) -> zoneinfo.ZoneInfo:
