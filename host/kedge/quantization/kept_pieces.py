@@ -6,12 +6,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kedge.quantization.decoder_layers import QuantizedLayers
+from kedge.quantization.decoder_scheme import Scheme
+from kedge_protocol import digest
 from kedge_targets.decoder.matrix import Codes, Matrix, packed
 from kedge_targets.decoder.plan import CacheScales, Piece, Pieces
 
@@ -65,6 +69,61 @@ class KeptPieces:
 
     def _path(self, index: int) -> Path:
         return self._folder / f"{index}.npz"
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The layers of a scheme.
+
+    Attributes:
+        pieces: makes them, or reads them again.
+        kept: where they are written down.
+        damages: see :class:`kedge.quantization.decoder_layers.QuantizedLayers`; filled as they are made.
+    """
+
+    scheme: Scheme
+    pieces: Pieces
+    kept: KeptPieces | None
+    damages: list[float]
+
+
+class LearnedLayers:
+    """The layers of the schemes that are tried, learned from calibration once.
+
+    Args:
+        folder: where they are kept.
+        shared: whether other targets look for them there.
+    """
+
+    def __init__(self, folder: Path, *, shared: bool) -> None:
+        self._folder = folder
+        self._shared = shared
+        self._last: Learned | None = None
+
+    def of(self, scheme: Scheme, layers: QuantizedLayers, *, form: object, again: bool) -> Learned:
+        """Return the layers of a scheme: those of the scheme before where only the embedding differs, or of the target
+        before.
+
+        Args:
+            layers: makes them.
+            form: what else they depend on, with a ``repr`` that tells it.
+            again: whether they will be wanted once more on this target.
+        """
+        last = self._last
+        if last is not None and last.kept is not None:
+            if last.scheme.same_layers(scheme):
+                return replace(last, scheme=scheme, pieces=last.kept.again)
+            if not self._shared:
+                last.kept.forget()
+        kept = None
+        if scheme.calibrated and (again or self._shared):
+            name = digest.of_bytes(repr((form, replace(scheme, embedding=""))).encode())
+            kept = KeptPieces(layers, self._folder / digest.hex_of(name))
+        if kept is not None and kept.complete:
+            self._last = Learned(scheme, kept.again, kept, kept.damages())
+        else:
+            self._last = Learned(scheme, kept or layers, kept, layers.damages)
+        return self._last
 
 
 def _flattened(piece: Piece) -> dict[str, Array]:

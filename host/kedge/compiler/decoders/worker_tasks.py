@@ -44,8 +44,7 @@ from kedge.importing.decoders.decoder import Decoder
 from kedge.quantization import decoder_mixing
 from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, correlations, table
 from kedge.quantization.decoder_scheme import Scheme
-from kedge.quantization.kept_pieces import KeptPieces
-from kedge_protocol import digest
+from kedge.quantization.kept_pieces import Learned, LearnedLayers
 from kedge_protocol.errors import LoweringError, MissingDependencyError, VerificationError
 from kedge_targets.decoder.contract import DecoderCompiler, Ends, LoweredDecoder
 from kedge_targets.decoder.plan import Pieces
@@ -101,22 +100,6 @@ class _Made:
     pieces: Pieces
 
 
-@dataclass(frozen=True)
-class _Learned:
-    """The layers of a scheme.
-
-    Attributes:
-        pieces: makes them, or reads them again.
-        kept: where they are written down.
-        damages: see :class:`_Made`; filled as they are made.
-    """
-
-    scheme: Scheme
-    pieces: Pieces
-    kept: KeptPieces | None
-    damages: list[float]
-
-
 class _Compilation:
     def __init__(self, request: DecoderRequest, progress: Progress) -> None:
         self._request = request
@@ -129,7 +112,7 @@ class _Compilation:
         self._request = replace(request, schemes=schemes)
         self._spec = self._decoder.spec
         self._context = context_of(request.context, self._spec.context)
-        self._learned: _Learned | None = None
+        self._learned = LearnedLayers(Path(request.learned or request.workdir), shared=bool(request.learned))
         self._calibration: list[list[int]] = []
         self._correlations: Array | None = None
 
@@ -309,36 +292,13 @@ class _Compilation:
                 shutil.rmtree(folder)
         return made, False
 
-    def _pieces(self, scheme: Scheme, *, again: bool) -> _Learned:
-        """Return the layers of a scheme: those of the scheme before where only the embedding differs, or of the target
-        before.
-
-        Args:
-            again: whether they will be wanted once more.
-        """
-        if self._learned is not None and self._learned.kept is not None:
-            if self._learned.scheme.same_layers(scheme):
-                return replace(self._learned, scheme=scheme, pieces=self._learned.kept.again)
-            if not self._request.learned:
-                self._learned.kept.forget()
+    def _pieces(self, scheme: Scheme, *, again: bool) -> Learned:
+        """Return the layers of a scheme; see :meth:`kedge.quantization.kept_pieces.LearnedLayers.of`."""
         layers = self._layers(scheme, self._embedded(self._calibration) if scheme.calibrated else [])
-        kept = (
-            KeptPieces(layers, self._kept_at(scheme))
-            if scheme.calibrated and (again or self._request.learned)
-            else None
-        )
-        if kept is not None and kept.complete:
-            self._learned = _Learned(scheme, kept.again, kept, kept.damages())
-        else:
-            self._learned = _Learned(scheme, kept or layers, kept, layers.damages)
-        return self._learned
+        form = (self._compiler.layout(self._spec), self._context)
+        return self._learned.of(scheme, layers, form=form, again=again)
 
-    def _kept_at(self, scheme: Scheme) -> Path:
-        """Return the folder for the layers of a scheme, in this backend's layout and for this context."""
-        what = repr((self._compiler.layout(self._spec), replace(scheme, embedding=""), self._context))
-        return Path(self._request.learned or self._workdir) / digest.hex_of(digest.of_bytes(what.encode()))
-
-    def _made(self, scheme: Scheme, learned: _Learned, reference: Reference, folder: Path) -> _Made:
+    def _made(self, scheme: Scheme, learned: Learned, reference: Reference, folder: Path) -> _Made:
         lowered, attempt = self._tried(self._request, scheme, learned.pieces, reference, folder)
         if learned.kept is not None:
             learned.kept.finish(learned.damages)
