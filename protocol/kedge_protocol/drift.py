@@ -200,12 +200,14 @@ def effective_samples(counts: Mapping[str, Sequence[int]]) -> int:
 
 
 def added(one: Mapping[str, Sequence[int]], other: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    """Add sketches; where their bins do not fit, the other one is left out."""
+    """Add sketches; where their bins do not fit, the other one is left out, and so are more streams than there can be:
+    a message need not name all of them, and the sum of many is bounded as one is."""
     total = {name: list(counts) for name, counts in one.items()}
     for name, counts in other.items():
         known = total.get(name)
         if known is None:
-            total[name] = list(counts)
+            if len(total) <= MAX_STREAMS:  # and :data:`REPEATS`
+                total[name] = list(counts)
         elif len(known) == len(counts):
             total[name] = [a + b for a, b in zip(known, counts, strict=True)]
     return total

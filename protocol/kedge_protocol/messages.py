@@ -17,6 +17,8 @@ from kedge_protocol.telemetry import BoardTelemetry, GenerationTelemetry
 
 MAX_VERSION_STEP = 10**6
 """The largest step between two desired versions, so that a wrong number does not lock a device out for good."""
+MAX_SOAK = 7 * 86400.0
+"""The longest soak of a desired state, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,7 @@ class Shadow:
 
 @dataclass(frozen=True, kw_only=True)
 class Desired:
-    """The desired state of a device. ``version`` grows with each change by the controller; a device ignores older
-    versions.
+    """The desired state of a device. ``version`` grows with each change by the controller; devices ignore older ones.
 
     Attributes:
         models: model name → bundle digest (of the manifest). A model missing here is removed from the device.

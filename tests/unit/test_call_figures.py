@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from kedge.fleet import call_figures
+from kedge.fleet import call_figures, drift
 from kedge.fleet.call_figures import MAX_BLOCKS, POINTS, Figures
 from kedge.fleet.database import Database
 from kedge_protocol import latency_buckets
+from kedge_protocol.drift import MAX_STREAMS
 from kedge_protocol.messages import ModelTelemetry, Telemetry
 from kedge_protocol.telemetry import GenerationTelemetry
 
@@ -69,6 +70,23 @@ class Fleet:
 @pytest.fixture
 def fleet(tmp_path: Path) -> Fleet:
     return Fleet(tmp_path)
+
+
+def test_sketches_are_of_all_streams_that_ever_came_and_of_no_more_than_there_can_be(fleet: Fleet) -> None:
+    """A device leaves out a stream of which an interval has no value."""
+    fleet.tell(1000.0, message(OLD))
+    fleet.tell(1005.0, message(OLD, drift={"input/x/mean": (1, 2)}))
+    fleet.tell(1010.0, message(OLD, drift={"input/x/mean": (1, 2), "output/y/class": (3, 0)}))
+    assert fleet.rows()[OLD].drift == {"input/x/mean": [2, 4], "output/y/class": [3, 0]}
+    for number in range(100):
+        lie = message(OLD, drift={f"input/{number}/mean": (1, 2)})
+        fleet.tell(1015.0 + number, lie)
+        with fleet.database.write() as session:
+            drift.note(session, 1, [(1015.0 + number, lie)])
+    assert len(fleet.rows()[OLD].drift) == MAX_STREAMS + 1
+    with fleet.database.read() as session:
+        kept = session.value("SELECT fresh FROM drift_sketch WHERE device_id = 1")
+    assert len(json.loads(kept)) == MAX_STREAMS + 1
 
 
 def test_calls_are_summed_by_minutes_and_the_first_message_after_a_switch_is_left_out(fleet: Fleet) -> None:

@@ -9,9 +9,12 @@ import pytest
 from tests.support.staged_fleet import StagedFleet, layouts
 
 from kedge.fleet import shadows as all_shadows
+from kedge.fleet.devices import desired_states
 from kedge.fleet.results import Progress
 from kedge.fleet.staged.policy import Approval, Busy, Late, OnAbort, Policy
 from kedge.fleet.staged.times import Window
+from kedge_agent.update.desired_states import DesiredStates
+from kedge_protocol import codec
 from kedge_protocol.errors import ConfigError, FleetError
 from kedge_protocol.trust import Role
 
@@ -253,6 +256,25 @@ def test_what_does_not_fit_is_refused_before_anything_starts(fleet: StagedFleet)
     with pytest.raises(FleetError, match="no release"):
         service.rollout_start("tiny:9", policy=policy())
     assert len(service.rollouts()) == before
+
+
+@pytest.mark.parametrize("soak", [0.0, 60.0, 7 * 86400.0, 8 * 86400.0, 366 * 86400.0])
+def test_whatever_the_policy_allows_an_agent_takes(fleet: StagedFleet, soak: float) -> None:
+    fleet.service.rollout_start(
+        "tiny:2.0", policy=policy(soak=soak, max_soak=soak, shadow=1.0, shadow_memory_mib=10**6)
+    )
+    fleet.step(5)
+    fleet.service.rollout_start("tiny:3.0", policy=policy(soak=soak, max_soak=soak))
+    fleet.step(5)
+    with fleet.service.database.read() as session:
+        devices = session.rows("SELECT id, desired_version FROM device")
+        told = desired_states(
+            session, {row["id"]: row["desired_version"] for row in devices}, [row["id"] for row in devices]
+        )
+    assert any(state.soaks for state in told.values()) == (soak > 0)
+    for state in told.values():
+        agent = DesiredStates("")
+        assert agent.take(codec.encode(state)), agent.problem
 
 
 def test_a_dry_run_tells_waves_bytes_and_shortfalls_and_does_nothing(fleet: StagedFleet) -> None:

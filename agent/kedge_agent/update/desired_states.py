@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kedge_agent.update.settings import MAX_SECONDS
 from kedge_protocol import digest, trust
 from kedge_protocol.errors import KedgeError, MessageError
-from kedge_protocol.messages import MAX_VERSION_STEP, Desired, DesiredRefusal, RefusedDesired, Shadow, open_desired
+from kedge_protocol.messages import (
+    MAX_SOAK,
+    MAX_VERSION_STEP,
+    Desired,
+    DesiredRefusal,
+    RefusedDesired,
+    Shadow,
+    open_desired,
+)
 from kedge_protocol.signatures import Envelope
 from kedge_protocol.topics import checked_name
 from kedge_protocol.trust import DESIRED_TYPE, Role, Trust
@@ -93,8 +100,8 @@ class DesiredStates:
                 request.check(where=f"desired state, samples of {name}")
             if any(not 1 <= order <= desired.version for order in desired.orders.values()):
                 raise MessageError("a model was asked for with no version up to this one", where="desired state")
-            if any(not 0 <= soak <= MAX_SECONDS for soak in desired.soaks.values()):
-                raise MessageError(f"a soak is not 0 to {MAX_SECONDS:g} s", where="desired state")
+            if any(not 0 <= soak <= MAX_SOAK for soak in desired.soaks.values()):
+                raise MessageError(f"a soak is not 0 to {MAX_SOAK:g} s", where="desired state")
         except KedgeError as error:
             self.problem = str(error)
             return None, None

@@ -174,7 +174,7 @@ class Figures:
         self.until = max(self.until, at)
         if count and not model.mixed:
             _add_calls(self.block, model)
-            self._add_drift(sane_counts(model.drift))
+            self.drift = sketches.added(self.drift, sane_counts(model.drift))
         if model.shadow is not None:
             if self.shadow is None or self.shadow.digest != model.shadow.digest:
                 self.shadow = ShadowFigures(digest=model.shadow.digest)
@@ -187,10 +187,6 @@ class Figures:
         if 0 < memory < MAX_COUNT:
             self.block.memory += memory
             self.block.memories += 1
-
-    def _add_drift(self, came: dict[str, list[int]]) -> None:
-        if came.keys() <= self.drift.keys() or not self.drift:
-            self.drift = sketches.added(self.drift, came)
 
     def _close(self, block: Block) -> None:
         self.block = None

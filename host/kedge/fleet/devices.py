@@ -10,7 +10,7 @@ from kedge.fleet.database import Row, Session, note_change
 from kedge.fleet.results import DeviceRow, DeviceView, Measurement, TransferView
 from kedge_protocol import codec
 from kedge_protocol.errors import ConfigError, FleetError
-from kedge_protocol.messages import Desired, Reported, Shadow, Telemetry
+from kedge_protocol.messages import MAX_SOAK, Desired, Reported, Shadow, Telemetry
 from kedge_protocol.samples import Choice, SampleRequest
 from kedge_protocol.topics import checked_name
 
@@ -211,7 +211,8 @@ def desired_states(session: Session, versions: Mapping[int, int], numbers: Seque
             sizes={row["digest"]: row["size"] for row in (*models[number], *shadows[number])}
             | {row["rival"]: row["rival_size"] for row in models[number] if row["rival"]},
             rivals={row["model"]: row["rival"] for row in models[number] if row["rival"]},
-            soaks={row["model"]: row["soak"] for row in models[number] if row["soak"]},
+            # A wave may soak for longer than a device waits for calls: then golden samples are sent meanwhile.
+            soaks={row["model"]: min(row["soak"], MAX_SOAK) for row in models[number] if row["soak"]},
             shadows={
                 row["model"]: Shadow(
                     digest=row["digest"], size=row["size"], share=row["share"], memory_bytes=row["memory_bytes"]
