@@ -30,6 +30,8 @@ CONTEXT = 2304
 SMALL, USUAL = "embedding-int4", "embedding-int8"
 OWN = {SMALL: "precision=int4,embedding=int4,symmetric=true", USUAL: "precision=int4,symmetric=true"}
 """Kedge's files: the small one beside four bits throughout, the usual one beside five and six bits here and there."""
+CACHES = {"cache-float32": "precision=float32", "cache-int8": "precision=float32,cache=int8"}
+"""Beside float weights: what the cache costs, and nothing else."""
 KINDS = ("Q4_0", "Q4_1", "Q4_K_M")
 _SHORT, _LONG = 64, 2048
 _WRITTEN = 32
@@ -82,9 +84,33 @@ def run() -> Iterator[Result]:
         yield from _memory(releases[USUAL], place)
         for threads in (1, 2):
             yield from _speeds(place, releases, others, threads)
+        yield from _cache(place)
 
 
-def _release(place: Path, name: str) -> Path:
+def _cache(place: Path) -> Iterator[Result]:
+    """Keys and values in int8 beside those in float32, both beside float weights, where the context is long."""
+    from tests.support import smollm2
+
+    whole, small = (_release(place, name, context=smollm2.LONG) for name in CACHES)
+    found = smollm2.apart(small, whole, place / "evaluation.txt")
+    span = f"SmolLM2, {found.tokens} positions from {smollm2.LONG // 2} on"
+    met = found.agreement >= 0.99
+    yield Result("generation: int8 cache, same top token", span, "", found.agreement, None, "", "≥0.99", met)
+    yield Result("generation: int8 cache, KL to a float one", span, "nats", found.kl, None, "", "shown", True)
+    sizes = [_position_bytes(one) for one in (small, whole)]
+    yield Result("generation: int8 cache", "a position", "bytes", *sizes, "float32", "≤0.25", sizes[0] * 4 <= sizes[1])
+
+
+def _position_bytes(release: Path) -> int:
+    from kedge.compiler.decoders import report
+
+    found = report.read(release)
+    if found is None:
+        raise FileNotFoundError(release / report.FILE)
+    return found.targets[0].position_bytes
+
+
+def _release(place: Path, name: str, *, context: int = CONTEXT) -> Path:
     from tests.support import smollm2
 
     import kedge
@@ -97,12 +123,12 @@ def _release(place: Path, name: str) -> Path:
             place / "model",
             name="assistant",
             version="1",
-            targets=["generic-cpu"],
+            targets=["generic-cpu" if name in OWN else str(smollm2.roomy(place / "roomy.toml"))],
             calibration=place / "calibration.txt",
             evaluation=place / "evaluation.txt",
-            quantize=OWN[name],
+            quantize={**OWN, **CACHES}[name],
             max_perplexity="9x",
-            context=CONTEXT,
+            context=context,
             out=place / name,
         )
     return place / name

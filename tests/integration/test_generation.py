@@ -352,6 +352,7 @@ def test_schemes_that_differ_in_the_embedding_alone_learn_their_layers_once(plac
         ({"cache": "int4"}, ConfigError, "int4. is not known"),
         ({"max_size": "1k"}, BudgetError, r"files of .* are over 0\.001 MB in int4 .* already"),
         ({"max_memory": "20k", "slots": 2}, BudgetError, r"memory of .* are over 0\.02 MB in int4 .* already"),
+        ({"max_memory": "200k", "quantize": "precision=float32"}, BudgetError, r"are over 0\.2 MB in float32 already"),
         ({"max_size": "big"}, ConfigError, "--max-size: 'big' is no size"),
         ({"max_memory": "big"}, ConfigError, "--max-memory: 'big' is no size"),
         ({"min_tokens_per_second": 0}, ConfigError, "0 is no pace"),

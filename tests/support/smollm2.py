@@ -8,11 +8,23 @@ import json
 import random
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tests.support import decoders, foreign
+
+if TYPE_CHECKING:
+    from kedge.evaluation.decoders.figures import Figures
+
+Array = npt.NDArray[Any]
+
+LONG = 2048
+"""Positions of a text whose second half is judged."""
+_PIECE = 128
 
 _NAMES = {
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
@@ -89,3 +101,49 @@ def texts(path: Path) -> dict[str, Path]:
         made[name] = path / f"{name}.txt"
         made[name].write_text("\n\n".join(part), encoding="utf-8")
     return made
+
+
+def roomy(path: Path) -> Path:
+    """Write a target like ``generic-cpu`` that has memory for the model in float32."""
+    from kedge_targets.target import DEVICES
+
+    device = (DEVICES / "generic-cpu.toml").read_text()
+    path.write_text(device.replace("1_000_000_000", "4_000_000_000"))
+    return path
+
+
+def at_long_context(release: Path, tokens: list[int]) -> Iterator[Array]:
+    """Read two texts, and yield logits of the positions from half of :data:`LONG` on, float32 [positions, vocabulary],
+    in pieces.
+
+    Args:
+        release: compiled for ``generic-cpu`` with a context of :data:`LONG`.
+        tokens: of a long text; its beginning and its second half are read.
+    """
+    from kedge_agent import Model
+
+    with Model(release, target="generic-cpu") as model:
+        session = model.loaded().generator.engine.session
+        for text in (tokens[:LONG], tokens[len(tokens) // 2 :][:LONG]):
+            session.truncate(0, 0)
+            for first in range(0, LONG, _PIECE):
+                logits = session.extend(0, text[first : first + _PIECE], keep=_PIECE)
+                if first >= LONG // 2:
+                    yield logits
+
+
+def apart(release: Path, other: Path, text: Path) -> Figures:
+    """Return how far one release is from another at a long context."""
+    from kedge.evaluation.decoders import texts
+    from kedge.evaluation.decoders.figures import Tally
+    from kedge.importing.decoders import reading
+
+    decoder = reading.read(text.parent / "model")
+    tokenizer = texts.tokenizer(decoder.text.tokenizer, where="model")
+    tokens: list[int] = tokenizer.encode(text.read_text(encoding="utf-8")).ids
+    tally = Tally()
+    for at, pair in enumerate(zip(*(at_long_context(one, tokens) for one in (release, other)), strict=True)):
+        if at % (LONG // 2 // _PIECE) == 0:
+            tally.begin()
+        tally.add(*pair, pair[1].argmax(-1))
+    return tally.figures()

@@ -46,6 +46,11 @@ class Scheme:
         return 8 if self.bits and layer in self.int8_layers else self.bits
 
     @property
+    def fewest_bits(self) -> int:
+        """Return the fewest bits that any weight has, scales aside."""
+        return min(_BITS.get(one, 32 if one == "float32" else 16) for one in (self.precision, self.embedding))
+
+    @property
     def name(self) -> str:
         """Return the precision that is true of the whole: ``mixed`` if layers differ."""
         return MIXED if self.int8_layers else self.precision

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kedge.compiler.decoders.worker_messages import DecoderRequest
+from kedge.compiler.decoders.worker_parts import COPIES
 from kedge.importing.decoders.decoder import Decoder
 from kedge.quantization.decoder_scheme import Scheme
 from kedge_protocol.errors import BudgetError, ConfigError, TargetError
@@ -32,14 +33,15 @@ def memory(request: DecoderRequest, scheme: Scheme, *, context: int, weights: in
         TargetError: the target has too little memory.
         BudgetError: the budget allows less.
     """
-    if weights + cache > request.memory_bytes:
+    held = COPIES * weights
+    if held + cache > request.memory_bytes:
         raise TargetError(
-            f"the weights take {weights >> 20} MiB at least and the caches of {request.slots} x {context} positions "
-            f"{cache >> 20} MiB; the target has {request.memory_bytes >> 20} MiB",
+            f"the weights take {held >> 20} MiB of memory at least and the caches of {request.slots} x {context} "
+            f"positions {cache >> 20} MiB; the target has {request.memory_bytes >> 20} MiB",
             where=request.source,
             remedy=_LESS.capitalize(),
         )
-    if outgrown := request.budget.outgrown(size=weights, memory=weights + cache, source=source):
+    if outgrown := request.budget.outgrown(size=weights, memory=held + cache, source=source):
         raise BudgetError(f"{outgrown} in {scheme.label} already", where=request.source, remedy=f"Allow more, {_LESS}")
 
 

@@ -41,6 +41,8 @@ from kedge_targets.decoder.stages import StagedDecoder
 Tried: TypeAlias = tuple[LoweredDecoder, Attempt]
 """The files of a scheme, and its figures."""
 
+COPIES = 2
+"""Copies of weights in memory: once as they are, once as the kernels want them."""
 TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"
 _COLUMNS = 512
@@ -322,8 +324,8 @@ def answer_of(
 
 
 def weights_memory(lowered: LoweredDecoder) -> int:
-    """Return the bytes that the files take when they are open: once as they are, once as the kernels want them."""
-    return 2 * sum(file.stat().st_size for file in lowered.files.values())
+    """Return the bytes that the files take when they are open."""
+    return COPIES * sum(file.stat().st_size for file in lowered.files.values())
 
 
 def memory_of(lowered: LoweredDecoder, context: int, slots: int) -> int:

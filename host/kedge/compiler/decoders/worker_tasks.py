@@ -193,11 +193,11 @@ class _Compilation:
     def _check(self) -> None:
         """Check, before the long work, that the layers are there, and that the smallest scheme and the caches fit."""
         checks.layers(self._request, len(self._spec.layers))
-        scheme = min(self._request.schemes, key=lambda one: one.bits or 16)
+        scheme = min(self._request.schemes, key=lambda one: one.fewest_bits)
         spec = self._spec
         if self._cuts(scheme):
             return
-        weights = self._decoder.parameters * (scheme.bits or 16) // 8
+        weights = self._decoder.parameters * scheme.fewest_bits // 8
         cache = sum(
             self._layer_cache(scheme, self._compiler.cache_positions(kind, self._context)) for kind in spec.layers
         )
