@@ -40,9 +40,11 @@ class Download:
         if complete.exists():
             return len(self._hashes)
         partial = self._state / "partial" / self._hex
-        if not partial.exists():
-            return 0
-        with partial.open("rb") as file:
+        try:
+            file = partial.open("rb")
+        except FileNotFoundError:  # it has not begun, or was finished meanwhile
+            return len(self._hashes) if complete.exists() else 0
+        with file:
             return sum(blocks.block_hash(file.read(blocks.BLOCK_SIZE)) == known for known in self._hashes)
 
     @property

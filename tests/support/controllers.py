@@ -42,7 +42,7 @@ class ControllerProcess:
 
     def text(self, after: int = 0) -> str:
         """What it logged, from a position on."""
-        return self.log.read_bytes()[after:].decode()
+        return self.log.read_bytes()[after:].decode(errors="replace")
 
     @property
     def running(self) -> bool:

@@ -118,6 +118,9 @@ def test_threads_see_only_whole_bundles_and_no_call_fails(tmp_path: Path) -> Non
     for turn in range(1, 7):
         folder = install(tmp_path, releases[turn % 3])
         wait_for(partial(_serves, model, f"{turn % 3}.0"))
+        # One more than may have been under way: this bundle has answered too.
+        enough = sum(calls) + len(threads)
+        wait_for(lambda enough=enough: problems or sum(calls) > enough)  # type: ignore[misc]
     stop.set()
     for thread in threads:
         thread.join()
