@@ -363,8 +363,8 @@ class ShadowTelemetry:
 
     Attributes:
         digest: of the shadow.
-        compared, agreed: samples that both answered, and those that they answered alike: the same class for scores of
-            classes, else numbers within a tenth of the old answer's root mean square.
+        compared, agreed: samples that both answered, and those that they answered alike: the same class, integers or
+            texts, else numbers within a tenth of the old answer's root mean square, one between 0 and 1 within 0.1.
         classes: class of the old answer → (compared, agreed); at most 64 classes, the others under ``other``.
         confidence_shift: sum over the compared samples of the new confidence less the old one.
         old_buckets, new_buckets: latencies of these calls, see :mod:`kedge_protocol.latency_buckets`.

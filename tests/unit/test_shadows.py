@@ -8,8 +8,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -217,6 +219,31 @@ def test_what_is_counted_stays_in_bounds_and_numbers_may_differ_a_little() -> No
     before = np.full((2, 1), 10.0, np.float32)
     numbers.add([spec("y", 1)], {"y": before}, {"y": before + np.array([[0.5], [5.0]], np.float32)})
     assert (numbers.compared, numbers.agreed, numbers.classes) == (2, 1, {})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "alike"),
+    [
+        (np.array([[50], [50]]), np.array([[50], [52]]), [True, False]),
+        (np.array([50, 50]), np.array([50, 52]), [True, False]),
+        (np.array(["cat", "dog"]), np.array(["cat", "cat"]), [True, False]),
+        (np.array([[True], [True]]), np.array([[True], [False]]), [True, False]),
+        (np.array([[0.001], [0.4]], np.float32), np.array([[0.002], [0.6]], np.float32), [True, False]),
+        (np.array([0.001, 0.4], np.float32), np.array([0.002, 0.6], np.float32), [True, False]),
+        (np.array([[0.5], [20.0]], np.float32), np.array([[1.4], [21.0]], np.float32), [False, True]),
+        (
+            np.zeros((2, 10, 10), np.int64),
+            np.stack([np.eye(10, dtype=np.int64), np.tri(10, dtype=np.int64)]),
+            [True, False],
+        ),
+    ],
+)
+def test_integers_and_texts_are_classes_and_a_probability_is_compared_as_it_is(
+    old: npt.NDArray[Any], new: npt.NDArray[Any], alike: list[bool]
+) -> None:
+    found = Figures().add([spec("y", 1)], {"y": old}, {"y": new})
+    assert found is not None
+    assert found.tolist() == alike
 
 
 class _Posted(list[events.Event]):

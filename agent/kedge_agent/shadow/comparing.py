@@ -19,7 +19,8 @@ Array = npt.NDArray[Any]
 MAX_CLASSES = 64
 OTHER = "other"
 _NEAR = 0.1
-"""Deviation, as a share of the old answer's root mean square, up to which numbers are alike."""
+"""Deviation, as a share of the old answer's root mean square, up to which numbers are alike; of a single number between
+0 and 1, such as a probability, the deviation itself: relative to a small one, two good models are far apart."""
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Figures:
             before, after = old[spec.name], new[spec.name]
             if before.shape != after.shape:
                 same = np.zeros(len(before), bool)
+            elif before.dtype.kind != "f":
+                same = _equal(before, after)
             elif are_scores(before):
                 same = self._scores(before, after)
             else:
@@ -80,8 +83,19 @@ class Figures:
         return same
 
 
+def _equal(before: Array, after: Array) -> Array:
+    """Classes as integers or names, of a sample or of its pixels: the number beside one is another class."""
+    equal = before.reshape(len(before), -1) == after.reshape(len(after), -1)
+    same: Array = equal.mean(axis=1) >= 1 - _NEAR
+    return same
+
+
 def _near(before: Array, after: Array) -> Array:
-    rows = before.reshape(len(before), -1).astype(np.float64)
-    apart = np.sqrt(np.square(after.reshape(len(after), -1) - rows).mean(axis=1))
-    near: Array = apart <= _NEAR * np.sqrt(np.square(rows).mean(axis=1))
+    rows, others = (one.reshape(len(one), -1).astype(np.float64) for one in (before, after))
+    apart = np.sqrt(np.square(others - rows).mean(axis=1))
+    scale = np.sqrt(np.square(rows).mean(axis=1))
+    if rows.shape[1] == 1:
+        whole = (np.minimum(rows, others) >= 0) & (np.maximum(rows, others) <= 1)
+        scale = np.where(whole[:, 0], 1.0, scale)
+    near: Array = apart <= _NEAR * scale
     return near
