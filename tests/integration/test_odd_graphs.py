@@ -13,7 +13,7 @@ from tests.support import other_processor
 from tests.support.lowering import checked_copy, executor, lower
 from tests.support.odd_graphs import ODD, Odd, Samples, node, odd, random, resized
 
-from kedge_protocol.errors import UnsupportedOperatorError
+from kedge_protocol.errors import LoweringError, UnsupportedOperatorError
 from kedge_targets.graph import output_guard
 from kedge_targets.graph.rounding import sqnr_db
 from kedge_targets.numerics import Plan, Precision
@@ -44,6 +44,8 @@ def test_every_output_is_right(name: str, target: str, tmp_path: Path) -> None:
     assert min(found.values()) > HEALTHY, found
 
 
+_FORMS = ("branches", "tied matrix", "gathered by places")
+"""One of each kind that TFLite's converters take in their own ways; the others are in ``make campaign``."""
 _LOOPS = ("loop",)
 """TFLite's quantizer takes no graphs within the graph but the branches of an If."""
 
@@ -51,11 +53,7 @@ _LOOPS = ("loop",)
 @pytest.mark.usefixtures("tflite_toolchain")
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in ("branches", "tied matrix") else pytest.mark.campaign)
-        for name in ODD
-        if name not in _LOOPS
-    ],
+    [pytest.param(name, marks=() if name in _FORMS else pytest.mark.campaign) for name in ODD if name not in _LOOPS],
 )
 def test_every_output_is_right_on_a_raspberry_pi(name: str, tmp_path: Path) -> None:
     found = noise(ODD[name](), "rpi4", tmp_path)
@@ -139,6 +137,19 @@ def test_what_cannot_be_read_or_run_is_refused_by_its_node_and_why(tmp_path: Pat
             lower("intel-cpu", checked_copy(path, tmp_path), Precision.FLOAT32, Samples(case, 4), tmp_path / name)
         assert refused.value.where == f"node {name!r}"
         assert refused.value.remedy
+
+
+@pytest.mark.usefixtures("tflite_toolchain")
+def test_what_onnx2tf_mistakes_and_no_other_converts_is_refused_by_its_node(tmp_path: Path) -> None:
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        node("ScatterND", ["a", "places", "values"], ["y"], reduction="add"),
+    ]
+    weights = {"w": random(4, 3, 3, 3), "places": np.array([[0, 3], [0, 1]]), "values": random(2, 8, 8)}
+    with pytest.raises(LoweringError, match="the operator ScatterND cannot be converted") as refused:
+        noise(odd(nodes, {"y": (1, 4, 8, 8)}, weights, shape=(1, 3, 8, 8)), "rpi4", tmp_path)
+    assert refused.value.where == "node 'ScatterND_y'"
+    assert refused.value.remedy
 
 
 @pytest.mark.usefixtures("tflite_toolchain")

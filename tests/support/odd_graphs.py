@@ -227,6 +227,17 @@ def softmax_over_axes(operator: str = "Softmax") -> Odd:
     return odd(nodes, {"y": ("N", 2, 4)}, weights, shape=_ROW, opsets=(("", 12),))
 
 
+def gathered_by_places() -> Odd:
+    """Rows and columns of each sample's picture, the second counted from the end."""
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], **_SAME),
+        node("GatherND", ["a", "places"], ["g"], batch_dims=1),
+        node("MatMul", ["g", "m"], ["y"]),
+    ]
+    weights = {"w": random(8, 3, 3, 3), "places": np.array([[2, -3]]), "m": random(8, 5)}
+    return odd(nodes, {"y": (1, 5)}, weights, shape=(1, 3, 8, 8))
+
+
 def loop() -> Odd:
     """A Loop that adds an activation of the graph around it, three times."""
     body = helper.make_graph(
@@ -496,6 +507,7 @@ ODD: dict[str, Callable[[], Odd]] = {
     "branches": branches,
     "branches within branches": branches_within_branches,
     "softmax over axes": softmax_over_axes,
+    "gathered by places": gathered_by_places,
     "loop": loop,
     "own function": own_function,
     "weights of float16": lambda: stored_small("float16"),

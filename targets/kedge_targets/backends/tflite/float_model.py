@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from kedge_protocol.errors import LoweringError, UnsupportedOperatorError
+from kedge_protocol.errors import InputError, LoweringError, UnsupportedOperatorError
 from kedge_targets.backends.tflite import axis_matching, graph_preparation, toolchain_client
 from kedge_targets.backends.tflite.runtime import BUILTIN, Runtime
 from kedge_targets.backends.tflite.toolchain_client import Converted, ConvertRequest
@@ -37,6 +37,7 @@ Array = npt.NDArray[Any]
 _Refusal: TypeAlias = LoweringError | UnsupportedOperatorError
 
 _REAL_PROBES = 2
+_ELSEWHERE = "Choose a target with another backend for this model"
 _SMALL = 1e-3  # what lies in 0..1 is compared as if it were no smaller than this
 _AGREES = 0.01  # relative error of the float file against the ONNX graph; a wrong order of axes is far beyond
 _SCORED = 32  # samples whose scores of attention are looked at
@@ -117,13 +118,14 @@ def make_float_model(model: onnx.ModelProto, calibration: Calibration, workdir: 
         LoweringError: no form can be converted, or none gives the graph's results.
     """
     probes, floors = _probes(model, calibration), _floors(model, calibration)
-    first_error: _Refusal | None = None
+    errors: list[_Refusal] = []
     for attempt in _attempts(model, workdir, _mask(model, calibration)):
         try:
             return _matched(model, attempt, workdir / "float32.tflite", probes, floors)
         except (UnsupportedOperatorError, LoweringError) as error:
-            first_error = first_error or _with_own_name(error, attempt)
-    raise first_error or LoweringError("there is no way to convert the graph")
+            errors.append(_with_own_name(error, attempt))
+    named = (error for error in errors if error.where)
+    raise next(named, errors[0] if errors else LoweringError("there is no way to convert the graph"))
 
 
 def _with_own_name(error: _Refusal, attempt: _Attempt) -> _Refusal:
@@ -185,6 +187,8 @@ def _matched(
     try:
         shapes = [tensor.shape for tensor in found.inputs]
         match = axis_matching.match(session, shapes, found.input_order, probes, floors=floors)
+    except InputError as error:  # indices made for the other order of axes, for one
+        raise LoweringError(f"the converted float model does not run: {error.what}", remedy=_ELSEWHERE) from error
     finally:
         session.close()
     names = [info.name for info in signature.outputs(model)]
@@ -196,7 +200,7 @@ def _matched(
         )
         raise LoweringError(
             f"the converted float model does not compute what the ONNX graph computes: {how}",
-            remedy="Choose a target with another backend for this model",
+            remedy=_ELSEWHERE,
         )
     size = int(probes[0].inputs[0].shape[0]) if probes[0].inputs else 1
     return FloatFile(

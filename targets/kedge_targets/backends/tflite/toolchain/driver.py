@@ -298,9 +298,11 @@ def _plainly(raw, keep):
 
 
 def _node_refused(error):
+    said = _one_line(error).removeprefix("RefusedError: ")
+    whole = said if "cannot be converted" in said else f"{error.node.op_type} cannot be converted: {said}"
     return RefusedError(
         "LoweringError",
-        f"{error.node.op_type} cannot be converted: {_one_line(error)}",
+        whole,
         where=f"node {error.node.name!r}",
         remedy=_OTHERWISE,
     )

@@ -251,9 +251,21 @@ def _wide_to_deep(node, given, attributes):
     return Value(last=tf.nn.space_to_depth(given[0].last, attributes["blocksize"]))
 
 
+def _gathered_by_places(node, given, attributes):
+    """Convert GatherND; a place below 0 counts from the end."""
+    import tensorflow as tf
+
+    value, places = (one.first if isinstance(one, Value) else one for one in given)
+    together = attributes.get("batch_dims", 0)
+    depth = int(given[1].shape[-1])
+    sizes = numpy.array(given[0].shape[together : together + depth], numpy.int64)
+    return Value(first=tf.gather_nd(value, tf.where(places < 0, places + sizes, places), batch_dims=together))
+
+
 OPERATORS = {
     "ArgMax": _largest("argmax"), "ArgMin": _largest("argmin"), "Concat": _joined, "DepthToSpace": _deep_to_wide,
-    "Expand": _expanded, "Flatten": _reshaped(_of_flatten), "Pad": _pad, "ReduceMax": _reduced("reduce_max"),
+    "Expand": _expanded, "Flatten": _reshaped(_of_flatten), "GatherND": _gathered_by_places, "Pad": _pad,
+    "ReduceMax": _reduced("reduce_max"),
     "ReduceMean": _reduced("reduce_mean"), "ReduceMin": _reduced("reduce_min"), "ReduceProd": _reduced("reduce_prod"),
     "ReduceSum": _reduced("reduce_sum"), "Reshape": _reshaped(_of_reshape), "Resize": _resized, "Slice": _cut,
     "SpaceToDepth": _wide_to_deep, "Split": _split, "Squeeze": _reshaped(_of_squeeze), "Tile": _tiled,

@@ -4,6 +4,7 @@ convert, or whose axes it confuses.
 Images are computed with channels last, as in TFLite; a tensor is transposed if an operator needs the ONNX order.
 """
 
+import copy
 import math
 
 import moving
@@ -36,33 +37,69 @@ class Model:
             shape = [shape[0], *shape[2:], shape[1]] if turned else shape
             dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
             self.inputs.append(tf.TensorSpec(shape, dtype))
-        for node in model.graph.node:
-            if node.domain not in ("", "ai.onnx", "com.microsoft") or node.op_type not in OPERATORS:
-                raise RefusedError(f"the operator {node.op_type} cannot be converted", node)
+        _check(model.graph)
 
     def __call__(self, inputs):
         """Return the outputs, each in the order of axes in which it was made."""
         made = dict(self._constants)
         for value, tensor, turned in zip(self._graph.input, inputs, self._turned, strict=True):
             made[value.name] = Value(last=tensor) if turned else Value(first=tensor)
-        for node in self._graph.node:
-            given = [made[name] if name else None for name in node.input]
-            try:
+        _run(self._graph, made)
+        return [_answer(made[value.name]) for value in self._graph.output]
+
+
+def _check(graph):
+    for node in graph.node:
+        if node.op_type == "If":
+            for branch in attributes_of(node).values():
+                _check(branch)
+        elif node.domain not in ("", "ai.onnx", "com.microsoft") or node.op_type not in OPERATORS:
+            raise RefusedError(f"the operator {node.op_type} cannot be converted", node)
+
+
+def _run(graph, made):
+    """Add what each node computes to the tensors that are made, by name."""
+    for node in graph.node:
+        given = [made[name] if name else None for name in node.input]
+        try:
+            if node.op_type == "If":
+                found = _branched(node, given[0], made)
+            else:
                 found = OPERATORS[node.op_type](node, given, attributes_of(node))
-            except RefusedError:
-                raise
-            except Exception as error:
-                raise RefusedError(f"{type(error).__name__}: {error}", node) from error
-            answers = found if isinstance(found, list) else [found]
-            made.update(zip(node.output, answers, strict=False))
-        return [self._answer(made[value.name], value.name) for value in self._graph.output]
+        except RefusedError:
+            raise
+        except Exception as error:
+            raise RefusedError(f"{type(error).__name__}: {error}", node) from error
+        answers = found if isinstance(found, list) else [found]
+        made.update(zip(node.output, answers, strict=False))
 
-    def _answer(self, value, name):
-        import tensorflow as tf
 
-        if isinstance(value, Value):
-            return tf.identity(value.last if value.native_last else value.first)
-        return tf.identity(tf.constant(value))
+def _branched(node, condition, made):
+    import onnx
+    import tensorflow as tf
+
+    def branch(graph):
+        def run():
+            # What a branch transposes is seen by no other.
+            inner = {name: copy.copy(value) if isinstance(value, Value) else value for name, value in made.items()}
+            inner.update((one.name, onnx.numpy_helper.to_array(one)) for one in graph.initializer)
+            _run(graph, inner)
+            return [tf.identity(_first(inner[value.name])) for value in graph.output]
+
+        return run
+
+    how = attributes_of(node)
+    decided = tf.reshape(_first(condition), [])
+    found = tf.cond(decided, branch(how["then_branch"]), branch(how["else_branch"]))
+    return [Value(first=one) for one in found]
+
+
+def _answer(value):
+    import tensorflow as tf
+
+    if isinstance(value, Value):
+        return tf.identity(value.last if value.native_last else value.first)
+    return tf.identity(tf.constant(value))
 
 
 def _first(value):
