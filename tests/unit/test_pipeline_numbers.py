@@ -125,11 +125,11 @@ def test_a_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(InputError, match=r"image/jpeg, image/png"):
         bodies.answer(runner, lambda feeds: {}, b"", "text/plain")
     # What a client does not name is taken for what the model takes; what it names wrongly is not.
-    for unnamed in ("", "application/octet-stream", "image/jpg", "image/webp"):
+    for unnamed in ("", "application/octet-stream", "application/x-www-form-urlencoded", "image/jpg", "image/webp"):
         with pytest.raises(InputError, match=r"9000x9000 pixels is over the limit"):
             bodies.answer(runner, lambda feeds: {}, buffer.getvalue(), unnamed)
     with pytest.raises(InputError, match=r"content-type"):
-        bodies.answer(runner, lambda feeds: {}, buffer.getvalue(), "application/x-www-form-urlencoded")
+        bodies.answer(runner, lambda feeds: {}, buffer.getvalue(), "multipart/form-data")
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(MissingDependencyError, match=r"Pillow.*kedge-agent\[pictures\]"):
         bodies.answer(runner, lambda feeds: {}, buffer.getvalue(), "image/png")

@@ -13,7 +13,8 @@ from kedge_targets.pipeline.execution import Other, Raw, Runner
 PICTURES = ("image/jpeg", "image/png", "image/bmp", "image/webp")
 SOUNDS = ("audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave")
 TEXTS = ("text/plain", "application/json")
-_UNSTATED = ("", "application/octet-stream")
+_UNSTATED = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+"""What clients send that were told no type; the last one is ``curl --data-binary @photo.jpg``."""
 _OTHER_NAMES = {"image/jpg": "image/jpeg", "image/x-ms-bmp": "image/bmp"}
 
 
@@ -51,8 +52,8 @@ def answer(
         raw_callable: the bare model: maps input name → samples with batch axis to output name → results with batch
             axis.
         body_bytes: a JPEG, PNG, BMP or WebP file, a wav file, UTF-8 text, or JSON: a string or a list of strings.
-        content_type: the body's content type, with or without parameters; of a picture or a sound it may be left out,
-            or ``application/octet-stream``.
+        content_type: the body's content type, with or without parameters; of a picture or a sound it may be left out
+            or be what a client sends that knows none.
         max_pixels: the maximum number of a picture's pixels.
         other: the device's other models, for a pipeline that continues with one.
 
