@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,28 @@ FEEDS = [{"x": np.arange(6, dtype=np.float32).reshape(2, 3)}]
 
 
 def test_a_graph_that_agrees(tmp_path: Path) -> None:
-    assert agreement.check(doubled(tmp_path), FEEDS, lambda feed: [feed["x"] * 2], where="m") == 0.0
+    assert agreement.check(doubled(tmp_path), FEEDS, lambda feed: [feed["x"] * 2], where="m") == 0
 
 
 def test_a_graph_that_computes_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"does not compute what the model computes: output 'y'"):
         agreement.check(doubled(tmp_path, "Mul"), FEEDS, lambda feed: [feed["x"] * 2], where="m")
+
+
+def test_few_samples_may_differ_where_a_model_decides_at_thresholds(tmp_path: Path) -> None:
+    feeds = [{"x": np.arange(12, dtype=np.float32).reshape(4, 3)}]
+
+    def framework(feed: Mapping[str, Any]) -> list[Any]:
+        made = feed["x"] * 2
+        made[1] += 5
+        return [made]
+
+    assert agreement.check(doubled(tmp_path), feeds, framework, where="m", at_thresholds=0.25) == 1
+    for share in (0.0, 0.2):
+        with pytest.raises(ModelError, match=r"does not compute what the model computes: output 'y' is 0\.2"):
+            agreement.check(doubled(tmp_path), feeds, framework, where="m", at_thresholds=share)
+    with pytest.raises(ModelError, match="output 'y' is inf off"):
+        agreement.check(doubled(tmp_path), feeds, lambda feed: [feed["x"][:, :2]], where="m", at_thresholds=1.0)
 
 
 @pytest.mark.parametrize(
