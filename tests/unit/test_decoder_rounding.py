@@ -51,12 +51,22 @@ def test_zero_points_of_the_embedding_are_stored_where_those_of_the_layers_are(s
     assert (found.zeros is None) == symmetric
 
 
+@pytest.mark.parametrize("size", [1, 96, 301])
+def test_what_one_column_hands_on_is_the_cholesky_factor_of_the_inverse(size: int) -> None:
+    rows = np.random.default_rng(size).normal(size=(4 * size, size)).astype(np.float32)
+    products = correlations(rows)
+    upper = rounding.Inputs.of(products).upper.astype(np.float64)
+    damped = products + 0.01 * np.diag(products).mean() * np.eye(size)
+    np.testing.assert_allclose(upper.T @ upper @ damped, np.eye(size), atol=1e-5)
+    np.testing.assert_array_equal(upper, np.triu(upper))
+
+
 def test_rows_are_rounded_the_same_however_many_are_rounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     head, rows = _head()
     grid = Grid(bits=4, group=32)
-    whole = rounding.compensated(head, correlations(rows), grid)
+    whole = rounding.compensated(head, rounding.Inputs.of(correlations(rows)), grid)
     monkeypatch.setattr(rounding, "_ROWS", 7)
-    parts = rounding.compensated(head, correlations(rows), grid)
+    parts = rounding.compensated(head, rounding.Inputs.of(correlations(rows)), grid)
     np.testing.assert_array_equal(whole.codes, parts.codes)
     np.testing.assert_array_equal(whole.scales, parts.scales)
     assert whole.zeros is not None

@@ -15,7 +15,7 @@ from kedge_targets.decoder import rounding
 from kedge_targets.decoder.contract import DecoderCompiler, LayerRunner
 from kedge_targets.decoder.matrix import Codes, Matrix, real
 from kedge_targets.decoder.plan import PROBE_OF, CacheScales, Piece
-from kedge_targets.decoder.rounding import Grid
+from kedge_targets.decoder.rounding import Grid, Inputs
 from kedge_targets.decoder.spec import Array, DecoderSpec, Weights
 
 Heard = Callable[[int, int], None]
@@ -72,11 +72,9 @@ class QuantizedLayers:
         if scheme.cache == "int8":
             _, values = self._cached(self._source.runner(index, piece))
             piece = decoder_cache.shifted(self._source.spec, piece, values)
-        products, outputs = self._products(index, piece) if scheme.learns else ({}, [])
+        inputs, outputs = self._inputs(index, piece) if scheme.learns else ({}, [])
         matrices: dict[str, Matrix] = {
-            name: self._rounded(index, name, real(matrix), products)
-            if scheme.bits
-            else stored(matrix, scheme.precision)
+            name: self._rounded(index, name, real(matrix), inputs) if scheme.bits else stored(matrix, scheme.precision)
             for name, matrix in piece.matrices.items()
         }
         made = Piece(matrices=matrices, vectors=piece.vectors)
@@ -113,23 +111,23 @@ class QuantizedLayers:
             found.append(decoder_cache.rotated(key, np.outer(later, frequencies)))
         return found
 
-    def _products(self, index: int, piece: Piece) -> tuple[dict[str, Array], list[Array]]:
-        """Return X'X of each probe over the calibration, and the float layer's outputs."""
+    def _inputs(self, index: int, piece: Piece) -> tuple[dict[str, Inputs], list[Array]]:
+        """Return what compensation needs of each probe over the calibration, and the float layer's outputs."""
         runner = self._source.runner(index, piece)
-        found: dict[str, Array] = {}
+        products: dict[str, Array] = {}
         outputs = []
         for hidden in self._hidden:
             output, probes = runner.run(hidden)
             outputs.append(output)
             for name, rows in probes.items():
-                found[name] = found.get(name, 0) + correlations(rows)
-        return found, outputs
+                products[name] = products.get(name, 0) + correlations(rows)
+        return {name: Inputs.of(products.pop(name)) for name in list(products)}, outputs
 
-    def _rounded(self, index: int, name: str, weight: Array, products: dict[str, Array]) -> Codes:
+    def _rounded(self, index: int, name: str, weight: Array, inputs: dict[str, Inputs]) -> Codes:
         grid = Grid(bits=self._scheme.bits_of(index), group=self._scheme.group, symmetric=self._scheme.symmetric)
-        if not products:
+        if not inputs:
             return rounding.plain(weight, grid)
-        return rounding.compensated(weight, products[PROBE_OF[name]], grid)
+        return rounding.compensated(weight, inputs[PROBE_OF[name]], grid)
 
 
 def correlations(rows: Array) -> Array:
@@ -172,5 +170,5 @@ def table(weight: Array, scheme: Scheme, inputs: Array | None = None) -> Matrix:
         return stored(weight, scheme.embedding)
     grid = Grid(bits=bits, group=group, symmetric=scheme.symmetric)
     if inputs is not None and bits == 4:
-        return rounding.compensated(weight, inputs, grid)
+        return rounding.compensated(weight, Inputs.of(inputs), grid)
     return rounding.plain(weight, grid, search=bits == 4)

@@ -97,31 +97,45 @@ def plain(weight: Array, grid: Grid, *, importance: Array | None = None, search:
     return _codes(flat, scale[..., 0], zero[..., 0], grid)
 
 
-def compensated(weight: Array, products: Array, grid: Grid, *, search: bool = True) -> Codes:
+@dataclass(frozen=True)
+class Inputs:
+    """What compensation wants to know of a matrix's inputs; matrices of the same inputs share it.
+
+    Attributes:
+        upper: the upper Cholesky factor of the inverse of X'X, float32 [in, in]: row j holds what column j hands on to
+            those after it.
+        importance: sums of squares of the input channels, float32 [in].
+    """
+
+    upper: Array
+    importance: Array
+
+    @classmethod
+    def of(cls, products: Array) -> Inputs:
+        """Return it for X'X of the inputs X, float64 [in, in]."""
+        diagonal = np.diag(products).copy()
+        damped = products + np.eye(len(products)) * max(_DAMPING * float(diagonal.mean()), 1e-12)
+        return cls(_inverse_factor(damped).astype(np.float32), diagonal.astype(np.float32))
+
+
+def compensated(weight: Array, inputs: Inputs, grid: Grid, *, search: bool = True) -> Codes:
     """Round column after column by GPTQ; the columns to the right compensate each column's error.
 
     Args:
         weight: float32 [out, in].
-        products: X'X of the inputs X, float64 [in, in].
         search: as in :func:`plain`.
     """
-    columns = weight.shape[1]
-    damped = products + np.eye(columns) * max(_DAMPING * float(np.diag(products).mean()), 1e-12)
-    # The upper Cholesky factor of the inverse: row j holds what column j hands on to those after it.
-    upper = _inverse_factor(damped).astype(np.float32)
-    importance = np.diag(products).astype(np.float32)
     parts = [
-        _columns_in_turn(weight[first : first + _ROWS], upper, importance, grid, search=search)
+        _columns_in_turn(weight[first : first + _ROWS], inputs, grid, search=search)
         for first in range(0, len(weight), _ROWS)
     ]
     codes, scales, zeros = (np.concatenate(kind, axis=1) for kind in zip(*parts, strict=True))
     return _codes(codes.T, scales.T, zeros.T, grid)
 
 
-def _columns_in_turn(
-    weight: Array, upper: Array, importance: Array, grid: Grid, *, search: bool
-) -> tuple[Array, Array, Array]:
+def _columns_in_turn(weight: Array, inputs: Inputs, grid: Grid, *, search: bool) -> tuple[Array, Array, Array]:
     """Return codes [in, out], scales and zero-points [groups, out]."""
+    upper, importance = inputs.upper, inputs.importance
     rows, columns = weight.shape
     # Turned, so that what belongs to one input channel lies together.
     left = np.array(weight.T, np.float32, order="C")
@@ -150,5 +164,17 @@ def _columns_in_turn(
 
 def _inverse_factor(matrix: Array) -> Array:
     """Return the upper triangular U with U'U = matrix⁻¹."""
-    inverse = np.linalg.inv(matrix)
-    return np.linalg.cholesky((inverse + inverse.T) / 2).T
+    # With rows and columns turned round, the Cholesky factor R is upper triangular, and U is its inverse: RR' = matrix.
+    return _triangular_inverse(np.linalg.cholesky(matrix[::-1, ::-1])[::-1, ::-1])
+
+
+def _triangular_inverse(upper: Array) -> Array:
+    """Return the inverse of an upper triangular matrix, by halves: most of the work is products of matrices."""
+    size = len(upper)
+    if size <= _BLOCK:
+        return np.linalg.inv(upper)
+    half, found = size // 2, np.zeros_like(upper)
+    found[:half, :half] = _triangular_inverse(upper[:half, :half])
+    found[half:, half:] = _triangular_inverse(upper[half:, half:])
+    found[:half, half:] = -found[:half, :half] @ (upper[:half, half:] @ found[half:, half:])
+    return found
