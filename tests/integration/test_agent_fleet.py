@@ -236,7 +236,7 @@ def test_a_clean_stop_says_offline_and_leaves_no_process(fleet: Fleet) -> None:
     children = fleet.agent.children()
     assert children
     assert fleet.agent.terminate() == 0
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    wait_for(lambda: not [pid for pid in children if Path(f"/proc/{pid}").exists()], what="the end of its children")
     wait_for(lambda: not fleet.detail().device.online, what="offline")
 
 

@@ -102,6 +102,7 @@ def test_a_command_is_done_once_and_a_retained_one_never(agent: AgentProcess, ea
     # The retained one came live to this agent; to the next it comes as retained, and is left alone.
     before = len(ear.of(topics.ack("dev", "c2")))
     agent.terminate()
+    wait_for(lambda: not ear.statuses()[-1].online, what="a word of leave")
     agent.start()
     wait_for(lambda: ear.statuses()[-1].online)
     ear.say(topics.command("dev", "c4"), codec.encode(Command(cid="c4", verb="report")))

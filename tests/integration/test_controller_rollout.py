@@ -192,9 +192,10 @@ def test_a_controller_says_good_bye_on_sigterm_and_its_will_does_when_it_is_kill
     def online() -> bool:
         return bool(json.loads(retained(mosquitto.port, topics.CONTROLLER_STATUS) or b"{}").get("online"))
 
-    assert online()
+    # What a process has sent before it says so, or ends, may still be on its way through the broker.
+    wait_for(online)
     assert controller.terminate() == 0
-    assert not online()
+    wait_for(lambda: not online())
     controller.start()
     wait_for(online)
     controller.kill()
