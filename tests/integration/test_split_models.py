@@ -22,6 +22,8 @@ from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, tabl
 from kedge.quantization.decoder_scheme import Scheme
 from kedge_agent.generation.engine import Engine
 from kedge_agent.serving import standalone
+from kedge_agent.serving.model_pool import ServedModels
+from kedge_agent.slots import ModelFolder
 from kedge_agent.split.link import Hello, RemoteStage
 from kedge_agent.split.settings import SplitSettings
 from kedge_protocol.bundle.layout import Layout
@@ -149,7 +151,7 @@ def test_a_device_that_is_not_there_is_named_at_once_and_the_model_heals(place: 
 
 @pytest.mark.parametrize("makes_room", [False, True])
 def test_a_replaced_part_is_gone_as_soon_as_nobody_uses_it(place: Path, two: Parts, makes_room: bool) -> None:
-    second, first = two.load(1), two.load(0)
+    second, first = two.load(1, seconds=3.0), two.load(0)
     first.generate(PROMPT, max_tokens=2)
     leaving = second.loaded().retire(makes_room=makes_room)
     second.close()
@@ -164,6 +166,33 @@ def test_a_replaced_part_is_gone_as_soon_as_nobody_uses_it(place: Path, two: Par
     if makes_room:
         with pytest.raises(NeighbourError, match="it holds none"):
             first.generate(PROMPT)
+
+
+def test_a_served_part_makes_way_in_memory_and_comes_back(two: Parts, tmp_path: Path) -> None:
+    two.load(1, seconds=3.0).close()
+    first = two.load(0)
+    models, folder = ServedModels(tmp_path / "device-1"), ModelFolder(tmp_path / "device-1", "writer-part-2")
+    current = folder.current()
+    assert current is not None
+
+    def told(away: bool) -> bool:
+        models.scan()
+        served = folder.serving()
+        return served is not None and (served.error is not None) is away
+
+    wait_for(lambda: told(away=False), what="the part serves")
+    first.generate(PROMPT, max_tokens=2)
+    folder.give_way(current.digest)
+    wait_for(lambda: told(away=True), what="the part has made way")
+    with pytest.raises(NeighbourError, match="it holds none"):
+        first.generate(PROMPT)
+    folder.take_back()
+    wait_for(lambda: told(away=False), what="the part serves again")
+    assert first.generate(PROMPT, max_tokens=5, ignore_end=True).tokens
+    entry = models.get("writer-part-2")
+    assert entry is not None
+    assert entry.model is not None
+    entry.model.close()
 
 
 def test_a_device_that_says_nothing_is_given_up_after_the_deadline(two: Parts) -> None:
