@@ -44,6 +44,11 @@ RESULTS = [
 HOSTILE = "golden vector 3 differs <img src=x onerror=document.body.remove()>"
 """What a device says is text on the page, whatever it says."""
 WIDTHS = {"phone": 390, "desk": 1280}
+UNDER_A_NAME = """[...document.querySelectorAll(".stack td[data-name] *")].filter((one) => {
+    const cell = one.closest("td").getBoundingClientRect();
+    return one.getClientRects().length && one.getBoundingClientRect().left - cell.left < 90;
+}).map((one) => one.outerHTML)"""
+"""What a phone's page shows where the names of a table's columns stand, in place of beside them."""
 PATIENCE = 120_000
 """Milliseconds: they bound a fault and measure nothing."""
 
@@ -299,4 +304,6 @@ def test_axe_finds_nothing_and_no_page_is_wider_than_the_screen(
         found = tab.evaluate("axe.run()")
         assert [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]] == [], path
         assert tab.evaluate("document.documentElement.scrollWidth") <= width, path
+        if width == WIDTHS["phone"]:
+            assert tab.evaluate(UNDER_A_NAME) == [], path
     context.close()

@@ -13,6 +13,7 @@ from kedge.fleet.devices import desired_states
 from kedge.fleet.results import Progress
 from kedge.fleet.staged.policy import Approval, Busy, Late, OnAbort, Policy
 from kedge.fleet.staged.times import Window
+from kedge.page.stages import actions
 from kedge_agent.update.desired_states import DesiredStates
 from kedge_protocol import codec
 from kedge_protocol.errors import ConfigError, FleetError
@@ -256,6 +257,20 @@ def test_what_does_not_fit_is_refused_before_anything_starts(fleet: StagedFleet)
     with pytest.raises(FleetError, match="no release"):
         service.rollout_start("tiny:9", policy=policy())
     assert len(service.rollouts()) == before
+
+
+@pytest.mark.parametrize(("how", "then"), [(OnAbort.KEEP, "keep the new bundle"), (OnAbort.REVERT, "go back")])
+def test_the_buttons_of_the_page_do_what_they_say(fleet: StagedFleet, how: OnAbort, then: str) -> None:
+    number = fleet.service.rollout_start("tiny:2.0", policy=policy(on_abort=how)).rollout.id
+    fleet.step(5)
+    shown = {one.verb: one for one in actions(number, fleet.stage())}
+    assert shown.keys() == {"pause", "promote", "abort"}
+    assert then in shown["abort"].question
+    (left,) = actions(number, fleet.until("done"))
+    assert (left.verb, "go back" in left.question) == ("revert", True)
+    fleet.service.rollout_revert(number)
+    fleet.step(60)
+    assert fleet.serving("1.0") == set(fleet.devices)
 
 
 @pytest.mark.parametrize("soak", [0.0, 60.0, 7 * 86400.0, 8 * 86400.0, 366 * 86400.0])

@@ -12,6 +12,7 @@ from kedge.fleet.candidates import best_of_release
 from kedge.fleet.database import Row
 from kedge.fleet.rollouts import Wanted
 from kedge.fleet.service import FleetService
+from kedge.fleet.staged.effects import OFTEN
 from kedge_protocol import codec, latency_buckets
 from kedge_protocol.errors import ConfigError, FleetError
 from kedge_protocol.messages import ReportedShadow
@@ -63,8 +64,8 @@ class ShadowView:
 
     @property
     def worst(self) -> tuple[str, float] | None:
-        """The class with the smallest agreement among those with ten samples or more, and that agreement."""
-        shares = [(agreed / compared, name) for name, (compared, agreed) in self.classes.items() if compared >= 10]
+        """The class with the smallest agreement among those that came often enough, and that agreement."""
+        shares = [(agreed / compared, name) for name, (compared, agreed) in self.classes.items() if compared >= OFTEN]
         return None if not shares else (min(shares)[1], min(shares)[0])
 
 

@@ -10,6 +10,7 @@ from kedge.fleet.audit import AuditEntry
 from kedge.fleet.results import StageView
 from kedge.fleet.staged.gates import GateResult, Verdict
 from kedge.fleet.staged.phases import ENDED, Phase, Step
+from kedge.fleet.staged.policy import OnAbort
 from kedge.fleet.units import size_text
 
 WIDTH = 200.0
@@ -190,9 +191,13 @@ def actions(rollout: int, stage: StageView) -> tuple[Action, ...]:
     late = stage.steps.get(Step.FAILED.value, 0) + stage.steps.get(Step.SILENT.value, 0)
     if late and stage.phase not in (Phase.REVERTING, Phase.ABORTED, Phase.SUPERSEDED):
         found.append(Action("retry", "Retry…", f"{late} devices that failed or are silent are told again."))
-    if stage.phase not in (Phase.REVERTING, Phase.ABORTED, Phase.SUPERSEDED):
-        text = "No further device is told, and those that were told go back to their previous bundle."
+    back = "go back to their previous bundle"
+    if goes_on:
+        then = back if stage.policy.on_abort is OnAbort.REVERT else "keep the new bundle"
+        text = f"No further device is told, and those that were told {then}."
         found.append(Action("abort", "Abort…", text, danger=True))
+    elif stage.phase in (Phase.DONE, Phase.INCOMPLETE):
+        found.append(Action("revert", "Revert…", f"All devices that it reached {back}.", danger=True))
     return tuple(found)
 
 

@@ -53,13 +53,20 @@ def environment() -> jinja2.Environment:
         "ago": ago_text,
         "moment": lambda at: time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at)) if at else "never",
         "iso": lambda at: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at)),
-        "figure": lambda value: "–" if value is None else f"{value:.3g}",
+        "figure": number_text,
         "cells": drawing.cells,
         "span": span_text,
         "steps": stages.ordered,
         "percent": lambda part, whole: f"{100 * part / whole:.0f} %" if whole else "–",
     }
     return found
+
+
+def number_text(value: float | None) -> str:
+    """Return a figure with three digits, and all digits before the point."""
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def render(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:

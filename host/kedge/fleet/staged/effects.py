@@ -42,6 +42,8 @@ MIN_POINTS = 3
 """Values of memory before a slope counts."""
 HOTTER = 5.0
 """°C that a device must be hotter than before, beside being too hot."""
+OFTEN = 20
+"""Inputs of a class before its agreement is told."""
 DRIFT_DEVIATION = 0.05
 """Standard deviation of a device's population stability index by itself."""
 
@@ -325,7 +327,7 @@ def _worst(shadow: ShadowFigures) -> str:
         for name, (compared, agreed) in device.classes.items():
             before = sums.get(name, (0, 0))
             sums[name] = (before[0] + compared, before[1] + agreed)
-    often = {name: agreed / compared for name, (compared, agreed) in sums.items() if compared >= 20}
+    often = {name: agreed / compared for name, (compared, agreed) in sums.items() if compared >= OFTEN}
     if not often:
         return ""
     worst = min(often, key=lambda name: often[name])
