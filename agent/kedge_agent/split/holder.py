@@ -164,17 +164,11 @@ class PartHolder:
                             connection.shutdown(socket.SHUT_RDWR)
                 self._changed.wait(_LOOK_SECONDS if self._makes_room else max(until - now, _LOOK_SECONDS))
 
-    def __call__(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, *given: object) -> Any:
         """Refuse: a part answers the device before it, nobody else."""
         raise self.refusal()
 
-    def in_order(self, raw: Mapping[str, Any]) -> list[Any]:
-        """Refuse; see :meth:`__call__`."""
-        raise self.refusal()
-
-    def run(self, raw: Sequence[Any]) -> list[Any]:
-        """Refuse; see :meth:`__call__`."""
-        raise self.refusal()
+    in_order = run = __call__
 
     def refusal(self) -> InputError:
         """Return the error of a call."""
