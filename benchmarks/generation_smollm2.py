@@ -9,8 +9,10 @@ The model's published weights lie on a grid of four bits already, so its channel
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -85,6 +87,7 @@ def run() -> Iterator[Result]:
         for threads in (1, 2):
             yield from _speeds(place, releases, others, threads)
         yield from _cache(place)
+        yield from _compiling(place)
 
 
 def _cache(place: Path) -> Iterator[Result]:
@@ -110,28 +113,50 @@ def _position_bytes(release: Path) -> int:
     return found.targets[0].position_bytes
 
 
+def _compiling(place: Path) -> Iterator[Result]:
+    """What a compile with GPTQ takes, from the float folder to the release."""
+
+    def spent() -> float:
+        found = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return found.ru_utime + found.ru_stime
+
+    cpu, clock = spent(), time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        _compile(place, USUAL, Path(scratch) / "out")
+    cpu, clock = spent() - cpu, time.perf_counter() - clock
+    span = "SmolLM2 to int4 with GPTQ"
+    yield Result("generation: compile", f"{span}, by the clock", "s", clock, None, "", "≤240", clock <= 240)
+    yield Result("generation: compile", span, "CPU s", cpu, None, "", "shown", True)
+
+
 def _release(place: Path, name: str, *, context: int = CONTEXT) -> Path:
     from tests.support import smollm2
-
-    import kedge
 
     if not (place / "evaluation.txt").exists():
         smollm2.folder(place / "model")
         smollm2.texts(place)
     if not (place / name).exists():
-        kedge.compile(
-            place / "model",
-            name="assistant",
-            version="1",
-            targets=["generic-cpu" if name in OWN else str(smollm2.roomy(place / "roomy.toml"))],
-            calibration=place / "calibration.txt",
-            evaluation=place / "evaluation.txt",
-            quantize={**OWN, **CACHES}[name],
-            max_perplexity="9x",
-            context=context,
-            out=place / name,
-        )
+        _compile(place, name, place / name, context=context)
     return place / name
+
+
+def _compile(place: Path, name: str, out: Path, *, context: int = CONTEXT) -> None:
+    from tests.support import smollm2
+
+    import kedge
+
+    kedge.compile(
+        place / "model",
+        name="assistant",
+        version="1",
+        targets=["generic-cpu" if name in OWN else str(smollm2.roomy(place / "roomy.toml"))],
+        calibration=place / "calibration.txt",
+        evaluation=place / "evaluation.txt",
+        quantize={**OWN, **CACHES}[name],
+        max_perplexity="9x",
+        context=context,
+        out=out,
+    )
 
 
 def _others(place: Path) -> Iterator[_Other]:
