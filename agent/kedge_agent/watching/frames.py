@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from kedge_protocol.errors import InputError, MissingDependencyError
 from kedge_protocol.packages import AGENT, pip_install
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp"})
 _SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "srt://")
 _POLL_SECONDS = 0.5
 
