@@ -184,6 +184,21 @@ def test_all_damaged_pictures_are_named_at_once(tmp_path: Path) -> None:
         converting.convert(request, lambda *_: None)
 
 
+@pytest.mark.parametrize("place", ["p", "p/ant", "p/ant/inner"])
+def test_files_that_no_pipeline_reads_are_told(place: str, tmp_path: Path) -> None:
+    for inner in ("", "ant", "bee") if place != "p" else ("",):
+        (tmp_path / "p" / inner).mkdir(parents=True, exist_ok=True)
+        if inner or place == "p":
+            Image.new("RGB", (8, 8)).save(tmp_path / "p" / inner / "0.png")
+    touched(tmp_path / place / "a.GIF", tmp_path / place / "Thumbs.db")
+    declared = declaration.declared({"task": "classification"}, where="p")
+    pipeline = settling.settled(declared, PIXELS, SCORES, where="p")
+    request = ConvertRequest(
+        path=str(tmp_path / "p"), role="calibration", pipeline=pipeline, inputs=PIXELS, folder=str(tmp_path)
+    )
+    assert converting.convert(request, lambda *_: None).left_out == "a.GIF"
+
+
 def test_items_of_loaders_give_their_labels(tmp_path: Path) -> None:
     """A ``TensorDataset`` without labels gives lists of one, Hugging Face's data sets give mappings."""
     pixels = np.zeros((2, 3, 8, 8), np.float32)

@@ -181,6 +181,8 @@ class PipelineJob:
     def _note(self, made: Converted, role: str) -> None:
         self.names = self.names or made.classes
         self.raws = made.examples or self.raws
+        if made.left_out:
+            self.warnings.append(f"{role}: pipelines do not read {made.left_out}; they are left out")
         if made.samples < made.found:
             self.warnings.append(f"{role}: {made.samples} of {made.found} items ({made.kind}), spread evenly")
 

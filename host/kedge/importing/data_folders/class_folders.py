@@ -8,6 +8,10 @@ from kedge.importing.data_folders.listing import PICTURE_ENDINGS, SOUND_ENDINGS,
 from kedge_protocol.errors import DatasetError
 
 _ENDINGS = {Item.PICTURE: PICTURE_ENDINGS, Item.SOUND: SOUND_ENDINGS}
+_UNREAD = {
+    Item.PICTURE: (".gif", ".tif", ".tiff", ".heic", ".avif", ".ppm"),
+    Item.SOUND: (".mp3", ".flac", ".ogg", ".m4a", ".aac", ".opus"),
+}
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -47,6 +51,7 @@ def read(folder: Path, item: Item, *, where: str) -> Listing:
         sources=sources,
         labels=labels,
         classes=tuple(one.name for one in folders),
+        left_out=[file for one in folders for file in endings(one, _UNREAD[item], deep=True)],
     )
 
 
@@ -58,4 +63,5 @@ def flat(folder: Path, item: Item, *, where: str) -> Listing:
         item=item,
         truth=Truth.NOTHING,
         sources=endings(folder, _ENDINGS[item]),
+        left_out=endings(folder, _UNREAD[item]),
     )

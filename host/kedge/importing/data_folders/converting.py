@@ -80,6 +80,7 @@ class Converted:
         kind: the kind of the data set, in words.
         classes: the class names, in the order of the labels.
         examples: the folder of raw items; None if none were requested.
+        left_out: names of files in a format that pipelines do not read; empty for none.
     """
 
     arrays: dict[str, str]
@@ -88,6 +89,7 @@ class Converted:
     kind: str
     classes: tuple[str, ...] = ()
     examples: str | None = None
+    left_out: str = ""
 
 
 def convert(request: ConvertRequest, progress: Progress) -> Converted:
@@ -134,7 +136,13 @@ def convert(request: ConvertRequest, progress: Progress) -> Converted:
         kind=whole.kind,
         classes=listing.classes,
         examples=examples,
+        left_out=_named(whole.left_out),
     )
+
+
+def _named(files: Sequence[Path]) -> str:
+    more = f", … ({len(files)} in all)" if len(files) > _NAMED else ""
+    return ", ".join(one.name for one in files[:_NAMED]) + more
 
 
 def of_one_size(pipeline: Pipeline) -> Pipeline:

@@ -42,6 +42,7 @@ class Listing:
         sources: a path or a text for each item.
         labels: the labels, as ``truth`` says; empty if nothing is known.
         classes: the class names, in the order of the class numbers; empty if there are none.
+        left_out: files that lie among the items in a format that pipelines do not read.
     """
 
     where: str
@@ -51,6 +52,7 @@ class Listing:
     sources: Sequence[Path | str]
     labels: Sequence[Any] = ()
     classes: tuple[str, ...] = ()
+    left_out: Sequence[Path] = ()
 
     def picked(self, most: int | None) -> Listing:
         """Return a listing of at most this many items, spread evenly over the list."""
