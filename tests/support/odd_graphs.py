@@ -238,6 +238,18 @@ def gathered_by_places() -> Odd:
     return odd(nodes, {"y": (1, 5)}, weights, shape=(1, 3, 8, 8))
 
 
+def token_joined() -> Odd:
+    """One row of each sample, as the token of a class, joined with what is computed of it."""
+    nodes = [
+        node("MatMul", ["x", "m"], ["h"]),
+        node("Gather", ["h", "first"], ["t"], axis=1),
+        node("Gemm", ["t", "g", "b"], ["q"]),
+        node("Concat", ["q", "t"], ["y"], axis=1),
+    ]
+    weights = {"m": random(8, 8), "first": np.int64(0), "g": random(8, 8), "b": random(8)}
+    return odd(nodes, {"y": ("N", 16)}, weights, shape=("N", 4, 8))
+
+
 def loop() -> Odd:
     """A Loop that adds an activation of the graph around it, three times."""
     body = helper.make_graph(
@@ -508,6 +520,7 @@ ODD: dict[str, Callable[[], Odd]] = {
     "branches within branches": branches_within_branches,
     "softmax over axes": softmax_over_axes,
     "gathered by places": gathered_by_places,
+    "token joined": token_joined,
     "loop": loop,
     "own function": own_function,
     "weights of float16": lambda: stored_small("float16"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from kedge_targets import free_lengths
 from kedge_targets.graph import batch, dead_code, library, opsets, qdq_insertion, ranges, rounding
 from kedge_targets.graph.qdq_placement import CUTTING, MOVING, WEIGHTED, floats, place_quantizers
 from kedge_targets.graph.wiring import Wiring
@@ -74,7 +75,10 @@ def _decibels(
     wanted = np.concatenate([np.ravel(one[name]) for one in reference])
     if wanted.dtype.kind != "f" or not np.isfinite(wanted).all() or not wanted.any():
         return None
-    return rounding.sqnr_db(wanted, np.concatenate([np.ravel(one[name]) for one in answers]))
+    made = [free_lengths.fitted(one[name], right[name]) for one, right in zip(answers, reference, strict=True)]
+    if any(one.shape != right[name].shape for one, right in zip(made, reference, strict=True)):
+        return -math.inf
+    return rounding.sqnr_db(wanted, np.concatenate([np.ravel(one) for one in made]))
 
 
 def answers(model: onnx.ModelProto, feeds: Sequence[Feed], tensors: Sequence[str]) -> list[dict[str, Array]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kedge_targets.graph import canonicalization
+from kedge_targets.graph import canonicalization, opsets
 from kedge_targets.graph.names import Names
 from kedge_targets.graph.wiring import Wiring
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
+_AXES_AS_INPUT = 13
+"""The opset from which on Squeeze takes its axes as an input."""
 _NEXT_TO_NOTHING = np.float32(1e-30)
 """Value of added biases: not 0, which is optimized away, nor subnormal, which may be flushed to 0."""
 
@@ -36,6 +38,7 @@ def prepare_for_nncf(model: onnx.ModelProto) -> onnx.ModelProto:
     _give_biases(made)
     _give_products_biases(made)
     _free_leading_axes(made)
+    _keep_gathered_axes(made)
     return made
 
 
@@ -125,6 +128,33 @@ def _free_leading_axes(model: onnx.ModelProto) -> None:
             name = names.fresh(f"{node.input[1]}_free")
             model.graph.initializer.append(numpy_helper.from_array(np.array([-1, *wanted[1:]], np.int64), name))
             node.input[1] = name
+
+
+def _keep_gathered_axes(model: onnx.ModelProto) -> None:
+    """Take one of an axis (a class token, a step) as a row of length one, and drop the axis behind it. The CPU plugin
+    (2026.4) moves a scale behind a Gather without taking the axis off the scale, which then adds it to the answer."""
+    from onnx import helper, numpy_helper
+
+    wiring, names = Wiring(model), Names(model)
+    by_input = opsets.version(model) >= _AXES_AS_INPUT
+    made: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        made.append(node)
+        place = wiring.constant(node.input[1]) if node.op_type == "Gather" else None
+        if place is None or place.ndim or wiring.constant(node.input[0]) is not None:
+            continue
+        answer, row, place_of_row = node.output[0], names.fresh(f"{node.output[0]}_row"), names.fresh(node.input[1])
+        axis = int(_attributes(node).get("axis", 0))
+        model.graph.initializer.append(numpy_helper.from_array(place.reshape(1), place_of_row))
+        node.input[1], node.output[0] = place_of_row, row
+        if by_input:
+            axes = names.fresh(f"{row}_axis")
+            model.graph.initializer.append(numpy_helper.from_array(np.array([axis]), axes))
+            made.append(helper.make_node("Squeeze", [row, axes], [answer], name=names.fresh_node(row)))
+        else:
+            made.append(helper.make_node("Squeeze", [row], [answer], name=names.fresh_node(row), axes=[axis]))
+    del model.graph.node[:]
+    model.graph.node.extend(made)
 
 
 def with_norms_of_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
