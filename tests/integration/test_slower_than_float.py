@@ -43,16 +43,16 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compiled(inputs: Path, out: str, **options: Any) -> Release:
+def compiled(inputs: Path, out: str, target: str = "generic-cpu", max_drop: float = 0.5, **options: Any) -> Release:
     return compile_model(
         inputs / "model.onnx",
         name="m",
         version="1",
-        targets=["generic-cpu"],
+        targets=[target],
         calibration=inputs / "calibration.npz",
         evaluation=inputs / "evaluation.npz",
         out=inputs / out,
-        max_drop=0.5,
+        max_drop=max_drop,
         **options,
     )
 
@@ -126,3 +126,13 @@ def test_a_time_limit_ends_the_search_with_the_best_so_far(inputs: Path) -> None
     (bundle,) = report.bundles
     assert {"int8"} <= {one.label for one in bundle.attempts} <= {"int8", "float32"}
     assert any("the search ended after 0.001 s (--time-limit)" in remark for remark in bundle.remarks)
+
+
+def test_float_of_each_backend_is_tried_where_the_time_was_up_before(inputs: Path) -> None:
+    # int8 loses more than a millionth, and the time is up behind the first candidate of the first backend.
+    report = compiled(inputs, "backends", "intel-cpu", max_drop=1e-6, time_limit=0.001).report
+    assert report is not None
+    (bundle,) = report.bundles
+    tried = {(one.backend, one.label) for one in bundle.attempts}
+    assert tried == {("openvino", "int8"), ("openvino", "float32"), ("onnxruntime", "float32")}
+    assert bundle.precision == "float32"

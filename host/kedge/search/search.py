@@ -6,6 +6,7 @@ Backends are tried in the target's order; with quick effort only until one has a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -34,6 +35,7 @@ from kedge_protocol.errors import (
     UnsupportedOperatorError,
 )
 from kedge_targets import registry
+from kedge_targets.numerics import Precision
 from kedge_targets.target import BackendChoice, Target
 
 _FINAL = (UnsupportedOperatorError, TargetError, ConfigError, MissingDependencyError)
@@ -96,9 +98,9 @@ class Search:
                 for choice in (one for one in self._target.backends if one.usual or every):
                     strategy = self._strategy(choice)
                     self._strategies.append((choice, strategy))
-                    self._backend(choice, strategy.run(), strategy.when_time_is_up)
+                    self._backend(choice, strategy.run(), functools.partial(self._at_the_end, strategy))
                     quick = self._job.options.effort is Effort.QUICK and not every
-                    if (quick and any(one.holds for one in self._outcomes)) or self._ended:
+                    if quick and any(one.holds for one in self._outcomes):
                         break
             return self._decided()
         except (ConfigError, TargetError) as error:
@@ -144,6 +146,14 @@ class Search:
         except StopIteration:
             return
 
+    def _at_the_end(self, strategy: Strategy, seen: Sequence[Outcome]) -> list[Candidate]:
+        """Return what is still tried on a backend when the time is up: on one that had no time at all float32, which
+        may be faster there, unless another's integers keep the budget."""
+        if seen:
+            return strategy.when_time_is_up(seen)
+        kept = any(one.holds and one.in_integers for one in self._outcomes)
+        return [one for one in strategy.in_float(seen) if one.plan.default is Precision.FLOAT32 and not kept]
+
     def _tried(self, candidates: Sequence[Candidate]) -> list[Outcome]:
         if not candidates:
             return []
@@ -155,7 +165,7 @@ class Search:
     def _late(self) -> bool:
         """Return whether the time limit is reached; the first candidate is tried regardless."""
         clock = self._job.clock
-        if self._attempts and clock.late:
+        if not self._ended and self._attempts and clock.late:
             self._ended = (
                 f"the search ended after {clock.limit:g} s ({clock.said}): {len(self._attempts)} were tried by then"
             )
