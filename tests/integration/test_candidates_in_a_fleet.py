@@ -49,7 +49,7 @@ class Site:
     def roll_out(self, at: str) -> None:
         """Give a device the release, and wait until it serves."""
         self.fleet.rollout_start("tiny:1.0", {"at": at})
-        status = self.fleet.rollout_status(wait=90)
+        status = self.fleet.rollout_status(wait=300)
         assert status.done, status
 
     def told(self, device: str) -> tuple[ReportedCandidate, ...]:
