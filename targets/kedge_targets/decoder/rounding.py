@@ -114,7 +114,8 @@ class Inputs:
     def of(cls, products: Array) -> Inputs:
         """Return it for X'X of the inputs X, float64 [in, in]."""
         diagonal = np.diag(products).copy()
-        damped = products + np.eye(len(products)) * max(_DAMPING * float(diagonal.mean()), 1e-12)
+        damped = products.copy()
+        np.fill_diagonal(damped, diagonal + max(_DAMPING * float(diagonal.mean()), 1e-12))
         return cls(_inverse_factor(damped).astype(np.float32), diagonal.astype(np.float32))
 
 
