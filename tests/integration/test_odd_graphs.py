@@ -46,7 +46,7 @@ def test_every_output_is_right(name: str, target: str, tmp_path: Path) -> None:
 
 _FORMS = ("branches", "tied matrix", "gathered by places")
 """One of each kind that TFLite's converters take in their own ways; the others are in ``make campaign``."""
-_LOOPS = ("loop",)
+_LOOPS = ("loop", "loop from outside")
 """TFLite's quantizer takes no graphs within the graph but the branches of an If."""
 
 

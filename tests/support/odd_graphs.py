@@ -278,6 +278,29 @@ def loop() -> Odd:
     )
 
 
+def loop_from_outside() -> Odd:
+    """A Loop that begins with the tensor which its body also reads from outside, and runs a given number of times."""
+    value, shape = helper.make_tensor_value_info, ("N", 4, 8, 8)
+    body = helper.make_graph(
+        [
+            node("Conv", ["h", "w2"], ["c"], **_SAME),
+            node("Tanh", ["c"], ["t"]),
+            node("Add", ["t", "a"], ["sum"]),
+            node("Identity", ["on"], ["go"]),
+        ],
+        "body",
+        [value("turn", TensorProto.INT64, []), value("on", TensorProto.BOOL, []), value("h", TensorProto.FLOAT, shape)],
+        [value("go", TensorProto.BOOL, []), value("sum", TensorProto.FLOAT, shape)],
+    )
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], **_SAME),
+        node("Loop", ["times", "", "a"], ["z"], body=body),
+        node("Conv", ["z", "w2"], ["y"], **_SAME),
+    ]
+    weights = {"w": random(4, 3, 3, 3), "w2": random(4, 4, 3, 3), "times": np.int64(3)}
+    return odd(nodes, {"y": shape}, weights)
+
+
 def own_function() -> Odd:
     """``x sigmoid(x)`` as a function of the model's own, behind a convolution without bias."""
     swish = helper.make_function(
@@ -522,6 +545,7 @@ ODD: dict[str, Callable[[], Odd]] = {
     "gathered by places": gathered_by_places,
     "token joined": token_joined,
     "loop": loop,
+    "loop from outside": loop_from_outside,
     "own function": own_function,
     "weights of float16": lambda: stored_small("float16"),
     "weights of int8, multiplied": lambda: stored_small("product"),

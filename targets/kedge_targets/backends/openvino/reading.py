@@ -50,7 +50,9 @@ def read(openvino: Any, graph: Path, given: onnx.ModelProto) -> Any:
     manager = Manager()
     manager.register_pass(ConstantFolding())
     manager.run_passes(model)
-    return model
+    # Folding unrolls a short Loop, and leaves ends of its body on the tensors, which NNCF takes for the model's.
+    unrolled = any(node.op_type == "Loop" for inner in nodes.graphs(given.graph) for node in inner.node)
+    return model.clone() if unrolled else model
 
 
 def _unread(said: str, given: onnx.ModelProto) -> tuple[nodes.NodeInfo | None, str]:
