@@ -44,7 +44,7 @@ def test_every_output_is_right(name: str, target: str, tmp_path: Path) -> None:
     assert min(found.values()) > HEALTHY, found
 
 
-_FORMS = ("branches", "tied matrix", "gathered by places")
+_FORMS = ("branches", "tied matrix", "gathered by places", "turned by lengths")
 """One of each kind that TFLite's converters take in their own ways; the others are in ``make campaign``."""
 _LOOPS = ("loop", "loop from outside")
 """TFLite's quantizer takes no graphs within the graph but the branches of an If."""

@@ -301,6 +301,18 @@ def loop_from_outside() -> Odd:
     return odd(nodes, {"y": shape}, weights)
 
 
+def turned_by_lengths() -> Odd:
+    """Rows in the reverse order, as the second direction of a recurrent layer that is written out takes them."""
+    nodes = [
+        node("MatMul", ["x", "m"], ["a"]),
+        node("ReverseSequence", ["a", "lengths"], ["r"], batch_axis=0, time_axis=1),
+        node("Concat", ["a", "r"], ["c"], axis=-1),
+        node("MatMul", ["c", "n"], ["y"]),
+    ]
+    weights = {"m": random(5, 7), "lengths": np.array([4]), "n": random(14, 4)}
+    return odd(nodes, {"y": (1, 6, 4)}, weights, shape=(1, 6, 5))
+
+
 def own_function() -> Odd:
     """``x sigmoid(x)`` as a function of the model's own, behind a convolution without bias."""
     swish = helper.make_function(
@@ -545,6 +557,7 @@ ODD: dict[str, Callable[[], Odd]] = {
     "gathered by places": gathered_by_places,
     "token joined": token_joined,
     "loop": loop,
+    "turned by lengths": turned_by_lengths,
     "loop from outside": loop_from_outside,
     "own function": own_function,
     "weights of float16": lambda: stored_small("float16"),

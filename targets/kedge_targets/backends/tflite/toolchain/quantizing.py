@@ -33,6 +33,8 @@ _ONE_SCALE = _CLIPS | {
     "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "TILE", "TRANSPOSE", "UNPACK",
 }  # fmt: skip
 """Operators whose inputs and outputs get one common scale from the quantizer."""
+_FLOAT_ALONE = frozenset({"REVERSE_SEQUENCE"})
+"""Operators that the quantizer rounds, and of which TFLite has no int8 kernel."""
 
 
 class Quantizer:
@@ -119,7 +121,8 @@ class Quantizer:
         self._wide = frozenset(wide)
         self._calibrated, self._ranges = self._form(guard)
         asked = set(asked) | self._wide
-        floating = asked | self._separate_clips() | self._unlike_tails()
+        unable = {at for at in self._all() if self.wiring.names[at] in _FLOAT_ALONE}
+        floating = asked | unable | self._separate_clips() | self._unlike_tails()
         content, floating = self._without_cut_ranges(floating)
         found = self._compared(content)
         allowed = max(_FREE, _SHARE * self._weights(self._all()))
