@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,14 @@ def test_an_answer_that_cannot_begin_is_told_and_the_next_one_is_written(
     def fails(*_: object) -> bool:
         raise RuntimeError("no such state")
 
+    fail = Engine._fail
+
+    def slowly(engine: Engine, error: Exception) -> None:
+        # Who is told asks again before the engine has looked at who else waits.
+        time.sleep(0.2)
+        fail(engine, error)
+
+    monkeypatch.setattr(Engine, "_fail", slowly)
     with monkeypatch.context() as broken:
         broken.setattr(Engine, "_begin", fails)
         with pytest.raises(InputError, match="no such state"):

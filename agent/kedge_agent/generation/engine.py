@@ -92,7 +92,8 @@ class Engine:
         self._closed = False
         self._until = math.inf
         self._clock = 0
-        self._beginning = 0
+        self._beginning: Ticket | None = None
+        """On its way from the queue to a slot."""
         self.statistics = GenerationStatistics()
 
     @property
@@ -119,7 +120,7 @@ class Engine:
     def answers(self) -> int:
         """Return the number of answers that run or wait; one that is on its way from the queue to a slot counts."""
         with self._changed:
-            return self.running + self.waiting + self._beginning
+            return self.running + self.waiting + (self._beginning is not None)
 
     @property
     def cache_bytes(self) -> int:
@@ -208,8 +209,13 @@ class Engine:
 
     def _fail(self, error: Exception) -> None:
         with self._changed:
-            tickets = [*(slot.ticket for slot in self._slots if slot.ticket is not None), *self._waiting]
+            running = [slot.ticket for slot in self._slots if slot.ticket is not None]
+            if self._beginning is not None and all(one is not self._beginning for one in running):
+                running.append(self._beginning)
+            # None is told before this: who asks again at once is not among them.
+            tickets = [*running, *self._waiting]
             self._waiting.clear()
+            self._beginning = None
         # Those without an answer too: what failed may be what holds their cache.
         for slot in self._slots:
             self._forget(slot)
@@ -284,21 +290,15 @@ class Engine:
             free = [slot for slot in self._slots if slot.ticket is None]
             with self._changed:
                 ticket = self._waiting.pop(0) if free and self._waiting else None
-                self._beginning = int(ticket is not None)
+                self._beginning = ticket
             if ticket is None:
                 return
             if reason := self._over(ticket):
                 self._ended(ticket, reason)
                 ticket.put(reason)
                 continue
-            try:
-                self._begin(ticket, free)
-            except Exception as error:
-                if all(slot.ticket is not ticket for slot in self._slots):
-                    ticket.put(_told(error))  # nobody else knows of it any more
-                raise
-            finally:
-                self._beginning = 0
+            self._begin(ticket, free)
+            self._beginning = None
 
     def _over(self, ticket: Ticket) -> str:
         return ticket.over or (TIMEOUT if time.monotonic() > self._until else "")
