@@ -93,7 +93,6 @@ class EncoderDecoderCompilation:
         return answer_of(
             request,
             decoder,
-            decoder.text,
             made,
             keeps=keeps,
             proof=self._golden(lowered, found),
@@ -180,7 +179,6 @@ class EncoderDecoderCompilation:
                 label=scheme.label,
                 memory=memory,
                 source=self._decoder,
-                text=self._decoder.text,
                 began=began,
             )
             return lowered, made

@@ -81,7 +81,6 @@ class ExportedCompilation:
         return answer_of(
             request,
             decoder,
-            decoder.text,
             made,
             keeps=keeps,
             proof=self._golden(lowered, sequences),
@@ -149,7 +148,6 @@ class ExportedCompilation:
                 label=label,
                 memory=memory,
                 source=self._decoder,
-                text=self._decoder.text,
                 began=began,
             )
             return lowered, made

@@ -186,7 +186,7 @@ def runtime_of(backend: str) -> str:
 
 
 class SourceFiles(Protocol):
-    """The user's files, as the answer names them."""
+    """The user's files, as the answer names them, and the model's text side."""
 
     @property
     def source_digest(self) -> str:
@@ -195,6 +195,10 @@ class SourceFiles(Protocol):
     @property
     def size_bytes(self) -> int:
         """Their size."""
+
+    @property
+    def text(self) -> TextFiles:
+        """Tokenizer, template and special tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +220,6 @@ def attempt_of(
     label: str,
     memory: int,
     source: SourceFiles,
-    text: TextFiles,
     began: float,
 ) -> Attempt:
     """Return a scheme's attempt.
@@ -226,7 +229,7 @@ def attempt_of(
         began: by :func:`time.perf_counter`.
     """
     size = sum(path.stat().st_size for path in lowered.files.values())
-    whole = size + len(text.tokenizer) + len((text.template or "").encode())
+    whole = size + len(source.text.tokenizer) + len((source.text.template or "").encode())
     outgrown = request.budget.outgrown(size=whole, memory=memory, source=source.size_bytes)
     return Attempt(
         scheme=scheme,
@@ -266,7 +269,6 @@ def first_that_keeps(
 def answer_of(
     request: DecoderRequest,
     source: SourceFiles,
-    text: TextFiles,
     made: Sequence[Tried],
     *,
     keeps: bool,
@@ -291,7 +293,7 @@ def answer_of(
     """
     lowered = made[-1][0]
     own = {} if lowered.parts else lowered.files
-    files = {**own, **text_files(text, Path(request.workdir))}
+    files = {**own, **text_files(source.text, Path(request.workdir))}
     path, sets = proof
     return DecoderAnswer(
         backend=request.backend,

@@ -139,7 +139,6 @@ class _Compilation:
         return answer_of(
             request,
             decoder,
-            decoder.text,
             [(one.lowered, one.attempt) for one in made],
             keeps=keeps,
             proof=golden_file(request, lowered, tokens, columns),
@@ -336,7 +335,6 @@ class _Compilation:
             label=label,
             memory=memory,
             source=self._decoder,
-            text=self._decoder.text,
             began=began,
         )
         return lowered, made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FUSED = "fused"
 REFERENCE = "reference"
+CPU = "CPUExecutionProvider"
 
 _KNOWN_OPTIONS = frozenset({"threads", "spin"})
 
@@ -92,13 +93,36 @@ class Runtime(contract.Runtime):
 def _opened(entry: Path, options: Mapping[str, Any], kernel_set: str | None) -> Any:
     onnxruntime = library.load("onnxruntime", of=AGENT)
     settings = _settings(onnxruntime, options, kernel_set or FUSED)
+    return opened(onnxruntime, str(entry), settings, where=entry.name)
+
+
+def opened(
+    onnxruntime: Any,
+    graph: str | bytes,
+    settings: Any,
+    *,
+    where: str,
+    providers: Sequence[str] = (CPU,),
+    remedy: str | None = None,
+) -> Any:
+    """Open a session of ONNX Runtime.
+
+    Args:
+        graph: a file's path, or its content.
+        where: for errors; so is ``remedy``, by default what helps against the library's reason.
+        providers: by preference.
+
+    Raises:
+        VerificationError: ONNX Runtime refuses the file.
+    """
     try:
-        return onnxruntime.InferenceSession(str(entry), settings, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(graph, settings, providers=list(providers))
     except Exception as error:  # the library's errors have no common base but Exception
+        reason = library.reason_of(error)
         raise VerificationError(
-            f"ONNX Runtime {onnxruntime.__version__} refuses the file: {library.reason_of(error)}",
-            where=entry.name,
-            remedy=refusal_remedies.remedy(library.reason_of(error)),
+            f"ONNX Runtime {onnxruntime.__version__} refuses the file: {reason}",
+            where=where,
+            remedy=remedy or refusal_remedies.remedy(reason),
         ) from error
 
 

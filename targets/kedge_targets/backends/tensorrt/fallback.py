@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kedge_protocol.errors import InputError, VerificationError
+from kedge_protocol.errors import InputError
 from kedge_targets import contract
 from kedge_targets.backends.onnxruntime import runtime as cpu
 from kedge_targets.contract import Array
@@ -16,13 +16,26 @@ DISTRIBUTIONS = ("onnxruntime-gpu", *cpu.Runtime.distributions)
 """Distributions of ONNX Runtime: with CUDA, and without it."""
 
 CUDA = "CUDAExecutionProvider"
-CPU = "CPUExecutionProvider"
 
 
 def has_cuda() -> bool:
     """Return whether the installed ONNX Runtime was built for CUDA (only loading a model shows whether CUDA works
     here)."""
     return CUDA in library.load(DISTRIBUTIONS[-1]).get_available_providers()
+
+
+def opened(
+    onnxruntime: Any, graph: str | bytes, settings: Any, *, where: str, remedy: str | None = None
+) -> tuple[Any, bool]:
+    """Open a session on the GPU if possible, else on the CPU; return it, and whether it is on the GPU.
+
+    Raises:
+        VerificationError: see :func:`kedge_targets.backends.onnxruntime.runtime.opened`.
+    """
+    providers = [name for name in (CUDA, cpu.CPU) if name in onnxruntime.get_available_providers()]
+    session = cpu.opened(onnxruntime, graph, settings, where=where, providers=providers, remedy=remedy)
+    # Where CUDA's libraries do not load, ONNX Runtime takes the CPU without an error: ask what it took.
+    return session, CUDA in session.get_providers()
 
 
 class Session(contract.Session):
@@ -47,17 +60,9 @@ class Session(contract.Session):
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = threads
-        providers = [name for name in (CUDA, CPU) if name in onnxruntime.get_available_providers()]
-        try:
-            session = onnxruntime.InferenceSession(raw or str(graph), settings, providers=providers)
-        except Exception as error:  # the library's errors have no common base but Exception
-            raise VerificationError(
-                f"ONNX Runtime {onnxruntime.__version__} refuses the file: {library.reason_of(error)}",
-                where=graph.name,
-                remedy=f"TensorRT was not used: {reason}",
-            ) from error
-        # Where CUDA's libraries do not load, ONNX Runtime takes the CPU without an error: ask what it took.
-        where = "CUDA" if CUDA in session.get_providers() else "the CPU"
+        remedy = f"TensorRT was not used: {reason}"
+        session, on_gpu = opened(onnxruntime, raw or str(graph), settings, where=graph.name, remedy=remedy)
+        where = "CUDA" if on_gpu else "the CPU"
         self.detail = f"fell back to ONNX Runtime {onnxruntime.__version__} on {where}, {kernel_set}: {reason}"
         self._session: Any = session
         self._inputs = [tensor.name for tensor in session.get_inputs()]

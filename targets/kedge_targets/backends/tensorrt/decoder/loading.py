@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kedge_protocol.errors import VerificationError
 from kedge_protocol.packages import AGENT
-from kedge_targets import refusal_remedies
 from kedge_targets.backends.onnxruntime.decoder.session import OnnxDecoderSession
 from kedge_targets.backends.onnxruntime.decoder.slot_caches import SlotCaches
 from kedge_targets.backends.tensorrt import fallback
@@ -36,17 +34,7 @@ def opened(entry: Path, *, threads: int, slots: int, context: int, single: bool 
     if single:
         graph = single_precision.of(entry)
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(entry.parent))
-    providers = [one for one in (fallback.CUDA, fallback.CPU) if one in onnxruntime.get_available_providers()]
-    try:
-        session = onnxruntime.InferenceSession(graph, settings, providers=providers)
-    except Exception as error:  # the library's errors have no common base but Exception
-        raise VerificationError(
-            f"ONNX Runtime {onnxruntime.__version__} refuses the file: {library.reason_of(error)}",
-            where=entry.name,
-            remedy=refusal_remedies.remedy(library.reason_of(error)),
-        ) from error
-    # Where CUDA's libraries do not load, ONNX Runtime takes the processor without an error: ask what it took.
-    on_gpu = fallback.CUDA in session.get_providers()
+    session, on_gpu = fallback.opened(onnxruntime, graph, settings, where=entry.name)
     decoder = OnnxDecoderSession(session, slots=slots, context=context, caches=DeviceCaches if on_gpu else SlotCaches)
     where = "on CUDA" if on_gpu else "on the CPU, as it finds no CUDA"
     decoder.detail = f"ONNX Runtime {onnxruntime.__version__} {where}"
