@@ -246,6 +246,7 @@ def test_a_forest_costs_few_attempts_and_is_float32(target: str, imported: dict[
     assert bundle.precision == "float32"
     assert (bundle.value, bundle.drop) == (1.0, 0.0)
     assert bundle.size_ratio < 1.2
+    assert not any("than float" in remark for remark in bundle.remarks)  # it is the float model
     assert len(bundle.attempts) <= 3 + (target == "intel-cpu")  # whose first backend reads no trees
     assert report.time_limit == 1800
 

@@ -11,7 +11,7 @@ import pytest
 from kedge.evaluation import worker_messages
 from kedge.evaluation.latency_race import Latency, RelativeLatency
 from kedge.search import float_beside
-from kedge.search.candidate import Candidate
+from kedge.search.candidate import Candidate, StepChoice
 from kedge.search.candidate_latency import CandidateLatency
 from kedge.search.latency import LatencyLog
 from kedge.search.results import Attempt, Outcome
@@ -98,6 +98,28 @@ def test_another_runtimes_float_is_the_one_that_counts(tmp_path: Path) -> None:
     assert not watch.slower(outcomes[Precision.INT8])
     (said,) = watch.remarks(outcomes[Precision.INT8])
     assert said.startswith("not surely faster than float: 1.65× (0.975")
+
+
+@pytest.mark.parametrize(("steps", "slower"), [((), False), ((StepChoice(use="prune-channels"),), True)])
+def test_a_float_file_that_was_asked_for_int8_is_not_slower_than_itself(
+    tmp_path: Path, steps: tuple[StepChoice, ...], slower: bool
+) -> None:
+    watch, outcomes = raced(tmp_path, "generic-cpu", 0, {Precision.INT8: paced(1.39, 1.3, 1.45)})
+    trees = outcomes[Precision.INT8]
+    trees.candidate, trees.evaluation = replace(trees.candidate, steps=steps), cast("Any", object())
+    trees.attempt.precision = "float32"
+    assert (watch.beside_float(trees) is None) is not slower
+    assert watch.slower(trees) is slower
+    assert watch.remarks(trees) == (("slower than float: 1.39× (1.3 to 1.45)",) if slower else ())
+
+
+def test_a_float_file_is_the_float_of_its_runtime_whatever_was_asked_for(tmp_path: Path) -> None:
+    races = {Precision.INT8: paced(2.0, 1.9, 2.1), Precision.INT8_DYNAMIC: paced(2.0, 1.9, 2.1)}
+    watch, outcomes = raced(tmp_path, "intel-cpu", 0, races)
+    assert watch.remarks(outcomes[Precision.INT8_DYNAMIC]) == ("slower than float: 2× (1.9 to 2.1)",)
+    outcomes[Precision.INT8].attempt.precision, outcomes[Precision.INT8].evaluation = "float32", cast("Any", object())
+    (said,) = watch.remarks(outcomes[Precision.INT8_DYNAMIC])
+    assert said.startswith("not surely faster than float: 1×")
 
 
 @pytest.mark.parametrize(

@@ -51,15 +51,18 @@ def compile(  # noqa: A001 -- kedge.compile is the public name
     """
     _SIGNATURE.bind(model, progress=progress, **options)
     source = Path(model) if isinstance(model, os.PathLike) else model
-    iterables: dict[str, Any] = {
-        role: one for role, one in options.items() if role in _DATA and not isinstance(one, (str, os.PathLike))
-    }
+    iterables: dict[str, Any] = {role: one for role, one in options.items() if role in _DATA and _is_iterable(one)}
     named = {**options, **dict.fromkeys(iterables, "(iterable)")}
     return service.run(source, arguments.to_options(named), on_progress=progress, iterables=iterables)
 
 
 _DATA = ("calibration", "evaluation")
 """Arguments that may be Python iterables."""
+
+
+def _is_iterable(data: object) -> bool:
+    """Return whether these are samples and no path; a data set of torch may have ``__getitem__`` alone."""
+    return not isinstance(data, (str, os.PathLike)) and (hasattr(data, "__iter__") or hasattr(data, "__getitem__"))
 
 
 def _signature() -> inspect.Signature:

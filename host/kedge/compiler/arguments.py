@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import inspect
+import numbers
 import os
+import reprlib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
+
+import numpy as np
 
 from kedge import options
 from kedge.search.options import CompileOptions
@@ -114,7 +119,7 @@ def to_options(arguments: Mapping[str, Any]) -> CompileOptions:
     """Return the options of a compilation; paths, texts and sequences may come in any form that the types allow.
 
     Raises:
-        ConfigError: the effort is unknown.
+        ConfigError: a value is not of its option's type; the message names the option and what it takes.
     """
     hints = typing.get_type_hints(CompileOptions)
     given = {}
@@ -123,24 +128,56 @@ def to_options(arguments: Mapping[str, Any]) -> CompileOptions:
             continue
         value = arguments[name]
         if name != field.name:
-            value = [f"{key}={'none' if entry is None else entry}" for key, entry in (value or {}).items()]
+            value = _entries(value, where=name)
         given[field.name] = _converted(hints[field.name], value, where=name)
     return CompileOptions(**given)
+
+
+def _entries(value: Any, *, where: str) -> list[str]:
+    """Return a mapping as the shell's repeated ``NAME=VALUE``."""
+    if value is None:
+        return []
+    if not isinstance(value, Mapping):
+        raise _refused(value, "mapping", "Give a dictionary by tensors' names", where)
+    return [f"{key}={'none' if entry is None else entry}" for key, entry in value.items()]
 
 
 def _converted(hint: Any, value: Any, *, where: str) -> Any:
     kinds = typing.get_args(hint) or (hint,)
     if typing.get_origin(hint) is tuple:
-        return (value,) if isinstance(value, str) else tuple(value or ())
-    if value is None:
+        return _texts(value, where=where)
+    if value is None and type(None) in kinds:
         return None
-    if Path in kinds:
-        return Path(value)
-    if str in kinds:
-        return str(value)
-    if isinstance(kinds[0], type) and issubclass(kinds[0], enum.Enum):
-        return _member(kinds[0], value, where=where)
-    return value
+    kind = kinds[0]
+    if issubclass(kind, enum.Enum):
+        return _member(kind, value, where=where)
+    plain = value.item() if isinstance(value, np.generic) else value
+    taken, what, remedy = _TAKEN[kind]
+    # A bool is an int to Python, but as a number it is a mistake.
+    if isinstance(plain, taken) and (kind is bool or not isinstance(plain, bool)):
+        with contextlib.suppress(OverflowError):
+            return kind(plain)
+    raise _refused(value, what, remedy, where)
+
+
+_TAKEN: dict[type, tuple[tuple[type, ...], str, str]] = {
+    bool: ((bool,), "truth value", "Give True or False"),
+    int: ((numbers.Integral,), "whole number", "Give an int, a text is not read as one"),
+    float: ((numbers.Real,), "number", "Give a float or an int, a text is not read as one"),
+    str: ((str, os.PathLike, numbers.Real), "text", "Give a str"),
+    Path: ((str, os.PathLike), "path", "Give a str or a pathlib.Path"),
+}
+"""Type of an option → what it takes in Python, its name, and what to do instead."""
+
+
+def _texts(value: Any, *, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    several = isinstance(value, Iterable) and not isinstance(value, (str, os.PathLike, bytes, Mapping))
+    found = list(value) if several else [value]
+    if not all(isinstance(one, (str, os.PathLike)) for one in found):
+        raise _refused(value, "text, nor several", "Give a str or a list of them", where)
+    return tuple(os.fspath(one) for one in found)
 
 
 def _member(kind: type[enum.Enum], value: Any, *, where: str) -> enum.Enum:
@@ -149,3 +186,7 @@ def _member(kind: type[enum.Enum], value: Any, *, where: str) -> enum.Enum:
     except ValueError as error:
         remedy = known_names(str(value), [one.value for one in kind])
         raise ConfigError(f"{value!r} is no {kind.__name__.lower()}", where=where, remedy=remedy) from error
+
+
+def _refused(value: object, what: str, remedy: str, where: str) -> ConfigError:
+    return ConfigError(f"{reprlib.repr(value)} is no {what}", where=where, remedy=remedy)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from kedge.evaluation import metric, user
 from kedge.importing import model_kinds, transformers_folder
 from kedge.importing.data_folders import kinds as data_kinds
 from kedge.importing.data_folders.listing import encoding_of
-from kedge.search import budget, latency, recipe_args
+from kedge.search import budget, latency, option_ranges, recipe_args
 from kedge.search import recipe as recipes
 from kedge.search.options import CompileOptions
 from kedge.search.recipe import Recipe
@@ -211,31 +210,9 @@ def _labels(path: Path | None) -> tuple[str, ...]:
 def _check(options: CompileOptions) -> None:
     checked_name(options.name, "model name")
     checked_name(options.version, "version")
-    if not (math.isfinite(options.max_drop) and options.max_drop >= 0):
-        raise ConfigError(f"{options.max_drop} is no drop", where="--max-drop", remedy="Give a number from 0 up")
-    if options.min_agreement is not None and not 0 <= options.min_agreement <= 1:
-        raise ConfigError(
-            f"{options.min_agreement} is no share", where="--min-agreement", remedy="Give a number from 0 to 1"
-        )
-    if options.confidence is not None and not 0.5 <= options.confidence < 1:
-        raise ConfigError(
-            f"{options.confidence} is no confidence", where="--confidence", remedy="Give a number from 0.5 to below 1"
-        )
+    option_ranges.check(options)
     if options.max_size is not None:
         budget.size_bytes(options.max_size, of=1 << 20, where="--max-size")
-    for value, flag, what, remedy in (
-        (options.deadline, "--deadline", "time", "Give seconds"),
-        (options.time_limit, "--time-limit", "time", "Give seconds"),
-        (options.max_latency, "--max-latency", "time", "Give milliseconds"),
-        (options.memory_limit, "--memory-limit", "memory", "Give MiB"),
-        (options.calibration_samples, "--calibration-samples", "number of samples", "Give 1 or more"),
-        (options.evaluation_samples, "--evaluation-samples", "number of samples", "Give 8 or more"),
-        (options.jobs, "--jobs", "number of trials", "Give 1 or more"),
-        (options.target_fps, "--target-fps", "rate", "Give samples a second"),
-        (options.max_utilization, "--max-utilization", "share", "Give a number above 0"),
-    ):
-        if value is not None and not value > 0:
-            raise ConfigError(f"{value} is no {what}", where=flag, remedy=remedy)
     _ = options.batch_axes, options.states
     if options.metric is not None:
         metric.check(options.metric)

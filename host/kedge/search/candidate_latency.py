@@ -100,17 +100,19 @@ class CandidateLatency:
 
     def beside_float(self, outcome: Outcome) -> RelativeLatency | None:
         """Return a candidate's latency relative to float by the same backend if that was tried, else to the float model
-        by ONNX Runtime; None if it is unknown. For a target other than this machine it is the host's. If the backend is
-        the one that runs the float model, its own race with it says more than two races do."""
+        by ONNX Runtime; None if it is unknown, or if the files are the float model itself: what they take more than the
+        reference is a bundle's own share of a call, as of texts, which is not in the reference's. For a target other
+        than this machine it is the host's. If the backend is the one that runs the float model, its own race with it
+        says more than two races do."""
         latency = outcome.attempt.target_latency
-        if latency is None or latency.pace is None or outcome.candidate.is_float:
+        if latency is None or latency.pace is None or outcome.is_float:
             return None
         if registry.compiler(outcome.candidate.backend.name).reference:
             return latency.pace
         for other in self._outcomes:
             known = other.attempt.target_latency
             same = other.candidate.backend == outcome.candidate.backend
-            if same and other.candidate.is_float and known is not None and known.pace is not None:
+            if same and other.is_float and known is not None and known.pace is not None:
                 return latency.pace.beside(known.pace)
         return latency.pace
 
@@ -133,8 +135,8 @@ class CandidateLatency:
         first, second = one.point.pace, other.point.pace
         if first is None or second is None:
             return False
-        if one.candidate.is_float != other.candidate.is_float:
-            pace = self.beside_float(other if one.candidate.is_float else one)
+        if one.is_float != other.is_float:
+            pace = self.beside_float(other if one.is_float else one)
             return pace is not None and not pace.slower and not pace.faster
         return first.overlaps(second)
 

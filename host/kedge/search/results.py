@@ -177,6 +177,13 @@ class Outcome:
         return 0.0 if latency is None else latency.least or latency.p50
 
     @property
+    def is_float(self) -> bool:
+        """Return whether its files are the float model: asked for as such, or without a step and found to hold nothing
+        of a lower precision, as trees asked for int8 do."""
+        found_float = not self.candidate.steps and self.attempt.precision == Precision.FLOAT32.value
+        return self.candidate.is_float or (self.measured and found_float)
+
+    @property
     def in_integers(self) -> bool:
         """Return whether it multiplies in integers: as counted in the file, else as planned."""
         counted = self.attempt.macs_in_integers

@@ -303,7 +303,7 @@ class Search:
     def _unseen(self, taken: Outcome, left: Mapping[pareto.Point, Outcome]) -> cross_fitting.CrossFittedFigure | None:
         """Return the figure of the choice on samples that it did not use; None if nothing else was tried, or if the
         float model itself was taken, which no choice of samples favors."""
-        if taken.candidate.is_float or len(self._outcomes) < 2:
+        if taken.is_float or len(self._outcomes) < 2:
             return None
         reference = self._job.reference.result()
         measured = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import re
 from dataclasses import dataclass, replace
@@ -65,23 +64,18 @@ def budget(options: CompileOptions) -> Budget:
                 remedy="Give 1.05x of the float model's, or a perplexity",
             )
         ratio, absolute = (float(found[1]), None) if found[2] else (None, float(found[1]))
-    if options.max_kl is not None and not (math.isfinite(options.max_kl) and options.max_kl >= 0):
-        raise ConfigError(f"{options.max_kl} is no divergence", where="--max-kl", remedy="Give nats a token, from 0 up")
     if options.max_perplexity is None and options.max_kl is None:
         ratio = RATIO
     for size, flag in ((options.max_size, "--max-size"), (options.max_memory, "--max-memory")):
         if size is not None:
             size_bytes(size, of=1 << 30, where=flag)  # the shares are of files that the worker reads
-    pace = options.min_tokens_per_second
-    if pace is not None and not (math.isfinite(pace) and pace > 0):
-        raise ConfigError(f"{pace} is no pace", where=_PACE, remedy="Give tokens a second, above 0")
     return Budget(
         max_ratio=ratio,
         max_perplexity=absolute,
         max_kl=options.max_kl,
         max_size=options.max_size,
         max_memory=options.max_memory,
-        min_pace=pace,
+        min_pace=options.min_tokens_per_second,
     )
 
 

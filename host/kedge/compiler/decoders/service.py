@@ -13,12 +13,13 @@ from kedge.compiler.decoders.budget import Budget
 from kedge.compiler.decoders.worker_messages import Attempt, DecoderAnswer, DecoderRequest, Rival
 from kedge.compiler.release import Release
 from kedge.importing.decoders import exported, reading
+from kedge.search import option_ranges
 from kedge.search.options import CompileOptions
 from kedge.search.results import ProgressCallback
 from kedge_protocol import __version__, codec, digest
 from kedge_protocol.bundle import config as cfg
 from kedge_protocol.bundle.write import check_place, new_layout
-from kedge_protocol.errors import BudgetError, CompileError, ConfigError, InputError, KedgeError, TargetError
+from kedge_protocol.errors import BudgetError, CompileError, InputError, KedgeError, TargetError
 from kedge_protocol.topics import checked_name
 from kedge_targets import registry
 from kedge_targets import target as targets
@@ -109,9 +110,7 @@ def _check(options: CompileOptions, asked: list[Target]) -> None:
     checked_name(options.version, "version")
     if not asked:
         raise TargetError("no target is given", remedy=f"Known are {', '.join(targets.names())}")
-    for value, flag in ((options.context, "--context"), (options.slots, "--slots")):
-        if value is not None and value < (16 if flag == "--context" else 1):
-            raise ConfigError(f"{value} is too small", where=flag, remedy="Give positions from 16, slots from 1 up")
+    option_ranges.check(options)
     if options.split is None:
         check_place(options.out, replace=options.force)
 

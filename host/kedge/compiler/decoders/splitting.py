@@ -37,8 +37,6 @@ def devices(count: int, asked: Sequence[Target], *, kind: str) -> tuple[Target, 
     """
     if kind != DECODERS:
         raise ConfigError(f"is not for {kind}", where=WHERE, remedy="Leave it out")
-    if count < 2:
-        raise ConfigError(f"{count} is no number of parts", where=WHERE, remedy="Give 2 or more devices")
     if len(asked) not in (1, count):
         raise ConfigError(
             f"{count} parts for {len(asked)} targets",
