@@ -196,10 +196,12 @@ def tokenizer(path: Path, *, template: str | None = None, vocabulary: int = VOCA
     decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
     whole = {"version": "1.0", "added_tokens": special, "model": model, "decoder": decoder}
     (path / "tokenizer.json").write_text(json.dumps(whole))
-    settings = {"bos_token": "<s>", "eos_token": "</s>"} if ends else {"bos_token": "<s>"}
-    (path / "tokenizer_config.json").write_text(
-        json.dumps(settings if template is None else {**settings, "chat_template": template})
-    )
+    settings: dict[str, Any] = {"bos_token": "<s>", "add_bos_token": True}
+    if ends:
+        settings["eos_token"] = "</s>"
+    if template is not None:
+        settings["chat_template"] = template
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 class PlainDecoder:

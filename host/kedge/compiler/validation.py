@@ -11,7 +11,7 @@ from pathlib import Path
 from kedge.evaluation import metric, user
 from kedge.importing import model_kinds, transformers_folder
 from kedge.importing.data_folders import kinds as data_kinds
-from kedge.importing.data_folders.listing import encoding_of
+from kedge.importing.data_folders.listing import encoding_of, lines_in
 from kedge.search import budget, latency, option_ranges, recipe_args
 from kedge.search import recipe as recipes
 from kedge.search.options import CompileOptions
@@ -197,7 +197,7 @@ def _labels(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        lines = path.read_text(encoding=encoding_of(path)).splitlines()
+        lines = lines_in(path.read_text(encoding=encoding_of(path)))
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or error) if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"cannot be read: {reason}", where=f"--labels {path}") from error

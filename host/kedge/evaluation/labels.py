@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from kedge.evaluation.metrics.detection import FIELDS
 from kedge.importing.data_folders import coco, yolo
-from kedge.importing.data_folders.listing import encoding_of
+from kedge.importing.data_folders.listing import encoding_of, lines_in
 from kedge_protocol.errors import DatasetError
 
 Array = npt.NDArray[Any]
@@ -72,7 +72,7 @@ def _array(path: Path, where: str) -> Array:
 
 def _lines(path: Path, where: str) -> Array:
     try:
-        lines = path.read_text(encoding=encoding_of(path)).splitlines()
+        lines = lines_in(path.read_text(encoding=encoding_of(path)))
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"cannot be read as text: {error}", where=where) from error
     rows = [line.split(",") for line in lines] if path.suffix == ".csv" else [[line] for line in lines]

@@ -10,12 +10,19 @@ from kedge_protocol import digest
 
 
 def of_path(path: Path) -> tuple[str, int]:
-    """Return the digest and size of a file, or of a folder's files and their names, sorted."""
+    """Return the digest and size of a file, or of a folder's files and their names, sorted.
+
+    What is hidden is left out: ``.git`` and the ``.cache`` of Hugging Face's downloads hold times and second copies.
+    """
     if path.is_file():
         return digest.of_file(path), path.stat().st_size
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path)))
     lines = [f"{file.relative_to(path).as_posix()} {digest.of_file(file)}" for file in files]
     return digest.of_bytes("\n".join(lines).encode()), sum(file.stat().st_size for file in files)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def of_module(module: Any, code: Path | None) -> tuple[str, int]:

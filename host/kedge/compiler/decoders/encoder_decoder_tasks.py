@@ -80,7 +80,7 @@ class EncoderDecoderCompilation:
         # With two vocabularies one tokenizer has both.
         encoder = self._spec.encoder
         largest = max(self._spec.vocabulary, 0 if encoder is None else encoder.vocabulary)
-        check_tokenizer(tokenizer, largest, where=request.source)
+        check_tokenizer(tokenizer, decoder.text, largest, where=request.source)
         # The float model takes as much memory as the user's files: it is opened, and not read layer by layer.
         reference = self._loaded(self._lowered(_FLOAT, self._workdir / "float"))
         try:

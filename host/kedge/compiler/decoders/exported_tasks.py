@@ -66,7 +66,7 @@ class ExportedCompilation:
         request, decoder = self._request, self._decoder
         self._check_memory()
         tokenizer = texts.tokenizer(decoder.text.tokenizer, where=TOKENIZER)
-        check_tokenizer(tokenizer, decoder.spec.vocabulary, where=request.source)
+        check_tokenizer(tokenizer, decoder.text, decoder.spec.vocabulary, where=request.source)
         found, digest = texts.read(Path(request.evaluation))
         sequences = texts.sequences(
             found,

@@ -88,9 +88,15 @@ def context_of(asked: int | None, own: int) -> int:
     return asked if asked is not None else min(own, CONTEXT)
 
 
-def check_tokenizer(tokenizer: Any, vocabulary: int, *, where: str) -> None:
-    """Raise :class:`ConfigError` if a tokenizer has more tokens than the model."""
-    if tokenizer.get_vocab_size() > vocabulary:
+def check_tokenizer(tokenizer: Any, text: TextFiles, vocabulary: int, *, where: str) -> None:
+    """Raise :class:`ConfigError` if a tokenizer has tokens that the model does not have.
+
+    Added tokens that no text needs are let alone: Gemma 3's tokenizer has one for pictures, its model of texts has not.
+    """
+    beyond = {at: one.content for at, one in tokenizer.get_added_tokens_decoder().items() if at >= vocabulary}
+    template = text.template or ""
+    needed = any(at in (text.begin_token, *text.end_tokens) or name in template for at, name in beyond.items())
+    if needed or tokenizer.get_vocab_size(with_added_tokens=False) > vocabulary:
         raise ConfigError(
             f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {vocabulary}",
             where=where,

@@ -122,7 +122,7 @@ class _Compilation:
         if not request.steps:  # they may make it smaller
             self._check()
         tokenizer = texts.tokenizer(decoder.text.tokenizer, where=f"{request.source}/{TOKENIZER}")
-        check_tokenizer(tokenizer, self._spec.vocabulary, where=request.source)
+        check_tokenizer(tokenizer, decoder.text, self._spec.vocabulary, where=request.source)
         calibration, calibration_digest = self._sequences(request.calibration, tokenizer, CALIBRATION)
         evaluation, evaluation_digest = self._sequences(request.evaluation, tokenizer, EVALUATION)
         self._calibration = calibration

@@ -3,7 +3,6 @@ the one whose tokens together are the likeliest."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kedge.evaluation.decoders import texts
 from kedge.evaluation.decoders.figures import log_softmax
 from kedge_protocol.errors import DatasetError
 from kedge_targets.decoder.session import DecoderSession
@@ -79,11 +79,7 @@ def read(path: Path, tokenizer: Any, *, begin: int | None, longest: int) -> list
     Raises:
         DatasetError: there is no question, or a line is none, or too long.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"cannot be read as UTF-8: {error}", where=str(path)) from error
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    numbered = texts.numbered_lines(path)
     if not numbered:
         raise DatasetError("holds no question", where=str(path), remedy=_remedy())
     asked = [_parsed(line, f"{path}:{number}") for number, line in numbered]  # all: a wrong line is told
@@ -105,10 +101,7 @@ def read(path: Path, tokenizer: Any, *, begin: int | None, longest: int) -> list
 
 
 def _parsed(line: str, where: str) -> tuple[str, list[str], int]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise DatasetError(f"is no JSON: {error}", where=where, remedy=_remedy()) from error
+    value = texts.parsed(line, where, remedy=_remedy())
     question, choices, answer = (value.get(key) for key in _KEYS) if isinstance(value, dict) else (None, None, None)
     if not isinstance(question, str) or not question.strip():
         raise DatasetError("has no question", where=where, remedy=_remedy())

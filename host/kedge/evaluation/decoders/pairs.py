@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from kedge.evaluation.decoders import texts
 from kedge.evaluation.decoders.figures import Figures, Tally
+from kedge.importing.data_folders import listing
 from kedge_protocol import digest
 from kedge_protocol.bundle.generation import Source
 from kedge_protocol.errors import DatasetError, InputError
@@ -66,31 +66,30 @@ def _numbers(tokens: list[int]) -> Array:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    if file.suffix == ".parquet":
+    kind = file.suffix.lower()
+    if kind == ".parquet":
         yield from ((text, "") for text in texts.of_file(file))
         return
-    for number, line in enumerate("\n".join(texts.of_file(file, whole=True)).splitlines(), 1):
-        if file.suffix == ".tsv":
+    for number, line in texts.numbered_lines(file):
+        if kind == ".tsv":
             text, _, answer = line.partition("\t")
             yield text, answer
-        elif file.suffix == ".jsonl" and line.strip():
+        elif kind == ".jsonl":
             yield _of_object(line, f"{file}:{number}")
         else:
             yield line, ""
 
 
 def _of_object(line: str, where: str) -> tuple[str, str]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise DatasetError(f"is no JSON: {error}", where=where) from error
+    remedy = 'Write {"source": …, "target": …}'
+    value = texts.parsed(line, where, remedy=remedy)
     if isinstance(value, str):
         return value, ""
     if isinstance(value, dict):
         text = next((value[key] for key in _SOURCES if isinstance(value.get(key), str)), None)
         if text is not None:
             return text, next((value[key] for key in _TARGETS if isinstance(value.get(key), str)), "")
-    raise DatasetError("holds no text", where=where, remedy='Write {"source": …, "target": …}')
+    raise DatasetError("holds no text", where=where, remedy=remedy)
 
 
 def of_sounds(
@@ -105,8 +104,8 @@ def of_sounds(
     Raises:
         DatasetError: there is no sound, or one cannot be read.
     """
-    files = [path] if path.is_file() else sorted(path.rglob("*.wav"))
-    if not files or path.suffix not in ("", ".wav"):
+    files = listing.endings(path, listing.SOUND_ENDINGS, deep=True) if path.is_dir() else [path]
+    if not files or not files[0].is_file() or files[0].suffix.lower() not in listing.SOUND_ENDINGS:
         raise DatasetError("holds no sound", where=str(path), remedy="Give a folder of .wav files")
     marked = digest.of_bytes("\0".join(digest.of_file(file) for file in files).encode())
     if source.speech is None:
@@ -118,7 +117,7 @@ def of_sounds(
         except InputError as error:
             raise DatasetError(error.what, where=str(file), remedy=error.remedy) from error
         beside = file.with_suffix(".txt")
-        answer = beside.read_text(encoding="utf-8").strip() if beside.is_file() else ""
+        answer = texts.whole(beside).strip() if beside.is_file() else ""
         written = tokenizer.encode(f" {answer}", add_special_tokens=False).ids[: ANSWER - 1] if answer else []
         first, last = sounds.windows(samples, source)[0]
         pairs.append(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kedge.importing.data_folders import listing
 from kedge_protocol import digest
 from kedge_protocol.errors import DatasetError, MissingDependencyError
 from kedge_protocol.packages import pip_install
@@ -44,11 +45,12 @@ def files(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     Raises:
         DatasetError: there are none.
     """
-    if path.is_file() and path.suffix in suffixes:
+    if path.is_file() and path.suffix.lower() in suffixes:
         return [path]
-    found = sorted(one for one in path.rglob("*") if one.suffix in suffixes and one.is_file()) if path.is_dir() else []
+    found = listing.endings(path, suffixes, deep=True) if path.is_dir() else []
     if not found:
-        raise DatasetError("holds no text", where=str(path), remedy=f"Give files of {', '.join(suffixes)}")
+        what = "holds no text" if path.exists() else "there is no such file or folder"
+        raise DatasetError(what, where=str(path), remedy=f"Give files of {', '.join(suffixes)}")
     return found
 
 
@@ -65,37 +67,64 @@ def read(path: Path) -> tuple[list[str], str]:
     return found, digest.of_bytes("\0".join(found).encode("utf-8", "surrogatepass"))
 
 
-def of_file(file: Path, *, whole: bool = False) -> Iterator[str]:
-    """Yield the texts of one file; with ``whole`` its content as it is, unless it is parquet.
+def of_file(file: Path) -> Iterator[str]:
+    """Yield the texts of one file.
 
     Raises:
         DatasetError: the file cannot be read.
         MissingDependencyError: it is parquet, and pyarrow is not installed.
     """
-    if file.suffix == ".parquet":
+    if file.suffix.lower() == ".parquet":
         yield from _rows(file)
-        return
-    try:
-        content = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"cannot be read as UTF-8: {error}", where=str(file)) from error
-    if whole or file.suffix != ".jsonl":
-        yield content
-        return
-    for number, line in enumerate(content.splitlines(), 1):
-        if line.strip():
+    elif file.suffix.lower() == ".jsonl":
+        for number, line in numbered_lines(file):
             yield _of_line(line, f"{file}:{number}")
+    else:
+        yield whole(file)
+
+
+def whole(file: Path) -> str:
+    """Return a text file's content.
+
+    Raises:
+        DatasetError: the file cannot be read.
+    """
+    try:
+        return file.read_text(encoding=listing.encoding_of(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"cannot be read as UTF-8: {error}", where=str(file), remedy="Save it as UTF-8") from error
+
+
+def numbered_lines(file: Path) -> list[tuple[int, str]]:
+    """Return a text file's lines that are not empty, with their numbers from 1 on; see :func:`whole`."""
+    return [(number, line) for number, line in enumerate(listing.lines_in(whole(file)), 1) if line.strip()]
+
+
+def parsed(line: str, where: str, *, remedy: str) -> Any:
+    """Return a line of JSON.
+
+    Raises:
+        DatasetError: it is none, or a text in it has half a character.
+    """
+    try:
+        value = json.loads(line)
+        if "\\u" in line:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DatasetError("holds half a character (a lone surrogate)", where=where, remedy="Leave it out") from error
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"is no JSON: {error}", where=where, remedy=remedy) from error
+    return value
 
 
 def _of_line(line: str, where: str) -> str:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise DatasetError(f"is no JSON: {error}", where=where) from error
-    text = value if isinstance(value, str) else next((value[key] for key in _KEYS if key in value), None)
-    if not isinstance(text, str):
-        raise DatasetError("holds no text", where=where, remedy=f"Write an object with the key {_KEYS[0]!r}")
-    return text
+    remedy = f"Write a text, or an object with the key {_KEYS[0]!r}"
+    value = parsed(line, where, remedy=remedy)
+    if isinstance(value, dict):
+        value = next((value[key] for key in _KEYS if key in value), None)
+    if not isinstance(value, str):
+        raise DatasetError("holds no text", where=where, remedy=remedy)
+    return value
 
 
 def _rows(file: Path) -> Iterator[str]:
@@ -106,12 +135,18 @@ def _rows(file: Path) -> Iterator[str]:
             "reading parquet needs pyarrow", where=str(file), remedy="Install it, or give .txt or .jsonl"
         ) from error
     try:
-        table = parquet.read_table(file)
-        names = [name for name in _KEYS if name in table.column_names]
-        if not names:
-            raise DatasetError(f"has no column {_KEYS[0]!r}", where=str(file))
-        yield from (str(value) for value in table.column(names[0]).to_pylist() if value is not None)
-    except OSError as error:
+        opened = parquet.ParquetFile(file)
+        names = opened.schema_arrow.names
+        name = next((key for key in _KEYS if key in names), None)
+        if name is None:
+            raise DatasetError(
+                f"has no column {_KEYS[0]!r}, it has {', '.join(names)}",
+                where=str(file),
+                remedy=f"Rename the column of texts to {_KEYS[0]!r}",
+            )
+        for batch in opened.iter_batches(columns=[name]):
+            yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these
         raise DatasetError(f"cannot be read: {error}", where=str(file)) from error
 
 

@@ -115,6 +115,11 @@ def encoding_of(file: Path) -> str:
     return "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
+def lines_in(text: str) -> list[str]:
+    """Return the lines of a text. Not by ``splitlines``: a line may hold Unicode's other separators."""
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def file_at(place: Path, name: str) -> Path | None:
     """Return the file of this name in a folder, or None; a name written on Windows may have backslashes."""
     return next((place / form for form in (name, name.replace("\\", "/")) if (place / form).is_file()), None)

@@ -18,6 +18,7 @@ from kedge.importing.data_folders.listing import (
     encoding_of,
     endings,
     file_at,
+    lines_in,
     numbered,
 )
 from kedge_protocol.errors import DatasetError
@@ -184,8 +185,7 @@ def _lines(file: Path, where: str) -> Listing:
 
 def _text(file: Path, where: str) -> list[str]:
     try:
-        # Not splitlines(): a text may hold the separators of Unicode.
-        return file.read_text(encoding=encoding_of(file)).split("\n")
+        return lines_in(file.read_text(encoding=encoding_of(file)))
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(
             f"{file.name} cannot be read as text: {error}", where=where, remedy=_remedy(error)

@@ -52,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: the file is missing or not a JSON object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot be read: {error}", where=str(path), remedy="Fetch the folder again") from error
     if not isinstance(found, dict):

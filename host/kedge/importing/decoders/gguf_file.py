@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kedge.importing import digests
-from kedge.importing.decoders import config, gguf_text
+from kedge.importing.decoders import config, config_values, gguf_text
 from kedge.importing.decoders.decoder import Decoder
 from kedge.importing.decoders.names import NamedWeights
 from kedge_protocol.errors import MissingDependencyError, ModelError
@@ -126,7 +126,12 @@ def read(path: Path) -> Decoder:
         fields = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # the package raises what numpy does for a file that is cut short
         raise ModelError(f"cannot be read as GGUF: {error}", where=str(path), remedy=_AGAIN) from error
-    raw = _configuration(fields, {one.name for one in reader.tensors}, str(path))
+    if (parts := fields.get("split.count") or 0) > 1:
+        raise ModelError(
+            f"is one of {parts} parts", where=str(path), remedy="Join them: llama-gguf-split --merge FIRST WHOLE.gguf"
+        )
+    with config_values.reading(str(path)):
+        raw = _configuration(fields, {one.name for one in reader.tensors}, str(path))
     raw["vocab_size"] = next((int(one.shape[1]) for one in reader.tensors if one.name == "token_embd.weight"), 0)
     spec = _with_frequencies(config.spec_of(raw, where=str(path)), reader.tensors, str(path))
     tensors = GgufTensors(list(reader.tensors), raw, str(path))

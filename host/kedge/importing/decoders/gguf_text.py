@@ -20,6 +20,9 @@ _LLAMA3 = (
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _SPLITS = {"gpt-2": _GPT2, "default": _GPT2, "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "qwen2": _QWEN2}
 _DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell")
+_BEGUN = ("llama-bpe", "llama3")
+"""Splits whose texts begin with a token where the file does not say whether they do (llama-vocab.cpp): Llama 3's files
+do not say."""
 
 
 def text_of(fields: dict[str, Any], where: str) -> TextFiles:
@@ -60,7 +63,8 @@ def text_of(fields: dict[str, Any], where: str) -> TextFiles:
         if fields.get(key) is not None
     }
     begin = fields.get("tokenizer.ggml.bos_token_id")
-    adds = fields.get("tokenizer.ggml.add_bos_token", kind == "llama")
+    usual = kind == "llama" or fields.get("tokenizer.ggml.pre") in _BEGUN
+    adds = fields.get("tokenizer.ggml.add_bos_token", usual)
     special = {
         name: tokens[fields[key]]
         for name, key in (("bos_token", "tokenizer.ggml.bos_token_id"), ("eos_token", "tokenizer.ggml.eos_token_id"))

@@ -28,6 +28,9 @@ _NEUTRAL = {
     "fan_in_fan_out": (None, False),
     "bias": (None, "none"),
     "modules_to_save": (None, []),
+    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),  # others change the model's own weights
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []),
 }
 
 
@@ -93,16 +96,12 @@ def _scale(config: dict[str, object], folder: Path) -> float:
 
 
 def _check(weights: Weights, pairs: dict[tuple[int, str], tuple[Array, Array]], folder: Path) -> None:
-    first = {index for index, _ in pairs}
-    for index in sorted(first)[:1]:
-        layer = weights.layer(index)
-        for (at, name), (down, up) in pairs.items():
-            if at != index:
-                continue
-            shape = layer[name].shape if name in layer else None
-            if shape != (up.shape[0], down.shape[1]) or up.shape[1] != down.shape[0]:
-                raise ModelError(
-                    f"layer {index}, {name}: the adapter is for {up.shape[0]} x {down.shape[1]}, the model has {shape}",
-                    where=str(folder),
-                    remedy="Give the adapter of this very model",
-                )
+    layer = weights.layer(0)  # all have the same shapes
+    for (index, name), (down, up) in pairs.items():
+        shape = layer[name].shape if name in layer else None
+        if shape != (up.shape[0], down.shape[1]) or up.shape[1] != down.shape[0]:
+            raise ModelError(
+                f"layer {index}, {name}: the adapter is for {up.shape[0]} x {down.shape[1]}, the model has {shape}",
+                where=str(folder),
+                remedy="Give the adapter of this very model",
+            )

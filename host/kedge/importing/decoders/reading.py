@@ -11,6 +11,7 @@ from kedge.importing.decoders import config, encoder_config, encoder_text, expor
 from kedge.importing.decoders.decoder import Decoder
 from kedge.importing.decoders.encoder_names import EncoderDecoderWeights
 from kedge.importing.decoders.names import NamedWeights
+from kedge_protocol import digest
 from kedge_protocol.errors import ModelError
 
 _GGUF = b"GGUF"
@@ -70,7 +71,8 @@ def read(path: Path, *, adapter: Path | None = None) -> Decoder:
         return found
     if found.spec.encoder is not None:
         raise ModelError("adapters of encoder-decoders are not merged", where=str(adapter), remedy="Merge it before")
-    return replace(found, weights=lora.merged(found.weights, found.spec, adapter))
+    whole = digest.of_bytes(f"{found.source_digest} {digests.of_path(adapter)[0]}".encode())
+    return replace(found, weights=lora.merged(found.weights, found.spec, adapter), source_digest=whole)
 
 
 def _folder(folder: Path) -> Decoder:

@@ -13,6 +13,7 @@ from kedge.importing.decoders.config import read_json
 from kedge_protocol.bundle.generation import AnswerRules, Source
 from kedge_protocol.errors import ModelError
 
+_AGAIN = "Fetch the file again"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -23,7 +24,7 @@ class TextFiles:
     Attributes:
         tokenizer: content of ``tokenizer.json``.
         template: the chat template in Jinja; None if there is none.
-        begin_token: token put before a plain text; None if the tokenizer adds it or there is none.
+        begin_token: token put before a plain text; None if there is none.
         end_tokens: tokens that end an answer.
         special: texts of ``bos_token``, ``eos_token``, … for the template.
         source: what the encoder of an encoder-decoder reads, without the bytes that a backend takes for it.
@@ -66,14 +67,33 @@ def of_folder(folder: Path, config: Mapping[str, Any]) -> TextFiles:
         ends.add(ids[special["eos_token"]])
     if template is not None:
         ends |= turns.ends(template, special, ids, where=str(folder))
-    begin = numbers(config.get("bos_token_id"))
     return TextFiles(
         tokenizer=tokenizer,
         template=template,
-        begin_token=begin[0] if begin else None,
+        begin_token=_begin_token(tokenizer, settings, config, where=str(path)),
         end_tokens=tuple(sorted(ends)),
         special=special,
     )
+
+
+def _begin_token(tokenizer: bytes, settings: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> int | None:
+    """Return the token that a folder's tokenizer puts before a text.
+
+    As in transformers, the tokenizer's post-processor decides, and ``add_bos_token`` where there is none. A
+    ``bos_token_id`` alone puts nothing: Qwen2, SmolLM2 and GPT-2 have one that no text begins with.
+    """
+    processor = json.loads(tokenizer).get("post_processor")
+    if processor is None:
+        begin = numbers(config.get("bos_token_id"))
+        return begin[0] if begin and settings.get("add_bos_token") is True else None
+    try:
+        for one in (processor, *(processor.get("processors") or ())):
+            if one["type"] == "TemplateProcessing" and "SpecialToken" in one["single"][0]:
+                name = one["single"][0]["SpecialToken"]["id"]
+                return int(one["special_tokens"][name]["ids"][0])
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"is no tokenizer: its post-processor lacks {error}", where=where, remedy=_AGAIN) from error
+    return None
 
 
 def token_ids(tokenizer: bytes, *, where: str) -> dict[str, int]:
@@ -88,12 +108,16 @@ def token_ids(tokenizer: bytes, *, where: str) -> dict[str, int]:
             raise ValueError("it has no 'model'")
         return {str(token["content"]): int(token["id"]) for token in found.get("added_tokens") or ()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"is no tokenizer: {error}", where=where, remedy="Fetch the file again") from error
+        raise ModelError(f"is no tokenizer: {error}", where=where, remedy=_AGAIN) from error
 
 
 def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    own = folder / "chat_template.jinja"
+    if own.is_file():
+        try:
+            return own.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"cannot be read as UTF-8: {error}", where=str(own), remedy=_AGAIN) from error
     found = settings.get("chat_template")
     if isinstance(found, list):
         # Several by name: the one for plain chats.
