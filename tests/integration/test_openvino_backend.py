@@ -104,6 +104,25 @@ def test_the_same_input_gives_the_same_bytes(graph: Path, tmp_path: Path, precis
     assert first == second
 
 
+def test_nncf_puts_its_patterns_together_once_and_looks_for_all_of_them(graph: Path, tmp_path: Path) -> None:
+    lower("intel-cpu", graph, Precision.INT8, Calibration("image", images(4)), tmp_path)
+    from nncf import ModelType, TargetDevice
+    from nncf.common.graph.patterns.manager import PatternsManager
+    from nncf.common.utils.backend import BackendType
+
+    for kind in (None, ModelType.TRANSFORMER):
+        asked = BackendType.OPENVINO, TargetDevice.CPU, kind
+        kept = PatternsManager.get_full_hw_pattern_graph(*asked)
+        assert PatternsManager.get_full_hw_pattern_graph(*asked) is kept
+        anew = PatternsManager._get_full_pattern_graph(
+            PatternsManager._get_backend_hw_patterns_map(asked[0]), TargetDevice.CPU, kind
+        )
+        pairs = zip(kept.get_weakly_connected_subgraphs(), anew.get_weakly_connected_subgraphs(), strict=True)
+        assert all(list(mine.nodes.data()) == list(own.nodes.data()) for mine, own in pairs)
+        pairs = zip(kept.get_weakly_connected_subgraphs(), anew.get_weakly_connected_subgraphs(), strict=True)
+        assert all(list(mine.edges) == list(own.edges) for mine, own in pairs)
+
+
 def test_the_file_holds_no_path_and_no_version(graph: Path, tmp_path: Path) -> None:
     lowered = lower(TARGET, graph, Precision.INT8, Calibration("image", images(4)), tmp_path / "out")
     raw = lowered.files["model.xml"].read_bytes()

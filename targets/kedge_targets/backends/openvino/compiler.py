@@ -20,6 +20,7 @@ from kedge_targets.backends.openvino import (
     devices,
     float_check,
     library,
+    nncf_patterns,
     nncf_preparation,
     reading,
     representation,
@@ -385,6 +386,7 @@ def _quantized(
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
         logging.getLogger("nncf").setLevel(logging.ERROR)
+        nncf_patterns.keep()
         start = time.perf_counter()
         made = nncf.quantize(
             model,

@@ -56,11 +56,6 @@ def by_output(answers):
     return list(zip(*answers, strict=True))
 
 
-def answers(content, group):
-    """Return the outputs of a file for one group of samples."""
-    return Run(content, True)(group)
-
-
 def held(wanted, got):
     """Return the dB of one output over all groups, or of a few of them plus what these may lie below; None for
     integers."""

@@ -1,5 +1,7 @@
 """Represents a ``.tflite`` as objects, with its operators by name, and edits it."""
 
+import copy
+
 from ai_edge_litert import schema_py_generated as schema
 
 _OPERATORS = {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
@@ -91,22 +93,25 @@ class Wiring:
         return size
 
 
-def hidden(content, indices):
-    """Return the file with these operators under unknown names, and what is needed to restore them.
+def hidden(model, indices):
+    """Return the file with these operators under unknown names, and what is needed to restore them; the model stays as
+    it is.
 
     A quantizer leaves an unknown operator alone: its inputs and outputs stay in float, without a scale that its
     neighbours would have to share.
     """
-    model = parsed(content)
+    graph, codes = model.subgraphs[0], model.operatorCodes
+    operators = graph.operators
+    graph.operators, model.operatorCodes = list(operators), list(codes)
     kept = {}
     for index in indices:
-        operator = model.subgraphs[0].operators[index]
+        operator = graph.operators[index] = copy.copy(operators[index])
         code = schema.OperatorCodeT()
         code.builtinCode = code.deprecatedBuiltinCode = CUSTOM
         code.customCode = hidden_name(index)
         code.version = 1
         kept[code.customCode] = (
-            model.operatorCodes[operator.opcodeIndex],
+            codes[operator.opcodeIndex],
             (operator.builtinOptionsType, operator.builtinOptions),
             (operator.builtinOptions2Type, operator.builtinOptions2),
         )
@@ -114,7 +119,9 @@ def hidden(content, indices):
         model.operatorCodes.append(code)
         operator.builtinOptionsType = operator.builtinOptions2Type = 0
         operator.builtinOptions = operator.builtinOptions2 = operator.customOptions = None
-    return packed(model), kept
+    content = packed(model)
+    graph.operators, model.operatorCodes = operators, codes
+    return content, kept
 
 
 def hidden_name(index):

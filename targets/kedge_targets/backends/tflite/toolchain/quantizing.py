@@ -56,11 +56,12 @@ class Quantizer:
         elements = sum(self.wiring.size_of(one) for one in self.wiring.maker)
         self._groups = min(max(_FEWEST, _ELEMENTS // max(1, elements)), _MOST)
         self._forms = {}
+        self._reference = comparing.Run(content, fast=True)
         self._wanted = []
         self._wide = frozenset()
 
     def _form(self, beyond):
-        """Return the file with its ranges, and these by the tensors' names.
+        """Return the model with its ranges, and these by the tensors' names.
 
         Args:
             beyond: let ranges reach further than calibration saw: for files that no search holds against other samples.
@@ -74,7 +75,7 @@ class Quantizer:
                     held = tensors[tensor]
                     held.quantization.min, held.quantization.max = ([bound] for bound in bounds)
                     seen[held.name] = bounds
-            self._forms[beyond] = flatbuffer.packed(model), seen
+            self._forms[beyond] = model, seen
         return self._forms[beyond]
 
     def _narrowed(self, seen):
@@ -208,7 +209,8 @@ class Quantizer:
         return set(range(len(self.wiring.names)))
 
     def _made(self, floating):
-        """Return the quantized file, with int8 inputs and outputs if int8 follows or precedes them."""
+        """Return the quantized file, with int8 inputs and outputs if int8 follows or precedes them, and the range that
+        each of its int8 tensors can hold, by name."""
         from tensorflow.lite.python.convert import mlir_quantize
 
         hidden, kept = flatbuffer.hidden(self._calibrated, sorted(floating))
@@ -218,7 +220,12 @@ class Quantizer:
             raise RuntimeError(f"of {len(kept)} operators that were to stay in float {len(found)} are left")
         flatbuffer.without_rounding_at_the_ends(model)
         widening.widen(model, [(found[flatbuffer.hidden_name(at)], *self._bounds(at)) for at in sorted(self._wide)])
-        return flatbuffer.packed(model)
+        holds = {}
+        for tensor in model.subgraphs[0].tensors:
+            held = flatbuffer.represented(tensor)
+            if held is not None:
+                holds.setdefault(tensor.name, held)
+        return flatbuffer.packed(model), holds
 
     def _bounds(self, at):
         """Return (low, high) of an operator's input and of its output."""
@@ -227,23 +234,18 @@ class Quantizer:
 
     def _without_cut_ranges(self, floating):
         """Return the file with those operators in float too whose neighbours would have to share too narrow a range."""
-        content = self._made(floating)
+        content, holds = self._made(floating)
         for _ in range(_ROUNDS):
-            more = self._narrowing(content) - floating
+            more = self._narrowing(holds) - floating
             if not more:
                 break
             floating = floating | more
-            content = self._made(floating)
+            content, holds = self._made(floating)
         return content, floating
 
-    def _narrowing(self, content):
+    def _narrowing(self, holds):
         """Return operators that give a tensor a range narrower than calibration observed and another reader needs."""
         found = set()
-        holds = {}
-        for tensor in flatbuffer.parsed(content).subgraphs[0].tensors:
-            held = flatbuffer.represented(tensor)
-            if held is not None:
-                holds.setdefault(tensor.name, held)
         for index, tensor in enumerate(self.wiring.graph.tensors):
             seen, held = self._ranges.get(tensor.name), holds.get(tensor.name)
             if seen is None or held is None or not _cut(seen, held):
@@ -343,7 +345,7 @@ class Quantizer:
         """
         groups = self._groups if closely else _FEWEST
         for group in itertools.islice(self._some(groups), len(self._wanted), None):
-            self._wanted.append(comparing.answers(self._float, group))
+            self._wanted.append(self._reference(group))
         judge = comparing.held if closely else comparing.decibels
         worst = None
         for fast in (False, True):
