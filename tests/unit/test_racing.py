@@ -104,6 +104,24 @@ def test_long_calls_have_few_rounds_and_a_wide_interval(machine: Callable[..., M
     assert latency.low <= latency.p50 <= latency.high
 
 
+def test_the_only_round_of_a_stalled_machine_is_not_sure_of_anything(machine: Callable[..., Machine]) -> None:
+    stalled = 1.0
+    here = machine(lambda now: stalled)
+
+    def second() -> None:
+        nonlocal stalled
+        stalled = 1000.0
+        here.call(1.0)()
+        stalled = 1.0
+
+    turns = race([here.call(1.0), second], seconds=1.0)
+    assert len(turns[0].rounds) == 1  # the time is up, and a round alone has no spread
+    one, other = turns
+    assert not other.pace(one).slower
+    assert not one.pace(other).faster
+    assert other.pace(one).ratio == pytest.approx(1000.0)
+
+
 def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     for count in (6, 9, 40):

@@ -133,10 +133,11 @@ class InterleavedCalls:
 
     def pace(self, beside: InterleavedCalls) -> RelativeLatency:
         """Return the latency relative to a contender of the same race."""
-        found = _pace(self.rounds, beside.rounds)
+        found, busy = _pace(self.rounds, beside.rounds), _pace(self.processor, beside.processor)
+        if len(self.rounds) < _FEWEST_ROUNDS:  # no spread of their own: what either clock says is in the interval
+            return replace(found, low=min(found.low, busy.low), high=max(found.high, busy.high))
         if found.high <= _TIGHT * found.low:
             return found
-        busy = _pace(self.processor, beside.processor)
         # A busy machine may disturb every call of a turn, and longer calls more often: the least of all is a witness.
         least = min(self.processor) / max(min(beside.processor), 1e-6)
         return replace(busy, low=min(busy.low, least), high=max(busy.high, least), busy=True)
